@@ -1,0 +1,1 @@
+"""Images: references, registries, a store, layers, builds and templates."""
