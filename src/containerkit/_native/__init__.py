@@ -1,0 +1,111 @@
+"""The boundary to the kernel: the tape's interpreters, PID 1, and the system calls for direct use.
+
+Only this package imports the compiled module. Where there is none the reference interpreter takes its place, with a
+warning: it forks the interpreter, which is slow and unsafe beside threads that hold locks.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from containerkit._native.outcome import CALLER, HIDE_MEMORY, NO_PROCESS, SHARE_FILES, SLOTS, Ending, Outcome
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = [
+    "CALLER",
+    "HIDE_MEMORY",
+    "NO_PROCESS",
+    "SHARE_FILES",
+    "SLOTS",
+    "Ending",
+    "Outcome",
+    "init_image",
+    "interpreter",
+    "proc",
+]
+
+_cache: dict[str, Any] = {}
+
+
+def interpreter() -> ModuleType:
+    """Return the module that walks tapes: ``compiled``, or ``reference`` where that can't be imported.
+
+    The environment variable ``CONTAINERKIT_INTERPRETER=reference`` asks for the latter. Both give ``Program``,
+    ``wait`` and ``NAME``.
+    """
+    if "interpreter" not in _cache:
+        _cache["interpreter"] = _choose()
+    module: ModuleType = _cache["interpreter"]
+    return module
+
+
+def _choose() -> ModuleType:
+    if os.environ.get("CONTAINERKIT_INTERPRETER") == "reference":
+        from containerkit._native import reference
+
+        return reference
+    try:
+        from containerkit._native import compiled
+    except ImportError as error:
+        import warnings
+
+        from containerkit._native import reference
+
+        warnings.warn(
+            f"containerkit runs without its compiled module ({error}): each start forks the whole interpreter",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return reference
+    return compiled
+
+
+def proc() -> int:
+    """Return a descriptor of the caller's /proc, opened once.
+
+    Raises:
+        OSError: there is no procfs at /proc.
+    """
+    if "proc" not in _cache:
+        fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.stat("self/ns", dir_fd=fd)
+        except OSError:
+            os.close(fd)
+            raise
+        _cache["proc"] = fd
+    descriptor: int = _cache["proc"]
+    return descriptor
+
+
+def init_image() -> int:
+    """Return a sealed memfd that holds the static init, made once.
+
+    Raises:
+        FileNotFoundError: the program was not built.
+    """
+    if "init" not in _cache:
+        _cache["init"] = _seal("init", os.path.join(os.path.dirname(__file__), "init"))
+    descriptor: int = _cache["init"]
+    return descriptor
+
+
+def _seal(name: str, path: str) -> int:
+    """Copy a program to a memfd that nobody can change. Source: memfd_create(2), F_ADD_SEALS in fcntl(2)."""
+    import fcntl
+
+    with open(path, "rb") as file:
+        content = file.read()
+    executable = 0x10  # MFD_EXEC, since Linux 6.3
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, flags | executable)
+    except OSError:
+        fd = os.memfd_create(name, flags)
+    os.fchmod(fd, 0o555)
+    os.write(fd, content)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    return fd

@@ -1,0 +1,49 @@
+/* What Python sees of the C code; cffi reads this page, and the compiler checks it against the real declarations. */
+
+/* --- spawn.c --- */
+#define CK_SLOTS ...
+#define CK_SHARE_FILES ...
+#define CK_HIDE_MEMORY ...
+#define CK_NO_PROCESS ...
+
+struct ck_result {
+    int32_t pid;
+    int32_t pidfd;
+    int32_t failed_index;
+    int32_t error;
+    int64_t times_ns[4];
+    ...;
+};
+
+struct ck_tape {
+    const void *steps;
+    size_t count;
+    const void *data;
+    size_t data_size;
+    ...;
+};
+
+struct ck_ending {
+    int32_t pid;
+    int32_t code;
+    int32_t status;
+    int64_t user_us;
+    int64_t system_us;
+    int64_t maxrss_kib;
+    int64_t minor_faults;
+    int64_t major_faults;
+    int64_t in_blocks;
+    int64_t out_blocks;
+    int64_t voluntary_switches;
+    int64_t involuntary_switches;
+    ...;
+};
+
+int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
+             int proc_fd, int flags, struct ck_result *result);
+int ck_wait(int pidfd, int options, struct ck_ending *ending);
+size_t ck_check(const struct ck_tape *tape);
+
+/* --- calls.c --- */
+int64_t ck_call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);
+int64_t ck_fork(const void *arguments, uint64_t size);

@@ -1,0 +1,99 @@
+"""The C interpreter of the tape, as Python sees it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from containerkit._native._lib import ffi, lib
+from containerkit._native.outcome import SLOTS, Ending, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["NAME", "Program", "wait"]
+
+NAME = "compiled"
+
+
+class Program:
+    """A tape that was checked once and can be run many times, from any thread.
+
+    Args:
+        steps: packed ``struct ck_step``.
+        data: what the steps point into.
+
+    Raises:
+        ValueError: a step is malformed.
+    """
+
+    __slots__ = ("_data", "_steps", "_tape")
+
+    def __init__(self, steps: bytes, data: bytes) -> None:
+        self._steps = ffi.from_buffer(steps)
+        self._data = ffi.from_buffer(data)
+        self._tape = ffi.new("struct ck_tape *", (self._steps, len(steps) // 72, self._data, len(data)))
+        if bad := lib.ck_check(self._tape):
+            raise ValueError(f"step {bad - 1} of the tape is malformed")
+
+    def run(
+        self, argv: Sequence[bytes], envp: Sequence[bytes], slots: Sequence[int], proc_fd: int, flags: int = 0
+    ) -> Outcome:
+        """Walk the tape in a new process; returns when all of its processes have exec'd or left.
+
+        Args:
+            argv, envp: the vectors of the exec; no NUL inside.
+            slots: the first slots' values; the others are -1.
+            proc_fd: the caller's /proc.
+            flags: ``SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
+
+        Raises:
+            OSError: the process could not be made at all.
+        """
+        registers = ffi.new("int64_t[]", [*slots, *[-1] * (SLOTS - len(slots))])
+        result = ffi.new("struct ck_result *")
+        arguments = b"\0".join(argv) + b"\0"
+        environment = b"\0".join(envp) + b"\0"
+        error = lib.ck_spawn(
+            self._tape, arguments, len(argv), environment, len(envp), registers, proc_fd, flags, result
+        )
+        if error:
+            raise OSError(-error, os.strerror(-error), "clone3")
+        return Outcome(
+            result.pid,
+            result.pidfd,
+            result.failed_index,
+            result.error,
+            tuple(result.times_ns),
+            list(registers),
+        )
+
+
+def wait(pidfd: int, options: int) -> Ending | None:
+    """Wait for a child by its pidfd. Source: waitid(2).
+
+    Returns:
+        How it ended; None when it is still running and ``options`` has WNOHANG.
+
+    Raises:
+        OSError: ECHILD when somebody else has reaped it; EINTR.
+    """
+    ending = ffi.new("struct ck_ending *")
+    if error := lib.ck_wait(pidfd, options, ending):
+        raise OSError(-error, os.strerror(-error), "waitid")
+    if not ending.pid:
+        return None
+    return Ending(
+        ending.pid,
+        ending.code,
+        ending.status,
+        ending.user_us,
+        ending.system_us,
+        ending.maxrss_kib,
+        ending.minor_faults,
+        ending.major_faults,
+        ending.in_blocks,
+        ending.out_blocks,
+        ending.voluntary_switches,
+        ending.involuntary_switches,
+    )

@@ -1,0 +1,93 @@
+/* The tape, the steps and the protocol between the parent and its child.
+ *
+ * A start is one request: a tape of steps, the data that they point into, argv and envp, and 64 slots. The parent makes
+ * the first process (stage 1) with clone3(CLONE_VM | CLONE_VFORK); the processes that the tape clones share the memory
+ * too, each on a stack of its own, until it execs:
+ *
+ *   parent                     stage 1                      stage 2 (PID 1 inside)         payload
+ *   ------                     -------                      ----------------------         -------
+ *   validate, block signals
+ *   clone3 ------------------> walks the tape
+ *   (suspended: vfork)         CLONE ---------------------> AWAIT (futex on `released`)
+ *                              id maps, mounts as owner
+ *                              RELEASE -------------------> goes on: mounts, pivot
+ *                              LEAVE                        CLONE ----------------------> credentials, filter
+ *   reaps stage 1                                           execveat(init)                execve
+ *   reads the error pipe: end of file is success (each process holds a close-on-exec copy of its write end),
+ *   8 bytes are a struct ck_failure.
+ *
+ * If stage 1 dies before RELEASE the parent sets `released` to CK_ABORTED, so that stage 2 never waits for nobody.
+ */
+#ifndef CK_NATIVE_H
+#define CK_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define CK_SLOTS 64
+#define CK_STACKS 4
+#define CK_STACK_BYTES (64 * 1024)
+#define CK_NO_SLOT 0xFFFF
+
+enum ck_step_kind {
+    CK_STEP_CALL,          /* a system call: number in `call`, six arguments */
+    CK_STEP_CLONE,         /* arg[0] flags; the new process goes on at step arg[5] */
+    CK_STEP_AWAIT,         /* sleep until RELEASE */
+    CK_STEP_RELEASE,       /* wake the process in AWAIT */
+    CK_STEP_LEAVE,         /* _exit(0) */
+    CK_STEP_OPEN_PROC,     /* open arg[1] of process arg[0] with flags arg[2], below the caller's own /proc */
+    CK_STEP_HELPER,        /* run the arg[1] strings at arg[0]; "PID" stands for arg[2]; wait for status 0 */
+    CK_STEP_SIGNALS,       /* default dispositions, empty mask */
+    CK_STEP_STORE_SLOT,    /* write slot arg[1], 32 bits, at offset arg[0] of the data */
+    CK_STEP_STORE_ADDRESS, /* write the address of data arg[1], 64 bits, at offset arg[0] of the data */
+    CK_STEP_INIT,          /* become the init of sealed memfd arg[0]: argument arg[1] */
+    CK_STEP_KINDS
+};
+
+enum ck_argument_kind {
+    CK_ARG_INTEGER, /* the value itself */
+    CK_ARG_DATA,    /* an offset into the data; its address is passed */
+    CK_ARG_SLOT,    /* a slot's number; its value is passed */
+    CK_ARG_ARGV,    /* the argument vector of this start */
+    CK_ARG_ENVP,    /* the environment vector of this start */
+    CK_ARG_KINDS
+};
+
+/* 72 bytes; plan.py packs the same layout. */
+struct ck_step {
+    uint16_t kind;
+    uint16_t result; /* the slot that takes the value, or CK_NO_SLOT */
+    int32_t call;
+    uint8_t argument_kind[6];
+    uint8_t reserved[2];
+    int16_t tolerate[4]; /* error numbers that count as success; 0 is unused */
+    int64_t argument[6];
+};
+
+struct ck_failure {
+    int32_t index;
+    int32_t error;
+};
+
+enum ck_release { CK_WAITING = 0, CK_RELEASED = 1, CK_ABORTED = 2 };
+
+/* One start. It lives in the parent and is shared with the children until they exec. */
+struct ck_request {
+    const struct ck_step *steps;
+    uint32_t count;
+    char *data; /* a copy of the tape's data: STORE writes into it */
+    char **argv;
+    char **envp;
+    int64_t slots[CK_SLOTS];
+    int32_t proc_fd;  /* the caller's /proc */
+    int32_t error_fd; /* write end of the error pipe */
+    uint32_t released;
+    int32_t main_pid;    /* the process that CLONE made with CLONE_PARENT */
+    uint32_t next_stack; /* stacks handed out so far */
+    char *stacks;        /* CK_STACKS of CK_STACK_BYTES each */
+};
+
+/* Walk the tape from step `index`; never returns. child.c */
+__attribute__((noreturn)) void ck_walk(struct ck_request *request, uint32_t index);
+
+#endif

@@ -1,0 +1,63 @@
+"""What both interpreters of the tape give back."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = ["CALLER", "HIDE_MEMORY", "NO_PROCESS", "SHARE_FILES", "SLOTS", "Ending", "Outcome"]
+
+SLOTS: Final = 64
+
+SHARE_FILES: Final = 1
+"""The tape opens descriptors for the caller."""
+HIDE_MEMORY: Final = 2
+"""The tape joins a live container: nothing inside may look into memory that it shares with the caller."""
+NO_PROCESS: Final = 4
+"""The tape ends without an exec: its processes are reaped before the call returns."""
+
+CALLER: Final = 2**31 - 1
+"""``failed_index`` when the caller's own ``pidfd_open`` failed."""
+
+
+class Outcome(NamedTuple):
+    """How a tape went.
+
+    Attributes:
+        pid: the process that it started, 0 if none.
+        pidfd: a descriptor of it, close-on-exec, or -1.
+        failed_index: the step that failed, or -1.
+        error: its error number.
+        times_ns: CLOCK_MONOTONIC when called, cloned, when stage 1 was gone and when all had exec'd.
+        slots: the slots at the end.
+    """
+
+    pid: int
+    pidfd: int
+    failed_index: int
+    error: int
+    times_ns: tuple[int, int, int, int]
+    slots: list[int]
+
+
+class Ending(NamedTuple):
+    """How a process ended, and what it and the children that it waited for had used.
+
+    Attributes:
+        code: ``os.CLD_EXITED``, ``os.CLD_KILLED``, ``os.CLD_DUMPED``, ...
+        status: the exit status or the signal.
+        user_us, system_us: CPU time, microseconds.
+        maxrss_kib: the largest resident set of one process, KiB.
+    """
+
+    pid: int
+    code: int
+    status: int
+    user_us: int
+    system_us: int
+    maxrss_kib: int
+    minor_faults: int
+    major_faults: int
+    in_blocks: int
+    out_blocks: int
+    voluntary_switches: int
+    involuntary_switches: int

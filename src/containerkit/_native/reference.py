@@ -1,0 +1,360 @@
+"""The reference interpreter of the tape, in Python and ctypes.
+
+It is what runs where no compiled module is there, and the oracle of the differential tests: for any tape both
+interpreters leave the same state or fail at the same step with the same error number. It forks the whole interpreter
+where the C one shares its memory; everything else follows ``native.h`` step by step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import struct
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+
+from containerkit._native import constants as k
+from containerkit._native.outcome import CALLER, HIDE_MEMORY, NO_PROCESS, SHARE_FILES, SLOTS, Ending, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["NAME", "Program", "wait"]
+
+NAME = "reference"
+
+_LAYOUT: Final = struct.Struct("=HHi6B2x4h6q")
+_NO_SLOT: Final = 0xFFFF
+_FUTEX_WAIT, _FUTEX_WAKE = 0, 1
+_WAITING, _RELEASED, _ABORTED = 0, 1, 2
+_KINDS, _ARGUMENT_KINDS = 11, 5
+_P_PIDFD: Final = 3
+
+# PyDLL keeps the GIL: the child of a raw clone finds it in its own hands.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_waiting_libc = ctypes.CDLL(None, use_errno=True)  # lets go of the GIL, for calls that block
+_waiting_libc.syscall.restype = ctypes.c_long
+
+
+def _raw(number: int, *arguments: int) -> int:
+    """Return the value of a system call, or a negative error number."""
+    result: int = _libc.syscall(ctypes.c_long(number), *[ctypes.c_long(value) for value in arguments])
+    return -ctypes.get_errno() if result == -1 else result
+
+
+class _Step(NamedTuple):
+    kind: int
+    result: int
+    call: int
+    argument_kind: tuple[int, ...]
+    tolerate: tuple[int, ...]
+    argument: tuple[int, ...]
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> _Step:
+        fields = _LAYOUT.unpack(packed)
+        return cls(fields[0], fields[1], fields[2], fields[3:9], fields[9:13], fields[13:])
+
+
+class Program:
+    """A tape that was checked once and can be run many times; the twin of the compiled one.
+
+    Raises:
+        ValueError: a step is malformed.
+    """
+
+    __slots__ = ("_data", "_steps")
+
+    def __init__(self, steps: bytes, data: bytes) -> None:
+        size = _LAYOUT.size
+        self._steps = [_Step.unpack(steps[at : at + size]) for at in range(0, len(steps) // size * size, size)]
+        self._data = data
+        for index, step in enumerate(self._steps):
+            if (data and data[-1] != 0) or not self._is_valid(step):
+                raise ValueError(f"step {index} of the tape is malformed")
+
+    def _is_valid(self, step: _Step) -> bool:
+        if step.kind >= _KINDS or (step.result != _NO_SLOT and step.result >= SLOTS):
+            return False
+        for kind, value in zip(step.argument_kind, step.argument, strict=True):
+            limit = {k.ARG_DATA: len(self._data), k.ARG_SLOT: SLOTS}.get(kind)
+            if kind >= _ARGUMENT_KINDS or (limit is not None and not 0 <= value < limit):
+                return False
+        if step.kind == k.STEP_CLONE:
+            return 0 <= step.argument[5] < len(self._steps)
+        if step.kind in (k.STEP_STORE_SLOT, k.STEP_STORE_ADDRESS):
+            width = 4 if step.kind == k.STEP_STORE_SLOT else 8
+            return step.argument[0] >= 0 and step.argument[0] + width <= len(self._data)
+        return True
+
+    def run(
+        self, argv: Sequence[bytes], envp: Sequence[bytes], slots: Sequence[int], proc_fd: int, flags: int = 0
+    ) -> Outcome:
+        """Walk the tape in a new process; see :meth:`containerkit._native.compiled.Program.run`."""
+        request = _Request(self._steps, self._data, argv, envp, slots, proc_fd)
+        times = [time.monotonic_ns()]
+        error_read, request.error_fd = os.pipe()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            stage = _raw(k.SYSTEM_CALLS["clone"], k.CLONE_FILES if flags & SHARE_FILES else 0, 0, 0, 0, 0)
+            if stage == 0:
+                request.begin(flags)
+            times.append(time.monotonic_ns())
+            os.close(request.error_fd)
+            if stage < 0:
+                raise OSError(-stage, os.strerror(-stage), "clone")
+            return request.finish(stage, error_read, flags, times)
+        finally:
+            os.close(error_read)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _Request:
+    """One start. What the processes share lies in shared memory: the slots, the futex word, the pid, the data."""
+
+    def __init__(
+        self,
+        steps: list[_Step],
+        data: bytes,
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        slots: Sequence[int],
+        proc_fd: int,
+    ) -> None:
+        self.steps = steps
+        self.proc_fd = proc_fd
+        self.error_fd = -1
+        self.memory = mmap.mmap(-1, SLOTS * 8 + 16 + len(data) + 8)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.slots = (ctypes.c_int64 * SLOTS).from_buffer(self.memory)
+        self.slots[:] = [*slots, *[-1] * (SLOTS - len(slots))]
+        self.released = ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8)
+        self.main_pid = ctypes.c_int32.from_buffer(self.memory, SLOTS * 8 + 4)
+        self.data_at = SLOTS * 8 + 16
+        self.memory[self.data_at : self.data_at + len(data)] = data
+        self.vectors = [(ctypes.c_char_p * (len(words) + 1))(*words, None) for words in (argv, envp)]
+
+    # The parent's side.
+
+    def finish(self, stage: int, error_read: int, flags: int, times: list[int]) -> Outcome:
+        """Reap stage 1, read the error pipe, and take the process that is left."""
+        self._await_stage(stage, error_read)
+        pid = self.main_pid.value or stage
+        if self.main_pid.value and self.released.value == _WAITING:
+            self.release(_ABORTED)
+        times.append(time.monotonic_ns())
+        report = os.read(error_read, 8)
+        times.append(time.monotonic_ns())
+        index, error = struct.unpack("=ii", report) if len(report) == 8 else (-1 if not report else 0, 71)
+        if index >= 0:
+            os.kill(pid, signal.SIGKILL)
+        if index >= 0 or flags & NO_PROCESS:
+            _reap(pid)
+            return self._outcome(0, -1, index, error if index >= 0 else 0, times)
+        try:
+            return self._outcome(pid, os.pidfd_open(pid), -1, 0, times)
+        except OSError as problem:
+            os.kill(pid, signal.SIGKILL)
+            _reap(pid)
+            return self._outcome(0, -1, CALLER, problem.errno or 0, times)
+
+    def _await_stage(self, stage: int, error_read: int) -> None:
+        """Wait until stage 1 has left, or has exec'd (the error pipe then closes while it lives on)."""
+        import select
+
+        try:
+            stage_fd = os.pidfd_open(stage)
+        except ProcessLookupError:
+            return
+        poll = select.poll()
+        poll.register(stage_fd, select.POLLIN)
+        poll.register(error_read, select.POLLIN)
+        poll.poll()
+        if self.main_pid.value:
+            _reap(stage)
+        os.close(stage_fd)
+
+    def _outcome(self, pid: int, pidfd: int, index: int, error: int, times: list[int]) -> Outcome:
+        return Outcome(pid, pidfd, index, error, (times[0], times[1], times[2], times[3]), list(self.slots))
+
+    def release(self, state: int) -> None:
+        """Set the futex word and wake who sleeps on it."""
+        self.released.value = state
+        _raw(k.SYSTEM_CALLS["futex"], ctypes.addressof(self.released), _FUTEX_WAKE, 1, 0, 0, 0)
+
+    # The child's side.
+
+    def begin(self, flags: int) -> NoReturn:
+        """Be stage 1."""
+        if flags & HIDE_MEMORY:
+            _raw(k.SYSTEM_CALLS["prctl"], k.PR_SET_DUMPABLE, 0, 0, 0, 0)
+        _clear_handlers()
+        self.walk(0)
+
+    def walk(self, index: int) -> NoReturn:
+        """Walk the tape from a step; never returns."""
+        try:
+            while index < len(self.steps):
+                step = self.steps[index]
+                result = self._perform(step)
+                if -4096 < result < 0 and -result not in step.tolerate:
+                    os.write(self.error_fd, struct.pack("=ii", index, -result))
+                    os._exit(127)
+                if step.result != _NO_SLOT:
+                    self.slots[step.result] = result
+                index += 1
+            os._exit(0)
+        finally:
+            os._exit(126)
+
+    def _resolve(self, step: _Step, which: int) -> int:
+        kind, value = step.argument_kind[which], step.argument[which]
+        if kind == k.ARG_DATA:
+            return self.address + self.data_at + value
+        if kind == k.ARG_SLOT:
+            return int(self.slots[value])
+        if kind in (k.ARG_ARGV, k.ARG_ENVP):
+            return ctypes.addressof(self.vectors[kind - k.ARG_ARGV])
+        return value
+
+    def _text(self, address: int) -> bytes:
+        return ctypes.string_at(address)
+
+    def _perform(self, step: _Step) -> int:  # noqa: PLR0911 - one return for each kind of step
+        value = [self._resolve(step, which) for which in range(6)]
+        match step.kind:
+            case k.STEP_CALL:
+                return _raw(step.call, *value)
+            case k.STEP_CLONE:
+                return self._clone(value[0], value[5])
+            case k.STEP_AWAIT:
+                return self._await()
+            case k.STEP_RELEASE:
+                self.release(_RELEASED)
+                return 0
+            case k.STEP_OPEN_PROC:
+                return self._open_proc(value[0], self._text(value[1])[:60], value[2])
+            case k.STEP_HELPER:
+                return self._helper(value[0], value[1], value[2])
+            case k.STEP_SIGNALS:
+                return _reset_signals()
+            case k.STEP_STORE_SLOT | k.STEP_STORE_ADDRESS:
+                width = "=i" if step.kind == k.STEP_STORE_SLOT else "=q"
+                number = ctypes.c_int32(value[1]).value if step.kind == k.STEP_STORE_SLOT else value[1]
+                struct.pack_into(width, self.memory, self.data_at + step.argument[0], number)
+                return 0
+            case k.STEP_INIT:
+                return self._init(value[0], self._text(value[1]))
+            case _:
+                os._exit(0)
+
+    def _clone(self, flags: int, index: int) -> int:
+        exit_signal = 0 if flags & k.CLONE_PARENT else signal.SIGCHLD
+        pid = _raw(k.SYSTEM_CALLS["clone"], flags | exit_signal, 0, 0, 0, 0)
+        if pid == 0:
+            self.walk(index)
+        if pid > 0 and flags & k.CLONE_PARENT:
+            self.main_pid.value = pid
+        return pid
+
+    def _await(self) -> int:
+        while self.released.value == _WAITING:
+            _raw(k.SYSTEM_CALLS["futex"], ctypes.addressof(self.released), _FUTEX_WAIT, _WAITING, 0, 0, 0)
+        if self.released.value == _ABORTED:
+            os._exit(127)
+        return 0
+
+    def _open_proc(self, pid: int, name: bytes, flags: int) -> int:
+        path = ctypes.create_string_buffer(b"%d/%s" % (pid, name))
+        return _raw(k.SYSTEM_CALLS["openat"], self.proc_fd, ctypes.addressof(path), flags | k.O_CLOEXEC, 0)
+
+    def _helper(self, address: int, count: int, pid: int) -> int:
+        words: list[bytes] = []
+        for _ in range(count):
+            word = self._text(address)
+            address += len(word) + 1
+            words.append(b"%d" % pid if word == b"PID" else word)
+        child = _raw(k.SYSTEM_CALLS["clone"], 0, 0, 0, 0, 0)
+        if child == 0:
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, ())
+                os.execve(words[0], words, {})
+            finally:
+                os._exit(127)
+        if child < 0:
+            return child
+        return 0 if os.waitpid(child, k.WALL)[1] == 0 else -125
+
+    def _init(self, image: int, mode: bytes) -> int:
+        argv = (ctypes.c_char_p * 3)(b"init", mode, None)
+        envp = (ctypes.c_char_p * 1)(None)
+        empty = ctypes.create_string_buffer(b"")
+        return _raw(
+            k.SYSTEM_CALLS["execveat"],
+            image,
+            ctypes.addressof(empty),
+            ctypes.addressof(argv),
+            ctypes.addressof(envp),
+            k.AT_EMPTY_PATH,
+        )
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, k.WALL)
+    except ChildProcessError:
+        pass
+
+
+_SIGACTION: Final = ctypes.create_string_buffer(32)
+_RT_SIGACTION, _RT_SIGPROCMASK = (134, 135) if k.MACHINE == "aarch64" else (13, 14)
+
+
+def _clear_handlers() -> None:
+    """Do what CLONE_CLEAR_SIGHAND does: handled signals get their default, ignored ones stay ignored."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) not in (signal.SIG_IGN, signal.SIG_DFL):
+            _raw(_RT_SIGACTION, number, ctypes.addressof(_SIGACTION), 0, 8)
+
+
+def _reset_signals() -> int:
+    for number in range(1, 65):
+        _raw(_RT_SIGACTION, number, ctypes.addressof(_SIGACTION), 0, 8)
+    return _raw(_RT_SIGPROCMASK, 2, ctypes.addressof(_SIGACTION), 0, 8)
+
+
+def wait(pidfd: int, options: int) -> Ending | None:
+    """Wait for a child by its pidfd; see :func:`containerkit._native.compiled.wait`."""
+    info = ctypes.create_string_buffer(128)
+    usage = (ctypes.c_long * 18)()
+    result = _waiting_libc.syscall(
+        ctypes.c_long(k.SYSTEM_CALLS["waitid"]),
+        ctypes.c_long(_P_PIDFD),
+        ctypes.c_long(pidfd),
+        info,
+        ctypes.c_long(options | k.WALL),
+        usage,
+    )
+    if result == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "waitid")
+    # siginfo_t of a SIGCHLD: si_code at 8, si_pid at 16, si_status at 24.
+    code, pid, status = struct.unpack_from("=i4xi4xi", info, 8)
+    if not pid:
+        return None
+    return Ending(
+        pid,
+        code,
+        status,
+        usage[0] * 1_000_000 + usage[1],
+        usage[2] * 1_000_000 + usage[3],
+        usage[4],
+        usage[8],
+        usage[9],
+        usage[11],
+        usage[12],
+        usage[16],
+        usage[17],
+    )

@@ -1,0 +1,281 @@
+/* The parent's side of a start: the protocol is drawn in native.h. */
+#define _GNU_SOURCE
+#include "spawn.h"
+#include "native.h"
+#include "syscalls.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096
+
+/* --- Stacks: one mapping per thread, kept for its next start ------------------------------------------------------ */
+
+static pthread_key_t stacks_key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static __thread char *thread_stacks;
+
+static const size_t stacks_bytes = (size_t)CK_STACKS * CK_STACK_BYTES + PAGE;
+
+static void free_stacks(void *mapping) {
+    munmap(mapping, stacks_bytes);
+}
+
+/* --- Dumpability --------------------------------------------------------------------------------------------------
+ * A change of credentials in a child clears the flag of the memory that it shares with us (commit_creds() in
+ * kernel/cred.c), and a child that joins a live container must be out of reach of those inside for as long as it maps
+ * our heap. Both make windows that may overlap between threads: the first in notes the flag, the last out restores it.
+ *
+ * An ordinary user's child is reached through /proc/PID/uid_map, which belongs to root while the flag is off; there
+ * one start at a time holds the whole window.
+ */
+static pthread_mutex_t window_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t unprivileged_lock = PTHREAD_MUTEX_INITIALIZER;
+static int window_depth;
+static int window_dumpable;
+
+static void after_fork(void) {
+    pthread_mutex_init(&window_lock, NULL);
+    pthread_mutex_init(&unprivileged_lock, NULL);
+    if (window_depth > 0 && window_dumpable == 1)
+        prctl(PR_SET_DUMPABLE, 1);
+    window_depth = 0;
+}
+
+static void initialise(void) {
+    pthread_key_create(&stacks_key, free_stacks);
+    pthread_atfork(NULL, NULL, after_fork);
+}
+
+static int enter_window(int hide) {
+    int serial = geteuid() != 0;
+    if (serial)
+        pthread_mutex_lock(&unprivileged_lock);
+    pthread_mutex_lock(&window_lock);
+    if (window_depth++ == 0)
+        window_dumpable = prctl(PR_GET_DUMPABLE);
+    if (hide)
+        prctl(PR_SET_DUMPABLE, 0);
+    pthread_mutex_unlock(&window_lock);
+    return serial;
+}
+
+static void leave_window(int serial) {
+    pthread_mutex_lock(&window_lock);
+    if (--window_depth == 0 && window_dumpable == 1)
+        prctl(PR_SET_DUMPABLE, 1);
+    pthread_mutex_unlock(&window_lock);
+    if (serial)
+        pthread_mutex_unlock(&unprivileged_lock);
+}
+
+/* --- The request -------------------------------------------------------------------------------------------------- */
+
+static int valid_argument(const struct ck_step *step, int which, size_t data_size) {
+    int64_t value = step->argument[which];
+    switch (step->argument_kind[which]) {
+    case CK_ARG_DATA:
+        return value >= 0 && (size_t)value < data_size;
+    case CK_ARG_SLOT:
+        return value >= 0 && value < CK_SLOTS;
+    default:
+        return step->argument_kind[which] < CK_ARG_KINDS;
+    }
+}
+
+static int valid_step(const struct ck_step *step, const struct ck_tape *tape) {
+    if (step->kind >= CK_STEP_KINDS || (step->result != CK_NO_SLOT && step->result >= CK_SLOTS))
+        return 0;
+    for (int i = 0; i < 6; i++)
+        if (!valid_argument(step, i, tape->data_size))
+            return 0;
+    if (step->kind == CK_STEP_CLONE)
+        return step->argument[5] >= 0 && (size_t)step->argument[5] < tape->count;
+    if (step->kind == CK_STEP_STORE_SLOT || step->kind == CK_STEP_STORE_ADDRESS) {
+        size_t width = step->kind == CK_STEP_STORE_SLOT ? 4 : 8;
+        return step->argument[0] >= 0 && (size_t)step->argument[0] + width <= tape->data_size;
+    }
+    return 1;
+}
+
+size_t ck_check(const struct ck_tape *tape) {
+    const struct ck_step *steps = tape->steps;
+    const char *data = tape->data;
+    if (tape->data_size > 0 && data[tape->data_size - 1] != 0)
+        return 1; /* a string without its end */
+    for (size_t i = 0; i < tape->count; i++)
+        if (!valid_step(&steps[i], tape))
+            return i + 1;
+    return 0;
+}
+
+static char **vector(char *strings, size_t count, char **room) {
+    for (size_t i = 0; i < count; i++) {
+        room[i] = strings;
+        strings += strlen(strings) + 1;
+    }
+    room[count] = NULL;
+    return room;
+}
+
+/* One allocation: the data's copy, then both vectors. */
+static int prepare(struct ck_request *request, const struct ck_tape *tape, const char *argv, size_t argc,
+                   const char *envp, size_t envc, void **room) {
+    size_t data_bytes = (tape->data_size + 15) & ~(size_t)15;
+    *room = malloc(data_bytes + (argc + envc + 2) * sizeof(char *));
+    if (!*room)
+        return -ENOMEM;
+    request->data = *room;
+    memcpy(request->data, tape->data, tape->data_size);
+    char **pointers = (char **)(void *)(request->data + data_bytes);
+    request->argv = vector((char *)(uintptr_t)argv, argc, pointers);
+    request->envp = vector((char *)(uintptr_t)envp, envc, pointers + argc + 1);
+    if (!thread_stacks) {
+        char *mapping = mmap(NULL, stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+        if (mapping == MAP_FAILED)
+            return -ENOMEM;
+        mprotect(mapping, PAGE, PROT_NONE); /* the lowest stack grows into this */
+        thread_stacks = mapping;
+        pthread_setspecific(stacks_key, mapping);
+    }
+    request->stacks = thread_stacks + PAGE;
+    return 0;
+}
+
+static int64_t now_ns(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static void reap(pid_t pid) {
+    while (wait4(pid, NULL, __WALL, NULL) < 0 && errno == EINTR) {
+    }
+}
+
+static void run_stage(void *request) {
+    ck_walk(request, 0);
+}
+
+/* Stage 1 holds this thread until it has exec'd or ended (CLONE_VFORK). */
+static long clone_stage(struct ck_request *request, int flags) {
+    struct clone_args args = {
+        .flags = CLONE_VM | CLONE_VFORK | CLONE_CLEAR_SIGHAND | ((flags & CK_SHARE_FILES) ? CLONE_FILES : 0),
+        .stack = (uint64_t)(uintptr_t)request->stacks,
+        .stack_size = CK_STACK_BYTES,
+    };
+    request->next_stack = 1;
+    return ck_clone3(&args, run_stage, request);
+}
+
+/* End of file means that every process of the start has exec'd or left. A short read is as bad as a report. */
+static void read_failure(int error_read, struct ck_result *result) {
+    struct ck_failure failure;
+    ssize_t got;
+    do {
+        got = read(error_read, &failure, sizeof failure);
+    } while (got < 0 && errno == EINTR);
+    if (got == 0)
+        return;
+    result->failed_index = got == sizeof failure ? failure.index : 0;
+    result->error = got == sizeof failure ? failure.error : EPROTO;
+}
+
+static void finish(struct ck_request *request, pid_t stage, int error_read, int flags, struct ck_result *result) {
+    pid_t pid = request->main_pid ? request->main_pid : stage;
+    if (request->main_pid)
+        reap(stage);
+    if (request->main_pid && request->released == CK_WAITING) {
+        __atomic_store_n(&request->released, CK_ABORTED, __ATOMIC_RELEASE);
+        CK_CALL3(futex, &request->released, FUTEX_WAKE, 1);
+    }
+    result->times_ns[2] = now_ns();
+    read_failure(error_read, result);
+    result->times_ns[3] = now_ns();
+    if (result->failed_index >= 0)
+        kill(pid, SIGKILL); /* unreaped, so the number is still its own */
+    if (result->failed_index >= 0 || (flags & CK_NO_PROCESS)) {
+        reap(pid);
+        return;
+    }
+    result->pid = pid;
+    result->pidfd = (int32_t)CK_CALL2(pidfd_open, pid, 0);
+    if (result->pidfd < 0) {
+        result->failed_index = INT_MAX;
+        result->error = -result->pidfd;
+        kill(pid, SIGKILL);
+        reap(pid);
+    }
+}
+
+static int start(struct ck_request *request, int flags, struct ck_result *result) {
+    int error_pipe[2];
+    if (pipe2(error_pipe, O_CLOEXEC) < 0)
+        return -errno;
+    request->error_fd = error_pipe[1];
+    uint64_t all = ~(uint64_t)0;
+    uint64_t mask;
+    CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof all);
+    int serial = enter_window(flags & CK_HIDE_MEMORY);
+    long stage = clone_stage(request, flags);
+    result->times_ns[1] = now_ns();
+    close(error_pipe[1]);
+    if (stage > 0)
+        finish(request, (pid_t)stage, error_pipe[0], flags, result);
+    leave_window(serial);
+    CK_CALL4(rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
+    close(error_pipe[0]);
+    return stage < 0 ? (int)stage : 0;
+}
+
+int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
+             int proc_fd, int flags, struct ck_result *result) {
+    pthread_once(&once, initialise);
+    *result = (struct ck_result){.failed_index = -1, .pidfd = -1};
+    result->times_ns[0] = now_ns();
+    struct ck_request request = {.steps = tape->steps, .count = (uint32_t)tape->count, .proc_fd = proc_fd};
+    void *room = NULL;
+    int error = prepare(&request, tape, argv, argc, envp, envc, &room);
+    if (!error) {
+        memcpy(request.slots, slots, sizeof request.slots);
+        error = start(&request, flags, result);
+        memcpy(slots, request.slots, sizeof request.slots);
+    }
+    free(room);
+    return error;
+}
+
+/* The raw call: libc's waitid does not give the rusage. EINTR goes back to Python, which runs its signal handlers. */
+int ck_wait(int pidfd, int options, struct ck_ending *ending) {
+    siginfo_t info = {0};
+    struct rusage usage = {0};
+    long result = CK_CALL5(waitid, P_PIDFD, pidfd, &info, options | __WALL, &usage);
+    if (result < 0)
+        return (int)result;
+    *ending = (struct ck_ending){
+        .pid = info.si_pid,
+        .code = info.si_code,
+        .status = info.si_status,
+        .user_us = usage.ru_utime.tv_sec * 1000000 + usage.ru_utime.tv_usec,
+        .system_us = usage.ru_stime.tv_sec * 1000000 + usage.ru_stime.tv_usec,
+        .maxrss_kib = usage.ru_maxrss,
+        .minor_faults = usage.ru_minflt,
+        .major_faults = usage.ru_majflt,
+        .in_blocks = usage.ru_inblock,
+        .out_blocks = usage.ru_oublock,
+        .voluntary_switches = usage.ru_nvcsw,
+        .involuntary_switches = usage.ru_nivcsw,
+    };
+    return 0;
+}

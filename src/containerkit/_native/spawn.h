@@ -1,0 +1,56 @@
+/* The parent's side of a start, as Python calls it. */
+#ifndef CK_SPAWN_H
+#define CK_SPAWN_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/resource.h>
+
+enum ck_spawn_flags {
+    CK_SHARE_FILES = 1, /* stage 1 opens descriptors for the caller: CLONE_FILES */
+    CK_HIDE_MEMORY = 2, /* the child joins a live container: nothing inside may look into the shared memory */
+    CK_NO_PROCESS = 4   /* the tape ends without an exec: reap everything, return no pid */
+};
+
+struct ck_result {
+    int32_t pid;
+    int32_t pidfd;
+    int32_t failed_index; /* -1: none */
+    int32_t error;
+    int64_t times_ns[4]; /* CLOCK_MONOTONIC: called, cloned, stage 1 gone, all have exec'd */
+};
+
+struct ck_tape {
+    const void *steps;
+    size_t count;
+    const void *data;
+    size_t data_size;
+};
+
+struct ck_ending {
+    int32_t pid;    /* 0: still running (WNOHANG) */
+    int32_t code;   /* CLD_* */
+    int32_t status; /* exit status or signal */
+    int64_t user_us;
+    int64_t system_us;
+    int64_t maxrss_kib;
+    int64_t minor_faults;
+    int64_t major_faults;
+    int64_t in_blocks;
+    int64_t out_blocks;
+    int64_t voluntary_switches;
+    int64_t involuntary_switches;
+};
+
+/* Run a tape. `argv` and `envp` are `argc` and `envc` NUL-terminated strings, one after the other.
+ * Returns 0 or a negative error number of the parent's own preparations; a failed step is told in `result`. */
+int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
+             int proc_fd, int flags, struct ck_result *result);
+
+/* waitid(P_PIDFD) with the resources used. Returns 0 or a negative error number. */
+int ck_wait(int pidfd, int options, struct ck_ending *ending);
+
+/* 0, or the number of the first step that is malformed plus one. */
+size_t ck_check(const struct ck_tape *tape);
+
+#endif
