@@ -54,10 +54,12 @@ class Block:
         content: the bytes.
         patches: what is written over them just before the call: at an offset in bytes, the 32-bit value of a slot
             or the 64-bit address of another block.
+        name: if given, the caller may hand in other bytes of the same length at each start.
     """
 
     content: bytes
     patches: tuple[tuple[int, Slot | bytes], ...] = ()
+    name: str = ""
 
 
 Argument = int | bytes | Slot | Vector | Block
@@ -104,12 +106,16 @@ class Tape:
         steps: the packed steps.
         data: the strings and structures that the steps point into.
         slots: the register number of each slot's name.
+        descriptors: the numbers of the slots that take a descriptor.
+        blocks: offset and length in ``data`` of each named block.
         origin: for each step the index of the operation that it came from.
     """
 
     steps: bytes
     data: bytes
     slots: dict[str, int]
+    descriptors: frozenset[int]
+    blocks: dict[str, tuple[int, int]]
     origin: tuple[int, ...]
 
 
@@ -139,6 +145,7 @@ class Plan:
 
 _STEP: Final = _Layout("=HHi6B2x4h6q")  # see struct ck_step in native.h
 _NO_SLOT: Final = 0xFFFF
+_OPENING: Final = frozenset({"open", "openat", "openat2", "open_tree", "fsopen", "fsmount", "socket", "seccomp"})
 
 
 class _Encoder:
@@ -150,6 +157,8 @@ class _Encoder:
         self.data = bytearray()
         self.places: dict[bytes, int] = {}
         self.slots: dict[str, int] = {}
+        self.blocks: dict[str, tuple[int, int]] = {}
+        self.descriptors: set[int] = set()
 
     def encode(self, operations: Iterable[Operation]) -> Tape:
         operations = tuple(operations)
@@ -166,7 +175,7 @@ class _Encoder:
             if operation.jump not in starts:
                 raise SpecError(f"{operation.describe()}: no operation is labelled {operation.jump!r}")
             self._aim(at, starts[operation.jump])
-        return Tape(b"".join(self.steps), bytes(self.data), self.slots, tuple(self.origin))
+        return Tape(b"".join(self.steps), bytes(self.data), self.slots, frozenset(self.descriptors), self.blocks, tuple(self.origin))
 
     def _aim(self, at: int, target: int) -> None:
         fields = list(_STEP.unpack(self.steps[at]))
@@ -179,6 +188,8 @@ class _Encoder:
         padding = 6 - len(values)
         tolerate = (*operation.tolerate, 0, 0, 0, 0)[:4]
         result = _NO_SLOT if operation.result is None else self._slot(operation.result)
+        if operation.name in _OPENING:
+            self.descriptors.add(result)
         self.steps.append(
             _STEP.pack(operation.step, result, operation.call, *kinds, *[0] * padding, *tolerate, *values, *[0] * padding)
         )
@@ -224,7 +235,10 @@ class _Encoder:
         return offset
 
     def _block(self, block: Block, index: int) -> int:
-        offset = self._place(block.content, shared=not block.patches)
+        # A NUL after each, so that the data always ends in one and no string runs past it.
+        offset = self._place(block.content + b"\0", shared=not (block.patches or block.name))
+        if block.name:
+            self.blocks[block.name] = offset, len(block.content)
         for at, source in block.patches:
             store = (
                 Operation("store", step=k.STEP_STORE_SLOT, args=(offset + at, source))
@@ -318,9 +332,9 @@ def reset_signals() -> Operation:
     return Operation("reset_signals", step=k.STEP_SIGNALS)
 
 
-def close(descriptor: int | Slot) -> Operation:
-    """Close one descriptor. Source: close(2)."""
-    return call("close", descriptor)
+def close(descriptor: Slot) -> Operation:
+    """Close the descriptor in a slot, which then holds -1. Source: close(2)."""
+    return Operation("close", descriptor.name, k.STEP_CLOSE, 0, (descriptor,))
 
 
 def write(descriptor: Slot, content: bytes, target: str, hint: str = "", tolerate: tuple[int, ...] = ()) -> Operation:

@@ -199,9 +199,18 @@ static long step_store(struct ck_request *request, const struct ck_step *step) {
     return 0;
 }
 
+/* A slot whose descriptor is closed says so: what is left in the slots of a failed start is what must still be closed. */
+static long step_close(struct ck_request *request, const struct ck_step *step) {
+    long result = CK_CALL1(close, request->slots[step->argument[0]]);
+    request->slots[step->argument[0]] = -1;
+    return result;
+}
+
 static long perform(struct ck_request *request, const struct ck_step *step) {
     if (step->kind == CK_STEP_CLONE)
         return step_clone(request, step);
+    if (step->kind == CK_STEP_CLOSE)
+        return step_close(request, step);
     if (step->kind == CK_STEP_STORE_SLOT || step->kind == CK_STEP_STORE_ADDRESS)
         return step_store(request, step);
     long value[6];

@@ -37,7 +37,13 @@ class Program:
             raise ValueError(f"step {bad - 1} of the tape is malformed")
 
     def run(
-        self, argv: Sequence[bytes], envp: Sequence[bytes], slots: Sequence[int], proc_fd: int, flags: int = 0
+        self,
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        slots: Sequence[int],
+        proc_fd: int,
+        flags: int = 0,
+        data: bytes | None = None,
     ) -> Outcome:
         """Walk the tape in a new process; returns when all of its processes have exec'd or left.
 
@@ -46,16 +52,21 @@ class Program:
             slots: the first slots' values; the others are -1.
             proc_fd: the caller's /proc.
             flags: ``SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
+            data: other data of the same length for this run.
 
         Raises:
             OSError: the process could not be made at all.
         """
+        tape = self._tape
+        if data is not None:
+            changed = ffi.from_buffer(data)
+            tape = ffi.new("struct ck_tape *", (self._steps, self._tape.count, changed, len(data)))
         registers = ffi.new("int64_t[]", [*slots, *[-1] * (SLOTS - len(slots))])
         result = ffi.new("struct ck_result *")
         arguments = b"\0".join(argv) + b"\0"
         environment = b"\0".join(envp) + b"\0"
         error = lib.ck_spawn(
-            self._tape, arguments, len(argv), environment, len(envp), registers, proc_fd, flags, result
+            tape, arguments, len(argv), environment, len(envp), registers, proc_fd, flags, result
         )
         if error:
             raise OSError(-error, os.strerror(-error), "clone3")

@@ -22,6 +22,7 @@ STEP_SIGNALS: Final = 7
 STEP_STORE_SLOT: Final = 8
 STEP_STORE_ADDRESS: Final = 9
 STEP_INIT: Final = 10
+STEP_CLOSE: Final = 11
 
 ARG_INTEGER: Final = 0
 ARG_DATA: Final = 1

@@ -41,6 +41,7 @@ enum ck_step_kind {
     CK_STEP_STORE_SLOT,    /* write slot arg[1], 32 bits, at offset arg[0] of the data */
     CK_STEP_STORE_ADDRESS, /* write the address of data arg[1], 64 bits, at offset arg[0] of the data */
     CK_STEP_INIT,          /* become the init of sealed memfd arg[0]: argument arg[1] */
+    CK_STEP_CLOSE,         /* close the descriptor in slot arg[0], then -1 is there */
     CK_STEP_KINDS
 };
 

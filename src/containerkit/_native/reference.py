@@ -29,7 +29,7 @@ _LAYOUT: Final = struct.Struct("=HHi6B2x4h6q")
 _NO_SLOT: Final = 0xFFFF
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _WAITING, _RELEASED, _ABORTED = 0, 1, 2
-_KINDS, _ARGUMENT_KINDS = 11, 5
+_KINDS, _ARGUMENT_KINDS = 12, 5
 _P_PIDFD: Final = 3
 
 # PyDLL keeps the GIL: the child of a raw clone finds it in its own hands.
@@ -85,16 +85,24 @@ class Program:
                 return False
         if step.kind == k.STEP_CLONE:
             return 0 <= step.argument[5] < len(self._steps)
+        if step.kind == k.STEP_CLOSE:
+            return step.argument_kind[0] == k.ARG_SLOT
         if step.kind in (k.STEP_STORE_SLOT, k.STEP_STORE_ADDRESS):
             width = 4 if step.kind == k.STEP_STORE_SLOT else 8
             return step.argument[0] >= 0 and step.argument[0] + width <= len(self._data)
         return True
 
     def run(
-        self, argv: Sequence[bytes], envp: Sequence[bytes], slots: Sequence[int], proc_fd: int, flags: int = 0
+        self,
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        slots: Sequence[int],
+        proc_fd: int,
+        flags: int = 0,
+        data: bytes | None = None,
     ) -> Outcome:
         """Walk the tape in a new process; see :meth:`containerkit._native.compiled.Program.run`."""
-        request = _Request(self._steps, self._data, argv, envp, slots, proc_fd)
+        request = _Request(self._steps, self._data if data is None else data, argv, envp, slots, proc_fd)
         times = [time.monotonic_ns()]
         error_read, request.error_fd = os.pipe()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -246,6 +254,9 @@ class _Request:
                 number = ctypes.c_int32(value[1]).value if step.kind == k.STEP_STORE_SLOT else value[1]
                 struct.pack_into(width, self.memory, self.data_at + step.argument[0], number)
                 return 0
+            case k.STEP_CLOSE:
+                self.slots[step.argument[0]] = -1
+                return _raw(k.SYSTEM_CALLS["close"], value[0])
             case k.STEP_INIT:
                 return self._init(value[0], self._text(value[1]))
             case _:

@@ -102,6 +102,8 @@ static int valid_step(const struct ck_step *step, const struct ck_tape *tape) {
             return 0;
     if (step->kind == CK_STEP_CLONE)
         return step->argument[5] >= 0 && (size_t)step->argument[5] < tape->count;
+    if (step->kind == CK_STEP_CLOSE)
+        return step->argument_kind[0] == CK_ARG_SLOT;
     if (step->kind == CK_STEP_STORE_SLOT || step->kind == CK_STEP_STORE_ADDRESS) {
         size_t width = step->kind == CK_STEP_STORE_SLOT ? 4 : 8;
         return step->argument[0] >= 0 && (size_t)step->argument[0] + width <= tape->data_size;

@@ -1,0 +1,288 @@
+"""Root filesystems, as values.
+
+A :class:`RootFS` says what a container sees as ``/``. Kinds that this module does not know itself (images, templates)
+are turned into one that it does by a *provider*, looked up by name in :data:`PROVIDERS` or among the entry points of the
+group ``containerkit.rootfs``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.errors import SpecError
+from containerkit.mount import size_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["PROVIDERS", "Change", "RootFS", "changes"]
+
+PROVIDERS: Final[dict[str, str]] = {
+    "image": "containerkit.image.provider:image",
+    "template": "containerkit.image.provider:template",
+}
+"""Who turns a kind into one of ``dir``, ``overlay``: ``module:function``, called with the RootFS."""
+
+_OWN_KINDS: Final = ("host", "dir", "overlay", "tmpfs")
+_LAYERS: Final = 500  # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h
+
+
+@attrs.frozen(kw_only=True)
+class RootFS:
+    """What a container sees as ``/``. Made by one of the constructors.
+
+    Args:
+        kind: ``"host"``, ``"dir"``, ``"overlay"``, ``"tmpfs"``, or the name of a provider.
+        lowers: folders outside; for an overlay topmost first.
+        upper, work: where an overlay's changes go, outside; None for memory.
+        readonly: nothing can be written (default False).
+        size: the most that is kept in memory for writes, such as ``"256M"`` (default: half of the memory).
+        idmap: show the files under the ids inside that have the same numbers (default True).
+        name: what a provider gets: the reference of an image, the name of a template.
+        arguments: more for the provider, as (name, value) pairs.
+
+    Raises:
+        SpecError: fields that do not go together.
+    """
+
+    kind: str
+    lowers: tuple[str, ...] = ()
+    upper: str | None = None
+    work: str | None = None
+    readonly: bool = False
+    size: str | None = None
+    idmap: bool = True
+    name: str = ""
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        for path in (*self.lowers, self.upper or "/", self.work or "/"):
+            if not isinstance(path, str) or "\0" in path or not path.startswith("/"):
+                raise SpecError(f"rootfs: {path!r} is not an absolute path")
+        if (self.upper is None) != (self.work is None):
+            raise SpecError("rootfs: upper and work go together")
+        if self.kind in ("dir", "overlay") and not self.lowers:
+            raise SpecError(f"rootfs: {self.kind} needs a folder")
+        if len(self.lowers) > _LAYERS:
+            raise SpecError(f"rootfs: the kernel stacks at most {_LAYERS} layers, not {len(self.lowers)}")
+
+    @classmethod
+    def host(cls, *, readonly: bool = False, size: int | str | None = None) -> RootFS:
+        """The machine's own programs: /usr, /bin, /lib*, and the part of /etc that programs need.
+
+        No /home, /root, /run or /var of the host is in it, and nothing that only root may read. Writes go to memory
+        and are gone with the container; nothing reaches the host.
+
+        Args:
+            readonly: no writes at all (default False).
+            size: the most that is kept of what is written, such as ``"256M"`` (default: half of the memory).
+        """
+        return cls(kind="host", readonly=readonly, size=_size(size))
+
+    @classmethod
+    def dir(cls, path: str | os.PathLike[str], *, readonly: bool = False, idmap: bool = True) -> RootFS:
+        """A folder of the host, as it is; writes go to it.
+
+        Args:
+            path: the folder; must be there when the container starts.
+            readonly: no writes (default False).
+            idmap: see the class.
+        """
+        return cls(kind="dir", lowers=(_absolute(path),), readonly=readonly, idmap=idmap)
+
+    @classmethod
+    def overlay(
+        cls,
+        *lowers: str | os.PathLike[str],
+        upper: str | os.PathLike[str] | None = None,
+        work: str | os.PathLike[str] | None = None,
+        size: int | str | None = None,
+        idmap: bool = True,
+    ) -> RootFS:
+        """A union of folders.
+
+        Args:
+            lowers: the layers, topmost first; at most 500, never written to.
+            upper: the folder that takes the changes (default: memory, gone with the container).
+            work: an empty folder on the same filesystem as ``upper`` (default: beside it, ``upper`` + ``".work"``,
+                made when it is missing).
+            size: the most that is kept in memory, such as ``"256M"`` (default: half of the memory).
+            idmap: see the class.
+
+        Source: the kernel's filesystems/overlayfs.rst.
+        """
+        where = None if upper is None else _absolute(upper)
+        beside = None if where is None else f"{where}.work"
+        return cls(
+            kind="overlay",
+            lowers=tuple(_absolute(lower) for lower in lowers),
+            upper=where,
+            work=beside if work is None else _absolute(work),
+            size=_size(size),
+            idmap=idmap,
+        )
+
+    @classmethod
+    def tmpfs(cls, size: int | str | None = None) -> RootFS:
+        """An empty root in memory; fill it with mounts and ``files``.
+
+        Args:
+            size: the most that it holds, such as ``"64M"`` (default: half of the memory).
+        """
+        return cls(kind="tmpfs", size=_size(size))
+
+    @classmethod
+    def image(cls, reference: str, **arguments: Any) -> RootFS:
+        """An image of a registry or of the local store, by its reference; see :mod:`containerkit.image`."""
+        return cls(kind="image", name=reference, arguments=tuple(sorted(arguments.items())))
+
+    @classmethod
+    def template(cls, name: str, **arguments: Any) -> RootFS:
+        """A root made by a template, such as ``busybox`` or ``debian``; see :mod:`containerkit.image`."""
+        return cls(kind="template", name=name, arguments=tuple(sorted(arguments.items())))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether what is written lives in memory."""
+        return not self.readonly and (self.kind in ("host", "tmpfs") or (self.kind == "overlay" and not self.upper))
+
+
+def resolve(rootfs: RootFS) -> RootFS:
+    """Return a RootFS of one of the kinds that need no provider.
+
+    Raises:
+        SpecError: nobody provides the kind.
+    """
+    if rootfs.kind in _OWN_KINDS:
+        return rootfs
+    provider = _provider(rootfs.kind)
+    resolved = provider(rootfs)
+    return resolve(resolved)
+
+
+def _provider(kind: str) -> Callable[[RootFS], RootFS]:
+    from importlib import import_module, metadata
+
+    if kind in PROVIDERS:
+        module, _, name = PROVIDERS[kind].partition(":")
+        found: Callable[[RootFS], RootFS] = getattr(import_module(module), name)
+        return found
+    for entry in metadata.entry_points(group="containerkit.rootfs", name=kind):
+        loaded: Callable[[RootFS], RootFS] = entry.load()
+        return loaded
+    raise SpecError(f"rootfs: nobody provides the kind {kind!r}")
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise SpecError(f"rootfs: {path!r} is not a path")
+    text = os.fspath(path)
+    if not isinstance(text, str) or "\0" in text or not text:
+        raise SpecError(f"rootfs: {text!r} is not a path")
+    return os.path.abspath(text)
+
+
+def _size(size: int | str | None) -> str | None:
+    return None if size is None else size_text(size, "rootfs size")
+
+
+@attrs.frozen
+class Change:
+    """One difference between a container's root and what lies below it.
+
+    Attributes:
+        path: absolute, as inside.
+        kind: ``"added"``, ``"changed"`` or ``"deleted"``. A folder that was replaced (made opaque) is ``"changed"``.
+    """
+
+    path: str
+    kind: str
+
+
+def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "") -> Iterator[Change]:
+    """Yield what the upper folder of an overlay adds, changes and deletes, in the order of the paths.
+
+    Args:
+        upper: a descriptor of the upper folder.
+        lowers: descriptors of the lower folders, topmost first; they tell an addition from a change.
+        prefix: the path inside where the overlay is mounted.
+
+    Nothing is followed out of the folders: every step is by descriptor, links are never walked.
+    Source: the kernel's filesystems/overlayfs.rst, whiteouts and opaque directories.
+    """
+    for name in sorted(os.listdir(upper)):
+        status = os.stat(name, dir_fd=upper, follow_symlinks=False)
+        path = f"{prefix}/{name}"
+        below = any(_exists(name, lower) for lower in lowers)
+        if _is_whiteout(name, upper, status):
+            if below:
+                yield Change(path, "deleted")
+            continue
+        folder = stat.S_ISDIR(status.st_mode)
+        if not below:
+            yield Change(path, "added")
+        elif not folder or _is_opaque(name, upper) or not _same_metadata(name, status, lowers):
+            yield Change(path, "changed")
+        if folder:
+            yield from _inside(name, upper, lowers, path)
+
+
+def _inside(name: str, upper: int, lowers: tuple[int, ...], path: str) -> Iterator[Change]:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    opened: list[int] = []
+    try:
+        opened.append(os.open(name, flags, dir_fd=upper))
+        for lower in () if _is_opaque(name, upper) else lowers:
+            try:
+                opened.append(os.open(name, flags, dir_fd=lower))
+            except OSError:
+                continue  # not there, or no folder: this layer says nothing about what lies inside
+        yield from changes(opened[0], tuple(opened[1:]), prefix=path)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _exists(name: str, folder: int) -> bool:
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return not _is_whiteout(name, folder, status)
+
+
+def _is_whiteout(name: str, folder: int, status: os.stat_result) -> bool:
+    if stat.S_ISCHR(status.st_mode):
+        return status.st_rdev == 0
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        return _attribute(name, folder, "overlay.whiteout") is not None
+    return False
+
+
+def _is_opaque(name: str, folder: int) -> bool:
+    return _attribute(name, folder, "overlay.opaque") == b"y"
+
+
+def _attribute(name: str, folder: int, attribute: str) -> bytes | None:
+    path = f"/proc/self/fd/{folder}/{name}"
+    for space in ("user", "trusted"):
+        try:
+            return os.getxattr(path, f"{space}.{attribute}", follow_symlinks=False)
+        except OSError:
+            continue
+    return None
+
+
+def _same_metadata(name: str, status: os.stat_result, lowers: tuple[int, ...]) -> bool:
+    """Whether a folder was copied up only because something inside it changed."""
+    for lower in lowers:
+        try:
+            other = os.stat(name, dir_fd=lower, follow_symlinks=False)
+        except OSError:
+            continue
+        return other.st_mode == status.st_mode and (other.st_uid % 65536) == (status.st_uid % 65536)
+    return False
