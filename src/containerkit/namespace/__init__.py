@@ -1,0 +1,15 @@
+"""Namespaces: handles on those that exist, and the description of those that a container shall have.
+
+Each of the eight kinds is *new*, *joined* or *inherited* in a container, which :class:`Namespaces` says. A
+:class:`Namespace` is a handle on a living one; while it is open the kernel keeps the namespace alive, with or without
+processes inside.
+"""
+
+from __future__ import annotations
+
+from containerkit.namespace.description import Namespaces, TimeOffsets
+from containerkit.namespace.handle import Namespace
+from containerkit.namespace.kind import Kind
+from containerkit.namespace.visit import Visit
+
+__all__ = ["Kind", "Namespace", "Namespaces", "TimeOffsets", "Visit"]
