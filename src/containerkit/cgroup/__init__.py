@@ -1,0 +1,64 @@
+"""Control groups of version 1, version 2 and both at once: limits, reports, events.
+
+::
+
+    with CGroup.create("job", Limits(memory="256M", pids=64, cpus=1.5)) as group:
+        group.add(pid)
+        group.stats().memory.peak_bytes
+
+Usable alone; the container's start goes through :meth:`CGroup.attach_files`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from containerkit.cgroup.limits import DeviceRule, IOLimit, Limits
+
+if TYPE_CHECKING:
+    from containerkit.cgroup.events import Event, Events
+    from containerkit.cgroup.group import CGroup
+    from containerkit.cgroup.perf import PerfCounters
+    from containerkit.cgroup.pressure import PressureTrigger
+    from containerkit.cgroup.quantities import parse_size
+    from containerkit.cgroup.stats import Pressure, Stats, Usage
+    from containerkit.cgroup.sweep import sweep
+
+__all__ = [
+    "CGroup",
+    "DeviceRule",
+    "Event",
+    "Events",
+    "IOLimit",
+    "Limits",
+    "PerfCounters",
+    "Pressure",
+    "PressureTrigger",
+    "Stats",
+    "Usage",
+    "parse_size",
+    "sweep",
+]
+
+_LATE = {
+    "CGroup": "group",
+    "Event": "events",
+    "Events": "events",
+    "PerfCounters": "perf",
+    "Pressure": "stats",
+    "PressureTrigger": "pressure",
+    "Stats": "stats",
+    "Usage": "stats",
+    "parse_size": "quantities",
+    "sweep": "sweep",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use, so that a description costs no more than itself."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - late, as the whole function
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    return value

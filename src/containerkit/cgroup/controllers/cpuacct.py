@@ -1,0 +1,29 @@
+"""Version 1's cpuacct: processor time used, no limits. On version 2 every group's cpu.stat has it.
+
+Source: Documentation/admin-guide/cgroup-v1/cpuacct.rst.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit.cgroup.controllers import Attachment, Setting
+    from containerkit.cgroup.limits import Limits
+    from containerkit.cgroup.stats import CpuStats
+
+
+def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - the controllers' seam
+    """Return nothing: the controller only counts."""
+    return []
+
+
+def report(read: Callable[[str], str | None], version: int) -> CpuStats:  # noqa: ARG001 - version 1 only
+    """Return the processor time, the limits' part of it left out."""
+    from containerkit.cgroup.controllers.cpu import accounted  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.stats import CpuStats  # noqa: PLC0415 - a start needs no report
+
+    usage, user, system, per_cpu = accounted(read)
+    return CpuStats(usage_us=usage, user_us=user, system_us=system, per_cpu_us=per_cpu)

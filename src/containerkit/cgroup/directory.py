@@ -1,0 +1,208 @@
+"""One directory of one hierarchy, held by a descriptor: everything goes through it, no path is resolved twice."""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, EROFS, ESRCH
+from typing import TYPE_CHECKING, Final
+
+from containerkit.errors import SetupError, StateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Directory", "refused"]
+
+_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+_ABOVE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_CHUNK: Final = 65536
+
+_HINTS: Final = {
+    EACCES: "run as root, or inside a delegated subtree (systemd-run --user --scope -p Delegate=yes ...)",
+    EPERM: "run as root, or inside a delegated subtree (systemd-run --user --scope -p Delegate=yes ...)",
+    EROFS: "the cgroup file system is mounted read-only here; mount it writable or leave the limits out",
+    ENOSPC: "cgroup.max.descendants or cgroup.max.depth of a parent group is reached",
+    EINVAL: "the kernel does not take this value here",
+    ESRCH: "there is no such process in this pid namespace",
+}
+
+
+def refused(operation: str, error: OSError, target: str, hint: str = "") -> SetupError:
+    """Return the error to raise for a refusal of the kernel."""
+    number = error.errno or 0
+    if number == EBUSY and not hint and operation == "write":
+        hint = "on version 2 a group with processes of its own can't have groups with controllers below it"
+    return SetupError(operation, number, target, hint or _HINTS.get(number, ""))
+
+
+class Directory:
+    """A group's directory in one hierarchy. It owns its descriptor.
+
+    Attributes:
+        fd: the directory, open for reading; -1 when closed.
+        path: for people.
+        version: of the hierarchy.
+        names: the controllers of a version 1 hierarchy.
+    """
+
+    __slots__ = ("_available", "_enabled", "fd", "names", "path", "version")
+
+    def __init__(self, fd: int, path: str, version: int, names: frozenset[str] = frozenset()) -> None:
+        self.fd = fd
+        self.path = path
+        self.version = version
+        self.names = names
+        self._available: frozenset[str] | None = None
+        self._enabled: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.fd < 0 else f"fd {self.fd}"
+        return f"<Directory {self.path} version {self.version} {state}>"
+
+    def close(self) -> None:
+        """Close the descriptor. May be called twice."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def remove_self(self) -> None:
+        """Remove the directory, which must be empty of processes and groups. One that is gone is no error.
+
+        Raises:
+            OSError: EBUSY when there is something in it.
+        """
+        name = self.path.rpartition("/")[2]
+        above = os.open("..", _ABOVE, dir_fd=self.fd)
+        try:
+            os.rmdir(name, dir_fd=above)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(above)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file or group of that name."""
+        try:
+            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    def make(self, name: str, *, exist_ok: bool = False) -> Directory:
+        """Make a group below and open it.
+
+        Raises:
+            StateError: there is one of that name, and ``exist_ok`` is False.
+            SetupError: the kernel refused it.
+        """
+        try:
+            os.mkdir(name, 0o755, dir_fd=self.fd)
+        except FileExistsError:
+            if not exist_ok:
+                raise StateError(f"{self.path}/{name}: there is a group of that name") from None
+        except OSError as error:
+            if error.errno in {ENOENT, ENODEV}:
+                raise FileNotFoundError(ENOENT, os.strerror(ENOENT), self.path) from None
+            raise refused("mkdir", error, f"{self.path}/{name}") from None
+        try:
+            return self.open(name)
+        except OSError as error:
+            if not exist_ok:
+                os.rmdir(name, dir_fd=self.fd)
+            raise refused("open", error, f"{self.path}/{name}") from None
+
+    def open(self, name: str) -> Directory:
+        """Open a group below.
+
+        Raises:
+            OSError: there is none, or it may not be opened.
+        """
+        fd = os.open(name, _FLAGS, dir_fd=self.fd)
+        below = Directory(fd, f"{self.path.rstrip('/')}/{name}", self.version, self.names)
+        if self._enabled:  # what was enabled here is what is available there, with no need to read it
+            below._available = self._enabled
+        return below
+
+    def open_file(self, file: str, flags: int) -> int:
+        """Return a new descriptor of a file."""
+        return os.open(file, flags | os.O_CLOEXEC, dir_fd=self.fd)
+
+    def read(self, file: str) -> str | None:
+        """Return the text of a file; None where there is no such file or the kernel does not give it."""
+        try:
+            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError:
+            return None
+        try:
+            text = chunk = os.read(fd, _CHUNK)
+            while chunk:
+                chunk = os.read(fd, _CHUNK)
+                text += chunk
+        except OSError:  # switched off, such as memory.kmem.slabinfo or the pressure files
+            return None
+        finally:
+            os.close(fd)
+        return text.decode("ascii", "replace")
+
+    def write(self, file: str, value: bytes) -> None:
+        """Write to a file, in one write as the kernel wants it.
+
+        Raises:
+            OSError: the kernel refused it.
+        """
+        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            os.write(fd, value)
+        finally:
+            os.close(fd)
+
+    def groups(self) -> list[str]:
+        """Return the names of the groups below."""
+        with os.scandir(self.fd) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+    def has_groups(self) -> bool:
+        """Tell whether there are groups below: kernfs counts them in the directory's links."""
+        return os.fstat(self.fd).st_nlink > 2
+
+    def processes(self) -> list[int]:
+        """Return the pids in the group itself; 0 stands for one that has no pid in this namespace."""
+        text = self.read("cgroup.procs") or ""
+        return [int(word) for word in text.split() if word.isdigit()]
+
+    def available(self) -> frozenset[str]:
+        """Return the controllers that the group may limit."""
+        if self.version == 1:
+            return self.names
+        if self._available is None:
+            self._available = frozenset((self.read("cgroup.controllers") or "").split())
+        return self._available
+
+    def enable(self, controllers: Iterable[str]) -> None:
+        """Hand controllers on to the groups below (version 2; on version 1 they are always there).
+
+        Raises:
+            UnsupportedError: one of them is not available here.
+            SetupError: the kernel refused it, with EBUSY where the group holds processes of its own.
+        """
+        if self.version == 1:
+            return
+        wanted = frozenset(controllers)
+        if wanted <= self._enabled:
+            return
+        missing = wanted - self.available()
+        if missing:
+            hint = (
+                f"the group offers {' '.join(sorted(self.available())) or 'none'}; delegate the controller to it: "
+                "+NAME in cgroup.subtree_control of each group above, or Delegate=yes in its systemd unit"
+            )
+            raise UnsupportedError("enable controllers", ENODEV, f"{' '.join(sorted(missing))} in {self.path}", hint)
+        there = frozenset((self.read("cgroup.subtree_control") or "").split())
+        new = wanted - there
+        if new:
+            text = " ".join(f"+{name}" for name in sorted(new))
+            try:
+                self.write("cgroup.subtree_control", text.encode())
+            except OSError as error:
+                raise refused("write", error, f"{text} to {self.path}/cgroup.subtree_control") from None
+        self._enabled = there | new

@@ -1,0 +1,156 @@
+"""Rules about devices: which nodes may be used, and how much may go to and from a disk."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import attrs
+
+from containerkit.cgroup.quantities import Amount, amount, flag, whole
+from containerkit.errors import SpecError
+
+__all__ = ["DeviceRule", "IOLimit", "device_name"]
+
+_UNSIGNED: Final = (1 << 32) - 1
+
+
+def device_name(argument: str, value: object) -> str:
+    """Return the name of a device: an absolute path or ``"major:minor"``.
+
+    Raises:
+        SpecError: neither.
+    """
+    if isinstance(value, str):
+        major, colon, minor = value.partition(":")
+        if value.startswith("/") and "\0" not in value:
+            return value
+        if colon and major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit():
+            return f"{whole(int(major[:9]), argument, 0, 4095)}:{whole(int(minor[:9]), argument, 0, 1048575)}"
+    raise SpecError(f'{argument}: {value!r} is no device; write an absolute path or "major:minor"')
+
+
+def _major(value: int | None) -> int | None:
+    return None if value is None else whole(value, "major", 0, 4095)
+
+
+def _minor(value: int | None) -> int | None:
+    return None if value is None else whole(value, "minor", 0, 1048575)
+
+
+def _allow(value: bool) -> bool:  # noqa: FBT001 - a converter
+    return flag(value, "allow")
+
+
+@attrs.frozen(kw_only=True)
+class DeviceRule:
+    """One rule about device nodes; of several that match a device, the last decides.
+
+    Args:
+        kind: ``"c"`` for character devices, ``"b"`` for block devices, ``"a"`` for both.
+        major: the major number; None for all.
+        minor: the minor number; None for all.
+        access: any of r (read), w (write), m (mknod). Default all three.
+        allow: whether it allows or denies. Default True.
+
+    Raises:
+        SpecError: an unknown kind or access, a number out of range.
+
+    Source: Documentation/admin-guide/cgroup-v1/devices.rst.
+    """
+
+    kind: Literal["a", "b", "c"] = attrs.field()
+    major: int | None = attrs.field(default=None, converter=_major)
+    minor: int | None = attrs.field(default=None, converter=_minor)
+    access: str = attrs.field(default="rwm")
+    allow: bool = attrs.field(default=True, converter=_allow)
+
+    @kind.validator
+    def _check_kind(self, _attribute: object, value: str) -> None:
+        if value not in {"a", "b", "c"}:
+            raise SpecError(f"kind: {value!r} is none of a, b, c")
+
+    @access.validator
+    def _check_access(self, _attribute: object, value: str) -> None:
+        if not isinstance(value, str) or not value or not set(value) <= set("rwm") or len(set(value)) != len(value):
+            raise SpecError(f"access: {value!r} is no choice of the letters r, w, m")
+
+    @classmethod
+    def parse(cls, text: str, *, allow: bool = True) -> DeviceRule:
+        """Return the rule that the kernel's notation means, such as ``"c 1:3 rwm"`` or ``"b 8:* r"``.
+
+        Raises:
+            SpecError: not in that notation.
+        """
+        words = text.split()
+        if words == ["a"]:
+            return cls(kind="a", allow=allow)
+        if len(words) not in {2, 3} or ":" not in words[1]:
+            raise SpecError(f'devices: {text!r} is no rule such as "c 1:3 rwm"')
+        found: list[int | None] = []
+        for part in words[1].split(":"):
+            if part != "*" and not (part.isascii() and part.isdigit()):
+                raise SpecError(f"devices: {part!r} in {text!r} is neither a number nor *")
+            found.append(None if part == "*" else int(part[:9]))
+        if len(found) != 2:
+            raise SpecError(f'devices: {text!r} is no rule such as "c 1:3 rwm"')
+        access = words[2] if len(words) == 3 else "rwm"
+        return cls(kind=words[0], major=found[0], minor=found[1], access=access, allow=allow)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        major = "*" if self.major is None else self.major
+        minor = "*" if self.minor is None else self.minor
+        return f"{self.kind} {major}:{minor} {self.access}"
+
+
+def _disk(value: str) -> str:
+    return device_name("device", value)
+
+
+def _read_bps(value: int | str | None) -> Amount | None:
+    return None if value is None else amount(value, "read_bps", size=True, least=1)
+
+
+def _write_bps(value: int | str | None) -> Amount | None:
+    return None if value is None else amount(value, "write_bps", size=True, least=1)
+
+
+def _read_iops(value: int | str | None) -> Amount | None:
+    return None if value is None else amount(value, "read_iops", least=1, most=_UNSIGNED)
+
+
+def _write_iops(value: int | str | None) -> Amount | None:
+    return None if value is None else amount(value, "write_iops", least=1, most=_UNSIGNED)
+
+
+def _latency_us(value: int | None) -> int | None:
+    return None if value is None else whole(value, "latency_us", 1, _UNSIGNED)
+
+
+@attrs.frozen(kw_only=True)
+class IOLimit:
+    """What a group may do with one block device.
+
+    Args:
+        device: its path (``"/dev/sda"``) or ``"major:minor"``; the whole disk, never a partition.
+        read_bps: bytes read per second, also ``"10M"``. Default no limit.
+        write_bps: bytes written per second.
+        read_iops: reads per second.
+        write_iops: writes per second.
+        latency_us: the latency in microseconds that the group is protected to (version 2 only).
+
+    Raises:
+        SpecError: a value out of range, or no limit at all.
+
+    Source: "IO Interface Files" in Documentation/admin-guide/cgroup-v2.rst.
+    """
+
+    device: str = attrs.field(converter=_disk)
+    read_bps: Amount | None = attrs.field(default=None, converter=_read_bps)
+    write_bps: Amount | None = attrs.field(default=None, converter=_write_bps)
+    read_iops: Amount | None = attrs.field(default=None, converter=_read_iops)
+    write_iops: Amount | None = attrs.field(default=None, converter=_write_iops)
+    latency_us: int | None = attrs.field(default=None, converter=_latency_us)
+
+    def __attrs_post_init__(self) -> None:
+        if {self.read_bps, self.write_bps, self.read_iops, self.write_iops, self.latency_us} == {None}:
+            raise SpecError(f"io: no limit is given for {self.device}")

@@ -1,0 +1,97 @@
+"""Groups whose owner was killed: finding and removing them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from containerkit._linux.cgroupfs import read_hierarchies
+from containerkit.cgroup.directory import Directory
+from containerkit.cgroup.members import kill, remove
+from containerkit.cgroup.owner import PREFIX, Owner
+from containerkit.cgroup.tree import Tree
+from containerkit.errors import CleanupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["sweep"]
+
+
+def sweep(*, everywhere: bool = True, timeout_s: float = 10.0) -> tuple[str, ...]:
+    """Remove the groups of owners that have ended, with the processes that are still in them.
+
+    A group is told by its name, which holds the owner's pid, start time and pid namespace. Groups of live owners, of
+    another pid namespace, and such that are not this project's are left alone.
+
+    Args:
+        everywhere: whether all of every hierarchy is searched. False looks only where this process makes its own
+            groups, which costs a listing of one directory for each hierarchy, and searches further when that finds one.
+        timeout_s: how long to wait for the processes of each group, in seconds.
+
+    Returns:
+        The paths of what was removed.
+
+    Raises:
+        CleanupError: processes would not end, or the kernel refused a removal. What could be removed is gone.
+    """
+    removed: list[str] = []
+    left: list[str] = []
+    if everywhere or any(True for base in Tree.current().bases for _ in _stale(base, set())):
+        for root in _roots():
+            try:
+                _sweep_below(root, removed, left, timeout_s)
+            finally:
+                root.close()
+    if left:
+        raise CleanupError(tuple(left))
+    return tuple(removed)
+
+
+def _roots() -> Iterator[Directory]:
+    for hierarchy in read_hierarchies():
+        if hierarchy.name:
+            continue
+        try:
+            fd = os.open(hierarchy.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        yield Directory(fd, hierarchy.mountpoint, hierarchy.version, hierarchy.controllers)
+
+
+def _stale(part: Directory, alive: set[Owner]) -> Iterator[str]:
+    """Yield the groups right below whose owner has ended."""
+    for name in part.groups():
+        owner = Owner.of(name) if name.startswith(PREFIX) else None
+        if owner is None or owner in alive:
+            continue
+        if owner.is_gone():
+            yield name
+        else:
+            alive.add(owner)
+
+
+def _sweep_below(part: Directory, removed: list[str], left: list[str], timeout_s: float) -> None:
+    for name in list(_stale(part, set())):
+        try:
+            group = part.open(name)
+        except OSError:  # another sweep was faster
+            continue
+        try:
+            kill((group,), 9)
+            remove((group,), timeout_s)
+            removed.append(group.path)
+        except CleanupError as error:
+            left += error.left
+        finally:
+            group.close()
+    if part.has_groups():
+        for name in part.groups():
+            try:
+                below = part.open(name)
+            except OSError:
+                continue
+            try:
+                _sweep_below(below, removed, left, timeout_s)
+            finally:
+                below.close()

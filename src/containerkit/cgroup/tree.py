@@ -1,0 +1,313 @@
+"""Where new groups go: one base directory in each hierarchy, and which hierarchy serves which controller.
+
+The bases are found once and kept open. By default they are the groups that this process is in, so that what limits the
+caller limits its containers too.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EBUSY, ENODEV
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit._linux.cgroupfs import Hierarchy, offered_controllers, read_hierarchies
+from containerkit.cgroup.controllers import CONTROLLERS, controller
+from containerkit.cgroup.directory import Directory, refused
+from containerkit.cgroup.quantities import group_name
+from containerkit.errors import SetupError, SpecError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from containerkit.cgroup.controllers import Attachment, Setting
+    from containerkit.cgroup.limits import Limits
+
+__all__ = ["Tree"]
+
+_IMPLICIT: Final = frozenset({"freezer", "devices", "perf_event"})
+"""On version 2 every group has them, in the form of cgroup.freeze, of a BPF program and of a directory descriptor."""
+
+_ACCOUNTED: Final = frozenset({"memory", "cpu", "io", "pids"})
+"""Enabled on version 2 where they can be, for the sake of their reports."""
+
+Room = tuple[Directory, tuple[Any, ...]]
+"""A base and what has to be written into a new group below it."""
+
+
+class Tree:
+    """The bases in all hierarchies. It owns their descriptors.
+
+    Attributes:
+        bases: one directory for each hierarchy, version 2 last.
+        unified: the one of version 2; None where it is not mounted or may not be written.
+    """
+
+    __slots__ = ("_plans", "bases", "unified")
+
+    def __init__(self, bases: Iterable[Directory]) -> None:
+        self.bases = tuple(sorted(bases, key=lambda base: base.version))
+        self.unified = next((base for base in self.bases if base.version == 2), None)
+        self._plans: dict[object, tuple[Room, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Tree {', '.join(base.path for base in self.bases)}>"
+
+    @classmethod
+    def current(cls, *, refresh: bool = False) -> Tree:
+        """Return the tree whose bases are this process's own groups, found once in a process."""
+        global _current  # noqa: PLW0603 - the machine's mounts do not change under a process
+        if _current is None or refresh:
+            _current = cls(_open_bases())
+        return _current
+
+    @classmethod
+    def beneath(cls, parent: str, *, refresh: bool = False) -> Tree:
+        """Return the tree whose bases are the group ``parent``, made where it is not there.
+
+        Args:
+            parent: an absolute path, as /proc/PID/cgroup shows it, the same in every hierarchy.
+            refresh: whether to look again instead of taking what was found before.
+
+        Raises:
+            SpecError: not absolute, or with components that no group can have.
+            SetupError: the kernel refused to make it.
+        """
+        known = _beneath.pop(parent, None)
+        if known is not None and not refresh:
+            _beneath[parent] = known  # the last used is the last to go
+            return known
+        parts = [part for part in parent.split("/") if part]
+        if not parent.startswith("/"):
+            raise SpecError(f"parent: {parent!r} is not absolute")
+        for part in parts:
+            group_name(part, "parent")
+        bases: list[Directory] = []
+        try:
+            bases.extend(_descend(root, parts) for root in _open_bases(own=False))
+        except BaseException:
+            for base in bases:
+                base.close()
+            raise
+        if len(_beneath) >= 16:
+            _beneath.pop(next(iter(_beneath))).close()
+        _beneath[parent] = cls(bases)
+        return _beneath[parent]
+
+    def close(self) -> None:
+        """Close all descriptors. May be called twice."""
+        for base in self.bases:
+            base.close()
+
+    def serving(self, name: str) -> Directory | None:
+        """Return the base of the hierarchy that serves a controller, None if there is none."""
+        old = "blkio" if name == "io" else name
+        for base in self.bases:
+            if base.version == 1 and old in base.names:
+                return base
+        if self.unified is not None and (name in _IMPLICIT or name in self.unified.available()):
+            return self.unified
+        return None
+
+    def plan(self, limits: Limits, controllers: frozenset[str]) -> tuple[Room, ...]:
+        """Return what has to be made in which hierarchy for these limits; kept for the next time.
+
+        Args:
+            limits: what is wished.
+            controllers: further controllers to join.
+
+        Raises:
+            UnsupportedError: no hierarchy serves a controller, or none of this version has the limit.
+            SetupError: the controllers could not be enabled.
+        """
+        key = limits, controllers
+        found = self._plans.get(key)
+        if found is None:
+            if len(self._plans) > 64:
+                self._plans.clear()
+            found = self._plans[key] = self._plan(limits, controllers)
+        return found
+
+    def plan_within(self, limits: Limits) -> tuple[Room, ...]:
+        """Return what has to be made for a group within the one whose directories are the bases, in all of them.
+
+        Raises:
+            UnsupportedError, SetupError: as for :meth:`plan`.
+        """
+        for name in sorted(limits.controllers()):
+            if self.serving(name) is None:
+                hint = (
+                    f"the group above is not in that hierarchy; create it with controllers=[{name!r}] or such a limit"
+                )
+                raise UnsupportedError("find controller", ENODEV, name, hint)
+        if self.unified is not None:
+            self._enable(frozenset(limits.controllers() & self.unified.available()))
+        return tuple(
+            (
+                base,
+                self.settings(base, sorted({"io" if name == "blkio" else name for name in base.available()}), limits),
+            )
+            for base in self.bases
+        )
+
+    def mount(self, controllers: Iterable[str]) -> None:
+        """Mount privately those of these version 1 controllers that the kernel offers and nothing mounts.
+
+        Raises:
+            SetupError: the kernel refused it.
+        """
+        from containerkit.cgroup.private import mount_privately  # noqa: PLC0415 - rarely wished
+
+        for name in sorted(controllers):
+            if self.serving(name) is None and offered_controllers().get(name) == 0:
+                self.bases = (mount_privately(name), *self.bases)
+                self._plans.clear()
+
+    def _plan(self, limits: Limits, controllers: frozenset[str]) -> tuple[Room, ...]:
+        needed = limits.controllers()
+        serving: dict[str, Directory] = {}
+        for name in sorted(needed | controllers):
+            base = self.serving(name)
+            if base is None:
+                raise not_served(name)
+            serving[name] = base
+        for name in sorted(self._basics() - serving.keys()):
+            base = self.serving(name)
+            if base is not None:
+                serving[name] = base
+        if self.unified is not None:
+            self._enable(frozenset(name for name, base in serving.items() if base is self.unified) - _IMPLICIT)
+        rooms: list[Room] = []
+        for base in self.bases:
+            mine = sorted(name for name, served in serving.items() if served is base)
+            if mine or base is self.unified:
+                rooms.append((base, self.settings(base, mine, limits)))
+        return tuple(rooms)
+
+    def settings(self, base: Directory, names: Iterable[str], limits: Limits) -> tuple[Setting | Attachment, ...]:
+        """Return what these limits mean in one hierarchy, the raw keys last."""
+        found: list[Setting | Attachment] = []
+        for name in names:
+            if name in CONTROLLERS:
+                found += controller(name).settings(limits, base.version)
+        if limits.unified:
+            from containerkit.cgroup.controllers.raw import settings  # noqa: PLC0415 - rarely wished
+
+            found += settings(limits, base, self)
+        return tuple(found)
+
+    def _basics(self) -> frozenset[str]:
+        """Return what every group should be able to do: be frozen, and tell its processor time."""
+        if self.unified is None:
+            return frozenset({"freezer", "cpuacct"})
+        return frozenset() if _kernel_freezes() else frozenset({"freezer"})
+
+    def _enable(self, needed: frozenset[str]) -> None:
+        unified = self.unified
+        if unified is None:
+            return
+        extra = (_ACCOUNTED & unified.available()) - needed
+        try:
+            unified.enable(needed)
+        except SetupError as error:
+            if error.errno != EBUSY or not _step_aside(unified):
+                raise
+            unified.enable(needed)
+        for name in sorted(extra):
+            try:
+                unified.enable({name})
+            except SetupError:  # only a report would have come from it
+                continue
+
+
+def _kernel_freezes() -> bool:
+    """Tell whether version 2 has cgroup.freeze, which came with kernel 5.2; the root group does not show it."""
+    major, _, rest = os.uname().release.partition(".")
+    minor = rest.split(".")[0].split("-")[0]
+    return (int(major), int(minor) if minor.isdigit() else 0) >= (5, 2)
+
+
+def _step_aside(base: Directory) -> bool:
+    """Move this process into a leaf of its own group, if it is alone there, so that inner groups may be made."""
+    if base.processes() != [os.getpid()]:
+        return False
+    leaf = base.make("supervisor", exist_ok=True)
+    try:
+        leaf.write("cgroup.procs", b"0")
+    except OSError:
+        return False
+    finally:
+        leaf.close()
+    return True
+
+
+def not_served(name: str) -> UnsupportedError:
+    """Return the error for a controller that no hierarchy serves: it says what would provide it."""
+    old = "blkio" if name == "io" else name
+    offered = offered_controllers()
+    if old in offered and offered[old] == 0 and name in CONTROLLERS:
+        hint = f"the kernel has it but nothing mounts it: mount=True mounts it privately, or mount -t cgroup -o {old}"
+    elif old in offered:
+        hint = f"no mount of its hierarchy is visible and writable here; mount -t cgroup -o {old}, or a cgroup2"
+    else:
+        hint = f"the kernel was built or booted without it; see CONFIG_CGROUP_{old.upper()} and cgroup_disable="
+    return UnsupportedError("find controller", ENODEV, name, hint)
+
+
+def _open_bases(*, own: bool = True) -> list[Directory]:
+    bases: list[Directory] = []
+    for hierarchy in read_hierarchies():
+        if hierarchy.version == 1 and not hierarchy.controllers:
+            continue  # a named hierarchy limits nothing
+        base = _open_base(hierarchy, own=own)
+        if base is not None:
+            bases.append(base)
+    return bases
+
+
+def _open_base(hierarchy: Hierarchy, *, own: bool) -> Directory | None:
+    """Open this process's group in a hierarchy, or its root; None where it is out of sight or may not be written."""
+    path = hierarchy.locate(hierarchy.own) if own else hierarchy.mountpoint
+    if path is None:
+        return None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    base = Directory(fd, path, hierarchy.version, hierarchy.controllers)
+    if not os.access(".", os.W_OK, dir_fd=fd, effective_ids=True):
+        base.close()
+        return None
+    if own and path.endswith("/supervisor") and hierarchy.version == 2:  # where an earlier step aside has put us
+        above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        base.close()
+        return Directory(above, path.rpartition("/")[0], hierarchy.version)
+    return base
+
+
+def _descend(base: Directory, parts: list[str]) -> Directory:
+    for part in parts:
+        above = base
+        try:
+            if above.version == 2:
+                above.enable(_ACCOUNTED & above.available())
+            base = above.make(part, exist_ok=True)
+            if above.version == 1 and "cpuset" in above.names:
+                _inherit_cpuset(base)
+        except FileNotFoundError as error:
+            raise refused("mkdir", error, f"{above.path}/{part}") from None
+        except OSError as error:
+            raise error if isinstance(error, SetupError) else refused("write", error, base.path) from None
+        finally:
+            above.close()
+    return base
+
+
+def _inherit_cpuset(group: Directory) -> None:
+    """Give a new version 1 cpuset the parent's lists; a group without them takes no process."""
+    for kind in ("cpuset.cpus", "cpuset.mems"):
+        if not (group.read(kind) or "").strip():
+            group.write(kind, (group.read(f"../{kind}") or "").strip().encode())
+
+
+_current: Tree | None = None
+_beneath: dict[str, Tree] = {}
