@@ -1,0 +1,544 @@
+"""Compiles the description of a container to a plan.
+
+The plan has four stretches, each run where it has to be (the processes are drawn in ``_native/native.h``):
+
+outside  stage 1, among the caller's mounts: clones what is to be shown inside, then joins the staging and whatever else
+         is joined, and clones stage 2 into the new namespaces;
+owner    stage 1 still, with the caller's rights: id maps, idmapped mounts; then it lets stage 2 go on;
+inside   stage 2, root of the container and of nothing else: assembles the root, pivots, leaves the staging behind;
+payload  the init, and the command as its first child.
+"""
+
+from __future__ import annotations
+
+import os
+from struct import pack
+from typing import Final
+
+import attrs
+
+from containerkit import command as commands
+from containerkit import mount as mounts
+from containerkit import plan
+from containerkit._native import constants as k
+from containerkit.command import Command
+from containerkit.errors import SpecError, UnsupportedError
+from containerkit.mount import Mount
+from containerkit.namespace import Kind
+from containerkit.plan import Block, Operation, Plan, Slot
+from containerkit.spec import Spec
+from containerkit.staging import LOWERS, write_map
+
+__all__ = ["Host", "Mode", "exec_plan", "files_plan", "start_plan"]
+
+JOIN_PREFIX: Final = "join "
+OWNER_FD, REPORT_FD, UPPER_FD = 3, 4, 5
+"""Where init finds the owner's pidfd, the pipe for the command's fate, and keeps the writable layer."""
+
+_PID = Slot("pid")
+_ROOT = Slot("root")
+_USERNS = Slot("userns")
+_UPPER = Slot("upper")
+_SIOCSIFFLAGS: Final = 0x8914
+_JOINED_IN_STAGE_1: Final = (Kind.CGROUP, Kind.IPC, Kind.UTS, Kind.NETWORK, Kind.PID)
+_SYS_HINT: Final = "/sys of a network namespace is mounted by its owner alone"
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """What a plan must know of the caller and of the machine.
+
+    Attributes:
+        privileged: whether the caller may make id maps and mounts in its own namespaces.
+        programs: the folders that ``RootFS.host()`` shows whole.
+        ids: how many ids the container's user namespace maps.
+        folders: for each bind of the description whether its source is a folder.
+        sets_groups: whether setgroups(2) is allowed inside.
+    """
+
+    privileged: bool
+    programs: tuple[str, ...] = ()
+    ids: int = 65_536
+    folders: tuple[bool, ...] = ()
+    sets_groups: bool = True
+
+
+@attrs.frozen
+class Mode:
+    """What becomes of PID 1.
+
+    Attributes:
+        init: it is the init; otherwise the command itself.
+        command: what is run, or None for a container that waits for ``exec``.
+        reads_upper: the writable layer stays within reach of the caller.
+    """
+
+    init: bool = True
+    command: Command | None = None
+    reads_upper: bool = False
+
+
+def start_plan(spec: Spec, host: Host, mode: Mode) -> Plan:
+    """Return the plan of a start.
+
+    Inputs (slots): ``staging``, ``holder``, ``view`` of :class:`containerkit.staging.Staging`; ``owner``, a pidfd of
+    the caller; ``image``, the init; ``report``; ``stdin``, ``stdout``, ``stderr``; ``join KIND`` for each namespace
+    that is joined. Named blocks: ``uid_map`` and ``gid_map``.
+
+    Raises:
+        SpecError: the description can't be had from where the caller stands.
+    """
+    return _Start(spec, host, mode).plan()
+
+
+class _Start:
+    def __init__(self, spec: Spec, host: Host, mode: Mode) -> None:
+        self.spec = spec
+        self.host = host
+        self.mode = mode
+        self.names = spec.namespaces
+        self.binds = [mount for mount in spec.mounts if mount.type == "bind"]
+        self.assembles = self.names.mount == "new"
+        if not host.privileged and self.names.user == "host":
+            raise UnsupportedError("clone", 1, "user namespace 'host'", "only a privileged caller can share its own")
+
+    def plan(self) -> Plan:
+        steps = [plan.call("umask", 0), *self.outside(), *self.owner(), *self.inside(), *self.payload()]
+        return Plan(tuple(steps))
+
+    def is_new(self, kind: str) -> bool:
+        return bool(getattr(self.names, kind) == "new")
+
+    def is_joined(self, kind: str) -> bool:
+        return getattr(self.names, kind) not in ("new", "host")
+
+    # --- outside
+
+    def outside(self) -> list[Operation]:
+        steps: list[Operation] = []
+        if not self.host.privileged:
+            steps += [
+                plan.setns(Slot("holder"), k.CLONE_NEWUSER, "holder user namespace"),
+                plan.setns(Slot("view"), k.CLONE_NEWNS, "view of the host's mounts"),
+            ]
+        if self.assembles:
+            steps += self.clone_trees()
+            steps.append(plan.setns(Slot("staging"), k.CLONE_NEWNS, "staging"))
+            steps += self.clone_staged()
+        for kind in _JOINED_IN_STAGE_1:
+            if self.is_joined(kind.value):
+                steps.append(self.join(kind))
+        if self.assembles and self.is_joined("network"):
+            steps += plan.new_mount("sysfs", {}, Slot("sys"), attributes=_KERNEL_FS | k.MOUNT_ATTR_RDONLY, hint=_SYS_HINT)
+        if self.is_joined("mount"):
+            steps.append(self.join(Kind.MOUNT))
+        if self.is_joined("user"):
+            steps.append(self.join(Kind.USER))
+        flags = k.CLONE_PARENT | k.CLONE_FILES
+        for kind in Kind:
+            if kind is not Kind.TIME and self.is_new(kind.value):
+                flags |= kind.flag
+        kinds = ", ".join(kind.value for kind in Kind if flags & kind.flag)
+        return [*steps, plan.clone(flags, "inside", pid=_PID, target=f"{kinds} namespaces")]
+
+    def join(self, kind: Kind) -> Operation:
+        return plan.setns(Slot(JOIN_PREFIX + kind.value), kind.flag, f"{kind.value} namespace")
+
+    def clone_trees(self) -> list[Operation]:
+        """Clone what the description names, while the caller's own mounts are in sight."""
+        rootfs = self.spec.rootfs
+        steps: list[Operation] = []
+        for number, path in enumerate(self.lower_paths()):
+            hint = "the folders of the root filesystem must be there"
+            steps.append(
+                plan.open_tree(
+                    k.AT_FDCWD, os.fsencode(path), _lower(number), recursive=rootfs.kind == "dir", hint=hint
+                )
+            )
+        if rootfs.upper is not None:
+            steps.append(plan.open_tree(k.AT_FDCWD, os.fsencode(self.upper_base()), Slot("disk")))
+        for number, bind in enumerate(self.binds):
+            steps += mounts.open_source(bind, _bind(number))
+        return steps
+
+    def lower_paths(self) -> tuple[str, ...]:
+        rootfs = self.spec.rootfs
+        return tuple(f"/{name}" for name in self.host.programs) if rootfs.kind == "host" else rootfs.lowers
+
+    def upper_base(self) -> str:
+        """The folder that holds upper and work: an overlay wants both on one mount."""
+        rootfs = self.spec.rootfs
+        assert rootfs.upper is not None
+        assert rootfs.work is not None
+        return os.path.commonpath((rootfs.upper, rootfs.work))
+
+    def clone_staged(self) -> list[Operation]:
+        """Clone what the staging keeps ready, and make room for more layers than it has folders for."""
+        steps = [plan.open_tree(k.AT_FDCWD, b"/dev", Slot("dev"), recursive=True)]
+        if self.spec.rootfs.kind == "host":
+            steps.append(plan.open_tree(k.AT_FDCWD, b"/host", Slot("skeleton"), target="skeleton"))
+        if not self.is_new("pid"):
+            steps.append(plan.open_tree(k.AT_FDCWD, b"/proc", Slot("proc"), recursive=True))
+        if self.names.network == "host":
+            steps.append(plan.open_tree(k.AT_FDCWD, b"/sys", Slot("sys"), recursive=True))
+        for number in range(LOWERS, len(self.lower_paths())):
+            steps.append(plan.make_directory(k.AT_FDCWD, b"/lower/%d" % number))
+        return steps
+
+    # --- owner
+
+    def owner(self) -> list[Operation]:
+        """Write the id maps; give each tree its attributes, and the id map of the namespace that is theirs now."""
+        steps: list[Operation] = []
+        userns = None
+        if self.is_new("user"):
+            if not self.host.sets_groups:
+                at = Slot("map")
+                steps += [
+                    plan.open_of_process(_PID, "setgroups", k.O_WRONLY, at),
+                    plan.write(at, b"deny", "setgroups"),
+                    plan.close(at),
+                ]
+            placeholder = bytes(MAP_BYTES)
+            steps += write_map(_PID, "uid_map", placeholder) + write_map(_PID, "gid_map", placeholder)
+            if self.host.privileged:
+                userns = _USERNS
+                steps.append(plan.open_of_process(_PID, "ns/user", k.O_RDONLY, userns))
+        elif self.is_joined("user") and self.host.privileged:
+            userns = Slot(JOIN_PREFIX + "user")
+        if self.assembles:
+            steps += self.tree_attributes(userns)
+        return [*steps, plan.release(), plan.leave()]
+
+    def tree_attributes(self, userns: Slot | None) -> list[Operation]:
+        rootfs = self.spec.rootfs
+        steps: list[Operation] = []
+        nosuid = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
+        own: list[tuple[Slot, int, str]] = [
+            (_lower(number), nosuid, path) for number, path in enumerate(self.lower_paths())
+        ]
+        if rootfs.kind == "host":
+            own.append((Slot("skeleton"), nosuid, "skeleton"))
+        if rootfs.upper is not None:
+            own.append((Slot("disk"), nosuid, rootfs.upper))
+        for tree, flags, target in own:
+            recursive = rootfs.kind == "dir"
+            steps.append(plan.mount_setattr(tree, set_flags=flags, recursive=recursive, target=target))
+            if userns is not None and rootfs.idmap:
+                hint = "its filesystem can't be id-mapped: pass idmap=False to the RootFS, or namespaces user='host'"
+                steps.append(
+                    plan.mount_setattr(tree, userns=userns, recursive=recursive, target=f"id map of {target}", hint=hint)
+                )
+        if userns is not None:
+            steps.append(plan.mount_setattr(Slot("dev"), userns=userns, target="id map of /dev"))
+        for number, bind in enumerate(self.binds):
+            steps += mounts.set_attributes(bind, _bind(number), userns)
+        return steps
+
+    # --- inside
+
+    def inside(self) -> list[Operation]:
+        steps = [plan.await_release("inside")]
+        if self.names.user != "host":
+            steps += [
+                plan.call("setresgid", 0, 0, 0, target="gid 0"),
+                plan.call("setresuid", 0, 0, 0, target="uid 0"),
+            ]
+        if self.assembles:
+            steps += self.root()
+            steps += self.standard_mounts()
+            steps += self.own_mounts()
+            steps += self.covered_paths()
+            steps += self.pivot()
+        return [*steps, *self.identity()]
+
+    def root(self) -> list[Operation]:
+        """Assemble the root on /newroot of the staging."""
+        rootfs = self.spec.rootfs
+        steps: list[Operation] = []
+        for number in range(len(self.lower_paths())):
+            if rootfs.kind == "dir":
+                steps.append(plan.move_mount(_lower(number), k.AT_FDCWD, b"/newroot", target="/"))
+            else:
+                steps.append(plan.move_mount(_lower(number), k.AT_FDCWD, b"/lower/%d" % number, target="layer"))
+        if rootfs.kind == "tmpfs":
+            steps += plan.new_mount("tmpfs", _memory(rootfs.size), _UPPER, attributes=k.MOUNT_ATTR_NOSUID)
+            steps.append(plan.move_mount(_UPPER, k.AT_FDCWD, b"/newroot", target="/"))
+        if rootfs.kind in ("host", "overlay"):
+            steps += self.overlays()
+        return [*steps, plan.call("openat", k.AT_FDCWD, b"/newroot", _FOLDER, 0, target="/", result=_ROOT)]
+
+    def overlays(self) -> list[Operation]:
+        rootfs = self.spec.rootfs
+        steps: list[Operation] = []
+        if rootfs.upper is not None:
+            steps.append(plan.move_mount(Slot("disk"), k.AT_FDCWD, b"/upper", target="upper layer"))
+        elif not rootfs.readonly:
+            steps += plan.new_mount("tmpfs", _memory(rootfs.size), _UPPER, attributes=k.MOUNT_ATTR_NOSUID)
+            steps.append(plan.move_mount(_UPPER, k.AT_FDCWD, b"/upper", target="upper layer"))
+        if rootfs.kind == "overlay":
+            lowers = [f"/lower/{number}" for number in range(len(rootfs.lowers))]
+            return [*steps, *self.union("/newroot", lowers, 0)]
+        # The skeleton lies below the folders of programs: its layer first, then each of them on its place.
+        steps.append(plan.move_mount(Slot("skeleton"), k.AT_FDCWD, b"/host", target="skeleton"))
+        steps += self.union("/newroot", ["/host"], 0)
+        for number, name in enumerate(self.host.programs):
+            steps += self.union(f"/newroot/{name}", [f"/lower/{number}"], number + 1)
+        return steps
+
+    def union(self, place: str, lowers: list[str], number: int) -> list[Operation]:
+        rootfs = self.spec.rootfs
+        flags = k.MS_NODEV | k.MS_NOSUID
+        steps: list[Operation] = []
+        options = ["lowerdir=" + ":".join(lowers)]
+        if rootfs.readonly:
+            flags |= k.MS_RDONLY
+            if len(lowers) == 1:
+                return [plan.mount(lowers[0].encode(), place.encode(), b"", k.MS_BIND | k.MS_REC, target=place)]
+        elif rootfs.upper is not None and rootfs.work is not None:
+            base = self.upper_base()
+            options += [f"upperdir=/upper/{os.path.relpath(rootfs.upper, base)}"]
+            options += [f"workdir=/upper/{os.path.relpath(rootfs.work, base)}"]
+        else:
+            steps += [plan.make_directory(_UPPER, b"%s%d" % (name, number)) for name in (b"u", b"w")]
+            options += [f"upperdir=/upper/u{number}", f"workdir=/upper/w{number}", "volatile"]
+        if self.names.user != "host":
+            options.append("userxattr")
+        data = ",".join(options).encode()
+        return [*steps, plan.mount(b"overlay", place.encode(), b"overlay", flags, data, target=f"overlay on {place}")]
+
+    def standard_mounts(self) -> list[Operation]:
+        """The filesystems that every container has. Source: OCI runtime-spec, config-linux.md, default filesystems."""
+        covered = {mount.target for mount in self.spec.mounts}
+        steps: list[Operation] = []
+        if "/proc" not in covered:
+            if self.is_new("pid"):
+                steps += plan.new_mount("proc", {}, Slot("proc"), attributes=_KERNEL_FS)
+            steps += self.sysctl_writes()
+            steps += mounts.attach(Slot("proc"), _ROOT, "/proc", folder=True)
+        if "/sys" not in covered:
+            if self.is_new("network"):
+                steps += plan.new_mount("sysfs", {}, Slot("sys"), attributes=_KERNEL_FS | k.MOUNT_ATTR_RDONLY)
+            steps += mounts.attach(Slot("sys"), _ROOT, "/sys", folder=True)
+        if "/dev" not in covered:
+            steps += mounts.attach(Slot("dev"), _ROOT, "/dev", folder=True)
+            steps += [step for mount in self.device_mounts() if mount.target not in covered for step in self.made(mount)]
+        return steps
+
+    def device_mounts(self) -> list[Mount]:
+        terminals: list[tuple[str, str | None]] = [("ptmxmode", "666"), ("mode", "620")]
+        if self.host.ids > 5:
+            terminals.append(("gid", "5"))
+        return [
+            Mount(type="devpts", target="/dev/pts", options=tuple(terminals), noexec=True, nodev=False, create=False),
+            Mount.tmpfs("/dev/shm", size="64M", noexec=True, create=False),
+            Mount(type="mqueue", target="/dev/mqueue", noexec=True, create=False),
+        ]
+
+    def made(self, mount: Mount) -> list[Operation]:
+        tree = Slot("tree")
+        attached = mounts.attach(tree, _ROOT, mount.target, folder=True, create=mount.create)
+        return [*mounts.make_filesystem(mount, tree), *attached]
+
+    def own_mounts(self) -> list[Operation]:
+        steps: list[Operation] = []
+        number = 0
+        for mount in self.spec.mounts:
+            if mount.type != "bind":
+                steps += self.made(mount)
+                continue
+            folder = self.host.folders[number]
+            steps += mounts.attach(_bind(number), _ROOT, mount.target, folder=folder, create=mount.create)
+            number += 1
+        return steps
+
+    def covered_paths(self) -> list[Operation]:
+        return []
+
+    def sysctl_writes(self) -> list[Operation]:
+        """Write kernel parameters through the container's own procfs, before anybody can put another in its place."""
+        at = Slot("sysctl")
+        steps: list[Operation] = []
+        for name, value in self.spec.sysctls:
+            path = ("sys/" + name.replace(".", "/")).encode()
+            hint = "the kernel does not know it, or does not let a container set it"
+            steps += [
+                plan.open_inside(Slot("proc"), path, k.O_WRONLY, at, target=f"sysctl {name}", hint=hint),
+                plan.write(at, value.encode(), f"sysctl {name}={value}", hint),
+                plan.close(at),
+            ]
+        return steps
+
+    def pivot(self) -> list[Operation]:
+        steps = [
+            plan.call("fchdir", _ROOT, target="/"),
+            plan.pivot_root(),
+            plan.unmount(b"."),
+            plan.chdir(b"/"),
+            plan.close(_ROOT),
+        ]
+        if self.spec.rootfs.readonly:
+            steps.append(plan.mount_setattr(k.AT_FDCWD, path=b"/", set_flags=k.MOUNT_ATTR_RDONLY, target="/"))
+        return steps
+
+    def identity(self) -> list[Operation]:
+        steps: list[Operation] = []
+        for call, name in (("sethostname", self.spec.hostname), ("setdomainname", self.spec.domainname)):
+            if self.is_new("uts") and name is not None:
+                steps.append(plan.call(call, Block(name.encode()), len(name.encode()), target=name))
+        if self.is_new("network"):
+            steps += _loopback()
+        return steps
+
+    # --- payload
+
+    def payload(self) -> list[Operation]:
+        command = self.mode.command
+        if command is None:
+            return [*self.time_namespace(), *self.become_init(b"stay")]
+        if not self.mode.init:
+            return [*self.time_namespace(), *become(command, self.host, dies_with_parent=True)]
+        return [
+            plan.clone(0, "command", pid=Slot("command"), target="command"),
+            *self.become_init(b"run"),
+            *label(self.time_namespace(), become(command, self.host), "command"),
+        ]
+
+    def become_init(self, mode: bytes) -> list[Operation]:
+        """Keep what init needs and nothing else, and become it."""
+        steps = [plan.call("setsid", tolerate=(1,)), plan.call("dup3", Slot("owner"), OWNER_FD, 0, target="owner")]
+        first = REPORT_FD
+        if mode == b"run":
+            steps.append(plan.call("dup3", Slot("report"), REPORT_FD, 0, target="report"))
+            first = UPPER_FD
+        elif self.mode.reads_upper and self.spec.rootfs.in_memory:
+            steps.append(plan.call("dup3", _UPPER, UPPER_FD, 0, target="upper layer"))
+            steps.append(plan.call("close_range", REPORT_FD, REPORT_FD, k.CLOSE_RANGE_CLOEXEC))
+            first = UPPER_FD + 1
+        steps.append(plan.call("close_range", 0, 2, k.CLOSE_RANGE_CLOEXEC))
+        steps.append(plan.call("close_range", first, 2**32 - 1, k.CLOSE_RANGE_CLOEXEC))
+        return [*steps, plan.become_init(Slot("image"), mode)]
+
+    def time_namespace(self) -> list[Operation]:
+        """Leave for a new time namespace: the exec that follows enters it (Linux 6.3). Source: time_namespaces(7)."""
+        if not self.is_new("time"):
+            return []
+        steps = [plan.unshare(k.CLONE_NEWTIME, "time namespace")]
+        offsets = self.spec.time_offsets
+        if offsets is not None:
+            at = Slot("timens")
+            content = offsets.text()
+            steps += [
+                plan.open_at(k.AT_FDCWD, b"/proc/self/timens_offsets", k.O_WRONLY, at),
+                plan.write(at, content, "time offsets", "the clock would be out of range"),
+                plan.close(at),
+            ]
+        return steps
+
+
+MAP_BYTES: Final = 2048
+"""Room for the text of an id map in a plan; padded with spaces, which the kernel skips."""
+
+_FOLDER: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+_KERNEL_FS: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
+
+
+def _lower(number: int) -> Slot:
+    return Slot(f"lower {number}")
+
+
+def _bind(number: int) -> Slot:
+    return Slot(f"bind {number}")
+
+
+def _memory(size: str | None) -> dict[str, str | None]:
+    options: dict[str, str | None] = {"mode": "755"}
+    if size is not None:
+        options["size"] = size
+    return options
+
+
+def _loopback() -> list[Operation]:
+    """Bring up ``lo``; it gets its addresses by itself. Any socket will do for the ioctl. Source: netdevice(7)."""
+    at = Slot("socket")
+    request = pack("=16sH22x", b"lo", 0x41)  # IFF_UP | IFF_RUNNING
+    return [
+        plan.call("socket", 1, 2 | k.O_CLOEXEC, 0, target="for lo", result=at),  # AF_UNIX, SOCK_DGRAM
+        plan.call("ioctl", at, _SIOCSIFFLAGS, Block(request), target="lo up"),
+        plan.close(at),
+    ]
+
+
+def label(first: list[Operation], rest: list[Operation], name: str) -> list[Operation]:
+    """Return both stretches as one whose first operation has the label."""
+    steps = [*first, *rest]
+    return [attrs.evolve(steps[0], label=name), *steps[1:]]
+
+
+def become(command: Command, host: Host, *, dies_with_parent: bool = False) -> list[Operation]:
+    """Return the operations by which a process inside becomes a command."""
+    steps = [
+        *commands.session(command),
+        *commands.surroundings(command),
+        *commands.credentials(command.user, may_set_groups=host.sets_groups),
+        *commands.place(command),
+        *commands.close_the_rest(command.pass_fds),
+    ]
+    if dies_with_parent:
+        steps.append(plan.prctl("die with the parent", k.PR_SET_PDEATHSIG, 9))
+    return [*steps, plan.reset_signals(), *commands.execute(command)]
+
+
+def exec_plan(command: Command, host: Host, kinds: int) -> Plan:
+    """Return the plan that runs a command in a container that is alive.
+
+    Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``.
+
+    Args:
+        command: what to run.
+        host: where the container came from.
+        kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
+    """
+    steps = [
+        plan.call("umask", 0),
+        plan.setns(Slot("target"), kinds, "the container's namespaces", "the container has stopped"),
+        plan.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, target="command"),
+        plan.release(),
+        plan.leave(),
+        plan.await_release("command"),
+        *become(command, host),
+    ]
+    return Plan(tuple(steps))
+
+
+def files_plan(kinds: int, operations: list[Operation], *, user: bool) -> Plan:
+    """Return the plan that does something with the files of a live container, as its root, for the caller.
+
+    Args:
+        kinds: as for :func:`exec_plan`; only the mount and user namespace are joined.
+        operations: what to do; descriptors that they open are the caller's.
+        user: whether the container has a user namespace of its own.
+    """
+    wanted = kinds & (k.CLONE_NEWNS | k.CLONE_NEWUSER)
+    steps = [plan.call("umask", 0), plan.setns(Slot("target"), wanted, "the container", "the container has stopped")]
+    if user:
+        steps += [plan.call("setresgid", 0, 0, 0), plan.call("setresuid", 0, 0, 0)]
+    return Plan((*steps, *operations, plan.leave()))
+
+
+def check_folders(mounts_: tuple[Mount, ...]) -> tuple[bool, ...]:
+    """Return for each bind whether its source is a folder.
+
+    Raises:
+        SpecError: a source is not there.
+    """
+    folders: list[bool] = []
+    for mount in mounts_:
+        if mount.type != "bind":
+            continue
+        try:
+            status = os.stat(mount.source)
+        except OSError as error:
+            raise SpecError(f"mount on {mount.target}: the source {mount.source}: {error.strerror}") from None
+        folders.append(status.st_mode & 0o170000 == 0o040000)
+    return tuple(folders)

@@ -1,0 +1,140 @@
+"""The whole description of a container, as one value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.errors import SpecError
+from containerkit.idmap import IdMapping, check_mappings
+from containerkit.mount import Mount, path_inside
+from containerkit.namespace import Namespaces, TimeOffsets
+from containerkit.rootfs import RootFS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["Spec"]
+
+_SYSCTLS: Final = {
+    "kernel.shm": "ipc",
+    "kernel.msg": "ipc",
+    "kernel.sem": "ipc",
+    "kernel.auto_msgmni": "ipc",
+    "fs.mqueue.": "ipc",
+    "net.": "network",
+    "kernel.hostname": "uts",
+    "kernel.domainname": "uts",
+    "user.max_": "user",
+}
+"""Which namespace a kernel parameter belongs to, by its prefix; no other can be set for a container alone."""
+
+
+def _name(value: str | None, what: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value.encode()) <= 64 or "\0" in value or "/" in value:
+        raise SpecError(f"{what}: {value!r} must be 1 to 64 bytes without '/' or NUL")
+    return value
+
+
+def _mounts(values: Iterable[Mount]) -> tuple[Mount, ...]:
+    mounts = tuple(values)
+    for mount in mounts:
+        if not isinstance(mount, Mount):
+            raise SpecError(f"mounts: {mount!r} is no Mount; say Mount.bind(source, target), Mount.tmpfs(target), ...")
+    return mounts
+
+
+def _mappings(values: Iterable[IdMapping] | None) -> tuple[IdMapping, ...] | None:
+    if values is None:
+        return None
+    mappings = tuple(values)
+    for mapping in mappings:
+        if not isinstance(mapping, IdMapping):
+            raise SpecError(f"id mappings: {mapping!r} is no IdMapping(inside, outside, count)")
+    check_mappings(mappings, "id mappings")
+    return mappings
+
+
+def _sysctls(values: Mapping[str, str | int]) -> tuple[tuple[str, str], ...]:
+    pairs: list[tuple[str, str]] = []
+    for name, value in sorted(dict(values).items()):
+        key = str(name).replace("/", ".")
+        if ".." in key or not any(key.startswith(prefix) for prefix in _SYSCTLS):
+            known = ", ".join(sorted(_SYSCTLS))
+            raise SpecError(f"sysctls: {name!r} belongs to no namespace; a container can set only {known}")
+        if "\0" in str(value):
+            raise SpecError(f"sysctls: the value of {name!r} has a NUL byte")
+        pairs.append((key, str(value)))
+    return tuple(pairs)
+
+
+def _paths(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(path_inside(value, "masked or read-only path") for value in values)
+
+
+@attrs.frozen(kw_only=True)
+class Spec:
+    """What a container is; see :class:`containerkit.Container` for the meaning of each field.
+
+    Raises:
+        SpecError: a value that can't be, or values that do not go together.
+    """
+
+    rootfs: RootFS = attrs.field(factory=RootFS.host)
+    mounts: tuple[Mount, ...] = attrs.field(default=(), converter=_mounts)
+    namespaces: Namespaces = attrs.field(factory=Namespaces)
+    hostname: str | None = attrs.field(default="container", converter=lambda value: _name(value, "hostname"))
+    domainname: str | None = attrs.field(default=None, converter=lambda value: _name(value, "domainname"))
+    uid_mappings: tuple[IdMapping, ...] | None = attrs.field(default=None, converter=_mappings)
+    gid_mappings: tuple[IdMapping, ...] | None = attrs.field(default=None, converter=_mappings)
+    time_offsets: TimeOffsets | None = None
+    sysctls: tuple[tuple[str, str], ...] = attrs.field(factory=dict, converter=_sysctls)
+    masked_paths: tuple[str, ...] = attrs.field(default=(), converter=_paths)
+    readonly_paths: tuple[str, ...] = attrs.field(default=(), converter=_paths)
+    security: Any = None
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.rootfs, RootFS):
+            raise SpecError(f"rootfs: {self.rootfs!r} is no RootFS; say RootFS.host(), RootFS.dir(path), ...")
+        if not isinstance(self.namespaces, Namespaces):
+            raise SpecError(f"namespaces: {self.namespaces!r} is no Namespaces")
+        if (self.uid_mappings is None) != (self.gid_mappings is None):
+            raise SpecError("id mappings: give both uid_mappings and gid_mappings, or neither")
+        self._check_namespaces()
+
+    def _check_namespaces(self) -> None:
+        names = self.namespaces
+        if self.uid_mappings is not None and names.user != "new":
+            raise SpecError("id mappings belong to a new user namespace: namespaces.user must be 'new'")
+        if self.time_offsets is not None and names.time != "new":
+            raise SpecError("time_offsets belong to a new time namespace: namespaces.time must be 'new'")
+        if self.domainname is not None and names.uts != "new":
+            raise SpecError("domainname belongs to a new uts namespace: namespaces.uts must be 'new'")
+        for key, _ in self.sysctls:
+            kind = next(kind for prefix, kind in _SYSCTLS.items() if key.startswith(prefix))
+            if getattr(names, kind) != "new":
+                raise SpecError(f"sysctls: {key} belongs to a new {kind} namespace: namespaces.{kind} must be 'new'")
+
+    def key(self) -> Spec:
+        """Return what the plan depends on."""
+        return self
+
+
+def build(values: Mapping[str, Any]) -> Spec:
+    """Return the description of keyword arguments.
+
+    Raises:
+        SpecError: an unknown name among them, with the nearest known one.
+    """
+    known = [field.name for field in attrs.fields(Spec)]
+    for name in values:
+        if name not in known:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, known, 1)
+            advice = f"; did you mean {near[0]!r}?" if near else ""
+            raise SpecError(f"Container: unknown argument {name!r}{advice}")
+    return Spec(**values)
