@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import os
-from errno import EEXIST, EINVAL, ENOENT, EPERM
+from errno import EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, EPERM
+from stat import S_ISLNK, S_ISREG
 
 import attrs
 
@@ -327,8 +328,9 @@ class Namespace:
             path: a file; made when missing, with mode 0444. Its folder must be there.
 
         Raises:
-            SetupError: ``EEXIST`` when a namespace is kept there already; ``EPERM`` without CAP_SYS_ADMIN; ``EINVAL``
-                for a mount namespace that is not younger than the caller's own.
+            SetupError: ``EEXIST`` when a namespace is kept there already; ``EPERM`` without CAP_SYS_ADMIN; ``ELOOP`` or
+                ``EISDIR`` for what is no plain file; ``EINVAL`` or, by kernel, ``ELOOP`` for a mount namespace that is
+                not younger than the caller's own.
 
         Source: namespaces(7), "The /proc/pid/ns/ directory"; move_mount(2).
         """
@@ -350,7 +352,7 @@ class Namespace:
             hint = ""
             if error.errno == EPERM:
                 hint = "it takes CAP_SYS_ADMIN over the mount namespace"
-            elif error.errno == EINVAL and self.kind is Kind.MOUNT:
+            elif error.errno in (EINVAL, ELOOP) and self.kind is Kind.MOUNT:
                 hint = "a mount namespace can be kept only in an older one, on a mount that is not shared"
             raise SetupError("persist", error.errno or 0, shown, hint) from None
 
@@ -359,6 +361,10 @@ class Namespace:
         try:
             place = os.open(path, k.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
+                mode = os.fstat(place).st_mode
+                if not S_ISREG(mode):  # the kernel would even cover a symbolic link
+                    number = ELOOP if S_ISLNK(mode) else EISDIR
+                    raise OSError(number, os.strerror(number))
                 calls.move_mount(tree, "", place, "", k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH)
             finally:
                 os.close(place)
