@@ -1,0 +1,114 @@
+"""Extended attributes, capabilities and access control lists of a tar member."""
+
+from __future__ import annotations
+
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from containerkit.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CAPABILITY", "attributes_of", "is_kept", "posix_acl"]
+
+CAPABILITY: Final = "security.capability"
+_XATTR: Final = "SCHILY.xattr."
+_LIBARCHIVE: Final = "LIBARCHIVE.xattr."
+_ACLS: Final = {"SCHILY.acl.access": "system.posix_acl_access", "SCHILY.acl.default": "system.posix_acl_default"}
+_MOST_BYTES: Final = 1 << 16  # the kernel's own limit for one value
+
+_VERSION: Final = 2
+_NO_ID: Final = 0xFFFF_FFFF
+_TAGS: Final = {("user", False): 0x01, ("user", True): 0x02, ("group", False): 0x04, ("group", True): 0x08,
+                ("mask", False): 0x10, ("other", False): 0x20}  # fmt: skip
+_SHORT: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
+
+
+def attributes_of(headers: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the extended attributes that a member's pax headers name.
+
+    Both encodings of lists (the kernel's own bytes, or the text of star and GNU tar) are understood.
+
+    Raises:
+        ImageError: a list that is malformed, or a value over 64 KiB.
+
+    Source: GNU tar manual, "Extended File Attributes"; acl(5).
+    """
+    found: dict[str, bytes] = {}
+    for key, value in headers.items():
+        if key.startswith(_XATTR):
+            name, content = key[len(_XATTR) :], value.encode("utf-8", "surrogateescape")
+        elif key in _ACLS:
+            name, content = _ACLS[key], posix_acl(value)
+        elif key.startswith(_LIBARCHIVE):
+            name, content = _from_libarchive(key[len(_LIBARCHIVE) :], value)
+        else:
+            continue
+        if not name or "\0" in name or len(content) > _MOST_BYTES:
+            raise ImageError(f"layer: the extended attribute {name[:40]!r} is malformed or over {_MOST_BYTES} bytes")
+        found.setdefault(name, content)
+    return found
+
+
+def _from_libarchive(name: str, value: str) -> tuple[str, bytes]:
+    import binascii  # noqa: PLC0415 - only for archives of bsdtar
+    from urllib.parse import unquote  # noqa: PLC0415 - only for archives of bsdtar
+
+    try:
+        return unquote(name), binascii.a2b_base64(value + "=" * (-len(value) % 4))
+    except ValueError as error:
+        raise ImageError(f"layer: the extended attribute {name[:40]!r} is not in base64") from error
+
+
+def is_kept(name: str) -> bool:
+    """Return whether an attribute of an image may be set on the host.
+
+    ``trusted.*`` steers the host's overlayfs (redirects, opaque folders), and ``security.*`` its access control and
+    integrity checks: of these only file capabilities belong to the image. ``user.overlay.*`` is trusted's counterpart
+    for users.
+
+    Source: xattr(7); Documentation/filesystems/overlayfs.rst.
+    """
+    if name == CAPABILITY or name.startswith("system.posix_acl_"):
+        return True
+    return name.startswith("user.") and not name.startswith(("user.overlay.", "user.fuseoverlayfs."))
+
+
+def posix_acl(text: str) -> bytes:
+    """Encode an access control list from its text, as the kernel stores it.
+
+    Args:
+        text: entries such as ``user:1000:rw-``, apart by commas or lines; a fourth field (star's numeric id) wins over
+            a name, and of names only ``root`` is known.
+
+    Raises:
+        ImageError: the text is malformed.
+
+    Source: acl(5); linux/posix_acl_xattr.h.
+    """
+    entries: list[tuple[int, int, int]] = []
+    for line in text.replace(",", "\n").splitlines():
+        plain = line.partition("#")[0].strip()
+        if not plain:
+            continue
+        fields = plain.split(":")
+        if len(fields) not in (3, 4) or set(fields[2]) - set("rwx-"):
+            raise ImageError(f"layer: the access control entry {plain[:60]!r} is malformed")
+        kind = _SHORT.get(fields[0], fields[0])
+        who = fields[3] if len(fields) == 4 else fields[1]
+        tag = _TAGS.get((kind, bool(who)))
+        if tag is None:
+            raise ImageError(f"layer: the access control entry {plain[:60]!r} is malformed")
+        permissions = sum(bit for letter, bit in (("r", 4), ("w", 2), ("x", 1)) if letter in fields[2])
+        entries.append((tag, _NO_ID if not who else _number(who, plain), permissions))
+    entries.sort(key=lambda entry: entry[:2])
+    return pack("<I", _VERSION) + b"".join(pack("<HHI", tag, bits, number) for tag, number, bits in entries)
+
+
+def _number(who: str, entry: str) -> int:
+    if who == "root":
+        return 0
+    if not who.isdecimal() or int(who) >= _NO_ID:
+        raise ImageError(f"layer: the access control entry {entry[:60]!r} names nobody by number")
+    return int(who)

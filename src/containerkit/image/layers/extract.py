@@ -1,0 +1,366 @@
+"""Extracting a layer: each member of the archive becomes a file below one folder, or the whole is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import ENOTSUP, EPERM
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import attrs
+
+from containerkit.errors import ImageError, SetupError, SpecError
+from containerkit.image.layers.attributes import CAPABILITY, attributes_of, is_kept
+from containerkit.image.layers.limits import DEFAULT_LIMITS, DeviceRule, Limits
+from containerkit.image.layers.stream import ForwardReader, read_entries, shown
+from containerkit.image.layers.tree import Parts, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit.image.layers.stream import Entry
+
+__all__ = ["OWNER_OVERRIDE", "Extracted", "Extraction", "extract"]
+
+OWNER_OVERRIDE: Final = "user.fuseoverlayfs.override_stat"
+"""Where a store that may not change owners keeps them, in a form that fuse-overlayfs understands as well."""
+
+_WHITEOUT: Final = b".wh."
+_OPAQUE: Final = b".wh..wh..opq"
+_MARKER: Final = b".wh..wh."  # of aufs: its own files, which mean nothing to others
+_NODES: Final = {"character": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
+_MOST_NOTES: Final = 100
+
+
+def _one_of(*words: str) -> Callable[[object, attrs.Attribute[str], str], None]:
+    def check(_: object, attribute: attrs.Attribute[str], value: str) -> None:
+        if value not in words:
+            raise SpecError(f"{attribute.name} must be one of {', '.join(words)}, not {value!r}")
+
+    return check
+
+
+@attrs.frozen(kw_only=True)
+class Extraction:
+    """How a layer is extracted.
+
+    Args:
+        whiteouts: ``overlay`` keeps what a layer deletes as overlayfs's own marks; ``apply`` deletes it from what is
+            in the folder.
+        owners: ``keep`` gives each file the owner that the archive says; ``caller`` leaves it to who runs this and
+            notes the archive's owner in an attribute.
+        devices: ``standard`` makes only the nodes that each system has in ``/dev``, ``all`` makes all, ``none`` none.
+        attribute_prefix: ``trusted.`` or ``user.``: where overlayfs keeps its marks.
+        limits: bounds on what is unpacked.
+
+    Raises:
+        SpecError: an unknown word.
+
+    Source: OCI image specification, layer.md; Documentation/filesystems/overlayfs.rst.
+    """
+
+    whiteouts: str = attrs.field(default="overlay", validator=_one_of("overlay", "apply"))
+    owners: str = attrs.field(default="keep", validator=_one_of("keep", "caller"))
+    devices: str = attrs.field(default="standard", validator=_one_of(*DeviceRule.WORDS))
+    attribute_prefix: str = attrs.field(default="trusted.", validator=_one_of("trusted.", "user."))
+    limits: Limits = DEFAULT_LIMITS
+
+    @classmethod
+    def for_user(cls, **changes: Any) -> Extraction:
+        """Return what fits the user who runs this: root keeps owners, others can't."""
+        if os.geteuid() != 0:
+            changes = {"owners": "caller", "devices": "none", "attribute_prefix": "user."} | changes
+        return cls(**changes)
+
+
+@attrs.frozen(kw_only=True)
+class Extracted:
+    """What came out of a layer.
+
+    Attributes:
+        entries: how many members were made.
+        bytes: size of the uncompressed archive.
+        skipped: what was left out on purpose, one line each (at most 100): devices by rule, attributes that steer
+            the host or that its filesystem lacks.
+    """
+
+    entries: int
+    bytes: int
+    skipped: tuple[str, ...]
+
+
+def extract(
+    stream: BinaryIO,
+    root: int,
+    state: Any,
+    how: Extraction,
+    compressed: Callable[[], int] = lambda: 0,
+) -> Extracted:
+    """Extract an uncompressed archive into a folder.
+
+    Args:
+        stream: the archive; it is read to its end.
+        root: descriptor of the folder.
+        state: a hash object, which takes all bytes of the archive.
+        how: the rules.
+        compressed: returns how many compressed bytes were read so far, for the bound on their ratio.
+
+    Raises:
+        ImageError: the archive is malformed, leads out of its root, or passes a bound. What was made by then stays
+            in the folder: throw it away.
+        SetupError: the disk is full, or another refusal of the kernel.
+
+    Source: OCI image specification, layer.md.
+    """
+    reader = ForwardReader(stream, state, how.limits, compressed)
+    with Tree(root) as tree:
+        work = _Work(tree, how)
+        for entry in read_entries(reader, how.limits):
+            try:
+                work.add(entry)
+            except OSError as error:
+                raise _refused(error, entry.path) from error
+        try:
+            work.finish()
+        except OSError as error:
+            raise _refused(error, b".") from error
+    return Extracted(entries=work.count, bytes=reader.tell(), skipped=tuple(work.skipped))
+
+
+def _refused(error: OSError, path: bytes) -> Exception:
+    if isinstance(error, SetupError):
+        return error
+    hints = {28: "the disk is full", 122: "the quota is used up", 1: "this user may not make such a file"}
+    number = error.errno or 5
+    if number in (36, 40):  # ENAMETOOLONG, ELOOP: what the archive asks for can't be
+        return ImageError(f"layer: {shown(path)}: {os.strerror(number)}")
+    return SetupError("extract", number, os.fsdecode(path), hints.get(number, ""))
+
+
+class _Work:
+    """One extraction."""
+
+    def __init__(self, tree: Tree, how: Extraction) -> None:
+        self.tree = tree
+        self.how = how
+        self.count = 0
+        self.skipped: list[str] = []
+        self._keep = how.owners == "keep"
+        self._own = (os.geteuid(), os.getegid())
+        self._folders: dict[Parts, Entry] = {}
+        self._whiteouts: set[Parts] = set()
+        self._apply = how.whiteouts == "apply"
+        self._made: set[Parts] = set()  # only for "apply": what this layer brought is not what it deletes
+        self._makers: dict[str, Callable[[Entry], None]] = {
+            "file": self._file,
+            "directory": self._folder,
+            "symlink": self._symlink,
+            "hardlink": self._hardlink,
+        }
+
+    def add(self, entry: Entry) -> None:
+        parts = entry.parts
+        if any(part.startswith(_WHITEOUT) for part in parts):
+            self._whiteout(parts)
+            return
+        if not parts:
+            if entry.kind != "directory":
+                raise ImageError("layer: a member that is no folder is named like the root")
+            self._folders[()] = entry
+            return
+        if self._whiteouts:
+            self._way(parts[:-1])
+            if parts in self._whiteouts:
+                self._uncover(entry)
+        self._makers.get(entry.kind, self._node)(entry)
+        self.count += 1
+        if self._apply:
+            self._made.update(parts[:depth] for depth in range(1, len(parts) + 1))
+
+    def note(self, text: str) -> None:
+        if len(self.skipped) < _MOST_NOTES:
+            self.skipped.append(text)
+
+    # --- the kinds of member ------------------------------------------------------------------------------------------
+
+    def _file(self, entry: Entry) -> None:
+        self._replace_folder(entry.parts)
+        file = self.tree.new_file(entry.parts)
+        try:
+            if entry.sparse is None:
+                for piece in entry.content(entry.size):
+                    _write(file, piece)
+            else:
+                self._sparse(file, entry)
+            if self._keep and (entry.uid, entry.gid) != self._own:
+                os.fchown(file, entry.uid, entry.gid)
+            if entry.headers or not self._keep:
+                self._attributes(file, entry)
+            os.fchmod(file, entry.mode)
+            os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(file)
+
+    def _sparse(self, file: int, entry: Entry) -> None:
+        for offset, size in entry.sparse or ():
+            os.lseek(file, offset, os.SEEK_SET)
+            for piece in entry.content(size):
+                _write(file, piece)
+        os.ftruncate(file, entry.size)
+
+    def _folder(self, entry: Entry) -> None:
+        if self.tree.new_folder(entry.parts) and entry.parts in self._whiteouts:
+            self._mark_opaque(entry.parts)
+            self._whiteouts.discard(entry.parts)
+        self._folders[entry.parts] = entry
+
+    def _symlink(self, entry: Entry) -> None:
+        if not entry.link or b"\0" in entry.link:
+            raise ImageError(f"layer: {shown(entry.path)}: a symbolic link to nothing")
+        self._replace_folder(entry.parts)
+        self.tree.new_symlink(entry.parts, entry.link)
+        self._by_name(entry, mode=False)
+
+    def _hardlink(self, entry: Entry) -> None:
+        from containerkit.image.layers.stream import split_path  # noqa: PLC0415 - seldom needed
+
+        target = split_path(entry.link, "link")
+        if not target or target in self._whiteouts or any(part.startswith(_WHITEOUT) for part in target):
+            raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which is not there")
+        if entry.parts != target:
+            self._replace_folder(entry.parts)
+        self.tree.new_hardlink(entry.parts, target)
+
+    def _node(self, entry: Entry) -> None:
+        device = 0
+        if entry.kind != "fifo":
+            allowed = self.how.devices == "all" or (
+                self.how.devices == "standard" and entry.kind == "character" and entry.device in DeviceRule.STANDARD
+            )
+            if not allowed or entry.device == (0, 0):  # overlayfs would read 0:0 as a deletion
+                self.note(f"{shown(entry.path)}: {entry.kind} device {entry.device[0]}:{entry.device[1]}")
+                return
+            device = os.makedev(*entry.device)
+        self._replace_folder(entry.parts)
+        self.tree.new_node(entry.parts, _NODES[entry.kind] | 0o600, device)
+        self._by_name(entry, mode=True)
+
+    def _by_name(self, entry: Entry, *, mode: bool) -> None:
+        """Give owner, mode, attributes and time to what can't be opened; the name is one component, never followed."""
+        parent, name = self.tree.folder(entry.parts[:-1]), entry.parts[-1]
+        if self._keep:
+            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        if entry.headers:
+            self._attributes(f"/proc/self/fd/{parent}/".encode() + name, entry)
+        if mode:
+            os.chmod(name, entry.mode, dir_fd=parent)
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
+
+    def _attributes(self, file: int | bytes, entry: Entry) -> None:
+        links = {} if isinstance(file, int) else {"follow_symlinks": False}
+        for name, value in attributes_of(entry.headers).items():
+            if not is_kept(name):
+                self.note(f"{shown(entry.path)}: attribute {name}")
+                continue
+            self._set_attribute(file, name, value, links, entry)
+        if not self._keep and isinstance(file, int) and (entry.uid or entry.gid):
+            owner = f"{entry.uid}:{entry.gid}:{entry.mode:o}".encode()
+            self._set_attribute(file, OWNER_OVERRIDE, owner, links, entry)
+
+    def _set_attribute(self, file: int | bytes, name: str, value: bytes, links: dict[str, bool], entry: Entry) -> None:
+        try:
+            os.setxattr(file, name, value, **links)
+        except OSError as error:
+            lost = error.errno == ENOTSUP or (error.errno == EPERM and (name != CAPABILITY or not self._keep))
+            if not lost:
+                if name.startswith("system.") or name == CAPABILITY:
+                    raise ImageError(f"layer: {shown(entry.path)}: {name} is malformed") from error
+                raise
+            self.note(f"{shown(entry.path)}: attribute {name} ({os.strerror(error.errno or 0)})")
+
+    # --- what a layer deletes -----------------------------------------------------------------------------------------
+
+    def _whiteout(self, parts: Parts) -> None:
+        if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
+            if any(part.startswith(_MARKER) for part in parts[:-1]):
+                return  # inside one of aufs's own folders
+            raise ImageError(f"layer: {shown(b'/'.join(parts))} lies inside a deletion")
+        name = parts[-1]
+        if name == _OPAQUE:
+            self._opaque(parts[:-1])
+            return
+        if name.startswith(_MARKER):
+            return
+        hidden = name[len(_WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise ImageError(f"layer: {shown(b'/'.join(parts))} deletes nothing that has a name")
+        self._delete((*parts[:-1], hidden))
+
+    def _delete(self, parts: Parts) -> None:
+        if self._apply:
+            if parts not in self._made:
+                self.tree.remove(parts)
+            return
+        present = self.tree.mode(parts)
+        if present is None:
+            self.tree.new_node(parts, stat.S_IFCHR, 0)
+            self._whiteouts.add(parts)
+        elif stat.S_ISDIR(present):
+            self._mark_opaque(parts)  # the layer deletes the old one and brings a new one
+
+    def _opaque(self, parts: Parts) -> None:
+        if self._apply:
+            for name in self.tree.names(parts):
+                if (*parts, name) not in self._made:
+                    self.tree.remove((*parts, name))
+            return
+        self._way(parts)
+        self._mark_opaque(parts)  # on a layer's root the mark means nothing to overlayfs: see layer_paths
+
+    def _way(self, parts: Parts) -> None:
+        """See that a folder is there that no whiteout of this layer covers."""
+        for depth in range(1, len(parts) + 1):
+            if parts[:depth] in self._whiteouts:
+                self.tree.clear_way(parts[:depth])
+                self.tree.folder(parts[:depth])
+                self._mark_opaque(parts[:depth])
+                self._whiteouts.discard(parts[:depth])
+
+    def _mark_opaque(self, parts: Parts) -> None:
+        os.setxattr(self.tree.folder(parts), f"{self.how.attribute_prefix}overlay.opaque", b"y")
+
+    def _uncover(self, entry: Entry) -> None:
+        """Take away the whiteout that stands where a new file of the same layer shall be."""
+        self.tree.clear_way(entry.parts)
+        if entry.kind != "directory":
+            self._whiteouts.discard(entry.parts)
+
+    def _replace_folder(self, parts: Parts) -> None:
+        """In a tree of lower layers, a file replaces a folder with all that is in it."""
+        if self._apply and parts not in self._made:
+            present = self.tree.mode(parts)
+            if present is not None and stat.S_ISDIR(present):
+                self.tree.remove(parts)
+        if parts in self._folders:
+            del self._folders[parts]
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Give folders their owner, mode and time, the deepest first: writing into them is over."""
+        for parts in sorted(self._folders, key=len, reverse=True):
+            entry = self._folders[parts]
+            folder = self.tree.folder(parts)
+            if self._keep:
+                os.fchown(folder, entry.uid, entry.gid)
+            if entry.headers or not self._keep:
+                self._attributes(folder, entry)
+            os.fchmod(folder, entry.mode if self._keep else entry.mode | 0o700)
+            os.utime(folder, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+def _write(file: int, piece: memoryview) -> None:
+    count = os.write(file, piece)
+    while count < len(piece):
+        piece = piece[count:]
+        count = os.write(file, piece)

@@ -1,0 +1,78 @@
+"""Bounds on what a layer may unpack to."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from containerkit.errors import ImageError, SpecError
+
+__all__ = ["DEFAULT_LIMITS", "DeviceRule", "Limits"]
+
+_MIB: Final = 1 << 20
+
+
+def _positive(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if not isinstance(value, int) or value <= 0:
+        raise SpecError(f"{attribute.name} must be a positive integer, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """How much one layer may unpack to.
+
+    Args:
+        bytes: uncompressed bytes. Default 64 GiB.
+        entries: files, folders, links and markers. Default 4,000,000.
+        ratio: uncompressed bytes for each compressed one, beyond ``ratio_from``. Default 250: plain files stay below
+            20, while gzip reaches 1,030 and zstd 20,000 on a bomb.
+        ratio_from: uncompressed bytes up to which the ratio does not count. Default 256 MiB.
+        header_bytes: size of the headers of one entry. Default 4 MiB.
+
+    Raises:
+        SpecError: one is not a positive integer.
+    """
+
+    bytes: int = attrs.field(default=64 << 30, validator=_positive)
+    entries: int = attrs.field(default=4_000_000, validator=_positive)
+    ratio: int = attrs.field(default=250, validator=_positive)
+    ratio_from: int = attrs.field(default=256 * _MIB, validator=_positive)
+    header_bytes: int = attrs.field(default=4 * _MIB, validator=_positive)
+
+    def check_bytes(self, unpacked: int, compressed: int) -> None:
+        """See that what was unpacked so far is in bounds.
+
+        Raises:
+            ImageError: it is not.
+        """
+        if unpacked > self.bytes:
+            raise ImageError(f"layer: unpacks to more than {self.bytes} bytes (hint: Limits(bytes=...) raises this)")
+        if unpacked > self.ratio_from and compressed and unpacked > compressed * self.ratio:
+            raise ImageError(
+                f"layer: unpacks to more than {self.ratio} times its size, like a decompression bomb "
+                "(hint: Limits(ratio=...) raises this)"
+            )
+
+    def check_entries(self, count: int) -> None:
+        """See that the number of entries so far is in bounds.
+
+        Raises:
+            ImageError: it is not.
+        """
+        if count > self.entries:
+            raise ImageError(f"layer: more than {self.entries} entries (hint: Limits(entries=...) raises this)")
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+class DeviceRule:
+    """Which device nodes of a layer are made.
+
+    ``standard``: those that any system has in ``/dev`` and that give no access to hardware; ``all``; ``none``.
+    """
+
+    STANDARD: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)})
+    """Null, zero, full, random, urandom, tty, console, ptmx and fuse, all of them character devices."""
+    WORDS: Final = ("standard", "all", "none")

@@ -1,0 +1,326 @@
+"""Reading a tar archive once, from front to back, without trusting it.
+
+The headers are parsed by :mod:`tarfile`; this module feeds it, bounds what it may read, hashes all that passes, and
+turns each member into an :class:`Entry`.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from struct import Struct
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import attrs
+
+from containerkit.errors import ImageError
+from containerkit.image.layers.compression import stream_errors
+from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["Entry", "ForwardReader", "read_entries", "split_path"]
+
+_PIECE: Final = 1 << 20
+_LARGEST_ID: Final = 0xFFFF_FFFE
+_HEADER: Final = Struct("100s8s8s8s12s12s8sc100s8x64x8s8s155s12x")
+_GNU_KINDS: Final = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE)
+_LARGEST_DEVICE: Final = 0xFFFFF
+_FARTHEST_S: Final = 1 << 34
+_KINDS: Final = {
+    tarfile.REGTYPE: "file",
+    tarfile.AREGTYPE: "file",
+    tarfile.CONTTYPE: "file",
+    tarfile.GNUTYPE_SPARSE: "file",
+    tarfile.LNKTYPE: "hardlink",
+    tarfile.SYMTYPE: "symlink",
+    tarfile.CHRTYPE: "character",
+    tarfile.BLKTYPE: "block",
+    tarfile.DIRTYPE: "directory",
+    tarfile.FIFOTYPE: "fifo",
+    b"D": "directory",  # GNU tar's folder of an incremental archive; its listing is passed over
+}
+_LABEL: Final = b"V"  # the name of a GNU volume: it stands for nothing
+
+
+class ForwardReader:
+    """A stream that is read once: hashed, counted, and refused when it outgrows its bounds.
+
+    Args:
+        stream: the uncompressed bytes.
+        state: a hash object that takes all of them.
+        limits: the bounds.
+        compressed: returns how many compressed bytes were read so far.
+    """
+
+    def __init__(self, stream: BinaryIO, state: Any, limits: Limits, compressed: Callable[[], int]) -> None:
+        self._stream = stream
+        self._state = state
+        self._limits = limits
+        self._compressed = compressed
+        self._errors = stream_errors()
+        self._piece = memoryview(b"")
+        self._at = 0
+        self._before = 0  # bytes of the pieces before this one
+        self._header_bytes = 0
+
+    def _next_piece(self) -> bool:
+        try:
+            piece = self._stream.read(_PIECE)
+        except self._errors as error:
+            raise ImageError(f"layer: its compressed data is damaged ({error})") from error
+        self._before += len(self._piece)
+        self._piece = memoryview(piece)
+        self._at = 0
+        self._state.update(piece)
+        self._limits.check_bytes(self._before + len(piece), self._compressed())
+        return bool(piece)
+
+    def tell(self) -> int:
+        """Return the position in the uncompressed stream."""
+        return self._before + self._at
+
+    def seek(self, position: int) -> None:
+        """Go forward; the end of the stream counts as any place behind it."""
+        distance = position - self.tell()
+        if distance < 0:
+            raise ImageError("layer: a header points back to what has been read")
+        while distance > 0:
+            left = len(self._piece) - self._at
+            if left == 0 and not self._next_piece():
+                return
+            step = min(distance, len(self._piece) - self._at)
+            self._at += step
+            distance -= step
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes of a header; how many a single entry may have is bounded."""
+        self._header_bytes += size
+        if not 0 <= size <= self._limits.header_bytes or self._header_bytes > self._limits.header_bytes:
+            raise ImageError(f"layer: an entry with headers of more than {self._limits.header_bytes} bytes")
+        if size <= len(self._piece) - self._at:
+            self._at += size
+            return bytes(self._piece[self._at - size : self._at])
+        return b"".join(bytes(piece) for piece in self.pieces(size, whole=False))
+
+    def next_entry(self) -> None:
+        """Start counting the next entry's header bytes."""
+        self._header_bytes = 0
+
+    def pieces(self, size: int, *, whole: bool = True) -> Iterator[memoryview]:
+        """Yield ``size`` bytes of a file's content in pieces, without a copy.
+
+        Raises:
+            ImageError: the stream ends too early (with ``whole``).
+        """
+        while size > 0:
+            left = len(self._piece) - self._at
+            if left == 0:
+                if not self._next_piece():
+                    if whole:
+                        raise ImageError("layer: the archive ends in the middle of a file")
+                    return
+                left = len(self._piece)
+            step = min(size, left)
+            self._at += step
+            size -= step
+            yield self._piece[self._at - step : self._at]
+
+    def drain(self) -> None:
+        """Read what follows the archive's end, since the digest is over it as well."""
+        self._at = len(self._piece)
+        while self._next_piece():
+            pass
+
+
+@attrs.define(kw_only=True)
+class Entry:
+    """One member of an archive.
+
+    Attributes:
+        parts: the components of its path; empty for the root itself.
+        kind: file, hardlink, symlink, character, block, directory or fifo.
+        mode: permission bits, with set-user-id, set-group-id and sticky.
+        uid, gid: the owner.
+        mtime_ns: time of the last change of its content.
+        size: of a file: the size that it has when written.
+        link: of a link: what it points to.
+        device: of a device: its numbers.
+        sparse: of a sparse file: (offset, size) of each stretch of data that is in the archive.
+        headers: the extended headers.
+        content: of a file: yields the stretches of bytes that are stored, in order.
+    """
+
+    parts: tuple[bytes, ...]
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    link: bytes
+    device: tuple[int, int]
+    sparse: tuple[tuple[int, int], ...] | None
+    headers: Mapping[str, str]
+    content: Callable[[int], Iterator[memoryview]]
+
+    @property
+    def path(self) -> bytes:
+        """The path, relative to the root."""
+        return b"/".join(self.parts)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose plain header is read in a third of the time: names of owners are not needed, and most sums fit."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        """Read one header block; what is unusual is left to :mod:`tarfile`."""
+        if len(buf) != tarfile.BLOCKSIZE or buf[156:157] == tarfile.GNUTYPE_SPARSE or not buf[0]:
+            return super().frombuf(buf, encoding, errors)
+        fields = _HEADER.unpack(buf)
+        name, mode, uid, gid, size, mtime, checksum, kind, link, major, minor, prefix = fields
+        try:
+            numbers = [int(field.strip(b" \0") or b"0", 8) for field in (mode, uid, gid, size, mtime, major, minor)]
+            fits = int(checksum.strip(b" \0"), 8) == sum(buf) - sum(checksum) + 256
+        except ValueError:
+            fits = False
+        if not fits:  # numbers in base 256, sums of signed bytes, or damage
+            return super().frombuf(buf, encoding, errors)
+        member = cls(_text(name, encoding, errors))
+        member.mode, member.uid, member.gid, member.size, member.mtime, member.devmajor, member.devminor = numbers
+        member.type = kind
+        member.linkname = _text(link, encoding, errors)
+        if kind == tarfile.AREGTYPE and member.name.endswith("/"):
+            member.type = tarfile.DIRTYPE
+        if prefix[0] and kind not in _GNU_KINDS:
+            member.name = _text(prefix, encoding, errors) + "/" + member.name
+        if member.type == tarfile.DIRTYPE:
+            member.name = member.name.rstrip("/")
+        return member
+
+
+def _text(field: bytes, encoding: str, errors: str) -> str:
+    return field.partition(b"\0")[0].decode(encoding, errors)
+
+
+class _Parser(tarfile.TarFile):
+    """:class:`tarfile.TarFile` for the sake of its header parser alone."""
+
+    tarinfo = _Member
+
+    def next(self) -> tarfile.TarInfo | None:
+        return None  # the constructor asks for the first member; members are read by read_entries
+
+
+def read_entries(reader: ForwardReader, limits: Limits = DEFAULT_LIMITS) -> Iterator[Entry]:
+    """Yield the members of an archive in order; the stream is read to its end.
+
+    A file's content must be read, or left, before the next entry is asked for.
+
+    Args:
+        reader: the archive.
+        limits: bounds on the number of entries.
+
+    Raises:
+        ImageError: a malformed header, a name that leads out, a member of an unknown kind, or a bound that is passed.
+
+    Source: tar(5); POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Storing Sparse Files".
+    """
+    parser = _Parser(fileobj=reader, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+    count = 0
+    while (info := _next_member(parser, reader)) is not None:
+        count += 1
+        limits.check_entries(count)
+        if info.type == _LABEL:
+            continue
+        yield _entry(info, reader)
+    reader.drain()
+
+
+def _next_member(parser: _Parser, reader: ForwardReader) -> tarfile.TarInfo | None:
+    reader.next_entry()
+    reader.seek(parser.offset)
+    try:
+        return _Member.fromtarfile(parser)
+    except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+        return None  # an end without the two empty blocks is fine: not all writers make them
+    except (tarfile.TarError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise ImageError(f"layer: malformed archive header at byte {parser.offset} ({error})") from error
+
+
+def _entry(info: tarfile.TarInfo, reader: ForwardReader) -> Entry:
+    name = info.name.encode("utf-8", "surrogateescape")
+    kind = _KINDS.get(info.type)
+    if kind == "file" and name.endswith(b"/"):
+        kind = "directory"  # as old archives say it, and as GNU tar reads it
+    if kind is None:
+        raise ImageError(f"layer: {shown(name)}: a member of the unknown kind {info.type!r}")
+    if not (0 <= info.uid <= _LARGEST_ID and 0 <= info.gid <= _LARGEST_ID):
+        raise ImageError(f"layer: {shown(name)}: owner {info.uid}:{info.gid} is out of range")
+    if info.size < 0:
+        raise ImageError(f"layer: {shown(name)}: a negative size")
+    if not (0 <= info.devmajor <= _LARGEST_DEVICE and 0 <= info.devminor <= _LARGEST_DEVICE):
+        raise ImageError(f"layer: {shown(name)}: device {info.devmajor}:{info.devminor} is out of range")
+    headers = info.pax_headers
+    sparse: tuple[tuple[int, int], ...] | None = None
+    if info.sparse is not None:
+        sparse = _checked_sparse(info, name)
+    return Entry(
+        parts=split_path(name),
+        kind=kind,
+        mode=info.mode & 0o7777,
+        uid=info.uid,
+        gid=info.gid,
+        mtime_ns=_nanoseconds(headers.get("mtime") or str(int(info.mtime))),
+        size=info.size if kind == "file" else 0,
+        link=info.linkname.encode("utf-8", "surrogateescape"),
+        device=(info.devmajor, info.devminor),
+        sparse=sparse,
+        headers=headers,
+        content=reader.pieces,
+    )
+
+
+def _checked_sparse(info: tarfile.TarInfo, name: bytes) -> tuple[tuple[int, int], ...]:
+    stretches: tuple[tuple[int, int], ...] = tuple(info.sparse)  # type: ignore[arg-type]
+    end = 0
+    for offset, size in stretches:
+        if offset < end or size < 0 or offset + size > info.size:
+            raise ImageError(f"layer: {shown(name)}: its map of holes contradicts itself")
+        end = offset + size
+    return stretches
+
+
+def _nanoseconds(text: str) -> int:
+    """Read a pax time to the nanosecond: a float would lose the last digits."""
+    whole, _, fraction = text.partition(".")
+    try:
+        seconds = int(whole or "0")
+        rest = int(fraction[:9].ljust(9, "0")) if fraction else 0
+    except ValueError as error:
+        raise ImageError(f"layer: the time {text[:40]!r} is no number") from error
+    seconds = max(min(seconds, _FARTHEST_S), -_FARTHEST_S)  # what ext4 and xfs can hold, by far
+    return seconds * 1_000_000_000 + (-rest if whole.startswith("-") else rest)
+
+
+def split_path(name: bytes, what: str = "name") -> tuple[bytes, ...]:
+    """Split a path of an archive into its components: a leading slash means the archive's own root.
+
+    Raises:
+        ImageError: a component is ``..`` or holds a NUL.
+
+    Source: GNU tar manual, "Absolute File Names".
+    """
+    parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+    if b".." in parts:
+        raise ImageError(f"layer: the {what} {shown(name)} leads out of the archive")
+    if b"\0" in name:
+        raise ImageError(f"layer: the {what} {shown(name)} holds a NUL")
+    return parts
+
+
+def shown(name: bytes) -> str:
+    """Return a name as an error may show it: quoted, and not longer than 120 characters."""
+    text = repr(name.decode("utf-8", "backslashreplace"))
+    return text if len(text) <= 120 else text[:117] + "..."

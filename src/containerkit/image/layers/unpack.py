@@ -1,0 +1,192 @@
+"""Unpacked layers in the store: one folder for each diff id, made once, whoever asks for it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from containerkit.errors import ImageError
+from containerkit.image.layers.compression import decompress
+from containerkit.image.layers.extract import Extraction, extract
+from containerkit.image.layers.kernel import sync_filesystem
+from containerkit.image.store.locks import refused, replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from containerkit.image.digest import Digest
+    from containerkit.image.manifest import Descriptor
+    from containerkit.image.store import Lease, Store
+
+__all__ = ["Layer", "extract_blob", "layer_paths", "unpack_layer", "unpack_layers"]
+
+_CONTENT: Final = "fs"
+_MARKER: Final = "layer.json"
+_SETTLE_S: Final = 60.0
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+
+Layer = tuple["Descriptor", "Digest"]
+"""A layer's blob and its diff id."""
+
+
+def unpack_layers(
+    store: Store, layers: Sequence[Layer], lease: Lease, done: Callable[[Digest], None] = lambda _: None
+) -> list[Path]:
+    """Unpack layers that are not unpacked yet, several at a time.
+
+    Args:
+        store: where their blobs are.
+        layers: lowest first.
+        lease: a claim that will cover them.
+        done: called for each that is ready, from any thread.
+
+    Returns:
+        The folder of each, lowest first.
+
+    Raises:
+        ImageError: a blob is missing, malformed, or not what its diff id says.
+        SetupError: the disk is full.
+    """
+    lease.claim([diff_id for _, diff_id in layers])
+
+    def one(layer: Layer) -> Path:
+        path = unpack_layer(store, *layer, lease)
+        done(layer[1])
+        return path
+
+    missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not _is_whole(store.layer_folder(diff_id))}
+    if len(missing) > 1:
+        with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
+            list(pool.map(one, sorted(missing.values(), key=lambda layer: -layer[0].size)))
+    return [one(layer) for layer in layers]
+
+
+def unpack_layer(store: Store, blob: Descriptor, diff_id: Digest, lease: Lease, how: Extraction | None = None) -> Path:
+    """Unpack one layer unless it is unpacked already; see :func:`unpack_layers`."""
+    lease.claim([diff_id])
+    folder = store.layer_folder(diff_id)
+    if not _is_whole(folder):
+        with store.blobs.open(blob.digest) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # one process unpacks, the others wait
+            if not _is_whole(folder):
+                _unpack(store, file, folder, diff_id, how or Extraction.for_user())
+    _settle(folder)
+    return folder / _CONTENT
+
+
+def extract_blob(file: BinaryIO, root: int, diff_id: Digest | None, how: Extraction) -> dict[str, object]:
+    """Extract a layer's blob into a folder and check its diff id; return what is worth noting about it.
+
+    Raises:
+        ImageError: the blob is malformed or not what its diff id says.
+    """
+    from containerkit.image.digest import Digest as AnyDigest  # noqa: PLC0415 - for a value when none is given
+
+    expected = diff_id or AnyDigest.of(b"")
+    state = expected.hasher()
+    descriptor = file.fileno()
+    with closing(decompress(file)) as stream:
+        found = extract(stream, root, state, how, lambda: os.lseek(descriptor, 0, os.SEEK_CUR))
+    if diff_id is not None:
+        diff_id.check(state, "layer, uncompressed")
+    return {"entries": found.entries, "bytes": found.bytes, "skipped": list(found.skipped)}
+
+
+def _unpack(store: Store, file: BinaryIO, folder: Path, diff_id: Digest, how: Extraction) -> None:
+    new = store.root / "layers" / f".new-{token_hex(8)}"
+    try:
+        new.mkdir(mode=0o711)
+        lock = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise refused("mkdir", new, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the collection deletes only what nobody holds
+        (new / _CONTENT).mkdir()
+        (new / _CONTENT).chmod(0o755)
+        root = os.open(new / _CONTENT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            facts = extract_blob(file, root, diff_id, how)
+        finally:
+            os.close(root)
+        replace_file(new / _MARKER, _marker(facts, durable=False))
+        folder.parent.mkdir(exist_ok=True, mode=0o711)
+        if folder.exists():
+            folder.rename(store.root / "trash" / token_hex(8))  # of before a crash of the machine
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _marker(facts: dict[str, object], *, durable: bool) -> bytes:
+    return json.dumps(facts | {"durable": durable, "boot": _BOOT.read_text().strip()}).encode()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a layer is all there: unpacked since the machine started, or known to be on disk."""
+    try:
+        facts = json.loads((folder / _MARKER).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(facts["durable"]) or facts["boot"] == _BOOT.read_text().strip()
+
+
+def _settle(folder: Path) -> None:
+    """Make a layer durable once the kernel has had the time to write it out anyway, when that costs next to nothing."""
+    marker = folder / _MARKER
+    with suppress(OSError, ValueError):
+        if time.time() - marker.stat().st_mtime < _SETTLE_S:
+            return
+        facts = json.loads(marker.read_bytes())
+        if facts["durable"]:
+            return
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_filesystem(descriptor)
+        finally:
+            os.close(descriptor)
+        replace_file(marker, _marker(facts, durable=True))
+
+
+def layer_paths(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Return what to hand to overlayfs: topmost first, each once, nothing below a layer whose root is opaque.
+
+    A layer that lies there twice counts only where it is topmost: what it brings is the same, and overlayfs refuses
+    a folder that it has already.
+
+    Args:
+        folders: of the layers, lowest first.
+
+    Raises:
+        ImageError: there is none.
+
+    Source: Documentation/filesystems/overlayfs.rst.
+    """
+    found: list[str] = []
+    for folder in reversed(folders):
+        path = os.fspath(folder)
+        if path not in found:
+            found.append(path)
+        if _has_opaque_root(path):
+            break
+    if not found:
+        raise ImageError("the image has no layers, so there is no root to run in")
+    return tuple(found)
+
+
+def _has_opaque_root(path: str) -> bool:
+    for name in ("trusted.overlay.opaque", "user.overlay.opaque"):
+        with suppress(OSError):
+            if os.getxattr(path, name) == b"y":
+                return True
+    return False

@@ -1,0 +1,197 @@
+"""The store: an OCI image layout on disk, shared by processes, with the unpacked layers beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from containerkit.errors import ImageError
+from containerkit.image import media
+from containerkit.image.config import ImageConfig
+from containerkit.image.manifest import Index, Manifest, parse_manifest
+from containerkit.image.platform import Platform
+from containerkit.image.reference import Reference
+from containerkit.image.store.blobs import Blobs, Ingest
+from containerkit.image.store.catalog import Catalog
+from containerkit.image.store.leases import Lease
+from containerkit.image.store.locks import refused, replace_file
+
+if TYPE_CHECKING:
+    from containerkit.image.digest import Digest
+    from containerkit.image.manifest import Descriptor
+    from containerkit.image.store.collect import Collected, Problem
+
+__all__ = ["Blobs", "Catalog", "Ingest", "Lease", "Store", "default_root"]
+
+_LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+_ROOT_STORE: Final = "/var/lib/containerkit/images"
+
+
+def default_root() -> Path:
+    """Return the store of this user: ``/var/lib/containerkit/images`` for root, else below ``$XDG_DATA_HOME``.
+
+    ``CONTAINERKIT_IMAGES`` in the environment overrides both.
+
+    Source: XDG base directory specification.
+    """
+    chosen = os.environ.get("CONTAINERKIT_IMAGES")
+    if chosen:
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path(_ROOT_STORE)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    return Path(data) / "containerkit/images"
+
+
+class Store:
+    """A folder of images.
+
+    ``oci-layout``, ``index.json`` and ``blobs`` are an OCI image layout that other tools read. Beside them lie
+    ``layers`` (unpacked, one folder for each diff id), ``incoming`` (unfinished blobs), ``leases`` and ``lock``.
+
+    Args:
+        root: the folder; made when missing. Default: :func:`default_root`.
+
+    Raises:
+        SetupError: the folder can't be made.
+        ImageError: the folder holds something else, or a layout of another version.
+
+    Source: OCI image specification, image-layout.md.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.root = Path(root).absolute() if root is not None else default_root()
+        self.gate = self.root / "lock"
+        self.blobs = Blobs(self.root / "blobs", self.root / "incoming")
+        self.catalog = Catalog(self.root / "index.json", self.gate)
+        self._make()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def _make(self) -> None:
+        marker = self.root / "oci-layout"
+        try:
+            if not marker.exists():
+                self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
+                replace_file(marker, _LAYOUT)
+            for name in ("blobs/sha256", "incoming", "layers", "leases", "trash", "build"):
+                (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o711)
+            if not (self.root / "index.json").exists():
+                self.catalog.remove_unnamed()
+            layout = marker.read_bytes()
+        except OSError as error:
+            raise refused("mkdir", self.root, error) from error
+        if b'"1.0.0"' not in layout:
+            raise ImageError(f"{self.root}: an image layout of a version that is not understood: {layout[:80]!r}")
+
+    def lease(self) -> Lease:
+        """Return a new claim on blobs and layers; close it when they are no longer needed."""
+        return Lease(self.root / "leases", self.gate)
+
+    def find(self, reference: Reference | str) -> Descriptor | None:
+        """Return the descriptor of a manifest or index by its name or digest, or None."""
+        if isinstance(reference, str):
+            reference = Reference.parse(reference)
+        return self.catalog.find(reference)
+
+    def document(self, descriptor: Descriptor) -> Manifest | Index:
+        """Read a manifest or index from the store.
+
+        Raises:
+            ImageError: it is not there or malformed.
+        """
+        raw = self.blobs.read(descriptor.digest)
+        return parse_manifest(raw, descriptor.media_type, f"manifest {descriptor.digest}")
+
+    def manifest(self, descriptor: Descriptor, platform: Platform | None = None) -> Manifest:
+        """Read a manifest, choosing by platform when the descriptor is of an index.
+
+        Args:
+            descriptor: of a manifest or index.
+            platform: what it shall run on. Default: this machine.
+
+        Raises:
+            ImageError: it is not there or malformed, or none fits the platform.
+        """
+        for _ in range(4):  # indexes may hold indexes, but not without an end
+            document = self.document(descriptor)
+            if isinstance(document, Manifest):
+                return document
+            descriptor = document.select(platform or Platform.host(), f"image {descriptor.digest}")
+        raise ImageError(f"image {descriptor.digest}: indexes are nested too deeply")
+
+    def config(self, manifest: Manifest) -> ImageConfig:
+        """Read the config of an image.
+
+        Raises:
+            ImageError: it is not there or malformed, or does not name as many layers as the manifest.
+        """
+        if not manifest.is_image:
+            raise ImageError(
+                f"{manifest.digest} is an artifact of type {manifest.artifact_type or manifest.config.media_type}, "
+                "not an image"
+            )
+        config = ImageConfig.parse(self.blobs.read(manifest.config.digest), f"config {manifest.config.digest}")
+        if len(config.diff_ids) != len(manifest.layers):
+            raise ImageError(
+                f"image {manifest.digest}: its config names {len(config.diff_ids)} layers, "
+                f"its manifest {len(manifest.layers)}"
+            )
+        return config
+
+    def add_image(
+        self, config: ImageConfig, layers: tuple[Descriptor, ...], reference: Reference | None, lease: Lease
+    ) -> Manifest:
+        """Store the config and manifest of a new image whose layers are in the store, and name it.
+
+        Args:
+            config: its config.
+            layers: descriptors of its layers, lowest first.
+            reference: its name, or None to keep it without one.
+            lease: the caller's claim, which covers the layers already.
+
+        Returns:
+            The manifest.
+        """
+        described = self._claimed(config.raw, media.OCI_CONFIG, lease)
+        manifest = Manifest(config=described, layers=layers)
+        self._claimed(manifest.raw, manifest.media_type, lease)
+        self.catalog.put(manifest.descriptor, reference)
+        return manifest
+
+    def _claimed(self, content: bytes, media_type: str, lease: Lease) -> Descriptor:
+        from containerkit.image.manifest import Descriptor  # noqa: PLC0415 - only here at run time
+
+        lease.claim([Descriptor.of(content, media_type).digest])
+        return self.blobs.add(content, media_type)
+
+    def collect(self) -> Collected:
+        """Delete what no name, no lease and no unnamed image needs: blobs, layers, and what crashes have left.
+
+        Returns:
+            What was deleted.
+
+        Source: OCI image specification, image-layout.md.
+        """
+        from containerkit.image.store.collect import collect  # noqa: PLC0415 - seldom needed
+
+        return collect(self)
+
+    def verify(self, *, repair: bool = False) -> tuple[Problem, ...]:
+        """Read everything and compare it with its digest.
+
+        Args:
+            repair: delete damaged blobs and layers, so that the next pull brings them again.
+
+        Returns:
+            What is wrong; empty when all is well.
+        """
+        from containerkit.image.store.collect import verify  # noqa: PLC0415 - seldom needed
+
+        return verify(self, repair=repair)
+
+    def layer_folder(self, diff_id: Digest) -> Path:
+        """Return where a layer is unpacked, or would be."""
+        return self.root / "layers" / diff_id.algorithm / diff_id.encoded

@@ -1,0 +1,117 @@
+"""The names of images: ``index.json`` of the layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from containerkit.errors import ImageError
+from containerkit.image.document import Document, encode
+from containerkit.image.manifest import REF_NAME, Descriptor, Index
+from containerkit.image.store.locks import locked, replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from containerkit.image.digest import Digest
+    from containerkit.image.reference import Reference
+
+__all__ = ["Catalog"]
+
+
+class Catalog:
+    """Which manifest or index each name stands for, and which are kept without a name.
+
+    Args:
+        path: ``index.json``.
+        gate: the store's lock.
+
+    Source: OCI image specification, image-layout.md, "index.json file".
+    """
+
+    def __init__(self, path: Path, gate: Path) -> None:
+        self._path = path
+        self._gate = gate
+
+    def entries(self) -> tuple[Descriptor, ...]:
+        """Return what is there, in the order of arrival.
+
+        Raises:
+            ImageError: the file is malformed.
+        """
+        try:
+            raw = self._path.read_bytes()
+        except FileNotFoundError:
+            return ()
+        place = str(self._path)
+        return Index.from_document(Document.read(raw, place), "", raw).manifests
+
+    def names(self) -> dict[str, Descriptor]:
+        """Return the named ones."""
+        return {entry.ref_name: entry for entry in self.entries() if entry.ref_name}
+
+    def find(self, reference: Reference) -> Descriptor | None:
+        """Return what a reference stands for: by name, or by digest when it has one."""
+        if reference.digest is None:
+            return self.names().get(str(reference))
+        for entry in self.entries():
+            if entry.digest == reference.digest:
+                return entry
+        return None
+
+    def put(self, descriptor: Descriptor, reference: Reference | None) -> None:
+        """Give a manifest or index a name, taking the name from what had it; or keep it without one."""
+        name = str(reference) if reference is not None else ""
+        plain = attrs.evolve(descriptor, annotations={REF_NAME: name} if name else {})
+
+        def change(entries: list[Descriptor]) -> list[Descriptor]:
+            kept = [
+                entry
+                for entry in entries
+                if (entry.ref_name != name if name else entry.ref_name or entry.digest != descriptor.digest)
+                and not (name and not entry.ref_name and entry.digest == descriptor.digest)
+            ]
+            return [*kept, plain]
+
+        self._update(change)
+
+    def remove(self, reference: Reference) -> Descriptor:
+        """Take a name away and return what it stood for; by digest, all names of it.
+
+        Raises:
+            ImageError: there is no such name.
+        """
+        removed: list[Descriptor] = []
+
+        def change(entries: list[Descriptor]) -> list[Descriptor]:
+            for entry in entries:
+                hit = entry.digest == reference.digest if reference.digest else entry.ref_name == str(reference)
+                if hit:
+                    removed.append(entry)
+            if not removed:
+                raise ImageError(f"image {reference.familiar} is not in the store")
+            return [entry for entry in entries if entry not in removed]
+
+        self._update(change)
+        return removed[0]
+
+    def remove_unnamed(self) -> tuple[Digest, ...]:
+        """Forget what has no name and return the digests."""
+        removed: list[Digest] = []
+
+        def change(entries: list[Descriptor]) -> list[Descriptor]:
+            removed.extend(entry.digest for entry in entries if not entry.ref_name)
+            return [entry for entry in entries if entry.ref_name]
+
+        self._update(change)
+        return tuple(removed)
+
+    def _update(self, change: Callable[[list[Descriptor]], list[Descriptor]]) -> None:
+        with locked(self._gate, exclusive=True):
+            before = list(self.entries())
+            after = change(before)
+            if after != before or not self._path.exists():
+                content = {"schemaVersion": 2, "manifests": [entry.to_json() for entry in after]}
+                replace_file(self._path, encode(content))

@@ -1,0 +1,218 @@
+"""Collection by reachability, and verification."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from containerkit.errors import ContainerError, ImageError
+from containerkit.image import media
+from containerkit.image.config import ImageConfig
+from containerkit.image.digest import Digest
+from containerkit.image.manifest import Index, Manifest
+from containerkit.image.store.leases import leased
+from containerkit.image.store.locks import locked, try_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from containerkit.image.manifest import Descriptor
+    from containerkit.image.store import Store
+
+__all__ = ["Collected", "Problem", "collect", "reachable", "verify"]
+
+_KEEP_PARTIAL_S: Final = 24 * 3600.0
+"""How long an unfinished download is kept to go on from."""
+
+
+@attrs.frozen(kw_only=True)
+class Collected:
+    """What a collection deleted.
+
+    Attributes:
+        blobs: digests of the blobs.
+        layers: diff ids of the unpacked layers.
+        unfinished: how many left-overs of downloads and of crashes.
+        freed_bytes: the size of the blobs and left-overs (unpacked layers are not counted).
+    """
+
+    blobs: tuple[Digest, ...]
+    layers: tuple[Digest, ...]
+    unfinished: int
+    freed_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """One thing that is wrong in a store.
+
+    Attributes:
+        subject: the digest or name concerned.
+        message: what is wrong.
+    """
+
+    subject: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.message}"
+
+
+def reachable(store: Store, root: Descriptor | Digest) -> Iterator[Digest]:
+    """Return the digests of all that a manifest or index leads to: blobs, and diff ids of its layers.
+
+    What is not in the store (the other platforms of an index, say) is named but not followed.
+    """
+    waiting: list[tuple[Digest, str]] = [(root, "") if isinstance(root, Digest) else (root.digest, root.media_type)]
+    seen: set[Digest] = set()
+    while waiting:
+        digest, kind = waiting.pop()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        yield digest
+        if kind in media.CONFIGS and store.blobs.has(digest):
+            config = ImageConfig.parse(store.blobs.read(digest))
+            yield from config.diff_ids
+            yield from config.chain_ids
+        if kind not in media.INDEXES | media.MANIFESTS or not store.blobs.has(digest):
+            continue
+        document = store.document(_as_descriptor(digest, kind))
+        if isinstance(document, Index):
+            waiting += [(one.digest, one.media_type) for one in document.manifests]
+        else:
+            waiting += [(one.digest, one.media_type) for one in (document.config, *document.layers)]
+            if document.subject is not None:
+                waiting.append((document.subject.digest, document.subject.media_type))
+
+
+def _as_descriptor(digest: Digest, kind: str) -> Descriptor:
+    from containerkit.image.manifest import Descriptor  # noqa: PLC0415 - only here at run time
+
+    return Descriptor(media_type=kind, digest=digest, size=0)
+
+
+def collect(store: Store) -> Collected:
+    """Delete what nothing needs; see :meth:`containerkit.image.store.Store.collect`.
+
+    Raises:
+        ImageError: a manifest that is in use is malformed: what it needs can't be known, so nothing is deleted.
+    """
+    trash = store.root / "trash" / token_hex(8)
+    with locked(store.gate, exclusive=True):
+        kept = leased(store.root / "leases")
+        for entry in store.catalog.entries():
+            kept.update(reachable(store, entry))
+        blobs = [digest for digest in store.blobs if digest not in kept]
+        layers = [digest for digest in unpacked(store) if digest not in kept]
+        freed = 0
+        for digest in blobs:
+            freed += store.blobs.path(digest).stat().st_size
+            store.blobs.path(digest).unlink()
+        if layers:
+            trash.mkdir()
+        for digest in layers:
+            store.layer_folder(digest).rename(trash / digest.encoded)
+        unfinished, bytes_ = _sweep_incoming(store)
+    unfinished += _sweep_trash(store)
+    return Collected(blobs=tuple(blobs), layers=tuple(layers), unfinished=unfinished, freed_bytes=freed + bytes_)
+
+
+def unpacked(store: Store) -> Iterator[Digest]:
+    """Return the diff ids of the layers that are unpacked."""
+    for algorithm in sorted((store.root / "layers").iterdir()):
+        if algorithm.name.startswith("."):
+            continue
+        for entry in sorted(algorithm.iterdir()):
+            yield Digest(f"{algorithm.name}:{entry.name}")
+
+
+def _sweep_incoming(store: Store) -> tuple[int, int]:
+    """Delete unfinished blobs that nobody writes: at once what can't be resumed, after a day what can."""
+    count = freed = 0
+    for path in list(store.blobs.incoming.iterdir()):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            state = os.fstat(descriptor)
+            old = time.time() - state.st_mtime > _KEEP_PARTIAL_S or path.name.startswith("new-")
+            if old and try_lock(descriptor):
+                path.unlink(missing_ok=True)
+                count += 1
+                freed += state.st_size
+        finally:
+            os.close(descriptor)
+    return count, freed
+
+
+def _sweep_trash(store: Store) -> int:
+    """Delete what was thrown away, and unpackings and builds whose process is gone."""
+    count = 0
+    for path in list((store.root / "trash").iterdir()):
+        shutil.rmtree(path, ignore_errors=True)
+    for parent in (store.root / "layers", store.root / "build"):
+        for path in parent.glob(".new-*"):
+            count += _sweep_abandoned(path)
+    return count
+
+
+def _sweep_abandoned(path: Path) -> bool:
+    """Delete a working folder if its lock is free: whoever works in one holds the lock on the folder itself."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if not try_lock(descriptor):
+            return False
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def verify(store: Store, *, repair: bool = False) -> tuple[Problem, ...]:
+    """Read everything and compare it with its digest; see :meth:`containerkit.image.store.Store.verify`."""
+    problems = list(_verify_blobs(store, repair=repair))
+    for entry in store.catalog.entries():
+        name = entry.ref_name or str(entry.digest)
+        try:
+            problems += _verify_image(store, entry, name)
+        except ContainerError as error:
+            problems.append(Problem(subject=name, message=str(error)))
+    return tuple(problems)
+
+
+def _verify_blobs(store: Store, *, repair: bool) -> Iterator[Problem]:
+    for digest in list(store.blobs):
+        state = digest.hasher()
+        try:
+            with store.blobs.open(digest) as file:
+                while piece := file.read(1 << 20):
+                    state.update(piece)
+            digest.check(state, "its content")
+        except ImageError as error:
+            if repair:
+                with locked(store.gate, exclusive=True):
+                    store.blobs.path(digest).unlink(missing_ok=True)
+            yield Problem(subject=str(digest), message=str(error) + (" (deleted)" if repair else ""))
+
+
+def _verify_image(store: Store, entry: Descriptor, name: str) -> Iterator[Problem]:
+    document = store.document(entry)
+    present: list[Manifest] = []
+    if isinstance(document, Manifest):
+        present.append(document)
+    else:
+        here = [one for one in document.manifests if store.blobs.has(one.digest)]
+        found = [store.document(one) for one in here]
+        present += [one for one in found if isinstance(one, Manifest)]
+    for manifest in present:
+        for blob in (manifest.config, *manifest.layers):
+            if not store.blobs.has(blob) and media.is_distributed(blob.media_type):
+                yield Problem(subject=name, message=f"blob {blob.digest} is missing or cut short")

@@ -1,0 +1,90 @@
+"""Leases: what a process is using, so that the collection spares it."""
+
+from __future__ import annotations
+
+import os
+from secrets import token_hex
+from typing import TYPE_CHECKING
+
+from containerkit.errors import SpecError
+from containerkit.image.digest import Digest
+from containerkit.image.store.locks import locked, try_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["Lease", "leased"]
+
+
+class Lease:
+    """A claim on blobs and layers that holds until it is closed, or its process is gone.
+
+    It is a locked file with one digest a line: the kernel lets go of the lock when the process dies, however it dies.
+
+    Args:
+        folder: where leases lie.
+        gate: the lock that the collection holds exclusively.
+
+    Source: flock(2).
+    """
+
+    def __init__(self, folder: Path, gate: Path) -> None:
+        self._gate = gate
+        self._path = folder / token_hex(8)
+        self._claimed: set[Digest] = set()
+        with locked(gate, exclusive=False):
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try_lock(self._file)
+
+    def __repr__(self) -> str:
+        return f"<Lease on {len(self._claimed)} digests: {'closed' if self._file < 0 else 'held'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def claim(self, digests: Iterable[Digest]) -> None:
+        """Add to what is claimed; waits while a collection is running."""
+        new = [digest for digest in digests if digest not in self._claimed]
+        if not new:
+            return
+        with locked(self._gate, exclusive=False):
+            os.write(self._file, "".join(f"{digest}\n" for digest in new).encode())
+        self._claimed.update(new)
+
+    def close(self) -> None:
+        """Let go. May be called twice."""
+        if self._file >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self._file)
+            self._file = -1
+
+
+def leased(folder: Path) -> set[Digest]:
+    """Return all digests under a lease, and take away the leases of processes that are gone.
+
+    The caller holds the gate exclusively.
+    """
+    found: set[Digest] = set()
+    for path in list(folder.iterdir()):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if try_lock(descriptor):
+                path.unlink(missing_ok=True)
+                continue
+            lines = path.read_text("ascii").splitlines()
+        finally:
+            os.close(descriptor)
+        for line in lines:
+            try:
+                found.add(Digest(line))
+            except SpecError:
+                continue  # the last line of a process that was killed while it wrote
+    return found

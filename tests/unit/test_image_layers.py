@@ -1,0 +1,90 @@
+"""Compression, attributes and bounds of layers."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from containerkit.errors import ImageError, SpecError
+from containerkit.image.layers.attributes import attributes_of, is_kept, posix_acl
+from containerkit.image.layers.compression import COMPRESSIONS, compress, decompress, recognise
+from containerkit.image.layers.limits import Limits
+from containerkit.image.layers.stream import split_path
+
+
+@given(st.binary(max_size=5000), st.sampled_from(COMPRESSIONS))
+def test_compression_survives_the_round_trip(content, kind):
+    pytest.importorskip("backports.zstd" if kind == "zstd" else "gzip")
+    first, second = io.BytesIO(), io.BytesIO()
+    for sink in (first, second):
+        stream = compress(sink, kind)
+        stream.write(content)
+        stream.close()
+    assert first.getvalue() == second.getvalue()
+    if kind != "none":
+        assert kind == recognise(first.getvalue())
+        assert content == decompress(io.BytesIO(first.getvalue()), threads=0).read()
+
+
+def test_compression_reads_several_gzip_members():
+    assert decompress(io.BytesIO(gzip.compress(b"one") + gzip.compress(b"two")), threads=0).read() == b"onetwo"
+
+
+def test_compression_of_another_word_is_a_spec_error():
+    with pytest.raises(SpecError):
+        compress(io.BytesIO(), "lzma")
+
+
+def test_compression_is_recognised_by_its_first_bytes():
+    found = [recognise(start) for start in (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x5e\x2a\x4d\x18", b"BZh", b"", b"./")]
+    assert found == ["gzip", "zstd", "zstd", "bzip2", "none", "none"]
+
+
+def test_acl_text_becomes_the_kernels_bytes():
+    text = "user::rwx\nuser:1000:rw-\ngroup::r-x\nmask::rwx\nother::r--"
+    entries = [(1, 7, 0xFFFFFFFF), (2, 6, 1000), (4, 5, 0xFFFFFFFF), (0x10, 7, 0xFFFFFFFF), (0x20, 4, 0xFFFFFFFF)]
+    assert struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries) == posix_acl(text)
+    assert posix_acl("user:1000:rw-,other::r--") == posix_acl("other::r--\nu:joe:rw-:1000  # star's fourth field")
+    assert posix_acl("user:root:r--") == posix_acl("user:0:r--")
+
+
+@pytest.mark.parametrize("text", ["user", "user:joe:rwx", "user::rwz", "other:5:r--", "x::r--", "user:99999999999:r--"])
+def test_acl_text_that_is_malformed_is_refused(text):
+    with pytest.raises(ImageError):
+        posix_acl(text)
+
+
+def test_attributes_are_read_from_each_dialect():
+    headers = {
+        "SCHILY.xattr.user.a": "1\udcff",
+        "LIBARCHIVE.xattr.user.b%20c": "AQI",
+        "SCHILY.acl.default": "other::r--",
+        "mtime": "1.5",
+    }
+    found = attributes_of(headers)
+    assert {"user.a": b"1\xff", "user.b c": b"\1\2", "system.posix_acl_default": posix_acl("other::r--")} == found
+
+
+def test_attributes_that_steer_the_host_are_not_kept():
+    kept = ["user.x", "security.capability", "system.posix_acl_access"]
+    assert kept == [
+        name for name in [*kept, "trusted.x", "security.selinux", "user.overlay.opaque", "system.x"] if is_kept(name)
+    ]
+
+
+def test_limits_are_positive():
+    for wrong in ({"bytes": 0}, {"entries": -1}, {"ratio": 1.5}):
+        with pytest.raises(SpecError):
+            Limits(**wrong)
+
+
+def test_path_is_split_at_the_archives_own_root():
+    assert split_path(b"//./a//b/.") == (b"a", b"b")
+    for wrong in (b"..", b"a/../b", b"a\0b"):
+        with pytest.raises(ImageError):
+            split_path(wrong)
