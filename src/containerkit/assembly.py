@@ -427,7 +427,7 @@ class _Start:
         offsets = self.spec.time_offsets
         if offsets is not None:
             at = Slot("timens")
-            content = offsets.text()
+            content = offsets.encode()
             steps += [
                 plan.open_at(k.AT_FDCWD, b"/proc/self/timens_offsets", k.O_WRONLY, at),
                 plan.write(at, content, "time offsets", "the clock would be out of range"),

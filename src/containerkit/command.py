@@ -193,7 +193,11 @@ def session(command: Command) -> list[Operation]:
     """Return the operations that give a process a session and its standard streams."""
     steps = [plan.call("setsid")]
     if command.terminal:
-        steps.append(plan.call("ioctl", Slot("stdin"), _TIOCSCTTY, 0, target="controlling terminal"))
+        steps += [
+            plan.call("ioctl", Slot("stdin"), _TIOCSCTTY, 0, target="controlling terminal"),
+            # So that the user can open it by its name as well; its group stays tty.
+            plan.call("fchown", Slot("stdin"), command.user.uid, 2**32 - 1, target="terminal", hint=_USER_HINT),
+        ]
     for number, slot in enumerate(_STANDARD):
         steps.append(plan.call("dup3", slot, number, 0, target=slot.name))
     return steps

@@ -78,6 +78,11 @@ class Program:
             raise self._failure(outcome)
         return outcome
 
+    @property
+    def slots(self) -> frozenset[str]:
+        """The names of the slots that the plan uses."""
+        return frozenset(self._names)
+
     def slot(self, outcome: Outcome, name: str) -> int:
         """Return what a slot held at the end of a run."""
         return outcome.slots[self._tape.slots[name]]

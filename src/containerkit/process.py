@@ -1,0 +1,672 @@
+"""A process that runs in a container, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import struct
+import threading
+import time
+from errno import ECHILD, EINTR
+from subprocess import DEVNULL, PIPE, STDOUT
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
+
+import attrs
+
+from containerkit import _native
+from containerkit._native.outcome import Ending
+from containerkit.errors import ContainerTimeout, ExitError, OutOfMemory, SpecError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from containerkit.command import Command
+
+__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "CompletedProcess", "Process", "Streams", "Usage"]
+
+Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
+
+OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
+"""What ``run`` keeps of a command's output unless it is told otherwise; a command that writes more is killed."""
+
+_CHUNK: Final = 65536
+_REPORT: Final = struct.Struct("=ii18q")  # struct report in init.c
+_TIOCSWINSZ: Final = 0x5414
+
+
+@attrs.frozen(kw_only=True)
+class Usage:
+    """What a command, with the children that were waited for, has used.
+
+    Attributes:
+        user_s, system_s: CPU time in seconds.
+        max_rss_bytes: the largest resident set of any one process.
+        minor_faults, major_faults: page faults without and with I/O.
+        in_blocks, out_blocks: 512-byte blocks read from and written to devices.
+        voluntary_switches, involuntary_switches: context switches.
+        memory_peak_bytes: the most memory that all of it had at a time; None without a memory controller.
+        throttled_s: how long the cpu limit held it up; None without a cpu controller.
+        group: all that the control group reports; None without one.
+
+    Source: getrusage(2).
+    """
+
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+    minor_faults: int = 0
+    major_faults: int = 0
+    in_blocks: int = 0
+    out_blocks: int = 0
+    voluntary_switches: int = 0
+    involuntary_switches: int = 0
+    memory_peak_bytes: int | None = None
+    throttled_s: float | None = None
+    group: Any = None
+
+    @classmethod
+    def from_ending(cls, ending: Ending) -> Usage:
+        """Return the usage of a process that was waited for."""
+        return cls(
+            user_s=ending.user_us / 1e6,
+            system_s=ending.system_us / 1e6,
+            max_rss_bytes=ending.maxrss_kib * 1024,
+            minor_faults=ending.minor_faults,
+            major_faults=ending.major_faults,
+            in_blocks=ending.in_blocks,
+            out_blocks=ending.out_blocks,
+            voluntary_switches=ending.voluntary_switches,
+            involuntary_switches=ending.involuntary_switches,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class CompletedProcess:
+    """A command that has ended.
+
+    Attributes:
+        args: its words.
+        returncode: its exit status, or the negative number of the signal that ended it.
+        stdout, stderr: what it wrote: bytes, text, or None where it was not captured.
+        usage: what it used.
+        cause: why it ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``, ``"seccomp"``, or ``"output"`` when it
+            wrote more than was allowed.
+        duration_s: seconds from the call to the end.
+    """
+
+    args: list[str]
+    returncode: int
+    stdout: Any = None
+    stderr: Any = None
+    usage: Usage = attrs.field(factory=Usage)
+    cause: Cause = "exit"
+    duration_s: float = 0.0
+
+    def check_returncode(self) -> None:
+        """Raise unless the exit status is 0.
+
+        Raises:
+            OutOfMemory: the kernel killed it for its memory.
+            ExitError: any other end.
+        """
+        if self.returncode:
+            kind = OutOfMemory if self.cause == "oom" else ExitError
+            raise kind(self.returncode, self.args, self.stdout, self.stderr, self.cause)
+
+
+@attrs.define(eq=False)
+class Streams:
+    """The standard streams of a process to be: what the child gets, and what the caller keeps.
+
+    Made by :meth:`open`; :meth:`close_child` once the child has its copies, :meth:`close` when it never came to be.
+    """
+
+    child: list[int]
+    own: list[int | None]
+    _temporary: list[int]
+    terminal: bool = False
+
+    @classmethod
+    def open(cls, stdin: Any, stdout: Any, stderr: Any, owner: int | None = None) -> Streams:
+        """Prepare the streams as :mod:`subprocess` does.
+
+        Args:
+            stdin, stdout, stderr: None to share the caller's, PIPE, DEVNULL, a descriptor or a file; stderr also STDOUT.
+            owner: who shall own new pipes, a uid outside, so that /dev/stdout can be opened inside by its name.
+
+        Raises:
+            SpecError: none of these.
+            OSError: no more descriptors.
+        """
+        streams = cls([], [None, None, None], [])
+        try:
+            for number, wish in enumerate((stdin, stdout, stderr)):
+                streams._add(number, wish, owner)
+        except BaseException:
+            streams.close()
+            raise
+        return streams
+
+    @classmethod
+    def of_terminal(cls, master: int, slave: int) -> Streams:
+        """Return the streams of a process on a terminal; both descriptors are taken over."""
+        return cls([slave, slave, slave], [master, None, None], [slave], terminal=True)
+
+    def _add(self, number: int, wish: Any, owner: int | None) -> None:
+        name = ("stdin", "stdout", "stderr")[number]
+        if wish == PIPE and wish is not None and not isinstance(wish, bool):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            child, own = (read, write) if number == 0 else (write, read)
+            self._temporary.append(child)
+            self.own[number] = own
+            if owner:
+                os.fchown(child, owner, owner)
+        elif wish == DEVNULL and not isinstance(wish, bool):
+            child = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            self._temporary.append(child)
+        elif wish == STDOUT and number == 2:
+            child = self.child[1]
+        else:
+            child = self._given(number, wish, name)
+        if child <= 2:
+            child = self._above(child, name)
+        self.child.append(child)
+
+    @staticmethod
+    def _given(number: int, wish: Any, name: str) -> int:
+        if wish is None:
+            return number
+        if isinstance(wish, int) and not isinstance(wish, bool) and wish >= 0:
+            return wish
+        if hasattr(wish, "fileno"):
+            return int(wish.fileno())
+        raise SpecError(f"{name}: {wish!r} is neither PIPE, DEVNULL, a descriptor nor a file")
+
+    def _above(self, fd: int, name: str) -> int:
+        """Copy a low descriptor out of the way of the three that the child puts its streams on."""
+        import fcntl
+
+        try:
+            copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        except OSError:  # the caller has closed its own: the child gets nothing there
+            copy = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            if copy <= 2:
+                copy, low = fcntl.fcntl(copy, fcntl.F_DUPFD_CLOEXEC, 3), copy
+                os.close(low)
+        self._temporary.append(copy)
+        return copy
+
+    def inputs(self) -> dict[str, int]:
+        """Return the slots for the plan."""
+        return dict(zip(("stdin", "stdout", "stderr"), self.child, strict=True))
+
+    def close_child(self) -> None:
+        """Close the child's ends."""
+        while self._temporary:
+            os.close(self._temporary.pop())
+
+    def close(self) -> None:
+        """Close everything."""
+        self.close_child()
+        for number, fd in enumerate(self.own):
+            if fd is not None:
+                os.close(fd)
+                self.own[number] = None
+
+
+class Process:
+    """A process in a container, as ``popen`` returns it; there is no other way to make one.
+
+    In the manner of :class:`subprocess.Popen`: ``stdin``, ``stdout``, ``stderr`` are files or None, ``returncode`` is
+    None while it runs. All signals go through a pidfd, so none can hit another process.
+    """
+
+    def __init__(  # noqa: PLR0913 - one caller, which has all of it at hand
+        self,
+        command: Command,
+        pid: int,
+        pidfd: int,
+        streams: Streams,
+        *,
+        report: int = -1,
+        text: Callable[[IO[bytes]], IO[Any]] | None = None,
+        finish: Callable[[Process], None] | None = None,
+        kill_tree: Callable[[], None] | None = None,
+    ) -> None:
+        self.args = [os.fsdecode(word) for word in command.argv]
+        self.pid = pid
+        self.returncode: int | None = None
+        self.usage: Usage | None = None
+        self.cause: Cause | None = None
+        self.terminal = streams.terminal
+        self._pidfd = pidfd
+        self._report = report
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._finish = finish
+        self._kill_tree = kill_tree
+        self._timed_out = False
+        self.stdin: IO[Any] | None = None
+        self.stdout: IO[Any] | None = None
+        self.stderr: IO[Any] | None = None
+        self._open_files(streams, text)
+
+    def _open_files(self, streams: Streams, text: Callable[[IO[bytes]], IO[Any]] | None) -> None:
+        wrap = text or (lambda file: file)
+        if streams.terminal:
+            master = streams.own[0]
+            assert master is not None
+            self.stdin = wrap(open(master, "wb", buffering=0))
+            self.stdout = wrap(open(os.dup(master), "rb", buffering=0))
+            return
+        modes = ("wb", "rb", "rb")
+        self.stdin, self.stdout, self.stderr = (
+            None if fd is None else wrap(open(fd, mode, buffering=-1))
+            for fd, mode in zip(streams.own, modes, strict=True)
+        )
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else f"ended with {self.returncode}"
+        return f"<Process {self.pid} {' '.join(self.args)[:60]!r} {state}>"
+
+    def fileno(self) -> int:
+        """Return the pidfd: readable once the process has ended.
+
+        Raises:
+            StateError: it was waited for.
+        """
+        if self._pidfd < 0:
+            raise StateError(f"{self!r}: it was waited for, its descriptor is closed")
+        return self._pidfd
+
+    # --- Waiting
+
+    def poll(self) -> int | None:
+        """Return the exit status if it has ended, else None; does not wait."""
+        return self._collect(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end.
+
+        Args:
+            timeout: seconds (default: for ever).
+
+        Returns:
+            The exit status, or the negative number of the signal.
+
+        Raises:
+            ContainerTimeout: it still runs; nothing was done to it.
+        """
+        if timeout is not None and self.returncode is None and not self._ended_within(timeout):
+            raise ContainerTimeout(self.args, timeout)
+        while (status := self._collect(0)) is None:
+            pass
+        return status
+
+    def _ended_within(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        poll = select.poll()
+        fd = self._pidfd
+        if fd < 0:
+            return True
+        poll.register(fd, select.POLLIN)
+        while True:
+            left = deadline - time.monotonic()
+            if poll.poll(max(0.0, left * 1000)):
+                return True
+            if left <= 0:
+                return False
+
+    def _collect(self, options: int) -> int | None:
+        """Reap it once, whoever asks first; the others find what was found."""
+        if self.returncode is not None:
+            return self.returncode
+        if not options:
+            # Sleep outside of the lock: poll() of another thread must not wait for us.
+            self._ended_within(86_400.0)
+        with self._lock:
+            if self.returncode is not None:
+                return self.returncode
+            try:
+                ending = _native.interpreter().wait(self._pidfd, os.WEXITED | os.WNOHANG)
+            except OSError as error:
+                if error.errno == EINTR:
+                    return None
+                if error.errno != ECHILD:
+                    raise
+                ending = self._reaped_by_another()
+            if ending is None:
+                return None
+            self._settle(ending)
+        return self.returncode
+
+    def _reaped_by_another(self) -> Ending:
+        """Ask the pidfd what became of a child that somebody else's wait(-1) took. Source: PIDFD_GET_INFO, Linux 6.15."""
+        import fcntl
+
+        request = bytearray(64)
+        struct.pack_into("=Q", request, 0, 1 << 3)  # PIDFD_INFO_EXIT
+        try:
+            fcntl.ioctl(self._pidfd, 0xC040_FF0B, request)
+            known = struct.unpack_from("=Q", request, 0)[0] & 1 << 3
+        except OSError:
+            known = 0
+        status = struct.unpack_from("=i", request, 60)[0] if known else 255 << 8
+        return _decode(self.pid, status, (0,) * 18)
+
+    def _settle(self, ending: Ending) -> None:
+        """Take over how it ended; the report of init, where there is one, tells it of the command itself."""
+        if self._report >= 0:
+            ending = self._from_report(ending)
+        exited = ending.code == os.CLD_EXITED
+        self.usage = Usage.from_ending(ending)
+        self.cause = "timeout" if self._timed_out else _cause(ending)
+        if self._finish is not None:
+            self._finish(self)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self.returncode = ending.status if exited else -ending.status
+
+    def _from_report(self, ending: Ending) -> Ending:
+        try:
+            os.set_blocking(self._report, False)
+            raw = os.read(self._report, _REPORT.size)
+        except BlockingIOError:
+            raw = b""
+        finally:
+            os.close(self._report)
+            self._report = -1
+        if len(raw) != _REPORT.size:
+            return ending._replace(code=os.CLD_KILLED, status=signal.SIGKILL)
+        status, _, *usage = _REPORT.unpack(raw)
+        return _decode(ending.pid, status, tuple(usage))
+
+    # --- Signals
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended. Source: pidfd_send_signal(2)."""
+        with self._lock:
+            if self.returncode is not None or self._pidfd < 0:
+                return
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                return
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it: SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def _kill_all(self) -> None:
+        """End it with all that it has started, as far as that can be told apart from what others have started."""
+        if self._kill_tree is not None:
+            self._kill_tree()
+        self.kill()
+
+    # --- Talking
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of its terminal. Source: ioctl_tty(2), TIOCSWINSZ.
+
+        Raises:
+            StateError: it has none.
+        """
+        import fcntl
+
+        if not self.terminal or self.stdin is None:
+            raise StateError(f"{self!r}: it has no terminal; start it with pty=True")
+        fcntl.ioctl(self.stdin.fileno(), _TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
+
+    def communicate(
+        self, input: Any = None, timeout: float | None = None, *, limit_bytes: int | None = None  # noqa: A002 - as in subprocess
+    ) -> tuple[Any, Any]:
+        """Send input, read both outputs to the end, and wait.
+
+        Args:
+            input: bytes, or str if the files are text.
+            timeout: seconds (default: for ever).
+            limit_bytes: kill it once it has written more than this to both outputs together (default: no limit).
+
+        Returns:
+            What it wrote to stdout and stderr; None where there is no pipe.
+
+        Raises:
+            ContainerTimeout: the time was up; it and what it started are dead, the error holds what came by then.
+        """
+        conversation = _Conversation(self, input, timeout, limit_bytes)
+        return conversation.hold()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close_files()
+        if kind is not None:
+            self._kill_all()
+        self.wait()
+
+    def _close_files(self) -> None:
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                try:
+                    file.close()
+                except BrokenPipeError:
+                    continue
+
+    def close(self) -> None:
+        """Kill it if it runs, wait for it and close its files; harmless when repeated."""
+        if os.getpid() != self._owner:
+            return
+        self._close_files()
+        self._kill_all()
+        self.wait()
+
+    def __del__(self) -> None:
+        # The files close themselves. A live process belongs to its container, which ends it.
+        for fd in (getattr(self, "_pidfd", -1), getattr(self, "_report", -1)):
+            if fd >= 0 and getattr(self, "returncode", 0) is None and self._finish is None:
+                os.close(fd)
+
+
+def _cause(ending: Ending) -> Cause:
+    if ending.code == os.CLD_EXITED:
+        return "exit"
+    return "seccomp" if ending.status == signal.SIGSYS else "signal"
+
+
+def _decode(pid: int, status: int, usage: tuple[int, ...]) -> Ending:
+    """Return the ending of a wait status and a struct rusage."""
+    exited = os.WIFEXITED(status)
+    return Ending(
+        pid,
+        os.CLD_EXITED if exited else os.CLD_KILLED,
+        os.WEXITSTATUS(status) if exited else os.WTERMSIG(status),
+        usage[0] * 1_000_000 + usage[1],
+        usage[2] * 1_000_000 + usage[3],
+        usage[4],
+        usage[8],
+        usage[9],
+        usage[11],
+        usage[12],
+        usage[16],
+        usage[17],
+    )
+
+
+class _Conversation:
+    """Feeds a process and drains it, until the process has ended and its pipes have nothing more to give.
+
+    The end is the end of the process, not the end of the pipe: something that it left behind may hold the pipe open.
+    """
+
+    def __init__(self, process: Process, given: Any, timeout: float | None, limit: int | None) -> None:
+        self.process = process
+        self.timeout = timeout
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.limit = limit
+        self.poll = select.poll()
+        self.open: dict[int, _Pipe] = {}
+        self.total = 0
+        self.rest = memoryview(b"")
+        self.input_fd = -1
+        self.out = self._listen(process.stdout)
+        self.err = self._listen(process.stderr)
+        self._prepare_input(given)
+
+    def _listen(self, file: IO[Any] | None) -> _Pipe | None:
+        if file is None:
+            return None
+        pipe = _Pipe(file)
+        if not file.closed:
+            fd = file.fileno()
+            self.open[fd] = pipe
+            os.set_blocking(fd, False)
+            self.poll.register(fd, select.POLLIN)
+        return pipe
+
+    def _prepare_input(self, given: Any) -> None:
+        stdin = self.process.stdin
+        if stdin is None or stdin.closed:
+            if given:
+                raise SpecError("input: stdin is no pipe")
+            return
+        if given is None or len(given) == 0:
+            if not self.process.terminal:
+                _close_quietly(stdin)
+            return
+        _flush_quietly(stdin)
+        if isinstance(given, str):
+            given = given.encode(getattr(stdin, "encoding", None) or "utf-8", getattr(stdin, "errors", None) or "strict")
+        self.rest = memoryview(given).cast("B")
+        self.input_fd = stdin.fileno()
+        os.set_blocking(self.input_fd, False)
+        self.poll.register(self.input_fd, select.POLLOUT)
+
+    def hold(self) -> tuple[Any, Any]:
+        process = self.process
+        if process._pidfd >= 0:  # noqa: SLF001 - the other half of Process
+            self.poll.register(process._pidfd, select.POLLIN)  # noqa: SLF001
+            self._until_ended(process._pidfd)  # noqa: SLF001
+        self._drain()
+        process.wait()
+        return self._results()
+
+    def _results(self) -> tuple[Any, Any]:
+        return self.out and self.out.result(), self.err and self.err.result()
+
+    def _until_ended(self, pidfd: int) -> None:
+        while True:
+            for fd, _ in self.poll.poll(self._milliseconds()):
+                if fd == pidfd:
+                    return
+                if fd == self.input_fd:
+                    self._feed()
+                else:
+                    self._read(fd)
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                self._give_up()
+
+    def _milliseconds(self) -> float | None:
+        if self.deadline is None:
+            return None
+        return max(0.0, (self.deadline - time.monotonic()) * 1000 + 0.5)
+
+    def _give_up(self) -> None:
+        process = self.process
+        process._timed_out = True  # noqa: SLF001
+        process._kill_all()  # noqa: SLF001
+        process.wait()
+        self._drain()
+        assert self.timeout is not None
+        raise ContainerTimeout(process.args, self.timeout, *self._results())
+
+    def _feed(self) -> None:
+        try:
+            sent = os.write(self.input_fd, self.rest[:_CHUNK])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            sent = len(self.rest)
+        self.rest = self.rest[sent:]
+        if not self.rest:
+            self.poll.unregister(self.input_fd)
+            if not self.process.terminal and self.process.stdin is not None:
+                _close_quietly(self.process.stdin)
+
+    def _read(self, fd: int) -> bool:
+        """Read once; False when there is nothing more, now or ever."""
+        try:
+            chunk = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:  # EIO: the other side of a terminal is gone
+            chunk = b""
+        if not chunk:
+            self.poll.unregister(fd)
+            _close_quietly(self.open.pop(fd).file)
+            return False
+        self.total += len(chunk)
+        if self.limit is not None and self.total > self.limit:
+            self._overflow(fd, chunk)
+            return True
+        self.open[fd].chunks.append(chunk)
+        return True
+
+    def _overflow(self, fd: int, chunk: bytes) -> None:
+        assert self.limit is not None
+        kept = len(chunk) - (self.total - self.limit)
+        if kept > 0:
+            self.open[fd].chunks.append(chunk[:kept])
+        process = self.process
+        process._kill_all()  # noqa: SLF001
+        process.wait()
+        process.cause = "output"
+
+    def _drain(self) -> None:
+        """Take what lies in the pipes; what comes after the end of the process is nobody's."""
+        for fd in list(self.open):
+            while self._read(fd):
+                if self.limit is not None and self.total > self.limit:
+                    break
+        for pipe in self.open.values():
+            _close_quietly(pipe.file)
+        if self.process.stdin is not None:
+            _close_quietly(self.process.stdin)
+
+
+class _Pipe:
+    """One output of a process: its file, and what came out of it."""
+
+    def __init__(self, file: IO[Any]) -> None:
+        self.file = file
+        self.chunks: list[bytes] = []
+
+    def result(self) -> Any:
+        raw = b"".join(self.chunks)
+        encoding = getattr(self.file, "encoding", None)
+        if encoding is None:
+            return raw
+        text = raw.decode(encoding, getattr(self.file, "errors", None) or "strict")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _close_quietly(file: IO[Any]) -> None:
+    try:
+        file.close()
+    except (BrokenPipeError, BlockingIOError):
+        return
+
+
+def _flush_quietly(file: IO[Any]) -> None:
+    try:
+        file.flush()
+    except BrokenPipeError:
+        return
