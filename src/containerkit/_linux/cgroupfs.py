@@ -169,12 +169,15 @@ def _text(path: str) -> str:
 
 
 def read_hierarchies(pid: int | str = "self") -> tuple[Hierarchy, ...]:
-    """Return the hierarchies that a process sees.
+    """Return the hierarchies that this process sees, with the groups that a process is in as its own.
+
+    Args:
+        pid: that process. Default this one.
 
     Raises:
         OSError: the process is gone, or /proc is not there.
     """
-    return hierarchies(_text(f"/proc/{pid}/mountinfo"), _text(f"/proc/{pid}/cgroup"))
+    return hierarchies(_text("/proc/self/mountinfo"), _text(f"/proc/{pid}/cgroup"))
 
 
 def offered_controllers() -> dict[str, int]:

@@ -178,6 +178,10 @@ class Directory:
             self._available = frozenset((self.read("cgroup.controllers") or "").split())
         return self._available
 
+    def look_again(self) -> None:
+        """Forget which controllers were available: a group above has been changed."""
+        self._available = None
+
     def enable(self, controllers: Iterable[str]) -> None:
         """Hand controllers on to the groups below (version 2; on version 1 they are always there).
 

@@ -1,6 +1,6 @@
 """What happens to a group, as it happens: the kernel wakes us, nothing is polled in a loop.
 
-On version 2, and for pids on both, a file changes and poll(2) reports POLLPRI. Version 1's memory controller signals an
+On version 2 a file changes and poll(2) reports POLLPRI. Version 1's memory controller signals an
 eventfd when the group is out of memory; the kill itself comes a moment later and wakes nobody, and so the processes of
 the group are watched through pidfds until one has ended.
 
@@ -107,7 +107,7 @@ class Events:
                 self._sources[self._oom.eventfd] = self._oom
                 self._epoll.register(self._oom.eventfd, select.EPOLLIN)
                 told |= {"oom", "oom_kill"}
-            if "pids" in there:
+            if "pids" in there and part.version == 2:
                 told |= self._add_file(part, "pids.events", _PIDS, {})
         if wanted is not None and wanted - told:
             raise _untold(wanted - told, group.path)
@@ -249,8 +249,8 @@ class Events:
 
 def _untold(kinds: frozenset[str], path: str) -> UnsupportedError:
     hint = (
-        "oom needs the memory controller and pids_max the pids controller (set a limit or name them in controllers=); "
-        "memory_high and memory_max need version 2's memory controller, the others a mounted cgroup2"
+        "oom needs the memory controller (set a limit or name it in controllers=); memory_high, memory_max and "
+        "pids_max need it and pids on version 2, for version 1 only counts them; the others need a mounted cgroup2"
     )
     return UnsupportedError("watch", EOPNOTSUPP, f"{', '.join(sorted(kinds))} of {path}", hint)
 

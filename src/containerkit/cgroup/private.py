@@ -10,19 +10,20 @@ import os
 from typing import Final
 
 from containerkit._native.constants import FSCONFIG_CMD_CREATE, FSCONFIG_SET_FLAG, FSMOUNT_CLOEXEC, FSOPEN_CLOEXEC
-from containerkit.cgroup.directory import Directory, refused
+from containerkit.cgroup.directory import Directory
 from containerkit.cgroup.kernel import call
+from containerkit.errors import UnsupportedError
 
 __all__ = ["mount_privately"]
 
-_HINT: Final = "mounting a version 1 hierarchy needs root, and a controller that no version 2 group uses"
+_HINT: Final = "it takes root, a controller that no version 2 group uses, and a kernel not booted with cgroup_no_v1="
 
 
 def mount_privately(controller: str) -> Directory:
     """Mount one controller's version 1 hierarchy and return its root group.
 
     Raises:
-        SetupError: the kernel refused it; EBUSY where version 2 uses the controller.
+        UnsupportedError: the kernel refused it; EBUSY where version 2 uses the controller.
 
     Source: fsopen(2), fsconfig(2), fsmount(2), cgroups(7).
     """
@@ -37,7 +38,7 @@ def mount_privately(controller: str) -> Directory:
         finally:
             os.close(context)
     except OSError as error:
-        raise refused("mount", error, target, _HINT) from None
+        raise UnsupportedError("mount", error.errno or 0, target, _HINT) from None
     try:
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
     finally:

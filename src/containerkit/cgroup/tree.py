@@ -27,6 +27,9 @@ __all__ = ["Tree"]
 _IMPLICIT: Final = frozenset({"freezer", "devices", "perf_event"})
 """On version 2 every group has them, in the form of cgroup.freeze, of a BPF program and of a directory descriptor."""
 
+_ONLY_VERSION_1: Final = frozenset({"cpuacct", "net_cls", "net_prio", "freezer", "devices", "perf_event"})
+"""Controllers that have no files on version 2."""
+
 _ACCOUNTED: Final = frozenset({"memory", "cpu", "io", "pids"})
 """Enabled on version 2 where they can be, for the sake of their reports."""
 
@@ -42,11 +45,12 @@ class Tree:
         unified: the one of version 2; None where it is not mounted or may not be written.
     """
 
-    __slots__ = ("_plans", "bases", "unified")
+    __slots__ = ("_parent", "_plans", "bases", "unified")
 
-    def __init__(self, bases: Iterable[Directory]) -> None:
+    def __init__(self, bases: Iterable[Directory], parent: tuple[str, ...] = ()) -> None:
         self.bases = tuple(sorted(bases, key=lambda base: base.version))
         self.unified = next((base for base in self.bases if base.version == 2), None)
+        self._parent = parent
         self._plans: dict[object, tuple[Room, ...]] = {}
 
     def __repr__(self) -> str:
@@ -90,7 +94,7 @@ class Tree:
             raise
         if len(_beneath) >= 16:
             _beneath.pop(next(iter(_beneath))).close()
-        _beneath[parent] = cls(bases)
+        _beneath[parent] = cls(bases, tuple(parts))
         return _beneath[parent]
 
     def close(self) -> None:
@@ -166,9 +170,9 @@ class Tree:
         needed = limits.controllers()
         serving: dict[str, Directory] = {}
         for name in sorted(needed | controllers):
-            base = self.serving(name)
+            base = self.serving(name) or self._hand_down(name)
             if base is None:
-                raise not_served(name)
+                raise not_served(name, self.unified)
             serving[name] = base
         for name in sorted(self._basics() - serving.keys()):
             base = self.serving(name)
@@ -194,6 +198,22 @@ class Tree:
 
             found += settings(limits, base, self)
         return tuple(found)
+
+    def _hand_down(self, name: str) -> Directory | None:
+        """Enable a controller of version 2 in every group above the base, if this tree was asked for by its parent."""
+        if self.unified is None or not self._parent:
+            return None
+        roots = _open_bases(own=False)
+        try:
+            for root in roots:
+                if root.version == 2 and name in root.available():
+                    _descend(root, list(self._parent), frozenset({name})).close()
+                    self.unified.look_again()
+                    return self.unified if name in self.unified.available() else None
+        finally:
+            for root in roots:
+                root.close()
+        return None
 
     def _basics(self) -> frozenset[str]:
         """Return what every group should be able to do: be frozen, and tell its processor time."""
@@ -240,16 +260,26 @@ def _step_aside(base: Directory) -> bool:
     return True
 
 
-def not_served(name: str) -> UnsupportedError:
-    """Return the error for a controller that no hierarchy serves: it says what would provide it."""
+def not_served(name: str, unified: Directory | None) -> UnsupportedError:
+    """Return the error for a controller that no hierarchy serves: it says what would provide it.
+
+    Args:
+        name: the controller.
+        unified: the base on version 2, if there is one.
+    """
     old = "blkio" if name == "io" else name
     offered = offered_controllers()
-    if old in offered and offered[old] == 0 and name in CONTROLLERS:
-        hint = f"the kernel has it but nothing mounts it: mount=True mounts it privately, or mount -t cgroup -o {old}"
-    elif old in offered:
-        hint = f"no mount of its hierarchy is visible and writable here; mount -t cgroup -o {old}, or a cgroup2"
-    else:
+    if name not in CONTROLLERS:
+        hint = f"there is no such controller; the kernel knows {', '.join(CONTROLLERS)}"
+    elif old not in offered:
         hint = f"the kernel was built or booted without it; see CONFIG_CGROUP_{old.upper()} and cgroup_disable="
+    elif offered[old]:
+        hint = f"no mount of its hierarchy is visible and writable here; mount -t cgroup -o {old}, as root"
+    elif unified is not None and name not in _ONLY_VERSION_1:
+        hint = f"{unified.path} was not handed it; write +{name} to cgroup.subtree_control of the groups above, or "
+        hint += "set Delegate=yes in the systemd unit"
+    else:
+        hint = f"the kernel has it but nothing mounts it: mount=True mounts it privately, or mount -t cgroup -o {old}"
     return UnsupportedError("find controller", ENODEV, name, hint)
 
 
@@ -284,12 +314,13 @@ def _open_base(hierarchy: Hierarchy, *, own: bool) -> Directory | None:
     return base
 
 
-def _descend(base: Directory, parts: list[str]) -> Directory:
+def _descend(base: Directory, parts: list[str], controllers: frozenset[str] = _ACCOUNTED) -> Directory:
+    """Open the group below, made with its parents where it is not there, and close the base."""
     for part in parts:
         above = base
         try:
             if above.version == 2:
-                above.enable(_ACCOUNTED & above.available())
+                above.enable(controllers & above.available())
             base = above.make(part, exist_ok=True)
             if above.version == 1 and "cpuset" in above.names:
                 _inherit_cpuset(base)
