@@ -177,8 +177,9 @@ def _map_ids(
 def _nested_mappings(spec: Spec, stage: Staging) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
     """An ordinary user's container lies in the holder's namespace: its outside ids are the holder's inside ids."""
     if spec.uid_mappings is None or spec.gid_mappings is None:
-        sizes = [sum(m.count for m in mappings) for mappings in stage.mappings]
-        return (IdMapping(0, 0, sizes[0]),), (IdMapping(0, 0, sizes[1]),)
+        # Range by range: one that spans two of the outer namespace's is refused.
+        uids, gids = (tuple(IdMapping(m.inside, m.inside, m.count) for m in outer) for outer in stage.mappings)
+        return uids, gids
     return (
         tuple(_within(m, stage.mappings[0]) for m in spec.uid_mappings),
         tuple(_within(m, stage.mappings[1]) for m in spec.gid_mappings),
