@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from containerkit._linux import mountinfo
 from containerkit._native import calls, calls_seam
 from containerkit._native import constants as k
 
@@ -159,6 +160,40 @@ def test_clone_into_new_namespaces():
 
 def test_clone_without_exit_signal_is_waited_for_with_wall():
     assert 4 == child(lambda: 4, exit_signal=0)
+
+
+def test_clone_with_parent_makes_a_sibling():
+    """What a process clones with CLONE_PARENT is its parent's to wait for."""
+    reader, writer = os.pipe()
+
+    def body():
+        sibling = calls.clone(k.CLONE_PARENT)
+        if sibling == 0:
+            os._exit(6)
+        os.write(writer, sibling.to_bytes(4, sys.byteorder))
+
+    assert 0 == child(body)
+    sibling = int.from_bytes(os.read(reader, 4), sys.byteorder)
+    pidfd = calls.pidfd_open(sibling)
+    assert 6 == calls.waitid(pidfd, os.WEXITED | k.WALL)[0].si_status
+    for fd in (reader, writer, pidfd):
+        os.close(fd)
+
+
+@needs_root
+def test_clone_is_born_into_a_cgroup():
+    tree = next((mount for mount in mountinfo.read() if mount.filesystem == "cgroup2" and not mount.read_only), None)
+    if tree is None:
+        pytest.skip("no cgroup2 is mounted here")
+    folder = f"{tree.mount_point}/containerkit-test-{os.getpid()}"
+    os.mkdir(folder)
+    try:
+        group = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        name = os.path.basename(folder)
+        assert 0 == child(lambda: f"/{name}\n" not in read("/proc/self/cgroup"), cgroup_fd=group)
+        os.close(group)
+    finally:
+        os.rmdir(folder)
 
 
 def test_clone_of_flags_that_exclude_each_other_is_refused():
