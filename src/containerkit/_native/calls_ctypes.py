@@ -1,6 +1,6 @@
 """The ctypes backend of :mod:`containerkit._native.calls`, for where the extension was not built.
 
-It does the same as ``calls_compiled`` at about ten times the cost of a call, and importing ctypes takes some 8 ms.
+It does the same as ``calls_compiled`` at about twice the cost of a call, and ctypes takes some milliseconds to import.
 """
 
 from __future__ import annotations
