@@ -1,0 +1,228 @@
+"""Seccomp profiles in the JSON of the OCI runtime specification, and in Docker's dialect of it.
+
+Docker's adds ``archMap`` in place of ``architectures`` and, to each entry, ``includes`` and ``excludes``: an entry
+counts only for some capabilities, architectures or kernels.
+
+Where several entries name one call, the format gives no order. The first entry without arguments decides alone, as it
+does for the runtimes that use libseccomp. Without one it is the strictest of those whose arguments match, as the kernel
+itself decides between filters.
+
+Source: the OCI runtime specification, config-linux, "Seccomp"; seccomp(2).
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EPERM
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.errors import SpecError
+from containerkit.security.seccomp.architecture import architecture, is_call
+from containerkit.security.seccomp.profile import Action, Condition, Rule, Seccomp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+__all__ = ["read"]
+
+_ACTIONS: Final = {
+    "SCMP_ACT_KILL": "kill_thread",
+    "SCMP_ACT_KILL_PROCESS": "kill_process",
+    "SCMP_ACT_KILL_THREAD": "kill_thread",
+    "SCMP_ACT_TRAP": "trap",
+    "SCMP_ACT_ERRNO": "errno",
+    "SCMP_ACT_TRACE": "trace",
+    "SCMP_ACT_ALLOW": "allow",
+    "SCMP_ACT_LOG": "log",
+    "SCMP_ACT_NOTIFY": "user_notif",
+}
+_STRICTEST_FIRST: Final = ("kill_process", "kill_thread", "trap", "errno", "user_notif", "trace", "log", "allow")
+_COMPARISONS: Final = {
+    "SCMP_CMP_NE": "ne",
+    "SCMP_CMP_LT": "lt",
+    "SCMP_CMP_LE": "le",
+    "SCMP_CMP_EQ": "eq",
+    "SCMP_CMP_GE": "ge",
+    "SCMP_CMP_GT": "gt",
+    "SCMP_CMP_MASKED_EQ": "masked_eq",
+}
+_FLAGS: Final = {
+    "SECCOMP_FILTER_FLAG_TSYNC": "tsync",
+    "SECCOMP_FILTER_FLAG_LOG": "log",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": "spec_allow",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": "wait_killable_recv",
+}
+_KINDS: Final = {list: "a list", dict: "an object", str: "a string", int: "a number"}
+
+
+def read(
+    profile: Mapping[str, object] | str | PathLike[str],
+    capabilities: frozenset[str],
+    machine: str,
+    kernel: tuple[int, int] | None,
+) -> Seccomp:
+    """Read a profile; see :meth:`Seccomp.from_oci`."""
+    content = _load(profile) if isinstance(profile, (str, os.PathLike)) else dict(profile)
+    host = _Host(capabilities, machine, kernel or _running())
+    default = _action(_get(content, "defaultAction", str, "the profile"), content.get("defaultErrnoRet"))
+    entries = [_Entry(entry, default) for entry in _list(content, "syscalls", dict) if host.takes(entry)]
+    flags = [_known(flag, _FLAGS, "seccomp flag") for flag in _list(content, "flags", str)]
+    return Seccomp(
+        default_action=default,
+        rules=_rules(entries, default),
+        architectures=_architectures(content, machine),
+        flags=flags,
+        listener_path=_get(content, "listenerPath", str, "the profile", ""),
+        listener_metadata=_get(content, "listenerMetadata", str, "the profile", ""),
+    )
+
+
+def _load(path: str | PathLike[str]) -> dict[str, Any]:
+    import json  # noqa: PLC0415 - only for a file
+
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib takes longer to import than the profile to read
+            content = json.load(file)
+    except ValueError as error:
+        raise SpecError(f"seccomp profile {os.fspath(path)}: {error}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"seccomp profile {os.fspath(path)}: not an object")
+    return content
+
+
+def _running() -> tuple[int, int]:
+    return _version(os.uname().release)
+
+
+def _version(text: str) -> tuple[int, int]:
+    parts = text.split(".")
+    minor = "".join(digit for digit in parts[1] if digit.isdigit()) if len(parts) > 1 else ""
+    if not parts[0].isdigit() or not minor:
+        raise SpecError(f"not a kernel version: {text!r}")
+    return int(parts[0]), int(minor)
+
+
+def _get(source: Mapping[str, Any], key: str, kind: type, where: str, otherwise: Any = None) -> Any:
+    value = source.get(key)
+    if value is None:
+        value = otherwise
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise SpecError(f"seccomp profile: {key} of {where} is not {_KINDS[kind]}: {value!r}")
+    return value
+
+
+def _list(source: Mapping[str, Any], key: str, kind: type, where: str = "the profile") -> list[Any]:
+    """Return a list that may be absent or null, with its elements' type checked."""
+    found: list[Any] = _get(source, key, list, where, [])
+    for each in found:
+        if not isinstance(each, kind):
+            raise SpecError(f"seccomp profile: {key} of {where} holds {each!r}, not {_KINDS[kind]}")
+    return found
+
+
+def _known(name: str, table: Mapping[str, str], what: str) -> str:
+    if name not in table:
+        raise SpecError(f"seccomp profile: unknown {what} {name!r}: of {', '.join(table)}")
+    return table[name]
+
+
+def _action(name: str, number: object) -> Action:
+    kind = _known(name, _ACTIONS, "action")
+    if kind not in {"errno", "trace"}:
+        return Action(kind)
+    number = EPERM if number is None else number
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise SpecError(f"seccomp profile: an errno is a number, not {number!r}")
+    return Action(kind, number)
+
+
+class _Host:
+    """What the conditions of Docker's entries are asked about."""
+
+    def __init__(self, capabilities: frozenset[str], machine: str, kernel: tuple[int, int]) -> None:
+        from containerkit.security.capabilities import canonical  # noqa: PLC0415 - only for a Docker profile
+
+        self._capabilities = frozenset(canonical(name) for name in capabilities)
+        self._golang = architecture(machine).golang
+        self._kernel = kernel
+
+    def takes(self, entry: Mapping[str, Any]) -> bool:
+        """Tell whether an entry counts here."""
+        wants = _get(entry, "includes", dict, "a syscall entry", {})
+        shuns = _get(entry, "excludes", dict, "a syscall entry", {})
+        if self._golang in _list(shuns, "arches", str, "excludes"):
+            return False
+        if self._capabilities & frozenset(_list(shuns, "caps", str, "excludes")):
+            return False
+        if shuns.get("minKernel") and self._kernel >= _version(_get(shuns, "minKernel", str, "excludes")):
+            return False
+        arches = _list(wants, "arches", str, "includes")
+        if arches and self._golang not in arches:
+            return False
+        if not self._capabilities >= frozenset(_list(wants, "caps", str, "includes")):
+            return False
+        least = _get(wants, "minKernel", str, "includes", "0.0")
+        return self._kernel >= _version(least or "0.0")
+
+
+class _Entry:
+    """One entry of ``syscalls``, read."""
+
+    def __init__(self, entry: Mapping[str, Any], default: Action) -> None:
+        self.names = _list(entry, "names", str, "a syscall entry")
+        if "name" in entry:  # how the format began
+            self.names = [*self.names, _get(entry, "name", str, "a syscall entry")]
+        if not self.names:
+            raise SpecError("seccomp profile: a syscall entry without names")
+        where = f"the entry of {self.names[0]}"
+        self.action = _action(_get(entry, "action", str, where), entry.get("errnoRet"))
+        self.when = tuple(_condition(each, where) for each in _list(entry, "args", dict, where))
+        unknown = [name for name in self.names if not is_call(name)]
+        if unknown and default.permits and not self.action.permits:
+            raise SpecError(
+                f"seccomp profile: {where} forbids {unknown[0]!r}, which is no known system call: "
+                f"it would stay allowed; remove it or deny by default"
+            )
+        self.names = [name for name in self.names if name not in unknown]
+
+
+def _condition(entry: Mapping[str, Any], where: str) -> Condition:
+    op = _known(_get(entry, "op", str, where), _COMPARISONS, "comparison")
+    value = _get(entry, "value", int, where, 0)
+    index = _get(entry, "index", int, where)
+    if op == "masked_eq":  # the format has the mask first
+        return Condition(argument=index, op="masked_eq", mask=value, value=_get(entry, "valueTwo", int, where, 0))
+    return Condition(argument=index, op=op, value=value)  # type: ignore[arg-type]
+
+
+def _rules(entries: list[_Entry], default: Action) -> list[Rule]:
+    """Put the entries in an order in which the first match decides."""
+    alone: dict[str, Action] = {}
+    for entry in entries:
+        for name in entry.names:
+            # An entry that only repeats the default changes nothing, as in every other runtime.
+            if entry.when or entry.action == default:
+                continue
+            alone.setdefault(name, entry.action)
+    by_action: dict[Action, list[str]] = {}
+    for name, action in alone.items():
+        by_action.setdefault(action, []).append(name)
+    conditional = [
+        Rule(names=names, action=entry.action, when=entry.when)
+        for entry in entries
+        if entry.when and (names := tuple(name for name in entry.names if name not in alone))
+    ]
+    conditional.sort(key=lambda rule: _STRICTEST_FIRST.index(rule.action.kind))
+    return [Rule(names=tuple(names), action=action) for action, names in by_action.items()] + conditional
+
+
+def _architectures(content: Mapping[str, Any], machine: str) -> list[str]:
+    listed = [architecture(name).name for name in _list(content, "architectures", str)]
+    mapped = _list(content, "archMap", dict)
+    if listed and mapped:
+        raise SpecError("seccomp profile: it has architectures and archMap; one of them")
+    for each in mapped:
+        if architecture(_get(each, "architecture", str, "archMap")).name == machine:
+            listed += [architecture(name).name for name in _list(each, "subArchitectures", str, "archMap")]
+    return [name for name in dict.fromkeys(listed) if name != machine]

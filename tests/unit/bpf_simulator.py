@@ -1,0 +1,39 @@
+"""A simulator of classic BPF as seccomp runs it, written from the kernel's description of each instruction."""
+
+from struct import iter_unpack, pack
+
+
+def decode(program):
+    return list(iter_unpack("=HBBI", program))
+
+
+def run(program, number, token, args=(), pointer=0):
+    """Return (verdict, instructions executed)."""
+    args = tuple(args) + (0,) * (6 - len(args))
+    data = pack("=iIQ6Q", number if number < 2**31 else number - 2**32, token, pointer, *args)
+    words = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+    at, accumulator, steps = 0, 0, 0
+    instructions = program if isinstance(program, list) else decode(program)
+    while True:
+        code, yes, no, k = instructions[at]
+        at += 1
+        steps += 1
+        if code == 0x20:
+            assert k % 4 == 0
+            accumulator = words[k // 4]
+        elif code == 0x06:
+            return k, steps
+        elif code == 0x05:
+            at += k
+        elif code == 0x54:
+            accumulator &= k
+        elif code in (0x15, 0x25, 0x35, 0x45):
+            taken = {
+                0x15: accumulator == k,
+                0x25: accumulator > k,
+                0x35: accumulator >= k,
+                0x45: bool(accumulator & k),
+            }[code]
+            at += yes if taken else no
+        else:
+            raise AssertionError(f"instruction {code:#x}")
