@@ -323,6 +323,7 @@ def test_collection_takes_what_nothing_needs(tmp_path):
     with store.lease() as lease:
         for manifest in (kept, gone):
             unpack_layers(store, layers_of(store, manifest), lease)
+        lease.claim([gone.digest, gone.config.digest, gone.layers[0].digest])
         store.catalog.remove(Reference.parse("gone"))
         assert store.collect().blobs == ()
     found = store.collect()

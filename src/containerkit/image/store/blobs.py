@@ -63,7 +63,7 @@ class Ingest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file >= 0 and self._expected is None and not self.done:
+        if self._file >= 0 and not self.done and (self._expected is None or self.offset == 0):
             self._path.unlink(missing_ok=True)
         self._close()
 
@@ -150,7 +150,6 @@ class Ingest:
                 digest.check(self._state, f"blob {digest}")
             except ImageError:
                 self.restart()
-                self._path.unlink(missing_ok=True)
                 raise
         try:
             os.fsync(self._file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from containerkit.image.digest import Digest
     from containerkit.image.reference import Reference
 
-__all__ = ["Catalog"]
+__all__ = ["INDEX", "Catalog"]
+
+INDEX: Final = "io.containerkit.image.index"
+"""The annotation that names the index which an image was chosen from."""
 
 
 class Catalog:
@@ -57,14 +60,23 @@ class Catalog:
         if reference.digest is None:
             return self.names().get(str(reference))
         for entry in self.entries():
-            if entry.digest == reference.digest:
+            if reference.digest in (entry.digest, entry.annotations.get(INDEX)):
                 return entry
         return None
 
-    def put(self, descriptor: Descriptor, reference: Reference | None) -> None:
-        """Give a manifest or index a name, taking the name from what had it; or keep it without one."""
+    def put(self, descriptor: Descriptor, reference: Reference | None, *, index: Digest | None = None) -> None:
+        """Give a manifest or index a name, taking the name from what had it; or keep it without one.
+
+        Args:
+            descriptor: the manifest or index.
+            reference: its name, or None.
+            index: the index that it was chosen from, which is kept and may be asked for by its digest.
+        """
         name = str(reference) if reference is not None else ""
-        plain = attrs.evolve(descriptor, annotations={REF_NAME: name} if name else {})
+        annotations = {REF_NAME: name} if name else {}
+        if index is not None and index != descriptor.digest:
+            annotations[INDEX] = str(index)
+        plain = attrs.evolve(descriptor, annotations=annotations)
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:
             kept = [
@@ -87,7 +99,8 @@ class Catalog:
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:
             for entry in entries:
-                hit = entry.digest == reference.digest if reference.digest else entry.ref_name == str(reference)
+                same = reference.digest in (entry.digest, entry.annotations.get(INDEX))
+                hit = same if reference.digest else entry.ref_name == str(reference)
                 if hit:
                     removed.append(entry)
             if not removed:

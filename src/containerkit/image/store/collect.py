@@ -15,6 +15,7 @@ from containerkit.image import media
 from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
 from containerkit.image.manifest import Index, Manifest
+from containerkit.image.store.catalog import INDEX
 from containerkit.image.store.leases import leased
 from containerkit.image.store.locks import locked, try_lock
 
@@ -109,6 +110,8 @@ def collect(store: Store) -> Collected:
         kept = leased(store.root / "leases")
         for entry in store.catalog.entries():
             kept.update(reachable(store, entry))
+            if index := entry.annotations.get(INDEX):
+                kept.add(Digest(index))
         blobs = [digest for digest in store.blobs if digest not in kept]
         layers = [digest for digest in unpacked(store) if digest not in kept]
         freed = 0

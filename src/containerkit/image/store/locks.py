@@ -64,14 +64,14 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Put a file in the place of another so that readers, and a crash, find the old or the new one, whole.
 
     Source: rename(2), fsync(2).
     """
     new = path.with_name(f".{path.name}.{token_hex(6)}")
     try:
-        with new.open("xb") as file:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

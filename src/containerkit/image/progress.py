@@ -1,0 +1,98 @@
+"""Progress of transfers: a callback for programs, bars for people, silence otherwise."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Progress", "ProgressEvent", "silent", "terminal_progress"]
+
+
+@attrs.frozen(kw_only=True)
+class ProgressEvent:
+    """One step of a transfer.
+
+    Attributes:
+        action: ``download``, ``upload``, ``unpack`` or ``build``.
+        subject: the digest, or the instruction of a build.
+        done_bytes: how much of it is done.
+        total_bytes: its size; 0 when that is not known.
+        status: ``running``, ``done``, or ``exists`` when nothing had to be done.
+    """
+
+    action: str
+    subject: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+    status: str = "running"
+
+
+class Progress(Protocol):
+    """Whoever wants to know. It is called from several threads, often: it must be quick, and must not raise."""
+
+    def __call__(self, event: ProgressEvent, /) -> None:
+        """Take one event."""
+
+
+def silent(_: ProgressEvent) -> None:
+    """Take an event and say nothing."""
+
+
+@contextmanager
+def terminal_progress(stream: TextIO | None = None) -> Iterator[Progress]:
+    """Show bars on a terminal; on anything else, print nothing.
+
+    Args:
+        stream: where to. Default: the standard error.
+
+    Yields:
+        What to pass as ``progress=``.
+    """
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield silent
+        return
+    try:
+        from rich.console import Console  # noqa: PLC0415 - heavy, and of an optional extra
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+        from rich.progress import Progress as Bars  # noqa: PLC0415
+    except ImportError:
+        yield _Lines(stream)
+        return
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bars(*columns, console=Console(file=stream)) as bars:
+        tasks: dict[tuple[str, str], object] = {}
+        lock = threading.Lock()
+
+        def show(event: ProgressEvent, /) -> None:
+            with lock:
+                key = (event.action, event.subject)
+                label = f"{event.action} {_short(event.subject)}"
+                if key not in tasks:
+                    tasks[key] = bars.add_task(label, total=event.total_bytes or None)
+                done = event.total_bytes if event.status != "running" else event.done_bytes
+                bars.update(tasks[key], completed=done)  # type: ignore[arg-type]
+
+        yield show
+
+
+class _Lines:
+    """One line for each thing that is done, where rich is not installed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, event: ProgressEvent, /) -> None:
+        if event.status != "running":
+            self._stream.write(f"{event.action} {_short(event.subject)}: {event.status}\n")
+
+
+def _short(subject: str) -> str:
+    return subject.partition(":")[2][:12] if subject.startswith("sha") else subject[:40]

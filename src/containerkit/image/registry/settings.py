@@ -1,0 +1,133 @@
+"""How registries are reached: mirrors, plain HTTP, certificates, patience."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+__all__ = ["RegistrySettings"]
+
+_SYSTEM: Final = Path("/etc/containerkit/registries.toml")
+_CERTIFICATES: Final = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
+_KEYS: Final = {"mirrors", "insecure", "ca", "token_hosts"}
+
+
+def _positive(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not value > 0:
+        raise SpecError(f"{attribute.name} must be more than 0, not {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class RegistrySettings:
+    """How registries are reached.
+
+    Args:
+        mirrors: for a registry, the hosts to ask before it, in order.
+        insecure: registries to talk to by plain HTTP. A registry on the loopback interface needs no entry: where it
+            does not speak TLS, plain HTTP is used.
+        ca_paths: for a registry, a file of certificates to trust besides the system's.
+        token_hosts: for a registry, hosts besides its own domain that its credentials may be sent to for a token.
+        timeout_s: seconds without any answer. Default 30.
+        attempts: tries for each request, and for a blob each time no byte came. Default 5.
+        parallel: blobs on their way at the same time. Default 4.
+        chunk_bytes: size of one piece of an upload. Default 16 MiB.
+
+    Raises:
+        SpecError: a number that is not above 0.
+
+    Source: OCI distribution specification.
+    """
+
+    mirrors: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, hash=False)
+    insecure: frozenset[str] = frozenset()
+    ca_paths: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    token_hosts: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, hash=False)
+    timeout_s: float = attrs.field(default=30.0, validator=_positive)
+    attempts: int = attrs.field(default=5, validator=_positive)
+    parallel: int = attrs.field(default=4, validator=_positive)
+    chunk_bytes: int = attrs.field(default=16 << 20, validator=_positive)
+
+    @classmethod
+    def load(cls, *paths: str | os.PathLike[str]) -> Self:
+        """Read settings from files; later ones win.
+
+        A file has a table for each registry::
+
+            ["docker.io"]
+            mirrors = ["mirror.example.org"]
+            ["registry.example.org:5000"]
+            ca = "/etc/ssl/our-ca.pem"
+            insecure = false
+            token_hosts = ["login.example.org"]
+
+        Args:
+            paths: the files. Default: ``/etc/containerkit/registries.toml``, then ``containerkit/registries.toml``
+                below ``$XDG_CONFIG_HOME``, where they exist.
+
+        Raises:
+            SpecError: a file that is malformed.
+        """
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        chosen = [Path(path) for path in paths] or [
+            path for path in (_SYSTEM, config / "containerkit/registries.toml") if path.exists()
+        ]
+        mirrors: dict[str, tuple[str, ...]] = {}
+        token_hosts: dict[str, tuple[str, ...]] = {}
+        ca_paths: dict[str, str] = {}
+        insecure: set[str] = set()
+        for path in chosen:
+            for host, table in _read(path).items():
+                mirrors[host] = _texts(table, "mirrors", path)
+                token_hosts[host] = _texts(table, "token_hosts", path)
+                if table.get("ca"):
+                    ca_paths[host] = str(table["ca"])
+                (insecure.add if table.get("insecure") is True else insecure.discard)(host)
+        return cls(mirrors=mirrors, insecure=frozenset(insecure), ca_paths=ca_paths, token_hosts=token_hosts)
+
+    def certificates(self, host: str) -> tuple[list[str], tuple[str, str] | None]:
+        """Return the files of certificates to trust for a host, and a client's certificate and key if there is one.
+
+        Besides ``ca_paths``, the folders ``/etc/containers/certs.d/HOST`` and ``/etc/docker/certs.d/HOST`` are read.
+
+        Source: containers-certs.d(5).
+        """
+        trusted = [self.ca_paths[host]] if host in self.ca_paths else []
+        client: tuple[str, str] | None = None
+        for folder in _CERTIFICATES:
+            trusted += [str(path) for path in sorted((folder / host).glob("*.crt"))]
+            for certificate in sorted((folder / host).glob("*.cert")):
+                key = certificate.with_suffix(".key")
+                if key.exists():
+                    client = (str(certificate), str(key))
+        return trusted, client
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path}: {error}") from error
+    for host, table in content.items():
+        if not isinstance(table, dict):
+            raise SpecError(f"{path}: {host!r} is no table of a registry")
+        unknown = set(table) - _KEYS
+        if unknown:
+            raise SpecError(f"{path}: unknown keys for {host}: {', '.join(sorted(unknown))}")
+    return content
+
+
+def _texts(table: dict[str, Any], key: str, path: Path) -> tuple[str, ...]:
+    value = table.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise SpecError(f"{path}: {key} must be a list of strings")
+    return tuple(value)
