@@ -133,6 +133,9 @@ class _Start:
         if self.is_joined("mount"):
             steps.append(self.join(Kind.MOUNT))
         if self.is_joined("user"):
+            # From here on the caller's rights over its mounts are gone: what takes them comes before.
+            if self.assembles:
+                steps += self.tree_attributes(Slot(JOIN_PREFIX + "user") if self.host.privileged else None)
             steps.append(self.join(Kind.USER))
         flags = k.CLONE_PARENT | k.CLONE_FILES
         for kind in Kind:
@@ -204,9 +207,7 @@ class _Start:
             if self.host.privileged:
                 userns = _USERNS
                 steps.append(plan.open_of_process(_PID, "ns/user", k.O_RDONLY, userns))
-        elif self.is_joined("user") and self.host.privileged:
-            userns = Slot(JOIN_PREFIX + "user")
-        if self.assembles:
+        if self.assembles and not self.is_joined("user"):
             steps += self.tree_attributes(userns)
         return [*steps, plan.release(), plan.leave()]
 
@@ -240,10 +241,7 @@ class _Start:
     def inside(self) -> list[Operation]:
         steps = [plan.await_release("inside")]
         if self.names.user != "host":
-            steps += [
-                plan.call("setresgid", 0, 0, 0, target="gid 0"),
-                plan.call("setresuid", 0, 0, 0, target="uid 0"),
-            ]
+            steps += be_root()
         if self.assembles:
             steps += self.root()
             steps += self.standard_mounts()
@@ -394,17 +392,19 @@ class _Start:
 
     def payload(self) -> list[Operation]:
         command = self.mode.command
+        clock = self.clock()
         if command is None:
-            return [*self.time_namespace(), *self.become_init(b"stay")]
+            return self.become_init(b"stay", clock)
+        process = become(command, self.host, clock, dies_with_parent=not self.mode.init)
         if not self.mode.init:
-            return [*self.time_namespace(), *become(command, self.host, dies_with_parent=True)]
+            return process
         return [
             plan.clone(0, "command", pid=Slot("command"), target="command"),
-            *self.become_init(b"run"),
-            *label(self.time_namespace(), become(command, self.host), "command"),
+            *self.become_init(b"run", NO_CLOCK),
+            *label(process, "command"),
         ]
 
-    def become_init(self, mode: bytes) -> list[Operation]:
+    def become_init(self, mode: bytes, clock: Clock) -> list[Operation]:
         """Keep what init needs and nothing else, and become it."""
         steps = [plan.call("setsid", tolerate=(1,)), plan.call("dup3", Slot("owner"), OWNER_FD, 0, target="owner")]
         first = REPORT_FD
@@ -416,24 +416,72 @@ class _Start:
             steps.append(plan.call("close_range", REPORT_FD, REPORT_FD, k.CLOSE_RANGE_CLOEXEC))
             first = UPPER_FD + 1
         steps.append(plan.call("close_range", 0, 2, k.CLOSE_RANGE_CLOEXEC))
-        steps.append(plan.call("close_range", first, 2**32 - 1, k.CLOSE_RANGE_CLOEXEC))
+        rest = plan.call("close_range", first, 2**32 - 1, k.CLOSE_RANGE_CLOEXEC)
+        steps.append(rest)
+        if clock.steps:
+            steps += [*clock.operations(kept=(Slot("image"),)), rest]
         return [*steps, plan.become_init(Slot("image"), mode)]
 
-    def time_namespace(self) -> list[Operation]:
-        """Leave for a new time namespace: the exec that follows enters it (Linux 6.3). Source: time_namespaces(7)."""
+    def clock(self) -> Clock:
+        """How the command comes into its time namespace. Source: time_namespaces(7)."""
+        if self.is_joined("time"):
+            return joined_clock(Slot(JOIN_PREFIX + "time"))
         if not self.is_new("time"):
-            return []
-        steps = [plan.unshare(k.CLONE_NEWTIME, "time namespace")]
+            return NO_CLOCK
+        leave = plan.unshare(k.CLONE_NEWTIME, "time namespace")
         offsets = self.spec.time_offsets
-        if offsets is not None:
-            at = Slot("timens")
-            content = offsets.encode()
-            steps += [
-                plan.open_at(k.AT_FDCWD, b"/proc/self/timens_offsets", k.O_WRONLY, at),
-                plan.write(at, content, "time offsets", "the clock would be out of range"),
+        if not offsets:
+            return Clock(steps=(leave,))
+        at = Slot("timens")
+        path = b"/proc/self/timens_offsets"
+        return Clock(
+            steps=(
+                leave,
+                plan.open_at(k.AT_FDCWD, path, k.O_WRONLY, at),
+                plan.write(at, offsets.encode(), "time offsets", "a clock would be set back to before its zero"),
                 plan.close(at),
-            ]
-        return steps
+            ),
+            alone=True,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Clock:
+    """How a process comes into a time namespace: by leaving for a new one, which the exec that follows enters (Linux
+    6.3), or by joining one.
+
+    Attributes:
+        steps: the operations; none to stay where it is.
+        alone: they take an address space of one's own. So does setns(2) to a time namespace; and /proc/self belongs to
+            the machine's root while the memory is shared with a process that is not dumpable.
+        needs: slots whose descriptors the steps use.
+    """
+
+    steps: tuple[Operation, ...] = ()
+    alone: bool = False
+    needs: tuple[Slot, ...] = ()
+
+    def operations(self, *, kept: tuple[Slot, ...] = ()) -> list[Operation]:
+        """Return them all; ``kept`` are slots whose descriptors are needed afterwards."""
+        if not self.alone:
+            return list(self.steps)
+        stay_open = [plan.call("fcntl", slot, 2, 0, target=slot.name) for slot in (*self.needs, *kept)]  # F_SETFD
+        return [*stay_open, plan.enter(Slot("image"), Slot("tape")), *self.steps]
+
+
+NO_CLOCK: Final = Clock()
+
+
+def joined_clock(namespace: Slot) -> Clock:
+    """Return the way into an existing time namespace."""
+    hint = "its owner alone can join it: join its user namespace as well"
+    steps = (plan.setns(namespace, k.CLONE_NEWTIME, "time namespace", hint),)
+    return Clock(steps=steps, alone=True, needs=(namespace,))
+
+
+def be_root() -> list[Operation]:
+    """Return the operations that make a process root of the user namespace it is in: an exec keeps root's rights only."""
+    return [plan.call("setresgid", 0, 0, 0, target="gid 0"), plan.call("setresuid", 0, 0, 0, target="uid 0")]
 
 
 MAP_BYTES: Final = 2048
@@ -469,20 +517,22 @@ def _loopback() -> list[Operation]:
     ]
 
 
-def label(first: list[Operation], rest: list[Operation], name: str) -> list[Operation]:
-    """Return both stretches as one whose first operation has the label."""
-    steps = [*first, *rest]
+def label(steps: list[Operation], name: str) -> list[Operation]:
+    """Return the stretch with a label on its first operation."""
     return [attrs.evolve(steps[0], label=name), *steps[1:]]
 
 
-def become(command: Command, host: Host, *, dies_with_parent: bool = False) -> list[Operation]:
+def become(
+    command: Command, host: Host, clock: Clock = NO_CLOCK, *, dies_with_parent: bool = False
+) -> list[Operation]:
     """Return the operations by which a process inside becomes a command."""
-    steps = [
-        *commands.session(command),
+    closing = commands.close_the_rest(command.pass_fds)
+    steps = [*commands.session(command), *(closing if clock.alone else ()), *clock.operations()]
+    steps += [
         *commands.surroundings(command),
         *commands.credentials(command.user, may_set_groups=host.sets_groups),
         *commands.place(command),
-        *commands.close_the_rest(command.pass_fds),
+        *closing,
     ]
     if dies_with_parent:
         steps.append(plan.prctl("die with the parent", k.PR_SET_PDEATHSIG, 9))
@@ -492,21 +542,24 @@ def become(command: Command, host: Host, *, dies_with_parent: bool = False) -> l
 def exec_plan(command: Command, host: Host, kinds: int) -> Plan:
     """Return the plan that runs a command in a container that is alive.
 
-    Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``.
+    Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``time``, a descriptor of its
+    time namespace, and ``image``, the init, where that differs.
 
     Args:
         command: what to run.
         host: where the container came from.
         kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
     """
+    clock = joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK
     steps = [
         plan.call("umask", 0),
-        plan.setns(Slot("target"), kinds, "the container's namespaces", "the container has stopped"),
+        plan.setns(Slot("target"), kinds & ~k.CLONE_NEWTIME, "the container's namespaces", "the container has stopped"),
         plan.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, target="command"),
         plan.release(),
         plan.leave(),
         plan.await_release("command"),
-        *become(command, host),
+        *(be_root() if clock.alone and kinds & k.CLONE_NEWUSER else ()),
+        *become(command, host, clock),
     ]
     return Plan(tuple(steps))
 
@@ -522,7 +575,7 @@ def files_plan(kinds: int, operations: list[Operation], *, user: bool) -> Plan:
     wanted = kinds & (k.CLONE_NEWNS | k.CLONE_NEWUSER)
     steps = [plan.call("umask", 0), plan.setns(Slot("target"), wanted, "the container", "the container has stopped")]
     if user:
-        steps += [plan.call("setresgid", 0, 0, 0), plan.call("setresuid", 0, 0, 0)]
+        steps += be_root()
     return Plan((*steps, *operations, plan.leave()))
 
 

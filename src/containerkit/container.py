@@ -243,6 +243,7 @@ class Container:
         self._ground: _Ground | None = None
         self._init: Process | None = None
         self._processes: set[Process] = set()
+        self._time: Namespace | None = None
         self._stopped = False
 
     # --- Life
@@ -298,6 +299,8 @@ class Container:
             init.wait()
             self._init = None
             self._ground.release()
+            if self._time is not None:
+                self._time.close()
 
     @property
     def _has_init(self) -> bool:
@@ -387,7 +390,7 @@ class Container:
                 key, lambda: Program(assembly.exec_plan(wanted, ground.host, self.kinds))
             )
             outcome = program.run(
-                {"target": init.fileno(), **streams.inputs()},
+                {"target": init.fileno(), **self._time_inputs(), **streams.inputs()},
                 argv=wanted.argv,
                 envp=wanted.envp,
                 flags=_native.HIDE_MEMORY,
@@ -450,6 +453,14 @@ class Container:
         master, slave = self.files.open_terminal(size if isinstance(size, tuple) else None, user)
         return Streams.of_terminal(master, slave)
 
+    def _time_inputs(self) -> dict[str, int]:
+        """A time namespace can't be joined by way of the pidfd: it has a descriptor, opened when first needed."""
+        if self.spec.namespaces.time == "host":
+            return {}
+        if self._time is None:
+            self._time = self.namespace(Kind.TIME)
+        return {"time": self._time.fileno(), "image": _native.init_image()}
+
     def _forget(self, process: Process) -> None:
         self._processes.discard(process)
 
@@ -458,7 +469,7 @@ class Container:
         """The kinds of namespace in which the container differs from the caller."""
         flags = 0
         for kind in Kind:
-            if kind is not Kind.TIME and getattr(self.spec.namespaces, kind.value) != "host":
+            if getattr(self.spec.namespaces, kind.value) != "host":
                 flags |= kind.flag
         return flags
 

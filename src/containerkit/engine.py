@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from errno import EAGAIN, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM
+from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from containerkit._native.outcome import Outcome
 
 __all__ = ["Program"]
+
+TAPE_SLOT: Final = "tape"
+"""The slot of the tape itself, for :func:`containerkit.plan.enter`."""
 
 _HINTS: Final = {
     ("clone", EPERM): "this host forbids user namespaces to this user; `containerkit probe` tells which rule does",
@@ -68,10 +72,17 @@ class Program:
         """
         slots = [inputs.get(name, -1) for name in self._names]
         data = self._patched(blocks) if blocks else None
+        image = -1
+        if TAPE_SLOT in self._tape.slots:
+            image = self._image(slots, data or self._tape.data, argv, envp)
+            slots[self._tape.slots[TAPE_SLOT]] = image
         try:
             outcome: Outcome = self._program.run(argv, envp, slots, _native.proc(), flags, data)
         except OSError as error:
             raise self._error(Operation("clone"), error.errno or EINVAL) from None
+        finally:
+            if image >= 0:
+                os.close(image)
         if outcome.failed_index >= 0:
             if flags & _native.SHARE_FILES:
                 self._close_rest(outcome)
@@ -86,6 +97,16 @@ class Program:
     def slot(self, outcome: Outcome, name: str) -> int:
         """Return what a slot held at the end of a run."""
         return outcome.slots[self._tape.slots[name]]
+
+    def _image(self, slots: Sequence[int], data: bytes, argv: Sequence[bytes], envp: Sequence[bytes]) -> int:
+        """Return a memfd from which the tape can be walked by another program: struct ck_image in native.h."""
+        padded = [*slots, *[-1] * (_native.SLOTS - len(slots))]
+        header = pack(f"=4I{_native.SLOTS}q", len(self._tape.origin), len(data), len(argv), len(envp), *padded)
+        strings = b"".join(word + b"\0" for word in (*argv, *envp))
+        fd = os.memfd_create("tape", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(fd), "wb") as file:
+            file.write(header + self._tape.steps + data + strings)
+        return fd
 
     def _patched(self, blocks: Mapping[str, bytes]) -> bytes:
         data = bytearray(self._tape.data)

@@ -309,6 +309,12 @@ def become_init(image: Slot, mode: bytes) -> Operation:
     return Operation("become_init", mode.decode(), k.STEP_INIT, 0, (image, mode))
 
 
+def enter(image: Slot, tape: Slot) -> Operation:
+    """Go on with the next operation in an address space of one's own; only inputs and descriptors that stay open on
+    exec are left in the slots."""
+    return Operation("enter", "", k.STEP_ENTER, 0, (image, tape))
+
+
 def open_of_process(pid: Slot, name: str, flags: int, result: Slot, hint: str = "") -> Operation:
     """Open ``/proc/PID/NAME`` through the caller's own procfs, whatever is mounted where the step runs."""
     return Operation(

@@ -9,6 +9,7 @@ import cffi
 
 HERE = Path(__file__).parent
 SOURCES = ("spawn.c", "child.c", "calls.c")
+INIT_SOURCES = ("init.c", "enter.c", "child.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers")
 
 # The child runs on stacks of its own and shares thread-local storage with a live thread: no canary is read from there.
@@ -35,10 +36,10 @@ ffibuilder.set_source(
 
 
 def build_init(compiler: list[str], target: Path) -> None:
-    """Compile ``init.c`` to a static program of a few kilobytes without libc.
+    """Compile the init, with the walker in it, to a static program of a few kilobytes without libc.
 
     Raises:
         subprocess.CalledProcessError: the compiler failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([*compiler, *INIT, "-o", str(target), str(HERE / "init.c")], check=True)
+    subprocess.run([*compiler, *INIT, "-o", str(target), *[str(HERE / name) for name in INIT_SOURCES]], check=True)

@@ -189,6 +189,19 @@ static long step_init(long image, const char *mode) {
     return CK_CALL5(execveat, image, "", argv, envp, AT_EMPTY_PATH);
 }
 
+/* Two descriptors must outlive this exec: the tape, and the pipe that tells how it went on. */
+static long step_enter(const struct ck_request *request, const struct ck_step *step, long image, long tape) {
+    char words[3][DECIMAL_BYTES];
+    *decimal(words[0], tape) = 0;
+    *decimal(words[1], request->error_fd) = 0;
+    *decimal(words[2], step - request->steps + 1) = 0;
+    CK_CALL3(fcntl, tape, F_SETFD, 0);
+    CK_CALL3(fcntl, request->error_fd, F_SETFD, 0);
+    char *argv[] = {"init", "walk", words[0], words[1], words[2], 0};
+    char *envp[] = {0};
+    return CK_CALL5(execveat, image, "", argv, envp, AT_EMPTY_PATH);
+}
+
 static long step_store(struct ck_request *request, const struct ck_step *step) {
     char *at = request->data + step->argument[0];
     long value = resolve(request, step, 1);
@@ -231,6 +244,8 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
         return step_signals();
     case CK_STEP_INIT:
         return step_init(value[0], (const char *)value[1]);
+    case CK_STEP_ENTER:
+        return step_enter(request, step, value[0], value[1]);
     default:
         leave(0);
     }

@@ -23,6 +23,7 @@ STEP_STORE_SLOT: Final = 8
 STEP_STORE_ADDRESS: Final = 9
 STEP_INIT: Final = 10
 STEP_CLOSE: Final = 11
+STEP_ENTER: Final = 12
 
 ARG_INTEGER: Final = 0
 ARG_DATA: Final = 1
@@ -207,5 +208,5 @@ _AARCH64: Final = {
 
 MACHINE: Final = os.uname().machine
 
-SYSTEM_CALLS: Final[dict[str, int]] = _AARCH64 if MACHINE == "aarch64" else _X86_64
+SYSTEM_CALLS: Final[dict[str, int]] = {"aarch64": _AARCH64, "x86_64": _X86_64}.get(MACHINE, {})
 """System call numbers of this machine, by name. Source: the kernel's syscall tables."""

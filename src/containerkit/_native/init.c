@@ -7,9 +7,11 @@
  *   fd 4  where the fate of the command is written (mode "run" only)
  *   argv[1]  "run": the first child, pid 2, is the command; its end is the container's end
  *            "stay": no command; the container lives until it is killed or its owner ends
+ *            "walk": no init at all, but the rest of a tape: see enter.c
  *
  * When PID 1 exits the kernel kills all that is left in the pid namespace. Source: pid_namespaces(7), signalfd(2).
  */
+#include "enter.h"
 #include "syscalls.h"
 
 #include <linux/prctl.h>
@@ -60,6 +62,8 @@ static void on_signal(int signals, int has_command) {
 
 __attribute__((noreturn, used)) static void start(long *stack) {
     char **argv = (char **)(stack + 1);
+    if (stack[0] > 1 && argv[1][0] == 'w')
+        ck_enter(argv);
     int has_command = stack[0] > 1 && argv[1][0] == 'r';
     uint64_t all = ~(uint64_t)0;
 

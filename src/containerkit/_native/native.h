@@ -42,6 +42,7 @@ enum ck_step_kind {
     CK_STEP_STORE_ADDRESS, /* write the address of data arg[1], 64 bits, at offset arg[0] of the data */
     CK_STEP_INIT,          /* become the init of sealed memfd arg[0]: argument arg[1] */
     CK_STEP_CLOSE,         /* close the descriptor in slot arg[0], then -1 is there */
+    CK_STEP_ENTER,         /* go on in an address space of one's own: exec the init at arg[0] with the tape at arg[1] */
     CK_STEP_KINDS
 };
 
@@ -86,6 +87,15 @@ struct ck_request {
     int32_t main_pid;    /* the process that CLONE made with CLONE_PARENT */
     uint32_t next_stack; /* stacks handed out so far */
     char *stacks;        /* CK_STACKS of CK_STACK_BYTES each */
+};
+
+/* What a memfd holds for CK_STEP_ENTER: this, then the steps, the data, the strings of argv and of envp. */
+struct ck_image {
+    uint32_t count;
+    uint32_t data_size;
+    uint32_t argc;
+    uint32_t envc;
+    int64_t slots[CK_SLOTS];
 };
 
 /* Walk the tape from step `index`; never returns. child.c */

@@ -29,7 +29,7 @@ _LAYOUT: Final = struct.Struct("=HHi6B2x4h6q")
 _NO_SLOT: Final = 0xFFFF
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _WAITING, _RELEASED, _ABORTED = 0, 1, 2
-_KINDS, _ARGUMENT_KINDS = 12, 5
+_KINDS, _ARGUMENT_KINDS = 13, 5
 _P_PIDFD: Final = 3
 
 # PyDLL keeps the GIL: the child of a raw clone finds it in its own hands.
@@ -257,6 +257,9 @@ class _Request:
             case k.STEP_CLOSE:
                 self.slots[step.argument[0]] = -1
                 return _raw(k.SYSTEM_CALLS["close"], value[0])
+            case k.STEP_ENTER:
+                # A forked child is alone in its address space already; an exec would have made it dumpable again.
+                return _raw(k.SYSTEM_CALLS["prctl"], k.PR_SET_DUMPABLE, 1, 0, 0, 0)
             case k.STEP_INIT:
                 return self._init(value[0], self._text(value[1]))
             case _:
