@@ -135,7 +135,7 @@ class Registry:
                 return answer
             if last:
                 break
-            authorizer.answer(answer, scope)
+            authorizer.answer(answer, scope, known)
         raise ImageError(
             f"registry {self.name}: {method} {repository or '/v2/'}: {error_text(answer)} after logging in"
         )

@@ -86,6 +86,7 @@ class Authorizer:
         self._tokens: dict[str, tuple[str, float]] = {}
         self._basic = False
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
 
     def __repr__(self) -> str:
         who = self._credentials.username if self._credentials else "anonymous"
@@ -99,8 +100,13 @@ class Authorizer:
             token, until = self._tokens.get(scope, ("", 0.0))
             return f"Bearer {token}" if token and time.monotonic() < until else None
 
-    def answer(self, refusal: BaseHTTPResponse, scope: str) -> None:
+    def answer(self, refusal: BaseHTTPResponse, scope: str, sent: str | None) -> None:
         """Learn from a 401 what is wanted, and get it.
+
+        Args:
+            refusal: the answer.
+            scope: what was asked for.
+            sent: the header that was refused, or None.
 
         Raises:
             ImageError: there are no credentials, or they may not be sent where the registry wants them, or they are
@@ -110,15 +116,19 @@ class Authorizer:
         """
         challenges = parse_challenges(refusal.headers.getlist("WWW-Authenticate"))
         refusal.drain_conn()
-        if "bearer" in challenges:
-            self._fetch_token(challenges["bearer"], scope)
-        elif "basic" in challenges and self._credentials is not None:
-            with self._lock:
-                if self._basic:
+        with self._asking:
+            if self.header(scope) not in (None, sent):
+                return  # another thread has got it meanwhile
+            if "bearer" in challenges:
+                self._fetch_token(challenges["bearer"], scope)
+            elif "basic" in challenges and self._credentials is not None:
+                if sent is not None:
                     raise self._denied("the user name or password is wrong")
                 self._basic = True
-        else:
-            raise self._denied("it wants credentials" if self._credentials is None else "no way to log in is offered")
+            else:
+                raise self._denied(
+                    "it wants credentials" if self._credentials is None else "no way to log in is offered"
+                )
 
     def _denied(self, why: str) -> ImageError:
         who = f"as {self._credentials.username}" if self._credentials else "without credentials"
