@@ -12,6 +12,7 @@ payload  the init, and the command as its first child.
 from __future__ import annotations
 
 import os
+from errno import ENOENT, ENOTDIR
 from struct import pack
 from typing import Final
 
@@ -351,13 +352,24 @@ class _Start:
         return steps
 
     def covered_paths(self) -> list[Operation]:
-        return []
+        """Hide the masked paths, and make the read-only ones so. Source: OCI runtime-spec, config-linux.md."""
+        steps: list[Operation] = []
+        for path in self.spec.readonly_paths:
+            if _may_exist(path):
+                steps += make_readonly(path)
+        for path in self.spec.masked_paths:
+            if _may_exist(path):
+                steps += mask(path)
+        return steps
 
     def sysctl_writes(self) -> list[Operation]:
         """Write kernel parameters through the container's own procfs, before anybody can put another in its place."""
         at = Slot("sysctl")
         steps: list[Operation] = []
-        for name, value in self.spec.sysctls:
+        wanted = dict(self.spec.sysctls)
+        if self.is_new("user") and not self.spec.nested_userns:
+            wanted.setdefault("user.max_user_namespaces", "0")
+        for name, value in wanted.items():
             path = ("sys/" + name.replace(".", "/")).encode()
             hint = "the kernel does not know it, or does not let a container set it"
             steps += [
@@ -506,6 +518,48 @@ def _memory(size: str | None) -> dict[str, str | None]:
     return options
 
 
+def _may_exist(path: str) -> bool:
+    """Whether a path can be there inside. What the kernel shows in /proc and /sys it shows outside as well."""
+    return not path.startswith(("/proc/", "/sys/")) or os.path.lexists(path)
+
+
+def make_readonly(path: str) -> list[Operation]:
+    """Return the operations that put a read-only clone of a path over itself; none where it is not there."""
+    at, tree = Slot("covered"), Slot("cover")
+    steps = [
+        plan.open_tree(at, b"", tree, recursive=True, target=path),
+        plan.mount_setattr(tree, set_flags=k.MOUNT_ATTR_RDONLY, recursive=True, target=path),
+        plan.move_mount(tree, at, b"", target=path),
+        plan.close(tree),
+        plan.close(at),
+    ]
+    return [_open_if_there(path, at, 0, len(steps)), *steps]
+
+
+def mask(path: str) -> list[Operation]:
+    """Return the operations that put nothing over a path: an empty folder, or /dev/null; none where it is not there.
+
+    The null device is the staging's own, which nobody inside can have replaced (CVE-2025-31133).
+    """
+    at, tree = Slot("covered"), Slot("cover")
+    readonly = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
+    over = [plan.move_mount(tree, at, b"", target=path), plan.close(tree), plan.close(at)]
+    folder = [*plan.new_mount("tmpfs", {"size": "4k", "mode": "555"}, tree, attributes=readonly), *over]
+    file = [plan.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device"), *over]
+    folder[-1] = attrs.evolve(folder[-1], leap=len(file) + 1)  # it was a folder: it is no file
+    return [
+        _open_if_there(path, at, k.O_DIRECTORY, len(folder)),
+        *folder,
+        _open_if_there(path, at, 0, len(file)),
+        *file,
+    ]
+
+
+def _open_if_there(path: str, at: Slot, flags: int, skip: int) -> Operation:
+    step = plan.open_inside(_ROOT, path[1:].encode(), k.O_PATH | flags, at, target=path, tolerate=(ENOENT, ENOTDIR))
+    return attrs.evolve(step, skip=skip)
+
+
 def _loopback() -> list[Operation]:
     """Bring up ``lo``; it gets its addresses by itself. Any socket will do for the ioctl. Source: netdevice(7)."""
     at = Slot("socket")
@@ -528,15 +582,18 @@ def become(
     """Return the operations by which a process inside becomes a command."""
     closing = commands.close_the_rest(command.pass_fds)
     steps = [*commands.session(command), *(closing if clock.alone else ()), *clock.operations()]
+    confinement = command.confinement
     steps += [
         *commands.surroundings(command),
+        *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),
         *commands.credentials(command.user, may_set_groups=host.sets_groups),
         *commands.place(command),
         *closing,
+        *confinement.after_user(),
     ]
     if dies_with_parent:
         steps.append(plan.prctl("die with the parent", k.PR_SET_PDEATHSIG, 9))
-    return [*steps, plan.reset_signals(), *commands.execute(command)]
+    return [*steps, plan.reset_signals(), *confinement.last(), *commands.execute(command)]
 
 
 def exec_plan(command: Command, host: Host, kinds: int) -> Plan:

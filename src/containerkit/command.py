@@ -15,6 +15,7 @@ from containerkit.engine import encode
 from containerkit.errors import SpecError
 from containerkit.mount import path_inside
 from containerkit.plan import ARGV, ENVP, Block, Operation, Slot
+from containerkit.security.confinement import Confinement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -96,7 +97,20 @@ class User:
         return cls(_id(uid, text), _id(gid, text) if gid else 0)
 
 
-def _rlimits(value: Mapping[str, int | tuple[int, int]]) -> tuple[tuple[str, int, int], ...]:
+def _default_rlimits() -> tuple[tuple[str, int, int], ...]:
+    """No core dumps, and as many descriptors as programs expect, as far as the caller's own hard limit goes."""
+    from resource import RLIMIT_NOFILE, getrlimit
+
+    hard = getrlimit(RLIMIT_NOFILE)[1]
+    most = 1_048_576 if hard < 0 else min(hard, 1_048_576)
+    return (("core", 0, 0), ("nofile", min(1024, most), most))
+
+
+def _rlimits(value: Mapping[str, int | tuple[int, int]] | None) -> tuple[tuple[str, int, int], ...]:
+    if value is None:
+        return _default_rlimits()
+    if isinstance(value, tuple):
+        return value  # normalised before
     limits: list[tuple[str, int, int]] = []
     for name, limit in sorted(dict(value).items()):
         key = name.lower().removeprefix("rlimit_")
@@ -141,10 +155,12 @@ class Command:
         cwd: the working directory, absolute (default ``/``).
         user: who it is (default root of the container).
         umask: 0 to 0o777 (default 0o022).
-        rlimits: soft and hard limit by resource name, or one number for both; -1 is unlimited.
+        rlimits: soft and hard limit by resource name, or one number for both; -1 is unlimited (default: no core dumps,
+            1024 descriptors, 1048576 on request; an empty mapping leaves the caller's).
         nice: -20 to 19 (default: as the caller).
         pass_fds: descriptors of the caller that stay open under the same numbers (default none).
         terminal: stdin is a terminal that becomes the controlling one.
+        confinement: what it may do.
 
     Raises:
         SpecError: a value that can't be.
@@ -155,10 +171,11 @@ class Command:
     cwd: str = attrs.field(default="/", converter=lambda value: path_inside(value, "cwd"))
     user: User = User()
     umask: int = 0o022
-    rlimits: tuple[tuple[str, int, int], ...] = attrs.field(factory=dict, converter=_rlimits)
+    rlimits: tuple[tuple[str, int, int], ...] = attrs.field(default=None, converter=_rlimits)
     nice: int | None = None
     pass_fds: tuple[int, ...] = ()
     terminal: bool = False
+    confinement: Confinement = Confinement()
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.umask, int) or not 0 <= self.umask <= 0o777:

@@ -21,7 +21,7 @@ from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
 from containerkit.namespace import Kind, Namespace
 from containerkit.process import OUTPUT_LIMIT_BYTES, PIPE, CompletedProcess, Process, Streams
 from containerkit.rootfs import Change, RootFS
-from containerkit.spec import Spec, build
+from containerkit.spec import CONFINEMENT, Spec, build
 from containerkit.staging import Staging, staging
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Container", "Timings", "run"]
 
 _PROGRAMS_KEPT: Final = 256
-_COMMAND_FIELDS: Final = frozenset(field.name for field in attrs.fields(Command)) - {"argv", "terminal"}
+_COMMAND_FIELDS: Final = (
+    frozenset(field.name for field in attrs.fields(Command)) - {"argv", "terminal", "confinement"} | CONFINEMENT
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -439,15 +441,11 @@ class Container:
         return _complete(process, began, input, timeout, output_limit_bytes, check=check)
 
     def _command(self, argv: Any, fields: dict[str, Any], *, terminal: bool) -> Command:
-        fields = dict(fields)
-        user = fields.pop("user", None)
-        if unknown := sorted(set(fields) - _COMMAND_FIELDS):
-            raise SpecError(f"unknown argument {unknown[0]!r}; there are {', '.join(sorted(_COMMAND_FIELDS))}")
+        user = fields.get("user")
         parsed = User() if user is None else User.parse(user)
         if parsed is None:
             parsed = self.files.user(str(user))
-        groups = fields.pop("groups", None)
-        return Command(argv=argv, user=parsed, terminal=terminal, **fields)
+        return _describe(self.spec, argv, {**fields, "user": parsed}, terminal=terminal)
 
     def _terminal(self, size: bool | tuple[int, int], user: User) -> Streams:  # noqa: FBT001 - popen's own argument
         master, slave = self.files.open_terminal(size if isinstance(size, tuple) else None, user)
@@ -574,14 +572,12 @@ _STREAM_ARGUMENTS: Final = frozenset({"stdin", "stdout", "stderr", "text", "enco
 
 
 def _sort_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    command = {n: v for n, v in arguments.items() if n in _COMMAND_FIELDS or n in _STREAM_ARGUMENTS}
+    command = {n: v for n, v in arguments.items() if n in _COMMAND_FIELDS - CONFINEMENT or n in _STREAM_ARGUMENTS}
     return command, {n: v for n, v in arguments.items() if n not in command}
 
 
 def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Process:  # noqa: FBT001 - run's own
-    fields = {name: value for name, value in options.items() if name in _COMMAND_FIELDS}
-    user = fields.pop("user", None)
-    command = Command(argv=argv, user=User() if user is None else User.parse(user), **fields)
+    command = _describe(spec, argv, {name: value for name, value in options.items() if name in _COMMAND_FIELDS})
     ground = _Ground.prepare(spec)
     streams: Streams | None = None
     report = (-1, -1)
@@ -617,6 +613,24 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
         text=wrap,
         finish=lambda _: ground.release(),
     )
+
+
+def _describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool = False) -> Command:
+    """Return the command of keyword arguments, held as the container says unless they say otherwise.
+
+    Raises:
+        SpecError: an unknown name among them.
+    """
+    if unknown := sorted(set(fields) - _COMMAND_FIELDS):
+        raise SpecError(f"unknown argument {unknown[0]!r}; there are {', '.join(sorted(_COMMAND_FIELDS))}")
+    own = {name: value for name, value in fields.items() if name not in CONFINEMENT and name != "user"}
+    changed = {name: value for name, value in fields.items() if name in CONFINEMENT}
+    confinement = attrs.evolve(spec.confinement, **changed) if changed else spec.confinement
+    user = fields.get("user")
+    parsed = User() if user is None else User.parse(user)
+    if parsed is None:
+        raise SpecError(f"user {user!r}: a name can only be looked up in a container that runs")
+    return Command(argv=argv, user=parsed, terminal=terminal, confinement=confinement, **own)
 
 
 def _run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str, Any]:

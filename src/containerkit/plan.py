@@ -53,12 +53,12 @@ class Block:
     Attributes:
         content: the bytes.
         patches: what is written over them just before the call: at an offset in bytes, the 32-bit value of a slot
-            or the 64-bit address of another block.
+            or the 64-bit address of other bytes.
         name: if given, the caller may hand in other bytes of the same length at each start.
     """
 
     content: bytes
-    patches: tuple[tuple[int, Slot | bytes], ...] = ()
+    patches: tuple[tuple[int, Slot | bytes | Block], ...] = ()
     name: str = ""
 
 
@@ -78,6 +78,8 @@ class Operation:
         result: the slot that takes the value returned.
         tolerate: error numbers that count as success, at most four.
         hint: the remedy to show when it fails.
+        skip: how many of the next operations are left out when it fails with a tolerated error.
+        leap: how many of the next operations are left out when it succeeds.
         jump: for ``STEP_CLONE``: the label where the new process goes on.
         label: a name that a jump can aim at.
     """
@@ -92,6 +94,8 @@ class Operation:
     hint: str = ""
     jump: str = ""
     label: str = ""
+    skip: int = 0
+    leap: int = 0
 
     def describe(self) -> str:
         """Return one line for people, such as ``mount proc on /proc``."""
@@ -143,7 +147,7 @@ class Plan:
         return _Encoder().encode(self.operations)
 
 
-_STEP: Final = _Layout("=HHi6B2x4h6q")  # see struct ck_step in native.h
+_STEP: Final = _Layout("=HHi8B4h6q")  # see struct ck_step in native.h
 _NO_SLOT: Final = 0xFFFF
 _OPENING: Final = frozenset({"open", "openat", "openat2", "open_tree", "fsopen", "fsmount", "socket", "seccomp"})
 
@@ -171,11 +175,27 @@ class _Encoder:
             if operation.jump:
                 jumps.append((len(self.steps), operation))
             self._step(operation, kinds, values, index)
+        self._skips(operations)
         for at, operation in jumps:
             if operation.jump not in starts:
                 raise SpecError(f"{operation.describe()}: no operation is labelled {operation.jump!r}")
             self._aim(at, starts[operation.jump])
         return Tape(b"".join(self.steps), bytes(self.data), self.slots, frozenset(self.descriptors), self.blocks, tuple(self.origin))
+
+    def _skips(self, operations: tuple[Operation, ...]) -> None:
+        """Turn what is skipped from operations into steps."""
+        for at, index in enumerate(self.origin):
+            operation = operations[index]
+            if not (operation.skip or operation.leap) or self.origin[at + 1 : at + 2] == [index]:
+                continue  # nothing to skip, or not yet the step itself
+            counts = [
+                sum(index < other <= index + reach for other in self.origin) for reach in (operation.skip, operation.leap)
+            ]
+            if max(counts) > 255:
+                raise SpecError(f"{operation.describe()}: it can skip at most 255 steps")
+            fields = list(_STEP.unpack(self.steps[at]))
+            fields[9:11] = counts
+            self.steps[at] = _STEP.pack(*fields)
 
     def _aim(self, at: int, target: int) -> None:
         fields = list(_STEP.unpack(self.steps[at]))
@@ -191,7 +211,7 @@ class _Encoder:
         if operation.name in _OPENING:
             self.descriptors.add(result)
         self.steps.append(
-            _STEP.pack(operation.step, result, operation.call, *kinds, *[0] * padding, *tolerate, *values, *[0] * padding)
+            _STEP.pack(operation.step, result, operation.call, *kinds, *[0] * padding, 0, 0, *tolerate, *values, *[0] * padding)
         )
         self.origin.append(index)
 
@@ -243,7 +263,7 @@ class _Encoder:
             store = (
                 Operation("store", step=k.STEP_STORE_SLOT, args=(offset + at, source))
                 if isinstance(source, Slot)
-                else Operation("store", step=k.STEP_STORE_ADDRESS, args=(offset + at, Block(source)))
+                else Operation("store", step=k.STEP_STORE_ADDRESS, args=(offset + at, source if isinstance(source, Block) else Block(source)))
             )
             kinds, values = self._arguments(store, index)
             self._step(store, kinds, values, index)
@@ -261,9 +281,10 @@ def call(
     tolerate: tuple[int, ...] = (),
     hint: str = "",
     label: str = "",
+    skip: int = 0,
 ) -> Operation:
     """Return the operation of any system call of the table in ``_native/constants.py``, by its name."""
-    return Operation(name, target, k.STEP_CALL, k.SYSTEM_CALLS[name], args, result, tolerate, hint, "", label)
+    return Operation(name, target, k.STEP_CALL, k.SYSTEM_CALLS[name], args, result, tolerate, hint, "", label, skip)
 
 
 def text(path: bytes | str) -> str:
@@ -503,6 +524,14 @@ def new_mount(
         close(context),
     ]
     return steps
+
+
+def send_descriptor(socket: Slot, descriptor: Slot) -> Operation:
+    """Send a descriptor through a connected AF_UNIX socket, with one byte. Source: sendmsg(2), SCM_RIGHTS in unix(7)."""
+    control = Block(pack("=QiiiI", 20, 1, 1, 0, 0), ((16, descriptor),))  # SOL_SOCKET, SCM_RIGHTS
+    vector = Block(pack("=QQ", 0, 1), ((0, b"!"),))
+    message = Block(pack("=QQQQQQQ", 0, 0, 0, 1, 0, 24, 0), ((16, vector), (32, control)))
+    return call("sendmsg", socket, message, 0, target=descriptor.name)
 
 
 def pivot_root(new: bytes = b".", old: bytes = b".") -> Operation:

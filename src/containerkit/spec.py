@@ -11,6 +11,8 @@ from containerkit.idmap import IdMapping, check_mappings
 from containerkit.mount import Mount, path_inside
 from containerkit.namespace import Namespaces, TimeOffsets
 from containerkit.rootfs import RootFS
+from containerkit.security.confinement import Confinement
+from containerkit.security.paths import MASKED, READONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -92,9 +94,10 @@ class Spec:
     gid_mappings: tuple[IdMapping, ...] | None = attrs.field(default=None, converter=_mappings)
     time_offsets: TimeOffsets | None = None
     sysctls: tuple[tuple[str, str], ...] = attrs.field(factory=dict, converter=_sysctls)
-    masked_paths: tuple[str, ...] = attrs.field(default=(), converter=_paths)
-    readonly_paths: tuple[str, ...] = attrs.field(default=(), converter=_paths)
-    security: Any = None
+    masked_paths: tuple[str, ...] = attrs.field(default=MASKED, converter=_paths)
+    readonly_paths: tuple[str, ...] = attrs.field(default=READONLY, converter=_paths)
+    nested_userns: bool = False
+    confinement: Confinement = Confinement()
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.rootfs, RootFS):
@@ -118,9 +121,9 @@ class Spec:
             if getattr(names, kind) != "new":
                 raise SpecError(f"sysctls: {key} belongs to a new {kind} namespace: namespaces.{kind} must be 'new'")
 
-    def key(self) -> Spec:
-        """Return what the plan depends on."""
-        return self
+
+CONFINEMENT: Final = frozenset(field.name for field in attrs.fields(Confinement))
+"""The arguments that make up the confinement."""
 
 
 def build(values: Mapping[str, Any]) -> Spec:
@@ -129,12 +132,14 @@ def build(values: Mapping[str, Any]) -> Spec:
     Raises:
         SpecError: an unknown name among them, with the nearest known one.
     """
-    known = [field.name for field in attrs.fields(Spec)]
+    known = {field.name for field in attrs.fields(Spec)} | CONFINEMENT
     for name in values:
         if name not in known:
             from difflib import get_close_matches
 
-            near = get_close_matches(name, known, 1)
+            near = get_close_matches(name, sorted(known), 1)
             advice = f"; did you mean {near[0]!r}?" if near else ""
             raise SpecError(f"Container: unknown argument {name!r}{advice}")
-    return Spec(**values)
+    fields = {name: value for name, value in values.items() if name not in CONFINEMENT}
+    chosen = {name: value for name, value in values.items() if name in CONFINEMENT}
+    return Spec(**fields, confinement=Confinement(**chosen)) if chosen else Spec(**fields)

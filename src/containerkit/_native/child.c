@@ -262,8 +262,13 @@ void ck_walk(struct ck_request *request, uint32_t index) {
     for (; index < request->count; index++) {
         const struct ck_step *step = &request->steps[index];
         long result = perform(request, step);
-        if (result < 0 && result > -4096 && !tolerated(step, -result))
-            fail(request, index, -result);
+        if (result < 0 && result > -4096) {
+            if (!tolerated(step, -result))
+                fail(request, index, -result);
+            index += step->skip;
+        } else {
+            index += step->leap;
+        }
         if (step->result != CK_NO_SLOT)
             request->slots[step->result] = result;
     }

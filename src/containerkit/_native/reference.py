@@ -25,7 +25,7 @@ __all__ = ["NAME", "Program", "wait"]
 
 NAME = "reference"
 
-_LAYOUT: Final = struct.Struct("=HHi6B2x4h6q")
+_LAYOUT: Final = struct.Struct("=HHi8B4h6q")
 _NO_SLOT: Final = 0xFFFF
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _WAITING, _RELEASED, _ABORTED = 0, 1, 2
@@ -50,13 +50,15 @@ class _Step(NamedTuple):
     result: int
     call: int
     argument_kind: tuple[int, ...]
+    skip: int
+    leap: int
     tolerate: tuple[int, ...]
     argument: tuple[int, ...]
 
     @classmethod
     def unpack(cls, packed: bytes) -> _Step:
         fields = _LAYOUT.unpack(packed)
-        return cls(fields[0], fields[1], fields[2], fields[3:9], fields[9:13], fields[13:])
+        return cls(fields[0], fields[1], fields[2], fields[3:9], fields[9], fields[10], fields[11:15], fields[15:])
 
 
 class Program:
@@ -208,9 +210,13 @@ class _Request:
             while index < len(self.steps):
                 step = self.steps[index]
                 result = self._perform(step)
-                if -4096 < result < 0 and -result not in step.tolerate:
-                    os.write(self.error_fd, struct.pack("=ii", index, -result))
-                    os._exit(127)
+                if -4096 < result < 0:
+                    if -result not in step.tolerate:
+                        os.write(self.error_fd, struct.pack("=ii", index, -result))
+                        os._exit(127)
+                    index += step.skip
+                else:
+                    index += step.leap
                 if step.result != _NO_SLOT:
                     self.slots[step.result] = result
                 index += 1

@@ -1,0 +1,132 @@
+"""All that holds a process, as one value: capabilities, system calls, files, labels, keys."""
+
+from __future__ import annotations
+
+from errno import ENOSYS
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit import plan
+from containerkit.errors import SpecError
+from containerkit.plan import Operation, Slot
+from containerkit.security import capabilities as capability
+from containerkit.security.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    from containerkit.security.seccomp import Seccomp
+
+__all__ = ["Confinement"]
+
+LISTENER: Final = Slot("listener")
+SUPERVISOR: Final = Slot("supervisor")
+"""The socket through which the listener of a filter that notifies goes to its supervisor."""
+
+_KEYRING_HINT: Final = "the user's quota of keys is used up: see kernel.keys.maxkeys, or pass keyring='host'"
+
+
+def _keyring(value: str) -> str:
+    if value not in ("new", "host"):
+        raise SpecError(f"keyring: {value!r} is neither 'new' nor 'host'")
+    return value
+
+
+@attrs.frozen(kw_only=True)
+class Confinement:
+    """What a process may do. The default is what untrusted code can be given.
+
+    Args:
+        capabilities: the five sets (default none at all).
+        seccomp: the filter of system calls; ``"default"`` for the one that goes with the capabilities, None for none.
+        no_new_privs: an exec never gives more rights (default True).
+        keyring: ``"new"`` for a session keyring of its own (default), ``"host"`` for the caller's.
+        oom_score_adj: -1000 to 1000; how readily the kernel kills it for memory (default: as the caller).
+
+    Raises:
+        SpecError: a value that can't be.
+
+    Source: capabilities(7), seccomp(2), session-keyring(7).
+    """
+
+    capabilities: Capabilities = attrs.field(factory=Capabilities.none)
+    seccomp: Any = "default"
+    no_new_privs: bool = True
+    keyring: str = attrs.field(default="new", converter=_keyring)
+    oom_score_adj: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.capabilities, Capabilities):
+            raise SpecError(f"capabilities: {self.capabilities!r} is no Capabilities; say Capabilities.docker(), ...")
+        if isinstance(self.seccomp, str) and self.seccomp != "default":
+            raise SpecError(f"seccomp: {self.seccomp!r} is neither 'default', None nor a Seccomp")
+        adjustment = self.oom_score_adj
+        if adjustment is not None and (not isinstance(adjustment, int) or not -1000 <= adjustment <= 1000):
+            raise SpecError(f"oom_score_adj: {adjustment!r} is not from -1000 to 1000")
+
+    @property
+    def filter(self) -> Seccomp | None:
+        """The filter of system calls, with the default resolved."""
+        if self.seccomp != "default":
+            chosen: Seccomp | None = self.seccomp
+            return chosen
+        from containerkit.security.seccomp import Seccomp
+
+        return Seccomp.default(self.capabilities.bounding)
+
+    @property
+    def notifies(self) -> bool:
+        """Whether the filter needs a supervisor."""
+        return not isinstance(self.seccomp, str) and self.seccomp is not None and bool(self.seccomp.notifies)
+
+    def before_user(self, *, keep: bool) -> list[Operation]:
+        """Return the operations that come before the process is its user: they need privilege.
+
+        Args:
+            keep: the process becomes a user other than root and keeps its permitted capabilities.
+        """
+        steps: list[Operation] = []
+        if self.oom_score_adj is not None:
+            steps += self._oom_score()
+        if self.keyring == "new":
+            join = plan.call("keyctl", 1, 0, target="own session keyring", tolerate=(ENOSYS,), hint=_KEYRING_HINT)
+            steps.append(join)  # KEYCTL_JOIN_SESSION_KEYRING
+        steps += capability.before_setuid(self.capabilities, last_cap=last_capability(), keep=keep)
+        if not self.no_new_privs:
+            steps += self._install()  # takes CAP_SYS_ADMIN, which is about to go
+        return steps
+
+    def after_user(self) -> list[Operation]:
+        """Return the operations that come once the process is its user."""
+        return list(capability.after_setuid(self.capabilities))
+
+    def last(self) -> list[Operation]:
+        """Return the operations right before the exec."""
+        if not self.no_new_privs:
+            return []
+        return [capability.no_new_privs(), *self._install()]
+
+    def _install(self) -> list[Operation]:
+        chosen = self.filter
+        if chosen is None:
+            return []
+        if not self.notifies:
+            return list(chosen.operations())
+        return [*chosen.operations(listener=LISTENER), plan.send_descriptor(SUPERVISOR, LISTENER)]
+
+    def _oom_score(self) -> list[Operation]:
+        hint = "lower than the caller's takes CAP_SYS_RESOURCE outside"
+        return plan.write_file(b"/proc/self/oom_score_adj", b"%d" % (self.oom_score_adj or 0), hint)
+
+
+_last: list[int] = []
+
+
+def last_capability() -> int:
+    """Return the number of the last capability that this kernel knows."""
+    if not _last:
+        try:
+            with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+                _last.append(int(file.read()))
+        except OSError:
+            _last.append(63)
+    return _last[0]
