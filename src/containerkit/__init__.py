@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from containerkit._linux.features import probe
     from containerkit.cgroup import CGroup, Limits
     from containerkit.command import Command, User
-    from containerkit.container import Container, Timings, run
+    from containerkit.container import Container, Timings
     from containerkit.errors import (
         CleanupError,
         ContainerError,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from containerkit.idmap import IdMapping
     from containerkit.mount import Mount
     from containerkit.namespace import Kind, Namespace, Namespaces, TimeOffsets
+    from containerkit.oneshot import run
     from containerkit.process import DEVNULL, PIPE, STDOUT, CompletedProcess, Process, Usage
     from containerkit.rootfs import Change, RootFS
 
@@ -72,7 +73,7 @@ _PLACES = {
     "Usage": "process",
     "User": "command",
     "probe": "_linux.features",
-    "run": "container",
+    "run": "oneshot",
 }
 
 __all__ = [

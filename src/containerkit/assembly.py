@@ -12,25 +12,27 @@ payload  the init, and the command as its first child.
 from __future__ import annotations
 
 import os
-from errno import ENOENT, ENOTDIR
 from struct import pack
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from containerkit import command as commands
 from containerkit import mount as mounts
 from containerkit import plan
 from containerkit._native import constants as k
-from containerkit.command import Command
 from containerkit.errors import SpecError, UnsupportedError
 from containerkit.mount import Mount
 from containerkit.namespace import Kind
+from containerkit.payload import NO_CLOCK, Clock, be_root, become, joined_clock
 from containerkit.plan import Block, Operation, Plan, Slot
-from containerkit.spec import Spec
+from containerkit.security.paths import make_readonly, mask, may_exist
 from containerkit.staging import LOWERS, write_map
 
-__all__ = ["Host", "Mode", "exec_plan", "files_plan", "start_plan"]
+if TYPE_CHECKING:
+    from containerkit.command import Command
+    from containerkit.spec import Spec
+
+__all__ = ["Host", "Mode", "check_folders", "start_plan"]
 
 JOIN_PREFIX: Final = "join "
 OWNER_FD, REPORT_FD, UPPER_FD = 3, 4, 5
@@ -130,7 +132,9 @@ class _Start:
             if self.is_joined(kind.value):
                 steps.append(self.join(kind))
         if self.assembles and self.is_joined("network"):
-            steps += plan.new_mount("sysfs", {}, Slot("sys"), attributes=_KERNEL_FS | k.MOUNT_ATTR_RDONLY, hint=_SYS_HINT)
+            steps += plan.new_mount(
+                "sysfs", {}, Slot("sys"), attributes=_KERNEL_FS | k.MOUNT_ATTR_RDONLY, hint=_SYS_HINT
+            )
         if self.is_joined("mount"):
             steps.append(self.join(Kind.MOUNT))
         if self.is_joined("user"):
@@ -155,9 +159,7 @@ class _Start:
         for number, path in enumerate(self.lower_paths()):
             hint = "the folders of the root filesystem must be there"
             steps.append(
-                plan.open_tree(
-                    k.AT_FDCWD, os.fsencode(path), _lower(number), recursive=rootfs.kind == "dir", hint=hint
-                )
+                plan.open_tree(k.AT_FDCWD, os.fsencode(path), _lower(number), recursive=rootfs.kind == "dir", hint=hint)
             )
         if rootfs.upper is not None:
             steps.append(plan.open_tree(k.AT_FDCWD, os.fsencode(self.upper_base()), Slot("disk")))
@@ -229,7 +231,9 @@ class _Start:
             if userns is not None and rootfs.idmap:
                 hint = "its filesystem can't be id-mapped: pass idmap=False to the RootFS, or namespaces user='host'"
                 steps.append(
-                    plan.mount_setattr(tree, userns=userns, recursive=recursive, target=f"id map of {target}", hint=hint)
+                    plan.mount_setattr(
+                        tree, userns=userns, recursive=recursive, target=f"id map of {target}", hint=hint
+                    )
                 )
         if userns is not None:
             steps.append(plan.mount_setattr(Slot("dev"), userns=userns, target="id map of /dev"))
@@ -321,7 +325,9 @@ class _Start:
             steps += mounts.attach(Slot("sys"), _ROOT, "/sys", folder=True)
         if "/dev" not in covered:
             steps += mounts.attach(Slot("dev"), _ROOT, "/dev", folder=True)
-            steps += [step for mount in self.device_mounts() if mount.target not in covered for step in self.made(mount)]
+            steps += [
+                step for mount in self.device_mounts() if mount.target not in covered for step in self.made(mount)
+            ]
         return steps
 
     def device_mounts(self) -> list[Mount]:
@@ -355,11 +361,11 @@ class _Start:
         """Hide the masked paths, and make the read-only ones so. Source: OCI runtime-spec, config-linux.md."""
         steps: list[Operation] = []
         for path in self.spec.readonly_paths:
-            if _may_exist(path):
-                steps += make_readonly(path)
+            if may_exist(path):
+                steps += make_readonly(_ROOT, path)
         for path in self.spec.masked_paths:
-            if _may_exist(path):
-                steps += mask(path)
+            if may_exist(path):
+                steps += mask(_ROOT, path)
         return steps
 
     def sysctl_writes(self) -> list[Operation]:
@@ -407,13 +413,14 @@ class _Start:
         clock = self.clock()
         if command is None:
             return self.become_init(b"stay", clock)
-        process = become(command, self.host, clock, dies_with_parent=not self.mode.init)
+        process = become(command, sets_groups=self.host.sets_groups, clock=clock, dies_with_parent=not self.mode.init)
         if not self.mode.init:
             return process
         return [
             plan.clone(0, "command", pid=Slot("command"), target="command"),
             *self.become_init(b"run", NO_CLOCK),
-            *label(process, "command"),
+            attrs.evolve(process[0], label="command"),
+            *process[1:],
         ]
 
     def become_init(self, mode: bytes, clock: Clock) -> list[Operation]:
@@ -457,45 +464,6 @@ class _Start:
         )
 
 
-@attrs.frozen(kw_only=True)
-class Clock:
-    """How a process comes into a time namespace: by leaving for a new one, which the exec that follows enters (Linux
-    6.3), or by joining one.
-
-    Attributes:
-        steps: the operations; none to stay where it is.
-        alone: they take an address space of one's own. So does setns(2) to a time namespace; and /proc/self belongs to
-            the machine's root while the memory is shared with a process that is not dumpable.
-        needs: slots whose descriptors the steps use.
-    """
-
-    steps: tuple[Operation, ...] = ()
-    alone: bool = False
-    needs: tuple[Slot, ...] = ()
-
-    def operations(self, *, kept: tuple[Slot, ...] = ()) -> list[Operation]:
-        """Return them all; ``kept`` are slots whose descriptors are needed afterwards."""
-        if not self.alone:
-            return list(self.steps)
-        stay_open = [plan.call("fcntl", slot, 2, 0, target=slot.name) for slot in (*self.needs, *kept)]  # F_SETFD
-        return [*stay_open, plan.enter(Slot("image"), Slot("tape")), *self.steps]
-
-
-NO_CLOCK: Final = Clock()
-
-
-def joined_clock(namespace: Slot) -> Clock:
-    """Return the way into an existing time namespace."""
-    hint = "its owner alone can join it: join its user namespace as well"
-    steps = (plan.setns(namespace, k.CLONE_NEWTIME, "time namespace", hint),)
-    return Clock(steps=steps, alone=True, needs=(namespace,))
-
-
-def be_root() -> list[Operation]:
-    """Return the operations that make a process root of the user namespace it is in: an exec keeps root's rights only."""
-    return [plan.call("setresgid", 0, 0, 0, target="gid 0"), plan.call("setresuid", 0, 0, 0, target="uid 0")]
-
-
 MAP_BYTES: Final = 2048
 """Room for the text of an id map in a plan; padded with spaces, which the kernel skips."""
 
@@ -518,48 +486,6 @@ def _memory(size: str | None) -> dict[str, str | None]:
     return options
 
 
-def _may_exist(path: str) -> bool:
-    """Whether a path can be there inside. What the kernel shows in /proc and /sys it shows outside as well."""
-    return not path.startswith(("/proc/", "/sys/")) or os.path.lexists(path)
-
-
-def make_readonly(path: str) -> list[Operation]:
-    """Return the operations that put a read-only clone of a path over itself; none where it is not there."""
-    at, tree = Slot("covered"), Slot("cover")
-    steps = [
-        plan.open_tree(at, b"", tree, recursive=True, target=path),
-        plan.mount_setattr(tree, set_flags=k.MOUNT_ATTR_RDONLY, recursive=True, target=path),
-        plan.move_mount(tree, at, b"", target=path),
-        plan.close(tree),
-        plan.close(at),
-    ]
-    return [_open_if_there(path, at, 0, len(steps)), *steps]
-
-
-def mask(path: str) -> list[Operation]:
-    """Return the operations that put nothing over a path: an empty folder, or /dev/null; none where it is not there.
-
-    The null device is the staging's own, which nobody inside can have replaced (CVE-2025-31133).
-    """
-    at, tree = Slot("covered"), Slot("cover")
-    readonly = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
-    over = [plan.move_mount(tree, at, b"", target=path), plan.close(tree), plan.close(at)]
-    folder = [*plan.new_mount("tmpfs", {"size": "4k", "mode": "555"}, tree, attributes=readonly), *over]
-    file = [plan.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device"), *over]
-    folder[-1] = attrs.evolve(folder[-1], leap=len(file) + 1)  # it was a folder: it is no file
-    return [
-        _open_if_there(path, at, k.O_DIRECTORY, len(folder)),
-        *folder,
-        _open_if_there(path, at, 0, len(file)),
-        *file,
-    ]
-
-
-def _open_if_there(path: str, at: Slot, flags: int, skip: int) -> Operation:
-    step = plan.open_inside(_ROOT, path[1:].encode(), k.O_PATH | flags, at, target=path, tolerate=(ENOENT, ENOTDIR))
-    return attrs.evolve(step, skip=skip)
-
-
 def _loopback() -> list[Operation]:
     """Bring up ``lo``; it gets its addresses by itself. Any socket will do for the ioctl. Source: netdevice(7)."""
     at = Slot("socket")
@@ -569,71 +495,6 @@ def _loopback() -> list[Operation]:
         plan.call("ioctl", at, _SIOCSIFFLAGS, Block(request), target="lo up"),
         plan.close(at),
     ]
-
-
-def label(steps: list[Operation], name: str) -> list[Operation]:
-    """Return the stretch with a label on its first operation."""
-    return [attrs.evolve(steps[0], label=name), *steps[1:]]
-
-
-def become(
-    command: Command, host: Host, clock: Clock = NO_CLOCK, *, dies_with_parent: bool = False
-) -> list[Operation]:
-    """Return the operations by which a process inside becomes a command."""
-    closing = commands.close_the_rest(command.pass_fds)
-    steps = [*commands.session(command), *(closing if clock.alone else ()), *clock.operations()]
-    confinement = command.confinement
-    steps += [
-        *commands.surroundings(command),
-        *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),
-        *commands.credentials(command.user, may_set_groups=host.sets_groups),
-        *commands.place(command),
-        *closing,
-        *confinement.after_user(),
-    ]
-    if dies_with_parent:
-        steps.append(plan.prctl("die with the parent", k.PR_SET_PDEATHSIG, 9))
-    return [*steps, plan.reset_signals(), *confinement.last(), *commands.execute(command)]
-
-
-def exec_plan(command: Command, host: Host, kinds: int) -> Plan:
-    """Return the plan that runs a command in a container that is alive.
-
-    Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``time``, a descriptor of its
-    time namespace, and ``image``, the init, where that differs.
-
-    Args:
-        command: what to run.
-        host: where the container came from.
-        kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
-    """
-    clock = joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK
-    steps = [
-        plan.call("umask", 0),
-        plan.setns(Slot("target"), kinds & ~k.CLONE_NEWTIME, "the container's namespaces", "the container has stopped"),
-        plan.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, target="command"),
-        plan.release(),
-        plan.leave(),
-        plan.await_release("command"),
-        *(be_root() if clock.alone and kinds & k.CLONE_NEWUSER else ()),
-        *become(command, host, clock),
-    ]
-    return Plan(tuple(steps))
-
-
-def files_plan(kinds: int, operations: list[Operation], *, user: bool) -> Plan:
-    """Return the plan that does something with the files of a live container, as its root, for the caller.
-
-    Args:
-        kinds: as for :func:`exec_plan`; only the mount and user namespace are joined.
-        operations: what to do; descriptors that they open are the caller's.
-        user: whether the container has a user namespace of its own.
-    """
-    wanted = kinds & (k.CLONE_NEWNS | k.CLONE_NEWUSER)
-    steps = [plan.call("umask", 0), plan.setns(Slot("target"), wanted, "the container", "the container has stopped")]
-    if user:
-        steps += be_root()
-    return Plan((*steps, *operations, plan.leave()))
 
 
 def check_folders(mounts_: tuple[Mount, ...]) -> tuple[bool, ...]:

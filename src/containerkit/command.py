@@ -84,7 +84,7 @@ class User:
         if isinstance(text, User):
             return text
         if isinstance(text, int):
-            return cls(text, text if text else 0)
+            return cls(text, text or 0)
         if isinstance(text, tuple):
             return cls(*text)
         if not isinstance(text, str) or not text or "\0" in text or text.count(":") > 1:

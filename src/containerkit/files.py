@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from errno import EEXIST, EISDIR, ENOENT, ENXIO
+from errno import EISDIR, ENOENT, ENXIO
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit import _native, assembly, plan
+from containerkit import _native, payload, plan
 from containerkit._native import constants as k
 from containerkit.assembly import UPPER_FD
 from containerkit.command import User
@@ -320,7 +320,7 @@ class Files:
             raise SetupError("open", error.errno or 0, path, error.hint) from None
 
     def _plan(self, steps: list[Operation]) -> Plan:
-        return assembly.files_plan(self._container.kinds, steps, user=self._container.spec.namespaces.user != "host")
+        return payload.files_plan(self._container.kinds, steps, user=self._container.spec.namespaces.user != "host")
 
     def _run(self, program: Program, **blocks: bytes) -> int:
         inputs = {"target": self._container.fileno()}

@@ -7,6 +7,8 @@ its own id alone, or the ranges that /etc/subuid grants it, by newuidmap(1) and 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import threading
 from typing import Final
@@ -74,7 +76,7 @@ def check_mappings(mappings: tuple[IdMapping, ...], what: str) -> None:
         raise SpecError(f"{what}: at least one mapping is needed")
     for side in ("inside", "outside"):
         ordered = sorted(mappings, key=lambda m: int(getattr(m, side)))
-        for one, two in zip(ordered, ordered[1:], strict=False):
+        for one, two in itertools.pairwise(ordered):
             if getattr(one, side) + one.count > getattr(two, side):
                 raise SpecError(f"{what}: {one} and {two} overlap {side}")
     if not any(m.inside == 0 for m in mappings):
@@ -176,10 +178,8 @@ def subordinate(path: str, uid: int) -> tuple[tuple[int, int], ...]:
     import pwd
 
     names = {str(uid)}
-    try:
+    with contextlib.suppress(KeyError):
         names.add(pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        pass
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.read().splitlines()

@@ -119,7 +119,13 @@ class Mount:
 
     @classmethod
     def bind(
-        cls, source: str | os.PathLike[str], target: str, *, readonly: bool = False, recursive: bool = True, **more: bool
+        cls,
+        source: str | os.PathLike[str],
+        target: str,
+        *,
+        readonly: bool = False,
+        recursive: bool = True,
+        **more: bool,
     ) -> Mount:
         """Show a file or folder of the host inside.
 
@@ -256,9 +262,7 @@ def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
         options["source"] = mount.source
     steps = plan.new_mount(mount.type, options, tree, attributes=mount.attributes)
     if mount.propagation != "private":
-        steps.append(
-            plan.mount_setattr(tree, propagation_flags=_PROPAGATION[mount.propagation], target=mount.target)
-        )
+        steps.append(plan.mount_setattr(tree, propagation_flags=_PROPAGATION[mount.propagation], target=mount.target))
     return steps
 
 

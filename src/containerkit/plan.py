@@ -180,7 +180,14 @@ class _Encoder:
             if operation.jump not in starts:
                 raise SpecError(f"{operation.describe()}: no operation is labelled {operation.jump!r}")
             self._aim(at, starts[operation.jump])
-        return Tape(b"".join(self.steps), bytes(self.data), self.slots, frozenset(self.descriptors), self.blocks, tuple(self.origin))
+        return Tape(
+            b"".join(self.steps),
+            bytes(self.data),
+            self.slots,
+            frozenset(self.descriptors),
+            self.blocks,
+            tuple(self.origin),
+        )
 
     def _skips(self, operations: tuple[Operation, ...]) -> None:
         """Turn what is skipped from operations into steps."""
@@ -189,7 +196,8 @@ class _Encoder:
             if not (operation.skip or operation.leap) or self.origin[at + 1 : at + 2] == [index]:
                 continue  # nothing to skip, or not yet the step itself
             counts = [
-                sum(index < other <= index + reach for other in self.origin) for reach in (operation.skip, operation.leap)
+                sum(index < other <= index + reach for other in self.origin)
+                for reach in (operation.skip, operation.leap)
             ]
             if max(counts) > 255:
                 raise SpecError(f"{operation.describe()}: it can skip at most 255 steps")
@@ -211,7 +219,9 @@ class _Encoder:
         if operation.name in _OPENING:
             self.descriptors.add(result)
         self.steps.append(
-            _STEP.pack(operation.step, result, operation.call, *kinds, *[0] * padding, 0, 0, *tolerate, *values, *[0] * padding)
+            _STEP.pack(
+                operation.step, result, operation.call, *kinds, *[0] * padding, 0, 0, *tolerate, *values, *[0] * padding
+            )
         )
         self.origin.append(index)
 
@@ -263,7 +273,11 @@ class _Encoder:
             store = (
                 Operation("store", step=k.STEP_STORE_SLOT, args=(offset + at, source))
                 if isinstance(source, Slot)
-                else Operation("store", step=k.STEP_STORE_ADDRESS, args=(offset + at, source if isinstance(source, Block) else Block(source)))
+                else Operation(
+                    "store",
+                    step=k.STEP_STORE_ADDRESS,
+                    args=(offset + at, source if isinstance(source, Block) else Block(source)),
+                )
             )
             kinds, values = self._arguments(store, index)
             self._step(store, kinds, values, index)
@@ -332,15 +346,14 @@ def become_init(image: Slot, mode: bytes) -> Operation:
 
 def enter(image: Slot, tape: Slot) -> Operation:
     """Go on with the next operation in an address space of one's own; only inputs and descriptors that stay open on
-    exec are left in the slots."""
+    exec are left in the slots.
+    """
     return Operation("enter", "", k.STEP_ENTER, 0, (image, tape))
 
 
 def open_of_process(pid: Slot, name: str, flags: int, result: Slot, hint: str = "") -> Operation:
     """Open ``/proc/PID/NAME`` through the caller's own procfs, whatever is mounted where the step runs."""
-    return Operation(
-        "open", f"/proc/PID/{name}", k.STEP_OPEN_PROC, 0, (pid, name.encode(), flags), result, (), hint
-    )
+    return Operation("open", f"/proc/PID/{name}", k.STEP_OPEN_PROC, 0, (pid, name.encode(), flags), result, (), hint)
 
 
 def helper(argv: tuple[bytes, ...], pid: Slot, hint: str = "") -> Operation:
@@ -349,9 +362,7 @@ def helper(argv: tuple[bytes, ...], pid: Slot, hint: str = "") -> Operation:
     At most 32 arguments in all. It fails with ``ECANCELED`` when the program ends with a status other than 0.
     """
     joined = b"\0".join(argv) + b"\0"
-    return Operation(
-        argv[0].decode(), "", k.STEP_HELPER, 0, (Block(joined), len(argv), pid), None, (), hint
-    )
+    return Operation(argv[0].decode(), "", k.STEP_HELPER, 0, (Block(joined), len(argv), pid), None, (), hint)
 
 
 def reset_signals() -> Operation:
@@ -381,7 +392,14 @@ def open_at(
 ) -> Operation:
     """Open a path below a directory. Source: openat(2)."""
     return call(
-        "openat", directory, path, flags | k.O_CLOEXEC, 0, target=target or text(path), result=result, hint=hint,
+        "openat",
+        directory,
+        path,
+        flags | k.O_CLOEXEC,
+        0,
+        target=target or text(path),
+        result=result,
+        hint=hint,
         tolerate=tolerate,
     )
 
@@ -401,7 +419,14 @@ def open_inside(
     """Open a path that can't lead out of ``root``, whatever links lie on its way. Source: openat2(2)."""
     how = pack("=QQQ", flags | k.O_CLOEXEC, mode, resolve)
     return call(
-        "openat2", root, path, Block(how), len(how), target=target or text(path), result=result, hint=hint,
+        "openat2",
+        root,
+        path,
+        Block(how),
+        len(how),
+        target=target or text(path),
+        result=result,
+        hint=hint,
         tolerate=tolerate,
     )
 
@@ -463,9 +488,7 @@ def open_tree(
     return call("open_tree", directory, path, flags, target=target or text(path), result=result, hint=hint)
 
 
-def move_mount(
-    tree: Slot | int, directory: int | Slot, path: bytes, *, target: str = "", hint: str = ""
-) -> Operation:
+def move_mount(tree: Slot | int, directory: int | Slot, path: bytes, *, target: str = "", hint: str = "") -> Operation:
     """Attach a detached tree; an empty ``path`` attaches onto the descriptor itself. Source: move_mount(2)."""
     flags = k.MOVE_MOUNT_F_EMPTY_PATH | (0 if path else k.MOVE_MOUNT_T_EMPTY_PATH)
     return call("move_mount", tree, b"", directory, path, flags, target=target or text(path), hint=hint)
@@ -515,9 +538,7 @@ def new_mount(
         command = k.FSCONFIG_SET_FLAG if value is None else k.FSCONFIG_SET_STRING
         content: Argument = 0 if value is None else value.encode()
         label = key if value is None else f"{key}={value}"
-        steps.append(
-            call("fsconfig", context, command, key.encode(), content, 0, target=f"{kind} {label}", hint=hint)
-        )
+        steps.append(call("fsconfig", context, command, key.encode(), content, 0, target=f"{kind} {label}", hint=hint))
     steps += [
         call("fsconfig", context, k.FSCONFIG_CMD_CREATE, 0, 0, 0, target=f"{kind} create", hint=hint),
         call("fsmount", context, k.FSMOUNT_CLOEXEC, attributes, target=kind, result=result, hint=hint),

@@ -16,22 +16,23 @@ import attrs
 
 from containerkit import _native
 from containerkit._native.outcome import Ending
-from containerkit.errors import ContainerTimeout, ExitError, OutOfMemory, SpecError, StateError
+from containerkit.conversation import Conversation
+from containerkit.errors import ContainerTimeout, ExitError, OutOfMemory, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from containerkit.command import Command
+    from containerkit.streams import Streams
 
-__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "CompletedProcess", "Process", "Streams", "Usage"]
+__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "CompletedProcess", "Process", "Usage"]
 
 Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
 
 OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
 """What ``run`` keeps of a command's output unless it is told otherwise; a command that writes more is killed."""
 
-_CHUNK: Final = 65536
 _REPORT: Final = struct.Struct("=ii18q")  # struct report in init.c
 _TIOCSWINSZ: Final = 0x5414
 
@@ -116,106 +117,6 @@ class CompletedProcess:
             raise kind(self.returncode, self.args, self.stdout, self.stderr, self.cause)
 
 
-@attrs.define(eq=False)
-class Streams:
-    """The standard streams of a process to be: what the child gets, and what the caller keeps.
-
-    Made by :meth:`open`; :meth:`close_child` once the child has its copies, :meth:`close` when it never came to be.
-    """
-
-    child: list[int]
-    own: list[int | None]
-    _temporary: list[int]
-    terminal: bool = False
-
-    @classmethod
-    def open(cls, stdin: Any, stdout: Any, stderr: Any, owner: int | None = None) -> Streams:
-        """Prepare the streams as :mod:`subprocess` does.
-
-        Args:
-            stdin, stdout, stderr: None to share the caller's, PIPE, DEVNULL, a descriptor or a file; stderr also STDOUT.
-            owner: who shall own new pipes, a uid outside, so that /dev/stdout can be opened inside by its name.
-
-        Raises:
-            SpecError: none of these.
-            OSError: no more descriptors.
-        """
-        streams = cls([], [None, None, None], [])
-        try:
-            for number, wish in enumerate((stdin, stdout, stderr)):
-                streams._add(number, wish, owner)
-        except BaseException:
-            streams.close()
-            raise
-        return streams
-
-    @classmethod
-    def of_terminal(cls, master: int, slave: int) -> Streams:
-        """Return the streams of a process on a terminal; both descriptors are taken over."""
-        return cls([slave, slave, slave], [master, None, None], [slave], terminal=True)
-
-    def _add(self, number: int, wish: Any, owner: int | None) -> None:
-        name = ("stdin", "stdout", "stderr")[number]
-        if wish == PIPE and wish is not None and not isinstance(wish, bool):
-            read, write = os.pipe2(os.O_CLOEXEC)
-            child, own = (read, write) if number == 0 else (write, read)
-            self._temporary.append(child)
-            self.own[number] = own
-            if owner:
-                os.fchown(child, owner, owner)
-        elif wish == DEVNULL and not isinstance(wish, bool):
-            child = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            self._temporary.append(child)
-        elif wish == STDOUT and number == 2:
-            child = self.child[1]
-        else:
-            child = self._given(number, wish, name)
-        if child <= 2:
-            child = self._above(child, name)
-        self.child.append(child)
-
-    @staticmethod
-    def _given(number: int, wish: Any, name: str) -> int:
-        if wish is None:
-            return number
-        if isinstance(wish, int) and not isinstance(wish, bool) and wish >= 0:
-            return wish
-        if hasattr(wish, "fileno"):
-            return int(wish.fileno())
-        raise SpecError(f"{name}: {wish!r} is neither PIPE, DEVNULL, a descriptor nor a file")
-
-    def _above(self, fd: int, name: str) -> int:
-        """Copy a low descriptor out of the way of the three that the child puts its streams on."""
-        import fcntl
-
-        try:
-            copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-        except OSError:  # the caller has closed its own: the child gets nothing there
-            copy = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            if copy <= 2:
-                copy, low = fcntl.fcntl(copy, fcntl.F_DUPFD_CLOEXEC, 3), copy
-                os.close(low)
-        self._temporary.append(copy)
-        return copy
-
-    def inputs(self) -> dict[str, int]:
-        """Return the slots for the plan."""
-        return dict(zip(("stdin", "stdout", "stderr"), self.child, strict=True))
-
-    def close_child(self) -> None:
-        """Close the child's ends."""
-        while self._temporary:
-            os.close(self._temporary.pop())
-
-    def close(self) -> None:
-        """Close everything."""
-        self.close_child()
-        for number, fd in enumerate(self.own):
-            if fd is not None:
-                os.close(fd)
-                self.own[number] = None
-
-
 class Process:
     """A process in a container, as ``popen`` returns it; there is no other way to make one.
 
@@ -223,7 +124,7 @@ class Process:
     None while it runs. All signals go through a pidfd, so none can hit another process.
     """
 
-    def __init__(  # noqa: PLR0913 - one caller, which has all of it at hand
+    def __init__(
         self,
         command: Command,
         pid: int,
@@ -424,7 +325,11 @@ class Process:
         fcntl.ioctl(self.stdin.fileno(), _TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
 
     def communicate(
-        self, input: Any = None, timeout: float | None = None, *, limit_bytes: int | None = None  # noqa: A002 - as in subprocess
+        self,
+        input: Any = None,
+        timeout: float | None = None,
+        *,
+        limit_bytes: int | None = None,
     ) -> tuple[Any, Any]:
         """Send input, read both outputs to the end, and wait.
 
@@ -439,8 +344,7 @@ class Process:
         Raises:
             ContainerTimeout: the time was up; it and what it started are dead, the error holds what came by then.
         """
-        conversation = _Conversation(self, input, timeout, limit_bytes)
-        return conversation.hold()
+        return Conversation(self, input, timeout, limit_bytes).hold()
 
     def __enter__(self) -> Process:
         return self
@@ -499,174 +403,3 @@ def _decode(pid: int, status: int, usage: tuple[int, ...]) -> Ending:
         usage[16],
         usage[17],
     )
-
-
-class _Conversation:
-    """Feeds a process and drains it, until the process has ended and its pipes have nothing more to give.
-
-    The end is the end of the process, not the end of the pipe: something that it left behind may hold the pipe open.
-    """
-
-    def __init__(self, process: Process, given: Any, timeout: float | None, limit: int | None) -> None:
-        self.process = process
-        self.timeout = timeout
-        self.deadline = None if timeout is None else time.monotonic() + timeout
-        self.limit = limit
-        self.poll = select.poll()
-        self.open: dict[int, _Pipe] = {}
-        self.total = 0
-        self.rest = memoryview(b"")
-        self.input_fd = -1
-        self.out = self._listen(process.stdout)
-        self.err = self._listen(process.stderr)
-        self._prepare_input(given)
-
-    def _listen(self, file: IO[Any] | None) -> _Pipe | None:
-        if file is None:
-            return None
-        pipe = _Pipe(file)
-        if not file.closed:
-            fd = file.fileno()
-            self.open[fd] = pipe
-            os.set_blocking(fd, False)
-            self.poll.register(fd, select.POLLIN)
-        return pipe
-
-    def _prepare_input(self, given: Any) -> None:
-        stdin = self.process.stdin
-        if stdin is None or stdin.closed:
-            if given:
-                raise SpecError("input: stdin is no pipe")
-            return
-        if given is None or len(given) == 0:
-            if not self.process.terminal:
-                _close_quietly(stdin)
-            return
-        _flush_quietly(stdin)
-        if isinstance(given, str):
-            given = given.encode(getattr(stdin, "encoding", None) or "utf-8", getattr(stdin, "errors", None) or "strict")
-        self.rest = memoryview(given).cast("B")
-        self.input_fd = stdin.fileno()
-        os.set_blocking(self.input_fd, False)
-        self.poll.register(self.input_fd, select.POLLOUT)
-
-    def hold(self) -> tuple[Any, Any]:
-        process = self.process
-        if process._pidfd >= 0:  # noqa: SLF001 - the other half of Process
-            self.poll.register(process._pidfd, select.POLLIN)  # noqa: SLF001
-            self._until_ended(process._pidfd)  # noqa: SLF001
-        self._drain()
-        process.wait()
-        return self._results()
-
-    def _results(self) -> tuple[Any, Any]:
-        return self.out and self.out.result(), self.err and self.err.result()
-
-    def _until_ended(self, pidfd: int) -> None:
-        while True:
-            for fd, _ in self.poll.poll(self._milliseconds()):
-                if fd == pidfd:
-                    return
-                if fd == self.input_fd:
-                    self._feed()
-                else:
-                    self._read(fd)
-            if self.deadline is not None and time.monotonic() >= self.deadline:
-                self._give_up()
-
-    def _milliseconds(self) -> float | None:
-        if self.deadline is None:
-            return None
-        return max(0.0, (self.deadline - time.monotonic()) * 1000 + 0.5)
-
-    def _give_up(self) -> None:
-        process = self.process
-        process._timed_out = True  # noqa: SLF001
-        process._kill_all()  # noqa: SLF001
-        process.wait()
-        self._drain()
-        assert self.timeout is not None
-        raise ContainerTimeout(process.args, self.timeout, *self._results())
-
-    def _feed(self) -> None:
-        try:
-            sent = os.write(self.input_fd, self.rest[:_CHUNK])
-        except BlockingIOError:
-            return
-        except BrokenPipeError:
-            sent = len(self.rest)
-        self.rest = self.rest[sent:]
-        if not self.rest:
-            self.poll.unregister(self.input_fd)
-            if not self.process.terminal and self.process.stdin is not None:
-                _close_quietly(self.process.stdin)
-
-    def _read(self, fd: int) -> bool:
-        """Read once; False when there is nothing more, now or ever."""
-        try:
-            chunk = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            return False
-        except OSError:  # EIO: the other side of a terminal is gone
-            chunk = b""
-        if not chunk:
-            self.poll.unregister(fd)
-            _close_quietly(self.open.pop(fd).file)
-            return False
-        self.total += len(chunk)
-        if self.limit is not None and self.total > self.limit:
-            self._overflow(fd, chunk)
-            return True
-        self.open[fd].chunks.append(chunk)
-        return True
-
-    def _overflow(self, fd: int, chunk: bytes) -> None:
-        assert self.limit is not None
-        kept = len(chunk) - (self.total - self.limit)
-        if kept > 0:
-            self.open[fd].chunks.append(chunk[:kept])
-        process = self.process
-        process._kill_all()  # noqa: SLF001
-        process.wait()
-        process.cause = "output"
-
-    def _drain(self) -> None:
-        """Take what lies in the pipes; what comes after the end of the process is nobody's."""
-        for fd in list(self.open):
-            while self._read(fd):
-                if self.limit is not None and self.total > self.limit:
-                    break
-        for pipe in self.open.values():
-            _close_quietly(pipe.file)
-        if self.process.stdin is not None:
-            _close_quietly(self.process.stdin)
-
-
-class _Pipe:
-    """One output of a process: its file, and what came out of it."""
-
-    def __init__(self, file: IO[Any]) -> None:
-        self.file = file
-        self.chunks: list[bytes] = []
-
-    def result(self) -> Any:
-        raw = b"".join(self.chunks)
-        encoding = getattr(self.file, "encoding", None)
-        if encoding is None:
-            return raw
-        text = raw.decode(encoding, getattr(self.file, "errors", None) or "strict")
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _close_quietly(file: IO[Any]) -> None:
-    try:
-        file.close()
-    except (BrokenPipeError, BlockingIOError):
-        return
-
-
-def _flush_quietly(file: IO[Any]) -> None:
-    try:
-        file.flush()
-    except BrokenPipeError:
-        return

@@ -65,9 +65,7 @@ class Program:
         result = ffi.new("struct ck_result *")
         arguments = b"\0".join(argv) + b"\0"
         environment = b"\0".join(envp) + b"\0"
-        error = lib.ck_spawn(
-            tape, arguments, len(argv), environment, len(envp), registers, proc_fd, flags, result
-        )
+        error = lib.ck_spawn(tape, arguments, len(argv), environment, len(envp), registers, proc_fd, flags, result)
         if error:
             raise OSError(-error, os.strerror(-error), "clone3")
         return Outcome(

@@ -1,0 +1,169 @@
+"""What a start stands on: compiled plans, the staging, the ids, and the namespaces that are joined."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit import _native, assembly, rootfs
+from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, Host, Mode
+from containerkit.engine import Program
+from containerkit.errors import SpecError
+from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
+from containerkit.staging import Staging, staging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from containerkit._native.outcome import Outcome
+    from containerkit.namespace import Namespace
+    from containerkit.rootfs import RootFS
+    from containerkit.spec import Spec
+
+__all__ = ["Ground", "programs"]
+
+_PROGRAMS_KEPT: Final = 256
+
+
+class Programs:
+    """Compiled plans, the most recently used ones."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, Program] = {}
+        self.lock = threading.Lock()
+
+    def get(self, key: Any, make: Callable[[], Program]) -> Program:
+        with self.lock:
+            program = self.kept.pop(key, None)
+        if program is None:
+            program = make()
+        with self.lock:
+            self.kept[key] = program
+            while len(self.kept) > _PROGRAMS_KEPT:
+                del self.kept[next(iter(self.kept))]
+        return program
+
+
+programs = Programs()
+_owner: tuple[int, int] = (0, -1)
+
+
+def _after_fork() -> None:
+    programs.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _own_pidfd() -> int:
+    """Return a pidfd of this process, by which inits notice its end."""
+    global _owner  # noqa: PLW0603 - one for a process; a forked child opens its own
+    pid = os.getpid()
+    if _owner[0] != pid:
+        _owner = pid, os.pidfd_open(pid)
+    return _owner[1]
+
+
+@attrs.define(eq=False)
+class Ground:
+    """What a start stands on: the staging, the ids, the facts for the plan, and what is joined.
+
+    ``release`` gives the ids back, once nothing runs under them any more.
+    """
+
+    spec: Spec
+    staging: Staging
+    host: Host
+    mappings: tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]
+    ids: IdRange | None
+    joined: dict[str, Namespace]
+
+    @classmethod
+    def prepare(cls, spec: Spec) -> Ground:
+        resolved = rootfs.resolve(spec.rootfs)
+        if resolved is not spec.rootfs:
+            spec = attrs.evolve(spec, rootfs=resolved)
+        _check_paths(resolved)
+        folders = assembly.check_folders(spec.mounts)
+        stage = staging(host=resolved.kind == "host")
+        mappings, ids = _map_ids(spec, stage)
+        count = sum(mapping.count for mapping in mappings[0]) or 2**32 - 1
+        sets_groups = stage.privileged or len(stage.mappings[1]) > 1
+        host = Host(
+            privileged=stage.privileged, programs=stage.programs, ids=count, folders=folders, sets_groups=sets_groups
+        )
+        return cls(
+            spec, stage, host, mappings, ids, {kind.value: handle for kind, handle in spec.namespaces.open().items()}
+        )
+
+    @property
+    def uid(self) -> int:
+        """The uid outside of root inside."""
+        return next((m.outside for m in self.mappings[0] if m.inside == 0), 0)
+
+    def inputs(self) -> dict[str, int]:
+        joined = {JOIN_PREFIX + kind: handle.fileno() for kind, handle in self.joined.items()}
+        return {**self.staging.inputs(), **joined, "owner": _own_pidfd(), "image": _native.init_image()}
+
+    def blocks(self) -> dict[str, bytes]:
+        uid, gid = (mapping_text(mapping).rjust(MAP_BYTES) for mapping in self.mappings)
+        if len(uid) > MAP_BYTES or len(gid) > MAP_BYTES:
+            raise SpecError(
+                f"id mappings: their text is longer than the {MAP_BYTES} bytes that the kernel surely takes"
+            )
+        return {"uid_map": uid, "gid_map": gid}
+
+    def start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], inputs: Mapping[str, int]) -> Outcome:
+        shape = mode if mode.command is None else attrs.evolve(mode, command=mode.command.shape)
+        key = (self.spec, self.host, shape)
+        program = programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
+        # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
+        return program.run({**self.inputs(), **inputs}, argv=argv, envp=envp, blocks=self.blocks())
+
+    def release(self) -> None:
+        if self.ids is not None:
+            self.ids.release()
+        for handle in self.joined.values():
+            handle.close()
+
+
+def _check_paths(resolved: RootFS) -> None:
+    for path in (*resolved.lowers, *([resolved.upper] if resolved.upper else [])):
+        if not os.path.isdir(path):
+            raise SpecError(f"rootfs: {path} is not there, or no folder")
+    if resolved.work is not None and not os.path.isdir(resolved.work):
+        os.makedirs(resolved.work, mode=0o700)
+
+
+def _map_ids(spec: Spec, stage: Staging) -> tuple[tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]], IdRange | None]:
+    if spec.namespaces.user != "new":
+        return ((), ()), None
+    if not stage.privileged:
+        return _nested_mappings(spec, stage), None
+    if spec.uid_mappings is not None and spec.gid_mappings is not None:
+        return (spec.uid_mappings, spec.gid_mappings), None
+    ids = lease()
+    mapping = (IdMapping(0, ids.base, RANGE),)
+    return (mapping, mapping), ids
+
+
+def _nested_mappings(spec: Spec, stage: Staging) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
+    """An ordinary user's container lies in the holder's namespace: its outside ids are the holder's inside ids."""
+    if spec.uid_mappings is None or spec.gid_mappings is None:
+        # Range by range: one that spans two of the outer namespace's is refused.
+        uids, gids = (tuple(IdMapping(m.inside, m.inside, m.count) for m in outer) for outer in stage.mappings)
+        return uids, gids
+    return (
+        tuple(_within(m, stage.mappings[0]) for m in spec.uid_mappings),
+        tuple(_within(m, stage.mappings[1]) for m in spec.gid_mappings),
+    )
+
+
+def _within(mapping: IdMapping, granted: tuple[IdMapping, ...]) -> IdMapping:
+    for grant in granted:
+        if grant.outside <= mapping.outside and mapping.outside + mapping.count <= grant.outside + grant.count:
+            return IdMapping(mapping.inside, grant.inside + mapping.outside - grant.outside, mapping.count)
+    raise SpecError(f"id mappings: {mapping} is not granted to this user in /etc/subuid and /etc/subgid")

@@ -1,0 +1,116 @@
+"""Turns the keyword arguments of ``run`` and ``popen`` into a command and its streams, and a process into a result."""
+
+from __future__ import annotations
+
+import time
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.command import Command, User
+from containerkit.errors import SpecError
+from containerkit.process import DEVNULL, PIPE, CompletedProcess, Process
+from containerkit.spec import CONFINEMENT, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["COMMAND_FIELDS", "STREAM_ARGUMENTS", "check_numbers", "complete", "describe", "run_streams", "wrapper"]
+
+COMMAND_FIELDS: Final = (
+    frozenset(field.name for field in attrs.fields(Command)) - {"argv", "terminal", "confinement"} | CONFINEMENT
+)
+"""The arguments that describe the command."""
+
+STREAM_ARGUMENTS: Final = frozenset({"stdin", "stdout", "stderr", "text", "encoding", "errors", "pty"})
+"""The arguments that describe its streams."""
+
+
+def describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool = False) -> Command:
+    """Return the command of keyword arguments, held as the container says unless they say otherwise.
+
+    Raises:
+        SpecError: an unknown name among them.
+    """
+    if unknown := sorted(set(fields) - COMMAND_FIELDS):
+        raise SpecError(f"unknown argument {unknown[0]!r}; there are {', '.join(sorted(COMMAND_FIELDS))}")
+    own = {name: value for name, value in fields.items() if name not in CONFINEMENT and name != "user"}
+    changed = {name: value for name, value in fields.items() if name in CONFINEMENT}
+    confinement = attrs.evolve(spec.confinement, **changed) if changed else spec.confinement
+    user = fields.get("user")
+    parsed = User() if user is None else User.parse(user)
+    if parsed is None:
+        raise SpecError(f"user {user!r}: a name can only be looked up in a container that runs")
+    return Command(argv=argv, user=parsed, terminal=terminal, confinement=confinement, **own)
+
+
+def run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str, Any]:
+    """Return the arguments of ``run`` with its own defaults for the streams.
+
+    Raises:
+        SpecError: both input and stdin.
+    """
+    options = dict(more)
+    if given is not None:
+        if options.get("stdin") is not None:
+            raise SpecError("input and stdin can't both be given")
+        options["stdin"] = PIPE
+    options.setdefault("stdin", DEVNULL)
+    if capture:
+        options.setdefault("stdout", PIPE)
+        options.setdefault("stderr", PIPE)
+    return options
+
+
+def wrapper(
+    text: bool | None,
+    encoding: str | None,
+    errors: str | None,
+) -> Callable[[IO[bytes]], IO[Any]] | None:
+    """Return what makes text files of binary ones, or None for binary."""
+    if not (text or encoding or errors):
+        return None
+    from io import TextIOWrapper
+
+    return lambda file: TextIOWrapper(file, encoding=encoding or "utf-8", errors=errors, write_through=True)
+
+
+def complete(
+    process: Process, began: float, given: Any, timeout: float | None, limit: int | None, *, check: bool
+) -> CompletedProcess:
+    """Talk with a process to its end and return what became of it.
+
+    Raises:
+        ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
+    """
+    try:
+        stdout, stderr = process.communicate(given, timeout, limit_bytes=limit)
+    except BaseException:
+        process.close()
+        raise
+    assert process.returncode is not None
+    assert process.usage is not None
+    done = CompletedProcess(
+        args=process.args,
+        returncode=process.returncode,
+        stdout=stdout,
+        stderr=stderr,
+        usage=process.usage,
+        cause=process.cause or "exit",
+        duration_s=time.perf_counter() - began,
+    )
+    if check:
+        done.check_returncode()
+    return done
+
+
+def check_numbers(timeout: float | None, limit: int | None) -> None:
+    """Refuse a timeout or a limit that is no such number.
+
+    Raises:
+        SpecError: it is not.
+    """
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
+        raise SpecError(f"timeout: {timeout!r} is not a number of seconds")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise SpecError(f"output_limit_bytes: {limit!r} is not a number of bytes")

@@ -1,0 +1,125 @@
+"""The last stretch of a plan: how a process inside becomes a command, and how one joins a container that is alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from containerkit import command as commands
+from containerkit import plan
+from containerkit._native import constants as k
+from containerkit.plan import Operation, Plan, Slot
+
+if TYPE_CHECKING:
+    from containerkit.command import Command
+
+__all__ = ["NO_CLOCK", "Clock", "be_root", "become", "exec_plan", "files_plan", "joined_clock"]
+
+_PID: Final = Slot("pid")
+
+
+@attrs.frozen(kw_only=True)
+class Clock:
+    """How a process comes into a time namespace: by leaving for a new one, which the exec that follows enters (Linux
+    6.3), or by joining one.
+
+    Attributes:
+        steps: the operations; none to stay where it is.
+        alone: they take an address space of one's own. So does setns(2) to a time namespace; and /proc/self belongs to
+            the machine's root while the memory is shared with a process that is not dumpable.
+        needs: slots whose descriptors the steps use.
+    """
+
+    steps: tuple[Operation, ...] = ()
+    alone: bool = False
+    needs: tuple[Slot, ...] = ()
+
+    def operations(self, *, kept: tuple[Slot, ...] = ()) -> list[Operation]:
+        """Return them all; ``kept`` are slots whose descriptors are needed afterwards."""
+        if not self.alone:
+            return list(self.steps)
+        stay_open = [plan.call("fcntl", slot, 2, 0, target=slot.name) for slot in (*self.needs, *kept)]  # F_SETFD
+        return [*stay_open, plan.enter(Slot("image"), Slot("tape")), *self.steps]
+
+
+NO_CLOCK: Final = Clock()
+
+
+def joined_clock(namespace: Slot) -> Clock:
+    """Return the way into an existing time namespace."""
+    hint = "its owner alone can join it: join its user namespace as well"
+    steps = (plan.setns(namespace, k.CLONE_NEWTIME, "time namespace", hint),)
+    return Clock(steps=steps, alone=True, needs=(namespace,))
+
+
+def be_root() -> list[Operation]:
+    """Return the operations that make a process root of the user namespace it is in: an exec keeps root's rights only."""
+    return [plan.call("setresgid", 0, 0, 0, target="gid 0"), plan.call("setresuid", 0, 0, 0, target="uid 0")]
+
+
+def become(
+    command: Command, *, sets_groups: bool, clock: Clock = NO_CLOCK, dies_with_parent: bool = False
+) -> list[Operation]:
+    """Return the operations by which a process inside becomes a command.
+
+    Args:
+        command: what it becomes.
+        sets_groups: whether its user namespace lets it set supplementary groups.
+        clock: how it comes into its time namespace.
+        dies_with_parent: no init watches over it: it gets SIGKILL when the thread that started it ends.
+    """
+    closing = commands.close_the_rest(command.pass_fds)
+    steps = [*commands.session(command), *(closing if clock.alone else ()), *clock.operations()]
+    confinement = command.confinement
+    steps += [
+        *commands.surroundings(command),
+        *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),
+        *commands.credentials(command.user, may_set_groups=sets_groups),
+        *commands.place(command),
+        *closing,
+        *confinement.after_user(),
+    ]
+    if dies_with_parent:
+        steps.append(plan.prctl("die with the parent", k.PR_SET_PDEATHSIG, 9))
+    return [*steps, plan.reset_signals(), *confinement.last(), *commands.execute(command)]
+
+
+def exec_plan(command: Command, kinds: int, *, sets_groups: bool) -> Plan:
+    """Return the plan that runs a command in a container that is alive.
+
+    Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``time``, a descriptor of its
+    time namespace, and ``image``, the init, where that differs.
+
+    Args:
+        command: what to run.
+        kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
+        sets_groups: as for :func:`become`.
+    """
+    clock = joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK
+    steps = [
+        plan.call("umask", 0),
+        plan.setns(Slot("target"), kinds & ~k.CLONE_NEWTIME, "the container's namespaces", "the container has stopped"),
+        plan.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, target="command"),
+        plan.release(),
+        plan.leave(),
+        plan.await_release("command"),
+        *(be_root() if clock.alone and kinds & k.CLONE_NEWUSER else ()),
+        *become(command, sets_groups=sets_groups, clock=clock),
+    ]
+    return Plan(tuple(steps))
+
+
+def files_plan(kinds: int, operations: list[Operation], *, user: bool) -> Plan:
+    """Return the plan that does something with the files of a live container, as its root, for the caller.
+
+    Args:
+        kinds: as for :func:`exec_plan`; only the mount and user namespace are joined.
+        operations: what to do; descriptors that they open are the caller's.
+        user: whether the container has a user namespace of its own.
+    """
+    wanted = kinds & (k.CLONE_NEWNS | k.CLONE_NEWUSER)
+    steps = [plan.call("umask", 0), plan.setns(Slot("target"), wanted, "the container", "the container has stopped")]
+    if user:
+        steps += be_root()
+    return Plan((*steps, *operations, plan.leave()))
