@@ -136,6 +136,10 @@ def _environment(value: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]
     return tuple(value.items())
 
 
+def _cwd(value: str) -> str:
+    return path_inside(value, "cwd")
+
+
 def _argv(value: Sequence[str | bytes | os.PathLike[str]]) -> tuple[bytes, ...]:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
         raise SpecError(f"command: must be a list of words, not {value!r}; for a shell say ['sh', '-c', {value!r}]")
@@ -168,7 +172,7 @@ class Command:
 
     argv: tuple[bytes, ...] = attrs.field(converter=_argv)
     env: tuple[tuple[str, str], ...] = attrs.field(default=None, converter=_environment)
-    cwd: str = attrs.field(default="/", converter=lambda value: path_inside(value, "cwd"))
+    cwd: str = attrs.field(default="/", converter=_cwd)
     user: User = User()
     umask: int = 0o022
     rlimits: tuple[tuple[str, int, int], ...] = attrs.field(default=None, converter=_rlimits)

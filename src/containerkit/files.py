@@ -115,7 +115,7 @@ class Files:
         ]
         self._run(Program(self._plan(steps)))
 
-    def list(self, path: str = "/") -> list[str]:
+    def listdir(self, path: str = "/") -> list[str]:
         """Return the names in a folder, sorted."""
         fd = self._open(path, k.O_RDONLY | k.O_DIRECTORY)
         try:

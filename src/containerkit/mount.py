@@ -8,7 +8,7 @@ symbolic link inside can't lead the mount anywhere else.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
@@ -125,7 +125,7 @@ class Mount:
         *,
         readonly: bool = False,
         recursive: bool = True,
-        **more: bool,
+        **more: Any,
     ) -> Mount:
         """Show a file or folder of the host inside.
 
@@ -141,7 +141,7 @@ class Mount:
 
     @classmethod
     def tmpfs(
-        cls, target: str, *, size: int | str | None = None, mode: int = 0o1777, inodes: int | None = None, **more: bool
+        cls, target: str, *, size: int | str | None = None, mode: int = 0o1777, inodes: int | None = None, **more: Any
     ) -> Mount:
         """Mount an empty filesystem that lives in memory and dies with the container.
 
@@ -168,7 +168,7 @@ class Mount:
         *lowers: str | os.PathLike[str],
         upper: str | os.PathLike[str],
         work: str | os.PathLike[str],
-        **more: bool,
+        **more: Any,
     ) -> Mount:
         """Mount a union of folders that are inside already (by earlier mounts), topmost first.
 

@@ -41,6 +41,14 @@ def _name(value: str | None, what: str) -> str | None:
     return value
 
 
+def _hostname(value: str | None) -> str | None:
+    return _name(value, "hostname")
+
+
+def _domainname(value: str | None) -> str | None:
+    return _name(value, "domainname")
+
+
 def _mounts(values: Iterable[Mount]) -> tuple[Mount, ...]:
     mounts = tuple(values)
     for mount in mounts:
@@ -88,8 +96,8 @@ class Spec:
     rootfs: RootFS = attrs.field(factory=RootFS.host)
     mounts: tuple[Mount, ...] = attrs.field(default=(), converter=_mounts)
     namespaces: Namespaces = attrs.field(factory=Namespaces)
-    hostname: str | None = attrs.field(default="container", converter=lambda value: _name(value, "hostname"))
-    domainname: str | None = attrs.field(default=None, converter=lambda value: _name(value, "domainname"))
+    hostname: str | None = attrs.field(default="container", converter=_hostname)
+    domainname: str | None = attrs.field(default=None, converter=_domainname)
     uid_mappings: tuple[IdMapping, ...] | None = attrs.field(default=None, converter=_mappings)
     gid_mappings: tuple[IdMapping, ...] | None = attrs.field(default=None, converter=_mappings)
     time_offsets: TimeOffsets | None = None
