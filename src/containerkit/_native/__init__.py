@@ -7,12 +7,13 @@ warning: it forks the interpreter, which is slow and unsafe beside threads that 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
-from containerkit._native.outcome import CALLER, HIDE_MEMORY, NO_PROCESS, SHARE_FILES, SLOTS, Ending, Outcome
-
+TYPE_CHECKING = False  # typing takes longer to import than a container to start
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any
+
+    from containerkit._native.outcome import CALLER, HIDE_MEMORY, NO_PROCESS, SHARE_FILES, SLOTS, Ending, Outcome
 
 __all__ = [
     "CALLER",
@@ -28,6 +29,16 @@ __all__ = [
 ]
 
 _cache: dict[str, Any] = {}
+
+
+def __getattr__(name: str) -> object:
+    """Load what :mod:`.outcome` defines on first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from containerkit._native import outcome
+
+    value = globals()[name] = getattr(outcome, name)
+    return value
 
 
 def interpreter() -> ModuleType:

@@ -8,7 +8,10 @@ in silence.
 from __future__ import annotations
 
 import os
-from typing import Final
+
+TYPE_CHECKING = False  # typing takes longer to import than a container to start
+if TYPE_CHECKING:
+    from typing import Final
 
 # Kinds of step and of argument: enum ck_step_kind and enum ck_argument_kind in native.h.
 STEP_CALL: Final = 0
