@@ -150,7 +150,7 @@ def test_plan_of_a_capability_newer_than_the_kernel_is_unsupported():
 
 
 def test_plan_of_a_capability_that_the_host_lacks_is_unsupported():
-    with pytest.raises(UnsupportedError, match="CAP_SYS_RESOURCE.*new user namespace"):
+    with pytest.raises(UnsupportedError, match=r"CAP_SYS_RESOURCE.*new user namespace"):
         before_setuid(Capabilities.of("SYS_RESOURCE"), last_cap=LAST, available=set(NAMES) - {"CAP_SYS_RESOURCE"})
 
 

@@ -1,0 +1,95 @@
+"""Operations carried out in this very process, without a plan, a child or a namespace.
+
+It is for what restricts the process that asks for it, such as a Landlock ruleset or a seccomp filter. What it does
+can't be undone.
+"""
+
+from __future__ import annotations
+
+import os
+from struct import pack_into
+from typing import TYPE_CHECKING, Any
+
+from containerkit._native import constants as k
+from containerkit._native.calls_seam import backend
+from containerkit.errors import SetupError, SpecError
+from containerkit.plan import Block, Operation, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["perform"]
+
+
+def perform(operations: Iterable[Operation], slots: dict[str, int] | None = None) -> dict[str, int]:
+    """Make the system calls of some operations in the calling thread.
+
+    Args:
+        operations: system calls only; a step that clones or waits has no place here.
+        slots: descriptors by the names of their slots. They stay the caller's.
+
+    Returns:
+        The slots, those included that the operations filled and did not close; their descriptors are the caller's now.
+
+    Raises:
+        SpecError: an operation that is no system call, or a slot that nothing has filled.
+        SetupError: the kernel refused one; the descriptors opened until then are closed, other effects remain.
+    """
+    given = dict(slots or {})
+    known = dict(given)
+    try:
+        for operation in operations:
+            _perform(operation, known)
+    except BaseException:
+        for name, descriptor in known.items():
+            if name not in given:
+                os.close(descriptor)
+        raise
+    return known
+
+
+def _perform(operation: Operation, slots: dict[str, int]) -> None:
+    if operation.step != k.STEP_CALL:
+        raise SpecError(f"{operation.describe()}: not a system call, it can't be carried out without a child")
+    keep: list[Any] = []
+    arguments = [_argument(argument, operation, slots, keep) for argument in operation.args]
+    result = backend.syscall(operation.call, *arguments)
+    if result < 0 and -result not in operation.tolerate:
+        raise SetupError(operation.name, -result, operation.target, operation.hint)
+    if operation.result is not None:
+        slots[operation.result.name] = result
+    if operation.name == "close" and isinstance(operation.args[0], Slot):
+        slots.pop(operation.args[0].name, None)
+
+
+def _argument(
+    argument: object, operation: Operation, slots: dict[str, int], keep: list[Any]
+) -> int | bytes | bytearray:
+    if isinstance(argument, (int, bytes)):
+        return argument
+    if isinstance(argument, Slot):
+        return _filled(argument, operation, slots)
+    if isinstance(argument, Block):
+        return _block(argument, operation, slots, keep)
+    raise SpecError(f"{operation.describe()}: an argument that only a child knows")
+
+
+def _filled(slot: Slot, operation: Operation, slots: dict[str, int]) -> int:
+    if slot.name not in slots:
+        raise SpecError(f"{operation.describe()}: nothing has filled the slot {slot.name!r}")
+    return slots[slot.name]
+
+
+def _block(block: Block, operation: Operation, slots: dict[str, int], keep: list[Any]) -> bytearray:
+    content = bytearray(block.content)
+    for at, source in block.patches:
+        if isinstance(source, Slot):
+            pack_into("=i", content, at, _filled(source, operation, slots))
+        else:
+            import ctypes
+
+            pointed = bytes(_block(source, operation, slots, keep)) if isinstance(source, Block) else source
+            memory = ctypes.create_string_buffer(pointed, len(pointed))
+            keep.append(memory)  # until the call is made
+            pack_into("=Q", content, at, ctypes.addressof(memory))
+    return content
