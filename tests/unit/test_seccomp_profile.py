@@ -1,16 +1,19 @@
 import json
 import pickle
 from errno import ENOSYS, EPERM
+from pathlib import Path
 from struct import unpack
 
 import bpf_simulator
 import pytest
 from docker_profile import docker_profile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from containerkit.errors import SpecError, UnsupportedError
 from containerkit.plan import Block, Plan, Slot
+from containerkit.security.record import profile as profile_of
+from containerkit.security.record import recording_filter
 from containerkit.security.seccomp import ALLOW, KILL_PROCESS, LOG, NOTIFY, Action, Condition, Rule, Seccomp, ready
 from containerkit.security.seccomp.architecture import ARCHITECTURES, architecture, calls_of, native_names
 from containerkit.security.seccomp.assembler import EQUAL, GREATER_EQUAL, Assembler
@@ -26,9 +29,12 @@ def verdict(profile, name, *args, machine="x86_64"):
 
 
 def test_action_values_are_the_kernels():
-    assert [
-        each.value for each in (ALLOW, Action.errno(38), Action.trace(1), KILL_PROCESS)
-    ] == [0x7FFF0000, 0x00050026, 0x7FF00001, 0x80000000]
+    assert [each.value for each in (ALLOW, Action.errno(38), Action.trace(1), KILL_PROCESS)] == [
+        0x7FFF0000,
+        0x00050026,
+        0x7FF00001,
+        0x80000000,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,55 @@ def test_filter_in_log_mode_denies_nothing_of_its_own_architecture():
 
 @pytest.mark.parametrize(
     "name",
-    ["io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd", "bpf", "keyctl", "add_key", "request_key", "perf_event_open", "setns", "unshare", "mount", "umount2", "pivot_root", "move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp", "open_by_handle_at", "init_module", "finit_module", "kexec_load", "reboot", "swapon", "acct", "syslog", "iopl", "ioperm", "modify_ldt", "chroot", "quotactl", "lookup_dcookie", "fanotify_init", "settimeofday", "clock_settime", "sethostname", "setdomainname", "vhangup", "open_tree_attr"],
+    [
+        "io_uring_setup",
+        "io_uring_enter",
+        "io_uring_register",
+        "userfaultfd",
+        "bpf",
+        "keyctl",
+        "add_key",
+        "request_key",
+        "perf_event_open",
+        "setns",
+        "unshare",
+        "mount",
+        "umount2",
+        "pivot_root",
+        "move_mount",
+        "open_tree",
+        "fsopen",
+        "fsconfig",
+        "fsmount",
+        "fspick",
+        "mount_setattr",
+        "ptrace",
+        "process_vm_readv",
+        "process_vm_writev",
+        "pidfd_getfd",
+        "kcmp",
+        "open_by_handle_at",
+        "init_module",
+        "finit_module",
+        "kexec_load",
+        "reboot",
+        "swapon",
+        "acct",
+        "syslog",
+        "iopl",
+        "ioperm",
+        "modify_ldt",
+        "chroot",
+        "quotactl",
+        "lookup_dcookie",
+        "fanotify_init",
+        "settimeofday",
+        "clock_settime",
+        "sethostname",
+        "setdomainname",
+        "vhangup",
+        "open_tree_attr",
+    ],
 )
 def test_default_denies(name):
     assert verdict(Seccomp.default(), name) == 0x50000 | EPERM
@@ -241,8 +295,6 @@ def test_architecture_tables_have_no_number_twice(name):
 
 @pytest.mark.parametrize(("name", "header"), [("x86_64", "unistd_64.h"), ("x86", "unistd_32.h")])
 def test_architecture_table_agrees_with_the_kernel_headers(name, header):
-    from pathlib import Path
-
     path = Path("/usr/include/x86_64-linux-gnu/asm") / header
     if not path.exists():
         pytest.skip("no kernel headers (linux-libc-dev)")
@@ -378,3 +430,52 @@ def test_oci_call_unknown_here_may_be_allowed_but_not_forbidden():
 def test_oci_profile_that_is_malformed_is_refused(wrong):
     with pytest.raises(SpecError):
         Seccomp.from_oci(wrong)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    names=st.lists(st.sampled_from(sorted(CALLS)), min_size=1, max_size=30, unique=True),
+    actions=st.lists(
+        st.sampled_from([ALLOW, LOG, KILL_PROCESS, NOTIFY, Action.errno(5), Action.trace(9)]), min_size=30, max_size=30
+    ),
+    conditional=st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_oci_profile_written_and_read_again_gives_the_same_verdicts(names, actions, conditional):
+    masked = (Condition(argument=1, op="masked_eq", value=8, mask=12), Condition(argument=0, op="gt", value=2**40))
+    rules = [
+        Rule(names=[name], action=action, when=masked if when else ())
+        for name, action, when in zip(names, actions, conditional, strict=False)
+    ]
+    profile = Seccomp(
+        default_action=Action.errno(9), rules=rules, architectures=["x86"], flags=["log"], listener_path="/run/s"
+    )
+    again = Seccomp.from_oci(json.loads(json.dumps(profile.to_oci("x86_64"))), machine="x86_64")
+    assert (profile.architectures, profile.flags, "/run/s") == (again.architectures, again.flags, again.listener_path)
+    for name in names:
+        for args in ((0, 0), (2**41, 8), (2**41, 12)):
+            assert verdict(profile, name, *args) == verdict(again, name, *args)
+
+
+def test_oci_profile_has_no_word_for_an_order_of_rules():
+    nine = Condition(argument=0, value=9)
+    with pytest.raises(SpecError, match="depend on their order"):
+        Seccomp.permissive().deny("read", when=[nine]).kill("read", when=[nine]).to_oci()
+    with pytest.raises(SpecError, match="another fate without them"):
+        Seccomp.permissive().deny("read", errno=5).allow("read", when=[nine]).to_oci()
+    overruled = Seccomp.permissive().deny("read", when=[nine]).deny("read", errno=5).to_oci("x86_64")
+    assert overruled["syscalls"] == [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 5}]
+
+
+def test_recorded_profile_allows_what_was_seen_and_what_every_program_needs():
+    made = profile_of(["read", "x86:write", "syscall_999"])
+    assert made.architectures == ("x86",)
+    assert [ALLOW.value] * 3 == [verdict(made, name) for name in ("read", "execve", "exit_group")]
+    assert verdict(made, "connect") == 0x50000 | EPERM
+    assert verdict(profile_of(["read"], log=True), "connect") == LOG.value
+    assert made.to_oci("x86_64")["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+
+
+def test_recording_filter_tells_every_call_through_every_entry():
+    program = bpf_simulator.decode(recording_filter().program("x86_64"))
+    for number, token in ((0, X86_64), (2**30, X86_64), (5000, X86_64), (3, ARCHITECTURES["x86"].token)):
+        assert bpf_simulator.run(program, number, token)[0] == NOTIFY.value

@@ -65,7 +65,7 @@ def canonical(name: str) -> str:
     full = full if full.startswith("CAP_") else f"CAP_{full}"
     if full in _NUMBERS:
         return full
-    from difflib import get_close_matches  # noqa: PLC0415 - only for an error
+    from difflib import get_close_matches
 
     near = get_close_matches(full, NAMES, 1)
     raise SpecError(f"unknown capability {name!r}" + (f": did you mean {near[0]!r}" if near else ""))

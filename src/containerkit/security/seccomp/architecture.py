@@ -119,6 +119,7 @@ def is_call(name: str) -> bool:
     return any(name in calls_of(table) for table in _TABLES)
 
 
+@cache
 def native_names(machine: str) -> dict[int, str]:
     """Return the names of a machine's own system calls by number."""
     own = architecture(machine)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
-__all__ = ["read"]
+__all__ = ["read", "write"]
 
 _ACTIONS: Final = {
     "SCMP_ACT_KILL": "kill_thread",
@@ -53,6 +53,7 @@ _FLAGS: Final = {
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": "spec_allow",
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": "wait_killable_recv",
 }
+_WITH_NUMBER: Final = ("errno", "trace")
 _KINDS: Final = {list: "a list", dict: "an object", str: "a string", int: "a number"}
 
 
@@ -79,10 +80,10 @@ def read(
 
 
 def _load(path: str | PathLike[str]) -> dict[str, Any]:
-    import json  # noqa: PLC0415 - only for a file
+    import json
 
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - pathlib takes longer to import than the profile to read
+        with open(path, "rb") as file:
             content = json.load(file)
     except ValueError as error:
         raise SpecError(f"seccomp profile {os.fspath(path)}: {error}") from error
@@ -129,7 +130,7 @@ def _known(name: str, table: Mapping[str, str], what: str) -> str:
 
 def _action(name: str, number: object) -> Action:
     kind = _known(name, _ACTIONS, "action")
-    if kind not in {"errno", "trace"}:
+    if kind not in _WITH_NUMBER:
         return Action(kind)
     number = EPERM if number is None else number
     if not isinstance(number, int) or isinstance(number, bool):
@@ -141,7 +142,7 @@ class _Host:
     """What the conditions of Docker's entries are asked about."""
 
     def __init__(self, capabilities: frozenset[str], machine: str, kernel: tuple[int, int]) -> None:
-        from containerkit.security.capabilities import canonical  # noqa: PLC0415 - only for a Docker profile
+        from containerkit.security.capabilities import canonical
 
         self._capabilities = frozenset(canonical(name) for name in capabilities)
         self._golang = architecture(machine).golang
@@ -226,3 +227,58 @@ def _architectures(content: Mapping[str, Any], machine: str) -> list[str]:
         if architecture(_get(each, "architecture", str, "archMap")).name == machine:
             listed += [architecture(name).name for name in _list(each, "subArchitectures", str, "archMap")]
     return [name for name in dict.fromkeys(listed) if name != machine]
+
+
+def write(seccomp: Seccomp, machine: str) -> dict[str, object]:
+    """Write a profile; see :meth:`Seccomp.to_oci`."""
+    content: dict[str, object] = {"defaultAction": _told(seccomp.default_action)}
+    if seccomp.default_action.kind in _WITH_NUMBER:
+        content["defaultErrnoRet"] = seccomp.default_action.data
+    names = dict.fromkeys([machine, *seccomp.architectures])
+    content["architectures"] = [architecture(name).oci for name in names]
+    if seccomp.flags:
+        content["flags"] = sorted(oci for oci, flag in _FLAGS.items() if flag in seccomp.flags)
+    told = {"listenerPath": seccomp.listener_path, "listenerMetadata": seccomp.listener_metadata}
+    content |= {key: value for key, value in told.items() if value}
+    content["syscalls"] = [_entry(rule) for rule in _disjoint(seccomp)]
+    return content
+
+
+def _disjoint(seccomp: Seccomp) -> list[Rule]:
+    """Return the rules without those parts that an earlier rule overrules."""
+    settled: set[str] = set()
+    judged: dict[str, Action] = {}
+    kept: list[Rule] = []
+    for rule in seccomp.rules:
+        names = tuple(name for name in dict.fromkeys(rule.names) if name not in settled)
+        for name in names:
+            if rule.when and judged.setdefault(name, rule.action) != rule.action:
+                raise SpecError(f"the rules on {name!r} depend on their order, which an OCI profile can't say")
+            if not rule.when and name in judged and rule.action != seccomp.default_action:
+                raise SpecError(f"{name!r} has conditions and another fate without them: an OCI profile can't say that")
+        if not rule.when:
+            settled.update(names)
+        if names and (rule.when or rule.action != seccomp.default_action):
+            kept.append(Rule(names=names, action=rule.action, when=rule.when))
+    return kept
+
+
+def _entry(rule: Rule) -> dict[str, object]:
+    entry: dict[str, object] = {"names": list(rule.names), "action": _told(rule.action)}
+    if rule.action.kind in _WITH_NUMBER:
+        entry["errnoRet"] = rule.action.data
+    if rule.when:
+        entry["args"] = [_argument(condition) for condition in rule.when]
+    return entry
+
+
+def _argument(condition: Condition) -> dict[str, object]:
+    words = {ours: theirs for theirs, ours in _COMPARISONS.items()}
+    told: dict[str, object] = {"index": condition.argument, "op": words[condition.op], "value": condition.value}
+    if condition.op == "masked_eq":
+        told |= {"value": condition.mask, "valueTwo": condition.value}
+    return told
+
+
+def _told(action: Action) -> str:
+    return next(oci for oci, kind in _ACTIONS.items() if kind == action.kind and oci != "SCMP_ACT_KILL")

@@ -208,7 +208,7 @@ class Seccomp:
     listener_metadata: str = ""
 
     def __attrs_post_init__(self) -> None:
-        from containerkit.security.seccomp.architecture import architecture  # noqa: PLC0415 - the tables are read on first use
+        from containerkit.security.seccomp.architecture import architecture
 
         for name in self.architectures:
             architecture(name)
@@ -224,7 +224,7 @@ class Seccomp:
         Raises:
             SpecError: an unknown capability.
         """
-        from containerkit.security.seccomp.default import default  # noqa: PLC0415 - it imports this module
+        from containerkit.security.seccomp.default import default
 
         return default(frozenset(capabilities))
 
@@ -255,9 +255,22 @@ class Seccomp:
 
         Source: the OCI runtime specification, config-linux, "Seccomp".
         """
-        from containerkit.security.seccomp.oci import read  # noqa: PLC0415 - only for a profile
+        from containerkit.security.seccomp.oci import read
 
         return read(profile, frozenset(capabilities), machine, kernel)
+
+    def to_oci(self, machine: str = MACHINE) -> dict[str, object]:
+        """Return the profile in the JSON format of the OCI runtime specification.
+
+        The format has no word for ``unknown_action`` and ``foreign_action``, and no order of rules: they are written
+        so that each call is named by one unconditional entry, or by conditional ones.
+
+        Raises:
+            SpecError: conditional rules on one call whose order matters, which the format can't say.
+        """
+        from containerkit.security.seccomp.oci import write
+
+        return write(self, machine)
 
     def allow(self, *names: str, when: Iterable[Condition] = ()) -> Seccomp:
         """Allow calls by name."""
@@ -310,12 +323,12 @@ class Seccomp:
         Raises:
             SpecError: it is longer than the kernel takes.
         """
-        from containerkit.security.seccomp import ready  # noqa: PLC0415 - with the first filter
+        from containerkit.security.seccomp import ready
 
         found = ready.program(self, machine)
         if found is not None:
             return found
-        from containerkit.security.seccomp.compiler import compile_filter  # noqa: PLC0415 - only for a filter of one's own
+        from containerkit.security.seccomp.compiler import compile_filter
 
         return compile_filter(self, machine)
 
@@ -366,11 +379,11 @@ def _complain(action: Action) -> Action:
 
 
 def _check_name(name: str) -> None:
-    from containerkit.security.seccomp.architecture import calls_of, is_call  # noqa: PLC0415 - the tables are read on first use
+    from containerkit.security.seccomp.architecture import calls_of, is_call
 
     if is_call(name):
         return
-    from difflib import get_close_matches  # noqa: PLC0415 - only for an error
+    from difflib import get_close_matches
 
     near = get_close_matches(name, calls_of("x86_64"), 1)
     raise SpecError(f"unknown system call {name!r}" + (f": did you mean {near[0]!r}" if near else ""))

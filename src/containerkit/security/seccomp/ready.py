@@ -67,11 +67,11 @@ def program(seccomp: Seccomp, machine: str) -> bytes | None:
 
 def _rewrite() -> None:
     """Write the programs into this file."""
-    from pathlib import Path  # noqa: PLC0415 - only to rewrite
-    from textwrap import wrap  # noqa: PLC0415 - only to rewrite
+    from pathlib import Path
+    from textwrap import wrap
 
-    from containerkit.security.seccomp.compiler import compile_filter  # noqa: PLC0415 - only for a filter of one's own
-    from containerkit.security.seccomp.profile import Seccomp  # noqa: PLC0415 - only to rewrite
+    from containerkit.security.seccomp.compiler import compile_filter
+    from containerkit.security.seccomp.profile import Seccomp
 
     parts = []
     for machine in ("x86_64", "aarch64"):
