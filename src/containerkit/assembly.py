@@ -23,7 +23,7 @@ from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
 from containerkit.mount import Mount
 from containerkit.namespace import Kind
-from containerkit.payload import NO_CLOCK, Clock, be_root, become, joined_clock
+from containerkit.payload import NO_CLOCK, Clock, be_root, become, join_groups, joined_clock
 from containerkit.plan import Block, Operation, Plan, Slot
 from containerkit.security.paths import make_readonly, mask, may_exist
 from containerkit.staging import LOWERS, write_map
@@ -57,6 +57,7 @@ class Host:
         ids: how many ids the container's user namespace maps.
         folders: for each bind of the description whether its source is a folder.
         sets_groups: whether setgroups(2) is allowed inside.
+        groups: how many cgroup.procs files there are to join.
     """
 
     privileged: bool
@@ -64,6 +65,7 @@ class Host:
     ids: int = 65_536
     folders: tuple[bool, ...] = ()
     sets_groups: bool = True
+    groups: int = 0
 
 
 @attrs.frozen
@@ -86,7 +88,7 @@ def start_plan(spec: Spec, host: Host, mode: Mode) -> Plan:
 
     Inputs (slots): ``staging``, ``holder``, ``view`` of :class:`containerkit.staging.Staging`; ``owner``, a pidfd of
     the caller; ``image``, the init; ``report``; ``stdin``, ``stdout``, ``stderr``; ``join KIND`` for each namespace
-    that is joined. Named blocks: ``uid_map`` and ``gid_map``.
+    that is joined; ``cgroup N`` for each cgroup.procs file. Named blocks: ``uid_map`` and ``gid_map``.
 
     Raises:
         SpecError: the description can't be had from where the caller stands.
@@ -106,7 +108,14 @@ class _Start:
             raise UnsupportedError("clone", 1, "user namespace 'host'", "only a privileged caller can share its own")
 
     def plan(self) -> Plan:
-        steps = [plan.call("umask", 0), *self.outside(), *self.owner(), *self.inside(), *self.payload()]
+        steps = [
+            plan.call("umask", 0),
+            *join_groups(self.host.groups),
+            *self.outside(),
+            *self.owner(),
+            *self.inside(),
+            *self.payload(),
+        ]
         return Plan(tuple(steps))
 
     def is_new(self, kind: str) -> bool:

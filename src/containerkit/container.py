@@ -17,6 +17,7 @@ from containerkit.engine import Program
 from containerkit.errors import SpecError, StateError
 from containerkit.ground import Ground, programs
 from containerkit.invocation import check_numbers, complete, describe, run_streams, wrapper
+from containerkit.membership import account, gather, inputs
 from containerkit.namespace import Kind, Namespace
 from containerkit.process import OUTPUT_LIMIT_BYTES, CompletedProcess, Process
 from containerkit.spec import build
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from containerkit._native.outcome import Outcome
+    from containerkit.cgroup import CGroup, Limits
+    from containerkit.cgroup.stats import Stats
     from containerkit.files import Files
     from containerkit.rootfs import Change, RootFS
 
@@ -70,7 +73,11 @@ class Container:
             user all ids that it is granted, or its own as root).
         time_offsets: what is added to the clocks of the time namespace.
         sysctls: kernel parameters of the new namespaces, by name.
-        masked_paths, readonly_paths: what is hidden and what can't be written to.
+        masked_paths, readonly_paths: what is hidden and what can't be written to (defaults: the lists of the OCI).
+        limits: what it may use: :class:`containerkit.Limits` (default: no control group at all).
+        nested_userns: whether it may make user namespaces of its own (default False).
+        capabilities, seccomp, no_new_privs, keyring, oom_score_adj: what its commands may do, see
+            :class:`containerkit.security.confinement.Confinement`; a command can be given others.
         id: a name of its own: letters, digits, ``_.-``, at most 64 (default: random).
 
     Raises:
@@ -91,6 +98,8 @@ class Container:
         self._init: Process | None = None
         self._processes: set[Process] = set()
         self._time: Namespace | None = None
+        self._gathered: CGroup | None = None
+        self._paused = False
         self._stopped = False
 
     # --- Life
@@ -139,12 +148,17 @@ class Container:
             if init is None or self._ground is None:
                 return
             init.kill()
+            if self._paused:
+                self._freezer().thaw()  # SIGKILL is queued, but a frozen process can't die of it
+                self._paused = False
             # The kernel lets PID 1 go only when all who joined its namespace are reaped.
             for process in list(self._processes):
                 process.kill() if not self._has_init else None
                 process.wait()
             init.wait()
             self._init = None
+            if self._gathered is not None:
+                self._gathered.remove()
             self._ground.release()
             if self._time is not None:
                 self._time.close()
@@ -164,12 +178,14 @@ class Container:
 
     @property
     def state(self) -> str:
-        """``"created"`` before its start, ``"running"``, ``"stopped"``."""
+        """``"created"`` before its start, ``"running"``, ``"paused"``, ``"stopped"``."""
         if self._stopped:
             return "stopped"
         if self._init is None:
             return "created"
-        return "running" if self._init.poll() is None else "stopped"
+        if self._init.poll() is not None:
+            return "stopped"
+        return "paused" if self._paused else "running"
 
     @property
     def pid(self) -> int:
@@ -207,6 +223,7 @@ class Container:
         encoding: str | None = None,
         errors: str | None = None,
         pty: bool | tuple[int, int] = False,
+        own_group: bool = True,
         **command: Any,
     ) -> Process:
         """Start a command in the container.
@@ -217,6 +234,8 @@ class Container:
             text, encoding, errors: as in subprocess; text is UTF-8 unless an encoding is given.
             pty: give it a terminal, True or (rows, columns); ``stdin`` and ``stdout`` of the result are then its other
                 side, and the three arguments of these names are not used.
+            own_group: with limits: a control group of its own within the container's, so that ``usage`` tells what it
+                alone used (default True); else it is counted with the container as a whole.
             command: fields of :class:`containerkit.command.Command`: ``env``, ``cwd``, ``user`` (``"uid:gid"``, or
                 names as the container's /etc/passwd and /etc/group know them), ``umask``, ``rlimits``, ``nice``,
                 ``pass_fds``.
@@ -231,26 +250,37 @@ class Container:
         assert ground is not None
         wanted = self._command(argv, command, terminal=bool(pty))
         streams = self._terminal(pty, wanted.user) if pty else Streams.open(stdin, stdout, stderr, ground.uid)
+        leaf: CGroup | None = None
         try:
-            key = (wanted.shape, ground.host, self.kinds)
-            program = programs.get(
-                key, lambda: Program(payload.exec_plan(wanted, self.kinds, sets_groups=ground.host.sets_groups))
-            )
-            outcome = program.run(
-                {"target": init.fileno(), **self._time_inputs(), **streams.inputs()},
-                argv=wanted.argv,
-                envp=wanted.envp,
-                flags=_native.HIDE_MEMORY,
-            )
+            leaf = self._leaf(init.pid) if own_group else self._group
+            outcome = self._join(wanted, {"target": init.fileno(), **streams.inputs()}, leaf)
         except BaseException:
             streams.close()
+            if leaf is not None and own_group:
+                leaf.retire()
             raise
         streams.close_child()
+        finish = self._forget if leaf is None or not own_group else lambda process: self._account(process, leaf)
         process = Process(
-            wanted, outcome.pid, outcome.pidfd, streams, text=wrapper(text, encoding, errors), finish=self._forget
+            wanted, outcome.pid, outcome.pidfd, streams, text=wrapper(text, encoding, errors), finish=finish
         )
         self._processes.add(process)
         return process
+
+    def _join(self, command: Command, slots: dict[str, int], group: CGroup | None) -> Outcome:
+        """Start a command among what runs already."""
+        joins = inputs(group)
+        sets_groups = self.sets_groups
+        program = programs.get(
+            (command.shape, self.kinds, sets_groups, len(joins)),
+            lambda: Program(payload.exec_plan(command, self.kinds, sets_groups=sets_groups, groups=len(joins))),
+        )
+        return program.run(
+            {**slots, **joins, **self._time_inputs()},
+            argv=command.argv,
+            envp=command.envp,
+            flags=_native.HIDE_MEMORY,
+        )
 
     exec = popen
 
@@ -304,6 +334,23 @@ class Container:
             self._time = self.namespace(Kind.TIME)
         return {"time": self._time.fileno(), "image": _native.init_image()}
 
+    @property
+    def _group(self) -> CGroup | None:
+        membership = self._standing().membership
+        return None if membership is None else membership.group
+
+    def _leaf(self, init: int) -> CGroup | None:
+        membership = self._standing().membership
+        return None if membership is None else membership.leaf(init)
+
+    def _account(self, process: Process, leaf: CGroup) -> None:
+        """Read what the leaf of a run says, and remove it; with what the run left behind it stays."""
+        self._forget(process)
+        try:
+            account(process, leaf)
+        finally:
+            leaf.retire()
+
     def _forget(self, process: Process) -> None:
         self._processes.discard(process)
 
@@ -315,6 +362,84 @@ class Container:
             if getattr(self.spec.namespaces, kind.value) != "host":
                 flags |= kind.flag
         return flags
+
+    # --- Control groups
+
+    @property
+    def cgroup(self) -> CGroup | None:
+        """The container's control group: its events, its pressure, its counters; None without ``limits``.
+
+        Raises:
+            StateError: it was never started.
+        """
+        return self._group
+
+    def stats(self) -> Stats:
+        """Return the report of every controller that the container's group is in.
+
+        Raises:
+            StateError: it does not run, or has no ``limits`` and so no group.
+        """
+        return self._limited().stats()
+
+    def update(self, limits: Limits) -> None:
+        """Change the limits while it runs; what is None stays.
+
+        Raises:
+            StateError: it does not run, or has no group.
+            SpecError, UnsupportedError, SetupError: the limits can't be had; the former ones hold.
+        """
+        self._limited().update(limits)
+
+    def _limited(self) -> CGroup:
+        self._running()
+        group = self._group
+        if group is None:
+            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+        return group
+
+    def pause(self) -> None:
+        """Stop all of its processes where they are; :meth:`resume` lets them go on.
+
+        Raises:
+            StateError: it does not run.
+            UnsupportedError: no freezer is at hand. Source: cgroup.freeze, and freezer of version 1.
+        """
+        with self._lock:
+            self._running()
+            self._freezer().freeze()
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let its processes go on.
+
+        Raises:
+            StateError: it is not paused.
+        """
+        with self._lock:
+            if not self._paused:
+                raise StateError(f"{self!r}: it is not paused")
+            self._freezer().thaw()
+            self._paused = False
+
+    def _freezer(self) -> CGroup:
+        ground = self._standing()
+        if ground.membership is not None:
+            return ground.membership.freezer(self.members)
+        if self._gathered is None:
+            self._gathered = gather(("freezer",), self.members)
+        return self._gathered
+
+    def members(self) -> list[int]:
+        """Return the pids, outside, of all its processes.
+
+        Raises:
+            StateError: it does not run, or has no pid namespace of its own that would tell them apart.
+        """
+        if not self._has_init:
+            raise StateError(f"{self!r}: it shares a pid namespace, its processes can't be told apart")
+        with self.namespace(Kind.PID) as namespace:
+            return namespace.members()
 
     # --- Files
 

@@ -13,6 +13,7 @@ from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, Host, Mode
 from containerkit.engine import Program
 from containerkit.errors import SpecError
 from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
+from containerkit.membership import Membership, inputs
 from containerkit.staging import Staging, staging
 
 if TYPE_CHECKING:
@@ -80,9 +81,16 @@ class Ground:
     mappings: tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]
     ids: IdRange | None
     joined: dict[str, Namespace]
+    membership: Membership | None = None
 
     @classmethod
     def prepare(cls, spec: Spec) -> Ground:
+        """Check that what the description names is there, and take what the container alone shall have.
+
+        Raises:
+            SpecError: something is not there.
+            SetupError: something can't be had; nothing is kept.
+        """
         resolved = rootfs.resolve(spec.rootfs)
         if resolved is not spec.rootfs:
             spec = attrs.evolve(spec, rootfs=resolved)
@@ -95,9 +103,19 @@ class Ground:
         host = Host(
             privileged=stage.privileged, programs=stage.programs, ids=count, folders=folders, sets_groups=sets_groups
         )
-        return cls(
-            spec, stage, host, mappings, ids, {kind.value: handle for kind, handle in spec.namespaces.open().items()}
-        )
+        ground = cls(spec, stage, host, mappings, ids, {})
+        try:
+            ground._join()
+        except BaseException:
+            ground.release()
+            raise
+        return ground
+
+    def _join(self) -> None:
+        self.joined = {kind.value: handle for kind, handle in self.spec.namespaces.open().items()}
+        if self.spec.limits is not None:
+            self.membership = Membership(self.spec.limits)
+            self.host = attrs.evolve(self.host, groups=len(self.membership.group.attach_files()))
 
     @property
     def uid(self) -> int:
@@ -105,10 +123,17 @@ class Ground:
         return next((m.outside for m in self.mappings[0] if m.inside == 0), 0)
 
     def inputs(self) -> dict[str, int]:
+        """Return the slots that a start takes from here."""
         joined = {JOIN_PREFIX + kind: handle.fileno() for kind, handle in self.joined.items()}
-        return {**self.staging.inputs(), **joined, "owner": _own_pidfd(), "image": _native.init_image()}
+        groups = inputs(self.membership.group) if self.membership is not None else {}
+        return {**self.staging.inputs(), **joined, **groups, "owner": _own_pidfd(), "image": _native.init_image()}
 
     def blocks(self) -> dict[str, bytes]:
+        """Return the id maps, as the plan wants them.
+
+        Raises:
+            SpecError: they are too long for the kernel.
+        """
         uid, gid = (mapping_text(mapping).rjust(MAP_BYTES) for mapping in self.mappings)
         if len(uid) > MAP_BYTES or len(gid) > MAP_BYTES:
             raise SpecError(
@@ -116,18 +141,31 @@ class Ground:
             )
         return {"uid_map": uid, "gid_map": gid}
 
-    def start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], inputs: Mapping[str, int]) -> Outcome:
+    def start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], slots: Mapping[str, int]) -> Outcome:
+        """Start; ``slots`` are those that belong to this start alone.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
         shape = mode if mode.command is None else attrs.evolve(mode, command=mode.command.shape)
         key = (self.spec, self.host, shape)
         program = programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
-        return program.run({**self.inputs(), **inputs}, argv=argv, envp=envp, blocks=self.blocks())
+        return program.run({**self.inputs(), **slots}, argv=argv, envp=envp, blocks=self.blocks())
 
     def release(self) -> None:
+        """Give back what was taken, once nothing runs on it any more; harmless when repeated.
+
+        Raises:
+            CleanupError: a control group could not be removed.
+        """
         if self.ids is not None:
             self.ids.release()
         for handle in self.joined.values():
             handle.close()
+        membership, self.membership = self.membership, None
+        if membership is not None:
+            membership.end()
 
 
 def _check_paths(resolved: RootFS) -> None:

@@ -19,6 +19,7 @@ from containerkit.invocation import (
     run_streams,
     wrapper,
 )
+from containerkit.membership import account
 from containerkit.process import OUTPUT_LIMIT_BYTES, CompletedProcess, Process
 from containerkit.spec import CONFINEMENT, Spec, build
 from containerkit.streams import Streams
@@ -116,5 +117,11 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
         streams,
         report=report[0],
         text=wrap,
-        finish=lambda _: ground.release(),
+        finish=lambda process: _finish(process, ground),
     )
+
+
+def _finish(process: Process, ground: Ground) -> None:
+    if ground.membership is not None:
+        account(process, ground.membership.group)
+    ground.release()

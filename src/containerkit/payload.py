@@ -14,7 +14,7 @@ from containerkit.plan import Operation, Plan, Slot
 if TYPE_CHECKING:
     from containerkit.command import Command
 
-__all__ = ["NO_CLOCK", "Clock", "be_root", "become", "exec_plan", "files_plan", "joined_clock"]
+__all__ = ["NO_CLOCK", "Clock", "be_root", "become", "exec_plan", "files_plan", "join_groups", "joined_clock"]
 
 _PID: Final = Slot("pid")
 
@@ -85,7 +85,14 @@ def become(
     return [*steps, plan.reset_signals(), *confinement.last(), *commands.execute(command)]
 
 
-def exec_plan(command: Command, kinds: int, *, sets_groups: bool) -> Plan:
+def join_groups(count: int) -> list[Operation]:
+    """Return the operations by which a process joins its control groups: ``0`` is the writer. Source: cgroups(7)."""
+    hint = "the group is gone, or on version 2 has groups below it"
+    slots = [Slot(f"cgroup {number}") for number in range(count)]
+    return [plan.write(slot, b"0", "cgroup.procs", hint) for slot in slots]
+
+
+def exec_plan(command: Command, kinds: int, *, sets_groups: bool, groups: int = 0) -> Plan:
     """Return the plan that runs a command in a container that is alive.
 
     Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``time``, a descriptor of its
@@ -95,10 +102,12 @@ def exec_plan(command: Command, kinds: int, *, sets_groups: bool) -> Plan:
         command: what to run.
         kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
         sets_groups: as for :func:`become`.
+        groups: how many cgroup.procs files there are to join, in the slots ``cgroup N``.
     """
     clock = joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK
     steps = [
         plan.call("umask", 0),
+        *join_groups(groups),
         plan.setns(Slot("target"), kinds & ~k.CLONE_NEWTIME, "the container's namespaces", "the container has stopped"),
         plan.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, target="command"),
         plan.release(),

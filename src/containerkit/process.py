@@ -43,7 +43,8 @@ class Usage:
 
     Attributes:
         user_s, system_s: CPU time in seconds.
-        max_rss_bytes: the largest resident set of any one process.
+        max_rss_bytes: the largest resident set of any one process; None when it was no larger than the caller's own,
+            whose memory the process shared until its exec, so that the kernel's figure may be the caller's.
         minor_faults, major_faults: page faults without and with I/O.
         in_blocks, out_blocks: 512-byte blocks read from and written to devices.
         voluntary_switches, involuntary_switches: context switches.
@@ -56,7 +57,7 @@ class Usage:
 
     user_s: float = 0.0
     system_s: float = 0.0
-    max_rss_bytes: int = 0
+    max_rss_bytes: int | None = None
     minor_faults: int = 0
     major_faults: int = 0
     in_blocks: int = 0
@@ -73,7 +74,7 @@ class Usage:
         return cls(
             user_s=ending.user_us / 1e6,
             system_s=ending.system_us / 1e6,
-            max_rss_bytes=ending.maxrss_kib * 1024,
+            max_rss_bytes=_own_rss(ending.maxrss_kib),
             minor_faults=ending.minor_faults,
             major_faults=ending.major_faults,
             in_blocks=ending.in_blocks,
@@ -81,6 +82,12 @@ class Usage:
             voluntary_switches=ending.voluntary_switches,
             involuntary_switches=ending.involuntary_switches,
         )
+
+
+def _own_rss(maxrss_kib: int) -> int | None:
+    from resource import RUSAGE_SELF, getrusage
+
+    return maxrss_kib * 1024 if maxrss_kib > getrusage(RUSAGE_SELF).ru_maxrss else None
 
 
 @attrs.frozen(kw_only=True)

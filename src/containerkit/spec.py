@@ -17,6 +17,8 @@ from containerkit.security.paths import MASKED, READONLY
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from containerkit.cgroup import Limits
+
 __all__ = ["Spec"]
 
 _SYSCTLS: Final = {
@@ -104,6 +106,7 @@ class Spec:
     sysctls: tuple[tuple[str, str], ...] = attrs.field(factory=dict, converter=_sysctls)
     masked_paths: tuple[str, ...] = attrs.field(default=MASKED, converter=_paths)
     readonly_paths: tuple[str, ...] = attrs.field(default=READONLY, converter=_paths)
+    limits: Limits | None = attrs.field(default=None)
     nested_userns: bool = False
     confinement: Confinement = Confinement()
 
@@ -112,6 +115,8 @@ class Spec:
             raise SpecError(f"rootfs: {self.rootfs!r} is no RootFS; say RootFS.host(), RootFS.dir(path), ...")
         if not isinstance(self.namespaces, Namespaces):
             raise SpecError(f"namespaces: {self.namespaces!r} is no Namespaces")
+        if self.limits is not None and type(self.limits).__name__ != "Limits":
+            raise SpecError(f"limits: {self.limits!r} is no Limits; say Limits(memory='256M', pids=64, cpus=1.5)")
         if (self.uid_mappings is None) != (self.gid_mappings is None):
             raise SpecError("id mappings: give both uid_mappings and gid_mappings, or neither")
         self._check_namespaces()

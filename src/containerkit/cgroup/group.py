@@ -86,7 +86,7 @@ class CGroup:
         name = str(next(_numbers)) if name is None else group_name(name)
         wish = limits or _NO_LIMITS
         if wish.devices or wish.io or wish.io_device_weights:
-            from containerkit.cgroup.nodes import resolved  # noqa: PLC0415 - rarely wished
+            from containerkit.cgroup.nodes import resolved
 
             wish = resolved(wish)
         further = frozenset(controllers)
@@ -119,7 +119,7 @@ class CGroup:
         Raises:
             StateError: there is no such process, or its groups are out of sight.
         """
-        from containerkit._linux.cgroupfs import read_hierarchies  # noqa: PLC0415 - a start needs it once
+        from containerkit._linux.cgroupfs import read_hierarchies
 
         try:
             found = [(hierarchy, hierarchy.locate(hierarchy.own)) for hierarchy in read_hierarchies(pid)]
@@ -141,7 +141,7 @@ class CGroup:
             SpecError: not absolute, or with ``..`` in it.
             StateError: there is no such group.
         """
-        from containerkit._linux.cgroupfs import read_hierarchies  # noqa: PLC0415 - a start needs it once
+        from containerkit._linux.cgroupfs import read_hierarchies
 
         if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise SpecError(f"path: {path!r} is not the absolute path of a group")
@@ -162,7 +162,9 @@ class CGroup:
         parts.sort(key=lambda part: part.version)
         return cls(parts[-1].path.rpartition("/")[2] or "/", tuple(parts), _NO_LIMITS, owned=False)
 
-    def create_leaf(self, name: str | None = None, limits: Limits | None = None) -> CGroup:
+    def create_leaf(
+        self, name: str | None = None, limits: Limits | None = None, *, controllers: Iterable[str] = ()
+    ) -> CGroup:
         """Make a group within this one, in the same hierarchies.
 
         On version 2 a group that has processes of its own can't hand controllers on: add processes to leaves only.
@@ -170,6 +172,7 @@ class CGroup:
         Args:
             name: as for :meth:`create`, taken literally. Default a number.
             limits: what the leaf may use within what this group may use.
+            controllers: on version 2, further ones to hand down where they are at hand, for the sake of their reports.
 
         Raises:
             SpecError, StateError, UnsupportedError, SetupError: as for :meth:`create`.
@@ -178,11 +181,11 @@ class CGroup:
         name = f"leaf-{next(_numbers)}" if name is None else group_name(name)
         wish = limits or _NO_LIMITS
         if wish.devices or wish.io or wish.io_device_weights:
-            from containerkit.cgroup.nodes import resolved  # noqa: PLC0415 - rarely wished
+            from containerkit.cgroup.nodes import resolved
 
             wish = resolved(wish)
         try:
-            parts = _make(Tree(self._parts).plan_within(wish), name)
+            parts = _make(Tree(self._parts).plan_within(wish, frozenset(controllers)), name)
         except FileNotFoundError as error:
             raise refused("mkdir", error, f"{self.path}/{name}", "this group is gone") from None
         return CGroup(name, parts, wish, owned=self._owned)
@@ -224,7 +227,7 @@ class CGroup:
 
     def processes(self) -> frozenset[int]:
         """Return the pids of all processes in it and in the groups below it, as this pid namespace numbers them."""
-        from containerkit.cgroup.members import processes  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.members import processes
 
         self._check_open()
         return processes(self._parts)
@@ -274,7 +277,7 @@ class CGroup:
             UnsupportedError: a limit of a controller that the group is not in.
             SetupError: the kernel refused a value.
         """
-        from containerkit.cgroup.change import update  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.change import update
 
         self._check_open()
         self.limits = update(self, limits)
@@ -291,10 +294,15 @@ class CGroup:
 
         Source: cgroup.freeze in Documentation/admin-guide/cgroup-v2.rst; freezer-subsystem.rst.
         """
-        from containerkit.cgroup.controllers.freezer import freeze  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.controllers.freezer import freeze
 
         self._check_open()
         freeze(self._freezer(), timeout_s)
+
+    @property
+    def can_freeze(self) -> bool:
+        """Whether one of its directories has a freezer."""
+        return any("freezer" in p.names or (p.version == 2 and p.exists("cgroup.freeze")) for p in self._parts)
 
     def thaw(self) -> None:
         """Let its processes go on.
@@ -302,7 +310,7 @@ class CGroup:
         Raises:
             UnsupportedError: the group has no freezer.
         """
-        from containerkit.cgroup.controllers.freezer import thaw  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.controllers.freezer import thaw
 
         self._check_open()
         thaw(self._freezer())
@@ -322,7 +330,7 @@ class CGroup:
 
         Source: cgroup.kill in Documentation/admin-guide/cgroup-v2.rst.
         """
-        from containerkit.cgroup.members import kill  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.members import kill
 
         self._check_open()
         kill(self._parts, signal)
@@ -333,7 +341,7 @@ class CGroup:
         Args:
             timeout_s: seconds. Default forever.
         """
-        from containerkit.cgroup.members import wait_empty  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.members import wait_empty
 
         self._check_open()
         return wait_empty(self._parts, timeout_s)
@@ -357,10 +365,25 @@ class CGroup:
         else:
             self._end("removed")
             return
-        from containerkit.cgroup.members import remove  # noqa: PLC0415 - not the usual case
+        from containerkit.cgroup.members import remove
 
         remove(self._parts, timeout_s)
         self._end("removed")
+
+    def retire(self) -> None:
+        """Remove it if nothing is in it any more, else leave it to the removal of the group above; close it either way.
+
+        For the leaf of a run that may have left something behind. May be called twice.
+        """
+        if self._state != "open":
+            return
+        try:
+            for part in self._parts:
+                part.remove_self()
+        except OSError:
+            self._end("closed")
+        else:
+            self._end("removed")
 
     def close(self) -> None:
         """Close its descriptors and leave the group as it is. May be called twice."""
@@ -405,14 +428,14 @@ class CGroup:
 
     def usage(self) -> Usage:
         """Return what its processes have used up to now, cheaply: for the end of a run."""
-        from containerkit.cgroup.usage import usage  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.usage import usage
 
         self._check_open()
         return usage(self._parts)
 
     def stats(self) -> Stats:
         """Return the report of every controller it is in."""
-        from containerkit.cgroup.usage import stats  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.usage import stats
 
         self._check_open()
         return stats(self._parts)
@@ -425,7 +448,7 @@ class CGroup:
     @property
     def pressure(self) -> PressureReader:
         """The group's pressure stall information: ``.cpu``, ``.memory``, ``.io``, and triggers."""
-        from containerkit.cgroup.pressure import PressureReader  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.pressure import PressureReader
 
         self._check_open()
         return PressureReader(self.unified, self.path)
@@ -442,9 +465,9 @@ class CGroup:
             SpecError: an unknown kind.
             UnsupportedError: a kind that was asked for and that no file of the group tells.
         """
-        from weakref import ref  # noqa: PLC0415 - a start needs it not
+        from weakref import ref
 
-        from containerkit.cgroup.events import Events  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.events import Events
 
         self._check_open()
         events = Events(self, kinds, triggers)
@@ -465,7 +488,7 @@ class CGroup:
 
         Source: perf_event_open(2), PERF_FLAG_PID_CGROUP.
         """
-        from containerkit.cgroup.perf import PerfCounters  # noqa: PLC0415 - a start needs it not
+        from containerkit.cgroup.perf import PerfCounters
 
         self._check_open()
         return PerfCounters(self, events)
@@ -521,6 +544,6 @@ def apply(part: Directory, setting: Setting | Attachment) -> None:
 
 
 def _machine_has_swap() -> bool:
-    from containerkit.cgroup.controllers.memory import machine_has_swap  # noqa: PLC0415 - not the usual case
+    from containerkit.cgroup.controllers.memory import machine_has_swap
 
     return machine_has_swap()

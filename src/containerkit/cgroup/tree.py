@@ -131,8 +131,10 @@ class Tree:
             found = self._plans[key] = self._plan(limits, controllers)
         return found
 
-    def plan_within(self, limits: Limits) -> tuple[Room, ...]:
+    def plan_within(self, limits: Limits, further: frozenset[str] = frozenset()) -> tuple[Room, ...]:
         """Return what has to be made for a group within the one whose directories are the bases, in all of them.
+
+        On version 2 the controllers of the limits are handed down, and of ``further`` those that are at hand.
 
         Raises:
             UnsupportedError, SetupError: as for :meth:`plan`.
@@ -144,7 +146,7 @@ class Tree:
                 )
                 raise UnsupportedError("find controller", ENODEV, name, hint)
         if self.unified is not None:
-            self._enable(frozenset(limits.controllers() & self.unified.available()))
+            self._enable(frozenset((limits.controllers() | further) & self.unified.available()))
         return tuple(
             (
                 base,
@@ -159,7 +161,7 @@ class Tree:
         Raises:
             SetupError: the kernel refused it.
         """
-        from containerkit.cgroup.private import mount_privately  # noqa: PLC0415 - rarely wished
+        from containerkit.cgroup.private import mount_privately
 
         for name in sorted(controllers):
             if self.serving(name) is None and offered_controllers().get(name) == 0:
@@ -194,7 +196,7 @@ class Tree:
             if name in CONTROLLERS:
                 found += controller(name).settings(limits, base.version)
         if limits.unified:
-            from containerkit.cgroup.controllers.raw import settings  # noqa: PLC0415 - rarely wished
+            from containerkit.cgroup.controllers.raw import settings
 
             found += settings(limits, base, self)
         return tuple(found)
