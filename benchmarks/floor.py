@@ -1,0 +1,107 @@
+"""The floors in C (``floor.c``), built when they are wanted and asked one start at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from typing import TYPE_CHECKING, Self
+
+import containerkit
+from containerkit.security.capabilities import Capabilities
+from containerkit.security.seccomp import Seccomp
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+FOLDERS = ("proc", "sys", "dev", "etc", "tmp", "run", "bin")
+
+
+class Floor:
+    """A process that does in C what it is asked to, and a root filesystem with nothing in it but the program ``/true``.
+
+    Attributes:
+        folder: that root filesystem.
+        true: a program without libc that ends at once; ``/true`` inside.
+        static_true: the same with libc, linked statically; ``/static`` inside.
+        dynamic_true: the machine's own ``/bin/true``.
+
+    Raises:
+        RuntimeError: there is no C compiler.
+    """
+
+    def __init__(self) -> None:
+        compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+        if compiler is None:
+            raise RuntimeError("the floors are written in C: install gcc, or set CC")
+        self._compiler = compiler
+        self._place = tempfile.TemporaryDirectory(prefix="containerkit-bench-")
+        self.folder = os.path.join(self._place.name, "root")
+        os.chmod(self._place.name, 0o755)
+        for name in FOLDERS:
+            os.makedirs(os.path.join(self.folder, name))
+        self.true = self._build("root/true", ("true.c",), "-static", "-nostdlib")
+        self.static_true = self._build("root/static", ("static.c",), "-static")
+        self.dynamic_true = "/bin/true"
+        program = self._build("floor", ("floor.c", "prepare.c", "twin.c"), "-O2", "-std=gnu11")
+        init = os.path.join(os.path.dirname(containerkit.__file__), "_native", "init")
+        self._process = subprocess.Popen(
+            [program, init, self.folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        if self._read() != "ready":
+            self.close()
+            raise RuntimeError("the floor did not start; it wrote why to stderr")
+
+    def _build(self, name: str, sources: tuple[str, ...], *flags: str) -> str:
+        target = os.path.join(self._place.name, name)
+        paths = [os.path.join(HERE, source) for source in sources]
+        subprocess.run([self._compiler, *flags, "-o", target, *paths], check=True)
+        return target
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def ask(self, *words: str) -> float:
+        """Have one thing done and return how long it took, in microseconds.
+
+        Raises:
+            RuntimeError: it failed; stderr tells why.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write("\t".join(words) + "\n")
+        answer = self._read()
+        if not answer.isdecimal():
+            raise RuntimeError(f"{' '.join(words)[:200]}: {answer or 'the floor is gone'}")
+        return int(answer) / 1000
+
+    def spawn(self, *words: str) -> float:
+        """Time vfork, exec and wait of a program."""
+        return self.ask("spawn", *words)
+
+    def twin(self, *wishes: str) -> float:
+        """Time the bare twin of ``run()``; the wishes are listed in ``floor.c``."""
+        return self.ask("twin", ",".join(wishes))
+
+    def load_filter(self) -> None:
+        """Have the twins install containerkit's default filter of system calls, instruction for instruction."""
+        self.ask("filter", Seccomp.default(Capabilities.none().bounding).program().hex())
+
+    def close(self) -> None:
+        """End it and remove what was built."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+        self._place.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

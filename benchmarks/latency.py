@@ -1,0 +1,239 @@
+"""From the call to reaped: the same small program, started by the kernel's own means, by containerkit and by others."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import partial
+from subprocess import DEVNULL
+from subprocess import run as run_plainly
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from benchmarks.floor import Floor
+from benchmarks.measure import Ratio, Report, Rung, Series, interleave, main, options, ratio
+from benchmarks.peers import PEERS
+from containerkit import Container, Limits, Namespaces, RootFS, run
+from containerkit.security.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+FLOOR = "vfork+exec"
+STATIC = "vfork+exec, static libc"
+DYNAMIC = "vfork+exec, dynamic libc"
+
+COMPARISONS = (
+    ("run(), host root", "C twin, host root"),
+    ("run(), host root", DYNAMIC),
+    ("run(), host root", "subprocess.run, dynamic"),
+    ("run(), folder", "C twin, folder"),
+    ("run(), folder, no init", "C twin, folder, no init"),
+    ("run(), folder, pooled net", "C twin, folder, pooled net"),
+    ("run(), folder, security off", "C twin, folder, security off"),
+    ("run(), folder, pooled net, security off", "C twin, folder, pooled net, security off"),
+    ("run(), folder, pooled net", FLOOR),
+    ("exec in a live container", FLOOR),
+    ("with Container(), whole", FLOOR),
+    ("C twin, folder, pooled net, static libc", STATIC),
+    ("run(), folder, static libc", STATIC),
+    ("run(), folder, pooled net, static libc", STATIC),
+    ("exec in a live container, static libc", STATIC),
+    ("with Container(), whole, static libc", STATIC),
+)
+"""Which ratios are told, besides those to each peer. Both sides of each run the same program."""
+
+
+@attrs.frozen
+class Group:
+    """Rungs that belong together: ``floor``, ``containerkit`` or ``peer``."""
+
+    name: str
+    rungs: tuple[Rung, ...]
+
+
+def timed(call: Callable[[], object]) -> Callable[[], float]:
+    """Return a call that tells how long it took, in microseconds."""
+
+    def measured() -> float:
+        began = time.perf_counter_ns()
+        call()
+        return (time.perf_counter_ns() - began) / 1000
+
+    return measured
+
+
+def floors(floor: Floor) -> Group:
+    """Return the rungs in C."""
+    folder = ("init", "net", "time", "security")
+    pooled = ("init", "pooled", "time", "security")
+    twins = {
+        "host root": ("host", *folder),
+        "host root, pooled net": ("host", *pooled),
+        "folder": folder,
+        "folder, no init": ("net", "time", "security"),
+        "folder, no time namespace": ("init", "net", "security"),
+        "folder, security off": ("init", "net", "time"),
+        "folder, pooled net": pooled,
+        "folder, pooled net, security off": ("init", "pooled", "time"),
+        "folder, pooled net, static libc": (*pooled, "static"),
+    }
+    return Group(
+        "floor",
+        (
+            Rung(FLOOR, lambda: floor.spawn(floor.true)),
+            Rung(STATIC, lambda: floor.spawn(floor.static_true)),
+            Rung(DYNAMIC, lambda: floor.spawn(floor.dynamic_true)),
+            *(Rung(f"C twin, {name}", partial(floor.twin, *wishes)) for name, wishes in twins.items()),
+        ),
+    )
+
+
+def _unconfined() -> dict[str, Any]:
+    """Return the arguments that switch off all that holds a command."""
+    return {
+        "capabilities": Capabilities.all(),
+        "keyring": "host",
+        "masked_paths": (),
+        "nested_userns": True,
+        "no_new_privs": False,
+        "readonly_paths": (),
+        "seccomp": None,
+    }
+
+
+def ours(floor: Floor, stack: ExitStack) -> Group:
+    """Return the rungs of containerkit; what they need is closed by the stack."""
+    folder = RootFS.dir(floor.folder, readonly=True)
+    pool = stack.enter_context(
+        stack.enter_context(Container(folder, namespaces=Namespaces(user="host"))).namespace("network")
+    )
+    pooled = Namespaces(network=pool)
+    mount_alone = Namespaces(**dict.fromkeys(("pid", "network", "ipc", "uts", "user", "cgroup", "time"), "host"))
+    some = Namespaces(network="host", user="host", cgroup="host", time="host")
+    off = _unconfined()
+    true = (["/true"], {"rootfs": folder})
+    static = (["/static"], {"rootfs": folder})
+    host: tuple[list[str], dict[str, Any]] = (["/bin/true"], {})
+    wishes: dict[str, tuple[tuple[list[str], dict[str, Any]], dict[str, Any]]] = {
+        "host root": (host, {}),
+        "host root, no init": (host, {"init": False}),
+        "host root, read-only": (host, {"rootfs": RootFS.host(readonly=True)}),
+        "host root, pooled net": (host, {"namespaces": pooled}),
+        "folder": (true, {}),
+        "folder, no init": (true, {"init": False}),
+        "folder, no time namespace": (true, {"namespaces": Namespaces(time="host")}),
+        "folder, mount+pid+ipc+uts": (true, {"namespaces": some}),
+        "folder, mount alone": (true, {"namespaces": mount_alone}),
+        "folder, nothing captured": (true, {"capture_output": False}),
+        "folder, security off": (true, off),
+        "folder, limits": (true, _limits()),
+        "folder, pooled net": (true, {"namespaces": pooled}),
+        "folder, pooled net, security off": (true, {"namespaces": pooled, **off}),
+        "folder, static libc": (static, {}),
+        "folder, pooled net, static libc": (static, {"namespaces": pooled}),
+    }
+    rungs = [
+        Rung(f"run(), {name}", timed(partial(run, argv, check=True, **{**base, **more})))
+        for name, ((argv, base), more) in wishes.items()
+    ]
+    live = stack.enter_context(Container(folder))
+    for end, words in (("", true[0]), (", static libc", static[0])):
+        rungs.append(Rung(f"exec in a live container{end}", timed(partial(live.run, words, check=True))))
+        rungs.append(Rung(f"with Container(), whole{end}", timed(partial(_whole, folder, words))))
+    return Group("containerkit", tuple(rungs))
+
+
+def _limits() -> dict[str, Any]:
+    return {"limits": Limits(memory="256M", pids=64)}
+
+
+def _whole(root: RootFS, argv: list[str]) -> None:
+    with Container(root) as container:
+        container.run(argv, check=True)
+
+
+def peers(floor: Floor, scratch: str) -> Group:
+    """Return the rungs of what else is installed."""
+    plainly = partial(run_plainly, stdin=DEVNULL, capture_output=True, check=True)
+    others = [
+        Rung(peer.name, partial(floor.spawn, *peer.words(floor.folder, scratch)), 0.2 if peer.slow else 1.0)
+        for peer in PEERS
+        if peer.installed
+    ]
+    return Group(
+        "peer",
+        (
+            Rung("subprocess.run", timed(partial(plainly, [floor.true]))),
+            Rung("subprocess.run, dynamic", timed(partial(plainly, [floor.dynamic_true]))),
+            *others,
+        ),
+    )
+
+
+def compare(taken: dict[str, Series], group_of: dict[str, str]) -> dict[str, Ratio]:
+    """Return the ratios that are told, by ``one / two``."""
+    others = [name for name, group in group_of.items() if group == "peer" and name != "subprocess.run, dynamic"]
+    pairs = [*COMPARISONS, *[("run(), folder", name) for name in others]]
+    return {
+        f"{one} / {two}": ratio(taken[one].samples, taken[two].samples)
+        for one, two in pairs
+        if one in taken and two in taken
+    }
+
+
+def measure(asked: argparse.Namespace) -> Report:
+    """Measure the ladder."""
+    with ExitStack() as stack:
+        floor = stack.enter_context(Floor())
+        floor.load_filter()
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="containerkit-peers-"))
+        groups = [floors(floor), ours(floor, stack)]
+        if not asked.no_peers:
+            groups.append(peers(floor, scratch))
+        group_of = {rung.name: group.name for group in groups for rung in group.rungs}
+        taken = interleave([rung for group in groups for rung in group.rungs], asked.samples)
+    return _report(taken, group_of)
+
+
+def _report(taken: dict[str, Series], group_of: dict[str, str]) -> Report:
+    ratios = compare(taken, group_of)
+    rows = [
+        (
+            name,
+            *(f"{series.quantile(share):,.0f}" for share in (0.5, 0.95, 0.99)),
+            f"{series.median / taken[FLOOR].median:.2f}" if FLOOR in taken else "",
+        )
+        for name, series in taken.items()
+    ]
+    rows += [("", "", "", "", ""), *[(name, str(value), "", "", "") for name, value in ratios.items()]]
+    bars = [{"name": name, "group": group_of[name], **_heights(series)} for name, series in taken.items()]
+    rungs = {name: {"group": group_of[name], **series.summary()} for name, series in taken.items()}
+    return Report(
+        "latency",
+        "Start, run and reap a program that does nothing (microseconds; ratios of medians with their 95 % interval)",
+        ("", "p50", "p95", "p99", "x floor"),
+        tuple(rows),
+        {"rungs": rungs, "bars": bars},
+        ratios,
+    )
+
+
+def _heights(series: Series) -> dict[str, float]:
+    return {"p50_us": round(series.median, 1), "p95_us": round(series.quantile(0.95), 1)}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options."""
+    own = options(__doc__ or "", samples=100)
+    own.add_argument("--no-peers", action="store_true", help="leave out the other programs")
+    return own
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    main(measure, parser())
