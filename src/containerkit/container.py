@@ -237,7 +237,7 @@ class Container:
             own_group: with limits: a control group of its own within the container's, so that ``usage`` tells what it
                 alone used (default True); else it is counted with the container as a whole.
             command: fields of :class:`containerkit.command.Command`: ``env``, ``cwd``, ``user`` (``"uid:gid"``, or
-                names as the container's /etc/passwd and /etc/group know them), ``umask``, ``rlimits``, ``nice``,
+                names as the container's /etc/passwd and /etc/group know them), ``groups`` (ids or names), ``umask``, ``rlimits``, ``nice``,
                 ``pass_fds``.
 
         Raises:
@@ -320,7 +320,10 @@ class Container:
         parsed = User() if user is None else User.parse(user)
         if parsed is None:
             parsed = self.files.user(str(user))
-        return describe(self.spec, argv, {**fields, "user": parsed}, terminal=terminal)
+        resolved = {**fields, "user": parsed}
+        if fields.get("groups") is not None:
+            resolved["groups"] = [self.files.group(g) if isinstance(g, str) else g for g in fields["groups"]]
+        return describe(self.spec, argv, resolved, terminal=terminal)
 
     def _terminal(self, size: bool | tuple[int, int], user: User) -> Streams:  # noqa: FBT001 - popen's own argument
         master, slave = self.files.open_terminal(size if isinstance(size, tuple) else None, user)

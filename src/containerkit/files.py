@@ -263,6 +263,19 @@ class Files:
         ]
         return User(uid, gid, tuple(members) if self._container.sets_groups else ())
 
+    def group(self, name: str) -> int:
+        """Look up a group, by its name or id, in the container's own /etc/group.
+
+        Raises:
+            SpecError: there is no such name inside.
+        """
+        if name.isdecimal():
+            return int(name)
+        for fields in self._table("/etc/group"):
+            if fields[0] == name and len(fields) >= 3 and fields[2].isdecimal():
+                return int(fields[2])
+        raise SpecError(f"groups: the container's /etc/group has no {name!r}")
+
     def _table(self, path: str) -> list[list[str]]:
         try:
             text = self.read(path, limit_bytes=16 * 1024 * 1024).decode(errors="replace")

@@ -15,10 +15,12 @@ from containerkit.spec import CONFINEMENT, Spec
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["COMMAND_FIELDS", "STREAM_ARGUMENTS", "check_numbers", "complete", "describe", "run_streams", "wrapper"]
+__all__ = ["COMMAND_FIELDS", "STREAM_ARGUMENTS", "check_numbers", "complete", "describe", "has_names", "run_streams", "wrapper"]
 
 COMMAND_FIELDS: Final = (
-    frozenset(field.name for field in attrs.fields(Command)) - {"argv", "terminal", "confinement"} | CONFINEMENT
+    frozenset(field.name for field in attrs.fields(Command)) - {"argv", "terminal", "confinement"}
+    | {"groups"}
+    | CONFINEMENT
 )
 """The arguments that describe the command."""
 
@@ -34,14 +36,23 @@ def describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool
     """
     if unknown := sorted(set(fields) - COMMAND_FIELDS):
         raise SpecError(f"unknown argument {unknown[0]!r}; there are {', '.join(sorted(COMMAND_FIELDS))}")
-    own = {name: value for name, value in fields.items() if name not in CONFINEMENT and name != "user"}
+    own = {name: value for name, value in fields.items() if name not in CONFINEMENT and name not in ("user", "groups")}
     changed = {name: value for name, value in fields.items() if name in CONFINEMENT}
     confinement = attrs.evolve(spec.confinement, **changed) if changed else spec.confinement
     user = fields.get("user")
     parsed = User() if user is None else User.parse(user)
     if parsed is None:
         raise SpecError(f"user {user!r}: a name can only be looked up in a container that runs")
+    if fields.get("groups") is not None:
+        parsed = attrs.evolve(parsed, groups=tuple(fields["groups"]))
     return Command(argv=argv, user=parsed, terminal=terminal, confinement=confinement, **own)
+
+
+def has_names(fields: Mapping[str, Any]) -> bool:
+    """Tell whether a user or group is given by a name, which only a container that runs can look up."""
+    user = fields.get("user")
+    named = isinstance(user, str) and User.parse(user) is None
+    return named or any(isinstance(group, str) for group in fields.get("groups") or ())
 
 
 def run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from containerkit.assembly import Mode
-from containerkit.command import User
 from containerkit.container import Container
 from containerkit.ground import Ground
 from containerkit.invocation import (
@@ -16,6 +15,7 @@ from containerkit.invocation import (
     check_numbers,
     complete,
     describe,
+    has_names,
     run_streams,
     wrapper,
 )
@@ -59,8 +59,7 @@ def run(
     check_numbers(timeout, output_limit_bytes)
     began = time.perf_counter()
     streams_and_command, description = _sort_arguments(more)
-    user = streams_and_command.get("user")
-    if (isinstance(user, str) and User.parse(user) is None) or streams_and_command.get("pty"):
+    if has_names(streams_and_command) or streams_and_command.get("pty"):
         with Container(**description) as container:  # names and terminals are found inside
             return container.run(
                 argv,
