@@ -25,7 +25,7 @@ def perform(operations: Iterable[Operation], slots: dict[str, int] | None = None
     """Make the system calls of some operations in the calling thread.
 
     Args:
-        operations: system calls only; a step that clones or waits has no place here.
+        operations: system calls and closing; a step that clones or waits has no place here.
         slots: descriptors by the names of their slots. They stay the caller's.
 
     Returns:
@@ -38,8 +38,12 @@ def perform(operations: Iterable[Operation], slots: dict[str, int] | None = None
     given = dict(slots or {})
     known = dict(given)
     try:
+        left_out = 0
         for operation in operations:
-            _perform(operation, known)
+            if left_out:
+                left_out -= 1
+            else:
+                left_out = _perform(operation, known)
     except BaseException:
         for name, descriptor in known.items():
             if name not in given:
@@ -48,7 +52,12 @@ def perform(operations: Iterable[Operation], slots: dict[str, int] | None = None
     return known
 
 
-def _perform(operation: Operation, slots: dict[str, int]) -> None:
+def _perform(operation: Operation, slots: dict[str, int]) -> int:
+    """Make one call, and return how many of the next operations are left out."""
+    if operation.step == k.STEP_CLOSE and isinstance(operation.args[0], Slot):
+        os.close(_filled(operation.args[0], operation, slots))
+        del slots[operation.args[0].name]
+        return operation.leap
     if operation.step != k.STEP_CALL:
         raise SpecError(f"{operation.describe()}: not a system call, it can't be carried out without a child")
     keep: list[Any] = []
@@ -56,10 +65,9 @@ def _perform(operation: Operation, slots: dict[str, int]) -> None:
     result = backend.syscall(operation.call, *arguments)
     if result < 0 and -result not in operation.tolerate:
         raise SetupError(operation.name, -result, operation.target, operation.hint)
-    if operation.result is not None:
+    if operation.result is not None and result >= 0:
         slots[operation.result.name] = result
-    if operation.name == "close" and isinstance(operation.args[0], Slot):
-        slots.pop(operation.args[0].name, None)
+    return operation.skip if result < 0 else operation.leap
 
 
 def _argument(
