@@ -161,7 +161,7 @@ def _from_line(line: str, own: dict[frozenset[str], str]) -> Hierarchy | None:
 
 
 def _text(path: str) -> str:
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib is dear to import
+    with open(path, "rb", buffering=0) as file:
         chunks = []
         while chunk := file.read(65536):
             chunks.append(chunk)

@@ -58,7 +58,7 @@ def __getattr__(name: str) -> object:
     """Load a public name on first use, so that a description costs no more than itself."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415 - late, as the whole function
+    from importlib import import_module
 
     value = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
     return value

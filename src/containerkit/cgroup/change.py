@@ -25,7 +25,7 @@ _WRITE_ONLY = frozenset({"devices.allow", "devices.deny"})
 
 def update(group: CGroup, limits: Limits) -> Limits:
     """Write the limits of a group and return all that hold now."""
-    from containerkit.cgroup.nodes import resolved  # noqa: PLC0415 - an update is rare
+    from containerkit.cgroup.nodes import resolved
 
     wish = resolved(limits)
     tree = Tree(group.parts)

@@ -17,6 +17,7 @@ _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _ABOVE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK: Final = 65536
 
+_INNER: Final = "on version 2 a group with processes of its own can't have groups with controllers below it"
 _HINTS: Final = {
     EACCES: "run as root, or inside a delegated subtree (systemd-run --user --scope -p Delegate=yes ...)",
     EPERM: "run as root, or inside a delegated subtree (systemd-run --user --scope -p Delegate=yes ...)",
@@ -31,7 +32,7 @@ def refused(operation: str, error: OSError, target: str, hint: str = "") -> Setu
     """Return the error to raise for a refusal of the kernel."""
     number = error.errno or 0
     if number == EBUSY and not hint and operation == "write":
-        hint = "on version 2 a group with processes of its own can't have groups with controllers below it"
+        hint = _INNER
     return SetupError(operation, number, target, hint or _HINTS.get(number, ""))
 
 
@@ -178,6 +179,18 @@ class Directory:
             self._available = frozenset((self.read("cgroup.controllers") or "").split())
         return self._available
 
+    def _check_inner(self, controllers: frozenset[str]) -> None:
+        """Refuse to hand controllers on from a group with processes of its own, the root group excepted.
+
+        The kernel refuses it itself for memory and io. For the controllers of threads (cpu, cpuset, pids) it would
+        quietly make the group the root of a threaded subtree, whose groups take no processes.
+        """
+        kind = (self.read("cgroup.type") or "").strip()
+        if kind and (kind != "domain" or self.processes()):
+            hint = f"its type is {kind!r}" if kind != "domain" else _INNER
+            target = f"+{' +'.join(sorted(controllers))} to {self.path}/cgroup.subtree_control"
+            raise SetupError("write", EBUSY, target, hint)
+
     def look_again(self) -> None:
         """Forget which controllers were available: a group above has been changed."""
         self._available = None
@@ -204,6 +217,7 @@ class Directory:
         there = frozenset((self.read("cgroup.subtree_control") or "").split())
         new = wanted - there
         if new:
+            self._check_inner(new)
             text = " ".join(f"+{name}" for name in sorted(new))
             try:
                 self.write("cgroup.subtree_control", text.encode())

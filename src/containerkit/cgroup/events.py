@@ -221,7 +221,7 @@ class Events:
         return self
 
     async def __anext__(self) -> Event:
-        import asyncio  # noqa: PLC0415 - 50 ms that only an asynchronous caller has paid already
+        import asyncio
 
         while True:
             event = self.wait(0)

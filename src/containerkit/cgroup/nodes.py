@@ -51,7 +51,7 @@ def _block(device: str) -> str:
 
 def _status(path: str) -> os.stat_result:
     try:
-        status = os.stat(path)  # noqa: PTH116 - one call, no path arithmetic
+        status = os.stat(path)
     except OSError as error:
         raise SpecError(f"device {path}: {error.strerror}") from None
     if not (stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode)):

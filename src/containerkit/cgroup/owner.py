@@ -36,7 +36,7 @@ class Owner(NamedTuple):
             if status is None:
                 raise OSError(2, os.strerror(2), "/proc/self/stat")
             pid, _, start = status
-            _current = os.getpid(), cls(pid, start, os.stat("/proc/self/ns/pid").st_ino)  # noqa: PTH116 - hot path
+            _current = os.getpid(), cls(pid, start, os.stat("/proc/self/ns/pid").st_ino)
         return _current[1]
 
     @classmethod
@@ -86,6 +86,6 @@ def _status(pid: int | str) -> tuple[int, str, int] | None:
 def _threads(pid: int) -> int:
     """Count the threads: of a process whose first thread has ended the state is Z while the others run on."""
     try:
-        return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208 - hot path
+        return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return 0

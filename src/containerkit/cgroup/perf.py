@@ -134,7 +134,7 @@ def _count(fd: int) -> int:
 
 
 def _online() -> list[int]:
-    with open("/sys/devices/system/cpu/online", encoding="ascii") as file:  # noqa: PTH123 - pathlib is dear to import
+    with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
         return sorted(numbers(file.read().strip(), "online processors"))
 
 

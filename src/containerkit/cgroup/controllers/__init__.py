@@ -92,7 +92,7 @@ def controller(name: str) -> Controller:
     """Return a controller's module."""
     module = _loaded.get(name)
     if module is None:
-        from importlib import import_module  # noqa: PLC0415 - late, see the module's text
+        from importlib import import_module
 
         module = _loaded[name] = cast("Controller", import_module(f"{__name__}.{name}"))
     return module

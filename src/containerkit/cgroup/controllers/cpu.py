@@ -103,7 +103,7 @@ def _version_1(limits: Limits) -> list[Setting | Attachment]:
 
 def report(read: Callable[[str], str | None], version: int) -> CpuStats:
     """Return the report. Files of cpuacct are read too where the hierarchy has both."""
-    from containerkit.cgroup.stats import CpuStats  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.stats import CpuStats
 
     stat = flat(read("cpu.stat"))
     throttled, burst = stat.get("throttled_usec"), stat.get("burst_usec")

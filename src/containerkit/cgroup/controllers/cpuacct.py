@@ -22,8 +22,8 @@ def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noq
 
 def report(read: Callable[[str], str | None], version: int) -> CpuStats:  # noqa: ARG001 - version 1 only
     """Return the processor time, the limits' part of it left out."""
-    from containerkit.cgroup.controllers.cpu import accounted  # noqa: PLC0415 - a start needs no report
-    from containerkit.cgroup.stats import CpuStats  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.controllers.cpu import accounted
+    from containerkit.cgroup.stats import CpuStats
 
     usage, user, system, per_cpu = accounted(read)
     return CpuStats(usage_us=usage, user_us=user, system_us=system, per_cpu_us=per_cpu)

@@ -78,7 +78,7 @@ def _within(wish: str, kind: str, version: int) -> Callable[[Callable[[str], str
 
 def report(read: Callable[[str], str | None], version: int) -> CpusetStats:
     """Return where the group may run."""
-    from containerkit.cgroup.stats import CpusetStats  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.stats import CpusetStats
 
     names = ("cpuset.cpus.effective", "cpuset.mems.effective") if version == 2 else (
         "cpuset.effective_cpus",

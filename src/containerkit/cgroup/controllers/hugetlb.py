@@ -44,7 +44,7 @@ def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
 
 def _sizes() -> list[str]:
     try:
-        names = os.listdir(_PAGES)  # noqa: PTH208 - pathlib is dear to import
+        names = os.listdir(_PAGES)
     except OSError:
         return []
     found = []
@@ -57,7 +57,7 @@ def _sizes() -> list[str]:
 
 def report(read: Callable[[str], str | None], version: int) -> dict[str, HugetlbStats]:
     """Return the report for each page size of the machine."""
-    from containerkit.cgroup.stats import HugetlbStats  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.stats import HugetlbStats
 
     found: dict[str, HugetlbStats] = {}
     for size in _sizes():

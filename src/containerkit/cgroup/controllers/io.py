@@ -79,7 +79,7 @@ def _rates_1(limit: IOLimit) -> list[Setting | Attachment]:
 
 def report(read: Callable[[str], str | None], version: int) -> IOStats:
     """Return the report."""
-    from containerkit.cgroup.stats import IODeviceStats, IOStats  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.stats import IODeviceStats, IOStats
 
     counts = _counts_2(read) if version == 2 else _counts_1(read)
     devices = [

@@ -95,7 +95,7 @@ def _memory_and_swap(limits: Limits) -> Setting:
 def machine_has_swap() -> bool:
     """Tell whether any swap is switched on. Source: /proc/swaps in proc(5)."""
     try:
-        with open("/proc/swaps", "rb") as file:  # noqa: PTH123 - pathlib is dear to import
+        with open("/proc/swaps", "rb") as file:
             return len(file.read(4096).splitlines()) > 1
     except OSError:
         return False
@@ -107,7 +107,7 @@ def report(read: Callable[[str], str | None], version: int) -> MemoryStats:
 
 
 def _report_2(read: Callable[[str], str | None]) -> MemoryStats:
-    from containerkit.cgroup.stats import MemoryStats  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.stats import MemoryStats
 
     detail, events = flat(read("memory.stat")), flat(read("memory.events"))
     return MemoryStats(
@@ -130,7 +130,7 @@ def _report_2(read: Callable[[str], str | None]) -> MemoryStats:
 
 
 def _report_1(read: Callable[[str], str | None]) -> MemoryStats:
-    from containerkit.cgroup.stats import MemoryStats  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.stats import MemoryStats
 
     detail, control = flat(read("memory.stat")), flat(read("memory.oom_control"))
     limit = _bounded(integer(read("memory.limit_in_bytes")))

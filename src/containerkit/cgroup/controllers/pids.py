@@ -24,7 +24,7 @@ def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noq
 
 def report(read: Callable[[str], str | None], version: int) -> PidsStats:  # noqa: ARG001 - one form on both
     """Return the report."""
-    from containerkit.cgroup.stats import PidsStats  # noqa: PLC0415 - a start needs no report
+    from containerkit.cgroup.stats import PidsStats
 
     return PidsStats(
         current=integer(read("pids.current")),

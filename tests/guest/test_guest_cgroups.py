@@ -1,0 +1,43 @@
+"""The control group tests once more, in guests: pure version 2, and pure version 1 with joint mounts, on kernel 6.1."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from harness import PROJECT, missing, run_in_guest
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
+]
+
+TESTS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "tests/integration").glob("test_cgroup_*.py"))
+
+
+def test_guest_hands_back_output_and_status():
+    done = run_in_guest(
+        ["sh", "-c", "cat /sys/fs/cgroup/cgroup.controllers; echo $WORD; exit 7"], environment={"WORD": "a b"}
+    )
+    assert done.returncode == 7
+    assert {"memory", "pids", "cpu", "io"} <= set(done.output.split())
+    assert done.output.endswith("a b\n")
+
+
+def test_guest_leaves_nothing_in_this_machines_file_system(tmp_path):
+    done = run_in_guest(["sh", "-c", f"echo x >{tmp_path}/x && cat {tmp_path}/x"])
+    assert (done.returncode, done.output) == (0, "x\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["unified", "legacy"])
+def test_cgroup_tests_pass_in_the_guest(layout):
+    done = run_in_guest(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS], layout=layout, timeout_s=540
+    )
+    print(done.output)
+    assert done.returncode == 0
+    assert " passed" in done.output
+    assert " failed" not in done.output
