@@ -1,0 +1,173 @@
+"""Starts per second from several threads and from asyncio, and whether the kernel keeps up with the cleaning.
+
+A network namespace is taken down after its last process is gone, by a worker of the kernel. If starts outrun it, what
+is dead piles up; the peak of that backlog is told beside the rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+
+from benchmarks.floor import Floor
+from benchmarks.measure import Ratio, Report, main, options, quantile
+from containerkit import Container, Namespaces, RootFS, run
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+THREADS = (1, 2, 4, 8, 16)
+WATCH_S = 0.1
+FLOOR_SAMPLES = 50
+
+
+@attrs.frozen(kw_only=True)
+class Load:
+    """What came of starting as fast as it goes for a while.
+
+    Attributes:
+        name: how it was done.
+        rate: starts per second.
+        backlog: network namespaces, the most that there were over those before; None where nobody may look.
+        cleaned_s: seconds until they were gone.
+    """
+
+    name: str
+    rate: float
+    backlog: int | None
+    cleaned_s: float
+
+
+def network_namespaces() -> int | None:
+    """Return how many there are, dead ones that are not yet cleaned up included. Source: slabinfo(5)."""
+    try:
+        with open("/proc/slabinfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("net_namespace "):
+                    return int(line.split()[1])
+    except OSError:
+        return None
+    return None
+
+
+def from_threads(start: Callable[[], object], threads: int, seconds: float) -> int:
+    """Start from so many threads for so long; return how many starts there were."""
+    counts = [0] * threads
+    end = time.monotonic() + seconds
+
+    def work(number: int) -> None:
+        while time.monotonic() < end:
+            start()
+            counts[number] += 1
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts)
+
+
+def from_asyncio(start: Callable[[], object], tasks: int, seconds: float) -> int:
+    """The same from tasks of one event loop, which hand the waiting to threads."""
+
+    async def work(end: float) -> int:
+        count = 0
+        while time.monotonic() < end:
+            await asyncio.to_thread(start)
+            count += 1
+        return count
+
+    async def all_of_them() -> int:
+        end = time.monotonic() + seconds
+        return sum(await asyncio.gather(*(work(end) for _ in range(tasks))))
+
+    return asyncio.run(all_of_them())
+
+
+def bear(name: str, drive: Callable[[float], int], seconds: float) -> Load:
+    """Drive a load and watch what it leaves behind."""
+    before = network_namespaces()
+    peak = before or 0
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(WATCH_S):
+            peak = max(peak, network_namespaces() or 0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.monotonic()
+    count = drive(seconds)
+    took = time.monotonic() - began
+    over.set()
+    watcher.join()
+    began = time.monotonic()
+    while before is not None and (network_namespaces() or 0) > before + 8 and time.monotonic() < began + 30:
+        time.sleep(WATCH_S)
+    return Load(
+        name=name,
+        rate=count / took,
+        backlog=None if before is None else peak - before,
+        cleaned_s=time.monotonic() - began,
+    )
+
+
+def measure(asked: argparse.Namespace) -> Report:
+    """Drive all loads, one after another."""
+    with ExitStack() as stack:
+        floor = stack.enter_context(Floor())
+        root = RootFS.dir(floor.folder, readonly=True)
+        first = stack.enter_context(Container(root, namespaces=Namespaces(user="host")))
+        pool = stack.enter_context(first.namespace("network"))
+        fresh = partial(run, ["/true"], rootfs=root)
+        pooled = partial(run, ["/true"], rootfs=root, namespaces=Namespaces(network=pool))
+        loads = []
+        for net, start in (("fresh net", fresh), ("pooled net", pooled)):
+            start()
+            for threads in THREADS:
+                loads.append(
+                    bear(f"{net}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
+                )
+            loads.append(bear(f"{net}, asyncio, 4 tasks", partial(from_asyncio, start, 4), asked.seconds))
+        spawn_us = quantile(sorted(floor.spawn(floor.static_true) for _ in range(FLOOR_SAMPLES)), 0.5)
+    return _report(loads, spawn_us)
+
+
+def _report(loads: list[Load], spawn_us: float) -> Report:
+    rows = [
+        (
+            load.name,
+            f"{load.rate:,.0f}",
+            f"{1e6 / load.rate / spawn_us:.2f}",
+            "?" if load.backlog is None else str(load.backlog),
+            f"{load.cleaned_s:.1f}",
+        )
+        for load in loads
+    ]
+    ratios = {}
+    for load in loads:
+        value = 1e6 / load.rate / spawn_us
+        ratios[f"seconds per start, {load.name} / vfork+exec, static libc"] = Ratio(value, value, value)
+    header = ("", "starts/s", "s per start / vfork+exec", "dead namespaces", "cleaned after s")
+    data = {"loads": [attrs.asdict(load) for load in loads], "spawn_us": spawn_us}
+    return Report("throughput", "Starts per second, sustained", header, tuple(rows), data, ratios)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options."""
+    own = options(__doc__ or "", samples=1)
+    own.add_argument("--seconds", type=float, default=20.0, help="how long each load lasts (default 20)")
+    return own
+
+
+if __name__ == "__main__":
+    main(measure, parser())
