@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit._linux.features import probe
     from containerkit.cgroup import CGroup, Limits
+    from containerkit.changes import Change
     from containerkit.command import Command, User
     from containerkit.container import Container, Timings
     from containerkit.errors import (
@@ -36,17 +37,18 @@ if TYPE_CHECKING:
     from containerkit.mount import Mount
     from containerkit.namespace import Kind, Namespace, Namespaces, TimeOffsets
     from containerkit.oneshot import run
-    from containerkit.process import DEVNULL, PIPE, STDOUT, CompletedProcess, Process, Usage
-    from containerkit.rootfs import Change, RootFS
+    from containerkit.process import DEVNULL, PIPE, STDOUT, Process
+    from containerkit.result import CompletedProcess, Usage
+    from containerkit.rootfs import RootFS
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "CGroup": "cgroup",
-    "Change": "rootfs",
+    "Change": "changes",
     "CleanupError": "errors",
     "Command": "command",
-    "CompletedProcess": "process",
+    "CompletedProcess": "result",
     "Container": "container",
     "ContainerError": "errors",
     "ContainerTimeout": "errors",
@@ -70,7 +72,7 @@ _PLACES = {
     "TimeOffsets": "namespace",
     "Timings": "container",
     "UnsupportedError": "errors",
-    "Usage": "process",
+    "Usage": "result",
     "User": "command",
     "probe": "_linux.features",
     "run": "oneshot",

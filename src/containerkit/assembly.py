@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import os
 from struct import pack
-from typing import TYPE_CHECKING, Final
-
-import attrs
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit import mount as mounts
 from containerkit import plan
@@ -47,8 +45,7 @@ _JOINED_IN_STAGE_1: Final = (Kind.CGROUP, Kind.IPC, Kind.UTS, Kind.NETWORK, Kind
 _SYS_HINT: Final = "/sys of a network namespace is mounted by its owner alone"
 
 
-@attrs.frozen(kw_only=True)
-class Host:
+class Host(NamedTuple):
     """What a plan must know of the caller and of the machine.
 
     Attributes:
@@ -68,8 +65,7 @@ class Host:
     groups: int = 0
 
 
-@attrs.frozen
-class Mode:
+class Mode(NamedTuple):
     """What becomes of PID 1.
 
     Attributes:
@@ -428,7 +424,7 @@ class _Start:
         return [
             plan.clone(0, "command", pid=Slot("command"), target="command"),
             *self.become_init(b"run", NO_CLOCK),
-            attrs.evolve(process[0], label="command"),
+            process[0]._replace(label="command"),
             *process[1:],
         ]
 

@@ -6,9 +6,7 @@ import os
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Final, Self
-
-import attrs
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from containerkit import _native, payload
 from containerkit.assembly import Mode
@@ -18,8 +16,8 @@ from containerkit.errors import SpecError, StateError
 from containerkit.ground import Ground, programs
 from containerkit.invocation import check_numbers, complete, describe, run_streams, wrapper
 from containerkit.membership import account, gather, inputs
-from containerkit.namespace import Kind, Namespace
-from containerkit.process import OUTPUT_LIMIT_BYTES, CompletedProcess, Process
+from containerkit.namespace import Kind
+from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.spec import build
 from containerkit.streams import Streams
 
@@ -30,14 +28,16 @@ if TYPE_CHECKING:
     from containerkit._native.outcome import Outcome
     from containerkit.cgroup import CGroup, Limits
     from containerkit.cgroup.stats import Stats
+    from containerkit.changes import Change
     from containerkit.files import Files
-    from containerkit.rootfs import Change, RootFS
+    from containerkit.namespace import Namespace
+    from containerkit.result import CompletedProcess
+    from containerkit.rootfs import RootFS
 
 __all__ = ["Container", "Timings"]
 
 
-@attrs.frozen(kw_only=True)
-class Timings:
+class Timings(NamedTuple):
     """How long the phases of a start took, in microseconds.
 
     Attributes:
@@ -208,6 +208,8 @@ class Container:
         Raises:
             StateError: it does not run.
         """
+        from containerkit.namespace import Namespace
+
         return Namespace.from_pidfd(self._running().fileno(), kind)
 
     # --- Running things

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 from containerkit import _native, payload, plan
 from containerkit._native import constants as k
 from containerkit.assembly import UPPER_FD
+from containerkit.changes import Change, changes
 from containerkit.command import User
 from containerkit.engine import Program
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.mount import path_inside
 from containerkit.plan import Block, Operation, Plan, Slot
-from containerkit.rootfs import Change, changes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

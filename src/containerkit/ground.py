@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Ground", "programs"]
 
+Mappings = tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]
+"""The id maps of users and of groups."""
+
 _PROGRAMS_KEPT: Final = 256
 
 
@@ -68,20 +71,20 @@ def _own_pidfd() -> int:
     return _owner[1]
 
 
-@attrs.define(eq=False)
 class Ground:
     """What a start stands on: the staging, the ids, the facts for the plan, and what is joined.
 
     ``release`` gives the ids back, once nothing runs under them any more.
     """
 
-    spec: Spec
-    staging: Staging
-    host: Host
-    mappings: tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]
-    ids: IdRange | None
-    joined: dict[str, Namespace]
-    membership: Membership | None = None
+    def __init__(self, spec: Spec, stage: Staging, host: Host, mappings: Mappings, ids: IdRange | None) -> None:
+        self.spec = spec
+        self.staging = stage
+        self.host = host
+        self.mappings = mappings
+        self.ids = ids
+        self.joined: dict[str, Namespace] = {}
+        self.membership: Membership | None = None
 
     @classmethod
     def prepare(cls, spec: Spec) -> Ground:
@@ -103,7 +106,7 @@ class Ground:
         host = Host(
             privileged=stage.privileged, programs=stage.programs, ids=count, folders=folders, sets_groups=sets_groups
         )
-        ground = cls(spec, stage, host, mappings, ids, {})
+        ground = cls(spec, stage, host, mappings, ids)
         try:
             ground._join()
         except BaseException:
@@ -115,7 +118,7 @@ class Ground:
         self.joined = {kind.value: handle for kind, handle in self.spec.namespaces.open().items()}
         if self.spec.limits is not None:
             self.membership = Membership(self.spec.limits)
-            self.host = attrs.evolve(self.host, groups=len(self.membership.group.attach_files()))
+            self.host = self.host._replace(groups=len(self.membership.group.attach_files()))
 
     @property
     def uid(self) -> int:
@@ -147,7 +150,7 @@ class Ground:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
-        shape = mode if mode.command is None else attrs.evolve(mode, command=mode.command.shape)
+        shape = mode if mode.command is None else mode._replace(command=mode.command.shape)
         key = (self.spec, self.host, shape)
         program = programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
@@ -176,7 +179,7 @@ def _check_paths(resolved: RootFS) -> None:
         os.makedirs(resolved.work, mode=0o700)
 
 
-def _map_ids(spec: Spec, stage: Staging) -> tuple[tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]], IdRange | None]:
+def _map_ids(spec: Spec, stage: Staging) -> tuple[Mappings, IdRange | None]:
     if spec.namespaces.user != "new":
         return ((), ()), None
     if not stage.privileged:
@@ -188,7 +191,7 @@ def _map_ids(spec: Spec, stage: Staging) -> tuple[tuple[tuple[IdMapping, ...], t
     return (mapping, mapping), ids
 
 
-def _nested_mappings(spec: Spec, stage: Staging) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
+def _nested_mappings(spec: Spec, stage: Staging) -> Mappings:
     """An ordinary user's container lies in the holder's namespace: its outside ids are the holder's inside ids."""
     if spec.uid_mappings is None or spec.gid_mappings is None:
         # Range by range: one that spans two of the outer namespace's is refused.

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 __all__ = ["HostRoot", "read", "signature"]
 
@@ -54,8 +52,7 @@ _LARGEST: Final = 4 * 1024 * 1024
 _MOST: Final = 8192
 
 
-@attrs.frozen
-class HostRoot:
+class HostRoot(NamedTuple):
     """The skeleton of the default root filesystem.
 
     Attributes:

@@ -9,13 +9,24 @@ import attrs
 
 from containerkit.command import Command, User
 from containerkit.errors import SpecError
-from containerkit.process import DEVNULL, PIPE, CompletedProcess, Process
+from containerkit.process import DEVNULL, PIPE, Process
 from containerkit.spec import CONFINEMENT, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["COMMAND_FIELDS", "STREAM_ARGUMENTS", "check_numbers", "complete", "describe", "has_names", "run_streams", "wrapper"]
+    from containerkit.result import CompletedProcess
+
+__all__ = [
+    "COMMAND_FIELDS",
+    "STREAM_ARGUMENTS",
+    "check_numbers",
+    "complete",
+    "describe",
+    "has_names",
+    "run_streams",
+    "wrapper",
+]
 
 COMMAND_FIELDS: Final = (
     frozenset(field.name for field in attrs.fields(Command)) - {"argv", "terminal", "confinement"}
@@ -99,6 +110,8 @@ def complete(
     except BaseException:
         process.close()
         raise
+    from containerkit.result import CompletedProcess
+
     assert process.returncode is not None
     assert process.usage is not None
     done = CompletedProcess(

@@ -20,12 +20,14 @@ from containerkit.invocation import (
     wrapper,
 )
 from containerkit.membership import account
-from containerkit.process import OUTPUT_LIMIT_BYTES, CompletedProcess, Process
+from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.spec import CONFINEMENT, Spec, build
 from containerkit.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from containerkit.result import CompletedProcess
 
 __all__ = ["run"]
 

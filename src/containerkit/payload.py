@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-import attrs
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit import command as commands
 from containerkit import plan
@@ -19,8 +17,7 @@ __all__ = ["NO_CLOCK", "Clock", "be_root", "become", "exec_plan", "files_plan", 
 _PID: Final = Slot("pid")
 
 
-@attrs.frozen(kw_only=True)
-class Clock:
+class Clock(NamedTuple):
     """How a process comes into a time namespace: by leaving for a new one, which the exec that follows enters (Linux
     6.3), or by joining one.
 

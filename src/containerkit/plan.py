@@ -16,8 +16,6 @@ from struct import Struct as _Layout
 from struct import pack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import attrs
-
 from containerkit._native import constants as k
 from containerkit.errors import SpecError
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARGV", "ENVP", "Block", "Operation", "Plan", "Slot", "Tape"]
 
-SLOTS: Final = 64
+SLOTS: Final = 1024
 """How many registers a tape has."""
 
 
@@ -46,8 +44,7 @@ ARGV: Final = Vector("argv")
 ENVP: Final = Vector("envp")
 
 
-@attrs.frozen
-class Block:
+class Block(NamedTuple):
     """A structure in memory whose address is handed to the kernel.
 
     Attributes:
@@ -65,8 +62,7 @@ class Block:
 Argument = int | bytes | Slot | Vector | Block
 
 
-@attrs.frozen
-class Operation:
+class Operation(NamedTuple):
     """One step of a plan.
 
     Attributes:
@@ -102,8 +98,7 @@ class Operation:
         return f"{self.name} {self.target}".rstrip()
 
 
-@attrs.frozen
-class Tape:
+class Tape(NamedTuple):
     """A plan, compiled.
 
     Attributes:
@@ -123,11 +118,19 @@ class Tape:
     origin: tuple[int, ...]
 
 
-@attrs.frozen
 class Plan:
     """An ordered tuple of operations that can be printed, compared, encoded and run many times."""
 
-    operations: tuple[Operation, ...]
+    __slots__ = ("operations",)
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self.operations = tuple(operations)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.operations == other.operations
+
+    def __hash__(self) -> int:
+        return hash(self.operations)
 
     def __iter__(self) -> Iterator[Operation]:
         return iter(self.operations)

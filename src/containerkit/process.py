@@ -10,118 +10,28 @@ import threading
 import time
 from errno import ECHILD, EINTR
 from subprocess import DEVNULL, PIPE, STDOUT
-from typing import IO, TYPE_CHECKING, Any, Final, Literal
-
-import attrs
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from containerkit import _native
-from containerkit._native.outcome import Ending
 from containerkit.conversation import Conversation
-from containerkit.errors import ContainerTimeout, ExitError, OutOfMemory, StateError
+from containerkit.errors import ContainerTimeout, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from containerkit._native.outcome import Ending
     from containerkit.command import Command
+    from containerkit.result import Cause, Usage
     from containerkit.streams import Streams
 
-__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "CompletedProcess", "Process", "Usage"]
-
-Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
+__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process"]
 
 OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
 """What ``run`` keeps of a command's output unless it is told otherwise; a command that writes more is killed."""
 
 _REPORT: Final = struct.Struct("=ii18q")  # struct report in init.c
 _TIOCSWINSZ: Final = 0x5414
-
-
-@attrs.frozen(kw_only=True)
-class Usage:
-    """What a command, with the children that were waited for, has used.
-
-    Attributes:
-        user_s, system_s: CPU time in seconds.
-        max_rss_bytes: the largest resident set of any one process; None when it was no larger than the caller's own,
-            whose memory the process shared until its exec, so that the kernel's figure may be the caller's.
-        minor_faults, major_faults: page faults without and with I/O.
-        in_blocks, out_blocks: 512-byte blocks read from and written to devices.
-        voluntary_switches, involuntary_switches: context switches.
-        memory_peak_bytes: the most memory that all of it had at a time; None without a memory controller.
-        throttled_s: how long the cpu limit held it up; None without a cpu controller.
-        group: all that the control group reports; None without one.
-
-    Source: getrusage(2).
-    """
-
-    user_s: float = 0.0
-    system_s: float = 0.0
-    max_rss_bytes: int | None = None
-    minor_faults: int = 0
-    major_faults: int = 0
-    in_blocks: int = 0
-    out_blocks: int = 0
-    voluntary_switches: int = 0
-    involuntary_switches: int = 0
-    memory_peak_bytes: int | None = None
-    throttled_s: float | None = None
-    group: Any = None
-
-    @classmethod
-    def from_ending(cls, ending: Ending) -> Usage:
-        """Return the usage of a process that was waited for."""
-        return cls(
-            user_s=ending.user_us / 1e6,
-            system_s=ending.system_us / 1e6,
-            max_rss_bytes=_own_rss(ending.maxrss_kib),
-            minor_faults=ending.minor_faults,
-            major_faults=ending.major_faults,
-            in_blocks=ending.in_blocks,
-            out_blocks=ending.out_blocks,
-            voluntary_switches=ending.voluntary_switches,
-            involuntary_switches=ending.involuntary_switches,
-        )
-
-
-def _own_rss(maxrss_kib: int) -> int | None:
-    from resource import RUSAGE_SELF, getrusage
-
-    return maxrss_kib * 1024 if maxrss_kib > getrusage(RUSAGE_SELF).ru_maxrss else None
-
-
-@attrs.frozen(kw_only=True)
-class CompletedProcess:
-    """A command that has ended.
-
-    Attributes:
-        args: its words.
-        returncode: its exit status, or the negative number of the signal that ended it.
-        stdout, stderr: what it wrote: bytes, text, or None where it was not captured.
-        usage: what it used.
-        cause: why it ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``, ``"seccomp"``, or ``"output"`` when it
-            wrote more than was allowed.
-        duration_s: seconds from the call to the end.
-    """
-
-    args: list[str]
-    returncode: int
-    stdout: Any = None
-    stderr: Any = None
-    usage: Usage = attrs.field(factory=Usage)
-    cause: Cause = "exit"
-    duration_s: float = 0.0
-
-    def check_returncode(self) -> None:
-        """Raise unless the exit status is 0.
-
-        Raises:
-            OutOfMemory: the kernel killed it for its memory.
-            ExitError: any other end.
-        """
-        if self.returncode:
-            kind = OutOfMemory if self.cause == "oom" else ExitError
-            raise kind(self.returncode, self.args, self.stdout, self.stderr, self.cause)
 
 
 class Process:
@@ -254,6 +164,8 @@ class Process:
         """Ask the pidfd what became of a child that somebody else's wait(-1) took. Source: PIDFD_GET_INFO, Linux 6.15."""
         import fcntl
 
+        from containerkit import result
+
         request = bytearray(64)
         struct.pack_into("=Q", request, 0, 1 << 3)  # PIDFD_INFO_EXIT
         try:
@@ -262,15 +174,17 @@ class Process:
         except OSError:
             known = 0
         status = struct.unpack_from("=i", request, 60)[0] if known else 255 << 8
-        return _decode(self.pid, status, (0,) * 18)
+        return result.decode(self.pid, status, (0,) * 18)
 
     def _settle(self, ending: Ending) -> None:
         """Take over how it ended; the report of init, where there is one, tells it of the command itself."""
+        from containerkit import result
+
         if self._report >= 0:
             ending = self._from_report(ending)
         exited = ending.code == os.CLD_EXITED
-        self.usage = Usage.from_ending(ending)
-        self.cause = "timeout" if self._timed_out else _cause(ending)
+        self.usage = result.Usage.from_ending(ending)
+        self.cause = "timeout" if self._timed_out else result.cause_of(ending)
         if self._finish is not None:
             self._finish(self)
         os.close(self._pidfd)
@@ -278,6 +192,8 @@ class Process:
         self.returncode = ending.status if exited else -ending.status
 
     def _from_report(self, ending: Ending) -> Ending:
+        from containerkit import result
+
         try:
             os.set_blocking(self._report, False)
             raw = os.read(self._report, _REPORT.size)
@@ -289,7 +205,7 @@ class Process:
         if len(raw) != _REPORT.size:
             return ending._replace(code=os.CLD_KILLED, status=signal.SIGKILL)
         status, _, *usage = _REPORT.unpack(raw)
-        return _decode(ending.pid, status, tuple(usage))
+        return result.decode(ending.pid, status, tuple(usage))
 
     # --- Signals
 
@@ -385,28 +301,3 @@ class Process:
         for fd in (getattr(self, "_pidfd", -1), getattr(self, "_report", -1)):
             if fd >= 0 and getattr(self, "returncode", 0) is None and self._finish is None:
                 os.close(fd)
-
-
-def _cause(ending: Ending) -> Cause:
-    if ending.code == os.CLD_EXITED:
-        return "exit"
-    return "seccomp" if ending.status == signal.SIGSYS else "signal"
-
-
-def _decode(pid: int, status: int, usage: tuple[int, ...]) -> Ending:
-    """Return the ending of a wait status and a struct rusage."""
-    exited = os.WIFEXITED(status)
-    return Ending(
-        pid,
-        os.CLD_EXITED if exited else os.CLD_KILLED,
-        os.WEXITSTATUS(status) if exited else os.WTERMSIG(status),
-        usage[0] * 1_000_000 + usage[1],
-        usage[2] * 1_000_000 + usage[3],
-        usage[4],
-        usage[8],
-        usage[9],
-        usage[11],
-        usage[12],
-        usage[16],
-        usage[17],
-    )

@@ -8,7 +8,6 @@ group ``containerkit.rootfs``.
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -17,9 +16,9 @@ from containerkit.errors import SpecError
 from containerkit.mount import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-__all__ = ["PROVIDERS", "Change", "RootFS", "changes"]
+__all__ = ["PROVIDERS", "RootFS"]
 
 PROVIDERS: Final[dict[str, str]] = {
     "image": "containerkit.image.provider:image",
@@ -188,101 +187,3 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 def _size(size: int | str | None) -> str | None:
     return None if size is None else size_text(size, "rootfs size")
-
-
-@attrs.frozen
-class Change:
-    """One difference between a container's root and what lies below it.
-
-    Attributes:
-        path: absolute, as inside.
-        kind: ``"added"``, ``"changed"`` or ``"deleted"``. A folder that was replaced (made opaque) is ``"changed"``.
-    """
-
-    path: str
-    kind: str
-
-
-def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "") -> Iterator[Change]:
-    """Yield what the upper folder of an overlay adds, changes and deletes, in the order of the paths.
-
-    Args:
-        upper: a descriptor of the upper folder.
-        lowers: descriptors of the lower folders, topmost first; they tell an addition from a change.
-        prefix: the path inside where the overlay is mounted.
-
-    Nothing is followed out of the folders: every step is by descriptor, links are never walked.
-    Source: the kernel's filesystems/overlayfs.rst, whiteouts and opaque directories.
-    """
-    for name in sorted(os.listdir(upper)):
-        status = os.stat(name, dir_fd=upper, follow_symlinks=False)
-        path = f"{prefix}/{name}"
-        below = any(_exists(name, lower) for lower in lowers)
-        if _is_whiteout(name, upper, status):
-            if below:
-                yield Change(path, "deleted")
-            continue
-        folder = stat.S_ISDIR(status.st_mode)
-        if not below:
-            yield Change(path, "added")
-        elif not folder or _is_opaque(name, upper) or not _same_metadata(name, status, lowers):
-            yield Change(path, "changed")
-        if folder:
-            yield from _inside(name, upper, lowers, path)
-
-
-def _inside(name: str, upper: int, lowers: tuple[int, ...], path: str) -> Iterator[Change]:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    opened: list[int] = []
-    try:
-        opened.append(os.open(name, flags, dir_fd=upper))
-        for lower in () if _is_opaque(name, upper) else lowers:
-            try:
-                opened.append(os.open(name, flags, dir_fd=lower))
-            except OSError:
-                continue  # not there, or no folder: this layer says nothing about what lies inside
-        yield from changes(opened[0], tuple(opened[1:]), prefix=path)
-    finally:
-        for fd in opened:
-            os.close(fd)
-
-
-def _exists(name: str, folder: int) -> bool:
-    try:
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return False
-    return not _is_whiteout(name, folder, status)
-
-
-def _is_whiteout(name: str, folder: int, status: os.stat_result) -> bool:
-    if stat.S_ISCHR(status.st_mode):
-        return status.st_rdev == 0
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-        return _attribute(name, folder, "overlay.whiteout") is not None
-    return False
-
-
-def _is_opaque(name: str, folder: int) -> bool:
-    return _attribute(name, folder, "overlay.opaque") == b"y"
-
-
-def _attribute(name: str, folder: int, attribute: str) -> bytes | None:
-    path = f"/proc/self/fd/{folder}/{name}"
-    for space in ("user", "trusted"):
-        try:
-            return os.getxattr(path, f"{space}.{attribute}", follow_symlinks=False)
-        except OSError:
-            continue
-    return None
-
-
-def _same_metadata(name: str, status: os.stat_result, lowers: tuple[int, ...]) -> bool:
-    """Whether a folder was copied up only because something inside it changed."""
-    for lower in lowers:
-        try:
-            other = os.stat(name, dir_fd=lower, follow_symlinks=False)
-        except OSError:
-            continue
-        return other.st_mode == status.st_mode and (other.st_uid % 65536) == (status.st_uid % 65536)
-    return False

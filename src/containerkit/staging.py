@@ -14,16 +14,19 @@ from __future__ import annotations
 import os
 import select
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from containerkit import _native, hostroot, plan
+from containerkit import _native, plan
 from containerkit._native import constants as k
 from containerkit.engine import Program
 from containerkit.errors import UnsupportedError
 from containerkit.idmap import IdMapping, mapping_text, subordinate
 from containerkit.plan import Operation, Plan, Slot
+
+if TYPE_CHECKING:
+    from containerkit import hostroot
 
 __all__ = ["LOWERS", "Staging", "is_privileged", "staging"]
 
@@ -112,6 +115,8 @@ class _Keeper:
         self.mounts: int = -1
 
     def get(self, *, host: bool) -> Staging:
+        from containerkit import hostroot
+
         with self.lock:
             key = (os.geteuid(), *(hostroot.signature() if host else ()))
             if self._mounts_changed():
@@ -147,6 +152,8 @@ def staging(*, host: bool) -> Staging:
 
 
 def _build(*, host: bool) -> Staging:
+    from containerkit import hostroot
+
     root = hostroot.read() if host else None
     privileged = is_privileged()
     inputs = {_PROC.name: _native.proc()}

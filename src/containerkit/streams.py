@@ -6,24 +6,24 @@ import os
 from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any
 
-import attrs
-
 from containerkit.errors import SpecError
 
 __all__ = ["Streams"]
 
 
-@attrs.define(eq=False)
 class Streams:
     """The standard streams of a process to be: what the child gets, and what the caller keeps.
 
     Made by :meth:`open`; :meth:`close_child` once the child has its copies, :meth:`close` when it never came to be.
     """
 
-    child: list[int]
-    own: list[int | None]
-    _temporary: list[int]
-    terminal: bool = False
+    def __init__(
+        self, child: list[int], own: list[int | None], temporary: list[int], *, terminal: bool = False
+    ) -> None:
+        self.child = child
+        self.own = own
+        self.terminal = terminal
+        self._temporary = temporary
 
     @classmethod
     def open(cls, stdin: Any, stdout: Any, stderr: Any, owner: int | None = None) -> Streams:

@@ -8,8 +8,24 @@ processes inside.
 from __future__ import annotations
 
 from containerkit.namespace.description import Namespaces, TimeOffsets
-from containerkit.namespace.handle import Namespace
 from containerkit.namespace.kind import Kind
-from containerkit.namespace.visit import Visit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.namespace.handle import Namespace
+    from containerkit.namespace.visit import Visit
 
 __all__ = ["Kind", "Namespace", "Namespaces", "TimeOffsets", "Visit"]
+
+_LATE = {"Namespace": "handle", "Visit": "visit"}
+
+
+def __getattr__(name: str) -> object:
+    """Load the handles on first use: a description needs none."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    globals()[name] = value
+    return value

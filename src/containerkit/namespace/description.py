@@ -7,12 +7,13 @@ import os
 import attrs
 
 from containerkit.errors import SpecError
-from containerkit.namespace.handle import Namespace
 from containerkit.namespace.kind import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from containerkit.namespace.handle import Namespace
 
     Choice = str | int | os.PathLike[str] | Namespace
 
@@ -27,13 +28,17 @@ def _plain(value: Choice) -> Choice:
 
 
 def _choice(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value in ("new", "host"):
+        return
+    from containerkit.namespace.handle import Namespace  # the handles are loaded by those who join
+
     kind = Kind(attribute.name)
     if isinstance(value, Namespace):
         if value.kind is not kind:
             raise SpecError(f"{kind.value} namespace: can't join {value!r}, it is of another kind")
         return
     if isinstance(value, str):
-        valid = value in ("new", "host") or ("/" in value and "\0" not in value)
+        valid = "/" in value and "\0" not in value
     else:
         valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if not valid:
@@ -118,6 +123,8 @@ class Namespaces:
 
 
 def _open(choice: Choice, kind: Kind) -> Namespace:
+    from containerkit.namespace.handle import Namespace
+
     if isinstance(choice, Namespace):
         return Namespace.from_fd(choice.fileno(), kind)
     if isinstance(choice, int):

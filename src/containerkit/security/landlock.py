@@ -384,7 +384,7 @@ def _path_steps(rule: PathRule, held: frozenset[str]) -> list[Operation]:
     hint = "the path of a Landlock rule has to be there; optional=True passes over one that isn't"
     opened = open_at(k.AT_FDCWD, os.fsencode(rule.path), k.O_PATH, _PATH, hint=hint)
     if rule.optional:
-        opened = attrs.evolve(opened, tolerate=(ENOENT, ENOTDIR), skip=len(steps) + 1)
+        opened = opened._replace(tolerate=(ENOENT, ENOTDIR), skip=len(steps) + 1)
     return [opened, *steps, close(_PATH)]
 
 

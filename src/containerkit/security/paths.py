@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from errno import ENOENT, ENOTDIR
 
-import attrs
-
 from containerkit import plan
 from containerkit._native import constants as k
 from containerkit.plan import Operation, Slot
@@ -71,7 +69,7 @@ def mask(root: Slot, path: str) -> list[Operation]:
     over = [plan.move_mount(tree, at, b"", target=path), plan.close(tree), plan.close(at)]
     folder = [*plan.new_mount("tmpfs", {"size": "4k", "mode": "555"}, tree, attributes=readonly), *over]
     file = [plan.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device"), *over]
-    folder[-1] = attrs.evolve(folder[-1], leap=len(file) + 1)  # it was a folder: it is no file
+    folder[-1] = folder[-1]._replace(leap=len(file) + 1)  # it was a folder: it is no file
     return [
         _open_if_there(root, path, at, k.O_DIRECTORY, len(folder)),
         *folder,
@@ -82,4 +80,4 @@ def mask(root: Slot, path: str) -> list[Operation]:
 
 def _open_if_there(root: Slot, path: str, at: Slot, flags: int, skip: int) -> Operation:
     step = plan.open_inside(root, path[1:].encode(), k.O_PATH | flags, at, target=path, tolerate=(ENOENT, ENOTDIR))
-    return attrs.evolve(step, skip=skip)
+    return step._replace(skip=skip)

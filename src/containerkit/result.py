@@ -1,0 +1,129 @@
+"""How a command ended, and what it had used."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any, Literal
+
+import attrs
+
+from containerkit._native.outcome import Ending
+from containerkit.errors import ExitError, OutOfMemory
+
+__all__ = ["Cause", "CompletedProcess", "Usage", "cause_of", "decode"]
+
+Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
+
+
+@attrs.frozen(kw_only=True)
+class Usage:
+    """What a command, with the children that were waited for, has used.
+
+    Attributes:
+        user_s, system_s: CPU time in seconds.
+        max_rss_bytes: the largest resident set of any one process; None when it was no larger than the caller's own,
+            whose memory the process shared until its exec, so that the kernel's figure may be the caller's.
+        minor_faults, major_faults: page faults without and with I/O.
+        in_blocks, out_blocks: 512-byte blocks read from and written to devices.
+        voluntary_switches, involuntary_switches: context switches.
+        memory_peak_bytes: the most memory that all of it had at a time; None without a memory controller.
+        throttled_s: how long the cpu limit held it up; None without a cpu controller.
+        group: all that the control group reports; None without one.
+
+    Source: getrusage(2).
+    """
+
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int | None = None
+    minor_faults: int = 0
+    major_faults: int = 0
+    in_blocks: int = 0
+    out_blocks: int = 0
+    voluntary_switches: int = 0
+    involuntary_switches: int = 0
+    memory_peak_bytes: int | None = None
+    throttled_s: float | None = None
+    group: Any = None
+
+    @classmethod
+    def from_ending(cls, ending: Ending) -> Usage:
+        """Return the usage of a process that was waited for."""
+        return cls(
+            user_s=ending.user_us / 1e6,
+            system_s=ending.system_us / 1e6,
+            max_rss_bytes=_own_rss(ending.maxrss_kib),
+            minor_faults=ending.minor_faults,
+            major_faults=ending.major_faults,
+            in_blocks=ending.in_blocks,
+            out_blocks=ending.out_blocks,
+            voluntary_switches=ending.voluntary_switches,
+            involuntary_switches=ending.involuntary_switches,
+        )
+
+
+def _own_rss(maxrss_kib: int) -> int | None:
+    from resource import RUSAGE_SELF, getrusage
+
+    return maxrss_kib * 1024 if maxrss_kib > getrusage(RUSAGE_SELF).ru_maxrss else None
+
+
+@attrs.frozen(kw_only=True)
+class CompletedProcess:
+    """A command that has ended.
+
+    Attributes:
+        args: its words.
+        returncode: its exit status, or the negative number of the signal that ended it.
+        stdout, stderr: what it wrote: bytes, text, or None where it was not captured.
+        usage: what it used.
+        cause: why it ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``, ``"seccomp"``, or ``"output"`` when it
+            wrote more than was allowed.
+        duration_s: seconds from the call to the end.
+    """
+
+    args: list[str]
+    returncode: int
+    stdout: Any = None
+    stderr: Any = None
+    usage: Usage = attrs.field(factory=Usage)
+    cause: Cause = "exit"
+    duration_s: float = 0.0
+
+    def check_returncode(self) -> None:
+        """Raise unless the exit status is 0.
+
+        Raises:
+            OutOfMemory: the kernel killed it for its memory.
+            ExitError: any other end.
+        """
+        if self.returncode:
+            kind = OutOfMemory if self.cause == "oom" else ExitError
+            raise kind(self.returncode, self.args, self.stdout, self.stderr, self.cause)
+
+
+def cause_of(ending: Ending) -> Cause:
+    """Return why a process ended, as far as its status tells."""
+    if ending.code == os.CLD_EXITED:
+        return "exit"
+    return "seccomp" if ending.status == signal.SIGSYS else "signal"
+
+
+def decode(pid: int, status: int, usage: tuple[int, ...]) -> Ending:
+    """Return the ending of a wait status and a struct rusage."""
+    exited = os.WIFEXITED(status)
+    return Ending(
+        pid,
+        os.CLD_EXITED if exited else os.CLD_KILLED,
+        os.WEXITSTATUS(status) if exited else os.WTERMSIG(status),
+        usage[0] * 1_000_000 + usage[1],
+        usage[2] * 1_000_000 + usage[3],
+        usage[4],
+        usage[8],
+        usage[9],
+        usage[11],
+        usage[12],
+        usage[16],
+        usage[17],
+    )
