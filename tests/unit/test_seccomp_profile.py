@@ -345,6 +345,8 @@ def test_oci_profile_is_read_from_a_file(tmp_path):
     path.write_text("{")
     with pytest.raises(SpecError, match="seccomp profile /"):
         Seccomp.from_oci(path)
+    with pytest.raises(SpecError, match="No such file"):
+        Seccomp.from_oci(tmp_path / "missing")
 
 
 def test_oci_flags_listener_and_actions():
@@ -479,3 +481,14 @@ def test_recording_filter_tells_every_call_through_every_entry():
     program = bpf_simulator.decode(recording_filter().program("x86_64"))
     for number, token in ((0, X86_64), (2**30, X86_64), (5000, X86_64), (3, ARCHITECTURES["x86"].token)):
         assert bpf_simulator.run(program, number, token)[0] == NOTIFY.value
+
+
+def test_filter_prints_itself_in_words():
+    condition = Condition(argument=0, op="masked_eq", value=1, mask=0xFF)
+    profile = Seccomp(default_action=ALLOW, architectures=["x86"]).deny("read", "write").kill("open", when=[condition])
+    assert str(profile).splitlines() == [
+        "allow unless a rule says otherwise; allow for unknown numbers",
+        "kill process when argument 0 & 0xff == 0x1: open",
+        "fail with EPERM: read write",
+        "kill process for any architecture but the native, x86",
+    ]

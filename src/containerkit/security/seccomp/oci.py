@@ -85,6 +85,8 @@ def _load(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             content = json.load(file)
+    except OSError as error:
+        raise SpecError(f"seccomp profile {os.fspath(path)}: {os.strerror(error.errno or 0)}") from error
     except ValueError as error:
         raise SpecError(f"seccomp profile {os.fspath(path)}: {error}") from error
     if not isinstance(content, dict):

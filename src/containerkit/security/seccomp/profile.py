@@ -6,7 +6,7 @@ needed, and installed by the operation that :meth:`Seccomp.operations` returns.
 
 from __future__ import annotations
 
-from errno import EINVAL, EPERM
+from errno import EINVAL, EPERM, errorcode
 from struct import pack
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -78,6 +78,11 @@ class Action:
         """Hand the call to the ptrace tracer; without one it fails with ``ENOSYS``."""
         return cls("trace", message)
 
+    def __str__(self) -> str:
+        if self.kind == "errno":
+            return f"fail with {errorcode.get(self.data, self.data)}"
+        return f"{self.kind.replace('_', ' ')}{f' {self.data}' if self.data else ''}"
+
     @property
     def value(self) -> int:
         """The filter's return value. Source: seccomp(2)."""
@@ -130,6 +135,11 @@ class Condition:
         if not 0 <= self.value <= _LARGEST or not 0 <= self.mask <= _LARGEST:
             raise SpecError("an argument is compared with a number from 0 to 2**64 - 1")
 
+    def __str__(self) -> str:
+        if self.op == "masked_eq":
+            return f"argument {self.argument} & {self.mask:#x} == {self.value:#x}"
+        return f"argument {self.argument} {self.op} {self.value:#x}"
+
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:
     if isinstance(names, str):
@@ -161,6 +171,10 @@ class Rule:
     def __attrs_post_init__(self) -> None:
         for name in self.names:
             _check_name(name)
+
+    def __str__(self) -> str:
+        when = f" when {' and '.join(map(str, self.when))}" if self.when else ""
+        return f"{self.action}{when}: {' '.join(self.names)}"
 
 
 def _rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
@@ -304,6 +318,14 @@ class Seccomp:
             raise SpecError("name the system calls")
         rule = Rule(names=names, action=action, when=tuple(when))
         return attrs.evolve(self, rules=(rule, *self.rules))
+
+    def __str__(self) -> str:
+        """Return the filter in words, a line for each rule."""
+        unknown = self.unknown_action or self.default_action
+        lines = [f"{self.default_action} unless a rule says otherwise; {unknown} for unknown numbers"]
+        lines += [str(rule) for rule in self.rules]
+        lines.append(f"{self.foreign_action} for any architecture but {', '.join(('the native', *self.architectures))}")
+        return "\n".join(lines)
 
     @property
     def notifies(self) -> bool:
