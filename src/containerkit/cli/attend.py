@@ -1,0 +1,226 @@
+"""Stays with a command until its end: passes signals on, and relays its terminal."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import termios
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.cli import terminal
+
+if TYPE_CHECKING:
+    from containerkit.cli.signals import Signals
+    from containerkit.cli.terminal import RawMode
+    from containerkit.process import Process
+
+__all__ = ["Attendant", "Relay"]
+
+_CHUNK: Final = 65536
+_AHEAD: Final = 65536
+"""Bytes of input that are read before the command takes them."""
+
+
+class Attendant:
+    """Waits for a process, and passes on the signals that come meanwhile.
+
+    Args:
+        process: whom.
+        signals: entered already.
+        timeout: seconds after which :meth:`stay` gives up (default: never).
+    """
+
+    def __init__(self, process: Process, signals: Signals, timeout: float | None = None) -> None:
+        self.process = process
+        self.signals = signals
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.poll = select.poll()
+        self.poll.register(process.fileno(), select.POLLIN)
+        self.poll.register(signals.fileno(), select.POLLIN)
+
+    def stay(self) -> bool:
+        """Wait for the end.
+
+        Returns:
+            False when the time was up before.
+        """
+        ended = self.process.fileno()
+        while True:
+            events = self.poll.poll(self._milliseconds())
+            for fd, event in events:
+                if fd == self.signals.fileno():
+                    for number in self.signals.read():
+                        self.take(number)
+                elif fd != ended:
+                    self.serve(fd, event)
+            if any(fd == ended for fd, _ in events):
+                self.finish()
+                return True
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                self.finish()
+                return False
+
+    def _milliseconds(self) -> float | None:
+        if self.deadline is None:
+            return None
+        return max(0.0, (self.deadline - time.monotonic()) * 1000 + 0.5)
+
+    def take(self, number: int) -> None:
+        """Act on a signal."""
+        self.process.send_signal(number)
+
+    def serve(self, fd: int, event: int) -> None:
+        """Act on one of the other descriptors."""
+
+    def finish(self) -> None:
+        """Do what is left to do once the process has ended or is given up."""
+
+
+class Relay(Attendant):
+    """Shows the terminal of a process on the caller's streams.
+
+    Keys go in as they are, so that Ctrl-C, Ctrl-Z and their like act inside; the size follows the caller's terminal.
+
+    Args:
+        process: started with a terminal.
+        signals: entered already; SIGWINCH, SIGCONT and SIGTSTP among them.
+        raw: the caller's terminal, entered already.
+        timeout: as for :class:`Attendant`.
+    """
+
+    def __init__(self, process: Process, signals: Signals, raw: RawMode, timeout: float | None = None) -> None:
+        super().__init__(process, signals, timeout)
+        assert process.stdin is not None
+        self.raw = raw
+        self.master: int = process.stdin.fileno()
+        self.waiting = b""
+        self.reading = True
+        self.at_line_start = True
+        os.set_blocking(self.master, False)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Ask for what can be used: input while there is room for it, the master's turn while input waits."""
+        if self.master >= 0:
+            self.poll.register(self.master, select.POLLIN | (select.POLLOUT if self.waiting else 0))
+        if self.reading and self.master >= 0 and len(self.waiting) < _AHEAD:
+            self.poll.register(0, select.POLLIN)
+        else:
+            _forget(self.poll, 0)
+
+    def serve(self, fd: int, event: int) -> None:
+        """Move bytes."""
+        if fd == 0:
+            self._read_input()
+        elif fd == self.master:
+            if event & select.POLLOUT:
+                self._feed()
+            if event & ~select.POLLOUT and not self._show():
+                self._hang_up()
+        self._watch()
+
+    def _read_input(self) -> None:
+        try:
+            data = os.read(0, _CHUNK)
+        except BlockingIOError:
+            return
+        except (
+            OSError
+        ):  # EIO: the terminal is gone, or this job is in its background and nobody will ever bring it back
+            data = b""
+        if not data:
+            self.reading = False
+            data = self._end_of_file()
+        else:
+            self.at_line_start = data.endswith((b"\n", b"\r"))
+        self.waiting += data
+        self._feed()
+
+    def _end_of_file(self) -> bytes:
+        """Return what ends the input of a terminal: only at the start of a line does one Ctrl-D. Source: termios(3)."""
+        modes: list[Any] = termios.tcgetattr(self.master)
+        if not modes[3] & termios.ICANON:
+            return b""
+        key: bytes = modes[6][termios.VEOF]
+        return key if self.at_line_start else key * 2
+
+    def _feed(self) -> None:
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[os.write(self.master, self.waiting) :]
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: nobody has the other side open
+            self.waiting = b""
+
+    def _show(self) -> bool:
+        """Pass on what was written; False when there will be no more."""
+        try:
+            data = os.read(self.master, _CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:  # EIO: the last one inside has closed it
+            return False
+        return bool(data) and _show_all(data)
+
+    def take(self, number: int) -> None:
+        """Act on a signal: the terminal's own here, all others inside."""
+        if number == signal.SIGWINCH:
+            self._resize()
+        elif number == signal.SIGTSTP:
+            self.raw.restore()
+            os.kill(os.getpid(), signal.SIGSTOP)  # SIGCONT is next
+        elif number == signal.SIGCONT:
+            self.raw.set()
+            self._resize()
+        elif number == signal.SIGHUP:
+            self._hang_up()
+        else:
+            self.process.send_signal(number)
+
+    def _resize(self) -> None:
+        if self.master >= 0:
+            self.process.resize(*terminal.size())
+
+    def _hang_up(self) -> None:
+        """Let go of the terminal: those inside who still have it get SIGHUP from the kernel. Source: pty(7)."""
+        if self.master < 0:
+            return
+        _forget(self.poll, self.master)
+        self.master = -1
+        for file in (self.process.stdin, self.process.stdout):
+            assert file is not None
+            file.close()
+
+    def finish(self) -> None:
+        """Pass on the rest of what was written; what the command left running has no say any more."""
+        while self.master >= 0:
+            try:
+                data = os.read(self.master, _CHUNK)
+            except OSError:  # nothing more now, or ever
+                return
+            if not data or not _show_all(data):
+                return
+
+
+def _forget(poll: select.poll, fd: int) -> None:
+    try:
+        poll.unregister(fd)
+    except KeyError:
+        return
+
+
+def _show_all(data: bytes) -> bool:
+    """Write to stdout; False when the caller's terminal is gone."""
+    while data:
+        try:
+            data = data[os.write(1, data) :]
+        except BlockingIOError:  # the caller's stream may not wait; we can
+            select.select([], [1], [])
+        except BrokenPipeError:
+            raise
+        except OSError:  # EIO
+            return False
+    return True

@@ -1,0 +1,37 @@
+"""Tell what this host lets the caller do, by trying, and for what is missing what would help."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from containerkit._linux.features import probe
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["define", "main"]
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--json", action="store_true", help="print it for programs")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the report; returns 0.
+
+    Raises:
+        SetupError: the trials could not be run.
+    """
+    report = probe()
+    if options.json:
+        import json
+
+        # Sets have no order of their own, and JSON has no sets.
+        text = json.dumps(attrs.asdict(report), indent=2, default=sorted)
+    else:
+        text = str(report)
+    print(text, flush=True)  # noqa: T201 - a command line speaks
+    return 0

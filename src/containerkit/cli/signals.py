@@ -1,0 +1,74 @@
+"""Signals as something to be read, for those who wait for other things as well."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["FORWARDED", "Signals"]
+
+FORWARDED: Final = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGALRM,
+        signal.SIGTERM,
+    }
+)
+"""What is passed on to the command. It has a session of its own, so that none of the terminal's reach it otherwise."""
+
+
+class Signals:
+    """Takes signals for as long as it is entered; :meth:`read` tells which came.
+
+    A signal that was ignored when the program was started (by nohup, say) stays ignored.
+
+    Args:
+        numbers: which.
+    """
+
+    def __init__(self, numbers: frozenset[signal.Signals]) -> None:
+        self.numbers = numbers
+        self._before: dict[int, Any] = {}
+        self._pipe = (-1, -1)
+        self._wakeup = -1
+
+    def __enter__(self) -> Self:
+        self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # The handler itself has nothing to do: the interpreter writes the number into the pipe.
+        self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        for number in self.numbers:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, _ignore)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        for fd in self._pipe:
+            os.close(fd)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when a signal has come."""
+        return self._pipe[0]
+
+    def read(self) -> list[int]:
+        """Return the numbers of those that have come since the last time, without waiting."""
+        try:
+            return list(os.read(self._pipe[0], 4096))
+        except BlockingIOError:
+            return []
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Let the wakeup descriptor tell."""

@@ -1,0 +1,44 @@
+import pytest
+
+from containerkit import sweep
+from containerkit.errors import CleanupError
+
+
+def removes():
+    return ("a", "b")
+
+
+def can_not_remove():
+    raise CleanupError(("c: Device or resource busy",))
+
+
+def is_refused():
+    raise PermissionError(13, "Permission denied", "/x")
+
+
+@pytest.fixture
+def sweepers(monkeypatch):
+    def choose(*functions):
+        places = {function.__name__: f"{__name__}:{function.__name__}" for function in functions}
+        monkeypatch.setattr(sweep, "SWEEPERS", places)
+
+    return choose
+
+
+def test_gc_tells_what_it_removed(sweepers):
+    sweepers(removes)
+    swept = sweep.gc()
+    assert sweep.Swept(removed=("removes a", "removes b")) == swept
+    assert swept
+
+
+def test_gc_goes_on_after_what_it_can_not_remove(sweepers):
+    sweepers(can_not_remove, is_refused, removes)
+    swept = sweep.gc()
+    assert ("removes a", "removes b") == swept.removed
+    assert ("can_not_remove c: Device or resource busy", "is_refused: [Errno 13] Permission denied: '/x'") == swept.left
+    assert not swept
+
+
+def test_gc_knows_where_each_kind_is_swept():
+    assert all(callable(sweep._sweeper(place)) for place in sweep.SWEEPERS.values())
