@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from errno import EACCES, ENOSYS, EPERM
@@ -11,11 +12,12 @@ from errno import EACCES, ENOSYS, EPERM
 import pytest
 from security_child import LIBC, attempt, in_child
 
+from containerkit.engine import Program
 from containerkit.errors import SetupError, SpecError, StateError
-from containerkit.plan import Slot
+from containerkit.plan import ARGV, ENVP, Plan, Slot, call
 from containerkit.security.capabilities import no_new_privs
 from containerkit.security.direct import perform
-from containerkit.security.notify import CONTINUE, Fail, Inject, Listener, Return, Supervisor, supervise
+from containerkit.security.notify import CONTINUE, Fail, Inject, Listener, Return, Supervisor, handed_over, supervise
 from containerkit.security.record import Recorder, profile, record, recording_filter
 from containerkit.security.seccomp import Condition, Seccomp
 from containerkit.security.seccomp.architecture import architecture, calls_of
@@ -361,3 +363,75 @@ def test_recorder_tells_the_other_entries_apart():
     with Supervisor(child.listener, recorder):
         assert child.answer() == "True"
     assert recorder.calls == {f"{MACHINE}:getppid": 1}
+
+
+def start(profile, argv, socket_end):
+    """Start a program under a filter whose listener goes out through a socket."""
+    plan = Plan(
+        (
+            no_new_privs(),
+            *handed_over(profile, socket=Slot("supervisor"), listener=Slot("listener")),
+            call("execve", argv[0], ARGV, ENVP, target="program"),
+        )
+    )
+    try:
+        return Program(plan).run({"supervisor": socket_end.fileno()}, argv=argv, envp=[b"LC_ALL=C"])
+    finally:
+        socket_end.close()
+
+
+def ended(outcome):
+    status = os.waitpid(outcome.pid, 0)[1]
+    os.close(outcome.pidfd)
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_handed_over_listener_lets_a_whole_program_be_recorded(interpreter, tmp_path):
+    """Every call is notified, that of the hand-over and the execve as well."""
+    ours, theirs = socket.socketpair()
+    recorder = Recorder(MACHINE)
+    with ours, Supervisor(os.dup(ours.fileno()), recorder, through_socket=True) as supervisor:
+        outcome = start(recording_filter(), [b"/bin/mkdir", bytes(tmp_path / "made")], theirs)
+        assert ended(outcome) == 0
+        assert supervisor.join(10)
+    assert (tmp_path / "made").is_dir()
+    assert {"execve", "exit_group"} <= set(recorder.calls)
+    assert recorder.calls["execve"] == 1
+    assert {"mkdir", "mkdirat"} & set(recorder.calls)
+    assert "sendmsg" not in recorder.calls
+
+    ours, theirs = socket.socketpair()
+    made = profile(recorder.calls).notify("getppid")
+    with ours, Supervisor(os.dup(ours.fileno()), lambda _: CONTINUE, through_socket=True):
+        assert ended(start(made, [b"/bin/mkdir", bytes(tmp_path / "again")], theirs)) == 0
+    assert (tmp_path / "again").is_dir()
+
+
+def test_handed_over_listener_is_not_in_the_program(interpreter):
+    ours, theirs = socket.socketpair()
+    with ours, Supervisor(os.dup(ours.fileno()), lambda _: CONTINUE, through_socket=True):
+        outcome = start(NOTIFY_MKDIR, [b"/bin/sh", b"-c", b"ls -l /proc/self/fd | grep -c seccomp"], theirs)
+        assert ended(outcome) == 1  # grep found none
+
+
+def test_handed_over_sendmsg_stays_forbidden_without_the_secret():
+    filter_ = Seccomp.permissive().deny("sendmsg", errno=77).notify("getppid")
+    operations = handed_over(filter_, socket=Slot("supervisor"), listener=Slot("listener"), secret=4711)
+    ours, theirs = socket.socketpair()
+
+    def work():
+        perform((no_new_privs(), *operations), {"supervisor": theirs.fileno()})
+        return [attempt(CALLS["sendmsg"], -1, 0, 0), attempt(CALLS["sendmsg"], -1, 0, 0, 0, 0, 4711)]
+
+    with ours, theirs:
+        assert in_child(work) == [-77, -9]
+
+
+def test_supervisor_that_is_never_given_a_listener_ends():
+    ours, theirs = socket.socketpair()
+    with ours, Supervisor(os.dup(ours.fileno()), lambda _: CONTINUE, through_socket=True) as supervisor:
+        theirs.close()
+        assert supervisor.join(5)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Supervisor(os.dup(ours.fileno()), lambda _: CONTINUE, through_socket=True) as supervisor:
+        assert not supervisor.join(0.05)

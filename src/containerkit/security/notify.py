@@ -25,17 +25,23 @@ from errno import EINPROGRESS, EINVAL, ENOENT, EPERM
 from fcntl import ioctl
 from select import POLLHUP, POLLIN, poll
 from struct import Struct
+from sys import byteorder
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from containerkit.errors import SetupError, SpecError, StateError
+from containerkit.plan import send_descriptor
+from containerkit.security.seccomp.profile import ALLOW, Condition, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
     from typing import Self
+
+    from containerkit.plan import Operation, Slot
+    from containerkit.security.seccomp.profile import Seccomp
 
 __all__ = [
     "CONTINUE",
@@ -47,6 +53,8 @@ __all__ = [
     "Return",
     "Supervisor",
     "SyscallRequest",
+    "handed_over",
+    "receive_listener",
     "supervise",
 ]
 
@@ -62,6 +70,8 @@ _RESPONSE_CONTINUES: Final = 1
 _SET_NUMBER: Final = 1
 _AND_SEND: Final = 2
 _LARGEST_ERRNO: Final = 4095
+_UNUSED: Final = 5
+"""The last argument, which ``sendmsg`` has no use for."""
 
 
 @attrs.frozen
@@ -355,13 +365,18 @@ class Supervisor:
     Args:
         descriptor: the listener's, owned from now on.
         handler: answers one request; called in the thread, one at a time.
+        through_socket: the descriptor is that of a socket, from which the listener's has to be received first; see
+            :func:`handed_over`. The other end may be closed without: then there is nothing to supervise.
 
     Attributes:
-        error: the handler's first exception.
+        error: the first exception, the handler's or that of receiving.
     """
 
-    def __init__(self, descriptor: int, handler: Callable[[SyscallRequest], Reply]) -> None:
-        self._listener = Listener(descriptor)
+    def __init__(
+        self, descriptor: int, handler: Callable[[SyscallRequest], Reply], *, through_socket: bool = False
+    ) -> None:
+        self._listener = Listener(-1 if through_socket else descriptor)
+        self._socket = descriptor if through_socket else -1
         self._handler = handler
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self.error: BaseException | None = None
@@ -391,10 +406,32 @@ class Supervisor:
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         self._listener.close()
+        if self._socket >= 0:
+            os.close(self._socket)
         os.close(self._stop)
         self._stop = -1
 
     def _run(self) -> None:
+        try:
+            if self._socket < 0 or self._receive():
+                self._serve()
+        except Exception as error:  # noqa: BLE001 - the thread has nobody to raise it to; leaving the block raises it
+            self.error = self.error or error
+
+    def _receive(self) -> bool:
+        """Take the listener from the socket, and tell whether it came."""
+        waiter = poll()
+        waiter.register(self._socket, POLLIN)
+        waiter.register(self._stop, POLLIN)
+        if self._stop in dict(waiter.poll()):
+            return False
+        descriptor = receive_listener(self._socket)
+        if descriptor is None:
+            return False
+        self._listener = Listener(descriptor)
+        return True
+
+    def _serve(self) -> None:
         waiter = poll()
         waiter.register(self._listener.fileno(), POLLIN)
         waiter.register(self._stop, POLLIN)
@@ -416,6 +453,44 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - the process must not wait for ever, and the error is not lost
             self.error = self.error or error
             self._listener.reply(request, Fail())
+
+
+def receive_listener(socket: int) -> int | None:
+    """Receive a descriptor through a connected ``AF_UNIX`` socket; None when the other end was closed without.
+
+    Source: recvmsg(2), SCM_RIGHTS in unix(7).
+    """
+    from socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, fromfd
+
+    with fromfd(socket, AF_UNIX, SOCK_STREAM) as channel:
+        _, ancillary, _, _ = channel.recvmsg(1, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+            return int.from_bytes(content[:4], byteorder)
+    return None
+
+
+def handed_over(seccomp: Seccomp, *, socket: Slot, listener: Slot, secret: int | None = None) -> tuple[Operation, ...]:
+    """Return the operations that install a filter and send its listener to a supervisor.
+
+    The call that sends it is itself subject to the filter, which may notify or deny it; and nobody listens yet. So one
+    ``sendmsg`` is let through: the one that has a secret in its sixth argument, which the kernel ignores. What is
+    executed later can't know the secret: it is 63 bits, and a program can't read its own filter without privilege.
+
+    Args:
+        seccomp: a filter that notifies.
+        socket: the slot of a connected ``AF_UNIX`` socket, whose other end a :class:`Supervisor` holds.
+        listener: the slot that takes the listener's descriptor; it closes with the ``execve``.
+        secret: for a plan that is the same each time it is made; random by default.
+
+    Source: seccomp_unotify(2), sendmsg(2).
+    """
+    word = int.from_bytes(os.urandom(8), byteorder) >> 1 if secret is None else secret
+    passing = Rule(names=("sendmsg",), action=ALLOW, when=(Condition(argument=_UNUSED, value=word),))
+    opened = attrs.evolve(seccomp, rules=(passing, *seccomp.rules))
+    send = send_descriptor(socket, listener)
+    padding = (0,) * (_UNUSED - len(send.args))
+    return (*opened.operations(listener=listener), send._replace(args=(*send.args, *padding, word)))
 
 
 async def supervise(descriptor: int, handler: Callable[[SyscallRequest], Awaitable[Reply]]) -> None:

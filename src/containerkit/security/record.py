@@ -7,6 +7,8 @@ one continue. A call is counted when it is asked for, whether or not it succeeds
     with Supervisor(descriptor, recorder) as supervisor:
         supervisor.join()
     profile(recorder.calls).to_oci()
+
+The listener has to leave the program before it makes a call: :func:`containerkit.security.notify.handed_over`.
 """
 
 from __future__ import annotations
