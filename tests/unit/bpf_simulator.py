@@ -3,15 +3,15 @@
 from struct import iter_unpack, pack
 
 
-def decode(program):
-    return list(iter_unpack("=HBBI", program))
+def decode(program, order="="):
+    return list(iter_unpack(f"{order}HBBI", program))
 
 
-def run(program, number, token, args=(), pointer=0):
-    """Return (verdict, instructions executed)."""
+def run(program, number, token, args=(), pointer=0, order="<"):
+    """Return (verdict, instructions executed); ``order`` is that of the machine's bytes, as struct has it."""
     args = tuple(args) + (0,) * (6 - len(args))
-    data = pack("=iIQ6Q", number if number < 2**31 else number - 2**32, token, pointer, *args)
-    words = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+    data = pack(f"{order}iIQ6Q", number if number < 2**31 else number - 2**32, token, pointer, *args)
+    words = [int.from_bytes(data[at : at + 4], "little" if order == "<" else "big") for at in range(0, len(data), 4)]
     at, accumulator, steps = 0, 0, 0
     instructions = program if isinstance(program, list) else decode(program)
     while True:

@@ -10,7 +10,9 @@ ALLOW, ERRNO, KILL_PROCESS, KILL_THREAD, LOG, TRAP, TRACE = (
 OPS = {"ne": 1, "lt": 2, "le": 3, "eq": 4, "ge": 5, "gt": 6, "masked_eq": 7}
 TOKENS = {
     "x86": 0x40000003, "x86_64": 0xC000003E, "x32": 0x4000003E, "arm": 0x40000028, "aarch64": 0xC00000B7,
-    "riscv64": 0xC00000F3, "ppc64le": 0xC0000015, "s390x": 0x80000016, "s390": 0x16,
+    "riscv64": 0xC00000F3, "ppc64le": 0xC0000015, "ppc64": 0x80000015, "ppc": 0x14, "s390x": 0x80000016, "s390": 0x16,
+    "mips": 0x8, "mipsel": 0x40000008, "mips64": 0x80000008, "mipsel64": 0xC0000008, "mips64n32": 0xA0000008,
+    "mipsel64n32": 0xE0000008,
 }  # fmt: skip
 
 
@@ -50,8 +52,8 @@ def export(library, default, rules, architectures, native="x86_64"):
     assert context
     try:
         if native != "x86_64":
+            assert library.seccomp_arch_remove(context, TOKENS["x86_64"]) == 0  # only one byte order at a time
             assert library.seccomp_arch_add(context, TOKENS[native]) == 0
-            assert library.seccomp_arch_remove(context, TOKENS["x86_64"]) == 0
         for each in architectures:
             assert library.seccomp_arch_add(context, TOKENS[each]) in (0, -17)
         assert library.seccomp_attr_set(context, 2, KILL_PROCESS) == 0  # SCMP_FLTATR_ACT_BADARCH

@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 from errno import ENOSYS, EPERM
 from pathlib import Path
 from struct import unpack
@@ -205,6 +207,23 @@ def test_default_compiled_ahead_is_what_the_compiler_writes(machine):
     assert compile_filter(Seccomp.default(), machine) == bytes.fromhex(ready.PROGRAMS[machine])
     assert ready.program(Seccomp.default(), machine) == bytes.fromhex(ready.PROGRAMS[machine])
     assert ready.program(Seccomp.default().allow("ptrace"), machine) is None
+
+
+def test_default_is_installed_without_the_classes_that_describe_filters():
+    assert ready.operations() == Seccomp.default().operations()
+    code = (
+        "import sys; from containerkit.security.seccomp.ready import operations; operations();"
+        "print([name for name in ('profile', 'default', 'compiler') if f'containerkit.security.seccomp.{name}' in sys.modules])"
+    )
+    assert "[]\n" == subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_package_has_no_other_names():
+    from containerkit.security import seccomp
+
+    assert sorted(seccomp.__all__) == sorted(name for name in seccomp.__all__ if getattr(seccomp, name) is not None)
+    with pytest.raises(AttributeError, match="no attribute 'Filter'"):
+        _ = seccomp.Filter
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])

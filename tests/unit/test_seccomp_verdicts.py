@@ -267,3 +267,34 @@ def test_default_allows_nothing_that_docker_denies():
                     if verdict == ALLOW.value:
                         expected, _ = bpf_simulator.run(theirs, number, token, args)
                         assert (name, args, hex(expected)) == (name, args, hex(verdict))
+
+
+ELSEWHERE = sorted(set(libseccomp.TOKENS) - {"x86_64", "x32"})
+
+
+@needs_libseccomp
+@pytest.mark.parametrize("native", ELSEWHERE)
+def test_verdict_on_other_machines_is_libseccomps(native):
+    """Their tables, their byte order, and their second ways through ``socketcall`` and ``ipc``."""
+    order = ">" if ARCHITECTURES[native].big_endian else "<"
+    profile = Seccomp(
+        default_action=Action.errno(38),
+        rules=[
+            rule("read write connect socket semop semtimedop shmat msgrcv accept accept4 sendmmsg recv send", ALLOW),
+            rule("personality", ALLOW, (0, "eq", 2**32 + 8, FULL)),
+            rule("mmap mmap2 mprotect", TRAP, (2, "masked_eq", 4, 4), (3, "gt", 2**33, FULL)),
+            rule("clone", LOG, (0, "masked_eq", 0, 0x7E020000)),
+            rule("ptrace bpf keyctl perf_event_open unshare setns mount fork vfork getpid", KILL_THREAD),
+        ],
+    )
+    ours = bpf_simulator.decode(profile.program(native))
+    theirs = bpf_simulator.decode(oracle(profile, native), order)
+    values = [0, 1, 2, 3, 4, 8, 2**32 + 8, 2**33, 2**33 + 1, 0x7E020000, 2**64 - 1]
+    seen = set()
+    for call, token, number in entries(profile, native):
+        for args in [(value,) * 6 for value in values] + [(sub, 0, 4, 2**40, 0, 0) for sub in range(30)]:
+            expected, _ = bpf_simulator.run(theirs, number, token, args, order=order)
+            actual, _ = bpf_simulator.run(ours, number, token, args, order=order)
+            assert (call, args, hex(expected)) == (call, args, hex(actual))
+            seen.add(expected)
+    assert len(seen) >= 4

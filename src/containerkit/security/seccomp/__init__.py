@@ -1,21 +1,25 @@
 """Which system calls a process may make.
 
 :mod:`.profile` describes a filter, :mod:`.default` is the one that containers have, :mod:`.oci` reads those of other
-tools, and :mod:`.compiler` writes the program that the kernel runs.
+tools, and :mod:`.compiler` writes the program that the kernel runs. The names are imported on first use, since a
+container with the default filter needs only what :mod:`.ready` has.
 """
 
-from containerkit.security.seccomp.profile import (
-    ALLOW,
-    KILL_PROCESS,
-    KILL_THREAD,
-    LOG,
-    NOTIFY,
-    TRAP,
-    Action,
-    Condition,
-    Rule,
-    Seccomp,
-)
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from containerkit.security.seccomp.profile import (
+        ALLOW,
+        KILL_PROCESS,
+        KILL_THREAD,
+        LOG,
+        NOTIFY,
+        TRAP,
+        Action,
+        Condition,
+        Rule,
+        Seccomp,
+    )
 
 __all__ = [
     "ALLOW",
@@ -29,3 +33,11 @@ __all__ = [
     "Rule",
     "Seccomp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from containerkit.security.seccomp import profile
+
+    return getattr(profile, name)

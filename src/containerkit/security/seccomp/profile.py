@@ -7,20 +7,19 @@ needed, and installed by the operation that :meth:`Seccomp.operations` returns.
 from __future__ import annotations
 
 from errno import EINVAL, EPERM, errorcode
-from struct import pack
 from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
 from containerkit._native.constants import MACHINE
 from containerkit.errors import SpecError, UnsupportedError
-from containerkit.plan import Block, Operation, call
+from containerkit.security.seccomp.install import FLAGS, install
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from os import PathLike
 
-    from containerkit.plan import Slot
+    from containerkit.plan import Operation, Slot
 
 __all__ = ["ALLOW", "KILL_PROCESS", "KILL_THREAD", "LOG", "NOTIFY", "TRAP", "Action", "Condition", "Rule", "Seccomp"]
 
@@ -36,10 +35,6 @@ _KINDS: Final = {
 }
 """By the names of /proc/sys/kernel/seccomp/actions_avail. Source: linux/seccomp.h."""
 
-_FLAGS: Final = {"tsync": 1, "log": 2, "spec_allow": 4, "wait_killable_recv": 32}
-_NEW_LISTENER: Final = 8
-_TSYNC_ESRCH: Final = 16
-_SET_MODE_FILTER: Final = 1
 _LARGEST_ERRNO: Final = 4095
 
 
@@ -182,9 +177,9 @@ def _rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 
 
 def _flags(flags: Iterable[str]) -> frozenset[str]:
-    wrong = frozenset(flags) - _FLAGS.keys()
+    wrong = frozenset(flags) - FLAGS.keys()
     if wrong:
-        raise SpecError(f"unknown seccomp flag {min(wrong)!r}: of {', '.join(_FLAGS)}")
+        raise SpecError(f"unknown seccomp flag {min(wrong)!r}: of {', '.join(FLAGS)}")
     return frozenset(flags)
 
 
@@ -377,23 +372,8 @@ class Seccomp:
         if missing:
             hint = "a newer kernel, or a Seccomp without that action"
             raise UnsupportedError("seccomp", EINVAL, f"action {min(missing)}", hint)
-        flags = sum(_FLAGS[flag] for flag in self.flags)
-        if listener is not None:
-            # Both TSYNC and a listener want the return value: the kernel takes the two only with this flag.
-            flags |= _NEW_LISTENER | (_TSYNC_ESRCH if "tsync" in self.flags else 0)
-        program = self.program()
-        header = Block(pack("=H6xQ", len(program) // 8, 0), ((8, program),))
-        return (
-            call(
-                "seccomp",
-                _SET_MODE_FILTER,
-                flags,
-                header,
-                target=f"filter of {len(program) // 8} instructions",
-                result=listener,
-                hint="it needs no_new_privs or CAP_SYS_ADMIN, and a kernel with CONFIG_SECCOMP_FILTER",
-            ),
-        )
+        flags = sum(FLAGS[flag] for flag in self.flags)
+        return (install(self.program(), flags, listener),)
 
 
 def _complain(action: Action) -> Action:

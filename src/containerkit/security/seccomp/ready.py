@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from containerkit._native.constants import MACHINE
+from containerkit.security.seccomp.install import install
+
 if TYPE_CHECKING:
+    from containerkit.plan import Operation
     from containerkit.security.seccomp.profile import Seccomp
 
-__all__ = ["PROGRAMS", "program"]
+__all__ = ["PROGRAMS", "operations", "program"]
 
 PROGRAMS: Final[dict[str, str]] = {
     "x86_64": """
@@ -60,6 +64,18 @@ def program(seccomp: Seccomp, machine: str) -> bytes | None:
     """Return the program of a filter if it is one of those compiled ahead."""
     if machine not in PROGRAMS or seccomp is not type(seccomp).default():
         return None
+    return _decode(machine)
+
+
+def operations() -> tuple[Operation, ...] | None:
+    """Return what ``Seccomp.default().operations()`` does, without the classes that describe filters being imported.
+
+    None on a machine for which nothing was compiled ahead.
+    """
+    return (install(_decode(MACHINE)),) if MACHINE in PROGRAMS else None
+
+
+def _decode(machine: str) -> bytes:
     if machine not in _decoded:
         _decoded[machine] = bytes.fromhex(PROGRAMS[machine])
     return _decoded[machine]

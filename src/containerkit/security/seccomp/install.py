@@ -1,0 +1,37 @@
+"""The operation that installs a compiled filter."""
+
+from __future__ import annotations
+
+from struct import pack
+from typing import Final
+
+from containerkit.plan import Block, Operation, Slot, call
+
+__all__ = ["FLAGS", "install"]
+
+FLAGS: Final = {"tsync": 1, "log": 2, "spec_allow": 4, "wait_killable_recv": 32}
+"""By the ends of their names, ``SECCOMP_FILTER_FLAG_*``."""
+
+_NEW_LISTENER: Final = 8
+_TSYNC_ESRCH: Final = 16
+_SET_MODE_FILTER: Final = 1
+_HINT: Final = "it needs no_new_privs or CAP_SYS_ADMIN, and a kernel with CONFIG_SECCOMP_FILTER"
+
+
+def install(program: bytes, flags: int = 0, listener: Slot | None = None) -> Operation:
+    """Return the operation that puts the calling thread under a filter.
+
+    Args:
+        program: an array of ``struct sock_filter``.
+        flags: of :data:`FLAGS`.
+        listener: the slot that takes the descriptor to supervise with.
+
+    Source: seccomp(2).
+    """
+    if listener is not None:
+        # Both TSYNC and a listener want the return value: the kernel takes the two only with this flag.
+        flags |= _NEW_LISTENER | (_TSYNC_ESRCH if flags & FLAGS["tsync"] else 0)
+    count = len(program) // 8
+    header = Block(pack("=H6xQ", count, 0), ((8, program),))
+    target = f"filter of {count} instructions"
+    return call("seccomp", _SET_MODE_FILTER, flags, header, target=target, result=listener, hint=_HINT)
