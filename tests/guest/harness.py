@@ -5,7 +5,7 @@ offers it, the guest mounts it read-only and puts a tmpfs over it, so that nothi
 Command, environment and modules go in with the initramfs; the output comes out through the first serial port, the exit
 status through the second, the kernel's messages through the third.
 
-    python tests/guest/harness.py [--legacy] [--timeout SECONDS] COMMAND...
+    python tests/guest/harness.py [--layout LAYOUT] [--timeout SECONDS] COMMAND...
 
 Debian packages: qemu-system-x86, qemu-system-common (its C virtiofsd), linux-image-cloud-amd64, busybox-static.
 """
@@ -30,7 +30,7 @@ VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 MODULES = ("virtio_pci", "virtiofs", "overlay", "loop", "bfq")
 MEMORY = "2G"
 
-Layout = Literal["unified", "legacy"]
+Layout = Literal["unified", "legacy", "systemd"]
 
 INIT = r"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -53,11 +53,34 @@ mount -t tmpfs run /root/run
 CGROUPS
 cp /command /root/run/command
 ip link set lo up
-chroot /root /bin/sh /run/command </dev/null >/dev/ttyS0 2>&1
+START
+"""
+
+DIRECTLY = """chroot /root /bin/sh /run/command </dev/null >/dev/ttyS0 2>&1
 echo $? >/dev/ttyS1
 sync
-reboot -f
-"""
+reboot -f"""
+
+# systemd as the init, with a message bus and no more: the command is a login session's kind of scope, not delegated.
+BY_SYSTEMD = """for unit in dbus.socket dbus.service; do
+    mkdir -p /root/run/systemd/system/$unit.d
+    printf '[Unit]\\nDefaultDependencies=no\\n' >/root/run/systemd/system/$unit.d/early.conf
+done
+cat >/root/run/systemd/system/guest.target <<END
+[Unit]
+Requires=dbus.socket guest.service
+AllowIsolate=yes
+END
+cat >/root/run/systemd/system/guest.service <<END
+[Unit]
+DefaultDependencies=no
+After=dbus.socket
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '/bin/sh /run/command </dev/null >/dev/ttyS0 2>&1; echo \\$\\$? >/dev/ttyS1; sync; systemctl reboot -ff'
+END
+umount /proc /sys /dev
+exec switch_root /root /lib/systemd/systemd --unit=guest.target --log-target=console --show-status=no >/dev/ttyS2 2>&1"""
 
 UNIFIED = "mount -t cgroup2 cgroup2 /root/sys/fs/cgroup"
 LEGACY = """mount -t tmpfs cgroup /root/sys/fs/cgroup
@@ -131,7 +154,8 @@ def _initramfs(command: list[str], folder: Path, modules: Path, layout: Layout, 
     files = _module_files(modules)
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items()))
     script = f"{exports}cd {shlex.quote(str(PROJECT))} && exec {shlex.join(command)}\n"
-    init = INIT.replace("CGROUPS", UNIFIED if layout == "unified" else LEGACY)
+    init = INIT.replace("CGROUPS", LEGACY if layout == "legacy" else UNIFIED)
+    init = init.replace("START", BY_SYSTEMD if layout == "systemd" else DIRECTLY)
     entries = [(name, 0o040755, b"") for name in ("bin", "dev", "lib", "lower", "over", "proc", "root", "sys")]
     entries += [
         ("bin/busybox", 0o100755, BUSYBOX.read_bytes()),
@@ -173,7 +197,7 @@ def _share_root(folder: Path, stack: ExitStack) -> Path:
 
 def _qemu(kernel: Path, initramfs: Path, socket: Path, folder: Path, layout: Layout) -> list[str]:
     arguments = "quiet panic=-1 mitigations=off nokaslr psi=1 console=ttyS2 rdinit=/init"
-    if layout == "unified":
+    if layout != "legacy":
         arguments += " cgroup_no_v1=all"
     return [
         "qemu-system-x86_64",
@@ -198,13 +222,13 @@ def run_in_guest(
 
     Args:
         command: its arguments.
-        layout: ``"unified"`` for pure version 2, ``"legacy"`` for pure version 1 with the usual joint mounts.
+        layout: ``"unified"`` for pure version 2, ``"legacy"`` for pure version 1 with the usual joint mounts,
+            ``"systemd"`` for version 2 with systemd as the init, which runs the command as a service.
         timeout_s: after so many seconds the guest is killed.
         environment: more of it.
 
     Raises:
-        RuntimeError: the guest could not be started, or ended without a status.
-        subprocess.TimeoutExpired: the time was up.
+        RuntimeError: the guest could not be started, took too long, or ended without a status.
     """
     kernel = _kernel()
     if kernel is None or missing():
@@ -221,16 +245,22 @@ def run_in_guest(
         machine = subprocess.Popen(
             _qemu(image, initramfs, socket, folder, layout), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
+        late = False
         try:
             _, complaint = machine.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            late = True
         finally:
             machine.kill()
-            machine.wait()
-        output = (folder / "output").read_bytes().decode(errors="replace").replace("\r\n", "\n")
-        status = (folder / "status").read_text().strip()
-        kernel_log = (folder / "kernel").read_text(errors="replace")
-    if not status.isdigit():
-        text = f"{output}\n{kernel_log}\n{complaint.decode(errors='replace')}"
+            _, complaint = machine.communicate()
+        output, status, log = (
+            (folder / name).read_bytes().decode(errors="replace").replace("\r\n", "\n")
+            for name in ("output", "status", "kernel")
+        )
+    text = f"{output}\n{log}\n{complaint.decode(errors='replace')}"
+    if late:
+        raise RuntimeError(f"the guest took longer than {timeout_s} s\n{text}")
+    if not status.strip().isdigit():
         raise RuntimeError(f"the guest ended without a status\n{text}")
     return Finished(int(status), output, time.monotonic() - started)
 
@@ -238,15 +268,14 @@ def run_in_guest(
 def main() -> int:
     """Run the command of the command line in a guest, and end as it ended."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--legacy", action="store_true", help="cgroups of version 1 instead of version 2")
+    parser.add_argument("--layout", choices=["unified", "legacy", "systemd"], default="unified", help="of the cgroups")
     parser.add_argument("--timeout", type=float, default=540, help="seconds (default: %(default)s)")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     if missing():
         print(f"guest: {missing()}", file=sys.stderr)
         return 77
-    layout: Layout = "legacy" if arguments.legacy else "unified"
-    done = run_in_guest(arguments.command, layout=layout, timeout_s=arguments.timeout)
+    done = run_in_guest(arguments.command, layout=arguments.layout, timeout_s=arguments.timeout)
     print(done.output, end="")
     print(f"guest: ended with {done.returncode} after {done.seconds:.1f} s", file=sys.stderr)
     return done.returncode

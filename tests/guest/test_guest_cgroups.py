@@ -1,7 +1,8 @@
-"""The control group tests once more, in guests: pure version 2, and pure version 1 with joint mounts, on kernel 6.1."""
+"""The control group tests once more, in guests: version 2, version 1 with joint mounts, version 2 under systemd."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -32,10 +33,13 @@ def test_guest_leaves_nothing_in_this_machines_file_system(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("layout", ["unified", "legacy"])
+@pytest.mark.parametrize("layout", ["unified", "legacy", "systemd"])
 def test_cgroup_tests_pass_in_the_guest(layout):
+    if layout == "systemd" and not os.path.exists("/lib/systemd/systemd"):
+        pytest.skip("a guest with systemd needs the packages systemd and dbus")
+    tests = [test for test in TESTS if ("systemd" in test) == (layout == "systemd")]
     done = run_in_guest(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS], layout=layout, timeout_s=540
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], layout=layout, timeout_s=540
     )
     print(done.output)
     assert done.returncode == 0

@@ -13,7 +13,7 @@ from containerkit.cgroup.limits import Limits
 from containerkit.cgroup.owner import Owner
 from containerkit.cgroup.quantities import group_name
 from containerkit.cgroup.tree import Tree
-from containerkit.errors import ContainerError, SpecError, StateError, UnsupportedError
+from containerkit.errors import ContainerError, SetupError, SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,6 +64,7 @@ class CGroup:
         controllers: Iterable[str] = (),
         owned: bool = True,
         mount: bool = False,
+        systemd: bool | None = None,
     ) -> CGroup:
         """Make a group with its limits in force, with no process in it.
 
@@ -76,6 +77,8 @@ class CGroup:
             owned: whether it goes with this process: its name tells the owner, and what a killed owner left is swept.
                 False takes ``name`` literally and leaves the removal to whoever opens it later.
             mount: whether a version 1 hierarchy that the kernel offers but nothing mounts is mounted privately.
+            systemd: whether the group goes into a delegated scope that systemd is asked for, once in a process. Default
+                when the caller's own group can't have such groups and systemd is the machine's init.
 
         Raises:
             SpecError: the name or the parent can't be meant.
@@ -93,11 +96,8 @@ class CGroup:
         label = Owner.current().label(name) if owned else name
         for attempt in (1, 2):
             # A base can vanish: this process was moved and its former group removed. Look once more, then give up.
-            tree = Tree.current(refresh=attempt == 2) if parent is None else Tree.beneath(parent, refresh=attempt == 2)
-            if mount:
-                tree.mount(wish.controllers() | further)
             try:
-                parts = _make(tree.plan(wish, further), label)
+                parts = _make(_rooms(wish, further, parent, mount=mount, systemd=systemd, refresh=attempt == 2), label)
                 break
             except FileNotFoundError as error:
                 if attempt == 2:
@@ -492,6 +492,26 @@ class CGroup:
 
         self._check_open()
         return PerfCounters(self, events)
+
+
+def _rooms(
+    wish: Limits, further: frozenset[str], parent: str | None, *, mount: bool, systemd: bool | None, refresh: bool
+) -> tuple[Room, ...]:
+    """Find the place for a group and return what has to be made there."""
+    if parent is not None:
+        tree = Tree.beneath(parent, refresh=refresh)
+    elif systemd:
+        tree = Tree.delegated()
+    else:
+        tree = Tree.current(refresh=refresh)
+    if mount:
+        tree.mount(wish.controllers() | further)
+    try:
+        return tree.plan(wish, further)
+    except SetupError:
+        if parent is not None or systemd is not None or not os.path.isdir("/run/systemd/system"):
+            raise
+    return Tree.delegated().plan(wish, further)
 
 
 def _make(rooms: tuple[Room, ...], name: str) -> tuple[Directory, ...]:

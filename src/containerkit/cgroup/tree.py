@@ -65,6 +65,28 @@ class Tree:
         return _current
 
     @classmethod
+    def delegated(cls) -> Tree:
+        """Return the tree in a scope that systemd hands to this process; asked for once, it lasts as long as we do.
+
+        Raises:
+            UnsupportedError: there is no systemd here, or it can't be reached.
+            SetupError: it refuses.
+        """
+        global _delegated  # noqa: PLW0603 - one scope is enough for a process
+        if _delegated is None or _delegated[0] != os.getpid():
+            import atexit
+
+            from containerkit.cgroup.systemd import Scope
+
+            scope = Scope()
+            atexit.register(scope.close)
+            tree = cls(_open_bases(pid=scope.pid))
+            if tree.unified is not None and not _step_aside(tree.unified, scope.pid):
+                raise refused("write", OSError(EBUSY, os.strerror(EBUSY)), tree.unified.path)
+            _delegated = os.getpid(), tree
+        return _delegated[1]
+
+    @classmethod
     def beneath(cls, parent: str, *, refresh: bool = False) -> Tree:
         """Return the tree whose bases are the group ``parent``, made where it is not there.
 
@@ -248,13 +270,14 @@ def _kernel_freezes() -> bool:
     return (int(major), int(minor) if minor.isdigit() else 0) >= (5, 2)
 
 
-def _step_aside(base: Directory) -> bool:
-    """Move this process into a leaf of its own group, if it is alone there, so that inner groups may be made."""
-    if base.processes() != [os.getpid()]:
+def _step_aside(base: Directory, pid: int | None = None) -> bool:
+    """Move a process into a leaf of its own group, if it is alone there, so that inner groups may be made."""
+    pid = os.getpid() if pid is None else pid
+    if base.processes() != [pid]:
         return False
     leaf = base.make("supervisor", exist_ok=True)
     try:
-        leaf.write("cgroup.procs", b"0")
+        leaf.write("cgroup.procs", b"%d" % pid)
     except OSError:
         return False
     finally:
@@ -285,9 +308,9 @@ def not_served(name: str, unified: Directory | None) -> UnsupportedError:
     return UnsupportedError("find controller", ENODEV, name, hint)
 
 
-def _open_bases(*, own: bool = True) -> list[Directory]:
+def _open_bases(*, own: bool = True, pid: int | None = None) -> list[Directory]:
     bases: list[Directory] = []
-    for hierarchy in read_hierarchies():
+    for hierarchy in read_hierarchies("self" if pid is None else pid):
         if hierarchy.version == 1 and not hierarchy.controllers:
             continue  # a named hierarchy limits nothing
         base = _open_base(hierarchy, own=own)
@@ -344,3 +367,4 @@ def _inherit_cpuset(group: Directory) -> None:
 
 _current: Tree | None = None
 _beneath: dict[str, Tree] = {}
+_delegated: tuple[int, Tree] | None = None

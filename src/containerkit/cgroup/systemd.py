@@ -1,0 +1,118 @@
+"""A transient scope of systemd's: the subtree that it hands to a process where systemd owns the tree.
+
+A scope lasts as long as a process is in it. One holder process is kept there, which ends when this process does, since
+it reads from a pipe that only this process has; systemd then takes the scope away.
+
+Source: org.freedesktop.systemd1(5), StartTransientUnit; "Delegation" in systemd.resource-control(5);
+https://systemd.io/CGROUP_DELEGATION.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from errno import EOPNOTSUPP
+from subprocess import DEVNULL, PIPE, Popen
+from typing import TYPE_CHECKING, Final, Literal
+
+from containerkit.cgroup.dbus import SIGNAL, Connection
+from containerkit.cgroup.owner import Owner
+from containerkit.errors import SetupError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Scope"]
+
+_NAME: Final = "org.freedesktop.systemd1"
+_PATH: Final = "/org/freedesktop/systemd1"
+_MANAGER: Final = "org.freedesktop.systemd1.Manager"
+
+Manager = Literal["system", "user"]
+
+
+def _sockets(manager: Manager) -> Iterator[tuple[str, bool]]:
+    """Yield where a manager can be spoken to, and whether that is a bus: the bus first, then its own socket."""
+    if manager == "system":
+        yield "/run/dbus/system_bus_socket", True
+        yield "/run/systemd/private", False
+        return
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    yield f"{runtime}/bus", True
+    yield f"{runtime}/systemd/private", False
+
+
+def _connect(manager: Manager) -> Connection:
+    reasons: list[str] = []
+    for address, bus in _sockets(manager):
+        try:
+            return Connection(address, bus=bus)
+        except OSError as error:
+            reasons.append(f"{address}: {error.strerror}")
+    hint = f"{'; '.join(reasons)}; start the command with systemd-run --scope -p Delegate=yes, or give parent="
+    raise UnsupportedError("connect", EOPNOTSUPP, f"systemd's {manager} manager", hint)
+
+
+class Scope:
+    """A delegated scope with a holder process in it.
+
+    Attributes:
+        name: of the unit.
+        pid: the holder's; its groups are the scope's.
+    """
+
+    __slots__ = ("_holder", "name", "pid")
+
+    def __init__(self, manager: Manager | None = None) -> None:
+        """Ask for the scope and wait until it is there.
+
+        Args:
+            manager: whose. Default the system's for root, else the user's.
+
+        Raises:
+            UnsupportedError: there is no such manager here.
+            SetupError: it refuses.
+        """
+        owner = Owner.current()
+        self.name = f"containerkit-{owner.pid}-{owner.start}.scope"
+        connection = _connect(manager or ("system" if os.geteuid() == 0 else "user"))
+        self._holder = Popen(["cat"], stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
+        self.pid = self._holder.pid
+        try:
+            with connection:
+                self._start(connection)
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Scope {self.name} {'closed' if self._holder.poll() is not None else f'held by {self.pid}'}>"
+
+    def _start(self, connection: Connection) -> None:
+        with contextlib.suppress(SetupError):  # a manager's own socket has no bus to subscribe at
+            rule = f"type='signal',interface='{_MANAGER}',member='JobRemoved'"
+            bus = "org.freedesktop.DBus"
+            connection.call(bus, "/org/freedesktop/DBus", bus, "AddMatch", "s", (rule,))
+        connection.call(_NAME, _PATH, _MANAGER, "Subscribe")
+        properties = [
+            ("Description", ("s", f"containers of process {Owner.current().pid}")),
+            ("PIDs", ("au", [self.pid])),
+            ("Delegate", ("b", True)),
+            ("CollectMode", ("s", "inactive-or-failed")),
+        ]
+        (job,) = connection.call(
+            _NAME, _PATH, _MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", (self.name, "fail", properties, [])
+        )
+        while True:
+            message = connection.receive()
+            if message.kind == SIGNAL and message.fields.get("member") == "JobRemoved" and message.values[1] == job:
+                break
+        if message.values[3] != "done":
+            raise SetupError("StartTransientUnit", EOPNOTSUPP, self.name, f"systemd says {message.values[3]}")
+
+    def close(self) -> None:
+        """End the holder: when the groups in it are gone too, systemd takes the scope away. May be called twice."""
+        if self._holder.stdin is not None:
+            self._holder.stdin.close()
+        self._holder.kill()
+        self._holder.wait()
