@@ -40,7 +40,7 @@ timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime
 
 _NETWORK: Final = """
 accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg recvmmsg_time64 recvmsg
-send sendmmsg sendmsg sendto setsockopt shutdown socketpair
+send sendmmsg sendmsg sendto setsockopt shutdown
 """
 
 _MEMORY: Final = """
@@ -109,6 +109,9 @@ _WITH_CAPABILITY: Final = {
     "CAP_PERFMON": "perf_event_open",
 }
 
+_TOO_NEW: Final = "file_getattr file_setattr listns open_tree_attr"
+"""Calls that programs try and do without on the kernels that most of them have seen."""
+
 _NEW_NAMESPACES: Final = 0x7E020000
 """``CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET``: what ``clone`` may not ask for.
 
@@ -118,7 +121,8 @@ _NEW_NAMESPACES: Final = 0x7E020000
 _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 """Linux, 32-bit Linux, both with a 2.6 version for old programs, and the question which one it is."""
 
-_FAMILIES: Final = (1, 2, 10, 16)
+_UNIX: Final = 1
+_FAMILIES: Final = (_UNIX, 2, 10, 16)
 """``AF_UNIX``, ``AF_INET``, ``AF_INET6``, ``AF_NETLINK``. Source: linux/socket.h."""
 
 _PACKET: Final = 17
@@ -143,10 +147,12 @@ def _conditional(held: frozenset[str]) -> list[Rule]:
         *injected,
         Rule(names=("ioctl",), action=ALLOW),
         *[Rule(names=("socket",), action=ALLOW, when=_equal(0, family)) for family in families],
+        Rule(names=("socketpair",), action=ALLOW, when=_equal(0, _UNIX)),
         *[Rule(names=("personality",), action=ALLOW, when=_equal(0, persona)) for persona in _PERSONALITIES],
         Rule(names=("clone",), action=ALLOW, when=_equal(0, 0, _NEW_NAMESPACES)),
         # A filter can't see the flags of clone3, which lie in memory; libraries fall back on clone for this error.
         Rule(names=("clone3",), action=Action.errno(ENOSYS)),
+        Rule(names=tuple(_TOO_NEW.split()), action=Action.errno(ENOSYS)),
     ]
 
 
