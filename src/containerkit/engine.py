@@ -100,8 +100,8 @@ class Program:
 
     def _image(self, slots: Sequence[int], data: bytes, argv: Sequence[bytes], envp: Sequence[bytes]) -> int:
         """Return a memfd from which the tape can be walked by another program: struct ck_image in native.h."""
-        padded = [*slots, *[-1] * (_native.SLOTS - len(slots))]
-        header = pack(f"=4I{_native.SLOTS}q", len(self._tape.origin), len(data), len(argv), len(envp), *padded)
+        counts = len(self._tape.origin), len(data), len(argv), len(envp), len(slots), 0
+        header = pack(f"=6I{len(slots)}q", *counts, *slots)
         strings = b"".join(word + b"\0" for word in (*argv, *envp))
         fd = os.memfd_create("tape", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(fd), "wb") as file:

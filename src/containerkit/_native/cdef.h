@@ -40,7 +40,7 @@ struct ck_ending {
 };
 
 int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
-             int proc_fd, int flags, struct ck_result *result);
+             size_t slot_count, int proc_fd, int flags, struct ck_result *result);
 int ck_wait(int pidfd, int options, struct ck_ending *ending);
 size_t ck_check(const struct ck_tape *tape);
 

@@ -21,14 +21,6 @@
 #define HELPER_ARGUMENTS 32
 #define DECIMAL_BYTES 24
 
-/* The kernel's struct sigaction, which differs from libc's. */
-struct kernel_sigaction {
-    void *handler;
-    unsigned long flags;
-    void *restorer;
-    uint64_t mask;
-};
-
 struct branch {
     struct ck_request *request;
     uint32_t index;
@@ -116,6 +108,12 @@ static long step_await(struct ck_request *request) {
     return 0;
 }
 
+/* See native.h: the process that the parent is going to wait for is held by a pidfd before it execs. */
+static void await_watcher(struct ck_request *request) {
+    while (request->main_pid && !__atomic_load_n(&request->watched, __ATOMIC_ACQUIRE))
+        CK_CALL4(futex, &request->watched, FUTEX_WAIT, 0, 0);
+}
+
 static long step_release(struct ck_request *request) {
     __atomic_store_n(&request->released, CK_RELEASED, __ATOMIC_RELEASE);
     CK_CALL3(futex, &request->released, FUTEX_WAKE, 1);
@@ -176,7 +174,7 @@ static long step_helper(struct ck_request *request, char *words, long count, lon
 
 /* Dispositions first, the mask last: a pending signal then meets its default. SIGKILL and SIGSTOP refuse, rightly. */
 static long step_signals(void) {
-    const struct kernel_sigaction standard = {0};
+    const struct ck_sigaction standard = {0};
     for (int number = 1; number <= 64; number++)
         CK_CALL4(rt_sigaction, number, &standard, 0, sizeof standard.mask);
     uint64_t none = 0;
@@ -241,10 +239,13 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
     case CK_STEP_HELPER:
         return step_helper(request, (char *)value[0], value[1], value[2]);
     case CK_STEP_SIGNALS:
+        await_watcher(request);
         return step_signals();
     case CK_STEP_INIT:
+        await_watcher(request);
         return step_init(value[0], (const char *)value[1]);
     case CK_STEP_ENTER:
+        await_watcher(request);
         return step_enter(request, step, value[0], value[1]);
     default:
         leave(0);

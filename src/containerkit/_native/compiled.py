@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from containerkit._native._lib import ffi, lib
-from containerkit._native.outcome import SLOTS, Ending, Outcome
+from containerkit._native.outcome import Ending, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Program:
 
         Args:
             argv, envp: the vectors of the exec; no NUL inside.
-            slots: the first slots' values; the others are -1.
+            slots: the first slots' values, those that the outcome tells of; any others are -1.
             proc_fd: the caller's /proc.
             flags: ``SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
             data: other data of the same length for this run.
@@ -61,11 +61,13 @@ class Program:
         if data is not None:
             changed = ffi.from_buffer(data)
             tape = ffi.new("struct ck_tape *", (self._steps, self._tape.count, changed, len(data)))
-        registers = ffi.new("int64_t[]", [*slots, *[-1] * (SLOTS - len(slots))])
+        registers = ffi.new("int64_t[]", slots)
         result = ffi.new("struct ck_result *")
         arguments = b"\0".join(argv) + b"\0"
         environment = b"\0".join(envp) + b"\0"
-        error = lib.ck_spawn(tape, arguments, len(argv), environment, len(envp), registers, proc_fd, flags, result)
+        error = lib.ck_spawn(
+            tape, arguments, len(argv), environment, len(envp), registers, len(slots), proc_fd, flags, result
+        )
         if error:
             raise OSError(-error, os.strerror(-error), "clone3")
         return Outcome(

@@ -62,15 +62,15 @@ void ck_enter(char **argv) {
         give_up(error_fd, index, -vectors);
 
     struct ck_request request;
-    char *steps = (char *)(image + 1);
+    char *steps = (char *)(image->slots + image->slot_count);
     request.steps = (const struct ck_step *)(void *)steps;
     request.count = image->count;
     request.data = steps + image->count * sizeof(struct ck_step);
     request.argv = (char **)vectors;
     request.envp = request.argv + image->argc + 1;
     fill(request.envp, fill(request.argv, request.data + image->data_size, image->argc), image->envc);
-    for (int i = 0; i < CK_SLOTS; i++)
-        request.slots[i] = image->slots[i];
+    for (uint32_t i = 0; i < CK_SLOTS; i++)
+        request.slots[i] = i < image->slot_count ? image->slots[i] : -1;
     request.proc_fd = -1;
     request.error_fd = error_fd;
     request.released = CK_RELEASED;

@@ -1,6 +1,6 @@
 /* The tape, the steps and the protocol between the parent and its child.
  *
- * A start is one request: a tape of steps, the data that they point into, argv and envp, and 64 slots. The parent makes
+ * A start is one request: a tape of steps, the data that they point into, argv and envp, and slots. The parent makes
  * the first process (stage 1) with clone3(CLONE_VM | CLONE_VFORK); the processes that the tape clones share the memory
  * too, each on a stack of its own, until it execs:
  *
@@ -17,6 +17,9 @@
  *   8 bytes are a struct ck_failure.
  *
  * If stage 1 dies before RELEASE the parent sets `released` to CK_ABORTED, so that stage 2 never waits for nobody.
+ *
+ * Stage 2 does not exec before the parent has its pidfd (`watched`): until its exec it ends without a signal, and so
+ * nobody's wait(-1) can take it and have its pid given to another process before the pidfd is opened.
  */
 #ifndef CK_NATIVE_H
 #define CK_NATIVE_H
@@ -24,7 +27,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define CK_SLOTS 64
+#define CK_SLOTS 1024 /* an overlay of 500 layers needs as many */
 #define CK_STACKS 4
 #define CK_STACK_BYTES (64 * 1024)
 #define CK_NO_SLOT 0xFFFF
@@ -85,6 +88,7 @@ struct ck_request {
     int32_t proc_fd;  /* the caller's /proc */
     int32_t error_fd; /* write end of the error pipe */
     uint32_t released;
+    uint32_t watched;    /* 1: the parent holds a pidfd of main_pid */
     int32_t main_pid;    /* the process that CLONE made with CLONE_PARENT */
     uint32_t next_stack; /* stacks handed out so far */
     char *stacks;        /* CK_STACKS of CK_STACK_BYTES each */
@@ -96,7 +100,9 @@ struct ck_image {
     uint32_t data_size;
     uint32_t argc;
     uint32_t envc;
-    int64_t slots[CK_SLOTS];
+    uint32_t slot_count;
+    uint32_t reserved;
+    int64_t slots[];
 };
 
 /* Walk the tape from step `index`; never returns. child.c */

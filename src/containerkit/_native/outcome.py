@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 
 __all__ = ["CALLER", "HIDE_MEMORY", "NO_PROCESS", "SHARE_FILES", "SLOTS", "Ending", "Outcome"]
 
-SLOTS: Final = 64
+SLOTS: Final = 1024
+"""How many slots a tape can have: CK_SLOTS in native.h."""
 
 SHARE_FILES: Final = 1
 """The tape opens descriptors for the caller."""
@@ -28,7 +29,7 @@ class Outcome(NamedTuple):
         failed_index: the step that failed, or -1.
         error: its error number.
         times_ns: CLOCK_MONOTONIC when called, cloned, when stage 1 was gone and when all had exec'd.
-        slots: the slots at the end.
+        slots: what the slots that were handed in hold at the end.
     """
 
     pid: int

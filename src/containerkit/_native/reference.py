@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import time
+from errno import EPROTO
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from containerkit._native import constants as k
@@ -27,7 +28,7 @@ NAME = "reference"
 
 _LAYOUT: Final = struct.Struct("=HHi8B4h6q")
 _NO_SLOT: Final = 0xFFFF
-_FUTEX_WAIT, _FUTEX_WAKE = 0, 1
+_FUTEX_WAIT, _FUTEX_WAKE, _EVERYBODY = 0, 1, 2**31 - 1
 _WAITING, _RELEASED, _ABORTED = 0, 1, 2
 _KINDS, _ARGUMENT_KINDS = 13, 5
 _P_PIDFD: Final = 3
@@ -113,10 +114,13 @@ class Program:
             if stage == 0:
                 request.begin(flags)
             times.append(time.monotonic_ns())
-            os.close(request.error_fd)
             if stage < 0:
+                os.close(request.error_fd)
                 raise OSError(-stage, os.strerror(-stage), "clone")
-            return request.finish(stage, error_read, flags, times)
+            if flags & NO_PROCESS:
+                return request.finish_without_process(stage, error_read, times)
+            os.close(request.error_fd)
+            return request.finish(stage, error_read, times)
         finally:
             os.close(error_read)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -137,39 +141,57 @@ class _Request:
         self.steps = steps
         self.proc_fd = proc_fd
         self.error_fd = -1
+        self.handed_in = len(slots)
         self.memory = mmap.mmap(-1, SLOTS * 8 + 16 + len(data) + 8)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.slots = (ctypes.c_int64 * SLOTS).from_buffer(self.memory)
         self.slots[:] = [*slots, *[-1] * (SLOTS - len(slots))]
         self.released = ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8)
         self.main_pid = ctypes.c_int32.from_buffer(self.memory, SLOTS * 8 + 4)
+        self.watched = ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8 + 8)
         self.data_at = SLOTS * 8 + 16
         self.memory[self.data_at : self.data_at + len(data)] = data
         self.vectors = [(ctypes.c_char_p * (len(words) + 1))(*words, None) for words in (argv, envp)]
 
     # The parent's side.
 
-    def finish(self, stage: int, error_read: int, flags: int, times: list[int]) -> Outcome:
+    def finish_without_process(self, stage: int, error_read: int, times: list[int]) -> Outcome:
+        """Reap what leaves; it may have our own descriptors (SHARE_FILES), the error pipe among them."""
+        _reap(stage)
+        if self.main_pid.value:
+            if self.released.value == _WAITING:
+                self._set(self.released, _ABORTED)
+            self._set(self.watched, 1)
+            _reap(self.main_pid.value)
+        times.append(time.monotonic_ns())
+        os.close(self.error_fd)
+        index, error = _read_failure(error_read)
+        times.append(time.monotonic_ns())
+        return self._outcome(0, -1, index, error, times)
+
+    def finish(self, stage: int, error_read: int, times: list[int]) -> Outcome:
         """Reap stage 1, read the error pipe, and take the process that is left."""
         self._await_stage(stage, error_read)
         pid = self.main_pid.value or stage
-        if self.main_pid.value and self.released.value == _WAITING:
-            self.release(_ABORTED)
+        pidfd, problem = -1, 0
+        if self.main_pid.value:
+            if self.released.value == _WAITING:
+                self._set(self.released, _ABORTED)
+            pidfd, problem = _open_pidfd(pid)
+            if problem:
+                os.kill(pid, signal.SIGKILL)  # it has not exec'd: unreaped, so the number is still its own
+            self._set(self.watched, 1)
         times.append(time.monotonic_ns())
-        report = os.read(error_read, 8)
+        index, error = _read_failure(error_read)
         times.append(time.monotonic_ns())
-        index, error = struct.unpack("=ii", report) if len(report) == 8 else (-1 if not report else 0, 71)
+        if index < 0 and not self.main_pid.value:
+            pidfd, problem = _open_pidfd(pid)
+        if index < 0 and problem:
+            index, error = CALLER, problem
         if index >= 0:
-            os.kill(pid, signal.SIGKILL)
-        if index >= 0 or flags & NO_PROCESS:
-            _reap(pid)
-            return self._outcome(0, -1, index, error if index >= 0 else 0, times)
-        try:
-            return self._outcome(pid, os.pidfd_open(pid), -1, 0, times)
-        except OSError as problem:
-            os.kill(pid, signal.SIGKILL)
-            _reap(pid)
-            return self._outcome(0, -1, CALLER, problem.errno or 0, times)
+            _end_process(pid, pidfd)
+            return self._outcome(0, -1, index, error, times)
+        return self._outcome(pid, pidfd, -1, 0, times)
 
     def _await_stage(self, stage: int, error_read: int) -> None:
         """Wait until stage 1 has left, or has exec'd (the error pipe then closes while it lives on)."""
@@ -188,12 +210,18 @@ class _Request:
         os.close(stage_fd)
 
     def _outcome(self, pid: int, pidfd: int, index: int, error: int, times: list[int]) -> Outcome:
-        return Outcome(pid, pidfd, index, error, (times[0], times[1], times[2], times[3]), list(self.slots))
+        return Outcome(pid, pidfd, index, error, (times[0], times[1], times[2], times[3]), self.slots[: self.handed_in])
 
-    def release(self, state: int) -> None:
-        """Set the futex word and wake who sleeps on it."""
-        self.released.value = state
-        _raw(k.SYSTEM_CALLS["futex"], ctypes.addressof(self.released), _FUTEX_WAKE, 1, 0, 0, 0)
+    @staticmethod
+    def _set(word: ctypes.c_uint32, state: int) -> None:
+        """Set a futex word and wake who sleeps on it."""
+        word.value = state
+        _raw(k.SYSTEM_CALLS["futex"], ctypes.addressof(word), _FUTEX_WAKE, _EVERYBODY, 0, 0, 0)
+
+    def _await_watcher(self) -> None:
+        """Do not exec before the parent has its pidfd; see ``native.h``."""
+        while self.main_pid.value and not self.watched.value:
+            _raw(k.SYSTEM_CALLS["futex"], ctypes.addressof(self.watched), _FUTEX_WAIT, 0, 0, 0, 0)
 
     # The child's side.
 
@@ -247,13 +275,14 @@ class _Request:
             case k.STEP_AWAIT:
                 return self._await()
             case k.STEP_RELEASE:
-                self.release(_RELEASED)
+                self._set(self.released, _RELEASED)
                 return 0
             case k.STEP_OPEN_PROC:
                 return self._open_proc(value[0], self._text(value[1])[:60], value[2])
             case k.STEP_HELPER:
                 return self._helper(value[0], value[1], value[2])
             case k.STEP_SIGNALS:
+                self._await_watcher()
                 return _reset_signals()
             case k.STEP_STORE_SLOT | k.STEP_STORE_ADDRESS:
                 width = "=i" if step.kind == k.STEP_STORE_SLOT else "=q"
@@ -267,6 +296,7 @@ class _Request:
                 # A forked child is alone in its address space already; an exec would have made it dumpable again.
                 return _raw(k.SYSTEM_CALLS["prctl"], k.PR_SET_DUMPABLE, 1, 0, 0, 0)
             case k.STEP_INIT:
+                self._await_watcher()
                 return self._init(value[0], self._text(value[1]))
             case _:
                 os._exit(0)
@@ -322,6 +352,38 @@ class _Request:
         )
 
 
+def _read_failure(error_read: int) -> tuple[int, int]:
+    """Return the step that failed and its error number; -1 and 0 at the end of the pipe. A short read is as bad."""
+    report = os.read(error_read, 8)
+    if not report:
+        return -1, 0
+    index, error = struct.unpack("=ii", report) if len(report) == 8 else (0, EPROTO)
+    return index, error
+
+
+def _open_pidfd(pid: int) -> tuple[int, int]:
+    """Return a pidfd and 0, or -1 and an error number."""
+    try:
+        return os.pidfd_open(pid), 0
+    except OSError as error:
+        return -1, error.errno or 0
+
+
+def _end_process(pid: int, pidfd: int) -> None:
+    """End and reap a process that can't be used; by its number only where nobody else can have reaped it."""
+    if pidfd < 0:
+        os.kill(pid, signal.SIGKILL)
+        _reap(pid)
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | k.WALL)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+    finally:
+        os.close(pidfd)
+
+
 def _reap(pid: int) -> None:
     try:
         os.waitpid(pid, k.WALL)
@@ -334,9 +396,9 @@ _RT_SIGACTION, _RT_SIGPROCMASK = (134, 135) if k.MACHINE == "aarch64" else (13, 
 
 
 def _clear_handlers() -> None:
-    """Do what CLONE_CLEAR_SIGHAND does: handled signals get their default, ignored ones stay ignored."""
+    """Give handled signals their default; ignored ones stay ignored but for SIGCHLD, as in ``spawn.c``."""
     for number in signal.valid_signals():
-        if signal.getsignal(number) not in (signal.SIG_IGN, signal.SIG_DFL):
+        if number == signal.SIGCHLD or signal.getsignal(number) not in (signal.SIG_IGN, signal.SIG_DFL):
             _raw(_RT_SIGACTION, number, ctypes.addressof(_SIGACTION), 0, 8)
 
 

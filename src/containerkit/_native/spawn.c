@@ -166,7 +166,11 @@ static void reap(pid_t pid) {
     }
 }
 
+/* CLONE_CLEAR_SIGHAND leaves ignored signals ignored. With SIGCHLD among them the kernel would reap the command before
+ * PID 1 does, and nobody would know its status. */
 static void run_stage(void *request) {
+    const struct ck_sigaction standard = {0};
+    CK_CALL4(rt_sigaction, SIGCHLD, &standard, 0, sizeof standard.mask);
     ck_walk(request, 0);
 }
 
@@ -194,31 +198,69 @@ static void read_failure(int error_read, struct ck_result *result) {
     result->error = got == sizeof failure ? failure.error : EPROTO;
 }
 
-static void finish(struct ck_request *request, pid_t stage, int error_read, int flags, struct ck_result *result) {
-    pid_t pid = request->main_pid ? request->main_pid : stage;
-    if (request->main_pid)
-        reap(stage);
-    if (request->main_pid && request->released == CK_WAITING) {
-        __atomic_store_n(&request->released, CK_ABORTED, __ATOMIC_RELEASE);
-        CK_CALL3(futex, &request->released, FUTEX_WAKE, 1);
-    }
-    result->times_ns[2] = now_ns();
-    read_failure(error_read, result);
-    result->times_ns[3] = now_ns();
-    if (result->failed_index >= 0)
-        kill(pid, SIGKILL); /* unreaped, so the number is still its own */
-    if (result->failed_index >= 0 || (flags & CK_NO_PROCESS)) {
+static void set(uint32_t *word, uint32_t value) {
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+    CK_CALL3(futex, word, FUTEX_WAKE, INT_MAX); /* PID 1 and the command may both wait for `watched` */
+}
+
+/* Kill a process and wait for it. Where there is no pidfd it has not exec'd yet or is stage 1: nobody else has reaped it,
+ * and the number is still its own. */
+static void end_process(pid_t pid, int pidfd) {
+    if (pidfd < 0) {
+        kill(pid, SIGKILL);
         reap(pid);
         return;
     }
-    result->pid = pid;
-    result->pidfd = (int32_t)CK_CALL2(pidfd_open, pid, 0);
-    if (result->pidfd < 0) {
-        result->failed_index = INT_MAX;
-        result->error = -result->pidfd;
-        kill(pid, SIGKILL);
-        reap(pid);
+    CK_CALL4(pidfd_send_signal, pidfd, SIGKILL, 0, 0);
+    while (CK_CALL5(waitid, P_PIDFD, pidfd, 0, WEXITED | __WALL, 0) == -EINTR) {
     }
+    close(pidfd);
+}
+
+/* A start whose processes all leave; they may have our own descriptors (CK_SHARE_FILES), the error pipe among them. */
+static void finish_without_process(struct ck_request *request, pid_t stage, int error_pipe[2],
+                                   struct ck_result *result) {
+    reap(stage);
+    if (request->main_pid) {
+        if (request->released == CK_WAITING)
+            set(&request->released, CK_ABORTED);
+        set(&request->watched, 1);
+        reap(request->main_pid);
+    }
+    result->times_ns[2] = now_ns();
+    close(error_pipe[1]);
+    read_failure(error_pipe[0], result);
+    result->times_ns[3] = now_ns();
+}
+
+static void finish(struct ck_request *request, pid_t stage, int error_pipe[2], struct ck_result *result) {
+    close(error_pipe[1]);
+    pid_t pid = request->main_pid ? request->main_pid : stage;
+    int pidfd = -1;
+    if (request->main_pid) {
+        reap(stage);
+        if (request->released == CK_WAITING)
+            set(&request->released, CK_ABORTED);
+        pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
+        if (pidfd < 0)
+            kill(pid, SIGKILL); /* it has not exec'd: unreaped, so the number is still its own */
+        set(&request->watched, 1);
+    }
+    result->times_ns[2] = now_ns();
+    read_failure(error_pipe[0], result);
+    result->times_ns[3] = now_ns();
+    if (!request->main_pid && result->failed_index < 0)
+        pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
+    if (pidfd < 0 && result->failed_index < 0) {
+        result->failed_index = INT_MAX;
+        result->error = -pidfd;
+    }
+    if (result->failed_index >= 0) {
+        end_process(pid, pidfd);
+        return;
+    }
+    result->pid = pid;
+    result->pidfd = pidfd;
 }
 
 static int start(struct ck_request *request, int flags, struct ck_result *result) {
@@ -232,9 +274,12 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
     int serial = enter_window(flags & CK_HIDE_MEMORY);
     long stage = clone_stage(request, flags);
     result->times_ns[1] = now_ns();
-    close(error_pipe[1]);
-    if (stage > 0)
-        finish(request, (pid_t)stage, error_pipe[0], flags, result);
+    if (stage < 0)
+        close(error_pipe[1]);
+    else if (flags & CK_NO_PROCESS)
+        finish_without_process(request, (pid_t)stage, error_pipe, result);
+    else
+        finish(request, (pid_t)stage, error_pipe, result);
     leave_window(serial);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
     close(error_pipe[0]);
@@ -242,7 +287,7 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
 }
 
 int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
-             int proc_fd, int flags, struct ck_result *result) {
+             size_t slot_count, int proc_fd, int flags, struct ck_result *result) {
     pthread_once(&once, initialise);
     *result = (struct ck_result){.failed_index = -1, .pidfd = -1};
     result->times_ns[0] = now_ns();
@@ -250,9 +295,12 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
     void *room = NULL;
     int error = prepare(&request, tape, argv, argc, envp, envc, &room);
     if (!error) {
-        memcpy(request.slots, slots, sizeof request.slots);
+        if (slot_count > CK_SLOTS)
+            slot_count = CK_SLOTS;
+        for (size_t i = 0; i < CK_SLOTS; i++)
+            request.slots[i] = i < slot_count ? slots[i] : -1;
         error = start(&request, flags, result);
-        memcpy(slots, request.slots, sizeof request.slots);
+        memcpy(slots, request.slots, slot_count * sizeof *slots);
     }
     free(room);
     return error;

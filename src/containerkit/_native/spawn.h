@@ -45,7 +45,7 @@ struct ck_ending {
 /* Run a tape. `argv` and `envp` are `argc` and `envc` NUL-terminated strings, one after the other.
  * Returns 0 or a negative error number of the parent's own preparations; a failed step is told in `result`. */
 int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
-             int proc_fd, int flags, struct ck_result *result);
+             size_t slot_count, int proc_fd, int flags, struct ck_result *result);
 
 /* waitid(P_PIDFD) with the resources used. Returns 0 or a negative error number. */
 int ck_wait(int pidfd, int options, struct ck_ending *ending);

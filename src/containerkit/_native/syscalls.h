@@ -80,6 +80,14 @@ static inline long ck_clone3(struct clone_args *args, void (*run)(void *), void 
 #endif
 
 #define CK_CALL0(name) ck_syscall(SYS_##name, 0, 0, 0, 0, 0, 0)
+/* The kernel's struct sigaction, which differs from libc's. */
+struct ck_sigaction {
+    void *handler;
+    unsigned long flags;
+    void *restorer;
+    uint64_t mask;
+};
+
 #define CK_CALL1(name, a) ck_syscall(SYS_##name, (long)(a), 0, 0, 0, 0, 0)
 #define CK_CALL2(name, a, b) ck_syscall(SYS_##name, (long)(a), (long)(b), 0, 0, 0, 0)
 #define CK_CALL3(name, a, b, c) ck_syscall(SYS_##name, (long)(a), (long)(b), (long)(c), 0, 0, 0)
