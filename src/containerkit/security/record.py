@@ -17,13 +17,13 @@ from collections import Counter
 from errno import ENOSYS
 from typing import TYPE_CHECKING, Final
 
-from containerkit.security.notify import CONTINUE, Continue, Listener
+from containerkit.security.listener import CONTINUE, Continue, Listener
 from containerkit.security.seccomp.profile import ALLOW, NOTIFY, Action, Rule, Seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from containerkit.security.notify import SyscallRequest
+    from containerkit.security.listener import SyscallRequest
 
 __all__ = ["ALWAYS", "Recorder", "profile", "record", "recording_filter"]
 
