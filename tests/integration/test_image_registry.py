@@ -18,7 +18,6 @@ import attrs
 import pytest
 
 pytest.importorskip("urllib3")
-sys.path.insert(0, os.path.dirname(__file__))
 from image_registry import (
     Quiet,
     certificate,
@@ -32,7 +31,7 @@ from image_registry import (
     token_service,
     wants_token,
 )
-from test_image_store import add_image, layers_of, tar_of
+from image_samples import add_image, layers_of, tar_of
 
 from containerkit.errors import ImageError
 from containerkit.image import media

@@ -3,62 +3,30 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import hashlib
-import io
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
-import tarfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from image_samples import add_image, layers_of
 
 from containerkit.errors import ImageError, SetupError
 from containerkit.image import media
-from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
 from containerkit.image.layers.unpack import layer_paths, unpack_layers
 from containerkit.image.manifest import Descriptor
-from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference
 from containerkit.image.store import Store, default_root
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 SOURCE = str(Path(__file__).parents[2] / "src")
-
-
-def tar_of(files):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def add_image(store, name, *trees):
-    """Store an image with one layer for each tree; return its manifest."""
-    with store.lease() as lease:
-        blobs, diffs = [], []
-        for tree in trees:
-            plain = tar_of(tree)
-            blob = gzip.compress(plain, mtime=0)
-            lease.claim([Digest.of(blob)])
-            blobs.append(store.blobs.add(blob, media.OCI_LAYER_GZIP))
-            diffs.append(Digest.of(plain))
-        config = ImageConfig(platform=Platform.host(), diff_ids=tuple(diffs))
-        return store.add_image(config, tuple(blobs), Reference.parse(name) if name else None, lease)
-
-
-def layers_of(store, manifest):
-    return list(zip(manifest.layers, store.config(manifest).diff_ids, strict=True))
 
 
 def take(store, expected, content):

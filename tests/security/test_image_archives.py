@@ -7,21 +7,18 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import tarfile
 from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from image_archives import archive, folder, hardlink, member, snapshot, symlink, unpack, watched
 
 from containerkit.errors import ImageError
 from containerkit.image.layers.extract import Extraction
 from containerkit.image.layers.limits import Limits
 from containerkit.image.layers.unpack import extract_blob
-
-sys.path.insert(0, os.path.dirname(__file__))
-from image_archives import archive, folder, hardlink, member, snapshot, symlink, unpack, watched
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and device nodes need root")
 
@@ -161,7 +158,7 @@ def test_archive_can_not_steer_overlayfs_or_the_hosts_security(tmp_path):
     "headers",
     [
         {"SCHILY.xattr.security.capability": "nonsense"},
-        {"SCHILY.acl.access": "user:nobody:rwx"},
+        {"SCHILY.acl.access": "user:99999999999:rwx"},
         {"SCHILY.acl.access": "nonsense"},
         {"SCHILY.xattr.user.x": "y" * 70_000},
         {"LIBARCHIVE.xattr.user.x": "\N{SNOWMAN}"},

@@ -1,1 +1,79 @@
-"""Images: references, registries, a store, layers, builds and templates."""
+"""Images: references, registries, a store, layers, builds and templates.
+
+::
+
+    image = Image.pull("docker.io/library/alpine:3.20")
+    with Container(image.rootfs()) as c: ...
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from containerkit.image.build import Build
+    from containerkit.image.config import Defaults, Healthcheck, History, ImageConfig
+    from containerkit.image.digest import Digest
+    from containerkit.image.image import Image
+    from containerkit.image.manifest import Descriptor, Index, Manifest
+    from containerkit.image.platform import Platform
+    from containerkit.image.progress import ProgressEvent, terminal_progress
+    from containerkit.image.reference import Reference
+    from containerkit.image.registry import Credentials, Registry, RegistrySettings
+    from containerkit.image.snapshot import commit
+    from containerkit.image.store import Store
+
+__all__ = [
+    "Build",
+    "Credentials",
+    "Defaults",
+    "Descriptor",
+    "Digest",
+    "Healthcheck",
+    "History",
+    "Image",
+    "ImageConfig",
+    "Index",
+    "Manifest",
+    "Platform",
+    "ProgressEvent",
+    "Reference",
+    "Registry",
+    "RegistrySettings",
+    "Store",
+    "commit",
+    "terminal_progress",
+]
+
+_HOMES: Final = {
+    "Build": "build",
+    "Credentials": "registry",
+    "Defaults": "config",
+    "Descriptor": "manifest",
+    "Digest": "digest",
+    "Healthcheck": "config",
+    "History": "config",
+    "Image": "image",
+    "ImageConfig": "config",
+    "Index": "manifest",
+    "Manifest": "manifest",
+    "Platform": "platform",
+    "ProgressEvent": "progress",
+    "Reference": "reference",
+    "Registry": "registry",
+    "RegistrySettings": "registry",
+    "Store": "store",
+    "commit": "snapshot",
+    "terminal_progress": "progress",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used. Source: PEP 562."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found

@@ -60,9 +60,9 @@ def terminal_progress(stream: TextIO | None = None) -> Iterator[Progress]:
         yield silent
         return
     try:
-        from rich.console import Console  # noqa: PLC0415 - heavy, and of an optional extra
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn  # noqa: PLC0415
-        from rich.progress import Progress as Bars  # noqa: PLC0415
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bars
     except ImportError:
         yield _Lines(stream)
         return

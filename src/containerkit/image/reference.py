@@ -119,6 +119,12 @@ class Reference:
         return text if self.digest else text.removesuffix(f":{DEFAULT_TAG}")
 
     @property
+    def familiar_with_tag(self) -> str:
+        """As :attr:`familiar`, but with the tag even when it is ``latest``, as ``docker load`` wants it."""
+        plain = self.familiar
+        return f"{plain}:{self.tag}" if self.tag == DEFAULT_TAG and self.digest is None else plain
+
+    @property
     def name(self) -> str:
         """Registry and repository, without tag and digest."""
         return f"{self.registry}/{self.repository}"

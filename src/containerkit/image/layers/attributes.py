@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["CAPABILITY", "attributes_of", "is_kept", "posix_acl"]
 
 CAPABILITY: Final = "security.capability"
+UNKNOWN: Final = "(of unknown users) "
+"""Stands before the name of a list that can't be kept, since it names somebody without a number."""
 _XATTR: Final = "SCHILY.xattr."
 _LIBARCHIVE: Final = "LIBARCHIVE.xattr."
 _ACLS: Final = {"SCHILY.acl.access": "system.posix_acl_access", "SCHILY.acl.default": "system.posix_acl_default"}
@@ -23,6 +25,10 @@ _NO_ID: Final = 0xFFFF_FFFF
 _TAGS: Final = {("user", False): 0x01, ("user", True): 0x02, ("group", False): 0x04, ("group", True): 0x08,
                 ("mask", False): 0x10, ("other", False): 0x20}  # fmt: skip
 _SHORT: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
+
+
+class UnknownNameError(ImageError):
+    """An access control list names a user or group without a number, and only the archive's maker knows which."""
 
 
 def attributes_of(headers: Mapping[str, str]) -> dict[str, bytes]:
@@ -40,7 +46,10 @@ def attributes_of(headers: Mapping[str, str]) -> dict[str, bytes]:
         if key.startswith(_XATTR):
             name, content = key[len(_XATTR) :], value.encode("utf-8", "surrogateescape")
         elif key in _ACLS:
-            name, content = _ACLS[key], posix_acl(value)
+            try:
+                name, content = _ACLS[key], posix_acl(value)
+            except UnknownNameError:
+                name, content = f"{UNKNOWN}{_ACLS[key]}", b""
         elif key.startswith(_LIBARCHIVE):
             name, content = _from_libarchive(key[len(_LIBARCHIVE) :], value)
         else:
@@ -52,8 +61,8 @@ def attributes_of(headers: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def _from_libarchive(name: str, value: str) -> tuple[str, bytes]:
-    import binascii  # noqa: PLC0415 - only for archives of bsdtar
-    from urllib.parse import unquote  # noqa: PLC0415 - only for archives of bsdtar
+    import binascii
+    from urllib.parse import unquote
 
     try:
         return unquote(name), binascii.a2b_base64(value + "=" * (-len(value) % 4))
@@ -109,6 +118,8 @@ def posix_acl(text: str) -> bytes:
 def _number(who: str, entry: str) -> int:
     if who == "root":
         return 0
-    if not who.isdecimal() or int(who) >= _NO_ID:
-        raise ImageError(f"layer: the access control entry {entry[:60]!r} names nobody by number")
+    if not who.isdecimal():
+        raise UnknownNameError(f"layer: the access control entry {entry[:60]!r} names nobody by number")
+    if int(who) >= _NO_ID:
+        raise ImageError(f"layer: the access control entry {entry[:60]!r} is out of range")
     return int(who)

@@ -69,11 +69,11 @@ def decompress(file: BinaryIO, threads: int = 1) -> BinaryIO:
     if kind == "zstd":
         return cast("BinaryIO", _zstd().ZstdFile(file, "rb"))
     if kind == "bzip2":
-        import bz2  # noqa: PLC0415 - hardly ever used
+        import bz2
 
         return cast("BinaryIO", bz2.BZ2File(file, "rb"))
     if kind == "xz":
-        import lzma  # noqa: PLC0415 - hardly ever used
+        import lzma
 
         return cast("BinaryIO", lzma.LZMAFile(file, "rb"))
     return file
@@ -81,12 +81,12 @@ def decompress(file: BinaryIO, threads: int = 1) -> BinaryIO:
 
 def stream_errors() -> tuple[type[Exception], ...]:
     """Return what reading a damaged stream may raise."""
-    import lzma  # noqa: PLC0415 - hardly ever used
-    import zlib  # noqa: PLC0415 - only here
+    import lzma
+    import zlib
 
     errors: list[type[Exception]] = [EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError]
     with suppress(ImportError):
-        from isal import isal_zlib  # noqa: PLC0415 - an optional extra
+        from isal import isal_zlib
 
         errors.append(cast("type[Exception]", isal_zlib.error))
     with suppress(UnsupportedError):
@@ -96,7 +96,7 @@ def stream_errors() -> tuple[type[Exception], ...]:
 
 def _gunzip(file: BinaryIO, threads: int) -> BinaryIO:
     try:
-        from isal import igzip, igzip_threaded  # noqa: PLC0415 - an optional extra
+        from isal import igzip, igzip_threaded
     except ImportError:
         return cast("BinaryIO", gzip.GzipFile(fileobj=file, mode="rb"))
     plain: Any = igzip.IGzipFile
@@ -111,11 +111,11 @@ class _Gzip:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         try:
-            from isal import isal_zlib  # noqa: PLC0415 - an optional extra
+            from isal import isal_zlib
 
             self._state: Any = isal_zlib.compressobj(_ISAL_LEVEL, 8, _GZIP_WINDOW)
         except ImportError:
-            import zlib  # noqa: PLC0415 - only here
+            import zlib
 
             self._state = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
 
@@ -183,10 +183,10 @@ def compress(sink: Sink, compression: str) -> Compressor:
 def _zstd() -> Any:
     """Return the module for zstd: the standard library's, or its twin for older Pythons."""
     try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - Python 3.14
+        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         try:
-            from backports import zstd  # type: ignore[no-redef,unused-ignore]  # noqa: PLC0415 - an optional extra
+            from backports import zstd  # type: ignore[no-redef,unused-ignore]
         except ImportError as error:
             raise UnsupportedError("zstd", 95, "layer", "pip install 'containerkit[image]'") from error
     return zstd

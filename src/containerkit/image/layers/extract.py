@@ -40,6 +40,11 @@ def _one_of(*words: str) -> Callable[[object, attrs.Attribute[str], str], None]:
     return check
 
 
+def _marks(_: object, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+    if not value or set(value) - {"trusted.", "user."}:
+        raise SpecError(f"{attribute.name} must be some of 'trusted.' and 'user.', not {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class Extraction:
     """How a layer is extracted.
@@ -50,7 +55,8 @@ class Extraction:
         owners: ``keep`` gives each file the owner that the archive says; ``caller`` leaves it to who runs this and
             notes the archive's owner in an attribute.
         devices: ``standard`` makes only the nodes that each system has in ``/dev``, ``all`` makes all, ``none`` none.
-        attribute_prefix: ``trusted.`` or ``user.``: where overlayfs keeps its marks.
+        marks: the name spaces of attributes that get overlayfs's marks: ``trusted.`` is for mounts of the host's
+            root, ``user.`` for those made in a user namespace.
         limits: bounds on what is unpacked.
 
     Raises:
@@ -62,14 +68,14 @@ class Extraction:
     whiteouts: str = attrs.field(default="overlay", validator=_one_of("overlay", "apply"))
     owners: str = attrs.field(default="keep", validator=_one_of("keep", "caller"))
     devices: str = attrs.field(default="standard", validator=_one_of(*DeviceRule.WORDS))
-    attribute_prefix: str = attrs.field(default="trusted.", validator=_one_of("trusted.", "user."))
+    marks: tuple[str, ...] = attrs.field(default=("trusted.", "user."), validator=_marks)
     limits: Limits = DEFAULT_LIMITS
 
     @classmethod
     def for_user(cls, **changes: Any) -> Extraction:
         """Return what fits the user who runs this: root keeps owners, others can't."""
         if os.geteuid() != 0:
-            changes = {"owners": "caller", "devices": "none", "attribute_prefix": "user."} | changes
+            changes = {"owners": "caller", "devices": "none", "marks": ("user.",)} | changes
         return cls(**changes)
 
 
@@ -222,7 +228,7 @@ class _Work:
         self._by_name(entry, mode=False)
 
     def _hardlink(self, entry: Entry) -> None:
-        from containerkit.image.layers.stream import split_path  # noqa: PLC0415 - seldom needed
+        from containerkit.image.layers.stream import split_path
 
         target = split_path(entry.link, "link")
         if not target or target in self._whiteouts or any(part.startswith(_WHITEOUT) for part in target):
@@ -327,7 +333,9 @@ class _Work:
                 self._whiteouts.discard(parts[:depth])
 
     def _mark_opaque(self, parts: Parts) -> None:
-        os.setxattr(self.tree.folder(parts), f"{self.how.attribute_prefix}overlay.opaque", b"y")
+        folder = self.tree.folder(parts)
+        for space in self.how.marks:
+            os.setxattr(folder, f"{space}overlay.opaque", b"y")
 
     def _uncover(self, entry: Entry) -> None:
         """Take away the whiteout that stands where a new file of the same layer shall be."""

@@ -44,7 +44,7 @@ def sync_filesystem(descriptor: int) -> None:
 
     Source: syncfs(2).
     """
-    import ctypes  # noqa: PLC0415 - needed once a layer at most
+    import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(ctypes.c_int(descriptor)) != 0:

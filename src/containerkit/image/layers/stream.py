@@ -283,7 +283,9 @@ def _entry(info: tarfile.TarInfo, reader: ForwardReader) -> Entry:
 
 
 def _checked_sparse(info: tarfile.TarInfo, name: bytes) -> tuple[tuple[int, int], ...]:
-    stretches: tuple[tuple[int, int], ...] = tuple(info.sparse)  # type: ignore[arg-type]
+    table: Any = info.sparse
+    # The old format fills up its table with zeros.
+    stretches: tuple[tuple[int, int], ...] = tuple((offset, size) for offset, size in table if size)
     end = 0
     for offset, size in stretches:
         if offset < end or size < 0 or offset + size > info.size:

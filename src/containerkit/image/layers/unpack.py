@@ -88,7 +88,7 @@ def extract_blob(file: BinaryIO, root: int, diff_id: Digest | None, how: Extract
     Raises:
         ImageError: the blob is malformed or not what its diff id says.
     """
-    from containerkit.image.digest import Digest as AnyDigest  # noqa: PLC0415 - for a value when none is given
+    from containerkit.image.digest import Digest as AnyDigest
 
     expected = diff_id or AnyDigest.of(b"")
     state = expected.hasher()

@@ -122,7 +122,7 @@ class _Pull:
         digest = self.reference.digest
         if digest is not None and self.store.blobs.has(digest):
             self.lease.claim([digest])
-            from containerkit.image.manifest import parse_manifest  # noqa: PLC0415 - seldom needed
+            from containerkit.image.manifest import parse_manifest
 
             return parse_manifest(self.store.blobs.read(digest))
         document = self.source.manifest(self.repository, self.reference.target)
@@ -222,7 +222,7 @@ class _Pull:
                     return
 
     def _stream(self, blob: Descriptor, writer: Ingest) -> None:
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - heavy
+        from urllib3.exceptions import HTTPError
 
         if writer.offset == blob.size and blob.size:
             return

@@ -58,7 +58,7 @@ class Transport:
 
     def __init__(self, settings: RegistrySettings) -> None:
         try:
-            import urllib3  # noqa: PLC0415, F401 - heavy, and of an optional extra
+            import urllib3  # noqa: F401 - heavy, and of an optional extra
         except ImportError as error:
             raise UnsupportedError("import", 2, "urllib3", "pip install 'containerkit[image]'") from error
         self.settings = settings
@@ -92,7 +92,7 @@ class Transport:
             return "http"
         if not is_loopback(host):
             return "https"
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - heavy
+        from urllib3.exceptions import HTTPError
 
         try:
             self._pool("https", host).request("GET", f"https://{host}/v2/", redirect=False, retries=False)
@@ -109,7 +109,7 @@ class Transport:
         return self._pools[key]
 
     def _make_pool(self, scheme: str, host: str) -> PoolManager:
-        import urllib3  # noqa: PLC0415 - heavy
+        import urllib3
 
         options: dict[str, Any] = {
             "timeout": urllib3.Timeout(connect=min(10.0, self.settings.timeout_s), read=self.settings.timeout_s),
@@ -200,7 +200,7 @@ class Transport:
         raise ImageError(f"{method} {_shown(url)}: more than {_MOST_REDIRECTS} redirects")
 
     def _once(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> BaseHTTPResponse:
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - heavy
+        from urllib3.exceptions import HTTPError
 
         parts = urlsplit(url)
         try:
@@ -224,7 +224,7 @@ def error_text(answer: BaseHTTPResponse) -> str:
 
     Source: OCI distribution specification, "Error Codes".
     """
-    import json  # noqa: PLC0415 - only for failures
+    import json
 
     raw = answer.read(_LARGEST_ERROR) or b""
     answer.release_conn()
@@ -288,7 +288,7 @@ def no_proxy(host: str, rule: str) -> bool:
 
     Source: curl(1), "NO_PROXY".
     """
-    import ipaddress  # noqa: PLC0415 - seldom needed
+    import ipaddress
 
     host = host.lower()
     for word in filter(None, (part.strip().lower() for part in rule.split(","))):

@@ -162,7 +162,7 @@ class Store:
         return manifest
 
     def _claimed(self, content: bytes, media_type: str, lease: Lease) -> Descriptor:
-        from containerkit.image.manifest import Descriptor  # noqa: PLC0415 - only here at run time
+        from containerkit.image.manifest import Descriptor
 
         lease.claim([Descriptor.of(content, media_type).digest])
         return self.blobs.add(content, media_type)
@@ -175,7 +175,7 @@ class Store:
 
         Source: OCI image specification, image-layout.md.
         """
-        from containerkit.image.store.collect import collect  # noqa: PLC0415 - seldom needed
+        from containerkit.image.store.collect import collect
 
         return collect(self)
 
@@ -188,7 +188,7 @@ class Store:
         Returns:
             What is wrong; empty when all is well.
         """
-        from containerkit.image.store.collect import verify  # noqa: PLC0415 - seldom needed
+        from containerkit.image.store.collect import verify
 
         return verify(self, repair=repair)
 

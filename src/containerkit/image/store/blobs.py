@@ -101,6 +101,11 @@ class Ingest:
         os.lseek(self._file, 0, os.SEEK_SET)
         self.offset = 0
 
+    @property
+    def digest(self) -> Digest:
+        """The digest that the blob will have: of what was written, unless it was expected beforehand."""
+        return self._expected.digest if self._expected else Digest(f"sha256:{self._state.hexdigest()}")
+
     def write(self, content: bytes | memoryview) -> int:
         """Append bytes.
 
@@ -138,12 +143,10 @@ class Ingest:
 
         Source: OCI image specification, descriptor.md; rename(2).
         """
+        digest = self.digest
         if self.done:
-            return self._expected.digest if self._expected else Digest(f"sha256:{self._state.hexdigest()}")
-        if self._expected is None:
-            digest = Digest(f"sha256:{self._state.hexdigest()}")
-        else:
-            digest = self._expected.digest
+            return digest
+        if self._expected is not None:
             if self.offset != self._expected.size:
                 raise ImageError(f"blob {digest}: {self.offset} of its {self._expected.size} bytes came")
             try:
@@ -255,6 +258,6 @@ def _partial(digest: Digest) -> str:
 
 
 def _sha256() -> _Hash:
-    import hashlib  # noqa: PLC0415 - the only use
+    import hashlib
 
     return hashlib.sha256()

@@ -15,6 +15,7 @@ from containerkit.image import media
 from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
 from containerkit.image.manifest import Index, Manifest
+from containerkit.image.store.cache import cached_digests
 from containerkit.image.store.catalog import INDEX
 from containerkit.image.store.leases import leased
 from containerkit.image.store.locks import locked, try_lock
@@ -94,7 +95,7 @@ def reachable(store: Store, root: Descriptor | Digest) -> Iterator[Digest]:
 
 
 def _as_descriptor(digest: Digest, kind: str) -> Descriptor:
-    from containerkit.image.manifest import Descriptor  # noqa: PLC0415 - only here at run time
+    from containerkit.image.manifest import Descriptor
 
     return Descriptor(media_type=kind, digest=digest, size=0)
 
@@ -112,6 +113,7 @@ def collect(store: Store) -> Collected:
             kept.update(reachable(store, entry))
             if index := entry.annotations.get(INDEX):
                 kept.add(Digest(index))
+        kept.update(cached_digests(store))
         blobs = [digest for digest in store.blobs if digest not in kept]
         layers = [digest for digest in unpacked(store) if digest not in kept]
         freed = 0

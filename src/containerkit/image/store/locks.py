@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from contextlib import contextmanager
 from secrets import token_hex
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["locked", "refused", "replace_file", "sync_folder", "try_lock"]
+__all__ = ["locked", "refused", "replace_file", "sync_folder", "try_lock", "workspace"]
 
 
 @contextmanager
@@ -92,3 +93,26 @@ def refused(operation: str, path: Path, error: OSError) -> SetupError:
     }
     number = error.errno or 5
     return SetupError(operation, number, os.fspath(path), hints.get(number, ""))
+
+
+@contextmanager
+def workspace(parent: Path) -> Iterator[Path]:
+    """Lend an empty folder that is gone afterwards; the collection leaves it alone as long as this process lives.
+
+    Args:
+        parent: where to make it.
+
+    Yields:
+        The folder; only its owner may look into it.
+
+    Source: flock(2).
+    """
+    folder = parent / f".new-{token_hex(8)}"
+    folder.mkdir(mode=0o700)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)

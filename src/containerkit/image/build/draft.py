@@ -1,0 +1,197 @@
+"""A layer on the drawing board: files collected from anywhere, hashed by content, then written as one archive."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from containerkit.errors import SpecError
+from containerkit.image.layers.attributes import CAPABILITY, is_kept
+from containerkit.image.layers.blob import LayerWriter
+from containerkit.image.layers.tarwrite import Head, TreeWriter, Writing
+
+if TYPE_CHECKING:
+    from containerkit.image.build.view import Found, Parts, View
+    from containerkit.image.digest import Digest
+    from containerkit.image.manifest import Descriptor
+    from containerkit.image.store import Lease, Store
+
+__all__ = ["Draft"]
+
+_LETTERS: Final = {
+    stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5",
+    stat.S_IFIFO: b"6",
+}  # fmt: skip
+_PIECE: Final = 1 << 20
+
+
+@attrs.define
+class _Item:
+    head: Head
+    source: bytes = b""  # a path outside
+    content: bytes = b""
+    brought: bool = True  # or only there since something below it is
+
+
+class Draft:
+    """What a COPY, ADD or WORKDIR adds to a root.
+
+    Args:
+        view: the root that it is added to.
+        owner: who owns what is added, or None to keep the owners.
+        mode: permission bits of all that is added, or None to keep them.
+    """
+
+    def __init__(self, view: View, owner: tuple[int, int] | None = (0, 0), mode: int | None = None) -> None:
+        self.view = view
+        self.owner = owner
+        self.mode = mode
+        self.items: dict[Parts, _Item] = {}
+        self.newest_ns = 0
+
+    def is_folder(self, parts: Parts) -> bool:
+        """Return whether a path is a folder, in the draft or below it."""
+        item = self.items.get(parts)
+        if item is not None:
+            return item.head.kind == b"5"
+        found = self.view.find(parts)
+        return found is not None and found.is_folder
+
+    def add_folder(self, parts: Parts) -> None:
+        """Add a folder and those above it where they are missing; those that are there keep what they have."""
+        for depth in range(1, len(parts) + 1):
+            self._way(parts[:depth])
+
+    def _way(self, parts: Parts) -> None:
+        if parts in self.items:
+            if self.items[parts].head.kind != b"5":
+                raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can lie in it")
+            return
+        found = self.view.find(parts)
+        if found is not None and not found.is_folder:
+            raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can lie in it")
+        if found is not None:
+            head = self._head(parts, found, keep=True)
+            self.items[parts] = _Item(head, brought=False)
+            return
+        uid, gid = self.owner or (0, 0)
+        self.items[parts] = _Item(Head(name=b"/".join(parts), kind=b"5", mode=0o755, uid=uid, gid=gid, mtime_ns=-1))
+
+    def add_file(self, parts: Parts, found: Found) -> None:
+        """Add one file from outside: a plain file, link, folder or node, without what is in it."""
+        kind = stat.S_IFMT(found.status.st_mode)
+        if kind == stat.S_IFSOCK:
+            return
+        self.add_folder(parts[:-1])
+        if self.is_folder(parts) != (kind == stat.S_IFDIR) and (parts in self.items or self.view.find(parts)):
+            what = "a folder" if self.is_folder(parts) else "a file"
+            raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is {what} already, and can't become something else")
+        head = self._head(parts, found, keep=False)
+        self.newest_ns = max(self.newest_ns, found.status.st_mtime_ns)
+        if kind == stat.S_IFLNK:
+            head.link, head.mode = os.readlink(found.path), 0o777
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            head.device = found.status.st_rdev
+        self.items[parts] = _Item(head, source=found.path if kind == stat.S_IFREG else b"")
+
+    def add_content(self, parts: Parts, content: bytes, *, mode: int = 0o644, mtime_ns: int = -1) -> None:
+        """Add a plain file with the given content."""
+        self.add_folder(parts[:-1])
+        uid, gid = self.owner or (0, 0)
+        mode = mode if self.mode is None else self.mode
+        head = Head(name=b"/".join(parts), kind=b"0", mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
+        self.items[parts] = _Item(head, content=content)
+
+    def add_head(self, parts: Parts, head: Head, source: bytes) -> None:
+        """Add a member of an archive, with its content in a file outside when it is a plain file."""
+        self.add_folder(parts[:-1])
+        head.name = b"/".join(parts)
+        if self.owner != (0, 0) and self.owner is not None:
+            head.uid, head.gid = self.owner
+        self.items[parts] = _Item(head, source=source)
+
+    def _head(self, parts: Parts, found: Found, *, keep: bool) -> Head:
+        status = found.status
+        uid, gid = (status.st_uid, status.st_gid) if keep or self.owner is None else self.owner
+        mode = stat.S_IMODE(status.st_mode) if keep or self.mode is None else self.mode
+        head = Head(
+            name=b"/".join(parts), kind=_LETTERS[stat.S_IFMT(status.st_mode)], mode=mode, uid=uid, gid=gid,
+            mtime_ns=status.st_mtime_ns,
+        )  # fmt: skip
+        if keep or self.owner is None:
+            head.attributes = _attributes(found.path)
+        return head
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is added."""
+        return not any(item.brought for item in self.items.values())
+
+    def digest(self) -> str:
+        """Return a hash of all that is added, without the times.
+
+        What the folders on the way are is left out: it follows from the root that this is added to.
+        """
+        state = hashlib.sha256()
+        for parts, item in sorted(self.items.items()):
+            if not item.brought:
+                continue
+            head = item.head
+            facts = (
+                parts,
+                head.kind,
+                head.mode,
+                head.uid,
+                head.gid,
+                head.link,
+                head.device,
+                sorted(head.attributes.items()),
+            )
+            state.update(repr(facts).encode())
+            content = hashlib.sha256(item.content)
+            if item.source:
+                content = hashlib.sha256()
+                with open(item.source, "rb") as file:
+                    while piece := file.read(_PIECE):
+                        content.update(piece)
+            state.update(content.digest())
+        return state.hexdigest()
+
+    def write(self, store: Store, lease: Lease, epoch: int | None) -> tuple[Descriptor, Digest]:
+        """Write the layer into a store.
+
+        Args:
+            store: where to.
+            lease: a claim that will cover it.
+            epoch: seconds; younger times are set to it.
+        """
+        stamp = self.newest_ns if epoch is None else epoch * 1_000_000_000
+        with LayerWriter(store, lease) as sink:
+            writer = TreeWriter(sink, Writing(epoch=epoch))
+            for _, item in sorted(self.items.items()):
+                head = attrs.evolve(item.head)
+                head.mtime_ns = stamp if head.mtime_ns < 0 else head.mtime_ns
+                if epoch is not None:
+                    head.mtime_ns = min(head.mtime_ns, epoch * 1_000_000_000)
+                if head.kind == b"5":
+                    head.name += b"/"
+                if item.source:
+                    writer.put_file(head, item.source)
+                else:
+                    writer.put(head, item.content)
+            writer.close()
+            return sink.commit()
+
+
+def _attributes(path: bytes) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    with suppress(OSError):
+        for name in sorted(os.listxattr(path, follow_symlinks=False)):
+            if is_kept(name) or name == CAPABILITY:
+                found[name] = os.getxattr(path, name, follow_symlinks=False)
+    return found

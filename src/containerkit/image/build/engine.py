@@ -1,0 +1,202 @@
+"""The build as a whole: which stages are needed, in which order, and the image at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from containerkit.errors import SpecError
+from containerkit.image.build.copying import Source
+from containerkit.image.build.steps import StageBuilder
+from containerkit.image.build.view import View
+from containerkit.image.build.words import expand, split_words
+from containerkit.image.config import ImageConfig
+from containerkit.image.image import Image, timestamp
+from containerkit.image.platform import Platform
+from containerkit.image.progress import ProgressEvent
+from containerkit.image.store.cache import Cache, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from containerkit.image.build.dockerfile import Dockerfile, Stage
+    from containerkit.image.progress import Progress
+    from containerkit.image.reference import Reference
+    from containerkit.image.store import Lease, Store
+
+__all__ = ["Engine"]
+
+_SCRATCH = "scratch"
+
+
+class Engine:
+    """One build.
+
+    Args:
+        dockerfile: what to build.
+        store: where base images and results are.
+        lease: a claim that covers them.
+        context: what COPY copies from, or None.
+        arguments: values for ARG.
+        platform: what to build for.
+        pull: when to pull base images: ``missing``, ``always`` or ``never``.
+        network: ``none`` or ``host``.
+        secrets: contents by id.
+        log: takes each line that a command writes.
+        progress: takes each step.
+        epoch: seconds that no time may be younger than, or None.
+        cached: use what earlier builds made.
+        contexts: more sources by name, for ``FROM`` and ``--from``: images.
+    """
+
+    def __init__(
+        self,
+        dockerfile: Dockerfile,
+        store: Store,
+        lease: Lease,
+        *,
+        context: Source | None,
+        arguments: Mapping[str, str],
+        platform: Platform,
+        pull: str,
+        network: str,
+        secrets: Mapping[str, bytes],
+        log: Callable[[str], None],
+        progress: Progress,
+        epoch: int | None,
+        cached: bool,
+    ) -> None:
+        self.dockerfile = dockerfile
+        self.store = store
+        self.lease = lease
+        self.context = context
+        self.arguments = dict(arguments)
+        self.platform = platform
+        self.pull = pull
+        self.network = network
+        self.secrets = secrets
+        self.log = log
+        self.progress = progress
+        self.epoch = epoch
+        self.escape = dockerfile.escape
+        self.cache = Cache(store, enabled=cached)
+        self.global_arguments = self._platform_arguments()
+        self._built: dict[int, StageBuilder] = {}
+        self._images: dict[str, Image] = {}
+        self._current = 0
+        self._read_global_arguments()
+
+    def _platform_arguments(self) -> dict[str, str]:
+        host = Platform.host()
+        found: dict[str, str] = {}
+        for prefix, platform in (("TARGET", self.platform), ("BUILD", host)):
+            found |= {
+                f"{prefix}PLATFORM": str(platform),
+                f"{prefix}OS": platform.os,
+                f"{prefix}ARCH": platform.architecture,
+                f"{prefix}VARIANT": platform.variant,
+            }
+        return found
+
+    def _read_global_arguments(self) -> None:
+        for one in self.dockerfile.arguments:
+            for word in split_words(one.text, self.global_arguments, self.escape):
+                name, equals, default = word.partition("=")
+                if name in self.arguments:
+                    self.global_arguments[name] = self.arguments[name]
+                elif equals:
+                    self.global_arguments[name] = default
+
+    def timestamp(self) -> str:
+        """Return the time for what is made now."""
+        return timestamp(self.epoch)
+
+    def report(self, shown: str, status: str) -> None:
+        """Tell that a step is done, or was known."""
+        self.progress(ProgressEvent(action="build", subject=shown.partition("\n")[0], status=status))
+
+    def build(self, target: str, reference: Reference | None) -> Image:
+        """Build up to a stage and store its image.
+
+        Args:
+            target: the stage's name or number; empty for the last.
+            reference: the image's name, or None.
+
+        Raises:
+            SpecError: the Dockerfile is malformed.
+            ExitError: a command failed.
+            ImageError: a base image can't be had.
+        """
+        stage = self.stage(self.dockerfile.find(target))
+        layers = tuple(blob for blob, _ in stage.layers)
+        config = stage.config
+        if not config.created:
+            config = config.evolve(created=self.timestamp() if self.epoch is not None else "1970-01-01T00:00:00Z")
+        manifest = self.store.add_image(config, layers, reference, self.lease)
+        return Image(store=self.store, manifest=manifest, reference=reference)
+
+    def stage(self, index: int) -> StageBuilder:
+        """Return a stage, built once."""
+        if index not in self._built:
+            stage = self.dockerfile.stages[index]
+            outer, self._current = self._current, index
+            try:
+                builder = self._begin(stage, index)
+                builder.run_triggers()
+                for one in stage.instructions:
+                    builder.execute(one)
+            finally:
+                self._current = outer
+            self._built[index] = builder
+        return self._built[index]
+
+    def _begin(self, stage: Stage, index: int) -> StageBuilder:
+        name = expand(stage.base, self.global_arguments, self.escape)
+        platform = self.platform
+        if stage.platform:
+            platform = Platform.parse(expand(stage.platform, self.global_arguments, self.escape))
+        if not name:
+            raise SpecError(f"line {stage.line}: FROM: {stage.base} stands for nothing; give the argument a value")
+        if name == _SCRATCH:
+            return StageBuilder(self, ImageConfig(platform=platform), [], key_of(_SCRATCH, str(platform)))
+        before = self._stage_named(name, index)
+        if before is not None:
+            base = self.stage(before)
+            return StageBuilder(self, base.config, list(base.layers), base.key)
+        image = self._image(name, platform)
+        config = image.config
+        layers = list(zip(image.manifest.layers, config.diff_ids, strict=True))
+        self.lease.claim([image.digest, image.id, *(blob.digest for blob, _ in layers), *config.diff_ids])
+        return StageBuilder(self, config, layers, key_of("image", str(image.id)))
+
+    def _stage_named(self, name: str, before: int) -> int | None:
+        for index, stage in enumerate(self.dockerfile.stages[:before]):
+            if stage.name and stage.name == name.lower():
+                return index
+        return None
+
+    def _image(self, name: str, platform: Platform) -> Image:
+        key = f"{name} {platform}"
+        if key not in self._images:
+            self._images[key] = Image.get(
+                name, pull=self.pull, platform=platform, store=self.store, progress=self.progress
+            )
+        return self._images[key]
+
+    def source(self, origin: str) -> Source:
+        """Return what ``--from`` means: a stage by name or number, an image, or the build context when it is empty.
+
+        Raises:
+            SpecError: the build has no context.
+            ImageError: the image can't be had.
+        """
+        if not origin:
+            if self.context is None:
+                raise SpecError("the build has no context to copy from (hint: pass context=FOLDER)")
+            return self.context
+        index = self._stage_named(origin, self._current)
+        if index is None and origin.isdecimal() and int(origin) < self._current:
+            index = int(origin)
+        if index is not None:
+            return Source(view=self.stage(index).view(), name=f"stage {origin}")
+        image = self._image(origin, self.platform)
+        return Source(view=View(image.unpack(self.lease)), name=f"image {origin}")

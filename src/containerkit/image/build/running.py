@@ -1,0 +1,313 @@
+"""RUN: a command in a container of its own, whose changes become a layer."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.container import Container
+from containerkit.errors import ExitError, SpecError
+from containerkit.image.diff import layer_from_folder
+from containerkit.image.layers.tarwrite import Writing
+from containerkit.image.store.locks import workspace
+from containerkit.mount import Mount
+from containerkit.namespace import Namespaces
+from containerkit.rootfs import RootFS
+from containerkit.security.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from containerkit.image.build.copying import Source
+    from containerkit.image.build.view import Parts, View
+    from containerkit.image.digest import Digest
+    from containerkit.image.manifest import Descriptor
+    from containerkit.image.store import Lease, Store
+
+__all__ = ["MountFlag", "Run", "parse_mount"]
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KINDS: Final = {
+    "bind": {"type", "target", "dst", "destination", "source", "src", "from", "rw", "readwrite", "readonly", "ro"},
+    "cache": {
+        "type", "id", "target", "dst", "destination", "source", "src", "from", "sharing", "mode", "uid", "gid",
+        "ro", "readonly", "rw", "readwrite",
+    },
+    "tmpfs": {"type", "target", "dst", "destination", "size"},
+    "secret": {"type", "id", "target", "dst", "destination", "required", "mode", "uid", "gid", "env", "source", "src"},
+    "ssh": {"type", "id", "target", "dst", "destination", "required", "mode", "uid", "gid"},
+}  # fmt: skip
+_MADE: Final = ("/proc", "/sys", "/dev")
+
+
+@attrs.frozen(kw_only=True)
+class MountFlag:
+    """One ``--mount``.
+
+    Attributes:
+        kind: bind, cache, tmpfs, secret or ssh.
+        options: what it says, under the long names (``target``, ``source``).
+    """
+
+    kind: str
+    options: Mapping[str, str]
+
+    def get(self, name: str, default: str = "") -> str:
+        """Return the value of an option."""
+        return self.options.get(name, default)
+
+    def switch(self, name: str) -> bool:
+        """Return whether an option is on."""
+        return self.options.get(name, "false").lower() in ("", "true", "1")
+
+
+def parse_mount(text: str) -> MountFlag:
+    """Read the value of ``--mount``.
+
+    Raises:
+        SpecError: an unknown type or option, or one that must be there is missing.
+
+    Source: Dockerfile reference, "RUN --mount".
+    """
+    options: dict[str, str] = {}
+    for field in text.split(","):
+        key, _, value = field.partition("=")
+        key = {"dst": "target", "destination": "target", "src": "source", "ro": "readonly", "rw": "readwrite"}.get(
+            key, key
+        )
+        options[key] = value.strip('"')
+    kind = options.get("type", "bind") or "bind"
+    if kind not in _KINDS:
+        raise SpecError(f"--mount={text}: the type must be one of {', '.join(_KINDS)}")
+    if unknown := sorted(set(options) - _KINDS[kind]):
+        raise SpecError(f"--mount={text}: unknown option {unknown[0]!r}")
+    if kind in ("bind", "cache", "tmpfs") and not options.get("target"):
+        raise SpecError(f"--mount={text}: the target is missing")
+    if options.get("sharing", "shared") not in ("shared", "private", "locked"):
+        raise SpecError(f"--mount={text}: sharing must be shared, private or locked")
+    return MountFlag(kind=kind, options=options)
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """One RUN.
+
+    Args:
+        argv: the command.
+        env: its environment.
+        user: ``user[:group]``; empty is root.
+        cwd: its working directory.
+        mounts: its mounts.
+        network: ``none`` or ``host``.
+        view: the root as it is before.
+        folders: the layers below, topmost first.
+        source: finds the source of a mount by the value of ``from`` (empty: the build context).
+        secrets: contents by id.
+        store: where the layer goes.
+        log: takes each line that the command writes.
+        script: a file that the command finds at ``/dev/pipes/EOF``, or None.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    user: str
+    cwd: str
+    mounts: tuple[MountFlag, ...]
+    network: str
+    view: View
+    folders: tuple[str, ...]
+    source: Callable[[str], Source]
+    secrets: Mapping[str, bytes]
+    store: Store
+    log: Callable[[str], None]
+    script: bytes | None = None
+
+    def make(self, lease: Lease, epoch: int | None) -> tuple[Descriptor, Digest] | None:
+        """Run it and make a layer of what it changed.
+
+        Args:
+            lease: a claim that will cover the layer.
+            epoch: seconds; younger times are set to it.
+
+        Returns:
+            The layer, or None when it changed nothing.
+
+        Raises:
+            ExitError: it failed.
+            SpecError: a mount's source is missing.
+            SetupError: the container can't be started.
+        """
+        with workspace(self.store.root / "build") as folder, ExitStack() as stack:
+            folder.chmod(0o711)
+            upper, work = folder / "upper", folder / "work"
+            work.mkdir()
+            self._make_upper(upper)
+            env = {"PATH": DEFAULT_PATH, **self.env}
+            mounts = [mount for flag in self.mounts for mount in self._mount(flag, folder, stack, env)]
+            if self.script is not None:
+                (folder / "script").write_bytes(self.script)
+                (folder / "script").chmod(0o755)
+                mounts.append(Mount.bind(folder / "script", "/run/.heredoc", readonly=True))
+            if self.network == "host" and os.path.exists("/etc/resolv.conf"):
+                mounts.append(Mount.bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf", readonly=True))
+            self._run(RootFS.overlay(*self.folders, upper=upper, work=work), mounts, env)
+            exclude = (*_MADE, *(mount.target for mount in mounts))
+            root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                how = Writing(overlay=True, epoch=epoch, exclude=exclude)
+                return layer_from_folder(self.store, root, lease, how)
+            finally:
+                os.close(root)
+
+    def _make_upper(self, upper: Path) -> None:
+        """Make the upper folder look like the root below it: its own mode and owner are those of ``/`` inside."""
+        upper.mkdir()
+        top = self.view.find(())
+        if top is not None:
+            os.chown(upper, top.status.st_uid, top.status.st_gid)
+            upper.chmod(stat.S_IMODE(top.status.st_mode))
+
+    def _run(self, rootfs: RootFS, mounts: list[Mount], env: dict[str, str]) -> None:
+        names: dict[str, Any] = {"network": "host"} if self.network == "host" else {}
+        output: list[str] = []
+        container = Container(
+            rootfs, mounts=mounts, hostname="build", namespaces=Namespaces(**names), capabilities=Capabilities.docker()
+        )
+        with container:
+            options: dict[str, Any] = {"env": env, "cwd": self.cwd or "/"}
+            if self.user:
+                options["user"] = self.user
+            read, write = os.pipe2(os.O_CLOEXEC)
+            with open(read, encoding="utf-8", errors="replace") as lines:
+                try:
+                    process = container.popen(list(self.argv), stdin=-3, stdout=write, stderr=write, **options)
+                finally:
+                    os.close(write)
+                with process:
+                    for line in lines:
+                        output.append(line)
+                        self.log(line.rstrip("\n"))
+                        del output[:-200]
+                    status = process.wait()
+        if status != 0:
+            raise ExitError(status, list(self.argv), "".join(output), None)
+
+    # --- Mounts
+
+    def _mount(self, flag: MountFlag, folder: Path, stack: ExitStack, env: dict[str, str]) -> Iterator[Mount]:
+        target = flag.get("target")
+        if target and not target.startswith("/"):
+            target = os.path.normpath(f"{self.cwd or '/'}/{target}")
+        if flag.kind == "tmpfs":
+            yield Mount.tmpfs(target, size=flag.get("size") or None)
+        elif flag.kind == "secret":
+            yield from self._secret(flag, target, folder, env)
+        elif flag.kind == "ssh":
+            agent = os.environ.get("SSH_AUTH_SOCK")
+            if agent:
+                target = target or "/run/buildkit/ssh_agent.0"
+                env["SSH_AUTH_SOCK"] = target
+                yield Mount.bind(agent, target)
+            elif flag.switch("required"):
+                raise SpecError("--mount=type=ssh: no agent: SSH_AUTH_SOCK is not set")
+        elif flag.kind == "cache":
+            yield Mount.bind(self._cache_folder(flag, target, folder, stack), target, readonly=flag.switch("readonly"))
+        else:
+            yield self._bind(flag, target, folder)
+
+    def _secret(self, flag: MountFlag, target: str, folder: Path, env: dict[str, str]) -> Iterator[Mount]:
+        name = flag.get("id") or os.path.basename(target)
+        if name not in self.secrets:
+            if flag.switch("required"):
+                raise SpecError(f"--mount=type=secret: no secret {name!r} (hint: pass secrets={{{name!r}: ...}})")
+            return
+        content = self.secrets[name]
+        if variable := flag.get("env"):
+            env[variable] = content.decode("utf-8", "surrogateescape")
+            if not target:
+                return
+        place = folder / f"secret-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        place.write_bytes(content)
+        place.chmod(int(flag.get("mode", "0400"), 8))
+        os.chown(place, int(flag.get("uid", "0")), int(flag.get("gid", "0")))
+        yield Mount.bind(place, target or f"/run/secrets/{name}", readonly=True)
+
+    def _cache_folder(self, flag: MountFlag, target: str, folder: Path, stack: ExitStack) -> Path:
+        """Return the folder of a cache: the same one for each build that names it, unless it is private."""
+        name = hashlib.sha256((flag.get("id") or target).encode()).hexdigest()[:32]
+        if flag.get("sharing") == "private":
+            place = folder / f"cache-{name}"
+        else:
+            place = self.store.root / "build/mounts" / name
+        if not place.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            place.chmod(int(flag.get("mode", "0755"), 8))
+            os.chown(place, int(flag.get("uid", "0")), int(flag.get("gid", "0")))
+            if flag.get("from") or flag.get("source"):
+                source = self.source(flag.get("from"))
+                _link_tree(source.view, source.view.resolve(os.fsencode(flag.get("source"))), place)
+        if flag.get("sharing") == "locked":
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return place
+
+    def _bind(self, flag: MountFlag, target: str, folder: Path) -> Mount:
+        source = self.source(flag.get("from"))
+        parts = source.view.resolve(os.fsencode(flag.get("source")))
+        found = source.view.find(parts)
+        if found is None:
+            raise SpecError(f"--mount=type=bind: {flag.get('source') or '/'!r} is not in {source.name}")
+        folders = source.view.folders(parts) if found.is_folder else (found.path,)
+        writes = flag.switch("readwrite") if "readwrite" in flag.options else False
+        if len(folders) == 1 and not writes:
+            return Mount.bind(os.fsdecode(folders[0]), target, readonly=True)
+        copy = folder / f"bind-{hashlib.sha256(target.encode()).hexdigest()[:16]}"
+        if found.is_folder:
+            copy.mkdir()
+            _link_tree(source.view, parts, copy, copy_files=writes)
+        else:
+            _bring(found.path, copy, copy_file=True)
+        return Mount.bind(copy, target, readonly=not writes)
+
+
+def _link_tree(view: View, parts: Parts, target: Path, *, copy_files: bool = True) -> None:
+    """Put a folder of a view together outside, with links to its files where nobody may write."""
+    for name in view.names(parts):
+        found = view.find((*parts, name))
+        place = target / os.fsdecode(name)
+        if found is None:
+            continue
+        if found.is_folder:
+            place.mkdir()
+            _link_tree(view, (*parts, name), place, copy_files=copy_files)
+            os.chown(place, found.status.st_uid, found.status.st_gid)
+            place.chmod(stat.S_IMODE(found.status.st_mode))
+        else:
+            _bring(found.path, place, copy_file=copy_files)
+
+
+def _bring(source: bytes, place: Path, *, copy_file: bool) -> None:
+    import shutil
+
+    status = os.lstat(source)
+    if not copy_file:
+        try:
+            os.link(source, place, follow_symlinks=False)
+        except OSError:
+            copy_file = True
+    if copy_file:
+        shutil.copy2(os.fsdecode(source), place, follow_symlinks=False)
+        os.lchown(place, status.st_uid, status.st_gid)
+
+
+def shell_command(shell: Sequence[str], text: str) -> tuple[str, ...]:
+    """Return the words that run a line by a shell."""
+    return (*shell, text)

@@ -1,0 +1,207 @@
+"""Words of a Dockerfile: quotes, escapes, and the variables that are replaced in them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from typing import TYPE_CHECKING, Final
+
+from containerkit.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["expand", "name_values", "split_words"]
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]|[@*#]")
+
+
+def expand(text: str, variables: Mapping[str, str], escape: str = "\\", *, quotes: bool = True) -> str:
+    """Replace variables, and take quotes away.
+
+    ``$name``, ``${name}``, ``${name:-word}``, ``${name:+word}``, ``${name:?word}`` (each also without the colon),
+    ``${name#pattern}``, ``##``, ``%``, ``%%``, ``${name/pattern/word}`` and ``//`` are understood. Nothing is replaced
+    within single quotes.
+
+    Args:
+        text: the text.
+        variables: their values; an unknown one is empty.
+        escape: the escape character.
+        quotes: whether quotes mean anything (they do not in a heredoc).
+
+    Raises:
+        SpecError: an open quote or brace, a modifier that is not known, or a variable that must be there.
+
+    Source: Dockerfile reference, "Environment replacement".
+    """
+    scanner = _Scanner(text, variables, escape, quotes=quotes)
+    return "".join(scanner.words(split=False))
+
+
+def split_words(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[str]:
+    """Split at blanks that are not quoted, and expand each word; see :func:`expand`.
+
+    Source: Dockerfile reference, "Environment replacement".
+    """
+    return _Scanner(text, variables, escape, quotes=True).words(split=True)
+
+
+def name_values(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[tuple[str, str]]:
+    """Read ``name=value name2="value 2"``, or the older ``name value with blanks``.
+
+    Raises:
+        SpecError: a name is empty, or a word has no equals sign.
+
+    Source: Dockerfile reference, "ENV" and "LABEL".
+    """
+    first = text.split(None, 1)
+    if not first:
+        raise SpecError("expected NAME=VALUE")
+    if "=" not in first[0]:
+        if len(first) == 1:
+            raise SpecError(f"{first[0]!r} has no value; write {first[0]}=VALUE")
+        return [(expand(first[0], variables, escape), expand(first[1], variables, escape))]
+    found: list[tuple[str, str]] = []
+    for word in _Scanner(text, variables, escape, quotes=True).words(split=True):
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise SpecError(f"{word!r} is not of the form NAME=VALUE")
+        found.append((name, value))
+    return found
+
+
+class _Scanner:
+    def __init__(self, text: str, variables: Mapping[str, str], escape: str, *, quotes: bool) -> None:
+        self.text = text
+        self.variables = variables
+        self.escape = escape
+        self.quotes = quotes
+        self.at = 0
+
+    def words(self, *, split: bool) -> list[str]:
+        found: list[str] = []
+        word, begun = [""], False
+        while self.at < len(self.text):
+            char = self.text[self.at]
+            if split and char.isspace():
+                self.at += 1
+                if begun:
+                    found.append("".join(word))
+                word, begun = [""], False
+                continue
+            begun = True
+            word.append(self._piece(char))
+        if begun or not split:
+            found.append("".join(word))
+        return found
+
+    def _piece(self, char: str) -> str:
+        if self.quotes and char == "'":
+            return self._single()
+        if self.quotes and char == '"':
+            return self._double()
+        if char == "$":
+            return self._variable()
+        self.at += 1
+        if char == self.escape and self.at < len(self.text):
+            following = self.text[self.at]
+            self.at += 1
+            if not self.quotes and following not in ("$", self.escape):
+                return char + following
+            return following
+        return char
+
+    def _single(self) -> str:
+        end = self.text.find("'", self.at + 1)
+        if end < 0:
+            raise SpecError(f"an open single quote in {self.text[:60]!r}")
+        content, self.at = self.text[self.at + 1 : end], end + 1
+        return content
+
+    def _double(self) -> str:
+        self.at += 1
+        found: list[str] = []
+        while self.at < len(self.text):
+            char = self.text[self.at]
+            if char == '"':
+                self.at += 1
+                return "".join(found)
+            if char == "$":
+                found.append(self._variable())
+                continue
+            self.at += 1
+            if char == self.escape and self.at < len(self.text):
+                following = self.text[self.at]
+                self.at += 1
+                found.append(following if following in ('"', "$", self.escape) else char + following)
+            else:
+                found.append(char)
+        raise SpecError(f"an open double quote in {self.text[:60]!r}")
+
+    def _variable(self) -> str:
+        self.at += 1
+        if self.text[self.at : self.at + 1] == "{":
+            return self._braces()
+        found = _NAME.match(self.text, self.at)
+        if found is None:
+            return "$"
+        self.at = found.end()
+        return self.variables.get(found[0], "")
+
+    def _braces(self) -> str:
+        found = _NAME.match(self.text, self.at + 1)
+        if found is None:
+            raise SpecError(f"a variable without a name in {self.text[:60]!r}")
+        self.at = found.end()
+        name, value = found[0], self.variables.get(found[0])
+        rest = self._until_brace()
+        if not rest:
+            return value or ""
+        colon, operator, word = re.match(r"(:?)([-+?]|##?|%%?|//?|)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+        if operator in ("-", "+", "?"):
+            there = value is not None and (value != "" or not colon)
+            inner = expand(word, self.variables, self.escape, quotes=self.quotes)
+            if operator == "?":
+                if not there:
+                    raise SpecError(f"the variable {name} must be set: {inner or 'it is not'}")
+                return value or ""
+            return (inner if there else "") if operator == "+" else (value or "" if there else inner)
+        if colon or not operator:
+            raise SpecError(f"the modifier {rest[:20]!r} of the variable {name} is not known")
+        return self._edited(value or "", operator, word)
+
+    def _until_brace(self) -> str:
+        start, depth = self.at, 1
+        while self.at < len(self.text):
+            char = self.text[self.at]
+            if char == self.escape:
+                self.at += 2
+                continue
+            depth += (char == "{") - (char == "}")
+            self.at += 1
+            if depth == 0:
+                return self.text[start : self.at - 1]
+        raise SpecError(f"an open brace in {self.text[:60]!r}")
+
+    def _edited(self, value: str, operator: str, word: str) -> str:
+        word = expand(word, self.variables, self.escape) if operator[0] != "/" else word
+        if operator[0] == "/":
+            pattern, _, new = word.partition("/")
+            plain = re.compile(_pattern(expand(pattern, self.variables, self.escape), greedy=True))
+            replacement = expand(new, self.variables, self.escape)
+            return plain.sub(lambda _: replacement, value, count=0 if operator == "//" else 1)
+        body = _pattern(word, greedy=len(operator) == 2)
+        if operator[0] == "#":
+            return re.sub(rf"\A(?:{body})", "", value, count=1)
+        cuts = range(len(value) + 1) if len(operator) == 2 else range(len(value), -1, -1)
+        for cut in cuts:
+            if re.fullmatch(body, value[cut:]):
+                return value[:cut]
+        return value
+
+
+def _pattern(pattern: str, *, greedy: bool) -> str:
+    """Turn a shell pattern into a regular expression that takes as much, or as little, as it can."""
+    found = fnmatch.translate(pattern)
+    body = found.removeprefix("(?s:").removesuffix(")\\Z")
+    return body if greedy else body.replace(".*", ".*?")

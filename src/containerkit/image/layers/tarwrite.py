@@ -1,0 +1,359 @@
+"""Writing a tar archive of a folder, the same bytes for the same content.
+
+Names are sorted, owners are numbers, and an extended header stands only where the plain one can't say it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from struct import Struct, pack, unpack
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from containerkit.errors import ImageError, SpecError
+from containerkit.image.layers.attributes import CAPABILITY, is_kept
+from containerkit.image.layers.extract import OWNER_OVERRIDE
+from containerkit.image.layers.stream import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from containerkit.image.layers.compression import Sink
+
+__all__ = ["Head", "TreeWriter", "Writing", "source_date_epoch"]
+
+_BLOCK: Final = 512
+_PIECE: Final = 1 << 20
+_HEADER: Final = Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
+_LARGEST_OCTAL: Final = 0o7777777
+_LARGEST_SIZE: Final = 0o77777777777
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
+_LETTERS: Final = {
+    stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5",
+    stat.S_IFIFO: b"6",
+}  # fmt: skip
+_OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
+
+
+def source_date_epoch() -> int | None:
+    """Return the time that nothing in a reproducible artifact may be younger than, in seconds; None when not asked.
+
+    Raises:
+        SpecError: the variable ``SOURCE_DATE_EPOCH`` is no number.
+
+    Source: the SOURCE_DATE_EPOCH specification.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise SpecError(f"SOURCE_DATE_EPOCH must be a number of seconds, not {text!r}")
+    return int(text)
+
+
+def _same(number: int) -> int:
+    return number
+
+
+@attrs.frozen(kw_only=True)
+class Writing:
+    """How a folder is written.
+
+    Args:
+        overlay: the folder is the upper folder of an overlay: its marks become whiteouts.
+        epoch: seconds; younger times are set to it. Default: as they are.
+        owner: turns the owner of a file outside into the one to write. Default: the same.
+        exclude: absolute paths inside that are left out, with all below them.
+        prefix: the folder inside that all is written below, such as ``b"usr"``.
+
+    Source: OCI image specification, layer.md; the SOURCE_DATE_EPOCH specification.
+    """
+
+    overlay: bool = False
+    epoch: int | None = None
+    owner: Callable[[int], int] = _same
+    exclude: Collection[str] = ()
+    prefix: bytes = b""
+
+
+class TreeWriter:
+    """Writes folders into one archive; call :meth:`close` at the end.
+
+    Args:
+        sink: takes the bytes.
+        how: the rules.
+    """
+
+    def __init__(self, sink: Sink, how: Writing) -> None:
+        self.sink = sink
+        self.how = how
+        self.count = 0
+        self._links: dict[tuple[int, int], bytes] = {}
+        self._exclude = {os.fsencode(path).strip(b"/") for path in how.exclude}
+        self._spaces = ("trusted", "user") if how.overlay else ()
+
+    def close(self) -> None:
+        """Write the end of the archive."""
+        self.sink.write(bytes(2 * _BLOCK))
+
+    def add_tree(self, folder: int, *, root: bool = True) -> None:
+        """Write a folder and all in it, by descriptor and without following a link.
+
+        Args:
+            folder: descriptor of the folder.
+            root: write an entry for the folder itself as well.
+
+        Raises:
+            ImageError: a file changes while it is read, or a folder was renamed in a way that only overlayfs
+                understands.
+        """
+        prefix = self.how.prefix
+        if root:
+            self._entry(prefix, os.fstat(folder), folder, b"")
+        self._inside(prefix, folder)
+
+    def _inside(self, path: bytes, folder: int) -> None:
+        if self._spaces and path and self._overlay(folder, b".", "opaque") == b"y":
+            self._plain(path + b"/.wh..wh..opq")
+        for name in sorted(os.fsencode(entry) for entry in os.listdir(folder)):
+            below = path + b"/" + name if path else name
+            if below in self._exclude:
+                continue
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if self._is_whiteout(folder, name, status):
+                self._plain((path + b"/" if path else b"") + b".wh." + name)
+                continue
+            if name.startswith(b".wh."):
+                raise ImageError(f"{shown(below)}: a layer can't hold a file whose name begins with .wh.")
+            self._entry(below, status, folder, name)
+            if stat.S_ISDIR(status.st_mode):
+                inner = os.open(name, _FOLDER, dir_fd=folder)
+                try:
+                    self._inside(below, inner)
+                finally:
+                    os.close(inner)
+
+    def _is_whiteout(self, folder: int, name: bytes, status: os.stat_result) -> bool:
+        if not self._spaces:
+            return False
+        if stat.S_ISCHR(status.st_mode):
+            return status.st_rdev == 0
+        return bool(
+            stat.S_ISREG(status.st_mode) and status.st_size == 0 and self._overlay(folder, name, "whiteout") is not None
+        )
+
+    def _overlay(self, folder: int, name: bytes, mark: str) -> bytes | None:
+        path = f"/proc/self/fd/{folder}/".encode() + name
+        for space in self._spaces:
+            with suppress(OSError):
+                return os.getxattr(path, f"{space}.overlay.{mark}", follow_symlinks=False)
+        return None
+
+    def _plain(self, name: bytes) -> None:
+        """Write an empty marker."""
+        self._header(Head(name=name, kind=b"0", mtime_ns=(self.how.epoch or 0) * 1_000_000_000))
+        self.count += 1
+
+    def _entry(self, path: bytes, status: os.stat_result, folder: int, name: bytes) -> None:
+        """Write the entry of one file; ``name`` is empty for the folder itself."""
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFSOCK:
+            return
+        attributes, owner = self._attributes(path, folder, name)
+        uid, gid, mode = owner or (self.how.owner(status.st_uid), self.how.owner(status.st_gid), status.st_mode)
+        head = Head(name=path, kind=_LETTERS[kind], mode=mode & 0o7777, uid=uid, gid=gid)
+        head.mtime_ns, head.attributes = self._time(status.st_mtime_ns), attributes
+        self.count += 1
+        if kind != stat.S_IFDIR and status.st_nlink > 1:
+            first = self._links.setdefault((status.st_dev, status.st_ino), path)
+            if first != path:
+                head.kind, head.link, head.attributes = b"1", first, {}
+                self._header(head)
+                return
+        if kind == stat.S_IFREG:
+            self._file(head, folder, name, status)
+            return
+        if kind == stat.S_IFLNK:
+            head.link, head.mode = os.readlink(name, dir_fd=folder), 0o777
+        elif kind == stat.S_IFDIR:
+            head.name = (path or b".") + b"/"
+        else:
+            head.device = status.st_rdev
+        self._header(head)
+
+    def _time(self, mtime_ns: int) -> int:
+        return mtime_ns if self.how.epoch is None else min(mtime_ns, self.how.epoch * 1_000_000_000)
+
+    def _file(self, head: Head, folder: int, name: bytes, status: os.stat_result) -> None:
+        try:
+            file = os.open(name, _FILE, dir_fd=folder)
+        except PermissionError:
+            file = os.open(name, _FILE & ~os.O_NOATIME, dir_fd=folder)
+        try:
+            if not os.path.samestat(os.fstat(file), status):
+                raise ImageError(f"{shown(head.name)}: it was replaced while it was read")
+            head.size = left = status.st_size
+            self._header(head)
+            while left and (piece := os.read(file, min(_PIECE, left))):
+                self.sink.write(piece)
+                left -= len(piece)
+            if left:
+                raise ImageError(f"{shown(head.name)}: it was cut short while it was read")
+            self.sink.write(bytes(-status.st_size % _BLOCK))
+        finally:
+            os.close(file)
+
+    def _attributes(
+        self, path: bytes, folder: int, name: bytes
+    ) -> tuple[dict[str, bytes], tuple[int, int, int] | None]:
+        place: bytes | int = f"/proc/self/fd/{folder}/".encode() + name if name else folder
+        links = {"follow_symlinks": False} if name else {}
+        found: dict[str, bytes] = {}
+        owner = None
+        try:
+            names = os.listxattr(place, **links)
+        except OSError:
+            return {}, None
+        for attribute in sorted(names):
+            if self._spaces and attribute.endswith(("overlay.redirect", "overlay.metacopy")):
+                raise ImageError(f"{shown(path)}: the overlay keeps it by {attribute}, which no layer can say")
+            if attribute != OWNER_OVERRIDE and (not is_kept(attribute) or attribute.startswith(_OVERLAY)):
+                continue
+            value = os.getxattr(place, attribute, **links)
+            if attribute == OWNER_OVERRIDE:
+                owner = _read_owner(value, path)
+            else:
+                found[attribute] = self._capability(value) if attribute == CAPABILITY else value
+        return found, owner
+
+    def _capability(self, value: bytes) -> bytes:
+        """Turn capabilities that belong to a user namespace's root into plain ones.
+
+        Source: capabilities(7), "File capability extended attribute versioning"; linux/capability.h.
+        """
+        if len(value) != 24:
+            return value
+        magic, *words, rootid = unpack("<6I", value)
+        if self.how.owner(rootid) != 0:
+            return value
+        return pack("<5I", (magic & 0xFFFFFF) | 0x02000000, *words)
+
+    def put(self, head: Head, content: bytes) -> None:
+        """Write an entry whose content is in memory."""
+        head.size = len(content)
+        self._header(head)
+        self.sink.write(content + bytes(-len(content) % _BLOCK))
+        self.count += 1
+
+    def put_file(self, head: Head, path: bytes) -> None:
+        """Write an entry with the content of a file, which is not followed when it is a link."""
+        parent, _, name = path.rpartition(b"/")
+        folder = os.open(parent or b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._file(head, folder, name, os.stat(name, dir_fd=folder, follow_symlinks=False))
+        finally:
+            os.close(folder)
+        self.count += 1
+
+    def _header(self, head: Head) -> None:
+        more = head.records()
+        if more:
+            records = b"".join(_record(key, value) for key, value in more.items())
+            short = b"PaxHeaders/" + head.name.rpartition(b"/")[2][:80]
+            self.sink.write(Head(name=short, kind=b"x", mode=0o644, size=len(records)).block(()))
+            self.sink.write(records + bytes(-len(records) % _BLOCK))
+        self.sink.write(head.block(more))
+
+
+@attrs.define(kw_only=True)
+class Head:
+    """The facts of one header.
+
+    Attributes:
+        name: the path; of a folder with a slash at its end.
+        kind: the type flag.
+        mode: permission bits.
+        uid, gid: the owner.
+        size: of a file: its size in bytes.
+        mtime_ns: time of the last change.
+        link: of a link: where it points to.
+        device: of a device: its number.
+        attributes: extended attributes.
+
+    Source: POSIX.1-2017, pax, "ustar Interchange Format".
+    """
+
+    name: bytes
+    kind: bytes
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    mtime_ns: int = 0
+    link: bytes = b""
+    device: int = 0
+    attributes: dict[str, bytes] = attrs.field(factory=dict)
+
+    def records(self) -> dict[bytes, bytes]:
+        """Return what the plain header can't say."""
+        seconds, rest = divmod(self.mtime_ns, 1_000_000_000)
+        more: dict[bytes, bytes] = {}
+        if len(self.name) > 100 or not self.name.isascii():
+            more[b"path"] = self.name
+        if len(self.link) > 100 or not self.link.isascii():
+            more[b"linkpath"] = self.link
+        if rest or not 0 <= seconds <= _LARGEST_SIZE:
+            more[b"mtime"] = _decimal(self.mtime_ns)
+        for key, number, largest in (
+            (b"uid", self.uid, _LARGEST_OCTAL),
+            (b"gid", self.gid, _LARGEST_OCTAL),
+            (b"size", self.size, _LARGEST_SIZE),
+        ):
+            if number > largest:
+                more[key] = b"%d" % number
+        for attribute, value in self.attributes.items():
+            more[b"SCHILY.xattr." + attribute.encode("utf-8", "surrogateescape")] = value
+        return more
+
+    def block(self, elsewhere: Collection[bytes]) -> bytes:
+        """Return the plain header; what an extended one says is 0 here."""
+        uid, gid, size = (
+            0 if key in elsewhere else number
+            for key, number in ((b"uid", self.uid), (b"gid", self.gid), (b"size", self.size))
+        )
+        seconds = min(max(self.mtime_ns // 1_000_000_000, 0), _LARGEST_SIZE)
+        fields = [
+            self.name[:100], b"%07o" % self.mode, b"%07o" % uid, b"%07o" % gid, b"%011o" % size, b"%011o" % seconds,
+            b" " * 8, self.kind, self.link[:100], b"ustar\x0000", b"", b"", b"%07o" % os.major(self.device),
+            b"%07o" % os.minor(self.device), b"",
+        ]  # fmt: skip
+        fields[6] = b"%06o\0 " % sum(_HEADER.pack(*fields))
+        return _HEADER.pack(*fields)
+
+
+def _decimal(mtime_ns: int) -> bytes:
+    sign, (whole, rest) = b"-" if mtime_ns < 0 else b"", divmod(abs(mtime_ns), 1_000_000_000)
+    return sign + (b"%d.%09d" % (whole, rest)).rstrip(b"0").rstrip(b".") if rest else sign + b"%d" % whole
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """Return one record of an extended header, which begins with its own length.
+
+    Source: POSIX.1-2017, pax, "pax Extended Header".
+    """
+    rest = b" " + key + b"=" + value + b"\n"
+    length = len(rest) + len(str(len(rest)))
+    length = len(rest) + len(str(length))
+    return str(length).encode() + rest
+
+
+def _read_owner(value: bytes, path: bytes) -> tuple[int, int, int]:
+    try:
+        uid, gid, mode = value.split(b":")
+        return int(uid), int(gid), int(mode, 8)
+    except ValueError as error:
+        raise ImageError(f"{shown(path)}: {OWNER_OVERRIDE} is malformed") from error

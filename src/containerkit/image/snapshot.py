@@ -1,0 +1,183 @@
+"""Commits: an image out of a running container."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from containerkit.assembly import UPPER_FD
+from containerkit.errors import ImageError, SpecError, StateError
+from containerkit.image.config import Defaults, History, ImageConfig
+from containerkit.image.diff import layer_from_folder
+from containerkit.image.image import Image, timestamp
+from containerkit.image.layers.tarwrite import Writing, source_date_epoch
+from containerkit.image.platform import Platform
+from containerkit.image.reference import Reference
+from containerkit.image.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from containerkit.container import Container
+    from containerkit.image.digest import Digest
+    from containerkit.image.manifest import Descriptor
+    from containerkit.image.store import Lease
+    from containerkit.rootfs import RootFS
+
+__all__ = ["change_layer", "commit"]
+
+_MADE = ("/proc", "/sys", "/dev")
+
+
+def commit(
+    container: Container,
+    reference: str | Reference | None = None,
+    *,
+    base: Image | None = None,
+    store: Store | None = None,
+    author: str = "",
+    message: str = "",
+    compression: str = "gzip",
+    **defaults: Any,
+) -> Image:
+    """Make an image of what a container has changed, on top of the image that it was made from.
+
+    What lies on mounts is not in it. The same changes give the same digest when ``SOURCE_DATE_EPOCH`` is set.
+
+    Args:
+        container: a running container.
+        reference: the new image's name, or None.
+        base: the image that it was made from. Default: the one of ``RootFS.image``; without any, the whole root becomes
+            one layer, as far as it is writable.
+        store: where to. Default: that of ``base``, else the user's.
+        author: who made it.
+        message: goes into the history.
+        compression: ``gzip``, ``zstd`` or ``none``.
+        defaults: fields of :class:`containerkit.image.Defaults` that differ from the base's.
+
+    Raises:
+        StateError: the container does not run, or nothing that it writes is kept.
+        SpecError: an unknown field.
+        ImageError: a file changes while it is read.
+
+    Source: OCI image specification, layer.md.
+    """
+    base = base or _base_of(container)
+    store = store or (base.store if base else Store())
+    config = base.config if base else ImageConfig(platform=Platform.host())
+    known = {field.name for field in attrs.fields(Defaults)}
+    if unknown := sorted(set(defaults) - known):
+        raise SpecError(f"commit: unknown field {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    epoch = source_date_epoch()
+    created = timestamp(epoch)
+    with store.lease() as lease:
+        made = change_layer(container, store, lease, compression=compression, epoch=epoch)
+        blobs = base.manifest.layers if base else ()
+        if base:
+            lease.claim([*(blob.digest for blob in blobs), *config.diff_ids])
+        entry = History(created=created, created_by="commit", author=author, comment=message, empty_layer=made is None)
+        changed = config.evolve(
+            defaults=attrs.evolve(config.defaults, **defaults),
+            diff_ids=(*config.diff_ids, *([made[1]] if made else [])),
+            history=(*config.history, entry),
+            created=created,
+            author=author or config.author,
+        )
+        name = Reference.parse(reference) if isinstance(reference, str) else reference
+        manifest = store.add_image(changed, (*blobs, *([made[0]] if made else [])), name, lease)
+    return Image(store=store, manifest=manifest, reference=name)
+
+
+def change_layer(
+    container: Container,
+    store: Store,
+    lease: Lease,
+    *,
+    compression: str = "gzip",
+    epoch: int | None = None,
+    exclude: tuple[str, ...] = (),
+) -> tuple[Descriptor, Digest] | None:
+    """Make a layer of what a running container has changed; None when it has changed nothing.
+
+    Args:
+        container: a running container.
+        store: where to.
+        lease: a claim that will cover the layer.
+        compression: ``gzip``, ``zstd`` or ``none``.
+        epoch: seconds; younger times are set to it.
+        exclude: absolute paths inside that are left out.
+
+    Raises:
+        StateError: the container does not run, or nothing that it writes is kept.
+        ImageError: a file changes while it is read.
+    """
+    mounts = tuple(mount.target for mount in container.spec.mounts)
+    with _upper(container) as (folder, whole):
+        how = Writing(
+            overlay=not whole,
+            epoch=epoch,
+            owner=_inside_ids(container),
+            exclude=(*_MADE, *mounts, *exclude),
+        )
+        return layer_from_folder(store, folder, lease, how, compression=compression, root=whole)
+
+
+def _base_of(container: Container) -> Image | None:
+    rootfs = container.spec.rootfs
+    if rootfs.kind != "image":
+        return None
+    options = {key: value for key, value in rootfs.arguments if key in ("platform", "store")}
+    if "store" in options:
+        options["store"] = Store(options["store"])
+    return Image.open(rootfs.name, **options)
+
+
+@contextmanager
+def _upper(container: Container) -> Iterator[tuple[int, bool]]:
+    """Lend the folder that holds what the container writes, and say whether it is a whole root of its own."""
+    rootfs: RootFS = _resolved(container)
+    if rootfs.kind == "host":
+        raise StateError(f"{container!r}: programs of the host are not part of an image; give it a root of its own")
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if rootfs.upper is not None:
+        descriptor = os.open(rootfs.upper, flags)
+    elif rootfs.kind == "dir":
+        descriptor = os.open(rootfs.lowers[0], flags)
+    elif rootfs.in_memory:
+        inner = "/u0" if rootfs.kind == "overlay" else ""
+        descriptor = os.open(f"/proc/{container.pid}/fd/{UPPER_FD}{inner}", flags)
+    else:
+        raise StateError(f"{container!r}: its root is read-only, so there is nothing to commit")
+    try:
+        yield descriptor, rootfs.kind in ("dir", "tmpfs")
+    finally:
+        os.close(descriptor)
+
+
+def _resolved(container: Container) -> RootFS:
+    """Return what the description of the container's root stood for when it started."""
+    return container._standing().spec.rootfs  # noqa: SLF001 - the description itself may name an image
+
+
+def _inside_ids(container: Container) -> Callable[[int], int]:
+    """Return what turns an owner as this process sees it into the one inside.
+
+    Source: user_namespaces(7), "User and group ID mappings: uid_map and gid_map".
+    """
+    rootfs = _resolved(container)
+    on_disk = rootfs.upper is not None or rootfs.kind == "dir"
+    if on_disk and rootfs.idmap and os.geteuid() == 0:
+        return lambda number: number  # the mount translates: the disk has the ids as they are inside
+    with open(f"/proc/{container.pid}/uid_map", encoding="ascii") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+
+    def inside(number: int) -> int:
+        for first, outside, count in ranges:
+            if outside <= number < outside + count:
+                return first + number - outside
+        raise ImageError(f"a file in the container belongs to {number}, whom its user namespace does not know")
+
+    return inside

@@ -1,0 +1,131 @@
+"""Templates: roots made from what is at hand, once for the same arguments.
+
+A template is a function that fills an empty folder and returns what containers made from it have by default. More of
+them come from the entry points of the group ``containerkit.templates``: each names a :class:`Template`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.errors import SpecError
+from containerkit.image.config import Defaults
+from containerkit.image.image import Image
+from containerkit.image.reference import Reference
+from containerkit.image.store import Store
+from containerkit.image.store.locks import locked, workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["BUILTIN", "GROUP", "Template", "make_template", "template_names"]
+
+GROUP: Final = "containerkit.templates"
+BUILTIN: Final = {
+    "alpine": "containerkit.image.templates.distributions:ALPINE",
+    "busybox": "containerkit.image.templates.local:BUSYBOX",
+    "debian": "containerkit.image.templates.distributions:DEBIAN",
+    "host": "containerkit.image.templates.local:HOST",
+    "ubuntu": "containerkit.image.templates.distributions:UBUNTU",
+}
+
+
+def _no_fingerprint(**_: Any) -> str:
+    return ""
+
+
+@attrs.frozen(kw_only=True)
+class Template:
+    """How a root is made.
+
+    Args:
+        make: called with an empty folder and the arguments; fills it, and returns what containers have by default.
+        fingerprint: called with the arguments; returns what else the result depends on, so that it is made again when
+            that changes. Default: nothing else.
+    """
+
+    make: Callable[..., Defaults | None]
+    fingerprint: Callable[..., str] = _no_fingerprint
+
+
+def template_names() -> list[str]:
+    """Return the names of all templates, those of other packages included."""
+    from importlib.metadata import entry_points
+
+    return sorted({*BUILTIN, "image", *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def find_template(name: str) -> Template:
+    """Return a template by its name.
+
+    Raises:
+        SpecError: there is none of that name, or what another package names is no template.
+    """
+    from importlib import import_module
+    from importlib.metadata import entry_points
+
+    if name in BUILTIN:
+        module, _, attribute = BUILTIN[name].partition(":")
+        found: object = getattr(import_module(module), attribute)
+    else:
+        entries = list(entry_points(group=GROUP, name=name))
+        if not entries:
+            raise SpecError(f"there is no template {name!r}; there are {', '.join(template_names())}")
+        found = entries[0].load()
+    if not isinstance(found, Template):
+        raise SpecError(f"the template {name!r} of another package is no containerkit.image.templates.Template")
+    return found
+
+
+def make_template(name: str, *, store: Store | None = None, again: bool = False, **arguments: Any) -> Image:
+    """Return the image of a template, made when it is not in the store.
+
+    Args:
+        name: which template; ``image`` stands for an image (``reference=...``).
+        store: where. Default: the user's store.
+        again: make it anew even when it is there.
+        arguments: the template's.
+
+    Raises:
+        SpecError: an unknown template or argument.
+        ImageError: it can't be made.
+        UnsupportedError: a program that it needs is not installed.
+    """
+    store = store or Store()
+    if name == "image":
+        if "reference" not in arguments:
+            raise SpecError("template image: say which: reference=...")
+        return Image.get(arguments.pop("reference"), store=store, **arguments)
+    template = find_template(name)
+    _check_arguments(name, template, arguments)
+    facts = repr((name, sorted(arguments.items()), template.fingerprint(**arguments)))
+    tag = hashlib.sha256(facts.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    reference = Reference(registry="localhost", repository=f"template/{name.lower()}", tag=tag)
+    lock = store.root / "build" / f"template-{tag}.lock"
+    with locked(lock, exclusive=True):
+        if not again and store.find(reference) is not None:
+            return Image.open(reference, store=store)
+        with workspace(store.root / "build") as parent:
+            root: Path = parent / "root"
+            root.mkdir()
+            root.chmod(0o755)
+            defaults = template.make(root, **arguments)
+            return Image.from_folder(
+                root, reference, defaults=defaults or Defaults(), store=store, created_by=f"template {name}",
+                compression="none",
+            )  # fmt: skip
+
+
+def _check_arguments(name: str, template: Template, arguments: dict[str, Any]) -> None:
+    from inspect import signature
+    from pathlib import Path as AnyPath
+
+    try:
+        signature(template.make).bind(AnyPath(), **arguments)
+    except TypeError as error:
+        known = list(signature(template.make).parameters)[1:]
+        raise SpecError(f"template {name}: {error}; its arguments are {', '.join(known) or 'none'}") from error

@@ -1,0 +1,450 @@
+"""Images as a whole: archives, names, diffs, squashes, exports, commits, and containers made from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from image_samples import add_image, tar_of
+
+from containerkit import Container, RootFS
+from containerkit.errors import ContainerError, ImageError, SpecError, StateError
+from containerkit.image import Defaults, Image, Store, commit
+from containerkit.image.flatten import mounted_filesystem
+from containerkit.security.capabilities import Capabilities
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners needs root")
+BUSYBOX = "/bin/busybox"
+needs_busybox = pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static")
+
+
+def tool(name):
+    return pytest.mark.skipif(shutil.which(name) is None, reason=f"needs the program {name}")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def box(store, tmp_path):
+    """An image of busybox and nothing else."""
+    root = tmp_path / "box"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(BUSYBOX, root / "bin/busybox")
+    for name in ("sh", "cat", "ls", "rm", "mkdir", "echo", "chown", "ln", "stat", "id", "touch", "chmod", "env", "pwd"):
+        (root / "bin" / name).symlink_to("busybox")
+    (root / "etc").mkdir()
+    (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
+    (root / "data").mkdir()
+    (root / "data/old").write_text("old")
+    return Image.from_folder(root, "box:1", store=store, defaults=Defaults(command=("/bin/sh",), env={"PATH": "/bin"}))
+
+
+def tree_of(image, folder):
+    folder.mkdir()
+    image.unpack_into(folder)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@needs_busybox
+def test_container_runs_from_an_image(box):
+    with Container(box.rootfs()) as c:
+        assert "old" == c.run(["/bin/cat", "/data/old"], text=True).stdout
+    assert Path(box.unpack()[0], "data/old").read_text() == "old"
+
+
+@needs_busybox
+def test_container_runs_from_a_description_of_an_image(box, store):
+    root = RootFS.image("box:1", store=str(store.root), pull="never", size="16M")
+    with Container(root) as c:
+        assert "old" == c.run(["/bin/cat", "/data/old"], text=True).stdout
+    with (
+        pytest.raises(ImageError, match="not in the store"),
+        Container(RootFS.image("x", store=str(store.root), pull="never")),
+    ):
+        pass
+    with pytest.raises(SpecError, match="unknown argument"), Container(RootFS.image("box:1", colour="red")):
+        pass
+
+
+@needs_busybox
+def test_commit_makes_a_layer_of_what_changed_and_its_container_sees_the_same(box, store):
+    script = (
+        "rm /data/old; echo new > /data/new; chown 7:8 /data/new; mkdir /made; ln /data/new /made/hard; ln -s /x /made/soft;"
+        "rm -r /etc; mkdir /etc; echo y > /etc/only; chmod 4755 /made; chown 65534 /made; touch /proc-not"
+    )
+    with Container(box.rootfs(), capabilities=Capabilities.docker()) as c:
+        assert 0 == c.run(["/bin/sh", "-c", script], text=True).returncode
+        image = commit(c, "box:2", base=box, author="me", message="changed", command=("/bin/cat",))
+    assert ("me", "changed", ("/bin/cat",)) == (
+        image.config.author, image.history()[-1].comment, image.defaults.command,
+    )  # fmt: skip
+    assert box.manifest.layers == image.manifest.layers[:-1]
+    with Container(image.rootfs()) as c:
+        found = c.run(
+            ["/bin/sh", "-c", "ls /data /etc; stat -c '%u:%g %h %a' /data/new /made; cat /made/hard"], text=True
+        )
+    assert "/data:\nnew\n\n/etc:\nonly\n7:8 2 644\n65534:0 2 4755\nnew\n" == found.stdout
+
+
+@needs_busybox
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_commit_of_the_same_changes_gives_the_same_digest(box, monkeypatch, tmp_path, where):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    digests = set()
+    for number in range(2):
+        options = {} if where == "memory" else {"upper": tmp_path / f"upper{number}"}
+        if options:
+            options["upper"].mkdir()
+        with Container(box.rootfs(**options), capabilities=Capabilities.docker()) as c:
+            c.run(["/bin/sh", "-c", "echo b > /b; echo a > /a; rm /data/old; chown 5:6 /a"], check=True)
+            digests.add(commit(c, base=box).digest)
+    assert 1 == len(digests)
+
+
+@needs_busybox
+def test_commit_of_nothing_adds_no_layer(box):
+    with Container(box.rootfs()) as c:
+        image = commit(c, base=box)
+    assert box.manifest.layers == image.manifest.layers
+    assert image.history()[-1].empty_layer
+
+
+@needs_busybox
+def test_commit_finds_the_base_by_the_description(box, store):
+    with Container(RootFS.image("box:1", store=str(store.root))) as c:
+        c.run(["/bin/touch", "/x"], check=True)
+        image = commit(c, "box:3")
+    assert 2 == len(image.manifest.layers)
+    with pytest.raises(StateError, match="programs of the host"), Container() as c:
+        commit(c, store=store)
+    with pytest.raises(SpecError, match="unknown field"), Container(box.rootfs()) as c:
+        commit(c, base=box, colour="red")
+
+
+@needs_busybox
+def test_commit_keeps_what_is_in_mounts_out(box, tmp_path):
+    from containerkit import Mount
+
+    with Container(box.rootfs(), mounts=[Mount.tmpfs("/data")]) as c:
+        c.run(["/bin/touch", "/data/secret", "/kept"], check=True)
+        image = commit(c, base=box)
+    assert ["kept"] == [name for name in tree_of(image, tmp_path / "t") if "secret" in name or "kept" in name]
+
+
+def test_image_open_get_list_tag_and_remove(store):
+    add_image(store, "one:1", {"a": b"1"})
+    image = Image.open("one:1", store=store)
+    with pytest.raises(ImageError, match="hint: pull it"):
+        Image.open("two", store=store)
+    with pytest.raises(ImageError, match="linux/s390x"):
+        Image.open("one:1", platform="s390x", store=store)
+    with pytest.raises(SpecError):
+        Image.get("one:1", pull="sometimes", store=store)
+    assert image == Image.get("one:1", store=store)
+    again = image.tag("two:2")
+    assert ["one:1", "two:2"] == [one.reference.familiar for one in Image.list(store)]
+    again.remove()
+    assert [image] == Image.list(store)
+    assert image.digest == Image.open(f"x@{image.digest}", store=store).digest
+    assert "<Image one:1" in repr(image)
+
+
+def test_image_diff_tells_what_the_other_adds_changes_and_deletes(store):
+    base = {"kept": b"1", "changed": b"1", "gone": b"1", "dir/in": b"1", "opaque/old": b"1"}
+    add_image(store, "a", base)
+    top = {
+        "changed": b"2",
+        ".wh.gone": b"",
+        "new": b"1",
+        ".wh.dir": b"",
+        "opaque/.wh..wh..opq": b"",
+        "opaque/new": b"1",
+    }
+    add_image(store, "b", base, top)
+    add_image(store, "c", base, {"changed": b"1"})
+    a, b, c = (Image.open(name, store=store) for name in "abc")
+    assert [
+        ("/changed", "changed"), ("/dir", "deleted"), ("/dir/in", "deleted"), ("/gone", "deleted"), ("/new", "added"), ("/opaque/new", "added"),
+        ("/opaque/old", "deleted"),
+    ] == [(change.path, change.kind) for change in a.diff(b)]  # fmt: skip
+    assert [] == a.diff(c)
+
+
+def test_image_squash_and_export_have_the_same_root(store, tmp_path):
+    add_image(store, "a", {"x": b"1", "d/gone": b"1", "f/in": b"1"}, {"d/.wh.gone": b"", "y": b"2", "f": b"file"})
+    image = Image.open("a", store=store)
+    expected = tree_of(image, tmp_path / "t")
+    assert ["d", "f", "x", "y"] == expected
+    squashed = image.squash("squashed")
+    assert (1, expected) == (len(squashed.manifest.layers), tree_of(squashed, tmp_path / "s"))
+    image.export(tmp_path / "root.tar")
+    with tarfile.open(tmp_path / "root.tar") as tar:
+        assert expected == sorted(os.path.normpath(name) for name in tar.getnames() if name != ".")
+    imported = Image.import_tar(tmp_path / "root.tar", "imported", store=store)
+    assert [] == image.diff(imported)
+    assert [] == os.listdir(store.root / "build")
+    with pytest.raises(SpecError, match="empty folder"):
+        image.unpack_into(tmp_path / "t")
+
+
+def test_export_is_what_gnu_tar_reads(store, tmp_path):
+    long = "n" * 90 + "/" + "m" * 120
+    add_image(store, "a", {long: b"1", "é": b"2"})
+    Image.open("a", store=store).export(tmp_path / "root.tar")
+    names = subprocess.run(["tar", "-tf", tmp_path / "root.tar"], capture_output=True, text=True, check=True).stdout
+    assert f"{long}\n" in names
+
+
+def full_tree(root):
+    """One file of each kind, with what can be said of it."""
+    root.mkdir()
+    (root / "plain").write_bytes(b"x" * 5000)
+    os.utime(root / "plain", ns=(1, 1_600_000_000_123_456_789))
+    os.setxattr(root / "plain", "user.note", b"\xff\x00binary")
+    subprocess.run(["setcap", "cap_net_raw+ep", root / "plain"], check=True)
+    subprocess.run(["setfacl", "-m", "u:54321:rw", root / "plain"], check=True)
+    os.link(root / "plain", root / "zlink")
+    os.symlink("plain", root / "soft")
+    os.lchown(root / "soft", 12, 13)
+    os.mkfifo(root / "pipe")
+    os.mknod(root / "null", 0o20666, os.makedev(1, 3))
+    (root / "folder").mkdir()
+    (root / "folder").chmod(0o2750)
+    os.chown(root / "folder", 4_000_000, 5)
+    (root / "setuid").write_text("s")
+    os.chown(root / "setuid", 7, 7)
+    (root / "setuid").chmod(0o4711)
+
+
+@tool("setcap")
+@tool("setfacl")
+def test_image_from_a_folder_keeps_everything(store, tmp_path):
+    full_tree(tmp_path / "full")
+    image = Image.from_folder(tmp_path / "full", "full", store=store)
+    target = tmp_path / "out"
+    target.mkdir()
+    image.unpack_into(target)
+    for name in sorted(os.listdir(tmp_path / "full")):
+        one, two = os.lstat(tmp_path / "full" / name), os.lstat(target / name)
+        for field in ("st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_rdev", "st_nlink"):
+            if name != "folder" or field != "st_size":
+                assert getattr(one, field) == getattr(two, field), (name, field)
+        attributes = [
+            {
+                key: os.getxattr(where / name, key, follow_symlinks=False)
+                for key in os.listxattr(where / name, follow_symlinks=False)
+            }
+            for where in (tmp_path / "full", target)
+        ]
+        assert attributes[0] == attributes[1], name
+    assert os.path.samefile(target / "plain", target / "zlink")
+
+
+@tool("tar")
+@tool("setcap")
+@tool("setfacl")
+def test_image_from_an_archive_of_gnu_tar_keeps_everything(store, tmp_path):
+    full_tree(tmp_path / "full")
+    with (tmp_path / "full/sparse").open("wb") as file:
+        file.seek(50 << 20)
+        file.write(b"end")
+        file.truncate(60 << 20)
+    os.utime(tmp_path / "full/sparse", (1, 1))
+    command = [
+        "tar",
+        "--xattrs",
+        "--acls",
+        "--xattrs-include=*",
+        "--numeric-owner",
+        "--sparse",
+        "-C",
+        tmp_path / "full",
+    ]
+    for form in ("posix", "gnu"):
+        extra = [] if form == "posix" else ["--no-xattrs", "--no-acls"]
+        subprocess.run([*command, f"--format={form}", *extra, "-cf", tmp_path / f"{form}.tar", "."], check=True)
+        image = Image.import_tar(tmp_path / f"{form}.tar", form, store=store)
+        target = tmp_path / form
+        target.mkdir()
+        image.unpack_into(target)
+        sparse = (target / "sparse").stat()
+        assert (60 << 20, True) == (sparse.st_size, sparse.st_blocks < 4096)
+        subprocess.run(["cmp", tmp_path / "full/sparse", target / "sparse"], check=True)
+        assert os.lstat(target / "folder").st_uid == 4_000_000
+        if form == "posix":
+            assert 1_600_000_000_123_456_789 == (target / "plain").stat().st_mtime_ns
+            kept = {name: os.getxattr(target / "plain", name) for name in os.listxattr(target / "plain")}
+            assert {"user.note", "security.capability", "system.posix_acl_access"} == set(kept)
+            assert os.getxattr(tmp_path / "full/plain", "system.posix_acl_access") == kept["system.posix_acl_access"]
+
+
+# --- Archives
+
+
+def test_save_and_load_of_both_forms(store, tmp_path):
+    add_image(store, "a:1", {"x": b"1"}, {"y": b"2"})
+    image = Image.open("a:1", store=store)
+    for form in ("oci-archive", "docker-archive"):
+        image.save(tmp_path / form, form=form)
+        other = Store(tmp_path / f"s-{form}")
+        loaded = Image.load(tmp_path / form, store=other)
+        assert ["a:1"] == [one.reference.familiar for one in loaded]
+        assert image.config.diff_ids == loaded[0].config.diff_ids
+        assert () == other.verify()
+    assert image.manifest == Image.load(tmp_path / "oci-archive", store=Store(tmp_path / "t"))[0].manifest
+    with pytest.raises(SpecError):
+        image.save(tmp_path / "x", form="zip")
+
+
+def test_load_of_a_compressed_archive_and_of_a_layout(store, tmp_path):
+    add_image(store, "a:1", {"x": b"1"})
+    image = Image.open("a:1", store=store)
+    image.save(tmp_path / "a.tar")
+    subprocess.run(["gzip", tmp_path / "a.tar"], check=True)
+    assert image.digest == Image.load(tmp_path / "a.tar.gz", store=Store(tmp_path / "s"))[0].digest
+    assert image.digest == Image.load(store.root, store=Store(tmp_path / "t"))[0].digest
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"manifest.json": b"{}"},
+        {"manifest.json": b"[{}]"},
+        {"manifest.json": b'[{"Config":"../../etc/passwd","Layers":[]}]'},
+        {"manifest.json": b'[{"Config":"c","Layers":["l"]}]', "c": b'{"rootfs":{"diff_ids":[]}}'},
+        {"index.json": b"["},
+        {
+            "index.json": json.dumps(
+                {"manifests": [{"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 2}]}
+            ).encode()
+        },
+    ],
+)
+def test_load_refuses_what_is_malformed(tmp_path, members):
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    with pytest.raises(ImageError):
+        Image.load(tmp_path / "a.tar", store=Store(tmp_path / "s"))
+    assert [] == Image.list(Store(tmp_path / "s"))
+
+
+def test_load_never_follows_a_link_out_of_a_layout(tmp_path, store):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"{}")
+    layout = tmp_path / "layout"
+    (layout / "blobs/sha256").mkdir(parents=True)
+    (layout / "oci-layout").write_text("{}")
+    digest = __import__("hashlib").sha256(b"{}").hexdigest()
+    (layout / f"blobs/sha256/{digest}").symlink_to(secret)
+    entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": f"sha256:{digest}", "size": 2}
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    with pytest.raises(ImageError, match="symbolic links"):
+        Image.load(layout, store=store)
+
+
+def test_load_of_damaged_and_missing_files_says_so(tmp_path, store):
+    (tmp_path / "a").write_bytes(b"\x1f\x8b" + b"x" * 100)
+    for name in ("a", "missing"):
+        with pytest.raises(ContainerError, match=r"damaged|not there"):
+            Image.load(tmp_path / name, store=store)
+
+
+# --- Other tools as witnesses
+
+
+@tool("skopeo")
+@pytest.mark.parametrize("form", ["docker-archive", "oci-archive"])
+def test_archives_are_what_skopeo_reads_and_writes(store, tmp_path, form):
+    add_image(store, "a:1", {"x": b"1"}, {"y": b"2"})
+    image = Image.open("a:1", store=store)
+    image.save(tmp_path / "a", form=form)
+    source = f"{form}:{tmp_path}/a"
+    subprocess.run(
+        ["skopeo", "copy", source, f"{form}:{tmp_path}/b:docker.io/library/b:1"], check=True, capture_output=True
+    )
+    loaded = Image.load(tmp_path / "b", store=store)[0]
+    assert image.config.diff_ids == loaded.config.diff_ids
+    assert "b:1" == loaded.reference.familiar
+
+
+@tool("umoci")
+@needs_busybox
+def test_store_is_a_layout_that_umoci_unpacks_and_what_umoci_made_runs_here(box, store, tmp_path):
+    entry = f"{store.root}:docker.io/library/box:1"
+    subprocess.run(["umoci", "unpack", "--image", entry, tmp_path / "bundle"], check=True, capture_output=True)
+    assert "old" == (tmp_path / "bundle/rootfs/data/old").read_text()
+    (tmp_path / "bundle/rootfs/data/old").unlink()
+    (tmp_path / "bundle/rootfs/data/umoci").write_text("made")
+    layout = tmp_path / "layout"
+    subprocess.run(["skopeo", "copy", f"oci:{entry}", f"oci:{layout}:box"], check=True, capture_output=True)
+    subprocess.run(["umoci", "unpack", "--image", f"{layout}:box", tmp_path / "b2"], check=True, capture_output=True)
+    (tmp_path / "b2/rootfs/data/old").unlink()
+    (tmp_path / "b2/rootfs/data/umoci").write_text("made")
+    subprocess.run(["umoci", "repack", "--image", f"{layout}:box", tmp_path / "b2"], check=True, capture_output=True)
+    loaded = Image.load(layout, store=store)[0]
+    with Container(loaded.rootfs()) as c:
+        assert "umoci\nmade" == c.run(["/bin/sh", "-c", "ls /data; cat /data/*"], text=True).stdout
+
+
+@tool("buildah")
+@needs_busybox
+def test_image_made_by_buildah_runs_here_and_ours_is_taken_by_buildah(box, tmp_path, store):
+    box.save(tmp_path / "box.tar")
+    environment = os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": str(tmp_path)}
+    options = ["--storage-driver", "vfs", "--root", tmp_path / "cs", "--runroot", tmp_path / "run"]
+
+    def buildah(*words):
+        done = subprocess.run(
+            ["buildah", *map(str, options), *map(str, words)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert 0 == done.returncode, done.stderr
+        return done.stdout.strip()
+
+    name = buildah("from", f"oci-archive:{tmp_path}/box.tar")
+    buildah("copy", name, tmp_path / "box/data/old", "/data/copied")
+    buildah("config", "--env", "BY=buildah", name)
+    buildah("commit", "--squash", name, f"oci-archive:{tmp_path}/out.tar:by-buildah")
+    loaded = Image.load(tmp_path / "out.tar", store=store)[0]
+    assert "buildah" == loaded.defaults.env["BY"]
+    with Container(loaded.rootfs()) as c:
+        assert "old" == c.run(["/bin/cat", "/data/copied"], text=True).stdout
+
+
+# --- Filesystems
+
+
+@needs_busybox
+@pytest.mark.parametrize(
+    "form", [pytest.param("erofs", marks=tool("mkfs.erofs")), pytest.param("squashfs", marks=tool("mksquashfs"))]
+)
+def test_flattened_image_is_mounted_and_runs(box, tmp_path, form):
+    box.flatten(tmp_path / "fs", form=form)
+    with mounted_filesystem(tmp_path / "fs") as folder:
+        assert "old" == (folder / "data/old").read_text()
+        with Container(RootFS.overlay(folder, idmap=form != "squashfs")) as c:
+            assert "old" == c.run(["/bin/cat", "/data/old"], text=True).stdout
+    with pytest.raises(SpecError):
+        box.flatten(tmp_path / "x", form="ext4")
+    (tmp_path / "text").write_text("no filesystem")
+    with pytest.raises(ImageError), mounted_filesystem(tmp_path / "text"):
+        pass
+
+
+@tool("mkfs.erofs")
+def test_flattened_image_is_reproducible(box, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    for name in "ab":
+        box.flatten(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
