@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from cgroup_workloads import READY, SLEEP, SPIN, cpu_seconds, eventually, own_groups, python, version
 
+from containerkit._linux.cgroupfs import read_hierarchies
 from containerkit.cgroup import CGroup, IOLimit, Limits
+from containerkit.cgroup.tree import Tree
 from containerkit.errors import SetupError, SpecError, UnsupportedError
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="making groups needs root")]
@@ -288,12 +291,36 @@ def test_classid_is_readable_and_the_process_is_in_the_hierarchy():
         assert f"{group.name}\n" in Path(f"/proc/{process.pid}/cgroup").read_text().split("net_cls", 1)[1]
 
 
+def test_privately_mounted_hierarchy_is_shared_by_two_processes():
+    script = "from containerkit.cgroup import *\nwith CGroup.create(limits=Limits(net_cls_classid=7), mount=True) as g: print(g.stats().net_cls_classid)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with _private(Limits(net_cls_classid="10:1")) as group:
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+        )
+        assert (done.stdout, done.stderr) == ("7\n", "")
+        assert group.stats().net_cls_classid == 0x100001
+
+
 def test_net_prio_is_set_for_an_interface():
     with _private(Limits(net_prio={"lo": 7})) as group:
         assert group.stats().net_prio["lo"] == 7
 
 
+@pytest.fixture
+def _hugetlb_handed_back():
+    """Take the controller back from the groups below, if the test was the first to hand it on."""
+    root = next((one.mountpoint for one in read_hierarchies() if one.version == 2), None)
+    control = Path(root or "/") / "cgroup.subtree_control"
+    former = control.read_text().split() if root else ["hugetlb"]
+    yield
+    if "hugetlb" not in former and "hugetlb" in control.read_text().split():
+        control.write_text("-hugetlb")
+        Tree.current(refresh=True)
+
+
 @needs("hugetlb")
+@pytest.mark.usefixtures("_hugetlb_handed_back")
 def test_hugetlb_limit_is_reported_for_its_page_size():
     if not Path("/sys/kernel/mm/hugepages/hugepages-2048kB").exists():
         pytest.skip("the machine has no pages of 2 MB")

@@ -65,6 +65,17 @@ def test_removal_and_closing_may_be_repeated():
         group.add(0)
 
 
+def test_child_of_a_fork_leaves_the_group_to_its_parent():
+    with CGroup.create(limits=USUAL) as group:
+        child = os.fork()
+        if child == 0:
+            group.__exit__(None, None, None)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.path.isdir(group.path)
+        assert group.stats().pids.limit == 64
+
+
 def test_group_of_the_same_name_is_refused():
     with CGroup.create("same"), pytest.raises(StateError, match="same"):
         CGroup.create("same")

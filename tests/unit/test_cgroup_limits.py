@@ -151,6 +151,12 @@ def test_limits_are_equal_hashable_and_survive_pickling():
     assert limits.cpuset_cpus == "0-1"
 
 
+def test_limits_show_what_is_asked_for_alone():
+    limits = Limits(memory="1K", cpus=1.5, hugetlb={"2M": "max"})
+    assert repr(limits) == "Limits(memory=1024, cpus=1.5, hugetlb=(('2M', 'max'),))"
+    assert eval(repr(limits)) == limits
+
+
 @pytest.mark.parametrize(
     ("wish", "expected"),
     [

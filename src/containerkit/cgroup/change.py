@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from containerkit.cgroup.controllers import Attachment, Setting
-from containerkit.cgroup.group import apply
+from containerkit.cgroup.making import apply, resolved
 from containerkit.cgroup.tree import Tree
 from containerkit.errors import SetupError, UnsupportedError
 
@@ -25,8 +25,6 @@ _WRITE_ONLY = frozenset({"devices.allow", "devices.deny"})
 
 def update(group: CGroup, limits: Limits) -> Limits:
     """Write the limits of a group and return all that hold now."""
-    from containerkit.cgroup.nodes import resolved
-
     wish = resolved(limits)
     tree = Tree(group.parts)
     work: list[tuple[Directory, Setting | Attachment]] = []

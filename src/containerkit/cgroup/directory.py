@@ -18,6 +18,7 @@ _ABOVE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK: Final = 65536
 
 _INNER: Final = "on version 2 a group with processes of its own can't have groups with controllers below it"
+_REAL_TIME: Final = "version 2 limits processor time only while all real-time processes are in the root group"
 _HINTS: Final = {
     EACCES: "run as root, or inside a delegated subtree (systemd-run --user --scope -p Delegate=yes ...)",
     EPERM: "run as root, or inside a delegated subtree (systemd-run --user --scope -p Delegate=yes ...)",
@@ -222,5 +223,6 @@ class Directory:
             try:
                 self.write("cgroup.subtree_control", text.encode())
             except OSError as error:
-                raise refused("write", error, f"{text} to {self.path}/cgroup.subtree_control") from None
+                hint = _REAL_TIME if error.errno == EINVAL and "cpu" in new else ""
+                raise refused("write", error, f"{text} to {self.path}/cgroup.subtree_control", hint) from None
         self._enabled = there | new

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from errno import EINVAL, ENOENT, EOPNOTSUPP
+from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Final, Literal, Self
 
-from containerkit.cgroup.controllers import Attachment, Setting
 from containerkit.cgroup.directory import Directory, refused
 from containerkit.cgroup.limits import Limits
+from containerkit.cgroup.making import make, resolved, rooms
 from containerkit.cgroup.owner import Owner
 from containerkit.cgroup.quantities import group_name
 from containerkit.cgroup.tree import Tree
-from containerkit.errors import ContainerError, SetupError, SpecError, StateError, UnsupportedError
+from containerkit.errors import SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from containerkit.cgroup.perf import PerfCounters
     from containerkit.cgroup.pressure import PressureReader, PressureTrigger
     from containerkit.cgroup.stats import Stats, Usage
-    from containerkit.cgroup.tree import Room
 
 __all__ = ["CGroup"]
 
@@ -43,13 +42,14 @@ class CGroup:
     Source: cgroups(7).
     """
 
-    __slots__ = ("_attach", "_events", "_owned", "_parts", "_state", "limits", "name")
+    __slots__ = ("_attach", "_events", "_maker", "_owned", "_parts", "_state", "limits", "name")
 
     def __init__(self, name: str, parts: tuple[Directory, ...], limits: Limits, *, owned: bool) -> None:
         self.name = name
         self.limits = limits
         self._parts = parts
         self._owned = owned
+        self._maker = os.getpid()
         self._attach: tuple[int, ...] = ()
         self._events: list[ReferenceType[Events]] = []
         self._state: Literal["open", "removed", "closed"] = "open"
@@ -87,17 +87,13 @@ class CGroup:
             SetupError: the kernel refused something. What had been made by then is gone again.
         """
         name = str(next(_numbers)) if name is None else group_name(name)
-        wish = limits or _NO_LIMITS
-        if wish.devices or wish.io or wish.io_device_weights:
-            from containerkit.cgroup.nodes import resolved
-
-            wish = resolved(wish)
+        wish = resolved(limits or _NO_LIMITS)
         further = frozenset(controllers)
         label = Owner.current().label(name) if owned else name
         for attempt in (1, 2):
             # A base can vanish: this process was moved and its former group removed. Look once more, then give up.
             try:
-                parts = _make(_rooms(wish, further, parent, mount=mount, systemd=systemd, refresh=attempt == 2), label)
+                parts = make(rooms(wish, further, parent, mount=mount, systemd=systemd, refresh=attempt == 2), label)
                 break
             except FileNotFoundError as error:
                 if attempt == 2:
@@ -179,13 +175,9 @@ class CGroup:
         """
         self._check_open()
         name = f"leaf-{next(_numbers)}" if name is None else group_name(name)
-        wish = limits or _NO_LIMITS
-        if wish.devices or wish.io or wish.io_device_weights:
-            from containerkit.cgroup.nodes import resolved
-
-            wish = resolved(wish)
+        wish = resolved(limits or _NO_LIMITS)
         try:
-            parts = _make(Tree(self._parts).plan_within(wish, frozenset(controllers)), name)
+            parts = make(Tree(self._parts).plan_within(wish, frozenset(controllers)), name)
         except FileNotFoundError as error:
             raise refused("mkdir", error, f"{self.path}/{name}", "this group is gone") from None
         return CGroup(name, parts, wish, owned=self._owned)
@@ -415,7 +407,7 @@ class CGroup:
     ) -> None:
         if self._state != "open":
             return
-        if not self._owned:
+        if not self._owned or self._maker != os.getpid():  # a fork's child leaves it to its parent
             self.close()
             return
         try:
@@ -492,78 +484,3 @@ class CGroup:
 
         self._check_open()
         return PerfCounters(self, events)
-
-
-def _rooms(
-    wish: Limits, further: frozenset[str], parent: str | None, *, mount: bool, systemd: bool | None, refresh: bool
-) -> tuple[Room, ...]:
-    """Find the place for a group and return what has to be made there."""
-    if parent is not None:
-        tree = Tree.beneath(parent, refresh=refresh)
-    elif systemd:
-        tree = Tree.delegated()
-    else:
-        tree = Tree.current(refresh=refresh)
-    if mount:
-        tree.mount(wish.controllers() | further)
-    try:
-        return tree.plan(wish, further)
-    except SetupError:
-        if parent is not None or systemd is not None or not os.path.isdir("/run/systemd/system"):
-            raise
-    return Tree.delegated().plan(wish, further)
-
-
-def _make(rooms: tuple[Room, ...], name: str) -> tuple[Directory, ...]:
-    """Make the group in each hierarchy and write its settings; take it all back when one fails."""
-    parts: list[Directory] = []
-    try:
-        for base, settings in rooms:
-            part = base.make(name)
-            parts.append(part)
-            for setting in settings:
-                apply(part, setting)
-    except BaseException:
-        for part in parts:
-            try:
-                part.remove_self()
-            finally:
-                part.close()
-        raise
-    return tuple(parts)
-
-
-def apply(part: Directory, setting: Setting | Attachment) -> None:
-    """Write one setting.
-
-    Raises:
-        UnsupportedError: there is no such file.
-        SetupError: the kernel refused the value.
-    """
-    if isinstance(setting, Attachment):
-        try:
-            setting.attach(part.fd)
-        except ContainerError:
-            raise
-        except OSError as error:
-            raise refused(setting.operation, error, part.path, setting.hint) from None
-        return
-    file, content, hint, missing = setting
-    value = content if isinstance(content, bytes) else content(part.read)
-    try:
-        part.write(file, value)
-    except OSError as error:
-        if error.errno == ENOENT:
-            if missing == "ignore" or (missing == "no-swap" and not _machine_has_swap()):
-                return
-            text = hint or "this kernel's controller has no such file"
-            raise UnsupportedError("write", ENOENT, f"{part.path}/{file}", text) from None
-        if error.errno == EINVAL and not hint:
-            hint = "the kernel does not take this value here"
-        raise refused("write", error, f"{value.decode(errors='replace')} to {part.path}/{file}", hint) from None
-
-
-def _machine_has_swap() -> bool:
-    from containerkit.cgroup.controllers.memory import machine_has_swap
-
-    return machine_has_swap()

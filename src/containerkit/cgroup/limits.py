@@ -224,7 +224,7 @@ def _of(controller: str) -> dict[str, str]:
     return {"controller": controller}
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Limits:
     """What a group may use; the same on both versions of cgroups. A field that is None is left alone.
 
@@ -326,6 +326,11 @@ class Limits:
                 parse_size(page, f"{argument}, page size")
         for key, _ in self.unified:
             _check_raw_key(key)
+
+    def __repr__(self) -> str:
+        """Show what is asked for, and not the thirty things that are not."""
+        wishes = [f"{name}={getattr(self, name)!r}" for name, _, empty in _FIELDS if getattr(self, name) != empty]
+        return f"Limits({', '.join(wishes)})"
 
     def controllers(self) -> frozenset[str]:
         """Return the names of the controllers that these limits need, version 2's ``io`` standing for ``blkio`` too."""

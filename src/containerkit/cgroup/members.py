@@ -59,7 +59,8 @@ def kill(parts: tuple[Directory, ...], signal: int) -> None:
             pass
         else:
             _thaw_old(parts)
-            if len(parts) == 1 or not processes(parts[:-1]):
+            # One that was put into a version 1 hierarchy alone is not reached so.
+            if not processes(parts[:-1]) - processes(parts[-1:]):
                 return
     _signal_all(parts, signal)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from containerkit._linux.cgroupfs import read_hierarchies
+from containerkit._linux.cgroupfs import offered_controllers, read_hierarchies
 from containerkit.cgroup.directory import Directory
 from containerkit.cgroup.members import kill, remove
 from containerkit.cgroup.owner import PREFIX, Owner
 from containerkit.cgroup.tree import Tree
-from containerkit.errors import CleanupError
+from containerkit.errors import CleanupError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +50,18 @@ def sweep(*, everywhere: bool = True, timeout_s: float = 10.0) -> tuple[str, ...
 
 
 def _roots() -> Iterator[Directory]:
-    for hierarchy in read_hierarchies():
+    """Yield the root of every hierarchy, of those too that nothing mounts but a group keeps alive."""
+    hierarchies = read_hierarchies()
+    seen = {name for hierarchy in hierarchies for name in hierarchy.controllers}
+    for name, number in offered_controllers().items():
+        if number and name not in seen:
+            from containerkit.cgroup.private import companions, mount_privately
+
+            together = companions(name)
+            seen.update(together)
+            with contextlib.suppress(UnsupportedError):
+                yield mount_privately(together)
+    for hierarchy in hierarchies:
         if hierarchy.name:
             continue
         try:

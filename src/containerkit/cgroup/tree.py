@@ -7,6 +7,7 @@ caller limits its containers too.
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock
 from errno import EBUSY, ENODEV
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,9 +61,10 @@ class Tree:
     def current(cls, *, refresh: bool = False) -> Tree:
         """Return the tree whose bases are this process's own groups, found once in a process."""
         global _current  # noqa: PLW0603 - the machine's mounts do not change under a process
-        if _current is None or refresh:
-            _current = cls(_open_bases())
-        return _current
+        with _lock:
+            if _current is None or refresh:
+                _current = cls(_open_bases())
+            return _current
 
     @classmethod
     def delegated(cls) -> Tree:
@@ -73,18 +75,19 @@ class Tree:
             SetupError: it refuses.
         """
         global _delegated  # noqa: PLW0603 - one scope is enough for a process
-        if _delegated is None or _delegated[0] != os.getpid():
-            import atexit
+        with _lock:
+            if _delegated is None or _delegated[0] != os.getpid():
+                import atexit
 
-            from containerkit.cgroup.systemd import Scope
+                from containerkit.cgroup.systemd import Scope
 
-            scope = Scope()
-            atexit.register(scope.close)
-            tree = cls(_open_bases(pid=scope.pid))
-            if tree.unified is not None and not _step_aside(tree.unified, scope.pid):
-                raise refused("write", OSError(EBUSY, os.strerror(EBUSY)), tree.unified.path)
-            _delegated = os.getpid(), tree
-        return _delegated[1]
+                scope = Scope()
+                atexit.register(scope.close)
+                tree = cls(_open_bases(pid=scope.pid))
+                if tree.unified is not None and not _step_aside(tree.unified, scope.pid):
+                    raise refused("write", OSError(EBUSY, os.strerror(EBUSY)), tree.unified.path)
+                _delegated = os.getpid(), tree
+            return _delegated[1]
 
     @classmethod
     def beneath(cls, parent: str, *, refresh: bool = False) -> Tree:
@@ -98,10 +101,11 @@ class Tree:
             SpecError: not absolute, or with components that no group can have.
             SetupError: the kernel refused to make it.
         """
-        known = _beneath.pop(parent, None)
-        if known is not None and not refresh:
-            _beneath[parent] = known  # the last used is the last to go
-            return known
+        with _lock:
+            known = _beneath.pop(parent, None)
+            if known is not None and not refresh:
+                _beneath[parent] = known  # the last used is the last to go
+                return known
         parts = [part for part in parent.split("/") if part]
         if not parent.startswith("/"):
             raise SpecError(f"parent: {parent!r} is not absolute")
@@ -114,10 +118,11 @@ class Tree:
             for base in bases:
                 base.close()
             raise
-        if len(_beneath) >= 16:
-            _beneath.pop(next(iter(_beneath))).close()
-        _beneath[parent] = cls(bases, tuple(parts))
-        return _beneath[parent]
+        with _lock:
+            if len(_beneath) >= 16:
+                _beneath.pop(next(iter(_beneath))).close()
+            tree = _beneath[parent] = cls(bases, tuple(parts))
+        return tree
 
     def close(self) -> None:
         """Close all descriptors. May be called twice."""
@@ -181,13 +186,13 @@ class Tree:
         """Mount privately those of these version 1 controllers that the kernel offers and nothing mounts.
 
         Raises:
-            SetupError: the kernel refused it.
+            UnsupportedError: the kernel refused it.
         """
-        from containerkit.cgroup.private import mount_privately
+        from containerkit.cgroup.private import companions, mount_privately
 
-        for name in sorted(controllers):
-            if self.serving(name) is None and offered_controllers().get(name) == 0:
-                self.bases = (mount_privately(name), *self.bases)
+        for name in sorted("blkio" if name == "io" else name for name in controllers):
+            if self.serving(name) is None and (together := companions(name)):
+                self.bases = (mount_privately(together), *self.bases)
                 self._plans.clear()
 
     def _plan(self, limits: Limits, controllers: frozenset[str]) -> tuple[Room, ...]:
@@ -365,6 +370,7 @@ def _inherit_cpuset(group: Directory) -> None:
             group.write(kind, (group.read(f"../{kind}") or "").strip().encode())
 
 
+_lock = allocate_lock()
 _current: Tree | None = None
 _beneath: dict[str, Tree] = {}
 _delegated: tuple[int, Tree] | None = None

@@ -1,0 +1,102 @@
+"""Making a group: where it goes, its directories, and what is written there."""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOENT
+from typing import TYPE_CHECKING
+
+from containerkit.cgroup.controllers import Attachment, Setting
+from containerkit.cgroup.directory import Directory, refused
+from containerkit.cgroup.tree import Tree
+from containerkit.errors import ContainerError, SetupError, UnsupportedError
+
+if TYPE_CHECKING:
+    from containerkit.cgroup.limits import Limits
+    from containerkit.cgroup.tree import Room
+
+__all__ = ["apply", "make", "resolved", "rooms"]
+
+
+def resolved(limits: Limits) -> Limits:
+    """Return the limits with numbers in place of device paths; most have none."""
+    if not (limits.devices or limits.io or limits.io_device_weights):
+        return limits
+    from containerkit.cgroup import nodes
+
+    return nodes.resolved(limits)
+
+
+def rooms(
+    wish: Limits, further: frozenset[str], parent: str | None, *, mount: bool, systemd: bool | None, refresh: bool
+) -> tuple[Room, ...]:
+    """Find the place for a group and return what has to be made there."""
+    if parent is not None:
+        tree = Tree.beneath(parent, refresh=refresh)
+    elif systemd:
+        tree = Tree.delegated()
+    else:
+        tree = Tree.current(refresh=refresh)
+    if mount:
+        tree.mount(wish.controllers() | further)
+    try:
+        return tree.plan(wish, further)
+    except SetupError:
+        if parent is not None or systemd is not None or not os.path.isdir("/run/systemd/system"):
+            raise
+    return Tree.delegated().plan(wish, further)
+
+
+def make(rooms: tuple[Room, ...], name: str) -> tuple[Directory, ...]:
+    """Make the group in each hierarchy and write its settings; take it all back when one fails."""
+    parts: list[Directory] = []
+    try:
+        for base, settings in rooms:
+            part = base.make(name)
+            parts.append(part)
+            for setting in settings:
+                apply(part, setting)
+    except BaseException:
+        for part in parts:
+            try:
+                part.remove_self()
+            finally:
+                part.close()
+        raise
+    return tuple(parts)
+
+
+def apply(part: Directory, setting: Setting | Attachment) -> None:
+    """Write one setting.
+
+    Raises:
+        UnsupportedError: there is no such file.
+        SetupError: the kernel refused the value.
+    """
+    if isinstance(setting, Attachment):
+        try:
+            setting.attach(part.fd)
+        except ContainerError:
+            raise
+        except OSError as error:
+            raise refused(setting.operation, error, part.path, setting.hint) from None
+        return
+    file, content, hint, missing = setting
+    value = content if isinstance(content, bytes) else content(part.read)
+    try:
+        part.write(file, value)
+    except OSError as error:
+        if error.errno == ENOENT:
+            if missing == "ignore" or (missing == "no-swap" and not _machine_has_swap()):
+                return
+            text = hint or "this kernel's controller has no such file"
+            raise UnsupportedError("write", ENOENT, f"{part.path}/{file}", text) from None
+        if error.errno == EINVAL and not hint:
+            hint = "the kernel does not take this value here"
+        raise refused("write", error, f"{value.decode(errors='replace')} to {part.path}/{file}", hint) from None
+
+
+def _machine_has_swap() -> bool:
+    from containerkit.cgroup.controllers.memory import machine_has_swap
+
+    return machine_has_swap()
