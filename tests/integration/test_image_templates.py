@@ -1,0 +1,190 @@
+"""Templates: roots made from what the host has, and from distributions where they can be reached."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from image_registry import Quiet, server
+from image_samples import add_image
+
+from containerkit import Container, RootFS
+from containerkit.errors import ContainerError, ImageError, SpecError, UnsupportedError
+from containerkit.image import Defaults, Image, Store
+from containerkit.image.templates import Template, make_template, template_names
+from containerkit.image.templates.elf import closure
+
+pytest.importorskip("elftools")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making roots with owners needs root")
+needs_busybox = pytest.mark.skipif(shutil.which("busybox") is None, reason="needs Debian's package busybox-static")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def test_elf_closure_is_what_the_loader_finds():
+    for program in map(shutil.which, ("ls", "tar", "openssl")):
+        if program is None:
+            continue
+        told = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout.split()
+        expected = {os.path.realpath(word) for word in told if word.startswith("/")}
+        assert expected == {os.path.realpath(path) for path in closure([program])}
+
+
+def test_elf_closure_refuses_what_is_no_program(tmp_path):
+    (tmp_path / "text").write_text("no program")
+    with pytest.raises(ImageError, match="not a program"):
+        closure([str(tmp_path / "text")])
+
+
+@needs_busybox
+def test_template_busybox_runs(store):
+    image = make_template("busybox", store=store)
+    with Container(image.rootfs()) as c:
+        assert "BusyBox" in c.run(["sh", "-c", "busybox | head -1"], text=True, check=True).stdout
+        assert "root\n" == c.run(["id", "-un"], text=True, check=True).stdout
+    assert image.digest == make_template("busybox", store=store).digest
+    assert ("/bin/sh",) == image.defaults.command
+
+
+@needs_busybox
+def test_template_is_described_like_any_root(store):
+    with Container(RootFS.template("busybox", store=str(store.root), size="8M")) as c:
+        assert 0 == c.run(["touch", "/x"]).returncode
+
+
+def test_template_host_holds_programs_and_what_they_need(store):
+    image = make_template("host", store=store, programs=["bash", "ls", "tar"], files=["/etc/debian_version"])
+    with Container(image.rootfs()) as c:
+        assert "6\n" == c.run(["bash", "-c", "echo $((2*3)); tar --version > /dev/null"], text=True, check=True).stdout
+        assert c.run(["ls", "/etc/debian_version"]).returncode == 0
+    assert image.size_bytes < 60 << 20
+
+
+@pytest.mark.slow
+def test_template_host_brings_python_with_its_library(store):
+    image = make_template("host", store=store, programs=[sys.executable])
+    code = "import json, sqlite3, ssl, hashlib; print(json.dumps({'a': sqlite3.sqlite_version > '3', 'b': ssl.HAS_TLSv1_3}))"
+    with Container(image.rootfs()) as c:
+        done = c.run([os.path.realpath(sys.executable), "-c", code], text=True)
+    assert ('{"a": true, "b": true}\n', "") == (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"programs": ["no-such-program"]},
+        {"programs": "bash"},
+        {"files": ["relative"]},
+        {"files": ["/no/such"]},
+        {"colour": "red"},
+    ],
+)
+def test_template_host_refuses_what_is_not_there(store, arguments):
+    with pytest.raises(SpecError):
+        make_template("host", store=store, **arguments)
+
+
+def test_template_that_is_unknown_names_those_there_are(store):
+    with pytest.raises(SpecError, match="alpine, busybox, debian, host, image, ubuntu"):
+        make_template("plan9", store=store)
+    assert ["alpine", "busybox", "debian", "host", "image", "ubuntu"] == template_names()
+
+
+def test_template_image_is_an_image(store):
+    add_image(store, "a:1", {"x": b"1"})
+    assert Image.open("a:1", store=store) == make_template("image", store=store, reference="a:1", pull="never")
+    with pytest.raises(SpecError, match="reference"):
+        make_template("image", store=store)
+
+
+def _make_plugin(root, *, word="hello"):
+    (root / "word").write_text(word)
+    return Defaults(command=("/word",))
+
+
+PLUGIN = Template(make=_make_plugin)
+
+
+def test_template_of_another_package_is_found_by_its_entry_point(store, monkeypatch, tmp_path):
+    entry = EntryPoint("mine", f"{__name__}:PLUGIN", "containerkit.templates")
+    monkeypatch.setattr(EntryPoint, "load", lambda _: PLUGIN)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [entry])
+    image = make_template("mine", store=store, word="plugged")
+    (tmp_path / "t").mkdir()
+    image.unpack_into(tmp_path / "t")
+    assert "plugged" == (tmp_path / "t/word").read_text()
+    with pytest.raises(SpecError, match="its arguments are word"):
+        make_template("mine", store=store, words=1)
+
+
+def test_template_alpine_takes_the_small_root_of_a_release(store, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        info = tarfile.TarInfo("etc/alpine-release")
+        info.size = 5
+        tar.addfile(info, io.BytesIO(b"3.20\n"))
+    archive = buffer.getvalue()
+    listing = (
+        "---\n-\n  flavor: alpine-virt\n  file: x.iso\n-\n  flavor: alpine-minirootfs\n  file: alpine-minirootfs-1.tar.gz\n"
+        f"  sha256: {hashlib.sha256(archive).hexdigest()}\n"
+    )
+
+    class Mirror(Quiet):
+        def do_GET(self):  # noqa: N802 - http.server's name
+            self.seen.append(self.path)
+            self.reply(200, listing.encode() if self.path.endswith(".yaml") else archive)
+
+    with server(Mirror) as host:
+        image = make_template("alpine", store=store, branch="v3.20", mirror=f"http://{host}/alpine")
+        assert [path.rpartition("/")[2] for path in Mirror.seen] == [
+            "latest-releases.yaml",
+            "alpine-minirootfs-1.tar.gz",
+        ]
+        assert (
+            make_template("alpine", store=store, branch="v3.20", mirror=f"http://{host}/alpine").digest == image.digest
+        )
+    assert b"3.20\n" == Path(image.unpack()[0], "etc/alpine-release").read_bytes()
+    with pytest.raises(UnsupportedError, match="apk"):
+        make_template("alpine", store=store, packages=["curl"])
+    with pytest.raises(SpecError, match="well-formed"):
+        make_template("alpine", store=store, branch="../x")
+
+
+def test_template_debian_says_what_is_missing(store, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UnsupportedError, match="install mmdebstrap"):
+        make_template("debian", store=store)
+    for wrong in ({"suite": "--x"}, {"variant": "huge"}, {"packages": ["a;b"]}, {"mirror": "--hook"}):
+        with pytest.raises(SpecError):
+            make_template("debian", store=store, **wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="needs Debian's package mmdebstrap")
+def test_template_debian_runs(store):
+    try:
+        image = make_template("debian", store=store, suite="bookworm", variant="minbase")
+    except ContainerError as error:
+        if "failed" in str(error):
+            pytest.skip(f"Debian's archive can't be reached: {error}")
+        raise
+    with Container(image.rootfs()) as c:
+        done = c.run(
+            ["/bin/bash", "-c", ". /etc/os-release; echo $VERSION_CODENAME; dpkg -s bash > /dev/null"],
+            text=True,
+            check=True,
+        )
+    assert "bookworm\n" == done.stdout
