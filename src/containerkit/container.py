@@ -20,6 +20,7 @@ from containerkit.namespace import Kind
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.spec import build
 from containerkit.streams import Streams
+from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,7 @@ class Container:
         self._init: Process | None = None
         self._processes: set[Process] = set()
         self._time: Namespace | None = None
+        self._supervisions: set[Supervision] = set()
         self._gathered: CGroup | None = None
         self._paused = False
         self._stopped = False
@@ -157,6 +159,8 @@ class Container:
                 process.wait()
             init.wait()
             self._init = None
+            while self._supervisions:
+                self._supervisions.pop().close()
             if self._gathered is not None:
                 self._gathered.remove()
             self._ground.release()
@@ -226,6 +230,7 @@ class Container:
         errors: str | None = None,
         pty: bool | tuple[int, int] = False,
         own_group: bool = True,
+        syscall_handler: Callable[[Any], Any] | None = None,
         **command: Any,
     ) -> Process:
         """Start a command in the container.
@@ -238,6 +243,8 @@ class Container:
                 side, and the three arguments of these names are not used.
             own_group: with limits: a control group of its own within the container's, so that ``usage`` tells what it
                 alone used (default True); else it is counted with the container as a whole.
+            syscall_handler: decides the system calls that the seccomp filter notifies of; gets a
+                :class:`containerkit.security.notify.SyscallRequest`, returns a reply; may be a coroutine function.
             command: fields of :class:`containerkit.command.Command`: ``env``, ``cwd``, ``user`` (``"uid:gid"``, or
                 names as the container's /etc/passwd and /etc/group know them), ``groups`` (ids or names), ``umask``, ``rlimits``, ``nice``,
                 ``pass_fds``.
@@ -251,21 +258,30 @@ class Container:
         ground = self._ground
         assert ground is not None
         wanted = self._command(argv, command, terminal=bool(pty))
-        streams = self._terminal(pty, wanted.user) if pty else Streams.open(stdin, stdout, stderr, ground.uid)
+        streams = self._terminal(pty, wanted.user) if pty else Streams.open(stdin, stdout, stderr, ground.outside(wanted.user.uid))
         leaf: CGroup | None = None
+        supervision: Supervision | None = None
         try:
+            supervision = Supervision.of(wanted.confinement, syscall_handler)
             leaf = self._leaf(init.pid) if own_group else self._group
-            outcome = self._join(wanted, {"target": init.fileno(), **streams.inputs()}, leaf)
+            calls = supervision.inputs() if supervision is not None else {}
+            outcome = self._join(wanted, {"target": init.fileno(), **streams.inputs(), **calls}, leaf)
         except BaseException:
             streams.close()
+            if supervision is not None:
+                supervision.close()
             if leaf is not None and own_group:
                 leaf.retire()
             raise
         streams.close_child()
+        if supervision is not None:
+            supervision.started()
+            self._supervisions.add(supervision)
         finish = self._forget if leaf is None or not own_group else lambda process: self._account(process, leaf)
         process = Process(
             wanted, outcome.pid, outcome.pidfd, streams, text=wrapper(text, encoding, errors), finish=finish
         )
+        process.supervision = supervision
         self._processes.add(process)
         return process
 
@@ -328,7 +344,7 @@ class Container:
         return describe(self.spec, argv, resolved, terminal=terminal)
 
     def _terminal(self, size: bool | tuple[int, int], user: User) -> Streams:  # noqa: FBT001 - popen's own argument
-        master, slave = self.files.open_terminal(size if isinstance(size, tuple) else None, user)
+        master, slave = self.files.open_terminal(None if size is True else size, user)
         return Streams.of_terminal(master, slave)
 
     def _time_inputs(self) -> dict[str, int]:
@@ -358,6 +374,10 @@ class Container:
 
     def _forget(self, process: Process) -> None:
         self._processes.discard(process)
+        supervision = process.supervision
+        if supervision is not None and supervision.ended:  # else something that it left behind still has the filter
+            self._supervisions.discard(supervision)
+            supervision.close()
 
     @property
     def kinds(self) -> int:

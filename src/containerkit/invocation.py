@@ -8,9 +8,11 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit.command import Command, User
+from containerkit.conversation import check_input
 from containerkit.errors import SpecError
 from containerkit.process import DEVNULL, PIPE, Process
 from containerkit.spec import CONFINEMENT, Spec
+from containerkit.streams import require_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +37,9 @@ COMMAND_FIELDS: Final = (
 )
 """The arguments that describe the command."""
 
-STREAM_ARGUMENTS: Final = frozenset({"stdin", "stdout", "stderr", "text", "encoding", "errors", "pty"})
+STREAM_ARGUMENTS: Final = frozenset(
+    {"stdin", "stdout", "stderr", "text", "encoding", "errors", "pty", "own_group", "syscall_handler"}
+)
 """The arguments that describe its streams."""
 
 
@@ -43,7 +47,7 @@ def describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool
     """Return the command of keyword arguments, held as the container says unless they say otherwise.
 
     Raises:
-        SpecError: an unknown name among them.
+        SpecError: an unknown name among them, or a descriptor to pass that is not open.
     """
     if unknown := sorted(set(fields) - COMMAND_FIELDS):
         raise SpecError(f"unknown argument {unknown[0]!r}; there are {', '.join(sorted(COMMAND_FIELDS))}")
@@ -56,7 +60,10 @@ def describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool
         raise SpecError(f"user {user!r}: a name can only be looked up in a container that runs")
     if fields.get("groups") is not None:
         parsed = attrs.evolve(parsed, groups=tuple(fields["groups"]))
-    return Command(argv=argv, user=parsed, terminal=terminal, confinement=confinement, **own)
+    command = Command(argv=argv, user=parsed, terminal=terminal, confinement=confinement, **own)
+    for fd in command.pass_fds:
+        require_open(fd, "pass_fds")
+    return command
 
 
 def has_names(fields: Mapping[str, Any]) -> bool:
@@ -70,9 +77,10 @@ def run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str,
     """Return the arguments of ``run`` with its own defaults for the streams.
 
     Raises:
-        SpecError: both input and stdin.
+        SpecError: both input and stdin, or an input of the wrong type.
     """
     options = dict(more)
+    check_input(given, text=bool(options.get("text") or options.get("encoding") or options.get("errors")))
     if given is not None:
         if options.get("stdin") is not None:
             raise SpecError("input and stdin can't both be given")
@@ -123,6 +131,8 @@ def complete(
         cause=process.cause or "exit",
         duration_s=time.perf_counter() - began,
     )
+    if process.supervision is not None and process.supervision.error is not None:
+        raise process.supervision.error
     if check:
         done.check_returncode()
     return done
@@ -134,7 +144,8 @@ def check_numbers(timeout: float | None, limit: int | None) -> None:
     Raises:
         SpecError: it is not.
     """
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
+    # "not >=" refuses what is no number at all, too
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0):
         raise SpecError(f"timeout: {timeout!r} is not a number of seconds")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
         raise SpecError(f"output_limit_bytes: {limit!r} is not a number of bytes")

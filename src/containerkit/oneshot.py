@@ -23,6 +23,7 @@ from containerkit.membership import account
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.spec import CONFINEMENT, Spec, build
 from containerkit.streams import Streams
+from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,7 @@ def run(
     check_numbers(timeout, output_limit_bytes)
     began = time.perf_counter()
     streams_and_command, description = _sort_arguments(more)
-    if has_names(streams_and_command) or streams_and_command.get("pty"):
+    if has_names(streams_and_command) or streams_and_command.get("pty") or streams_and_command.get("syscall_handler"):
         with Container(**description) as container:  # names and terminals are found inside
             return container.run(
                 argv,
@@ -85,12 +86,13 @@ def _sort_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Process:  # noqa: FBT001 - run's own
     command = describe(spec, argv, {name: value for name, value in options.items() if name in COMMAND_FIELDS})
+    Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
     ground = Ground.prepare(spec)
     streams: Streams | None = None
     report = (-1, -1)
     has_init = init and spec.namespaces.pid == "new"
     try:
-        streams = Streams.open(options.get("stdin"), options.get("stdout"), options.get("stderr"), ground.uid)
+        streams = Streams.open(options.get("stdin"), options.get("stdout"), options.get("stderr"), ground.outside(command.user.uid))
         if has_init:
             report = os.pipe2(os.O_CLOEXEC)
         outcome = ground.start(

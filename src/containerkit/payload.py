@@ -66,9 +66,12 @@ def become(
         clock: how it comes into its time namespace.
         dies_with_parent: no init watches over it: it gets SIGKILL when the thread that started it ends.
     """
-    closing = commands.close_the_rest(command.pass_fds)
-    steps = [*commands.session(command), *(closing if clock.alone else ()), *clock.operations()]
     confinement = command.confinement
+    closing = commands.close_the_rest(command.pass_fds)
+    steps = commands.session(command)
+    if clock.alone:
+        steps += closing
+    steps += [*confinement.first(), *clock.operations()]
     steps += [
         *commands.surroundings(command),
         *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),

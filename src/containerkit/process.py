@@ -8,22 +8,24 @@ import signal
 import struct
 import threading
 import time
+from contextlib import contextmanager
 from errno import ECHILD, EINTR
 from subprocess import DEVNULL, PIPE, STDOUT
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from containerkit import _native
-from containerkit.conversation import Conversation
+from containerkit.conversation import LONGEST_POLL_MS, Conversation
 from containerkit.errors import ContainerTimeout, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from containerkit._native.outcome import Ending
     from containerkit.command import Command
     from containerkit.result import Cause, Usage
     from containerkit.streams import Streams
+    from containerkit.supervision import Supervision
 
 __all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process"]
 
@@ -58,11 +60,13 @@ class Process:
         self.returncode: int | None = None
         self.usage: Usage | None = None
         self.cause: Cause | None = None
+        self.supervision: Supervision | None = None
         self.terminal = streams.terminal
         self._pidfd = pidfd
         self._report = report
         self._owner = os.getpid()
         self._lock = threading.Lock()
+        self._watchers = 0
         self._finish = finish
         self._kill_tree = kill_tree
         self._timed_out = False
@@ -95,7 +99,7 @@ class Process:
         Raises:
             StateError: it was waited for.
         """
-        if self._pidfd < 0:
+        if self.returncode is not None:
             raise StateError(f"{self!r}: it was waited for, its descriptor is closed")
         return self._pidfd
 
@@ -125,17 +129,35 @@ class Process:
 
     def _ended_within(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
-        poll = select.poll()
-        fd = self._pidfd
-        if fd < 0:
-            return True
-        poll.register(fd, select.POLLIN)
-        while True:
-            left = deadline - time.monotonic()
-            if poll.poll(max(0.0, left * 1000)):
+        with self.watch() as fd:
+            if fd < 0:
                 return True
-            if left <= 0:
-                return False
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            while True:
+                left = deadline - time.monotonic()
+                if poll.poll(min(max(0.0, left * 1000), LONGEST_POLL_MS)):
+                    return True
+                if left <= 0:
+                    return False
+
+    @contextmanager
+    def watch(self) -> Iterator[int]:
+        """Lend the pidfd for as long as somebody waits at it: no other thread closes it meanwhile. -1 after the end."""
+        with self._lock:
+            self._watchers += 1
+            fd = self._pidfd
+        try:
+            yield fd
+        finally:
+            with self._lock:
+                self._watchers -= 1
+                self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self.returncode is not None and self._watchers == 0 and self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def _collect(self, options: int) -> int | None:
         """Reap it once, whoever asks first; the others find what was found."""
@@ -147,6 +169,8 @@ class Process:
         with self._lock:
             if self.returncode is not None:
                 return self.returncode
+            if os.getpid() != self._owner:
+                raise StateError(f"{self!r}: it is a child of the process that this one was forked from")
             try:
                 ending = _native.interpreter().wait(self._pidfd, os.WEXITED | os.WNOHANG)
             except OSError as error:
@@ -187,9 +211,8 @@ class Process:
         self.cause = "timeout" if self._timed_out else result.cause_of(ending)
         if self._finish is not None:
             self._finish(self)
-        os.close(self._pidfd)
-        self._pidfd = -1
         self.returncode = ending.status if exited else -ending.status
+        self._close_pidfd()
 
     def _from_report(self, ending: Ending) -> Ending:
         from containerkit import result
@@ -212,7 +235,7 @@ class Process:
     def send_signal(self, number: int) -> None:
         """Send a signal; nothing happens when it has ended. Source: pidfd_send_signal(2)."""
         with self._lock:
-            if self.returncode is not None or self._pidfd < 0:
+            if self.returncode is not None:
                 return
             try:
                 signal.pidfd_send_signal(self._pidfd, number)
@@ -229,8 +252,15 @@ class Process:
 
     def _kill_all(self) -> None:
         """End it with all that it has started, as far as that can be told apart from what others have started."""
+        if self.returncode is not None:
+            return
         if self._kill_tree is not None:
             self._kill_tree()
+        elif self._report < 0:  # else it is the init: with it goes the whole pid namespace
+            from containerkit.kill import kill_tree
+
+            self.send_signal(signal.SIGSTOP)
+            kill_tree(self.pid)
         self.kill()
 
     # --- Talking
@@ -240,11 +270,15 @@ class Process:
 
         Raises:
             StateError: it has none.
+            SpecError: no such size.
         """
         import fcntl
 
+        from containerkit.streams import window_size
+
         if not self.terminal or self.stdin is None:
             raise StateError(f"{self!r}: it has no terminal; start it with pty=True")
+        rows, columns = window_size((rows, columns))
         fcntl.ioctl(self.stdin.fileno(), _TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
 
     def communicate(

@@ -14,6 +14,7 @@ from containerkit.security import capabilities as capability
 from containerkit.security.capabilities import Capabilities
 
 if TYPE_CHECKING:
+    from containerkit.security.landlock import Landlock
     from containerkit.security.seccomp import Seccomp
 
 __all__ = ["Confinement"]
@@ -21,6 +22,9 @@ __all__ = ["Confinement"]
 LISTENER: Final = Slot("listener")
 SUPERVISOR: Final = Slot("supervisor")
 """The socket through which the listener of a filter that notifies goes to its supervisor."""
+
+SUPERVISOR_FD: Final = 1000
+"""Where that socket lies in the command until its exec. A ``sendmsg`` on just this number is never told to a supervisor."""
 
 _KEYRING_HINT: Final = "the user's quota of keys is used up: see kernel.keys.maxkeys, or pass keyring='host'"
 
@@ -37,7 +41,9 @@ class Confinement:
 
     Args:
         capabilities: the five sets (default none at all).
-        seccomp: the filter of system calls; ``"default"`` for the one that goes with the capabilities, None for none.
+        seccomp: the filter of system calls; ``"default"`` for the one that goes with the capabilities, None for none. One
+            that notifies needs a ``syscall_handler`` where the command is started.
+        landlock: a ruleset as a second wall inside (default none).
         no_new_privs: an exec never gives more rights (default True).
         keyring: ``"new"`` for a session keyring of its own (default), ``"host"`` for the caller's.
         oom_score_adj: -1000 to 1000; how readily the kernel kills it for memory (default: as the caller).
@@ -50,6 +56,7 @@ class Confinement:
 
     capabilities: Capabilities = attrs.field(factory=Capabilities.none)
     seccomp: Any = "default"
+    landlock: Landlock | None = None
     no_new_privs: bool = True
     keyring: str = attrs.field(default="new", converter=_keyring)
     oom_score_adj: int | None = None
@@ -59,6 +66,10 @@ class Confinement:
             raise SpecError(f"capabilities: {self.capabilities!r} is no Capabilities; say Capabilities.docker(), ...")
         if isinstance(self.seccomp, str) and self.seccomp != "default":
             raise SpecError(f"seccomp: {self.seccomp!r} is neither 'default', None nor a Seccomp")
+        if self.landlock is not None and type(self.landlock).__name__ != "Landlock":
+            raise SpecError(f"landlock: {self.landlock!r} is no Landlock")
+        if self.notifies and "sendmsg" in self._told():
+            raise SpecError("seccomp: sendmsg can't be told to a supervisor: its listener is sent by that very call")
         adjustment = self.oom_score_adj
         if adjustment is not None and (not isinstance(adjustment, int) or not -1000 <= adjustment <= 1000):
             raise SpecError(f"oom_score_adj: {adjustment!r} is not from -1000 to 1000")
@@ -78,6 +89,17 @@ class Confinement:
         """Whether the filter needs a supervisor."""
         return not isinstance(self.seccomp, str) and self.seccomp is not None and bool(self.seccomp.notifies)
 
+    def _told(self) -> frozenset[str]:
+        """The calls that a rule of the filter tells to the supervisor by their names."""
+        rules = [rule for rule in self.seccomp.rules if rule.action.kind == "notify"]
+        return frozenset(name for rule in rules for name in rule.names)
+
+    def first(self) -> list[Operation]:
+        """Return the operations that come before all others, while the caller's descriptors are in the slots."""
+        if not self.notifies:
+            return []
+        return [plan.call("dup3", SUPERVISOR, SUPERVISOR_FD, 0, target="supervisor")]
+
     def before_user(self, *, keep: bool) -> list[Operation]:
         """Return the operations that come before the process is its user: they need privilege.
 
@@ -92,7 +114,7 @@ class Confinement:
             steps.append(join)  # KEYCTL_JOIN_SESSION_KEYRING
         steps += capability.before_setuid(self.capabilities, last_cap=last_capability(), keep=keep)
         if not self.no_new_privs:
-            steps += self._install()  # takes CAP_SYS_ADMIN, which is about to go
+            steps += [*self._landlock(), *self._install()]  # they take CAP_SYS_ADMIN, which is about to go
         return steps
 
     def after_user(self) -> list[Operation]:
@@ -103,7 +125,7 @@ class Confinement:
         """Return the operations right before the exec."""
         if not self.no_new_privs:
             return []
-        return [capability.no_new_privs(), *self._install()]
+        return [capability.no_new_privs(), *self._landlock(), *self._install()]
 
     def _install(self) -> list[Operation]:
         chosen = self.filter
@@ -111,7 +133,21 @@ class Confinement:
             return []
         if not self.notifies:
             return list(chosen.operations())
-        return [*chosen.operations(listener=LISTENER), plan.send_descriptor(SUPERVISOR, LISTENER)]
+        from containerkit.security.seccomp import Condition
+
+        # The one call by which the listener goes out comes after the filter is in.
+        sending = chosen.allow("sendmsg", when=(Condition(argument=0, value=SUPERVISOR_FD),))
+        return [
+            *sending.operations(listener=LISTENER),
+            plan.send_descriptor(SUPERVISOR_FD, LISTENER),
+        ]
+
+    def _landlock(self) -> list[Operation]:
+        if self.landlock is None:
+            return []
+        from containerkit.security.landlock import abi
+
+        return list(self.landlock.operations(abi()))
 
     def _oom_score(self) -> list[Operation]:
         hint = "lower than the caller's takes CAP_SYS_RESOURCE outside"
