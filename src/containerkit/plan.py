@@ -550,7 +550,7 @@ def new_mount(
     return steps
 
 
-def send_descriptor(socket: int | Slot, descriptor: Slot) -> Operation:
+def send_descriptor(socket: Slot, descriptor: Slot) -> Operation:
     """Send a descriptor through a connected AF_UNIX socket, with one byte. Source: sendmsg(2), SCM_RIGHTS in unix(7)."""
     control = Block(pack("=QiiiI", 20, 1, 1, 0, 0), ((16, descriptor),))  # SOL_SOCKET, SCM_RIGHTS
     vector = Block(pack("=QQ", 0, 1), ((0, b"!"),))

@@ -23,9 +23,6 @@ LISTENER: Final = Slot("listener")
 SUPERVISOR: Final = Slot("supervisor")
 """The socket through which the listener of a filter that notifies goes to its supervisor."""
 
-SUPERVISOR_FD: Final = 1000
-"""Where that socket lies in the command until its exec. A ``sendmsg`` on just this number is never told to a supervisor."""
-
 _KEYRING_HINT: Final = "the user's quota of keys is used up: see kernel.keys.maxkeys, or pass keyring='host'"
 
 
@@ -68,8 +65,6 @@ class Confinement:
             raise SpecError(f"seccomp: {self.seccomp!r} is neither 'default', None nor a Seccomp")
         if self.landlock is not None and type(self.landlock).__name__ != "Landlock":
             raise SpecError(f"landlock: {self.landlock!r} is no Landlock")
-        if self.notifies and "sendmsg" in self._told():
-            raise SpecError("seccomp: sendmsg can't be told to a supervisor: its listener is sent by that very call")
         adjustment = self.oom_score_adj
         if adjustment is not None and (not isinstance(adjustment, int) or not -1000 <= adjustment <= 1000):
             raise SpecError(f"oom_score_adj: {adjustment!r} is not from -1000 to 1000")
@@ -89,16 +84,11 @@ class Confinement:
         """Whether the filter needs a supervisor."""
         return not isinstance(self.seccomp, str) and self.seccomp is not None and bool(self.seccomp.notifies)
 
-    def _told(self) -> frozenset[str]:
-        """The calls that a rule of the filter tells to the supervisor by their names."""
-        rules = [rule for rule in self.seccomp.rules if rule.action.kind == "notify"]
-        return frozenset(name for rule in rules for name in rule.names)
-
     def first(self) -> list[Operation]:
         """Return the operations that come before all others, while the caller's descriptors are in the slots."""
         if not self.notifies:
             return []
-        return [plan.call("dup3", SUPERVISOR, SUPERVISOR_FD, 0, target="supervisor")]
+        return [plan.call("fcntl", SUPERVISOR, 2, 0, target="supervisor")]  # F_SETFD: it stays open until the filter is in
 
     def before_user(self, *, keep: bool) -> list[Operation]:
         """Return the operations that come before the process is its user: they need privilege.
@@ -128,19 +118,20 @@ class Confinement:
         return [capability.no_new_privs(), *self._landlock(), *self._install()]
 
     def _install(self) -> list[Operation]:
+        if self.seccomp == "default" and not self.capabilities.bounding:
+            from containerkit.security.seccomp import ready
+
+            prepared = ready.operations()
+            if prepared is not None:
+                return list(prepared)
         chosen = self.filter
         if chosen is None:
             return []
         if not self.notifies:
             return list(chosen.operations())
-        from containerkit.security.seccomp import Condition
+        from containerkit.security.notify import handed_over
 
-        # The one call by which the listener goes out comes after the filter is in.
-        sending = chosen.allow("sendmsg", when=(Condition(argument=0, value=SUPERVISOR_FD),))
-        return [
-            *sending.operations(listener=LISTENER),
-            plan.send_descriptor(SUPERVISOR_FD, LISTENER),
-        ]
+        return list(handed_over(chosen, socket=SUPERVISOR, listener=LISTENER))
 
     def _landlock(self) -> list[Operation]:
         if self.landlock is None:
