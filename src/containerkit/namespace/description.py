@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Namespaces", "TimeOffsets"]
 
+_NAMES = tuple((kind, kind.value) for kind in Kind)  # an enum's value is slow to ask for, and each start asks
 _CHOICES = "'new', 'host', or one to join: a pid, a path (with a slash in it) or a Namespace"
 
 
@@ -92,7 +93,7 @@ class Namespaces:
 
     def joined(self) -> tuple[Kind, ...]:
         """Return the kinds that the container joins, in the order in which they have to be joined."""
-        return tuple(kind for kind in Kind if self[kind] not in ("new", "host"))
+        return tuple(kind for kind, name in _NAMES if getattr(self, name) not in ("new", "host"))
 
     def flags(self) -> int:
         """Return the ``CLONE_NEW*`` of the new ones. Source: clone3(2)."""
