@@ -49,7 +49,7 @@ _LINKS: Final = {
     "core": "/proc/kcore",
     "ptmx": "pts/ptmx",
 }
-_FOLDERS: Final = ("proc", "sys", "dev", "host", "newroot", "upper", "lower")
+_FOLDERS: Final = ("proc", "sys", "dev", "host", "masked", "newroot", "upper", "lower")
 _PROC = Slot("proc")
 _ROOT = Slot("staging root")
 _DEV = Slot("dev tree")
@@ -283,6 +283,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool) -> list[Opera
         plan.close(_PROC_TREE),
         plan.close(_SYS_TREE),
         *_dev(privileged=privileged),
+        *_masked(),
         *(_skeleton(root) if root else ()),
         plan.call("fchdir", _ROOT),
         plan.pivot_root(),
@@ -330,16 +331,27 @@ def _dev(*, privileged: bool) -> list[Operation]:
     return steps
 
 
+def _masked() -> list[Operation]:
+    """Make the empty folder that lies over masked ones."""
+    tree = Slot("tree")
+    attributes = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
+    return [
+        *plan.new_mount("tmpfs", {"size": "4k", "mode": "555"}, tree, attributes=attributes),
+        plan.move_mount(tree, _ROOT, b"masked"),
+        plan.close(tree),
+    ]
+
+
 def _skeleton(root: hostroot.HostRoot) -> list[Operation]:
     at = Slot("file")
     steps: list[Operation] = []
     for path, mode in root.folders:
-        steps.append(plan.make_directory(_ROOT, f"host/{path}".encode(), mode))
+        steps.append(plan.make_directory(_ROOT, os.fsencode(f"host/{path}"), mode))
     for path, content in root.links:
-        steps.append(plan.make_symlink(_ROOT, f"host/{path}".encode(), os.fsencode(content)))
+        steps.append(plan.make_symlink(_ROOT, os.fsencode(f"host/{path}"), os.fsencode(content)))
     for path, mode, data in root.files:
         flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
-        name = f"host/{path}".encode()
+        name = os.fsencode(f"host/{path}")
         steps.append(plan.call("openat", _ROOT, name, flags, mode, target=path, result=at))
         if data:
             steps.append(plan.write(at, data, path))

@@ -62,12 +62,11 @@ def make_readonly(root: Slot, path: str) -> list[Operation]:
 def mask(root: Slot, path: str) -> list[Operation]:
     """Return the operations that put nothing over a path: an empty folder, or /dev/null; none where it is not there.
 
-    The null device is the staging's own, which nobody inside can have replaced (CVE-2025-31133).
+    Both are the staging's own, which nobody inside can have replaced (CVE-2025-31133).
     """
     at, tree = Slot("covered"), Slot("cover")
-    readonly = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
     over = [plan.move_mount(tree, at, b"", target=path), plan.close(tree), plan.close(at)]
-    folder = [*plan.new_mount("tmpfs", {"size": "4k", "mode": "555"}, tree, attributes=readonly), *over]
+    folder = [plan.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty folder"), *over]
     file = [plan.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device"), *over]
     folder[-1] = folder[-1]._replace(leap=len(file) + 1)  # it was a folder: it is no file
     return [
