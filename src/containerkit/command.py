@@ -28,6 +28,8 @@ DEFAULT_ENVIRONMENT: Final = {
 }
 """The environment of a command unless ``env`` gives another; nothing of the caller's is passed on."""
 
+_DEFAULT_PAIRS: Final = tuple(DEFAULT_ENVIRONMENT.items())
+
 RESOURCES: Final = {
     name: number
     for number, name in enumerate(
@@ -86,6 +88,8 @@ class User:
         if isinstance(text, int):
             return cls(text, text or 0)
         if isinstance(text, tuple):
+            if len(text) != 2:
+                raise SpecError(f"user {text!r}: must be a pair of uid and gid")
             return cls(*text)
         if not isinstance(text, str) or not text or "\0" in text or text.count(":") > 1:
             raise SpecError(f"user {text!r}: must be 'uid', 'uid:gid' or names")
@@ -129,15 +133,29 @@ def _rlimits(value: Mapping[str, int | tuple[int, int]] | None) -> tuple[tuple[s
 
 def _environment(value: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     if value is None:
-        return tuple(DEFAULT_ENVIRONMENT.items())
-    for name in value:
+        return _DEFAULT_PAIRS
+    if not hasattr(value, "items"):
+        raise SpecError(f"env: must be a mapping, not {type(value).__name__}")
+    for name, content in value.items():
         if not isinstance(name, str) or not name or "=" in name:
             raise SpecError(f"env: {name!r} is no name of a variable")
-    return tuple(value.items())
+        if not isinstance(content, (str, bytes, os.PathLike)):
+            raise SpecError(f"env: the value of {name!r} must be a string, not {type(content).__name__}")
+    return tuple((name, os.fsdecode(content)) for name, content in value.items())
 
 
 def _cwd(value: str) -> str:
-    return path_inside(value, "cwd")
+    return value if value == "/" else path_inside(value, "cwd")
+
+
+def _descriptors(value: Iterable[int]) -> tuple[int, ...]:
+    if not hasattr(value, "__iter__"):
+        raise SpecError(f"pass_fds: must be file descriptors, not {value!r}")
+    descriptors = tuple(value)
+    for fd in descriptors:
+        if isinstance(fd, bool) or not isinstance(fd, int) or not 0 <= fd < 2**31:
+            raise SpecError(f"pass_fds: {fd!r} is no file descriptor")
+    return descriptors
 
 
 def _argv(value: Sequence[str | bytes | os.PathLike[str]]) -> tuple[bytes, ...]:
@@ -177,18 +195,17 @@ class Command:
     umask: int = 0o022
     rlimits: tuple[tuple[str, int, int], ...] = attrs.field(default=None, converter=_rlimits)
     nice: int | None = None
-    pass_fds: tuple[int, ...] = ()
+    pass_fds: tuple[int, ...] = attrs.field(default=(), converter=_descriptors)
     terminal: bool = False
     confinement: Confinement = Confinement()
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.umask, int) or not 0 <= self.umask <= 0o777:
+        if isinstance(self.umask, bool) or not isinstance(self.umask, int) or not 0 <= self.umask <= 0o777:
             raise SpecError(f"umask: {self.umask!r} is not a mode from 0 to 0o777")
-        if self.nice is not None and (not isinstance(self.nice, int) or not -20 <= self.nice <= 19):
+        if self.nice is not None and (
+            isinstance(self.nice, bool) or not isinstance(self.nice, int) or not -20 <= self.nice <= 19
+        ):
             raise SpecError(f"nice: {self.nice!r} is not from -20 to 19")
-        for fd in self.pass_fds:
-            if isinstance(fd, bool) or not isinstance(fd, int) or fd < 0:
-                raise SpecError(f"pass_fds: {fd!r} is no file descriptor")
 
     @property
     def envp(self) -> list[bytes]:
@@ -205,9 +222,11 @@ class Command:
         return tuple((folder or b".") + b"/" + program for folder in path.split(b":"))
 
     @property
-    def shape(self) -> Command:
-        """The same command without what differs from start to start but not in the plan: the key of the plan."""
-        return attrs.evolve(self, argv=(self.argv[0],), env={"PATH": dict(self.env).get("PATH", "")})
+    def shape(self) -> tuple[object, ...]:
+        """All of it that the plan depends on: what differs from start to start alone is left out."""
+        path = None if b"/" in self.argv[0] else dict(self.env).get("PATH")
+        limits = (self.umask, self.rlimits, self.nice, self.pass_fds)
+        return (self.argv[0], path, self.cwd, self.user, self.terminal, self.confinement, limits)
 
 
 def session(command: Command) -> list[Operation]:
@@ -278,7 +297,7 @@ def place(command: Command) -> list[Operation]:
     No magic link is followed on the way, so it can't lie outside (CVE-2024-21626).
     """
     how = pack("=QQQ", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, k.RESOLVE_NO_MAGICLINKS)
-    where = command.cwd.encode()
+    where = os.fsencode(command.cwd)
     return [
         plan.call(
             "openat2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -12,9 +13,14 @@ from containerkit.errors import ContainerTimeout, SpecError
 if TYPE_CHECKING:
     from containerkit.process import Process
 
-__all__ = ["Conversation"]
+__all__ = ["LONGEST_POLL_MS", "Conversation", "check_input"]
+
+LONGEST_POLL_MS: Final = 2**31 - 1
+"""What poll(2) takes, some 24 days; who wants to wait longer asks again."""
 
 _CHUNK: Final = 65536
+_FIONREAD: Final = 0x541B
+_TERMINAL_BYTES: Final = 1024 * 1024  # more than a terminal buffers
 
 
 class Conversation:
@@ -31,6 +37,7 @@ class Conversation:
         self.poll = select.poll()
         self.open: dict[int, _Pipe] = {}
         self.total = 0
+        self.cut = False
         self.rest = memoryview(b"")
         self.input_fd = -1
         self.out = self._listen(process.stdout)
@@ -54,11 +61,12 @@ class Conversation:
             if given:
                 raise SpecError("input: stdin is no pipe")
             return
+        check_input(given, text=hasattr(stdin, "encoding"))
+        _flush_quietly(stdin)
         if given is None or len(given) == 0:
             if not self.process.terminal:
                 _close_quietly(stdin)
             return
-        _flush_quietly(stdin)
         if isinstance(given, str):
             given = given.encode(
                 getattr(stdin, "encoding", None) or "utf-8", getattr(stdin, "errors", None) or "strict"
@@ -69,16 +77,16 @@ class Conversation:
         self.poll.register(self.input_fd, select.POLLOUT)
 
     def hold(self) -> tuple[Any, Any]:
-        process = self.process
-        if process._pidfd >= 0:  # noqa: SLF001 - the other half of Process
-            self.poll.register(process._pidfd, select.POLLIN)  # noqa: SLF001
-            self._until_ended(process._pidfd)  # noqa: SLF001
+        with self.process.watch() as pidfd:
+            if pidfd >= 0:
+                self.poll.register(pidfd, select.POLLIN)
+                self._until_ended(pidfd)
         self._drain()
-        process.wait()
+        self.process.wait()
         return self._results()
 
     def _results(self) -> tuple[Any, Any]:
-        return self.out and self.out.result(), self.err and self.err.result()
+        return self.out and self.out.result(cut=self.cut), self.err and self.err.result(cut=self.cut)
 
     def _until_ended(self, pidfd: int) -> None:
         while True:
@@ -95,13 +103,14 @@ class Conversation:
     def _milliseconds(self) -> float | None:
         if self.deadline is None:
             return None
-        return max(0.0, (self.deadline - time.monotonic()) * 1000 + 0.5)
+        return min(max(0.0, (self.deadline - time.monotonic()) * 1000 + 0.5), LONGEST_POLL_MS)
 
     def _give_up(self) -> None:
         process = self.process
         process._timed_out = True  # noqa: SLF001
         process._kill_all()  # noqa: SLF001
         process.wait()
+        self.cut = True
         self._drain()
         assert self.timeout is not None
         raise ContainerTimeout(process.args, self.timeout, *self._results())
@@ -134,8 +143,8 @@ class Conversation:
         self.total += len(chunk)
         if self.limit is not None and self.total > self.limit:
             self._overflow(fd, chunk)
-            return True
-        self.open[fd].chunks.append(chunk)
+        else:
+            self.open[fd].chunks.append(chunk)
         return True
 
     def _overflow(self, fd: int, chunk: bytes) -> None:
@@ -143,21 +152,48 @@ class Conversation:
         kept = len(chunk) - (self.total - self.limit)
         if kept > 0:
             self.open[fd].chunks.append(chunk[:kept])
+        self.cut = True
         process = self.process
         process._kill_all()  # noqa: SLF001
         process.wait()
         process.cause = "output"
 
     def _drain(self) -> None:
-        """Take what lies in the pipes; what comes after the end of the process is nobody's."""
+        """Take what lies in the pipes; what comes after the end of the process is nobody's.
+
+        Something that it left behind may write on and on: no more is taken than there is now.
+        """
         for fd in list(self.open):
-            while self._read(fd):
-                if self.limit is not None and self.total > self.limit:
+            left = self._lying(fd)
+            while left > 0 and (self.limit is None or self.total <= self.limit):
+                before = self.total
+                if not self._read(fd):
                     break
+                left -= self.total - before
         for pipe in self.open.values():
             _close_quietly(pipe.file)
         if self.process.stdin is not None:
             _close_quietly(self.process.stdin)
+
+    def _lying(self, fd: int) -> int:
+        """Return how many bytes there are to read. Source: ioctl(2), FIONREAD."""
+        if self.process.terminal:
+            return _TERMINAL_BYTES
+        import fcntl
+
+        return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
+
+
+def check_input(given: Any, *, text: bool) -> None:
+    """Refuse an input that does not fit its pipe.
+
+    Raises:
+        SpecError: str where bytes are wanted, or the other way round, or neither.
+    """
+    if given is None or isinstance(given, str if text else (bytes, bytearray, memoryview)):
+        return
+    wanted = "str, since text, encoding or errors is given" if text else "bytes (or say text=True for str)"
+    raise SpecError(f"input: must be {wanted}, not {type(given).__name__}")
 
 
 class _Pipe:
@@ -167,12 +203,14 @@ class _Pipe:
         self.file = file
         self.chunks: list[bytes] = []
 
-    def result(self) -> Any:
+    def result(self, *, cut: bool) -> Any:
+        """Return all of it; where it was cut off that may be in the midst of a character."""
         raw = b"".join(self.chunks)
         encoding = getattr(self.file, "encoding", None)
         if encoding is None:
             return raw
-        text = raw.decode(encoding, getattr(self.file, "errors", None) or "strict")
+        errors = getattr(self.file, "errors", None) or "strict"
+        text = raw.decode(encoding, "replace" if cut and errors == "strict" else errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

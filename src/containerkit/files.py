@@ -21,6 +21,7 @@ from containerkit.engine import Program
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.mount import path_inside
 from containerkit.plan import Block, Operation, Plan, Slot
+from containerkit.streams import window_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +110,7 @@ class Files:
         """Make a folder and those above it, where they are missing."""
         parts = _inside(path).strip("/").split("/")
         steps = [
-            plan.make_directory(k.AT_FDCWD, ("/" + "/".join(parts[:depth])).encode(), mode)
+            plan.make_directory(k.AT_FDCWD, os.fsencode("/" + "/".join(parts[:depth])), mode)
             for depth in range(1, len(parts) + 1)
             if parts[0]
         ]
@@ -293,6 +294,7 @@ class Files:
         """
         import fcntl
 
+        size = None if size is None else window_size(size)
         master = self._open("/dev/pts/ptmx", k.O_RDWR | k.O_NOCTTY)
         try:
             if os.fstat(master).st_rdev != os.makedev(5, 2):

@@ -120,10 +120,11 @@ class Ground:
             self.membership = Membership(self.spec.limits)
             self.host = self.host._replace(groups=len(self.membership.group.attach_files()))
 
-    @property
-    def uid(self) -> int:
-        """The uid outside of root inside."""
-        return next((m.outside for m in self.mappings[0] if m.inside == 0), 0)
+    def outside(self, uid: int) -> int | None:
+        """Return who a user of the container is to the caller; None where the caller can't give things away."""
+        if not self.host.privileged:
+            return None
+        return next((m.outside + uid - m.inside for m in self.mappings[0] if 0 <= uid - m.inside < m.count), None)
 
     def inputs(self) -> dict[str, int]:
         """Return the slots that a start takes from here."""
@@ -150,8 +151,8 @@ class Ground:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
-        shape = mode if mode.command is None else mode._replace(command=mode.command.shape)
-        key = (self.spec, self.host, shape)
+        shape = None if mode.command is None else mode.command.shape
+        key = (self.spec, self.host, mode.init, mode.reads_upper, shape)
         program = programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
         return program.run({**self.inputs(), **slots}, argv=argv, envp=envp, blocks=self.blocks())

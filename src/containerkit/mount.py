@@ -282,16 +282,16 @@ def resolve(root: Slot, target: str, result: Slot, *, folder: bool, create: bool
     parts = target.strip("/").split("/")
     steps: list[Operation] = []
     for depth, part in enumerate(parts if create else (), start=1):
-        parent = "/".join(parts[: depth - 1]).encode()
+        parent = os.fsencode("/".join(parts[: depth - 1]))
         below = "/" + "/".join(parts[:depth])
         if parent:
             steps.append(plan.open_inside(root, parent, k.O_PATH | k.O_DIRECTORY, result))
         at = result if parent else root
         if depth < len(parts) or folder:
-            steps.append(plan.make_directory(at, part.encode(), target=below, hint=_MISSING_HINT))
+            steps.append(plan.make_directory(at, os.fsencode(part), target=below, hint=_MISSING_HINT))
         else:
-            steps.append(plan.make_node(at, part.encode(), 0o100644, target=below, hint=_MISSING_HINT))
+            steps.append(plan.make_node(at, os.fsencode(part), 0o100644, target=below, hint=_MISSING_HINT))
         if parent:
             steps.append(plan.close(result))
     flags = k.O_PATH | (k.O_DIRECTORY if folder else 0)
-    return [*steps, plan.open_inside(root, "/".join(parts).encode(), flags, result, target=target)]
+    return [*steps, plan.open_inside(root, os.fsencode("/".join(parts)), flags, result, target=target)]

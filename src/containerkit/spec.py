@@ -38,8 +38,9 @@ _SYSCTLS: Final = {
 def _name(value: str | None, what: str) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not 0 < len(value.encode()) <= 64 or "\0" in value or "/" in value:
-        raise SpecError(f"{what}: {value!r} must be 1 to 64 bytes without '/' or NUL")
+    good = isinstance(value, str) and value.isprintable() and "/" not in value
+    if not good or not 0 < len(value.encode()) <= 64:
+        raise SpecError(f"{what}: {value!r} must be 1 to 64 bytes that can be printed, without '/'")
     return value
 
 
@@ -84,6 +85,8 @@ def _sysctls(values: Mapping[str, str | int]) -> tuple[tuple[str, str], ...]:
 
 
 def _paths(values: Iterable[str]) -> tuple[str, ...]:
+    if values is MASKED or values is READONLY:
+        return values
     return tuple(path_inside(value, "masked or read-only path") for value in values)
 
 
@@ -95,9 +98,9 @@ class Spec:
         SpecError: a value that can't be, or values that do not go together.
     """
 
-    rootfs: RootFS = attrs.field(factory=RootFS.host)
+    rootfs: RootFS = RootFS.host()
     mounts: tuple[Mount, ...] = attrs.field(default=(), converter=_mounts)
-    namespaces: Namespaces = attrs.field(factory=Namespaces)
+    namespaces: Namespaces = Namespaces()
     hostname: str | None = attrs.field(default="container", converter=_hostname)
     domainname: str | None = attrs.field(default=None, converter=_domainname)
     uid_mappings: tuple[IdMapping, ...] | None = attrs.field(default=None, converter=_mappings)
@@ -138,6 +141,8 @@ class Spec:
 CONFINEMENT: Final = frozenset(field.name for field in attrs.fields(Confinement))
 """The arguments that make up the confinement."""
 
+_KNOWN: Final = frozenset(field.name for field in attrs.fields(Spec)) | CONFINEMENT
+
 
 def build(values: Mapping[str, Any]) -> Spec:
     """Return the description of keyword arguments.
@@ -145,14 +150,15 @@ def build(values: Mapping[str, Any]) -> Spec:
     Raises:
         SpecError: an unknown name among them, with the nearest known one.
     """
-    known = {field.name for field in attrs.fields(Spec)} | CONFINEMENT
     for name in values:
-        if name not in known:
+        if name not in _KNOWN:
             from difflib import get_close_matches
 
-            near = get_close_matches(name, sorted(known), 1)
+            near = get_close_matches(name, sorted(_KNOWN), 1)
             advice = f"; did you mean {near[0]!r}?" if near else ""
             raise SpecError(f"Container: unknown argument {name!r}{advice}")
-    fields = {name: value for name, value in values.items() if name not in CONFINEMENT}
     chosen = {name: value for name, value in values.items() if name in CONFINEMENT}
-    return Spec(**fields, confinement=Confinement(**chosen)) if chosen else Spec(**fields)
+    if not chosen:
+        return Spec(**values)
+    fields = {name: value for name, value in values.items() if name not in CONFINEMENT}
+    return Spec(**fields, confinement=Confinement(**chosen))

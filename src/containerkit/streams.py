@@ -8,7 +8,7 @@ from typing import Any
 
 from containerkit.errors import SpecError
 
-__all__ = ["Streams"]
+__all__ = ["Streams", "require_open", "window_size"]
 
 
 class Streams:
@@ -37,6 +37,10 @@ class Streams:
             SpecError: none of these.
             OSError: no more descriptors.
         """
+        wishes = zip(("stdin", "stdout", "stderr"), (stdin, stdout, stderr), strict=True)
+        for name, wish in wishes:  # all before the first pipe is opened: it may get the number of one that is closed
+            if isinstance(wish, int) and not isinstance(wish, bool) and wish >= 0:
+                require_open(wish, name)
         streams = cls([], [None, None, None], [])
         try:
             for number, wish in enumerate((stdin, stdout, stderr)):
@@ -58,8 +62,8 @@ class Streams:
             child, own = (read, write) if number == 0 else (write, read)
             self._temporary.append(child)
             self.own[number] = own
-            if owner:
-                os.fchown(child, owner, owner)
+            if owner is not None:
+                os.fchown(child, owner, -1)
         elif wish == DEVNULL and not isinstance(wish, bool):
             child = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             self._temporary.append(child)
@@ -111,3 +115,27 @@ class Streams:
             if fd is not None:
                 os.close(fd)
                 self.own[number] = None
+
+
+def require_open(fd: int, what: str) -> None:
+    """Refuse a number that is no open descriptor: in the child it may be one of the library's own.
+
+    Raises:
+        SpecError: it is not open.
+    """
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise SpecError(f"{what}: {fd} is no open descriptor") from None
+
+
+def window_size(size: Any) -> tuple[int, int]:
+    """Return rows and columns.
+
+    Raises:
+        SpecError: not two numbers from 0 to 65535.
+    """
+    numbers = tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(numbers) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 65536 for n in numbers):
+        raise SpecError(f"pty: {size!r} is neither True nor a (rows, columns) pair of numbers from 0 to 65535")
+    return numbers
