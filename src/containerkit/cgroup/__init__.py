@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from containerkit.cgroup.limits import DeviceRule, IOLimit, Limits
+from containerkit.cgroup.limits import Limits
 
 if TYPE_CHECKING:
     from containerkit.cgroup.events import Event, Events
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup.perf import PerfCounters
     from containerkit.cgroup.pressure import PressureTrigger
     from containerkit.cgroup.quantities import parse_size
+    from containerkit.cgroup.rules import DeviceRule, IOLimit
     from containerkit.cgroup.stats import Pressure, Stats, Usage
     from containerkit.cgroup.sweep import sweep
 
@@ -42,8 +43,10 @@ __all__ = [
 
 _LATE = {
     "CGroup": "group",
+    "DeviceRule": "rules",
     "Event": "events",
     "Events": "events",
+    "IOLimit": "rules",
     "PerfCounters": "perf",
     "Pressure": "stats",
     "PressureTrigger": "pressure",

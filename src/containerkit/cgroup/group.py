@@ -88,16 +88,16 @@ class CGroup:
         """
         name = str(next(_numbers)) if name is None else group_name(name)
         wish = resolved(limits or _NO_LIMITS)
-        further = frozenset(controllers)
         label = Owner.current().label(name) if owned else name
-        for attempt in (1, 2):
+        place = (wish, frozenset(controllers), parent)
+        try:
+            parts = make(rooms(*place, mount=mount, systemd=systemd), label)
+        except FileNotFoundError:
             # A base can vanish: this process was moved and its former group removed. Look once more, then give up.
             try:
-                parts = make(rooms(wish, further, parent, mount=mount, systemd=systemd, refresh=attempt == 2), label)
-                break
+                parts = make(rooms(*place, mount=mount, systemd=systemd, refresh=True), label)
             except FileNotFoundError as error:
-                if attempt == 2:
-                    raise refused("mkdir", error, f"{error.filename}/{label}", "the parent group is gone") from None
+                raise refused("mkdir", error, f"{error.filename}/{label}", "the parent group is gone") from None
         return cls(label, parts, wish, owned=owned)
 
     @classmethod

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import attrs
 
 from containerkit.cgroup.quantities import Amount, amount, flag, number_list, parse_size, whole
-from containerkit.cgroup.rules import DeviceRule, IOLimit, device_name
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["DeviceRule", "IOLimit", "Limits"]
+    from containerkit.cgroup.rules import DeviceRule, IOLimit
+
+__all__ = ["Limits"]
 
 _UNSIGNED: Final = (1 << 32) - 1
 
@@ -152,6 +153,10 @@ def _pairs(name: str, value: Mapping[str, Any] | Pairs, convert: Callable[[str, 
 
 def _io_device_weights(value: Mapping[str, int] | Pairs) -> Pairs:
     given = _pairs("io_device_weights", value, lambda name, weight: whole(weight, name, 1, 10000))
+    if not given:
+        return ()
+    from containerkit.cgroup.rules import device_name
+
     return tuple((device_name("io_device_weights", key), weight) for key, weight in given)
 
 
@@ -192,6 +197,8 @@ def _unified(value: Mapping[str, int | str] | Pairs) -> Pairs:
 def _devices(value: Iterable[DeviceRule | str] | None) -> tuple[DeviceRule | str, ...] | None:
     if value is None:
         return None
+    from containerkit.cgroup.rules import DeviceRule
+
     if isinstance(value, str):
         raise SpecError(f"devices: a list of rules is wanted, not {value!r}")
     rules: list[DeviceRule | str] = []
@@ -211,6 +218,10 @@ def _devices(value: Iterable[DeviceRule | str] | None) -> tuple[DeviceRule | str
 
 def _io(value: Iterable[IOLimit]) -> tuple[IOLimit, ...]:
     limits = tuple(value)
+    if not limits:
+        return ()
+    from containerkit.cgroup.rules import IOLimit
+
     for limit in limits:
         if not isinstance(limit, IOLimit):
             raise SpecError(f"io: an IOLimit is wanted, not {limit!r}")

@@ -28,7 +28,13 @@ def resolved(limits: Limits) -> Limits:
 
 
 def rooms(
-    wish: Limits, further: frozenset[str], parent: str | None, *, mount: bool, systemd: bool | None, refresh: bool
+    wish: Limits,
+    further: frozenset[str],
+    parent: str | None,
+    *,
+    mount: bool,
+    systemd: bool | None,
+    refresh: bool = False,
 ) -> tuple[Room, ...]:
     """Find the place for a group and return what has to be made there."""
     if parent is not None:

@@ -58,21 +58,23 @@ class DeviceRule:
     Source: Documentation/admin-guide/cgroup-v1/devices.rst.
     """
 
-    kind: Literal["a", "b", "c"] = attrs.field()
+    kind: Literal["a", "b", "c"]
     major: int | None = attrs.field(default=None, converter=_major)
     minor: int | None = attrs.field(default=None, converter=_minor)
-    access: str = attrs.field(default="rwm")
+    access: str = "rwm"
     allow: bool = attrs.field(default=True, converter=_allow)
 
-    @kind.validator
-    def _check_kind(self, _attribute: object, value: str) -> None:
-        if value not in {"a", "b", "c"}:
-            raise SpecError(f"kind: {value!r} is none of a, b, c")
-
-    @access.validator
-    def _check_access(self, _attribute: object, value: str) -> None:
-        if not isinstance(value, str) or not value or not set(value) <= set("rwm") or len(set(value)) != len(value):
-            raise SpecError(f"access: {value!r} is no choice of the letters r, w, m")
+    def __attrs_post_init__(self) -> None:
+        if self.kind not in {"a", "b", "c"}:
+            raise SpecError(f"kind: {self.kind!r} is none of a, b, c")
+        letters = self.access
+        if (
+            not isinstance(letters, str)
+            or not letters
+            or not set(letters) <= set("rwm")
+            or len(set(letters)) < len(letters)
+        ):
+            raise SpecError(f"access: {letters!r} is no choice of the letters r, w, m")
 
     @classmethod
     def parse(cls, text: str, *, allow: bool = True) -> DeviceRule:

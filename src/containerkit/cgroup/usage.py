@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from containerkit.cgroup.controllers import CONTROLLERS, controller
 from containerkit.cgroup.members import walk
 from containerkit.cgroup.statfiles import device, flat, freezer_frozen, integer, nested, operations
@@ -106,7 +108,7 @@ def _merged(first: CpuStats | None, second: CpuStats) -> CpuStats:
     """Put the parts of the cpu report together that come from several hierarchies."""
     if first is None:
         return second
-    names = CpuStats.__attrs_attrs__
+    names = attrs.fields(CpuStats)
     return CpuStats(
         **{
             field.name: getattr(first, field.name)

@@ -74,15 +74,15 @@ class Attachment(NamedTuple):
 
 
 class Controller(Protocol):
-    """What a controller's module offers."""
+    """What a controller's module offers.
 
-    @staticmethod
-    def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-        """Return what has to be written, in order."""
+    Attributes:
+        settings: returns what has to be written, in order.
+        report: returns the report.
+    """
 
-    @staticmethod
-    def report(read: Callable[[str], str | None], version: int) -> Any:
-        """Return the report."""
+    settings: Callable[[Limits, int], list[Setting | Attachment]]
+    report: Callable[[Callable[[str], str | None], int], Any]
 
 
 _loaded: dict[str, Controller] = {}
