@@ -192,9 +192,8 @@ class _Start:
             steps.append(plan.open_tree(k.AT_FDCWD, b"/proc", Slot("proc"), recursive=True))
         if self.names.network == "host":
             steps.append(plan.open_tree(k.AT_FDCWD, b"/sys", Slot("sys"), recursive=True))
-        for number in range(LOWERS, len(self.lower_paths())):
-            steps.append(plan.make_directory(k.AT_FDCWD, b"/lower/%d" % number))
-        return steps
+        more = range(LOWERS, len(self.lower_paths()))
+        return [*steps, *[plan.make_directory(k.AT_FDCWD, b"/lower/%d" % number) for number in more]]
 
     # --- owner
 

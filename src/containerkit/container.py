@@ -246,7 +246,8 @@ class Container:
             syscall_handler: decides the system calls that the seccomp filter notifies of; gets a
                 :class:`containerkit.security.notify.SyscallRequest`, returns a reply; may be a coroutine function.
             command: fields of :class:`containerkit.command.Command`: ``env``, ``cwd``, ``user`` (``"uid:gid"``, or
-                names as the container's /etc/passwd and /etc/group know them), ``groups`` (ids or names), ``umask``, ``rlimits``, ``nice``,
+                names as the container's /etc/passwd and /etc/group know them), ``groups`` (ids or names), ``umask``,
+                ``rlimits``, ``nice``,
                 ``pass_fds``.
 
         Raises:
@@ -258,7 +259,11 @@ class Container:
         ground = self._ground
         assert ground is not None
         wanted = self._command(argv, command, terminal=bool(pty))
-        streams = self._terminal(pty, wanted.user) if pty else Streams.open(stdin, stdout, stderr, ground.outside(wanted.user.uid))
+        streams = (
+            self._terminal(pty, wanted.user)
+            if pty
+            else Streams.open(stdin, stdout, stderr, ground.outside(wanted.user.uid))
+        )
         leaf: CGroup | None = None
         supervision: Supervision | None = None
         try:
@@ -344,7 +349,7 @@ class Container:
         return describe(self.spec, argv, resolved, terminal=terminal)
 
     def _terminal(self, size: bool | tuple[int, int], user: User) -> Streams:  # noqa: FBT001 - popen's own argument
-        master, slave = self.files.open_terminal(None if size is True else size, user)
+        master, slave = self.files.open_terminal(None if isinstance(size, bool) else size, user)
         return Streams.of_terminal(master, slave)
 
     def _time_inputs(self) -> dict[str, int]:

@@ -296,9 +296,10 @@ class Files:
 
         size = None if size is None else window_size(size)
         master = self._open("/dev/pts/ptmx", k.O_RDWR | k.O_NOCTTY)
+        if os.fstat(master).st_rdev != os.makedev(5, 2):
+            os.close(master)
+            raise SetupError("open", ENXIO, "/dev/pts/ptmx", "what is mounted there is no devpts")
         try:
-            if os.fstat(master).st_rdev != os.makedev(5, 2):
-                raise SetupError("open", ENXIO, "/dev/pts/ptmx", "what is mounted there is no devpts")
             fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("=i", 0))
             if size is not None:
                 fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("=HHHH", *size, 0, 0))

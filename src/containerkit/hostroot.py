@@ -1,7 +1,7 @@
 """What ``RootFS.host()`` shows of the machine: which folders, and a copy of the part of /etc that programs need.
 
-Everything is named here, nothing is left out by a list of what is secret: a file that is not named, or that not everybody
-may read, is not inside.
+Everything is named here, nothing is left out by a list of what is secret: a file that is not named, or that not
+everybody may read, is not inside.
 """
 
 from __future__ import annotations

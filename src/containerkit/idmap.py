@@ -1,7 +1,7 @@
 """Which ids inside a container are which ids outside.
 
-A privileged caller gives every container a range of 65,536 ids of its own, far from the ids of people, and holds it by a
-file lock for as long as the container lives: no two live containers on the machine share one. An ordinary user maps
+A privileged caller gives every container a range of 65,536 ids of its own, far from the ids of people, and holds it by
+a file lock for as long as the container lives: no two live containers on the machine share one. An ordinary user maps
 its own id alone, or the ranges that /etc/subuid grants it, by newuidmap(1) and newgidmap(1).
 """
 

@@ -93,7 +93,7 @@ def run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str,
 
 
 def wrapper(
-    text: bool | None,
+    text: bool | None,  # noqa: FBT001 - subprocess's own argument
     encoding: str | None,
     errors: str | None,
 ) -> Callable[[IO[bytes]], IO[Any]] | None:

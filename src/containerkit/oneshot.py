@@ -49,8 +49,8 @@ def run(
     Args:
         argv: the words; the first is looked up inside.
         input, timeout, check, capture_output, output_limit_bytes: as for :meth:`Container.run`.
-        init: run it as the child of a tiny PID 1 that reaps what it leaves (default True); otherwise it is PID 1 itself,
-            which starts sooner, but the kernel then keeps every signal from it for which it has no handler.
+        init: run it as the child of a tiny PID 1 that reaps what it leaves (default True); otherwise it is PID 1
+            itself, which starts sooner, but the kernel then keeps every signal from it for which it has no handler.
         more: arguments of :class:`Container` and of :meth:`Container.run`.
 
     Raises:
@@ -92,7 +92,9 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
     report = (-1, -1)
     has_init = init and spec.namespaces.pid == "new"
     try:
-        streams = Streams.open(options.get("stdin"), options.get("stdout"), options.get("stderr"), ground.outside(command.user.uid))
+        streams = Streams.open(
+            options.get("stdin"), options.get("stdout"), options.get("stderr"), ground.outside(command.user.uid)
+        )
         if has_init:
             report = os.pipe2(os.O_CLOEXEC)
         outcome = ground.start(

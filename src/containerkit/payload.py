@@ -18,8 +18,9 @@ _PID: Final = Slot("pid")
 
 
 class Clock(NamedTuple):
-    """How a process comes into a time namespace: by leaving for a new one, which the exec that follows enters (Linux
-    6.3), or by joining one.
+    """How a process comes into a time namespace.
+
+    By leaving for a new one, which the exec that follows enters (Linux 6.3), or by joining one.
 
     Attributes:
         steps: the operations; none to stay where it is.
@@ -51,7 +52,7 @@ def joined_clock(namespace: Slot) -> Clock:
 
 
 def be_root() -> list[Operation]:
-    """Return the operations that make a process root of the user namespace it is in: an exec keeps root's rights only."""
+    """Return the operations that make a process root of its user namespace: an exec keeps root's rights only."""
     return [plan.call("setresgid", 0, 0, 0, target="gid 0"), plan.call("setresuid", 0, 0, 0, target="uid 0")]
 
 

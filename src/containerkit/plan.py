@@ -4,8 +4,8 @@ A *plan* is a flat, ordered tuple of :class:`Operation`; almost each is one syst
 integers, bytes and *slots*. A slot is a named register of the child: it holds a file descriptor or a pid that is only
 known once the start runs, because an earlier operation made it (``result=``) or because the caller hands it in.
 
-Building a plan touches nothing: no system call, no file. :meth:`Plan.encode` compiles it once to the flat tape which the
-interpreters of :mod:`containerkit._native` walk; the layout of the tape is drawn in ``_native/native.h``.
+Building a plan touches nothing: no system call, no file. :meth:`Plan.encode` compiles it once to the flat tape which
+the interpreters of :mod:`containerkit._native` walk; the layout of the tape is drawn in ``_native/native.h``.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ class _Encoder:
         return offset
 
 
-# --- The operations, each named after its system call ------------------------------------------------------------------
+# --- The operations, each named after its system call ----------------------------------------------------------------
 
 
 def call(
@@ -348,8 +348,9 @@ def become_init(image: Slot, mode: bytes) -> Operation:
 
 
 def enter(image: Slot, tape: Slot) -> Operation:
-    """Go on with the next operation in an address space of one's own; only inputs and descriptors that stay open on
-    exec are left in the slots.
+    """Go on with the next operation in an address space of one's own.
+
+    Of the slots only the inputs are left, and of their descriptors those that stay open on exec.
     """
     return Operation("enter", "", k.STEP_ENTER, 0, (image, tape))
 
@@ -551,7 +552,7 @@ def new_mount(
 
 
 def send_descriptor(socket: Slot, descriptor: Slot) -> Operation:
-    """Send a descriptor through a connected AF_UNIX socket, with one byte. Source: sendmsg(2), SCM_RIGHTS in unix(7)."""
+    """Send a descriptor and one byte through a connected socket. Source: sendmsg(2), SCM_RIGHTS in unix(7)."""
     control = Block(pack("=QiiiI", 20, 1, 1, 0, 0), ((16, descriptor),))  # SOL_SOCKET, SCM_RIGHTS
     vector = Block(pack("=QQ", 0, 1), ((0, b"!"),))
     message = Block(pack("=QQQQQQQ", 0, 0, 0, 1, 0, 24, 0), ((16, vector), (32, control)))

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from errno import ECHILD, EINTR
 from subprocess import DEVNULL, PIPE, STDOUT
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from containerkit import _native
 from containerkit.conversation import LONGEST_POLL_MS, Conversation
@@ -80,13 +80,12 @@ class Process:
         if streams.terminal:
             master = streams.own[0]
             assert master is not None
-            self.stdin = wrap(open(master, "wb", buffering=0))
-            self.stdout = wrap(open(os.dup(master), "rb", buffering=0))
+            self.stdin = wrap(os.fdopen(master, "wb", buffering=0))
+            self.stdout = wrap(os.fdopen(os.dup(master), "rb", buffering=0))
             return
         modes = ("wb", "rb", "rb")
         self.stdin, self.stdout, self.stderr = (
-            None if fd is None else wrap(open(fd, mode, buffering=-1))
-            for fd, mode in zip(streams.own, modes, strict=True)
+            None if fd is None else wrap(os.fdopen(fd, mode)) for fd, mode in zip(streams.own, modes, strict=True)
         )
 
     def __repr__(self) -> str:
@@ -185,7 +184,7 @@ class Process:
         return self.returncode
 
     def _reaped_by_another(self) -> Ending:
-        """Ask the pidfd what became of a child that somebody else's wait(-1) took. Source: PIDFD_GET_INFO, Linux 6.15."""
+        """Ask the pidfd what became of a child that another's wait(-1) took. Source: PIDFD_GET_INFO, Linux 6.15."""
         import fcntl
 
         from containerkit import result
@@ -283,7 +282,7 @@ class Process:
 
     def communicate(
         self,
-        input: Any = None,
+        input: Any = None,  # noqa: A002 - subprocess's own argument
         timeout: float | None = None,
         *,
         limit_bytes: int | None = None,
@@ -303,7 +302,7 @@ class Process:
         """
         return Conversation(self, input, timeout, limit_bytes).hold()
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,8 +1,8 @@
 """Root filesystems, as values.
 
 A :class:`RootFS` says what a container sees as ``/``. Kinds that this module does not know itself (images, templates)
-are turned into one that it does by a *provider*, looked up by name in :data:`PROVIDERS` or among the entry points of the
-group ``containerkit.rootfs``.
+are turned into one that it does by a *provider*, looked up by name in :data:`PROVIDERS` or among the entry points of
+the group ``containerkit.rootfs``.
 """
 
 from __future__ import annotations

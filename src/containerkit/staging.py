@@ -1,9 +1,9 @@
 """The staging namespace: what every start needs and none has to build again.
 
-It is a mount namespace, made once for a process, whose root is a small tmpfs with a fully visible proc and sysfs (inside
-a user namespace the kernel mounts these only where another is in full sight), a /dev, empty folders to assemble a root
-on, and, for ``RootFS.host()``, the skeleton of that root. A start joins it and copies these few mounts instead of the
-host's many.
+It is a mount namespace, made once for a process, whose root is a small tmpfs with a fully visible proc and sysfs
+(inside a user namespace the kernel mounts these only where another is in full sight), a /dev, empty folders to
+assemble a root on, and, for ``RootFS.host()``, the skeleton of that root. A start joins it and copies these few mounts
+instead of the host's many.
 
 An ordinary user has no right to any of that in the machine's namespaces. For it a user namespace of its own comes first
 (the *holder*), and with it a copy of the host's mounts, in which bind sources are cloned (the *view*).
@@ -269,7 +269,7 @@ def _open_own(name: str, result: Slot) -> Operation:
 
 def _contents(root: hostroot.HostRoot | None, *, privileged: bool) -> list[Operation]:
     """Return the operations that fill a mount namespace of its own with the staging and leave the host's behind."""
-    steps = [
+    return [
         plan.call("umask", 0),
         plan.propagation(b"/", k.MS_REC | k.MS_PRIVATE),
         *_kernel_trees(privileged=privileged),
@@ -292,7 +292,6 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool) -> list[Opera
         plan.close(_ROOT),
         plan.close(_DEV),
     ]
-    return steps
 
 
 def _kernel_trees(*, privileged: bool) -> list[Operation]:

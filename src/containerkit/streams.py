@@ -30,7 +30,8 @@ class Streams:
         """Prepare the streams as :mod:`subprocess` does.
 
         Args:
-            stdin, stdout, stderr: None to share the caller's, PIPE, DEVNULL, a descriptor or a file; stderr also STDOUT.
+            stdin, stdout, stderr: None to share the caller's, PIPE, DEVNULL, a descriptor or a file; for stderr
+                also STDOUT.
             owner: who shall own new pipes, a uid outside, so that /dev/stdout can be opened inside by its name.
 
         Raises:
@@ -72,7 +73,7 @@ class Streams:
         else:
             child = self._given(number, wish, name)
         if child <= 2:
-            child = self._above(child, name)
+            child = self._above(child)
         self.child.append(child)
 
     @staticmethod
@@ -85,7 +86,7 @@ class Streams:
             return int(wish.fileno())
         raise SpecError(f"{name}: {wish!r} is neither PIPE, DEVNULL, a descriptor nor a file")
 
-    def _above(self, fd: int, name: str) -> int:
+    def _above(self, fd: int) -> int:
         """Copy a low descriptor out of the way of the three that the child puts its streams on."""
         import fcntl
 

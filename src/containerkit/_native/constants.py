@@ -174,8 +174,9 @@ WALL: Final = 0x40000000
 """``__WALL``: wait for children whatever signal they send when they end."""
 
 _X86_64: Final = {
-    "read": 0, "write": 1, "close": 3, "lseek": 8, "ioctl": 16, "access": 21, "dup": 32, "socket": 41, "sendmsg": 46, "bind": 49,
-    "execve": 59, "exit": 60, "kill": 62, "fchdir": 81, "fchmod": 91, "fchown": 93, "ftruncate": 77, "chdir": 80,
+    "read": 0, "write": 1, "close": 3, "lseek": 8, "ioctl": 16, "access": 21, "dup": 32, "socket": 41, "bind": 49,
+    "sendmsg": 46, "execve": 59, "exit": 60, "kill": 62, "fchdir": 81, "fchmod": 91, "fchown": 93,
+    "ftruncate": 77, "chdir": 80,
     "umask": 95, "getuid": 102, "setuid": 105, "setgid": 106, "setpgid": 109, "setsid": 112, "setgroups": 116,
     "setresuid": 117, "setresgid": 119, "setfsuid": 122, "setfsgid": 123, "capget": 125, "capset": 126,
     "personality": 135, "setpriority": 141, "sched_setscheduler": 144, "pivot_root": 155, "prctl": 157,
@@ -192,8 +193,9 @@ _X86_64: Final = {
 }  # fmt: skip
 
 _AARCH64: Final = {
-    "read": 63, "write": 64, "close": 57, "lseek": 62, "ioctl": 29, "dup": 23, "socket": 198, "sendmsg": 211, "bind": 200,
-    "execve": 221, "exit": 93, "kill": 129, "fchdir": 50, "fchmod": 52, "fchown": 55, "ftruncate": 46, "chdir": 49,
+    "read": 63, "write": 64, "close": 57, "lseek": 62, "ioctl": 29, "dup": 23, "socket": 198, "bind": 200,
+    "sendmsg": 211, "execve": 221, "exit": 93, "kill": 129, "fchdir": 50, "fchmod": 52, "fchown": 55,
+    "ftruncate": 46, "chdir": 49,
     "umask": 166, "getuid": 174, "setuid": 146, "setgid": 144, "setpgid": 154, "setsid": 157, "setgroups": 159,
     "setresuid": 147, "setresgid": 149, "setfsuid": 151, "setfsgid": 152, "capget": 90, "capset": 91,
     "personality": 92, "setpriority": 140, "sched_setscheduler": 119, "pivot_root": 41, "prctl": 167,

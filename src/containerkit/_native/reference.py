@@ -7,6 +7,7 @@ where the C one shares its memory; everything else follows ``native.h`` step by 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -385,10 +386,8 @@ def _end_process(pid: int, pidfd: int) -> None:
 
 
 def _reap(pid: int) -> None:
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, k.WALL)
-    except ChildProcessError:
-        pass
 
 
 _SIGACTION: Final = ctypes.create_string_buffer(32)

@@ -38,8 +38,8 @@ class Confinement:
 
     Args:
         capabilities: the five sets (default none at all).
-        seccomp: the filter of system calls; ``"default"`` for the one that goes with the capabilities, None for none. One
-            that notifies needs a ``syscall_handler`` where the command is started.
+        seccomp: the filter of system calls; ``"default"`` for the one that goes with the capabilities, None for none.
+            One that notifies needs a ``syscall_handler`` where the command is started.
         landlock: a ruleset as a second wall inside (default none).
         no_new_privs: an exec never gives more rights (default True).
         keyring: ``"new"`` for a session keyring of its own (default), ``"host"`` for the caller's.
@@ -88,7 +88,8 @@ class Confinement:
         """Return the operations that come before all others, while the caller's descriptors are in the slots."""
         if not self.notifies:
             return []
-        return [plan.call("fcntl", SUPERVISOR, 2, 0, target="supervisor")]  # F_SETFD: it stays open until the filter is in
+        # F_SETFD: it stays open until the filter is in.
+        return [plan.call("fcntl", SUPERVISOR, 2, 0, target="supervisor")]
 
     def before_user(self, *, keep: bool) -> list[Operation]:
         """Return the operations that come before the process is its user: they need privilege.
