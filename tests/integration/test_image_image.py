@@ -448,3 +448,38 @@ def test_flattened_image_is_reproducible(box, tmp_path, monkeypatch):
     for name in "ab":
         box.flatten(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_layers_are_merged_into_one_folder_that_shows_the_same(store, tmp_path):
+    trees = [
+        {"a": b"1", "d/x": b"1", "d/gone": b"1", "o/old": b"1", "r/in": b"1"},
+        {"b": b"2", "d/.wh.gone": b"", "o/.wh..wh..opq": b"", "o/new": b"2"},
+        {"a": b"3", ".wh.r": b"", "r": b"file"},
+        {"e/f/g": b"4"},
+    ]
+    add_image(store, "many", *trees)
+    image = Image.open("many", store=store)
+    lowers = image.rootfs().lowers
+    assert 1 == len(lowers)
+    assert tree_of(image, tmp_path / "t") == sorted(str(p.relative_to(lowers[0])) for p in Path(lowers[0]).rglob("*"))
+    assert (b"3", b"file") == (Path(lowers[0], "a").read_bytes(), Path(lowers[0], "r").read_bytes())
+    inode = Path(lowers[0]).stat().st_ino
+    assert inode == Path(image.rootfs().lowers[0]).stat().st_ino
+    add_image(store, "few", *trees[:2])
+    assert 2 == len(Image.open("few", store=store).rootfs().lowers)
+
+
+def test_merged_folder_goes_with_its_image(store):
+    add_image(store, "many", *[{f"f{number}": b"1"} for number in range(4)])
+    merged = Path(Image.open("many", store=store).rootfs().lowers[0])
+    other = Store(store.root)
+    other.collect()
+    assert merged.exists()
+    Image.open("many", store=store).remove()
+    other.collect()
+    assert merged.exists()  # this process stands on it
+    from containerkit.image.image import _leases
+
+    _leases.pop((os.getpid(), str(store.root))).close()
+    other.collect()
+    assert not merged.exists()

@@ -15,6 +15,7 @@ from containerkit.image.diff import compare_images, layer_from_folder
 from containerkit.image.layers.blob import LayerWriter
 from containerkit.image.layers.compression import decompress
 from containerkit.image.layers.extract import Extraction
+from containerkit.image.layers.merge import merge_layers
 from containerkit.image.layers.tarwrite import TreeWriter, Writing, source_date_epoch
 from containerkit.image.layers.unpack import extract_blob, layer_paths, unpack_layers
 from containerkit.image.manifest import Descriptor, Index, Manifest
@@ -463,7 +464,10 @@ class Image:
         return layer_paths(unpack_layers(self.store, layers, lease))
 
     def rootfs(self, **options: Any) -> RootFS:
-        """Return a root for containers: the union of its layers below a writable one.
+        """Return a root for containers: its layers below a writable one.
+
+        Several layers are merged into one folder when this is first asked for, so that each later start costs the same
+        however many there are.
 
         Args:
             options: as for :meth:`containerkit.RootFS.overlay`: ``upper``, ``work``, ``size``, ``idmap``.
@@ -473,7 +477,13 @@ class Image:
         """
         from containerkit.rootfs import RootFS
 
-        return RootFS.overlay(*self.unpack(), **options)
+        key = (os.getpid(), os.fspath(self.store.root), self.digest)
+        lowers = _ready.get(key)
+        if lowers is None or not os.path.isdir(lowers[0]):
+            lease = process_lease(self.store)
+            folders = self.unpack(lease)
+            lowers = _ready[key] = merge_layers(self.store, folders, self.config.chain_ids[-1], lease)
+        return RootFS.overlay(*lowers, **options)
 
     def unpack_into(self, folder: str | os.PathLike[str] | int) -> None:
         """Write its whole root into one folder, one layer over the other.
@@ -554,6 +564,10 @@ class Image:
 
 
 _leases: dict[tuple[int, str], Lease] = {}
+
+
+_ready: dict[tuple[int, str, Digest], tuple[str, ...]] = {}
+"""What this process has made ready, and claims: the folders of an image, for its next container."""
 
 
 def process_lease(store: Store) -> Lease:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import SpecError
 from containerkit.image.image import Image
-from containerkit.image.store import Store
+from containerkit.image.store import Store, default_root
 
 if TYPE_CHECKING:
     from containerkit.rootfs import RootFS
 
 __all__ = ["image", "template"]
 
-_OVERLAY = ("upper", "work", "size", "idmap")
-_IMAGE = ("pull", "platform", "store", "settings", "credentials", "progress")
+_OVERLAY: Final = ("upper", "work", "size", "idmap")
+_IMAGE: Final = ("pull", "platform", "store", "settings", "credentials", "progress")
 
 
 def image(description: RootFS) -> RootFS:
@@ -32,10 +33,37 @@ def image(description: RootFS) -> RootFS:
         ImageError: the image can't be had.
     """
     options = _checked(description, (*_OVERLAY, *_IMAGE))
-    if "store" in options:
-        options["store"] = Store(options["store"])
+    index = os.path.join(options.get("store") or default_root(), "index.json")
+    known = _known.get(_key(description))
+    if known is not None and known[0] == _state_of(index) and os.path.isdir(known[1].lowers[0]):
+        return known[1]
+    options["store"] = Store(options.get("store"))
     overlay = {key: options.pop(key) for key in _OVERLAY if key in options}
-    return Image.get(description.name, **options).rootfs(**overlay)
+    found = Image.get(description.name, **options).rootfs(**overlay)
+    if options.get("pull") != "always" and (key := _key(description)) is not None:
+        _known[key] = (_state_of(index), found)
+    return found
+
+
+_known: dict[object, tuple[object, RootFS]] = {}
+"""What descriptions stood for, and the state of the names in the store at that time."""
+
+
+def _key(description: RootFS) -> object | None:
+    """Return what a description may be remembered by, in this process; None when it can't be."""
+    try:
+        hash(description)
+    except TypeError:
+        return None
+    return os.getpid(), default_root(), description
+
+
+def _state_of(index: str) -> object:
+    try:
+        status = os.stat(index)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def template(description: RootFS) -> RootFS:

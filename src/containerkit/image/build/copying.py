@@ -14,19 +14,19 @@ import attrs
 
 from containerkit.errors import ImageError, SpecError
 from containerkit.image.build.patterns import Ignore, has_wildcard, pattern
-from containerkit.image.build.view import View
 from containerkit.image.digest import Digest
 from containerkit.image.layers.attributes import attributes_of, is_kept
 from containerkit.image.layers.compression import decompress, recognise
 from containerkit.image.layers.limits import DEFAULT_LIMITS
 from containerkit.image.layers.stream import ForwardReader, read_entries
 from containerkit.image.layers.tarwrite import Head
+from containerkit.image.layers.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from containerkit.image.build.draft import Draft
-    from containerkit.image.build.view import Found, Parts
+    from containerkit.image.layers.view import Found, Parts
 
 __all__ = ["Copy", "Source", "context_source", "fetch", "owner_of"]
 

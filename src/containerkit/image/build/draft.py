@@ -16,8 +16,8 @@ from containerkit.image.layers.blob import LayerWriter
 from containerkit.image.layers.tarwrite import Head, TreeWriter, Writing
 
 if TYPE_CHECKING:
-    from containerkit.image.build.view import Found, Parts, View
     from containerkit.image.digest import Digest
+    from containerkit.image.layers.view import Found, Parts, View
     from containerkit.image.manifest import Descriptor
     from containerkit.image.store import Lease, Store
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from containerkit.errors import SpecError
 from containerkit.image.build.copying import Source
 from containerkit.image.build.steps import StageBuilder
-from containerkit.image.build.view import View
 from containerkit.image.build.words import expand, split_words
 from containerkit.image.config import ImageConfig
 from containerkit.image.image import Image, timestamp
+from containerkit.image.layers.view import View
 from containerkit.image.platform import Platform
 from containerkit.image.progress import ProgressEvent
 from containerkit.image.store.cache import Cache, key_of

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from containerkit.image.build.copying import Source
-    from containerkit.image.build.view import Parts, View
     from containerkit.image.digest import Digest
+    from containerkit.image.layers.view import Parts, View
     from containerkit.image.manifest import Descriptor
     from containerkit.image.store import Lease, Store
 

@@ -14,10 +14,10 @@ from containerkit.image.build.dockerfile import NAMES, Instruction, parse_instru
 from containerkit.image.build.draft import Draft
 from containerkit.image.build.patterns import pattern
 from containerkit.image.build.running import Run, parse_mount, shell_command
-from containerkit.image.build.view import View
 from containerkit.image.build.words import expand, name_values, split_words
 from containerkit.image.config import Healthcheck, History, ImageConfig
 from containerkit.image.layers.unpack import layer_paths, unpack_layers
+from containerkit.image.layers.view import View
 from containerkit.image.store.cache import Made, key_of
 from containerkit.image.store.locks import workspace
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Layer", "extract_blob", "layer_paths", "unpack_layer", "unpack_layers"]
 
-_CONTENT: Final = "fs"
+CONTENT: Final = "fs"
+"""The name of the folder within a layer's own that holds its files."""
 _MARKER: Final = "layer.json"
 _SETTLE_S: Final = 60.0
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -62,7 +63,7 @@ def unpack_layers(
         done(layer[1])
         return path
 
-    missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not _is_whole(store.layer_folder(diff_id))}
+    missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not is_whole(store.layer_folder(diff_id))}
     if len(missing) > 1:
         with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
             list(pool.map(one, sorted(missing.values(), key=lambda layer: -layer[0].size)))
@@ -73,13 +74,13 @@ def unpack_layer(store: Store, blob: Descriptor, diff_id: Digest, lease: Lease, 
     """Unpack one layer unless it is unpacked already; see :func:`unpack_layers`."""
     lease.claim([diff_id])
     folder = store.layer_folder(diff_id)
-    if not _is_whole(folder):
+    if not is_whole(folder):
         with store.blobs.open(blob.digest) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # one process unpacks, the others wait
-            if not _is_whole(folder):
+            if not is_whole(folder):
                 _unpack(store, file, folder, diff_id, how or Extraction.for_user())
-    _settle(folder)
-    return folder / _CONTENT
+    settle(folder)
+    return folder / CONTENT
 
 
 def extract_blob(file: BinaryIO, root: int, diff_id: Digest | None, how: Extraction) -> dict[str, object]:
@@ -109,18 +110,14 @@ def _unpack(store: Store, file: BinaryIO, folder: Path, diff_id: Digest, how: Ex
         raise refused("mkdir", new, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the collection deletes only what nobody holds
-        (new / _CONTENT).mkdir()
-        (new / _CONTENT).chmod(0o755)
-        root = os.open(new / _CONTENT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        (new / CONTENT).mkdir()
+        (new / CONTENT).chmod(0o755)
+        root = os.open(new / CONTENT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             facts = extract_blob(file, root, diff_id, how)
         finally:
             os.close(root)
-        replace_file(new / _MARKER, _marker(facts, durable=False))
-        folder.parent.mkdir(exist_ok=True, mode=0o711)
-        if folder.exists():
-            folder.rename(store.root / "trash" / token_hex(8))  # of before a crash of the machine
-        new.rename(folder)
+        place_layer(store, new, folder, facts)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -128,11 +125,27 @@ def _unpack(store: Store, file: BinaryIO, folder: Path, diff_id: Digest, how: Ex
         os.close(lock)
 
 
+def place_layer(store: Store, new: Path, folder: Path, facts: dict[str, object]) -> None:
+    """Put a finished layer in its place, with the marker that says so.
+
+    Args:
+        store: where.
+        new: the folder that holds it now.
+        folder: its place.
+        facts: what is worth noting about it.
+    """
+    replace_file(new / _MARKER, _marker(facts, durable=False))
+    folder.parent.mkdir(exist_ok=True, mode=0o711)
+    if folder.exists():
+        folder.rename(store.root / "trash" / token_hex(8))  # of before a crash of the machine
+    new.rename(folder)
+
+
 def _marker(facts: dict[str, object], *, durable: bool) -> bytes:
     return json.dumps(facts | {"durable": durable, "boot": _BOOT.read_text().strip()}).encode()
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Return whether a layer is all there: unpacked since the machine started, or known to be on disk."""
     try:
         facts = json.loads((folder / _MARKER).read_bytes())
@@ -141,7 +154,7 @@ def _is_whole(folder: Path) -> bool:
     return bool(facts["durable"]) or facts["boot"] == _BOOT.read_text().strip()
 
 
-def _settle(folder: Path) -> None:
+def settle(folder: Path) -> None:
     """Make a layer durable once the kernel has had the time to write it out anyway, when that costs next to nothing."""
     marker = folder / _MARKER
     with suppress(OSError, ValueError):
