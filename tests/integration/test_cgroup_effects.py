@@ -259,6 +259,20 @@ def test_io_limit_on_a_device_that_is_not_there_leaves_nothing():
         CGroup.create(limits=Limits(io=[IOLimit(device="/dev/there-is-none", write_bps="1M")]))
 
 
+@needs("io" if version("io") else "blkio")
+def test_io_weight_is_set_for_the_scheduler_that_has_one():
+    try:
+        group = CGroup.create(limits=Limits(io_weight=200))
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    with group:
+        part = group.part("io")
+        weights = [part.read(name) for name in ("blkio.bfq.weight", "io.bfq.weight", "io.weight")]
+        found = {text.split()[-1] for text in weights if text}
+        assert found <= {"109", "200"}
+        assert found
+
+
 @needs("perf_event")
 def test_perf_counters_rise_with_the_work_of_the_group():
     with (

@@ -115,6 +115,17 @@ def test_io_limits_are_written_for_both_versions():
     ] == written("io", 1, io=[limit])
 
 
+def test_io_weights_are_written_for_each_scheduler():
+    wish = {"io_weight": 100, "io_device_weights": {"8:0": 10000}}
+    assert [
+        ("io.bfq.weight", "100"),
+        ("io.weight", "default 100"),
+        ("io.bfq.weight", "8:0 1000"),
+        ("io.weight", "8:0 10000"),
+    ] == written("io", 2, **wish)
+    assert [("blkio.bfq.weight", "100"), ("blkio.bfq.weight_device", "8:0 1000")] == written("io", 1, **wish)
+
+
 def test_io_latency_is_for_version_2_alone():
     wish = {"io": [IOLimit(device="8:0", latency_us=75)]}
     assert [("io.latency", "8:0 target=75")] == written("io", 2, **wish)

@@ -435,7 +435,10 @@ class CGroup:
     @property
     def oom_killed(self) -> bool:
         """Whether the kernel killed one of its processes for the group's memory."""
-        return self.usage().oom_killed
+        from containerkit.cgroup.usage import oom_kills
+
+        self._check_open()
+        return bool(oom_kills(self._parts))
 
     @property
     def pressure(self) -> PressureReader:

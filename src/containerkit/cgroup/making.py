@@ -87,13 +87,15 @@ def apply(part: Directory, setting: Setting | Attachment) -> None:
         except OSError as error:
             raise refused(setting.operation, error, part.path, setting.hint) from None
         return
-    file, content, hint, missing = setting
+    file, content, hint, missing, instead = setting
     value = content if isinstance(content, bytes) else content(part.read)
     try:
         part.write(file, value)
     except OSError as error:
         if error.errno == ENOENT:
             if missing == "ignore" or (missing == "no-swap" and not _machine_has_swap()):
+                return
+            if instead and part.exists(instead):
                 return
             text = hint or "this kernel's controller has no such file"
             raise UnsupportedError("write", ENOENT, f"{part.path}/{file}", text) from None

@@ -14,7 +14,7 @@ from containerkit.cgroup.stats import CpuStats, Stats, Usage
 if TYPE_CHECKING:
     from containerkit.cgroup.directory import Directory
 
-__all__ = ["stats", "usage"]
+__all__ = ["oom_kills", "stats", "usage"]
 
 
 def usage(parts: tuple[Directory, ...]) -> Usage:
@@ -72,6 +72,16 @@ def _usage_1(part: Directory, found: dict[str, Any]) -> None:
         devices = [counts for name, counts in served.items() if device(name)]
         found["io_read_bytes"] = sum(counts.get("Read", 0) for counts in devices)
         found["io_write_bytes"] = sum(counts.get("Write", 0) for counts in devices)
+
+
+def oom_kills(parts: tuple[Directory, ...]) -> int | None:
+    """Return how many processes of a group were killed for its memory, and read nothing else."""
+    for part in parts:
+        if "memory" in part.names:
+            return _oom_kills(part)
+        if part.version == 2 and "memory" in part.available():
+            return flat(part.read("memory.events")).get("oom_kill")
+    return None
 
 
 def _oom_kills(part: Directory) -> int | None:

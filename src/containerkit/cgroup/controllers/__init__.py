@@ -51,12 +51,14 @@ class Setting(NamedTuple):
         value: the content, or a function that makes it from the group's other files.
         hint: the remedy to show when the kernel refuses it.
         missing: what a missing file means: an error, nothing, or an error only on a machine with swap.
+        instead: another file that was written too and makes up for a missing one.
     """
 
     file: str
     value: bytes | Callable[[Callable[[str], str | None]], bytes]
     hint: str = ""
     missing: Literal["error", "ignore", "no-swap"] = "error"
+    instead: str = ""
 
 
 class Attachment(NamedTuple):

@@ -43,18 +43,22 @@ def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
     for limit in limits.io:
         found += _rates_2(limit) if version == 2 else _rates_1(limit)
     if limits.io_weight is not None:
-        found.append(_weight("default", limits.io_weight, version))
-    found += [_weight(name, weight, version) for name, weight in limits.io_device_weights]
+        found += _weight("default", limits.io_weight, version)
+    for name, weight in limits.io_device_weights:
+        found += _weight(name, weight, version)
     return found
 
 
-def _weight(name: str, weight: int, version: int) -> Setting:
-    """Write io.cost's file where there is one, else BFQ's: the kernel has the one or the other, or both."""
+def _weight(name: str, weight: int, version: int) -> list[Setting | Attachment]:
+    """Write BFQ's file and, on version 2, io.cost's: which of them counts depends on the disk's scheduler."""
+    bfq = str(bfq_weight(weight)) if name == "default" else f"{name} {bfq_weight(weight)}"
     if version == 1:
         file = "blkio.bfq.weight" if name == "default" else "blkio.bfq.weight_device"
-        prefix = "" if name == "default" else f"{name} "
-        return Setting(file, f"{prefix}{bfq_weight(weight)}".encode(), _WEIGHT)
-    return Setting("io.weight", f"{name} {weight}".encode(), _WEIGHT)
+        return [Setting(file, bfq.encode(), _WEIGHT)]
+    return [
+        Setting("io.bfq.weight", bfq.encode(), _WEIGHT, "ignore"),
+        Setting("io.weight", f"{name} {weight}".encode(), _WEIGHT, instead="io.bfq.weight"),
+    ]
 
 
 def _rates_2(limit: IOLimit) -> list[Setting | Attachment]:
