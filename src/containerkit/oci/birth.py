@@ -1,0 +1,585 @@
+"""How a container is made: the plan of ``create``, and the runtime's side of the dialogue with its first process.
+
+Nothing of it is left when a step fails: the process is killed, the control groups and the record are removed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from containerkit._native import constants as k
+from containerkit.oci import capabilities, dialogue, kernel, store
+from containerkit.oci import config as configuration
+from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
+from containerkit.oci.partner import Partner
+from containerkit.oci.payload import Payload, candidates
+from containerkit.oci.rootfs import Builder
+from containerkit.oci.stage import FLAGS, Stage, idmap_namespace, open_namespace, walk
+from containerkit.oci.users import home_of, outside, own_streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from containerkit.oci.cgroups import Groups
+    from containerkit.oci.config import Config, Process
+    from containerkit.oci.main import Call
+
+__all__ = ["Birth", "Host", "find_program", "keep_descriptors", "set_limits", "set_score", "write_pid_file"]
+
+_SYS_ADMIN, _SYS_RESOURCE = 1 << 21, 1 << 24
+_SIOCSIFFLAGS = 0x8914
+
+
+class Host:
+    """What the runtime itself is and may.
+
+    Attributes:
+        permitted: its capabilities.
+        last_cap: the kernel's last.
+        privileged: whether it may clone mounts and write any id map.
+        nested: whether it lives in a user namespace itself.
+    """
+
+    __slots__ = ("last_cap", "nested", "permitted", "privileged")
+
+    def __init__(self) -> None:
+        self.permitted = capabilities.own_permitted()
+        self.last_cap = capabilities.last_cap()
+        self.privileged = bool(self.permitted & _SYS_ADMIN)
+        self.nested = store.in_user_namespace()
+
+    @property
+    def raises_limits(self) -> bool:
+        """Whether it may set the resource limits of any process."""
+        return bool(self.permitted & _SYS_RESOURCE)
+
+    @property
+    def all_capabilities(self) -> int:
+        """Every capability that the kernel knows."""
+        return (1 << (self.last_cap + 1)) - 1
+
+
+def keep_descriptors(count: int) -> None:
+    """Take the numbers of descriptors that the caller passes on but has not opened, so that no other gets them."""
+    for number in range(3, 3 + count):
+        try:
+            os.fstat(number)
+        except OSError:
+            fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            if fd != number:
+                os.dup2(fd, number, inheritable=False)
+                os.close(fd)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Write a pid, in decimal and complete at once.
+
+    Raises:
+        RuntimeFailure: it can't be written.
+    """
+    folder, _, name = path.rpartition("/")
+    draft = f"{folder}/.{name}" if folder else f".{name}"
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, b"%d" % pid)
+        finally:
+            os.close(fd)
+        os.rename(draft, path)
+    except OSError as error:
+        raise RuntimeFailure(f"write the pid file {path}: {strerror(error.errno or 0)}") from None
+
+
+def set_limits(pid: int, process: Process, path: str) -> None:
+    """Set resource limits of a process from outside, where the right to raise them is.
+
+    Raises:
+        ConfigError: a limit can't be raised that far.
+    """
+    if not process.rlimits:
+        return
+    import resource
+
+    for index, limit in enumerate(process.rlimits):
+        pair = [value if value < 2**63 else -1 for value in (limit.soft, limit.hard)]
+        try:
+            resource.prlimit(pid, configuration.RLIMITS[limit.type], (pair[0], pair[1]))
+        except (OSError, ValueError) as error:
+            why = strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+            if isinstance(error, ValueError) and "raise" in str(error):
+                why = "operation not permitted"
+            hint = "raising a hard limit needs CAP_SYS_RESOURCE"
+            raise ConfigError(f"{path}.rlimits[{index}]", f"{limit.type}: {why} (hint: {hint})") from None
+
+
+def set_score(pid: int, wanted: int, *, nested: bool) -> None:
+    """Set how readily the kernel kills a process for its memory.
+
+    Args:
+        pid: the process.
+        wanted: -1000 to 1000.
+        nested: the runtime lives in a user namespace, where the score can't be lowered: it stays then.
+
+    Raises:
+        ConfigError: it can't be set.
+
+    Source: proc_pid_oom_score_adj(5).
+    """
+    fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if int(os.read(fd, 32)) != wanted:
+            os.write(fd, b"%d" % wanted)
+    except PermissionError:
+        if not nested:
+            hint = "lowering it needs CAP_SYS_RESOURCE"
+            raise ConfigError("process.oomScoreAdj", f"{wanted}: permission denied (hint: {hint})") from None
+    finally:
+        os.close(fd)
+
+
+class Birth(Partner):
+    """One container being made.
+
+    Args:
+        call: the call of the command line.
+        bundle: the bundle's folder.
+        content: its configuration as it is.
+        config: what that says.
+        foreground: the caller waits for the container's end.
+    """
+
+    def __init__(self, call: Call, bundle: str, content: bytes, config: Config, *, foreground: bool = False) -> None:
+        if config.process is None:
+            raise ConfigError("process", "is missing: there is nothing to start")
+        super().__init__(call, config, config.process, foreground=foreground)
+        self.bundle = bundle
+        self.content = content
+        self.host = Host()
+        self.groups: Groups | None = None
+        self.slice_name = self.unit = ""
+        self.stage: Stage
+        self.builder: Builder
+        self.gate_step = 0
+        self._fds: list[int] = []
+
+    # --- the whole of it
+
+    def make(self) -> None:
+        """Make the container up to the gate, where it waits for its start.
+
+        Raises:
+            RuntimeFailure: it can't be made; nothing is left.
+        """
+        keep_descriptors(self.preserved())
+        self.entry = store.reserve(self.call.root, self.call.name)
+        try:
+            self._make()
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            for fd in self._fds:
+                os.close(fd)
+            self._fds.clear()
+
+    def _make(self) -> None:
+        self.check_console()
+        self.stage = self._stage()
+        self._first_record()
+        if self.groups is not None and not self.unit:
+            self.groups.make()
+            self._limit()
+        self.entry.write(store.CONFIG, self.content)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs, self._open_gate() as gate:
+                self._write_tape(theirs.fileno(), gate.fileno())
+                self._start(theirs.fileno(), gate.fileno())
+            self.converse(
+                ours,
+                {b"n": self._on_namespaces, b"m": self._on_mounts, b"r": self._on_ready},
+                b"r",
+            )
+
+    def abandon(self) -> None:
+        """Take away all that was made."""
+        from containerkit.oci import cgroups
+
+        self.kill()
+        if self.groups is not None:
+            cgroups.kill_all(self.groups.places, 9)
+            cgroups.remove(self.groups.places)
+        self.entry.remove()
+        self.entry.close()
+
+    def before_reaping(self) -> None:
+        """Thaw the group: a frozen process does not die."""
+        if self.groups is not None:
+            from containerkit.oci import cgroups
+
+            cgroups.thaw(self.groups.freezer)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as hooks and agents read it while the container is made."""
+        return {**self.entry.state(), "status": "creating", "pid": self.pid}
+
+    # --- before the process is there
+
+    def _stage(self) -> Stage:
+        joins: list[tuple[str, int]] = []
+        for namespace in self.config.linux.namespaces:
+            if namespace.path:
+                fd = open_namespace(namespace.type, namespace.path)
+                self._fds.append(fd)
+                joins.append((namespace.type, fd))
+        linux = self.config.linux
+        return Stage(
+            joins=joins,
+            new=[each.type for each in linux.namespaces if not each.path],
+            uid_maps=linux.uid_mappings,
+            gid_maps=linux.gid_mappings,
+            privileged=self.host.privileged,
+        )
+
+    def _first_record(self) -> None:
+        """Note what is going to be made before it is, so that a killed runtime leaves nothing unknown."""
+        import pwd
+
+        from containerkit.oci.log import timestamp
+
+        self.groups = self._groups()
+        try:
+            owner = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            owner = str(os.geteuid())
+        root = self.config.root
+        assert root is not None
+        hooks = self.config.hooks
+        self.entry.save(
+            ociVersion=self.config.oci_version,
+            phase="creating",
+            creator=[os.getpid(), store.start_time(os.getpid())],
+            bundle=self.bundle,
+            rootfs=os.path.normpath(os.path.join(self.bundle, root.path)),
+            created=timestamp(),
+            owner=owner,
+            annotations=self.config.annotations,
+            groups=[] if self.groups is None else self.groups.places,
+            freezer="" if self.groups is None else self.groups.freezer,
+            unit=self.unit,
+            joinsPid=not self.config.is_new("pid"),
+            hooks=[
+                name
+                for name, each in (
+                    ("startContainer", hooks.start_container),
+                    ("poststart", hooks.poststart),
+                    ("poststop", hooks.poststop),
+                )
+                if each
+            ],
+        )
+
+    def _groups(self) -> Groups | None:
+        if self.call.manager == "disabled":
+            return None
+        from containerkit.oci.cgroups import Groups, hierarchies
+
+        path = self.config.linux.cgroups_path
+        if self.call.manager == "systemd":
+            from containerkit.oci.systemd import unit_of
+
+            self.slice_name, self.unit, path = unit_of(path, self.call.name)
+        path = path or f"/{self.call.name}"
+        if ".." in path.split("/"):
+            raise ConfigError("linux.cgroupsPath", f"{path!r} must not have '..'")
+        found = [each for each in hierarchies() if self.host.privileged or os.access(each.place(each.own), os.W_OK)]
+        return Groups("/" + path.strip("/"), found) if found else None
+
+    def _limit(self) -> None:
+        if self.groups is not None and self.config.linux.resources is not None:
+            from containerkit.oci import limits
+
+            limits.apply(self.groups, self.config.linux.resources)
+
+    def _open_gate(self) -> socket.socket:
+        """Bind the socket at which the container waits; the short way, since a path has at most 107 bytes."""
+        gate = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        gate.bind(f"/proc/self/fd/{self.entry.fd}/{store.GATE}")
+        gate.listen(1)
+        return gate
+
+    # --- the tape
+
+    def _masks(self) -> capabilities.Masks:
+        masks = capabilities.read(self.process.capabilities, "process.capabilities")
+        masks.limit(self._held)
+        if masks.dropped:
+            self.call.journal.debug("left out, since the runtime has not got them: " + ", ".join(masks.dropped))
+        return masks
+
+    @property
+    def _held(self) -> int:
+        """What the first process holds: all in a user namespace of its own, else what the runtime has."""
+        return self.host.all_capabilities if self.stage.changes_user else self.host.permitted
+
+    def _payload(self, masks: capabilities.Masks) -> Payload:
+        filters = None
+        profile = self.config.linux.seccomp
+        if profile is not None:
+            from containerkit.oci.filters import program
+
+            wanted = self.process.capabilities
+            filters = program(profile, wanted.bounding if wanted is not None else (), self.call.root)
+        return Payload(
+            self.tape,
+            self.process,
+            "process",
+            masks,
+            held=self._held,
+            filters=filters,
+            may_set_groups=not self.stage.denies_groups,
+        )
+
+    def _write_tape(self, channel: int, gate: int) -> None:
+        tape, config, flags = self.tape, self.config, self.call.flags
+        masks = self._masks()
+        payload = self._payload(masks)
+        self.builder = builder = Builder(
+            tape,
+            config,
+            self.bundle,
+            privileged=self.host.privileged,
+            makes_nodes=not self.host.nested and not self.stage.changes_user,
+            groups=self.groups,
+        )
+        tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="keep others out of this process")
+        tape.call("umask", 0)
+        dialogue.pause(tape, channel, b"n", "namespaces are there")
+        self._enter_late_namespaces()
+        builder.open_sources()
+        builder.attach_root(at_home=bool(config.hooks.create_container))
+        builder.mounts()
+        builder.devices()
+        terminal = None
+        if self.process.terminal:
+            terminal = payload.open_terminal(builder.root, b"dev/ptmx")
+            builder.console(terminal)
+        builder.sysctls()
+        proc = tape.slot("proc")
+        tape.call("openat", k.AT_FDCWD, b"/proc", k.O_PATH | k.O_CLOEXEC, 0, target="/proc", result=proc)
+        builder.masked_paths()
+        builder.readonly_paths()
+        builder.make_cwd(self.process.cwd)
+        builder.late_attributes()
+        if config.hooks.prestart or config.hooks.create_runtime or config.hooks.create_container:
+            dialogue.pause(tape, channel, b"m", "mounts are there")
+        builder.pivot(pivots=not flags.has("no-pivot"))
+        self._names()
+        if not flags.has("no-new-keyring"):
+            payload.keyring(self.call.name)
+        payload.session(terminal)
+        if terminal is not None:
+            dialogue.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
+        payload.labels(proc)
+        payload.scheduling()
+        payload.personality(config.linux.personality)
+        payload.memory_policy(config.linux.memory_policy)
+        if not self.host.raises_limits:
+            payload.limits()
+        payload.identity(self.host.last_cap)
+        if config.linux.seccomp is not None and config.linux.seccomp.get("listenerPath"):
+            payload.listen(channel)
+        dialogue.pause(tape, channel, b"r", "ready")
+        self._wait_at_gate(gate, channel)
+        payload.finish(self.preserved())
+
+    def _enter_late_namespaces(self) -> None:
+        """Enter what only a process takes that is alone in its memory, or that is in its control groups already."""
+        tape, config = self.tape, self.config
+        for kind, fd in self.stage.joins:
+            if kind == "time":
+                tape.call("setns", fd, FLAGS["time"], target="time namespace")
+        if config.is_new("cgroup"):
+            tape.call("unshare", k.CLONE_NEWCGROUP, target="cgroup namespace")
+        if config.is_new("time"):
+            tape.call("unshare", k.CLONE_NEWTIME, target="time namespace")
+            content = "".join(
+                f"{name} {each.secs} {each.nanosecs}\n" for name, each in config.linux.time_offsets.items()
+            )
+            if content:
+                at = tape.slot("time offsets")
+                path, text = b"/proc/self/timens_offsets", content.encode()
+                tape.call("openat", k.AT_FDCWD, path, k.O_WRONLY | k.O_CLOEXEC, 0, target="time offsets", result=at)
+                tape.call("write", at, tape.block(text), len(text), target="linux.timeOffsets")
+                tape.step(k.STEP_CLOSE, "close", at)
+        if config.is_new("network"):
+            self._loopback()
+
+    def _loopback(self) -> None:
+        """Bring up ``lo``. Source: netdevice(7)."""
+        from struct import pack
+
+        tape = self.tape
+        at = tape.slot("socket")
+        tape.call("socket", 1, 2 | k.O_CLOEXEC, 0, target="for lo", result=at)
+        tape.call("ioctl", at, _SIOCSIFFLAGS, tape.block(pack("=16sH22x", b"lo", 0x41)), target="lo up")
+        tape.step(k.STEP_CLOSE, "close", at)
+
+    def _names(self) -> None:
+        for name, value in (("sethostname", self.config.hostname), ("setdomainname", self.config.domainname)):
+            if value:
+                text = os.fsencode(value)
+                self.tape.call(name, self.tape.block(text), len(text), target=value)
+
+    def _wait_at_gate(self, gate: int, channel: int) -> None:
+        """Add the steps that wait for a connection, and report to it from then on: its end tells of the exec."""
+        tape = self.tape
+        caller = tape.slot("starter")
+        self.gate_step = len(tape)
+        tape.call("accept4", gate, 0, 0, k.O_CLOEXEC, target="the gate", result=caller)
+        tape.call("dup3", caller, channel, k.O_CLOEXEC, target="the gate")
+        tape.step(k.STEP_CLOSE, "close", caller)
+
+    # --- the process is there
+
+    def _start(self, channel: int, gate: int) -> None:
+        process = self.process
+        argv = [os.fsencode(word) for word in process.args]
+        envp = [os.fsencode(variable) for variable in self._environment()]
+        if not process.terminal:
+            own_streams(outside(self.config, process.user.uid))
+        passed = [gate, *self.builder.passed, *[fd for kind, fd in self.stage.joins if kind == "time"]]
+        try:
+            self.pid, self.pidfd = walk(self.stage, self.tape, argv, envp, channel, passed)
+        except BaseException:
+            self._close_passed()
+            raise
+
+    def _close_passed(self) -> None:
+        for fd in self.builder.passed:
+            os.close(fd)
+        self.builder.passed.clear()
+
+    def _environment(self) -> list[str]:
+        """Return the environment, with HOME as the container's own passwd has it unless it is there."""
+        process = self.process
+        if any(variable.startswith("HOME=") for variable in process.env):
+            return process.env
+        root = self.builder.root
+        return [*process.env, f"HOME={home_of(root, process.user.uid) if isinstance(root, int) else '/'}"]
+
+    # --- the dialogue
+
+    def _on_namespaces(self, _: int) -> None:
+        self.entry.save(pid=self.pid, start_time=store.start_time(self.pid))
+        if self.unit:
+            from containerkit.oci.systemd import start_scope
+
+            start_scope(self.unit, self.slice_name, self.pid, f"container {self.call.name}")
+            if self.groups is not None:
+                self.groups.make(in_use=True)
+                self._limit()
+        if self.groups is not None:
+            self.groups.add(self.pid)
+        if self.process.oom_score_adj is not None:
+            set_score(self.pid, self.process.oom_score_adj, nested=self.host.nested)
+        self._map_mounts()
+        self._close_passed()
+        linux = self.config.linux
+        if linux.net_devices:
+            from containerkit.oci.netdevices import move
+
+            move(linux.net_devices, self.pid)
+        if linux.intel_rdt is not None:
+            from containerkit.oci.rdt import apply
+
+            self.entry.save(resctrl=apply(linux.intel_rdt, self.call.name, self.pid))
+
+    def _map_mounts(self) -> None:
+        """Give mounts their id maps, now that the container's user namespace is there."""
+        for tree, recursive, number in self.builder.idmaps:
+            mount = self.config.mounts[number]
+            if mount.uid_mappings:
+                namespace = idmap_namespace(mount.uid_mappings, mount.gid_mappings)
+            else:
+                namespace = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                kernel.mount_setattr(tree, set_flags=k.MOUNT_ATTR_IDMAP, userns=namespace, recursive=recursive)
+            except OSError as error:
+                hint = "the filesystem of its source can't be id-mapped"
+                raise kernel.refused("mount_setattr", error, f"id map of {mount.destination}", hint) from None
+            finally:
+                os.close(namespace)
+
+    def _on_mounts(self, _: int) -> None:
+        from containerkit.oci import hooks
+
+        state = self.state()
+        wanted = self.config.hooks
+        hooks.run("prestart", wanted.prestart, state)
+        hooks.run("createRuntime", wanted.create_runtime, state)
+        if wanted.create_container:
+            hooks.run("createContainer", wanted.create_container, state, (self.pidfd, self.kinds))
+
+    @property
+    def kinds(self) -> int:
+        """The ``CLONE_NEW*`` of the namespaces in which the container differs from the runtime."""
+        return sum(FLAGS[each.type] for each in self.config.linux.namespaces if each.type != "time")
+
+    def _on_ready(self, _: int) -> None:
+        self._find_program()
+        if self.host.raises_limits:
+            set_limits(self.pid, self.process, "process")
+        flags = self.call.flags
+        self.entry.save(
+            phase="created",
+            steps=[self.gate_step, [list(each[:2]) for each in self.tape.names[self.gate_step :]]],
+        )
+        if path := flags.text("pid-file"):
+            write_pid_file(path, self.pid)
+        if path := flags.text("pidfd-socket"):
+            from containerkit.oci.console import send_descriptor
+
+            send_descriptor(path, self.pidfd, b"pidfd")
+
+    def _find_program(self) -> None:
+        """See that the program is there, so that ``create`` tells it and not the start."""
+        try:
+            root = os.open(f"/proc/{self.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return  # out of sight for this user: the start will tell
+        try:
+            find_program(root, self.process)
+        finally:
+            os.close(root)
+
+
+def find_program(root: int, process: Process) -> None:
+    """See that a program is there and may be executed.
+
+    Raises:
+        RuntimeFailure: it is not; in the words that engines turn into their exit status 126 or 127.
+    """
+    name = process.args[0]
+    denied = False
+    for path in candidates(process):
+        full = path if path.startswith(b"/") else os.fsencode(process.cwd) + b"/" + path
+        try:
+            fd = kernel.open_inside(root, full, os.O_PATH)
+        except PermissionError:
+            denied = True
+            continue
+        except OSError:
+            continue
+        mode = os.fstat(fd).st_mode
+        os.close(fd)
+        if mode & 0o170000 == 0o100000 and mode & 0o111:
+            return
+        denied = True
+    if denied:
+        raise RuntimeFailure(f'exec: "{name}": permission denied')
+    if "/" in name:
+        raise RuntimeFailure(f'exec: "{name}": stat {name}: no such file or directory')
+    raise RuntimeFailure(f'exec: "{name}": executable file not found in $PATH')

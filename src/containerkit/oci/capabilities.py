@@ -1,0 +1,112 @@
+"""The five capability sets as the kernel takes them: names to bit masks.
+
+The names repeat :data:`containerkit.security.capabilities.NAMES`, whose module loads attrs; a test holds them equal.
+"""
+
+# ruff: noqa: SIM905 - lists of names read better as one text
+
+from __future__ import annotations
+
+from struct import pack
+
+from containerkit._native import constants as k
+from containerkit.oci.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.config import Capabilities
+    from containerkit.oci.tape import Tape
+
+__all__ = ["NAMES", "Masks", "last_cap", "own_permitted", "read"]
+
+NAMES = tuple(
+    f"CAP_{name}"
+    for name in (
+        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
+        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
+        "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL "
+        "SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+    ).split()
+)
+_BITS = {name: 1 << number for number, name in enumerate(NAMES)}
+_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
+_SETPCAP = "it needs CAP_SETPCAP: use a new user namespace, or start as root"
+
+
+class Masks:
+    """The sets to reach, a bit for each capability."""
+
+    __slots__ = ("ambient", "bounding", "dropped", "effective", "inheritable", "permitted")
+
+    def __init__(self) -> None:
+        self.bounding = self.effective = self.inheritable = self.permitted = self.ambient = 0
+        self.dropped: list[str] = []
+
+    def limit(self, available: int) -> None:
+        """Leave out what the process that starts the container has not got and so can't give.
+
+        Source: OCI runtime-spec, config.md, "capabilities": such values are ignored, with a warning.
+        """
+        wanted = self.bounding | self.effective | self.inheritable | self.permitted | self.ambient
+        self.dropped += [name for name, bit in _BITS.items() if wanted & ~available & bit]
+        for which in _SETS:
+            setattr(self, which, getattr(self, which) & available)
+        self.effective &= self.permitted
+        self.ambient &= self.permitted & self.inheritable
+
+
+def read(wanted: Capabilities | None, path: str) -> Masks:
+    """Return the masks of a description; without one all sets are empty.
+
+    Raises:
+        ConfigError: a name that no capability has.
+    """
+    masks = Masks()
+    for which in _SETS if wanted is not None else ():
+        mask = 0
+        for name in getattr(wanted, which):
+            bit = _BITS.get(name.upper())
+            if bit is None:
+                raise ConfigError(f"{path}.{which}", f"unknown capability {name!r}")
+            mask |= bit
+        setattr(masks, which, mask)
+    return masks
+
+
+def last_cap() -> int:
+    """Return the number of the kernel's last capability."""
+    with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
+        return int(file.read())
+
+
+def own_permitted() -> int:
+    """Return what this process may use. Source: proc_pid_status(5), CapPrm."""
+    with open("/proc/self/status", "rb") as file:
+        text = file.read()
+    at = text.index(b"CapPrm:")
+    return int(text[at + 7 : text.index(b"\n", at)].strip(), 16)
+
+
+def before_setuid(tape: Tape, masks: Masks, last: int) -> None:
+    """Add the steps that need ``CAP_SETPCAP``: the bounding set; and keep the permitted set through the change of user.
+
+    Source: capabilities(7), PR_CAPBSET_DROP(2const), PR_SET_KEEPCAPS(2const).
+    """
+    for number in range(last + 1):
+        if not masks.bounding >> number & 1:
+            name = NAMES[number] if number < len(NAMES) else f"capability {number}"
+            target = f"drop {name} from the bounding set"
+            tape.call("prctl", k.PR_CAPBSET_DROP, number, 0, 0, 0, target=target, hint=_SETPCAP)
+    tape.call("prctl", k.PR_SET_KEEPCAPS, 1, 0, 0, 0, target="keep capabilities")
+
+
+def after_setuid(tape: Tape, masks: Masks) -> None:
+    """Add the steps that set the other four sets. Source: capset(2), PR_CAP_AMBIENT(2const)."""
+    tape.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, target="clear the ambient set")
+    three = (masks.effective, masks.permitted, masks.inheritable)
+    words = [value & 0xFFFFFFFF for value in three] + [value >> 32 for value in three]
+    header = tape.block(pack("=Ii", 0x20080522, 0))
+    tape.call("capset", header, tape.block(pack("=6I", *words)), target="capabilities")
+    for number, name in enumerate(NAMES):
+        if masks.ambient >> number & 1:
+            tape.call("prctl", k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, number, 0, 0, target=f"raise {name}")

@@ -1,0 +1,101 @@
+"""Terminals: the master's way to whoever holds it, and a proxy between it and the caller's own terminal."""
+
+from __future__ import annotations
+
+import os
+import socket
+from struct import pack, unpack
+
+from containerkit.oci.errors import RuntimeFailure, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+    from containerkit.oci.config import Box
+
+__all__ = ["Proxy", "send_descriptor", "set_size"]
+
+_TIOCGWINSZ, _TIOCSWINSZ = 0x5413, 0x5414
+
+
+def send_descriptor(path: str, fd: int, message: bytes) -> None:
+    """Connect to a socket and hand a descriptor over.
+
+    Raises:
+        RuntimeFailure: nobody takes it.
+
+    Source: SCM_RIGHTS in unix(7).
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
+        try:
+            channel.connect(path)
+            channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pack("=i", fd))])
+        except OSError as error:
+            raise RuntimeFailure(f"send a descriptor to {path}: {strerror(error.errno or 0)}") from None
+
+
+def set_size(master: int, box: Box | None) -> None:
+    """Give a terminal its size in characters. Source: TIOCSWINSZ in ioctl_tty(2)."""
+    import fcntl
+
+    if box is not None and (box.height or box.width):
+        fcntl.ioctl(master, _TIOCSWINSZ, pack("=4H", box.height, box.width, 0, 0))
+
+
+class Proxy:
+    """Copies between the caller's terminal and the container's for as long as the container runs.
+
+    Args:
+        master: the container's terminal; the proxy owns it.
+    """
+
+    def __init__(self, master: int) -> None:
+        self.master = master
+        self._saved: list[object] | None = None
+
+    def __enter__(self) -> Self:
+        import termios
+
+        try:
+            self._saved = termios.tcgetattr(0)
+        except termios.error:
+            return self
+        import tty
+
+        tty.setraw(0)
+        self.follow_size()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import termios
+
+        if self._saved is not None:
+            termios.tcsetattr(0, termios.TCSANOW, self._saved)  # type: ignore[arg-type]
+            self._saved = None
+        master, self.master = self.master, -1
+        if master >= 0:
+            os.close(master)
+
+    def follow_size(self) -> None:
+        """Take over the size of the caller's terminal."""
+        import fcntl
+
+        try:
+            size = fcntl.ioctl(0, _TIOCGWINSZ, bytes(8))
+        except OSError:
+            return
+        if unpack("=4H", size)[0]:
+            fcntl.ioctl(self.master, _TIOCSWINSZ, size)
+
+    def copy(self, source: int, sink: int) -> bool:
+        """Copy what is there; False at the end."""
+        try:
+            content = os.read(source, 65536)
+        except OSError:  # the other end of the terminal is closed
+            return False
+        while content:
+            content = content[os.write(sink, content) :]
+            if not content:
+                return True
+        return False

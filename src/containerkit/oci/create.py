@@ -1,0 +1,47 @@
+"""``create``: make a container that waits for its start."""
+
+from __future__ import annotations
+
+import os
+
+from containerkit.oci import config
+from containerkit.oci.birth import Birth
+from containerkit.oci.errors import RuntimeFailure, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.main import Call
+
+__all__ = ["create", "prepare"]
+
+
+def prepare(call: Call, *, foreground: bool = False) -> Birth:
+    """Read the bundle of a call.
+
+    Args:
+        call: the call of the command line.
+        foreground: the caller waits for the container's end.
+
+    Raises:
+        RuntimeFailure: it can't be read, or says what can't be.
+    """
+    from containerkit.oci.store import check_id
+
+    check_id(call.name)
+    if len(call.flags.arguments) > 1:
+        raise RuntimeFailure(f"one container at a time, not {' '.join(call.flags.arguments)}")
+    bundle = os.path.abspath(call.flags.text("bundle", "."))
+    try:
+        os.stat(bundle)
+    except OSError as error:
+        raise RuntimeFailure(f"bundle {bundle}: {strerror(error.errno or 0)}") from None
+    content, found = config.load(bundle, call.flags.text("config", "config.json"))
+    return Birth(call, bundle, content, found, foreground=foreground)
+
+
+def create(call: Call) -> int:
+    """Make a container; its process waits until ``start``. Source: OCI runtime-spec, runtime.md, "Create"."""
+    birth = prepare(call)
+    birth.make()
+    birth.entry.close()
+    return 0

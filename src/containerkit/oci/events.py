@@ -1,0 +1,156 @@
+"""``events``: what happens to a container, one JSON object a line."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from containerkit.oci import jsontext, store
+from containerkit.oci.errors import RuntimeFailure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from containerkit.cgroup.stats import Stats
+    from containerkit.oci.main import Call
+
+__all__ = ["events", "statistics"]
+
+
+def events(call: Call) -> int:
+    """Print statistics in an interval, and out-of-memory kills as they happen, until the container ends.
+
+    With ``--stats`` the statistics are printed once.
+    """
+    with store.open_entry(call.root, call.name) as entry:
+        if entry.status() == "stopped":
+            raise RuntimeFailure("container not running")
+        groups = entry.record.get("groups", [])
+        if not groups:
+            raise RuntimeFailure("cannot watch: the container has no control groups")
+        if call.flags.has("stats"):
+            _tell(entry.id, "stats", statistics(groups))
+            return 0
+        _watch(call, entry.id, entry.pid, groups)
+    return 0
+
+
+def _interval_s(call: Call) -> float:
+    text = call.flags.text("interval", "5s")
+    unit = "ms" if text.endswith("ms") else text[-1:]
+    try:
+        value = float(text.removesuffix(unit)) if unit in ("ms", "s", "m") else float(text)
+    except ValueError:
+        raise RuntimeFailure(f"--interval: {text!r} is no time such as 5s") from None
+    seconds = value * {"ms": 0.001, "s": 1.0, "m": 60.0}.get(unit, 1.0)
+    if seconds <= 0:
+        raise RuntimeFailure("--interval: must be more than 0")
+    return seconds
+
+
+def _watch(call: Call, name: str, pid: int, groups: list[str]) -> None:
+    interval_s = _interval_s(call)
+    pidfd = os.pidfd_open(pid)
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    kills = 0
+    try:
+        while True:
+            stats = statistics(groups)
+            seen = stats["memory"]["oomKills"]
+            for _ in range(seen - kills):
+                _tell(name, "oom", None)
+            kills = seen
+            _tell(name, "stats", stats)
+            if poller.poll(interval_s * 1000):
+                return
+    finally:
+        os.close(pidfd)
+
+
+def _tell(name: str, kind: str, data: object) -> None:
+    event = {"type": kind, "id": name} | ({} if data is None else {"data": data})
+    os.write(1, jsontext.dumps(event).encode() + b"\n")
+
+
+def statistics(groups: list[str]) -> dict[str, Any]:
+    """Return what the processes of some groups have used, in the form that runtimes share.
+
+    Args:
+        groups: the folders, one in each hierarchy.
+    """
+    from containerkit.cgroup.directory import Directory
+    from containerkit.cgroup.usage import stats
+    from containerkit.oci.cgroups import Groups, hierarchies
+
+    known = Groups.of(groups, hierarchies())
+    parts: list[Directory] = []
+    try:
+        for hierarchy, place in zip(known.found, known.places, strict=True):
+            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            names = frozenset(name for name in hierarchy.names if "=" not in name)
+            parts.append(Directory(fd, place, hierarchy.version, names))
+        return _shaped(stats(tuple(parts)))
+    finally:
+        for part in parts:
+            part.close()
+
+
+_NO_LIMIT = 2**64 - 1
+
+
+def _shaped(stats: Stats) -> dict[str, Any]:
+    """Return the report with the names that other runtimes use; times in nanoseconds."""
+    from containerkit.cgroup.stats import CpuStats, MemoryStats, PidsStats
+
+    cpu, memory, pids = stats.cpu or CpuStats(), stats.memory or MemoryStats(), stats.pids or PidsStats()
+    shaped: dict[str, Any] = {
+        "cpu": {
+            "usage": {
+                "total": _ns(cpu.usage_us),
+                "percpu": [_ns(each) for each in cpu.per_cpu_us or ()],
+                "kernel": _ns(cpu.system_us),
+                "user": _ns(cpu.user_us),
+            },
+            "throttling": {
+                "periods": cpu.periods or 0,
+                "throttledPeriods": cpu.throttled_periods or 0,
+                "throttledTime": _ns(cpu.throttled_us),
+            },
+        },
+        "memory": {
+            "usage": {
+                "limit": _NO_LIMIT if memory.limit_bytes is None else memory.limit_bytes,
+                "usage": memory.current_bytes or 0,
+                "max": memory.peak_bytes or 0,
+                "failcnt": memory.limit_hits or 0,
+            },
+            "swap": {
+                "limit": _NO_LIMIT if memory.swap_limit_bytes is None else memory.swap_limit_bytes,
+                "usage": memory.swap_current_bytes or 0,
+            },
+            "kernel": {"usage": memory.kernel_bytes or 0},
+            "cache": memory.file_bytes or 0,
+            "oomKills": memory.oom_kills or 0,
+            "raw": dict(memory.detail),
+        },
+        "pids": {"current": pids.current or 0, "limit": pids.limit or 0},
+        "blkio": {"ioServiceBytesRecursive": [], "ioServicedRecursive": []},
+        "hugetlb": {
+            size: {"usage": each.current_bytes or 0, "max": each.peak_bytes or 0, "failcnt": each.limit_hits or 0}
+            for size, each in (stats.hugetlb or {}).items()
+        },
+    }
+    for device in stats.io.devices if stats.io is not None else ():
+        where = {"major": device.major, "minor": device.minor}
+        for key, pairs in (
+            ("ioServiceBytesRecursive", (("Read", device.read_bytes), ("Write", device.write_bytes))),
+            ("ioServicedRecursive", (("Read", device.reads), ("Write", device.writes))),
+        ):
+            shaped["blkio"][key] += [{**where, "op": name, "value": value} for name, value in pairs]
+    return shaped
+
+
+def _ns(microseconds: int | None) -> int:
+    return (microseconds or 0) * 1000

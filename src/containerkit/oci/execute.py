@@ -1,0 +1,318 @@
+"""``exec``: another process in a container that runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from containerkit._native import constants as k
+from containerkit.oci import capabilities, dialogue, jsontext, store, waiting
+from containerkit.oci import config as configuration
+from containerkit.oci.birth import Host, find_program, keep_descriptors, set_limits, set_score, write_pid_file
+from containerkit.oci.config import Process, User
+from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
+from containerkit.oci.lifehooks import kinds_of, stored_config
+from containerkit.oci.partner import Partner
+from containerkit.oci.payload import Payload
+from containerkit.oci.stage import FLAGS, Stage, walk
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.config import Config
+    from containerkit.oci.flags import Flags
+    from containerkit.oci.main import Call
+    from containerkit.oci.store import Entry
+
+__all__ = ["execute"]
+
+
+def execute(call: Call) -> int:
+    """Run a process in a container; with ``--detach`` the call returns once it runs."""
+    detached = call.flags.has("detach")
+    if not detached:
+        waiting.interruptible()
+    with store.open_entry(call.root, call.name) as entry:
+        status = entry.status()
+        if status == "stopped":
+            raise RuntimeFailure("cannot exec in a stopped container: container not running")
+        if status == "paused" and not call.flags.has("ignore-paused"):
+            raise RuntimeFailure("cannot exec in a paused container (use --ignore-paused to override)")
+        if status == "creating":
+            raise RuntimeFailure("cannot exec in a container that is being created")
+        config = stored_config(entry)
+        process = _process(call.flags, config)
+        joining = Joining(call, config, process, entry, foreground=not detached)
+        joining.join()
+    if detached:
+        return 0
+    code = waiting.follow(joining.pidfd, joining.master)
+    os.close(joining.pidfd)
+    return code
+
+
+# --- what is run
+
+
+def _process(flags: Flags, config: Config) -> Process:
+    """Return the process that the flags describe, based on the container's own.
+
+    Raises:
+        RuntimeFailure: nothing to run, or a file that can't be read.
+        ConfigError: it describes what can't be.
+    """
+    path = flags.text("process")
+    process = _from_file(path) if path else _from_flags(flags, config)
+    if flags.given("tty"):
+        process.terminal = flags.has("tty")
+    configuration.check_process(process, "process")
+    return process
+
+
+def _from_file(path: str) -> Process:
+    try:
+        with open(path, "rb") as file:
+            return Process.read(jsontext.loads(file.read()), "process")
+    except OSError as error:
+        raise RuntimeFailure(f"open {path}: {strerror(error.errno or 0)}") from None
+    except ValueError as error:
+        raise RuntimeFailure(f"{path}: {error}") from None
+
+
+def _from_flags(flags: Flags, config: Config) -> Process:
+    process = config.process
+    if process is None:
+        raise ConfigError("process", "is missing")
+    process.args = flags.arguments[1:]
+    if process.args[:1] == ["--"]:
+        process.args = process.args[1:]
+    if not process.args:
+        raise RuntimeFailure("exec: nothing to run: name a program, or pass --process")
+    process.terminal = flags.has("tty")
+    process.env = [*process.env, *flags.every("env")]
+    if cwd := flags.text("cwd"):
+        process.cwd = cwd
+    if label := flags.text("process-label"):
+        process.selinux_label = label
+    if profile := flags.text("apparmor"):
+        process.apparmor_profile = profile
+    if flags.given("no-new-privs"):
+        process.no_new_privileges = flags.has("no-new-privs")
+    if user := flags.text("user"):
+        process.user = _user(user, process.user)
+    for text in flags.every("additional-gids"):
+        process.user.additional_gids = [*process.user.additional_gids, _number(text, "--additional-gids")]
+    _add_capabilities(process, flags.every("cap"))
+    return process
+
+
+def _user(text: str, former: User) -> User:
+    uid, colon, gid = text.partition(":")
+    return User.read(
+        {
+            "uid": _number(uid, "--user"),
+            "gid": _number(gid, "--user") if colon else former.gid,
+            "umask": former.umask,
+            "additionalGids": former.additional_gids,
+        },
+        "process.user",
+    )
+
+
+def _number(text: str, what: str) -> int:
+    """Read an id strictly: what is no number never becomes root (CVE-2026-30892)."""
+    if not text.isascii() or not text.isdecimal():
+        raise RuntimeFailure(f"{what}: {text!r} is no id")
+    return int(text)
+
+
+def _add_capabilities(process: Process, names: list[str]) -> None:
+    if not names:
+        return
+    found = process.capabilities or configuration.Capabilities.read({}, "process.capabilities")
+    for which in ("bounding", "effective", "permitted"):
+        setattr(found, which, [*getattr(found, which), *names])
+    process.capabilities = found
+
+
+# --- how it gets there
+
+
+class Joining(Partner):
+    """One process on its way into a container.
+
+    Args:
+        call: the call of the command line.
+        config: the container's configuration.
+        process: what is run.
+        entry: the container's record.
+        foreground: the caller waits for its end.
+    """
+
+    def __init__(self, call: Call, config: Config, process: Process, entry: Entry, *, foreground: bool) -> None:
+        super().__init__(call, config, process, foreground=foreground)
+        self.entry = entry
+        self.host = Host()
+
+    def join(self) -> None:
+        """Bring the process up to the exec of its program.
+
+        Raises:
+            RuntimeFailure: it could not be; it is gone.
+        """
+        keep_descriptors(self.preserved())
+        self.check_console()
+        target = self._open_target()
+        time = self._open_time()
+        proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with ours:
+                with theirs:
+                    self._write_tape(theirs.fileno(), proc, time, target)
+                    self._start(theirs.fileno(), [proc, *([time] if time >= 0 else [])])
+                self.converse(ours, {b"n": self._on_namespaces, b"r": self._on_ready}, b"r")
+                self._await_exec(ours)
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            for fd in (target, proc, time):
+                if fd >= 0:
+                    os.close(fd)
+
+    def _open_target(self) -> int:
+        try:
+            pidfd = os.pidfd_open(self.entry.pid)
+        except ProcessLookupError:
+            raise RuntimeFailure("cannot exec in a stopped container: container not running") from None
+        if not self.entry.is_running():
+            os.close(pidfd)
+            raise RuntimeFailure("cannot exec in a stopped container: container not running")
+        return pidfd
+
+    def _open_time(self) -> int:
+        """Only a process that is alone in its memory can join a time namespace: the walker does it by itself."""
+        if self.config.namespace("time") is None:
+            return -1
+        return os.open(f"/proc/{self.entry.pid}/ns/time", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _write_tape(self, channel: int, proc: int, time: int, target: int) -> None:
+        tape, process = self.tape, self.process
+        linux = self.config.linux
+        self.stage = Stage(
+            target=(target, kinds_of(self.config)),
+            uid_maps=linux.uid_mappings,
+            gid_maps=linux.gid_mappings,
+            privileged=self.host.privileged,
+        )
+        held = self.host.all_capabilities if self.stage.changes_user else self.host.permitted
+        masks = capabilities.read(process.capabilities, "process.capabilities")
+        masks.limit(held)
+        payload = Payload(
+            tape,
+            process,
+            "process",
+            masks,
+            held=held,
+            filters=self._filters(),
+            may_set_groups=self.host.privileged or len(linux.gid_mappings) != 1 or linux.gid_mappings[0].size > 1,
+        )
+        tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="keep others out of this process")
+        tape.call("umask", 0)
+        if process.exec_cpu_affinity is not None:
+            payload.affinity(process.exec_cpu_affinity.initial, "process.execCPUAffinity.initial")
+        dialogue.pause(tape, channel, b"n", "namespaces are joined")
+        if process.exec_cpu_affinity is not None:
+            payload.affinity(process.exec_cpu_affinity.final, "process.execCPUAffinity.final")
+        if time >= 0:
+            tape.call("setns", time, FLAGS["time"], target="time namespace")
+        terminal = None
+        if process.terminal:
+            root = tape.slot("root")
+            tape.call("openat", k.AT_FDCWD, b"/", k.O_PATH | k.O_CLOEXEC, 0, target="/", result=root)
+            terminal = payload.open_terminal(root, b"dev/ptmx")
+        payload.keyring(self.call.name)
+        payload.session(terminal)
+        if terminal is not None:
+            dialogue.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
+        payload.labels(proc)
+        payload.scheduling()
+        payload.personality(linux.personality)
+        payload.memory_policy(linux.memory_policy)
+        if not self.host.raises_limits:
+            payload.limits()
+        payload.identity(self.host.last_cap)
+        if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
+            payload.listen(channel)
+        dialogue.pause(tape, channel, b"r", "ready")
+        payload.finish(self.preserved())
+
+    def _filters(self) -> tuple[bytes, int] | None:
+        profile = self.config.linux.seccomp
+        if profile is None:
+            return None
+        from containerkit.oci.filters import program
+
+        wanted = self.process.capabilities
+        return program(profile, wanted.bounding if wanted is not None else (), self.call.root)
+
+    def _start(self, channel: int, passed: list[int]) -> None:
+        process = self.process
+        argv = [os.fsencode(word) for word in process.args]
+        env = process.env
+        if not any(variable.startswith("HOME=") for variable in env):
+            env = [*env, f"HOME={self._home()}"]
+        self._own_streams()
+        self.pid, self.pidfd = walk(self.stage, self.tape, argv, [os.fsencode(each) for each in env], channel, passed)
+
+    def _home(self) -> str:
+        from containerkit.oci.users import home_of
+
+        try:
+            root = os.open(f"/proc/{self.entry.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return "/"
+        try:
+            return home_of(root, self.process.user.uid)
+        finally:
+            os.close(root)
+
+    def _own_streams(self) -> None:
+        from containerkit.oci.users import outside, own_streams
+
+        if not self.process.terminal:
+            own_streams(outside(self.config, self.process.user.uid))
+
+    def _on_namespaces(self, _: int) -> None:
+        from containerkit.oci import cgroups
+
+        inner = self.call.flags.text("cgroup")
+        if ".." in inner.split("/"):
+            raise RuntimeFailure(f"--cgroup: {inner!r} must not have '..'")
+        for place in self.entry.record.get("groups", []):
+            where = f"{place}/{inner.strip('/')}" if inner else place
+            cgroups.write(f"{where.rstrip('/')}/cgroup.procs", str(self.pid))
+        wanted = self.process.oom_score_adj
+        if wanted is not None:
+            set_score(self.pid, wanted, nested=self.host.nested)
+
+    def _on_ready(self, _: int) -> None:
+        root = os.open(f"/proc/{self.entry.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            find_program(root, self.process)
+        finally:
+            os.close(root)
+        if self.host.raises_limits:
+            set_limits(self.pid, self.process, "process")
+
+    def _await_exec(self, channel: socket.socket) -> None:
+        """The channel closes when the program has been executed; the pid file tells the engine so."""
+        message = dialogue.receive(channel)
+        if isinstance(message, dialogue.Failure):
+            raise self.failure(message)
+        if path := self.call.flags.text("pid-file"):
+            write_pid_file(path, self.pid)
+        if path := self.call.flags.text("pidfd-socket"):
+            from containerkit.oci.console import send_descriptor
+
+            send_descriptor(path, self.pidfd, b"pidfd")

@@ -1,0 +1,103 @@
+"""JSON by the interpreter's own scanner, without the ``json`` package, whose import takes longer than the reading."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+try:
+    from _json import encode_basestring_ascii as _quoted
+    from _json import make_scanner as _make_scanner
+except ImportError:  # an interpreter without the accelerator
+    from json.encoder import py_encode_basestring_ascii as _quoted
+
+    _make_scanner = None  # type: ignore[assignment,misc]
+
+__all__ = ["dumps", "loads"]
+
+_SPACE = " \t\n\r"
+
+
+class _Settings:
+    """What the scanner asks its owner for."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    memo: dict[str, str] = {}  # noqa: RUF012 - the scanner's own
+
+    @staticmethod
+    def parse_constant(name: str) -> float:
+        raise ValueError(f"{name} is no JSON")
+
+
+_scan = _make_scanner(_Settings) if _make_scanner is not None else None  # type: ignore[arg-type]
+
+
+def loads(text: bytes | str) -> Any:
+    """Read a JSON document.
+
+    Raises:
+        ValueError: it is none; the text says where.
+
+    Source: RFC 8259.
+    """
+    try:
+        words = text if isinstance(text, str) else text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    words = words.removeprefix("\ufeff")
+    if _scan is None:
+        from json import loads as slow_loads
+
+        return slow_loads(words)
+    start = len(words) - len(words.lstrip(_SPACE))
+    try:
+        value, end = _scan(words, start)
+    except StopIteration as stop:
+        raise ValueError(f"no value {_where(words, stop.value)}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if words[end:].strip(_SPACE):
+        raise ValueError(f"more after the end of the value {_where(words, end)}")
+    return value
+
+
+def _where(text: str, at: int) -> str:
+    line = text.count("\n", 0, at) + 1
+    return f"at line {line} column {at - text.rfind(chr(10), 0, at)}"
+
+
+def dumps(value: object, indent: int = 0, *, _level: int = 0) -> str:
+    """Write a value as JSON, members in their order.
+
+    Args:
+        value: of None, booleans, numbers, strings, lists, tuples and dicts with strings as keys.
+        indent: spaces for each level; 0 (the default) writes one line.
+
+    Raises:
+        TypeError: another type.
+    """
+    if isinstance(value, str):
+        return _quoted(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        colon = ": " if indent else ":"
+        parts = [f"{_quoted(key)}{colon}{dumps(each, indent, _level=_level + 1)}" for key, each in value.items()]
+        return _joined("{}", parts, indent, _level)
+    if isinstance(value, (list, tuple)):
+        return _joined("[]", [dumps(each, indent, _level=_level + 1) for each in value], indent, _level)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _joined(brackets: str, parts: list[str], indent: int, level: int) -> str:
+    if not indent or not parts:
+        return brackets[0] + ",".join(parts) + brackets[1]
+    inner = "\n" + " " * (indent * (level + 1))
+    return brackets[0] + inner + ("," + inner).join(parts) + "\n" + " " * (indent * level) + brackets[1]

@@ -1,0 +1,64 @@
+"""``launcher``: write a program that starts the runtime without the interpreter's site packages.
+
+The program that pip installs lets Python look through all installed packages for hooks of the start, which takes longer
+than ``state`` or ``kill`` do. The one written here names the interpreter and the two folders that are needed, and
+nothing else is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from containerkit.oci.errors import RuntimeFailure, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.main import Call
+
+__all__ = ["launcher", "text"]
+
+_SHEBANG_LIMIT = 255
+
+
+def text() -> str:
+    """Return the program.
+
+    Raises:
+        RuntimeFailure: the interpreter's path is too long for the kernel's first line of a script.
+    """
+    import _cffi_backend  # type: ignore[import-untyped]
+
+    import containerkit
+
+    folders: dict[str, None] = {}
+    for module in (containerkit.__file__, _cffi_backend.__file__):
+        place = os.path.dirname(module)
+        folders[os.path.dirname(place) if module is containerkit.__file__ else place] = None
+    first = f"#!{sys.executable} -IS"
+    if len(first) > _SHEBANG_LIMIT or " " in sys.executable:
+        raise RuntimeFailure(f"{sys.executable}: the kernel takes no such interpreter in the first line of a script")
+    return (
+        f"{first}\n"
+        "import sys\n"
+        f"sys.path += {list(folders)!r}\n"
+        "from containerkit.oci.main import main\n"
+        "sys.exit(main())\n"
+    )
+
+
+def launcher(call: Call) -> int:
+    """Write the program to the file named, or to the standard output."""
+    program = text()
+    if not call.flags.arguments:
+        sys.stdout.write(program)
+        return 0
+    path = call.flags.arguments[0]
+    try:
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o755)
+        with os.fdopen(fd, "w") as file:
+            file.write(program)
+        os.rename(f"{path}.new", path)
+    except OSError as error:
+        raise RuntimeFailure(f"write {path}: {strerror(error.errno or 0)}") from None
+    return 0

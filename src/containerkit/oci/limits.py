@@ -1,0 +1,342 @@
+"""``linux.resources`` as writes to control files, for either version.
+
+Source: OCI runtime-spec, config-linux.md; config-linux.md of the "Unified" section and the conversion of runtimes for
+version 2; Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import os
+
+from containerkit.oci.cgroups import read_file, write
+from containerkit.oci.errors import ConfigError, RuntimeFailure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit.oci.cgroups import Groups
+    from containerkit.oci.resources import CPU, BlockIO, DeviceRule, Memory, Network, Resources
+
+__all__ = ["apply", "weight_of_shares"]
+
+_PATH = "linux.resources"
+
+
+def apply(groups: Groups, resources: Resources, *, update: bool = False) -> None:
+    """Write all limits.
+
+    Args:
+        groups: the container's.
+        resources: what is wished.
+        update: the container exists already: device rules are not touched unless there are some.
+
+    Raises:
+        ConfigError: a limit that no hierarchy here enforces.
+        RuntimeFailure: the kernel refused a value.
+    """
+    writer = _Writer(groups)
+    if resources.memory is not None:
+        writer.memory(resources.memory)
+    if resources.cpu is not None:
+        writer.cpu(resources.cpu)
+    if resources.pids is not None and resources.pids.limit is not None:
+        limit = resources.pids.limit
+        writer.put("pids", "pids.max", "max" if limit <= 0 else str(limit), "pids.limit")
+    if resources.block_io is not None:
+        writer.block_io(resources.block_io)
+    for index, page in enumerate(resources.hugepage_limits):
+        kind = "limit_in_bytes" if groups.version("hugetlb") == 1 else "max"
+        writer.put("hugetlb", f"hugetlb.{page.page_size}.{kind}", str(page.limit), f"hugepageLimits[{index}]")
+    if resources.network is not None:
+        writer.network(resources.network)
+    for device, rdma in resources.rdma.items():
+        parts = [("hca_handle", rdma.hca_handles), ("hca_object", rdma.hca_objects)]
+        words = [f"{name}={value}" for name, value in parts if value is not None]
+        if words:
+            writer.put("rdma", "rdma.max", f"{device} {' '.join(words)}", f"rdma.{device}")
+    if resources.devices or not update:
+        writer.devices(resources.devices)
+    for name, value in resources.unified.items():
+        writer.unified(name, value)
+
+
+def weight_of_shares(shares: int) -> int:
+    """Return version 2's cpu.weight for version 1's shares: 2 to 262144 become 1 to 10000."""
+    return 1 + (min(max(shares, 2), 262144) - 2) * 9999 // 262142
+
+
+class _Writer:
+    """Writes into the groups of one container."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+
+    def put(self, controller: str, file: str, value: str, path: str, *, optional: bool = False) -> None:
+        """Write one value.
+
+        Raises:
+            ConfigError: there is no such controller or file here.
+        """
+        if not self.groups.version(controller):
+            hint = f"no mounted hierarchy has the {controller} controller"
+            raise ConfigError(f"{_PATH}.{path}", f"can't be enforced: {hint}")
+        place = f"{self.groups.folder(controller)}/{file}"
+        if not os.path.exists(place):
+            if optional:
+                return
+            raise ConfigError(f"{_PATH}.{path}", f"can't be enforced: this kernel has no {file}")
+        try:
+            write(place, value)
+        except RuntimeFailure as error:
+            raise ConfigError(f"{_PATH}.{path}", str(error)) from None
+
+    def memory(self, memory: Memory) -> None:
+        if self.groups.version("memory") == 1:
+            self._memory_1(memory)
+            return
+        limit, swap = memory.limit, memory.swap
+        if memory.reservation is not None:
+            self.put("memory", "memory.low", _bytes(memory.reservation), "memory.reservation")
+        if swap is not None:
+            self.put(
+                "memory",
+                "memory.swap.max",
+                self._swap_2(limit, swap),
+                "memory.swap",
+                optional=swap <= 0 or swap == limit,
+            )
+        if limit is not None:
+            if memory.check_before_update and 0 < limit <= int(read_file(f"{self.groups.unified}/memory.current") or 0):
+                raise ConfigError(f"{_PATH}.memory.limit", f"{limit} is less than what is in use")
+            self.put("memory", "memory.max", _bytes(limit), "memory.limit")
+
+    @staticmethod
+    def _swap_2(limit: int | None, swap: int) -> str:
+        """Version 1 limits memory and swap together, version 2 swap alone."""
+        if swap == -1:
+            return "max"
+        if limit is None or limit < 0:
+            if swap == 0:
+                return "max"
+            raise ConfigError(f"{_PATH}.memory.swap", "needs memory.limit: it counts memory and swap together")
+        if swap and swap < limit:
+            raise ConfigError(f"{_PATH}.memory.swap", f"{swap} is less than memory.limit, which it includes")
+        return str(swap - limit) if swap else "max"
+
+    def _memory_1(self, memory: Memory) -> None:
+        limit, swap = memory.limit, memory.swap
+        pairs = [("memory.limit_in_bytes", limit, "limit"), ("memory.memsw.limit_in_bytes", swap, "swap")]
+        if swap and self._raises_swap(swap):
+            pairs.reverse()  # the kernel keeps limit <= limit with swap at every moment
+        if limit == -1 and swap is None:
+            pairs = [("memory.memsw.limit_in_bytes", -1, "swap"), pairs[0]]
+        for file, value, name in pairs:
+            if value:
+                self.put(
+                    "memory",
+                    file,
+                    str(value),
+                    f"memory.{name}",
+                    optional=file.startswith("memory.memsw") and value in (-1, limit),
+                )
+        for file, value, name in (
+            ("memory.soft_limit_in_bytes", memory.reservation, "reservation"),
+            ("memory.kmem.tcp.limit_in_bytes", memory.kernel_tcp, "kernelTCP"),
+            ("memory.swappiness", memory.swappiness, "swappiness"),
+        ):
+            if value is not None and (value or name == "swappiness"):
+                self.put("memory", file, str(value), f"memory.{name}")
+        if memory.use_hierarchy:
+            self.put("memory", "memory.use_hierarchy", "1", "memory.useHierarchy", optional=True)
+        if memory.disable_oom_killer:
+            self.put("memory", "memory.oom_control", "1", "memory.disableOOMKiller")
+
+    def _raises_swap(self, swap: int) -> bool:
+        current = read_file(f"{self.groups.folder('memory')}/memory.memsw.limit_in_bytes").strip()
+        return swap == -1 or (current.isdigit() and int(current) < swap)
+
+    def cpu(self, cpu: CPU) -> None:
+        version = self.groups.version("cpu")
+        if cpu.shares:
+            if version == 1:
+                self.put("cpu", "cpu.shares", str(cpu.shares), "cpu.shares")
+            elif not cpu.idle:
+                self.put("cpu", "cpu.weight", str(weight_of_shares(cpu.shares)), "cpu.shares")
+        if cpu.idle is not None:
+            self.put("cpu", "cpu.idle", str(cpu.idle), "cpu.idle")
+        if version == 1:
+            self._cpu_1(cpu)
+        else:
+            self._cpu_2(cpu)
+        for file, value, name in (("cpuset.cpus", cpu.cpus, "cpus"), ("cpuset.mems", cpu.mems, "mems")):
+            if value:
+                self.put("cpuset", file, value, f"cpu.{name}")
+
+    def _cpu_1(self, cpu: CPU) -> None:
+        pairs = [
+            ("cpu.rt_period_us", cpu.realtime_period, "realtimePeriod"),
+            ("cpu.rt_runtime_us", cpu.realtime_runtime, "realtimeRuntime"),
+            ("cpu.cfs_period_us", cpu.period, "period"),
+            ("cpu.cfs_quota_us", cpu.quota, "quota"),
+            ("cpu.cfs_burst_us", cpu.burst, "burst"),
+        ]
+        for file, value, name in pairs:
+            if value:
+                self.put("cpu", file, str(value), f"cpu.{name}")
+
+    def _cpu_2(self, cpu: CPU) -> None:
+        if cpu.realtime_period or cpu.realtime_runtime:
+            raise ConfigError(f"{_PATH}.cpu.realtimeRuntime", "version 2 of cgroups has no real-time limits")
+        if cpu.quota or cpu.period:
+            quota = "max" if not cpu.quota or cpu.quota < 0 else str(cpu.quota)
+            self.put("cpu", "cpu.max", f"{quota} {cpu.period or 100000}", "cpu.quota")
+        if cpu.burst is not None:
+            self.put("cpu", "cpu.max.burst", str(cpu.burst), "cpu.burst")
+
+    def block_io(self, block: BlockIO) -> None:
+        one = self.groups.version("io") == 1
+        if block.weight:
+            if one:
+                self._weight_1(str(block.weight), "blockIO.weight")
+            else:
+                value = 1 + (min(max(block.weight, 10), 1000) - 10) * 9999 // 990
+                bfq = os.path.exists(f"{self.groups.unified}/io.bfq.weight")
+                file, text = ("io.bfq.weight", str(block.weight)) if bfq else ("io.weight", f"default {value}")
+                self.put("io", file, text, "blockIO.weight")
+        for index, device in enumerate(block.weight_device):
+            if device.weight:
+                line = f"{device.major}:{device.minor} {device.weight}"
+                path = f"blockIO.weightDevice[{index}]"
+                if one:
+                    self._weight_1(line, path, device=True)
+                else:
+                    self.put("io", "io.bfq.weight", line, path)
+        for attribute, file, key in (
+            ("read_bps", "read_bps", "rbps"),
+            ("write_bps", "write_bps", "wbps"),
+            ("read_iops", "read_iops", "riops"),
+            ("write_iops", "write_iops", "wiops"),
+        ):
+            for index, throttle in enumerate(getattr(block, attribute)):
+                where = f"{throttle.major}:{throttle.minor}"
+                path = f"blockIO.throttle{attribute}[{index}]"
+                if one:
+                    self.put("io", f"blkio.throttle.{file}_device", f"{where} {throttle.rate}", path)
+                else:
+                    self.put("io", "io.max", f"{where} {key}={throttle.rate or 'max'}", path)
+
+    def _weight_1(self, value: str, path: str, *, device: bool = False) -> None:
+        names = ("blkio.weight_device", "blkio.bfq.weight_device") if device else ("blkio.weight", "blkio.bfq.weight")
+        folder = self.groups.folder("io")
+        there = [name for name in names if os.path.exists(f"{folder}/{name}")]
+        self.put("io", there[0] if there else names[-1], value, path)
+
+    def network(self, network: Network) -> None:
+        if network.class_id:
+            self.put("net_cls", "net_cls.classid", str(network.class_id), "network.classID")
+        for index, each in enumerate(network.priorities):
+            self.put("net_prio", "net_prio.ifpriomap", f"{each.name} {each.priority}", f"network.priorities[{index}]")
+
+    def unified(self, name: str, value: str) -> None:
+        if not self.groups.unified or "/" in name:
+            raise ConfigError(f"{_PATH}.unified.{name}", "is a file of version 2, which is not mounted here")
+        controller = name.partition(".")[0]
+        offered = read_file(f"{self.groups.unified}/cgroup.controllers").split()
+        if controller != "cgroup" and controller not in offered:
+            raise ConfigError(f"{_PATH}.unified.{name}", f"the {controller} controller is not on version 2 here")
+        for line in value.splitlines() or [""]:
+            try:
+                write(f"{self.groups.unified}/{name}", line)
+            except RuntimeFailure as error:
+                raise ConfigError(f"{_PATH}.unified.{name}", str(error)) from None
+
+    def devices(self, rules: list[DeviceRule]) -> None:
+        version = self.groups.version("devices")
+        if not version:
+            if rules:
+                raise ConfigError(
+                    f"{_PATH}.devices", "can't be enforced: no mounted hierarchy has the devices controller"
+                )
+            return
+        wanted = [*rules, *_standard_rules()] if rules else []
+        if version == 1:
+            self._devices_1(wanted)
+        elif wanted:
+            self._devices_2(wanted)
+
+    def _devices_1(self, rules: list[DeviceRule]) -> None:
+        folder = self.groups.folder("devices")
+        for rule in rules:
+            file = f"{folder}/devices.{'allow' if rule.allow else 'deny'}"
+            if rule.type in ("a", "") and not rule.allow:
+                write(file, "a")
+                continue
+            for kind in (
+                ("c", "b") if rule.type in ("a", "") and rule.access not in ("", "rwm") else (rule.type or "a",)
+            ):
+                if kind == "a":
+                    _allow_all(file)
+                    continue
+                write(file, f"{kind} {_number(rule.major)}:{_number(rule.minor)} {rule.access or 'rwm'}")
+
+    def _devices_2(self, rules: list[DeviceRule]) -> None:
+        from containerkit.cgroup.bpf import attach_device_program
+
+        fd = os.open(self.groups.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            attach_device_program(fd, [_Rule(rule) for rule in rules])  # type: ignore[misc]
+        finally:
+            os.close(fd)
+
+
+class _Rule:
+    """A rule in the form of :class:`containerkit.cgroup.rules.DeviceRule`."""
+
+    def __init__(self, rule: DeviceRule) -> None:
+        self.kind = rule.type or "a"
+        self.major = None if rule.major in (None, -1) else rule.major
+        self.minor = None if rule.minor in (None, -1) else rule.minor
+        self.access = rule.access or "rwm"
+        self.allow = rule.allow
+
+
+def _allow_all(file: str) -> None:
+    """The kernel lets only a holder of CAP_SYS_ADMIN allow what the group above allows."""
+    try:
+        write(file, "a")
+    except RuntimeFailure as error:
+        raise ConfigError(f"{_PATH}.devices", f"{error} (hint: the group above has rules of its own)") from None
+
+
+def _number(value: int | None) -> str:
+    return "*" if value is None or value == -1 else str(value)
+
+
+def _bytes(value: int) -> str:
+    return "max" if value == -1 else str(value)
+
+
+_STANDARD = (
+    ("c", -1, -1, "m"),
+    ("b", -1, -1, "m"),
+    ("c", 1, 3, "rwm"),
+    ("c", 1, 5, "rwm"),
+    ("c", 1, 7, "rwm"),
+    ("c", 1, 8, "rwm"),
+    ("c", 1, 9, "rwm"),
+    ("c", 5, 0, "rwm"),
+    ("c", 5, 2, "rwm"),
+    ("c", 136, -1, "rwm"),
+)
+
+
+def _standard_rules() -> list[DeviceRule]:
+    """Return what every container may use. Source: OCI runtime-spec, config-linux.md, "Default Devices"."""
+    from containerkit.oci.resources import DeviceRule
+
+    make: Callable[[dict[str, object]], DeviceRule] = lambda value: DeviceRule.read(value, "")  # noqa: E731 - a name for the type
+    return [
+        make({"allow": True, "type": kind, "major": major, "minor": minor, "access": access})
+        for kind, major, minor, access in _STANDARD
+    ]

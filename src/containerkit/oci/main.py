@@ -1,0 +1,249 @@
+"""The entry point: global flags, the verb, and how a failure is told."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from containerkit.oci import flags as flag_reader
+from containerkit.oci.errors import RuntimeFailure, strerror
+from containerkit.oci.log import Log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from containerkit.oci.flags import Flags
+
+__all__ = ["SPEC_VERSION", "Call", "main"]
+
+SPEC_VERSION = "1.2.0"
+
+_GLOBAL = {
+    "root": "value",
+    "log": "value",
+    "log-format": "value",
+    "debug": "switch",
+    "systemd-cgroup": "switch",
+    "cgroup-manager": "value",
+    "rootless": "value",
+    "criu": "value",
+    "version": "switch",
+    "v": "version",
+    "help": "switch",
+    "h": "help",
+}
+
+# The verb, then the module, the function in it, and its flags.
+_CREATE = {
+    "bundle": "value",
+    "b": "bundle",
+    "config": "value",
+    "f": "config",
+    "console-socket": "value",
+    "pid-file": "value",
+    "pidfd-socket": "value",
+    "no-pivot": "switch",
+    "no-new-keyring": "switch",
+    "preserve-fds": "value",
+    "no-subreaper": "switch",
+}
+_CHECKPOINT = {
+    "image-path": "value",
+    "work-path": "value",
+    "parent-path": "value",
+    "leave-running": "switch",
+    "tcp-established": "switch",
+    "tcp-skip-in-flight": "switch",
+    "ext-unix-sk": "switch",
+    "shell-job": "switch",
+    "lazy-pages": "switch",
+    "status-fd": "value",
+    "page-server": "value",
+    "file-locks": "switch",
+    "pre-dump": "switch",
+    "manage-cgroups-mode": "value",
+    "empty-ns": "value",
+    "auto-dedup": "switch",
+    "lsm-profile": "value",
+    "lsm-mount-context": "value",
+    "criu-opts": "value",
+    "network-lock": "value",
+}
+_VERBS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "create": ("create", "create", _CREATE),
+    "run": ("run", "run", {**_CREATE, "detach": "switch", "d": "detach", "keep": "switch"}),
+    "start": ("start", "start", {}),
+    "state": ("state", "state", {}),
+    "kill": ("kill", "kill", {"all": "switch", "a": "all", "regex": "switch", "r": "regex"}),
+    "delete": ("delete", "delete", {"force": "switch", "f": "force", "regex": "switch", "r": "regex"}),
+    "list": ("listing", "list_containers", {"format": "value", "f": "format", "quiet": "switch", "q": "quiet"}),
+    "ps": ("listing", "ps", {"format": "value", "f": "format"}),
+    "exec": (
+        "execute",
+        "execute",
+        {
+            "console-socket": "value",
+            "cwd": "value",
+            "env": "value",
+            "e": "env",
+            "tty": "switch",
+            "t": "tty",
+            "user": "value",
+            "u": "user",
+            "additional-gids": "value",
+            "g": "additional-gids",
+            "process": "value",
+            "p": "process",
+            "detach": "switch",
+            "d": "detach",
+            "pid-file": "value",
+            "pidfd-socket": "value",
+            "process-label": "value",
+            "apparmor": "value",
+            "no-new-privs": "switch",
+            "cap": "value",
+            "c": "cap",
+            "preserve-fds": "value",
+            "cgroup": "value",
+            "ignore-paused": "switch",
+        },
+    ),
+    "pause": ("pause", "pause", {}),
+    "resume": ("pause", "resume", {}),
+    "update": (
+        "update",
+        "update",
+        {
+            "resources": "value",
+            "r": "resources",
+            "blkio-weight": "value",
+            "cpu-period": "value",
+            "cpu-quota": "value",
+            "cpu-burst": "value",
+            "cpu-share": "value",
+            "cpu-shares": "cpu-share",
+            "cpu-rt-period": "value",
+            "cpu-rt-runtime": "value",
+            "cpu-idle": "value",
+            "cpuset-cpus": "value",
+            "cpuset-mems": "value",
+            "memory": "value",
+            "memory-reservation": "value",
+            "memory-swap": "value",
+            "kernel-memory": "value",
+            "kernel-memory-tcp": "value",
+            "pids-limit": "value",
+            "l3-cache-schema": "value",
+            "mem-bw-schema": "value",
+        },
+    ),
+    "events": ("events", "events", {"stats": "switch", "interval": "value"}),
+    "spec": ("specification", "spec", {"bundle": "value", "b": "bundle", "rootless": "switch"}),
+    "features": ("features", "features", {}),
+    "launcher": ("launcher", "launcher", {}),
+    "checkpoint": ("checkpoint", "checkpoint", _CHECKPOINT),
+    "restore": (
+        "checkpoint",
+        "restore",
+        {**_CHECKPOINT, **_CREATE, "detach": "switch", "d": "detach"},
+    ),
+}
+
+
+class Call:
+    """One call of the command line.
+
+    Attributes:
+        root: where containers are recorded.
+        journal: where messages go.
+        manager: ``"cgroupfs"``, ``"systemd"`` or ``"disabled"``.
+        flags: the verb's own.
+        options: the global ones.
+    """
+
+    __slots__ = ("flags", "journal", "manager", "options", "root")
+
+    def __init__(self, options: Flags, flags: Flags, journal: Log) -> None:
+        from containerkit.oci.store import default_root
+
+        self.options = options
+        self.flags = flags
+        self.journal = journal
+        self.root = os.path.abspath(options.text("root") or default_root())
+        self.manager = "systemd" if options.has("systemd-cgroup") else options.text("cgroup-manager", "cgroupfs")
+        if self.manager not in ("cgroupfs", "systemd", "disabled"):
+            raise RuntimeFailure(f"--cgroup-manager: {self.manager!r} is none of cgroupfs, systemd, disabled")
+
+    @property
+    def name(self) -> str:
+        """The container's id, the verb's first argument."""
+        if not self.flags.arguments:
+            raise RuntimeFailure("the container's id is missing")
+        return self.flags.arguments[0]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one call of the command line.
+
+    Args:
+        words: the command line without the program (default: this process's own).
+
+    Returns:
+        The exit status.
+    """
+    words = sys.argv[1:] if words is None else words
+    journal = Log()
+    verb = ""
+    try:
+        options = flag_reader.read(words, _GLOBAL)
+        journal = Log(options.text("log"), options.text("log-format", "text"), debug=options.has("debug"))
+        if options.has("version"):
+            return _version()
+        verb, *rest = options.arguments or [""]
+        if verb in ("", "help") or options.has("help"):
+            return _usage()
+        return _perform(verb, rest, options, journal)
+    except RuntimeFailure as error:
+        journal.error(str(error))
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename is not None else ""
+        journal.error(f"{verb}: {what}{strerror(error.errno or 0)}")
+    except KeyboardInterrupt:
+        return 130
+    return 255 if verb == "exec" else 1
+
+
+def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log) -> int:
+    if verb not in _VERBS:
+        raise RuntimeFailure(f"unknown command {verb!r}: one of {', '.join(_VERBS)}")
+    module, function, known = _VERBS[verb]
+    if any(word in ("--help", "-h") for word in rest[:1]):
+        return _verb_usage(verb, known)
+    flags = flag_reader.read(rest, known, anywhere=verb != "exec")
+    call = Call(options, flags, journal)
+    place = __import__(f"containerkit.oci.{module}", fromlist=[function])
+    status: int = getattr(place, function)(call)
+    return status
+
+
+def _version() -> int:
+    from containerkit import __version__
+
+    sys.stdout.write(f"containerkit-oci version {__version__}\ncommit: {__version__}\nspec: {SPEC_VERSION}\n")
+    return 0
+
+
+def _usage() -> int:
+    sys.stdout.write(
+        "usage: containerkit-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug]\n"
+        "                        [--systemd-cgroup] [--cgroup-manager cgroupfs|systemd|disabled] VERB [FLAGS] [ID]\n\n"
+        f"verbs: {' '.join(_VERBS)}\n"
+    )
+    return 0
+
+
+def _verb_usage(verb: str, known: dict[str, str]) -> int:
+    names = [f"--{name}" + (" VALUE" if kind == "value" else "") for name, kind in known.items() if len(name) > 1]
+    sys.stdout.write(f"usage: containerkit-oci {verb} {' '.join(f'[{name}]' for name in names)}\n")
+    return 0

@@ -1,0 +1,50 @@
+"""``run``: create, start, wait and delete in one call."""
+
+from __future__ import annotations
+
+import os
+
+from containerkit.oci import store, waiting
+from containerkit.oci.create import prepare
+from containerkit.oci.delete import destroy
+from containerkit.oci.start import start_entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.birth import Birth
+    from containerkit.oci.main import Call
+
+__all__ = ["attend", "run"]
+
+
+def run(call: Call) -> int:
+    """Run a container; with ``--detach`` the call returns once it runs. Its exit status is the container's."""
+    detached = call.flags.has("detach")
+    waiting.interruptible()
+    birth = prepare(call, foreground=not detached)
+    birth.make()
+    return attend(birth, detached=detached, keep=call.flags.has("keep"))
+
+
+def attend(birth: Birth, *, detached: bool, keep: bool) -> int:
+    """Start a container that was made, and stay until its end unless it is detached.
+
+    Args:
+        birth: the container; its entry is locked.
+        detached: return once it runs.
+        keep: leave the record of the stopped container.
+    """
+    try:
+        start_entry(birth.entry)
+    except BaseException:
+        birth.abandon()
+        raise
+    birth.entry.close()
+    if detached:
+        return 0
+    status = waiting.follow(birth.pidfd, birth.master)
+    os.close(birth.pidfd)
+    if not keep:
+        with store.open_entry(birth.call.root, birth.call.name, lock=True) as entry:
+            destroy(entry)
+    return status

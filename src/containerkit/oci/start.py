@@ -1,0 +1,88 @@
+"""``start``: let a created container run its program."""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from containerkit.oci import store
+from containerkit.oci.errors import RuntimeFailure, StepError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.main import Call
+    from containerkit.oci.store import Entry
+
+__all__ = ["open_gate", "start", "start_entry"]
+
+
+def start(call: Call) -> int:
+    """Start a created container. Source: OCI runtime-spec, runtime.md, "Start"."""
+    with store.open_entry(call.root, call.name, lock=True) as entry:
+        start_entry(entry)
+    return 0
+
+
+def start_entry(entry: Entry) -> None:
+    """Start the container of an entry whose lock is held.
+
+    Raises:
+        RuntimeFailure: it is in no state to be started, a hook failed, or its program could not be executed.
+    """
+    status = entry.status()
+    if status in ("running", "paused"):
+        raise RuntimeFailure("cannot start an already running container")
+    if status != "created":
+        raise RuntimeFailure(
+            f"cannot start a container that has {status}" if status == "stopped" else "the container is being created"
+        )
+    wanted = entry.record.get("hooks", [])
+    if "startContainer" in wanted:
+        from containerkit.oci.lifehooks import start_container
+
+        start_container(entry)
+    open_gate(entry)
+    if "poststart" in wanted:
+        from containerkit.oci.lifehooks import poststart
+
+        poststart(entry)
+
+
+def open_gate(entry: Entry) -> None:
+    """Let the first process go on, and wait until it has exec'd the program.
+
+    Raises:
+        RuntimeFailure: it could not.
+    """
+    gate = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        try:
+            gate.connect(f"/proc/self/fd/{entry.fd}/{store.GATE}")
+        except (ConnectionRefusedError, FileNotFoundError):
+            _unlink(entry)
+            raise RuntimeFailure("cannot start an already running container") from None
+        try:
+            told = gate.recv(64)
+        except ConnectionResetError:
+            told = b""
+    finally:
+        gate.close()
+    _unlink(entry)
+    if told:
+        raise _failure(entry, told)
+
+
+def _failure(entry: Entry, told: bytes) -> StepError:
+    index, errno = (int.from_bytes(told[at : at + 4], "little", signed=True) for at in (0, 4))
+    first, names = entry.record.get("steps", [0, []])
+    name, target = names[index - first] if 0 <= index - first < len(names) else ("start", "")
+    if name == "execve":
+        return StepError("exec", errno, f'"{target}"')
+    return StepError(name, errno, target)
+
+
+def _unlink(entry: Entry) -> None:
+    try:
+        os.unlink(store.GATE, dir_fd=entry.fd)
+    except FileNotFoundError:
+        return

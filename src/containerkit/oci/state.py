@@ -1,0 +1,20 @@
+"""``state``: what a container is doing."""
+
+from __future__ import annotations
+
+import os
+
+from containerkit.oci import jsontext, store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.main import Call
+
+__all__ = ["state"]
+
+
+def state(call: Call) -> int:
+    """Print the state of a container as JSON. Source: OCI runtime-spec, runtime.md, "Query State"."""
+    with store.open_entry(call.root, call.name) as entry:
+        os.write(1, jsontext.dumps(entry.state(), 2).encode() + b"\n")
+    return 0

@@ -1,0 +1,328 @@
+"""What is known of each container, on disk: a folder for each below the runtime's root.
+
+::
+
+    ROOT/ID/state.json    the record, replaced as a whole by a rename
+    ROOT/ID/config.json   the configuration that the container was created from
+    ROOT/ID/gate          the socket at which a created container waits for its start
+
+Whoever changes a container holds an exclusive flock of its folder; the kernel lets go of it when the holder dies. The
+record says which phase was reached, so whatever a killed runtime leaves behind can be deleted.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EEXIST
+
+from containerkit.oci import jsontext
+from containerkit.oci.errors import RuntimeFailure, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Self
+
+__all__ = ["Entry", "check_id", "default_root", "entries", "is_alive", "open_entry", "start_time"]
+
+STATE, CONFIG, GATE = "state.json", "config.json", "gate"
+_ID_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+_MEMFD = "/memfd:init"
+
+
+def default_root() -> str:
+    """Return where containers are recorded unless ``--root`` says otherwise."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 and not (runtime and in_user_namespace()):
+        return "/run/containerkit/oci"
+    return f"{runtime}/containerkit/oci" if runtime else f"/tmp/containerkit-{os.geteuid()}/oci"
+
+
+def in_user_namespace() -> bool:
+    """Tell whether this process lives in a user namespace other than the first."""
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() != [b"0", b"0", b"4294967295"]
+
+
+def check_id(name: str) -> str:
+    """Return an id that can be the name of a folder and of a control group.
+
+    Raises:
+        RuntimeFailure: it can't.
+    """
+    if not name or not _ID_LETTERS.issuperset(name) or name[0] == "." or len(name) > 1024:
+        raise RuntimeFailure(
+            f"invalid container id {name!r}: letters, digits and _ + - . only, not starting with a dot"
+        )
+    return name
+
+
+def start_time(pid: int) -> int:
+    """Return when a process started, in clock ticks after boot; 0 when it is gone or a zombie.
+
+    Source: proc_pid_stat(5), field 22.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        text = os.read(fd, 4096)
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+    fields = text[text.rindex(b")") + 2 :].split()
+    return 0 if fields[0] in b"ZX" else int(fields[19])
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Tell whether that very process is still there."""
+    return pid > 0 and start_time(pid) == started
+
+
+class Entry:
+    """One container's folder. It owns the folder's descriptor, and with it the lock if it was taken.
+
+    Attributes:
+        id: the container's.
+        path: the folder.
+        fd: the folder, -1 when closed.
+        record: what ``state.json`` held.
+    """
+
+    __slots__ = ("fd", "id", "path", "record")
+
+    def __init__(self, name: str, path: str, fd: int, record: dict[str, Any]) -> None:
+        self.id = name
+        self.path = path
+        self.fd = fd
+        self.record = record
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.id} {'closed' if self.fd < 0 else self.record.get('phase', 'new')}>"
+
+    def close(self) -> None:
+        """Close the folder and let go of the lock. May be called twice."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- files
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file as a whole."""
+        draft = f".{name}"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+        try:
+            os.write(fd, content)
+        finally:
+            os.close(fd)
+        os.rename(draft, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            OSError: there is none.
+        """
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            content = chunk = os.read(fd, 1 << 20)
+            while chunk:
+                chunk = os.read(fd, 1 << 20)
+                content += chunk
+        finally:
+            os.close(fd)
+        return content
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a file of that name."""
+        try:
+            os.stat(name, dir_fd=self.fd)
+        except OSError:
+            return False
+        return True
+
+    def save(self, **changes: object) -> None:
+        """Change the record and write it."""
+        self.record.update(changes)
+        self.write(STATE, jsontext.dumps(self.record).encode())
+
+    def remove(self) -> None:
+        """Remove the folder with all in it; one that is gone is no error."""
+        for name in os.listdir(self.fd):
+            os.unlink(name, dir_fd=self.fd)
+        os.rmdir(self.path)
+
+    # --- state
+
+    @property
+    def pid(self) -> int:
+        """The container's first process, 0 if there is none."""
+        pid: int = self.record.get("pid", 0)
+        return pid
+
+    def is_running(self) -> bool:
+        """Tell whether the container's first process is alive."""
+        return is_alive(self.pid, self.record.get("start_time", 0))
+
+    def status(self) -> str:
+        """Return ``creating``, ``created``, ``running``, ``paused`` or ``stopped``.
+
+        Source: OCI runtime-spec, runtime.md, "State".
+        """
+        alive = self.is_running()
+        if self.record.get("phase") == "creating":
+            creator = self.record.get("creator", [0, 0])
+            return "creating" if alive or is_alive(creator[0], creator[1]) else "stopped"
+        if not alive:
+            return "stopped"
+        if self.has(GATE) and self._waits():
+            return "created"
+        return "paused" if self._is_frozen() else "running"
+
+    def _waits(self) -> bool:
+        """Tell whether the process is still the walker: a start that was killed may have left the gate behind."""
+        try:
+            return os.readlink(f"/proc/{self.pid}/exe").startswith(_MEMFD)
+        except OSError:
+            return True
+
+    def _is_frozen(self) -> bool:
+        freezer = self.record.get("freezer")
+        if not freezer:
+            return False
+        try:
+            fd = os.open(freezer, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return os.read(fd, 64).strip() in (b"FROZEN", b"FREEZING", b"1")
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as ``state`` prints it and hooks read it."""
+        status = self.status()
+        record = self.record
+        return {
+            "ociVersion": record.get("ociVersion", ""),
+            "id": self.id,
+            "status": status,
+            "pid": 0 if status in ("stopped", "creating") and not self.is_running() else self.pid,
+            "bundle": record.get("bundle", ""),
+            "rootfs": record.get("rootfs", ""),
+            "created": record.get("created", ""),
+            "owner": record.get("owner", ""),
+            "annotations": record.get("annotations", {}),
+        }
+
+
+def reserve(root: str, name: str) -> Entry:
+    """Make the folder of a new container and lock it.
+
+    Raises:
+        RuntimeFailure: there is one of that id, or the root can't be written.
+    """
+    import fcntl
+
+    path = f"{root}/{check_id(name)}"
+    try:
+        os.makedirs(root, 0o711, exist_ok=True)
+        os.mkdir(path, 0o700)
+    except OSError as error:
+        if error.errno == EEXIST:
+            raise RuntimeFailure(f"container with id exists: {name}") from None
+        raise RuntimeFailure(f"make {path}: {strerror(error.errno or 0)}") from None
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return Entry(name, path, fd, {})
+
+
+def open_entry(root: str, name: str, *, lock: bool = False, patience_s: float = 0.0) -> Entry:
+    """Open a container's folder.
+
+    Args:
+        root: the runtime's.
+        name: the container's id.
+        lock: take the exclusive lock, waiting for it.
+        patience_s: how long to wait for it, in seconds; 0 (the default) for ever.
+
+    Raises:
+        RuntimeFailure: there is none, or somebody else holds it for too long.
+    """
+    path = f"{root}/{check_id(name)}"
+    missing = RuntimeFailure(f"container {name!r} does not exist")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise missing from None
+    except OSError as error:
+        raise RuntimeFailure(f"open {path}: {strerror(error.errno or 0)}") from None
+    entry = Entry(name, path, fd, {})
+    try:
+        if lock:
+            _lock(entry, patience_s, missing)
+        entry.record = _read_record(entry)
+    except BaseException:
+        entry.close()
+        raise
+    return entry
+
+
+def _lock(entry: Entry, patience_s: float, missing: RuntimeFailure) -> None:
+    """Take the lock; whoever had it may have deleted the container."""
+    import fcntl
+    import time
+
+    end = time.monotonic() + patience_s
+    how = fcntl.LOCK_EX | (fcntl.LOCK_NB if patience_s else 0)
+    while True:
+        try:
+            fcntl.flock(entry.fd, how)
+        except BlockingIOError:
+            pass
+        else:
+            if os.fstat(entry.fd).st_nlink == 0:
+                raise missing
+            return
+        if time.monotonic() > end:
+            raise RuntimeFailure(f"container {entry.id!r} is being worked on by another call of the runtime")
+        time.sleep(0.01)
+
+
+def _read_record(entry: Entry) -> dict[str, Any]:
+    """Return the record; one that was not written yet is that of a container being created."""
+    try:
+        record = jsontext.loads(entry.read(STATE))
+    except (FileNotFoundError, NotADirectoryError):
+        return {"phase": "creating"}
+    except ValueError as error:
+        raise RuntimeFailure(f"{entry.path}/{STATE}: {error}") from None
+    if not isinstance(record, dict):
+        raise RuntimeFailure(f"{entry.path}/{STATE}: not an object")
+    return record
+
+
+def entries(root: str) -> Iterator[Entry]:
+    """Open each container's folder in turn; the caller closes what it gets."""
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.startswith("."):
+            continue
+        try:
+            yield open_entry(root, name)
+        except RuntimeFailure:  # deleted meanwhile
+            continue

@@ -1,0 +1,65 @@
+"""The container's user seen from outside: its home, and the standard streams that it is given."""
+
+from __future__ import annotations
+
+import os
+from stat import S_ISCHR
+
+from containerkit.oci import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.config import Config
+
+__all__ = ["home_of", "outside", "own_streams"]
+
+
+def home_of(root: int, uid: int) -> str:
+    """Return the home of a user as the container's own passwd has it; ``/`` where it has none.
+
+    Args:
+        root: a descriptor of the root filesystem.
+        uid: the user inside.
+
+    Source: passwd(5).
+    """
+    try:
+        fd = kernel.open_inside(root, "etc/passwd", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return "/root" if uid == 0 else "/"
+    try:
+        content = os.read(fd, 1 << 20)
+    except OSError:
+        return "/"
+    finally:
+        os.close(fd)
+    for line in content.decode(errors="surrogateescape").splitlines():
+        fields = line.split(":")
+        if len(fields) >= 6 and fields[2] == str(uid) and fields[5].startswith("/"):
+            return fields[5]
+    return "/"
+
+
+def outside(config: Config, uid: int) -> int:
+    """Return the number that a user of the container has outside; -1 if none is known."""
+    if config.namespace("user") is None:
+        return uid
+    for each in config.linux.uid_mappings:
+        if each.container_id <= uid < each.container_id + each.size:
+            return each.host_id + uid - each.container_id
+    return -1
+
+
+def own_streams(uid: int) -> None:
+    """Give the standard streams to a user, but never the host's /dev/null.
+
+    Args:
+        uid: the user outside; -1 leaves them alone.
+    """
+    for number in range(3) if uid >= 0 else ():
+        try:
+            status = os.fstat(number)
+            if status.st_uid != uid and not (S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)):
+                os.fchown(number, uid, -1)
+        except OSError:
+            continue  # not the runtime's to give: another user's pipe, a read-only filesystem
