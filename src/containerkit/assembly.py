@@ -21,7 +21,7 @@ from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
 from containerkit.mount import Mount
 from containerkit.namespace import Kind
-from containerkit.payload import NO_CLOCK, Clock, be_root, become, join_groups, joined_clock
+from containerkit.payload import NO_CLOCK, NOTHING_TO_JOIN, Clock, Joining, be_root, become, joined_clock
 from containerkit.plan import Block, Operation, Plan, Slot
 from containerkit.security.paths import make_readonly, mask, may_exist
 from containerkit.staging import LOWERS, write_map
@@ -54,7 +54,7 @@ class Host(NamedTuple):
         ids: how many ids the container's user namespace maps.
         folders: for each bind of the description whether its source is a folder.
         sets_groups: whether setgroups(2) is allowed inside.
-        groups: how many cgroup.procs files there are to join.
+        joins: how it comes into its control groups.
     """
 
     privileged: bool
@@ -62,7 +62,7 @@ class Host(NamedTuple):
     ids: int = 65_536
     folders: tuple[bool, ...] = ()
     sets_groups: bool = True
-    groups: int = 0
+    joins: Joining = NOTHING_TO_JOIN
 
 
 class Mode(NamedTuple):
@@ -83,7 +83,7 @@ def start_plan(spec: Spec, host: Host, mode: Mode) -> Plan:
     """Return the plan of a start.
 
     Inputs (slots): ``staging``, ``holder``, ``view`` of :class:`containerkit.staging.Staging`; ``owner``, a pidfd of
-    the caller; ``image``, the init; ``report``; ``stdin``, ``stdout``, ``stderr``; ``join KIND`` for each namespace
+    the caller, and ``caller's proc``; ``image``, the init; ``report``; ``stdin``, ``stdout``, ``stderr``; ``join KIND`` for each namespace
     that is joined; ``cgroup N`` for each cgroup.procs file. Named blocks: ``uid_map`` and ``gid_map``.
 
     Raises:
@@ -106,7 +106,7 @@ class _Start:
     def plan(self) -> Plan:
         steps = [
             plan.call("umask", 0),
-            *join_groups(self.host.groups),
+            *self.host.joins.operations(),
             *self.outside(),
             *self.owner(),
             *self.inside(),
@@ -152,7 +152,10 @@ class _Start:
             if kind is not Kind.TIME and self.is_new(kind.value):
                 flags |= kind.flag
         kinds = ", ".join(kind.value for kind in Kind if flags & kind.flag)
-        return [*steps, plan.clone(flags, "inside", pid=_PID, target=f"{kinds} namespaces")]
+        joins = self.host.joins
+        if joins.born:
+            flags &= ~k.CLONE_NEWCGROUP  # its root would be the group of the one that clones
+        return [*steps, plan.clone(flags, "inside", pid=_PID, group=joins.group, target=f"{kinds} namespaces")]
 
     def join(self, kind: Kind) -> Operation:
         return plan.setns(Slot(JOIN_PREFIX + kind.value), kind.flag, f"{kind.value} namespace")
@@ -249,6 +252,10 @@ class _Start:
 
     def inside(self) -> list[Operation]:
         steps = [plan.await_release("inside")]
+        if self.host.joins.born and self.is_new("cgroup"):
+            steps.append(plan.unshare(k.CLONE_NEWCGROUP, "cgroup namespace"))
+        if self.mode.command is not None:
+            steps += self.mode.command.confinement.adjust()
         if self.names.user != "host":
             steps += be_root()
         if self.assembles:

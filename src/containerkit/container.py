@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from weakref import WeakSet
 
 from containerkit import _native, payload
 from containerkit.assembly import Mode
@@ -15,9 +19,11 @@ from containerkit.engine import Program
 from containerkit.errors import SpecError, StateError
 from containerkit.ground import Ground, programs
 from containerkit.invocation import check_numbers, complete, describe, run_streams, wrapper
-from containerkit.membership import account, gather, inputs
+from containerkit.membership import account, gather, inputs, joining
+from containerkit.mount import sequence
 from containerkit.namespace import Kind
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
+from containerkit.security.confinement import PROC
 from containerkit.spec import build
 from containerkit.streams import Streams
 from containerkit.supervision import Supervision
@@ -54,6 +60,16 @@ class Timings(NamedTuple):
     total_us: float
 
 
+_alive: WeakSet[Container] = WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop what still runs when the interpreter ends, while there is still an interpreter to do it."""
+    for container in list(_alive):
+        container.stop()
+
+
 class Container:
     """A Linux container as a context manager: it runs from ``with`` (or :meth:`start`) to its end.
 
@@ -77,8 +93,8 @@ class Container:
         masked_paths, readonly_paths: what is hidden and what can't be written to (defaults: the lists of the OCI).
         limits: what it may use: :class:`containerkit.Limits` (default: no control group at all).
         nested_userns: whether it may make user namespaces of its own (default False).
-        capabilities, seccomp, no_new_privs, keyring, oom_score_adj: what its commands may do, see
-            :class:`containerkit.security.confinement.Confinement`; a command can be given others.
+        capabilities, seccomp, landlock, no_new_privs, keyring, oom_score_adj, apparmor, selinux, personality: what its
+            commands may do, see :class:`containerkit.security.confinement.Confinement`; a command can be given others.
         id: a name of its own: letters, digits, ``_.-``, at most 64 (default: random).
 
     Raises:
@@ -95,6 +111,8 @@ class Container:
         self.timings: Timings | None = None
         self._owner = os.getpid()
         self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
+        self._starting = 0
         self._ground: Ground | None = None
         self._init: Process | None = None
         self._processes: set[Process] = set()
@@ -130,6 +148,7 @@ class Container:
                 raise
             self._ground = ground
             self._init = _init_process(outcome)
+            _alive.add(self)
             self.timings = _timings(began, planned, outcome)
         return self
 
@@ -153,12 +172,17 @@ class Container:
             if self._paused:
                 self._freezer().thaw()  # SIGKILL is queued, but a frozen process can't die of it
                 self._paused = False
+            while self._starting:  # whoever is in the midst of starting a process will enter it into the books
+                self._idle.wait()
+            if self._init is None:
+                return  # another thread was sooner
             # The kernel lets PID 1 go only when all who joined its namespace are reaped.
             for process in list(self._processes):
                 process.kill() if not self._has_init else None
                 process.wait()
             init.wait()
             self._init = None
+            _alive.discard(self)
             while self._supervisions:
                 self._supervisions.pop().close()
             if self._gathered is not None:
@@ -172,12 +196,13 @@ class Container:
         return bool(self.spec.namespaces.pid == "new")
 
     def __del__(self) -> None:
-        if getattr(self, "_init", None) is not None and self._owner == os.getpid():
+        if getattr(self, "_init", None) is not None and self._owner == os.getpid() and not sys.is_finalizing():
             warnings.warn(f"{self!r} was never stopped: use 'with', or stop()", ResourceWarning, stacklevel=2)
             self.stop()
 
     def __repr__(self) -> str:
-        pid = f", pid {self.pid}" if self._init is not None else ""
+        init = self._init
+        pid = f", pid {init.pid}" if init is not None else ""
         return f"<Container {self.id} {self.state}{pid}>"
 
     @property
@@ -185,9 +210,10 @@ class Container:
         """``"created"`` before its start, ``"running"``, ``"paused"``, ``"stopped"``."""
         if self._stopped:
             return "stopped"
-        if self._init is None:
+        init = self._init
+        if init is None:
             return "created"
-        if self._init.poll() is not None:
+        if init.poll() is not None:
             return "stopped"
         return "paused" if self._paused else "running"
 
@@ -255,51 +281,64 @@ class Container:
             SpecError: a value that can't be.
             SetupError: an operation failed; for a program that is not there its ``errno`` is ENOENT.
         """
-        init = self._running()
-        ground = self._ground
-        assert ground is not None
-        wanted = self._command(argv, command, terminal=bool(pty))
-        streams = (
-            self._terminal(pty, wanted.user)
-            if pty
-            else Streams.open(stdin, stdout, stderr, ground.outside(wanted.user.uid))
-        )
-        leaf: CGroup | None = None
-        supervision: Supervision | None = None
-        try:
-            supervision = Supervision.of(wanted.confinement, syscall_handler)
-            leaf = self._leaf(init.pid) if own_group else self._group
-            calls = supervision.inputs() if supervision is not None else {}
-            outcome = self._join(wanted, {"target": init.fileno(), **streams.inputs(), **calls}, leaf)
-        except BaseException:
-            streams.close()
+        wrap = wrapper(text, encoding, errors)
+        with self._entering() as init:
+            ground = self._standing()
+            wanted = self._command(argv, command, terminal=bool(pty))
+            streams = (
+                self._terminal(pty, wanted.user)
+                if pty
+                else Streams.open(stdin, stdout, stderr, ground.outside(wanted.user.uid))
+            )
+            leaf: CGroup | None = None
+            supervision: Supervision | None = None
+            try:
+                supervision = Supervision.of(wanted.confinement, syscall_handler)
+                leaf = self._leaf(init.pid) if own_group else self._group
+                calls = supervision.inputs() if supervision is not None else {}
+                outcome = self._join(
+                    wanted, {"target": init.fileno(), PROC.name: _native.proc(), **streams.inputs(), **calls}, leaf
+                )
+            except BaseException:
+                streams.close()
+                if supervision is not None:
+                    supervision.close()
+                if leaf is not None and own_group:
+                    leaf.retire()
+                raise
+            streams.close_child()
             if supervision is not None:
-                supervision.close()
-            if leaf is not None and own_group:
-                leaf.retire()
-            raise
-        streams.close_child()
-        if supervision is not None:
-            supervision.started()
-            self._supervisions.add(supervision)
-        finish = self._forget if leaf is None or not own_group else lambda process: self._account(process, leaf)
-        process = Process(
-            wanted, outcome.pid, outcome.pidfd, streams, text=wrapper(text, encoding, errors), finish=finish
-        )
-        process.supervision = supervision
-        self._processes.add(process)
-        return process
+                supervision.started()
+                self._supervisions.add(supervision)
+            finish = self._forget if leaf is None or not own_group else lambda process: self._account(process, leaf)
+            process = Process(wanted, outcome.pid, outcome.pidfd, streams, text=wrap, finish=finish)
+            process.supervision = supervision
+            self._processes.add(process)
+            return process
+
+    @contextmanager
+    def _entering(self) -> Iterator[Process]:
+        """Let :meth:`stop` wait until a process that is being started is in the books."""
+        with self._lock:
+            init = self._running()
+            self._starting += 1
+        try:
+            yield init
+        finally:
+            with self._lock:
+                self._starting -= 1
+                self._idle.notify_all()
 
     def _join(self, command: Command, slots: dict[str, int], group: CGroup | None) -> Outcome:
         """Start a command among what runs already."""
-        joins = inputs(group)
+        joins = joining(group)
         sets_groups = self.sets_groups
         program = programs.get(
-            (command.shape, self.kinds, sets_groups, len(joins)),
-            lambda: Program(payload.exec_plan(command, self.kinds, sets_groups=sets_groups, groups=len(joins))),
+            (command.shape, self.kinds, sets_groups, joins),
+            lambda: Program(payload.exec_plan(command, self.kinds, sets_groups=sets_groups, joins=joins)),
         )
         return program.run(
-            {**slots, **joins, **self._time_inputs()},
+            {**slots, **inputs(group), **self._time_inputs()},
             argv=command.argv,
             envp=command.envp,
             flags=_native.HIDE_MEMORY,
@@ -345,7 +384,9 @@ class Container:
             parsed = self.files.user(str(user))
         resolved = {**fields, "user": parsed}
         if fields.get("groups") is not None:
-            resolved["groups"] = [self.files.group(g) if isinstance(g, str) else g for g in fields["groups"]]
+            resolved["groups"] = [
+                self.files.group(g) if isinstance(g, str) else g for g in sequence(fields["groups"], "groups")
+            ]
         return describe(self.spec, argv, resolved, terminal=terminal)
 
     def _terminal(self, size: bool | tuple[int, int], user: User) -> Streams:  # noqa: FBT001 - popen's own argument

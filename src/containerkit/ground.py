@@ -13,7 +13,8 @@ from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, Host, Mode
 from containerkit.engine import Program
 from containerkit.errors import SpecError
 from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
-from containerkit.membership import Membership, inputs
+from containerkit.membership import Membership, inputs, joining
+from containerkit.security.confinement import PROC
 from containerkit.staging import Staging, staging
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Ground:
         self.joined = {kind.value: handle for kind, handle in self.spec.namespaces.open().items()}
         if self.spec.limits is not None:
             self.membership = Membership(self.spec.limits)
-            self.host = self.host._replace(groups=len(self.membership.group.attach_files()))
+            self.host = self.host._replace(joins=joining(self.membership.group))
 
     def outside(self, uid: int) -> int | None:
         """Return who a user of the container is to the caller; None where the caller can't give things away."""
@@ -130,7 +131,8 @@ class Ground:
         """Return the slots that a start takes from here."""
         joined = {JOIN_PREFIX + kind: handle.fileno() for kind, handle in self.joined.items()}
         groups = inputs(self.membership.group) if self.membership is not None else {}
-        return {**self.staging.inputs(), **joined, **groups, "owner": _own_pidfd(), "image": _native.init_image()}
+        own = {"owner": _own_pidfd(), "image": _native.init_image(), PROC.name: _native.proc()}
+        return {**self.staging.inputs(), **joined, **groups, **own}
 
     def blocks(self) -> dict[str, bytes]:
         """Return the id maps, as the plan wants them.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit.errors import CleanupError, StateError
+from containerkit.payload import GROUP, NOTHING_TO_JOIN, Joining
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["SLOT_PREFIX", "Membership", "account"]
 
 SLOT_PREFIX: Final = "cgroup "
-"""The slots of the cgroup.procs files are called ``cgroup 0``, ``cgroup 1``, ..."""
+"""The slots of the tasks files of version 1 are called ``cgroup 0``, ``cgroup 1``, ..."""
 
 _REPORTED: Final = ("memory", "io", "pids", "cpu")
 _ROUNDS: Final = 100
@@ -71,7 +72,8 @@ class Membership:
                 moves to a leaf before the first run does.
         """
         with self._lock:
-            if not self._leaves_ready and self.group.unified is not None:
+            unified = self.group.unified
+            if not self._leaves_ready and unified is not None and unified.available():
                 self.group.create_leaf("init").add(init)
             self._leaves_ready = True
         return self.group.create_leaf(controllers=_REPORTED)
@@ -136,11 +138,21 @@ def _move(group: CGroup, pid: int) -> None:
             raise
 
 
+def joining(group: CGroup | None) -> Joining:
+    """Return how many files a child writes to in order to join a group, and whether it is born into one."""
+    if group is None:
+        return NOTHING_TO_JOIN
+    return Joining(len(group.join_files()), group.directory_fd is not None)
+
+
 def inputs(group: CGroup | None) -> dict[str, int]:
     """Return the slots by which a child joins a group."""
     if group is None:
         return {}
-    return {f"{SLOT_PREFIX}{number}": fd for number, fd in enumerate(group.attach_files())}
+    slots = {f"{SLOT_PREFIX}{number}": fd for number, fd in enumerate(group.join_files())}
+    if group.directory_fd is not None:
+        slots[GROUP.name] = group.directory_fd
+    return slots
 
 
 def account(process: Process, group: CGroup) -> None:

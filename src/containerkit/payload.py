@@ -12,7 +12,18 @@ from containerkit.plan import Operation, Plan, Slot
 if TYPE_CHECKING:
     from containerkit.command import Command
 
-__all__ = ["NO_CLOCK", "Clock", "be_root", "become", "exec_plan", "files_plan", "join_groups", "joined_clock"]
+__all__ = [
+    "GROUP",
+    "NOTHING_TO_JOIN",
+    "NO_CLOCK",
+    "Clock",
+    "Joining",
+    "be_root",
+    "become",
+    "exec_plan",
+    "files_plan",
+    "joined_clock",
+]
 
 _PID: Final = Slot("pid")
 
@@ -86,34 +97,57 @@ def become(
     return [*steps, plan.reset_signals(), *confinement.last(), *commands.execute(command)]
 
 
-def join_groups(count: int) -> list[Operation]:
-    """Return the operations by which a process joins its control groups: ``0`` is the writer. Source: cgroups(7)."""
-    hint = "the group is gone, or on version 2 has groups below it"
-    slots = [Slot(f"cgroup {number}") for number in range(count)]
-    return [plan.write(slot, b"0", "cgroup.procs", hint) for slot in slots]
+GROUP: Final = Slot("cgroup")
+"""The directory of a version 2 control group."""
 
 
-def exec_plan(command: Command, kinds: int, *, sets_groups: bool, groups: int = 0) -> Plan:
+class Joining(NamedTuple):
+    """How a process comes into its control groups, before the first instruction of the command.
+
+    Attributes:
+        files: how many ``tasks`` files of version 1 it writes to; their slots are ``cgroup 0``, ``cgroup 1``, ...
+        born: whether it is cloned into a version 2 group, in the slot ``cgroup``.
+    """
+
+    files: int = 0
+    born: bool = False
+
+    def operations(self) -> list[Operation]:
+        """Return the operations of the process that is about to clone. ``0`` is the writer. Source: cgroups(7)."""
+        slots = [Slot(f"cgroup {number}") for number in range(self.files)]
+        return [plan.write(slot, b"0", "tasks", "the control group is gone") for slot in slots]
+
+    @property
+    def group(self) -> Slot | None:
+        """What the clone is to be born into."""
+        return GROUP if self.born else None
+
+
+NOTHING_TO_JOIN: Final = Joining()
+
+
+def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining = NOTHING_TO_JOIN) -> Plan:
     """Return the plan that runs a command in a container that is alive.
 
-    Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``time``, a descriptor of its
-    time namespace, and ``image``, the init, where that differs.
+    Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``caller's proc``; ``time``, a
+    descriptor of its time namespace, and ``image``, the init, where that differs.
 
     Args:
         command: what to run.
         kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
         sets_groups: as for :func:`become`.
-        groups: how many cgroup.procs files there are to join, in the slots ``cgroup N``.
+        joins: how it comes into its control groups.
     """
     clock = joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK
     steps = [
         plan.call("umask", 0),
-        *join_groups(groups),
+        *joins.operations(),
         plan.setns(Slot("target"), kinds & ~k.CLONE_NEWTIME, "the container's namespaces", "the container has stopped"),
-        plan.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, target="command"),
+        plan.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, group=joins.group, target="command"),
         plan.release(),
         plan.leave(),
         plan.await_release("command"),
+        *command.confinement.adjust(),
         *(be_root() if clock.alone and kinds & k.CLONE_NEWUSER else ()),
         *become(command, sets_groups=sets_groups, clock=clock),
     ]

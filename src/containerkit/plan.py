@@ -319,12 +319,24 @@ def unshare(kinds: int, target: str, hint: str = "") -> Operation:
     return call("unshare", kinds, target=target, hint=hint)
 
 
-def clone(flags: int, child: str, *, pid: Slot, target: str = "", hint: str = "") -> Operation:
+def clone(
+    flags: int, child: str, *, pid: Slot, group: Slot | None = None, target: str = "", hint: str = ""
+) -> Operation:
     """Make a process that goes on at the label ``child``; the cloning one goes on with the next operation.
+
+    Args:
+        flags: ``CLONE_*``.
+        child: the label.
+        pid: the slot that takes its pid.
+        group: the slot of a version 2 control group that it is born into.
+        target, hint: for people.
 
     Source: clone3(2).
     """
-    return Operation("clone", target, k.STEP_CLONE, 0, (flags, 0, 0, 0, 0, 0), pid, (), hint, child)
+    if group is not None:
+        flags |= k.CLONE_INTO_CGROUP
+    arguments = (flags, 0 if group is None else group, 0, 0, 0, 0)
+    return Operation("clone", target, k.STEP_CLONE, 0, arguments, pid, (), hint, child)
 
 
 def await_release(label: str = "") -> Operation:

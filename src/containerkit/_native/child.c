@@ -91,6 +91,7 @@ static long step_clone(struct ck_request *request, const struct ck_step *step) {
         .exit_signal = (flags & CLONE_PARENT) ? 0 : SIGCHLD,
         .stack = (uint64_t)(uintptr_t)stack,
         .stack_size = CK_STACK_BYTES,
+        .cgroup = (flags & CLONE_INTO_CGROUP) ? (uint64_t)resolve(request, step, 1) : 0,
     };
     long pid = ck_clone3(&args, run_branch, branch);
     if (pid > 0 && (flags & CLONE_PARENT))

@@ -34,7 +34,7 @@
 
 enum ck_step_kind {
     CK_STEP_CALL,          /* a system call: number in `call`, six arguments */
-    CK_STEP_CLONE,         /* arg[0] flags; the new process goes on at step arg[5] */
+    CK_STEP_CLONE,         /* arg[0] flags, arg[1] the group for CLONE_INTO_CGROUP; the new process goes on at arg[5] */
     CK_STEP_AWAIT,         /* sleep until RELEASE */
     CK_STEP_RELEASE,       /* wake the process in AWAIT */
     CK_STEP_LEAVE,         /* _exit(0) */

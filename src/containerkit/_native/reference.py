@@ -272,7 +272,7 @@ class _Request:
             case k.STEP_CALL:
                 return _raw(step.call, *value)
             case k.STEP_CLONE:
-                return self._clone(value[0], value[5])
+                return self._clone(value[0], value[1], value[5])
             case k.STEP_AWAIT:
                 return self._await()
             case k.STEP_RELEASE:
@@ -302,9 +302,14 @@ class _Request:
             case _:
                 os._exit(0)
 
-    def _clone(self, flags: int, index: int) -> int:
+    def _clone(self, flags: int, group: int, index: int) -> int:
         exit_signal = 0 if flags & k.CLONE_PARENT else signal.SIGCHLD
-        pid = _raw(k.SYSTEM_CALLS["clone"], flags | exit_signal, 0, 0, 0, 0)
+        # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, its size,
+        # cgroup
+        arguments = ctypes.create_string_buffer(
+            struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, group if flags & k.CLONE_INTO_CGROUP else 0)
+        )
+        pid = _raw(k.SYSTEM_CALLS["clone3"], ctypes.addressof(arguments), 88)
         if pid == 0:
             self.walk(index)
         if pid > 0 and flags & k.CLONE_PARENT:

@@ -42,7 +42,7 @@ class CGroup:
     Source: cgroups(7).
     """
 
-    __slots__ = ("_attach", "_events", "_maker", "_owned", "_parts", "_state", "limits", "name")
+    __slots__ = ("_attach", "_events", "_join", "_maker", "_owned", "_parts", "_state", "limits", "name")
 
     def __init__(self, name: str, parts: tuple[Directory, ...], limits: Limits, *, owned: bool) -> None:
         self.name = name
@@ -51,6 +51,7 @@ class CGroup:
         self._owned = owned
         self._maker = os.getpid()
         self._attach: tuple[int, ...] = ()
+        self._join: tuple[int, ...] = ()
         self._events: list[ReferenceType[Events]] = []
         self._state: Literal["open", "removed", "closed"] = "open"
 
@@ -216,6 +217,23 @@ class CGroup:
         if not self._attach:
             self._attach = tuple(part.open_file("cgroup.procs", os.O_WRONLY) for part in self._parts)
         return self._attach[:-1] if into and self.directory_fd is not None else self._attach
+
+    def join_files(self) -> tuple[int, ...]:
+        """Return descriptors, open for writing, of the version 1 ``tasks`` files; a thread that writes ``0`` joins.
+
+        For a process of one thread that is about to become something else: a write to cgroup.procs takes a lock of the
+        whole machine, and waits for an RCU grace period, some milliseconds, when nobody has taken it lately. The
+        version 2 directory is left out: a process is cloned into it (:attr:`directory_fd`).
+
+        They stay the group's own and are closed with it.
+
+        Source: cgroup_procs_write_start() in the kernel's kernel/cgroup/cgroup.c.
+        """
+        self._check_open()
+        if not self._join:
+            old = [part for part in self._parts if part.version == 1]
+            self._join = tuple(part.open_file("tasks", os.O_WRONLY) for part in old)
+        return self._join
 
     def processes(self) -> frozenset[int]:
         """Return the pids of all processes in it and in the groups below it, as this pid namespace numbers them."""
@@ -384,8 +402,9 @@ class CGroup:
 
     def _end(self, state: Literal["removed", "closed"]) -> None:
         self._state = state
-        attach, self._attach = self._attach, ()
-        for fd in attach:
+        files = (*self._attach, *self._join)
+        self._attach = self._join = ()
+        for fd in files:
             os.close(fd)
         for known in self._events:
             events = known()
