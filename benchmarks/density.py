@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from benchmarks.floor import Floor
-from benchmarks.measure import Ratio, Report, main, options
+from benchmarks.measure import Ratio, Report, main, options, quantile
 from containerkit import Container, Namespaces, RootFS
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ def weigh(count: int, root: RootFS, namespaces: Namespaces) -> tuple[float, floa
         return used / count, opened / count, (threading.active_count() - threads) / count
 
 
+def _middle(weighed: list[tuple[float, float, float]]) -> tuple[float, ...]:
+    """Return the median of each: what else happens on the machine moves its free memory too."""
+    return tuple(quantile(sorted(column), 0.5) for column in zip(*weighed, strict=True))
+
+
 def measure(asked: argparse.Namespace) -> Report:
     """Weigh containers with a network namespace of their own, and such that share one."""
     with ExitStack() as stack:
@@ -59,8 +64,8 @@ def measure(asked: argparse.Namespace) -> Report:
         root = RootFS.dir(floor.folder, readonly=True)
         first = stack.enter_context(Container(root, namespaces=Namespaces(user="host")))
         shared = stack.enter_context(first.namespace("network"))
-        own = weigh(asked.containers, root, Namespaces())
-        joined = weigh(asked.containers, root, Namespaces(network=shared))
+        own = _middle([weigh(asked.containers, root, Namespaces()) for _ in range(asked.samples)])
+        joined = _middle([weigh(asked.containers, root, Namespaces(network=shared)) for _ in range(asked.samples)])
     rows = [
         (name, f"{memory:.0f}", f"{descriptors:.2f}", f"{threads:.2f}")
         for name, (memory, descriptors, threads) in (("own network", own), ("joined network", joined))
@@ -83,7 +88,7 @@ def measure(asked: argparse.Namespace) -> Report:
 
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
-    own = options(__doc__ or "", samples=1)
+    own = options(__doc__ or "", samples=3)
     own.add_argument("--containers", type=int, default=500, help="how many live at once (default 500)")
     return own
 

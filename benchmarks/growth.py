@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.floor import Floor
 from benchmarks.measure import Ratio, Report, Rung, Series, interleave, main, options, ratio
-from containerkit import Container, Mount, Namespaces, RootFS, run
+from containerkit import Container, Mount, RootFS, run
 from containerkit._native import calls
 from containerkit._native import constants as k
 

@@ -14,14 +14,14 @@ import math
 import os
 import random
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from benchmarks import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 RESAMPLES = 1000
 WARM_UP = 3
@@ -158,7 +158,7 @@ class Report:
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    data: dict[str, object]
+    data: Mapping[str, Any]
     ratios: dict[str, Ratio] = attrs.field(factory=dict)
 
     def text(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.measure import Report
@@ -40,7 +40,7 @@ def draw(report: Report, folder: str) -> list[str]:
     return paths
 
 
-def _bars(axes: object, bars: list[dict[str, object]]) -> None:
+def _bars(axes: Any, bars: list[dict[str, Any]]) -> None:
     """Medians as bars on a logarithmic axis, with a whisker to the 95th percentile."""
     names = [bar["name"] for bar in bars]
     middle = [bar["p50_us"] for bar in bars]
@@ -53,7 +53,7 @@ def _bars(axes: object, bars: list[dict[str, object]]) -> None:
         axes.text(value, number, f" {value:,.0f}", va="center", fontsize=8)
 
 
-def _lines(axes: object, lines: list[dict[str, object]]) -> None:
+def _lines(axes: Any, lines: list[dict[str, Any]]) -> None:
     for line in lines:
         axes.plot(line["x"], line["y"], marker="o", label=line["name"])
     axes.set_xlabel(lines[0].get("x_label", ""))

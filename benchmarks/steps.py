@@ -14,6 +14,8 @@ import tempfile
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Self
 
+from containerkit._native._lib import ffi
+
 import containerkit
 from benchmarks.measure import Report, main, options, quantile
 from containerkit import RootFS, engine, run
@@ -61,24 +63,21 @@ class Stopwatch:
         times = ctypes.c_int64 * STEPS
         self.began = times.in_dll(self._library, "ck_began")
         self.ended = times.in_dll(self._library, "ck_ended")
-        self._lib = compiled.lib
+        self._lib: Any = vars(compiled)["lib"]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lib, name)
 
     def ck_spawn(self, *arguments: Any) -> int:
         """Call the instrumented twin with the addresses of what the real one would get."""
-        ffi = compiled.ffi
-        plain = [
-            ctypes.c_char_p(value)
-            if isinstance(value, bytes)
-            else ctypes.c_void_p(int(ffi.cast("uintptr_t", value)))
-            if isinstance(value, ffi.CData)
-            else ctypes.c_int(value)
-            if place > 5
-            else ctypes.c_size_t(value)
-            for place, value in enumerate(arguments)
-        ]
+        plain: list[Any] = []
+        for value in arguments:
+            if isinstance(value, bytes):
+                plain.append(ctypes.c_char_p(value))
+            elif isinstance(value, ffi.CData):
+                plain.append(ctypes.c_void_p(int(ffi.cast("uintptr_t", value))))
+            else:
+                plain.append(ctypes.c_ssize_t(value))
         return int(self._library.ck_spawn(*plain))
 
     def reset(self) -> None:
@@ -87,11 +86,11 @@ class Stopwatch:
             ctypes.memset(times, 0, ctypes.sizeof(times))
 
     def __enter__(self) -> Self:
-        compiled.lib = self
+        vars(compiled)["lib"] = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        compiled.lib = self._lib
+        vars(compiled)["lib"] = self._lib
         self._place.cleanup()
 
 
@@ -118,7 +117,7 @@ def measure(asked: argparse.Namespace) -> Report:
 
     wish: dict[str, Any] = {"rootfs": RootFS.dir(asked.folder)} if asked.folder else {}
     taken: dict[int, list[float]] = defaultdict(list)
-    engine.Program.run = remember  # type: ignore[method-assign]
+    engine.Program.run = remember  # type: ignore[assignment, method-assign]
     try:
         with Stopwatch() as watch:
             for number in range(asked.samples + 5):

@@ -133,10 +133,10 @@ def measure(asked: argparse.Namespace) -> Report:
         loads = []
         for net, start in (("fresh net", fresh), ("pooled net", pooled)):
             start()
-            for threads in THREADS:
-                loads.append(
-                    bear(f"{net}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
-                )
+            loads += [
+                bear(f"{net}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
+                for threads in THREADS
+            ]
             loads.append(bear(f"{net}, asyncio, 4 tasks", partial(from_asyncio, start, 4), asked.seconds))
         spawn_us = quantile(sorted(floor.spawn(floor.static_true) for _ in range(FLOOR_SAMPLES)), 0.5)
     return _report(loads, spawn_us)

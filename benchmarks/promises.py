@@ -1,0 +1,82 @@
+"""What is promised of containerkit's speed, as ratios that one run measures; SPECIFICATION.md tells them to people.
+
+A promise is broken when even the lower end of the measured interval lies above it: noise alone breaks none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from benchmarks.measure import Ratio
+
+
+@attrs.frozen
+class Promise:
+    """A figure that is held.
+
+    Attributes:
+        benchmark: the module that measures it.
+        ratio: the name under which its report has it.
+        held: what it is at most, by promise.
+        goal: what it shall come to; the same where that is reached.
+    """
+
+    benchmark: str
+    ratio: str
+    held: float
+    goal: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether the goal is what is promised already."""
+        return self.held <= self.goal
+
+
+PROMISES = (
+    Promise("latency", "run(), host root / C twin, host root", 1.5, 1.15),
+    Promise("latency", "run(), folder / C twin, folder", 1.7, 1.15),
+    Promise("latency", "run(), folder, pooled net, static libc / vfork+exec, static libc", 3.2, 1.6),
+    Promise("latency", "exec in a live container, static libc / vfork+exec, static libc", 2.2, 1.5),
+    Promise("latency", "with Container(), whole, static libc / vfork+exec, static libc", 4.5, 3.0),
+    Promise("latency", "run(), folder / unshare", 1.0, 1.0),
+    Promise("latency", "run(), folder / bwrap", 0.6, 0.25),
+    Promise("latency", "run(), folder / crun", 0.35, 0.25),
+    Promise("latency", "run(), folder / runc", 0.08, 0.04),
+    Promise("growth", "heap MiB: 1024 / 50", 1.1, 1.05),
+    Promise("growth", "heap MiB: 4096 / 50", 1.1, 1.05),
+    Promise("growth", "heap MiB: 8192 / 50", 1.1, 1.05),
+    Promise("growth", "threads: 64 / 0", 1.1, 1.05),
+    Promise("growth", "host mounts: 1000 / 20", 1.1, 1.05),
+    Promise("growth", "host mounts: 5000 / 20", 1.1, 1.05),
+    Promise("growth", "live containers: 100 / 0", 1.1, 1.1),
+    Promise("growth", "live containers: 1000 / 0", 1.2, 1.1),
+    Promise("density", "descriptors per idle container", 2.0, 2.0),
+    Promise("density", "threads per idle container", 0.0, 0.0),
+    Promise("imports", "import containerkit / bare interpreter", 2.0, 2.0),
+    Promise("imports", "Container, RootFS, run / bare interpreter", 12.0, 8.0),
+)
+
+
+def broken(ratios: Mapping[str, Ratio], promises: Iterable[Promise] = PROMISES) -> list[str]:
+    """Return a line for each promise that the ratios break; what was not measured breaks nothing."""
+    lines = []
+    for promise in promises:
+        found = ratios.get(promise.ratio)
+        if found is not None and found.low > promise.held:
+            lines.append(f"{promise.ratio}: {found}, promised is at most {promise.held:g}")
+    return lines
+
+
+def verdicts(ratios: Mapping[str, Ratio], promises: Iterable[Promise] = PROMISES) -> list[tuple[str, ...]]:
+    """Return a row for each promise: its ratio, what was measured, what is held, what is aimed at."""
+    rows: list[tuple[str, ...]] = []
+    for promise in promises:
+        found = ratios.get(promise.ratio)
+        state = "not measured" if found is None else "broken" if found.low > promise.held else "held"
+        rows.append((promise.ratio, str(found or ""), f"{promise.held:g}", f"{promise.goal:g}", state))
+    return rows
