@@ -306,6 +306,10 @@ def test_build_takes_known_steps_from_the_cache(store, context):
     assert first.digest != build(store, text, context, cache=False).digest
     store.collect()
     assert () == store.verify()
+    assert changed.digest == build(store, text, context).digest
+    store.collect(cache=True, unnamed=True)
+    assert ["docker.io/library/box:1"] == list(store.catalog.names())
+    assert 3 == len(list(store.blobs))
 
 
 def test_build_argument_decides_what_is_known(store):

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -483,3 +485,61 @@ def test_merged_folder_goes_with_its_image(store):
     _leases.pop((os.getpid(), str(store.root))).close()
     other.collect()
     assert not merged.exists()
+
+
+ORDINARY = """
+import sys
+from containerkit import Container
+from containerkit.image import Build, Image, Store, commit
+store = Store(sys.argv[1])
+image = Image.load(sys.argv[2], store=store)[0]
+with Container(image.rootfs()) as c:
+    print(c.run(["/bin/sh", "-c", "id -u; echo new > /data/new; rm /data/old; cat /data/new"], text=True, check=True).stdout)
+    second = commit(c, base=image)
+built = Build.from_("box:1").run("echo built > /built && rm /data/old").build(store=store, pull="never")
+for other in (second, built):
+    with Container(other.rootfs()) as c:
+        print(c.run(["/bin/sh", "-c", "ls /data; cat /built /data/new 2>/dev/null || true"], text=True, check=True).stdout)
+"""
+
+
+def python_for_others():
+    """A Python that any user may run, with this one's packages."""
+    paths = [str(Path(__file__).parents[2] / "src"), *(path for path in sys.path if path.endswith("-packages"))]
+    for program in (sys.executable, "/usr/bin/python3"):
+        command = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "env",
+            f"PYTHONPATH={':'.join(paths)}",
+            program,
+        ]
+        try:
+            if subprocess.run([*command, "-c", "import attr, cffi"], capture_output=True, check=False).returncode == 0:
+                return command
+        except FileNotFoundError:
+            continue
+    pytest.skip("no Python that an ordinary user may run")
+
+
+@needs_busybox
+def test_ordinary_user_unpacks_runs_commits_and_builds(box, tmp_path):
+    command = python_for_others()
+    box.save(tmp_path / "box.tar")
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, 65534, 65534)
+        shutil.copy(tmp_path / "box.tar", home)
+        os.chmod(f"{home}/box.tar", 0o644)
+        done = subprocess.run(
+            [*command, "-c", ORDINARY, f"{home}/store", f"{home}/box.tar"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+    if "UnsupportedError" in done.stderr:
+        pytest.skip(f"this host lets no ordinary user make containers: {done.stderr[-200:]}")
+    assert "" == done.stderr
+    assert ["0", "new", "new", "new", "built"] == done.stdout.split()

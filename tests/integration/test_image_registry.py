@@ -513,6 +513,27 @@ def test_mirror_is_asked_first_and_the_registry_when_it_fails(plain, tmp_path):
         pull(Reference.parse("registry.invalid/none:1"), store, settings=settings)
 
 
+def test_proxy_is_used_for_others_and_never_for_loopback(plain, tmp_path, monkeypatch):
+    host, manifest = plain
+
+    def change(handler, path):
+        handler.path = path.removeprefix("http://registry.invalid")
+        return False
+
+    proxy = relay(host, change=change)
+    plainly = attrs.evolve(QUICK, insecure=frozenset({"registry.invalid"}))
+    with server(proxy) as between:
+        monkeypatch.setenv("http_proxy", f"http://{between}")
+        assert manifest == pull(Reference.parse("registry.invalid/made:1"), Store(tmp_path / "s"), settings=plainly)
+        count = len(proxy.seen)
+        assert count == 6
+        assert manifest == pull(Reference.parse(f"{host}/made:1"), Store(tmp_path / "t"), settings=plainly)
+        monkeypatch.setenv("no_proxy", "invalid")
+        with pytest.raises(ImageError, match=r"registry\.invalid"):
+            pull(Reference.parse("registry.invalid/made:1"), Store(tmp_path / "u"), settings=plainly)
+        assert count == len(proxy.seen)
+
+
 PULLER = """
 import sys
 from containerkit.image.reference import Reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Self
 
-__all__ = ["Defaults", "Healthcheck", "History", "ImageConfig"]
+__all__ = ["DEFAULT_PATH", "Defaults", "Healthcheck", "History", "ImageConfig"]
+
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for when an image says nothing."""
 
 
 @attrs.frozen(kw_only=True)
@@ -132,6 +136,26 @@ class Defaults:
             "OnBuild": list(self.on_build),
         }
         return {key: value for key, value in content.items() if value}
+
+    def options(self) -> dict[str, Any]:
+        """Return what to pass to ``run`` and ``popen`` of a container made from the image, beside :meth:`argv`.
+
+        ``env`` has a ``PATH`` and a ``HOME`` even when the image sets none; ``cwd`` and ``user`` are there only when
+        the image sets them.
+
+        Source: OCI image specification, config.md.
+        """
+        found: dict[str, Any] = {"env": {"PATH": DEFAULT_PATH, "HOME": "/root" if self.is_root else "/", **self.env}}
+        if self.working_dir:
+            found["cwd"] = self.working_dir
+        if self.user:
+            found["user"] = self.user
+        return found
+
+    @property
+    def is_root(self) -> bool:
+        """Whether commands run as root."""
+        return self.user.partition(":")[0] in ("", "0", "root")
 
     def argv(self, command: Iterable[str] | None = None) -> tuple[str, ...]:
         """Return what to run: the entrypoint followed by ``command``, or by the image's own command.

@@ -13,6 +13,7 @@ import attrs
 
 from containerkit.container import Container
 from containerkit.errors import ExitError, SpecError
+from containerkit.image.config import DEFAULT_PATH
 from containerkit.image.diff import layer_from_folder
 from containerkit.image.layers.tarwrite import Writing
 from containerkit.image.store.locks import workspace
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MountFlag", "Run", "parse_mount"]
 
-DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KINDS: Final = {
     "bind": {"type", "target", "dst", "destination", "source", "src", "from", "rw", "readwrite", "readonly", "ro"},
     "cache": {

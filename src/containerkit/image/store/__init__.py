@@ -167,16 +167,27 @@ class Store:
         lease.claim([Descriptor.of(content, media_type).digest])
         return self.blobs.add(content, media_type)
 
-    def collect(self) -> Collected:
-        """Delete what no name, no lease and no unnamed image needs: blobs, layers, and what crashes have left.
+    def collect(self, *, unnamed: bool = False, cache: bool = False) -> Collected:
+        """Delete what no name, no lease, no unnamed image and no step of a build needs.
+
+        These are blobs, unpacked layers, and what crashes have left.
+
+        Args:
+            unnamed: forget the images without a name first.
+            cache: forget what builds have kept first.
 
         Returns:
             What was deleted.
 
         Source: OCI image specification, image-layout.md.
         """
+        from containerkit.image.store.cache import forget_builds
         from containerkit.image.store.collect import collect
 
+        if unnamed:
+            self.catalog.remove_unnamed()
+        if cache:
+            forget_builds(self)
         return collect(self)
 
     def verify(self, *, repair: bool = False) -> tuple[Problem, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import attrs
@@ -11,7 +12,7 @@ import attrs
 from containerkit.errors import ContainerError
 from containerkit.image.document import Document
 from containerkit.image.manifest import Descriptor
-from containerkit.image.store.locks import replace_file
+from containerkit.image.store.locks import locked, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from containerkit.image.digest import Digest
     from containerkit.image.store import Lease, Store
 
-__all__ = ["Cache", "Made", "key_of"]
+__all__ = ["Cache", "Made", "cached_digests", "forget_builds", "key_of"]
 
 
 def key_of(*facts: str) -> str:
@@ -85,6 +86,20 @@ class Cache:
         if made.layer is not None:
             content |= {"layer": made.layer[0].to_json(), "diffID": str(made.layer[1])}
         replace_file(self._folder / f"{key}.json", json.dumps(content).encode())
+
+
+def forget_builds(store: Store) -> None:
+    """Forget all steps of builds, and what their cache mounts hold."""
+    import shutil
+
+    with locked(store.gate, exclusive=True):
+        for path in (store.root / "build/cache").glob("*.json"):
+            path.unlink(missing_ok=True)
+        mounts = store.root / "build/mounts"
+        if mounts.exists():
+            mounts.rename(store.root / "trash" / f"mounts-{token_hex(8)}")
+    for path in (store.root / "trash").glob("mounts-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def cached_digests(store: Store) -> Iterable[Digest]:

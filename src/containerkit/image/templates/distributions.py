@@ -10,7 +10,7 @@ from errno import ENOENT, EPERM
 from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import ImageError, SpecError, UnsupportedError
-from containerkit.image.config import Defaults
+from containerkit.image.config import DEFAULT_PATH, Defaults
 from containerkit.image.templates import Template
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ALPINE", "DEBIAN", "UBUNTU"]
 
-_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _ALPINE: Final = "https://dl-cdn.alpinelinux.org/alpine"
 _ALPINE_NAMES: Final = {"amd64": "x86_64", "arm64": "aarch64", "386": "x86", "arm": "armv7"}
@@ -61,7 +60,7 @@ def _bootstrap(
     if done.returncode != 0:
         raise ImageError(f"template {what}: {command[0]} failed: {(done.stderr or done.stdout).strip()[-400:]}")
     root.chmod(0o755)
-    return Defaults(command=("/bin/bash",), env={"PATH": _PATH})
+    return Defaults(command=("/bin/bash",), env={"PATH": DEFAULT_PATH})
 
 
 def _make_debian(
@@ -116,7 +115,7 @@ def _make_alpine(
     _checked("alpine", branch, *packages)
     architecture = _ALPINE_NAMES.get(Platform.host().architecture, Platform.host().architecture)
     program = apk or shutil.which("apk") or shutil.which("apk.static")
-    defaults = Defaults(command=("/bin/sh",), env={"PATH": _PATH})
+    defaults = Defaults(command=("/bin/sh",), env={"PATH": DEFAULT_PATH})
     if program:
         command = [program, "--root", str(root), "--arch", architecture, "--initdb", "--allow-untrusted"]
         for section in ("main", "community"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SpecError, UnsupportedError
-from containerkit.image.config import Defaults
+from containerkit.image.config import DEFAULT_PATH, Defaults
 from containerkit.image.templates import Template
 from containerkit.image.templates.elf import closure, is_elf
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BUSYBOX", "HOST"]
 
-_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PYTHON: Final = re.compile(r"python(?:3(?:\.[0-9]+)?)?")
 _MERGED: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ASK_PYTHON: Final = (
@@ -71,7 +70,7 @@ def _make_busybox(root: Path, *, path: str = "") -> Defaults:
         if line.strip() and not os.path.lexists(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to("/bin/busybox")
-    return Defaults(command=("/bin/sh",), env={"PATH": _PATH})
+    return Defaults(command=("/bin/sh",), env={"PATH": DEFAULT_PATH})
 
 
 def _fingerprint_busybox(*, path: str = "") -> str:
@@ -219,7 +218,7 @@ def _write_library_cache(root: Path) -> None:
 
 def _search_path(paths: Iterable[str]) -> str:
     folders = [os.path.dirname(path) for path in paths if os.path.isfile(path)]
-    return ":".join(dict.fromkeys([*folders, *_PATH.split(":")]))
+    return ":".join(dict.fromkeys([*folders, *DEFAULT_PATH.split(":")]))
 
 
 def _fingerprint_host(*, programs: Sequence[str] = ("sh",), files: Sequence[str] = ()) -> str:
