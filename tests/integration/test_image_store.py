@@ -24,6 +24,8 @@ from containerkit.image.layers.unpack import layer_paths, unpack_layers
 from containerkit.image.manifest import Descriptor
 from containerkit.image.reference import Reference
 from containerkit.image.store import Store, default_root
+from containerkit.image.store.collect import sweep
+from containerkit.image.store.locks import workspace
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 SOURCE = str(Path(__file__).parents[2] / "src")
@@ -336,6 +338,23 @@ def test_collection_sweeps_what_a_killed_unpacking_has_left(tmp_path):
         os.listdir(tmp_path / "incoming"),
         os.listdir(tmp_path / "layers") or ["sha256"],
     ) == (["sha256-young"], ["sha256"])
+
+
+def test_sweep_takes_what_killed_processes_have_left_and_no_image(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONTAINERKIT_IMAGES", str(tmp_path / "s"))
+    assert () == sweep()
+    assert not (tmp_path / "s").exists()
+    store = Store()
+    add_image(store, "a", {"f": b"1"})
+    left = [store.root / name for name in ("build/.new-dead", "layers/.new-dead")]
+    for folder in left:
+        (folder / "in").mkdir(parents=True)
+    (store.root / "leases/dead").write_text("sha256:")
+    left.append(store.root / "leases/dead")
+    with store.lease(), workspace(store.root / "build") as alive:
+        assert sorted(map(str, left)) == list(sweep())
+        assert alive.exists()
+    assert 3 == len(list(store.blobs))
 
 
 def test_verify_finds_and_repairs_damage(tmp_path):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from containerkit.image.manifest import Descriptor
     from containerkit.image.store import Store
 
-__all__ = ["Collected", "Problem", "collect", "reachable", "verify"]
+__all__ = ["Collected", "Problem", "collect", "reachable", "sweep", "verify"]
 
 _KEEP_PARTIAL_S: Final = 24 * 3600.0
 """How long an unfinished download is kept to go on from."""
@@ -136,6 +136,35 @@ def unpacked(store: Store) -> Iterator[Digest]:
             continue
         for entry in sorted(algorithm.iterdir()):
             yield Digest(f"{algorithm.name}:{entry.name}")
+
+
+def sweep() -> tuple[str, ...]:
+    """Delete what killed processes have left in the user's store: half-made blobs, layers and builds, and their claims.
+
+    Images are not touched, nor is what belongs to processes that live.
+
+    Returns:
+        What was deleted, by its path.
+    """
+    from containerkit.image.store import Store, default_root
+
+    if not (default_root() / "oci-layout").exists():
+        return ()
+    store = Store()
+    before = _unfinished(store)
+    with locked(store.gate, exclusive=True):
+        leased(store.root / "leases")
+        _sweep_incoming(store)
+    _sweep_trash(store)
+    return tuple(sorted(before - _unfinished(store)))
+
+
+def _unfinished(store: Store) -> set[str]:
+    folders = [store.root / name for name in ("leases", "incoming", "trash")]
+    found = {str(path) for folder in folders for path in folder.iterdir()}
+    for name in ("layers", "build"):
+        found |= {str(path) for path in (store.root / name).glob(".new-*")}
+    return found
 
 
 def _sweep_incoming(store: Store) -> tuple[int, int]:
