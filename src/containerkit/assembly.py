@@ -83,8 +83,9 @@ def start_plan(spec: Spec, host: Host, mode: Mode) -> Plan:
     """Return the plan of a start.
 
     Inputs (slots): ``staging``, ``holder``, ``view`` of :class:`containerkit.staging.Staging`; ``owner``, a pidfd of
-    the caller, and ``caller's proc``; ``image``, the init; ``report``; ``stdin``, ``stdout``, ``stderr``; ``join KIND`` for each namespace
-    that is joined; ``cgroup N`` for each cgroup.procs file. Named blocks: ``uid_map`` and ``gid_map``.
+    the caller, and ``caller's proc``; ``image``, the init; ``report``; ``stdin``, ``stdout``, ``stderr``; ``join KIND``
+    for each namespace that is joined; ``cgroup N`` and ``cgroup`` for the groups. Named blocks: ``uid_map`` and
+    ``gid_map``.
 
     Raises:
         SpecError: the description can't be had from where the caller stands.
@@ -254,8 +255,6 @@ class _Start:
         steps = [plan.await_release("inside")]
         if self.host.joins.born and self.is_new("cgroup"):
             steps.append(plan.unshare(k.CLONE_NEWCGROUP, "cgroup namespace"))
-        if self.mode.command is not None:
-            steps += self.mode.command.confinement.adjust()
         if self.names.user != "host":
             steps += be_root()
         if self.assembles:
@@ -345,11 +344,14 @@ class _Start:
         terminals: list[tuple[str, str | None]] = [("ptmxmode", "666"), ("mode", "620")]
         if self.host.ids > 5:
             terminals.append(("gid", "5"))
-        return [
+        mounts_ = [
             Mount(type="devpts", target="/dev/pts", options=tuple(terminals), noexec=True, nodev=False, create=False),
             Mount.tmpfs("/dev/shm", size="64M", noexec=True, create=False),
-            Mount(type="mqueue", target="/dev/mqueue", noexec=True, create=False),
         ]
+        # The queues of an ipc namespace are mounted by its owner alone; without them /dev/mqueue stays an empty folder.
+        if self.is_new("ipc") or not self.is_new("user"):
+            mounts_.append(Mount(type="mqueue", target="/dev/mqueue", noexec=True, create=False))
+        return mounts_
 
     def made(self, mount: Mount) -> list[Operation]:
         tree = Slot("tree")
@@ -424,7 +426,12 @@ class _Start:
         clock = self.clock()
         if command is None:
             return self.become_init(b"stay", clock)
-        process = become(command, sets_groups=self.host.sets_groups, clock=clock, dies_with_parent=not self.mode.init)
+        process = become(
+            command,
+            sets_groups=self.host.sets_groups,
+            clock=clock.adjusted(command),
+            dies_with_parent=not self.mode.init,
+        )
         if not self.mode.init:
             return process
         return [

@@ -296,9 +296,7 @@ class Container:
                 supervision = Supervision.of(wanted.confinement, syscall_handler)
                 leaf = self._leaf(init.pid) if own_group else self._group
                 calls = supervision.inputs() if supervision is not None else {}
-                outcome = self._join(
-                    wanted, {"target": init.fileno(), PROC.name: _native.proc(), **streams.inputs(), **calls}, leaf
-                )
+                outcome = self._join(wanted, {"target": init.fileno(), **streams.inputs(), **calls}, leaf)
             except BaseException:
                 streams.close()
                 if supervision is not None:
@@ -338,7 +336,7 @@ class Container:
             lambda: Program(payload.exec_plan(command, self.kinds, sets_groups=sets_groups, joins=joins)),
         )
         return program.run(
-            {**slots, **inputs(group), **self._time_inputs()},
+            {**slots, **inputs(group), **self._time_inputs(), PROC.name: _native.proc(), "image": _native.init_image()},
             argv=command.argv,
             envp=command.envp,
             flags=_native.HIDE_MEMORY,
@@ -399,7 +397,7 @@ class Container:
             return {}
         if self._time is None:
             self._time = self.namespace(Kind.TIME)
-        return {"time": self._time.fileno(), "image": _native.init_image()}
+        return {"time": self._time.fileno()}
 
     @property
     def _group(self) -> CGroup | None:

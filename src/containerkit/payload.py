@@ -8,6 +8,7 @@ from containerkit import command as commands
 from containerkit import plan
 from containerkit._native import constants as k
 from containerkit.plan import Operation, Plan, Slot
+from containerkit.security.confinement import PROC
 
 if TYPE_CHECKING:
     from containerkit.command import Command
@@ -50,6 +51,11 @@ class Clock(NamedTuple):
             return list(self.steps)
         stay_open = [plan.call("fcntl", slot, 2, 0, target=slot.name) for slot in (*self.needs, *kept)]  # F_SETFD
         return [*stay_open, plan.enter(Slot("image"), Slot("tape")), *self.steps]
+
+    def adjusted(self, command: Command) -> Clock:
+        """Return it with what else of a command takes an address space of one's own."""
+        more = command.confinement.adjust()
+        return self._replace(steps=(*self.steps, *more), alone=True, needs=(*self.needs, PROC)) if more else self
 
 
 NO_CLOCK: Final = Clock()
@@ -130,7 +136,7 @@ def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining
     """Return the plan that runs a command in a container that is alive.
 
     Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``caller's proc``; ``time``, a
-    descriptor of its time namespace, and ``image``, the init, where that differs.
+    descriptor of its time namespace, where that differs; ``image``, the init.
 
     Args:
         command: what to run.
@@ -138,7 +144,7 @@ def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining
         sets_groups: as for :func:`become`.
         joins: how it comes into its control groups.
     """
-    clock = joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK
+    clock = (joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK).adjusted(command)
     steps = [
         plan.call("umask", 0),
         *joins.operations(),
@@ -147,7 +153,6 @@ def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining
         plan.release(),
         plan.leave(),
         plan.await_release("command"),
-        *command.confinement.adjust(),
         *(be_root() if clock.alone and kinds & k.CLONE_NEWUSER else ()),
         *become(command, sets_groups=sets_groups, clock=clock),
     ]

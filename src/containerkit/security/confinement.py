@@ -15,6 +15,8 @@ from containerkit.security.capabilities import Capabilities
 
 if TYPE_CHECKING:
     from containerkit.security.landlock import Landlock
+    from containerkit.security.lsm import AppArmor, SELinux
+    from containerkit.security.personality import Personality
     from containerkit.security.seccomp import Seccomp
 
 __all__ = ["Confinement"]
@@ -22,6 +24,8 @@ __all__ = ["Confinement"]
 LISTENER: Final = Slot("listener")
 SUPERVISOR: Final = Slot("supervisor")
 """The socket through which the listener of a filter that notifies goes to its supervisor."""
+PROC: Final = Slot("caller's proc")
+"""The caller's own procfs: what is at /proc inside may be made to look like one (CVE-2019-19921)."""
 
 _KEYRING_HINT: Final = "the user's quota of keys is used up: see kernel.keys.maxkeys, or pass keyring='host'"
 
@@ -32,23 +36,58 @@ def _keyring(value: str) -> str:
     return value
 
 
+def _apparmor(value: AppArmor | str | None) -> AppArmor | None:
+    if value is None:
+        return None
+    from containerkit.security.lsm import AppArmor
+
+    if not isinstance(value, (AppArmor, str)):
+        raise SpecError(f"apparmor: {value!r} is no name of a profile")
+    return AppArmor(value) if isinstance(value, str) else value
+
+
+def _selinux(value: SELinux | str | None) -> SELinux | None:
+    if value is None:
+        return None
+    from containerkit.security.lsm import SELinux
+
+    if not isinstance(value, (SELinux, str)):
+        raise SpecError(f"selinux: {value!r} is no context")
+    return SELinux(value) if isinstance(value, str) else value
+
+
+def _personality(value: Personality | str | None) -> Personality | None:
+    if value is None:
+        return None
+    from containerkit.security.personality import Personality
+
+    if not isinstance(value, (Personality, str)):
+        raise SpecError(f"personality: {value!r} is no Personality")
+    return Personality(value) if isinstance(value, str) else value
+
+
 @attrs.frozen(kw_only=True)
 class Confinement:
     """What a process may do. The default is what untrusted code can be given.
 
     Args:
-        capabilities: the five sets (default none at all).
+        capabilities: the five sets, and the securebits (default none at all).
         seccomp: the filter of system calls; ``"default"`` for the one that goes with the capabilities, None for none.
             One that notifies needs a ``syscall_handler`` where the command is started.
         landlock: a ruleset as a second wall inside (default none).
         no_new_privs: an exec never gives more rights (default True).
         keyring: ``"new"`` for a session keyring of its own (default), ``"host"`` for the caller's.
         oom_score_adj: -1000 to 1000; how readily the kernel kills it for memory (default: as the caller).
+        apparmor: the name of a loaded profile, from the exec on (default: the caller's).
+        selinux: the context, ``user:role:type`` or ``user:role:type:level``, from the exec on (default: by the
+            policy).
+        personality: the execution domain, ``"LINUX32"`` or a
+            :class:`~containerkit.security.personality.Personality` (default: the caller's).
 
     Raises:
         SpecError: a value that can't be.
 
-    Source: capabilities(7), seccomp(2), session-keyring(7).
+    Source: capabilities(7), seccomp(2), session-keyring(7), proc_pid_attr(5), personality(2).
     """
 
     capabilities: Capabilities = attrs.field(factory=Capabilities.none)
@@ -57,6 +96,9 @@ class Confinement:
     no_new_privs: bool = True
     keyring: str = attrs.field(default="new", converter=_keyring)
     oom_score_adj: int | None = None
+    apparmor: AppArmor | None = attrs.field(default=None, converter=_apparmor)
+    selinux: SELinux | None = attrs.field(default=None, converter=_selinux)
+    personality: Personality | None = attrs.field(default=None, converter=_personality)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.capabilities, Capabilities):
@@ -86,10 +128,22 @@ class Confinement:
 
     def first(self) -> list[Operation]:
         """Return the operations that come before all others, while the caller's descriptors are in the slots."""
-        if not self.notifies:
+        kept = [SUPERVISOR] if self.notifies else []
+        if self.apparmor is not None or self.selinux is not None:
+            kept.append(PROC)
+        # F_SETFD: they stay open although the address space may change on the way
+        return [plan.call("fcntl", slot, 2, 0, target=slot.name) for slot in kept]
+
+    def adjust(self) -> list[Operation]:
+        """Return the operations that take an address space of one's own.
+
+        The kernel gives a changed score to every process that shares the memory, and until the exec that is the caller.
+        Source: __set_oom_adj() in fs/proc/base.c.
+        """
+        if self.oom_score_adj is None:
             return []
-        # F_SETFD: it stays open until the filter is in.
-        return [plan.call("fcntl", SUPERVISOR, 2, 0, target="supervisor")]
+        hint = "it can't be lower than the caller's own"
+        return plan.write_file(b"self/oom_score_adj", b"%d" % self.oom_score_adj, hint, PROC)
 
     def before_user(self, *, keep: bool) -> list[Operation]:
         """Return the operations that come before the process is its user: they need privilege.
@@ -97,9 +151,9 @@ class Confinement:
         Args:
             keep: the process becomes a user other than root and keeps its permitted capabilities.
         """
-        steps: list[Operation] = []
-        if self.oom_score_adj is not None:
-            steps += self._oom_score()
+        steps = self._labels()
+        if self.personality is not None:
+            steps.append(self.personality.operation())
         if self.keyring == "new":
             join = plan.call("keyctl", 1, 0, target="own session keyring", tolerate=(ENOSYS,), hint=_KEYRING_HINT)
             steps.append(join)  # KEYCTL_JOIN_SESSION_KEYRING
@@ -141,9 +195,14 @@ class Confinement:
 
         return list(self.landlock.operations(abi()))
 
-    def _oom_score(self) -> list[Operation]:
-        hint = "lower than the caller's takes CAP_SYS_RESOURCE outside"
-        return plan.write_file(b"/proc/self/oom_score_adj", b"%d" % (self.oom_score_adj or 0), hint)
+    def _labels(self) -> list[Operation]:
+        steps: list[Operation] = []
+        for label in (self.apparmor, self.selinux):
+            if label is not None:
+                from containerkit.security.lsm import active
+
+                steps += label.operations(modules=active(), proc=PROC)
+        return steps
 
 
 _last: list[int] = []
