@@ -78,9 +78,10 @@ def children():
 
 
 def mounts():
-    """Return the (id, mount point) pairs of this process's mount namespace."""
+    """Return the (id, mount point) pairs of this process's mount namespace; other people's folders are not looked at."""
     with open("/proc/self/mountinfo") as file:
-        return {(line.split()[0], line.split()[4]) for line in file}
+        found = {(line.split()[0], line.split()[4]) for line in file}
+    return {(number, point) for number, point in found if "/pytest-of-" in point or not point.startswith("/tmp/")}
 
 
 def own_cgroups():
@@ -170,3 +171,22 @@ def box():
 
     with Container() as container:
         yield container
+
+
+_EXITING = 0x4  # PF_EXITING in the kernel's include/linux/sched.h
+
+
+def _is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return fields[0] not in "ZX" and not int(fields[6]) & _EXITING
+
+
+@pytest.fixture
+def is_alive():
+    """Tells whether a process still runs; a zombie that the machine's init has not reaped, or a PID 1 that waits for
+    such zombies in its exit, does not."""
+    return _is_alive

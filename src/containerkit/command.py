@@ -13,7 +13,7 @@ from containerkit import plan
 from containerkit._native import constants as k
 from containerkit.engine import encode
 from containerkit.errors import SpecError
-from containerkit.mount import path_inside
+from containerkit.mount import mapping_items, path_inside, sequence
 from containerkit.plan import ARGV, ENVP, Block, Operation, Slot
 from containerkit.security.confinement import Confinement
 
@@ -116,11 +116,14 @@ def _rlimits(value: Mapping[str, int | tuple[int, int]] | None) -> tuple[tuple[s
     if isinstance(value, tuple):
         return value  # normalised before
     limits: list[tuple[str, int, int]] = []
-    for name, limit in sorted(dict(value).items()):
-        key = name.lower().removeprefix("rlimit_")
+    for name, limit in mapping_items(value, "rlimits"):
+        key = str(name).lower().removeprefix("rlimit_")
         if key not in RESOURCES:
             raise SpecError(f"rlimits: unknown resource {name!r}; there are {', '.join(sorted(RESOURCES))}")
-        soft, hard = limit if isinstance(limit, tuple) else (limit, limit)
+        pair = limit if isinstance(limit, (tuple, list)) else (limit, limit)
+        if len(pair) != 2:
+            raise SpecError(f"rlimits: {name}: {limit!r} is neither a number nor a pair of soft and hard limit")
+        soft, hard = pair
         for number in (soft, hard):
             if isinstance(number, bool) or not isinstance(number, int) or not -1 <= number <= UNLIMITED:
                 raise SpecError(f"rlimits: {name}: {number!r} is not a number (-1 for unlimited)")
@@ -128,32 +131,33 @@ def _rlimits(value: Mapping[str, int | tuple[int, int]] | None) -> tuple[tuple[s
         if soft > hard:
             raise SpecError(f"rlimits: {name}: the soft limit {soft} is over the hard limit {hard}")
         limits.append((key, soft, hard))
-    return tuple(limits)
+    return tuple(sorted(limits))
 
 
 def _environment(value: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     if value is None:
         return _DEFAULT_PAIRS
-    if not hasattr(value, "items"):
-        raise SpecError(f"env: must be a mapping, not {type(value).__name__}")
-    for name, content in value.items():
+    pairs = mapping_items(value, "env")
+    for name, content in pairs:
         if not isinstance(name, str) or not name or "=" in name:
             raise SpecError(f"env: {name!r} is no name of a variable")
         if not isinstance(content, (str, bytes, os.PathLike)):
             raise SpecError(f"env: the value of {name!r} must be a string, not {type(content).__name__}")
-    return tuple((name, os.fsdecode(content)) for name, content in value.items())
+    return tuple((name, os.fsdecode(content)) for name, content in pairs)
 
 
 def _cwd(value: str) -> str:
     return value if value == "/" else path_inside(value, "cwd")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _descriptors(value: Iterable[int]) -> tuple[int, ...]:
-    if not hasattr(value, "__iter__"):
-        raise SpecError(f"pass_fds: must be file descriptors, not {value!r}")
-    descriptors = tuple(value)
+    descriptors = sequence(value, "pass_fds")
     for fd in descriptors:
-        if isinstance(fd, bool) or not isinstance(fd, int) or not 0 <= fd < 2**31:
+        if not _is_number(fd) or not 0 <= fd < 2**31:
             raise SpecError(f"pass_fds: {fd!r} is no file descriptor")
     return descriptors
 
@@ -200,11 +204,9 @@ class Command:
     confinement: Confinement = Confinement()
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.umask, bool) or not isinstance(self.umask, int) or not 0 <= self.umask <= 0o777:
+        if not _is_number(self.umask) or not 0 <= self.umask <= 0o777:
             raise SpecError(f"umask: {self.umask!r} is not a mode from 0 to 0o777")
-        if self.nice is not None and (
-            isinstance(self.nice, bool) or not isinstance(self.nice, int) or not -20 <= self.nice <= 19
-        ):
+        if self.nice is not None and (not _is_number(self.nice) or not -20 <= self.nice <= 19):
             raise SpecError(f"nice: {self.nice!r} is not from -20 to 19")
 
     @property

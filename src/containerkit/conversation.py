@@ -77,6 +77,7 @@ class Conversation:
         self.poll.register(self.input_fd, select.POLLOUT)
 
     def hold(self) -> tuple[Any, Any]:
+        """Talk to the end, and return what was said on both outputs."""
         with self.process.watch() as pidfd:
             if pidfd >= 0:
                 self.poll.register(pidfd, select.POLLIN)

@@ -10,6 +10,7 @@ import attrs
 from containerkit.command import Command, User
 from containerkit.conversation import check_input
 from containerkit.errors import SpecError
+from containerkit.mount import sequence
 from containerkit.process import DEVNULL, PIPE, Process
 from containerkit.spec import CONFINEMENT, Spec
 from containerkit.streams import require_open
@@ -59,7 +60,7 @@ def describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool
     if parsed is None:
         raise SpecError(f"user {user!r}: a name can only be looked up in a container that runs")
     if fields.get("groups") is not None:
-        parsed = attrs.evolve(parsed, groups=tuple(fields["groups"]))
+        parsed = attrs.evolve(parsed, groups=sequence(fields["groups"], "groups"))
     command = Command(argv=argv, user=parsed, terminal=terminal, confinement=confinement, **own)
     for fd in command.pass_fds:
         require_open(fd, "pass_fds")
@@ -70,7 +71,7 @@ def has_names(fields: Mapping[str, Any]) -> bool:
     """Tell whether a user or group is given by a name, which only a container that runs can look up."""
     user = fields.get("user")
     named = isinstance(user, str) and User.parse(user) is None
-    return named or any(isinstance(group, str) for group in fields.get("groups") or ())
+    return named or any(isinstance(group, str) for group in sequence(fields.get("groups") or (), "groups"))
 
 
 def run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str, Any]:
@@ -97,10 +98,21 @@ def wrapper(
     encoding: str | None,
     errors: str | None,
 ) -> Callable[[IO[bytes]], IO[Any]] | None:
-    """Return what makes text files of binary ones, or None for binary."""
+    """Return what makes text files of binary ones, or None for binary.
+
+    Raises:
+        SpecError: nobody knows the encoding, or what to do with errors.
+    """
     if not (text or encoding or errors):
         return None
+    import codecs
     from io import TextIOWrapper
+
+    try:
+        codecs.lookup(encoding or "utf-8")
+        codecs.lookup_error(errors or "strict")
+    except (LookupError, TypeError) as error:
+        raise SpecError(f"encoding: {error}") from None
 
     return lambda file: TextIOWrapper(file, encoding=encoding or "utf-8", errors=errors, write_through=True)
 

@@ -59,7 +59,7 @@ def _belongs(pid: int, root: int, found: dict[int, int]) -> bool:
         status = procfs.stat(pid)
     except ProcessLookupError:
         return False
-    return pid != root and (status.session == root or status.ppid == root or status.ppid in found)
+    return pid != root and (root in (status.session, status.ppid) or status.ppid in found)
 
 
 def _descendants(root: int) -> list[int]:

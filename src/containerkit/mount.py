@@ -34,6 +34,28 @@ _IDMAP_HINT: Final = "the filesystem can't be id-mapped: pass idmap=False, or us
 _MISSING_HINT: Final = "the target can't be made: the root filesystem is read-only or belongs to unmapped ids"
 
 
+def sequence(values: Any, what: str) -> tuple[Any, ...]:
+    """Return the values of a list, tuple or other iterable.
+
+    Raises:
+        SpecError: it is none, or a string.
+    """
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise SpecError(f"{what}: must be a list, not {values!r}")
+    return tuple(values)
+
+
+def mapping_items(values: Any, what: str) -> tuple[tuple[Any, Any], ...]:
+    """Return the pairs of a mapping.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if not hasattr(values, "items"):
+        raise SpecError(f"{what}: must be a mapping, not {values!r}")
+    return tuple(values.items())
+
+
 def path_inside(value: str, what: str) -> str:
     """Return an absolute, normalised path inside a container.
 

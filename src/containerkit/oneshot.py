@@ -87,6 +87,7 @@ def _sort_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Process:  # noqa: FBT001 - run's own
     command = describe(spec, argv, {name: value for name, value in options.items() if name in COMMAND_FIELDS})
     Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
+    wrap = wrapper(options.get("text"), options.get("encoding"), options.get("errors"))
     ground = Ground.prepare(spec)
     streams: Streams | None = None
     report = (-1, -1)
@@ -114,7 +115,6 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
     streams.close_child()
     if has_init:
         os.close(report[1])
-    wrap = wrapper(options.get("text"), options.get("encoding"), options.get("errors"))
     return Process(
         command,
         outcome.pid,

@@ -106,7 +106,7 @@ class Process:
 
     def poll(self) -> int | None:
         """Return the exit status if it has ended, else None; does not wait."""
-        return self._collect(os.WNOHANG)
+        return self._collect()
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end.
@@ -122,8 +122,8 @@ class Process:
         """
         if timeout is not None and self.returncode is None and not self._ended_within(timeout):
             raise ContainerTimeout(self.args, timeout)
-        while (status := self._collect(0)) is None:
-            pass
+        while (status := self._collect()) is None:
+            self._ended_within(86_400.0)  # asleep without the lock: poll() of another thread must not wait for us
         return status
 
     def _ended_within(self, timeout: float) -> bool:
@@ -158,13 +158,10 @@ class Process:
             os.close(self._pidfd)
             self._pidfd = -1
 
-    def _collect(self, options: int) -> int | None:
-        """Reap it once, whoever asks first; the others find what was found."""
+    def _collect(self) -> int | None:
+        """Reap it once if it has ended, whoever asks first; the others find what was found."""
         if self.returncode is not None:
             return self.returncode
-        if not options:
-            # Sleep outside of the lock: poll() of another thread must not wait for us.
-            self._ended_within(86_400.0)
         with self._lock:
             if self.returncode is not None:
                 return self.returncode
@@ -208,10 +205,12 @@ class Process:
         exited = ending.code == os.CLD_EXITED
         self.usage = result.Usage.from_ending(ending)
         self.cause = "timeout" if self._timed_out else result.cause_of(ending)
-        if self._finish is not None:
-            self._finish(self)
-        self.returncode = ending.status if exited else -ending.status
-        self._close_pidfd()
+        try:
+            if self._finish is not None:
+                self._finish(self)
+        finally:
+            self.returncode = ending.status if exited else -ending.status
+            self._close_pidfd()
 
     def _from_report(self, ending: Ending) -> Ending:
         from containerkit import result

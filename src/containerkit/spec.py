@@ -8,7 +8,7 @@ import attrs
 
 from containerkit.errors import SpecError
 from containerkit.idmap import IdMapping, check_mappings
-from containerkit.mount import Mount, path_inside
+from containerkit.mount import Mount, mapping_items, path_inside, sequence
 from containerkit.namespace import Namespaces, TimeOffsets
 from containerkit.rootfs import RootFS
 from containerkit.security.confinement import Confinement
@@ -53,7 +53,7 @@ def _domainname(value: str | None) -> str | None:
 
 
 def _mounts(values: Iterable[Mount]) -> tuple[Mount, ...]:
-    mounts = tuple(values)
+    mounts = sequence(values, "mounts")
     for mount in mounts:
         if not isinstance(mount, Mount):
             raise SpecError(f"mounts: {mount!r} is no Mount; say Mount.bind(source, target), Mount.tmpfs(target), ...")
@@ -63,7 +63,7 @@ def _mounts(values: Iterable[Mount]) -> tuple[Mount, ...]:
 def _mappings(values: Iterable[IdMapping] | None) -> tuple[IdMapping, ...] | None:
     if values is None:
         return None
-    mappings = tuple(values)
+    mappings = sequence(values, "id mappings")
     for mapping in mappings:
         if not isinstance(mapping, IdMapping):
             raise SpecError(f"id mappings: {mapping!r} is no IdMapping(inside, outside, count)")
@@ -73,7 +73,7 @@ def _mappings(values: Iterable[IdMapping] | None) -> tuple[IdMapping, ...] | Non
 
 def _sysctls(values: Mapping[str, str | int]) -> tuple[tuple[str, str], ...]:
     pairs: list[tuple[str, str]] = []
-    for name, value in sorted(dict(values).items()):
+    for name, value in sorted(mapping_items(values, "sysctls")):
         key = str(name).replace("/", ".")
         if ".." in key or not any(key.startswith(prefix) for prefix in _SYSCTLS):
             known = ", ".join(sorted(_SYSCTLS))
@@ -87,7 +87,9 @@ def _sysctls(values: Mapping[str, str | int]) -> tuple[tuple[str, str], ...]:
 def _paths(values: Iterable[str]) -> tuple[str, ...]:
     if values is MASKED or values is READONLY:
         return values
-    return tuple(path_inside(value, "masked or read-only path") for value in values)
+    return tuple(
+        path_inside(value, "masked or read-only path") for value in sequence(values, "masked or read-only paths")
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -128,6 +130,8 @@ class Spec:
         names = self.namespaces
         if self.uid_mappings is not None and names.user != "new":
             raise SpecError("id mappings belong to a new user namespace: namespaces.user must be 'new'")
+        if self.time_offsets is not None and not isinstance(self.time_offsets, TimeOffsets):
+            raise SpecError(f"time_offsets: {self.time_offsets!r} is no TimeOffsets")
         if self.time_offsets is not None and names.time != "new":
             raise SpecError("time_offsets belong to a new time namespace: namespaces.time must be 'new'")
         if self.domainname is not None and names.uts != "new":

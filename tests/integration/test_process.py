@@ -738,7 +738,7 @@ def test_user_names_that_are_not_there_are_refused(runner, user):
         (1,),
         (1, 2, 3, 4),
         ("a", "b"),
-        "０",
+        "\uff10",
     ],
 )
 def test_user_that_is_parsed_strictly(runner, user):
