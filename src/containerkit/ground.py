@@ -190,8 +190,7 @@ def _map_ids(spec: Spec, stage: Staging) -> tuple[Mappings, IdRange | None]:
     if spec.uid_mappings is not None and spec.gid_mappings is not None:
         return (spec.uid_mappings, spec.gid_mappings), None
     ids = lease()
-    mapping = (IdMapping(0, ids.base, RANGE),)
-    return (mapping, mapping), ids
+    return ((IdMapping(0, ids.base, RANGE),), (IdMapping(0, ids.gid_base, RANGE),)), ids
 
 
 def _nested_mappings(spec: Spec, stage: Staging) -> Mappings:

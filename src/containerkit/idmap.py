@@ -7,15 +7,18 @@ its own id alone, or the ranges that /etc/subuid grants it, by newuidmap(1) and 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
-from typing import Final
+from errno import EAGAIN, EPERM
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from containerkit.errors import SpecError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 __all__ = ["RANGE", "IdMapping", "IdRange", "lease", "mapping_text", "subordinate"]
 
@@ -28,6 +31,9 @@ _FIRST_BASE: Final = 0x1000_0000  # 268 million: beyond what useradd, systemd's 
 _BLOCK_RANGES: Final = 256  # ranges under one lock file
 _BLOCKS: Final = 224  # up to 0xF000_0000
 _FOLDER: Final = "/run/containerkit/ids"
+_SUBUID, _SUBGID = "/etc/subuid", "/etc/subgid"
+_GRANTEES: Final = ("containerkit", "root")
+"""Who may be granted ranges for the containers of a privileged caller; the first that is has them."""
 
 
 def _an_id(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
@@ -84,62 +90,168 @@ def check_mappings(mappings: tuple[IdMapping, ...], what: str) -> None:
 
 
 class IdRange:
-    """A range that one container holds; :meth:`release` gives it back, and may be called twice."""
+    """A range that one container holds; :meth:`release` gives it back, and may be called twice.
 
-    __slots__ = ("_owner", "base")
+    Attributes:
+        base: the first user id, outside.
+        gid_base: the first group id.
+    """
 
-    def __init__(self, base: int, owner: _Ranges) -> None:
+    __slots__ = ("_give_back", "base", "gid_base")
+
+    def __init__(self, base: int, gid_base: int, give_back: Callable[[], None]) -> None:
         self.base = base
-        self._owner: _Ranges | None = owner
+        self.gid_base = gid_base
+        self._give_back: Callable[[], None] | None = give_back
 
     def release(self) -> None:
         """Let another container have it; only once nothing runs under these ids any more."""
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            owner.give_back(self.base)
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
 
     def __repr__(self) -> str:
-        state = "held" if self._owner is not None else "released"
+        state = "held" if self._give_back is not None else "released"
         return f"<IdRange {self.base} to {self.base + RANGE - 1}, {state}>"
 
 
+def _hold(name: str) -> int | None:
+    """Lock a file of that name; returns the descriptor that holds the lock, None where another has it."""
+    import fcntl
+
+    os.makedirs(_FOLDER, mode=0o700, exist_ok=True)
+    fd = os.open(f"{_FOLDER}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        # Of the open file, so that a forked child, which has a copy, does not count as another holder.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _let_go(fd: int) -> None:
+    import fcntl
+
+    fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to the copy of a forked child
+    os.close(fd)
+
+
+class _Granted:
+    """The ranges that the administrator has set aside: each has locks of its own, for as long as it is in use."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.files: tuple[tuple[int, ...], ...] | None = None
+        self.ranges: tuple[tuple[int, int], ...] = ()
+        self.used: set[tuple[int, int]] = set()
+
+    def take(self) -> IdRange | None:
+        """Return one that nobody holds, None where there is none."""
+        with self.lock:
+            self._read()
+            for pair in self.ranges:
+                if pair not in self.used and (locks := self._locks(*pair)) is not None:
+                    self.used.add(pair)
+                    return IdRange(*pair, lambda pair=pair, locks=locks: self._give_back(pair, locks))  # type: ignore[misc]
+        return None
+
+    def _locks(self, uid: int, gid: int) -> tuple[int, int] | None:
+        user = _hold(f"uid-{uid}")
+        if user is None:
+            return None
+        group = _hold(f"gid-{gid}")
+        if group is None:
+            _let_go(user)
+            return None
+        return user, group
+
+    def _give_back(self, pair: tuple[int, int], locks: tuple[int, int]) -> None:
+        with self.lock:
+            for fd in locks:
+                _let_go(fd)
+            self.used.discard(pair)
+
+    def _read(self) -> None:
+        """Read the files again if they have changed."""
+        now = _signature(_SUBUID), _signature(_SUBGID)
+        if now == self.files:
+            return
+        self.files, self.ranges = now, ()
+        for name in _GRANTEES:
+            uids, gids = (_of_names(path, _names(name)) for path in (_SUBUID, _SUBGID))
+            found = tuple(zip(_split(uids, "uid_map"), _split(gids, "gid_map"), strict=False))
+            if found:
+                self.ranges = found
+                return
+
+
+def _signature(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _split(granted: tuple[tuple[int, int], ...], mapped: str) -> Iterator[int]:
+    """Yield the first id of each whole range, of those that the caller's own user namespace maps."""
+    for first, count in granted:
+        for number in range(count // RANGE):
+            base = first + number * RANGE
+            if base + RANGE - 1 <= LARGEST_ID and _maps(mapped, base):
+                yield base
+
+
+def _maps(name: str, base: int) -> bool:
+    """Whether the caller's own user namespace maps a whole range. Source: user_namespaces(7)."""
+    with open(f"/proc/self/{name}", encoding="ascii") as file:
+        lines = [tuple(map(int, line.split())) for line in file]
+    return any(inside <= base and base + RANGE <= inside + count for inside, _, count in lines)
+
+
 class _Ranges:
-    """The ranges of this process: whole blocks, each held by a lock that the kernel drops when the process ends."""
+    """The library's own ranges: whole blocks, each held by a lock that the kernel drops when the process ends."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.free: list[int] = []
         self.locks: list[int] = []
+        self.granted = _Granted()
 
-    def take(self) -> int:
+    def take(self) -> IdRange:
+        found = self.granted.take()
+        if found is not None:
+            return found
         with self.lock:
             if not self.free:
                 self._take_block()
-            return self.free.pop()
+            base = self.free.pop()
+        return IdRange(base, base, lambda: self._give_back(base))
 
-    def give_back(self, base: int) -> None:
+    def _give_back(self, base: int) -> None:
         with self.lock:
             self.free.append(base)
 
     def _take_block(self) -> None:
-        import fcntl
-
-        os.makedirs(_FOLDER, mode=0o700, exist_ok=True)
-        for block in range(_BLOCKS):
-            fd = os.open(f"{_FOLDER}/{block}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                # Of the open file, so that a forked child, which has a copy, does not count as another holder.
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
+        if not _maps("uid_map", _FIRST_BASE) or not _maps("gid_map", _FIRST_BASE):
+            hint = "the user namespace of the caller has no such ids to give: pass uid_mappings and gid_mappings"
+            raise UnsupportedError("lease", EPERM, "id range", hint)
+        # Not always the first: when a process is killed its lock is gone a moment before its containers are.
+        offset = os.getpid() % _BLOCKS
+        for number in range(_BLOCKS):
+            block = (offset + number) % _BLOCKS
+            fd = _hold(str(block))
+            if fd is None:
                 continue
             self.locks.append(fd)
             first = _FIRST_BASE + block * _BLOCK_RANGES * RANGE
             # The lowest comes off the end first and is used again first: its caches are warm.
             self.free.extend(first + number * RANGE for number in reversed(range(_BLOCK_RANGES)))
             return
-        raise UnsupportedError("lease", 11, "id range", f"all {_BLOCKS} blocks in {_FOLDER} are held by live processes")
+        hint = f"all {_BLOCKS} blocks in {_FOLDER} are held by live processes"
+        raise UnsupportedError("lease", EAGAIN, "id range", hint)
 
 
 _ranges: _Ranges | None = None
@@ -150,17 +262,20 @@ def lease() -> IdRange:
     """Take a range of 65,536 ids that no other live container on this machine has.
 
     Raises:
-        UnsupportedError: every range is taken.
+        UnsupportedError: every range is taken, or the caller's own user namespace has none to give.
         OSError: the lock files can't be made.
 
-    Side effects: a lock file under /run/containerkit/ids, held until the process ends.
+    Side effects: a lock file under /run/containerkit/ids, held until the process ends; for a range that was granted,
+        two, held until it is released.
+
+    Source: subuid(5), user_namespaces(7).
     """
     global _ranges  # noqa: PLW0603 - one set of ranges for a process, made when first asked for
     with _making:
         if _ranges is None or _ranges.pid != os.getpid():
             _ranges = _Ranges()
         owner = _ranges
-    return IdRange(owner.take(), owner)
+    return owner.take()
 
 
 def subordinate(path: str, uid: int) -> tuple[tuple[int, int], ...]:
@@ -175,11 +290,21 @@ def subordinate(path: str, uid: int) -> tuple[tuple[int, int], ...]:
 
     Source: subuid(5).
     """
+    return _of_names(path, _names(uid))
+
+
+def _names(user: int | str) -> frozenset[str]:
+    """Return the name and the number of a user, as far as there are both."""
     import pwd
 
-    names = {str(uid)}
-    with contextlib.suppress(KeyError):
-        names.add(pwd.getpwuid(uid).pw_name)
+    try:
+        entry = pwd.getpwnam(user) if isinstance(user, str) else pwd.getpwuid(user)
+    except KeyError:
+        return frozenset({str(user)})
+    return frozenset({entry.pw_name, str(entry.pw_uid)})
+
+
+def _of_names(path: str, names: frozenset[str]) -> tuple[tuple[int, int], ...]:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.read().splitlines()
