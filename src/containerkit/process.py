@@ -1,0 +1,335 @@
+"""A process that runs in a container, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import struct
+import threading
+import time
+from contextlib import contextmanager
+from errno import ECHILD, EINTR
+from subprocess import DEVNULL, PIPE, STDOUT
+from typing import IO, TYPE_CHECKING, Any, Final, Self
+
+from containerkit import _native
+from containerkit.conversation import LONGEST_POLL_MS, Conversation
+from containerkit.errors import ContainerTimeout, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from containerkit._native.outcome import Ending
+    from containerkit.command import Command
+    from containerkit.result import Cause, Usage
+    from containerkit.streams import Streams
+    from containerkit.supervision import Supervision
+
+__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process"]
+
+OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
+"""What ``run`` keeps of a command's output unless it is told otherwise; a command that writes more is killed."""
+
+_REPORT: Final = struct.Struct("=ii18q")  # struct report in init.c
+_TIOCSWINSZ: Final = 0x5414
+
+
+class Process:
+    """A process in a container, as ``popen`` returns it; there is no other way to make one.
+
+    In the manner of :class:`subprocess.Popen`: ``stdin``, ``stdout``, ``stderr`` are files or None, ``returncode`` is
+    None while it runs. All signals go through a pidfd, so none can hit another process.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        pid: int,
+        pidfd: int,
+        streams: Streams,
+        *,
+        report: int = -1,
+        text: Callable[[IO[bytes]], IO[Any]] | None = None,
+        finish: Callable[[Process], None] | None = None,
+        kill_tree: Callable[[], None] | None = None,
+    ) -> None:
+        self.args = [os.fsdecode(word) for word in command.argv]
+        self.pid = pid
+        self.returncode: int | None = None
+        self.usage: Usage | None = None
+        self.cause: Cause | None = None
+        self.supervision: Supervision | None = None
+        self.terminal = streams.terminal
+        self._pidfd = pidfd
+        self._report = report
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._watchers = 0
+        self._finish = finish
+        self._kill_tree = kill_tree
+        self._timed_out = False
+        self.stdin: IO[Any] | None = None
+        self.stdout: IO[Any] | None = None
+        self.stderr: IO[Any] | None = None
+        self._open_files(streams, text)
+
+    def _open_files(self, streams: Streams, text: Callable[[IO[bytes]], IO[Any]] | None) -> None:
+        wrap = text or (lambda file: file)
+        if streams.terminal:
+            master = streams.own[0]
+            assert master is not None
+            self.stdin = wrap(os.fdopen(master, "wb", buffering=0))
+            self.stdout = wrap(os.fdopen(os.dup(master), "rb", buffering=0))
+            return
+        modes = ("wb", "rb", "rb")
+        self.stdin, self.stdout, self.stderr = (
+            None if fd is None else wrap(os.fdopen(fd, mode)) for fd, mode in zip(streams.own, modes, strict=True)
+        )
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else f"ended with {self.returncode}"
+        return f"<Process {self.pid} {' '.join(self.args)[:60]!r} {state}>"
+
+    def fileno(self) -> int:
+        """Return the pidfd: readable once the process has ended.
+
+        Raises:
+            StateError: it was waited for.
+        """
+        if self.returncode is not None:
+            raise StateError(f"{self!r}: it was waited for, its descriptor is closed")
+        return self._pidfd
+
+    # --- Waiting
+
+    def poll(self) -> int | None:
+        """Return the exit status if it has ended, else None; does not wait."""
+        return self._collect()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end.
+
+        Args:
+            timeout: seconds (default: for ever).
+
+        Returns:
+            The exit status, or the negative number of the signal.
+
+        Raises:
+            ContainerTimeout: it still runs; nothing was done to it.
+        """
+        if timeout is not None and self.returncode is None and not self._ended_within(timeout):
+            raise ContainerTimeout(self.args, timeout)
+        while (status := self._collect()) is None:
+            self._ended_within(86_400.0)  # asleep without the lock: poll() of another thread must not wait for us
+        return status
+
+    def _ended_within(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        with self.watch() as fd:
+            if fd < 0:
+                return True
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            while True:
+                left = deadline - time.monotonic()
+                if poll.poll(min(max(0.0, left * 1000), LONGEST_POLL_MS)):
+                    return True
+                if left <= 0:
+                    return False
+
+    @contextmanager
+    def watch(self) -> Iterator[int]:
+        """Lend the pidfd for as long as somebody waits at it: no other thread closes it meanwhile. -1 after the end."""
+        with self._lock:
+            self._watchers += 1
+            fd = self._pidfd
+        try:
+            yield fd
+        finally:
+            with self._lock:
+                self._watchers -= 1
+                self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self.returncode is not None and self._watchers == 0 and self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _collect(self) -> int | None:
+        """Reap it once if it has ended, whoever asks first; the others find what was found."""
+        if self.returncode is not None:
+            return self.returncode
+        with self._lock:
+            if self.returncode is not None:
+                return self.returncode
+            if os.getpid() != self._owner:
+                raise StateError(f"{self!r}: it is a child of the process that this one was forked from")
+            try:
+                ending = _native.interpreter().wait(self._pidfd, os.WEXITED | os.WNOHANG)
+            except OSError as error:
+                if error.errno == EINTR:
+                    return None
+                if error.errno != ECHILD:
+                    raise
+                ending = self._reaped_by_another()
+            if ending is None:
+                return None
+            self._settle(ending)
+        return self.returncode
+
+    def _reaped_by_another(self) -> Ending:
+        """Ask the pidfd what became of a child that another's wait(-1) took. Source: PIDFD_GET_INFO, Linux 6.15."""
+        import fcntl
+
+        from containerkit import result
+
+        request = bytearray(64)
+        struct.pack_into("=Q", request, 0, 1 << 3)  # PIDFD_INFO_EXIT
+        try:
+            fcntl.ioctl(self._pidfd, 0xC040_FF0B, request)
+            known = struct.unpack_from("=Q", request, 0)[0] & 1 << 3
+        except OSError:
+            known = 0
+        status = struct.unpack_from("=i", request, 60)[0] if known else 255 << 8
+        return result.decode(self.pid, status, (0,) * 18)
+
+    def _settle(self, ending: Ending) -> None:
+        """Take over how it ended; the report of init, where there is one, tells it of the command itself."""
+        from containerkit import result
+
+        if self._report >= 0:
+            ending = self._from_report(ending)
+        exited = ending.code == os.CLD_EXITED
+        self.usage = result.Usage.from_ending(ending)
+        self.cause = "timeout" if self._timed_out else result.cause_of(ending)
+        try:
+            if self._finish is not None:
+                self._finish(self)
+        finally:
+            self.returncode = ending.status if exited else -ending.status
+            self._close_pidfd()
+
+    def _from_report(self, ending: Ending) -> Ending:
+        from containerkit import result
+
+        try:
+            os.set_blocking(self._report, False)
+            raw = os.read(self._report, _REPORT.size)
+        except BlockingIOError:
+            raw = b""
+        finally:
+            os.close(self._report)
+            self._report = -1
+        if len(raw) != _REPORT.size:
+            return ending._replace(code=os.CLD_KILLED, status=signal.SIGKILL)
+        status, _, *usage = _REPORT.unpack(raw)
+        return result.decode(ending.pid, status, tuple(usage))
+
+    # --- Signals
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended. Source: pidfd_send_signal(2)."""
+        with self._lock:
+            if self.returncode is not None:
+                return
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                return
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it: SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def _kill_all(self) -> None:
+        """End it with all that it has started, as far as that can be told apart from what others have started."""
+        if self.returncode is not None:
+            return
+        if self._kill_tree is not None:
+            self._kill_tree()
+        elif self._report < 0:  # else it is the init: with it goes the whole pid namespace
+            from containerkit.kill import kill_tree
+
+            self.send_signal(signal.SIGSTOP)
+            kill_tree(self.pid)
+        self.kill()
+
+    # --- Talking
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of its terminal. Source: ioctl_tty(2), TIOCSWINSZ.
+
+        Raises:
+            StateError: it has none.
+            SpecError: no such size.
+        """
+        import fcntl
+
+        from containerkit.streams import window_size
+
+        if not self.terminal or self.stdin is None:
+            raise StateError(f"{self!r}: it has no terminal; start it with pty=True")
+        rows, columns = window_size((rows, columns))
+        fcntl.ioctl(self.stdin.fileno(), _TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
+
+    def communicate(
+        self,
+        input: Any = None,  # noqa: A002 - subprocess's own argument
+        timeout: float | None = None,
+        *,
+        limit_bytes: int | None = None,
+    ) -> tuple[Any, Any]:
+        """Send input, read both outputs to the end, and wait.
+
+        Args:
+            input: bytes, or str if the files are text.
+            timeout: seconds (default: for ever).
+            limit_bytes: kill it once it has written more than this to both outputs together (default: no limit).
+
+        Returns:
+            What it wrote to stdout and stderr; None where there is no pipe.
+
+        Raises:
+            ContainerTimeout: the time was up; it and what it started are dead, the error holds what came by then.
+        """
+        return Conversation(self, input, timeout, limit_bytes).hold()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close_files()
+        if kind is not None:
+            self._kill_all()
+        self.wait()
+
+    def _close_files(self) -> None:
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                try:
+                    file.close()
+                except BrokenPipeError:
+                    continue
+
+    def close(self) -> None:
+        """Kill it if it runs, wait for it and close its files; harmless when repeated."""
+        if os.getpid() != self._owner:
+            return
+        self._close_files()
+        self._kill_all()
+        self.wait()
+
+    def __del__(self) -> None:
+        # The files close themselves. A live process belongs to its container, which ends it.
+        for fd in (getattr(self, "_pidfd", -1), getattr(self, "_report", -1)):
+            if fd >= 0 and getattr(self, "returncode", 0) is None and self._finish is None:
+                os.close(fd)
