@@ -6,11 +6,11 @@ Nothing of it is left when a step fails: the process is killed, the control grou
 from __future__ import annotations
 
 import os
-import socket
 
 from containerkit._native import constants as k
 from containerkit.oci import capabilities, dialogue, kernel, store
 from containerkit.oci import config as configuration
+from containerkit.oci.channel import Channel
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
 from containerkit.oci.partner import Partner
 from containerkit.oci.payload import Payload, candidates
@@ -192,7 +192,7 @@ class Birth(Partner):
             self.groups.make()
             self._limit()
         self.entry.write(store.CONFIG, self.content)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = Channel.pair()
         with ours:
             with theirs, self._open_gate() as gate:
                 self._write_tape(theirs.fileno(), gate.fileno())
@@ -295,6 +295,9 @@ class Birth(Partner):
         if ".." in path.split("/"):
             raise ConfigError("linux.cgroupsPath", f"{path!r} must not have '..'")
         found = [each for each in hierarchies() if self.host.privileged or os.access(each.place(each.own), os.W_OK)]
+        resources = self.config.linux.resources
+        if found and found[0].version == 1 and found[-1].version == 2 and not (resources and resources.unified):
+            found.pop()  # where version 1 has the controllers, joining version 2 costs a global lock and gives nothing
         return Groups("/" + path.strip("/"), found) if found else None
 
     def _limit(self) -> None:
@@ -303,12 +306,9 @@ class Birth(Partner):
 
             limits.apply(self.groups, self.config.linux.resources)
 
-    def _open_gate(self) -> socket.socket:
+    def _open_gate(self) -> Channel:
         """Bind the socket at which the container waits; the short way, since a path has at most 107 bytes."""
-        gate = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        gate.bind(f"/proc/self/fd/{self.entry.fd}/{store.GATE}")
-        gate.listen(1)
-        return gate
+        return Channel.listening(f"/proc/self/fd/{self.entry.fd}/{store.GATE}")
 
     # --- the tape
 
@@ -356,6 +356,10 @@ class Birth(Partner):
         )
         tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="keep others out of this process")
         tape.call("umask", 0)
+        if self.groups is not None and not self.unit:
+            for fd in self.groups.open_doors():
+                builder.passed.append(fd)
+                tape.call("write", fd, b"0", 1, target="join the control groups")
         dialogue.pause(tape, channel, b"n", "namespaces are there")
         self._enter_late_namespaces()
         builder.open_sources()
@@ -481,8 +485,7 @@ class Birth(Partner):
             if self.groups is not None:
                 self.groups.make(in_use=True)
                 self._limit()
-        if self.groups is not None:
-            self.groups.add(self.pid)
+                self.groups.add(self.pid)
         if self.process.oom_score_adj is not None:
             set_score(self.pid, self.process.oom_score_adj, nested=self.host.nested)
         self._map_mounts()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 from struct import pack, unpack
 
+from containerkit.oci.channel import Channel
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 TYPE_CHECKING = False
@@ -27,12 +27,11 @@ def send_descriptor(path: str, fd: int, message: bytes) -> None:
 
     Source: SCM_RIGHTS in unix(7).
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.connect(path)
-            channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pack("=i", fd))])
-        except OSError as error:
-            raise RuntimeFailure(f"send a descriptor to {path}: {strerror(error.errno or 0)}") from None
+    try:
+        with Channel.connected(path) as channel:
+            channel.send_descriptor(fd, message)
+    except OSError as error:
+        raise RuntimeFailure(f"send a descriptor to {path}: {strerror(error.errno or 0)}") from None
 
 
 def set_size(master: int, box: Box | None) -> None:

@@ -21,8 +21,7 @@ from struct import unpack_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
-
+    from containerkit.oci.channel import Channel
     from containerkit.oci.tape import Data, Slot, Tape
 
 __all__ = ["ACKNOWLEDGED", "Failure", "hand_over", "pause", "receive", "settle"]
@@ -60,17 +59,14 @@ def _await(tape: Tape, channel: int, why: str) -> None:
     tape.call("write", channel, ACKNOWLEDGED, 1, target=why, hint="the runtime has died")
 
 
-def receive(channel: socket) -> tuple[bytes, int] | Failure | None:
+def receive(channel: Channel) -> tuple[bytes, int] | Failure | None:
     """Wait for a message.
 
     Returns:
         The letter and the descriptor's number, a failure, or None at the end: the first process has exec'd or died.
     """
     while True:
-        try:
-            message = channel.recv(64)
-        except ConnectionResetError:
-            return None
+        message = channel.receive()
         if not message:
             return None
         if len(message) == 8:
@@ -80,9 +76,6 @@ def receive(channel: socket) -> tuple[bytes, int] | Failure | None:
             return message[:1], number
 
 
-def settle(channel: socket) -> None:
+def settle(channel: Channel) -> None:
     """Wait until the last answer is acknowledged: whoever closes the channel before would be taken for dead."""
-    try:
-        channel.recv(64)
-    except ConnectionResetError:
-        return
+    channel.receive()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 
 from containerkit._native import constants as k
 from containerkit.oci import capabilities, dialogue, jsontext, store, waiting
 from containerkit.oci import config as configuration
 from containerkit.oci.birth import Host, find_program, keep_descriptors, set_limits, set_score, write_pid_file
+from containerkit.oci.channel import Channel
 from containerkit.oci.config import Process, User
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
 from containerkit.oci.lifehooks import kinds_of, stored_config
@@ -164,7 +164,7 @@ class Joining(Partner):
         target = self._open_target()
         time = self._open_time()
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = Channel.pair()
         try:
             with ours:
                 with theirs:
@@ -305,7 +305,7 @@ class Joining(Partner):
         if self.host.raises_limits:
             set_limits(self.pid, self.process, "process")
 
-    def _await_exec(self, channel: socket.socket) -> None:
+    def _await_exec(self, channel: Channel) -> None:
         """The channel closes when the program has been executed; the pid file tells the engine so."""
         message = dialogue.receive(channel)
         if isinstance(message, dialogue.Failure):

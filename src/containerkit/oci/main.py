@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from containerkit.oci.flags import Flags
 
-__all__ = ["SPEC_VERSION", "Call", "main"]
+__all__ = ["SPEC_VERSION", "Call", "leave", "main"]
 
 SPEC_VERSION = "1.2.0"
 
@@ -212,6 +212,17 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 255 if verb == "exec" else 1
+
+
+def leave(status: int) -> None:
+    """End the process at once: the kernel takes down faster what the interpreter would take down piece by piece.
+
+    Args:
+        status: its exit status.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log) -> int:

@@ -11,9 +11,9 @@ from containerkit.oci.tape import Tape
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from socket import socket
     from typing import Any
 
+    from containerkit.oci.channel import Channel
     from containerkit.oci.config import Config, Process
     from containerkit.oci.main import Call
     from containerkit.oci.store import Entry
@@ -68,7 +68,7 @@ class Partner:
         listened = os.environ.get("LISTEN_FDS", "")
         return self.call.flags.number("preserve-fds") + (int(listened) if listened.isdecimal() else 0)
 
-    def converse(self, channel: socket, answers: Mapping[bytes, Callable[[int], None]], last: bytes) -> None:
+    def converse(self, channel: Channel, answers: Mapping[bytes, Callable[[int], None]], last: bytes) -> None:
         """Answer the process's letters until one of them is the last.
 
         Raises:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import _socket
 import os
 
 from containerkit.oci import store
+from containerkit.oci.channel import Channel
 from containerkit.oci.errors import RuntimeFailure, StepError
 
 TYPE_CHECKING = False
@@ -54,19 +54,13 @@ def open_gate(entry: Entry) -> None:
     Raises:
         RuntimeFailure: it could not.
     """
-    gate = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
-        try:
-            gate.connect(f"/proc/self/fd/{entry.fd}/{store.GATE}")
-        except (ConnectionRefusedError, FileNotFoundError):
-            _unlink(entry)
-            raise RuntimeFailure("cannot start an already running container") from None
-        try:
-            told = gate.recv(64)
-        except ConnectionResetError:
-            told = b""
-    finally:
-        gate.close()
+        gate = Channel.connected(f"/proc/self/fd/{entry.fd}/{store.GATE}")
+    except (ConnectionRefusedError, FileNotFoundError):
+        _unlink(entry)
+        raise RuntimeFailure("cannot start an already running container") from None
+    with gate:
+        told = gate.receive()
     _unlink(entry)
     if told:
         raise _failure(entry, told)

@@ -20,6 +20,8 @@ __all__ = ["SLOTS", "Data", "Slot", "Tape"]
 SLOTS = 1024
 _NO_SLOT = 0xFFFF
 _STEP = Struct("=HHi8B4h6q")
+_KINDS, _SKIP, _LEAP, _TOLERATED, _VALUES = 3, 9, 10, 11, 15
+"""Where the fields of a step begin."""
 
 _MORE_CALLS = {
     "x86_64": {"accept4": 288, "faccessat2": 439, "kill": 62},
@@ -120,13 +122,16 @@ class Tape:
         hint: str = "",
     ) -> int:
         """Add a step and return its number."""
-        kinds = [0] * 6
-        values = [0] * 6
-        for position, argument in enumerate(args):
-            kinds[position], values[position] = self._argument(argument)
-        tolerated = [*ok, 0, 0, 0, 0][:4]
         number = _NO_SLOT if result is None else result.number
-        self._steps.append([kind, number, call, *kinds, 0, 0, *tolerated, *values])
+        step = [kind, number, call, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        for position, argument in enumerate(args):
+            if type(argument) is int:  # most of them are
+                step[_VALUES + position] = argument
+            else:
+                step[_KINDS + position], step[_VALUES + position] = self._argument(argument)
+        for position, error in enumerate(ok):
+            step[_TOLERATED + position] = error
+        self._steps.append(step)
         self.names.append((name, target, hint))
         return len(self._steps) - 1
 
@@ -156,11 +161,11 @@ class Tape:
 
     def skip_here(self, number: int) -> None:
         """Let the walk go on here when step ``number`` fails with a tolerated error."""
-        self._steps[number][9] = self._reach(number)
+        self._steps[number][_SKIP] = self._reach(number)
 
     def leap_here(self, number: int) -> None:
         """Let the walk go on here when step ``number`` succeeds."""
-        self._steps[number][10] = self._reach(number)
+        self._steps[number][_LEAP] = self._reach(number)
 
     def aim_here(self, number: int) -> None:
         """Let the process that the clone of step ``number`` makes go on here."""
