@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EAGAIN, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM
+from errno import EACCES, EAGAIN, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM, EUSERS
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +22,7 @@ TAPE_SLOT: Final = "tape"
 """The slot of the tape itself, for :func:`containerkit.plan.enter`."""
 
 _HINTS: Final = {
-    ("clone", EPERM): "this host forbids user namespaces to this user; `containerkit probe` tells which rule does",
+    ("clone", EPERM): "this host forbids namespaces to this user; `containerkit probe` tells more",
     ("clone", ENOSPC): "a limit on namespaces is reached: see user.max_*_namespaces, or nesting is deeper than 32",
     ("clone", EAGAIN): "a limit on processes is reached: see ulimit -u, pids.max and kernel.pid_max",
     ("clone", EINVAL): "the kernel lacks one of these namespaces, or they can't be combined",
@@ -30,6 +30,10 @@ _HINTS: Final = {
     ("execve", ENOENT): "the command, or the interpreter that it names, is not inside the container",
     ("mount_setattr", ENOSYS): "mount_setattr needs Linux 5.12",
 }
+
+
+_FORBIDDEN: Final = frozenset({EPERM, EACCES, ENOSPC, EUSERS})
+"""How the kernel, or a security module, answers those that may make no namespaces."""
 
 
 class Program:
@@ -133,7 +137,12 @@ class Program:
     @staticmethod
     def _error(operation: Operation, error: int) -> SetupError:
         hint = operation.hint or _HINTS.get((operation.name, error), "")
-        kind = UnsupportedError if error == ENOSYS or (operation.name == "clone" and error == EPERM) else SetupError
+        forbidden = operation.name in ("clone", "unshare") and error in _FORBIDDEN
+        if forbidden:
+            from containerkit._linux.features import why_no_namespaces
+
+            hint = why_no_namespaces(error) or hint
+        kind = UnsupportedError if error == ENOSYS or forbidden else SetupError
         return kind(operation.name, error, operation.target, hint)
 
 

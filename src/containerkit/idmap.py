@@ -20,7 +20,7 @@ from containerkit.errors import SpecError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["RANGE", "IdMapping", "IdRange", "lease", "mapping_text", "subordinate"]
+__all__ = ["RANGE", "IdMapping", "IdRange", "has_ids_to_spare", "lease", "mapping_text", "subordinate"]
 
 RANGE: Final = 65_536
 """Ids in the range of one container."""
@@ -210,6 +210,11 @@ def _maps(name: str, base: int) -> bool:
     return any(inside <= base and base + RANGE <= inside + count for inside, _, count in lines)
 
 
+def has_ids_to_spare() -> bool:
+    """Whether the caller's own user namespace maps the ids that the library gives to containers."""
+    return _maps("uid_map", _FIRST_BASE) and _maps("gid_map", _FIRST_BASE)
+
+
 class _Ranges:
     """The library's own ranges: whole blocks, each held by a lock that the kernel drops when the process ends."""
 
@@ -235,7 +240,7 @@ class _Ranges:
             self.free.append(base)
 
     def _take_block(self) -> None:
-        if not _maps("uid_map", _FIRST_BASE) or not _maps("gid_map", _FIRST_BASE):
+        if not has_ids_to_spare():
             hint = "the user namespace of the caller has no such ids to give: pass uid_mappings and gid_mappings"
             raise UnsupportedError("lease", EPERM, "id range", hint)
         # Not always the first: when a process is killed its lock is gone a moment before its containers are.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from errno import EACCES, EPERM
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -21,8 +22,8 @@ import attrs
 from containerkit import _native, plan
 from containerkit._native import constants as k
 from containerkit.engine import Program
-from containerkit.errors import UnsupportedError
-from containerkit.idmap import IdMapping, mapping_text, subordinate
+from containerkit.errors import SetupError, UnsupportedError
+from containerkit.idmap import IdMapping, has_ids_to_spare, mapping_text, subordinate
 from containerkit.plan import Operation, Plan, Slot
 
 if TYPE_CHECKING:
@@ -58,7 +59,11 @@ _SYS_TREE = Slot("sys tree")
 
 
 def is_privileged() -> bool:
-    """Whether this process may make namespaces and id maps as the machine's (or its container's) root."""
+    """Whether this process may make namespaces, fresh kernel filesystems and id maps as root.
+
+    A root that is one only in a user namespace, without a pid namespace of its own or without ids to spare, is an
+    ordinary user in that: it can't do more.
+    """
     if os.geteuid() != 0:
         return False
     with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
@@ -66,8 +71,25 @@ def is_privileged() -> bool:
             if line.startswith("CapEff:"):
                 effective = int(line.split()[1], 16)
                 # CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN
-                return all(effective >> bit & 1 for bit in (6, 7, 21))
+                return all(effective >> bit & 1 for bit in (6, 7, 21)) and _owns_processes() and has_ids_to_spare()
     return False
+
+
+def _owns_processes() -> bool:
+    """Whether the pid namespace is that of the own user namespace. Source: ioctl_ns(2), NS_GET_USERNS."""
+    from fcntl import ioctl
+
+    at = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner = ioctl(at, k.NS_GET_USERNS)
+    except PermissionError:  # it lies outside
+        return False
+    finally:
+        os.close(at)
+    try:
+        return os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+    finally:
+        os.close(owner)
 
 
 @attrs.define(eq=False)
@@ -165,7 +187,10 @@ def _build(*, host: bool) -> Staging:
         return Staging(program.slot(outcome, "mount"), programs=root.programs if root else ())
     mappings = own_mappings()
     program = Program(Plan(tuple(_holder(mappings, root))))
-    outcome = program.run(inputs, flags=_native.SHARE_FILES | _native.NO_PROCESS)
+    try:
+        outcome = program.run(inputs, flags=_native.SHARE_FILES | _native.NO_PROCESS)
+    except SetupError as error:
+        raise _explained(error) from None
     return Staging(
         program.slot(outcome, "mount"),
         program.slot(outcome, "holder"),
@@ -173,6 +198,16 @@ def _build(*, host: bool) -> Staging:
         mappings,
         root.programs if root else (),
     )
+
+
+def _explained(error: SetupError) -> SetupError:
+    """Look for the reason: some hosts let anyone make a user namespace, only to withhold its capabilities."""
+    if isinstance(error, UnsupportedError) or error.errno not in (EPERM, EACCES):
+        return error
+    from containerkit._linux.features import why_no_namespaces
+
+    hint = why_no_namespaces(error.errno)
+    return UnsupportedError(error.operation, error.errno, error.target, hint) if hint else error
 
 
 def own_mappings() -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
@@ -320,13 +355,15 @@ def _dev(*, privileged: bool) -> list[Operation]:
     tree = Slot("tree")
     for name in bound:
         source = b"null" if name == "console" else name.encode()
+        own = plan.open_tree(_DEV, source, tree) if privileged else plan.open_tree(k.AT_FDCWD, b"/dev/" + source, tree)
         steps += [
-            plan.open_tree(k.AT_FDCWD, b"/dev/" + source, tree),
+            own,
             plan.move_mount(tree, _DEV, name.encode()),
             plan.close(tree),
         ]
+    # Devices can be written to nevertheless; their nodes, which may be the host's own, can't be changed.
     flags = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
-    steps.append(plan.mount_setattr(_DEV, set_flags=flags, target="dev"))
+    steps.append(plan.mount_setattr(_DEV, set_flags=flags, recursive=True, target="dev"))
     return steps
 
 

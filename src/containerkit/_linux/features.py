@@ -1,7 +1,5 @@
 """What this host can do, found out by trying: a version number or a sysctl alone may lie."""
 
-# ruff: noqa: PTH123 - importing pathlib takes longer than most of the trials
-
 from __future__ import annotations
 
 import os
@@ -12,7 +10,7 @@ import attrs
 
 from containerkit.errors import SetupError
 
-__all__ = ["Feature", "HostReport", "probe"]
+__all__ = ["Feature", "HostReport", "probe", "why_no_namespaces"]
 
 
 @attrs.frozen(kw_only=True)
@@ -199,7 +197,7 @@ def probe(timeout_s: float = 30) -> HostReport:
 
 def _tried(timeout_s: float) -> dict[str, tuple[int, str]]:
     """Run the trials; returns the error number and the detail of each."""
-    import subprocess  # noqa: PLC0415 - for those who probe only
+    import subprocess
 
     code = "import sys; sys.path[:] = sys.argv[1:]; from containerkit._linux import trials; trials.main()"
     command = [sys.executable, "-S", "-E", "-B", "-c", code, *sys.path]
@@ -237,8 +235,40 @@ def _hint(name: str, hint: str, number: int) -> str:
     return f"{hint}; it takes a kernel with CONFIG_USER_NS {_OUTER}"
 
 
+def why_no_namespaces(number: int) -> str:
+    """Say what keeps the caller from making namespaces, once the kernel has refused. It tries again, in other processes.
+
+    Args:
+        number: the error number of the refusal.
+
+    Returns:
+        A hint for people; empty when the trials find nothing that is forbidden.
+    """
+    if number in (ENOSPC, EUSERS):
+        for name in _LIMITS:
+            if _content(f"/proc/sys/user/{name}") == "0":
+                return (
+                    f"sysctl user.{name} is 0 here, which forbids them: raise it where it was lowered, such as to 65536"
+                )
+    try:
+        report = probe(10)
+    except SetupError:
+        return ""
+    if not report.user_namespaces:
+        detail = report.user_namespaces.detail
+        return f"user namespaces can't be used here ({detail}): {report.user_namespaces.hint.partition('; ')[2]}"
+    if number in (ENOSPC, EUSERS):
+        return "a limit on namespaces is reached: see user.max_*_namespaces here and in outer user namespaces"
+    if not report.namespaces:
+        return f"a kind of namespace can't be made here ({report.namespaces.detail}): {report.namespaces.hint}"
+    return ""
+
+
+_LIMITS = tuple(f"max_{kind}_namespaces" for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"))
+
+
 def _id_map_helpers(title: str, hint: str) -> Feature:
-    from shutil import which  # noqa: PLC0415 - for those who probe only
+    from shutil import which
 
     found = [which(name) for name in ("newuidmap", "newgidmap")]
     if all(found):
