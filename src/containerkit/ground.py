@@ -34,21 +34,20 @@ _PROGRAMS_KEPT: Final = 256
 
 
 class Programs:
-    """Compiled plans, the most recently used ones."""
+    """Compiled plans, the last ones made."""
 
     def __init__(self) -> None:
         self.kept: dict[Any, Program] = {}
         self.lock = threading.Lock()
 
     def get(self, key: Any, make: Callable[[], Program]) -> Program:
-        with self.lock:
-            program = self.kept.pop(key, None)
+        program = self.kept.get(key)  # needs no lock, and hashes the description once
         if program is None:
             program = make()
-        with self.lock:
-            self.kept[key] = program
-            while len(self.kept) > _PROGRAMS_KEPT:
-                del self.kept[next(iter(self.kept))]
+            with self.lock:
+                self.kept[key] = program
+                while len(self.kept) > _PROGRAMS_KEPT:
+                    del self.kept[next(iter(self.kept))]
         return program
 
 
