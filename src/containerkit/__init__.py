@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from containerkit.mount import Mount
     from containerkit.namespace import Kind, Namespace, Namespaces, TimeOffsets
     from containerkit.oneshot import run
+    from containerkit.pool import NetworkPool
     from containerkit.process import DEVNULL, PIPE, STDOUT, Process
     from containerkit.result import CompletedProcess, Usage
     from containerkit.rootfs import RootFS
@@ -61,6 +62,7 @@ _PLACES = {
     "Mount": "mount",
     "Namespace": "namespace",
     "Namespaces": "namespace",
+    "NetworkPool": "pool",
     "OutOfMemory": "errors",
     "PIPE": "process",
     "Process": "process",
@@ -98,6 +100,7 @@ __all__ = [
     "Mount",
     "Namespace",
     "Namespaces",
+    "NetworkPool",
     "OutOfMemory",
     "Process",
     "RootFS",

@@ -153,7 +153,7 @@ class Ground:
             SetupError: an operation failed; all that it had made is gone.
         """
         shape = None if mode.command is None else mode.command.shape
-        key = (self.spec, self.host, mode.init, mode.reads_upper, shape)
+        key = (self.spec.shape, self.host, mode.init, mode.reads_upper, shape)
         program = programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
         return program.run({**self.inputs(), **slots}, argv=argv, envp=envp, blocks=self.blocks())

@@ -141,6 +141,24 @@ class Spec:
             if getattr(names, kind) != "new":
                 raise SpecError(f"sysctls: {key} belongs to a new {kind} namespace: namespaces.{kind} must be 'new'")
 
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """All of it that the plan depends on: that a namespace is joined is a part of it, which one is not."""
+        names = self.namespaces
+        kinds = (names.mount, names.pid, names.network, names.ipc, names.uts, names.user, names.cgroup, names.time)
+        return (
+            self.rootfs,
+            self.mounts,
+            tuple(wish if wish in ("new", "host") else "joined" for wish in kinds),
+            self.hostname,
+            self.domainname,
+            self.time_offsets,
+            self.sysctls,
+            self.masked_paths,
+            self.readonly_paths,
+            self.nested_userns,
+        )
+
 
 CONFINEMENT: Final = frozenset(field.name for field in attrs.fields(Confinement))
 """The arguments that make up the confinement."""

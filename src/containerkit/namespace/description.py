@@ -11,11 +11,16 @@ from containerkit.namespace.kind import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
     from containerkit.namespace.handle import Namespace
 
-    Choice = str | int | os.PathLike[str] | Namespace
+    class Pool(Protocol):
+        """Gives namespaces away."""
+
+        def take(self) -> Namespace: ...
+
+    Choice = str | int | os.PathLike[str] | Namespace | Pool
 
 __all__ = ["Namespaces", "TimeOffsets"]
 
@@ -34,6 +39,8 @@ def _choice(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     from containerkit.namespace.handle import Namespace  # the handles are loaded by those who join
 
     kind = Kind(attribute.name)
+    if kind is Kind.NETWORK and hasattr(value, "take"):
+        return
     if isinstance(value, Namespace):
         if value.kind is not kind:
             raise SpecError(f"{kind.value} namespace: can't join {value!r}, it is of another kind")
@@ -57,7 +64,8 @@ class Namespaces:
     Attributes:
         mount: the mounts. A container with a root filesystem of its own always has a new one, or joins one.
         pid: the process ids. ``"host"`` lets the container see, and as the same user signal, all processes.
-        network: the interfaces, addresses, ports and abstract sockets. A new one has a loopback interface alone.
+        network: the interfaces, addresses, ports and abstract sockets. A new one has a loopback interface alone. A
+            :class:`containerkit.NetworkPool` gives each start one of its own.
         ipc: System V IPC and POSIX message queues.
         uts: the host name and domain name.
         user: the user and group ids, and what capabilities are good for. ``"host"`` makes root inside root outside.
@@ -126,6 +134,8 @@ class Namespaces:
 def _open(choice: Choice, kind: Kind) -> Namespace:
     from containerkit.namespace.handle import Namespace
 
+    if hasattr(choice, "take"):
+        return choice.take()
     if isinstance(choice, Namespace):
         return Namespace.from_fd(choice.fileno(), kind)
     if isinstance(choice, int):
