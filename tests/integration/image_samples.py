@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import subprocess
 import tarfile
+from contextlib import contextmanager
 
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
@@ -39,3 +41,13 @@ def add_image(store, name, *trees):
 
 def layers_of(store, manifest):
     return list(zip(manifest.layers, store.config(manifest).diff_ids, strict=True))
+
+
+@contextmanager
+def small_disk(path, size):
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)

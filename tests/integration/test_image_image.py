@@ -480,7 +480,7 @@ def test_merged_folder_goes_with_its_image(store):
     Image.open("many", store=store).remove()
     other.collect()
     assert merged.exists()  # this process stands on it
-    from containerkit.image.image import _leases
+    from containerkit.image.standing import _leases
 
     _leases.pop((os.getpid(), str(store.root))).close()
     other.collect()

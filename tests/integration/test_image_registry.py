@@ -31,9 +31,9 @@ from image_registry import (
     token_service,
     wants_token,
 )
-from image_samples import add_image, layers_of, tar_of
+from image_samples import add_image, layers_of, small_disk, tar_of
 
-from containerkit.errors import ImageError
+from containerkit.errors import ImageError, SetupError
 from containerkit.image import media
 from containerkit.image.digest import Digest
 from containerkit.image.layers.unpack import unpack_layers
@@ -183,6 +183,27 @@ def test_push_goes_on_after_a_broken_piece(plain, tmp_path):
         push(manifest.descriptor, Reference.parse(f"{between}/broken:1"), store, settings=QUICK)
     assert len(broken) == 2
     assert manifest == pull(Reference.parse(f"{host}/broken:1"), Store(tmp_path / "t"), settings=QUICK)
+
+
+def test_push_begins_a_small_blob_anew_when_the_connection_breaks(plain, tmp_path):
+    host, _ = plain
+    store = Store(tmp_path / "s")
+    manifest = add_image(store, "small", {"f": b"small and new"})
+    broken = []
+
+    def change(handler, path):
+        if handler.command == "PUT" and "/uploads/" in path and not broken:
+            broken.append(path)
+            handler.close_connection = True
+            handler.connection.close()
+            return True
+        return False
+
+    passing = relay(host, change=change)
+    with server(passing) as between:
+        push(manifest.descriptor, Reference.parse(f"{between}/small:1"), store, settings=QUICK)
+    assert 1 == len(broken)
+    assert manifest == pull(Reference.parse(f"{host}/small:1"), Store(tmp_path / "t"), settings=QUICK)
 
 
 def test_index_of_platforms_is_pushed_and_selected_from(plain, tmp_path):
@@ -532,6 +553,30 @@ def test_proxy_is_used_for_others_and_never_for_loopback(plain, tmp_path, monkey
         with pytest.raises(ImageError, match=r"registry\.invalid"):
             pull(Reference.parse("registry.invalid/made:1"), Store(tmp_path / "u"), settings=plainly)
         assert count == len(proxy.seen)
+
+
+def test_pull_onto_a_full_disk_ends_at_once_and_leaves_the_store_whole(plain, tmp_path):
+    host, manifest = plain
+
+    def change(handler, path):
+        if manifest.layers[3].digest not in path:
+            return False
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(manifest.layers[3].size))
+        handler.end_headers()
+        for _ in range(200):
+            handler.wfile.write(b"x")
+            time.sleep(0.1)
+        return True
+
+    passing = relay(host, change=change)
+    with small_disk(tmp_path / "disk", "1m") as disk, server(passing) as between:
+        store = Store(disk / "s")
+        began = time.monotonic()
+        with pytest.raises(SetupError, match="disk is full"):
+            pull(Reference.parse(f"{between}/made:1"), store, settings=QUICK)
+        assert time.monotonic() - began < 10
+        assert () == store.verify()
 
 
 PULLER = """

@@ -11,11 +11,10 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from image_samples import add_image, layers_of
+from image_samples import add_image, layers_of, small_disk
 
 from containerkit.errors import ImageError, SetupError
 from containerkit.image import media
@@ -35,16 +34,6 @@ def take(store, expected, content):
     with store.blobs.ingest(expected) as writer:
         writer.write(content)
         writer.commit()
-
-
-@contextmanager
-def small_disk(path, size):
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 def test_store_is_an_image_layout(tmp_path):
@@ -71,6 +60,14 @@ def test_store_lies_in_xdg_folders_unless_told_otherwise(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert tmp_path / "containerkit/images" == default_root()
+
+
+def test_store_lets_nobody_else_reach_the_programs_in_its_layers(tmp_path):
+    store = Store(tmp_path / "s")
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in (store.root, store.root / "layers", store.root / "build")
+    }
+    assert {"s": 0o700, "layers": 0o700, "build": 0o700} == modes
 
 
 def test_store_moves_a_name_and_forgets_it(tmp_path):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Self
 
-__all__ = ["DEFAULT_PATH", "Defaults", "Healthcheck", "History", "ImageConfig"]
+__all__ = ["DEFAULT_PATH", "Defaults", "Healthcheck", "History", "ImageConfig", "timestamp"]
 
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -293,3 +293,14 @@ class ImageConfig:
         for diff_id in self.diff_ids:
             chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
         return tuple(chain)
+
+
+def timestamp(epoch: int | None) -> str:
+    """Return the time for a field ``created``: now, or the one that a reproducible build wants.
+
+    Source: RFC 3339.
+    """
+    from datetime import UTC, datetime
+
+    when = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
+    return when.replace(microsecond=0).isoformat().replace("+00:00", "Z")

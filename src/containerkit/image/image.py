@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from containerkit.errors import ImageError, SpecError
-from containerkit.image.config import Defaults, History, ImageConfig
+from containerkit.image.config import Defaults, History, ImageConfig, timestamp
 from containerkit.image.diff import compare_images, layer_from_folder
 from containerkit.image.layers.blob import LayerWriter
 from containerkit.image.layers.compression import decompress
@@ -22,6 +22,7 @@ from containerkit.image.manifest import Descriptor, Index, Manifest
 from containerkit.image.platform import Platform
 from containerkit.image.progress import silent
 from containerkit.image.reference import Reference
+from containerkit.image.standing import process_lease, ready
 from containerkit.image.store import Store
 from containerkit.image.store.locks import workspace
 
@@ -37,17 +38,6 @@ if TYPE_CHECKING:
     from containerkit.rootfs import RootFS
 
 __all__ = ["Image"]
-
-
-def timestamp(epoch: int | None) -> str:
-    """Return the time for a field ``created``: now, or the one that a reproducible build wants.
-
-    Source: RFC 3339.
-    """
-    from datetime import UTC, datetime
-
-    when = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
-    return when.replace(microsecond=0).isoformat().replace("+00:00", "Z")
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -477,13 +467,10 @@ class Image:
         """
         from containerkit.rootfs import RootFS
 
-        key = (os.getpid(), os.fspath(self.store.root), self.digest)
-        lowers = _ready.get(key)
-        if lowers is None or not os.path.isdir(lowers[0]):
-            lease = process_lease(self.store)
-            folders = self.unpack(lease)
-            lowers = _ready[key] = merge_layers(self.store, folders, self.config.chain_ids[-1], lease)
-        return RootFS.overlay(*lowers, **options)
+        def prepare(lease: Lease) -> tuple[str, ...]:
+            return merge_layers(self.store, self.unpack(lease), self.config.chain_ids[-1], lease)
+
+        return RootFS.overlay(*ready(self.store, self.digest, prepare), **options)
 
     def unpack_into(self, folder: str | os.PathLike[str] | int) -> None:
         """Write its whole root into one folder, one layer over the other.
@@ -561,21 +548,6 @@ class Image:
                 os.fchmod(root, 0o755)
                 self.unpack_into(root)
                 yield root
-
-
-_leases: dict[tuple[int, str], Lease] = {}
-
-
-_ready: dict[tuple[int, str, Digest], tuple[str, ...]] = {}
-"""What this process has made ready, and claims: the folders of an image, for its next container."""
-
-
-def process_lease(store: Store) -> Lease:
-    """Return this process's claim on what its containers stand on; it holds until the process ends."""
-    key = (os.getpid(), os.fspath(store.root))
-    if key not in _leases:
-        _leases[key] = store.lease()
-    return _leases[key]
 
 
 @contextmanager

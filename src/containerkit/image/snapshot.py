@@ -10,9 +10,9 @@ import attrs
 
 from containerkit.assembly import UPPER_FD
 from containerkit.errors import ImageError, SpecError, StateError
-from containerkit.image.config import Defaults, History, ImageConfig
+from containerkit.image.config import Defaults, History, ImageConfig, timestamp
 from containerkit.image.diff import layer_from_folder
-from containerkit.image.image import Image, timestamp
+from containerkit.image.image import Image
 from containerkit.image.layers.tarwrite import Writing, source_date_epoch
 from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference

@@ -8,8 +8,8 @@ from containerkit.errors import SpecError
 from containerkit.image.build.copying import Source
 from containerkit.image.build.steps import StageBuilder
 from containerkit.image.build.words import expand, split_words
-from containerkit.image.config import ImageConfig
-from containerkit.image.image import Image, timestamp
+from containerkit.image.config import ImageConfig, timestamp
+from containerkit.image.image import Image
 from containerkit.image.layers.view import View
 from containerkit.image.platform import Platform
 from containerkit.image.progress import ProgressEvent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import ENOTSUP, EPERM
+from errno import E2BIG, EFBIG, EINVAL, ELOOP, ENAMETOOLONG, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, ERANGE
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import attrs
@@ -138,7 +138,7 @@ def _refused(error: OSError, path: bytes) -> Exception:
         return error
     hints = {28: "the disk is full", 122: "the quota is used up", 1: "this user may not make such a file"}
     number = error.errno or 5
-    if number in (36, 40):  # ENAMETOOLONG, ELOOP: what the archive asks for can't be
+    if number in (ENAMETOOLONG, ELOOP, EFBIG, EINVAL, EOVERFLOW):  # what the archive asks for can't be
         return ImageError(f"layer: {shown(path)}: {os.strerror(number)}")
     return SetupError("extract", number, os.fsdecode(path), hints.get(number, ""))
 
@@ -278,6 +278,8 @@ class _Work:
             os.setxattr(file, name, value, **links)
         except OSError as error:
             lost = error.errno == ENOTSUP or (error.errno == EPERM and (name != CAPABILITY or not self._keep))
+            if name.startswith("user.") and error.errno in (ENOSPC, E2BIG, ERANGE):
+                lost = True  # some filesystems hold no large ones
             if not lost:
                 if name.startswith("system.") or name == CAPABILITY:
                     raise ImageError(f"layer: {shown(entry.path)}: {name} is malformed") from error

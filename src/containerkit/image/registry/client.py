@@ -16,7 +16,7 @@ from containerkit.image.reference import DEFAULT_REGISTRY
 from containerkit.image.registry.credentials import find_credentials
 from containerkit.image.registry.settings import RegistrySettings
 from containerkit.image.registry.tokens import Authorizer
-from containerkit.image.registry.transport import Transport, error_text
+from containerkit.image.registry.transport import TRANSIENT, TransientError, Transport, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -145,7 +145,8 @@ class Registry:
             return answer
         text = error_text(answer)
         meaning = {403: ": no permission", 404: ": it is not there", 429: ": too many requests"}.get(answer.status, "")
-        raise ImageError(f"registry {self.name}: {what}{meaning}: {text}")
+        kind = TransientError if answer.status in TRANSIENT else ImageError
+        raise kind(f"registry {self.name}: {what}{meaning}: {text}")
 
     # --- pull ---------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Final
@@ -102,6 +103,7 @@ class _Pull:
         self.source = source
         self.lease = lease
         self.progress = progress
+        self._stopped = threading.Event()
 
     def run(self, platform: Platform, *, all_platforms: bool, unpack: bool) -> Manifest:
         top = self._top()
@@ -175,6 +177,7 @@ class _Pull:
                 for unpacking in as_completed(running):
                     unpacking.result()
             except BaseException:
+                self._stopped.set()  # or the other downloads would go on to their ends
                 pool.shutdown(wait=False, cancel_futures=True)
                 unpackers.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -211,9 +214,10 @@ class _Pull:
                         raise ImageError(
                             f"blob {blob.digest}: cut off at {writer.offset} of {blob.size} bytes: {error}"
                         ) from error
+                    self._go_on(blob)
                     time.sleep(backoff_s(failures))
                 except ImageError:
-                    if not again:
+                    if not again or self._stopped.is_set():
                         raise
                     again = False
                     writer.restart()
@@ -230,9 +234,10 @@ class _Pull:
         try:
             _align(answer, writer)
             while True:
-                piece = answer.read(_PIECE, decode_content=False)
+                piece = answer.read1(_PIECE, decode_content=False)
                 if not piece:
                     break
+                self._go_on(blob)
                 writer.write(piece)
                 self._report(blob, writer, "running")
         except (HTTPError, ConnectionError, TimeoutError) as error:
@@ -244,6 +249,10 @@ class _Pull:
         answer.release_conn()
         if writer.offset < blob.size:
             raise _CutOff("the connection ended early")
+
+    def _go_on(self, blob: Descriptor) -> None:
+        if self._stopped.is_set():
+            raise ImageError(f"blob {blob.digest}: given up, since the pull has failed elsewhere")
 
     def _open(self, blob: Descriptor, offset: int) -> BaseHTTPResponse:
         if media.is_distributed(blob.media_type) or not blob.urls:

@@ -16,7 +16,7 @@ from containerkit.image.progress import ProgressEvent, silent
 from containerkit.image.reference import Reference
 from containerkit.image.registry.client import Registry
 from containerkit.image.registry.settings import RegistrySettings
-from containerkit.image.registry.transport import backoff_s
+from containerkit.image.registry.transport import TransientError, backoff_s
 from containerkit.image.store.collect import reachable
 
 if TYPE_CHECKING:
@@ -130,6 +130,18 @@ class _Push:
         return found
 
     def _blob(self, blob: Descriptor) -> None:
+        """Send one blob; a connection that breaks begins it anew, up to the number of tries."""
+        for attempt in range(1, self.target.settings.attempts + 1):
+            try:
+                self._once(blob)
+            except TransientError:
+                if attempt == self.target.settings.attempts:
+                    raise
+                time.sleep(backoff_s(attempt))
+            else:
+                return
+
+    def _once(self, blob: Descriptor) -> None:
         if self.target.has_blob(self.repository, blob.digest, "pull,push"):
             self._report(blob, blob.size, "exists")
             return
@@ -171,7 +183,7 @@ class _Push:
             }
             try:
                 answer = self.target.upload("PATCH", location, self.repository, piece, headers, 202, 204)
-            except ImageError:
+            except TransientError:
                 failures += 1
                 if failures >= self.target.settings.attempts:
                     raise

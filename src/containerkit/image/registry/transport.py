@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
     from containerkit.image.registry.settings import RegistrySettings
 
-__all__ = ["Answer", "Transport", "backoff_s", "no_proxy"]
+__all__ = ["TRANSIENT", "TransientError", "Transport", "backoff_s", "no_proxy"]
 
 _MOST_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
+TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_WAIT_S: Final = 30.0
+_PROBE_S: Final = 5.0
 _LARGEST_ERROR: Final = 64 << 10
-
-Answer = "BaseHTTPResponse"
 
 
 def backoff_s(attempt: int, retry_after: str | None = None) -> float:
@@ -95,7 +94,13 @@ class Transport:
         from urllib3.exceptions import HTTPError
 
         try:
-            self._pool("https", host).request("GET", f"https://{host}/v2/", redirect=False, retries=False)
+            self._pool("https", host).request(
+                "GET",
+                f"https://{host}/v2/",
+                redirect=False,
+                retries=False,
+                timeout=min(_PROBE_S, self.settings.timeout_s),
+            )
         except HTTPError as error:
             if _is_distrust(error):
                 raise _tls_error(host, error) from error
@@ -169,10 +174,10 @@ class Transport:
                 answer = self._follow(method, url, dict(headers or {}), body, redirect=redirect)
             except _Unreachable as error:
                 if attempt == attempts:
-                    raise ImageError(f"{method} {_shown(url)}: {error}") from error
+                    raise TransientError(f"{method} {_shown(url)}: {error}") from error
                 time.sleep(backoff_s(attempt))
                 continue
-            if answer.status not in _TRANSIENT or attempt == attempts:
+            if answer.status not in TRANSIENT or attempt == attempts:
                 return answer
             wait = backoff_s(attempt, answer.headers.get("Retry-After"))
             answer.drain_conn()
@@ -213,6 +218,10 @@ class Transport:
             raise _Unreachable(_reason(error)) from error
         except OSError as error:
             raise _Unreachable(_reason(error)) from error
+
+
+class TransientError(ImageError):
+    """No answer, or one that says to try later: the same request may well succeed another time."""
 
 
 class _Unreachable(Exception):  # noqa: N818 - never leaves this module

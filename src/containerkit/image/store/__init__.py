@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Blobs", "Catalog", "Ingest", "Lease", "Store", "default_root"]
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
+_PRIVATE: Final = 0o700  # layers hold set-user-id programs: nobody else may reach them
 _ROOT_STORE: Final = "/var/lib/containerkit/images"
 
 
@@ -74,10 +75,10 @@ class Store:
         marker = self.root / "oci-layout"
         try:
             if not marker.exists():
-                self.root.mkdir(parents=True, exist_ok=True, mode=0o711)
+                self.root.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
                 replace_file(marker, _LAYOUT)
             for name in ("blobs/sha256", "incoming", "layers", "leases", "trash", "build"):
-                (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o711)
+                (self.root / name).mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
             if not (self.root / "index.json").exists():
                 self.catalog.remove_unnamed()
             layout = marker.read_bytes()
