@@ -11,10 +11,10 @@ from security_child import attempt, in_child, status_field
 
 from containerkit.errors import SpecError, StateError
 from containerkit.plan import Plan
+from containerkit.sandbox import Sandbox
 from containerkit.security.direct import perform
 from containerkit.security.landlock import Landlock, abi
 from containerkit.security.personality import Personality
-from containerkit.security.sandbox import Sandbox
 from containerkit.security.seccomp import Seccomp
 from containerkit.security.seccomp.architecture import architecture, calls_of
 

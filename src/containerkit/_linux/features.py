@@ -236,7 +236,7 @@ def _hint(name: str, hint: str, number: int) -> str:
 
 
 def why_no_namespaces(number: int) -> str:
-    """Say what keeps the caller from making namespaces, once the kernel has refused. It tries again, in other processes.
+    """Say what keeps the caller from making namespaces, after a refusal. It tries again, in other processes.
 
     Args:
         number: the error number of the refusal.

@@ -103,7 +103,8 @@ class Confinement:
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.capabilities, Capabilities):
             raise SpecError(f"capabilities: {self.capabilities!r} is no Capabilities; say Capabilities.docker(), ...")
-        if isinstance(self.seccomp, str) and self.seccomp != "default":
+        known = self.seccomp in ("default", None) or type(self.seccomp).__name__ == "Seccomp"
+        if not known:
             raise SpecError(f"seccomp: {self.seccomp!r} is neither 'default', None nor a Seccomp")
         if self.landlock is not None and type(self.landlock).__name__ != "Landlock":
             raise SpecError(f"landlock: {self.landlock!r} is no Landlock")
@@ -145,6 +146,13 @@ class Confinement:
         hint = "it can't be lower than the caller's own"
         return plan.write_file(b"self/oom_score_adj", b"%d" % self.oom_score_adj, hint, PROC)
 
+    def own_keyring(self) -> list[Operation]:
+        """Return the operations that leave the caller's keys behind."""
+        if self.keyring == "host":
+            return []
+        # KEYCTL_JOIN_SESSION_KEYRING
+        return [plan.call("keyctl", 1, 0, target="own session keyring", tolerate=(ENOSYS,), hint=_KEYRING_HINT)]
+
     def before_user(self, *, keep: bool) -> list[Operation]:
         """Return the operations that come before the process is its user: they need privilege.
 
@@ -154,12 +162,10 @@ class Confinement:
         steps = self._labels()
         if self.personality is not None:
             steps.append(self.personality.operation())
-        if self.keyring == "new":
-            join = plan.call("keyctl", 1, 0, target="own session keyring", tolerate=(ENOSYS,), hint=_KEYRING_HINT)
-            steps.append(join)  # KEYCTL_JOIN_SESSION_KEYRING
+        steps += self.own_keyring()
         steps += capability.before_setuid(self.capabilities, last_cap=last_capability(), keep=keep)
         if not self.no_new_privs:
-            steps += [*self._landlock(), *self._install()]  # they take CAP_SYS_ADMIN, which is about to go
+            steps += [*self._landlock(), *self.install()]  # they take CAP_SYS_ADMIN, which is about to go
         return steps
 
     def after_user(self) -> list[Operation]:
@@ -170,9 +176,10 @@ class Confinement:
         """Return the operations right before the exec."""
         if not self.no_new_privs:
             return []
-        return [capability.no_new_privs(), *self._landlock(), *self._install()]
+        return [capability.no_new_privs(), *self._landlock(), *self.install()]
 
-    def _install(self) -> list[Operation]:
+    def install(self) -> list[Operation]:
+        """Return the operations that install the filter, and hand its listener over if it has one."""
         if self.seccomp == "default" and not self.capabilities.bounding:
             from containerkit.security.seccomp import ready
 
