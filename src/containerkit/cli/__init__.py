@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: for ``run`` that of the command, as a shell gives it; 125 when containerkit itself failed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _fill_streams()
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
@@ -49,6 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has left. The interpreter would say so when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE
+
+
+def _fill_streams() -> None:
+    """Put the null device where a stream was closed: the next file that is opened would take its place."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _dispatch(words: list[str]) -> int:
