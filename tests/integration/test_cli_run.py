@@ -105,11 +105,11 @@ def test_run_shows_output_as_it_comes():
     ("closing", "closed"), [("<&-", [0]), (">&-", [1]), ("2>&-", [2]), ("<&- >&- 2>&-", [0, 1, 2])]
 )
 def test_run_hands_on_nothing_where_a_stream_is_closed(closing, closed, tmp_path):
-    script = 'for fd in 0 1 2; do seen="$seen $(readlink /proc/$$/fd/$fd)"; done; echo $seen >/seen/streams'
+    script = 'for fd in 0 1 2; do seen="$seen$(readlink /proc/$$/fd/$fd)|"; done; echo "$seen" >/seen/streams'
     words = [*CLI, "run", "--bind", f"{tmp_path}:/seen", "--", "sh", "-c", script]
     tmp_path.chmod(0o777)
     assert subprocess.run(["sh", "-c", f'"$@" {closing}', "sh", *words], timeout=60).returncode == 0
-    seen = (tmp_path / "streams").read_text().split()
+    seen = (tmp_path / "streams").read_text().split("|")
     assert ["/dev/null"] * len(closed) == [seen[fd] for fd in closed]
 
 
