@@ -226,8 +226,12 @@ class _Start:
         rootfs = self.spec.rootfs
         steps: list[Operation] = []
         nosuid = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
+        # What lies below a union is never written to, and what a read-only container sees of the host neither: not even
+        # to make the places of mounts.
+        shielded = rootfs.readonly or rootfs.kind == "overlay"
+        lowest = nosuid | (k.MOUNT_ATTR_RDONLY if shielded else 0)
         own: list[tuple[Slot, int, str]] = [
-            (_lower(number), nosuid, path) for number, path in enumerate(self.lower_paths())
+            (_lower(number), lowest, path) for number, path in enumerate(self.lower_paths())
         ]
         if rootfs.kind == "host":
             own.append((Slot("skeleton"), nosuid, "skeleton"))
@@ -286,17 +290,22 @@ class _Start:
         steps: list[Operation] = []
         if rootfs.upper is not None:
             steps.append(plan.move_mount(Slot("disk"), k.AT_FDCWD, b"/upper", target="upper layer"))
-        elif not rootfs.readonly:
+        else:
             steps += plan.new_mount("tmpfs", _memory(rootfs.size), _UPPER, attributes=k.MOUNT_ATTR_NOSUID)
             steps.append(plan.move_mount(_UPPER, k.AT_FDCWD, b"/upper", target="upper layer"))
         if rootfs.kind == "overlay":
-            lowers = [f"/lower/{number}" for number in range(len(rootfs.lowers))]
-            return [*steps, *self.union("/newroot", lowers, 0)]
+            # By names in the folder of the layers: the options of a mount fit on one page.
+            lowers = [str(number) for number in range(len(rootfs.lowers))]
+            return [*steps, plan.chdir(b"/lower"), *self.union("/newroot", lowers, 0)]
         # The skeleton lies below the folders of programs: its layer first, then each of them on its place.
         steps.append(plan.move_mount(Slot("skeleton"), k.AT_FDCWD, b"/host", target="skeleton"))
         steps += self.union("/newroot", ["/host"], 0)
         for number, name in enumerate(self.host.programs):
-            steps += self.union(f"/newroot/{name}", [f"/lower/{number}"], number + 1)
+            if rootfs.readonly:
+                lower, place = f"/lower/{number}".encode(), f"/newroot/{name}".encode()
+                steps.append(plan.mount(lower, place, b"", k.MS_BIND | k.MS_REC, target=f"/{name}"))
+            else:
+                steps += self.union(f"/newroot/{name}", [f"/lower/{number}"], number + 1)
         return steps
 
     def union(self, place: str, lowers: list[str], number: int) -> list[Operation]:
@@ -304,20 +313,16 @@ class _Start:
         flags = k.MS_NODEV | k.MS_NOSUID
         steps: list[Operation] = []
         options = ["lowerdir=" + ":".join(lowers)]
-        if rootfs.readonly:
-            flags |= k.MS_RDONLY
-            if len(lowers) == 1:
-                return [plan.mount(lowers[0].encode(), place.encode(), b"", k.MS_BIND | k.MS_REC, target=place)]
-        elif rootfs.upper is not None and rootfs.work is not None:
+        if rootfs.upper is not None and rootfs.work is not None:
             base = self.upper_base()
-            options += [f"upperdir=/upper/{os.path.relpath(rootfs.upper, base)}"]
-            options += [f"workdir=/upper/{os.path.relpath(rootfs.work, base)}"]
+            options += [f"upperdir=/upper/{_option(os.path.relpath(rootfs.upper, base))}"]
+            options += [f"workdir=/upper/{_option(os.path.relpath(rootfs.work, base))}"]
         else:
             steps += [plan.make_directory(_UPPER, b"%s%d" % (name, number)) for name in (b"u", b"w")]
             options += [f"upperdir=/upper/u{number}", f"workdir=/upper/w{number}", "volatile"]
         if self.names.user != "host":
             options.append("userxattr")
-        data = ",".join(options).encode()
+        data = os.fsencode(",".join(options))
         return [*steps, plan.mount(b"overlay", place.encode(), b"overlay", flags, data, target=f"overlay on {place}")]
 
     def standard_mounts(self) -> list[Operation]:
@@ -502,6 +507,11 @@ def _memory(size: str | None) -> dict[str, str | None]:
     if size is not None:
         options["size"] = size
     return options
+
+
+def _option(path: str) -> str:
+    """Return a path as an overlay's option takes it. Source: the kernel's fs/overlayfs/params.c, ovl_next_opt()."""
+    return path.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def _loopback() -> list[Operation]:

@@ -94,7 +94,7 @@ class Ground:
             SpecError: something is not there.
             SetupError: something can't be had; nothing is kept.
         """
-        resolved = rootfs.resolve(spec.rootfs)
+        resolved = _without_links(rootfs.resolve(spec.rootfs))
         if resolved is not spec.rootfs:
             spec = attrs.evolve(spec, rootfs=resolved)
         _check_paths(resolved)
@@ -173,12 +173,37 @@ class Ground:
             membership.end()
 
 
+def _without_links(resolved: RootFS) -> RootFS:
+    """Resolve links on the way to an upper layer here, since it is opened where they would lead somewhere else."""
+    if resolved.upper is None or resolved.work is None:
+        return resolved
+    upper, work = os.path.realpath(resolved.upper), os.path.realpath(resolved.work)
+    return attrs.evolve(resolved, upper=upper, work=work)
+
+
 def _check_paths(resolved: RootFS) -> None:
     for path in (*resolved.lowers, *([resolved.upper] if resolved.upper else [])):
         if not os.path.isdir(path):
             raise SpecError(f"rootfs: {path} is not there, or no folder")
-    if resolved.work is not None and not os.path.isdir(resolved.work):
+    if resolved.upper is None or resolved.work is None:
+        return
+    if not os.path.isdir(resolved.work):
         os.makedirs(resolved.work, mode=0o700)
+    _check_one_mount(resolved.upper, resolved.work)
+
+
+def _check_one_mount(upper: str, work: str) -> None:
+    """Refuse an upper and a work folder between which, or on which, something is mounted.
+
+    Both are reached through a copy of the mount that holds the folder above them; a mount on the way would not be in
+    it, and the changes would go to what lies hidden below.
+    """
+    from containerkit._linux import mountinfo
+
+    base = os.path.commonpath((upper, work)).rstrip("/") + "/"
+    for point in (mount.mount_point for mount in mountinfo.read()):
+        if point.startswith(base) and any(f"{path}/".startswith(f"{point}/") for path in (upper, work)):
+            raise SpecError(f"rootfs: {point} is a mount of its own: make upper and work folders of one mount")
 
 
 def _map_ids(spec: Spec, stage: Staging) -> tuple[Mappings, IdRange | None]:

@@ -73,7 +73,8 @@ def _mappings(values: Iterable[IdMapping] | None) -> tuple[IdMapping, ...] | Non
 
 def _sysctls(values: Mapping[str, str | int]) -> tuple[tuple[str, str], ...]:
     pairs: list[tuple[str, str]] = []
-    for name, value in sorted(mapping_items(values, "sysctls")):
+    given = values if isinstance(values, tuple) else mapping_items(values, "sysctls")  # a tuple was normalised before
+    for name, value in sorted(given):
         key = str(name).replace("/", ".")
         if ".." in key or not any(key.startswith(prefix) for prefix in _SYSCTLS):
             known = ", ".join(sorted(_SYSCTLS))
