@@ -77,6 +77,21 @@ def test_container_runs_from_a_description_of_an_image(box, store):
 
 
 @needs_busybox
+def test_image_runs_its_own_program_as_its_config_says(box, store):
+    image = Image.from_folder(
+        store.layer_folder(box.config.diff_ids[0]) / "fs" if box.unpack() else "", "run:1", store=store,
+        defaults=Defaults(
+            entrypoint=("/bin/sh", "-c"), command=("echo $A $B; pwd; id -u",), env={"PATH": "/bin", "A": "1"}, user="7:8",
+            working_dir="/data",
+        ),
+    )  # fmt: skip
+    assert "1\n/data\n7\n" == image.run(text=True, check=True).stdout
+    assert "1 2\n" == image.run(["echo $A $B"], env={"B": "2"}, user="0:0", text=True, check=True).stdout
+    with pytest.raises(SpecError, match="pass a command"):
+        Image.from_folder(box.unpack()[0], store=store).run()
+
+
+@needs_busybox
 def test_commit_makes_a_layer_of_what_changed_and_its_container_sees_the_same(box, store):
     script = (
         "rm /data/old; echo new > /data/new; chown 7:8 /data/new; mkdir /made; ln /data/new /made/hard; ln -s /x /made/soft;"

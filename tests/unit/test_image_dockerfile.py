@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from containerkit.errors import SpecError
 from containerkit.image.build import Build, parse_dockerfile
+from containerkit.image.build.copying import mode_of
 from containerkit.image.build.patterns import Ignore, pattern
 from containerkit.image.build.running import parse_mount
 from containerkit.image.build.words import expand, name_values, split_words
@@ -182,3 +183,22 @@ def test_build_in_python_is_the_same_as_a_dockerfile():
     assert stages[0].name == copy.flag("from")
     assert ("a", "b") == command.json_form
     assert made == Build.from_("base").env(A='x $y "z"').copy("/out", "/in", from_=tools).command("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "folder", "expected"),
+    [
+        ("755", 0o600, False, 0o755), ("0640", 0o777, True, 0o640), ("u=rwX,go=rX", 0o600, True, 0o755),
+        ("u=rwX,go=rX", 0o600, False, 0o644), ("+x", 0o644, False, 0o755), ("go-w,o-r", 0o666, False, 0o640),
+        ("a=r", 0o777, False, 0o444), ("u+s,g+s,+t", 0o755, False, 0o7755), ("g=u", 0o640, False, 0o660),
+        ("u=rw+x", 0o000, False, 0o700), ("o=", 0o777, False, 0o770),
+    ],
+)  # fmt: skip
+def test_chmod_of_numbers_and_of_symbols(text, mode, folder, expected):
+    assert oct(expected) == oct(mode_of(text)(mode, folder))
+
+
+@pytest.mark.parametrize("text", ["", "9", "u", "u=q", "77777", "u=r,,g=w"])
+def test_chmod_that_is_malformed_is_refused(text):
+    with pytest.raises(SpecError):
+        mode_of(text)

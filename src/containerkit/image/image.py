@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from containerkit.image.progress import Progress
     from containerkit.image.registry import Credentials, RegistrySettings
     from containerkit.image.store import Lease
+    from containerkit.result import CompletedProcess
     from containerkit.rootfs import RootFS
 
 __all__ = ["Image"]
@@ -471,6 +472,30 @@ class Image:
             return merge_layers(self.store, self.unpack(lease), self.config.chain_ids[-1], lease)
 
         return RootFS.overlay(*ready(self.store, self.digest, prepare), **options)
+
+    def run(self, command: Sequence[str] | None = None, **more: Any) -> CompletedProcess:
+        """Run the image's program in a container of its own, with its environment, user and working directory.
+
+        Args:
+            command: what follows the entrypoint. Default: the image's own command.
+            more: arguments of :func:`containerkit.run`; they win over what the image says, and ``env`` adds to it.
+
+        Raises:
+            SpecError: the image has neither an entrypoint nor a command.
+            ImageError: a layer is missing or malformed.
+
+        Source: OCI image specification, config.md.
+        """
+        from containerkit.oneshot import run
+
+        defaults = self.defaults
+        argv = defaults.argv(command)
+        if not argv:
+            raise SpecError(f"{self!r} says nothing about what to run; pass a command")
+        options = defaults.options() | more
+        options["env"] = {**defaults.options()["env"], **(more.get("env") or {})}
+        options.setdefault("rootfs", self.rootfs())
+        return run(argv, **options)
 
     def unpack_into(self, folder: str | os.PathLike[str] | int) -> None:
         """Write its whole root into one folder, one layer over the other.

@@ -45,7 +45,8 @@ def commit(
 ) -> Image:
     """Make an image of what a container has changed, on top of the image that it was made from.
 
-    What lies on mounts is not in it. The same changes give the same digest when ``SOURCE_DATE_EPOCH`` is set.
+    What lies on mounts and in the image's volumes is not in it. The same changes give the same digest when
+    ``SOURCE_DATE_EPOCH`` is set.
 
     Args:
         container: a running container.
@@ -74,7 +75,8 @@ def commit(
     epoch = source_date_epoch()
     created = timestamp(epoch)
     with store.lease() as lease:
-        made = change_layer(container, store, lease, compression=compression, epoch=epoch)
+        volumes = config.defaults.volumes
+        made = change_layer(container, store, lease, compression=compression, epoch=epoch, exclude=volumes)
         blobs = base.manifest.layers if base else ()
         if base:
             lease.claim([*(blob.digest for blob in blobs), *config.diff_ids])

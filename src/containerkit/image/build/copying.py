@@ -33,7 +33,11 @@ __all__ = ["Copy", "Source", "context_source", "fetch", "owner_of"]
 _LETTERS: Final = {
     "file": b"0", "hardlink": b"1", "symlink": b"2", "character": b"3", "block": b"4", "directory": b"5", "fifo": b"6",
 }  # fmt: skip
-_SYMBOLIC: Final = re.compile(r"[0-7]{3,4}")
+_OCTAL: Final = re.compile(r"[0-7]{3,4}")
+_CLAUSE: Final = re.compile(r"([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)")
+_CHANGE: Final = re.compile(r"([-+=])([rwxXst]*|[ugo])(?=[-+=]|$)")
+_SHIFT: Final = {"u": 6, "g": 3, "o": 0}
+_BITS: Final = {"r": 4, "w": 2, "x": 1}
 _LARGEST_FETCH: Final = 16 << 30
 
 
@@ -98,15 +102,49 @@ def _number(view: View, name: str, path: str) -> int:
     raise SpecError(f"{path} of the image knows no {name!r}")
 
 
-def mode_of(text: str) -> int:
-    """Return the permission bits of ``--chmod``.
+def mode_of(text: str) -> Callable[[int, bool], int]:
+    """Return what ``--chmod`` makes of permission bits, given them and whether the file is a folder.
+
+    Args:
+        text: an octal number such as ``755``, or symbolic such as ``u=rwX,go-w``.
 
     Raises:
-        SpecError: it is not an octal number.
+        SpecError: it is neither.
+
+    Source: Dockerfile reference, "COPY --chown --chmod"; chmod(1).
     """
-    if _SYMBOLIC.fullmatch(text) is None:
-        raise SpecError(f"--chmod={text}: expected an octal number such as 755")
-    return int(text, 8)
+    if _OCTAL.fullmatch(text):
+        number = int(text, 8)
+        return lambda _mode, _folder: number
+    clauses = [_CLAUSE.fullmatch(clause) for clause in text.split(",")]
+    if not all(clauses):
+        raise SpecError(f"--chmod={text}: expected an octal number such as 755, or a mode such as u=rwX,go-w")
+    parsed = [(found[1] or "a", _CHANGE.findall(found[2])) for found in clauses if found]
+
+    def change(mode: int, folder: bool) -> int:  # noqa: FBT001 - a function that is only called here and there
+        for who, changes in parsed:
+            for operator, what in changes:
+                mode = _changed(mode, who, operator, what, folder=folder)
+        return mode
+
+    return change
+
+
+def _changed(mode: int, who: str, operator: str, what: str, *, folder: bool) -> int:
+    """Apply one change, such as ``g+w``, to permission bits."""
+    for letter in "ugo" if "a" in who else who:
+        shift = _SHIFT[letter]
+        if what in ("u", "g", "o"):
+            bits = mode >> _SHIFT[what] & 7
+        else:
+            bits = sum(_BITS[char] for char in set(what) & set("rwx"))
+            bits |= 1 if "X" in what and (folder or mode & 0o111) else 0
+        special = {"u": 0o4000, "g": 0o2000, "o": 0}[letter] if "s" in what else 0
+        special |= 0o1000 if "t" in what else 0
+        value = bits << shift | special
+        kept = mode & ~(7 << shift) if operator == "=" else mode
+        mode = kept & ~value if operator == "-" else kept | value
+    return mode
 
 
 @attrs.frozen(kw_only=True)

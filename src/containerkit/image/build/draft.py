@@ -16,6 +16,8 @@ from containerkit.image.layers.blob import LayerWriter
 from containerkit.image.layers.tarwrite import Head, TreeWriter, Writing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from containerkit.image.digest import Digest
     from containerkit.image.layers.view import Found, Parts, View
     from containerkit.image.manifest import Descriptor
@@ -44,10 +46,12 @@ class Draft:
     Args:
         view: the root that it is added to.
         owner: who owns what is added, or None to keep the owners.
-        mode: permission bits of all that is added, or None to keep them.
+        mode: makes permission bits of those that a file has, told whether it is a folder; None keeps them.
     """
 
-    def __init__(self, view: View, owner: tuple[int, int] | None = (0, 0), mode: int | None = None) -> None:
+    def __init__(
+        self, view: View, owner: tuple[int, int] | None = (0, 0), mode: Callable[[int, bool], int] | None = None
+    ) -> None:
         self.view = view
         self.owner = owner
         self.mode = mode
@@ -103,7 +107,7 @@ class Draft:
         """Add a plain file with the given content."""
         self.add_folder(parts[:-1])
         uid, gid = self.owner or (0, 0)
-        mode = mode if self.mode is None else self.mode
+        mode = mode if self.mode is None else self.mode(mode, False)
         head = Head(name=b"/".join(parts), kind=b"0", mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
         self.items[parts] = _Item(head, content=content)
 
@@ -118,7 +122,9 @@ class Draft:
     def _head(self, parts: Parts, found: Found, *, keep: bool) -> Head:
         status = found.status
         uid, gid = (status.st_uid, status.st_gid) if keep or self.owner is None else self.owner
-        mode = stat.S_IMODE(status.st_mode) if keep or self.mode is None else self.mode
+        mode = stat.S_IMODE(status.st_mode)
+        if not keep and self.mode is not None:
+            mode = self.mode(mode, found.is_folder)
         head = Head(
             name=b"/".join(parts), kind=_LETTERS[stat.S_IFMT(status.st_mode)], mode=mode, uid=uid, gid=gid,
             mtime_ns=status.st_mtime_ns,

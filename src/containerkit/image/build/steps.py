@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -16,6 +17,7 @@ from containerkit.image.build.patterns import pattern
 from containerkit.image.build.running import Run, parse_mount, shell_command
 from containerkit.image.build.words import expand, name_values, split_words
 from containerkit.image.config import Healthcheck, History, ImageConfig
+from containerkit.image.layers.tarwrite import Head
 from containerkit.image.layers.unpack import layer_paths, unpack_layers
 from containerkit.image.layers.view import View
 from containerkit.image.store.cache import Made, key_of
@@ -361,7 +363,7 @@ class StageBuilder:
         return Draft(self.view(), owner, mode_of(chmod) if chmod else None)
 
     def _add_address(self, one: Instruction, url: str, copy: Copy, *, into: bool) -> None:
-        place = copy.workspace / "fetched"
+        place = copy.workspace / f"fetched-{token_hex(8)}"
         name = fetch(url, place, one.flag("checksum"))
         goal = copy.draft.view.resolve(os.fsencode(copy.target))
         if one.flags.get("unpack") and one.switch("unpack"):
@@ -371,8 +373,8 @@ class StageBuilder:
             return
         if into or copy.draft.is_folder(goal):
             goal = (*goal, name.encode())
-        copy.draft.add_content(goal, place.read_bytes(), mode=0o600)
-        place.unlink()
+        head = Head(name=b"", kind=b"0", mode=0o600, mtime_ns=-1)
+        copy.draft.add_head(goal, head, os.fsencode(place))
 
     # --- RUN
 
