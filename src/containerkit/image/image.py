@@ -27,7 +27,7 @@ from containerkit.image.store import Store
 from containerkit.image.store.locks import workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from containerkit.changes import Change
     from containerkit.image.build import Build
@@ -473,29 +473,39 @@ class Image:
 
         return RootFS.overlay(*ready(self.store, self.digest, prepare), **options)
 
-    def run(self, command: Sequence[str] | None = None, **more: Any) -> CompletedProcess:
+    def run(
+        self,
+        command: Sequence[str] | None = None,
+        *,
+        container: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> CompletedProcess:
         """Run the image's program in a container of its own, with its environment, user and working directory.
 
         Args:
             command: what follows the entrypoint. Default: the image's own command.
-            more: arguments of :func:`containerkit.run`; they win over what the image says, and ``env`` adds to it.
+            container: arguments of :class:`containerkit.Container`, such as ``limits``.
+            env: what is added to the image's environment.
+            more: arguments of :meth:`containerkit.Container.run`; they win over what the image says.
 
         Raises:
             SpecError: the image has neither an entrypoint nor a command.
             ImageError: a layer is missing or malformed.
+            ExitError, ContainerTimeout: as for :meth:`containerkit.Container.run`.
 
         Source: OCI image specification, config.md.
         """
-        from containerkit.oneshot import run
+        from containerkit.container import Container
 
         defaults = self.defaults
         argv = defaults.argv(command)
         if not argv:
             raise SpecError(f"{self!r} says nothing about what to run; pass a command")
-        options = defaults.options() | more
-        options["env"] = {**defaults.options()["env"], **(more.get("env") or {})}
-        options.setdefault("rootfs", self.rootfs())
-        return run(argv, **options)
+        options = defaults.options()
+        options["env"] |= env or {}
+        with Container(**{"rootfs": self.rootfs(), **(container or {})}) as running:
+            return running.run(argv, **(options | more))
 
     def unpack_into(self, folder: str | os.PathLike[str] | int) -> None:
         """Write its whole root into one folder, one layer over the other.
