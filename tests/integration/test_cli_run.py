@@ -229,6 +229,39 @@ def test_run_takes_limits_of_a_process():
     assert ["64", "5", "33"] == output(*words, "--", "sh", "-c", script).split()
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="making control groups takes root")
+def test_run_takes_limits():
+    done = run("--memory=64M", "--pids=20", "--cpus=1.5", "--time", "tail", "/dev/zero", text=True)
+    assert (137, "") == (done.returncode, done.stdout)
+    assert "containerkit: tail: the kernel killed it for its memory\n" in done.stderr
+    assert "\nmemory   " in done.stderr
+
+
+def test_run_takes_capabilities():
+    def held(*words):
+        return int(output(*words, "sed", "-n", "s/^CapEff:.//p", "/proc/self/status"), 16)
+
+    assert (0, 1 << 10, 0xA80425FB) == (held(), held("--cap", "net_bind_service"), held("--cap", "docker"))
+    assert 1 << 10 | 1 << 12 == held("--cap", "CAP_NET_ADMIN", "--cap=net_bind_service")
+
+
+def test_run_takes_seccomp_profiles(tmp_path):
+    profile = tmp_path / "profile.json"
+    rules = [{"names": ["uname"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))
+    mode = ["sed", "-n", "s/^Seccomp:.//p", "/proc/self/status"]
+    assert ["2", "0"] == [output(*mode).strip(), output("--seccomp", "none", *mode).strip()]
+    done = run("--seccomp", profile, "uname", text=True)
+    assert "Function not implemented" in done.stderr
+    assert run("--seccomp", tmp_path / "nothing", "true").returncode == 125
+
+
+def test_run_takes_new_privileges():
+    status = ["sed", "-n", "s/^NoNewPrivs:.//p", "/proc/self/status"]
+    assert ["1", "0"] == [output(*status).strip(), output("--new-privs", *status).strip()]
+
+
 # --- Time and signals
 
 

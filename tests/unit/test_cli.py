@@ -258,7 +258,7 @@ def test_main_helps_with_each_command(name, capsys):
     ("words", "message"),
     [
         (["rnu"], "containerkit: no command 'rnu'; did you mean 'run'?\n"),
-        (["xyzzy"], "containerkit: no command 'xyzzy'; there are run, explain, probe, gc\n"),
+        (["xyzzy"], f"containerkit: no command 'xyzzy'; there are {', '.join(cli.COMMANDS)}\n"),
         (["run", "--colour", "ls"], "containerkit: run: unrecognized arguments: --colour (see 'containerkit run --help')\n"),
         (["run", "--hostn", "x", "ls"], "containerkit: run: unrecognized arguments: --hostn (see 'containerkit run --help')\n"),
         (["run"], "containerkit: a command is needed, such as: containerkit run -- sh\n"),

@@ -89,6 +89,18 @@ def _define_isolation(group: Any) -> None:
     group.add_argument(
         "--sysctl", metavar="NAME=VALUE", **_LISTS, help="a kernel parameter of its namespaces; repeatable"
     )
+    group.add_argument(
+        "--cap",
+        metavar="NAME",
+        **_LISTS,
+        help="a capability, such as net_bind_service, or 'docker' or 'all'; repeatable",
+    )
+    group.add_argument(
+        "--seccomp",
+        metavar="default|none|FILE",
+        help="the filter of system calls, or a profile of the OCI's or Docker's",
+    )
+    group.add_argument("--new-privs", action="store_true", help="let set-user-ID programs and file capabilities count")
 
 
 def _define_limits(group: Any) -> None:
@@ -146,6 +158,7 @@ def container(options: argparse.Namespace) -> dict[str, Any]:
         "sysctls": values.pairs("--sysctl", options.sysctl),
         **_id_mappings(options),
         **_limits(options),
+        **_confinement(options),
     }
     fields |= {
         name: value for name in ("id", "hostname", "domainname") if (value := getattr(options, name)) is not None
@@ -195,7 +208,32 @@ def _limits(options: argparse.Namespace) -> dict[str, Any]:
     from containerkit.cgroup import Limits
 
     cpus = None if options.cpus is None else _number("--cpus", options.cpus, float)
-    return {"limits": Limits(memory=options.memory, cpus=cpus, pids=options.pids)}
+    pids = None if options.pids is None else _number("--pids", options.pids, int)
+    return {"limits": Limits(memory=options.memory, cpus=cpus, pids=pids)}
+
+
+def _confinement(options: argparse.Namespace) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    held: frozenset[str] = frozenset()
+    if options.cap:
+        from containerkit.security.capabilities import Capabilities
+
+        named = {"docker": Capabilities.docker, "all": Capabilities.all}
+        capabilities = Capabilities.none()
+        for name in options.cap:
+            more = named[name]().permitted if name in named else (name,)
+            capabilities = capabilities.add(*more)
+        held = capabilities.permitted
+        fields["capabilities"] = capabilities
+    if options.seccomp == "none":
+        fields["seccomp"] = None
+    elif options.seccomp not in (None, "default"):
+        from containerkit.security.seccomp import Seccomp
+
+        fields["seccomp"] = Seccomp.from_oci(options.seccomp, capabilities=held)
+    if options.new_privs:
+        fields["no_new_privs"] = False
+    return fields
 
 
 def command(options: argparse.Namespace, *, terminal: str | None = None) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
     if not in_time:
         complain(f"{words[0]}: the time of {options.timeout} s was up")
         return _TIMED_OUT
-    if process.cause in _CAUSES:
+    if status and process.cause in _CAUSES:
         complain(f"{words[0]}: {_CAUSES[process.cause]}")
     return status if status >= 0 else 128 - status
 
