@@ -17,12 +17,19 @@ from containerkit.errors import ExitError, ImageError, SpecError
 from containerkit.image import Build, Defaults, Digest, Image, Store
 from containerkit.image.build import build_dockerfile
 from containerkit.image.layers.compression import decompress
+from containerkit.image.standing import release
 
 BUSYBOX = "/bin/busybox"
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),
     pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(nothing_left):
+    yield
+    release()
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +148,7 @@ COPY *.txt /many/
 COPY dir /tree
 COPY --chown=web:staff --chmod=0640 a.txt run.sh /owned/
 COPY ["a.txt", "/with space/"]
-WORKDIR /work
+WORKDIR /wd
 COPY run.sh .
 COPY a.txt /lib/through
 COPY --parents dir/./sub/deep /parents/
@@ -150,10 +157,10 @@ COPY --exclude=deep dir /partly/
     image = build(store, text, context)
     script = (
         "cat /one /many/a.txt /many/b.txt /tree/sub/deep /tree/link '/with space/a.txt' /usr/lib/through; echo;"
-        "stat -c '%n %u:%g %a' /one /owned/* /work/run.sh; readlink /lib; readlink /tree/link; ls /parents/sub /partly /partly/sub"
+        "stat -c '%n %u:%g %a' /one /owned/* /wd/run.sh; readlink /lib; readlink /tree/link; ls /parents/sub /partly /partly/sub"
     )
     assert (
-        "aabdeepdeepaa\n/one 0:0 644\n/owned/a.txt 101:50 640\n/owned/run.sh 101:50 640\n/work/run.sh 0:0 750\n"
+        "aabdeepdeepaa\n/one 0:0 644\n/owned/a.txt 101:50 640\n/owned/run.sh 101:50 640\n/wd/run.sh 0:0 750\n"
         "usr/lib\nsub/deep\n/parents/sub:\ndeep\n\n/partly:\nlink\nsub\n\n/partly/sub:\n"
     ) == output(image, "sh", "-c", script)
 

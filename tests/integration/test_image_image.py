@@ -18,11 +18,18 @@ from containerkit import Container, RootFS
 from containerkit.errors import ContainerError, ImageError, SpecError, StateError
 from containerkit.image import Defaults, Image, Store, commit
 from containerkit.image.flatten import mounted_filesystem
+from containerkit.image.standing import release
 from containerkit.security.capabilities import Capabilities
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners needs root")
 BUSYBOX = "/bin/busybox"
 needs_busybox = pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(nothing_left):
+    yield
+    release()
 
 
 def tool(name):
@@ -144,6 +151,21 @@ def test_commit_finds_the_base_by_the_description(box, store):
         commit(c, store=store)
     with pytest.raises(SpecError, match="unknown field"), Container(box.rootfs()) as c:
         commit(c, base=box, colour="red")
+
+
+@needs_busybox
+def test_commit_follows_no_link_out_of_the_container(box, tmp_path):
+    (tmp_path / "secret").write_text("of the host")
+    with Container(box.rootfs()) as c:
+        script = f"ln -s {tmp_path} /up; ln -s {tmp_path}/secret /direct; ln -s /proc/self/root /self"
+        c.run(["/bin/sh", "-c", script], check=True)
+        image = commit(c, base=box)
+    folder = tmp_path / "t"
+    folder.mkdir()
+    image.unpack_into(folder)
+    assert [str(tmp_path), f"{tmp_path}/secret", "/proc/self/root"] == [
+        os.readlink(folder / name) for name in ("up", "direct", "self")
+    ]
 
 
 @needs_busybox
@@ -367,6 +389,16 @@ def test_load_never_follows_a_link_out_of_a_layout(tmp_path, store):
         Image.load(layout, store=store)
 
 
+def test_load_reads_no_more_at_once_than_a_header_may_have(tmp_path, store):
+    huge = tarfile.TarInfo("././@PaxHeader")
+    huge.type, huge.size = tarfile.XHDTYPE, 1 << 30
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(huge.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(1 << 30)
+    with pytest.raises(ImageError, match="at once"):
+        Image.load(tmp_path / "a.tar", store=store)
+
+
 def test_load_of_damaged_and_missing_files_says_so(tmp_path, store):
     (tmp_path / "a").write_bytes(b"\x1f\x8b" + b"x" * 100)
     for name in ("a", "missing"):
@@ -495,9 +527,7 @@ def test_merged_folder_goes_with_its_image(store):
     Image.open("many", store=store).remove()
     other.collect()
     assert merged.exists()  # this process stands on it
-    from containerkit.image.standing import _leases
-
-    _leases.pop((os.getpid(), str(store.root))).close()
+    release()
     other.collect()
     assert not merged.exists()
 

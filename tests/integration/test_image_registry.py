@@ -42,10 +42,17 @@ from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference
 from containerkit.image.registry import Credentials, Registry, RegistrySettings, pull, push, save_credentials
 from containerkit.image.registry.credentials import find_credentials, forget_credentials
+from containerkit.image.standing import release
 from containerkit.image.store import Store
 
 pytestmark = [needs_registry, pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners needs root")]
 QUICK = RegistrySettings(attempts=3, timeout_s=5, chunk_bytes=1 << 20)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(nothing_left):
+    yield
+    release()
 
 
 @pytest.fixture(autouse=True)

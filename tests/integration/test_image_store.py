@@ -22,12 +22,19 @@ from containerkit.image.digest import Digest
 from containerkit.image.layers.unpack import layer_paths, unpack_layers
 from containerkit.image.manifest import Descriptor
 from containerkit.image.reference import Reference
+from containerkit.image.standing import release
 from containerkit.image.store import Store, default_root
 from containerkit.image.store.collect import sweep
 from containerkit.image.store.locks import workspace
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 SOURCE = str(Path(__file__).parents[2] / "src")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(nothing_left):
+    yield
+    release()
 
 
 def take(store, expected, content):

@@ -19,12 +19,19 @@ from image_samples import add_image
 from containerkit import Container, RootFS
 from containerkit.errors import ContainerError, ImageError, SpecError, UnsupportedError
 from containerkit.image import Defaults, Image, Store
+from containerkit.image.standing import release
 from containerkit.image.templates import Template, make_template, template_names
 from containerkit.image.templates.elf import closure
 
 pytest.importorskip("elftools")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making roots with owners needs root")
 needs_busybox = pytest.mark.skipif(shutil.which("busybox") is None, reason="needs Debian's package busybox-static")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(nothing_left):
+    yield
+    release()
 
 
 @pytest.fixture

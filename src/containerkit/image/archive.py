@@ -17,6 +17,7 @@ from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
 from containerkit.image.document import LARGEST_BYTES, Document, encode
 from containerkit.image.layers.compression import decompress, recognise, stream_errors
+from containerkit.image.layers.limits import DEFAULT_LIMITS
 from containerkit.image.manifest import REF_NAME, Descriptor, Index, Manifest
 from containerkit.image.reference import Reference
 from containerkit.image.store.collect import reachable
@@ -209,6 +210,21 @@ class _Source:
             return file.read()
 
 
+class _Bounded:
+    """A file that gives no more at once than a header may have: tarfile reads what an archive tells it to."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+        self.seekable = file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= DEFAULT_LIMITS.header_bytes:
+            raise ImageError(f"the archive wants {size} bytes read at once")
+        return self._file.read(size)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[_Source]:
     if path.is_dir():
@@ -221,7 +237,7 @@ def _opened(path: Path) -> Iterator[_Source]:
         else:
             file.seek(0)
             file = stack.enter_context(_plain_copy(file))
-        tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+        tar = stack.enter_context(tarfile.open(fileobj=cast("IO[bytes]", _Bounded(file)), mode="r:"))
         yield _Source(path, tar)
 
 
@@ -229,9 +245,11 @@ def _opened(path: Path) -> Iterator[_Source]:
 def _plain_copy(file: BinaryIO) -> Iterator[BinaryIO]:
     """Uncompress an archive into a file without a name, since its members are read out of order."""
     with TemporaryDirectory() as folder, (Path(folder) / "plain").open("w+b") as plain:
+        size = os.fstat(file.fileno()).st_size
         with closing(decompress(file)) as stream:
             while piece := stream.read(_PIECE):
                 plain.write(piece)
+                DEFAULT_LIMITS.check_bytes(plain.tell(), size)
         plain.seek(0)
         yield plain
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from containerkit.image.digest import Digest
     from containerkit.image.store import Lease, Store
 
-__all__ = ["process_lease", "ready"]
+__all__ = ["process_lease", "ready", "release"]
 
 _leases: Final[dict[tuple[int, str], Lease]] = {}
 _ready: Final[dict[tuple[int, str, Digest], tuple[str, ...]]] = {}
@@ -38,3 +38,10 @@ def ready(store: Store, digest: Digest, prepare: Callable[[Lease], tuple[str, ..
     if folders is None or not os.path.isdir(folders[0]):
         folders = _ready[key] = prepare(process_lease(store))
     return folders
+
+
+def release() -> None:
+    """Let go of all claims of this process, once none of its containers stands on an image. May be called twice."""
+    _ready.clear()
+    for key in list(_leases):
+        _leases.pop(key).close()

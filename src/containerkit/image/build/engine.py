@@ -45,7 +45,6 @@ class Engine:
         progress: takes each step.
         epoch: seconds that no time may be younger than, or None.
         cached: use what earlier builds made.
-        contexts: more sources by name, for ``FROM`` and ``--from``: images.
     """
 
     def __init__(
