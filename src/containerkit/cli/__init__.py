@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "run": "run a command in a container of its own",
     "explain": "print the operations that 'run' would do",
     "probe": "tell what this host can do, and what would help",
+    "seccomp": "record the system calls of a command, as a profile",
     "gc": "remove what killed owners have left behind",
 }
 """The commands, each a module of this package, and what they do."""

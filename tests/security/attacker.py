@@ -1,0 +1,204 @@
+"""Puts the attacks of attacks.c into containers, and tries things as other users without touching the machine."""
+
+import atexit
+import functools
+import json
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from containerkit import Capabilities, Mount, UnsupportedError, run
+from containerkit._native import calls
+from containerkit._native import constants as k
+
+EVERYTHING = {"capabilities": Capabilities.all(), "seccomp": None}
+"""What an attacker has who has got round the capabilities and the filter."""
+
+USER = 54321
+"""An ordinary user that no machine has."""
+
+SUBIDS = 600_000_000
+"""Where the ranges begin that tests grant to it."""
+
+
+@functools.cache
+def program():
+    """Compile attacks.c; returns the path of the program."""
+    if shutil.which("gcc") is None:
+        pytest.skip("the attacks are compiled with gcc")
+    folder = tempfile.mkdtemp(prefix="containerkit-attacks-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.chmod(folder, 0o755)
+    source = Path(__file__).with_name("attacks.c")
+    path = f"{folder}/attacks"
+    command = ["gcc", "-O1", "-static", "-pthread", "-o", path, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(f"{' '.join(command)}: {done.stderr}")
+    return path
+
+
+def armed(mounts=()):
+    """Return mounts with the attacks at /attacks."""
+    return (Mount.bind(program(), "/attacks", readonly=True), *mounts)
+
+
+def outcome(done):
+    """Say how an attack ended: what it printed, or what killed it."""
+    assert done.returncode != 99, done.stderr
+    if done.cause in ("seccomp", "oom", "timeout"):
+        return f"killed by {done.cause}"
+    return done.stdout.strip() if done.returncode == 0 else f"status {done.returncode}: {done.stderr.strip()}"
+
+
+def attempt(name, *words, mounts=(), **options):
+    """Try an attack in a container of its own; returns its outcome: "done" is success, else the error's name."""
+    words = ["/attacks", name, *map(str, words)]
+    return outcome(run(words, text=True, timeout=30, mounts=armed(mounts), **options))
+
+
+def attempt_in(container, name, *words, **options):
+    """Try an attack in a container that runs, and has the attacks."""
+    return outcome(container.run(["/attacks", name, *map(str, words)], text=True, timeout=30, **options))
+
+
+# --- Other users -------------------------------------------------------------------------------------------------------
+
+
+def _load_everything():
+    """An ordinary user may not be able to read the interpreter's library: have it all at hand."""
+    import containerkit
+
+    for module in pkgutil.walk_packages(containerkit.__path__, "containerkit."):
+        if "__main__" not in module.name and ".cli" not in module.name and ".oci" not in module.name:
+            try:
+                import_module(module.name)
+            except ImportError:
+                continue
+    program()
+    run(["true"], text=True, encoding="utf-8", mounts=armed())
+
+
+def in_child(work, prepare=lambda: None, timeout_s=60):
+    """Run a function in a forked child, and return what it returned, through JSON.
+
+    What it raises is raised here: an UnsupportedError as such, anything else as an AssertionError.
+    """
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer = b"{}"
+        try:
+            os.close(read_end)
+            signal.alarm(timeout_s)
+            prepare()
+            answer = json.dumps({"value": work()}).encode()
+        except UnsupportedError as error:
+            answer = json.dumps({"unsupported": error.__reduce__()[1]}).encode()
+        except BaseException as error:  # noqa: BLE001 - the parent shows it
+            answer = json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
+        finally:
+            os.write(write_end, answer)
+            os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        content = json.loads(pipe.read() or b'{"error": "it died"}')
+    os.waitpid(pid, 0)
+    if "unsupported" in content:
+        raise UnsupportedError(*content["unsupported"])
+    assert "error" not in content, content["error"]
+    return content["value"]
+
+
+def cover(files):
+    """In a mount namespace of one's own, put other files over some: contents by path."""
+    calls.unshare(k.CLONE_NEWNS)
+    calls.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
+    calls.mount("covers", "/mnt", "tmpfs")
+    for path, content in files.items():
+        cover = f"/mnt/{path.strip('/').replace('/', '-')}"
+        with open(cover, "w") as file:
+            file.write(content)
+        os.chmod(cover, 0o644)
+        if not os.path.exists(path):
+            calls.mount("covers", os.path.dirname(path), "tmpfs") if path.startswith("/proc") else open(
+                path, "a"
+            ).close()
+        calls.mount(cover, path, None, k.MS_BIND)
+
+
+def become(uid, gid=None):
+    """Become an ordinary user, as a login makes one."""
+    gid = uid if gid is None else gid
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    calls.prctl(k.PR_SET_DUMPABLE, 1)  # the change of ids cleared it
+
+
+def as_user(work, *, ranges):
+    """Run a function in a child that is an ordinary user, with or without ranges in /etc/subuid; see :func:`in_child`."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming other users takes root")
+    if ranges and not (shutil.which("newuidmap") and shutil.which("newgidmap")):
+        pytest.skip("newuidmap and newgidmap are not there (package uidmap)")
+    _load_everything()
+
+    def prepare():
+        if ranges:
+            with open("/etc/passwd") as file:
+                passwd = file.read()
+            line = f"attacker:{SUBIDS}:65536\n"
+            for path in ("/etc/subuid", "/etc/subgid"):
+                if not os.path.exists(path):
+                    pytest.skip(f"there is no {path} to put another over")
+            cover(
+                {
+                    "/etc/passwd": f"{passwd}attacker:x:{USER}:{USER}::/:/bin/sh\n",
+                    "/etc/subuid": line,
+                    "/etc/subgid": line,
+                }
+            )
+        become(USER)
+
+    return in_child(work, prepare)
+
+
+def in_user_namespace(work):
+    """Run a function in a child that is root of a user namespace in which all ids are mapped; see :func:`in_child`."""
+    if os.geteuid() != 0:
+        pytest.skip("mapping all ids takes root")
+    _load_everything()
+    ready, go = os.pipe(), os.pipe()
+
+    def prepare():
+        calls.unshare(k.CLONE_NEWUSER)
+        os.write(ready[1], f"{os.getpid()}\n".encode())
+        os.read(go[0], 1)
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        calls.prctl(k.PR_SET_DUMPABLE, 1)
+
+    mapper = os.fork()
+    if mapper == 0:
+        try:
+            pid = int(os.read(ready[0], 32))
+            for name in ("uid_map", "gid_map"):
+                with open(f"/proc/{pid}/{name}", "w") as file:
+                    file.write("0 0 4294967295")
+            os.write(go[1], b"x")
+        finally:
+            os._exit(0)
+    try:
+        return in_child(work, prepare)
+    finally:
+        os.waitpid(mapper, 0)
+        for fd in (*ready, *go):
+            os.close(fd)
