@@ -23,7 +23,9 @@ def draw(report: Report, folder: str) -> list[str]:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    height = 1.5 + 0.24 * len(report.data.get("bars", ())) if "bars" in report.data else 5.5
+    figure, axes = plt.subplots(figsize=(10, height), layout="constrained")
+    axes.set_axisbelow(True)
     if "bars" in report.data:
         _bars(axes, report.data["bars"])
     elif "lines" in report.data:
@@ -31,7 +33,7 @@ def draw(report: Report, folder: str) -> list[str]:
     else:
         plt.close(figure)
         return []
-    axes.set_title(report.title, fontsize=10, loc="left")
+    axes.set_title(report.title.partition(" (")[0], fontsize=10, loc="left")
     axes.grid(alpha=0.3)
     paths = [os.path.join(folder, f"{report.name}.{kind}") for kind in ("svg", "png")]
     for path in paths:
@@ -41,16 +43,21 @@ def draw(report: Report, folder: str) -> list[str]:
 
 
 def _bars(axes: Any, bars: list[dict[str, Any]]) -> None:
-    """Medians as bars on a logarithmic axis, with a whisker to the 95th percentile."""
-    names = [bar["name"] for bar in bars]
-    middle = [bar["p50_us"] for bar in bars]
-    upper = [max(0.0, bar["p95_us"] - bar["p50_us"]) for bar in bars]
-    axes.barh(names, middle, xerr=[[0.0] * len(bars), upper], color=[COLOURS[bar["group"]] for bar in bars], height=0.7)
+    """Medians as bars on a logarithmic axis, with a whisker to the 95th percentile and the median beyond it."""
+    for group, colour in COLOURS.items():
+        places = [number for number, bar in enumerate(bars) if bar["group"] == group]
+        middle = [bars[number]["p50_us"] for number in places]
+        upper = [max(0.0, bars[number]["p95_us"] - bars[number]["p50_us"]) for number in places]
+        errors = [[0.0] * len(places), upper]
+        axes.barh(places, middle, xerr=errors, color=colour, ecolor="#444444", error_kw={"lw": 1}, label=group)
+    axes.set_yticks(range(len(bars)), [bar["name"] for bar in bars], fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("microseconds from the call to reaped: median, whisker to the 95th percentile")
     axes.invert_yaxis()
-    for number, value in enumerate(middle):
-        axes.text(value, number, f" {value:,.0f}", va="center", fontsize=8)
+    for number, bar in enumerate(bars):
+        axes.text(max(bar["p50_us"], bar["p95_us"]) * 1.08, number, f"{bar['p50_us']:,.0f}", va="center", fontsize=8)
+    axes.margins(x=0.12, y=0.01)
+    axes.legend(loc="upper right")
 
 
 def _lines(axes: Any, lines: list[dict[str, Any]]) -> None:

@@ -142,6 +142,16 @@ def measure(asked: argparse.Namespace) -> Report:
     return _report(loads, spawn_us)
 
 
+def _lines(loads: list[Load]) -> list[dict[str, object]]:
+    """Return what is drawn: the rate over the number of threads."""
+    labels = {"x_label": "threads", "y_label": "starts per second"}
+    rates = {load.name: load.rate for load in loads}
+    return [
+        {"name": net, "x": THREADS, "y": [rates[f"{net}, {threads} threads"] for threads in THREADS], **labels}
+        for net in ("fresh net", "pooled net")
+    ]
+
+
 def _report(loads: list[Load], spawn_us: float) -> Report:
     rows = [
         (
@@ -158,7 +168,7 @@ def _report(loads: list[Load], spawn_us: float) -> Report:
         value = 1e6 / load.rate / spawn_us
         ratios[f"seconds per start, {load.name} / vfork+exec, static libc"] = Ratio(value, value, value)
     header = ("", "starts/s", "s per start / vfork+exec", "dead namespaces", "cleaned after s")
-    data = {"loads": [attrs.asdict(load) for load in loads], "spawn_us": spawn_us}
+    data = {"loads": [attrs.asdict(load) for load in loads], "spawn_us": spawn_us, "lines": _lines(loads)}
     return Report("throughput", "Starts per second, sustained", header, tuple(rows), data, ratios)
 
 
