@@ -19,7 +19,7 @@ from containerkit.engine import Program
 from containerkit.errors import SpecError, StateError
 from containerkit.ground import Ground, programs
 from containerkit.invocation import check_numbers, complete, describe, run_streams, wrapper
-from containerkit.membership import account, gather, inputs, joining
+from containerkit.membership import Freezer, account, inputs, joining
 from containerkit.mount import sequence
 from containerkit.namespace import Kind
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
@@ -118,7 +118,7 @@ class Container:
         self._processes: set[Process] = set()
         self._time: Namespace | None = None
         self._supervisions: set[Supervision] = set()
-        self._gathered: CGroup | None = None
+        self._freezer: Freezer | None = None
         self._paused = False
         self._stopped = False
 
@@ -169,27 +169,38 @@ class Container:
             if init is None or self._ground is None:
                 return
             init.kill()
-            if self._paused:
-                self._freezer().thaw()  # SIGKILL is queued, but a frozen process can't die of it
+            if self._paused and self._freezer is not None:
+                self._freezer.thaw()  # SIGKILL is queued, but a frozen process can't die of it
                 self._paused = False
             while self._starting:  # whoever is in the midst of starting a process will enter it into the books
                 self._idle.wait()
             if self._init is None:
                 return  # another thread was sooner
             # The kernel lets PID 1 go only when all who joined its namespace are reaped.
+            if not self._has_init:
+                self._kill_each()
             for process in list(self._processes):
-                process.kill() if not self._has_init else None
                 process.wait()
             init.wait()
             self._init = None
             _alive.discard(self)
             while self._supervisions:
                 self._supervisions.pop().close()
-            if self._gathered is not None:
-                self._gathered.remove()
-            self._ground.release()
             if self._time is not None:
                 self._time.close()
+            try:
+                if self._freezer is not None:
+                    self._freezer.end()
+            finally:
+                self._ground.release()
+
+    def _kill_each(self) -> None:
+        """Kill the processes of a container without a PID 1 with which they would go: as far as its group reaches."""
+        for process in list(self._processes):
+            process.kill()
+        group = self._group
+        if group is not None:
+            group.kill()
 
     @property
     def _has_init(self) -> bool:
@@ -268,7 +279,8 @@ class Container:
             pty: give it a terminal, True or (rows, columns); ``stdin`` and ``stdout`` of the result are then its other
                 side, and the three arguments of these names are not used.
             own_group: with limits: a control group of its own within the container's, so that ``usage`` tells what it
-                alone used (default True); else it is counted with the container as a whole.
+                alone used, ``cause`` whether it was killed for memory, and a timeout reaches all that it has started
+                (default True); else it is counted with the container as a whole.
             syscall_handler: decides the system calls that the seccomp filter notifies of; gets a
                 :class:`containerkit.security.notify.SyscallRequest`, returns a reply; may be a coroutine function.
             command: fields of :class:`containerkit.command.Command`: ``env``, ``cwd``, ``user`` (``"uid:gid"``, or
@@ -277,7 +289,7 @@ class Container:
                 ``pass_fds``.
 
         Raises:
-            StateError: the container does not run.
+            StateError: the container does not run, or is paused.
             SpecError: a value that can't be.
             SetupError: an operation failed; for a program that is not there its ``errno`` is ENOENT.
         """
@@ -294,22 +306,25 @@ class Container:
             supervision: Supervision | None = None
             try:
                 supervision = Supervision.of(wanted.confinement, syscall_handler)
-                leaf = self._leaf(init.pid) if own_group else self._group
+                leaf = self._seat(init.pid, own=own_group)
                 calls = supervision.inputs() if supervision is not None else {}
                 outcome = self._join(wanted, {"target": init.fileno(), **streams.inputs(), **calls}, leaf)
             except BaseException:
                 streams.close()
                 if supervision is not None:
                     supervision.close()
-                if leaf is not None and own_group:
-                    leaf.retire()
+                self._retire(leaf if own_group else None)
                 raise
             streams.close_child()
             if supervision is not None:
                 supervision.started()
                 self._supervisions.add(supervision)
-            finish = self._forget if leaf is None or not own_group else lambda process: self._account(process, leaf)
-            process = Process(wanted, outcome.pid, outcome.pidfd, streams, text=wrap, finish=finish)
+            finish, kill_tree = self._forget, None
+            if leaf is not None and own_group:
+                finish, kill_tree = (lambda process: self._account(process, leaf)), leaf.kill
+            process = Process(
+                wanted, outcome.pid, outcome.pidfd, streams, text=wrap, finish=finish, kill_tree=kill_tree
+            )
             process.supervision = supervision
             self._processes.add(process)
             return process
@@ -319,6 +334,8 @@ class Container:
         """Let :meth:`stop` wait until a process that is being started is in the books."""
         with self._lock:
             init = self._running()
+            if self._paused:
+                raise StateError(f"{self!r}: nothing can be started in it while it is paused; resume() it first")
             self._starting += 1
         try:
             yield init
@@ -404,9 +421,16 @@ class Container:
         membership = self._standing().membership
         return None if membership is None else membership.group
 
-    def _leaf(self, init: int) -> CGroup | None:
+    def _seat(self, init: int, *, own: bool) -> CGroup | None:
         membership = self._standing().membership
-        return None if membership is None else membership.leaf(init)
+        if membership is None:
+            return None
+        return membership.leaf(init) if own else membership.shared(init)
+
+    def _retire(self, leaf: CGroup | None) -> None:
+        membership = self._standing().membership
+        if leaf is not None and membership is not None:
+            membership.retire(leaf)
 
     def _account(self, process: Process, leaf: CGroup) -> None:
         """Read what the leaf of a run says, and remove it; with what the run left behind it stays."""
@@ -414,7 +438,7 @@ class Container:
         try:
             account(process, leaf)
         finally:
-            leaf.retire()
+            self._retire(leaf)
 
     def _forget(self, process: Process) -> None:
         self._processes.discard(process)
@@ -475,8 +499,13 @@ class Container:
             UnsupportedError: no freezer is at hand. Source: cgroup.freeze, and freezer of version 1.
         """
         with self._lock:
-            self._running()
-            self._freezer().freeze()
+            init = self._running()
+            while self._starting:  # one that is frozen in the midst of its start would keep its starter waiting
+                self._idle.wait()
+                self._running()
+            if self._freezer is None:
+                self._freezer = Freezer(self._group, self.members)
+            self._freezer.freeze(init.pid if self._has_init else None)
             self._paused = True
 
     def resume(self) -> None:
@@ -486,27 +515,24 @@ class Container:
             StateError: it is not paused.
         """
         with self._lock:
-            if not self._paused:
+            if not self._paused or self._freezer is None:
                 raise StateError(f"{self!r}: it is not paused")
-            self._freezer().thaw()
+            self._freezer.thaw()
             self._paused = False
-
-    def _freezer(self) -> CGroup:
-        ground = self._standing()
-        if ground.membership is not None:
-            return ground.membership.freezer(self.members)
-        if self._gathered is None:
-            self._gathered = gather(("freezer",), self.members)
-        return self._gathered
 
     def members(self) -> list[int]:
         """Return the pids, outside, of all its processes.
 
         Raises:
-            StateError: it does not run, or has no pid namespace of its own that would tell them apart.
+            StateError: it does not run, or has neither a pid namespace of its own nor a group that would tell them
+                apart.
         """
         if not self._has_init:
-            raise StateError(f"{self!r}: it shares a pid namespace, its processes can't be told apart")
+            self._running()
+            if self._group is None:
+                reason = "it shares a pid namespace; without limits its processes can't be told apart"
+                raise StateError(f"{self!r}: {reason}")
+            return sorted(self._group.processes())
         with self.namespace(Kind.PID) as namespace:
             return namespace.members()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit import _native, assembly, rootfs
-from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, Host, Mode
+from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, TTY_GROUP, Host, Mode
 from containerkit.engine import Program
 from containerkit.errors import SpecError
 from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
@@ -101,10 +101,14 @@ class Ground:
         folders = assembly.check_folders(spec.mounts)
         stage = staging(host=resolved.kind == "host")
         mappings, ids = _map_ids(spec, stage)
-        count = sum(mapping.count for mapping in mappings[0]) or 2**32 - 1
+        terminals = not mappings[1] or any(m.inside <= TTY_GROUP < m.inside + m.count for m in mappings[1])
         sets_groups = stage.privileged or len(stage.mappings[1]) > 1
         host = Host(
-            privileged=stage.privileged, programs=stage.programs, ids=count, folders=folders, sets_groups=sets_groups
+            privileged=stage.privileged,
+            programs=stage.programs,
+            terminals=terminals,
+            folders=folders,
+            sets_groups=sets_groups,
         )
         ground = cls(spec, stage, host, mappings, ids)
         try:
@@ -118,13 +122,19 @@ class Ground:
         self.joined = {kind.value: handle for kind, handle in self.spec.namespaces.open().items()}
         if self.spec.limits is not None:
             self.membership = Membership(self.spec.limits)
+            root = self.outside(0), self._outside(self.mappings[1], 0)
+            if root[0] is not None and root[1] is not None:
+                self.membership.hand_over(self.spec.mounts, root[0], root[1])
             self.host = self.host._replace(joins=joining(self.membership.group))
 
     def outside(self, uid: int) -> int | None:
         """Return who a user of the container is to the caller; None where the caller can't give things away."""
+        return self._outside(self.mappings[0], uid)
+
+    def _outside(self, mappings: tuple[IdMapping, ...], number: int) -> int | None:
         if not self.host.privileged:
             return None
-        return next((m.outside + uid - m.inside for m in self.mappings[0] if 0 <= uid - m.inside < m.count), None)
+        return next((m.outside + number - m.inside for m in mappings if 0 <= number - m.inside < m.count), None)
 
     def inputs(self) -> dict[str, int]:
         """Return the slots that a start takes from here."""

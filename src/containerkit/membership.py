@@ -7,42 +7,65 @@ instruction of the command.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from _thread import allocate_lock
+from errno import ESRCH
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit.errors import CleanupError, StateError
+from containerkit.errors import CleanupError, SetupError, StateError
 from containerkit.payload import GROUP, NOTHING_TO_JOIN, Joining
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from containerkit.cgroup import CGroup, Limits
+    from containerkit.mount import Mount
     from containerkit.process import Process
 
-__all__ = ["SLOT_PREFIX", "Membership", "account"]
+__all__ = ["SLOT_PREFIX", "Freezer", "Membership", "account", "inputs", "joining"]
 
 SLOT_PREFIX: Final = "cgroup "
 """The slots of the tasks files of version 1 are called ``cgroup 0``, ``cgroup 1``, ..."""
 
 _REPORTED: Final = ("memory", "io", "pids", "cpu")
+"""What a leaf counts."""
+
+_UNCOUNTED: Final = ("cpuset", "devices", "hugetlb", "misc", "net_cls", "net_prio", "perf_event", "rdma")
+"""Version 1 hierarchies in which a run is in the container's group itself: there is nothing to tell apart, and a
+cpuset that has groups below can't be made smaller."""
+
 _ROUNDS: Final = 100
+_RETRIED: Final = 4
+"""How many leaves that were still in use are tried again when the next one is made."""
 
 _swept: list[int] = []
-_sweeping = threading.Lock()
+_sweeping = allocate_lock()
+
+
+def _after_fork() -> None:
+    global _sweeping  # noqa: PLW0603 - another thread of the parent may hold it, and that thread is not here
+    _sweeping = allocate_lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _sweep_once() -> None:
     """Remove what killed owners left where this process makes its groups, the first time that it makes one."""
+    if _swept and _swept[-1] == os.getpid():
+        return
     from containerkit.cgroup import sweep
 
     with _sweeping:
         if os.getpid() in _swept:
             return
+        with contextlib.suppress(CleanupError):  # others' remains are no reason not to start; gc() tells of them
+            sweep(everywhere=False, timeout_s=2.0)
         _swept.append(os.getpid())
-    sweep(everywhere=False)
 
 
 class Membership:
@@ -60,82 +83,176 @@ class Membership:
 
         _sweep_once()
         self.group: CGroup = CGroup.create(limits=limits)
-        self._leaves_ready = False
-        self._freezer: CGroup | None = None
+        self._heir: tuple[int, int, frozenset[str]] | None = None
+        self._shared: CGroup | None = None
+        self._used: list[str] = []
         self._lock = threading.Lock()
 
-    def leaf(self, init: int) -> CGroup:
-        """Make a leaf for one run.
+    def hand_over(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
+        """Give the group away to a user, as far as it is shown writable by one of the mounts.
+
+        Raises:
+            SetupError: the kernel refused it.
+        """
+        shown: set[str] = set()
+        for mount in mounts:
+            if mount.type in {"cgroup", "cgroup2"} and not mount.readonly:
+                shown.update(name for name, _ in mount.options) if mount.type == "cgroup" else shown.add("")
+        if shown:
+            self._heir = uid, gid, frozenset(shown)
+            self._bequeath(self.group)
+
+    def _bequeath(self, group: CGroup) -> None:
+        if self._heir is None:
+            return
+        from containerkit.cgroup.making import delegate
+
+        uid, gid, shown = self._heir
+        for part in group.parts:
+            if shown & (part.names or {""}):
+                delegate(part, uid, gid)
+
+    def shared(self, init: int) -> CGroup:
+        """Return the group for PID 1 and for runs without a leaf of their own.
 
         Args:
-            init: the pid of PID 1. On version 2 a group that hands controllers on has no processes of its own, so it
-                moves to a leaf before the first run does.
+            init: the pid of PID 1. On version 2 a group that hands controllers on has no processes of its own: they
+                are in a leaf.
         """
         with self._lock:
-            unified = self.group.unified
-            if not self._leaves_ready and unified is not None and unified.available():
-                self.group.create_leaf("init").add(init)
-            self._leaves_ready = True
-        return self.group.create_leaf(controllers=_REPORTED)
+            if self._shared is None:
+                self._shared = self._make_room(init)
+            return self._shared
 
-    def freezer(self, members: Callable[[], list[int]]) -> CGroup:
-        """Return the group to freeze: its own where that can, else one that all processes are moved to.
-
-        Args:
-            members: tells the processes of the container.
-        """
-        if self.group.can_freeze:
+    def _make_room(self, init: int) -> CGroup:
+        unified = self.group.unified
+        if unified is None or not unified.available().intersection(_REPORTED):
             return self.group
-        with self._lock:
-            if self._freezer is None:
-                self._freezer = gather(("freezer",), members)
-            return self._freezer
+        leaf = self.group.create_leaf("init", without=_UNCOUNTED)
+        try:
+            leaf.add(init)
+        except SetupError as error:
+            leaf.retire()
+            if error.errno == ESRCH:
+                raise StateError("the container has stopped") from None
+            raise
+        return leaf
+
+    def leaf(self, init: int) -> CGroup:
+        """Make a leaf for one run; ``init`` is as for :meth:`shared`."""
+        self.shared(init)
+        self._remove_used()
+        leaf = self.group.create_leaf(controllers=_REPORTED, without=_UNCOUNTED)
+        self._bequeath(leaf)
+        return leaf
+
+    def retire(self, leaf: CGroup) -> None:
+        """Remove a leaf; one that a run has left something behind in stays until that has ended."""
+        if not leaf.retire():
+            self._used.append(leaf.name)
+
+    def _remove_used(self) -> None:
+        """Try again what could not be removed: for a moment a process counts that has ended already."""
+        for _ in range(min(_RETRIED, len(self._used))):
+            try:
+                name = self._used.pop(0)
+            except IndexError:  # another thread was sooner
+                return
+            if not all(part.remove(name) for part in self.group.parts):
+                self._used.append(name)
 
     def end(self) -> None:
-        """Remove the groups, once all processes have ended.
+        """Kill what is still in the group, and remove it.
+
+        Raises:
+            CleanupError: it could not be removed, and why.
+        """
+        if self._shared is not None and self._shared is not self.group:
+            self._shared.close()
+        self.group.remove(kill=True)
+
+
+class Freezer:
+    """Holds the processes of a container where they are; closed by :meth:`end`, which may be called twice.
+
+    PID 1 goes on: it does nothing but watch over the owner, whom a container must not outlive, paused or not.
+
+    Args:
+        group: the group of the container, None where it has none.
+        members: tells the processes of the container.
+    """
+
+    def __init__(self, group: CGroup | None, members: Callable[[], Iterable[int]]) -> None:
+        self._group = group
+        self._members = members
+        self._gathered: CGroup | None = None
+        self._aside: CGroup | None = None
+
+    def freeze(self, init: int | None) -> None:
+        """Stop the processes, and return when they have stopped.
+
+        Args:
+            init: the pid of PID 1, None where the container has none.
+
+        Raises:
+            StateError: they multiply faster than they can be gathered, or one does not stop.
+            UnsupportedError: no freezer is at hand.
+        """
+        from containerkit.cgroup import CGroup
+
+        group = self._group
+        if group is None or not group.can_freeze:
+            group = self._gather(init)
+        elif init is not None and self._aside is None:
+            aside = CGroup.create(controllers=("freezer",) if group.unified is None else ())
+            try:
+                aside.add(init)
+            except BaseException:
+                aside.retire()
+                raise
+            self._aside = aside
+        group.freeze()
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        group = self._gathered or self._group
+        if group is not None:
+            group.thaw()
+
+    def _gather(self, init: int | None) -> CGroup:
+        """Move all processes into one group, until none is left outside."""
+        from containerkit.cgroup import CGroup
+
+        if self._gathered is None:
+            self._gathered = CGroup.create(controllers=("freezer",))
+        group = self._gathered
+        for _ in range(_ROUNDS):
+            outside = set(self._members()) - group.processes() - {init}
+            if not outside:
+                return group
+            for pid in outside:
+                try:
+                    group.add(pid)
+                except SetupError as error:
+                    if error.errno != ESRCH:  # else it has ended meanwhile
+                        raise
+        raise StateError("the processes of the container multiply faster than they can be moved to a group")
+
+    def end(self) -> None:
+        """Remove its groups, once all processes have ended.
 
         Raises:
             CleanupError: one could not be removed, and why.
         """
         left: list[str] = []
-        for group in (self._freezer, self.group):
-            if group is None:
-                continue
+        for group in (self._gathered, self._aside):
             try:
-                group.remove()
+                if group is not None:
+                    group.remove(kill=True)
             except CleanupError as error:
                 left += error.left
         if left:
             raise CleanupError(tuple(left))
-
-
-def gather(controllers: tuple[str, ...], members: Callable[[], list[int]], limits: Limits | None = None) -> CGroup:
-    """Make a group and move all processes of a container into it, until none is left outside.
-
-    Raises:
-        StateError: they multiply faster than they can be moved.
-    """
-    from containerkit.cgroup import CGroup
-
-    group = CGroup.create(limits=limits, controllers=controllers)
-    for _ in range(_ROUNDS):
-        outside = set(members()) - group.processes()
-        if not outside:
-            return group
-        for pid in outside:
-            _move(group, pid)
-    group.remove()
-    raise StateError("the processes of the container multiply faster than they can be moved to a group")
-
-
-def _move(group: CGroup, pid: int) -> None:
-    from containerkit.errors import SetupError
-
-    try:
-        group.add(pid)
-    except SetupError as error:
-        if error.errno != 3:  # ESRCH: it has ended meanwhile
-            raise
 
 
 def joining(group: CGroup | None) -> Joining:

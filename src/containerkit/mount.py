@@ -18,7 +18,7 @@ from containerkit.errors import SpecError
 from containerkit.plan import Operation, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["Mount", "Propagation"]
 
@@ -30,6 +30,8 @@ _PROPAGATION: Final = {
     "shared": k.MS_SHARED,
     "unbindable": k.MS_UNBINDABLE,
 }
+_SWITCHES: Final = ("readonly", "recursive", "nosuid", "nodev", "noexec", "noatime", "idmap", "create")
+_KIND_HINT: Final = "a file can only be shown on a file, a folder on a folder"
 _IDMAP_HINT: Final = "the filesystem can't be id-mapped: pass idmap=False, or userns='host' to the container"
 _MISSING_HINT: Final = "the target can't be made: the root filesystem is read-only or belongs to unmapped ids"
 
@@ -134,6 +136,9 @@ class Mount:
             raise SpecError(f"mount on {self.target}: propagation {self.propagation!r} is unknown")
         if not isinstance(self.type, str) or not self.type or "\0" in self.type + str(self.source):
             raise SpecError(f"mount on {self.target}: type {self.type!r} and source {self.source!r} must be names")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"mount on {self.target}: {name} must be True or False, not {getattr(self, name)!r}")
         if self.type == "bind" and not self.source:
             raise SpecError(f"mount on {self.target}: a bind needs a source")
         if self.target == "/":
@@ -176,6 +181,9 @@ class Mount:
 
         Source: tmpfs(5).
         """
+        for name, number, most in (("mode", mode, 0o7777), ("inodes", inodes or 0, 2**63 - 1)):
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
+                raise SpecError(f"mount on {target}: {name}: {number!r} is not a number from 0 to {most}")
         options: list[tuple[str, str | None]] = [("mode", f"{mode:o}")]
         if size is not None:
             options.append(("size", size_text(size, f"mount on {target}")))
@@ -221,9 +229,25 @@ class Mount:
         return cls(type="proc", source="proc", target=target, options=options, noexec=True)
 
     @classmethod
-    def cgroup(cls, target: str = "/sys/fs/cgroup", *, readonly: bool = True) -> Mount:
-        """Mount the version-2 control groups as the container's cgroup namespace shows them. Source: cgroups(7)."""
-        return cls(type="cgroup2", source="cgroup2", target=target, readonly=readonly, noexec=True)
+    def cgroup(cls, target: str = "/sys/fs/cgroup", *, readonly: bool = True, controllers: Iterable[str] = ()) -> Mount:
+        """Mount the control groups as the container's cgroup namespace shows them: its own group is the root.
+
+        Args:
+            target: the path inside.
+            readonly: only to look at (default True). Otherwise the container's own group is handed over to it, so that
+                it can make groups within; what limits it stays out of its reach. That takes ``limits``.
+            controllers: the version 1 hierarchy of these controllers (all that are mounted together), such as
+                ``["memory"]``. Default the hierarchy of version 2.
+
+        Source: cgroups(7), cgroup_namespaces(7).
+        """
+        names = sequence(controllers, "controllers")
+        for name in names:
+            if not isinstance(name, str) or not name.isidentifier():
+                raise SpecError(f"mount on {target}: {name!r} is no controller")
+        kind = "cgroup" if names else "cgroup2"
+        options = tuple((name, None) for name in names)
+        return cls(type=kind, source=kind, target=target, options=options, readonly=readonly, noexec=True)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Mount:
@@ -293,7 +317,7 @@ def attach(tree: Slot, root: Slot, target: str, *, folder: bool, create: bool = 
     at = Slot("target")
     return [
         *resolve(root, target, at, folder=folder, create=create),
-        plan.move_mount(tree, at, b"", target=target),
+        plan.move_mount(tree, at, b"", target=target, hint=_KIND_HINT),
         plan.close(at),
         plan.close(tree),
     ]

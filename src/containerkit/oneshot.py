@@ -127,6 +127,8 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
 
 
 def _finish(process: Process, ground: Ground) -> None:
-    if ground.membership is not None:
-        account(process, ground.membership.group)
-    ground.release()
+    try:
+        if ground.membership is not None:
+            account(process, ground.membership.group)
+    finally:
+        ground.release()

@@ -126,6 +126,17 @@ class Spec:
         if (self.uid_mappings is None) != (self.gid_mappings is None):
             raise SpecError("id mappings: give both uid_mappings and gid_mappings, or neither")
         self._check_namespaces()
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self.limits is not None or self.namespaces.user != "new":
+            return
+        for mount in self.mounts:
+            if mount.type in {"cgroup", "cgroup2"} and not mount.readonly:
+                raise SpecError(
+                    f"mount on {mount.target}: writable control groups need a group of the container's own: "
+                    "give it limits=Limits(), or say readonly=True"
+                )
 
     def _check_namespaces(self) -> None:
         names = self.namespaces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, EROFS, ESRCH
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,8 @@ __all__ = ["Directory", "refused"]
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _ABOVE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK: Final = 65536
+_LAST: Final = 2048
+"""A shorter piece is the last: the kernel fills a page with whole lines, none of which is half a page long."""
 
 _INNER: Final = "on version 2 a group with processes of its own can't have groups with controllers below it"
 _REAL_TIME: Final = "version 2 limits processor time only while all real-time processes are in the root group"
@@ -47,15 +50,16 @@ class Directory:
         names: the controllers of a version 1 hierarchy.
     """
 
-    __slots__ = ("_available", "_enabled", "fd", "names", "path", "version")
+    __slots__ = ("_above", "_available", "_enabled", "fd", "names", "path", "version")
 
     def __init__(self, fd: int, path: str, version: int, names: frozenset[str] = frozenset()) -> None:
         self.fd = fd
         self.path = path
         self.version = version
         self.names = names
+        self._above: Directory | None = None
         self._available: frozenset[str] | None = None
-        self._enabled: frozenset[str] = frozenset()
+        self._enabled: frozenset[str] | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self.fd < 0 else f"fd {self.fd}"
@@ -67,6 +71,11 @@ class Directory:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        # A base that is no longer kept closes with the last who makes or removes a group in it.
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
+
     def remove_self(self) -> None:
         """Remove the directory, which must be empty of processes and groups. One that is gone is no error.
 
@@ -74,6 +83,11 @@ class Directory:
             OSError: EBUSY when there is something in it.
         """
         name = self.path.rpartition("/")[2]
+        base = self._above
+        if base is not None and base.fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(name, dir_fd=base.fd)
+            return
         above = os.open("..", _ABOVE, dir_fd=self.fd)
         try:
             os.rmdir(name, dir_fd=above)
@@ -81,6 +95,16 @@ class Directory:
             pass
         finally:
             os.close(above)
+
+    def remove(self, name: str) -> bool:
+        """Remove a group below, if nothing is in it; return whether there is none of that name any more."""
+        try:
+            os.rmdir(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a file or group of that name."""
@@ -107,7 +131,7 @@ class Directory:
                 raise FileNotFoundError(ENOENT, os.strerror(ENOENT), self.path) from None
             raise refused("mkdir", error, f"{self.path}/{name}") from None
         try:
-            return self.open(name)
+            return self._open(name, above=self)
         except OSError as error:
             if not exist_ok:
                 os.rmdir(name, dir_fd=self.fd)
@@ -119,11 +143,24 @@ class Directory:
         Raises:
             OSError: there is none, or it may not be opened.
         """
+        return self._open(name)
+
+    def _open(self, name: str, above: Directory | None = None) -> Directory:
         fd = os.open(name, _FLAGS, dir_fd=self.fd)
         below = Directory(fd, f"{self.path.rstrip('/')}/{name}", self.version, self.names)
-        if self._enabled:  # what was enabled here is what is available there, with no need to read it
+        below._above = above
+        if self._enabled is not None:  # what was enabled here is what is available there, with no need to read it
             below._available = self._enabled
         return below
+
+    def above(self) -> Directory:
+        """Open the group above.
+
+        Raises:
+            OSError: this one is gone.
+        """
+        fd = os.open("..", _FLAGS, dir_fd=self.fd)
+        return Directory(fd, self.path.rpartition("/")[0], self.version, self.names)
 
     def open_file(self, file: str, flags: int) -> int:
         """Return a new descriptor of a file."""
@@ -137,7 +174,7 @@ class Directory:
             return None
         try:
             text = chunk = os.read(fd, _CHUNK)
-            while chunk:
+            while len(chunk) > _LAST:
                 chunk = os.read(fd, _CHUNK)
                 text += chunk
         except OSError:  # switched off, such as memory.kmem.slabinfo or the pressure files
@@ -206,10 +243,9 @@ class Directory:
         if self.version == 1:
             return
         wanted = frozenset(controllers)
-        if wanted <= self._enabled:
+        if self._enabled is not None and wanted <= self._enabled:
             return
-        missing = wanted - self.available()
-        if missing:
+        if missing := wanted - self.available():
             hint = (
                 f"the group offers {' '.join(sorted(self.available())) or 'none'}; delegate the controller to it: "
                 "+NAME in cgroup.subtree_control of each group above, or Delegate=yes in its systemd unit"

@@ -42,16 +42,38 @@ class CGroup:
     Source: cgroups(7).
     """
 
-    __slots__ = ("_attach", "_events", "_join", "_maker", "_owned", "_parts", "_state", "limits", "name")
+    __slots__ = (
+        "_attach",
+        "_events",
+        "_inner",
+        "_join",
+        "_joined",
+        "_maker",
+        "_owned",
+        "_parts",
+        "_state",
+        "limits",
+        "name",
+    )
 
-    def __init__(self, name: str, parts: tuple[Directory, ...], limits: Limits, *, owned: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: tuple[Directory, ...],
+        limits: Limits,
+        *,
+        owned: bool,
+        others: tuple[Directory, ...] = (),
+    ) -> None:
         self.name = name
         self.limits = limits
         self._parts = parts
+        self._joined = (*others, *parts)
         self._owned = owned
         self._maker = os.getpid()
         self._attach: tuple[int, ...] = ()
         self._join: tuple[int, ...] = ()
+        self._inner: Tree | None = None
         self._events: list[ReferenceType[Events]] = []
         self._state: Literal["open", "removed", "closed"] = "open"
 
@@ -160,7 +182,12 @@ class CGroup:
         return cls(parts[-1].path.rpartition("/")[2] or "/", tuple(parts), _NO_LIMITS, owned=False)
 
     def create_leaf(
-        self, name: str | None = None, limits: Limits | None = None, *, controllers: Iterable[str] = ()
+        self,
+        name: str | None = None,
+        limits: Limits | None = None,
+        *,
+        controllers: Iterable[str] = (),
+        without: Iterable[str] = (),
     ) -> CGroup:
         """Make a group within this one, in the same hierarchies.
 
@@ -170,6 +197,8 @@ class CGroup:
             name: as for :meth:`create`, taken literally. Default a number.
             limits: what the leaf may use within what this group may use.
             controllers: on version 2, further ones to hand down where they are at hand, for the sake of their reports.
+            without: on version 1, controllers whose hierarchies have no group for the leaf: what joins the leaf joins
+                this group there. Default none.
 
         Raises:
             SpecError, StateError, UnsupportedError, SetupError: as for :meth:`create`.
@@ -178,10 +207,14 @@ class CGroup:
         name = f"leaf-{next(_numbers)}" if name is None else group_name(name)
         wish = resolved(limits or _NO_LIMITS)
         try:
-            parts = make(Tree(self._parts).plan_within(wish, frozenset(controllers)), name)
+            self._inner = self._inner or Tree(self._parts)
+            plan = self._inner.plan_within(wish, frozenset(controllers))
+            spared = {part for part in self._parts if part.names and part.names <= frozenset(without)}
+            parts = make(tuple(room for room in plan if room[0] not in spared), name)
         except FileNotFoundError as error:
             raise refused("mkdir", error, f"{self.path}/{name}", "this group is gone") from None
-        return CGroup(name, parts, wish, owned=self._owned)
+        others = tuple(part for part in self._parts if part in spared)
+        return CGroup(name, parts, wish, owned=self._owned, others=others)
 
     # What it is ----------------------------------------------------------------------------------------------------
 
@@ -215,7 +248,7 @@ class CGroup:
         """
         self._check_open()
         if not self._attach:
-            self._attach = tuple(part.open_file("cgroup.procs", os.O_WRONLY) for part in self._parts)
+            self._attach = tuple(part.open_file("cgroup.procs", os.O_WRONLY) for part in self._joined)
         return self._attach[:-1] if into and self.directory_fd is not None else self._attach
 
     def join_files(self) -> tuple[int, ...]:
@@ -231,7 +264,7 @@ class CGroup:
         """
         self._check_open()
         if not self._join:
-            old = [part for part in self._parts if part.version == 1]
+            old = [part for part in self._joined if part.version == 1]
             self._join = tuple(part.open_file("tasks", os.O_WRONLY) for part in old)
         return self._join
 
@@ -273,7 +306,7 @@ class CGroup:
         """
         if isinstance(pid, bool) or not isinstance(pid, int) or pid < 0:
             raise SpecError(f"pid: {pid!r} is no process")
-        for fd, part in zip(self.attach_files(), self._parts, strict=True):
+        for fd, part in zip(self.attach_files(), self._joined, strict=True):
             try:
                 os.write(fd, b"%d" % pid)
             except OSError as error:
@@ -356,11 +389,12 @@ class CGroup:
         self._check_open()
         return wait_empty(self._parts, timeout_s)
 
-    def remove(self, timeout_s: float = 10.0) -> None:
+    def remove(self, timeout_s: float = 10.0, *, kill: bool = False) -> None:
         """Wait for its last process, remove it with all groups below, and close it. May be called twice.
 
         Args:
             timeout_s: how long to wait for processes, in seconds.
+            kill: whether processes that are still in it are killed first. Default False.
 
         Raises:
             CleanupError: processes were still there when the time was up; it says which, and the group stays.
@@ -377,23 +411,29 @@ class CGroup:
             return
         from containerkit.cgroup.members import remove
 
+        if kill:
+            self.kill()
         remove(self._parts, timeout_s)
         self._end("removed")
 
-    def retire(self) -> None:
+    def retire(self) -> bool:
         """Remove it if nothing is in it any more, else leave it to the removal of the group above; close it either way.
 
         For the leaf of a run that may have left something behind. May be called twice.
+
+        Returns:
+            Whether it is gone.
         """
         if self._state != "open":
-            return
+            return self._state == "removed"
         try:
             for part in self._parts:
                 part.remove_self()
         except OSError:
             self._end("closed")
-        else:
-            self._end("removed")
+            return False
+        self._end("removed")
+        return True
 
     def close(self) -> None:
         """Close its descriptors and leave the group as it is. May be called twice."""

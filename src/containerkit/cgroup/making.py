@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL, ENOENT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from containerkit.cgroup.controllers import Attachment, Setting
 from containerkit.cgroup.directory import Directory, refused
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from containerkit.cgroup.limits import Limits
     from containerkit.cgroup.tree import Room
 
-__all__ = ["apply", "make", "resolved", "rooms"]
+__all__ = ["apply", "delegate", "make", "resolved", "rooms"]
+
+_DELEGATED: Final = {1: ("cgroup.procs", "tasks"), 2: ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")}
+"""The files through which an owner arranges groups of its own; those of the limits are not among them."""
 
 
 def resolved(limits: Limits) -> Limits:
@@ -70,6 +73,23 @@ def make(rooms: tuple[Room, ...], name: str) -> tuple[Directory, ...]:
                 part.close()
         raise
     return tuple(parts)
+
+
+def delegate(part: Directory, uid: int, gid: int) -> None:
+    """Give a group's directory away, so that its new owner can make groups in it.
+
+    Raises:
+        SetupError: the kernel refused it.
+
+    Source: "Delegation" in Documentation/admin-guide/cgroup-v2.rst.
+    """
+    for file in (".", *_DELEGATED[part.version]):
+        try:
+            os.chown(file, uid, gid, dir_fd=part.fd, follow_symlinks=False)
+        except FileNotFoundError:  # cgroup.threads came with kernel 4.14
+            continue
+        except OSError as error:
+            raise refused("chown", error, f"{part.path}/{file}") from None
 
 
 def apply(part: Directory, setting: Setting | Attachment) -> None:

@@ -24,19 +24,39 @@ _ROUNDS = 100
 
 
 def walk(part: Directory) -> Iterator[Directory]:
-    """Yield the groups below a directory, the deepest first; each is closed when the next is asked for."""
-    if not part.has_groups():
-        return
-    for name in part.groups():
-        try:
-            below = part.open(name)
-        except OSError:  # it has gone meanwhile
-            continue
-        try:
-            yield from walk(below)
-            yield below
-        finally:
-            below.close()
+    """Yield the groups below a directory, the deepest first; each is closed when the next is asked for.
+
+    Without recursion and with two descriptors at most: who may make groups can nest them thousands deep.
+    """
+    waiting = [part.groups() if part.has_groups() else []]
+    here = part
+    try:
+        while True:
+            if waiting[-1]:
+                try:
+                    below = here.open(waiting[-1].pop())
+                except OSError:  # it has gone meanwhile
+                    continue
+                if here is not part:
+                    here.close()
+                here = below
+                waiting.append(here.groups() if here.has_groups() else [])
+                continue
+            waiting.pop()
+            if not waiting:
+                return
+            try:
+                above = part if len(waiting) == 1 else here.above()
+            except OSError:  # it is out of reach; whoever removes finds the rest still there
+                return
+            done, here = here, above
+            try:
+                yield done
+            finally:
+                done.close()
+    finally:
+        if here is not part:
+            here.close()
 
 
 def processes(parts: Iterable[Directory]) -> frozenset[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from typing import TYPE_CHECKING
 
 from containerkit._linux.cgroupfs import offered_controllers, read_hierarchies
 from containerkit.cgroup.directory import Directory
-from containerkit.cgroup.members import kill, remove
+from containerkit.cgroup.members import kill, remove, walk
 from containerkit.cgroup.owner import PREFIX, Owner
 from containerkit.cgroup.tree import Tree
 from containerkit.errors import CleanupError, UnsupportedError
@@ -83,27 +84,18 @@ def _stale(part: Directory, alive: set[Owner]) -> Iterator[str]:
             alive.add(owner)
 
 
-def _sweep_below(part: Directory, removed: list[str], left: list[str], timeout_s: float) -> None:
-    for name in list(_stale(part, set())):
-        try:
-            group = part.open(name)
-        except OSError:  # another sweep was faster
-            continue
-        try:
-            kill((group,), 9)
-            remove((group,), timeout_s)
-            removed.append(group.path)
-        except CleanupError as error:
-            left += error.left
-        finally:
-            group.close()
-    if part.has_groups():
-        for name in part.groups():
+def _sweep_below(root: Directory, removed: list[str], left: list[str], timeout_s: float) -> None:
+    for part in itertools.chain(walk(root), (root,)):
+        for name in list(_stale(part, set())):
             try:
-                below = part.open(name)
-            except OSError:
+                group = part.open(name)
+            except OSError:  # another sweep was faster
                 continue
             try:
-                _sweep_below(below, removed, left, timeout_s)
+                kill((group,), 9)
+                remove((group,), timeout_s)
+                removed.append(group.path)
+            except CleanupError as error:
+                left += error.left
             finally:
-                below.close()
+                group.close()

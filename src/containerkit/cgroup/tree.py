@@ -120,7 +120,7 @@ class Tree:
             raise
         with _lock:
             if len(_beneath) >= 16:
-                _beneath.pop(next(iter(_beneath))).close()
+                del _beneath[next(iter(_beneath))]  # its descriptors close when nobody uses it any more
             tree = _beneath[parent] = cls(bases, tuple(parts))
         return tree
 
@@ -174,13 +174,13 @@ class Tree:
                 raise UnsupportedError("find controller", ENODEV, name, hint)
         if self.unified is not None:
             self._enable(frozenset((limits.controllers() | further) & self.unified.available()))
-        return tuple(
-            (
-                base,
-                self.settings(base, sorted({"io" if name == "blkio" else name for name in base.available()}), limits),
-            )
-            for base in self.bases
-        )
+        found = self._plans.get(limits)
+        if found is None:
+            found = self._plans[limits] = tuple((base, self._settings_within(base, limits)) for base in self.bases)
+        return found
+
+    def _settings_within(self, base: Directory, limits: Limits) -> tuple[Setting | Attachment, ...]:
+        return self.settings(base, sorted({"io" if name == "blkio" else name for name in base.available()}), limits)
 
     def mount(self, controllers: Iterable[str]) -> None:
         """Mount privately those of these version 1 controllers that the kernel offers and nothing mounts.
