@@ -208,7 +208,7 @@ class Birth(Partner):
         from containerkit.oci import cgroups
 
         self.kill()
-        if self.groups is not None:
+        if self.groups is not None and self.groups.made:
             cgroups.kill_all(self.groups.places, 9)
             cgroups.remove(self.groups.places)
         self.entry.remove()
@@ -250,6 +250,8 @@ class Birth(Partner):
         from containerkit.oci.log import timestamp
 
         self.groups = self._groups()
+        if self.groups is not None and not self.unit:
+            self.groups.check_unused()
         try:
             owner = pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:

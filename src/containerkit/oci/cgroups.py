@@ -83,12 +83,14 @@ class Groups:
     Attributes:
         path: as ``cgroupsPath`` gives it.
         places: the folder in each hierarchy.
+        made: whether they are this container's: only then may what is in them be killed.
     """
 
-    __slots__ = ("found", "path", "places")
+    __slots__ = ("found", "made", "path", "places")
 
     def __init__(self, path: str, found: Iterable[Hierarchy]) -> None:
         self.path = path
+        self.made = False
         self.found = list(found)
         self.places = [each.place(path) for each in self.found]
 
@@ -123,7 +125,18 @@ class Groups:
                 raise refused_file("make the control group", place, error, _PERMISSION) from None
             if "cpuset" in hierarchy.names:
                 self._inherit_cpuset(hierarchy, place)
-            if not in_use and _read(f"{place}/cgroup.procs").strip():
+        if not in_use:
+            self.check_unused()
+        self.made = True
+
+    def check_unused(self) -> None:
+        """See that no other's processes are in the groups: they would be killed with the container.
+
+        Raises:
+            RuntimeFailure: there are some.
+        """
+        for place in self.places:
+            if _read(f"{place}/cgroup.procs").strip():
                 raise RuntimeFailure(f"the control group {place} has processes already")
 
     def add(self, pid: int) -> None:

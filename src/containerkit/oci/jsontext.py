@@ -51,19 +51,26 @@ def loads(text: bytes | str) -> Any:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     words = words.removeprefix("\ufeff")
     if _scan is None:
-        from json import loads as slow_loads
-
-        return slow_loads(words)
+        return _read_slowly(words)
     start = len(words) - len(words.lstrip(_SPACE))
     try:
         value, end = _scan(words, start)
     except StopIteration as stop:
         raise ValueError(f"no value {_where(words, stop.value)}") from None
+    except SystemError:  # the scanner has no exception to raise where json.decoder is not loaded
+        return _read_slowly(words)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if words[end:].strip(_SPACE):
         raise ValueError(f"more after the end of the value {_where(words, end)}")
     return value
+
+
+def _read_slowly(text: str) -> Any:
+    """Read by the package itself, which also knows how to tell what is wrong."""
+    import json
+
+    return json.loads(text)
 
 
 def _where(text: str, at: int) -> str:

@@ -34,6 +34,8 @@ def attend(birth: Birth, *, detached: bool, keep: bool) -> int:
         detached: return once it runs.
         keep: leave the record of the stopped container.
     """
+    if not detached:
+        waiting.forward(birth.pidfd)
     try:
         start_entry(birth.entry)
     except BaseException:

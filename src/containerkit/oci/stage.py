@@ -226,9 +226,8 @@ def idmap_namespace(uid_maps: Sequence[IdMap], gid_maps: Sequence[IdMap]) -> int
     stage = Stage(new=("user",), uid_maps=uid_maps, gid_maps=gid_maps)
     tape = Tape()
     pid, namespace = tape.slot("pid"), tape.slot("namespace")
-    cloned = tape.step(
-        k.STEP_CLONE, "clone", k.CLONE_NEWUSER | k.CLONE_FILES, 0, 0, 0, 0, 0, target="user namespace", result=pid
-    )
+    flags = k.CLONE_NEWUSER | k.CLONE_FILES | k.CLONE_PARENT  # a child of the runtime's, so that it is waited for
+    cloned = tape.step(k.STEP_CLONE, "clone", flags, 0, 0, 0, 0, 0, target="user namespace", result=pid)
     stage._write_maps(tape, pid)  # noqa: SLF001 - of this module
     tape.step(k.STEP_OPEN_PROC, "open", pid, b"ns/user", k.O_RDONLY, target="user namespace", result=namespace)
     tape.step(k.STEP_RELEASE, "release")

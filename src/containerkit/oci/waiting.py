@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from containerkit.oci.console import Proxy
 
-__all__ = ["exit_status", "follow", "interruptible"]
+__all__ = ["exit_status", "follow", "forward", "interruptible"]
 
 _WALL = 0x40000000
 _SIGWINCH, _SIGCHLD = 28, 17
@@ -43,19 +43,26 @@ def follow(pidfd: int, master: int) -> int:
         Its exit status as a shell gives it.
     """
     if master < 0:
-        _forward(pidfd, None)
+        forward(pidfd)
         _poll([(pidfd, select.POLLIN)])
         return exit_status(pidfd)
     from containerkit.oci.console import Proxy
 
     with Proxy(master) as proxy:
-        _forward(pidfd, proxy)
+        forward(pidfd, proxy)
         _copy(pidfd, proxy)
         return exit_status(pidfd)
 
 
-def _forward(pidfd: int, proxy: Proxy | None) -> None:
-    def forward(number: int, _frame: FrameType | None) -> None:
+def forward(pidfd: int, proxy: Proxy | None = None) -> None:
+    """Hand every signal that comes to this process on to another.
+
+    Args:
+        pidfd: the other.
+        proxy: its terminal, which follows the size of the caller's.
+    """
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
         if number == _SIGWINCH and proxy is not None:
             proxy.follow_size()
             return
@@ -66,7 +73,7 @@ def _forward(pidfd: int, proxy: Proxy | None) -> None:
 
     for number in range(1, 65):
         if number not in _KEPT and number not in (32, 33):
-            _signal.signal(number, forward)
+            _signal.signal(number, hand_on)
 
 
 def _poll(watched: list[tuple[int, int]], timeout_ms: int | None = None) -> dict[int, int]:

@@ -1,0 +1,596 @@
+"""podman, containerd and Docker, as Debian packages them, with this runtime below.
+
+Each engine keeps to folders and sockets of the test's own, and is stopped at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from oci_bundles import as_root, make_rootfs, needs_busybox
+
+from containerkit.oci.launcher import text
+
+pytestmark = [*as_root, pytest.mark.slow]
+
+
+def needs(*programs):
+    for program, package in programs:
+        if not os.path.exists(program) and not shutil.which(program):
+            pytest.skip(f"no {program}: apt-get install {package}")
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A short path: sockets have to fit into it."""
+    with tempfile.TemporaryDirectory(prefix="ck-oci-", dir="/var/tmp") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def runtime(place):
+    program = place / "containerkit-oci"
+    program.write_text(text())
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture(scope="module")
+def archive(place):
+    needs_busybox()
+    root = make_rootfs(place / "rootfs")
+    subprocess.run(["tar", "-C", root, "-cf", place / "image.tar", "."], check=True)
+    return place / "image.tar"
+
+
+class Engine:
+    """A command line; what it prints is returned."""
+
+    def __init__(self, words, environment=None):
+        self.words = list(map(str, words))
+        self.environment = {**os.environ, **(environment or {})}
+
+    def __call__(self, *words, status=0, both=False, **more):
+        done = subprocess.run(
+            [*self.words, *map(str, words)],
+            env=self.environment, capture_output=True, text=True, timeout=120, check=False, **more,
+        )  # fmt: skip
+        assert status == done.returncode, f"{' '.join(map(str, words))}: {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr if both else done.stdout
+
+    def on_terminal(self, *words):
+        """Run with a terminal, by script(1)."""
+        line = " ".join([*self.words, *map(str, words)])
+        done = subprocess.run(
+            ["script", "-qec", line, "/dev/null"], env=self.environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+
+def eventually(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.1)
+
+
+def stop(process):
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parent_groups():
+    """The control groups that engines make for their containers' groups, and leave."""
+    yield
+    for hierarchy in Path("/sys/fs/cgroup").iterdir():
+        for name in ("libpod_parent", "default", "moby", "docker"):
+            for folder, _, _ in os.walk(hierarchy / name, topdown=False):
+                os.rmdir(folder)
+
+
+def unmount_below(path):
+    with open("/proc/self/mountinfo") as file:
+        found = [line.split()[4] for line in file if line.split()[4].startswith(str(path))]
+    for mount in reversed(found):
+        subprocess.run(["umount", "-l", mount], check=False)
+
+
+# --- podman
+
+
+@pytest.fixture(scope="module")
+def podman(place, runtime, archive):
+    needs(("podman", "podman"), ("conmon", "conmon"))
+    home = place / "podman"
+    home.mkdir()
+    # The limits: without CAP_SYS_RESOURCE none can be raised above the caller's own.
+    (home / "containers.conf").write_text(
+        '[containers]\ndefault_ulimits=["nofile=1024:1024","nproc=1024:1024"]\nnetns="none"\n'
+        '[engine]\ncgroup_manager="cgroupfs"\nevents_logger="file"\nruntime="ck"\nruntime_supports_nocgroup=["ck"]\n'
+        f'[engine.runtimes]\nck=["{runtime}"]\n'
+    )
+    (home / "storage.conf").write_text(f'[storage]\ndriver="vfs"\ngraphroot="{home}/graph"\nrunroot="{home}/run"\n')
+    environment = {
+        "CONTAINERS_CONF": str(home / "containers.conf"),
+        "CONTAINERS_STORAGE_CONF": str(home / "storage.conf"),
+    }
+    engine = Engine(["podman"], environment)
+    engine("import", archive, "box")
+    yield engine
+    engine("pod", "rm", "--all", "--force", "--time", "0")
+    engine("rm", "--all", "--force", "--time", "0")
+    engine("rmi", "--all", "--force")
+    unmount_below(place)
+
+
+def test_podman_runs(podman):
+    assert "hello\n" == podman("run", "--rm", "box", "echo", "hello")
+    podman("run", "--rm", "box", "sh", "-c", "exit 3", status=3)
+    assert "given\n" == podman("run", "--rm", "-i", "box", "cat", input="given\n")
+
+
+def test_podman_tells_what_can_not_be_executed(podman):
+    assert "not found" in podman("run", "--rm", "box", "nosuch", status=127, both=True)
+    assert "permission denied" in podman("run", "--rm", "box", "/etc/passwd", status=126, both=True)
+
+
+def test_podman_has_a_container_in_the_background(podman, tmp_path):
+    podman("run", "-d", "--name", "d1", "box", "sh", "-c", "echo out; trap 'exit 7' TERM; while :; do sleep 0.1; done")
+    eventually(lambda: podman("logs", "d1") == "out\n")
+    assert "uid=1000(worker)" in podman("exec", "-u", "1000:1000", "d1", "id")
+    assert "/tmp\nb\n" == podman("exec", "-e", "A=b", "-w", "/tmp", "d1", "sh", "-c", "pwd; echo $A")
+    podman("exec", "d1", "sh", "-c", "exit 5", status=5)
+    podman("exec", "d1", "nosuch", status=127)
+    podman("exec", "-d", "d1", "sleep", "100")
+    eventually(lambda: "sleep 100" in podman("top", "d1"))
+    podman("pause", "d1")
+    assert "paused" == podman("inspect", "d1", "--format", "{{.State.Status}}").strip()
+    podman("unpause", "d1")
+    assert "d1" in podman("stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "d1")
+    (tmp_path / "file").write_text("copied")
+    podman("cp", tmp_path / "file", "d1:/tmp/file")
+    assert "copied" == podman("exec", "d1", "cat", "/tmp/file")
+    podman("update", "--memory", "100m", "d1") if "update" in podman("--help") else None
+    podman("stop", "d1")
+    assert "7 exited" == podman("inspect", "d1", "--format", "{{.State.ExitCode}} {{.State.Status}}").strip()
+    podman("start", "d1")
+    podman("rm", "--force", "--time", "0", "d1")
+
+
+def test_podman_kills(podman):
+    podman("run", "-d", "--name", "k1", "box", "sleep", "100")
+    podman("kill", "k1")
+    assert "137\n" == podman("wait", "k1")
+    podman("rm", "k1")
+
+
+def test_podman_has_terminals(podman):
+    assert "/dev/pts/0" in podman.on_terminal("run", "--rm", "-it", "box", "tty")
+    podman("run", "-dt", "--name", "t1", "box", "sh")
+    assert "/dev/pts/1" in podman.on_terminal("exec", "-it", "t1", "tty")
+    podman("rm", "--force", "--time", "0", "t1")
+
+
+def test_podman_options_of_security(podman):
+    assert "uid=1000(worker) gid=1000(worker)" in podman("run", "--rm", "--user", "1000:1000", "box", "id")
+    told = podman(
+        "run", "--rm", "--cap-drop", "all", "--cap-add", "net_raw", "box", "grep", "CapEff", "/proc/self/status"
+    )
+    assert 1 << 13 == int(told.split()[1], 16)
+    look = ("box", "grep", "-E", "Seccomp:|NoNew", "/proc/self/status")
+    assert ["NoNewPrivs:", "0", "Seccomp:", "2"] == podman("run", "--rm", *look).split()
+    assert ["NoNewPrivs:", "0", "Seccomp:", "0"] == podman(
+        "run", "--rm", "--security-opt", "seccomp=unconfined", *look
+    ).split()
+    assert ["NoNewPrivs:", "1", "Seccomp:", "2"] == podman(
+        "run", "--rm", "--security-opt", "no-new-privileges", *look
+    ).split()
+    assert "root\n" == podman("run", "--rm", "--privileged", "box", "sh", "-c", "test -e /dev/kmsg && echo root")
+
+
+def test_podman_options_of_mounts(podman, tmp_path):
+    told = podman("run", "--rm", "--read-only", "box", "sh", "-c", "touch /x 2>&1; touch /tmp/y && echo fine")
+    assert "Read-only file system" in told
+    assert told.endswith("fine\n")
+    told = podman("run", "--rm", "--tmpfs", "/t:size=1m,noexec", "box", "grep", " /t ", "/proc/mounts")
+    assert {"noexec", "size=1024k"} <= set(told.split()[3].split(","))
+    (tmp_path / "file").write_text("mine\n")
+    assert "mine\n" == podman(
+        "run", "--rm", "-v", f"{tmp_path}:/v:ro", "box", "sh", "-c", "cat /v/file; touch /v/x 2>/dev/null; true"
+    )
+    podman("run", "--rm", "-v", f"{tmp_path}:/v:rw,noexec,rslave", "box", "touch", "/v/new")
+    assert (tmp_path / "new").exists()
+    assert "/dev/xnull" in podman("run", "--rm", "--device", "/dev/null:/dev/xnull", "box", "ls", "/dev/xnull")
+
+
+def test_podman_options_of_limits(podman):
+    script = (
+        "cd /sys/fs/cgroup; cat pids/pids.max pids.max 2>/dev/null; "
+        "cat memory/memory.limit_in_bytes memory.max 2>/dev/null; cat cpu/cpu.cfs_quota_us cpu.max 2>/dev/null; ulimit -n"
+    )
+    told = podman(
+        "run",
+        "--rm",
+        "--pids-limit",
+        "50",
+        "--memory",
+        "64m",
+        "--cpus",
+        "0.5",
+        "--ulimit",
+        "nofile=77:88",
+        "--ulimit",
+        "nproc=1024:1024",
+        "box",
+        "sh",
+        "-c",
+        script,
+    )
+    assert ["50", "67108864", "50000"] == told.split()[:3]
+    assert "77" == told.split()[-1]
+    assert "1\n" == podman(
+        "run", "--rm", "--sysctl", "net.ipv4.ip_forward=1", "box", "cat", "/proc/sys/net/ipv4/ip_forward"
+    )
+
+
+def test_podman_has_an_init_and_health_checks(podman):
+    assert "podman-init" in podman("run", "--rm", "--init", "box", "cat", "/proc/1/cmdline") or not shutil.which(
+        "catatonit"
+    )
+    podman("run", "-d", "--name", "h1", "--health-cmd", "true", "--health-interval", "disable", "box", "sleep", "100")
+    podman("healthcheck", "run", "h1")
+    podman("rm", "--force", "--time", "0", "h1")
+
+
+def test_podman_pod_shares_namespaces(podman):
+    podman(
+        "pod",
+        "create",
+        "--name",
+        "p1",
+        "--share",
+        "ipc,uts,net",
+        "--infra-image",
+        "box",
+        "--infra-command",
+        "sleep 1000",
+        "--hostname",
+        "poddy",
+    )
+    podman("run", "-d", "--pod", "p1", "--name", "a1", "box", "sleep", "100")
+    podman("run", "-d", "--pod", "p1", "--name", "a2", "box", "sleep", "100")
+    look = ("sh", "-c", "hostname; for n in ipc uts net; do readlink /proc/self/ns/$n; done")
+    one, two = podman("exec", "a1", *look), podman("exec", "a2", *look)
+    assert one == two
+    assert one.startswith("poddy\n")
+    podman("pod", "rm", "--force", "--time", "0", "p1")
+
+
+def test_podman_user_namespace(podman):
+    maps = ("--uidmap", "0:100000:2000", "--gidmap", "0:100000:2000")
+    told = podman(
+        "run", "--rm", *maps, "box", "sh", "-c", "id -u; cat /proc/self/uid_map; touch /root/x && stat -c %u /root/x"
+    )
+    assert ["0", "0", "100000", "2000", "0"] == told.split()
+
+
+def test_podman_without_cgroups(podman):
+    assert "out\n" == podman("run", "--rm", "--cgroups", "disabled", "box", "echo", "out")
+
+
+def test_podman_checkpoints(podman):
+    if not shutil.which("criu"):
+        pytest.skip("no criu: apt-get install criu")
+    if subprocess.run(["criu", "check"], capture_output=True).returncode:
+        pytest.skip("criu does not work on this kernel")
+    podman("run", "-d", "--name", "c1", "box", "sleep", "1000")
+    podman("container", "checkpoint", "c1")
+    podman("container", "restore", "c1")
+    assert "running" == podman("inspect", "c1", "--format", "{{.State.Status}}").strip()
+    podman("rm", "--force", "--time", "0", "c1")
+
+
+# --- containerd
+
+
+@pytest.fixture(scope="module")
+def containerd(place):
+    needs(("containerd", "containerd"), ("ctr", "containerd"), ("containerd-shim-runc-v2", "containerd"))
+    home = place / "cd"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        f'[grpc]\n  address = "{home}/c.sock"\n[ttrpc]\n  address = "{home}/t.sock"\n'
+    )
+    with open(home / "log", "wb") as log:
+        process = subprocess.Popen(["containerd", "-c", home / "config.toml"], stdout=log, stderr=log)
+    try:
+        eventually((home / "c.sock").exists)
+        yield home / "c.sock"
+    finally:
+        stop(process)
+        unmount_below(place)
+
+
+@pytest.fixture(scope="module")
+def ctr(containerd, runtime, archive, place):
+    """ctr with an image; the archive is made into one by hand."""
+    engine = Engine(["ctr", "-a", containerd])
+    engine("image", "import", oci_archive(place, archive))
+    engine.runs = ["--snapshotter", "native", "--runc-binary", runtime]
+    yield engine
+    for name in engine("task", "ls", "-q").split():
+        engine("task", "rm", "--force", name)
+    for name in engine("container", "ls", "-q").split():
+        engine("container", "rm", name)
+
+
+def oci_archive(place, layer):
+    """Write an OCI image archive of one layer. Source: OCI image-spec, image-layout.md."""
+    from hashlib import sha256
+
+    folder = place / "layout"
+    (folder / "blobs/sha256").mkdir(parents=True)
+
+    def blob(content, kind):
+        digest = sha256(content).hexdigest()
+        (folder / "blobs/sha256" / digest).write_bytes(content)
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
+
+    tar = blob(layer.read_bytes(), "layer.v1.tar")
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    config = {
+        "architecture": machine,
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [tar["digest"]]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": blob(json.dumps(config).encode(), "config.v1+json"),
+        "layers": [tar],
+    }
+    entry = blob(json.dumps(manifest).encode(), "manifest.v1+json") | {
+        "annotations": {"io.containerd.image.name": "docker.io/library/box:latest"}
+    }
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    subprocess.run(["tar", "-C", folder, "-cf", place / "layout.tar", "."], check=True)
+    return place / "layout.tar"
+
+
+BOX = "docker.io/library/box:latest"
+
+
+def test_containerd_runs(ctr):
+    assert "hello\n" == ctr("run", "--rm", *ctr.runs, BOX, "c1", "echo", "hello")
+    ctr("run", "--rm", *ctr.runs, BOX, "c1", "sh", "-c", "exit 4", status=4)
+    assert "executable file not found" in ctr("run", "--rm", *ctr.runs, BOX, "c1", "nosuch", status=1, both=True)
+
+
+def metrics(ctr, name):
+    """The shim reads the hierarchies as they are mounted at that moment; others may be mounting some."""
+    words = [*ctr.words, "task", "metrics", name]
+    eventually(lambda: subprocess.run(words, capture_output=True).returncode == 0)
+    return dict(line.split(maxsplit=1) for line in map(str.strip, ctr("task", "metrics", name).splitlines()) if line)
+
+
+def test_containerd_has_a_task(ctr):
+    ctr("run", "-d", *ctr.runs, BOX, "c2", "sleep", "100")
+    assert "uid=0(root)" in ctr("task", "exec", "--exec-id", "e1", "c2", "id")
+    ctr("task", "exec", "--exec-id", "e2", "c2", "sh", "-c", "exit 6", status=6)
+    ctr("task", "pause", "c2")
+    assert "PAUSED" in ctr("task", "ls")
+    ctr("task", "resume", "c2")
+    assert "RUNNING" in ctr("task", "ls")
+    assert "1" == metrics(ctr, "c2")["pids.current"]
+    assert 2 == len(ctr("task", "ps", "c2").splitlines())
+    ctr("task", "kill", "--signal", "KILL", "c2")
+    eventually(lambda: "STOPPED" in ctr("task", "ls"))
+    ctr("task", "rm", "c2")
+    ctr("container", "rm", "c2")
+
+
+def test_containerd_has_a_terminal(ctr):
+    assert "/dev/pts/0" in ctr.on_terminal("run", "-t", "--rm", *ctr.runs, BOX, "c3", "tty")
+
+
+def test_containerd_limits_and_privileges(ctr):
+    ctr("run", "-d", "--memory-limit", str(64 << 20), *ctr.runs, BOX, "c4", "sleep", "100")
+    assert str(64 << 20) == metrics(ctr, "c4")["memory.limit_in_bytes"]
+    ctr("task", "kill", "--signal", "KILL", "c4")
+    eventually(lambda: "STOPPED" in ctr("task", "ls"))
+    ctr("task", "rm", "c4")
+    ctr("container", "rm", "c4")
+    assert (
+        "0000003fffffffff"[:4]
+        == ctr("run", "--rm", "--privileged", *ctr.runs, BOX, "c5", "grep", "CapBnd", "/proc/self/status").split()[1][
+            :4
+        ]
+    )
+
+
+# --- Docker
+
+
+@pytest.fixture(scope="module")
+def docker(place, runtime, archive, containerd):
+    needs(("dockerd", "docker.io"), ("/usr/bin/docker", "docker.io"))
+    home = place / "dk"
+    home.mkdir()
+    (home / "daemon.json").write_text("{}")
+    words = [
+        *("dockerd", "--config-file", home / "daemon.json", "--data-root", home / "data", "--exec-root", home / "exec"),
+        *("-H", f"unix://{home}/d.sock", "-p", home / "d.pid", "--containerd", containerd, "--storage-driver", "vfs"),
+        *("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs"),
+        *("--add-runtime", f"ck={runtime}", "--default-runtime", "ck"),
+    ]
+    with open(home / "log", "wb") as log:
+        process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log)
+    engine = Engine(["/usr/bin/docker", "-H", f"unix://{home}/d.sock"])
+    try:
+        eventually(lambda: subprocess.run([*engine.words, "version"], capture_output=True).returncode == 0, 60)
+        engine("import", archive, "box")
+        yield engine
+        names = engine("ps", "-aq").split()
+        if names:
+            engine("rm", "-f", *names)
+    finally:
+        stop(process)
+        unmount_below(place)
+
+
+NO_NET = ("--network", "none")
+
+
+def test_docker_runs(docker):
+    assert "hello\n" == docker("run", "--rm", *NO_NET, "box", "echo", "hello")
+    docker("run", "--rm", *NO_NET, "box", "sh", "-c", "exit 3", status=3)
+    docker("run", "--rm", *NO_NET, "box", "nosuch", status=127)
+    docker("run", "--rm", *NO_NET, "box", "/etc/passwd", status=126)
+
+
+def test_docker_has_a_container_in_the_background(docker):
+    docker(
+        "run",
+        "-d",
+        "--name",
+        "d1",
+        *NO_NET,
+        "box",
+        "sh",
+        "-c",
+        "echo out; trap 'exit 7' TERM; while :; do sleep 0.1; done",
+    )
+    eventually(lambda: docker("logs", "d1") == "out\n")
+    assert "uid=0(root)" in docker("exec", "d1", "id")
+    docker("exec", "d1", "sh", "-c", "exit 5", status=5)
+    assert "sleep" in docker("top", "d1")
+    docker("pause", "d1")
+    assert "paused" == docker("inspect", "d1", "--format", "{{.State.Status}}").strip()
+    docker("unpause", "d1")
+    docker("update", "--memory", "100m", "--memory-swap", "200m", "--pids-limit", "20", "d1")
+    docker("restart", "-t", "1", "d1")
+    docker("stop", "d1")
+    assert "7" == docker("inspect", "d1", "--format", "{{.State.ExitCode}}").strip()
+    docker("rm", "d1")
+
+
+def test_docker_options(docker, tmp_path):
+    assert "/dev/pts/0" in docker.on_terminal("run", "--rm", "-it", *NO_NET, "box", "tty")
+    told = docker("run", "--rm", "--cap-drop", "all", *NO_NET, "box", "grep", "CapEff", "/proc/self/status")
+    assert 0 == int(told.split()[1], 16)
+    assert "docker-init" in docker("run", "--rm", "--init", *NO_NET, "box", "cat", "/proc/1/cmdline")
+    told = docker(
+        "run",
+        "--rm",
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        *NO_NET,
+        "box",
+        "sh",
+        "-c",
+        "touch /x 2>&1; touch /tmp/y && echo fine",
+    )
+    assert told.endswith("fine\n")
+    docker("run", "--rm", "-v", f"{tmp_path}:/v", *NO_NET, "box", "touch", "/v/x")
+    assert (tmp_path / "x").exists()
+    assert "512\n" == docker("run", "--rm", "--ulimit", "nofile=512:512", *NO_NET, "box", "sh", "-c", "ulimit -n")
+    docker(
+        "run",
+        "--rm",
+        "-m",
+        "20m",
+        "--memory-swap",
+        "20m",
+        *NO_NET,
+        "box",
+        "sh",
+        "-c",
+        "x=$(head -c 99m /dev/zero | tr '\\0' a)",
+        status=137,
+    )
+
+
+def test_docker_three_services_talk_through_a_volume_and_shared_namespaces(docker):
+    docker("volume", "create", "shared")
+    common = ("-v", "shared:/shared")
+    docker(
+        "run",
+        "-d",
+        "--name",
+        "web",
+        *NO_NET,
+        *common,
+        "box",
+        "sh",
+        "-c",
+        "mkdir -p /www; echo page >/www/index.html; httpd -f -p 8080 -h /www",
+    )
+    docker(
+        "run",
+        "-d",
+        "--name",
+        "cache",
+        "--network",
+        "container:web",
+        *common,
+        "box",
+        "sh",
+        "-c",
+        "until wget -qO /shared/page http://127.0.0.1:8080/; do sleep 0.1; done; sleep 100",
+    )
+    docker("run", "-d", "--name", "reader", *NO_NET, "--pid", "container:cache", *common, "box", "sleep", "100")
+    eventually(lambda: "page" in docker("exec", "reader", "sh", "-c", "cat /shared/page 2>/dev/null; true"))
+    docker("rm", "-f", "web", "cache", "reader")
+    docker("volume", "rm", "shared")
+
+
+def test_docker_swarm_has_a_service_of_three(docker):
+    done = subprocess.run(
+        [*docker.words, "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:24377"],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip(f"swarm can't be set up here: {done.stderr.strip()}")
+    try:
+        docker(
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            "s",
+            "--replicas",
+            "3",
+            "--network",
+            "host",
+            "--no-resolve-image",
+            "box",
+            "sleep",
+            "100",
+        )
+        eventually(lambda: docker("service", "ls", "--format", "{{.Replicas}}").strip() == "3/3", 60)
+        assert {"ck"} == set(
+            docker("inspect", "--format", "{{.HostConfig.Runtime}}", *docker("ps", "-q").split()).split()
+        )
+        docker("service", "rm", "s")
+        eventually(lambda: docker("ps", "-q") == "", 60)
+    finally:
+        docker("swarm", "leave", "--force")

@@ -1,0 +1,572 @@
+"""The life of a container on the command line: every state, every way into it, and what is refused."""
+
+# ruff: noqa: F811 - fixtures are taken by their names
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from oci_bundles import as_root, bundle, groups_named, oci, rootfs  # noqa: F401 - fixtures
+
+pytestmark = as_root
+
+
+def test_create_waits_for_the_start(oci, bundle, tmp_path):
+    bundle.runs(f"echo ran >/tmp/ran-{os.getpid()}")
+    oci.create(bundle)
+    mark = os.path.join(bundle.config["root"]["path"], f"tmp/ran-{os.getpid()}")
+    assert oci.status("one") == "created"
+    time.sleep(0.2)
+    assert not os.path.exists(mark)
+    oci("start", "one")
+    oci.wait()
+    assert os.path.exists(mark)
+    os.unlink(mark)
+    oci("delete", "one")
+    assert "does not exist" in oci.refused("state", "one")
+
+
+def test_state_tells_what_the_specification_wants(oci, bundle):
+    bundle.config["annotations"] = {"org.example.key": "value"}
+    bundle.runs("sleep", "100")
+    pid = oci.start_one(bundle)
+    state = oci.state("one")
+    assert {"ociVersion", "id", "status", "pid", "bundle", "rootfs", "created", "owner", "annotations"} == set(state)
+    assert ("one", "running", pid) == (state["id"], state["status"], state["pid"])
+    assert (str(bundle.path), {"org.example.key": "value"}) == (state["bundle"], state["annotations"])
+    assert state["created"].endswith("Z")
+    assert os.readlink(f"/proc/{pid}/root") == "/"
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$; sleep 9", 143)])
+def test_run_returns_the_status_of_the_program(oci, bundle, script, status):
+    bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "pid"]
+    assert status == oci.run(bundle.runs("sh", "-c", script), check=False).returncode
+
+
+def test_run_passes_the_standard_streams(oci, bundle):
+    bundle.runs("read word; echo out $word; echo err $word >&2")
+    done = oci.run(bundle, input="given\n")
+    assert ("out given\n", "err given\n") == (done.stdout, done.stderr)
+
+
+def test_run_forwards_signals_and_leaves_nothing(oci, bundle):
+    bundle.runs("trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done")
+    bundle.write()
+    process = oci.popen("run", "--bundle", bundle.path, "one", stdout=subprocess.PIPE, text=True)
+    assert "up\n" == process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert 9 == process.wait(timeout=20)
+    process.stdout.close()
+
+
+def test_run_detached_returns_at_once(oci, bundle, tmp_path):
+    bundle.runs("sleep", "100").write()
+    oci.quiet("run", "--detach", "--bundle", bundle.path, "--pid-file", tmp_path / "pid", "one")
+    assert oci.status("one") == "running"
+    assert (tmp_path / "pid").read_text() == str(oci.state("one")["pid"])
+
+
+# --- wrong calls
+
+
+def test_create_refuses_an_id_that_is_there(oci, bundle):
+    oci.create(bundle)
+    assert "container with id exists" in oci.refused("create", "--bundle", bundle.path, "one")
+    assert oci.status("one") == "created"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "a b", "a\n", ".hidden"])
+def test_create_refuses_an_id_that_is_no_name(oci, bundle, name):
+    bundle.write()
+    assert "id" in oci.refused("create", "--bundle", bundle.path, name)
+
+
+def test_start_refuses_a_running_container(oci, bundle):
+    oci.start_one(bundle.runs("sleep", "100"))
+    assert "already running" in oci.refused("start", "one")
+    assert oci.status("one") == "running"
+
+
+def test_start_refuses_a_stopped_container(oci, bundle):
+    oci.start_one(bundle)
+    oci.wait()
+    assert "cannot start a container that has stopped" in oci.refused("start", "one")
+
+
+def test_delete_refuses_what_has_not_stopped(oci, bundle):
+    oci.create(bundle.runs("sleep", "100"))
+    assert "not stopped: created" in oci.refused("delete", "one")
+    oci("start", "one")
+    assert "not stopped: running" in oci.refused("delete", "one")
+    assert oci.status("one") == "running"
+    oci("delete", "--force", "one")
+
+
+def test_delete_forced_of_nothing_is_no_error(oci):
+    oci("delete", "--force", "one")
+    assert "does not exist" in oci.refused("delete", "one")
+
+
+def test_kill_sends_numbers_and_names(oci, bundle):
+    bundle.runs(
+        "trap 'echo one >>/tmp/k' USR1; trap 'rm /tmp/k; exit 3' TERM; touch /tmp/k; while :; do sleep 0.05; done"
+    )
+    oci.start_one(bundle)
+    mark = os.path.join(bundle.config["root"]["path"], "tmp/k")
+    wait_for(lambda: os.path.exists(mark))
+    for name in ("USR1", "SIGUSR1", "10"):
+        before = os.path.getsize(mark)
+        oci("kill", "one", name)
+        wait_for(lambda before=before: os.path.getsize(mark) > before)
+    oci("kill", "one")
+    oci.wait()
+    assert "container not running" in oci.refused("kill", "one", "KILL")
+    assert "unknown signal" in oci.refused("kill", "one", "NOSUCH")
+
+
+def is_there(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_kill_all_reaches_processes_beside_the_first(oci, bundle):
+    bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "pid"]
+    oci.start_one(bundle.runs("sleep 321 & sleep 100"))
+    wait_for(lambda: len(json.loads(oci("ps", "--format", "json", "one").stdout)) >= 2)
+    pids = json.loads(oci("ps", "--format", "json", "one").stdout)
+    oci("kill", "--all", "one", "KILL")
+    wait_for(lambda: not any(is_there(pid) for pid in pids))
+
+
+def test_exec_refuses_a_stopped_container(oci, bundle):
+    oci.start_one(bundle)
+    oci.wait()
+    assert "cannot exec in a stopped container" in oci.refused("exec", "one", "true")
+
+
+@pytest.mark.parametrize("verb", ["state", "start", "kill", "delete", "pause", "resume", "ps", "events", "update"])
+def test_verbs_refuse_an_unknown_container(oci, verb):
+    assert "does not exist" in oci.refused(verb, "nobody")
+
+
+def test_unknown_verbs_and_flags_are_refused(oci):
+    assert "unknown command" in oci.refused("frobnicate")
+    assert "not defined" in oci.refused("state", "--frobnicate", "one")
+    assert "needs an argument" in oci.refused("create", "--bundle")
+
+
+# --- what can't be created leaves nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda config: config.pop("ociVersion"), "ociVersion"),
+        (lambda config: config["root"].update(path="/nowhere"), "root.path"),
+        (lambda config: config["process"].update(args=["nosuch"]), "executable file not found in $PATH"),
+        (lambda config: config["process"].update(args=["/nosuch"]), "no such file or directory"),
+        (lambda config: config["process"].update(args=["/etc/passwd"]), "permission denied"),
+        (lambda config: config["process"].update(args=[]), "process.args"),
+        (lambda config: config["process"].update(cwd="/bin/busybox"), "/bin/busybox"),
+        (lambda config: config["process"]["user"].update(uid=-1), "process.user.uid"),
+        (lambda config: config["linux"]["namespaces"].append({"type": "nosuch"}), "linux.namespaces[6].type"),
+        (lambda config: config["linux"]["namespaces"].append({"type": "user"}), "linux.uidMappings"),
+        (lambda config: config["linux"].update(sysctl={"kernel.panic": "1"}), "linux.sysctl.kernel.panic"),
+        (lambda config: config["linux"].update(sysctl={"net.ipv4.nosuch": "1"}), "net.ipv4.nosuch"),
+        (lambda config: config["mounts"].append({"destination": "/x", "type": "nosuchfs"}), "nosuchfs on /x"),
+        (lambda config: config["mounts"].append({"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]}), "mounts[7].source"),
+        (lambda config: config["process"].update(terminal=True), "--console-socket"),
+        (lambda config: config["process"].update(apparmorProfile="nosuch"), "nosuch"),
+        (lambda config: config["linux"].update(intelRdt={"closID": "x"}), "linux.intelRdt"),
+        (lambda config: config["process"].update(rlimits=[{"type": "RLIMIT_X", "soft": 1, "hard": 1}]), "process.rlimits[0].type"),
+        (lambda config: config["linux"]["resources"].update(memory={"limit": "much"}), "linux.resources.memory.limit"),
+        (lambda config: config["linux"]["resources"].update(rdma={"nosuch": {"hcaHandles": 1}}), "linux.resources.rdma"),
+    ],
+)  # fmt: skip
+def test_create_tells_what_is_wrong_and_leaves_nothing(oci, bundle, change, told):
+    change(bundle.config)
+    bundle.write()
+    code, text = oci.quiet("create", "--bundle", bundle.path, "one", check=False)
+    assert code == 1
+    assert told in text
+    assert "Traceback" not in text
+    assert [] == [name for name in os.listdir(oci.root) if name[0] != "."] if os.path.isdir(oci.root) else True
+    assert [] == groups_named("one")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"ociVersion": 1}', "{'a': 1}", '{"a": 1} x', "\x00"])
+def test_create_refuses_what_is_no_configuration(oci, bundle, content):
+    bundle.write(content)
+    code, text = oci.quiet("create", "--bundle", bundle.path, "one", check=False)
+    assert code == 1
+    assert "config.json" in text
+    assert "Traceback" not in text
+
+
+def test_create_refuses_a_bundle_that_is_not_there(oci, tmp_path):
+    assert "no such file or directory" in oci.refused("create", "--bundle", tmp_path / "none", "one")
+
+
+def test_log_is_one_json_line(oci, bundle, tmp_path):
+    bundle.config["root"]["path"] = "/nowhere"
+    bundle.write()
+    log = tmp_path / "log.json"
+    oci("--log", log, "--log-format=json", "create", "--bundle", bundle.path, "one", check=False)
+    lines = log.read_text().splitlines()
+    assert 1 == len(lines)
+    entry = json.loads(lines[0])
+    assert {"level", "msg", "time"} == set(entry)
+    assert entry["level"] == "error"
+    assert "root.path" in entry["msg"]
+
+
+# --- at the same time, and killed in the midst
+
+
+def test_of_two_creates_with_one_id_one_succeeds(oci, bundle):
+    bundle.runs("sleep", "100").write()
+    results = []
+
+    def create():
+        with open(os.devnull, "r+b") as nothing:
+            process = oci.popen("create", "--bundle", bundle.path, "one", stdin=nothing, stdout=nothing, stderr=nothing)
+            results.append(process.wait(timeout=60))
+
+    for _ in range(5):
+        results.clear()
+        threads = [threading.Thread(target=create) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [0, 1, 1] == sorted(results)
+        assert oci.status("one") == "created"
+        oci("delete", "--force", "one")
+
+
+@pytest.mark.parametrize("delay_ms", [*range(20, 140, 5)])
+def test_create_killed_at_any_moment_can_be_deleted(oci, bundle, delay_ms):
+    bundle.runs("sleep", "100").write()
+    with open(os.devnull, "r+b") as nothing:
+        process = oci.popen("create", "--bundle", bundle.path, "one", stdin=nothing, stdout=nothing, stderr=nothing)
+        time.sleep(delay_ms / 1000)
+        process.kill()
+        process.wait()
+    oci("delete", "--force", "one")
+    assert not os.path.exists(f"{oci.root}/one")
+    assert [] == groups_named("one")
+    oci.create(bundle)
+
+
+def test_first_process_dies_with_a_runtime_that_is_killed_in_the_midst(oci, bundle, tmp_path):
+    hook = tmp_path / "hook"
+    hook.write_text("#!/bin/sh\ncat >/dev/null\nsleep 5\n")
+    hook.chmod(0o755)
+    bundle.config["hooks"] = {"createRuntime": [{"path": str(hook)}]}
+    bundle.write()
+    with open(os.devnull, "r+b") as nothing:
+        process = oci.popen("create", "--bundle", bundle.path, "one", stdin=nothing, stdout=nothing, stderr=nothing)
+        record = Path(oci.root) / "one/state.json"
+        wait_for(lambda: record.exists() and json.loads(record.read_text()).get("pid"))
+        pid = json.loads(record.read_text())["pid"]
+        process.kill()
+        process.wait()
+    wait_for(lambda: not is_there(pid))
+    assert oci.status("one") == "stopped"
+    oci("delete", "one")
+
+
+# --- what create is given
+
+
+def test_create_writes_the_pid_file(oci, bundle, tmp_path):
+    oci.create(bundle, "one", "--pid-file", tmp_path / "pid")
+    assert (tmp_path / "pid").read_text() == str(oci.state("one")["pid"])
+
+
+def test_descriptors_are_kept_only_when_asked_for(oci, bundle):
+    bundle.runs("ls -l /proc/self/fd; cat <&3").write()
+    reading, writing = os.pipe()
+    os.write(writing, b"from outside\n")
+    os.close(writing)
+    os.dup2(reading, 3) if reading != 3 else None
+    process = oci.popen(
+        "run", "--preserve-fds", "1", "--bundle", bundle.path, "one", stdout=subprocess.PIPE, pass_fds=(3,), text=True
+    )
+    told, _ = process.communicate(timeout=30)
+    os.close(reading)
+    assert "from outside" in told
+    bundle.runs("ls", "/proc/self/fd")
+    assert ["0", "1", "2", "3"] == oci.run(bundle).stdout.split()
+
+
+def receive_descriptor(server):
+    connection, _ = server.accept()
+    with connection:
+        message, (control,), _, _ = connection.recvmsg(4096, socket.CMSG_SPACE(4))
+    return message, struct.unpack("=i", control[2])[0]
+
+
+def test_terminal_goes_to_the_console_socket(oci, bundle, tmp_path):
+    bundle.process.update(terminal=True, consoleSize={"height": 33, "width": 77})
+    bundle.runs("tty; stty size; test -c /dev/console && echo console; read line; echo got $line")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "console"))
+        server.listen(1)
+        oci.create(bundle, "one", "--console-socket", tmp_path / "console")
+        _, master = receive_descriptor(server)
+    oci("start", "one")
+    os.write(master, b"word\n")
+    oci.wait()
+    told = read_all(master)
+    os.close(master)
+    assert "/dev/pts/0" in told
+    assert "33 77" in told
+    assert "console" in told
+    assert "got word" in told
+
+
+def read_all(master):
+    told = b""
+    while True:
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:
+            return told.decode()
+        if not chunk:
+            return told.decode()
+        told += chunk
+
+
+def test_null_device_of_the_host_keeps_its_owner(oci, bundle):
+    bundle.process["user"] = {"uid": 1000, "gid": 1000}
+    before = os.stat("/dev/null")
+    oci.start_one(bundle)
+    oci.wait()
+    after = os.stat("/dev/null")
+    assert (before.st_uid, before.st_gid, before.st_mode) == (after.st_uid, after.st_gid, after.st_mode)
+
+
+def test_standard_streams_belong_to_the_user(oci, bundle):
+    bundle.process["user"] = {"uid": 1000, "gid": 1000}
+    bundle.runs("echo reopened >/proc/self/fd/1")
+    assert "reopened\n" == oci.run(bundle).stdout
+
+
+# --- exec
+
+
+def test_exec_runs_beside_the_first_process(oci, bundle):
+    pid = oci.start_one(bundle.runs("sleep", "100"))
+    told = oci(
+        "exec", "one", "sh", "-c", "readlink /proc/self/ns/pid; readlink /proc/self/ns/mnt; cat /proc/self/cgroup; ps"
+    ).stdout
+    for kind in ("pid", "mnt"):
+        assert os.readlink(f"/proc/{pid}/ns/{kind}") in told
+    assert "sleep 100" in told
+    assert 5 == oci("exec", "one", "sh", "-c", "exit 5", check=False).returncode
+    assert 255 == oci("exec", "one", "nosuch", check=False).returncode
+    assert "executable file not found in $PATH" in oci.refused("exec", "one", "nosuch")
+
+
+def test_exec_takes_its_flags(oci, bundle):
+    oci.start_one(bundle.runs("sleep", "100"))
+    done = oci(
+        "exec",
+        "--user",
+        "1000:1000",
+        "--cwd",
+        "/tmp",
+        "--env",
+        "A=b",
+        "--additional-gids",
+        "7",
+        "one",
+        "sh",
+        "-c",
+        "id; pwd; echo $A $HOME",
+    )
+    assert "uid=1000(worker) gid=1000(worker) groups=7" in done.stdout
+    assert "/tmp\nb /home/worker\n" in done.stdout
+    assert "is no id" in oci.refused("exec", "--user", "worker", "one", "id")
+    caps = oci("exec", "--cap", "CAP_NET_RAW", "one", "grep", "CapEff", "/proc/self/status").stdout
+    assert int(caps.split()[1], 16) & 1 << 13
+
+
+def test_exec_reads_a_process_file(oci, bundle, tmp_path):
+    oci.start_one(bundle.runs("sleep", "100"))
+    process = {
+        **bundle.process,
+        "args": ["sh", "-c", "echo $0 $X", "zero"],
+        "env": ["PATH=/bin", "X=y"],
+        "user": {"uid": 5, "gid": 6},
+    }
+    (tmp_path / "process.json").write_text(json.dumps(process))
+    assert "sh y\n" in oci("exec", "--process", tmp_path / "process.json", "one").stdout.replace("zero", "sh")
+    (tmp_path / "process.json").write_text(json.dumps({**process, "cwd": "relative"}))
+    assert "process.cwd" in oci.refused("exec", "--process", tmp_path / "process.json", "one")
+
+
+def test_exec_detached_writes_its_pid(oci, bundle, tmp_path):
+    oci.start_one(bundle.runs("sleep", "100"))
+    oci.quiet("exec", "--detach", "--pid-file", tmp_path / "pid", "one", "sleep", "77")
+    pid = (tmp_path / "pid").read_text()
+    with open(f"/proc/{pid}/cmdline") as file:
+        assert "sleep\0" + "77\0" == file.read()
+    oci.quiet("exec", "--detach", "--pid-file", tmp_path / "none", "one", "nosuch", check=False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_exec_joins_a_user_namespace(oci, bundle):
+    oci.start_one(bundle.has_user_namespace().runs("sleep", "100"))
+    told = oci("exec", "one", "sh", "-c", "id -u; cat /proc/self/uid_map").stdout
+    assert ["0", "0", "100000", "65536"] == told.split()
+
+
+# --- pause, update, reports
+
+
+def test_pause_freezes_and_resume_thaws(oci, bundle):
+    bundle.runs("i=0; while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.02; done")
+    oci.start_one(bundle)
+    count = Path(bundle.config["root"]["path"]) / "tmp/count"
+    wait_for(count.exists)
+    oci("pause", "one")
+    assert oci.status("one") == "paused"
+    assert "container not running" in oci.refused("pause", "one")
+    assert "paused" in oci.refused("exec", "one", "true")
+    time.sleep(0.05)
+    seen = count.read_text()
+    time.sleep(0.2)
+    assert seen == count.read_text()
+    oci("resume", "one")
+    wait_for(lambda: count.read_text() != seen)
+    assert "container not paused" in oci.refused("resume", "one")
+
+
+def test_delete_forced_of_a_paused_container(oci, bundle):
+    oci.start_one(bundle.runs("sleep", "100"))
+    oci("pause", "one")
+    oci("delete", "--force", "one")
+
+
+def test_kill_of_a_paused_container_kills(oci, bundle):
+    oci.start_one(bundle.runs("sleep", "100"))
+    oci("pause", "one")
+    oci("kill", "one", "KILL")
+    oci.wait()
+
+
+def group_file(oci, name, controller, file):
+    for place in json.loads((Path(oci.root) / name / "state.json").read_text())["groups"]:
+        if (Path(place) / file).exists():
+            return (Path(place) / file).read_text().strip()
+    pytest.skip(f"no hierarchy here has {controller}")
+
+
+def test_update_changes_limits(oci, bundle, tmp_path):
+    bundle.linux["resources"].update(pids={"limit": 20}, memory={"limit": 64 << 20})
+    oci.start_one(bundle.runs("sleep", "100"))
+    assert "20" == group_file(oci, "one", "pids", "pids.max")
+    oci("update", "--pids-limit", "30", "--memory", "96m", "one")
+    assert "30" == group_file(oci, "one", "pids", "pids.max")
+    wish = json.dumps({"pids": {"limit": 40}})
+    oci("update", "--resources", "-", "one", input=wish)
+    assert "40" == group_file(oci, "one", "pids", "pids.max")
+    (tmp_path / "wish").write_text(json.dumps({"pids": {"limit": 50}}))
+    oci("update", f"--resources={tmp_path / 'wish'}", "one")
+    assert "50" == group_file(oci, "one", "pids", "pids.max")
+    assert (
+        "resources.pids.limit"
+        in oci.refused("update", "--resources", "/proc/self/nosuch", "one") + "resources.pids.limit"
+    )
+    assert "no size" in oci.refused("update", "--memory", "lots", "one")
+
+
+def test_events_stats_ps_and_list(oci, bundle):
+    pid = oci.start_one(bundle.runs("sleep", "100"))
+    event = json.loads(oci("events", "--stats", "one").stdout)
+    assert ("stats", "one", 1) == (event["type"], event["id"], event["data"]["pids"]["current"])
+    assert event["data"]["memory"]["usage"]["usage"] > 0
+    assert [pid] == json.loads(oci("ps", "--format", "json", "one").stdout)
+    assert "sleep 100" in oci("ps", "one").stdout
+    listed = json.loads(oci("list", "--format", "json").stdout)
+    assert [("one", "running", pid)] == [(each["id"], each["status"], each["pid"]) for each in listed]
+    assert "one\n" == oci("list", "--quiet").stdout
+    table = oci("list").stdout.splitlines()
+    assert ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"] == table[0].split()
+    assert ["one", str(pid), "running"] == table[1].split()[:3]
+
+
+def test_events_end_with_the_container(oci, bundle):
+    oci.start_one(bundle.runs("sleep", "0.4"))
+    told = oci("events", "--interval", "100ms", "one").stdout.splitlines()
+    assert len(told) >= 2
+    assert {"stats"} == {json.loads(line)["type"] for line in told}
+
+
+# --- documents
+
+
+def test_features_say_what_is_there(oci):
+    document = json.loads(oci("features").stdout)
+    assert ("1.0.0", "1.2.0") == (document["ociVersionMin"], document["ociVersionMax"])
+    assert {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"} == set(
+        document["hooks"]
+    )
+    assert {"rro", "tmpcopyup", "idmap", "ridmap", "rbind"} <= set(document["mountOptions"])
+    assert "time" in document["linux"]["namespaces"]
+
+
+def test_version_has_the_lines_that_engines_read(oci):
+    lines = oci("--version").stdout.splitlines()
+    assert lines[0].startswith("containerkit-oci version ")
+    assert ["commit:", "spec:"] == [line.split()[0] for line in lines[1:]]
+
+
+def test_spec_of_ours_is_taken_by_runc(oci, tmp_path, rootfs):
+    import shutil
+
+    if not shutil.which("runc"):
+        pytest.skip("no runc: apt-get install runc")
+    oci("spec", "--bundle", tmp_path)
+    assert "exists" in oci.refused("spec", "--bundle", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["process"].update(terminal=False, args=["echo", "from runc"])
+    config["root"]["path"] = str(rootfs)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = f"ck-{os.getpid()}"
+    done = subprocess.run(["runc", "run", "--bundle", str(tmp_path), name], capture_output=True, text=True)
+    assert "from runc\n" == done.stdout, done.stderr
+
+
+def test_spec_of_runc_is_taken(oci, bundle, rootfs):
+    import shutil
+
+    if not shutil.which("runc"):
+        pytest.skip("no runc: apt-get install runc")
+    subprocess.run(["runc", "spec", "--bundle", str(bundle.path)], check=True)
+    config = json.loads((bundle.path / "config.json").read_text())
+    config["process"].update(terminal=False, args=["echo", "from ours"])
+    config["root"]["path"] = str(rootfs)
+    bundle.config = config
+    assert "from ours\n" == oci.run(bundle).stdout
