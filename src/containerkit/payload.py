@@ -91,7 +91,6 @@ def become(
         steps += closing
     steps += [*confinement.first(), *clock.operations()]
     steps += [
-        *commands.surroundings(command),
         *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),
         *commands.credentials(command.user, may_set_groups=sets_groups),
         *commands.place(command),
@@ -100,7 +99,15 @@ def become(
     ]
     if dies_with_parent:
         steps.append(plan.prctl("die with the parent", k.PR_SET_PDEATHSIG, 9))
-    return [*steps, plan.reset_signals(), *confinement.last(), *commands.execute(command)]
+    # The limits come after all that opens files: the numbers of new descriptors may lie beyond them.
+    return [
+        *steps,
+        plan.reset_signals(),
+        *confinement.walls(),
+        *commands.surroundings(command),
+        *confinement.last(),
+        *commands.execute(command),
+    ]
 
 
 GROUP: Final = Slot("cgroup")

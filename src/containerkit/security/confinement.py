@@ -172,11 +172,13 @@ class Confinement:
         """Return the operations that come once the process is its user."""
         return list(capability.after_setuid(self.capabilities))
 
+    def walls(self) -> list[Operation]:
+        """Return the operations that come after all others but the limits and the filter."""
+        return [capability.no_new_privs(), *self._landlock()] if self.no_new_privs else []
+
     def last(self) -> list[Operation]:
         """Return the operations right before the exec."""
-        if not self.no_new_privs:
-            return []
-        return [capability.no_new_privs(), *self._landlock(), *self.install()]
+        return self.install() if self.no_new_privs else []
 
     def install(self) -> list[Operation]:
         """Return the operations that install the filter, and hand its listener over if it has one."""
