@@ -18,6 +18,8 @@ from containerkit import Container, RootFS
 from containerkit.errors import ContainerError, ImageError, SpecError, StateError
 from containerkit.image import Defaults, Image, Store, commit
 from containerkit.image.flatten import mounted_filesystem
+from containerkit.image.layers.blob import LayerWriter
+from containerkit.image.reference import Reference
 from containerkit.image.standing import release
 from containerkit.security.capabilities import Capabilities
 
@@ -514,7 +516,7 @@ def test_layers_are_merged_into_one_folder_that_shows_the_same(store, tmp_path):
     assert (b"3", b"file") == (Path(lowers[0], "a").read_bytes(), Path(lowers[0], "r").read_bytes())
     inode = Path(lowers[0]).stat().st_ino
     assert inode == Path(image.rootfs().lowers[0]).stat().st_ino
-    add_image(store, "few", *trees[:2])
+    add_image(store, "few", {"a": b"1"}, {"b": b"2"})
     assert 2 == len(Image.open("few", store=store).rootfs().lowers)
 
 
@@ -588,3 +590,19 @@ def test_ordinary_user_unpacks_runs_commits_and_builds(box, tmp_path):
         pytest.skip(f"this host lets no ordinary user make containers: {done.stderr[-200:]}")
     assert "" == done.stderr
     assert ["0", "new", "new", "new", "built"] == done.stdout.split()
+
+
+@needs_busybox
+def test_folder_that_a_layer_does_not_name_keeps_what_it_was_below(box, store, tmp_path):
+    root = tmp_path / "sticky"
+    (root / "tmp").mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    shutil.copytree(tmp_path / "box/bin", root / "bin", symlinks=True)
+    base = Image.from_folder(root, store=store)
+    with store.lease() as lease, LayerWriter(store, lease) as writer:
+        writer.write(tar_of({"tmp/file": b"1", "new/file": b"2"}))
+        blob, diff_id = writer.commit()
+        config = base.config.evolve(diff_ids=(*base.config.diff_ids, diff_id))
+        store.add_image(config, (*base.manifest.layers, blob), Reference.parse("implied"), lease)
+    with Container(Image.open("implied", store=store).rootfs()) as c:
+        assert "1777\n755\n1" == c.run(["/bin/sh", "-c", "stat -c %a /tmp /new; cat /tmp/file"], text=True).stdout

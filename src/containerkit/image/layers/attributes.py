@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CAPABILITY", "attributes_of", "is_kept", "posix_acl"]
 
+IMPLIED: Final = "user.containerkit.implied"
+"""Marks a folder that a layer has only since something lies in it: what the folder is, a lower layer says."""
 CAPABILITY: Final = "security.capability"
 UNKNOWN: Final = "(of unknown users) "
 """Stands before the name of a list that can't be kept, since it names somebody without a number."""
@@ -81,7 +83,9 @@ def is_kept(name: str) -> bool:
     """
     if name == CAPABILITY or name.startswith("system.posix_acl_"):
         return True
-    return name.startswith("user.") and not name.startswith(("user.overlay.", "user.fuseoverlayfs."))
+    return name.startswith("user.") and not name.startswith(
+        ("user.overlay.", "user.fuseoverlayfs.", "user.containerkit.")
+    )
 
 
 def posix_acl(text: str) -> bytes:

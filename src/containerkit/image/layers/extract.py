@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from errno import E2BIG, EFBIG, EINVAL, ELOOP, ENAMETOOLONG, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, ERANGE
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import attrs
 
 from containerkit.errors import ImageError, SetupError, SpecError
-from containerkit.image.layers.attributes import CAPABILITY, attributes_of, is_kept
+from containerkit.image.layers.attributes import CAPABILITY, IMPLIED, attributes_of, is_kept
 from containerkit.image.layers.limits import DEFAULT_LIMITS, DeviceRule, Limits
 from containerkit.image.layers.stream import ForwardReader, read_entries, shown
 from containerkit.image.layers.tree import Parts, Tree
@@ -86,12 +87,14 @@ class Extracted:
     Attributes:
         entries: how many members were made.
         bytes: size of the uncompressed archive.
+        implied: how many folders were made that the archive does not name.
         skipped: what was left out on purpose, one line each (at most 100): devices by rule, attributes that steer
             the host or that its filesystem lacks.
     """
 
     entries: int
     bytes: int
+    implied: int
     skipped: tuple[str, ...]
 
 
@@ -130,7 +133,7 @@ def extract(
             work.finish()
         except OSError as error:
             raise _refused(error, b".") from error
-    return Extracted(entries=work.count, bytes=reader.tell(), skipped=tuple(work.skipped))
+    return Extracted(entries=work.count, bytes=reader.tell(), implied=work.implied, skipped=tuple(work.skipped))
 
 
 def _refused(error: OSError, path: bytes) -> Exception:
@@ -150,6 +153,7 @@ class _Work:
         self.tree = tree
         self.how = how
         self.count = 0
+        self.implied = 0
         self.skipped: list[str] = []
         self._keep = how.owners == "keep"
         self._own = (os.geteuid(), os.getegid())
@@ -367,6 +371,11 @@ class _Work:
                 self._attributes(folder, entry)
             os.fchmod(folder, entry.mode if self._keep else entry.mode | 0o700)
             os.utime(folder, ns=(entry.mtime_ns, entry.mtime_ns))
+        self.implied = 0
+        for parts in () if self._apply else self.tree.implied - self._folders.keys():
+            with suppress(OSError):  # gone again, or a filesystem without such attributes
+                os.setxattr(self.tree.folder(parts, make=False), IMPLIED, b"y")
+                self.implied += 1
 
 
 def _write(file: int, piece: memoryview) -> None:

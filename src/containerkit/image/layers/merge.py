@@ -13,7 +13,7 @@ from errno import EMLINK, EPERM, EXDEV
 from typing import TYPE_CHECKING, Final
 
 from containerkit.image.layers.attributes import is_kept
-from containerkit.image.layers.unpack import CONTENT, is_whole, place_layer, settle
+from containerkit.image.layers.unpack import CONTENT, has_implied, is_whole, place_layer, settle
 from containerkit.image.layers.view import View
 from containerkit.image.store.locks import locked, workspace
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["FEWEST", "merge_layers"]
 
 FEWEST: Final = 3
-"""Fewer layers than this are handed to overlayfs as they are."""
+"""Fewer layers than this are handed to overlayfs as they are, unless one has folders that it does not name: overlayfs
+would take what those are from it, not from the layers below."""
 
 
 def merge_layers(store: Store, folders: Sequence[str], chain_id: Digest, lease: Lease) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ def merge_layers(store: Store, folders: Sequence[str], chain_id: Digest, lease: 
 
     Source: OCI image specification, config.md, "Layer ChainID"; link(2).
     """
-    if len(folders) < FEWEST:
+    if len(folders) < FEWEST and not any(has_implied(folder) for folder in folders[:-1]):
         return tuple(folders)
     lease.claim([chain_id])
     folder = store.layer_folder(chain_id)

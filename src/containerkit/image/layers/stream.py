@@ -252,7 +252,7 @@ def _next_member(parser: _Parser, reader: ForwardReader) -> tarfile.TarInfo | No
 def _entry(info: tarfile.TarInfo, reader: ForwardReader) -> Entry:
     name = info.name.encode("utf-8", "surrogateescape")
     kind = _KINDS.get(info.type)
-    if kind == "file" and name.endswith(b"/"):
+    if kind == "file" and (name.endswith(b"/") or info.pax_headers.get("path", "").endswith("/")):
         kind = "directory"  # as old archives say it, and as GNU tar reads it
     if kind is None:
         raise ImageError(f"layer: {shown(name)}: a member of the unknown kind {info.type!r}")

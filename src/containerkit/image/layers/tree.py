@@ -43,6 +43,8 @@ class Tree:
 
     def __init__(self, root: int) -> None:
         self.root = root
+        self.implied: set[Parts] = set()
+        """Folders that were made since something lies in them, though the archive does not name them."""
         self._open: OrderedDict[Parts, int] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -95,10 +97,11 @@ class Tree:
     def _make_folders(self, parts: Parts) -> int:
         """Make what is missing on the way, owned by who runs this and with mode 755."""
         at = os.dup(self.root)
-        for component in parts:
+        for depth, component in enumerate(parts, start=1):
             try:
                 with suppress(FileExistsError):
                     os.mkdir(component, 0o755, dir_fd=at)
+                    self.implied.add(parts[:depth])
                 below = os.open(component, _FOLDER, dir_fd=at)
             except OSError as error:
                 raise self._explained(error, parts) from error

@@ -98,7 +98,7 @@ def extract_blob(file: BinaryIO, root: int, diff_id: Digest | None, how: Extract
         found = extract(stream, root, state, how, lambda: os.lseek(descriptor, 0, os.SEEK_CUR))
     if diff_id is not None:
         diff_id.check(state, "layer, uncompressed")
-    return {"entries": found.entries, "bytes": found.bytes, "skipped": list(found.skipped)}
+    return {"entries": found.entries, "bytes": found.bytes, "implied": found.implied, "skipped": list(found.skipped)}
 
 
 def _unpack(store: Store, file: BinaryIO, folder: Path, diff_id: Digest, how: Extraction) -> None:
@@ -152,6 +152,14 @@ def is_whole(folder: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return bool(facts["durable"]) or facts["boot"] == _BOOT.read_text().strip()
+
+
+def has_implied(content: str) -> bool:
+    """Return whether a layer has folders that it does not name, given the folder of its files."""
+    try:
+        return bool(json.loads((Path(content).parent / _MARKER).read_bytes()).get("implied"))
+    except (OSError, ValueError):
+        return False
 
 
 def settle(folder: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit.errors import ImageError
+from containerkit.image.layers.attributes import IMPLIED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,14 +56,23 @@ class View:
         if not parts:
             top = self._visible[()][0]
             return Found(top, os.stat(top))
+        implied: Found | None = None
         for folder in self._folders(parts[:-1]):
             path = folder + b"/" + parts[-1]
             try:
                 status = os.lstat(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            return None if self._is_whiteout(status) else Found(path, status)
-        return None
+            if implied is not None and not stat.S_ISDIR(status.st_mode):
+                return implied
+            if self._is_whiteout(status):
+                return None
+            if not stat.S_ISDIR(status.st_mode) or not self._has_mark(path, (IMPLIED,)):
+                return Found(path, status)
+            implied = implied or Found(path, status)
+            if self._is_opaque(path):
+                break
+        return implied
 
     def names(self, parts: Parts) -> list[bytes]:
         """Return what is in a folder, sorted."""
@@ -139,9 +149,11 @@ class View:
         return self.overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
     def _is_opaque(self, path: bytes) -> bool:
-        if self.overlay:
-            for name in ("trusted.overlay.opaque", "user.overlay.opaque"):
-                with suppress(OSError):
-                    if os.getxattr(path, name, follow_symlinks=False) == b"y":
-                        return True
+        return self._has_mark(path, ("trusted.overlay.opaque", "user.overlay.opaque"))
+
+    def _has_mark(self, path: bytes, names: tuple[str, ...]) -> bool:
+        for name in names if self.overlay else ():
+            with suppress(OSError):
+                if os.getxattr(path, name, follow_symlinks=False) == b"y":
+                    return True
         return False
