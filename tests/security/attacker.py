@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from containerkit import Capabilities, Mount, UnsupportedError, run
+from containerkit import Capabilities, Mount, UnsupportedError, run, staging
 from containerkit._native import calls
 from containerkit._native import constants as k
 
@@ -72,7 +72,7 @@ def attempt_in(container, name, *words, **options):
 # --- Other users -------------------------------------------------------------------------------------------------------
 
 
-def _load_everything():
+def load_everything():
     """An ordinary user may not be able to read the interpreter's library: have it all at hand."""
     import containerkit
 
@@ -124,14 +124,14 @@ def cover(files):
     calls.mount("covers", "/mnt", "tmpfs")
     for path, content in files.items():
         cover = f"/mnt/{path.strip('/').replace('/', '-')}"
+        if not os.path.exists(path):  # a rule that this kernel does not have: nothing else of its folder is needed
+            calls.mount("covers", os.path.dirname(path), "tmpfs")
+            cover = path
         with open(cover, "w") as file:
             file.write(content)
         os.chmod(cover, 0o644)
-        if not os.path.exists(path):
-            calls.mount("covers", os.path.dirname(path), "tmpfs") if path.startswith("/proc") else open(
-                path, "a"
-            ).close()
-        calls.mount(cover, path, None, k.MS_BIND)
+        if cover != path:
+            calls.mount(cover, path, None, k.MS_BIND)
 
 
 def become(uid, gid=None):
@@ -149,7 +149,7 @@ def as_user(work, *, ranges):
         pytest.skip("becoming other users takes root")
     if ranges and not (shutil.which("newuidmap") and shutil.which("newgidmap")):
         pytest.skip("newuidmap and newgidmap are not there (package uidmap)")
-    _load_everything()
+    load_everything()
 
     def prepare():
         if ranges:
@@ -175,7 +175,7 @@ def in_user_namespace(work):
     """Run a function in a child that is root of a user namespace in which all ids are mapped; see :func:`in_child`."""
     if os.geteuid() != 0:
         pytest.skip("mapping all ids takes root")
-    _load_everything()
+    load_everything()
     ready, go = os.pipe(), os.pipe()
 
     def prepare():
@@ -185,6 +185,7 @@ def in_user_namespace(work):
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         calls.prctl(k.PR_SET_DUMPABLE, 1)
+        staging._keeper.kept.clear()  # it was made for the machine's root, who this one is no more
 
     mapper = os.fork()
     if mapper == 0:

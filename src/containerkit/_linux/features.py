@@ -252,8 +252,9 @@ def why_no_namespaces(number: int) -> str:
                 )
     try:
         report = probe(10)
-    except SetupError:
-        return ""
+    except SetupError:  # it can't even be tried: the rule that stands written will be the reason
+        remedies = [remedy for path, forbids, remedy in _USERNS_RULES if _content(path) == forbids]
+        return f"user namespaces are forbidden here: {remedies[0]}" if remedies else ""
     if not report.user_namespaces:
         detail = report.user_namespaces.detail
         return f"user namespaces can't be used here ({detail}): {report.user_namespaces.hint.partition('; ')[2]}"

@@ -1,0 +1,133 @@
+"""Bombs: each is held by its limit, and goes off without it."""
+
+import os
+
+import pytest
+from attacker import armed, attempt, attempt_in, outcome
+
+from containerkit import Container, Limits, Mount, UnsupportedError, run
+from containerkit.errors import SetupError
+
+pytestmark = pytest.mark.usefixtures("controllers", "nothing_left")
+
+
+@pytest.fixture(scope="module")
+def controllers():
+    """Open what a process opens once, when it first makes a control group."""
+    try:
+        run(["true"], limits=Limits(pids=20, memory="32M"))
+    except (UnsupportedError, SetupError):
+        return
+
+
+def limited(**limits):
+    """Return a container with limits, or skip where there is no controller for them."""
+    try:
+        container = Container(mounts=armed(), limits=Limits(**limits))
+        container.start()
+    except (UnsupportedError, SetupError) as error:
+        pytest.skip(f"no control group here: {error}")
+    return container
+
+
+def test_fork_bomb():
+    container = limited(pids=20)
+    try:
+        made, why = attempt_in(container, "forks", 200).split()
+    finally:
+        container.stop()
+    assert "EAGAIN" == why
+    assert int(made) < 20
+    assert "200 all" == attempt("forks", 200)
+
+
+def test_memory_bomb():
+    container = limited(memory="32M")
+    try:
+        assert "killed by oom" == attempt_in(container, "eat", 200)
+        assert "done" == attempt_in(container, "eat", 5), "the container itself goes on"
+    finally:
+        container.stop()
+    assert "done" == attempt("eat", 200)
+
+
+def test_swap_is_no_way_round_the_memory_limit():
+    with open("/proc/swaps") as file:
+        has_swap = len(file.readlines()) > 1
+    container = limited(memory="32M")
+    try:
+        stats = container.stats()
+        assert "killed by oom" == attempt_in(container, "eat", 64)
+    finally:
+        container.stop()
+    assert stats is not None
+    if not has_swap:
+        pytest.skip("the machine has no swap: the kill alone was seen")
+
+
+def test_memory_filesystem_bomb():
+    fill = ["sh", "-c", "head -c 200M /dev/zero > /scratch/bomb; stat -c %s /scratch/bomb"]
+    done = run(fill, text=True, mounts=[Mount.tmpfs("/scratch", size="8M")])
+    assert int(done.stdout) <= 8 << 20
+    assert "No space left" in done.stderr
+    assert 200 << 20 == int(run(fill, text=True, mounts=[Mount.tmpfs("/scratch", size="256M")]).stdout)
+
+
+def test_output_bomb():
+    done = run(["yes"], output_limit_bytes=1_000_000, timeout=30)
+    assert "output" == done.cause
+    assert len(done.stdout) <= 1_100_000
+    assert 3_000_000 == len(run(["head", "-c", "3000000", "/dev/zero"], output_limit_bytes=None).stdout)
+
+
+def test_descriptor_bomb():
+    made, why = attempt("opens", 5_000, rlimits={"nofile": 100}).split()
+    assert ("EMFILE", True) == (why, int(made) < 100)
+    assert "90 all" == attempt("opens", 90, rlimits={"nofile": 100})
+
+
+def test_default_limit_of_descriptors_is_what_programs_expect():
+    assert "1024" == run(["sh", "-c", "ulimit -Sn"], text=True).stdout.strip() or os.sysconf("SC_OPEN_MAX") < 1024
+
+
+def test_no_core_is_dumped():
+    """A core pattern that names a program has the kernel run it on the host; a limit of 0 alone does not stop that one."""
+    with Container(mounts=armed()) as container:
+        done = container.run(["/attacks", "crash"], cwd="/tmp")
+        assert -6 == done.returncode
+        assert [] == container.run(["sh", "-c", "ls /tmp"], text=True).stdout.split()
+        assert "0" == container.run(["sh", "-c", "ulimit -Hc"], text=True).stdout.strip()
+
+
+def test_time_bomb():
+    from containerkit import ContainerTimeout
+
+    with Container(mounts=armed()) as container:
+        with pytest.raises(ContainerTimeout):
+            container.run(["sh", "-c", "trap '' TERM INT HUP; (setsid sleep 60 &); while :; do :; done"], timeout=0.3)
+        assert "done" == outcome(container.run(["/attacks", "eat", "1"], text=True))
+
+
+def test_oom_score_is_the_commands_alone():
+    """Until its exec a command shares the caller's memory, and the kernel gives all who share it one score."""
+    with open("/proc/self/oom_score_adj") as file:
+        before = file.read()
+    more = min(int(before) + 300, 1000)
+    assert f"{more}\n" == run(["cat", "/proc/self/oom_score_adj"], oom_score_adj=more, text=True).stdout
+    with Container(oom_score_adj=more) as container:
+        assert f"{more}\n" == container.run(["cat", "/proc/self/oom_score_adj"], text=True).stdout
+        assert before == container.run(["cat", "/proc/1/oom_score_adj"], text=True).stdout
+    with open("/proc/self/oom_score_adj") as file:
+        assert before == file.read()
+
+
+def test_oom_score_can_not_be_lowered():
+    with open("/proc/self/oom_score_adj") as file:
+        own = int(file.read())
+    if own == -1000:
+        pytest.skip("it is the lowest already")
+    with pytest.raises(SetupError, match="can't be lower than the caller's own") as caught:
+        run(["true"], oom_score_adj=own - 1)
+    assert "write" == caught.value.operation
+    script = f"echo {own - 1} > /proc/self/oom_score_adj"
+    assert 0 != run(["sh", "-c", script]).returncode
