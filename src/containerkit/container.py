@@ -427,18 +427,19 @@ class Container:
             return None
         return membership.leaf(init) if own else membership.shared(init)
 
-    def _retire(self, leaf: CGroup | None) -> None:
+    def _retire(self, leaf: CGroup | None, oom_kills: int = 0) -> None:
         membership = self._standing().membership
         if leaf is not None and membership is not None:
-            membership.retire(leaf)
+            membership.retire(leaf, oom_kills)
 
     def _account(self, process: Process, leaf: CGroup) -> None:
         """Read what the leaf of a run says, and remove it; with what the run left behind it stays."""
         self._forget(process)
+        oom_kills = 0
         try:
-            account(process, leaf)
+            oom_kills = account(process, leaf)
         finally:
-            self._retire(leaf)
+            self._retire(leaf, oom_kills)
 
     def _forget(self, process: Process) -> None:
         self._processes.discard(process)

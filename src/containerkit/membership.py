@@ -85,7 +85,7 @@ class Membership:
         self.group: CGroup = CGroup.create(limits=limits)
         self._heir: tuple[int, int, frozenset[str]] | None = None
         self._shared: CGroup | None = None
-        self._used: list[str] = []
+        self._used: list[tuple[str, int]] = []
         self._lock = threading.Lock()
 
     def hand_over(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
@@ -146,20 +146,21 @@ class Membership:
         self._bequeath(leaf)
         return leaf
 
-    def retire(self, leaf: CGroup) -> None:
+    def retire(self, leaf: CGroup, oom_kills: int = 0) -> None:
         """Remove a leaf; one that a run has left something behind in stays until that has ended."""
-        if not leaf.retire():
-            self._used.append(leaf.name)
+        leaf.close()
+        if not self.group.remove_leaf(leaf.name, oom_kills):
+            self._used.append((leaf.name, oom_kills))
 
     def _remove_used(self) -> None:
         """Try again what could not be removed: for a moment a process counts that has ended already."""
         for _ in range(min(_RETRIED, len(self._used))):
             try:
-                name = self._used.pop(0)
+                name, oom_kills = self._used.pop(0)
             except IndexError:  # another thread was sooner
                 return
-            if not all(part.remove(name) for part in self.group.parts):
-                self._used.append(name)
+            if not self.group.remove_leaf(name, oom_kills):
+                self._used.append((name, oom_kills))
 
     def end(self) -> None:
         """Kill what is still in the group, and remove it.
@@ -272,8 +273,12 @@ def inputs(group: CGroup | None) -> dict[str, int]:
     return slots
 
 
-def account(process: Process, group: CGroup) -> None:
-    """Tell a process that has ended what its group says of it: what it used, and whether memory was why it ended."""
+def account(process: Process, group: CGroup) -> int:
+    """Tell a process that has ended what its group says of it: what it used, and whether memory was why it ended.
+
+    Returns:
+        How many processes of the group were killed for memory.
+    """
     used: Any = group.usage()
     assert process.usage is not None
     process.usage = attrs.evolve(
@@ -284,3 +289,4 @@ def account(process: Process, group: CGroup) -> None:
     )
     if used.oom_killed and process.cause in ("signal", "exit"):
         process.cause = "oom"
+    return used.oom_kills or 0

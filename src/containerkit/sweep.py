@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SWEEPERS", "Swept", "gc"]
 
-SWEEPERS: Final[dict[str, str]] = {"control group": "containerkit.cgroup.sweep:sweep"}
+SWEEPERS: Final[dict[str, str]] = {"control group": "containerkit.cgroup.sweeping:sweep"}
 """Who removes what: ``module:function`` by the kind of thing. The function returns the names of what it has removed,
 and raises :class:`containerkit.errors.CleanupError` for what it could not."""
 

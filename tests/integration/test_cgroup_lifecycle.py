@@ -409,3 +409,14 @@ def test_owner_whose_first_thread_has_ended_is_not_gone():
         process.kill()
         process.wait()
         assert owner.is_gone()
+
+
+def test_sweep_is_still_a_function_after_garbage_was_collected():
+    script = """
+from containerkit import Limits, run
+from containerkit.sweep import gc
+gc()
+print(run(["true"], limits=Limits(pids=9)).returncode)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "0\n", done.stderr

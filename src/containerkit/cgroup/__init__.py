@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup.quantities import parse_size
     from containerkit.cgroup.rules import DeviceRule, IOLimit
     from containerkit.cgroup.stats import Pressure, Stats, Usage
-    from containerkit.cgroup.sweep import sweep
+    from containerkit.cgroup.sweeping import sweep
 
 __all__ = [
     "CGroup",
@@ -53,7 +53,7 @@ _LATE = {
     "Stats": "stats",
     "Usage": "stats",
     "parse_size": "quantities",
-    "sweep": "sweep",
+    "sweep": "sweeping",
 }
 
 

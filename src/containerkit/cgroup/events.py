@@ -21,7 +21,7 @@ import attrs
 
 from containerkit.cgroup.directory import refused
 from containerkit.cgroup.statfiles import flat
-from containerkit.errors import SpecError, UnsupportedError
+from containerkit.errors import SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,7 +103,7 @@ class Events:
             if "memory" in there and part.version == 2:
                 told |= self._add_file(part, "memory.events", _MEMORY, {})
             elif "memory" in there and self._kinds & {"oom", "oom_kill"}:
-                self._oom = _OutOfMemory(part)
+                self._oom = _OutOfMemory(part, group)
                 self._sources[self._oom.eventfd] = self._oom
                 self._epoll.register(self._oom.eventfd, select.EPOLLIN)
                 told |= {"oom", "oom_kill"}
@@ -304,11 +304,11 @@ class _KeyedFile(_Source):
 
 
 class _OutOfMemory(_Source):
-    """Version 1's notification that a group is out of memory."""
+    """Version 1's notification that a group is out of memory, or one below it for want of this one's."""
 
-    def __init__(self, part: Directory) -> None:
+    def __init__(self, part: Directory, group: CGroup) -> None:
+        self._group = group
         self._control = part.open_file("memory.oom_control", os.O_RDONLY)
-        self._members = part.open_file("cgroup.procs", os.O_RDONLY)
         self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             part.write("cgroup.event_control", b"%d %d" % (self.eventfd, self._control))
@@ -319,16 +319,16 @@ class _OutOfMemory(_Source):
 
     def _count(self) -> int:
         try:
-            return flat(os.pread(self._control, 4096, 0).decode("ascii", "replace")).get("oom_kill", 0)
-        except OSError:  # ENODEV: the group is gone
+            return self._group.oom_kills or 0
+        except StateError:  # it is gone
             return 0
 
-    def members(self) -> list[int]:
+    def members(self) -> frozenset[int]:
         """Return the pids of the group."""
         try:
-            return [int(word) for word in os.pread(self._members, 65536, 0).split() if word != b"0"]
-        except OSError:
-            return []
+            return self._group.processes()
+        except StateError:
+            return frozenset()
 
     def killed(self) -> list[Event]:
         """Return the kills since the last call."""
@@ -348,7 +348,7 @@ class _OutOfMemory(_Source):
         return [Event(kind="oom", count=count)] if count else []
 
     def close(self) -> None:
-        for fd in (self.eventfd, self._control, self._members):
+        for fd in (self.eventfd, self._control):
             os.close(fd)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from _thread import allocate_lock
 from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Final, Literal, Self
 
@@ -45,12 +46,14 @@ class CGroup:
     __slots__ = (
         "_attach",
         "_events",
+        "_former_kills",
         "_inner",
         "_join",
         "_joined",
         "_maker",
         "_owned",
         "_parts",
+        "_removing",
         "_state",
         "limits",
         "name",
@@ -75,6 +78,8 @@ class CGroup:
         self._join: tuple[int, ...] = ()
         self._inner: Tree | None = None
         self._events: list[ReferenceType[Events]] = []
+        self._former_kills = 0
+        self._removing = allocate_lock()
         self._state: Literal["open", "removed", "closed"] = "open"
 
     @classmethod
@@ -435,6 +440,21 @@ class CGroup:
         self._end("removed")
         return True
 
+    def remove_leaf(self, name: str, oom_kills: int = 0) -> bool:
+        """Remove a group within this one, if nothing is in it; return whether there is none of that name any more.
+
+        Args:
+            name: of the leaf.
+            oom_kills: how many of its processes were killed for memory. Version 1 counts each in the victim's own group
+                only, and so these are added to what this group reports from now on. Default 0.
+        """
+        self._check_open()
+        with self._removing:
+            left = [part for part in self._parts if not part.remove(name)]
+            if not left and any("memory" in part.names for part in self._parts):
+                self._former_kills += oom_kills
+        return not left
+
     def close(self) -> None:
         """Close its descriptors and leave the group as it is. May be called twice."""
         if self._state == "open":
@@ -482,22 +502,30 @@ class CGroup:
         from containerkit.cgroup.usage import usage
 
         self._check_open()
-        return usage(self._parts)
+        with self._removing:
+            return usage(self._parts, self._former_kills)
 
     def stats(self) -> Stats:
         """Return the report of every controller it is in."""
         from containerkit.cgroup.usage import stats
 
         self._check_open()
-        return stats(self._parts)
+        with self._removing:
+            return stats(self._parts, self._former_kills)
 
     @property
     def oom_killed(self) -> bool:
         """Whether the kernel killed one of its processes for the group's memory."""
+        return bool(self.oom_kills)
+
+    @property
+    def oom_kills(self) -> int | None:
+        """How many of its processes the kernel killed for memory; None without a memory controller."""
         from containerkit.cgroup.usage import oom_kills
 
         self._check_open()
-        return bool(oom_kills(self._parts))
+        with self._removing:
+            return oom_kills(self._parts, self._former_kills)
 
     @property
     def pressure(self) -> PressureReader:

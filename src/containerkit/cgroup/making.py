@@ -20,6 +20,9 @@ __all__ = ["apply", "delegate", "make", "resolved", "rooms"]
 _DELEGATED: Final = {1: ("cgroup.procs", "tasks"), 2: ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")}
 """The files through which an owner arranges groups of its own; those of the limits are not among them."""
 
+_ENOUGH: Final = {"cgroup.max.depth": b"32", "cgroup.max.descendants": b"4096"}
+"""Each level makes each change below dearer for the whole machine, and version 2 can say how many there may be."""
+
 
 def resolved(limits: Limits) -> Limits:
     """Return the limits with numbers in place of device paths; most have none."""
@@ -76,7 +79,7 @@ def make(rooms: tuple[Room, ...], name: str) -> tuple[Directory, ...]:
 
 
 def delegate(part: Directory, uid: int, gid: int) -> None:
-    """Give a group's directory away, so that its new owner can make groups in it.
+    """Give a group's directory away, so that its new owner can make groups in it: not without end on version 2.
 
     Raises:
         SetupError: the kernel refused it.
@@ -90,6 +93,9 @@ def delegate(part: Directory, uid: int, gid: int) -> None:
             continue
         except OSError as error:
             raise refused("chown", error, f"{part.path}/{file}") from None
+    for file, most in _ENOUGH.items():
+        if part.version == 2 and (part.read(file) or "").strip() == "max":
+            part.write(file, most)
 
 
 def apply(part: Directory, setting: Setting | Attachment) -> None:

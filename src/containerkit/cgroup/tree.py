@@ -304,7 +304,10 @@ def not_served(name: str, unified: Directory | None) -> UnsupportedError:
     elif old not in offered:
         hint = f"the kernel was built or booted without it; see CONFIG_CGROUP_{old.upper()} and cgroup_disable="
     elif offered[old]:
-        hint = f"no mount of its hierarchy is visible and writable here; mount -t cgroup -o {old}, as root"
+        mounted = next((one.mountpoint for one in read_hierarchies() if old in one.controllers), None)
+        hint = f"no mount of its hierarchy is visible here; mount -t cgroup -o {old}, as root"
+        if mounted is not None:
+            hint = f"{mounted} can't be written to by this user: run as root, or leave out what needs {name}"
     elif unified is not None and name not in _ONLY_VERSION_1:
         hint = f"{unified.path} was not handed it; write +{name} to cgroup.subtree_control of the groups above, or "
         hint += "set Delegate=yes in the systemd unit"

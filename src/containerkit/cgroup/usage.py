@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["oom_kills", "stats", "usage"]
 
 
-def usage(parts: tuple[Directory, ...]) -> Usage:
-    """Return what the processes of a group used; few files, since every run ends with it."""
+def usage(parts: tuple[Directory, ...], former_kills: int = 0) -> Usage:
+    """Return what the processes of a group used; few files, since every run ends with it.
+
+    Args:
+        parts: its directories.
+        former_kills: of groups below that are gone, whose processes were killed for memory.
+    """
     found: dict[str, Any] = {}
     for part in parts:
         if part.version == 2:
             _usage_2(part, found)
         else:
-            _usage_1(part, found)
+            _usage_1(part, found, former_kills)
     return Usage(**found)
 
 
@@ -50,11 +55,11 @@ def _usage_2(part: Directory, found: dict[str, Any]) -> None:
         found["io_write_bytes"] = sum(one.get("wbytes") or 0 for one in devices)
 
 
-def _usage_1(part: Directory, found: dict[str, Any]) -> None:
+def _usage_1(part: Directory, found: dict[str, Any], former_kills: int) -> None:
     names = part.names
     if "memory" in names:
         found["memory_peak_bytes"] = integer(part.read("memory.max_usage_in_bytes"))
-        found["oom_kills"] = _oom_kills(part)
+        found["oom_kills"] = _oom_kills(part, former_kills)
     if "pids" in names:
         found["pids_peak"] = integer(part.read("pids.peak"))
     if "cpu" in names:
@@ -74,25 +79,25 @@ def _usage_1(part: Directory, found: dict[str, Any]) -> None:
         found["io_write_bytes"] = sum(counts.get("Write", 0) for counts in devices)
 
 
-def oom_kills(parts: tuple[Directory, ...]) -> int | None:
+def oom_kills(parts: tuple[Directory, ...], former_kills: int = 0) -> int | None:
     """Return how many processes of a group were killed for its memory, and read nothing else."""
     for part in parts:
         if "memory" in part.names:
-            return _oom_kills(part)
+            return _oom_kills(part, former_kills)
         if part.version == 2 and "memory" in part.available():
             return flat(part.read("memory.events")).get("oom_kill")
     return None
 
 
-def _oom_kills(part: Directory) -> int | None:
+def _oom_kills(part: Directory, former_kills: int) -> int | None:
     """Count the kills; version 1 counts each in the victim's own group only, so those below are added."""
     kills = flat(part.read("memory.oom_control")).get("oom_kill")
     if kills is not None and part.has_groups():
         kills += sum(flat(below.read("memory.oom_control")).get("oom_kill", 0) for below in walk(part))
-    return kills
+    return None if kills is None else kills + former_kills
 
 
-def stats(parts: tuple[Directory, ...]) -> Stats:
+def stats(parts: tuple[Directory, ...], former_kills: int = 0) -> Stats:
     """Return the report of every controller that the group is in."""
     found: dict[str, Any] = {}
     for part in parts:
@@ -111,6 +116,8 @@ def stats(parts: tuple[Directory, ...]) -> Stats:
             elif name != "devices":
                 field = "net_cls_classid" if name == "net_cls" else name
                 found[field] = controller(name).report(part.read, part.version)
+        if "memory" in part.names:
+            found["memory"] = attrs.evolve(found["memory"], oom_kills=_oom_kills(part, former_kills))
     return Stats(**found)
 
 
