@@ -76,7 +76,35 @@ def test_run_detached_returns_at_once(oci, bundle, tmp_path):
     assert (tmp_path / "pid").read_text() == str(oci.state("one")["pid"])
 
 
+def test_changes_of_the_bundle_after_create_have_no_effect(oci, bundle):
+    oci.create(bundle.runs("sh", "-c", "exit 0; :"))
+    bundle.config["hooks"] = {"poststart": [{"path": "/nosuch"}], "poststop": [{"path": "/nosuch"}]}
+    bundle.config["process"]["args"] = ["nosuch"]
+    bundle.write()
+    oci("start", "one")
+    oci.wait()
+    assert "" == oci("delete", "one").stderr
+
+
+def test_delete_leaves_what_create_did_not_make(oci, bundle):
+    bundle.linux["cgroupsPath"] = f"/containerkit-kept-{os.getpid()}/inner"
+    oci.start_one(bundle)
+    places = json.loads((Path(oci.root) / "one/state.json").read_text())["groups"]
+    oci.wait()
+    oci("delete", "one")
+    assert Path(bundle.config["root"]["path"], "bin/busybox").exists()
+    assert (bundle.path / "config.json").exists()
+    for place in places:
+        assert not os.path.exists(place)
+        os.rmdir(os.path.dirname(place))
+
+
 # --- wrong calls
+
+
+@pytest.mark.parametrize("verb", ["state", "create", "start", "kill", "delete", "exec"])
+def test_verbs_refuse_to_have_no_id(oci, verb):
+    assert "id is missing" in oci.refused(verb)
 
 
 def test_create_refuses_an_id_that_is_there(oci, bundle):

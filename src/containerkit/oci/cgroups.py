@@ -152,16 +152,7 @@ class Groups:
 
         Source: cgroup_procs_write_start() in kernel/cgroup/cgroup.c.
         """
-        files = ["tasks" if hierarchy.version == 1 else "cgroup.procs" for hierarchy in self.found]
-        opened: list[int] = []
-        for place, file in zip(self.places, files, strict=True):
-            try:
-                opened.append(os.open(f"{place}/{file}", os.O_WRONLY | os.O_CLOEXEC))
-            except OSError as error:
-                for fd in opened:
-                    os.close(fd)
-                raise refused_file("open", f"{place}/{file}", error) from None
-        return opened
+        return open_doors(self.places)
 
     def folder(self, controller: str) -> str:
         """Return the folder in which a controller's files are, empty if no hierarchy serves it."""
@@ -227,6 +218,25 @@ class Groups:
 
 
 _PERMISSION = "run as root or in a delegated subtree, or with --cgroup-manager disabled"
+
+
+def open_doors(places: Iterable[str]) -> list[int]:
+    """Return descriptors of the files through which a thread joins groups; see :meth:`Groups.open_doors`.
+
+    Raises:
+        RuntimeFailure: one of them can't be opened.
+    """
+    opened: list[int] = []
+    for place in places:
+        first = os.path.exists(f"{place}/tasks")
+        path = f"{place}/tasks" if first else f"{place}/cgroup.procs"
+        try:
+            opened.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        except OSError as error:
+            for fd in opened:
+                os.close(fd)
+            raise refused_file("open", path, error) from None
+    return opened
 
 
 def write(path: str, value: str) -> None:

@@ -152,6 +152,7 @@ class Joining(Partner):
         super().__init__(call, config, process, foreground=foreground)
         self.entry = entry
         self.host = Host()
+        self.doors: list[int] = []
 
     def join(self) -> None:
         """Bring the process up to the exec of its program.
@@ -164,19 +165,20 @@ class Joining(Partner):
         target = self._open_target()
         time = self._open_time()
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.doors = self._open_doors()
         ours, theirs = Channel.pair()
         try:
             with ours:
                 with theirs:
                     self._write_tape(theirs.fileno(), proc, time, target)
-                    self._start(theirs.fileno(), [proc, *([time] if time >= 0 else [])])
+                    self._start(theirs.fileno(), [proc, *self.doors, *([time] if time >= 0 else [])])
                 self.converse(ours, {b"n": self._on_namespaces, b"r": self._on_ready}, b"r")
                 self._await_exec(ours)
         except BaseException:
             self.kill()
             raise
         finally:
-            for fd in (target, proc, time):
+            for fd in (target, proc, time, *self.doors):
                 if fd >= 0:
                     os.close(fd)
 
@@ -195,6 +197,16 @@ class Joining(Partner):
         if self.config.namespace("time") is None:
             return -1
         return os.open(f"/proc/{self.entry.pid}/ns/time", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _open_doors(self) -> list[int]:
+        """Return the files by which the process joins the container's control groups, or one of its own below them."""
+        from containerkit.oci.cgroups import open_doors
+
+        inner = self.call.flags.text("cgroup")
+        if ".." in inner.split("/"):
+            raise RuntimeFailure(f"--cgroup: {inner!r} must not have '..'")
+        places = self.entry.record.get("groups", [])
+        return open_doors(f"{place}/{inner.strip('/')}".rstrip("/") for place in places)
 
     def _write_tape(self, channel: int, proc: int, time: int, target: int) -> None:
         tape, process = self.tape, self.process
@@ -221,6 +233,8 @@ class Joining(Partner):
         tape.call("umask", 0)
         if process.exec_cpu_affinity is not None:
             payload.affinity(process.exec_cpu_affinity.initial, "process.execCPUAffinity.initial")
+        for fd in self.doors:
+            tape.call("write", fd, b"0", 1, target="join the control groups")
         dialogue.pause(tape, channel, b"n", "namespaces are joined")
         if process.exec_cpu_affinity is not None:
             payload.affinity(process.exec_cpu_affinity.final, "process.execCPUAffinity.final")
@@ -284,14 +298,6 @@ class Joining(Partner):
             own_streams(outside(self.config, self.process.user.uid))
 
     def _on_namespaces(self, _: int) -> None:
-        from containerkit.oci import cgroups
-
-        inner = self.call.flags.text("cgroup")
-        if ".." in inner.split("/"):
-            raise RuntimeFailure(f"--cgroup: {inner!r} must not have '..'")
-        for place in self.entry.record.get("groups", []):
-            where = f"{place}/{inner.strip('/')}" if inner else place
-            cgroups.write(f"{where.rstrip('/')}/cgroup.procs", str(self.pid))
         wanted = self.process.oom_score_adj
         if wanted is not None:
             set_score(self.pid, wanted, nested=self.host.nested)
