@@ -412,8 +412,9 @@ class Container:
         """A time namespace can't be joined by way of the pidfd: it has a descriptor, opened when first needed."""
         if self.spec.namespaces.time == "host":
             return {}
-        if self._time is None:
-            self._time = self.namespace(Kind.TIME)
+        with self._lock:  # two that come at once must not each open one, of which the first is closed again
+            if self._time is None:
+                self._time = self.namespace(Kind.TIME)
         return {"time": self._time.fileno()}
 
     @property

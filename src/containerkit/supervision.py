@@ -61,7 +61,8 @@ class Supervision:
 
     def _serve(self) -> None:
         try:
-            _, descriptors, _, _ = socket.recv_fds(self._here, 1, 1)
+            with self._here:
+                _, descriptors, _, _ = socket.recv_fds(self._here, 1, 1)
         except OSError:
             return
         if not descriptors:
