@@ -56,10 +56,15 @@ ip link set lo up
 START
 """
 
-DIRECTLY = """chroot /root /bin/sh /run/command </dev/null >/dev/ttyS0 2>&1
+# The command's / is the root of the mount namespace, as on any machine: one in a chroot could make no containers.
+DIRECTLY = """cat >/root/run/first <<'END'
+/bin/sh /run/command </dev/null >/dev/ttyS0 2>&1
 echo $? >/dev/ttyS1
 sync
-reboot -f"""
+exec /bin/busybox reboot -f
+END
+umount /proc /sys /dev
+exec switch_root /root /bin/sh /run/first >/dev/ttyS2 2>&1"""
 
 # systemd as the init, with a message bus and no more: the command is a login session's kind of scope, not delegated.
 BY_SYSTEMD = """for unit in dbus.socket dbus.service; do
