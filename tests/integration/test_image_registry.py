@@ -93,16 +93,13 @@ def test_push_is_what_skopeo_pulls_byte_for_byte(plain, tmp_path):
 
 
 @needs_skopeo
-@pytest.mark.parametrize("form", ["oci", "v2s2"])
-@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize(("form", "compression"), [("oci", "gzip"), ("oci", "zstd"), ("v2s2", "gzip")])
 def test_pull_reads_what_skopeo_pushed(plain, tmp_path, form, compression):
     host, _ = plain
     layout = Store(tmp_path / "o")
     made = add_image(layout, "x:1", {"a": b"1"}, {"b": b"2", ".wh.a": b""})
     options = ["--format", form]
     if compression == "zstd":
-        if form == "v2s2":
-            pytest.skip("Docker's schema 2 has no zstd in this version of skopeo")
         options += ["--dest-compress-format", "zstd"]
     entry = f"oci:{layout.root}:docker.io/library/x:1"
     skopeo("copy", *options, "--dest-tls-verify=false", entry, f"docker://{host}/by/skopeo:{form}-{compression}")

@@ -107,6 +107,8 @@ def test_dockerfile_of_anything_is_read_or_a_spec_error(text):
         ("${path%.*} ${path%%.*}", "/usr/local/lib/x.tar /usr/local/lib/x"),
         ("${path/lib/LIB} ${path//l/L}", "/usr/LIBal/x".replace("/usr/LIBal/x", "/usr/local/LIB/x.tar.gz") + " /usr/LocaL/Lib/x.tar.gz"),
         ("$dollar $9 $", "$a  $"),
+        ("${path#*l*l} ${path##*l*l} ${path%l*x*} ${path#/[a-u]?r/}", "/lib/x.tar.gz ib/x.tar.gz /usr/local/ local/lib/x.tar.gz"),
+        ("${path%[!a-y]} ${path/[.]/_} ${path//[.]/_}", "/usr/local/lib/x.tar.g /usr/local/lib/x_tar.gz /usr/local/lib/x_tar_gz"),
     ],
 )  # fmt: skip
 def test_words_expand_variables(text, expected):

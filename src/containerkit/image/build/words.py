@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["expand", "name_values", "split_words"]
 
+_GLOB: Final = re.compile(r"(\*+)|(\?)|(\[[!^]?[^\]]+\])|(\\.)|(.)", re.DOTALL)
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]|[@*#]")
 
 
@@ -202,6 +202,15 @@ class _Scanner:
 
 def _pattern(pattern: str, *, greedy: bool) -> str:
     """Turn a shell pattern into a regular expression that takes as much, or as little, as it can."""
-    found = fnmatch.translate(pattern)
-    body = found.removeprefix("(?s:").removesuffix(")\\Z")
-    return body if greedy else body.replace(".*", ".*?")
+    found: list[str] = []
+    for star, query, bracket, escaped, plain in _GLOB.findall(pattern):
+        if star:
+            found.append(".*" if greedy else ".*?")
+        elif query:
+            found.append(".")
+        elif bracket:
+            inner = bracket[1:-1].replace("\\", "\\\\")
+            found.append(f"[^{inner[1:]}]" if inner[0] in "!^" else f"[{inner}]")
+        else:
+            found.append(re.escape(escaped[1:] or plain))
+    return "(?s:" + "".join(found) + ")"
