@@ -194,6 +194,21 @@ def test_read_only_bind_can_not_be_made_writable_again(nested):
 
 
 @needs_root
+def test_nested_user_namespace_can_not_change_what_it_was_given(nested):
+    """nested_userns gives capabilities over new mounts alone: the kernel locks those that were there."""
+    loosened = {"seccomp": None, "nested_userns": True, "mounts": [Mount.bind(nested, "/bound", readonly=True)]}
+    assert "EPERM" == attempt("nested", "remount-writable", "/bound", **loosened)
+    assert "EPERM" == attempt("nested", "remount-writable", "/bound/below", **loosened)
+    assert "EPERM" == attempt("nested", "remount-writable", "/proc/sys", **loosened)
+    for path in ("/proc/sys", "/proc/keys"):
+        if os.path.exists(path):
+            assert "EINVAL" == attempt("nested", "unmount", path, **loosened)
+    assert "EINVAL" == attempt("nested", "unmount", "/bound/below", **loosened)
+    assert "done" == attempt("nested", "mount-tmpfs", "/mnt", **loosened)
+    assert "EPERM" == attempt("nested", "mount-tmpfs", "/mnt")
+
+
+@needs_root
 def test_device_node_in_a_bind_can_not_be_opened(tmp_path):
     tmp_path.chmod(0o755)
     os.mknod(tmp_path / "null", 0o020666, os.makedev(1, 3))

@@ -1,6 +1,8 @@
 """System calls that have let containers be left, tried from inside; and again with the filter off, to see that they bite."""
 
+import errno
 import os
+import signal
 
 import pytest
 from attacker import EVERYTHING, attempt
@@ -105,6 +107,40 @@ def test_personality_can_not_be_changed_to_one_that_weakens():
         assert "EPERM" == attempt("call", CALLS["personality"], flag)
         assert "done" == attempt("call", CALLS["personality"], flag, seccomp=None)
     assert "done" == attempt("call", CALLS["personality"], query)
+
+
+REACHABLE = 301
+"""How many system calls of x86_64 can be made in the default container, for some arguments; a change wants a reason."""
+
+
+def numbers(entry, last, **options):
+    """Call every number from inside; returns the error, or the signal, that each ended with."""
+    lines = attempt("numbers", entry, last, **options).splitlines()
+    return {int(number): int(answer) for number, answer in map(str.split, lines)}
+
+
+@x86_64
+def test_every_number_by_the_native_entry():
+    """The second filter of the attack answers ENOSYS for what is let through; the container's own says EPERM."""
+    names = {number: name for name, number in CALLS.items()}
+    answers = numbers("native", 1023)
+    assert {errno.EPERM, errno.ENOSYS} == set(answers.values())
+    denied = {names[number] for number, answer in answers.items() if answer == errno.EPERM}
+    profile = Seccomp.default()
+    allowed = {name for rule in profile.rules if rule.action.permits for name in rule.names}
+    unheard_of = {name for rule in profile.rules if rule.action.data == errno.ENOSYS for name in rule.names}
+    for_other_arguments = {"personality", "clone", "ioctl", "socket", "socketpair"}
+    known = set(CALLS) - {"uretprobe", "uprobe"}
+    assert denied - for_other_arguments == known - allowed - unheard_of
+    assert REACHABLE == len(known - (denied - for_other_arguments) - (unheard_of - {"clone"}))
+    assert {errno.ENOSYS} == set(numbers("native", 1023, seccomp=None).values()), "without it nothing is denied"
+
+
+@x86_64
+@pytest.mark.parametrize(("entry", "last"), [("int80", 470), ("x32", 560)])
+def test_every_number_by_another_entry_kills(entry, last):
+    answers = numbers(entry, last)
+    assert (last + 1, {signal.SIGSYS}) == (len(answers), set(answers.values()))
 
 
 @pytest.mark.parametrize("attack", ["push-input", "push-input-wide"])
