@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, EAGAIN, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM, EUSERS
+from errno import EACCES, EAGAIN, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM, ETIMEDOUT, EUSERS
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
@@ -130,6 +130,8 @@ class Program:
 
     def _failure(self, outcome: Outcome) -> SetupError:
         if outcome.failed_index == _native.CALLER:
+            if outcome.error == ETIMEDOUT:
+                return SetupError("execve", ETIMEDOUT, "", "something inside may have stopped the process that joined")
             return SetupError("pidfd_open", outcome.error, "", "raise the limit on open files: ulimit -n")
         operation = self.plan.operations[self._tape.origin[outcome.failed_index]]
         return self._error(operation, outcome.error)

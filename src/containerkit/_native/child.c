@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/time_types.h>
 #include <signal.h>
 
 #ifndef __WALL
@@ -109,10 +110,13 @@ static long step_await(struct ck_request *request) {
     return 0;
 }
 
-/* See native.h: the process that the parent is going to wait for is held by a pidfd before it execs. */
+/* See native.h: the process that the parent is going to wait for is held by a pidfd before it execs. A parent that does
+ * not come may have been killed: then go on, so that init sees its owner's end. */
 static void await_watcher(struct ck_request *request) {
+    const struct __kernel_timespec patience = {0, CK_WATCHER_NS};
     while (request->main_pid && !__atomic_load_n(&request->watched, __ATOMIC_ACQUIRE))
-        CK_CALL4(futex, &request->watched, FUTEX_WAIT, 0, 0);
+        if (CK_CALL4(futex, &request->watched, FUTEX_WAIT, 0, &patience) == -ETIMEDOUT)
+            return;
 }
 
 static long step_release(struct ck_request *request) {

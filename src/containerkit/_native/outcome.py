@@ -17,7 +17,7 @@ NO_PROCESS: Final = 4
 """The tape ends without an exec: its processes are reaped before the call returns."""
 
 CALLER: Final = 2**31 - 1
-"""``failed_index`` when the caller's own ``pidfd_open`` failed."""
+"""``failed_index`` when the caller's own ``pidfd_open`` failed, or, with ETIMEDOUT, the child never came to its exec."""
 
 
 class Outcome(NamedTuple):

@@ -14,7 +14,7 @@ import os
 import signal
 import struct
 import time
-from errno import EPROTO
+from errno import EPROTO, ETIMEDOUT
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from containerkit._native import constants as k
@@ -221,8 +221,11 @@ class _Request:
 
     def _await_watcher(self) -> None:
         """Do not exec before the parent has its pidfd; see ``native.h``."""
+        address = ctypes.addressof(self.watched)
         while self.main_pid.value and not self.watched.value:
-            _raw(k.SYSTEM_CALLS["futex"], ctypes.addressof(self.watched), _FUTEX_WAIT, 0, 0, 0, 0)
+            patience = ctypes.addressof(_PATIENCE)
+            if _raw(k.SYSTEM_CALLS["futex"], address, _FUTEX_WAIT, 0, patience, 0, 0) == -ETIMEDOUT:
+                return
 
     # The child's side.
 
@@ -358,8 +361,18 @@ class _Request:
         )
 
 
+_PATIENCE: Final = ctypes.create_string_buffer(struct.pack("=qq", 0, 50_000_000))  # CK_WATCHER_NS in native.h
+_START_MS: Final = 20_000
+
+
 def _read_failure(error_read: int) -> tuple[int, int]:
     """Return the step that failed and its error number; -1 and 0 at the end of the pipe. A short read is as bad."""
+    import select
+
+    poll = select.poll()
+    poll.register(error_read, select.POLLIN)
+    if not poll.poll(_START_MS):
+        return CALLER, ETIMEDOUT
     report = os.read(error_read, 8)
     if not report:
         return -1, 0

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -185,8 +186,19 @@ static long clone_stage(struct ck_request *request, int flags) {
     return ck_clone3(&args, run_stage, request);
 }
 
-/* End of file means that every process of the start has exec'd or left. A short read is as bad as a report. */
+/* End of file means that every process of the start has exec'd or left. A short read is as bad as a report, and so is
+ * silence: one who is root in a live container can stop a process that joins it. */
 static void read_failure(int error_read, struct ck_result *result) {
+    struct pollfd watched = {error_read, POLLIN, 0};
+    int ready;
+    do {
+        ready = poll(&watched, 1, CK_START_MS);
+    } while (ready < 0 && errno == EINTR);
+    if (ready == 0) {
+        result->failed_index = INT_MAX;
+        result->error = ETIMEDOUT;
+        return;
+    }
     struct ck_failure failure;
     ssize_t got;
     do {
