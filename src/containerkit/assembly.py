@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Host", "Mode", "check_folders", "start_plan"]
 
+TTY_GROUP: Final = 5
+"""The group of terminals. Source: the OCI's runtime-spec, config-linux.md, default filesystems."""
 JOIN_PREFIX: Final = "join "
 OWNER_FD, REPORT_FD, UPPER_FD = 3, 4, 5
 """Where init finds the owner's pidfd, the pipe for the command's fate, and keeps the writable layer."""
@@ -51,7 +53,7 @@ class Host(NamedTuple):
     Attributes:
         privileged: whether the caller may make id maps and mounts in its own namespaces.
         programs: the folders that ``RootFS.host()`` shows whole.
-        ids: how many ids the container's user namespace maps.
+        terminals: whether terminals can belong to their group, which the container must map for it.
         folders: for each bind of the description whether its source is a folder.
         sets_groups: whether setgroups(2) is allowed inside.
         joins: how it comes into its control groups.
@@ -59,7 +61,7 @@ class Host(NamedTuple):
 
     privileged: bool
     programs: tuple[str, ...] = ()
-    ids: int = 65_536
+    terminals: bool = True
     folders: tuple[bool, ...] = ()
     sets_groups: bool = True
     joins: Joining = NOTHING_TO_JOIN
@@ -347,8 +349,8 @@ class _Start:
 
     def device_mounts(self) -> list[Mount]:
         terminals: list[tuple[str, str | None]] = [("ptmxmode", "666"), ("mode", "620")]
-        if self.host.ids > 5:
-            terminals.append(("gid", "5"))
+        if self.host.terminals:
+            terminals.append(("gid", str(TTY_GROUP)))
         mounts_ = [
             Mount(type="devpts", target="/dev/pts", options=tuple(terminals), noexec=True, nodev=False, create=False),
             Mount.tmpfs("/dev/shm", size="64M", noexec=True, create=False),

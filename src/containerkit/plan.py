@@ -152,7 +152,9 @@ class Plan:
 
 _STEP: Final = _Layout("=HHi8B4h6q")  # see struct ck_step in native.h
 _NO_SLOT: Final = 0xFFFF
-_OPENING: Final = frozenset({"open", "openat", "openat2", "open_tree", "fsopen", "fsmount", "socket", "seccomp"})
+_OPENING: Final = frozenset(
+    {"open", "openat", "openat2", "open_tree", "fsopen", "fspick", "fsmount", "socket", "seccomp"}
+)
 
 
 class _Encoder:
@@ -569,6 +571,21 @@ def send_descriptor(socket: Slot, descriptor: Slot) -> Operation:
     vector = Block(pack("=QQ", 0, 1), ((0, b"!"),))
     message = Block(pack("=QQQQQQQ", 0, 0, 0, 1, 0, 24, 0), ((16, vector), (32, control)))
     return call("sendmsg", socket, message, 0, target=descriptor.name)
+
+
+def make_filesystem_readonly(tree: Slot) -> list[Operation]:
+    """Make a mounted filesystem read-only in itself, beyond what anybody can do to one of its mounts.
+
+    Source: fspick(2), fsconfig(2).
+    """
+    context = Slot("fspick")
+    pick = 1 | 8  # FSPICK_CLOEXEC, FSPICK_EMPTY_PATH
+    return [
+        call("fspick", tree, b"", pick, target=tree.name, result=context),
+        call("fsconfig", context, k.FSCONFIG_SET_FLAG, b"ro", 0, 0, target=f"{tree.name} ro"),
+        call("fsconfig", context, k.FSCONFIG_CMD_RECONFIGURE, 0, 0, 0, target=f"{tree.name} reconfigure"),
+        close(context),
+    ]
 
 
 def pivot_root(new: bytes = b".", old: bytes = b".") -> Operation:

@@ -361,6 +361,9 @@ def _dev(*, privileged: bool) -> list[Operation]:
             plan.move_mount(tree, _DEV, name.encode()),
             plan.close(tree),
         ]
+    # The filesystem itself: one who may mount inside could make its own mount of it writable again, and leave something
+    # there for the others.
+    steps += plan.make_filesystem_readonly(_DEV)
     # Devices can be written to nevertheless; their nodes, which may be the host's own, can't be changed.
     flags = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
     steps.append(plan.mount_setattr(_DEV, set_flags=flags, recursive=True, target="dev"))
@@ -372,7 +375,7 @@ def _masked() -> list[Operation]:
     tree = Slot("tree")
     attributes = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
     return [
-        *plan.new_mount("tmpfs", {"size": "4k", "mode": "555"}, tree, attributes=attributes),
+        *plan.new_mount("tmpfs", {"ro": None, "size": "4k", "mode": "555"}, tree, attributes=attributes),
         plan.move_mount(tree, _ROOT, b"masked"),
         plan.close(tree),
     ]
