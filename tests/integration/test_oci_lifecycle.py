@@ -546,7 +546,7 @@ def test_events_stats_ps_and_list(oci, bundle):
 
 
 def test_events_end_with_the_container(oci, bundle):
-    oci.start_one(bundle.runs("sleep", "0.4"))
+    oci.start_one(bundle.runs("sleep", "3"))
     told = oci("events", "--interval", "100ms", "one").stdout.splitlines()
     assert len(told) >= 2
     assert {"stats"} == {json.loads(line)["type"] for line in told}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from containerkit.oci.cgroups import read_file, write
-from containerkit.oci.errors import ConfigError, RuntimeFailure
+from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -285,9 +285,25 @@ class _Writer:
 
         fd = os.open(self.groups.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            attach_device_program(fd, [_Rule(rule) for rule in rules])  # type: ignore[misc]
+            attach_device_program(fd, _effective(rules))  # type: ignore[arg-type]
+        except OSError as error:
+            hint = "it needs CAP_SYS_ADMIN or CAP_BPF outside of user namespaces"
+            raise ConfigError(f"{_PATH}.devices", f"bpf: {strerror(error.errno or 0)} (hint: {hint})") from None
         finally:
             os.close(fd)
+
+
+def _effective(rules: list[DeviceRule]) -> list[_Rule]:
+    """Return the rules that still count: what stands before a rule for all devices is overruled by it.
+
+    The program denies what no rule allows. To allow all devices is said for either kind, since the kernel refuses a
+    program with instructions that are never reached.
+    """
+    start = next((at for at in range(len(rules) - 1, -1, -1) if _Rule(rules[at]).matches_all), -1)
+    kept = [_Rule(rule) for rule in rules[start + 1 :]]
+    if start >= 0 and not rules[start].allow:
+        return kept
+    return [_Rule.of_all("c"), _Rule.of_all("b"), *kept]
 
 
 class _Rule:
@@ -299,6 +315,18 @@ class _Rule:
         self.minor = None if rule.minor in (None, -1) else rule.minor
         self.access = rule.access or "rwm"
         self.allow = rule.allow
+
+    @property
+    def matches_all(self) -> bool:
+        """Whether it is about every device and every access."""
+        return self.kind == "a" and self.major is None and self.minor is None and set(self.access) == set("rwm")
+
+    @classmethod
+    def of_all(cls, kind: str) -> _Rule:
+        """Return the rule that allows all devices of a kind."""
+        from containerkit.oci.resources import DeviceRule
+
+        return cls(DeviceRule.read({"allow": True, "type": kind}, ""))
 
 
 def _allow_all(file: str) -> None:

@@ -1,0 +1,61 @@
+"""Control groups below the OCI runtime where this machine has others: version 2, version 1 with joint mounts, systemd."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "guest"))
+from harness import missing, run_in_guest
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
+]
+
+CONFIGURATION, LIFECYCLE = (f"tests/integration/test_oci_{name}.py" for name in ("configuration", "lifecycle"))
+CHOSEN = {
+    CONFIGURATION: (
+        "test_cgroup_mount_shows_the_own_groups",
+        "test_cgroup_mount_without_a_namespace",
+        "test_device_rules_deny_what_is_not_allowed",
+        "test_limits_are_written",
+        "test_processes_over_the_limit_are_refused",
+        "test_memory_over_the_limit_is_killed",
+        "test_group_in_use_is_refused",
+    ),
+    LIFECYCLE: (
+        "test_exec_runs_beside_the_first_process",
+        "test_pause_freezes_and_resume_thaws",
+        "test_kill_of_a_paused_container_kills",
+        "test_kill_all_reaches_processes_beside_the_first",
+        "test_update_changes_limits",
+        "test_events_stats_ps_and_list",
+    ),
+}
+
+
+def in_guest(layout, tests):
+    done = run_in_guest(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], layout=layout, timeout_s=540
+    )
+    print(done.output)
+    assert 0 == done.returncode
+    assert " passed" in done.output
+    return done.output
+
+
+@pytest.mark.parametrize("layout", ["unified", "legacy"])
+def test_control_groups_of_another_layout(layout):
+    in_guest(layout, [f"{file}::{test}" for file, tests in CHOSEN.items() for test in tests])
+
+
+def test_scopes_of_systemd():
+    if not os.path.exists("/lib/systemd/systemd"):
+        pytest.skip("a guest with systemd needs the packages systemd and dbus")
+    assert "1 passed" in in_guest("systemd", [f"{CONFIGURATION}::test_systemd_makes_the_groups"])
