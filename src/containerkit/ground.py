@@ -52,7 +52,7 @@ class Programs:
 
 
 programs = Programs()
-_owner: tuple[int, int] = (0, -1)
+_owners: dict[int, int] = {}
 
 
 def _after_fork() -> None:
@@ -64,11 +64,12 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _own_pidfd() -> int:
     """Return a pidfd of this process, by which inits notice its end."""
-    global _owner  # noqa: PLW0603 - one for a process; a forked child opens its own
     pid = os.getpid()
-    if _owner[0] != pid:
-        _owner = pid, os.pidfd_open(pid)
-    return _owner[1]
+    if pid not in _owners:  # one for a process; a forked child opens its own
+        fd = os.pidfd_open(pid)
+        if _owners.setdefault(pid, fd) != fd:
+            os.close(fd)  # another thread was sooner
+    return _owners[pid]
 
 
 class Ground:

@@ -87,7 +87,7 @@ def proc() -> int:
         except OSError:
             os.close(fd)
             raise
-        _cache["proc"] = fd
+        return _keep("proc", fd)
     descriptor: int = _cache["proc"]
     return descriptor
 
@@ -99,9 +99,17 @@ def init_image() -> int:
         FileNotFoundError: the program was not built.
     """
     if "init" not in _cache:
-        _cache["init"] = _seal("init", os.path.join(os.path.dirname(__file__), "init"))
+        return _keep("init", _seal("init", os.path.join(os.path.dirname(__file__), "init")))
     descriptor: int = _cache["init"]
     return descriptor
+
+
+def _keep(name: str, fd: int) -> int:
+    """Keep a descriptor that was just made, unless another thread was sooner."""
+    kept: int = _cache.setdefault(name, fd)
+    if kept != fd:
+        os.close(fd)
+    return kept
 
 
 def _seal(name: str, path: str) -> int:

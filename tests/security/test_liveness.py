@@ -1,0 +1,50 @@
+"""What one inside can do to make the program outside wait."""
+
+import signal
+import time
+
+import pytest
+
+from containerkit import PIPE, Container, SetupError
+
+pytestmark = [pytest.mark.usefixtures("interpreter", "nothing_left"), pytest.mark.slow]
+
+STOPPER = """
+import os, signal, time
+end = time.monotonic() + 4
+own = os.getpid()
+print("ready", flush=True)
+while time.monotonic() < end:
+    for pid in os.listdir("/proc"):
+        if pid.isdigit() and int(pid) not in (1, own):
+            try: os.kill(int(pid), signal.SIGSTOP)
+            except OSError: pass
+"""
+
+
+def test_processes_that_are_stopped_as_they_join_do_not_hold_the_caller():
+    """SIGSTOP can't be blocked, and root inside may send it to whoever joins."""
+    with Container() as container:
+        with container.popen(["python3", "-c", STOPPER], stdout=PIPE, text=True) as stopper:
+            stopper.stdout.readline()
+            began = time.monotonic()
+            outcomes = []
+            while stopper.poll() is None and time.monotonic() - began < 30:
+                try:
+                    process = container.popen(["true"])
+                    process.kill()
+                    outcomes.append(process.wait(timeout=5))
+                except SetupError as error:
+                    outcomes.append(error.strerror)
+        assert time.monotonic() - began < 30
+        assert outcomes
+        assert 0 == container.run(["true"], timeout=30).returncode
+
+
+def test_stop_does_not_wait_for_stopped_processes():
+    container = Container().start()
+    process = container.popen(["sleep", "100"])
+    process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    container.stop()
+    assert time.monotonic() - began < 2
