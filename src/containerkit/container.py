@@ -558,6 +558,15 @@ class Container:
         return self._standing().staging.inputs()
 
     @property
+    def rootfs(self) -> RootFS:
+        """What it sees as ``/``: what a description such as ``RootFS.image`` stood for when it was started.
+
+        Raises:
+            StateError: it was never started.
+        """
+        return self._standing().spec.rootfs
+
+    @property
     def shown_programs(self) -> tuple[str, ...]:
         """The folders of the host that ``RootFS.host()`` shows in it."""
         return self._standing().host.programs

@@ -347,19 +347,19 @@ class Files:
 
 def changed(container: Container) -> Iterator[Change]:
     """Yield the differences of a running container's root; see :meth:`containerkit.Container.changes`."""
-    spec = container.spec
-    if spec.rootfs.upper is not None:
-        yield from _compare(container, [(spec.rootfs.upper, spec.rootfs.lowers, "")], os.open)
+    rootfs = container.rootfs
+    if rootfs.upper is not None:
+        yield from _compare(container, [(rootfs.upper, rootfs.lowers, "")], os.open)
         return
-    if not spec.rootfs.in_memory:
+    if not rootfs.in_memory:
         raise StateError(f"{container!r}: its root filesystem has no writable layer of its own")
     upper = os.open(f"/proc/{container.pid}/fd/{UPPER_FD}", _FOLDER)
     try:
         pairs: list[tuple[str, tuple[str, ...], str]]
-        if spec.rootfs.kind == "tmpfs":
+        if rootfs.kind == "tmpfs":
             pairs = [(".", (), "")]
-        elif spec.rootfs.kind == "overlay":
-            pairs = [("u0", spec.rootfs.lowers, "")]
+        elif rootfs.kind == "overlay":
+            pairs = [("u0", rootfs.lowers, "")]
         else:
             programs = container.shown_programs
             pairs = [("u0", ("/host",), "")]
@@ -378,7 +378,7 @@ def _compare(container: Container, pairs: list[tuple[str, tuple[str, ...], str]]
         opened = [open_upper(name, _FOLDER)]
         try:
             for lower in lowers:
-                staged = lower == "/host" and container.spec.rootfs.kind == "host"
+                staged = lower == "/host" and container.rootfs.kind == "host"
                 opened.append(_open_staged(container, lower) if staged else os.open(lower, _FOLDER))
             for change in changes(opened[0], tuple(opened[1:]), prefix=prefix):
                 # The places of the mounts are the library's doing, not the container's.

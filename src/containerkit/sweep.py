@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from containerkit.errors import CleanupError
+from containerkit.errors import CleanupError, ContainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["SWEEPERS", "Swept", "gc"]
 
-SWEEPERS: Final[dict[str, str]] = {"control group": "containerkit.cgroup.sweeping:sweep"}
+SWEEPERS: Final[dict[str, str]] = {
+    "control group": "containerkit.cgroup.sweeping:sweep",
+    "image": "containerkit.image.store.collect:sweep",
+}
 """Who removes what: ``module:function`` by the kind of thing. The function returns the names of what it has removed,
 and raises :class:`containerkit.errors.CleanupError` for what it could not."""
 
@@ -54,7 +57,7 @@ def gc() -> Swept:
             removed += (f"{kind} {name}" for name in _sweeper(place)())
         except CleanupError as error:
             left += (f"{kind} {name}" for name in error.left)
-        except OSError as error:
+        except (ContainerError, OSError) as error:
             left.append(f"{kind}: {error}")
     return Swept(removed=tuple(removed), left=tuple(left))
 

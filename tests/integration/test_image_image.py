@@ -606,3 +606,22 @@ def test_folder_that_a_layer_does_not_name_keeps_what_it_was_below(box, store, t
         store.add_image(config, (*base.manifest.layers, blob), Reference.parse("implied"), lease)
     with Container(Image.open("implied", store=store).rootfs()) as c:
         assert "1777\n755\n1" == c.run(["/bin/sh", "-c", "stat -c %a /tmp /new; cat /tmp/file"], text=True).stdout
+
+
+@needs_busybox
+def test_changes_of_an_image_are_what_was_changed_on_top_of_it(box, store):
+    root = RootFS.image("box:1", store=str(store.root), pull="never")
+    with Container(root) as c:
+        c.run(["/bin/sh", "-c", "rm /data/old; echo > /data/new; chmod 700 /etc"], check=True)
+        assert {("/data/old", "deleted"), ("/data/new", "added"), ("/etc", "changed")} == {
+            (change.path, change.kind) for change in c.changes()
+        }
+        assert "overlay" == c.rootfs.kind
+        assert root == c.spec.rootfs
+
+
+@needs_busybox
+def test_changes_of_a_template_are_what_was_changed_on_top_of_it(tmp_path):
+    with Container(RootFS.template("busybox", store=str(tmp_path / "store"), size="8M")) as c:
+        c.run(["touch", "/new"], check=True)
+        assert [("/new", "added")] == [(change.path, change.kind) for change in c.changes()]

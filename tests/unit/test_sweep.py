@@ -1,7 +1,7 @@
 import pytest
 
 from containerkit import sweep
-from containerkit.errors import CleanupError
+from containerkit.errors import CleanupError, ImageError
 
 
 def removes():
@@ -14,6 +14,10 @@ def can_not_remove():
 
 def is_refused():
     raise PermissionError(13, "Permission denied", "/x")
+
+
+def is_of_another_version():
+    raise ImageError("/x: a layout of another version")
 
 
 @pytest.fixture
@@ -33,10 +37,14 @@ def test_gc_tells_what_it_removed(sweepers):
 
 
 def test_gc_goes_on_after_what_it_can_not_remove(sweepers):
-    sweepers(can_not_remove, is_refused, removes)
+    sweepers(can_not_remove, is_refused, is_of_another_version, removes)
     swept = sweep.gc()
     assert ("removes a", "removes b") == swept.removed
-    assert ("can_not_remove c: Device or resource busy", "is_refused: [Errno 13] Permission denied: '/x'") == swept.left
+    assert (
+        "can_not_remove c: Device or resource busy",
+        "is_refused: [Errno 13] Permission denied: '/x'",
+        "is_of_another_version: /x: a layout of another version",
+    ) == swept.left
     assert not swept
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from containerkit.image.digest import Digest
     from containerkit.image.manifest import Descriptor
     from containerkit.image.store import Lease
-    from containerkit.rootfs import RootFS
 
 __all__ = ["change_layer", "commit"]
 
@@ -140,7 +139,7 @@ def _base_of(container: Container) -> Image | None:
 @contextmanager
 def _upper(container: Container) -> Iterator[tuple[int, bool]]:
     """Lend the folder that holds what the container writes, and say whether it is a whole root of its own."""
-    rootfs: RootFS = _resolved(container)
+    rootfs = container.rootfs
     if rootfs.kind == "host":
         raise StateError(f"{container!r}: programs of the host are not part of an image; give it a root of its own")
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -159,17 +158,12 @@ def _upper(container: Container) -> Iterator[tuple[int, bool]]:
         os.close(descriptor)
 
 
-def _resolved(container: Container) -> RootFS:
-    """Return what the description of the container's root stood for when it started."""
-    return container._standing().spec.rootfs  # noqa: SLF001 - the description itself may name an image
-
-
 def _inside_ids(container: Container) -> Callable[[int], int]:
     """Return what turns an owner as this process sees it into the one inside.
 
     Source: user_namespaces(7), "User and group ID mappings: uid_map and gid_map".
     """
-    rootfs = _resolved(container)
+    rootfs = container.rootfs
     on_disk = rootfs.upper is not None or rootfs.kind == "dir"
     if on_disk and rootfs.idmap and os.geteuid() == 0:
         return lambda number: number  # the mount translates: the disk has the ids as they are inside
