@@ -102,12 +102,18 @@ class User:
 
 
 def _default_rlimits() -> tuple[tuple[str, int, int], ...]:
-    """No core dumps, and as many descriptors as programs expect, as far as the caller's own hard limit goes."""
-    from resource import RLIMIT_NOFILE, getrlimit
+    """No core dumps, and as many descriptors as programs expect, as far as the caller's own hard limit goes.
+
+    A limit of 0 keeps the kernel from writing a file, but not from starting the machine's program for cores, as the
+    machine's root, on what a container has prepared; a limit of 1 keeps it from both.
+    Source: core(5), do_coredump() in fs/coredump.c.
+    """
+    from resource import RLIMIT_CORE, RLIMIT_NOFILE, getrlimit
 
     hard = getrlimit(RLIMIT_NOFILE)[1]
     most = 1_048_576 if hard < 0 else min(hard, 1_048_576)
-    return (("core", 0, 0), ("nofile", min(1024, most), most))
+    most_core = 1 if (hard_core := getrlimit(RLIMIT_CORE)[1]) < 0 else min(hard_core, 1)
+    return (("core", most_core, most_core), ("nofile", min(1024, most), most))
 
 
 def _rlimits(value: Mapping[str, int | tuple[int, int]] | None) -> tuple[tuple[str, int, int], ...]:

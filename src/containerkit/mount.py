@@ -32,7 +32,7 @@ _PROPAGATION: Final = {
 }
 _SWITCHES: Final = ("readonly", "recursive", "nosuid", "nodev", "noexec", "noatime", "idmap", "create")
 _KIND_HINT: Final = "a file can only be shown on a file, a folder on a folder"
-_IDMAP_HINT: Final = "the filesystem can't be id-mapped: pass idmap=False, or userns='host' to the container"
+_IDMAP_HINT: Final = "the filesystem can't be id-mapped: pass idmap=False, or namespaces=Namespaces(user='host')"
 _MISSING_HINT: Final = "the target can't be made: the root filesystem is read-only or belongs to unmapped ids"
 
 

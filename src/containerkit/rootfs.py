@@ -70,7 +70,7 @@ class RootFS:
             raise SpecError(f"rootfs: the kernel stacks at most {_LAYERS} layers, not {len(self.lowers)}")
 
     @classmethod
-    def host(cls, *, readonly: bool = False, size: int | str | None = None) -> RootFS:
+    def host(cls, *, readonly: bool = False, size: int | str | None = None, idmap: bool = True) -> RootFS:
         """The machine's own programs: /usr, /bin, /lib*, and the part of /etc that programs need.
 
         No /home, /root, /run or /var of the host is in it, and nothing that only root may read. Writes go to memory
@@ -79,8 +79,9 @@ class RootFS:
         Args:
             readonly: no writes at all (default False).
             size: the most that is kept of what is written, such as ``"256M"`` (default: half of the memory).
+            idmap: see the class. Where the machine's own root is an overlay, as in a container, it can't be had.
         """
-        return cls(kind="host", readonly=readonly, size=_size(size))
+        return cls(kind="host", readonly=readonly, size=_size(size), idmap=idmap)
 
     @classmethod
     def dir(cls, path: str | os.PathLike[str], *, readonly: bool = False, idmap: bool = True) -> RootFS:
