@@ -46,7 +46,7 @@ NOTES = {
     "linux.devices": (DONE, "made by mknod; in a user namespace the host's node of the same number is bound"),
     "linux.cgroupsPath": (DONE, "`SLICE:PREFIX:NAME` with --systemd-cgroup; without one the group is named after the container"),
     "linux.resources": (DONE, "a limit that no hierarchy here enforces is refused"),
-    "linux.resources.devices": (DONE, "version 1 by its files, version 2 by a BPF program; the default devices are always allowed"),
+    "linux.resources.devices": (DONE, "version 1 by its files, version 2 by a BPF program; the default devices are always allowed; not written by a runtime in a user namespace, which can make no devices"),
     "linux.resources.memory.kernel": (IGNORED, "as the specification allows: kernels from 5.16 have no such limit"),
     "linux.resources.cpu.realtimeRuntime": (DONE, "version 1; refused on version 2"),
     "linux.resources.cpu.realtimePeriod": (DONE, "version 1; refused on version 2"),

@@ -16,7 +16,7 @@ from containerkit.oci.partner import Partner
 from containerkit.oci.payload import Payload, candidates
 from containerkit.oci.rootfs import Builder
 from containerkit.oci.stage import FLAGS, Stage, idmap_namespace, open_namespace, walk
-from containerkit.oci.users import home_of, outside, own_streams
+from containerkit.oci.users import home_of, may_set_groups, outside, own_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Host:
     Attributes:
         permitted: its capabilities.
         last_cap: the kernel's last.
-        privileged: whether it may clone mounts and write any id map.
+        privileged: whether it has CAP_SYS_ADMIN, and so may write any id map.
         nested: whether it lives in a user namespace itself.
     """
 
@@ -49,6 +49,16 @@ class Host:
         self.last_cap = capabilities.last_cap()
         self.privileged = bool(self.permitted & _SYS_ADMIN)
         self.nested = store.in_user_namespace()
+
+    def clones_mounts(self) -> bool:
+        """Tell whether it may clone mounts: its mount namespace may belong to a user namespace above its own."""
+        if not self.privileged:
+            return False
+        try:
+            os.close(kernel.open_tree("/"))
+        except OSError:
+            return False
+        return True
 
     @property
     def raises_limits(self) -> bool:
@@ -306,7 +316,7 @@ class Birth(Partner):
         if self.groups is not None and self.config.linux.resources is not None:
             from containerkit.oci import limits
 
-            limits.apply(self.groups, self.config.linux.resources)
+            limits.apply(self.groups, self.config.linux.resources, nested=self.host.nested)
 
     def _open_gate(self) -> Channel:
         """Bind the socket at which the container waits; the short way, since a path has at most 107 bytes."""
@@ -341,7 +351,7 @@ class Birth(Partner):
             masks,
             held=self._held,
             filters=filters,
-            may_set_groups=not self.stage.denies_groups,
+            may_set_groups=not self.stage.denies_groups and may_set_groups("self"),
         )
 
     def _write_tape(self, channel: int, gate: int) -> None:
@@ -352,7 +362,7 @@ class Birth(Partner):
             tape,
             config,
             self.bundle,
-            privileged=self.host.privileged,
+            privileged=self.host.clones_mounts(),
             makes_nodes=not self.host.nested and not self.stage.changes_user,
             groups=self.groups,
         )

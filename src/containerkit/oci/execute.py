@@ -15,6 +15,7 @@ from containerkit.oci.lifehooks import kinds_of, stored_config
 from containerkit.oci.partner import Partner
 from containerkit.oci.payload import Payload
 from containerkit.oci.stage import FLAGS, Stage, walk
+from containerkit.oci.users import home_of, may_set_groups, outside, own_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ class Joining(Partner):
             masks,
             held=held,
             filters=self._filters(),
-            may_set_groups=self.host.privileged or len(linux.gid_mappings) != 1 or linux.gid_mappings[0].size > 1,
+            may_set_groups=may_set_groups(self.entry.pid),
         )
         tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="keep others out of this process")
         tape.call("umask", 0)
@@ -280,8 +281,6 @@ class Joining(Partner):
         self.pid, self.pidfd = walk(self.stage, self.tape, argv, [os.fsencode(each) for each in env], channel, passed)
 
     def _home(self) -> str:
-        from containerkit.oci.users import home_of
-
         try:
             root = os.open(f"/proc/{self.entry.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -292,8 +291,6 @@ class Joining(Partner):
             os.close(root)
 
     def _own_streams(self) -> None:
-        from containerkit.oci.users import outside, own_streams
-
         if not self.process.terminal:
             own_streams(outside(self.config, self.process.user.uid))
 

@@ -23,13 +23,15 @@ __all__ = ["apply", "weight_of_shares"]
 _PATH = "linux.resources"
 
 
-def apply(groups: Groups, resources: Resources, *, update: bool = False) -> None:
+def apply(groups: Groups, resources: Resources, *, update: bool = False, nested: bool = False) -> None:
     """Write all limits.
 
     Args:
         groups: the container's.
         resources: what is wished.
         update: the container exists already: device rules are not touched unless there are some.
+        nested: the runtime lives in a user namespace, whose devices the kernel does not let it rule; nothing can be
+            made there that the host has not given.
 
     Raises:
         ConfigError: a limit that no hierarchy here enforces.
@@ -55,7 +57,7 @@ def apply(groups: Groups, resources: Resources, *, update: bool = False) -> None
         words = [f"{name}={value}" for name, value in parts if value is not None]
         if words:
             writer.put("rdma", "rdma.max", f"{device} {' '.join(words)}", f"rdma.{device}")
-    if resources.devices or not update:
+    if not nested and (resources.devices or not update):
         writer.devices(resources.devices)
     for name, value in resources.unified.items():
         writer.unified(name, value)

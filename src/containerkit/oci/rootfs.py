@@ -245,7 +245,7 @@ class Builder:
         tape = self.tape
         what = f"{mount.type} on {target}"
         data = list(options.data)
-        if mount.source and mount.source != mount.type:
+        if mount.source:
             data.append(("source", mount.source))
         label = self.config.linux.mount_label
         if label and mount.type in ("tmpfs", "devpts", "mqueue", "ramfs"):

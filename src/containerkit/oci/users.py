@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.oci.config import Config
 
-__all__ = ["home_of", "outside", "own_streams"]
+__all__ = ["home_of", "may_set_groups", "outside", "own_streams"]
 
 
 def home_of(root: int, uid: int) -> str:
@@ -38,6 +38,15 @@ def home_of(root: int, uid: int) -> str:
         if len(fields) >= 6 and fields[2] == str(uid) and fields[5].startswith("/"):
             return fields[5]
     return "/"
+
+
+def may_set_groups(pid: int | str) -> bool:
+    """Tell whether a process's user namespace lets it change its groups. Source: proc_pid_setgroups(5)."""
+    try:
+        with open(f"/proc/{pid}/setgroups", "rb") as file:
+            return file.read().strip() == b"allow"
+    except OSError:
+        return True
 
 
 def outside(config: Config, uid: int) -> int:
