@@ -81,7 +81,11 @@ def mounts():
     """Return the (id, mount point) pairs of this process's mount namespace; other people's folders are not looked at."""
     with open("/proc/self/mountinfo") as file:
         found = {(line.split()[0], line.split()[4]) for line in file}
-    return {(number, point) for number, point in found if "/pytest-of-" in point or not point.startswith("/tmp/")}
+    return {
+        (number, point)
+        for number, point in found
+        if "/pytest-of-" in point or not point.startswith(("/tmp/", "/var/tmp/"))
+    }
 
 
 def own_cgroups():
@@ -125,10 +129,12 @@ def left_behind(before, patience_s=1.5):
 
 def warm_up():
     """Make what a process makes once and keeps: the staging namespaces, init's memfd, the locked id ranges."""
-    from containerkit import Container, RootFS
+    from containerkit import Container, Namespaces, RootFS
 
+    release = tuple(int(word) for word in os.uname().release.split("-")[0].split(".")[:2])
+    user = "new" if release >= (6, 3) else "host"  # id-mapped tmpfs mounts came with Linux 6.3
     for rootfs in (RootFS.host(), RootFS.tmpfs()):
-        with Container(rootfs):
+        with Container(rootfs, namespaces=Namespaces(user=user)):
             pass
 
 

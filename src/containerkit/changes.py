@@ -38,8 +38,11 @@ def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "") -> Iterato
     Nothing is followed out of the folders: every step is by descriptor, links are never walked.
     Source: the kernel's filesystems/overlayfs.rst, whiteouts and opaque directories.
     """
+    device = os.fstat(upper).st_dev
     for name in sorted(os.listdir(upper)):
         status = os.stat(name, dir_fd=upper, follow_symlinks=False)
+        if status.st_dev != device:
+            continue  # something is mounted there
         path = f"{prefix}/{name}"
         below = any(_exists(name, lower) for lower in lowers)
         if _is_whiteout(name, upper, status):

@@ -85,6 +85,7 @@ def test_host_shows_no_secrets(box):
     assert "" == found.stdout
 
 
+@needs_root  # the machine's /usr belongs to somebody whom an ordinary user's container has no id for
 def test_host_takes_writes_and_keeps_none(box):
     script = "echo x >/etc/new && echo y >>/etc/passwd && rm /usr/bin/env && mkdir /usr/share/mine && echo z >/usr/share/mine/f"
     assert 0 == box.run(["sh", "-c", script]).returncode
@@ -336,6 +337,7 @@ def test_sizes_that_are_none_are_refused(size):
 # --- What has changed -----------------------------------------------------------------------------------------------------------
 
 
+@needs_root
 def test_changes_of_the_host_kind(box):
     script = "echo x >/etc/new; echo y >>/etc/passwd; rm /etc/hosts; mkdir -p /opt/a/b; rm /usr/bin/env; echo z >/usr/bin/mine"
     box.run(["sh", "-c", script], check=True)
@@ -388,7 +390,7 @@ def test_changes_of_an_upper_folder(layers, tmp_path):
 def test_changes_of_a_tmpfs():
     with Container(RootFS.tmpfs(), mounts=HOST_PROGRAMS) as box:
         box.run(["sh", "-c", "mkdir /x; echo >/x/y"], check=True)
-        found = {change for change in box.changes() if change.path.startswith("/x")}
+        found = set(box.changes())
     assert {Change("/x", "added"), Change("/x/y", "added")} == found
 
 
