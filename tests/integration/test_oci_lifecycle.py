@@ -323,6 +323,26 @@ def test_first_process_dies_with_a_runtime_that_is_killed_in_the_midst(oci, bund
     oci("delete", "one")
 
 
+def test_delete_forced_ends_a_creation_that_hangs_in_a_hook(oci, bundle, tmp_path):
+    hook = tmp_path / "hook"
+    hook.write_text("#!/bin/sh\nexec sleep 600\n")
+    hook.chmod(0o755)
+    bundle.config["hooks"] = {"createRuntime": [{"path": str(hook)}]}
+    bundle.write()
+    with open(os.devnull, "r+b") as nothing:
+        process = oci.popen("create", "--bundle", bundle.path, "one", stdin=nothing, stdout=nothing, stderr=nothing)
+        record = Path(oci.root) / "one/state.json"
+        wait_for(lambda: record.exists() and json.loads(record.read_text()).get("pid"))
+        time.sleep(0.1)
+        oci("delete", "--force", "one")
+        assert 0 != process.wait(timeout=10)
+    assert not record.exists()
+    assert [] == groups_named("one")
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if is_there(pid) and Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00600\x00":
+            os.kill(int(pid), signal.SIGKILL)
+
+
 # --- what create is given
 
 

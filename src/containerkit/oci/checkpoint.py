@@ -76,7 +76,7 @@ def restore(call: Call) -> int:
             entry.remove()
             raise
     if path := flags.text("pid-file"):
-        from containerkit.oci.birth import write_pid_file
+        from containerkit.oci.host import write_pid_file
 
         write_pid_file(path, pid)
     if flags.has("detach"):

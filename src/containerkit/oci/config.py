@@ -5,10 +5,9 @@ Source: OCI runtime-spec, config.md and config-linux.md; the names are the speci
 
 from __future__ import annotations
 
-import os
-
 from containerkit.oci import jsontext
-from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
+from containerkit.oci.checks import check
+from containerkit.oci.errors import RuntimeFailure, strerror
 from containerkit.oci.resources import Resources
 from containerkit.oci.schema import (
     Field,
@@ -445,111 +444,5 @@ def parse(content: bytes, what: str = "config.json") -> Config:
     except ValueError as error:
         raise RuntimeFailure(f"{what}: {error}") from None
     config = Config.read(value, "")
-    _check(config)
+    check(config)
     return config
-
-
-def _check(config: Config) -> None:
-    """Check what one member alone can't tell."""
-    version = config.oci_version
-    major, _, rest = version.partition(".")
-    if major != "1" or not rest.partition(".")[0].isdigit():
-        raise ConfigError("ociVersion", f"{version!r} is not a version 1 of the specification")
-    if config.root is None or not config.root.path:
-        raise ConfigError("root", "is missing: a container of Linux needs a root filesystem")
-    seen: set[str] = set()
-    for index, namespace in enumerate(config.linux.namespaces):
-        if namespace.type in seen:
-            raise ConfigError(f"linux.namespaces[{index}].type", f"{namespace.type} is there twice")
-        seen.add(namespace.type)
-    _check_namespaces(config)
-    for index, mount in enumerate(config.mounts):
-        if not mount.destination:
-            raise ConfigError(f"mounts[{index}].destination", "is empty")
-        if bool(mount.uid_mappings) != bool(mount.gid_mappings):
-            raise ConfigError(f"mounts[{index}]", "uidMappings and gidMappings go together")
-    if config.process is not None:
-        check_process(config.process, "process")
-
-
-def _check_namespaces(config: Config) -> None:
-    linux = config.linux
-    if "mount" not in {each.type for each in linux.namespaces}:
-        raise ConfigError("linux.namespaces", "has no mount namespace: the host's own root would change")
-    if config.is_new("user") and not (linux.uid_mappings and linux.gid_mappings):
-        raise ConfigError("linux.uidMappings", "a new user namespace needs uidMappings and gidMappings")
-    if (linux.uid_mappings or linux.gid_mappings) and config.namespace("user") is None:
-        raise ConfigError("linux.uidMappings", "there is no user namespace in linux.namespaces to map ids in")
-    for what, kind, value in (("hostname", "uts", config.hostname), ("domainname", "uts", config.domainname)):
-        if value and config.namespace(kind) is None:
-            raise ConfigError(what, "can be set in a uts namespace only")
-        if len(os.fsencode(value)) > 64:
-            raise ConfigError(what, "is longer than 64 bytes")
-    if linux.time_offsets and not config.is_new("time"):
-        raise ConfigError("linux.timeOffsets", "can be set in a new time namespace only")
-    for clock in linux.time_offsets:
-        if clock not in ("monotonic", "boottime"):
-            raise ConfigError(f"linux.timeOffsets.{clock}", "the clocks are monotonic and boottime")
-    if linux.net_devices and config.namespace("network") is None:
-        raise ConfigError("linux.netDevices", "needs a network namespace")
-    for name in linux.sysctl:
-        _check_sysctl(config, name)
-
-
-_IPC_SYSCTLS = frozenset(
-    f"kernel.{name}" for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
-)
-
-
-def _check_sysctl(config: Config, name: str) -> None:
-    """A parameter that is not the namespace's own would be the host's."""
-    path = f"linux.sysctl.{name}"
-    plain = name.replace("/", ".")
-    if ".." in plain or plain.startswith("."):
-        raise ConfigError(path, "is no name of a kernel parameter")
-    if plain in _IPC_SYSCTLS or plain.startswith("fs.mqueue."):
-        owner = "ipc"
-    elif plain.startswith("net."):
-        owner = "network"
-    elif plain in ("kernel.domainname", "kernel.hostname"):
-        owner = "uts"
-    elif plain.startswith("user."):
-        owner = "user"
-    else:
-        raise ConfigError(path, "belongs to no namespace: it would be set for the whole host")
-    if config.namespace(owner) is None:
-        raise ConfigError(path, f"can be set in a container with a {owner} namespace of its own only")
-
-
-def check_process(process: Process, path: str) -> None:
-    """Check what one member of a process alone can't tell.
-
-    Raises:
-        ConfigError: something does not fit.
-    """
-    if not process.args:
-        raise ConfigError(f"{path}.args", "must have at least one word")
-    if not process.args[0]:
-        raise ConfigError(f"{path}.args[0]", "is empty")
-    for index, variable in enumerate(process.env):
-        if "=" not in variable.lstrip("="):
-            raise ConfigError(f"{path}.env[{index}]", f"{variable!r} is not NAME=value")
-    seen: set[str] = set()
-    for index, limit in enumerate(process.rlimits):
-        where = f"{path}.rlimits[{index}]"
-        if limit.type not in RLIMITS:
-            raise ConfigError(f"{where}.type", f"unknown limit {limit.type!r}")
-        if limit.type in seen:
-            raise ConfigError(f"{where}.type", f"{limit.type} is there twice")
-        if limit.soft > limit.hard:
-            raise ConfigError(f"{where}.soft", f"{limit.soft} is over the hard limit {limit.hard}")
-        seen.add(limit.type)
-
-
-RLIMITS = {
-    f"RLIMIT_{name}": number
-    for number, name in enumerate(
-        "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME".split()  # noqa: SIM905 - reads better as one text
-    )
-}
-"""The limits of setrlimit(2), by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from _signal import pidfd_send_signal  # type: ignore[import-not-found] # signal itself loads enum
 
 from containerkit.oci import cgroups, store
 from containerkit.oci.errors import RuntimeFailure
@@ -40,31 +41,37 @@ def delete(call: Call) -> int:
 
 
 def _stop(root: str, name: str) -> None:
-    """Kill a container without its lock: whoever is making it gives up then."""
+    """Kill a container without its lock, and whoever is still making it: a hook may keep that for ever."""
     with store.open_entry(root, name) as entry:
+        pid, started = entry.record.get("creator", [0, 0])
+        if entry.record.get("phase") == "creating" and pid != os.getpid():
+            _kill_process(entry.id, pid, started)
         _kill(entry)
 
 
 def _kill(entry: Entry) -> None:
     """Kill the first process, and wait until it has ended."""
-    if not entry.is_running():
+    freezer = entry.record.get("freezer", "")
+    _kill_process(entry.id, entry.pid, entry.record.get("start_time", 0), freezer)
+
+
+def _kill_process(name: str, pid: int, started: int, freezer: str = "") -> None:
+    """Kill a process, through a pidfd that no other can have, and wait until it has ended."""
+    if not store.is_alive(pid, started):
         return
     try:
-        pidfd = os.pidfd_open(entry.pid)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        if entry.is_running():
-            from _signal import (  # type: ignore[import-not-found] # what signal is built on, without enum
-                pidfd_send_signal,
-            )
-
-            pidfd_send_signal(pidfd, _SIGKILL)
-            cgroups.thaw(entry.record.get("freezer", ""))
-            poller = select.poll()
-            poller.register(pidfd, select.POLLIN)
-            if not poller.poll(int(_PATIENCE_S * 1000)):
-                raise RuntimeFailure(f"container {entry.id}: process {entry.pid} does not end")
+        if not store.is_alive(pid, started):
+            return
+        pidfd_send_signal(pidfd, _SIGKILL)
+        cgroups.thaw(freezer)  # a frozen process does not die
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        if not poller.poll(int(_PATIENCE_S * 1000)):
+            raise RuntimeFailure(f"container {name}: process {pid} does not end")
     except ProcessLookupError:
         return
     finally:

@@ -7,10 +7,11 @@ import os
 from containerkit._native import constants as k
 from containerkit.oci import capabilities, dialogue, jsontext, store, waiting
 from containerkit.oci import config as configuration
-from containerkit.oci.birth import Host, find_program, keep_descriptors, set_limits, set_score, write_pid_file
 from containerkit.oci.channel import Channel
+from containerkit.oci.checks import check_process
 from containerkit.oci.config import Process, User
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
+from containerkit.oci.host import Host, find_program, keep_descriptors, set_limits, set_score, write_pid_file
 from containerkit.oci.lifehooks import kinds_of, stored_config
 from containerkit.oci.partner import Partner
 from containerkit.oci.payload import Payload
@@ -65,7 +66,7 @@ def _process(flags: Flags, config: Config) -> Process:
     process = _from_file(path) if path else _from_flags(flags, config)
     if flags.given("tty"):
         process.terminal = flags.has("tty")
-    configuration.check_process(process, "process")
+    check_process(process, "process")
     return process
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "wait_for"]
 
-_WALL = 0x40000000
 _SIGPIPE, _SIGXFSZ = 13, 25
 
 
@@ -104,7 +103,7 @@ def wait_for(pidfd: int, timeout_s: int | None) -> int | bool:
     late = not poller.poll(None if timeout_s is None else timeout_s * 1000)
     if late:
         kernel.call("pidfd_send_signal", pidfd, 9, 0, 0)
-    ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | _WALL)
+    ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | k.WALL)
     if late:
         return True
     if ended is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from containerkit._native import constants as k
 from containerkit.oci import dialogue, kernel
 from containerkit.oci.errors import RuntimeFailure, StepError
 from containerkit.oci.tape import Tape
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from containerkit.oci.store import Entry
 
 __all__ = ["Partner"]
-
-_WALL = 0x40000000
 
 
 class Partner:
@@ -109,7 +108,7 @@ class Partner:
         try:
             kernel.call("pidfd_send_signal", pidfd, 9, 0, 0)
             self.before_reaping()
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | _WALL)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | k.WALL)
         except (ProcessLookupError, ChildProcessError):
             return
         finally:

@@ -11,7 +11,8 @@ from struct import pack
 
 from containerkit._native import constants as k
 from containerkit.oci import capabilities, dialogue
-from containerkit.oci.config import POLICIES, RLIMITS
+from containerkit.oci.checks import RLIMITS
+from containerkit.oci.config import POLICIES
 from containerkit.oci.errors import ConfigError
 from containerkit.oci.tape import ARGV, ENVP
 

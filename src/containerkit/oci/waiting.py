@@ -6,6 +6,7 @@ import _signal  # type: ignore[import-not-found] # what signal is built on, with
 import os
 import select
 
+from containerkit._native import constants as k
 from containerkit.oci.errors import RuntimeFailure
 
 TYPE_CHECKING = False
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["exit_status", "follow", "forward", "interruptible"]
 
-_WALL = 0x40000000
 _SIGWINCH, _SIGCHLD = 28, 17
 _KEPT = (9, 19, _SIGCHLD, 20, 21, 22, 23, 11, 7, 8, 4, 13)
 """SIGKILL and SIGSTOP can't be caught; job control, faults and SIGPIPE are the runtime's own."""
@@ -104,7 +104,7 @@ def _copy(pidfd: int, proxy: Proxy) -> None:
 
 def exit_status(pidfd: int) -> int:
     """Take a child's exit status; 128 and the signal if one killed it."""
-    ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | _WALL)
+    ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | k.WALL)
     if ended is None:
         return 255
     return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status

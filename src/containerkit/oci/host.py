@@ -1,0 +1,164 @@
+"""What the runtime itself is and may, and what it does to a process from outside."""
+
+from __future__ import annotations
+
+import os
+
+from containerkit.oci import capabilities, kernel, store
+from containerkit.oci.checks import RLIMITS
+from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
+from containerkit.oci.payload import candidates
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.config import Process
+
+__all__ = ["Host", "find_program", "keep_descriptors", "set_limits", "set_score", "write_pid_file"]
+
+_SYS_ADMIN, _SYS_RESOURCE = 1 << 21, 1 << 24
+
+
+class Host:
+    """What the runtime itself is and may.
+
+    Attributes:
+        permitted: its capabilities.
+        last_cap: the kernel's last.
+        privileged: whether it has CAP_SYS_ADMIN, and so may write any id map.
+        nested: whether it lives in a user namespace itself.
+    """
+
+    __slots__ = ("last_cap", "nested", "permitted", "privileged")
+
+    def __init__(self) -> None:
+        self.permitted = capabilities.own_permitted()
+        self.last_cap = capabilities.last_cap()
+        self.privileged = bool(self.permitted & _SYS_ADMIN)
+        self.nested = store.in_user_namespace()
+
+    def clones_mounts(self) -> bool:
+        """Tell whether it may clone mounts: its mount namespace may belong to a user namespace above its own."""
+        if not self.privileged:
+            return False
+        try:
+            os.close(kernel.open_tree("/"))
+        except OSError:
+            return False
+        return True
+
+    @property
+    def raises_limits(self) -> bool:
+        """Whether it may set the resource limits of any process."""
+        return bool(self.permitted & _SYS_RESOURCE)
+
+    @property
+    def all_capabilities(self) -> int:
+        """Every capability that the kernel knows."""
+        return (1 << (self.last_cap + 1)) - 1
+
+
+def keep_descriptors(count: int) -> None:
+    """Take the numbers of descriptors that the caller passes on but has not opened, so that no other gets them."""
+    for number in range(3, 3 + count):
+        try:
+            os.fstat(number)
+        except OSError:
+            fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            if fd != number:
+                os.dup2(fd, number, inheritable=False)
+                os.close(fd)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Write a pid, in decimal and complete at once.
+
+    Raises:
+        RuntimeFailure: it can't be written.
+    """
+    folder, _, name = path.rpartition("/")
+    draft = f"{folder}/.{name}" if folder else f".{name}"
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, b"%d" % pid)
+        finally:
+            os.close(fd)
+        os.rename(draft, path)
+    except OSError as error:
+        raise RuntimeFailure(f"write the pid file {path}: {strerror(error.errno or 0)}") from None
+
+
+def set_limits(pid: int, process: Process, path: str) -> None:
+    """Set resource limits of a process from outside, where the right to raise them is.
+
+    Raises:
+        ConfigError: a limit can't be raised that far.
+    """
+    if not process.rlimits:
+        return
+    import resource
+
+    for index, limit in enumerate(process.rlimits):
+        pair = [value if value < 2**63 else -1 for value in (limit.soft, limit.hard)]
+        try:
+            resource.prlimit(pid, RLIMITS[limit.type], (pair[0], pair[1]))
+        except (OSError, ValueError) as error:
+            why = strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+            if isinstance(error, ValueError) and "raise" in str(error):
+                why = "operation not permitted"
+            hint = "raising a hard limit needs CAP_SYS_RESOURCE"
+            raise ConfigError(f"{path}.rlimits[{index}]", f"{limit.type}: {why} (hint: {hint})") from None
+
+
+def set_score(pid: int, wanted: int, *, nested: bool) -> None:
+    """Set how readily the kernel kills a process for its memory.
+
+    Args:
+        pid: the process.
+        wanted: -1000 to 1000.
+        nested: the runtime lives in a user namespace, where the score can't be lowered: it stays then.
+
+    Raises:
+        ConfigError: it can't be set.
+
+    Source: proc_pid_oom_score_adj(5).
+    """
+    fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if int(os.read(fd, 32)) != wanted:
+            os.write(fd, b"%d" % wanted)
+    except PermissionError:
+        if not nested:
+            hint = "lowering it needs CAP_SYS_RESOURCE"
+            raise ConfigError("process.oomScoreAdj", f"{wanted}: permission denied (hint: {hint})") from None
+    finally:
+        os.close(fd)
+
+
+def find_program(root: int, process: Process) -> None:
+    """See that a program is there and may be executed.
+
+    Raises:
+        RuntimeFailure: it is not; in the words that engines turn into their exit status 126 or 127.
+    """
+    name = process.args[0]
+    denied = False
+    for path in candidates(process):
+        full = path if path.startswith(b"/") else os.fsencode(process.cwd) + b"/" + path
+        try:
+            fd = kernel.open_inside(root, full, os.O_PATH)
+        except PermissionError:
+            denied = True
+            continue
+        except OSError:
+            continue
+        mode = os.fstat(fd).st_mode
+        os.close(fd)
+        if mode & 0o170000 == 0o100000 and mode & 0o111:
+            return
+        denied = True
+    if denied:
+        raise RuntimeFailure(f'exec: "{name}": permission denied')
+    if "/" in name:
+        raise RuntimeFailure(f'exec: "{name}": stat {name}: no such file or directory')
+    raise RuntimeFailure(f'exec: "{name}": executable file not found in $PATH')
