@@ -14,11 +14,19 @@ from weakref import WeakSet
 
 from containerkit import _native, payload
 from containerkit.assembly import Mode
-from containerkit.command import Command, User
+from containerkit.command import Command
 from containerkit.engine import Program
 from containerkit.errors import SpecError, StateError
 from containerkit.ground import Ground, programs
-from containerkit.invocation import check_numbers, complete, describe, run_streams, wrapper
+from containerkit.invocation import (
+    check_numbers,
+    complete,
+    describe,
+    run_streams,
+    unresolved_user,
+    with_defaults,
+    wrapper,
+)
 from containerkit.membership import Freezer, account, inputs, joining
 from containerkit.mount import sequence
 from containerkit.namespace import Kind
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup import CGroup, Limits
     from containerkit.cgroup.stats import Stats
     from containerkit.changes import Change
+    from containerkit.command import User
     from containerkit.files import Files
     from containerkit.namespace import Namespace
     from containerkit.result import CompletedProcess
@@ -286,7 +295,8 @@ class Container:
             command: fields of :class:`containerkit.command.Command`: ``env``, ``cwd``, ``user`` (``"uid:gid"``, or
                 names as the container's /etc/passwd and /etc/group know them), ``groups`` (ids or names), ``umask``,
                 ``rlimits``, ``nice``,
-                ``pass_fds``.
+                ``pass_fds``. In a root made from an image ``env``, ``cwd`` and ``user`` are the image's unless they are
+                given here; each replaces the image's as a whole.
 
         Raises:
             StateError: the container does not run, or is paused.
@@ -393,11 +403,10 @@ class Container:
         return complete(process, began, input, timeout, output_limit_bytes, check=check)
 
     def _command(self, argv: Any, fields: dict[str, Any], *, terminal: bool) -> Command:
-        user = fields.get("user")
-        parsed = User() if user is None else User.parse(user)
-        if parsed is None:
-            parsed = self.files.user(str(user))
-        resolved = {**fields, "user": parsed}
+        resolved = with_defaults(self.rootfs, fields)
+        user = unresolved_user(self.rootfs, fields)
+        if user is not None:
+            resolved["user"] = self.files.user(user)
         if fields.get("groups") is not None:
             resolved["groups"] = [
                 self.files.group(g) if isinstance(g, str) else g for g in sequence(fields["groups"], "groups")

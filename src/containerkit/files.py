@@ -242,13 +242,14 @@ class Files:
         """
         name, _, group = text.partition(":")
         passwd, groups = self._table("/etc/passwd"), self._table("/etc/group")
-        if name.isdecimal():
-            uid, gid = int(name), 0
+        column = 2 if name.isdecimal() else 0
+        entry = next((fields for fields in passwd if len(fields) >= 4 and fields[column] == name), None)
+        if entry is not None and entry[2].isdecimal() and entry[3].isdecimal():
+            name, uid, gid = entry[0], int(entry[2]), int(entry[3])
+        elif column:
+            uid, gid = int(name), 0  # an id needs no entry
         else:
-            entry = next((fields for fields in passwd if fields[0] == name and len(fields) >= 4), None)
-            if entry is None or not entry[2].isdecimal() or not entry[3].isdecimal():
-                raise SpecError(f"user {text!r}: the container's /etc/passwd has no {name!r}")
-            uid, gid = int(entry[2]), int(entry[3])
+            raise SpecError(f"user {text!r}: the container's /etc/passwd has no {name!r}")
         if group:
             entry = next((fields for fields in groups if fields[0] == group and len(fields) >= 3), None)
             if group.isdecimal():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from containerkit.result import CompletedProcess
+    from containerkit.rootfs import RootFS
 
 __all__ = [
     "COMMAND_FIELDS",
@@ -28,6 +29,8 @@ __all__ = [
     "describe",
     "has_names",
     "run_streams",
+    "unresolved_user",
+    "with_defaults",
     "wrapper",
 ]
 
@@ -53,6 +56,8 @@ def describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool
     if unknown := sorted(set(fields) - COMMAND_FIELDS):
         raise SpecError(f"unknown argument {unknown[0]!r}; there are {', '.join(sorted(COMMAND_FIELDS))}")
     own = {name: value for name, value in fields.items() if name not in CONFINEMENT and name not in ("user", "groups")}
+    if own.get("cwd", "") is None:
+        del own["cwd"]
     changed = {name: value for name, value in fields.items() if name in CONFINEMENT}
     confinement = attrs.evolve(spec.confinement, **changed) if changed else spec.confinement
     user = fields.get("user")
@@ -67,11 +72,37 @@ def describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool
     return command
 
 
-def has_names(fields: Mapping[str, Any]) -> bool:
-    """Tell whether a user or group is given by a name, which only a container that runs can look up."""
+def with_defaults(rootfs: RootFS, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a command, with those of the root's defaults for which nothing else is given.
+
+    Each counts as a whole: an ``env`` of the command's own replaces that of an image.
+    """
+    merged = dict(fields)
+    for name, value in rootfs.defaults:
+        if merged.get(name) is None:
+            merged[name] = dict(value) if name == "env" else value
+    return merged
+
+
+def unresolved_user(rootfs: RootFS, fields: Mapping[str, Any]) -> str | None:
+    """Return the user of a command if only a container that runs can look it up, else None.
+
+    These are names, and an image's ids without a group: theirs is the one in the image's /etc/passwd.
+    Source: OCI image specification, config.md, "User".
+    """
     user = fields.get("user")
-    named = isinstance(user, str) and User.parse(user) is None
-    return named or any(isinstance(group, str) for group in sequence(fields.get("groups") or (), "groups"))
+    if user is None and rootfs.defaults:
+        user = dict(rootfs.defaults).get("user")
+        if isinstance(user, str) and ":" not in user:
+            return user
+    return user if isinstance(user, str) and User.parse(user) is None else None
+
+
+def has_names(rootfs: RootFS, fields: Mapping[str, Any]) -> bool:
+    """Tell whether a user or group of a command is one that only a container that runs can look up."""
+    if unresolved_user(rootfs, fields) is not None:
+        return True
+    return any(isinstance(group, str) for group in sequence(fields.get("groups") or (), "groups"))
 
 
 def run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str, Any]:

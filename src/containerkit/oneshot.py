@@ -6,6 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from containerkit.assembly import Mode
 from containerkit.container import Container
 from containerkit.ground import Ground
@@ -17,10 +19,12 @@ from containerkit.invocation import (
     describe,
     has_names,
     run_streams,
+    with_defaults,
     wrapper,
 )
 from containerkit.membership import account
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
+from containerkit.rootfs import resolve
 from containerkit.spec import CONFINEMENT, Spec, build
 from containerkit.streams import Streams
 from containerkit.supervision import Supervision
@@ -62,7 +66,9 @@ def run(
     check_numbers(timeout, output_limit_bytes)
     began = time.perf_counter()
     streams_and_command, description = _sort_arguments(more)
-    if has_names(streams_and_command) or streams_and_command.get("pty") or streams_and_command.get("syscall_handler"):
+    spec = _resolved(description)
+    inside = streams_and_command.get("pty") or streams_and_command.get("syscall_handler")
+    if inside or has_names(spec.rootfs, streams_and_command):
         with Container(**description) as container:  # names and terminals are found inside
             return container.run(
                 argv,
@@ -73,9 +79,7 @@ def run(
                 output_limit_bytes=output_limit_bytes,
                 **streams_and_command,
             )
-    process = _start_one(
-        argv, build(description), run_streams(input, streams_and_command, capture=capture_output), init
-    )
+    process = _start_one(argv, spec, run_streams(input, streams_and_command, capture=capture_output), init)
     return complete(process, began, input, timeout, output_limit_bytes, check=check)
 
 
@@ -84,8 +88,16 @@ def _sort_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     return command, {n: v for n, v in arguments.items() if n not in command}
 
 
+def _resolved(description: dict[str, Any]) -> Spec:
+    """Return the description with the root that it stands for: an image has a say in what the command is."""
+    spec = build(description)
+    root = resolve(spec.rootfs)
+    return spec if root is spec.rootfs else attrs.evolve(spec, rootfs=root)
+
+
 def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Process:  # noqa: FBT001 - run's own
-    command = describe(spec, argv, {name: value for name, value in options.items() if name in COMMAND_FIELDS})
+    fields = {name: value for name, value in options.items() if name in COMMAND_FIELDS}
+    command = describe(spec, argv, with_defaults(spec.rootfs, fields))
     Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
     wrap = wrapper(options.get("text"), options.get("encoding"), options.get("errors"))
     ground = Ground.prepare(spec)

@@ -27,6 +27,7 @@ PROVIDERS: Final[dict[str, str]] = {
 """Who turns a kind into one of ``dir``, ``overlay``: ``module:function``, called with the RootFS."""
 
 _OWN_KINDS: Final = ("host", "dir", "overlay", "tmpfs")
+_DEFAULTS: Final = ("env", "cwd", "user")
 _LAYERS: Final = 500  # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h
 
 
@@ -43,6 +44,8 @@ class RootFS:
         idmap: show the files under the ids inside that have the same numbers (default True).
         name: what a provider gets: the reference of an image, the name of a template.
         arguments: more for the provider, as (name, value) pairs.
+        defaults: what commands have that do not say otherwise, as (name, value) pairs: ``env`` (as pairs again),
+            ``cwd`` and ``user``. A provider fills it, from the config of an image.
 
     Raises:
         SpecError: fields that do not go together.
@@ -57,6 +60,7 @@ class RootFS:
     idmap: bool = True
     name: str = ""
     arguments: tuple[tuple[str, Any], ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
 
     def __attrs_post_init__(self) -> None:
         for path in (*self.lowers, self.upper or "/", self.work or "/"):
@@ -68,6 +72,9 @@ class RootFS:
             raise SpecError(f"rootfs: {self.kind} needs a folder")
         if len(self.lowers) > _LAYERS:
             raise SpecError(f"rootfs: the kernel stacks at most {_LAYERS} layers, not {len(self.lowers)}")
+        for name, _ in self.defaults:
+            if name not in _DEFAULTS:
+                raise SpecError(f"rootfs: no default of commands is called {name!r}; there are {', '.join(_DEFAULTS)}")
 
     @classmethod
     def host(cls, *, readonly: bool = False, size: int | str | None = None, idmap: bool = True) -> RootFS:

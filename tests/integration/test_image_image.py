@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from image_samples import add_image, tar_of
 
-from containerkit import Container, RootFS
-from containerkit.errors import ContainerError, ImageError, SpecError, StateError
+from containerkit import Container, RootFS, run
+from containerkit.errors import ContainerError, ImageError, SetupError, SpecError, StateError
 from containerkit.image import Defaults, Image, Store, commit
 from containerkit.image.flatten import mounted_filesystem
 from containerkit.image.layers.blob import LayerWriter
@@ -625,3 +625,88 @@ def test_changes_of_a_template_are_what_was_changed_on_top_of_it(tmp_path):
     with Container(RootFS.template("busybox", store=str(tmp_path / "store"), size="8M")) as c:
         c.run(["touch", "/new"], check=True)
         assert [("/new", "added")] == [(change.path, change.kind) for change in c.changes()]
+
+
+# --- What the config says about commands
+
+
+@pytest.fixture
+def configured(box, tmp_path, store):
+    """The box with a config that says something about everything."""
+    root = tmp_path / "configured"
+    box_root = box.unpack()[0]
+    shutil.copytree(box_root, root, symlinks=True)
+    (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nserver:x:70:71::/srv:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\nserver:x:71:\nlog:x:72:server\n")
+    defaults = Defaults(env={"PATH": "/bin", "GREETING": "hello"}, working_dir="data/", user="server")
+    return Image.from_folder(root, "configured:1", store=store, defaults=defaults)
+
+
+BOX_SHOW = ["sh", "-c", 'echo "$GREETING $(pwd) $(id -u) $(id -g) $(id -G)"']
+
+
+@needs_busybox
+def test_config_of_an_image_holds_for_commands_of_a_container(configured, store):
+    description = RootFS.image("configured:1", store=str(store.root), pull="never")
+    for root in (description, configured.rootfs()):
+        with Container(root) as c:
+            assert "hello /data 70 71 71 72\n" == c.run(BOX_SHOW, text=True, check=True).stdout
+
+
+@needs_busybox
+def test_config_of_an_image_holds_for_a_single_run(configured, store):
+    root = RootFS.image("configured:1", store=str(store.root), pull="never")
+    assert "hello /data 70 71 71 72\n" == run(BOX_SHOW, rootfs=root, text=True, check=True).stdout
+    assert "hello /data 5 6 6\n" == run(BOX_SHOW, rootfs=root, user="5:6", text=True, check=True).stdout
+
+
+@needs_busybox
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"env": {"PATH": "/bin"}}, " /data 70 71 71 72\n"),
+        ({"env": None, "cwd": None, "user": None}, "hello /data 70 71 71 72\n"),
+        ({"cwd": "/"}, "hello / 70 71 71 72\n"),
+        ({"user": "0"}, "hello /data 0 0 0\n"),
+        ({"user": 9}, "hello /data 9 9 9\n"),
+        ({"user": "server:log"}, "hello /data 70 72 72\n"),
+        ({"groups": [8]}, "hello /data 70 71 71 8\n"),
+    ],
+)
+def test_arguments_of_a_command_replace_what_the_image_says(configured, given, expected):
+    with Container(configured.rootfs()) as c:
+        assert expected == c.run(BOX_SHOW, text=True, check=True, **given).stdout
+    assert expected == run(BOX_SHOW, rootfs=configured.rootfs(), text=True, check=True, **given).stdout
+
+
+@needs_busybox
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [("70", "70 71 71 72\n"), ("70:9", "70 9 9\n"), ("99", "99 0 0\n"), ("0", "0 0 0\n"), ("", "0 0 0\n")],
+)
+def test_ids_of_an_image_get_the_groups_that_its_files_give_them(configured, store, user, expected):
+    show = ["sh", "-c", 'echo "$(id -u) $(id -g) $(id -G)"']
+    image = Image.from_folder(configured.unpack()[0], "ids:1", store=store, defaults=Defaults(user=user))
+    with Container(image.rootfs()) as c:
+        assert expected == c.run(show, text=True, check=True).stdout
+    assert expected == run(show, rootfs=image.rootfs(), text=True, check=True).stdout
+    assert expected == image.run(show, text=True, check=True).stdout
+
+
+@needs_busybox
+def test_user_that_an_image_does_not_know_is_an_error(configured, store):
+    image = Image.from_folder(configured.unpack()[0], "who:1", store=store, defaults=Defaults(user="nobody-knows"))
+    for go in (lambda: run(["id"], rootfs=image.rootfs()), lambda: image.run(["id"])):
+        with pytest.raises(SpecError, match="the container's /etc/passwd has no 'nobody-knows'"):
+            go()
+
+
+@needs_busybox
+def test_environment_of_an_image_tells_where_programs_are(box, store, tmp_path):
+    root = tmp_path / "elsewhere"
+    (root / "opt").mkdir(parents=True)
+    shutil.copy(BUSYBOX, root / "opt/sh")
+    image = Image.from_folder(root, store=store, defaults=Defaults(env={"PATH": "/opt"}))
+    assert "/opt\n" == run(["sh", "-c", "echo $PATH"], rootfs=image.rootfs(), text=True, check=True).stdout
+    with pytest.raises(SetupError, match="execve"):
+        run(["sh"], rootfs=image.rootfs(), env={"PATH": "/bin"})

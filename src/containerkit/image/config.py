@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -20,6 +21,8 @@ __all__ = ["DEFAULT_PATH", "Defaults", "Healthcheck", "History", "ImageConfig", 
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for when an image says nothing."""
+
+_ROOT: Final = ("0", "root", "0:0", "root:root")  # who commands are anyhow, without looking inside
 
 
 @attrs.frozen(kw_only=True)
@@ -147,10 +150,19 @@ class Defaults:
         """
         found: dict[str, Any] = {"env": {"PATH": DEFAULT_PATH, "HOME": "/root" if self.is_root else "/", **self.env}}
         if self.working_dir:
-            found["cwd"] = self.working_dir
+            found["cwd"] = os.path.normpath(f"/{self.working_dir.lstrip('/')}")
         if self.user:
             found["user"] = self.user
         return found
+
+    @property
+    def pairs(self) -> tuple[tuple[str, Any], ...]:
+        """The same as :attr:`containerkit.RootFS.defaults`."""
+        return tuple(
+            (name, tuple(value.items()) if name == "env" else value)
+            for name, value in self.options().items()
+            if name != "user" or value not in _ROOT
+        )
 
     @property
     def is_root(self) -> bool:

@@ -457,8 +457,9 @@ class Image:
     def rootfs(self, **options: Any) -> RootFS:
         """Return a root for containers: its layers below a writable one.
 
-        Several layers are merged into one folder when this is first asked for, so that each later start costs the same
-        however many there are.
+        Commands in them have the environment, working directory and user that its config says, unless they are given
+        others. Several layers are merged into one folder when this is first asked for, so that each later start costs
+        the same however many there are.
 
         Args:
             options: as for :meth:`containerkit.RootFS.overlay`: ``upper``, ``work``, ``size``, ``idmap``.
@@ -471,7 +472,8 @@ class Image:
         def prepare(lease: Lease) -> tuple[str, ...]:
             return merge_layers(self.store, self.unpack(lease), self.config.chain_ids[-1], lease)
 
-        return RootFS.overlay(*ready(self.store, self.digest, prepare), **options)
+        root = RootFS.overlay(*ready(self.store, self.digest, prepare), **options)
+        return attrs.evolve(root, defaults=self.defaults.pairs)
 
     def run(
         self,
@@ -502,10 +504,12 @@ class Image:
         argv = defaults.argv(command)
         if not argv:
             raise SpecError(f"{self!r} says nothing about what to run; pass a command")
-        options = defaults.options()
-        options["env"] |= env or {}
-        with Container(**{"rootfs": self.rootfs(), **(container or {})}) as running:
-            return running.run(argv, **(options | more))
+        fields = {"rootfs": self.rootfs(), **(container or {})}
+        fields["rootfs"] = attrs.evolve(fields["rootfs"], defaults=defaults.pairs)
+        if env:
+            more["env"] = {**defaults.options()["env"], **env}
+        with Container(**fields) as running:
+            return running.run(argv, **more)
 
     def unpack_into(self, folder: str | os.PathLike[str] | int) -> None:
         """Write its whole root into one folder, one layer over the other.
