@@ -12,6 +12,7 @@ payload  the init, and the command as its first child.
 from __future__ import annotations
 
 import os
+from errno import EINVAL
 from struct import pack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -23,11 +24,13 @@ from containerkit.mount import Mount
 from containerkit.namespace import Kind
 from containerkit.payload import NO_CLOCK, NOTHING_TO_JOIN, Clock, Joining, be_root, become, joined_clock
 from containerkit.plan import Block, Operation, Plan, Slot
+from containerkit.security.confinement import PROC
 from containerkit.security.paths import make_readonly, mask, may_exist
-from containerkit.staging import LOWERS, write_map
+from containerkit.staging import LOWERS, skeleton, write_map
 
 if TYPE_CHECKING:
     from containerkit.command import Command
+    from containerkit.hostroot import HostRoot
     from containerkit.spec import Spec
 
 __all__ = ["Host", "Mode", "check_folders", "start_plan"]
@@ -35,6 +38,7 @@ __all__ = ["Host", "Mode", "check_folders", "start_plan"]
 TTY_GROUP: Final = 5
 """The group of terminals. Source: the OCI's runtime-spec, config-linux.md, default filesystems."""
 JOIN_PREFIX: Final = "join "
+SKELETON: Final = "skeleton"
 OWNER_FD, REPORT_FD, UPPER_FD = 3, 4, 5
 """Where init finds the owner's pidfd, the pipe for the command's fate, and keeps the writable layer."""
 
@@ -57,6 +61,8 @@ class Host(NamedTuple):
         folders: for each bind of the description whether its source is a folder.
         sets_groups: whether setgroups(2) is allowed inside.
         joins: how it comes into its control groups.
+        skeleton: what is to be made of ``RootFS.host()`` at the start itself, since the one in the staging can't be
+            id-mapped; None where it can.
     """
 
     privileged: bool
@@ -65,6 +71,7 @@ class Host(NamedTuple):
     folders: tuple[bool, ...] = ()
     sets_groups: bool = True
     joins: Joining = NOTHING_TO_JOIN
+    skeleton: HostRoot | None = None
 
 
 class Mode(NamedTuple):
@@ -192,7 +199,7 @@ class _Start:
     def clone_staged(self) -> list[Operation]:
         """Clone what the staging keeps ready, and make room for more layers than it has folders for."""
         steps = [plan.open_tree(k.AT_FDCWD, b"/dev", Slot("dev"), recursive=True)]
-        if self.spec.rootfs.kind == "host":
+        if self.spec.rootfs.kind == "host" and self.host.skeleton is None:
             steps.append(plan.open_tree(k.AT_FDCWD, b"/host", Slot("skeleton"), target="skeleton"))
         if not self.is_new("pid"):
             steps.append(plan.open_tree(k.AT_FDCWD, b"/proc", Slot("proc"), recursive=True))
@@ -235,8 +242,8 @@ class _Start:
         own: list[tuple[Slot, int, str]] = [
             (_lower(number), lowest, path) for number, path in enumerate(self.lower_paths())
         ]
-        if rootfs.kind == "host":
-            own.append((Slot("skeleton"), nosuid, "skeleton"))
+        if rootfs.kind == "host" and self.host.skeleton is None:
+            own.append((Slot("skeleton"), nosuid, SKELETON))
         if rootfs.upper is not None:
             own.append((Slot("disk"), nosuid, rootfs.upper))
         for tree, flags, target in own:
@@ -250,7 +257,9 @@ class _Start:
                     )
                 )
         if userns is not None:
-            steps.append(plan.mount_setattr(Slot("dev"), userns=userns, target="id map of /dev"))
+            # Without it, before Linux 6.3, the nodes belong to nobody; what can be done with them is the same.
+            own_dev = plan.mount_setattr(Slot("dev"), userns=userns, target="id map of /dev")
+            steps.append(own_dev._replace(tolerate=(EINVAL,)))
         for number, bind in enumerate(self.binds):
             steps += mounts.set_attributes(bind, _bind(number), userns)
         return steps
@@ -300,7 +309,10 @@ class _Start:
             lowers = [str(number) for number in range(len(rootfs.lowers))]
             return [*steps, plan.chdir(b"/lower"), *self.union("/newroot", lowers, 0)]
         # The skeleton lies below the folders of programs: its layer first, then each of them on its place.
-        steps.append(plan.move_mount(Slot("skeleton"), k.AT_FDCWD, b"/host", target="skeleton"))
+        if self.host.skeleton is not None:
+            steps += plan.new_mount("tmpfs", {"mode": "755"}, Slot("skeleton"), attributes=_FILES)
+            steps += skeleton(self.host.skeleton, Slot("skeleton"), "")
+        steps.append(plan.move_mount(Slot("skeleton"), k.AT_FDCWD, b"/host", target=SKELETON))
         steps += self.union("/newroot", ["/host"], 0)
         for number, name in enumerate(self.host.programs):
             if rootfs.readonly:
@@ -472,27 +484,39 @@ class _Start:
             return joined_clock(Slot(JOIN_PREFIX + "time"))
         if not self.is_new("time"):
             return NO_CLOCK
-        leave = plan.unshare(k.CLONE_NEWTIME, "time namespace")
-        offsets = self.spec.time_offsets
-        if not offsets:
-            return Clock(steps=(leave,))
+        steps = [plan.unshare(k.CLONE_NEWTIME, "time namespace")]
         at = Slot("timens")
-        path = b"/proc/self/timens_offsets"
-        return Clock(
-            steps=(
-                leave,
-                plan.open_at(k.AT_FDCWD, path, k.O_WRONLY, at),
-                plan.write(at, offsets.encode(), "time offsets", "a clock would be set back to before its zero"),
+        if self.spec.time_offsets:
+            offsets = self.spec.time_offsets.encode()
+            steps += [
+                plan.open_at(k.AT_FDCWD, b"/proc/self/timens_offsets", k.O_WRONLY, at),
+                plan.write(at, offsets, "time offsets", "a clock would be set back to before its zero"),
                 plan.close(at),
-            ),
-            alone=True,
-        )
+            ]
+        if not _exec_enters_time():
+            steps += [
+                plan.open_at(PROC, b"self/ns/time_for_children", k.O_RDONLY, at),
+                plan.setns(at, k.CLONE_NEWTIME, "time namespace"),
+                plan.close(at),
+            ]
+            return Clock(steps=tuple(steps), alone=True, needs=(PROC,))
+        return Clock(steps=tuple(steps), alone=bool(self.spec.time_offsets))
+
+
+def _exec_enters_time() -> bool:
+    """Whether an exec enters the time namespace that the process has left for (Linux 6.3).
+
+    Before that it stays outside, and can neither start threads nor vfork, which would share memory across the two.
+    """
+    numbers = os.uname().release.split("-")[0].split(".")
+    return [int(number) for number in numbers[:2] if number.isdecimal()] >= [6, 3]
 
 
 MAP_BYTES: Final = 2048
 """Room for the text of an id map in a plan; padded with spaces, which the kernel skips."""
 
 _FOLDER: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+_FILES: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
 _KERNEL_FS: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from errno import EINVAL
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from containerkit import _native, assembly, rootfs
-from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, TTY_GROUP, Host, Mode
+from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, SKELETON, TTY_GROUP, Host, Mode
 from containerkit.engine import Program
-from containerkit.errors import SpecError
+from containerkit.errors import SetupError, SpecError
 from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
 from containerkit.membership import Membership, inputs, joining
 from containerkit.security.confinement import PROC
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from containerkit._native.outcome import Outcome
+    from containerkit.hostroot import HostRoot
     from containerkit.namespace import Namespace
     from containerkit.rootfs import RootFS
     from containerkit.spec import Spec
@@ -110,6 +112,7 @@ class Ground:
             terminals=terminals,
             folders=folders,
             sets_groups=sets_groups,
+            skeleton=_own_skeleton(spec, stage),
         )
         ground = cls(spec, stage, host, mappings, ids)
         try:
@@ -163,6 +166,17 @@ class Ground:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
+        try:
+            return self._start(mode, argv, envp, slots)
+        except SetupError as error:
+            if error.errno != EINVAL or error.target != f"id map of {SKELETON}":
+                raise
+        # Linux before 6.3 maps no ids of filesystems in memory: from now on each start makes that of its own.
+        _memory["maps ids"] = False
+        self.host = self.host._replace(skeleton=_own_skeleton(self.spec, self.staging))
+        return self._start(mode, argv, envp, slots)
+
+    def _start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], slots: Mapping[str, int]) -> Outcome:
         shape = None if mode.command is None else mode.command.shape
         key = (self.spec.shape, self.host, mode.init, mode.reads_upper, shape)
         program = programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
@@ -215,6 +229,21 @@ def _check_one_mount(upper: str, work: str) -> None:
     for point in (mount.mount_point for mount in mountinfo.read()):
         if point.startswith(base) and any(f"{path}/".startswith(f"{point}/") for path in (upper, work)):
             raise SpecError(f"rootfs: {point} is a mount of its own: make upper and work folders of one mount")
+
+
+_memory: Final = {"maps ids": True}
+"""What was found out about filesystems in memory."""
+
+
+def _own_skeleton(spec: Spec, stage: Staging) -> HostRoot | None:
+    """Return what a container has to make itself of what the staging has ready for those whose ids can be mapped."""
+    if spec.rootfs.kind != "host" or not stage.privileged or spec.namespaces.user == "host":
+        return None
+    if spec.rootfs.idmap and _memory["maps ids"]:
+        return None
+    from containerkit import hostroot
+
+    return hostroot.read()
 
 
 def _map_ids(spec: Spec, stage: Staging) -> tuple[Mappings, IdRange | None]:

@@ -29,7 +29,7 @@ from containerkit.plan import Operation, Plan, Slot
 if TYPE_CHECKING:
     from containerkit import hostroot
 
-__all__ = ["LOWERS", "Staging", "is_privileged", "staging"]
+__all__ = ["LOWERS", "Staging", "is_privileged", "skeleton", "staging"]
 
 LOWERS: Final = 64
 """Folders that wait for the layers of overlays; more are made where they are needed."""
@@ -319,7 +319,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool) -> list[Opera
         plan.close(_SYS_TREE),
         *_dev(privileged=privileged),
         *_masked(),
-        *(_skeleton(root) if root else ()),
+        *(skeleton(root) if root else ()),
         plan.call("fchdir", _ROOT),
         plan.pivot_root(),
         plan.unmount(b"."),
@@ -381,17 +381,18 @@ def _masked() -> list[Operation]:
     ]
 
 
-def _skeleton(root: hostroot.HostRoot) -> list[Operation]:
+def skeleton(root: hostroot.HostRoot, directory: Slot = _ROOT, below: str = "host/") -> list[Operation]:
+    """Return the operations that make the skeleton of ``RootFS.host()`` in a directory, or below it."""
     at = Slot("file")
     steps: list[Operation] = []
     for path, mode in root.folders:
-        steps.append(plan.make_directory(_ROOT, os.fsencode(f"host/{path}"), mode))
+        steps.append(plan.make_directory(directory, os.fsencode(f"{below}{path}"), mode))
     for path, content in root.links:
-        steps.append(plan.make_symlink(_ROOT, os.fsencode(f"host/{path}"), os.fsencode(content)))
+        steps.append(plan.make_symlink(directory, os.fsencode(f"{below}{path}"), os.fsencode(content)))
     for path, mode, data in root.files:
         flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
-        name = os.fsencode(f"host/{path}")
-        steps.append(plan.call("openat", _ROOT, name, flags, mode, target=path, result=at))
+        name = os.fsencode(f"{below}{path}")
+        steps.append(plan.call("openat", directory, name, flags, mode, target=path, result=at))
         if data:
             steps.append(plan.write(at, data, path))
         steps.append(plan.close(at))
