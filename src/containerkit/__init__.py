@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from containerkit.idmap import IdMapping
+    from containerkit.image import Build, Image
     from containerkit.mount import Mount
     from containerkit.namespace import Kind, Namespace, Namespaces, TimeOffsets
     from containerkit.oneshot import run
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "AppArmor": "security.lsm",
+    "Build": "image",
     "CGroup": "cgroup",
     "CONTINUE": "security.listener",
     "Capabilities": "security.capabilities",
@@ -69,6 +71,7 @@ _PLACES = {
     "ExitError": "errors",
     "Fail": "security.listener",
     "IdMapping": "idmap",
+    "Image": "image",
     "ImageError": "errors",
     "Inject": "security.listener",
     "Kind": "namespace",
@@ -107,6 +110,7 @@ __all__ = [
     "PIPE",
     "STDOUT",
     "AppArmor",
+    "Build",
     "CGroup",
     "Capabilities",
     "Change",
@@ -121,6 +125,7 @@ __all__ = [
     "ExitError",
     "Fail",
     "IdMapping",
+    "Image",
     "ImageError",
     "Inject",
     "Kind",
