@@ -140,6 +140,21 @@ def test_id_is_a_name_of_one_folder(name):
     assert name == os.path.basename(f"/x/{name}")
 
 
+def test_default_root_is_ones_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(store.os, "geteuid", lambda: 54_321)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert f"{tmp_path}/containerkit/oci" == store.default_root()
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    squatted = "/tmp/containerkit-54321"
+    assert f"{squatted}/oci" == store.default_root()
+    os.mkdir(squatted, 0o755)
+    try:
+        with pytest.raises(RuntimeFailure, match="not this user's alone"):
+            store.default_root()
+    finally:
+        os.rmdir(squatted)
+
+
 def test_log_lines_are_json_and_text(tmp_path, capsys):
     Log(str(tmp_path / "json"), "json").error('what "went" wrong\n')
     entry = json.loads((tmp_path / "json").read_text())

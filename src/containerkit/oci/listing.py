@@ -19,10 +19,7 @@ _COLUMNS = ("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")
 def list_containers(call: Call) -> int:
     """Print the containers below the root, as a table, as JSON, or their ids alone."""
     style = _style(call)
-    states = []
-    for entry in store.entries(call.root):
-        with entry:
-            states.append(entry.state())
+    states = store.states(call.root)
     if call.flags.has("quiet"):
         _print("".join(f"{state['id']}\n" for state in states))
     elif style == "json":

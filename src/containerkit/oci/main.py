@@ -209,6 +209,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         what = f"{error.filename}: " if error.filename is not None else ""
         journal.error(f"{verb}: {what}{strerror(error.errno or 0)}")
+    except ImportError as error:
+        journal.error(f"{error} (hint: the runtime needs containerkit's compiled module: install it from a wheel)")
     except KeyboardInterrupt:
         return 130
     return 255 if verb == "exec" else 1

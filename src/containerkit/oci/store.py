@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from errno import EEXIST
+from stat import S_ISDIR
 
 from containerkit.oci import jsontext
 from containerkit.oci.errors import RuntimeFailure, strerror
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Self
 
-__all__ = ["Entry", "check_id", "default_root", "entries", "is_alive", "open_entry", "start_time"]
+__all__ = [
+    "Entry",
+    "check_id",
+    "default_root",
+    "entries",
+    "in_user_namespace",
+    "is_alive",
+    "open_entry",
+    "reserve",
+    "start_time",
+    "states",
+]
 
 STATE, CONFIG, GATE = "state.json", "config.json", "gate"
 _ID_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
@@ -31,11 +43,24 @@ _MEMFD = "/memfd:init"
 
 
 def default_root() -> str:
-    """Return where containers are recorded unless ``--root`` says otherwise."""
+    """Return where containers are recorded unless ``--root`` says otherwise.
+
+    Raises:
+        RuntimeFailure: a user without XDG_RUNTIME_DIR would have to share a folder that somebody else has made.
+    """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if os.geteuid() == 0 and not (runtime and in_user_namespace()):
         return "/run/containerkit/oci"
-    return f"{runtime}/containerkit/oci" if runtime else f"/tmp/containerkit-{os.geteuid()}/oci"
+    if runtime:
+        return f"{runtime}/containerkit/oci"
+    own = f"/tmp/containerkit-{os.geteuid()}"
+    try:
+        status = os.lstat(own)
+    except FileNotFoundError:
+        return f"{own}/oci"
+    if status.st_uid != os.geteuid() or not S_ISDIR(status.st_mode) or status.st_mode & 0o022:
+        raise RuntimeFailure(f"{own} is not this user's alone: remove it, or set XDG_RUNTIME_DIR")
+    return f"{own}/oci"
 
 
 def in_user_namespace() -> bool:
@@ -311,6 +336,15 @@ def _read_record(entry: Entry) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RuntimeFailure(f"{entry.path}/{STATE}: not an object")
     return record
+
+
+def states(root: str) -> list[dict[str, Any]]:
+    """Return the state of each container below a root."""
+    found = []
+    for entry in entries(root):
+        with entry:
+            found.append(entry.state())
+    return found
 
 
 def entries(root: str) -> Iterator[Entry]:
