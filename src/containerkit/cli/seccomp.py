@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-The command runs in a container, with the options of 'containerkit run', and every call that it makes is counted and then
-made. A call that was not needed this time is not in the profile: record what the command is to be able to do.
+The command runs in a container, with the options of 'containerkit run', and every call that it makes is counted and
+then made. A call that was not needed this time is not in the profile: record what the command is to be able to do.
 The status is the command's.
 
   containerkit seccomp record --output wc.json -- wc -l /etc/passwd
