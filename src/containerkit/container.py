@@ -447,7 +447,7 @@ class Container:
         self._forget(process)
         oom_kills = 0
         try:
-            oom_kills = account(process, leaf)
+            oom_kills = account(process, leaf, self._group)
         finally:
             self._retire(leaf, oom_kills)
 

@@ -273,13 +273,24 @@ def inputs(group: CGroup | None) -> dict[str, int]:
     return slots
 
 
-def account(process: Process, group: CGroup) -> int:
+def account(process: Process, group: CGroup, within: CGroup | None = None) -> int:
     """Tell a process that has ended what its group says of it: what it used, and whether memory was why it ended.
+
+    Args:
+        process: the process.
+        group: its own group.
+        within: the container's, where its own is a leaf of that.
 
     Returns:
         How many processes of the group were killed for memory.
     """
     used: Any = group.usage()
+    most = within.limits.memory if within is not None else None
+    if within is not None and isinstance(most, int) and (used.memory_peak_bytes or 0) > most:
+        # The leaf was charged with what the limit above refused then; the peak of the group above is the true one.
+        used = attrs.evolve(
+            used, memory_peak_bytes=min(used.memory_peak_bytes, within.usage().memory_peak_bytes or most)
+        )
     assert process.usage is not None
     process.usage = attrs.evolve(
         process.usage,

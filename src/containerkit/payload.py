@@ -128,7 +128,8 @@ class Joining(NamedTuple):
     def operations(self) -> list[Operation]:
         """Return the operations of the process that is about to clone. ``0`` is the writer. Source: cgroups(7)."""
         slots = [Slot(f"cgroup {number}") for number in range(self.files)]
-        return [plan.write(slot, b"0", "tasks", "the control group is gone") for slot in slots]
+        hint = "the group is gone; or a real-time process (chrt) joins a cpu group of version 1 without cpu_rt_runtime_us"
+        return [plan.write(slot, b"0", "tasks", hint) for slot in slots]
 
     @property
     def group(self) -> Slot | None:

@@ -1,4 +1,7 @@
-"""The control group tests once more, in guests: version 2, version 1 with joint mounts, version 2 under systemd."""
+"""The tests of control groups, and of containers with limits, once more in guests.
+
+Version 2, version 1 with joint mounts, version 2 under systemd.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ pytestmark = [
 ]
 
 TESTS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "tests/integration").glob("test_cgroup_*.py"))
+CONTAINERS = ["tests/integration/test_container_limits.py", "tests/integration/test_container_pause.py"]
 
 
 def test_guest_hands_back_output_and_status():
@@ -41,6 +45,16 @@ def test_cgroup_tests_pass_in_the_guest(layout):
     done = run_in_guest(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], layout=layout, timeout_s=540
     )
+    print(done.output)
+    assert done.returncode == 0
+    assert " passed" in done.output
+    assert " failed" not in done.output
+
+
+@pytest.mark.parametrize("layout", ["unified", "legacy"])
+def test_limits_of_containers_hold_in_the_guest(layout):
+    words = ["-q", "-p", "no:cacheprovider", "-m", "not slow", *CONTAINERS]
+    done = run_in_guest([sys.executable, "-m", "pytest", *words], layout=layout, timeout_s=540)
     print(done.output)
     assert done.returncode == 0
     assert " passed" in done.output

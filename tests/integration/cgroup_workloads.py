@@ -9,11 +9,27 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import containerkit
+from containerkit import Container, RootFS
 from containerkit._linux.cgroupfs import read_hierarchies
 
 READY = "import sys; sys.stdin.readline()\n"
 SPIN = READY + "while True: pass\n"
 SLEEP = READY + "import time; time.sleep(60)\n"
+
+_RELEASE = tuple(int(word) for word in os.uname().release.split("-")[0].split(".")[:2])
+MAPS_IDS = _RELEASE >= (6, 3)
+"""Whether this kernel surely maps the ids of the root file system: an overlay, as in the guest, is not mapped before."""
+
+
+def container(**fields):
+    """Return a container that this kernel can start."""
+    return Container(RootFS.host(idmap=MAPS_IDS), **fields)
+
+
+def run(argv, **fields):
+    """Run a command in a container that this kernel can start."""
+    return containerkit.run(argv, rootfs=RootFS.host(idmap=MAPS_IDS), **fields)
 
 
 def version(controller):

@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cgroup_workloads import eventually, groups, own_groups, version
+from cgroup_workloads import MAPS_IDS, container, eventually, groups, own_groups, run, version
 
 from containerkit import (
     PIPE,
-    Container,
     ContainerTimeout,
     Limits,
     Mount,
@@ -26,7 +25,6 @@ from containerkit import (
     SpecError,
     StateError,
     UnsupportedError,
-    run,
 )
 from containerkit.cgroup import IOLimit
 from containerkit.sweep import gc as collect_garbage
@@ -59,7 +57,7 @@ def one_shot(argv, limits, **more):
 
 def in_container(argv, limits, **more):
     mounts = more.pop("mounts", ())
-    with Container(limits=limits, mounts=mounts) as c:
+    with container(limits=limits, mounts=mounts) as c:
         return c.run(argv, **more)
 
 
@@ -124,14 +122,14 @@ def test_memory_limit_counts_what_is_written_to_tmpfs(start):
 
 @needs("memory")
 def test_memory_limit_leaves_no_swap():
-    with Container(limits=Limits(memory="64M")) as c, Container(limits=Limits(memory="64M", swap="32M")) as other:
+    with container(limits=Limits(memory="64M")) as c, container(limits=Limits(memory="64M", swap="32M")) as other:
         found = [one.stats().memory.swap_limit_bytes for one in (c, other)]
     assert found in ([0, 32 << 20], [None, None])  # none where the kernel does not account swap
 
 
 @needs("memory")
 def test_memory_is_shared_by_all_runs_of_a_container():
-    with Container(limits=Limits(memory="80M")) as c:
+    with container(limits=Limits(memory="80M")) as c:
         hog = c.popen([*PYTHON, EAT.format(50) + "\nprint(1, flush=True)\nimport time; time.sleep(60)"], stdout=PIPE)
         assert b"1\n" == hog.stdout.readline()
         done = c.run([*PYTHON, EAT.format(45)])
@@ -142,7 +140,7 @@ def test_memory_is_shared_by_all_runs_of_a_container():
 
 @needs("memory")
 def test_usage_of_one_run_is_apart_from_the_others():
-    with Container(limits=Limits(memory="256M", cpus=2, pids=64)) as c:
+    with container(limits=Limits(memory="256M", cpus=2, pids=64)) as c:
         hog = c.popen([*PYTHON, EAT.format(80) + "\nprint(1, flush=True)\nimport time; time.sleep(60)"], stdout=PIPE)
         hog.stdout.readline()
         small = c.run(["true"])
@@ -155,7 +153,7 @@ def test_usage_of_one_run_is_apart_from_the_others():
 
 @needs("memory")
 def test_oom_of_one_run_is_not_the_others_cause():
-    with Container(limits=Limits(memory="80M")) as c:
+    with container(limits=Limits(memory="80M")) as c:
         with c.popen(["sleep", "60"]) as other:
             assert "oom" == c.run([*PYTHON, EAT.format(200)]).cause
             assert other.poll() is None
@@ -170,10 +168,15 @@ def test_oom_of_one_run_is_not_the_others_cause():
 @needs("cpu")
 @BOTH
 def test_half_a_processor_is_half_a_processor(start):
-    script = "import time\nend = time.monotonic() + 2\nwhile time.monotonic() < end: pass\nprint(time.process_time())"
-    done = start([*PYTHON, script], Limits(cpus=0.5), text=True)
-    assert float(done.stdout) / 2 == pytest.approx(0.5, rel=0.1)
-    assert done.usage.group.cpu_us / 2e6 == pytest.approx(0.5, rel=0.12)
+    script = "from time import *\na, b = monotonic(), process_time()\nwhile monotonic() < a + 2: pass\nprint(process_time() - b)"
+    for _ in range(4):  # what else the machine does may take some of it away, and nothing may add to it
+        done = start([*PYTHON, script], Limits(cpus=0.5), text=True)
+        share = float(done.stdout) / 2
+        assert share < 0.55
+        assert done.usage.group.cpu_us / 1e6 < 0.6 * done.duration_s
+        if share > 0.45:
+            break
+    assert share == pytest.approx(0.5, rel=0.1)
 
 
 @needs("cpu")
@@ -219,7 +222,7 @@ def test_pids_stop_a_fork_bomb(start):
 
 @needs("pids")
 def test_pids_are_counted_and_refused():
-    with Container(limits=Limits(pids=16)) as c:
+    with container(limits=Limits(pids=16)) as c:
         done = c.run([*PYTHON, BOMB], text=True)
         assert 60 - 16 <= int(done.stdout) <= 60 - 12
         assert c.stats().pids.current >= 14
@@ -232,7 +235,7 @@ def test_pids_are_counted_and_refused():
 @needs("pids")
 def test_timeout_reaches_a_daemon_of_the_run_and_nothing_else():
     daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\nos.wait()\n"
-    with Container(limits=Limits(pids=30)) as c, c.popen(["sleep", "60"]) as other:
+    with container(limits=Limits(pids=30)) as c, c.popen(["sleep", "60"]) as other:
         with pytest.raises(ContainerTimeout):
             c.run([*PYTHON, daemon + "time.sleep(60)"], timeout=1)
         assert eventually(lambda: {c.pid, other.pid} == set(c.members()))
@@ -265,7 +268,7 @@ def test_denied_device_cannot_be_opened(start):
 def test_own_group_is_the_root_of_the_cgroup_namespace():
     limits = Limits(pids=30)
     one_shot_lines = run(["cat", "/proc/self/cgroup"], limits=limits, text=True).stdout.splitlines()
-    with Container(limits=limits) as c:
+    with container(limits=limits) as c:
         lines = c.run(["cat", "/proc/self/cgroup"], text=True).stdout.splitlines()
         shared = c.run(["cat", "/proc/self/cgroup"], text=True, own_group=False).stdout.splitlines()
         first = c.run(["cat", "/proc/1/cgroup"], text=True).stdout.splitlines()
@@ -278,7 +281,7 @@ def test_own_group_is_the_root_of_the_cgroup_namespace():
 
 @needs("memory")
 def test_run_without_a_group_of_its_own_is_counted_with_the_container():
-    with Container(limits=Limits(memory="128M")) as c:
+    with container(limits=Limits(memory="128M")) as c:
         done = c.run([*PYTHON, EAT.format(50)], own_group=False)
         assert 0 == done.returncode
         assert done.usage.group is None
@@ -289,7 +292,7 @@ def test_run_without_a_group_of_its_own_is_counted_with_the_container():
 
 
 def test_without_limits_there_is_no_group():
-    with Container() as c:
+    with container() as c:
         assert c.cgroup is None
         assert c.run(["true"]).usage.group is None
         for ask in (c.stats, lambda: c.update(Limits(pids=5))):
@@ -299,7 +302,7 @@ def test_without_limits_there_is_no_group():
 
 @needs("pids")
 def test_empty_limits_give_a_group_that_counts():
-    with Container(limits=Limits()) as c:
+    with container(limits=Limits()) as c:
         done = c.run([*PYTHON, "for i in range(10**6): pass"])
         assert done.usage.group.cpu_us > 0
         c.stats()
@@ -307,7 +310,7 @@ def test_empty_limits_give_a_group_that_counts():
 
 @needs("pids", "memory")
 def test_stats_and_members_of_a_container():
-    with Container(limits=Limits(memory="64M", pids=20)) as c, c.popen(["sleep", "60"]) as process:
+    with container(limits=Limits(memory="64M", pids=20)) as c, c.popen(["sleep", "60"]) as process:
         stats = c.stats()
         assert (64 << 20, 20) == (stats.memory.limit_bytes, stats.pids.limit)
         assert stats.pids.current >= 2
@@ -318,7 +321,7 @@ def test_stats_and_members_of_a_container():
 
 @needs("pids")
 def test_daemon_that_a_run_leaves_stays_in_its_leaf_and_goes_with_the_container():
-    with Container(limits=Limits(pids=30)) as c:
+    with container(limits=Limits(pids=30)) as c:
         c.run(["sh", "-c", "sleep 60 &"])
         assert 2 == len(c.members())
         for _ in range(5):
@@ -330,7 +333,7 @@ def test_daemon_that_a_run_leaves_stays_in_its_leaf_and_goes_with_the_container(
 
 @needs("pids")
 def test_leaf_is_gone_after_its_daemon():
-    with Container(limits=Limits(pids=30)) as c:
+    with container(limits=Limits(pids=30)) as c:
         c.run(["sh", "-c", "sleep 0.2 &"])
         assert eventually(lambda: [c.pid] == c.members())
         time.sleep(0.05)
@@ -342,7 +345,7 @@ def test_leaf_is_gone_after_its_daemon():
 
 @needs("memory")
 def test_events_of_a_container():
-    with Container(limits=Limits(memory="40M")) as c, c.cgroup.events(["oom_kill"]) as events:
+    with container(limits=Limits(memory="40M")) as c, c.cgroup.events(["oom_kill"]) as events:
         for number in (1, 2):
             assert "oom" == c.run([*PYTHON, EAT.format(200)]).cause
             assert "oom_kill" == events.wait(10).kind
@@ -352,7 +355,7 @@ def test_events_of_a_container():
 
 @pytest.mark.skipif(not HAVE_UNIFIED, reason="populated is told of by version 2 only")
 def test_end_of_a_container_ends_its_events():
-    with Container(limits=Limits(pids=20)) as c:
+    with container(limits=Limits(pids=20)) as c:
         events = c.cgroup.events(["populated", "empty"])
         threading.Timer(0.2, c.stop).start()
         kinds = [event.kind for event in events]
@@ -362,7 +365,7 @@ def test_end_of_a_container_ends_its_events():
 
 @needs("pids")
 def test_shared_pid_namespace_is_emptied_by_its_group():
-    with Container(limits=Limits(pids=30), namespaces=Namespaces(pid="host")) as c:
+    with container(limits=Limits(pids=30), namespaces=Namespaces(pid="host")) as c:
         c.run(["sh", "-c", "setsid sleep 60 & "])
         (left,) = [pid for pid in c.members() if pid != c.pid]
     assert not os.path.exists(f"/proc/{left}") or "Z" in Path(f"/proc/{left}/stat").read_text().rpartition(")")[2]
@@ -381,7 +384,7 @@ def test_one_shot_in_a_shared_pid_namespace_leaves_nothing():
 
 @needs("memory")
 def test_update_of_the_memory_limit_holds_at_once():
-    with Container(limits=Limits(memory="256M")) as c:
+    with container(limits=Limits(memory="256M")) as c:
         assert 0 == c.run([*PYTHON, EAT.format(80)]).returncode
         c.update(Limits(memory="48M"))
         assert "oom" == c.run([*PYTHON, EAT.format(80)]).cause
@@ -391,7 +394,7 @@ def test_update_of_the_memory_limit_holds_at_once():
 
 @needs("pids", "cpu")
 def test_update_changes_what_it_names_and_leaves_the_rest():
-    with Container(limits=Limits(pids=40, cpus=1.5)) as c:
+    with container(limits=Limits(pids=40, cpus=1.5)) as c:
         c.update(Limits(pids=10))
         assert 10 == c.stats().pids.limit
         assert Limits(pids=10, cpus=1.5) == c.cgroup.limits
@@ -402,7 +405,7 @@ def test_update_of_the_cpuset_reaches_what_runs():
     all_of_them = sorted(os.sched_getaffinity(0))
     if len(all_of_them) < 2:
         pytest.skip("one processor can't be told from another")
-    with Container(limits=Limits(cpuset_cpus=all_of_them)) as c, c.popen(["sleep", "60"]) as process:
+    with container(limits=Limits(cpuset_cpus=all_of_them)) as c, c.popen(["sleep", "60"]) as process:
         c.update(Limits(cpuset_cpus=[all_of_them[0]]))
         assert {all_of_them[0]} == os.sched_getaffinity(process.pid)
         c.update(Limits(cpuset_cpus=all_of_them))
@@ -412,7 +415,7 @@ def test_update_of_the_cpuset_reaches_what_runs():
 
 @needs("pids")
 def test_update_that_is_refused_changes_nothing():
-    with Container(limits=Limits(pids=40)) as c:
+    with container(limits=Limits(pids=40)) as c:
         with pytest.raises(UnsupportedError):
             c.update(Limits(pids=10, rdma={"mlx4_0": {"hca_handle": 1}}))
         with pytest.raises(SpecError):
@@ -426,7 +429,7 @@ def test_update_that_is_refused_changes_nothing():
 
 
 def unified_inside(script, **more):
-    with Container(limits=Limits(pids=30), mounts=[Mount.cgroup(**more)]) as c:
+    with container(limits=Limits(pids=30), mounts=[Mount.cgroup(**more)]) as c:
         done = c.run(["sh", "-c", script], text=True)
         return done.returncode, done.stdout, done.stderr
 
@@ -455,7 +458,7 @@ def test_writable_cgroup_mount_hands_the_group_over():
 @pytest.mark.skipif(not HAVE_UNIFIED, reason="no version 2 hierarchy")
 def test_groups_that_a_container_has_made_go_with_it():
     script = "cd /sys/fs/cgroup; mkdir -p a/b/c; sleep 60 & echo $! >a/b/c/cgroup.procs; sleep 0.1"
-    with Container(limits=Limits(pids=30), mounts=[Mount.cgroup(readonly=False)]) as c:
+    with container(limits=Limits(pids=30), mounts=[Mount.cgroup(readonly=False)]) as c:
         assert 0 == c.run(["sh", "-c", script]).returncode
         path = c.cgroup.path
         assert os.path.isdir(f"{path}/a/b/c")
@@ -473,13 +476,13 @@ def test_groups_cannot_be_nested_without_end():
 
 @pytest.mark.skipif(not HAVE_UNIFIED, reason="no version 2 hierarchy")
 def test_writable_cgroup_mount_belongs_to_root_inside_alone():
-    with Container(limits=Limits(pids=30), mounts=[Mount.cgroup(readonly=False)]) as c:
+    with container(limits=Limits(pids=30), mounts=[Mount.cgroup(readonly=False)]) as c:
         assert b"" != c.run(["mkdir", "/sys/fs/cgroup/x"], user="1000:1000").stderr
 
 
 def test_writable_cgroup_mount_takes_limits():
     with pytest.raises(SpecError, match="limits"):
-        Container(mounts=[Mount.cgroup(readonly=False)])
+        container(mounts=[Mount.cgroup(readonly=False)])
 
 
 @pytest.mark.skipif(version("memory") != 1, reason="memory is not on version 1")
@@ -494,7 +497,7 @@ def test_version_1_hierarchies_can_be_shown_and_handed_over():
     (echo 200M >memory.limit_in_bytes) 2>/dev/null || echo held
     mkdir /cg/pids/x 2>/dev/null || echo shown only
     """
-    with Container(limits=Limits(memory="64M", pids=30), mounts=mounts) as c:
+    with container(limits=Limits(memory="64M", pids=30), mounts=mounts) as c:
         assert "1\nheld\nshown only\n" == c.run(["sh", "-c", script], text=True).stdout
     assert [] == own_groups()
 
@@ -570,7 +573,7 @@ def test_start_that_fails_in_the_middle_removes_the_groups(start):
 
 @needs("pids")
 def test_run_that_fails_leaves_its_container_usable():
-    with Container(limits=Limits(pids=20)) as c:
+    with container(limits=Limits(pids=20)) as c:
         for _ in range(5):
             with pytest.raises(SetupError):
                 c.run(["/not/there"])
@@ -583,7 +586,7 @@ UNPRIVILEGED = """
 import ctypes, importlib, os, pkgutil, socket, sys
 import containerkit, containerkit._linux, containerkit._native, containerkit.cgroup, containerkit.namespace
 import containerkit.security
-from containerkit import Limits, UnsupportedError, run
+from containerkit import Limits, RootFS, UnsupportedError, run
 for package in (containerkit, containerkit._native, containerkit._linux, containerkit.cgroup, containerkit.namespace,
                 containerkit.security):
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -592,7 +595,7 @@ for package in (containerkit, containerkit._native, containerkit._linux, contain
                 importlib.import_module(found.name)
             except ImportError:
                 continue
-run(["true"], limits=Limits(pids=30))  # the rest of what is imported late
+run(["true"], limits=Limits(pids=30), rootfs=RootFS.host(idmap=sys.argv[1] == "True"))  # the rest of what is imported late
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 pid = os.fork()  # a fresh process: what root has found out does not count any more
 if pid:
@@ -613,7 +616,7 @@ def test_limits_without_permission_are_refused_with_a_remedy():
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", UNPRIVILEGED + textwrap.dedent(script)],
+        [sys.executable, "-c", UNPRIVILEGED + textwrap.dedent(script), str(MAPS_IDS)],
         capture_output=True,
         text=True,
         env=environment,
@@ -630,7 +633,7 @@ def test_limits_without_permission_are_refused_with_a_remedy():
 @needs("pids", "memory")
 def test_sixteen_threads_side_by_side():
     def work(number):
-        with Container(limits=Limits(memory=f"{32 + number}M", pids=20)) as c:
+        with container(limits=Limits(memory=f"{32 + number}M", pids=20)) as c:
             peak = c.run([*PYTHON, EAT.format(number)]).usage.memory_peak_bytes
             assert (32 + number) << 20 == c.stats().memory.limit_bytes
             one = run([*PYTHON, EAT.format(number)], limits=Limits(memory="64M", pids=20))
@@ -643,7 +646,7 @@ def test_sixteen_threads_side_by_side():
 
 @needs("pids")
 def test_many_runs_at_a_time_in_one_container():
-    with Container(limits=Limits(pids=100)) as c, ThreadPoolExecutor(16) as pool:
+    with container(limits=Limits(pids=100)) as c, ThreadPoolExecutor(16) as pool:
         results = list(pool.map(lambda number: c.run(["sh", "-c", f"exit {number}"]).returncode, range(48)))
     assert list(range(48)) == results
     assert [] == own_groups()
@@ -655,7 +658,7 @@ def test_many_runs_at_a_time_in_one_container():
 def test_five_hundred_containers_leave_no_group():
     limits = Limits(memory="64M", cpus=1, pids=20)
     for _ in range(100):
-        with Container(limits=limits) as c:
+        with container(limits=limits) as c:
             assert 0 == c.run(["true"]).returncode
     for _ in range(400):
         assert 0 == run(["true"], limits=limits).returncode
@@ -664,22 +667,23 @@ def test_five_hundred_containers_leave_no_group():
 
 
 OWNER = """
-import time
-from containerkit import Container, Limits
-held = [Container(limits=Limits(memory="64M", pids=20, cpus=1)).start() for _ in range(5)]
+import sys, time
+from containerkit import Container, Limits, RootFS
+held = [Container(limits=Limits(memory="64M", pids=20, cpus=1), rootfs=RootFS.host(idmap=sys.argv[1] == "True")).start() for _ in range(5)]
 for c in held:
     c.popen(["sleep", "60"])
 print("ready", flush=True)
 time.sleep(60)
 """
 NEXT = """
-from containerkit import Limits, run
-print(run(["true"], limits=Limits(pids=20)).returncode)
+import sys
+from containerkit import Limits, RootFS, run
+print(run(["true"], limits=Limits(pids=20), rootfs=RootFS.host(idmap=sys.argv[1] == "True")).returncode)
 """
 
 
 def killed_owner():
-    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(MAPS_IDS)], stdout=subprocess.PIPE, text=True) as owner:
         assert "ready\n" == owner.stdout.readline()
         owner.kill()
     return owner.pid
@@ -693,7 +697,9 @@ def groups_of(pid):
 def test_next_start_sweeps_what_a_killed_owner_left():
     pid = killed_owner()
     assert [] != groups_of(pid)
-    done = subprocess.run([sys.executable, "-c", NEXT], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", NEXT, str(MAPS_IDS)], capture_output=True, text=True, check=False, timeout=60
+    )
     assert "0\n" == done.stdout, done.stderr
     assert [] == groups_of(pid)
 
@@ -712,7 +718,7 @@ def test_forked_child_starts_containers_of_its_own():
     if child == 0:
         status = 1
         try:
-            with Container(limits=Limits(pids=20)) as c:
+            with container(limits=Limits(pids=20)) as c:
                 status = c.run(["true"]).returncode
             status += len(own_groups())
         finally:

@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
-from cgroup_workloads import cpu_seconds, eventually, groups, own_groups, version
+from cgroup_workloads import MAPS_IDS, container, cpu_seconds, eventually, groups, own_groups, version
 
-from containerkit import PIPE, Container, ContainerTimeout, Limits, Namespaces, StateError
+from containerkit import PIPE, ContainerTimeout, Limits, Namespaces, StateError
 from containerkit.sweep import gc
 
 pytestmark = [
@@ -23,7 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def _known_places():
     """Find the places of groups, once in a process, before anybody counts descriptors."""
-    with Container(limits=Limits(pids=50)) as c:
+    with container(limits=Limits(pids=50)) as c:
         c.pause()
 
 
@@ -49,7 +49,7 @@ def stands_still(pid):
 
 @WITH_AND_WITHOUT
 def test_paused_processes_make_no_progress_and_go_on_after(limits):
-    with Container(limits=limits) as c:
+    with container(limits=limits) as c:
         process = c.popen(SPIN)
         assert eventually(lambda: cpu_seconds(process.pid) > 0.05)
         c.pause()
@@ -64,7 +64,7 @@ def test_paused_processes_make_no_progress_and_go_on_after(limits):
 
 @WITH_AND_WITHOUT
 def test_paused_output_is_complete_afterwards(limits):
-    with Container(limits=limits) as c, c.popen(COUNT, stdout=PIPE, text=True) as process:
+    with container(limits=limits) as c, c.popen(COUNT, stdout=PIPE, text=True) as process:
         assert "0\n" == process.stdout.readline()
         c.pause()
         time.sleep(0.1)
@@ -76,7 +76,7 @@ def test_paused_output_is_complete_afterwards(limits):
 
 @WITH_AND_WITHOUT
 def test_pause_reaches_what_was_started_since_the_last_one(limits):
-    with Container(limits=limits) as c:
+    with container(limits=limits) as c:
         first = c.popen(SPIN)
         c.pause()
         c.resume()
@@ -92,7 +92,7 @@ def test_pause_reaches_children_that_left_their_session(limits):
     script = (
         "import os\nif os.fork() == 0:\n    os.setsid()\n    print(os.getpid(), flush=True)\n    while True: pass\n"
     )
-    with Container(limits=limits) as c:
+    with container(limits=limits) as c:
         c.run(["python3", "-SEc", script], stdout=subprocess.DEVNULL)
         child = next(pid for pid in c.members() if pid != c.pid)
         assert eventually(lambda: cpu_seconds(child) > 0.05)
@@ -102,7 +102,7 @@ def test_pause_reaches_children_that_left_their_session(limits):
 
 @WITH_AND_WITHOUT
 def test_stop_while_paused_is_prompt(limits):
-    with Container(limits=limits) as c:
+    with container(limits=limits) as c:
         process = c.popen(SPIN)
         c.pause()
         began = time.monotonic()
@@ -116,7 +116,7 @@ def test_stop_while_paused_is_prompt(limits):
 @needs_unified
 @WITH_AND_WITHOUT
 def test_kill_while_paused_ends_the_process(limits):
-    with Container(limits=limits) as c:
+    with container(limits=limits) as c:
         process = c.popen(SPIN)
         other = c.popen(SPIN)
         c.pause()
@@ -129,7 +129,7 @@ def test_kill_while_paused_ends_the_process(limits):
 
 @needs_unified
 def test_timeout_holds_while_paused():
-    with Container(limits=Limits(pids=50)) as c:
+    with container(limits=Limits(pids=50)) as c:
         pauser = threading.Timer(0.2, c.pause)
         pauser.start()
         with pytest.raises(ContainerTimeout):
@@ -139,7 +139,7 @@ def test_timeout_holds_while_paused():
 
 @WITH_AND_WITHOUT
 def test_nothing_is_started_while_paused(limits):
-    with Container(limits=limits) as c:
+    with container(limits=limits) as c:
         c.pause()
         with pytest.raises(StateError, match="resume"):
             c.run(["true"])
@@ -148,14 +148,14 @@ def test_nothing_is_started_while_paused(limits):
 
 
 def test_files_can_be_read_while_paused():
-    with Container(limits=Limits(pids=50)) as c:
+    with container(limits=Limits(pids=50)) as c:
         c.pause()
         c.files.write("/tmp/x", b"abc")
         assert b"abc" == c.files.read("/tmp/x")
 
 
 def test_pause_twice_and_resume_twice():
-    with Container() as c:
+    with container() as c:
         with pytest.raises(StateError, match="not paused"):
             c.resume()
         c.pause()
@@ -166,18 +166,18 @@ def test_pause_twice_and_resume_twice():
 
 
 def test_pause_before_the_start_and_after_the_stop():
-    container = Container()
+    c = container()
     with pytest.raises(StateError):
-        container.pause()
-    with container:
+        c.pause()
+    with c:
         pass
     with pytest.raises(StateError):
-        container.pause()
+        c.pause()
 
 
 @WITH_AND_WITHOUT
 def test_pause_in_a_shared_pid_namespace(limits):
-    with Container(limits=limits, namespaces=Namespaces(pid="host")) as c:
+    with container(limits=limits, namespaces=Namespaces(pid="host")) as c:
         if limits is None:
             with pytest.raises(StateError, match="limits"):
                 c.pause()
@@ -189,7 +189,7 @@ def test_pause_in_a_shared_pid_namespace(limits):
 
 
 def test_pause_shows_in_the_report_and_in_the_events():
-    with Container(limits=Limits(pids=50)) as c:
+    with container(limits=Limits(pids=50)) as c:
         if c.cgroup.unified is None:
             pytest.skip("freezing is told of by version 2 only")
         c.popen(SPIN)
@@ -203,7 +203,7 @@ def test_pause_shows_in_the_report_and_in_the_events():
 
 
 def test_pause_while_others_start_processes():
-    with Container(limits=Limits(pids=200)) as c:
+    with container(limits=Limits(pids=200)) as c:
         refused = []
 
         def start():
@@ -228,8 +228,9 @@ def test_pause_while_others_start_processes():
 
 OWNER = """
 import os, sys, time
-from containerkit import Container, Limits
-c = Container(limits=Limits(pids=50) if sys.argv[1] == "limits" else None).start()
+from containerkit import Container, Limits, RootFS
+limits = Limits(pids=50) if sys.argv[1] == "limits" else None
+c = Container(limits=limits, rootfs=RootFS.host(idmap=sys.argv[2] == "True")).start()
 p = c.popen(["python3", "-SEc", "while True: pass"])
 c.pause()
 print(c.pid, p.pid, flush=True)
@@ -240,7 +241,9 @@ time.sleep(60)
 @needs_unified
 @pytest.mark.parametrize("kind", ["limits", "no-limits"])
 def test_paused_container_does_not_outlive_its_owner(kind, is_alive):
-    with subprocess.Popen([sys.executable, "-c", OWNER, kind], stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, kind, str(MAPS_IDS)], stdout=subprocess.PIPE, text=True
+    ) as owner:
         pids = [int(word) for word in owner.stdout.readline().split()]
         assert 2 == len(pids)
         owner.kill()

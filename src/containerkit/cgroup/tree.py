@@ -311,6 +311,11 @@ def not_served(name: str, unified: Directory | None) -> UnsupportedError:
     elif unified is not None and name not in _ONLY_VERSION_1:
         hint = f"{unified.path} was not handed it; write +{name} to cgroup.subtree_control of the groups above, or "
         hint += "set Delegate=yes in the systemd unit"
+    elif unified is None and name not in _ONLY_VERSION_1 and any(one.version == 2 for one in read_hierarchies()):
+        hint = (
+            "this user can't write to the group of version 2 that it is in: run as root, or inside a delegated subtree "
+        )
+        hint += "(systemd-run --user --scope -p Delegate=yes ...)"
     else:
         hint = f"the kernel has it but nothing mounts it: mount=True mounts it privately, or mount -t cgroup -o {old}"
     return UnsupportedError("find controller", ENODEV, name, hint)
