@@ -16,8 +16,8 @@ from errno import EINVAL
 from struct import pack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from containerkit import _native, plan
 from containerkit import mount as mounts
-from containerkit import plan
 from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
 from containerkit.mount import Mount
@@ -46,6 +46,7 @@ _PID = Slot("pid")
 _ROOT = Slot("root")
 _USERNS = Slot("userns")
 _UPPER = Slot("upper")
+_F_DUPFD_CLOEXEC: Final = 1030
 _SIOCSIFFLAGS: Final = 0x8914
 _JOINED_IN_STAGE_1: Final = (Kind.CGROUP, Kind.IPC, Kind.UTS, Kind.NETWORK, Kind.PID)
 _SYS_HINT: Final = "/sys of a network namespace is mounted by its owner alone"
@@ -462,7 +463,13 @@ class _Start:
 
     def become_init(self, mode: bytes, clock: Clock) -> list[Operation]:
         """Keep what init needs and nothing else, and become it."""
-        steps = [plan.call("setsid", tolerate=(1,)), plan.call("dup3", Slot("owner"), OWNER_FD, 0, target="owner")]
+        steps = [plan.call("setsid", tolerate=(1,))]
+        if self.mode.reads_upper and self.spec.rootfs.in_memory:
+            # It may lie where the owner's pidfd goes; the caller's own descriptors lie high.
+            steps.append(
+                plan.call("fcntl", _UPPER, _F_DUPFD_CLOEXEC, _native.LOWEST, target="upper layer", result=_UPPER)
+            )
+        steps.append(plan.call("dup3", Slot("owner"), OWNER_FD, 0, target="owner"))
         first = REPORT_FD
         if mode == b"run":
             steps.append(plan.call("dup3", Slot("report"), REPORT_FD, 0, target="report"))

@@ -107,7 +107,7 @@ class Program:
         counts = len(self._tape.origin), len(data), len(argv), len(envp), len(slots), 0
         header = pack(f"=6I{len(slots)}q", *counts, *slots)
         strings = b"".join(word + b"\0" for word in (*argv, *envp))
-        fd = os.memfd_create("tape", os.MFD_CLOEXEC)
+        fd = _native.high(os.memfd_create("tape", os.MFD_CLOEXEC))
         with os.fdopen(os.dup(fd), "wb") as file:
             file.write(header + self._tape.steps + data + strings)
         return fd

@@ -68,7 +68,7 @@ def _own_pidfd() -> int:
     """Return a pidfd of this process, by which inits notice its end."""
     pid = os.getpid()
     if pid not in _owners:  # one for a process; a forked child opens its own
-        fd = os.pidfd_open(pid)
+        fd = _native.high(os.pidfd_open(pid))
         if _owners.setdefault(pid, fd) != fd:
             os.close(fd)  # another thread was sooner
     return _owners[pid]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from containerkit import _native
 from containerkit.assembly import Mode
 from containerkit.container import Container
 from containerkit.ground import Ground
@@ -109,7 +110,9 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
             options.get("stdin"), options.get("stdout"), options.get("stderr"), ground.outside(command.user.uid)
         )
         if has_init:
-            report = os.pipe2(os.O_CLOEXEC)
+            read, write = os.pipe2(os.O_CLOEXEC)
+            report = read, -1
+            report = read, _native.high(write)
         outcome = ground.start(
             Mode(init=has_init, command=command),
             command.argv,

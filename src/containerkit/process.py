@@ -327,9 +327,3 @@ class Process:
         self._close_files()
         self._kill_all()
         self.wait()
-
-    def __del__(self) -> None:
-        # The files close themselves. A live process belongs to its container, which ends it.
-        for fd in (getattr(self, "_pidfd", -1), getattr(self, "_report", -1)):
-            if fd >= 0 and getattr(self, "returncode", 0) is None and self._finish is None:
-                os.close(fd)

@@ -184,7 +184,7 @@ def _build(*, host: bool) -> Staging:
         steps.append(_open_own("mnt", Slot("mount")))
         program = Program(Plan(tuple(steps)))
         outcome = program.run(inputs, flags=_native.SHARE_FILES | _native.NO_PROCESS)
-        return Staging(program.slot(outcome, "mount"), programs=root.programs if root else ())
+        return Staging(_native.high(program.slot(outcome, "mount")), programs=root.programs if root else ())
     mappings = own_mappings()
     program = Program(Plan(tuple(_holder(mappings, root))))
     try:
@@ -192,9 +192,9 @@ def _build(*, host: bool) -> Staging:
     except SetupError as error:
         raise _explained(error) from None
     return Staging(
-        program.slot(outcome, "mount"),
-        program.slot(outcome, "holder"),
-        program.slot(outcome, "view"),
+        _native.high(program.slot(outcome, "mount")),
+        _native.high(program.slot(outcome, "holder")),
+        _native.high(program.slot(outcome, "view")),
         mappings,
         root.programs if root else (),
     )

@@ -954,3 +954,41 @@ def test_embedding_program_may_have_few_descriptors(runner):
 
 def test_output_is_bytes_io_ready(runner):
     assert [b"a\n", b"b\n"] == list(io.BytesIO(runner(["printf", "a\\nb\\n"]).stdout))
+
+
+def test_starts_whatever_numbers_are_free():
+    """What a start opens takes the lowest numbers that are free, and some numbers are given away: to the streams, to init."""
+    code = """
+import os, random, sys
+from containerkit import Container, run
+held = [os.dup(2) for _ in range(20)] if sys.argv[1] == "late" else []
+run(["true"])
+null = os.open("/dev/null", os.O_RDWR)
+for number in range(3, 16):
+    try: os.fstat(number)
+    except OSError: os.dup2(null, number); held.append(number)
+own = [number for number in range(3, 16) if number in held]
+chance = random.Random(1)
+for _ in range(60):
+    free = chance.sample(own, chance.randint(0, len(own)))
+    for number in free: os.close(number)
+    try:
+        done = run(["sh", "-c", "cat; echo e >&2; exit 5"], input=b"in")
+        assert (5, b"in", b"e\\n") == (done.returncode, done.stdout, done.stderr), done
+        with Container() as box:
+            done = box.run(["sh", "-c", "cat; exit 6"], input=b"in")
+            assert (6, b"in") == (done.returncode, done.stdout), done
+            box.files.write("/x", "y")
+            assert ["/x"] == [change.path for change in box.changes()]
+        try: run(["no-such"])
+        except OSError as error: assert error.errno == 2
+        else: raise AssertionError("not told")
+    finally:
+        for number in free: os.dup2(null, number)
+print("ok")
+"""
+    for when in ("late", "early"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, when], capture_output=True, text=True, check=False, timeout=100
+        )
+        assert ("ok\n", "") == (done.stdout, done.stderr)

@@ -23,6 +23,7 @@ __all__ = [
     "SLOTS",
     "Ending",
     "Outcome",
+    "high",
     "init_image",
     "interpreter",
     "proc",
@@ -106,10 +107,31 @@ def init_image() -> int:
 
 def _keep(name: str, fd: int) -> int:
     """Keep a descriptor that was just made, unless another thread was sooner."""
+    fd = high(fd)
     kept: int = _cache.setdefault(name, fd)
     if kept != fd:
         os.close(fd)
     return kept
+
+
+LOWEST = 16
+"""Below it lie the numbers that a start gives away: the standard streams, and what init is handed."""
+
+
+def high(fd: int) -> int:
+    """Return the descriptor, moved above the numbers that a start gives away.
+
+    Raises:
+        OSError: no more descriptors; it is closed.
+    """
+    if fd < 0 or fd >= LOWEST:
+        return fd
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST)
+    finally:
+        os.close(fd)
 
 
 def _seal(name: str, path: str) -> int:

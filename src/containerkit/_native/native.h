@@ -31,6 +31,7 @@
 #define CK_STACKS 4
 #define CK_STACK_BYTES (64 * 1024)
 #define CK_NO_SLOT 0xFFFF
+#define CK_LOWEST_FD 16        /* below it lie the numbers that a start gives away */
 #define CK_WATCHER_NS 50000000 /* how long a child waits for its parent's pidfd */
 #define CK_START_MS 20000      /* how long the parent waits for a process that has all it needs to exec */
 

@@ -18,6 +18,7 @@ from errno import EPROTO, ETIMEDOUT
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from containerkit._native import constants as k
+from containerkit._native import high
 from containerkit._native.outcome import CALLER, HIDE_MEMORY, NO_PROCESS, SHARE_FILES, SLOTS, Ending, Outcome
 
 if TYPE_CHECKING:
@@ -108,7 +109,12 @@ class Program:
         """Walk the tape in a new process; see :meth:`containerkit._native.compiled.Program.run`."""
         request = _Request(self._steps, self._data if data is None else data, argv, envp, slots, proc_fd)
         times = [time.monotonic_ns()]
-        error_read, request.error_fd = os.pipe()
+        error_read, write = os.pipe()
+        try:
+            request.error_fd = high(write)
+        except OSError:
+            os.close(error_read)
+            raise
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             stage = _raw(k.SYSTEM_CALLS["clone"], k.CLONE_FILES if flags & SHARE_FILES else 0, 0, 0, 0, 0)
@@ -142,6 +148,7 @@ class _Request:
         self.steps = steps
         self.proc_fd = proc_fd
         self.error_fd = -1
+        self.hidden = False
         self.handed_in = len(slots)
         self.memory = mmap.mmap(-1, SLOTS * 8 + 16 + len(data) + 8)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
@@ -231,7 +238,8 @@ class _Request:
 
     def begin(self, flags: int) -> NoReturn:
         """Be stage 1."""
-        if flags & HIDE_MEMORY:
+        self.hidden = bool(flags & HIDE_MEMORY)
+        if self.hidden:
             _raw(k.SYSTEM_CALLS["prctl"], k.PR_SET_DUMPABLE, 0, 0, 0, 0)
         _clear_handlers()
         self.walk(0)
@@ -297,7 +305,10 @@ class _Request:
                 self.slots[step.argument[0]] = -1
                 return _raw(k.SYSTEM_CALLS["close"], value[0])
             case k.STEP_ENTER:
-                # A forked child is alone in its address space already; an exec would have made it dumpable again.
+                # A forked child is alone in its address space already. An exec would have made it dumpable again; where
+                # others are about who must not see the interpreter's memory, it stays as it is.
+                if self.hidden:
+                    return 0
                 return _raw(k.SYSTEM_CALLS["prctl"], k.PR_SET_DUMPABLE, 1, 0, 0, 0)
             case k.STEP_INIT:
                 self._await_watcher()

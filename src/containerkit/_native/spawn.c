@@ -279,6 +279,17 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
     int error_pipe[2];
     if (pipe2(error_pipe, O_CLOEXEC) < 0)
         return -errno;
+    /* Above the numbers that the tape gives to streams and to init. */
+    if (error_pipe[1] < CK_LOWEST_FD) {
+        int moved = fcntl(error_pipe[1], F_DUPFD_CLOEXEC, CK_LOWEST_FD);
+        int error = errno;
+        close(error_pipe[1]);
+        if (moved < 0) {
+            close(error_pipe[0]);
+            return -error;
+        }
+        error_pipe[1] = moved;
+    }
     request->error_fd = error_pipe[1];
     uint64_t all = ~(uint64_t)0;
     uint64_t mask;
