@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["SLOT_PREFIX", "Freezer", "Membership", "account", "inputs", "joining"]
 
 SLOT_PREFIX: Final = "cgroup "
-"""The slots of the tasks files of version 1 are called ``cgroup 0``, ``cgroup 1``, ..."""
+"""The slots of the directories of version 1 are called ``cgroup 0``, ``cgroup 1``, ..."""
 
 _REPORTED: Final = ("memory", "io", "pids", "cpu")
 """What a leaf counts."""
@@ -257,17 +257,17 @@ class Freezer:
 
 
 def joining(group: CGroup | None) -> Joining:
-    """Return how many files a child writes to in order to join a group, and whether it is born into one."""
+    """Return in how many directories of version 1 a child joins a group, and whether it is born into one."""
     if group is None:
         return NOTHING_TO_JOIN
-    return Joining(len(group.join_files()), group.directory_fd is not None)
+    return Joining(len(group.join_directories()), group.directory_fd is not None)
 
 
 def inputs(group: CGroup | None) -> dict[str, int]:
     """Return the slots by which a child joins a group."""
     if group is None:
         return {}
-    slots = {f"{SLOT_PREFIX}{number}": fd for number, fd in enumerate(group.join_files())}
+    slots = {f"{SLOT_PREFIX}{number}": fd for number, fd in enumerate(group.join_directories())}
     if group.directory_fd is not None:
         slots[GROUP.name] = group.directory_fd
     return slots

@@ -118,18 +118,26 @@ class Joining(NamedTuple):
     """How a process comes into its control groups, before the first instruction of the command.
 
     Attributes:
-        files: how many ``tasks`` files of version 1 it writes to; their slots are ``cgroup 0``, ``cgroup 1``, ...
+        old: how many groups of version 1 it joins; the slots of their directories are ``cgroup 0``, ``cgroup 1``, ...
         born: whether it is cloned into a version 2 group, in the slot ``cgroup``.
     """
 
-    files: int = 0
+    old: int = 0
     born: bool = False
 
     def operations(self) -> list[Operation]:
         """Return the operations of the process that is about to clone. ``0`` is the writer. Source: cgroups(7)."""
-        slots = [Slot(f"cgroup {number}") for number in range(self.files)]
-        hint = "the group is gone; or a real-time process (chrt) joins a cpu group of version 1 without cpu_rt_runtime_us"
-        return [plan.write(slot, b"0", "tasks", hint) for slot in slots]
+        at = Slot("tasks")
+        steps: list[Operation] = []
+        hint = "the group is gone; or a real-time process joins a cpu group of version 1 without cpu_rt_runtime_us"
+        for number in range(self.old):
+            slot = Slot(f"cgroup {number}")
+            steps += [
+                plan.open_at(slot, b"tasks", k.O_WRONLY | k.O_CLOEXEC, at, target="tasks", hint=hint),
+                plan.write(at, b"0", "tasks", hint),
+                plan.close(at),
+            ]
+        return steps
 
     @property
     def group(self) -> Slot | None:

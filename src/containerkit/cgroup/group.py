@@ -48,7 +48,6 @@ class CGroup:
         "_events",
         "_former_kills",
         "_inner",
-        "_join",
         "_joined",
         "_maker",
         "_owned",
@@ -75,7 +74,6 @@ class CGroup:
         self._owned = owned
         self._maker = os.getpid()
         self._attach: tuple[int, ...] = ()
-        self._join: tuple[int, ...] = ()
         self._inner: Tree | None = None
         self._events: list[ReferenceType[Events]] = []
         self._former_kills = 0
@@ -256,8 +254,8 @@ class CGroup:
             self._attach = tuple(part.open_file("cgroup.procs", os.O_WRONLY) for part in self._joined)
         return self._attach[:-1] if into and self.directory_fd is not None else self._attach
 
-    def join_files(self) -> tuple[int, ...]:
-        """Return descriptors, open for writing, of the version 1 ``tasks`` files; a thread that writes ``0`` joins.
+    def join_directories(self) -> tuple[int, ...]:
+        """Return descriptors of the version 1 directories; a thread that writes ``0`` to ``tasks`` in each joins.
 
         For a process of one thread that is about to become something else: a write to cgroup.procs takes a lock of the
         whole machine, and waits for an RCU grace period, some milliseconds, when nobody has taken it lately. The
@@ -268,10 +266,7 @@ class CGroup:
         Source: cgroup_procs_write_start() in the kernel's kernel/cgroup/cgroup.c.
         """
         self._check_open()
-        if not self._join:
-            old = [part for part in self._joined if part.version == 1]
-            self._join = tuple(part.open_file("tasks", os.O_WRONLY) for part in old)
-        return self._join
+        return tuple(part.fd for part in self._joined if part.version == 1)
 
     def processes(self) -> frozenset[int]:
         """Return the pids of all processes in it and in the groups below it, as this pid namespace numbers them."""
@@ -462,8 +457,7 @@ class CGroup:
 
     def _end(self, state: Literal["removed", "closed"]) -> None:
         self._state = state
-        files = (*self._attach, *self._join)
-        self._attach = self._join = ()
+        files, self._attach = self._attach, ()
         for fd in files:
             os.close(fd)
         for known in self._events:

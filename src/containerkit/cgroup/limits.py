@@ -235,7 +235,7 @@ def _of(controller: str) -> dict[str, str]:
     return {"controller": controller}
 
 
-@attrs.frozen(kw_only=True, repr=False)
+@attrs.frozen(kw_only=True, repr=False, cache_hash=True)
 class Limits:
     """What a group may use; the same on both versions of cgroups. A field that is None is left alone.
 
