@@ -45,7 +45,7 @@ def work():
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-time.sleep(0.05)
+time.sleep(0.5)  # what is there now is the container, not its start
 assert box.run(["true"]).returncode == 0
 count = 2
 """,
@@ -75,7 +75,7 @@ def tree(pid):
 deadline = time.monotonic() + 20
 while len(tree(os.getpid())) < count and time.monotonic() < deadline:
     time.sleep(0.01)
-time.sleep(0.05)
+time.sleep(0.5)  # what is there now is the container, not its start
 print(*tree(os.getpid()), flush=True)
 time.sleep(60)
 """
