@@ -283,7 +283,13 @@ def test_main_is_as_light_as_what_it_is_asked():
 def test_run_loads_nothing_that_only_others_need():
     code = "import sys, containerkit.cli.run; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"json", "asyncio", "urllib3", "click", "rich", "csv", "logging", "tempfile"} & set(loaded)
+    heavy = {"json", "asyncio", "urllib3", "click", "rich", "csv", "logging", "tempfile", "containerkit.image"}
+    assert not heavy & set(loaded)
+
+
+def test_complaints_do_not_steer_the_terminal(capsys):
+    commands.complain("a\x1b[2Jb\tc\nd é")
+    assert capsys.readouterr().err == "containerkit: a\\x1b[2Jb\\tc\nd é\n"
 
 
 def test_complaints_to_nobody_are_dropped(monkeypatch):

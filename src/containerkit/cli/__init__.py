@@ -21,6 +21,10 @@ COMMANDS: Final = {
     "explain": "print the operations that 'run' would do",
     "probe": "tell what this host can do, and what would help",
     "seccomp": "record the system calls of a command, as a profile",
+    "image": "fetch, send, build, convert and look at images",
+    "template": "make a root from what the host has or a distribution offers",
+    "login": "keep the name and password for a registry",
+    "logout": "forget them",
     "gc": "remove what killed owners have left behind",
 }
 """The commands, each a module of this package, and what they do."""

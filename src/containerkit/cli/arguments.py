@@ -14,9 +14,10 @@ from containerkit.namespace import Kind, Namespaces
 from containerkit.rootfs import RootFS
 
 if TYPE_CHECKING:
+    from containerkit.image import Image
     from containerkit.mount import Mount
 
-__all__ = ["command", "container", "define", "words"]
+__all__ = ["command", "container", "define", "image", "words"]
 
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 
@@ -38,11 +39,23 @@ class _AddMount(argparse.Action):
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe a container and a command."""
     parser.usage = f"{parser.prog} [OPTIONS] [--] COMMAND [ARGUMENT ...]"
+    _define_image(parser.add_argument_group("the image"))
     _define_files(parser.add_argument_group("files"))
     _define_isolation(parser.add_argument_group("isolation"))
     _define_limits(parser.add_argument_group("limits"))
     _define_command(parser.add_argument_group("the command"))
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+
+
+def _define_image(group: Any) -> None:
+    group.add_argument(
+        "--image",
+        metavar="NAME",
+        help="the image that is seen as /; the command follows its entrypoint, and may be left out where it has one",
+    )
+    group.add_argument("--pull", choices=("missing", "always", "never"), help="fetch it (default: missing)")
+    group.add_argument("--platform", metavar="OS/ARCH", help="which of several (default: this machine's)")
+    group.add_argument("--entrypoint", metavar="PROGRAM", help="in the place of the image's; '' for none")
 
 
 def _define_files(group: Any) -> None:
@@ -115,8 +128,10 @@ def _define_command(group: Any) -> None:
     group.add_argument(
         "-e", "--env", metavar="NAME[=VALUE]", **_LISTS, help="a variable, or one to pass on; repeatable"
     )
-    group.add_argument("--cwd", metavar="DIR", help="the working directory (default: /)")
-    group.add_argument("--user", metavar="UID[:GID]", help="ids, or names as the container knows them (default: 0)")
+    group.add_argument("--cwd", metavar="DIR", help="the working directory (default: the image's, or /)")
+    group.add_argument(
+        "--user", metavar="UID[:GID]", help="ids, or names as the container knows them (default: the image's, or 0)"
+    )
     group.add_argument("--umask", metavar="MODE", help="in octal (default: 022)")
     group.add_argument("--nice", metavar="NUMBER", help="from -20 to 19 (default: the caller's)")
     pty = group.add_mutually_exclusive_group()
@@ -131,8 +146,31 @@ def _define_command(group: Any) -> None:
     group.add_argument("--time", action="store_true", help="say on stderr what it took")
 
 
-def words(options: argparse.Namespace) -> list[str]:
+def image(options: argparse.Namespace) -> Image | None:
+    """Return the image of ``--image``, fetched when it is not there, or None without it.
+
+    Raises:
+        SpecError: options for an image without one, or with another root.
+        ImageError: it can't be had.
+    """
+    if options.image is None:
+        for name in ("pull", "platform", "entrypoint"):
+            if getattr(options, name) is not None:
+                raise SpecError(f"--{name} is about an image: say which with --image")
+        return None
+    for name in ("rootfs", "overlay", "tmpfs_root"):
+        if getattr(options, name):
+            raise SpecError(f"--{name.replace('_', '-')} and --image can't both be given")
+    from containerkit.image import Image, terminal_progress
+
+    with terminal_progress() as progress:
+        return Image.get(options.image, pull=options.pull or "missing", platform=options.platform, progress=progress)
+
+
+def words(options: argparse.Namespace, image: Image | None = None) -> list[str]:
     """Return the command's words. What follows the first of them is the command's, ``--`` as well.
+
+    With an image they follow its entrypoint; its own command stands in for them.
 
     Raises:
         SpecError: there are none.
@@ -140,19 +178,31 @@ def words(options: argparse.Namespace) -> list[str]:
     given: list[str] = options.command
     if given[:1] == ["--"]:
         given = given[1:]
+    if image is not None:
+        given = _image_words(image, given, options.entrypoint)
     if not given:
         raise SpecError("a command is needed, such as: containerkit run -- sh")
     return given
 
 
-def container(options: argparse.Namespace) -> dict[str, Any]:
+def _image_words(image: Image, given: list[str], entrypoint: str | None) -> list[str]:
+    if entrypoint is not None:  # then the image's command, which was for its own, has no meaning
+        return [*([entrypoint] if entrypoint else []), *given]
+    return list(image.defaults.argv(given or None))
+
+
+def container(options: argparse.Namespace, image: Image | None = None) -> dict[str, Any]:
     """Return the arguments of :class:`containerkit.Container`.
+
+    Args:
+        options: what was parsed.
+        image: what :func:`image` has found.
 
     Raises:
         SpecError: a value that can't be, or options that do not go together.
     """
     fields: dict[str, Any] = {
-        "rootfs": _rootfs(options),
+        "rootfs": _rootfs(options, image),
         "mounts": tuple(_mount(option, text) for option, text in options.mounts),
         "namespaces": _namespaces(options),
         "sysctls": values.pairs("--sysctl", options.sysctl),
@@ -166,12 +216,14 @@ def container(options: argparse.Namespace) -> dict[str, Any]:
     return fields
 
 
-def _rootfs(options: argparse.Namespace) -> RootFS:
-    if options.upper is not None and not options.overlay:
-        raise SpecError("--upper takes the changes of a union: give its layers with --overlay")
+def _rootfs(options: argparse.Namespace, image: Image | None) -> RootFS:
+    if options.upper is not None and not options.overlay and image is None:
+        raise SpecError("--upper takes the changes of a union: give its layers with --overlay, or an --image")
     if options.root_size is not None and (options.rootfs is not None or options.upper is not None):
         raise SpecError("--root-size limits what is written in memory, and nothing is: writes go to a folder")
-    if options.rootfs is not None:
+    if image is not None:
+        root = image.rootfs(upper=options.upper, size=options.root_size)
+    elif options.rootfs is not None:
         root = RootFS.dir(options.rootfs)
     elif options.overlay:
         root = RootFS.overlay(*options.overlay, upper=options.upper, size=options.root_size)
@@ -236,17 +288,18 @@ def _confinement(options: argparse.Namespace) -> dict[str, Any]:
     return fields
 
 
-def command(options: argparse.Namespace, *, terminal: str | None = None) -> dict[str, Any]:
+def command(options: argparse.Namespace, image: Image | None = None, *, terminal: str | None = None) -> dict[str, Any]:
     """Return the arguments of ``Container.popen`` that describe the command.
 
     Args:
         options: what was parsed.
+        image: what :func:`image` has found: the variables are added to its own.
         terminal: the caller's ``TERM``, when the command gets a terminal of its own and the caller has one.
 
     Raises:
         SpecError: a value that can't be.
     """
-    base = dict(DEFAULT_ENVIRONMENT)
+    base = dict(DEFAULT_ENVIRONMENT if image is None else image.defaults.options()["env"])
     if terminal:
         base["TERM"] = terminal
     fields: dict[str, Any] = {

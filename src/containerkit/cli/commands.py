@@ -14,16 +14,17 @@ from containerkit.errors import ContainerError, SetupError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["complain", "run"]
+__all__ = ["Parser", "complain", "printable", "run"]
 
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Speaks of mistakes as all of the command line does."""
 
     def error(self, message: str) -> NoReturn:
+        """Complain and end with the status of containerkit's own failures."""
         complain(f"{self.prog.removeprefix('containerkit ')}: {message} (see '{self.prog} --help')")
         raise SystemExit(FAILED)
 
@@ -39,7 +40,7 @@ def run(name: str, words: Sequence[str]) -> int:
         The exit status.
     """
     module = import_module(f"containerkit.cli.{name}")
-    parser = _Parser(
+    parser = Parser(
         prog=f"containerkit {name}",
         description=module.__doc__,
         epilog=getattr(module, "EPILOG", None),
@@ -49,24 +50,34 @@ def run(name: str, words: Sequence[str]) -> int:
     assert name in COMMANDS
     module.define(parser)
     try:
-        options = parser.parse_args(words)
+        return int(module.main(parser.parse_args(words)))
     except SystemExit as end:  # --help, or a mistake that was complained about
         return end.code if isinstance(end.code, int) else FAILED
-    try:
-        return int(module.main(options))
     except (ContainerError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        complain(str(error))
+        complain(": ".join((*getattr(error, "__notes__", ()), str(error))))
         return _status(error)
 
 
 def complain(message: str) -> None:
-    """Write a message to stderr, as ``containerkit: MESSAGE``."""
+    """Write a message to stderr, as ``containerkit: MESSAGE``; it may quote what somebody else says."""
     try:
-        print(f"containerkit: {message}", file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
+        print(f"containerkit: {printable(message)}", file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
     except OSError:  # the terminal is gone, there is nobody to complain to
         return
+
+
+def printable(text: str) -> str:
+    """Return a text so that it can't steer a terminal: what is not printable is escaped, but for the ends of lines."""
+    if text.isprintable():
+        return text
+    escape = str.maketrans({char: _escaped(char) for char in set(text) - {"\n"} if not char.isprintable()})
+    return text.translate(escape)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def _status(error: Exception) -> int:

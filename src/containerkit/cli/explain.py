@@ -10,6 +10,7 @@ from containerkit.command import Command, User
 from containerkit.container import Container
 from containerkit.errors import SpecError
 from containerkit.ground import Ground
+from containerkit.invocation import with_defaults
 from containerkit.payload import exec_plan
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         ContainerError: the description can't be.
     """
-    words = arguments.words(options)
-    container = Container(**arguments.container(options))
-    fields = arguments.command(options)
+    image = arguments.image(options)
+    words = arguments.words(options, image)
+    container = Container(**arguments.container(options, image))
+    fields = with_defaults(container.spec.rootfs, arguments.command(options, image))
     user = _user(fields.pop("user", "0"))
     command = Command(
         argv=words, user=user, terminal=bool(options.pty), confinement=container.spec.confinement, **fields

@@ -14,12 +14,15 @@ from containerkit.cli.attend import Attendant, Relay
 from containerkit.cli.commands import complain
 from containerkit.cli.signals import FORWARDED, Signals
 from containerkit.container import Container
+from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from containerkit.image import Image
     from containerkit.process import Process
+    from containerkit.rootfs import RootFS
 
 __all__ = ["EPILOG", "define", "main"]
 
@@ -33,6 +36,8 @@ when its time was up, 125 when containerkit itself failed.
   containerkit run -- uname -a
   containerkit run --bind .:/work --cwd /work -- make
   containerkit run --rootfs ./debian --share-net --env LANG -- bash
+  containerkit run --image alpine:3.20
+  containerkit run --image debian:12 --share-net --cap docker --commit tools:1 -- apt-get install -y curl
 """
 
 _TIMED_OUT: Final = 124  # as timeout(1)
@@ -42,7 +47,13 @@ _CAUSES: Final = {
     "seccomp": "it was killed for a system call that the seccomp filter forbids",
 }
 
-define = arguments.define
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    arguments.define(parser)
+    parser.add_argument(
+        "--commit", metavar="NAME", help="when it ends with status 0, make an image of what it has changed"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -51,11 +62,14 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         ContainerError: it could not be started.
     """
-    words = arguments.words(options)
-    fields = arguments.container(options)
+    image = arguments.image(options)
+    words = arguments.words(options, image)
+    fields = arguments.container(options, image)
+    if options.commit is not None:
+        _check_commit(options.commit, fields["rootfs"])
     timeout = arguments.timeout(options)
     pty = terminal.is_wanted() if options.pty is None else bool(options.pty)
-    command = arguments.command(options, terminal=os.environ.get("TERM") if pty else None)
+    command = arguments.command(options, image, terminal=os.environ.get("TERM") if pty else None)
     began = time.perf_counter()
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if pty else FORWARDED))
@@ -71,6 +85,8 @@ def main(options: argparse.Namespace) -> int:
         if not in_time:
             process.kill()
         status = process.wait()
+        if options.commit is not None and status == 0 and in_time:
+            _commit(container, image, options.commit)
     if options.time:
         _report(container, process, time.perf_counter() - began)
     if not in_time:
@@ -79,6 +95,24 @@ def main(options: argparse.Namespace) -> int:
     if status and process.cause in _CAUSES:
         complain(f"{words[0]}: {_CAUSES[process.cause]}")
     return status if status >= 0 else 128 - status
+
+
+def _check_commit(name: str, rootfs: RootFS) -> None:
+    """Refuse what could not be committed before the command runs, not after it."""
+    from containerkit.image import Reference
+
+    Reference.parse(name)
+    if rootfs.kind == "host" or rootfs.readonly:
+        raise SpecError(
+            "--commit: the machine's programs are no part of an image, and what can't be written to has no "
+            "changes; it needs a root such as --image"
+        )
+
+
+def _commit(container: Container, image: Image | None, name: str) -> None:
+    from containerkit.image import commit
+
+    commit(container, name, base=image)
 
 
 def _report(container: Container, process: Process, real_s: float) -> None:

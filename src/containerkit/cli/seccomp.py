@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import argparse
     from collections import Counter
 
+    from containerkit.image import Image
+
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
@@ -59,11 +61,12 @@ def main(options: argparse.Namespace) -> int:
         ContainerError: it could not be started.
         OSError: the profile could not be written.
     """
-    words = arguments.words(options)
+    image = arguments.image(options)
+    words = arguments.words(options, image)
     if options.pty:
         raise SpecError("--pty: what is recorded has the caller's own streams")
     recorder = Recorder(MACHINE)
-    status = _run(words, options, recorder)
+    status = _run(words, options, image, recorder)
     if options.count:
         for name, count in recorder.calls.most_common():
             print(f"{count:8} {name}", file=sys.stderr)  # noqa: T201 - as asked
@@ -71,15 +74,15 @@ def main(options: argparse.Namespace) -> int:
     return status
 
 
-def _run(words: list[str], options: argparse.Namespace, recorder: Recorder) -> int:
+def _run(words: list[str], options: argparse.Namespace, image: Image | None, recorder: Recorder) -> int:
     """Run the command to its end, and all that it leaves behind to the container's."""
-    fields: dict[str, Any] = arguments.container(options)
+    fields: dict[str, Any] = arguments.container(options, image)
     timeout = arguments.timeout(options)
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED))
         container = stack.enter_context(Container(**fields))
         process = container.popen(
-            words, seccomp=recording_filter(), syscall_handler=recorder, **arguments.command(options)
+            words, seccomp=recording_filter(), syscall_handler=recorder, **arguments.command(options, image)
         )
         in_time = Attendant(process, signals, timeout).stay()
         if not in_time:

@@ -109,6 +109,7 @@ class StageBuilder:
         key = key_of(self.key, facts)
         cached = self.engine.cache.find(key, self.engine.lease)
         if cached is None:
+            self.engine.report(shown, "running")
             made = make()
             cached = Made(layer=made, created=self.engine.timestamp())
             self.engine.cache.put(key, cached)

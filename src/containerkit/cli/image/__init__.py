@@ -1,0 +1,49 @@
+"""Fetch, send, build, convert and look at images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from containerkit.cli.image import files, making, names, transfer
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["EPILOG", "define", "main"]
+
+EPILOG: Final = """\
+An IMAGE is a name such as alpine:3.20 or registry.example.org/team/app@sha256:..., or how its digest or id begins.
+They are kept in /var/lib/containerkit/images for root, else below $XDG_DATA_HOME; $CONTAINERKIT_IMAGES says otherwise.
+
+  containerkit image pull debian:12
+  containerkit image build --tag app:1 .
+  containerkit image list
+  containerkit run --image app:1 -- --help
+"""
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Add a parser for each verb."""
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in (*transfer.VERBS, *names.VERBS, *files.VERBS, *making.VERBS):
+        inner = verbs.add_parser(
+            verb.name,
+            aliases=verb.aliases,
+            help=verb.purpose,
+            description=f"{verb.purpose[0].upper()}{verb.purpose[1:]}.",
+            epilog=verb.epilog,
+            formatter_class=parser.formatter_class,
+            allow_abbrev=False,
+        )
+        verb.define(inner)
+        inner.add_argument("--store", metavar="DIR", help="where images are kept (default: the user's store)")
+        inner.set_defaults(verb=verb.main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Carry out a verb; returns the exit status.
+
+    Raises:
+        ContainerError: it could not be.
+    """
+    return int(options.verb(options))

@@ -1,0 +1,160 @@
+"""``containerkit image save``, ``load``, ``import``, ``export`` and ``flatten``: images as files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.cli import values
+from containerkit.cli.image.verb import Verb, find, image_argument, pinned, platform_option, say
+from containerkit.cli.image.verb import store as chosen_store
+from containerkit.errors import SpecError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from containerkit.image import Defaults
+
+__all__ = ["VERBS"]
+
+_STDOUT: Final = "/dev/stdout"
+
+
+def _output_option(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help=f"the file to write{more}")
+
+
+# --- save, load
+
+
+def _define_save(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="name, digest or id")
+    platform_option(parser)
+    _output_option(parser)
+    parser.add_argument(
+        "--format",
+        choices=("oci-archive", "docker-archive"),
+        default="oci-archive",
+        help="docker-archive is what 'docker load' reads (default: oci-archive)",
+    )
+
+
+def _save(options: argparse.Namespace) -> int:
+    from containerkit.image.archive import save
+
+    images = [find(options, text) for text in options.images]
+    pairs = [(image.manifest.descriptor, str(image.reference or "")) for image in images]
+    save(chosen_store(options), pairs, options.output, form=options.format)
+    return 0
+
+
+def _define_load(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="an archive of either kind, or an image layout's folder"
+    )
+
+
+def _load(options: argparse.Namespace) -> int:
+    from containerkit.image import Image
+
+    for path in options.files:
+        for image in Image.load(path, store=chosen_store(options)):
+            say(pinned(image))
+    return 0
+
+
+# --- import, export
+
+
+def _define_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a tar archive of a root, compressed or not")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the image's name (default: none)")
+    platform_option(parser)
+    parser.add_argument("--message", metavar="TEXT", default="", help="goes into its history")
+    group = parser.add_argument_group("what containers made from it have by default")
+    group.add_argument("--command", metavar="WORDS", help="what runs, such as 'nginx -g \"daemon off;\"'")
+    group.add_argument("--entrypoint", metavar="WORDS", help="the program that the command is passed to")
+    group.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="a variable; repeatable")
+    group.add_argument("--user", metavar="USER[:GROUP]", default="", help="who it is")
+    group.add_argument("--cwd", metavar="DIR", default="", help="the working directory")
+    group.add_argument("--label", metavar="NAME=VALUE", action="append", default=[], help="a label; repeatable")
+
+
+def _import(options: argparse.Namespace) -> int:
+    from containerkit.image import Image
+
+    image = Image.import_tar(
+        options.file,
+        options.name,
+        defaults=_defaults(options),
+        platform=options.platform,
+        store=chosen_store(options),
+        comment=options.message,
+    )
+    say(pinned(image))
+    return 0
+
+
+def _defaults(options: argparse.Namespace) -> Defaults:
+    from containerkit.image import Defaults
+
+    return Defaults(
+        command=_words("--command", options.command),
+        entrypoint=_words("--entrypoint", options.entrypoint),
+        env=values.pairs("--env", options.env),
+        user=options.user,
+        working_dir=options.cwd,
+        labels=values.pairs("--label", options.label),
+    )
+
+
+def _words(option: str, text: str | None) -> tuple[str, ...]:
+    """Split a command as a shell does."""
+    if text is None:
+        return ()
+    import shlex
+
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise SpecError(f"{option} {text!r}: {error}") from None
+
+
+def _define_export(parser: argparse.ArgumentParser) -> None:
+    image_argument(parser)
+    _output_option(parser, "; '-' is stdout")
+
+
+def _export(options: argparse.Namespace) -> int:
+    path = options.output
+    if path == "-":
+        if os.isatty(sys.stdout.fileno()):
+            raise SpecError("export: an archive is nothing for a terminal; say --output FILE, or use a pipe")
+        path = _STDOUT
+    find(options, options.image).export(path)
+    return 0
+
+
+# --- flatten
+
+
+def _define_flatten(parser: argparse.ArgumentParser) -> None:
+    image_argument(parser)
+    _output_option(parser)
+    forms: dict[str, Any] = {"choices": ("erofs", "squashfs"), "default": "erofs"}
+    parser.add_argument("--format", **forms, help="the filesystem (default: erofs)")
+
+
+def _flatten(options: argparse.Namespace) -> int:
+    find(options, options.image).flatten(options.output, form=options.format)
+    return 0
+
+
+VERBS: Final = (
+    Verb("save", "write images into one file that other container tools read", _define_save, _save),
+    Verb("load", "read images from such files, and print their names", _define_load, _load),
+    Verb("import", "make an image of a tar archive of a root, and print its name", _define_import, _import),
+    Verb("export", "write the whole root of an image into one tar archive", _define_export, _export),
+    Verb("flatten", "write the root of an image as one filesystem that the kernel mounts", _define_flatten, _flatten),
+)

@@ -1,0 +1,155 @@
+"""``containerkit image build`` and ``squash``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.cli.image.verb import Verb, find, image_argument, one_line, pinned, platform_option, say, tell
+from containerkit.cli.image.verb import store as chosen_store
+from containerkit.errors import ExitError, SpecError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from containerkit.image import ProgressEvent
+
+__all__ = ["VERBS"]
+
+_LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
+_EPILOG: Final = """\
+The steps and what their commands write go to stderr. Commands have no network unless --network host is given. A step
+that was done before, with the same files and words, is not done again.
+
+  containerkit image build --tag app:1 --build-arg VERSION=2 --network host .
+  containerkit image build --secret id=token,src=$HOME/.token --target test .
+"""
+
+
+def _define_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("context", metavar="DIR", nargs="?", default=".", help="what it copies from (default: .)")
+    parser.add_argument("-t", "--tag", metavar="NAME", action="append", default=[], help="the image's name; repeatable")
+    parser.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="the Dockerfile; '-' is stdin (default: Dockerfile or Containerfile in DIR)",
+    )
+    parser.add_argument("--target", metavar="STAGE", default="", help="the stage to build (default: the last)")
+    parser.add_argument("--build-arg", metavar="NAME[=VALUE]", **_LISTS, help="a value for ARG; repeatable")
+    parser.add_argument("--secret", metavar="id=NAME,src=FILE|env=NAME", **_LISTS, help="a secret file; repeatable")
+    parser.add_argument("--network", choices=("none", "host"), default="none", help="of its commands (default: none)")
+    parser.add_argument(
+        "--pull", choices=("missing", "always", "never"), default="missing", help="base images (default: missing)"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="do all steps again")
+    parser.add_argument("--epoch", metavar="SECONDS", help="no time is younger (default: $SOURCE_DATE_EPOCH, if set)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show neither steps nor what commands write")
+    platform_option(parser)
+
+
+def _build(options: argparse.Namespace) -> int:
+    from containerkit.image import Image
+
+    more: dict[str, Any] = {}
+    if options.file == "-":
+        more["text"] = sys.stdin.read()
+    elif options.file is not None:
+        more["dockerfile"] = options.file
+    if not options.quiet:
+        more |= {"progress": _show_step, "log": tell}
+    try:
+        image = Image.build(
+            options.context,
+            tag=options.tag[0] if options.tag else None,
+            target=options.target,
+            args=_arguments(options.build_arg),
+            secrets=dict(_secret(text) for text in options.secret),
+            network=options.network,
+            pull=options.pull,
+            cache=not options.no_cache,
+            epoch=_epoch(options.epoch),
+            platform=options.platform,
+            store=chosen_store(options),
+            **more,
+        )
+    except ExitError as error:
+        if options.quiet and error.stdout:  # what it wrote last tells why
+            tell(str(error.stdout).rstrip("\n"))
+        raise
+    for name in options.tag[1:]:
+        image.tag(name)
+    say(pinned(image))
+    return 0
+
+
+def _show_step(event: ProgressEvent, /) -> None:
+    """Show a step as a line; downloads of base images too, since bars would be torn by what commands write."""
+    if event.action == "build":
+        suffix = {"running": "", "exists": " (known)"}.get(event.status)
+        if suffix is not None:
+            tell(f"=> {one_line(event.subject)}{suffix}")
+    elif event.status == "done" and sys.stderr.isatty():
+        tell(f"   {event.action} {event.subject}")
+
+
+def _arguments(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise SpecError(f"--build-arg {text!r}: must be NAME=VALUE, or NAME to pass one on")
+        if equals:
+            found[name] = value
+        elif name in os.environ:
+            found[name] = os.environ[name]
+    return found
+
+
+def _secret(text: str) -> tuple[str, Any]:
+    """Return the id and the place of a secret. Source: docker build --secret."""
+    from pathlib import Path
+
+    fields = dict(part.partition("=")[::2] for part in text.split(","))
+    kind = fields.pop("type", "")
+    name, source = fields.pop("id", ""), fields.pop("src", "") or fields.pop("source", "")
+    variable = fields.pop("env", "")
+    if not name or fields or kind not in ("", "file", "env") or (source and variable):
+        raise SpecError(f"--secret {text!r}: must be id=NAME,src=FILE or id=NAME,env=VARIABLE")
+    if source:
+        return name, Path(source)
+    variable = variable or name
+    if variable not in os.environ:
+        raise SpecError(f"--secret {text!r}: the variable {variable} is not set; say src=FILE for a file")
+    return name, os.environb[os.fsencode(variable)]
+
+
+def _epoch(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal():
+        raise SpecError(f"--epoch: {text!r} is not a number of seconds")
+    return int(text)
+
+
+def _define_squash(parser: argparse.ArgumentParser) -> None:
+    image_argument(parser)
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the new image's name (default: none)")
+
+
+def _squash(options: argparse.Namespace) -> int:
+    say(pinned(find(options, options.image).squash(options.name)))
+    return 0
+
+
+VERBS: Final = (
+    Verb(
+        "build",
+        "build an image from a Dockerfile, and print its name with its digest",
+        _define_build,
+        _build,
+        epilog=_EPILOG,
+    ),
+    Verb("squash", "make an image with the same root in one layer, and print its name", _define_squash, _squash),
+)
