@@ -70,7 +70,8 @@ def test_memory_limit_leaves_no_swap_unless_asked():
 
 @needs("cpu")
 def test_cpus_give_that_share_of_a_processor():
-    with CGroup.create(limits=Limits(cpus=0.5)) as group, python(group, SPIN) as process:
+    limits = Limits(cpus=0.5, cpu_weight=10000)  # the weight: what else the machine does shall not take it away
+    with CGroup.create(limits=limits) as group, python(group, SPIN) as process:
         time.sleep(0.3)
         began, before = time.monotonic(), cpu_seconds(process.pid)
         time.sleep(2)

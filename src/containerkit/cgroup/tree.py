@@ -307,14 +307,12 @@ def not_served(name: str, unified: Directory | None) -> UnsupportedError:
         mounted = next((one.mountpoint for one in read_hierarchies() if old in one.controllers), None)
         hint = f"no mount of its hierarchy is visible here; mount -t cgroup -o {old}, as root"
         if mounted is not None:
-            hint = f"{mounted} can't be written to by this user: run as root, or leave out what needs {name}"
+            hint = f"its mount on {mounted} is not writable here: run as root, mount it writable, or do without {name}"
     elif unified is not None and name not in _ONLY_VERSION_1:
         hint = f"{unified.path} was not handed it; write +{name} to cgroup.subtree_control of the groups above, or "
         hint += "set Delegate=yes in the systemd unit"
     elif unified is None and name not in _ONLY_VERSION_1 and any(one.version == 2 for one in read_hierarchies()):
-        hint = (
-            "this user can't write to the group of version 2 that it is in: run as root, or inside a delegated subtree "
-        )
+        hint = "the caller's group of version 2 is not writable here: run as root, or inside a delegated subtree "
         hint += "(systemd-run --user --scope -p Delegate=yes ...)"
     else:
         hint = f"the kernel has it but nothing mounts it: mount=True mounts it privately, or mount -t cgroup -o {old}"
