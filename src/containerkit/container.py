@@ -69,6 +69,9 @@ class Timings(NamedTuple):
     total_us: float
 
 
+_ATTACHED: Final = "containerkit.attached"
+"""The room of the containers that another has started; it builds on this one and is loaded late."""
+
 _alive: WeakSet[Container] = WeakSet()
 
 
@@ -130,6 +133,30 @@ class Container:
         self._freezer: Freezer | None = None
         self._paused = False
         self._stopped = False
+
+    @classmethod
+    def attach(cls, id: str, root: str | None = None, **confinement: Any) -> Container:  # noqa: A002
+        """Return a view of a container that ``containerkit-oci`` has created and that is alive.
+
+        ``run``, ``popen``, ``files`` and ``namespace`` are those of any container; commands are in its namespaces and
+        control groups. ``stop()``, and the end of ``with``, let go of it: it goes on, as do the commands.
+
+        Args:
+            id: its id.
+            root: where it is on record: ``--root`` of the command (default: the command's own default).
+            confinement: what commands may do that don't say otherwise, as for :class:`Container` (default: the
+                library's, not that of the container's configuration).
+
+        Raises:
+            StateError: it is not on record, is being created, or has stopped.
+            SetupError: it is not the caller's to look into.
+
+        Source: OCI runtime-spec, runtime.md, "State"; setns(2).
+        """
+        from importlib import import_module
+
+        attached: Container = import_module(_ATTACHED).Attached(id, root, **confinement)
+        return attached
 
     # --- Life
 

@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "template": "make a root from what the host has or a distribution offers",
     "login": "keep the name and password for a registry",
     "logout": "forget them",
+    "ps": "list the containers that the OCI command has on record",
     "gc": "remove what killed owners have left behind",
 }
 """The commands, each a module of this package, and what they do."""

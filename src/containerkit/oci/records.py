@@ -1,0 +1,105 @@
+"""The records of the runtime as the library reads them: in its own errors, and with a hold on the process."""
+
+from __future__ import annotations
+
+import os
+
+from containerkit.errors import StateError
+from containerkit.oci import store
+from containerkit.oci.errors import RuntimeFailure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from containerkit.oci.store import Entry
+
+__all__ = ["Record", "find", "states"]
+
+
+class Record:
+    """A container on record whose first process was alive when it was looked for. It owns the folder's descriptor.
+
+    Attributes:
+        id: the container's.
+        root: the folder of the records.
+        pid: the first process.
+        pidfd: a descriptor of it, the caller's to close.
+        groups: the directories of its control groups.
+        rootfs: the folder that it sees as ``/``, outside.
+    """
+
+    __slots__ = ("_entry", "groups", "id", "pid", "pidfd", "root", "rootfs")
+
+    def __init__(self, entry: Entry, root: str, pidfd: int) -> None:
+        self._entry = entry
+        self.id = entry.id
+        self.root = root
+        self.pid = entry.pid
+        self.pidfd = pidfd
+        self.groups: list[str] = entry.record.get("groups", [])
+        self.rootfs: str = entry.record.get("rootfs", "")
+
+    def __repr__(self) -> str:
+        return f"<Record {self.id} pid {self.pid}>"
+
+    def status(self) -> str:
+        """Return ``created``, ``running``, ``paused`` or ``stopped``, as it is now."""
+        return self._entry.status()
+
+    def close(self) -> None:
+        """Close the folder. May be called twice."""
+        self._entry.close()
+
+
+def find(name: str, root: str | None = None) -> Record:
+    """Return the record of a container that runs, or waits for its start.
+
+    Args:
+        name: its id.
+        root: where it is on record (default: where the runtime records without ``--root``).
+
+    Raises:
+        StateError: it is not on record, is being created, or has stopped.
+    """
+    try:
+        root = store.default_root() if root is None else root
+        entry = store.open_entry(root, name)
+    except RuntimeFailure as failure:
+        where = "" if root is None else f" in {root}"
+        raise StateError(f"{failure}{where}: 'containerkit ps --all' tells which there are") from None
+    try:
+        return Record(entry, root, _hold(entry))
+    except BaseException:
+        entry.close()
+        raise
+
+
+def _hold(entry: Entry) -> int:
+    """Return a pidfd of the first process; the number may be another's by now, so what it holds is looked at again."""
+    status = entry.status()
+    if status == "creating":
+        raise StateError(f"container {entry.id!r} is being created")
+    stopped = StateError(f"container {entry.id!r} has stopped: 'containerkit-oci delete {entry.id}' removes it")
+    if status == "stopped":
+        raise stopped
+    try:
+        pidfd = os.pidfd_open(entry.pid)
+    except ProcessLookupError:
+        raise stopped from None
+    if not entry.is_running():
+        os.close(pidfd)
+        raise stopped
+    return pidfd
+
+
+def states(root: str | None = None) -> list[dict[str, Any]]:
+    """Return the state of each container on record, as the specification has it.
+
+    Raises:
+        StateError: the records can't be looked for.
+    """
+    try:
+        return store.states(store.default_root() if root is None else root)
+    except RuntimeFailure as failure:
+        raise StateError(str(failure)) from None
