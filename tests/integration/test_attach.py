@@ -142,7 +142,7 @@ def test_attach_outlived_by_what_it_started(oci, running):
 
 def test_attach_refuses_what_is_not_there(oci, running):
     before = descriptors()
-    with pytest.raises(StateError, match=r"'two' does not exist in .*containerkit ps --all"):
+    with pytest.raises(StateError, match=r"'two' does not exist: 'containerkit ps --all --root"):
         Container.attach("two", oci.root)
     with pytest.raises(StateError, match=r"invalid container id '\.\./one'"):
         Container.attach("../one", oci.root)
@@ -221,3 +221,11 @@ def test_ps_lists_what_is_on_record(oci, bundle, running):
 def test_ps_of_nothing(tmp_path):
     assert "ID  PID  STATUS  BUNDLE  CREATED\n" == ps("--root", str(tmp_path / "none"))
     assert [] == json.loads(ps("--json", "--root", str(tmp_path / "none")))
+
+
+def test_ps_of_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    words = [sys.executable, "-m", "containerkit", "ps", "--root", str(tmp_path / "file")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (125, "") == (done.returncode, done.stdout)
+    assert done.stderr.startswith(f"containerkit: open {tmp_path}/file: Not a directory (hint: --root")

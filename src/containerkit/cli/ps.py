@@ -26,7 +26,7 @@ def main(options: argparse.Namespace) -> int:
     """Print them; returns 0.
 
     Raises:
-        StateError: the records can't be looked for.
+        StateError, SetupError: the records can't be looked for.
     """
     states = [state for state in keeper().states(options.root) if options.all or state["status"] in _ALIVE]
     if options.json:

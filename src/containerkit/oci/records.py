@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from containerkit.errors import StateError
+from containerkit.errors import SetupError, StateError
 from containerkit.oci import store
 from containerkit.oci.errors import RuntimeFailure
 
@@ -66,8 +66,8 @@ def find(name: str, root: str | None = None) -> Record:
         root = store.default_root() if root is None else root
         entry = store.open_entry(root, name)
     except RuntimeFailure as failure:
-        where = "" if root is None else f" in {root}"
-        raise StateError(f"{failure}{where}: 'containerkit ps --all' tells which there are") from None
+        advice = "" if root is None else f": 'containerkit ps --all --root {root}' tells which there are"
+        raise StateError(f"{failure}{advice}") from None
     try:
         return Record(entry, root, _hold(entry))
     except BaseException:
@@ -97,9 +97,14 @@ def states(root: str | None = None) -> list[dict[str, Any]]:
     """Return the state of each container on record, as the specification has it.
 
     Raises:
-        StateError: the records can't be looked for.
+        StateError: nobody can say where they are.
+        SetupError: the folder is not the caller's to look into.
     """
     try:
-        return store.states(store.default_root() if root is None else root)
+        root = store.default_root() if root is None else root
+        return store.states(root)
     except RuntimeFailure as failure:
         raise StateError(str(failure)) from None
+    except OSError as error:
+        hint = "--root names a folder that the OCI command has made, by the same user"
+        raise SetupError("open", error.errno or 0, str(root), hint) from None
