@@ -326,6 +326,26 @@ def test_reference_is_chosen_by_the_environment():
     assert "reference hi\n\n" == done.stdout
 
 
+def test_reference_beside_busy_threads():
+    """A fork in the midst of other threads' wishes for the interpreter's lock."""
+    code = (
+        "import threading\n"
+        "from containerkit import Container, run\n"
+        "stop = threading.Event()\n"
+        "def busy():\n"
+        "    while not stop.is_set(): sum(range(100))\n"
+        "threads = [threading.Thread(target=busy) for _ in range(2)]\n"
+        "[t.start() for t in threads]\n"
+        "ends = [run(['true']).returncode for _ in range(10)]\n"
+        "with Container() as box:\n"
+        "    for _ in range(10): box.files.write('/x', 'y'); ends.append(box.run(['true']).returncode)\n"
+        "stop.set(); print(set(ends))\n"
+    )
+    env = {**os.environ, "CONTAINERKIT_INTERPRETER": "reference"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=90)
+    assert "{0}\n" == done.stdout
+
+
 def test_reference_takes_over_with_a_warning_where_nothing_was_compiled():
     code = (
         "import sys, warnings\n"

@@ -13,6 +13,8 @@ import mmap
 import os
 import signal
 import struct
+import sys
+import threading
 import time
 from errno import EPROTO, ETIMEDOUT
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
@@ -62,6 +64,36 @@ class _Step(NamedTuple):
     def unpack(cls, packed: bytes) -> _Step:
         fields = _LAYOUT.unpack(packed)
         return cls(fields[0], fields[1], fields[2], fields[3:9], fields[9], fields[10], fields[11:15], fields[15:])
+
+
+_settling: Final = threading.Lock()
+
+
+def _fork() -> int:
+    """Fork the interpreter in the way that it knows of: it puts its own locks in order in the child."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, since Python 3.12
+        return os.fork()
+
+
+def _fork_sharing_files() -> int:
+    """Fork with a raw clone, which alone can share the descriptors; the interpreter does not know of it.
+
+    If another thread had asked for the GIL at that moment the child would wait for ever for a thread that it does not
+    have to take it. So the GIL was let go of just before, and whoever waits for it now does so for long before it asks.
+    """
+    with _settling:
+        interval = sys.getswitchinterval()
+        alone = threading.active_count() == 1
+        if not alone:
+            time.sleep(0.0001)
+            sys.setswitchinterval(60.0)
+        stage = _raw(k.SYSTEM_CALLS["clone"], k.CLONE_FILES, 0, 0, 0, 0)
+        if not alone and stage != 0:
+            sys.setswitchinterval(interval)
+    return stage
 
 
 class Program:
@@ -117,7 +149,7 @@ class Program:
             raise
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            stage = _raw(k.SYSTEM_CALLS["clone"], k.CLONE_FILES if flags & SHARE_FILES else 0, 0, 0, 0, 0)
+            stage = _fork_sharing_files() if flags & SHARE_FILES else _fork()
             if stage == 0:
                 request.begin(flags)
             times.append(time.monotonic_ns())
