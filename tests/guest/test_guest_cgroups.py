@@ -9,13 +9,13 @@ import os
 import sys
 
 import pytest
-from harness import PROJECT, missing, run_in_guest
+from harness import PROJECT, run_in_guest, why_not
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 
 TESTS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "tests/integration").glob("test_cgroup_*.py"))

@@ -6,13 +6,13 @@ import json
 import sys
 
 import pytest
-from harness import PROJECT, missing, run_in_guest
+from harness import PROJECT, run_in_guest, why_not
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 
 ATTEMPTS = """

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "guest"))
-from harness import missing, run_in_guest
+from harness import run_in_guest, why_not
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 
 CONFIGURATION, LIFECYCLE = (f"tests/integration/test_oci_{name}.py" for name in ("configuration", "lifecycle"))
