@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from image_samples import add_image, tar_of
 
+import containerkit
 from containerkit import Container, RootFS, run
 from containerkit.errors import ContainerError, ImageError, SetupError, SpecError, StateError
 from containerkit.image import Defaults, Image, Store, commit
@@ -552,7 +553,7 @@ for other in (second, built):
 
 def python_for_others():
     """A Python that any user may run, with this one's packages."""
-    paths = [str(Path(__file__).parents[2] / "src"), *(path for path in sys.path if path.endswith("-packages"))]
+    paths = [str(Path(containerkit.__file__).parents[1]), *(path for path in sys.path if path.endswith("-packages"))]
     for program in (sys.executable, "/usr/bin/python3"):
         command = [
             "setpriv",

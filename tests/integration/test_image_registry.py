@@ -17,6 +17,8 @@ from pathlib import Path
 import attrs
 import pytest
 
+import containerkit
+
 pytest.importorskip("urllib3")
 from image_registry import (
     Quiet,
@@ -595,7 +597,7 @@ print("done", flush=True)
 
 
 def puller(reference, root):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    environment = os.environ | {"PYTHONPATH": str(Path(containerkit.__file__).parents[1])}
     return subprocess.Popen(
         [sys.executable, "-c", PULLER, reference, str(root)], stdout=subprocess.PIPE, text=True, env=environment
     )
