@@ -34,7 +34,7 @@ from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from containerkit.plan import Operation
     from containerkit.result import CompletedProcess
@@ -85,11 +85,12 @@ class Sandbox:
     def _confinement(self) -> Confinement:
         return Confinement(seccomp=self.seccomp, landlock=self.landlock)
 
-    def operations(self, kernel_abi: int) -> tuple[Operation, ...]:
+    def operations(self, kernel_abi: int, limits: Iterable[Operation] = ()) -> tuple[Operation, ...]:
         """Return the operations, for the end of a plan; ``execve`` comes next.
 
         Args:
             kernel_abi: what :func:`containerkit.security.landlock.abi` says.
+            limits: what is done before the filter can refuse it.
 
         Raises:
             UnsupportedError: the kernel can't hold all of a strict ruleset.
@@ -99,6 +100,7 @@ class Sandbox:
             *self.landlock.operations(kernel_abi),
             # The bounding set stays, since emptying it takes privilege; after no_new_privs no execve gains from it.
             *after_setuid(Capabilities.none()),
+            *limits,
             *self._confinement.install(),
         )
 
@@ -224,13 +226,13 @@ class Sandbox:
             plan.await_release("command"),
             *commands.session(command),
             *confinement.first(),
-            *commands.surroundings(command),
             *confinement.own_keyring(),
             *commands.place(command),
             *commands.close_the_rest(command.pass_fds),
             plan.prctl("die with the parent", k.PR_SET_PDEATHSIG, 9),
             plan.reset_signals(),
-            *self.operations(walls.abi()),
+            # The limits come after all that opens files: the numbers of new descriptors may lie beyond them.
+            *self.operations(walls.abi(), limits=commands.surroundings(command)),
             *(step._replace(hint=_EXECUTE_HINT) for step in commands.execute(command)),
         )
 

@@ -180,9 +180,9 @@ def test_podman_kills(podman):
 
 
 def test_podman_has_terminals(podman):
-    assert "/dev/pts/0" in podman.on_terminal("run", "--rm", "-it", "box", "tty")
+    assert "/dev/pts/0" in podman.on_terminal("run", "--rm", "-it", "box", "sh", "-c", "'tty; sleep 0.5'")
     podman("run", "-dt", "--name", "t1", "box", "sh")
-    assert "/dev/pts/1" in podman.on_terminal("exec", "-it", "t1", "tty")
+    assert "/dev/pts/1" in podman.on_terminal("exec", "-it", "t1", "sh", "-c", "'tty; sleep 0.5'")
     podman("rm", "--force", "--time", "0", "t1")
 
 

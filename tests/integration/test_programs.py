@@ -81,13 +81,14 @@ class Suite(unittest.TestCase):
 
 def test_this_projects_own_unit_tests():
     """With the very interpreter that runs here, bound where it is."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    places = {os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix), sys.prefix, root}
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    prefix = os.path.realpath(sys.prefix)  # what the way there leads through may be no folder inside
+    places = {prefix, os.path.realpath(sys.base_prefix), os.path.realpath(root)}
     mounts = [Mount.bind(place, place, readonly=True) for place in sorted(places) if not place.startswith("/usr")]
     if any(os.stat(mount.source).st_uid != os.geteuid() for mount in mounts) and os.geteuid():
         pytest.skip("the interpreter belongs to somebody else")
     words = [
-        sys.executable,
+        f"{prefix}/bin/{os.path.basename(sys.executable)}",
         "-m",
         "pytest",
         "-q",

@@ -165,17 +165,17 @@ def test_add_descriptor_before_the_call_goes_on():
 
     def work():
         attempt(CALLS["getppid"])
-        return os.readlink("/proc/self/fd/60")
+        return os.readlink("/proc/self/fd/900")
 
     def handler(request):
         with open("/dev/null") as file:
-            added.append(request.add_descriptor(file.fileno(), number=60))
+            added.append(request.add_descriptor(file.fileno(), number=900))
         return CONTINUE
 
     child = Confined(NOTIFY_MKDIR, work)
     with Supervisor(child.listener, handler):
         assert child.answer() == "'/dev/null'"
-    assert added == [60]
+    assert added == [900]
 
 
 def test_handler_that_fails_denies_and_tells():
