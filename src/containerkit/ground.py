@@ -104,7 +104,9 @@ class Ground:
         folders = assembly.check_folders(spec.mounts)
         stage = staging(host=resolved.kind == "host")
         mappings, ids = _map_ids(spec, stage)
-        terminals = not mappings[1] or any(m.inside <= TTY_GROUP < m.inside + m.count for m in mappings[1])
+        # Of a user namespace that is joined nobody here knows whether the group of terminals is mapped.
+        shared = spec.namespaces.user == "host"
+        terminals = shared or any(m.inside <= TTY_GROUP < m.inside + m.count for m in mappings[1])
         sets_groups = stage.privileged or len(stage.mappings[1]) > 1
         host = Host(
             privileged=stage.privileged,

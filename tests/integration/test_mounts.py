@@ -87,6 +87,7 @@ def test_bind_without_idmap_is_nobodys(source):
 
 
 @pytest.mark.parametrize("name", ["nosuid", "nodev", "noexec", "noatime"])
+@pytest.mark.several_ids
 def test_bind_attributes(source, name):
     assert name in options_of("/x", Mount.bind(source, "/x", **{name: True}))
     assert name not in options_of("/x", Mount.bind(source, "/x", **{name: False}))

@@ -599,6 +599,7 @@ def test_nice(runner):
     assert b"5\n" == runner(["nice"], nice=os.nice(0) + 5).stdout
 
 
+@pytest.mark.several_ids
 def test_nice_that_is_not_to_be_had_names_itself(box):
     with pytest.raises(SetupError) as caught:
         box.run(["true"], nice=-5, user="1:1") if os.geteuid() else box.run(["true"], nice=-5)

@@ -118,6 +118,7 @@ def test_host_size_is_kept():
     assert "No space left" in done.stderr
 
 
+@pytest.mark.several_ids
 def test_host_files_belong_to_root_inside(box):
     assert b"0:0\n0:0\n" == box.run(["stat", "-c", "%u:%g", "/usr/bin/env", "/etc/passwd"]).stdout
 

@@ -48,6 +48,7 @@ def test_device_can_not_be_made_even_with_every_capability():
         assert "EPERM" == attempt("make-device", f"{folder}/null", **EVERYTHING)
 
 
+@pytest.mark.several_ids
 def test_change_of_user():
     assert "EPERM" == attempt("become", 1)
     assert "done" == attempt("become", 1, capabilities=Capabilities.of("SETUID"))
@@ -115,6 +116,7 @@ def test_setuid_program(tmp_path):
     assert ["1000", "0"] == who(nosuid=False, no_new_privs=False)
 
 
+@pytest.mark.several_ids
 def test_setuid_bit_on_a_file_of_the_containers_own():
     """Made by its own root, in the writable layer: the overlay is nosuid."""
     script = "cp /attacks /tmp/setuid && chmod 4755 /tmp/setuid && ls -l /tmp/setuid"
@@ -157,6 +159,7 @@ def with_inheritable():
     return [*low, *high]
 
 
+@pytest.mark.several_ids
 def test_other_user_has_none_either():
     done = run(["grep", "^Cap", "/proc/self/status"], user=f"{USER}:{USER}", text=True)
     assert {"0000000000000000"} == set(done.stdout.split()[1::2])

@@ -66,6 +66,7 @@ def test_sys_shows_no_network_interface_of_the_host():
     assert ["lo"] == inside
 
 
+@pytest.mark.several_ids
 def test_writes_to_programs_stay_in_the_container():
     """RootFS.host() shows the machine's own /usr: what is written goes to a layer of the container's."""
     before = content("/usr/bin/true")
