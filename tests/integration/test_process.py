@@ -258,6 +258,7 @@ def test_streams_by_their_names_in_dev(runner):
     assert (b"out\nin", b"err\n") == (done.stdout, done.stderr)
 
 
+@pytest.mark.several_ids
 def test_streams_by_their_names_for_an_ordinary_user_inside(runner):
     done = runner(["sh", "-c", "id -u >/proc/self/fd/1; echo e >/proc/self/fd/2"], user="12:12")
     if done.returncode and os.geteuid():
