@@ -150,7 +150,7 @@ class _Keeper:
     def _mounts_changed(self) -> bool:
         """Whether the host's mounts changed since the last time: the view of an ordinary user is then stale."""
         if self.mounts < 0:
-            self.mounts = os.open("/proc/self/mounts", os.O_RDONLY | os.O_CLOEXEC)
+            self.mounts = _native.high(os.open("/proc/self/mounts", os.O_RDONLY | os.O_CLOEXEC))
         poll = select.poll()
         poll.register(self.mounts, select.POLLPRI)
         return bool(poll.poll(0))

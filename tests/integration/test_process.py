@@ -994,3 +994,23 @@ print("ok")
             [sys.executable, "-c", code, when], capture_output=True, text=True, check=False, timeout=100
         )
         assert ("ok\n", "") == (done.stdout, done.stderr)
+
+
+_CLOSED_STDIN = """
+import os
+os.close(0)
+from containerkit import PIPE, Container, Limits, run
+limits = Limits(pids=50) if os.geteuid() == 0 else None
+seen = []
+for _ in range(2):
+    with Container(limits=limits) as c:
+        with c.popen(["readlink", "/proc/self/fd/0"], stdout=PIPE, text=True) as process:
+            seen.append(process.communicate()[0])
+    seen.append(run(["readlink", "/proc/self/fd/0"], stdin=None, text=True).stdout)
+assert set(seen) == {"/dev/null\\n"}, seen
+"""
+
+
+def test_stdin_that_the_caller_has_closed_is_none_of_its_own_descriptors():
+    done = subprocess.run([sys.executable, "-c", _CLOSED_STDIN], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)

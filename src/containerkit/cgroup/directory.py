@@ -7,6 +7,7 @@ import os
 from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, EROFS, ESRCH
 from typing import TYPE_CHECKING, Final
 
+from containerkit._native import high
 from containerkit.errors import SetupError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Directory:
         return self._open(name)
 
     def _open(self, name: str, above: Directory | None = None) -> Directory:
-        fd = os.open(name, _FLAGS, dir_fd=self.fd)
+        fd = high(os.open(name, _FLAGS, dir_fd=self.fd))
         below = Directory(fd, f"{self.path.rstrip('/')}/{name}", self.version, self.names)
         below._above = above
         if self._enabled is not None:  # what was enabled here is what is available there, with no need to read it

@@ -12,6 +12,7 @@ from errno import EBUSY, ENODEV
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit._linux.cgroupfs import Hierarchy, offered_controllers, read_hierarchies
+from containerkit._native import high
 from containerkit.cgroup.controllers import CONTROLLERS, controller
 from containerkit.cgroup.directory import Directory, refused
 from containerkit.cgroup.quantities import group_name
@@ -336,7 +337,7 @@ def _open_base(hierarchy: Hierarchy, *, own: bool) -> Directory | None:
     if path is None:
         return None
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = high(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError:
         return None
     base = Directory(fd, path, hierarchy.version, hierarchy.controllers)
@@ -344,7 +345,7 @@ def _open_base(hierarchy: Hierarchy, *, own: bool) -> Directory | None:
         base.close()
         return None
     if own and path.endswith("/supervisor") and hierarchy.version == 2:  # where an earlier step aside has put us
-        above = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        above = high(os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd))
         base.close()
         return Directory(above, path.rpartition("/")[0], hierarchy.version)
     return base

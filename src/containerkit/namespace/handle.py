@@ -11,7 +11,7 @@ from stat import S_ISLNK, S_ISREG
 import attrs
 
 from containerkit._linux import procfs
-from containerkit._native import calls
+from containerkit._native import calls, high
 from containerkit._native import constants as k
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.namespace.kind import Kind
@@ -186,6 +186,7 @@ class Namespace:
     @classmethod
     def _adopt(cls, fd: int, name: str, expected: Kind | str | None = None) -> Namespace:
         """Take a descriptor over; it is closed when it is not what it should be."""
+        fd = high(fd)
         try:
             return cls._examine(fd, name, expected)
         except BaseException:
