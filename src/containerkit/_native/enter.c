@@ -28,9 +28,7 @@ __attribute__((noreturn)) static void give_up(int error_fd, int index, long erro
         CK_CALL1(exit_group, 127);
 }
 
-static int failed(long result) {
-    return result < 0 && result > -4096;
-}
+static int failed(long result) { return result < 0 && result > -4096; }
 
 static char *fill(char **vector, char *strings, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {

@@ -67,8 +67,8 @@ struct ck_step {
     uint16_t result; /* the slot that takes the value, or CK_NO_SLOT */
     int32_t call;
     uint8_t argument_kind[6];
-    uint8_t skip; /* steps to leave out when a tolerated error is met */
-    uint8_t leap; /* steps to leave out when it succeeds */
+    uint8_t skip;        /* steps to leave out when a tolerated error is met */
+    uint8_t leap;        /* steps to leave out when it succeeds */
     int16_t tolerate[4]; /* error numbers that count as success; 0 is unused */
     int64_t argument[6];
 };

@@ -29,9 +29,7 @@ static __thread char *thread_stacks;
 
 static const size_t stacks_bytes = (size_t)CK_STACKS * CK_STACK_BYTES + PAGE;
 
-static void free_stacks(void *mapping) {
-    munmap(mapping, stacks_bytes);
-}
+static void free_stacks(void *mapping) { munmap(mapping, stacks_bytes); }
 
 /* --- Dumpability --------------------------------------------------------------------------------------------------
  * A change of credentials in a child clears the flag of the memory that it shares with us (commit_creds() in
@@ -145,7 +143,8 @@ static int prepare(struct ck_request *request, const struct ck_tape *tape, const
     request->argv = vector((char *)(uintptr_t)argv, argc, pointers);
     request->envp = vector((char *)(uintptr_t)envp, envc, pointers + argc + 1);
     if (!thread_stacks) {
-        char *mapping = mmap(NULL, stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+        char *mapping =
+            mmap(NULL, stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
         if (mapping == MAP_FAILED)
             return -ENOMEM;
         mprotect(mapping, PAGE, PROT_NONE); /* the lowest stack grows into this */
