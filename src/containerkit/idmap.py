@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from containerkit._native import high
 from containerkit.errors import SpecError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -120,12 +121,7 @@ def _hold(name: str) -> int | None:
     import fcntl
 
     os.makedirs(_FOLDER, mode=0o700, exist_ok=True)
-    low = os.open(f"{_FOLDER}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        # Where the caller has closed its stdin, this must not take its number and be handed to a command.
-        fd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
-    finally:
-        os.close(low)
+    fd = high(os.open(f"{_FOLDER}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     try:
         # Of the open file, so that a forked child, which has a copy, does not count as another holder.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,9 +136,6 @@ def _let_go(fd: int) -> None:
 
     fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to the copy of a forked child
     os.close(fd)
-
-
-_LOWEST: Final = 16
 
 
 class _Granted:

@@ -112,18 +112,6 @@ def cause_of(ending: Ending) -> Cause:
 
 def decode(pid: int, status: int, usage: tuple[int, ...]) -> Ending:
     """Return the ending of a wait status and a struct rusage."""
-    exited = os.WIFEXITED(status)
-    return Ending(
-        pid,
-        os.CLD_EXITED if exited else os.CLD_KILLED,
-        os.WEXITSTATUS(status) if exited else os.WTERMSIG(status),
-        usage[0] * 1_000_000 + usage[1],
-        usage[2] * 1_000_000 + usage[3],
-        usage[4],
-        usage[8],
-        usage[9],
-        usage[11],
-        usage[12],
-        usage[16],
-        usage[17],
-    )
+    if os.WIFEXITED(status):
+        return Ending.of(pid, os.CLD_EXITED, os.WEXITSTATUS(status), usage)
+    return Ending.of(pid, os.CLD_KILLED, os.WTERMSIG(status), usage)

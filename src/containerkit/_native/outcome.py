@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = ["CALLER", "HIDE_MEMORY", "NO_PROCESS", "SHARE_FILES", "SLOTS", "Ending", "Outcome"]
 
 SLOTS: Final = 1024
@@ -17,7 +21,7 @@ NO_PROCESS: Final = 4
 """The tape ends without an exec: its processes are reaped before the call returns."""
 
 CALLER: Final = 2**31 - 1
-"""``failed_index`` when the caller's own ``pidfd_open`` failed, or, with ETIMEDOUT, the child never came to its exec."""
+"""``failed_index`` when the caller's own ``pidfd_open`` failed; with ETIMEDOUT the child never came to its exec."""
 
 
 class Outcome(NamedTuple):
@@ -62,3 +66,21 @@ class Ending(NamedTuple):
     out_blocks: int
     voluntary_switches: int
     involuntary_switches: int
+
+    @classmethod
+    def of(cls, pid: int, code: int, status: int, usage: Sequence[int]) -> Ending:
+        """Return the ending with the figures of a ``struct rusage``, 18 longs. Source: getrusage(2)."""
+        return cls(
+            pid,
+            code,
+            status,
+            usage[0] * 1_000_000 + usage[1],
+            usage[2] * 1_000_000 + usage[3],
+            usage[4],
+            usage[8],
+            usage[9],
+            usage[11],
+            usage[12],
+            usage[16],
+            usage[17],
+        )

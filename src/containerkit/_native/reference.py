@@ -309,7 +309,7 @@ class _Request:
     def _text(self, address: int) -> bytes:
         return ctypes.string_at(address)
 
-    def _perform(self, step: _Step) -> int:  # noqa: PLR0911 - one return for each kind of step
+    def _perform(self, step: _Step) -> int:  # noqa: PLR0911, PLR0912 - one branch for each kind of step
         value = [self._resolve(step, which) for which in range(6)]
         match step.kind:
             case k.STEP_CALL:
@@ -350,8 +350,8 @@ class _Request:
 
     def _clone(self, flags: int, group: int, index: int) -> int:
         exit_signal = 0 if flags & k.CLONE_PARENT else signal.SIGCHLD
-        # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, its size,
-        # cgroup
+        # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+        # its size, cgroup
         arguments = ctypes.create_string_buffer(
             struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, group if flags & k.CLONE_INTO_CGROUP else 0)
         )
@@ -486,17 +486,4 @@ def wait(pidfd: int, options: int) -> Ending | None:
     code, pid, status = struct.unpack_from("=i4xi4xi", info, 8)
     if not pid:
         return None
-    return Ending(
-        pid,
-        code,
-        status,
-        usage[0] * 1_000_000 + usage[1],
-        usage[2] * 1_000_000 + usage[3],
-        usage[4],
-        usage[8],
-        usage[9],
-        usage[11],
-        usage[12],
-        usage[16],
-        usage[17],
-    )
+    return Ending.of(pid, code, status, list(usage))

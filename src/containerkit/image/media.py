@@ -48,15 +48,14 @@ LAYERS: Final = {
 OF_COMPRESSION: Final = {"none": OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
 """The OCI layer type of each compression."""
 
-_TO_DOCKER: Final = {
-    OCI_INDEX: DOCKER_LIST,
-    OCI_MANIFEST: DOCKER_MANIFEST,
-    OCI_CONFIG: DOCKER_CONFIG,
-    OCI_LAYER: DOCKER_LAYER,
-    OCI_LAYER_GZIP: DOCKER_LAYER_GZIP,
-    OCI_LAYER_ZSTD: DOCKER_LAYER_ZSTD,
+_TO_OCI: Final = {
+    DOCKER_LIST: OCI_INDEX,
+    DOCKER_MANIFEST: OCI_MANIFEST,
+    DOCKER_CONFIG: OCI_CONFIG,
+    DOCKER_LAYER: OCI_LAYER,
+    DOCKER_LAYER_GZIP: OCI_LAYER_GZIP,
+    DOCKER_LAYER_ZSTD: OCI_LAYER_ZSTD,
 }
-_TO_OCI: Final = {docker: oci for oci, docker in _TO_DOCKER.items()}
 
 
 def is_distributed(media_type: str) -> bool:
@@ -67,8 +66,3 @@ def is_distributed(media_type: str) -> bool:
 def to_oci(media_type: str) -> str:
     """Return the OCI name of a Docker media type; others unchanged."""
     return _TO_OCI.get(media_type, media_type)
-
-
-def to_docker(media_type: str) -> str:
-    """Return the Docker name of an OCI media type; others unchanged."""
-    return _TO_DOCKER.get(media_type, media_type)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
@@ -190,8 +189,3 @@ def _zstd() -> Any:
         except ImportError as error:
             raise UnsupportedError("zstd", 95, "layer", "pip install 'containerkit[image]'") from error
     return zstd
-
-
-def open_member(content: bytes) -> BinaryIO:
-    """Return a stream over bytes in memory, decompressed when they are compressed."""
-    return decompress(io.BytesIO(content), threads=0)
