@@ -53,7 +53,16 @@ def test_cgroup_tests_pass_in_the_guest(layout):
 
 @pytest.mark.parametrize("layout", ["unified", "legacy"])
 def test_limits_of_containers_hold_in_the_guest(layout):
-    words = ["-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not sixteen", *CONTAINERS]  # an emulated processor
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+        "-k",
+        "not sixteen",
+        *CONTAINERS,
+    ]  # an emulated processor
     done = run_in_guest([sys.executable, "-m", "pytest", *words], layout=layout, timeout_s=540)
     print(done.output)
     assert done.returncode == 0

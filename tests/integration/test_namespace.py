@@ -629,7 +629,7 @@ def test_visit_without_the_capability_hints_and_stays(inside):
 @pytest.mark.parametrize("kind", [Kind.UTS, Kind.MOUNT])
 def test_visit_that_can_not_come_back_raises_over_the_blocks_own_error(inside, kind):
     def body():
-        with (  # noqa: PT012 - what raises is the end of the block
+        with (
             pytest.raises(CleanupError, match=r"is still inside <Namespace .* and must end") as caught,
             Namespace.of(inside.pid, kind) as theirs,
             theirs.enter(),

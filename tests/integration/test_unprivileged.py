@@ -98,7 +98,6 @@ def test_the_same_tests_with_a_single_id(python_for_all, file, interpreter_name,
         "-q",
         "-p",
         "no:cacheprovider",
-
         "--timeout",
         "60",
         "--basetemp",

@@ -3,8 +3,6 @@
 Free of heavy imports: it stands on the way of the runtime's shortest commands.
 """
 
-# ruff: noqa: PTH123 - importing pathlib takes longer than a container's start
-
 from __future__ import annotations
 
 import os

@@ -7,8 +7,6 @@ Each function takes ``proc``, the place where a procfs is mounted (default ``/pr
 Free of heavy imports: it stands on the way of the runtime's shortest commands.
 """
 
-# ruff: noqa: PTH110, PTH115, PTH123, PTH208 - importing pathlib takes longer than a container's start
-
 from __future__ import annotations
 
 import os

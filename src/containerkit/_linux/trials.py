@@ -6,8 +6,6 @@ cloned from that interpreter and prints one line: its name, an error number (0 w
 signal that killed it) and a detail. Nothing that a trial makes outlives it but a cgroup, which it removes.
 """
 
-# ruff: noqa: PTH102, PTH106, PTH110, PTH112, PTH115, PTH123, S606 - pathlib is not worth its import; an exec is tried
-
 from __future__ import annotations
 
 import os

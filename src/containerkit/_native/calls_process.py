@@ -150,7 +150,7 @@ def waitid(pidfd: int, options: int = os.WEXITED) -> tuple[os.waitid_result, str
 
     Source: waitid(2), getrusage(2).
     """
-    from resource import struct_rusage  # noqa: PLC0415 - an extension module that only this call needs
+    from resource import struct_rusage
 
     info, usage = bytearray(128), bytearray(144)
     syscall("waitid", os.P_PIDFD, pidfd, info, options, usage, target=f"pidfd {pidfd}")

@@ -4,8 +4,6 @@ Below it stand two backends, the compiled ``calls_compiled`` and its ctypes twin
 ``syscall(number, *args)`` and ``fork(arguments)`` and answer with a value or a negative error number.
 """
 
-# ruff: noqa: PTH115 - importing pathlib takes longer than a container's start
-
 from __future__ import annotations
 
 import os

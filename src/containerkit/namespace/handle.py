@@ -1,7 +1,5 @@
 """A handle on a living namespace."""
 
-# ruff: noqa: PTH108, PTH110, PTH115, PTH116 - importing pathlib takes longer than a container's start
-
 from __future__ import annotations
 
 import os
