@@ -63,7 +63,7 @@ void prepare(const char *init, const char *folder);
 /* One start; shared with the children until they exec. twin.c */
 extern struct start {
     int wishes;
-    uint32_t released;
+    uint32_t gates[2];
     pid_t main_pid;
     int tree, skeleton, dev, sys, root, upper;
     int input, output, errors, report, failure;

@@ -110,9 +110,7 @@ static void find_covers(void) {
                 (struct cover){masked_paths[i], S_ISDIR(status.st_mode) ? NO_FOLDER : NO_FILE};
 }
 
-static void leave_network(void) {
-    check(unshare(CLONE_NEWNET), "unshare network");
-}
+static void leave_network(void) { check(unshare(CLONE_NEWNET), "unshare network"); }
 
 void prepare(const char *init, const char *folder) {
     ready.folder = folder;

@@ -70,6 +70,20 @@ static void default_signals(void) {
     check(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask), "sigmask");
 }
 
+/* A wake-up takes longer than what is waited for, as a rule: look some times before the sleep. */
+static void await(uint32_t *gate) {
+    for (int patience = 64; !__atomic_load_n(gate, __ATOMIC_ACQUIRE); patience--)
+        if (patience > 0)
+            syscall(SYS_sched_yield);
+        else
+            syscall(SYS_futex, gate, FUTEX_WAIT, 0, 0);
+}
+
+static void release(uint32_t *gate) {
+    __atomic_store_n(gate, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, gate, FUTEX_WAKE, 1);
+}
+
 static int become_command(void *unused) {
     (void)unused;
     if (now.wishes & TIME)
@@ -90,6 +104,8 @@ static int become_command(void *unused) {
     umask(022);
     check(syscall(SYS_close_range, 3, UINT_MAX, CLOSE_RANGE_CLOEXEC), "close_range");
     default_signals();
+    if (now.wishes & INIT)
+        await(&now.gates[1]);
     if (now.wishes & SECURITY)
         secure();
     char *host[] = {"/bin/true", NULL};
@@ -150,6 +166,9 @@ static void assemble(void) {
         cover_paths();
     check(fchdir(now.root), "fchdir");
     check(syscall(SYS_pivot_root, ".", "."), "pivot_root");
+}
+
+static void leave_outside(void) {
     check(umount2(".", MNT_DETACH), "umount2");
     check(chdir("/"), "chdir");
     if (!(now.wishes & HOST)) {
@@ -160,11 +179,6 @@ static void assemble(void) {
 
 static int stage2(void *unused) {
     (void)unused;
-    while (!__atomic_load_n(&now.released, __ATOMIC_ACQUIRE))
-        syscall(SYS_futex, &now.released, FUTEX_WAIT, 0, 0);
-    check(syscall(SYS_setresgid, 0, 0, 0), "setresgid");
-    check(syscall(SYS_setresuid, 0, 0, 0), "setresuid");
-    assemble();
     check(sethostname("container", 9), "sethostname");
     if (now.wishes & NET) {
         struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
@@ -172,9 +186,17 @@ static int stage2(void *unused) {
         check(ioctl(socket_fd, SIOCSIFFLAGS, &lo), "lo");
         close(socket_fd);
     }
-    if (!(now.wishes & INIT))
+    await(&now.gates[0]);
+    check(syscall(SYS_setresgid, 0, 0, 0), "setresgid");
+    check(syscall(SYS_setresuid, 0, 0, 0), "setresuid");
+    assemble();
+    if (!(now.wishes & INIT)) {
+        leave_outside();
         return become_command(NULL);
+    }
     check(clone(become_command, stacks[2] + STACK, CLONE_VM | SIGCHLD, NULL), "clone command");
+    leave_outside();
+    release(&now.gates[1]);
     become_init();
     return 1;
 }
@@ -212,8 +234,7 @@ static int stage1(void *unused) {
         set_attributes(now.skeleton, MOUNT_ATTR_IDMAP, userns, 0);
     }
     set_attributes(now.dev, MOUNT_ATTR_IDMAP, userns, 0);
-    __atomic_store_n(&now.released, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &now.released, FUTEX_WAKE, 1);
+    release(&now.gates[0]);
     _exit(0);
 }
 
@@ -260,7 +281,7 @@ int twin(void) {
         check(pipe2(report, O_CLOEXEC), "pipe2");
     check(pipe2(failure, O_CLOEXEC), "pipe2");
     now.output = output[1], now.errors = errors[1], now.report = report[1], now.failure = failure[1];
-    now.released = 0;
+    now.gates[0] = now.gates[1] = 0;
     uint64_t all = ~(uint64_t)0, mask;
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof all);
     pid_t stage = checked(clone(stage1, stacks[0] + STACK, CLONE_VM | CLONE_VFORK, NULL), "clone");

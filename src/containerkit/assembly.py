@@ -131,6 +131,11 @@ class _Start:
     def is_joined(self, kind: str) -> bool:
         return getattr(self.names, kind) not in ("new", "host")
 
+    @property
+    def clones_command(self) -> bool:
+        """Whether the command is a child of the init."""
+        return self.mode.init and self.mode.command is not None
+
     # --- outside
 
     def outside(self) -> list[Operation]:
@@ -268,7 +273,12 @@ class _Start:
     # --- inside
 
     def inside(self) -> list[Operation]:
-        steps = [plan.await_release("inside")]
+        # What needs no mapped ids is done while stage 1 maps them.
+        free = self.identity()
+        if free:
+            steps = [free[0]._replace(label="inside"), *free[1:], plan.await_release()]
+        else:
+            steps = [plan.await_release("inside")]
         if self.host.joins.born and self.is_new("cgroup"):
             steps.append(plan.unshare(k.CLONE_NEWCGROUP, "cgroup namespace"))
         if self.names.user != "host":
@@ -279,7 +289,9 @@ class _Start:
             steps += self.own_mounts()
             steps += self.covered_paths()
             steps += self.pivot()
-        return [*steps, *self.identity()]
+            if not self.clones_command:
+                steps += self.leave_outside()
+        return steps
 
     def root(self) -> list[Operation]:
         """Assemble the root on /newroot of the staging."""
@@ -419,13 +431,15 @@ class _Start:
         return steps
 
     def pivot(self) -> list[Operation]:
-        steps = [
+        return [
             plan.call("fchdir", _ROOT, target="/"),
             plan.pivot_root(),
-            plan.unmount(b"."),
-            plan.chdir(b"/"),
             plan.close(_ROOT),
         ]
+
+    def leave_outside(self) -> list[Operation]:
+        """Take the old root away, which lies on top of the new one: the kernel waits a grace period for it."""
+        steps = [plan.unmount(b"."), plan.chdir(b"/")]
         if self.spec.rootfs.readonly:
             steps.append(plan.mount_setattr(k.AT_FDCWD, path=b"/", set_flags=k.MOUNT_ATTR_RDONLY, target="/"))
         return steps
@@ -451,11 +465,15 @@ class _Start:
             sets_groups=self.host.sets_groups,
             clock=clock.adjusted(command),
             dies_with_parent=not self.mode.init,
+            gate=plan.PAYLOAD_GATE if self.clones_command and self.assembles else None,
         )
-        if not self.mode.init:
+        if not self.clones_command:
             return process
+        # The command is made into what it shall be while the old root is taken away, and passes the gate after that.
+        rest = [*self.leave_outside(), plan.release(plan.PAYLOAD_GATE)] if self.assembles else []
         return [
             plan.clone(0, "command", pid=Slot("command"), target="command"),
+            *rest,
             *self.become_init(b"run", NO_CLOCK),
             process[0]._replace(label="command"),
             *process[1:],

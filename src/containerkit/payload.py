@@ -74,7 +74,12 @@ def be_root() -> list[Operation]:
 
 
 def become(
-    command: Command, *, sets_groups: bool, clock: Clock = NO_CLOCK, dies_with_parent: bool = False
+    command: Command,
+    *,
+    sets_groups: bool,
+    clock: Clock = NO_CLOCK,
+    dies_with_parent: bool = False,
+    gate: int | None = None,
 ) -> list[Operation]:
     """Return the operations by which a process inside becomes a command.
 
@@ -83,10 +88,15 @@ def become(
         sets_groups: whether its user namespace lets it set supplementary groups.
         clock: how it comes into its time namespace.
         dies_with_parent: no init watches over it: it gets SIGKILL when the thread that started it ends.
+        gate: where it waits for PID 1: as late as it can, before a filter may keep it from waiting.
     """
+    waiting = [] if gate is None else [plan.await_release(gate=gate)]
+    early = clock.alone or not command.confinement.no_new_privs
     confinement = command.confinement
     closing = commands.close_the_rest(command.pass_fds)
     steps = commands.session(command)
+    if early:
+        steps += waiting
     if clock.alone:
         steps += closing
     steps += [*confinement.first(), *clock.operations()]
@@ -103,6 +113,7 @@ def become(
     return [
         *steps,
         plan.reset_signals(),
+        *(() if early else waiting),
         *confinement.walls(),
         *commands.surroundings(command),
         *confinement.last(),

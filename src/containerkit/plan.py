@@ -341,14 +341,20 @@ def clone(
     return Operation("clone", target, k.STEP_CLONE, 0, arguments, pid, (), hint, child)
 
 
-def await_release(label: str = "") -> Operation:
+OWNER_GATE: Final = 0
+"""Where the first process inside waits until stage 1 has mapped its ids."""
+PAYLOAD_GATE: Final = 1
+"""Where the command waits until PID 1 has left nothing of the outside in sight."""
+
+
+def await_release(label: str = "", *, gate: int = OWNER_GATE) -> Operation:
     """Sleep until the process that cloned this one says :func:`release`."""
-    return Operation("await_release", step=k.STEP_AWAIT, label=label)
+    return Operation("await_release", step=k.STEP_AWAIT, args=(gate,), label=label)
 
 
-def release() -> Operation:
+def release(gate: int = OWNER_GATE) -> Operation:
     """Wake the process that waits in :func:`await_release`."""
-    return Operation("release", step=k.STEP_RELEASE)
+    return Operation("release", step=k.STEP_RELEASE, args=(gate,))
 
 
 def leave(label: str = "") -> Operation:

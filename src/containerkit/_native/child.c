@@ -101,10 +101,13 @@ static long step_clone(struct ck_request *request, const struct ck_step *step) {
 }
 
 /* The futex is not private: in the reference interpreter its word lies in memory shared between address spaces. */
-static long step_await(struct ck_request *request) {
+static long step_await(uint32_t *gate) {
     uint32_t state;
-    while ((state = __atomic_load_n(&request->released, __ATOMIC_ACQUIRE)) == CK_WAITING)
-        CK_CALL4(futex, &request->released, FUTEX_WAIT, CK_WAITING, 0);
+    for (int patience = CK_YIELDS; (state = __atomic_load_n(gate, __ATOMIC_ACQUIRE)) == CK_WAITING; patience--)
+        if (patience > 0)
+            CK_CALL0(sched_yield);
+        else
+            CK_CALL4(futex, gate, FUTEX_WAIT, CK_WAITING, 0);
     if (state == CK_ABORTED)
         leave(127);
     return 0;
@@ -119,9 +122,9 @@ static void await_watcher(struct ck_request *request) {
             return;
 }
 
-static long step_release(struct ck_request *request) {
-    __atomic_store_n(&request->released, CK_RELEASED, __ATOMIC_RELEASE);
-    CK_CALL3(futex, &request->released, FUTEX_WAKE, 1);
+static long step_release(uint32_t *gate) {
+    __atomic_store_n(gate, CK_RELEASED, __ATOMIC_RELEASE);
+    CK_CALL3(futex, gate, FUTEX_WAKE, 1);
     return 0;
 }
 
@@ -236,9 +239,9 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
     case CK_STEP_CALL:
         return ck_syscall(step->call, value[0], value[1], value[2], value[3], value[4], value[5]);
     case CK_STEP_AWAIT:
-        return step_await(request);
+        return step_await(&request->gates[value[0]]);
     case CK_STEP_RELEASE:
-        return step_release(request);
+        return step_release(&request->gates[value[0]]);
     case CK_STEP_OPEN_PROC:
         return step_open_proc(request, value[0], (const char *)value[1], value[2]);
     case CK_STEP_HELPER:

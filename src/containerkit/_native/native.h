@@ -8,15 +8,18 @@
  *   ------                     -------                      ----------------------         -------
  *   validate, block signals
  *   clone3 ------------------> walks the tape
- *   (suspended: vfork)         CLONE ---------------------> AWAIT (futex on `released`)
+ *   (suspended: vfork)         CLONE ---------------------> AWAIT (futex, gate 0)
  *                              id maps, mounts as owner
  *                              RELEASE -------------------> goes on: mounts, pivot
- *                              LEAVE                        CLONE ----------------------> credentials, filter
- *   reaps stage 1                                           execveat(init)                execve
+ *                              LEAVE                        CLONE ----------------------> credentials, limits
+ *   reaps stage 1                                           old root away                 AWAIT (gate 1)
+ *                                                           RELEASE --------------------> filter
+ *                                                           execveat(init)                execve
  *   reads the error pipe: end of file is success (each process holds a close-on-exec copy of its write end),
  *   8 bytes are a struct ck_failure.
  *
- * If stage 1 dies before RELEASE the parent sets `released` to CK_ABORTED, so that stage 2 never waits for nobody.
+ * If stage 1 dies before RELEASE the parent sets gate 0 to CK_ABORTED, so that stage 2 never waits for nobody. Nobody
+ * has to do so for gate 1: when PID 1 dies the kernel kills the payload.
  *
  * Stage 2 does not exec before the parent has its pidfd (`watched`): until its exec it ends without a signal, and so
  * nobody's wait(-1) can take it and have its pid given to another process before the pidfd is opened.
@@ -32,13 +35,14 @@
 #define CK_STACK_BYTES (64 * 1024)
 #define CK_NO_SLOT 0xFFFF
 #define CK_LOWEST_FD 16        /* below it lie the numbers that a start gives away */
+#define CK_YIELDS 64           /* how often a process at a gate looks before it sleeps: a wake-up takes longer */
 #define CK_WATCHER_NS 50000000 /* how long a child waits for its parent's pidfd */
 #define CK_START_MS 20000      /* how long the parent waits for a process that has all it needs to exec */
 
 enum ck_step_kind {
     CK_STEP_CALL,          /* a system call: number in `call`, six arguments */
     CK_STEP_CLONE,         /* arg[0] flags, arg[1] the group for CLONE_INTO_CGROUP; the new process goes on at arg[5] */
-    CK_STEP_AWAIT,         /* sleep until RELEASE */
+    CK_STEP_AWAIT,         /* sleep until RELEASE of gate arg[0] */
     CK_STEP_RELEASE,       /* wake the process in AWAIT */
     CK_STEP_LEAVE,         /* _exit(0) */
     CK_STEP_OPEN_PROC,     /* open arg[1] of process arg[0] with flags arg[2], below the caller's own /proc */
@@ -78,7 +82,8 @@ struct ck_failure {
     int32_t error;
 };
 
-enum ck_release { CK_WAITING = 0, CK_RELEASED = 1, CK_ABORTED = 2 };
+#define CK_GATES 2
+enum ck_gate { CK_WAITING = 0, CK_RELEASED = 1, CK_ABORTED = 2 };
 
 /* One start. It lives in the parent and is shared with the children until they exec. */
 struct ck_request {
@@ -90,7 +95,7 @@ struct ck_request {
     int64_t slots[CK_SLOTS];
     int32_t proc_fd;  /* the caller's /proc */
     int32_t error_fd; /* write end of the error pipe */
-    uint32_t released;
+    uint32_t gates[CK_GATES];
     uint32_t watched;    /* 1: the parent holds a pidfd of main_pid */
     int32_t main_pid;    /* the process that CLONE made with CLONE_PARENT */
     uint32_t next_stack; /* stacks handed out so far */

@@ -34,7 +34,7 @@ _LAYOUT: Final = struct.Struct("=HHi8B4h6q")
 _NO_SLOT: Final = 0xFFFF
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYBODY = 0, 1, 2**31 - 1
 _WAITING, _RELEASED, _ABORTED = 0, 1, 2
-_KINDS, _ARGUMENT_KINDS = 13, 5
+_KINDS, _ARGUMENT_KINDS, _GATES = 13, 5, 2
 _P_PIDFD: Final = 3
 
 # PyDLL keeps the GIL: the child of a raw clone finds it in its own hands.
@@ -124,6 +124,8 @@ class Program:
             return 0 <= step.argument[5] < len(self._steps)
         if step.kind == k.STEP_CLOSE:
             return step.argument_kind[0] == k.ARG_SLOT
+        if step.kind in (k.STEP_AWAIT, k.STEP_RELEASE):
+            return step.argument_kind[0] == k.ARG_INTEGER and 0 <= step.argument[0] < _GATES
         if step.kind in (k.STEP_STORE_SLOT, k.STEP_STORE_ADDRESS):
             width = 4 if step.kind == k.STEP_STORE_SLOT else 8
             return step.argument[0] >= 0 and step.argument[0] + width <= len(self._data)
@@ -186,9 +188,9 @@ class _Request:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.slots = (ctypes.c_int64 * SLOTS).from_buffer(self.memory)
         self.slots[:] = [*slots, *[-1] * (SLOTS - len(slots))]
-        self.released = ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8)
-        self.main_pid = ctypes.c_int32.from_buffer(self.memory, SLOTS * 8 + 4)
-        self.watched = ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8 + 8)
+        self.main_pid = ctypes.c_int32.from_buffer(self.memory, SLOTS * 8)
+        self.watched = ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8 + 4)
+        self.gates = [ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8 + 8 + 4 * gate) for gate in range(_GATES)]
         self.data_at = SLOTS * 8 + 16
         self.memory[self.data_at : self.data_at + len(data)] = data
         self.vectors = [(ctypes.c_char_p * (len(words) + 1))(*words, None) for words in (argv, envp)]
@@ -199,8 +201,8 @@ class _Request:
         """Reap what leaves; it may have our own descriptors (SHARE_FILES), the error pipe among them."""
         _reap(stage)
         if self.main_pid.value:
-            if self.released.value == _WAITING:
-                self._set(self.released, _ABORTED)
+            if self.gates[0].value == _WAITING:
+                self._set(self.gates[0], _ABORTED)
             self._set(self.watched, 1)
             _reap(self.main_pid.value)
         times.append(time.monotonic_ns())
@@ -215,8 +217,8 @@ class _Request:
         pid = self.main_pid.value or stage
         pidfd, problem = -1, 0
         if self.main_pid.value:
-            if self.released.value == _WAITING:
-                self._set(self.released, _ABORTED)
+            if self.gates[0].value == _WAITING:
+                self._set(self.gates[0], _ABORTED)
             pidfd, problem = _open_pidfd(pid)
             if problem:
                 os.kill(pid, signal.SIGKILL)  # it has not exec'd: unreaped, so the number is still its own
@@ -317,9 +319,9 @@ class _Request:
             case k.STEP_CLONE:
                 return self._clone(value[0], value[1], value[5])
             case k.STEP_AWAIT:
-                return self._await()
+                return self._await(self.gates[value[0]])
             case k.STEP_RELEASE:
-                self._set(self.released, _RELEASED)
+                self._set(self.gates[value[0]], _RELEASED)
                 return 0
             case k.STEP_OPEN_PROC:
                 return self._open_proc(value[0], self._text(value[1])[:60], value[2])
@@ -362,10 +364,11 @@ class _Request:
             self.main_pid.value = pid
         return pid
 
-    def _await(self) -> int:
-        while self.released.value == _WAITING:
-            _raw(k.SYSTEM_CALLS["futex"], ctypes.addressof(self.released), _FUTEX_WAIT, _WAITING, 0, 0, 0)
-        if self.released.value == _ABORTED:
+    @staticmethod
+    def _await(gate: ctypes.c_uint32) -> int:
+        while gate.value == _WAITING:
+            _raw(k.SYSTEM_CALLS["futex"], ctypes.addressof(gate), _FUTEX_WAIT, _WAITING, 0, 0, 0)
+        if gate.value == _ABORTED:
             os._exit(127)
         return 0
 

@@ -103,6 +103,8 @@ static int valid_step(const struct ck_step *step, const struct ck_tape *tape) {
         return step->argument[5] >= 0 && (size_t)step->argument[5] < tape->count;
     if (step->kind == CK_STEP_CLOSE)
         return step->argument_kind[0] == CK_ARG_SLOT;
+    if (step->kind == CK_STEP_AWAIT || step->kind == CK_STEP_RELEASE)
+        return step->argument_kind[0] == CK_ARG_INTEGER && step->argument[0] >= 0 && step->argument[0] < CK_GATES;
     if (step->kind == CK_STEP_STORE_SLOT || step->kind == CK_STEP_STORE_ADDRESS) {
         size_t width = step->kind == CK_STEP_STORE_SLOT ? 4 : 8;
         return step->argument[0] >= 0 && (size_t)step->argument[0] + width <= tape->data_size;
@@ -233,8 +235,8 @@ static void finish_without_process(struct ck_request *request, pid_t stage, int 
                                    struct ck_result *result) {
     reap(stage);
     if (request->main_pid) {
-        if (request->released == CK_WAITING)
-            set(&request->released, CK_ABORTED);
+        if (request->gates[0] == CK_WAITING)
+            set(&request->gates[0], CK_ABORTED);
         set(&request->watched, 1);
         reap(request->main_pid);
     }
@@ -250,8 +252,8 @@ static void finish(struct ck_request *request, pid_t stage, int error_pipe[2], s
     int pidfd = -1;
     if (request->main_pid) {
         reap(stage);
-        if (request->released == CK_WAITING)
-            set(&request->released, CK_ABORTED);
+        if (request->gates[0] == CK_WAITING)
+            set(&request->gates[0], CK_ABORTED);
         pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
         if (pidfd < 0)
             kill(pid, SIGKILL); /* it has not exec'd: unreaped, so the number is still its own */
