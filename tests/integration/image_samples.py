@@ -26,11 +26,11 @@ def tar_of(files):
 
 
 def add_image(store, name, *trees):
-    """Store an image with one layer for each tree; return its manifest."""
+    """Store an image with one layer for each tree, or for each archive; return its manifest."""
     with store.lease() as lease:
         blobs, diffs = [], []
         for tree in trees:
-            plain = tar_of(tree)
+            plain = tree if isinstance(tree, bytes) else tar_of(tree)
             blob = gzip.compress(plain, mtime=0)
             lease.claim([Digest.of(blob)])
             blobs.append(store.blobs.add(blob, media.OCI_LAYER_GZIP))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Self
 
-__all__ = ["DEFAULT_PATH", "Defaults", "Healthcheck", "History", "ImageConfig", "timestamp"]
+__all__ = ["DEFAULT_PATH", "Defaults", "Healthcheck", "History", "ImageConfig", "chain_ids", "timestamp"]
 
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -301,10 +301,18 @@ class ImageConfig:
 
         Source: OCI image specification, config.md, "Layer ChainID".
         """
-        chain: list[Digest] = []
-        for diff_id in self.diff_ids:
-            chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
-        return tuple(chain)
+        return chain_ids(self.diff_ids)
+
+
+def chain_ids(diff_ids: tuple[Digest, ...]) -> tuple[Digest, ...]:
+    """Return for each layer of a stack, lowest first, the digest that names it together with all below it.
+
+    Source: OCI image specification, config.md, "Layer ChainID".
+    """
+    chain: list[Digest] = []
+    for diff_id in diff_ids:
+        chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+    return tuple(chain)
 
 
 def timestamp(epoch: int | None) -> str:

@@ -14,12 +14,15 @@ from containerkit.errors import ImageError, SetupError, SpecError
 from containerkit.image.layers.attributes import CAPABILITY, IMPLIED, attributes_of, is_kept
 from containerkit.image.layers.limits import DEFAULT_LIMITS, DeviceRule, Limits
 from containerkit.image.layers.stream import ForwardReader, read_entries, shown
-from containerkit.image.layers.tree import Parts, Tree
+from containerkit.image.layers.tree import Tree
+from containerkit.image.layers.union import Union
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from containerkit.image.layers.links import Parts
     from containerkit.image.layers.stream import Entry
+    from containerkit.image.layers.view import View
 
 __all__ = ["OWNER_OVERRIDE", "Extracted", "Extraction", "extract"]
 
@@ -88,6 +91,8 @@ class Extracted:
         entries: how many members were made.
         bytes: size of the uncompressed archive.
         implied: how many folders were made that the archive does not name.
+        unnamed: the paths of folders that had to be made before the archive named them, if it does. Where a layer below
+            has a link, what lies in such a folder belongs where that leads.
         skipped: what was left out on purpose, one line each (at most 100): devices by rule, attributes that steer
             the host or that its filesystem lacks.
     """
@@ -95,6 +100,7 @@ class Extracted:
     entries: int
     bytes: int
     implied: int
+    unnamed: tuple[Parts, ...]
     skipped: tuple[str, ...]
 
 
@@ -104,6 +110,7 @@ def extract(
     state: Any,
     how: Extraction,
     compressed: Callable[[], int] = lambda: 0,
+    below: View | None = None,
 ) -> Extracted:
     """Extract an uncompressed archive into a folder.
 
@@ -113,8 +120,10 @@ def extract(
         state: a hash object, which takes all bytes of the archive.
         how: the rules.
         compressed: returns how many compressed bytes were read so far, for the bound on their ratio.
+        below: the layers below this one. Links of theirs are followed, and files of theirs may get another name.
 
     Raises:
+        LacksError: the archive names a file or folder that is neither in it nor below.
         ImageError: the archive is malformed, leads out of its root, or passes a bound. What was made by then stays
             in the folder: throw it away.
         SetupError: the disk is full, or another refusal of the kernel.
@@ -123,7 +132,7 @@ def extract(
     """
     reader = ForwardReader(stream, state, how.limits, compressed)
     with Tree(root) as tree:
-        work = _Work(tree, how)
+        work = _Work(tree, how, below)
         for entry in read_entries(reader, how.limits):
             try:
                 work.add(entry)
@@ -133,7 +142,10 @@ def extract(
             work.finish()
         except OSError as error:
             raise _refused(error, b".") from error
-    return Extracted(entries=work.count, bytes=reader.tell(), implied=work.implied, skipped=tuple(work.skipped))
+    unnamed = tuple(sorted(tree.implied))
+    return Extracted(
+        entries=work.count, bytes=reader.tell(), implied=work.implied, unnamed=unnamed, skipped=tuple(work.skipped)
+    )
 
 
 def _refused(error: OSError, path: bytes) -> Exception:
@@ -149,8 +161,9 @@ def _refused(error: OSError, path: bytes) -> Exception:
 class _Work:
     """One extraction."""
 
-    def __init__(self, tree: Tree, how: Extraction) -> None:
+    def __init__(self, tree: Tree, how: Extraction, below: View | None) -> None:
         self.tree = tree
+        self.union = Union(tree, below)
         self.how = how
         self.count = 0
         self.implied = 0
@@ -158,7 +171,7 @@ class _Work:
         self._keep = how.owners == "keep"
         self._own = (os.geteuid(), os.getegid())
         self._folders: dict[Parts, Entry] = {}
-        self._whiteouts: set[Parts] = set()
+        self._whiteouts = self.union.whiteouts
         self._apply = how.whiteouts == "apply"
         self._made: set[Parts] = set()  # only for "apply": what this layer brought is not what it deletes
         self._makers: dict[str, Callable[[Entry], None]] = {
@@ -169,7 +182,7 @@ class _Work:
         }
 
     def add(self, entry: Entry) -> None:
-        parts = entry.parts
+        entry.parts = parts = (*self.union.real(entry.parts[:-1]), *entry.parts[-1:])
         if any(part.startswith(_WHITEOUT) for part in parts):
             self._whiteout(parts)
             return
@@ -235,11 +248,18 @@ class _Work:
         from containerkit.image.layers.stream import split_path
 
         target = split_path(entry.link, "link")
-        if not target or target in self._whiteouts or any(part.startswith(_WHITEOUT) for part in target):
+        if not target or any(part.startswith(_WHITEOUT) for part in target):
             raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which is not there")
+        target = (*self.union.real(target[:-1]), target[-1])
+        if self.union.is_deleted(target):
+            raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which it deletes")
         if entry.parts != target:
             self._replace_folder(entry.parts)
-        self.tree.new_hardlink(entry.parts, target)
+        found = self.union.find_below(target) if self.tree.mode(target) is None else None
+        if found is None:
+            self.tree.new_hardlink(entry.parts, target)
+        else:
+            self.tree.new_foreign_hardlink(entry.parts, found.path, entry.link)
 
     def _node(self, entry: Entry) -> None:
         device = 0
@@ -312,6 +332,8 @@ class _Work:
         if self._apply:
             if parts not in self._made:
                 self.tree.remove(parts)
+            else:
+                self._clear(parts)
             return
         present = self.tree.mode(parts)
         if present is None:
@@ -322,12 +344,21 @@ class _Work:
 
     def _opaque(self, parts: Parts) -> None:
         if self._apply:
-            for name in self.tree.names(parts):
-                if (*parts, name) not in self._made:
-                    self.tree.remove((*parts, name))
+            self._clear(parts)
             return
         self._way(parts)
         self._mark_opaque(parts)  # on a layer's root the mark means nothing to overlayfs: see layer_paths
+
+    def _clear(self, parts: Parts) -> None:
+        """Delete from a folder what this layer has not brought."""
+        mode = self.tree.mode(parts) if parts else stat.S_IFDIR
+        if mode is None or not stat.S_ISDIR(mode):
+            return
+        for name in self.tree.names(parts):
+            if (*parts, name) not in self._made:
+                self.tree.remove((*parts, name))
+            else:
+                self._clear((*parts, name))
 
     def _way(self, parts: Parts) -> None:
         """See that a folder is there that no whiteout of this layer covers."""
@@ -335,10 +366,12 @@ class _Work:
             if parts[:depth] in self._whiteouts:
                 self.tree.clear_way(parts[:depth])
                 self.tree.folder(parts[:depth])
+                self.tree.implied.discard(parts[:depth])  # it owes nothing to the one that is deleted
                 self._mark_opaque(parts[:depth])
                 self._whiteouts.discard(parts[:depth])
 
     def _mark_opaque(self, parts: Parts) -> None:
+        self.union.opaque.add(parts)
         folder = self.tree.folder(parts)
         for space in self.how.marks:
             os.setxattr(folder, f"{space}overlay.opaque", b"y")

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Tree"]
+    from containerkit.image.layers.links import Parts
+
+__all__ = ["LacksError", "Tree"]
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_OPEN: Final = 32
 
-Parts = tuple[bytes, ...]
+
+class LacksError(ImageError):
+    """A layer names a file or folder that it does not hold itself: one below it may."""
 
 
 class Tree:
@@ -44,7 +48,7 @@ class Tree:
     def __init__(self, root: int) -> None:
         self.root = root
         self.implied: set[Parts] = set()
-        """Folders that were made since something lies in them, though the archive does not name them."""
+        """Folders that were made since something lies in them, before the archive has named them, if it ever does."""
         self._open: OrderedDict[Parts, int] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -186,31 +190,58 @@ class Tree:
         """Give another name to a file of this tree.
 
         Raises:
-            ImageError: the target is missing, is a folder, or lies behind a link.
+            LacksError: the target is missing.
+            ImageError: the target is a folder, or lies behind a link.
         """
-        name, goal = b"/".join(parts), b"/".join(target)
+        goal = b"/".join(target)
         if parts == target:
-            raise ImageError(f"layer: {shown(name)} is a hard link to itself")
+            raise ImageError(f"layer: {shown(b'/'.join(parts))} is a hard link to itself")
+        try:
+            source = os.dup(self.folder(target[:-1], make=False))
+        except FileNotFoundError as error:
+            raise self.lacks(parts, goal) from error
+        try:
+            self._link(parts, target[-1], goal, source)
+        finally:
+            os.close(source)
+
+    def new_foreign_hardlink(self, parts: Parts, path: bytes, goal: bytes) -> None:
+        """Give another name to a file of a layer below, which from then on must never be written to.
+
+        Args:
+            parts: the new name.
+            path: where the file is outside.
+            goal: what the archive calls it.
+
+        Raises:
+            ImageError: it is a folder.
+        """
+        above, _, name = path.rpartition(b"/")
+        source = os.open(above, _FOLDER)
+        try:
+            self._link(parts, name, goal, source)
+        finally:
+            os.close(source)
+
+    def lacks(self, parts: Parts, goal: bytes) -> LacksError:
+        """Return the error that says that a link's target is missing."""
+        return LacksError(f"layer: {shown(b'/'.join(parts))} links to {shown(goal)}, which is not there")
+
+    def _link(self, parts: Parts, target: bytes, goal: bytes, source: int) -> None:
         for _ in range(2):
+            parent = self.folder(parts[:-1])
             try:
-                source = os.dup(self.folder(target[:-1], make=False))
-            except FileNotFoundError as error:
-                raise ImageError(f"layer: {shown(name)} links to {shown(goal)}, which is not there") from error
-            try:
-                parent = self.folder(parts[:-1])
-                os.link(target[-1], parts[-1], src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+                os.link(target, parts[-1], src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
-                if self._same(source, target[-1], parent, parts[-1]):
+                if self._same(source, target, parent, parts[-1]):
                     return
                 self.clear_way(parts)
             except FileNotFoundError as error:
-                raise ImageError(f"layer: {shown(name)} links to {shown(goal)}, which is not there") from error
+                raise self.lacks(parts, goal) from error
             except PermissionError as error:
-                raise ImageError(f"layer: {shown(name)} can't be a hard link to {shown(goal)}") from error
+                raise ImageError(f"layer: {shown(b'/'.join(parts))} can't be a hard link to {shown(goal)}") from error
             else:
                 return
-            finally:
-                os.close(source)
 
     def _same(self, source: int, target: bytes, parent: int, name: bytes) -> bool:
         one = os.stat(target, dir_fd=source, follow_symlinks=False)
@@ -243,3 +274,7 @@ class Tree:
             return os.stat(parts[-1], dir_fd=parent, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return None
+
+    def link(self, parts: Parts) -> bytes:
+        """Return what a symbolic link points to."""
+        return os.readlink(parts[-1], dir_fd=self.folder(parts[:-1], make=False))

@@ -1,4 +1,8 @@
-"""Unpacked layers in the store: one folder for each diff id, made once, whoever asks for it."""
+"""Unpacked layers in the store: one folder for each diff id, made once, whoever asks for it.
+
+A layer is unpacked by itself, unless it says something that only the layers below it can answer: a hard link to a file
+of theirs, or a path through a link of theirs. Then it is unpacked on top of them, under a name of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from containerkit.errors import ImageError
+from containerkit.image.config import chain_ids
 from containerkit.image.layers.compression import decompress
 from containerkit.image.layers.extract import Extraction, extract
 from containerkit.image.layers.kernel import sync_filesystem
+from containerkit.image.layers.tree import LacksError
+from containerkit.image.layers.view import View
 from containerkit.image.store.locks import refused, replace_file
 
 if TYPE_CHECKING:
@@ -26,11 +33,13 @@ if TYPE_CHECKING:
     from containerkit.image.manifest import Descriptor
     from containerkit.image.store import Lease, Store
 
-__all__ = ["Layer", "extract_blob", "layer_paths", "unpack_layer", "unpack_layers"]
+__all__ = ["Layer", "extract_blob", "layer_paths", "on_top_id", "unpack_layer", "unpack_layers"]
 
 CONTENT: Final = "fs"
 """The name of the folder within a layer's own that holds its files."""
 _MARKER: Final = "layer.json"
+_LACKS: Final = "lacks"  # of a layer that can't be unpacked by itself: why
+_UNNAMED: Final = "unnamed"
 _SETTLE_S: Final = 60.0
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -67,11 +76,18 @@ def unpack_layers(
     if len(missing) > 1:
         with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
             list(pool.map(one, sorted(missing.values(), key=lambda layer: -layer[0].size)))
-    return [one(layer) for layer in layers]
+    found: list[Path] = []
+    chain = chain_ids(tuple(diff_id for _, diff_id in layers))
+    for layer, chain_id in zip(layers, chain, strict=True):
+        path = one(layer)
+        if _leans_on_others(path.parent, found):
+            path = _unpack_on_top(store, layer, found, chain_id, lease)
+        found.append(path)
+    return found
 
 
 def unpack_layer(store: Store, blob: Descriptor, diff_id: Digest, lease: Lease, how: Extraction | None = None) -> Path:
-    """Unpack one layer unless it is unpacked already; see :func:`unpack_layers`."""
+    """Unpack one layer by itself, unless it is unpacked already, as far as that can be; see :func:`unpack_layers`."""
     lease.claim([diff_id])
     folder = store.layer_folder(diff_id)
     if not is_whole(folder):
@@ -83,10 +99,40 @@ def unpack_layer(store: Store, blob: Descriptor, diff_id: Digest, lease: Lease, 
     return folder / CONTENT
 
 
-def extract_blob(file: BinaryIO, root: int, diff_id: Digest | None, how: Extraction) -> dict[str, object]:
+def _leans_on_others(folder: Path, below: Sequence[Path]) -> bool:
+    """Return whether what a layer means depends on those below it."""
+    facts = _facts(folder)
+    if _LACKS in facts:
+        return True
+    unnamed = facts.get(_UNNAMED)
+    if not unnamed or not below:
+        return False
+    view = View(layer_paths(below))
+    return any(view.is_link(tuple(os.fsencode(path).split(b"/"))) for path in unnamed)
+
+
+def _unpack_on_top(store: Store, layer: Layer, below: Sequence[Path], chain_id: Digest, lease: Lease) -> Path:
+    blob, diff_id = layer
+    own_id = on_top_id(chain_id)
+    lease.claim([own_id])
+    folder = store.layer_folder(own_id)
+    if not is_whole(folder):
+        view = View(layer_paths(below)) if below else None
+        with store.blobs.open(blob.digest) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not is_whole(folder):
+                _unpack(store, file, folder, diff_id, Extraction.for_user(), view, alone=False)
+    settle(folder)
+    return folder / CONTENT
+
+
+def extract_blob(
+    file: BinaryIO, root: int, diff_id: Digest | None, how: Extraction, below: View | None = None
+) -> dict[str, object]:
     """Extract a layer's blob into a folder and check its diff id; return what is worth noting about it.
 
     Raises:
+        LacksError: it names a file or folder that is neither in it nor below.
         ImageError: the blob is malformed or not what its diff id says.
     """
     from containerkit.image.digest import Digest as AnyDigest
@@ -95,13 +141,23 @@ def extract_blob(file: BinaryIO, root: int, diff_id: Digest | None, how: Extract
     state = expected.hasher()
     descriptor = file.fileno()
     with closing(decompress(file)) as stream:
-        found = extract(stream, root, state, how, lambda: os.lseek(descriptor, 0, os.SEEK_CUR))
+        found = extract(stream, root, state, how, lambda: os.lseek(descriptor, 0, os.SEEK_CUR), below)
     if diff_id is not None:
         diff_id.check(state, "layer, uncompressed")
-    return {"entries": found.entries, "bytes": found.bytes, "implied": found.implied, "skipped": list(found.skipped)}
+    facts = {"entries": found.entries, "bytes": found.bytes, "implied": found.implied, "skipped": list(found.skipped)}
+    return facts | {_UNNAMED: [os.fsdecode(b"/".join(parts)) for parts in found.unnamed]}
 
 
-def _unpack(store: Store, file: BinaryIO, folder: Path, diff_id: Digest, how: Extraction) -> None:
+def _unpack(
+    store: Store,
+    file: BinaryIO,
+    folder: Path,
+    diff_id: Digest,
+    how: Extraction,
+    below: View | None = None,
+    *,
+    alone: bool = True,
+) -> None:
     new = store.root / "layers" / f".new-{token_hex(8)}"
     try:
         new.mkdir(mode=0o711)
@@ -114,7 +170,12 @@ def _unpack(store: Store, file: BinaryIO, folder: Path, diff_id: Digest, how: Ex
         (new / CONTENT).chmod(0o755)
         root = os.open(new / CONTENT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            facts = extract_blob(file, root, diff_id, how)
+            facts = extract_blob(file, root, diff_id, how, below)
+        except LacksError as error:
+            if not alone:
+                raise
+            shutil.rmtree(new / CONTENT)
+            facts = {_LACKS: str(error)}
         finally:
             os.close(root)
         place_layer(store, new, folder, facts)
@@ -147,19 +208,28 @@ def _marker(facts: dict[str, object], *, durable: bool) -> bytes:
 
 def is_whole(folder: Path) -> bool:
     """Return whether a layer is all there: unpacked since the machine started, or known to be on disk."""
-    try:
-        facts = json.loads((folder / _MARKER).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return False
-    return bool(facts["durable"]) or facts["boot"] == _BOOT.read_text().strip()
+    facts = _facts(folder)
+    return bool(facts) and (bool(facts["durable"]) or facts["boot"] == _BOOT.read_text().strip())
 
 
 def has_implied(content: str) -> bool:
     """Return whether a layer has folders that it does not name, given the folder of its files."""
+    return bool(_facts(Path(content).parent).get("implied"))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
     try:
-        return bool(json.loads((Path(content).parent / _MARKER).read_bytes()).get("implied"))
+        facts: dict[str, Any] = json.loads((folder / _MARKER).read_bytes())
     except (OSError, ValueError):
-        return False
+        return {}
+    return facts
+
+
+def on_top_id(chain_id: Digest) -> Digest:
+    """Return what names a layer that was unpacked on top of those below it; ``chain_id`` names it and them together."""
+    from containerkit.image.digest import Digest as AnyDigest
+
+    return AnyDigest.of(f"on top {chain_id}".encode())
 
 
 def settle(folder: Path) -> None:

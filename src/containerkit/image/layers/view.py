@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.errors import ImageError
 from containerkit.image.layers.attributes import IMPLIED
+from containerkit.image.layers.links import Parts, follow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["Found", "Parts", "View"]
-
-_MOST_LINKS: Final = 40
-
-Parts = tuple[bytes, ...]
 
 
 class Found(NamedTuple):
@@ -70,8 +66,6 @@ class View:
             if not stat.S_ISDIR(status.st_mode) or not self._has_mark(path, (IMPLIED,)):
                 return Found(path, status)
             implied = implied or Found(path, status)
-            if self._is_opaque(path):
-                break
         return implied
 
     def names(self, parts: Parts) -> list[bytes]:
@@ -93,26 +87,16 @@ class View:
 
         Source: path_resolution(7).
         """
-        done: list[bytes] = []
-        waiting = [part for part in path.split(b"/") if part not in (b"", b".")][::-1]
-        links = 0
-        while waiting:
-            part = waiting.pop()
-            if part == b"..":
-                done = done[:-1]
-                continue
-            found = self.find((*done, part))
-            if found is None or not stat.S_ISLNK(found.status.st_mode) or not (waiting or last):
-                done.append(part)
-                continue
-            links += 1
-            if links > _MOST_LINKS:
-                raise ImageError(f"{os.fsdecode(path)}: links without an end")
-            target = os.readlink(found.path)
-            if target.startswith(b"/"):
-                done = []
-            waiting += [inner for inner in target.split(b"/") if inner not in (b"", b".")][::-1]
-        return tuple(done)
+        return follow((), path, self._link_at, last=last)
+
+    def is_link(self, parts: Parts) -> bool:
+        """Return whether a symbolic link lies at a path whose folders are no links."""
+        found = self.find(parts)
+        return found is not None and stat.S_ISLNK(found.status.st_mode)
+
+    def _link_at(self, parts: Parts) -> bytes | None:
+        found = self.find(parts)
+        return os.readlink(found.path) if found is not None and stat.S_ISLNK(found.status.st_mode) else None
 
     def read(self, path: str, limit: int = 1 << 20) -> bytes:
         """Return the beginning of a file, or nothing when it is not there or no plain file."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import ImageError
 from containerkit.image import media
-from containerkit.image.layers.unpack import unpack_layer
+from containerkit.image.layers.unpack import unpack_layer, unpack_layers
 from containerkit.image.manifest import Index, Manifest
 from containerkit.image.platform import Platform
 from containerkit.image.progress import ProgressEvent, silent
@@ -153,7 +153,7 @@ class _Pull:
 
     def _fetch(self, manifests: Iterable[Manifest], unpacked: Manifest | None) -> None:
         """Fetch all blobs of some manifests, and unpack the layers of one of them."""
-        diff_ids: dict[Digest, Digest] = {}
+        layers: list[tuple[Descriptor, Digest]] = []
         blobs: dict[Digest, Descriptor] = {}
         for manifest in manifests:
             self.lease.claim([manifest.config.digest, *(layer.digest for layer in manifest.layers)])
@@ -163,7 +163,8 @@ class _Pull:
             config = self.store.config(unpacked)
             self._check_platform(config)
             self.lease.claim(config.diff_ids)
-            diff_ids = {layer.digest: diff for layer, diff in zip(unpacked.layers, config.diff_ids, strict=True)}
+            layers = list(zip(unpacked.layers, config.diff_ids, strict=True))
+        diff_ids = {layer.digest: diff for layer, diff in layers}
         parallel = self.source.settings.parallel
         with ThreadPoolExecutor(parallel, "pull") as pool, ThreadPoolExecutor(2, "unpack") as unpackers:
             running: list[Future[None]] = []
@@ -176,6 +177,7 @@ class _Pull:
                         running.append(unpackers.submit(self._unpack, blob, diff_ids[blob.digest]))
                 for unpacking in as_completed(running):
                     unpacking.result()
+                unpack_layers(self.store, layers, self.lease)  # those that need others below them
             except BaseException:
                 self._stopped.set()  # or the other downloads would go on to their ends
                 pool.shutdown(wait=False, cancel_futures=True)

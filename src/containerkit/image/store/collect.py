@@ -14,6 +14,7 @@ from containerkit.errors import ContainerError, ImageError
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
+from containerkit.image.layers.unpack import on_top_id
 from containerkit.image.manifest import Index, Manifest
 from containerkit.image.store.cache import cached_digests
 from containerkit.image.store.catalog import INDEX
@@ -83,6 +84,7 @@ def reachable(store: Store, root: Descriptor | Digest) -> Iterator[Digest]:
             config = ImageConfig.parse(store.blobs.read(digest))
             yield from config.diff_ids
             yield from config.chain_ids
+            yield from map(on_top_id, config.chain_ids)
         if kind not in media.INDEXES | media.MANIFESTS or not store.blobs.has(digest):
             continue
         document = store.document(_as_descriptor(digest, kind))
