@@ -25,7 +25,6 @@ from containerkit.invocation import (
     run_streams,
     unresolved_user,
     with_defaults,
-    wrapper,
 )
 from containerkit.membership import Freezer, account, inputs, joining
 from containerkit.mount import sequence
@@ -33,7 +32,7 @@ from containerkit.namespace import Kind
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.security.confinement import PROC
 from containerkit.spec import build
-from containerkit.streams import Streams
+from containerkit.streams import Streams, Text
 from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -330,7 +329,7 @@ class Container:
             SpecError: a value that can't be.
             SetupError: an operation failed; for a program that is not there its ``errno`` is ENOENT.
         """
-        wrap = wrapper(text, encoding, errors)
+        wanted_text = Text.of(text, encoding, errors)
         with self._entering() as init:
             ground = self._standing()
             wanted = self._command(argv, command, terminal=bool(pty))
@@ -360,7 +359,7 @@ class Container:
             if leaf is not None and own_group:
                 finish, kill_tree = (lambda process: self._account(process, leaf)), leaf.kill
             process = Process(
-                wanted, outcome.pid, outcome.pidfd, streams, text=wrap, finish=finish, kill_tree=kill_tree
+                wanted, outcome.pid, outcome.pidfd, streams, text=wanted_text, finish=finish, kill_tree=kill_tree
             )
             process.supervision = supervision
             self._processes.add(process)

@@ -6,12 +6,14 @@ import os
 import select
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from containerkit import _native
 from containerkit.errors import ContainerTimeout, SpecError
 
 if TYPE_CHECKING:
     from containerkit.process import Process
+    from containerkit.streams import End
 
 __all__ = ["LONGEST_POLL_MS", "Conversation", "check_input"]
 
@@ -21,6 +23,7 @@ LONGEST_POLL_MS: Final = 2**31 - 1
 _CHUNK: Final = 65536
 _FIONREAD: Final = 0x541B
 _TERMINAL_BYTES: Final = 1024 * 1024  # more than a terminal buffers
+_LATEST_NS: Final = 2**62
 
 
 class Conversation:
@@ -34,60 +37,89 @@ class Conversation:
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.limit = limit
-        self.poll = select.poll()
-        self.open: dict[int, _Pipe] = {}
         self.total = 0
         self.cut = False
         self.rest = memoryview(b"")
-        self.input_fd = -1
-        self.out = self._listen(process.stdout)
-        self.err = self._listen(process.stderr)
+        self.stdin, out, err = process.ends
+        self.out = None if out is None else _Output(out)
+        self.err = None if err is None else _Output(err)
         self._prepare_input(given)
 
-    def _listen(self, file: IO[Any] | None) -> _Pipe | None:
-        if file is None:
-            return None
-        pipe = _Pipe(file)
-        if not file.closed:
-            fd = file.fileno()
-            self.open[fd] = pipe
-            os.set_blocking(fd, False)
-            self.poll.register(fd, select.POLLIN)
-        return pipe
-
     def _prepare_input(self, given: Any) -> None:
-        stdin = self.process.stdin
+        stdin = self.stdin
         if stdin is None or stdin.closed:
             if given:
                 raise SpecError("input: stdin is no pipe")
             return
-        check_input(given, text=hasattr(stdin, "encoding"))
-        _flush_quietly(stdin)
+        check_input(given, text=stdin.text is not None)
+        stdin.flush()
         if given is None or len(given) == 0:
             if not self.process.terminal:
-                _close_quietly(stdin)
+                stdin.close()
             return
         if isinstance(given, str):
-            given = given.encode(
-                getattr(stdin, "encoding", None) or "utf-8", getattr(stdin, "errors", None) or "strict"
-            )
+            assert stdin.text is not None
+            given = given.encode(stdin.text.encoding, stdin.text.errors)
         self.rest = memoryview(given).cast("B")
-        self.input_fd = stdin.fileno()
-        os.set_blocking(self.input_fd, False)
-        self.poll.register(self.input_fd, select.POLLOUT)
 
     def hold(self) -> tuple[Any, Any]:
         """Talk to the end, and return what was said on both outputs."""
         with self.process.watch() as pidfd:
-            if pidfd >= 0:
-                self.poll.register(pidfd, select.POLLIN)
-                self._until_ended(pidfd)
-        self._drain()
+            if pidfd < 0 or not self._heard_out(pidfd):
+                _Exchange(self).hold(pidfd)
+        for end in self.process.ends:
+            if end is not None:
+                end.close()
         self.process.wait()
-        return self._results()
+        return self.results()
 
-    def _results(self) -> tuple[Any, Any]:
+    def _heard_out(self, pidfd: int) -> bool:
+        """Hear both outputs out in one call, where nothing has to be said meanwhile; False if that did not come to it.
+
+        What was heard until then is kept.
+        """
+        if self.rest or self.process.terminal:
+            return False
+        fds = [-1 if output is None or output.end.closed else output.end.fileno() for output in (self.out, self.err)]
+        until = None if self.deadline is None else int(min(self.deadline * 1e9, _LATEST_NS))
+        problem, *heard = _native.interpreter().listen(pidfd, *fds, self.limit, until)
+        for output, chunk in zip((self.out, self.err), heard, strict=True):
+            if output is not None and chunk:
+                output.chunks.append(chunk)
+                self.total += len(chunk)
+        return not problem
+
+    def results(self) -> tuple[Any, Any]:
+        """Return what was said so far."""
         return self.out and self.out.result(cut=self.cut), self.err and self.err.result(cut=self.cut)
+
+
+class _Exchange:
+    """A conversation in which both sides have something to say, or that does not end as it should."""
+
+    def __init__(self, talk: Conversation) -> None:
+        self.talk = talk
+        self.process = talk.process
+        self.poll = select.poll()
+        self.open: dict[int, _Output] = {}
+        self.input_fd = -1
+        for output in (talk.out, talk.err):
+            if output is not None and not output.end.closed:
+                fd = output.end.fileno()
+                self.open[fd] = output
+                os.set_blocking(fd, False)
+                self.poll.register(fd, select.POLLIN)
+        if talk.rest and talk.stdin is not None:
+            self.input_fd = talk.stdin.fileno()
+            os.set_blocking(self.input_fd, False)
+            self.poll.register(self.input_fd, select.POLLOUT)
+
+    def hold(self, pidfd: int) -> None:
+        """Talk to the end; a ``pidfd`` of -1 says that it has ended already."""
+        if pidfd >= 0:
+            self.poll.register(pidfd, select.POLLIN)
+            self._until_ended(pidfd)
+        self._drain()
 
     def _until_ended(self, pidfd: int) -> None:
         while True:
@@ -98,39 +130,41 @@ class Conversation:
                     self._feed()
                 else:
                     self._read(fd)
-            if self.deadline is not None and time.monotonic() >= self.deadline:
+            if self.talk.deadline is not None and time.monotonic() >= self.talk.deadline:
                 self._give_up()
 
     def _milliseconds(self) -> float | None:
-        if self.deadline is None:
+        if self.talk.deadline is None:
             return None
-        return min(max(0.0, (self.deadline - time.monotonic()) * 1000 + 0.5), LONGEST_POLL_MS)
+        return min(max(0.0, (self.talk.deadline - time.monotonic()) * 1000 + 0.5), LONGEST_POLL_MS)
 
     def _give_up(self) -> None:
-        process = self.process
+        process, talk = self.process, self.talk
         process._timed_out = True  # noqa: SLF001
         process._kill_all()  # noqa: SLF001
         process.wait()
-        self.cut = True
+        talk.cut = True
         self._drain()
-        assert self.timeout is not None
-        raise ContainerTimeout(process.args, self.timeout, *self._results())
+        assert talk.timeout is not None
+        raise ContainerTimeout(process.args, talk.timeout, *talk.results())
 
     def _feed(self) -> None:
+        talk = self.talk
         try:
-            sent = os.write(self.input_fd, self.rest[:_CHUNK])
+            sent = os.write(self.input_fd, talk.rest[:_CHUNK])
         except BlockingIOError:
             return
         except BrokenPipeError:
-            sent = len(self.rest)
-        self.rest = self.rest[sent:]
-        if not self.rest:
+            sent = len(talk.rest)
+        talk.rest = talk.rest[sent:]
+        if not talk.rest:
             self.poll.unregister(self.input_fd)
-            if not self.process.terminal and self.process.stdin is not None:
-                _close_quietly(self.process.stdin)
+            if not self.process.terminal and talk.stdin is not None:
+                talk.stdin.close()
 
     def _read(self, fd: int) -> bool:
         """Read once; False when there is nothing more, now or ever."""
+        talk = self.talk
         try:
             chunk = os.read(fd, _CHUNK)
         except BlockingIOError:
@@ -139,21 +173,20 @@ class Conversation:
             chunk = b""
         if not chunk:
             self.poll.unregister(fd)
-            _close_quietly(self.open.pop(fd).file)
+            self.open.pop(fd).end.close()
             return False
-        self.total += len(chunk)
-        if self.limit is not None and self.total > self.limit:
-            self._overflow(fd, chunk)
+        talk.total += len(chunk)
+        if talk.limit is not None and talk.total > talk.limit:
+            self._overflow(fd, chunk, talk.limit)
         else:
             self.open[fd].chunks.append(chunk)
         return True
 
-    def _overflow(self, fd: int, chunk: bytes) -> None:
-        assert self.limit is not None
-        kept = len(chunk) - (self.total - self.limit)
+    def _overflow(self, fd: int, chunk: bytes, limit: int) -> None:
+        kept = len(chunk) - (self.talk.total - limit)
         if kept > 0:
             self.open[fd].chunks.append(chunk[:kept])
-        self.cut = True
+        self.talk.cut = True
         process = self.process
         process._kill_all()  # noqa: SLF001
         process.wait()
@@ -164,17 +197,17 @@ class Conversation:
 
         Something that it left behind may write on and on: no more is taken than there is now.
         """
+        talk = self.talk
         for fd in list(self.open):
             left = self._lying(fd)
-            while left > 0 and (self.limit is None or self.total <= self.limit):
-                before = self.total
+            while left > 0 and (talk.limit is None or talk.total <= talk.limit):
+                before = talk.total
                 if not self._read(fd):
                     break
-                left -= self.total - before
-        for pipe in self.open.values():
-            _close_quietly(pipe.file)
-        if self.process.stdin is not None:
-            _close_quietly(self.process.stdin)
+                left -= talk.total - before
+        for end in self.process.ends:
+            if end is not None:
+                end.close()
 
     def _lying(self, fd: int) -> int:
         """Return how many bytes there are to read. Source: ioctl(2), FIONREAD."""
@@ -197,33 +230,18 @@ def check_input(given: Any, *, text: bool) -> None:
     raise SpecError(f"input: must be {wanted}, not {type(given).__name__}")
 
 
-class _Pipe:
-    """One output of a process: its file, and what came out of it."""
+class _Output:
+    """One output of a process, and what came out of it."""
 
-    def __init__(self, file: IO[Any]) -> None:
-        self.file = file
+    def __init__(self, end: End) -> None:
+        self.end = end
         self.chunks: list[bytes] = []
 
     def result(self, *, cut: bool) -> Any:
         """Return all of it; where it was cut off that may be in the midst of a character."""
         raw = b"".join(self.chunks)
-        encoding = getattr(self.file, "encoding", None)
-        if encoding is None:
+        text = self.end.text
+        if text is None:
             return raw
-        errors = getattr(self.file, "errors", None) or "strict"
-        text = raw.decode(encoding, "replace" if cut and errors == "strict" else errors)
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _close_quietly(file: IO[Any]) -> None:
-    try:
-        file.close()
-    except (BrokenPipeError, BlockingIOError):
-        return
-
-
-def _flush_quietly(file: IO[Any]) -> None:
-    try:
-        file.flush()
-    except BrokenPipeError:
-        return
+        decoded = raw.decode(text.encoding, "replace" if cut and text.errors == "strict" else text.errors)
+        return decoded.replace("\r\n", "\n").replace("\r", "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -16,7 +16,7 @@ from containerkit.spec import CONFINEMENT, Spec
 from containerkit.streams import require_open
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from containerkit.result import CompletedProcess
     from containerkit.rootfs import RootFS
@@ -31,7 +31,6 @@ __all__ = [
     "run_streams",
     "unresolved_user",
     "with_defaults",
-    "wrapper",
 ]
 
 COMMAND_FIELDS: Final = (
@@ -122,30 +121,6 @@ def run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str,
         options.setdefault("stdout", PIPE)
         options.setdefault("stderr", PIPE)
     return options
-
-
-def wrapper(
-    text: bool | None,  # noqa: FBT001 - subprocess's own argument
-    encoding: str | None,
-    errors: str | None,
-) -> Callable[[IO[bytes]], IO[Any]] | None:
-    """Return what makes text files of binary ones, or None for binary.
-
-    Raises:
-        SpecError: nobody knows the encoding, or what to do with errors.
-    """
-    if not (text or encoding or errors):
-        return None
-    import codecs
-    from io import TextIOWrapper
-
-    try:
-        codecs.lookup(encoding or "utf-8")
-        codecs.lookup_error(errors or "strict")
-    except (LookupError, TypeError) as error:
-        raise SpecError(f"encoding: {error}") from None
-
-    return lambda file: TextIOWrapper(file, encoding=encoding or "utf-8", errors=errors, write_through=True)
 
 
 def complete(

@@ -21,13 +21,12 @@ from containerkit.invocation import (
     has_names,
     run_streams,
     with_defaults,
-    wrapper,
 )
 from containerkit.membership import account
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.rootfs import resolve
 from containerkit.spec import CONFINEMENT, Spec, build
-from containerkit.streams import Streams
+from containerkit.streams import Streams, Text
 from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
     fields = {name: value for name, value in options.items() if name in COMMAND_FIELDS}
     command = describe(spec, argv, with_defaults(spec.rootfs, fields))
     Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
-    wrap = wrapper(options.get("text"), options.get("encoding"), options.get("errors"))
+    text = Text.of(options.get("text"), options.get("encoding"), options.get("errors"))
     ground = Ground.prepare(spec)
     streams: Streams | None = None
     report = (-1, -1)
@@ -110,7 +109,7 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
             options.get("stdin"), options.get("stdout"), options.get("stderr"), ground.outside(command.user.uid)
         )
         if has_init:
-            read, write = os.pipe2(os.O_CLOEXEC)
+            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # nobody waits at it: PID 1 writes once and ends
             report = read, -1
             report = read, _native.high(write)
         outcome = ground.start(
@@ -136,7 +135,7 @@ def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Pr
         outcome.pidfd,
         streams,
         report=report[0],
-        text=wrap,
+        text=text,
         finish=lambda process: _finish(process, ground),
     )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from containerkit._native.outcome import Ending
     from containerkit.command import Command
     from containerkit.result import Cause, Usage
-    from containerkit.streams import Streams
+    from containerkit.streams import End, Streams, Text
     from containerkit.supervision import Supervision
 
 __all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process"]
@@ -51,7 +51,7 @@ class Process:
         streams: Streams,
         *,
         report: int = -1,
-        text: Callable[[IO[bytes]], IO[Any]] | None = None,
+        text: Text | None = None,
         finish: Callable[[Process], None] | None = None,
         kill_tree: Callable[[], None] | None = None,
     ) -> None:
@@ -70,23 +70,26 @@ class Process:
         self._finish = finish
         self._kill_tree = kill_tree
         self._timed_out = False
-        self.stdin: IO[Any] | None = None
-        self.stdout: IO[Any] | None = None
-        self.stderr: IO[Any] | None = None
-        self._open_files(streams, text)
+        self.ends: list[End | None] = streams.ends(text)
 
-    def _open_files(self, streams: Streams, text: Callable[[IO[bytes]], IO[Any]] | None) -> None:
-        wrap = text or (lambda file: file)
-        if streams.terminal:
-            master = streams.own[0]
-            assert master is not None
-            self.stdin = wrap(os.fdopen(master, "wb", buffering=0))
-            self.stdout = wrap(os.fdopen(os.dup(master), "rb", buffering=0))
-            return
-        modes = ("wb", "rb", "rb")
-        self.stdin, self.stdout, self.stderr = (
-            None if fd is None else wrap(os.fdopen(fd, mode)) for fd, mode in zip(streams.own, modes, strict=True)
-        )
+    @property
+    def stdin(self) -> IO[Any] | None:
+        """The file that feeds its standard input; None where that is no pipe."""
+        return self._file(0)
+
+    @property
+    def stdout(self) -> IO[Any] | None:
+        """The file of what it writes to its standard output; None where that is no pipe."""
+        return self._file(1)
+
+    @property
+    def stderr(self) -> IO[Any] | None:
+        """The file of what it writes to its standard error; None where that is no pipe."""
+        return self._file(2)
+
+    def _file(self, number: int) -> IO[Any] | None:
+        end = self.ends[number]
+        return None if end is None else end.file
 
     def __repr__(self) -> str:
         state = "running" if self.returncode is None else f"ended with {self.returncode}"
@@ -216,7 +219,6 @@ class Process:
         from containerkit import result
 
         try:
-            os.set_blocking(self._report, False)
             raw = os.read(self._report, _REPORT.size)
         except BlockingIOError:
             raw = b""
@@ -274,10 +276,11 @@ class Process:
 
         from containerkit.streams import window_size
 
-        if not self.terminal or self.stdin is None:
+        master = self.ends[0]
+        if not self.terminal or master is None:
             raise StateError(f"{self!r}: it has no terminal; start it with pty=True")
         rows, columns = window_size((rows, columns))
-        fcntl.ioctl(self.stdin.fileno(), _TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
+        fcntl.ioctl(master.fileno(), _TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
 
     def communicate(
         self,
@@ -313,12 +316,9 @@ class Process:
         self.wait()
 
     def _close_files(self) -> None:
-        for file in (self.stdin, self.stdout, self.stderr):
-            if file is not None:
-                try:
-                    file.close()
-                except BrokenPipeError:
-                    continue
+        for end in self.ends:
+            if end is not None:
+                end.close()
 
     def close(self) -> None:
         """Kill it if it runs, wait for it and close its files; harmless when repeated."""

@@ -22,14 +22,14 @@ from containerkit._native import constants as k
 from containerkit.command import Command
 from containerkit.engine import Program
 from containerkit.errors import SpecError, StateError
-from containerkit.invocation import check_numbers, complete, run_streams, wrapper
+from containerkit.invocation import check_numbers, complete, run_streams
 from containerkit.plan import Plan, Slot
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.security import landlock as walls
 from containerkit.security.capabilities import Capabilities, after_setuid, no_new_privs
 from containerkit.security.confinement import Confinement
 from containerkit.security.landlock import Landlock
-from containerkit.streams import Streams, require_open
+from containerkit.streams import Streams, Text, require_open
 from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Sandbox:
         if supervision is not None:
             supervision.started()
         process = Process(
-            wanted, outcome.pid, outcome.pidfd, streams, text=wrapper(text, encoding, errors), finish=_finish
+            wanted, outcome.pid, outcome.pidfd, streams, text=Text.of(text, encoding, errors), finish=_finish
         )
         process.supervision = supervision
         return process

@@ -4,11 +4,103 @@ from __future__ import annotations
 
 import os
 from subprocess import DEVNULL, PIPE, STDOUT
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from containerkit.errors import SpecError
 
-__all__ = ["Streams", "require_open", "window_size"]
+__all__ = ["End", "Streams", "Text", "require_open", "window_size"]
+
+
+class Text(NamedTuple):
+    """How the bytes of a stream are text."""
+
+    encoding: str
+    errors: str
+
+    @classmethod
+    def of(cls, text: Any, encoding: str | None, errors: str | None) -> Text | None:
+        """Return what the arguments of :class:`subprocess.Popen` ask for; None for bytes.
+
+        Raises:
+            SpecError: nobody knows the encoding, or what to do with errors.
+        """
+        if not (text or encoding or errors):
+            return None
+        import codecs
+
+        try:
+            codecs.lookup(encoding or "utf-8")
+            codecs.lookup_error(errors or "strict")
+        except (LookupError, TypeError) as error:
+            raise SpecError(f"encoding: {error}") from None
+        return cls(encoding or "utf-8", errors or "strict")
+
+
+class End:
+    """The caller's end of a stream: a descriptor, of which a file is made when somebody asks for it.
+
+    Attributes:
+        text: how its bytes are text; None for bytes.
+    """
+
+    __slots__ = ("_fd", "_file", "_mode", "text")
+
+    def __init__(self, fd: int, mode: str, text: Text | None) -> None:
+        self._fd = fd
+        self._file: IO[Any] | None = None
+        self._mode = mode
+        self.text = text
+
+    @property
+    def file(self) -> IO[Any]:
+        """The file; a closed one where the end was closed before anybody asked."""
+        if self._file is None:
+            self._file = self._made(self._fd) if self._fd >= 0 else self._made(os.open(os.devnull, os.O_RDWR))
+            if self._fd < 0:
+                self._file.close()
+        return self._file
+
+    def _made(self, fd: int) -> IO[Any]:
+        mode, _, unbuffered = self._mode.partition(" ")
+        file: IO[Any] = os.fdopen(fd, mode, buffering=0 if unbuffered else -1)
+        if self.text is None:
+            return file
+        from io import TextIOWrapper
+
+        return TextIOWrapper(file, encoding=self.text.encoding, errors=self.text.errors, write_through=True)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._fd < 0 if self._file is None else self._file.closed
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd if self._file is None else self._file.fileno()
+
+    def flush(self) -> None:
+        """Write what a file still holds back; a pipe that nobody reads any more is no error."""
+        if self._file is not None:
+            try:
+                self._file.flush()
+            except BrokenPipeError:
+                return
+
+    def close(self) -> None:
+        """Close it; a pipe that nobody reads any more is no error."""
+        if self._file is None:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+            return
+        try:
+            self._file.close()
+        except (BrokenPipeError, BlockingIOError):
+            return
+
+    def __del__(self) -> None:
+        if self._file is None and self._fd >= 0:
+            os.close(self._fd)
 
 
 class Streams:
@@ -99,6 +191,15 @@ class Streams:
                 os.close(low)
         self._temporary.append(copy)
         return copy
+
+    def ends(self, text: Text | None) -> list[End | None]:
+        """Return the caller's ends, which own their descriptors from now on."""
+        own, self.own = self.own, [None, None, None]
+        if self.terminal:
+            master = own[0]
+            assert master is not None
+            return [End(master, "wb unbuffered", text), End(os.dup(master), "rb unbuffered", text), None]
+        return [None if fd is None else End(fd, mode, text) for fd, mode in zip(own, ("wb", "rb", "rb"), strict=True)]
 
     def inputs(self) -> dict[str, int]:
         """Return the slots for the plan."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-SOURCES = ("spawn.c", "child.c", "calls.c")
+SOURCES = ("spawn.c", "child.c", "listen.c", "calls.c")
+HEADERS = ("native.h", "spawn.h", "listen.h", "calls.h", "syscalls.h", "cdef.h")
 INIT_SOURCES = ("init.c", "enter.c", "child.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers")
 
@@ -25,11 +26,11 @@ ffibuilder = cffi.FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text())
 ffibuilder.set_source(
     "containerkit._native._lib",
-    '#include "native.h"\n#include "spawn.h"\n#include "calls.h"\n',
+    '#include "native.h"\n#include "spawn.h"\n#include "listen.h"\n#include "calls.h"\n',
     # setuptools wants paths relative to setup.py, from where it runs this file.
     sources=[f"src/containerkit/_native/{name}" for name in SOURCES],
     include_dirs=["src/containerkit/_native"],
-    depends=[f"src/containerkit/_native/{name}" for name in ("native.h", "spawn.h", "calls.h", "syscalls.h", "cdef.h")],
+    depends=[f"src/containerkit/_native/{name}" for name in HEADERS],
     extra_compile_args=list(COMPILE),
     py_limited_api=True,
 )

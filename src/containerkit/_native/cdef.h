@@ -44,6 +44,17 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
 int ck_wait(int pidfd, int options, struct ck_ending *ending);
 size_t ck_check(const struct ck_tape *tape);
 
+/* --- listen.c --- */
+struct ck_heard {
+    int32_t fd;
+    char *bytes;
+    size_t length;
+    ...;
+};
+
+int ck_listen(int pidfd, struct ck_heard *heard, size_t limit, int64_t deadline_ns);
+void ck_forget(struct ck_heard *heard);
+
 /* --- calls.c --- */
 int64_t ck_call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);
 int64_t ck_fork(const void *arguments, uint64_t size);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import EINTR
 from typing import TYPE_CHECKING
 
 from containerkit._native._lib import ffi, lib
@@ -11,7 +12,7 @@ from containerkit._native.outcome import Ending, Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NAME", "Program", "wait"]
+__all__ = ["NAME", "Program", "listen", "wait"]
 
 NAME = "compiled"
 
@@ -78,6 +79,37 @@ class Program:
             tuple(result.times_ns),
             list(registers),
         )
+
+
+def listen(pidfd: int, out: int, err: int, limit: int | None, deadline_ns: int | None) -> tuple[int, bytes, bytes]:
+    """Read the outputs of a process until it has ended, and then what still lies in them; reaps and closes nothing.
+
+    Args:
+        pidfd: the process.
+        out, err: pipes, -1 for none.
+        limit: how many bytes are taken at most (None for any).
+        deadline_ns: when to stop waiting, by CLOCK_MONOTONIC (None for never).
+
+    Returns:
+        0, or the number of the error that kept it from the end (ETIMEDOUT; EFBIG when there is more than the limit);
+        and what came out of both until then.
+    """
+    heard = ffi.new("struct ck_heard[2]")
+    heard[0].fd, heard[1].fd = out, err
+    most = 2**63 - 1 if limit is None else limit
+    until = -1 if deadline_ns is None else deadline_ns
+    try:
+        # After each interruption Python runs its signal handlers, whose exceptions end this.
+        while (error := lib.ck_listen(pidfd, heard, most, until)) == -EINTR:
+            pass
+        first, second = heard[0], heard[1]
+        return (
+            -error,
+            ffi.buffer(first.bytes, first.length)[:] if first.length else b"",
+            ffi.buffer(second.bytes, second.length)[:] if second.length else b"",
+        )
+    finally:
+        lib.ck_forget(heard)
 
 
 def wait(pidfd: int, options: int) -> Ending | None:

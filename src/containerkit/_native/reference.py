@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 import time
-from errno import EPROTO, ETIMEDOUT
+from errno import EAGAIN, EPROTO, ETIMEDOUT
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from containerkit._native import constants as k
@@ -26,7 +26,7 @@ from containerkit._native.outcome import CALLER, HIDE_MEMORY, NO_PROCESS, SHARE_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NAME", "Program", "wait"]
+__all__ = ["NAME", "Program", "listen", "wait"]
 
 NAME = "reference"
 
@@ -113,23 +113,29 @@ class Program:
             if (data and data[-1] != 0) or not self._is_valid(step):
                 raise ValueError(f"step {index} of the tape is malformed")
 
+    def _are_within(self, step: _Step) -> bool:
+        """Whether what the arguments refer to is there."""
+        limits = {k.ARG_DATA: len(self._data), k.ARG_SLOT: SLOTS}
+        return all(
+            kind < _ARGUMENT_KINDS and (kind not in limits or 0 <= value < limits[kind])
+            for kind, value in zip(step.argument_kind, step.argument, strict=True)
+        )
+
     def _is_valid(self, step: _Step) -> bool:
-        if step.kind >= _KINDS or (step.result != _NO_SLOT and step.result >= SLOTS):
+        if step.kind >= _KINDS or (step.result != _NO_SLOT and step.result >= SLOTS) or not self._are_within(step):
             return False
-        for kind, value in zip(step.argument_kind, step.argument, strict=True):
-            limit = {k.ARG_DATA: len(self._data), k.ARG_SLOT: SLOTS}.get(kind)
-            if kind >= _ARGUMENT_KINDS or (limit is not None and not 0 <= value < limit):
-                return False
-        if step.kind == k.STEP_CLONE:
-            return 0 <= step.argument[5] < len(self._steps)
-        if step.kind == k.STEP_CLOSE:
-            return step.argument_kind[0] == k.ARG_SLOT
-        if step.kind in (k.STEP_AWAIT, k.STEP_RELEASE):
-            return step.argument_kind[0] == k.ARG_INTEGER and 0 <= step.argument[0] < _GATES
-        if step.kind in (k.STEP_STORE_SLOT, k.STEP_STORE_ADDRESS):
-            width = 4 if step.kind == k.STEP_STORE_SLOT else 8
-            return step.argument[0] >= 0 and step.argument[0] + width <= len(self._data)
-        return True
+        first = step.argument[0]
+        match step.kind:
+            case k.STEP_CLONE:
+                return 0 <= step.argument[5] < len(self._steps)
+            case k.STEP_CLOSE:
+                return step.argument_kind[0] == k.ARG_SLOT
+            case k.STEP_AWAIT | k.STEP_RELEASE:
+                return step.argument_kind[0] == k.ARG_INTEGER and 0 <= first < _GATES
+            case k.STEP_STORE_SLOT | k.STEP_STORE_ADDRESS:
+                return first >= 0 and first + (4 if step.kind == k.STEP_STORE_SLOT else 8) <= len(self._data)
+            case _:
+                return True
 
     def run(
         self,
@@ -469,6 +475,17 @@ def _reset_signals() -> int:
     for number in range(1, 65):
         _raw(_RT_SIGACTION, number, ctypes.addressof(_SIGACTION), 0, 8)
     return _raw(_RT_SIGPROCMASK, 2, ctypes.addressof(_SIGACTION), 0, 8)
+
+
+def listen(
+    pidfd: int,  # noqa: ARG001 - as below
+    out: int,  # noqa: ARG001
+    err: int,  # noqa: ARG001
+    limit: int | None,  # noqa: ARG001
+    deadline_ns: int | None,  # noqa: ARG001
+) -> tuple[int, bytes, bytes]:
+    """Leave it to the caller, who does the same in Python; see :func:`containerkit._native.compiled.listen`."""
+    return EAGAIN, b"", b""
 
 
 def wait(pidfd: int, options: int) -> Ending | None:
