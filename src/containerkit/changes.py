@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import attrs
@@ -11,7 +12,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Change", "changes"]
+__all__ = ["Change", "changes", "listed"]
 
 
 @attrs.frozen
@@ -56,6 +57,25 @@ def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "") -> Iterato
             yield Change(path, "changed")
         if folder:
             yield from _inside(name, upper, lowers, path)
+
+
+def listed(prefix: str, upper: int, *lowers: int | str) -> list[Change]:
+    """Return the same as a list, given the lower folders by descriptor or path.
+
+    Args:
+        prefix: the path inside where the overlay is mounted.
+        upper: a descriptor of the upper folder.
+        lowers: the lower folders, topmost first.
+    """
+    with ExitStack() as stack:
+        opened: list[int] = []
+        for lower in lowers:
+            found = lower
+            if isinstance(found, str):
+                found = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, found)
+            opened.append(found)
+        return list(changes(upper, tuple(opened), prefix=prefix))
 
 
 def _inside(name: str, upper: int, lowers: tuple[int, ...], path: str) -> Iterator[Change]:

@@ -12,10 +12,10 @@ import struct
 from errno import EISDIR, ENOENT, ENXIO
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit import _native, payload, plan
+from containerkit import _native, deputy, payload, plan
 from containerkit._native import constants as k
 from containerkit.assembly import UPPER_FD
-from containerkit.changes import Change, changes
+from containerkit.changes import Change, listed
 from containerkit.command import User
 from containerkit.engine import Program
 from containerkit.errors import SetupError, SpecError, StateError
@@ -377,11 +377,15 @@ def _compare(container: Container, pairs: list[tuple[str, tuple[str, ...], str]]
     made = {"/proc", "/sys", "/dev", *(mount.target for mount in container.spec.mounts)}
     for name, lowers, prefix in pairs:
         opened = [open_upper(name, _FOLDER)]
+        below: list[str | deputy.Lent] = []
         try:
             for lower in lowers:
-                staged = lower == "/host" and container.rootfs.kind == "host"
-                opened.append(_open_staged(container, lower) if staged else os.open(lower, _FOLDER))
-            for change in changes(opened[0], tuple(opened[1:]), prefix=prefix):
+                if lower == "/host" and container.rootfs.kind == "host":
+                    opened.append(_open_staged(container, lower))
+                    below.append(deputy.Lent(opened[-1]))
+                else:
+                    below.append(lower)
+            for change in deputy.call(listed, prefix, deputy.Lent(opened[0]), *below):
                 # The places of the mounts are the library's doing, not the container's.
                 if change.path not in made:
                     yield change

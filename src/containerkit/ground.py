@@ -16,7 +16,7 @@ from containerkit.errors import SetupError, SpecError
 from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
 from containerkit.membership import Membership, inputs, joining
 from containerkit.security.confinement import PROC
-from containerkit.staging import Staging, staging
+from containerkit.staging import Mappings, Staging, staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from containerkit.spec import Spec
 
 __all__ = ["Ground", "programs"]
-
-Mappings = tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]
-"""The id maps of users and of groups."""
 
 _PROGRAMS_KEPT: Final = 256
 

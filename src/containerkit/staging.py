@@ -29,7 +29,10 @@ from containerkit.plan import Operation, Plan, Slot
 if TYPE_CHECKING:
     from containerkit import hostroot
 
-__all__ = ["LOWERS", "Staging", "is_privileged", "skeleton", "staging"]
+__all__ = ["LOWERS", "Mappings", "Staging", "is_privileged", "skeleton", "staging"]
+
+Mappings = tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]
+"""The id maps of users and of groups."""
 
 LOWERS: Final = 64
 """Folders that wait for the layers of overlays; more are made where they are needed."""
@@ -107,7 +110,7 @@ class Staging:
     mount: int
     holder: int = -1
     view: int = -1
-    mappings: tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]] = ((), ())
+    mappings: Mappings = ((), ())
     programs: tuple[str, ...] = ()
 
     @property
@@ -210,9 +213,30 @@ def _explained(error: SetupError) -> SetupError:
     return UnsupportedError(error.operation, error.errno, error.target, hint) if hint else error
 
 
-def own_mappings() -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
+_passed_on: list[Mappings] = []
+"""The ids of the user namespace that this process has entered for its user."""
+
+
+def pass_on(mappings: Mappings) -> None:
+    """Let containers of this process have the ids of the user namespace that it has entered, under the same numbers.
+
+    Args:
+        mappings: of that namespace, whose root this process is.
+    """
+    _passed_on[:] = [(_same(mappings[0]), _same(mappings[1]))]
+
+
+def _same(mappings: tuple[IdMapping, ...]) -> tuple[IdMapping, ...]:
+    # Range by range: one that spans two of the outer namespace's is refused.
+    return tuple(IdMapping(m.inside, m.inside, m.count) for m in mappings)
+
+
+def own_mappings() -> Mappings:
     """Return the (uid, gid) mappings that an ordinary user can have: its ranges, or its own id as root."""
     from shutil import which
+
+    if _passed_on:
+        return _passed_on[0]
 
     uid, gid = os.geteuid(), os.getegid()
     single = (IdMapping(0, uid),), (IdMapping(0, gid),)
@@ -231,15 +255,13 @@ def _with_ranges(own: int, ranges: tuple[tuple[int, int], ...]) -> tuple[IdMappi
     return tuple(mappings)
 
 
-def _holder(
-    mappings: tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]], root: hostroot.HostRoot | None
-) -> list[Operation]:
+def _holder(mappings: Mappings, root: hostroot.HostRoot | None) -> list[Operation]:
     """Return the operations of an ordinary user: a user namespace first, in it the view, in it the staging."""
     pid = Slot("pid")
     flags = k.CLONE_NEWUSER | k.CLONE_NEWNS | k.CLONE_FILES | k.CLONE_PARENT
     return [
         plan.clone(flags, "inside", pid=pid, target="user and mount namespace"),
-        *write_mappings(mappings, pid, helpers=len(mappings[0]) > 1),
+        *(_write_own(mappings, pid) if _passed_on else write_mappings(mappings, pid, helpers=len(mappings[0]) > 1)),
         plan.release(),
         plan.leave(),
         plan.await_release("inside"),
@@ -253,9 +275,7 @@ def _holder(
     ]
 
 
-def write_mappings(
-    mappings: tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]], pid: Slot, *, helpers: bool
-) -> list[Operation]:
+def write_mappings(mappings: Mappings, pid: Slot, *, helpers: bool) -> list[Operation]:
     """Return the operations that write a process's id maps.
 
     A single id of one's own needs ``deny`` in setgroups first, lest a group that denies something could be dropped
@@ -273,6 +293,12 @@ def write_mappings(
         *write_map(pid, "uid_map", mapping_text(mappings[0])),
         *write_map(pid, "gid_map", mapping_text(mappings[1])),
     ]
+
+
+def _write_own(mappings: Mappings, pid: Slot) -> list[Operation]:
+    """Return the operations of a namespace's root, who may map what it has itself."""
+    texts = zip(("uid_map", "gid_map"), map(mapping_text, mappings), strict=True)
+    return [step for name, text in texts for step in write_map(pid, name, text)]
 
 
 def write_map(pid: Slot, name: str, content: bytes) -> list[Operation]:

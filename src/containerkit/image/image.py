@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from containerkit import deputy
 from containerkit.errors import ImageError, SpecError
 from containerkit.image.config import Defaults, History, ImageConfig, timestamp
 from containerkit.image.diff import compare_images, layer_from_folder
@@ -228,7 +229,7 @@ class Image:
                         writer.write(piece)
                 layer = writer.commit()
                 history = History(created_by="import", comment=comment or f"Imported from {Path(path).name}")
-                return cls._from_layers(
+                return cls.from_layers(
                     [layer], store, lease, reference, [history], defaults or Defaults(), _platform(platform)
                 )
         except FileNotFoundError as error:
@@ -263,10 +264,10 @@ class Image:
             layer = layer_from_folder(store, descriptor, lease, how, compression=compression, root=True)
             layers = [] if layer is None else [layer]
             history = [History(created_by=created_by)]
-            return cls._from_layers(layers, store, lease, reference, history, defaults or Defaults(), None, how.epoch)
+            return cls.from_layers(layers, store, lease, reference, history, defaults or Defaults(), None, how.epoch)
 
     @classmethod
-    def _from_layers(
+    def from_layers(
         cls,
         layers: Sequence[tuple[Descriptor, Digest]],
         store: Store,
@@ -277,6 +278,18 @@ class Image:
         platform: Platform | None,
         epoch: int | None = None,
     ) -> Image:
+        """Make an image of layers that are in the store.
+
+        Args:
+            layers: their blobs and diff ids, lowest first.
+            store: where they are.
+            lease: a claim that covers them.
+            reference: the image's name, or None.
+            history: how it came about.
+            defaults: what a container made from it has.
+            platform: what it runs on. Default: this machine.
+            epoch: seconds that its time may not be younger than. Default: ``SOURCE_DATE_EPOCH``.
+        """
         created = timestamp(epoch if epoch is not None else source_date_epoch())
         config = ImageConfig(
             platform=platform or Platform.host(),
@@ -514,6 +527,8 @@ class Image:
     def unpack_into(self, folder: str | os.PathLike[str] | int) -> None:
         """Write its whole root into one folder, one layer over the other.
 
+        For an ordinary user the files are the user's own, and their owners are noted in an attribute.
+
         Args:
             folder: an empty folder, by path or descriptor.
 
@@ -540,10 +555,7 @@ class Image:
         Raises:
             ImageError: a layer is missing or malformed.
         """
-        with self._whole() as root, Path(path).open("wb") as file:
-            writer = TreeWriter(file, Writing(epoch=source_date_epoch()))
-            writer.add_tree(root)
-            writer.close()
+        deputy.call(_export, self, Path(path).absolute())
 
     def squash(self, reference: str | Reference | None = None, *, compression: str = "gzip") -> Image:
         """Return an image with the same root and defaults, in one layer.
@@ -552,15 +564,8 @@ class Image:
             reference: its name, or None.
             compression: ``gzip``, ``zstd`` or ``none``.
         """
-        config = self.config
-        with self._whole() as root, self.store.lease() as lease:
-            layer = layer_from_folder(
-                self.store, root, lease, Writing(epoch=source_date_epoch()), compression=compression, root=True
-            )
-            layers = [] if layer is None else [layer]
-            history = [History(created_by=f"squash {self.digest}")]
-            platform = config.platform
-            return self._from_layers(layers, self.store, lease, reference, history, config.defaults, platform)
+        squashed: Image = deputy.call(_squash, self, reference, compression)
+        return squashed
 
     def flatten(self, path: str | os.PathLike[str], *, form: str = "erofs") -> None:
         """Write its root as one read-only filesystem image, to mount or to ship.
@@ -573,20 +578,42 @@ class Image:
             SpecError: another form.
             UnsupportedError: the program that makes it is not installed.
         """
-        from containerkit.image.flatten import make_filesystem
+        deputy.call(_flatten, self, Path(path).absolute(), form)
 
-        with self._whole() as root:
-            make_filesystem(root, Path(path), form, source_date_epoch())
 
-    @contextmanager
-    def _whole(self) -> Iterator[int]:
-        """Lend the whole root as a folder of its own, which is gone afterwards."""
-        with workspace(self.store.root / "build") as parent:
-            (parent / "root").mkdir()
-            with _folder(parent / "root") as root:
-                os.fchmod(root, 0o755)
-                self.unpack_into(root)
-                yield root
+@contextmanager
+def _whole(image: Image) -> Iterator[int]:
+    """Lend the whole root of an image as a folder of its own, which is gone afterwards."""
+    with workspace(image.store.root / "build") as parent:
+        (parent / "root").mkdir()
+        with _folder(parent / "root") as root:
+            os.fchmod(root, 0o755)
+            image.unpack_into(root)
+            yield root
+
+
+def _export(image: Image, path: Path) -> None:
+    with _whole(image) as root, path.open("wb") as file:
+        writer = TreeWriter(file, Writing(epoch=source_date_epoch()))
+        writer.add_tree(root)
+        writer.close()
+
+
+def _squash(image: Image, reference: str | Reference | None, compression: str) -> Image:
+    config, writing = image.config, Writing(epoch=source_date_epoch())
+    with _whole(image) as root, image.store.lease() as lease:
+        layer = layer_from_folder(image.store, root, lease, writing, compression=compression, root=True)
+        history = [History(created_by=f"squash {image.digest}")]
+        return Image.from_layers(
+            [] if layer is None else [layer], image.store, lease, reference, history, config.defaults, config.platform
+        )
+
+
+def _flatten(image: Image, path: Path, form: str) -> None:
+    from containerkit.image.flatten import make_filesystem
+
+    with _whole(image) as root:
+        make_filesystem(root, path, form, source_date_epoch())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from containerkit import deputy
 from containerkit.assembly import UPPER_FD
 from containerkit.errors import ImageError, SpecError, StateError
 from containerkit.image.config import Defaults, History, ImageConfig, timestamp
@@ -116,14 +117,25 @@ def change_layer(
         ImageError: a file changes while it is read.
     """
     mounts = tuple(mount.target for mount in container.spec.mounts)
+    rootfs = container.rootfs
+    on_disk = rootfs.upper is not None or rootfs.kind == "dir"
+    translated = on_disk and rootfs.idmap and os.geteuid() == 0
+    made: tuple[Descriptor, Digest] | None
     with _upper(container) as (folder, whole):
-        how = Writing(
-            overlay=not whole,
-            epoch=epoch,
-            owner=_inside_ids(container),
-            exclude=(*_MADE, *mounts, *exclude),
-        )
-        return layer_from_folder(store, folder, lease, how, compression=compression, root=whole)
+        how = Writing(overlay=not whole, epoch=epoch, exclude=(*_MADE, *mounts, *exclude))
+        # Not by the mount's translation: then the disk has the ids as they are inside.
+        pid = None if translated else container.pid
+        made = deputy.call(_layer, store, deputy.Lent(folder), deputy.Lent(lease.fileno()), how, compression, pid)
+    return made
+
+
+def _layer(
+    store: Store, folder: int, claims: int, how: Writing, compression: str, pid: int | None
+) -> tuple[Descriptor, Digest] | None:
+    """Make the layer where files of all ids can be read; ``pid`` is of the container whose ids they have."""
+    how = how if pid is None else attrs.evolve(how, owner=_inside_ids(pid))
+    with store.lease(shared=os.dup(claims)) as lease:
+        return layer_from_folder(store, folder, lease, how, compression=compression, root=not how.overlay)
 
 
 def _base_of(container: Container) -> Image | None:
@@ -158,16 +170,12 @@ def _upper(container: Container) -> Iterator[tuple[int, bool]]:
         os.close(descriptor)
 
 
-def _inside_ids(container: Container) -> Callable[[int], int]:
+def _inside_ids(pid: int) -> Callable[[int], int]:
     """Return what turns an owner as this process sees it into the one inside.
 
     Source: user_namespaces(7), "User and group ID mappings: uid_map and gid_map".
     """
-    rootfs = container.rootfs
-    on_disk = rootfs.upper is not None or rootfs.kind == "dir"
-    if on_disk and rootfs.idmap and os.geteuid() == 0:
-        return lambda number: number  # the mount translates: the disk has the ids as they are inside
-    with open(f"/proc/{container.pid}/uid_map", encoding="ascii") as file:
+    with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
         ranges = [tuple(map(int, line.split())) for line in file]
 
     def inside(number: int) -> int:

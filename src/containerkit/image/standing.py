@@ -33,7 +33,7 @@ def ready(store: Store, digest: Digest, prepare: Callable[[Lease], tuple[str, ..
         digest: of its manifest.
         prepare: makes the folders, claimed by the lease that it is given.
     """
-    key = (os.getpid(), os.fspath(store.root), digest)
+    key = (os.getpid(), os.fspath(store.layers), digest)
     folders = _ready.get(key)
     if folders is None or not os.path.isdir(folders[0]):
         folders = _ready[key] = prepare(process_lease(store))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from containerkit import deputy
 from containerkit.errors import SpecError
 from containerkit.image.build.copying import context_source
 from containerkit.image.build.dockerfile import Dockerfile, Instruction, Stage, parse_dockerfile
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
 
+    from containerkit.image.build.copying import Source
     from containerkit.image.image import Image
     from containerkit.image.progress import Progress
 
@@ -69,7 +71,7 @@ def _find(folder: Path) -> Path:
     raise SpecError(f"{folder} holds neither a Dockerfile nor a Containerfile")
 
 
-def _run(dockerfile: Dockerfile, source: Any, options: dict[str, Any]) -> Image:
+def _run(dockerfile: Dockerfile, source: Source | None, options: dict[str, Any]) -> Image:
     known = {field.name for field in attrs.fields(_Options)}
     if unknown := sorted(set(options) - known):
         raise SpecError(f"build: unknown argument {unknown[0]!r}; there are {', '.join(sorted(known))}")
@@ -77,14 +79,28 @@ def _run(dockerfile: Dockerfile, source: Any, options: dict[str, Any]) -> Image:
     store = chosen.store or Store()
     tag = Reference.parse(chosen.tag) if isinstance(chosen.tag, str) else chosen.tag
     platform = Platform.parse(chosen.platform) if isinstance(chosen.platform, str) else chosen.platform
+    settings = {
+        "arguments": chosen.args, "platform": platform or Platform.host(), "pull": chosen.pull,
+        "network": chosen.network, "secrets": _secrets(chosen.secrets), "cached": chosen.cache,
+        "epoch": chosen.epoch if chosen.epoch is not None else source_date_epoch(),
+    }  # fmt: skip
+    log, progress = deputy.Callback(chosen.log), deputy.Callback(chosen.progress)
+    built: Image = deputy.call(_build, store, dockerfile, source, settings, (chosen.target, tag), log, progress)
+    return built
+
+
+def _build(
+    store: Store,
+    dockerfile: Dockerfile,
+    source: Source | None,
+    settings: dict[str, Any],
+    target: tuple[str, Reference | None],
+    log: Callable[[str], None],
+    progress: Progress,
+) -> Image:
+    """Build where files of all ids can be made, read and removed: layers and what containers leave hold such."""
     with store.lease() as lease:
-        engine = Engine(
-            dockerfile, store, lease, context=source, arguments=chosen.args, platform=platform or Platform.host(),
-            pull=chosen.pull, network=chosen.network, secrets=_secrets(chosen.secrets), log=chosen.log,
-            progress=chosen.progress, epoch=chosen.epoch if chosen.epoch is not None else source_date_epoch(),
-            cached=chosen.cache,
-        )  # fmt: skip
-        return engine.build(chosen.target, tag)
+        return Engine(dockerfile, store, lease, context=source, log=log, progress=progress, **settings).build(*target)
 
 
 def _nothing(_: str) -> None:

@@ -57,7 +57,7 @@ class Extraction:
         whiteouts: ``overlay`` keeps what a layer deletes as overlayfs's own marks; ``apply`` deletes it from what is
             in the folder.
         owners: ``keep`` gives each file the owner that the archive says; ``caller`` leaves it to who runs this and
-            notes the archive's owner in an attribute.
+            notes the archive's owner in an attribute, as ``keep`` does with one that the user namespace has no id for.
         devices: ``standard`` makes only the nodes that each system has in ``/dev``, ``all`` makes all, ``none`` none.
         marks: the name spaces of attributes that get overlayfs's marks: ``trusted.`` is for mounts of the host's
             root, ``user.`` for those made in a user namespace.
@@ -77,10 +77,22 @@ class Extraction:
 
     @classmethod
     def for_user(cls, **changes: Any) -> Extraction:
-        """Return what fits the user who runs this: root keeps owners, others can't."""
+        """Return what fits the user who runs this: root keeps owners, others can't.
+
+        Root of a user namespace keeps them as far as they are mapped, but makes no devices, nor marks that only root
+        of the machine may set.
+        """
         if os.geteuid() != 0:
             changes = {"owners": "caller", "devices": "none", "marks": ("user.",)} | changes
+        elif not _is_root_of_all():
+            changes = {"devices": "none", "marks": ("user.",)} | changes
         return cls(**changes)
+
+
+def _is_root_of_all() -> bool:
+    """Whether this is the first user namespace. Source: user_namespaces(7), "uid_map"."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() == ["0", "0", str(2**32 - 1)]
 
 
 @attrs.frozen(kw_only=True)
@@ -215,10 +227,9 @@ class _Work:
                     _write(file, piece)
             else:
                 self._sparse(file, entry)
-            if self._keep and (entry.uid, entry.gid) != self._own:
-                os.fchown(file, entry.uid, entry.gid)
-            if entry.headers or not self._keep:
-                self._attributes(file, entry)
+            kept = self._give(file, entry)
+            if entry.headers or not kept:
+                self._attributes(file, entry, kept=kept)
             os.fchmod(file, entry.mode)
             os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
@@ -278,22 +289,35 @@ class _Work:
     def _by_name(self, entry: Entry, *, mode: bool) -> None:
         """Give owner, mode, attributes and time to what can't be opened; the name is one component, never followed."""
         parent, name = self.tree.folder(entry.parts[:-1]), entry.parts[-1]
-        if self._keep:
-            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        kept = self._give(name, entry, parent)
         if entry.headers:
-            self._attributes(f"/proc/self/fd/{parent}/".encode() + name, entry)
+            self._attributes(f"/proc/self/fd/{parent}/".encode() + name, entry, kept=kept)
         if mode:
             os.chmod(name, entry.mode, dir_fd=parent)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
-    def _attributes(self, file: int | bytes, entry: Entry) -> None:
+    def _give(self, file: int | bytes, entry: Entry, parent: int | None = None) -> bool:
+        """Give a file to whom the archive says; return whether it has that owner."""
+        if not self._keep:
+            return False
+        if parent is None and (entry.uid, entry.gid) == self._own and not self._apply:
+            return True  # as it was made
+        try:
+            os.chown(file, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=parent is None)
+        except OSError as error:
+            if error.errno != EINVAL:  # the user namespace has no such id
+                raise
+            return False
+        return True
+
+    def _attributes(self, file: int | bytes, entry: Entry, *, kept: bool) -> None:
         links = {} if isinstance(file, int) else {"follow_symlinks": False}
         for name, value in attributes_of(entry.headers).items():
             if not is_kept(name):
                 self.note(f"{shown(entry.path)}: attribute {name}")
                 continue
             self._set_attribute(file, name, value, links, entry)
-        if not self._keep and isinstance(file, int) and (entry.uid or entry.gid):
+        if not kept and isinstance(file, int) and (entry.uid or entry.gid):
             owner = f"{entry.uid}:{entry.gid}:{entry.mode:o}".encode()
             self._set_attribute(file, OWNER_OVERRIDE, owner, links, entry)
 
@@ -302,6 +326,8 @@ class _Work:
             os.setxattr(file, name, value, **links)
         except OSError as error:
             lost = error.errno == ENOTSUP or (error.errno == EPERM and (name != CAPABILITY or not self._keep))
+            if name.startswith("system.") and error.errno == EINVAL and not _is_root_of_all():
+                lost = True  # it may name ids that this user namespace has not
             if name.startswith("user.") and error.errno in (ENOSPC, E2BIG, ERANGE):
                 lost = True  # some filesystems hold no large ones
             if not lost:
@@ -398,10 +424,9 @@ class _Work:
         for parts in sorted(self._folders, key=len, reverse=True):
             entry = self._folders[parts]
             folder = self.tree.folder(parts)
-            if self._keep:
-                os.fchown(folder, entry.uid, entry.gid)
-            if entry.headers or not self._keep:
-                self._attributes(folder, entry)
+            kept = self._give(folder, entry)
+            if entry.headers or not kept:
+                self._attributes(folder, entry, kept=kept)
             os.fchmod(folder, entry.mode if self._keep else entry.mode | 0o700)
             os.utime(folder, ns=(entry.mtime_ns, entry.mtime_ns))
         self.implied = 0

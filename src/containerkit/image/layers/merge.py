@@ -12,6 +12,7 @@ from contextlib import suppress
 from errno import EMLINK, EPERM, EXDEV
 from typing import TYPE_CHECKING, Final
 
+from containerkit import deputy
 from containerkit.image.layers.attributes import is_kept
 from containerkit.image.layers.unpack import CONTENT, has_implied, is_whole, place_layer, settle
 from containerkit.image.layers.view import View
@@ -52,7 +53,7 @@ def merge_layers(store: Store, folders: Sequence[str], chain_id: Digest, lease: 
     folder = store.layer_folder(chain_id)
     if not is_whole(folder):
         with locked(store.root / "layers/.merging", exclusive=True):
-            if not is_whole(folder) and not _merge(store, folders, folder):
+            if not is_whole(folder) and not deputy.call(_merge, store, tuple(folders), folder):
                 return tuple(folders)
     settle(folder)
     return (str(folder / CONTENT),)

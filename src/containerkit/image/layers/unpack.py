@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from containerkit import deputy
 from containerkit.errors import ImageError
 from containerkit.image.config import chain_ids
 from containerkit.image.layers.compression import decompress
@@ -24,7 +24,7 @@ from containerkit.image.layers.extract import Extraction, extract
 from containerkit.image.layers.kernel import sync_filesystem
 from containerkit.image.layers.tree import LacksError
 from containerkit.image.layers.view import View
-from containerkit.image.store.locks import refused, replace_file
+from containerkit.image.store.locks import refused, remove_tree, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def unpack_layers(
 
     missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not is_whole(store.layer_folder(diff_id))}
     if len(missing) > 1:
-        with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
+        with deputy.hired(), ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
             list(pool.map(one, sorted(missing.values(), key=lambda layer: -layer[0].size)))
     found: list[Path] = []
     chain = chain_ids(tuple(diff_id for _, diff_id in layers))
@@ -94,7 +94,7 @@ def unpack_layer(store: Store, blob: Descriptor, diff_id: Digest, lease: Lease, 
         with store.blobs.open(blob.digest) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # one process unpacks, the others wait
             if not is_whole(folder):
-                _unpack(store, file, folder, diff_id, how or Extraction.for_user())
+                deputy.call(_unpack, store, blob.digest, folder, diff_id, how)
     settle(folder)
     return folder / CONTENT
 
@@ -107,8 +107,13 @@ def _leans_on_others(folder: Path, below: Sequence[Path]) -> bool:
     unnamed = facts.get(_UNNAMED)
     if not unnamed or not below:
         return False
-    view = View(layer_paths(below))
-    return any(view.is_link(tuple(os.fsencode(path).split(b"/"))) for path in unnamed)
+    leans: bool = deputy.call(_is_any_link, layer_paths(below), unnamed)
+    return leans
+
+
+def _is_any_link(folders: tuple[str, ...], paths: Sequence[str]) -> bool:
+    view = View(folders)
+    return any(view.is_link(tuple(os.fsencode(path).split(b"/"))) for path in paths)
 
 
 def _unpack_on_top(store: Store, layer: Layer, below: Sequence[Path], chain_id: Digest, lease: Lease) -> Path:
@@ -117,11 +122,11 @@ def _unpack_on_top(store: Store, layer: Layer, below: Sequence[Path], chain_id: 
     lease.claim([own_id])
     folder = store.layer_folder(own_id)
     if not is_whole(folder):
-        view = View(layer_paths(below)) if below else None
+        paths = layer_paths(below) if below else ()
         with store.blobs.open(blob.digest) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not is_whole(folder):
-                _unpack(store, file, folder, diff_id, Extraction.for_user(), view, alone=False)
+                deputy.call(_unpack, store, blob.digest, folder, diff_id, None, paths)
     settle(folder)
     return folder / CONTENT
 
@@ -150,14 +155,13 @@ def extract_blob(
 
 def _unpack(
     store: Store,
-    file: BinaryIO,
+    blob: Digest,
     folder: Path,
     diff_id: Digest,
-    how: Extraction,
-    below: View | None = None,
-    *,
-    alone: bool = True,
+    how: Extraction | None,
+    below: tuple[str, ...] | None = None,
 ) -> None:
+    """Unpack a blob whose lock the caller holds: by itself, or on top of folders (topmost first; none: an empty root)."""
     new = store.root / "layers" / f".new-{token_hex(8)}"
     try:
         new.mkdir(mode=0o711)
@@ -170,17 +174,19 @@ def _unpack(
         (new / CONTENT).chmod(0o755)
         root = os.open(new / CONTENT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            facts = extract_blob(file, root, diff_id, how, below)
+            with store.blobs.open(blob) as file:
+                view = View(below) if below else None
+                facts = extract_blob(file, root, diff_id, how or Extraction.for_user(), view)
         except LacksError as error:
-            if not alone:
+            if below is not None:
                 raise
-            shutil.rmtree(new / CONTENT)
+            remove_tree(new / CONTENT)
             facts = {_LACKS: str(error)}
         finally:
             os.close(root)
         place_layer(store, new, folder, facts)
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
+        remove_tree(new)
         raise
     finally:
         os.close(lock)
@@ -196,7 +202,8 @@ def place_layer(store: Store, new: Path, folder: Path, facts: dict[str, object])
         facts: what is worth noting about it.
     """
     replace_file(new / _MARKER, _marker(facts, durable=False))
-    folder.parent.mkdir(exist_ok=True, mode=0o711)
+    for parent in (store.layers, folder.parent):
+        parent.mkdir(exist_ok=True, mode=0o711)
     if folder.exists():
         folder.rename(store.root / "trash" / token_hex(8))  # of before a crash of the machine
     new.rename(folder)

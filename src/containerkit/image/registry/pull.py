@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Final
 
+from containerkit import deputy
 from containerkit.errors import ImageError
 from containerkit.image import media
 from containerkit.image.layers.unpack import unpack_layer, unpack_layers
@@ -166,7 +167,11 @@ class _Pull:
             layers = list(zip(unpacked.layers, config.diff_ids, strict=True))
         diff_ids = {layer.digest: diff for layer, diff in layers}
         parallel = self.source.settings.parallel
-        with ThreadPoolExecutor(parallel, "pull") as pool, ThreadPoolExecutor(2, "unpack") as unpackers:
+        with (
+            deputy.hired(),
+            ThreadPoolExecutor(parallel, "pull") as pool,
+            ThreadPoolExecutor(2, "unpack") as unpackers,
+        ):
             running: list[Future[None]] = []
             try:
                 downloads = {pool.submit(self._blob, blob): blob for blob in blobs.values()}

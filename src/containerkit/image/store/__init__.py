@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from containerkit import deputy
 from containerkit.errors import ImageError
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
@@ -15,7 +16,7 @@ from containerkit.image.reference import Reference
 from containerkit.image.store.blobs import Blobs, Ingest
 from containerkit.image.store.catalog import Catalog
 from containerkit.image.store.leases import Lease
-from containerkit.image.store.locks import refused, replace_file
+from containerkit.image.store.locks import IDS, refused, replace_file
 
 if TYPE_CHECKING:
     from containerkit.image.digest import Digest
@@ -49,7 +50,8 @@ class Store:
     """A folder of images.
 
     ``oci-layout``, ``index.json`` and ``blobs`` are an OCI image layout that other tools read. Beside them lie
-    ``layers`` (unpacked, one folder for each diff id), ``incoming`` (unfinished blobs), ``leases`` and ``lock``.
+    ``layers`` (unpacked, one folder for each diff id; below ``ids-...`` those whose files belong to ranges of a
+    user's), ``incoming`` (unfinished blobs), ``leases`` and ``lock``.
 
     Args:
         root: the folder; made when missing. Default: :func:`default_root`.
@@ -87,9 +89,13 @@ class Store:
         if b'"1.0.0"' not in layout:
             raise ImageError(f"{self.root}: an image layout of a version that is not understood: {layout[:80]!r}")
 
-    def lease(self) -> Lease:
-        """Return a new claim on blobs and layers; close it when they are no longer needed."""
-        return Lease(self.root / "leases", self.gate)
+    def lease(self, shared: int | None = None) -> Lease:
+        """Return a new claim on blobs and layers; close it when they are no longer needed.
+
+        Args:
+            shared: descriptor of a claim to add to, which goes on when this one is closed. Default: a claim of its own.
+        """
+        return Lease(self.root / "leases", self.gate, shared)
 
     def find(self, reference: Reference | str) -> Descriptor | None:
         """Return the descriptor of a manifest or index by its name or digest, or None."""
@@ -205,5 +211,18 @@ class Store:
         return verify(self, repair=repair)
 
     def layer_folder(self, diff_id: Digest) -> Path:
-        """Return where a layer is unpacked, or would be."""
-        return self.root / "layers" / diff_id.algorithm / diff_id.encoded
+        """Return where a layer is unpacked, or would be, for the ids that this user's containers have.
+
+        Root's files have the ids that they have inside, and so has one folder for all containers; a user with ranges in
+        /etc/subuid has files of those, so that with other ranges they are of no use; a user with a single id has all
+        files itself.
+
+        Source: user_namespaces(7).
+        """
+        return self.layers / diff_id.algorithm / diff_id.encoded
+
+    @property
+    def layers(self) -> Path:
+        """The folder of the layers that are unpacked for the ids that this user's containers have."""
+        key = deputy.key()
+        return self.root / "layers" / f"{IDS}{key}" if key else self.root / "layers"

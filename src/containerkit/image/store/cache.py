@@ -12,7 +12,7 @@ import attrs
 from containerkit.errors import ContainerError
 from containerkit.image.document import Document
 from containerkit.image.manifest import Descriptor
-from containerkit.image.store.locks import locked, replace_file
+from containerkit.image.store.locks import locked, remove_tree, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,8 +90,6 @@ class Cache:
 
 def forget_builds(store: Store) -> None:
     """Forget all steps of builds, and what their cache mounts hold."""
-    import shutil
-
     with locked(store.gate, exclusive=True):
         for path in (store.root / "build/cache").glob("*.json"):
             path.unlink(missing_ok=True)
@@ -99,7 +97,7 @@ def forget_builds(store: Store) -> None:
         if mounts.exists():
             mounts.rename(store.root / "trash" / f"mounts-{token_hex(8)}")
     for path in (store.root / "trash").glob("mounts-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
 
 
 def cached_digests(store: Store) -> Iterable[Digest]:

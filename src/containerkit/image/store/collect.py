@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from containerkit.errors import ContainerError, ImageError
+from containerkit.errors import CleanupError, ContainerError, ImageError
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
@@ -19,7 +18,7 @@ from containerkit.image.manifest import Index, Manifest
 from containerkit.image.store.cache import cached_digests
 from containerkit.image.store.catalog import INDEX
 from containerkit.image.store.leases import leased
-from containerkit.image.store.locks import locked, try_lock
+from containerkit.image.store.locks import IDS, locked, remove_tree, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,34 +109,42 @@ def collect(store: Store) -> Collected:
     """
     trash = store.root / "trash" / token_hex(8)
     with locked(store.gate, exclusive=True):
-        kept = leased(store.root / "leases")
+        claimed = leased(store.root / "leases")
+        kept = set(claimed)
         for entry in store.catalog.entries():
             kept.update(reachable(store, entry))
             if index := entry.annotations.get(INDEX):
                 kept.add(Digest(index))
         kept.update(cached_digests(store))
         blobs = [digest for digest in store.blobs if digest not in kept]
-        layers = [digest for digest in unpacked(store) if digest not in kept]
+        current = store.layers
+        layers = [
+            (digest, folder)
+            for digest, folder in unpacked(store)
+            if digest not in (kept if folder.parents[1] == current else claimed)  # what other ids need is of no use now
+        ]
         freed = 0
         for digest in blobs:
             freed += store.blobs.path(digest).stat().st_size
             store.blobs.path(digest).unlink()
         if layers:
             trash.mkdir()
-        for digest in layers:
-            store.layer_folder(digest).rename(trash / digest.encoded)
+        for number, (_, folder) in enumerate(layers):
+            folder.rename(trash / str(number))
         unfinished, bytes_ = _sweep_incoming(store)
     unfinished += _sweep_trash(store)
-    return Collected(blobs=tuple(blobs), layers=tuple(layers), unfinished=unfinished, freed_bytes=freed + bytes_)
+    gone = tuple(digest for digest, _ in layers)
+    return Collected(blobs=tuple(blobs), layers=gone, unfinished=unfinished, freed_bytes=freed + bytes_)
 
 
-def unpacked(store: Store) -> Iterator[Digest]:
-    """Return the diff ids of the layers that are unpacked."""
-    for algorithm in sorted((store.root / "layers").iterdir()):
-        if algorithm.name.startswith("."):
-            continue
-        for entry in sorted(algorithm.iterdir()):
-            yield Digest(f"{algorithm.name}:{entry.name}")
+def unpacked(store: Store) -> Iterator[tuple[Digest, Path]]:
+    """Return the diff ids and folders of the layers that are unpacked, whichever ids their files have."""
+    for parent in (store.root / "layers", *sorted((store.root / "layers").glob(f"{IDS}*"))):
+        for algorithm in sorted(parent.iterdir()):
+            if algorithm.name.startswith((".", IDS)):
+                continue
+            for entry in sorted(algorithm.iterdir()):
+                yield Digest(f"{algorithm.name}:{entry.name}"), entry
 
 
 def sweep() -> tuple[str, ...]:
@@ -147,6 +154,9 @@ def sweep() -> tuple[str, ...]:
 
     Returns:
         What was deleted, by its path.
+
+    Raises:
+        CleanupError: what belongs to ids that the user has lost can't be deleted by it.
     """
     from containerkit.image.store import Store, default_root
 
@@ -158,7 +168,10 @@ def sweep() -> tuple[str, ...]:
         leased(store.root / "leases")
         _sweep_incoming(store)
     _sweep_trash(store)
-    return tuple(sorted(before - _unfinished(store)))
+    after = _unfinished(store)
+    if stuck := [path for path in after if path.startswith(f"{store.root}/trash/")]:
+        raise CleanupError(tuple(f"{path}: it holds files of ids that are not this user's any more" for path in stuck))
+    return tuple(sorted(before - after))
 
 
 def _unfinished(store: Store) -> set[str]:
@@ -190,7 +203,7 @@ def _sweep_trash(store: Store) -> int:
     """Delete what was thrown away, and unpackings and builds whose process is gone."""
     count = 0
     for path in list((store.root / "trash").iterdir()):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     for parent in (store.root / "layers", store.root / "build"):
         for path in parent.glob(".new-*"):
             count += _sweep_abandoned(path)
@@ -206,10 +219,9 @@ def _sweep_abandoned(path: Path) -> bool:
     try:
         if not try_lock(descriptor):
             return False
-        shutil.rmtree(path, ignore_errors=True)
+        return remove_tree(path)
     finally:
         os.close(descriptor)
-    return True
 
 
 def verify(store: Store, *, repair: bool = False) -> tuple[Problem, ...]:

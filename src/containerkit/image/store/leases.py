@@ -27,17 +27,26 @@ class Lease:
     Args:
         folder: where leases lie.
         gate: the lock that the collection holds exclusively.
+        shared: descriptor of another process's claim, to add to it, closed with this one. Default: a new one.
 
     Source: flock(2).
     """
 
-    def __init__(self, folder: Path, gate: Path) -> None:
+    def __init__(self, folder: Path, gate: Path, shared: int | None = None) -> None:
         self._gate = gate
         self._path = folder / token_hex(8)
         self._claimed: set[Digest] = set()
+        self._is_shared = shared is not None
+        if shared is not None:
+            self._file = shared
+            return
         with locked(gate, exclusive=False):
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
             try_lock(self._file)
+
+    def fileno(self) -> int:
+        """Return the descriptor of its file."""
+        return self._file
 
     def __repr__(self) -> str:
         return f"<Lease on {len(self._claimed)} digests: {'closed' if self._file < 0 else 'held'}>"
@@ -62,7 +71,8 @@ class Lease:
     def close(self) -> None:
         """Let go. May be called twice."""
         if self._file >= 0:
-            self._path.unlink(missing_ok=True)
+            if not self._is_shared:
+                self._path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = -1
 

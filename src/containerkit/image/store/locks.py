@@ -7,15 +7,19 @@ import os
 import shutil
 from contextlib import contextmanager
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from containerkit import deputy
 from containerkit.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["locked", "refused", "replace_file", "sync_folder", "try_lock", "workspace"]
+__all__ = ["IDS", "locked", "refused", "remove_tree", "replace_file", "sync_folder", "try_lock", "workspace"]
+
+IDS: Final = "ids-"
+"""What the names of the folders begin with that hold layers whose files belong to ranges of a user's."""
 
 
 @contextmanager
@@ -114,5 +118,17 @@ def workspace(parent: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         os.close(lock)
+
+
+def remove_tree(path: Path) -> bool:
+    """Delete a folder with all that is in it, whichever of the user's ids it belongs to; what can't be deleted stays.
+
+    Returns:
+        Whether it is gone.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists() and deputy.key():
+        deputy.call(shutil.rmtree, path, True)
+    return not path.exists()
