@@ -12,7 +12,7 @@ payload  the init, and the command as its first child.
 from __future__ import annotations
 
 import os
-from errno import EINVAL
+from errno import EINVAL, ENOENT
 from struct import pack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -287,6 +287,7 @@ class _Start:
             steps += self.root()
             steps += self.standard_mounts()
             steps += self.own_mounts()
+            steps += self.working_folder()
             steps += self.covered_paths()
             steps += self.pivot()
             if not self.clones_command:
@@ -401,6 +402,22 @@ class _Start:
             steps += mounts.attach(_bind(number), _ROOT, mount.target, folder=folder, create=mount.create)
             number += 1
         return steps
+
+    def working_folder(self) -> list[Operation]:
+        """Make the folder that commands start in by default when it is missing, as an image may leave it.
+
+        Source: OCI image specification, config.md, "WorkingDir".
+        """
+        path = os.path.normpath(f"/{dict(self.spec.rootfs.defaults).get('cwd', '')}").strip("/")
+        if not path:
+            return []
+        hint = "the image's working directory can't be made there"
+        found = Slot("working folder")
+        making = [plan.call("umask", 0o022), *mounts.resolve(_ROOT, path, found, folder=True)]
+        look = plan.open_inside(
+            _ROOT, os.fsencode(path), k.O_PATH | k.O_DIRECTORY, found, target=f"/{path}", hint=hint, tolerate=(ENOENT,)
+        )
+        return [look._replace(leap=len(making)), *making, plan.close(found)]
 
     def covered_paths(self) -> list[Operation]:
         """Hide the masked paths, and make the read-only ones so. Source: OCI runtime-spec, config-linux.md."""

@@ -682,6 +682,56 @@ def test_arguments_of_a_command_replace_what_the_image_says(configured, given, e
 
 @needs_busybox
 @pytest.mark.parametrize(
+    ("folder", "made"),
+    [
+        ("/srv/app", [("/srv", "added"), ("/srv/app", "added")]),
+        ("srv/./../app/", [("/app", "added")]),
+        ("/../../escape", [("/escape", "added")]),
+        ("/data", []),
+        ("/way/app", [("/data/app", "added")]),
+        ("/out/app", [("/tmp/app", "added")]),
+    ],
+)
+def test_working_folder_that_an_image_lacks_is_made_in_the_container(box, store, tmp_path, folder, made):
+    root = tmp_path / "lacks"
+    shutil.copytree(box.unpack()[0], root, symlinks=True)
+    (root / "tmp").mkdir()
+    (root / "way").symlink_to("data")
+    (root / "out").symlink_to("../../../../../../../../tmp")
+    defaults = Defaults(env={"PATH": "/bin"}, working_dir=folder, user="5:6")
+    image = Image.from_folder(root, "lacks:1", store=store, defaults=defaults)
+    where = "/" + "/".join(os.path.normpath("/" + folder).strip("/").split("/"))
+    real = where.replace("/way", "/data").replace("/out", "/tmp")
+    show = ["sh", "-c", "pwd; stat -c '%u:%g %a' ."]
+    expected = f"{real}\n0:0 755\n"
+    before = os.umask(0o077)
+    try:
+        with Container(image.rootfs()) as c:
+            assert expected == c.run(show, text=True, check=True).stdout
+            assert made == [(change.path, change.kind) for change in c.changes()]
+        assert expected == run(show, rootfs=image.rootfs(), text=True, check=True).stdout
+        assert expected == image.run(show, text=True, check=True).stdout
+    finally:
+        os.umask(before)
+    assert not os.path.exists("/tmp/app")
+    assert not (root / "srv").exists()
+
+
+@needs_busybox
+@pytest.mark.parametrize("folder", ["/data/old", "/data/old/below", "/nowhere/app", "/round/app", "/magic/x"])
+def test_working_folder_that_can_not_be_is_an_error(box, store, tmp_path, folder):
+    root = tmp_path / "bad"
+    shutil.copytree(box.unpack()[0], root, symlinks=True)
+    (root / "nowhere").symlink_to("missing")
+    (root / "round").symlink_to("round")
+    (root / "magic").symlink_to("/proc/self/fd/3")
+    image = Image.from_folder(root, store=store, defaults=Defaults(env={"PATH": "/bin"}, working_dir=folder))
+    with pytest.raises(SetupError), Container(image.rootfs()):
+        pass
+
+
+@needs_busybox
+@pytest.mark.parametrize(
     ("user", "expected"),
     [("70", "70 71 71 72\n"), ("70:9", "70 9 9\n"), ("99", "99 0 0\n"), ("0", "0 0 0\n"), ("", "0 0 0\n")],
 )
