@@ -215,6 +215,24 @@ class Command:
         if self.nice is not None and (not _is_number(self.nice) or not -20 <= self.nice <= 19):
             raise SpecError(f"nice: {self.nice!r} is not from -20 to 19")
 
+    def with_argv(self, argv: Sequence[str | bytes | os.PathLike[str]]) -> Command:
+        """Return the same with other words; all else was checked when this was made.
+
+        Raises:
+            SpecError: no words.
+        """
+        other: Command = object.__new__(Command)
+        for name in Command.__slots__:  # type: ignore[attr-defined]
+            if name != "__weakref__":
+                object.__setattr__(other, name, getattr(self, name))
+        object.__setattr__(other, "argv", _argv(argv))
+        return other
+
+    @property
+    def words(self) -> list[str]:
+        """The words as people read them."""
+        return [os.fsdecode(word) for word in self.argv]
+
     @property
     def envp(self) -> list[bytes]:
         """The environment as the kernel takes it."""

@@ -424,7 +424,7 @@ class Container:
             ExitError: with ``check``; :class:`OutOfMemory` when the memory limit was why.
         """
         check_numbers(timeout, output_limit_bytes)
-        began = time.perf_counter()
+        began = time.monotonic()
         process = self.popen(argv, **run_streams(input, more, capture=capture_output))
         return complete(process, began, input, timeout, output_limit_bytes, check=check)
 

@@ -12,10 +12,12 @@ from containerkit import _native
 from containerkit.errors import ContainerTimeout, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from containerkit.process import Process
     from containerkit.streams import End
 
-__all__ = ["LONGEST_POLL_MS", "Conversation", "check_input"]
+__all__ = ["LONGEST_POLL_MS", "Conversation", "check_input", "nanoseconds"]
 
 LONGEST_POLL_MS: Final = 2**31 - 1
 """What poll(2) takes, some 24 days; who wants to wait longer asks again."""
@@ -62,6 +64,17 @@ class Conversation:
             given = given.encode(stdin.text.encoding, stdin.text.errors)
         self.rest = memoryview(given).cast("B")
 
+    def go_on(self, heard: Sequence[bytes], deadline: float | None) -> None:
+        """Take over a conversation of which another has heard a part, with its end by the monotonic clock."""
+        self.deadline = deadline
+        self._keep(heard)
+
+    def _keep(self, heard: Sequence[bytes]) -> None:
+        for output, chunk in zip((self.out, self.err), heard, strict=True):
+            if output is not None and chunk:
+                output.chunks.append(chunk)
+                self.total += len(chunk)
+
     def hold(self) -> tuple[Any, Any]:
         """Talk to the end, and return what was said on both outputs."""
         with self.process.watch() as pidfd:
@@ -81,12 +94,9 @@ class Conversation:
         if self.rest or self.process.terminal:
             return False
         fds = [-1 if output is None or output.end.closed else output.end.fileno() for output in (self.out, self.err)]
-        until = None if self.deadline is None else int(min(self.deadline * 1e9, _LATEST_NS))
-        problem, *heard = _native.interpreter().listen(pidfd, *fds, self.limit, until)
-        for output, chunk in zip((self.out, self.err), heard, strict=True):
-            if output is not None and chunk:
-                output.chunks.append(chunk)
-                self.total += len(chunk)
+        left = None if self.limit is None else max(0, self.limit - self.total)
+        problem, *heard = _native.interpreter().listen(pidfd, *fds, left, nanoseconds(self.deadline))
+        self._keep(heard)
         return not problem
 
     def results(self) -> tuple[Any, Any]:
@@ -218,6 +228,11 @@ class _Exchange:
         return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
 
 
+def nanoseconds(deadline: float | None) -> int | None:
+    """Return a time of the monotonic clock as the compiled module takes it."""
+    return None if deadline is None else int(min(deadline * 1e9, _LATEST_NS))
+
+
 def check_input(given: Any, *, text: bool) -> None:
     """Refuse an input that does not fit its pipe.
 
@@ -238,10 +253,6 @@ class _Output:
         self.chunks: list[bytes] = []
 
     def result(self, *, cut: bool) -> Any:
-        """Return all of it; where it was cut off that may be in the midst of a character."""
+        """Return all of it."""
         raw = b"".join(self.chunks)
-        text = self.end.text
-        if text is None:
-            return raw
-        decoded = raw.decode(text.encoding, "replace" if cut and text.errors == "strict" else text.errors)
-        return decoded.replace("\r\n", "\n").replace("\r", "\n")
+        return raw if self.end.text is None else self.end.text.decode(raw, cut=cut)

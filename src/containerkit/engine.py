@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, EAGAIN, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM, ETIMEDOUT, EUSERS
+import time
+from errno import EACCES, EAGAIN, EINTR, EINVAL, EMFILE, ENOENT, ENOSPC, ENOSYS, EPERM, ETIMEDOUT, EUSERS
 from struct import pack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from containerkit import _native
 from containerkit.errors import SetupError, SpecError, UnsupportedError
 from containerkit.plan import Operation, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from containerkit._native.outcome import Outcome
+    from containerkit._native.outcome import Left, Outcome
 
-__all__ = ["Program"]
+__all__ = ["Capture", "Program"]
 
 TAPE_SLOT: Final = "tape"
 """The slot of the tape itself, for :func:`containerkit.plan.enter`."""
@@ -25,6 +26,7 @@ _HINTS: Final = {
     ("clone", EPERM): "this host forbids namespaces to this user; `containerkit probe` tells more",
     ("clone", ENOSPC): "a limit on namespaces is reached: see user.max_*_namespaces, or nesting is deeper than 32",
     ("clone", EAGAIN): "a limit on processes is reached: see ulimit -u, pids.max and kernel.pid_max",
+    ("clone", EMFILE): "raise the limit on open files: ulimit -n",
     ("clone", EINVAL): "the kernel lacks one of these namespaces, or they can't be combined",
     ("clone", ENOSYS): "clone3 needs Linux 5.5 and a seccomp filter around this process that lets it through",
     ("execve", ENOENT): "the command, or the interpreter that it names, is not inside the container",
@@ -34,6 +36,37 @@ _HINTS: Final = {
 
 _FORBIDDEN: Final = frozenset({EPERM, EACCES, ENOSPC, EUSERS})
 """How the kernel, or a security module, answers those that may make no namespaces."""
+
+
+_LATEST_NS: Final = 2**62
+
+
+class Capture:
+    """What is to become of what a command writes.
+
+    Args:
+        abandon: what ends a command in the midst of which an exception comes.
+        owner: who shall own the pipes, a uid outside; None for the caller.
+        limit: how many bytes it may write at most (None for any).
+        timeout: how many seconds to wait for it (None for ever).
+
+    Attributes:
+        began: when it was started, by the monotonic clock.
+    """
+
+    def __init__(
+        self, *, abandon: Callable[[Left], None], owner: int | None, limit: int | None, timeout: float | None
+    ) -> None:
+        self.abandon = abandon
+        self.owner = owner
+        self.limit = limit
+        self.timeout = timeout
+        self.began = 0.0
+
+    def deadline_ns(self) -> int | None:
+        """Begin, and return when to stop waiting."""
+        self.began = time.monotonic()
+        return None if self.timeout is None else int(min((self.began + self.timeout) * 1e9, _LATEST_NS))
 
 
 class Program:
@@ -74,12 +107,7 @@ class Program:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
-        slots = [inputs.get(name, -1) for name in self._names]
-        data = self._patched(blocks) if blocks else None
-        image = -1
-        if TAPE_SLOT in self._tape.slots:
-            image = self._image(slots, data or self._tape.data, argv, envp)
-            slots[self._tape.slots[TAPE_SLOT]] = image
+        slots, data, image = self._registers(inputs, argv, envp, blocks)
         try:
             outcome: Outcome = self._program.run(argv, envp, slots, _native.proc(), flags, data)
         except OSError as error:
@@ -92,6 +120,78 @@ class Program:
                 self._close_rest(outcome)
             raise self._failure(outcome)
         return outcome
+
+    def complete(
+        self,
+        inputs: Mapping[str, int],
+        *,
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        blocks: Mapping[str, bytes] | None = None,
+        flags: int = 0,
+        capture: Capture,
+    ) -> Left:
+        """Run a command to its end in one call: nothing on its stdin, both outputs heard.
+
+        Args:
+            inputs, argv, envp, blocks, flags: as for :meth:`run`; the three streams, and ``report``, are made here.
+            capture: what is to become of what it writes.
+
+        Returns:
+            What is left; without an ending it still runs, and the rest is the caller's.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        slots, data, image = self._registers(inputs, argv, envp, blocks)
+        numbers = self._tape.slots
+        own = numbers.get("stdin", -1), numbers.get("stdout", -1), numbers.get("stderr", -1), numbers.get("report", -1)
+        run = _native.interpreter().Run(own, capture.owner, capture.limit, capture.deadline_ns())
+        try:
+            self._to_the_end(run, slots, data, argv, envp, flags)
+            left: Left = run.left()
+        except BaseException:
+            rest = run.left()
+            if rest.ending is None and rest.pidfd >= 0:  # a signal handler has raised
+                capture.abandon(rest)
+            raise
+        finally:
+            if image >= 0:
+                os.close(image)
+        return left
+
+    def _to_the_end(
+        self,
+        run: Any,
+        slots: list[int],
+        data: bytes | None,
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        flags: int,
+    ) -> None:
+        problem, outcome = run.start(self._program, argv, envp, slots, _native.proc(), flags, data)
+        if outcome.failed_index >= 0:
+            raise self._failure(outcome)
+        if problem and outcome.pidfd < 0:
+            raise self._error(Operation("clone"), problem)
+        while problem == EINTR:  # Python has run its signal handlers, none of which raised
+            problem = run.resume()
+
+    def _registers(
+        self,
+        inputs: Mapping[str, int],
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        blocks: Mapping[str, bytes] | None,
+    ) -> tuple[list[int], bytes | None, int]:
+        """Return the slots, the data if they are others than the plan's, and the image of the tape, -1 for none."""
+        slots = [inputs.get(name, -1) for name in self._names]
+        data = self._patched(blocks) if blocks else None
+        image = -1
+        if TAPE_SLOT in self._tape.slots:
+            image = self._image(slots, data or self._tape.data, argv, envp)
+            slots[self._tape.slots[TAPE_SLOT]] = image
+        return slots, data, image
 
     @property
     def slots(self) -> frozenset[str]:
@@ -107,9 +207,11 @@ class Program:
         counts = len(self._tape.origin), len(data), len(argv), len(envp), len(slots), 0
         header = pack(f"=6I{len(slots)}q", *counts, *slots)
         strings = b"".join(word + b"\0" for word in (*argv, *envp))
+        content = header + self._tape.steps + data + strings
         fd = _native.high(os.memfd_create("tape", os.MFD_CLOEXEC))
-        with os.fdopen(os.dup(fd), "wb") as file:
-            file.write(header + self._tape.steps + data + strings)
+        if os.write(fd, content) != len(content):
+            os.close(fd)
+            raise SetupError("write", ENOSPC, "tape", "memory is short")
         return fd
 
     def _patched(self, blocks: Mapping[str, bytes]) -> bytes:

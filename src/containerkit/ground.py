@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from errno import EINVAL
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
 from containerkit import _native, assembly, rootfs
 from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, SKELETON, TTY_GROUP, Host, Mode
-from containerkit.engine import Program
+from containerkit.engine import Capture, Program
 from containerkit.errors import SetupError, SpecError
 from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
 from containerkit.membership import Membership, inputs, joining
@@ -21,13 +21,15 @@ from containerkit.staging import Mappings, Staging, staging
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from containerkit._native.outcome import Outcome
+    from containerkit._native.outcome import Left, Outcome
     from containerkit.hostroot import HostRoot
     from containerkit.namespace import Namespace
     from containerkit.rootfs import RootFS
     from containerkit.spec import Spec
 
 __all__ = ["Ground", "programs"]
+
+Started = TypeVar("Started")
 
 _PROGRAMS_KEPT: Final = 256
 
@@ -165,22 +167,39 @@ class Ground:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
+        # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
+        return self._tried(
+            lambda: self._program(mode).run({**self.inputs(), **slots}, argv=argv, envp=envp, blocks=self.blocks())
+        )
+
+    def _program(self, mode: Mode) -> Program:
+        shape = None if mode.command is None else mode.command.shape
+        key = (self.spec.shape, self.host, mode.init, mode.reads_upper, shape)
+        return programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
+
+    def _tried(self, start: Callable[[], Started]) -> Started:
+        """Start, and once more where it turns out that this kernel can't map the ids of what the staging has ready."""
         try:
-            return self._start(mode, argv, envp, slots)
+            return start()
         except SetupError as error:
             if error.errno != EINVAL or error.target != f"id map of {SKELETON}":
                 raise
         # Linux before 6.3 maps no ids of filesystems in memory: from now on each start makes that of its own.
         _memory["maps ids"] = False
         self.host = self.host._replace(skeleton=_own_skeleton(self.spec, self.staging))
-        return self._start(mode, argv, envp, slots)
+        return start()
 
-    def _start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], slots: Mapping[str, int]) -> Outcome:
-        shape = None if mode.command is None else mode.command.shape
-        key = (self.spec.shape, self.host, mode.init, mode.reads_upper, shape)
-        program = programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
-        # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
-        return program.run({**self.inputs(), **slots}, argv=argv, envp=envp, blocks=self.blocks())
+    def complete(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], capture: Capture) -> Left:
+        """Start a command and stay with it to its end; see :meth:`containerkit.engine.Program.complete`.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        return self._tried(
+            lambda: self._program(mode).complete(
+                self.inputs(), argv=argv, envp=envp, blocks=self.blocks(), capture=capture
+            )
+        )
 
     def release(self) -> None:
         """Give back what was taken, once nothing runs on it any more; harmless when repeated.

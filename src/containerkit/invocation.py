@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit.command import Command, User
-from containerkit.conversation import check_input
+from containerkit.conversation import Conversation, check_input
 from containerkit.errors import SpecError
 from containerkit.mount import sequence
 from containerkit.process import DEVNULL, PIPE, Process
@@ -16,9 +16,9 @@ from containerkit.spec import CONFINEMENT, Spec
 from containerkit.streams import require_open
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from containerkit.result import CompletedProcess
+    from containerkit.result import Cause, CompletedProcess, Usage
     from containerkit.rootfs import RootFS
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "STREAM_ARGUMENTS",
     "check_numbers",
     "complete",
+    "completed",
     "describe",
     "has_names",
     "run_streams",
@@ -124,36 +125,58 @@ def run_streams(given: Any, more: dict[str, Any], *, capture: bool) -> dict[str,
 
 
 def complete(
-    process: Process, began: float, given: Any, timeout: float | None, limit: int | None, *, check: bool
+    process: Process,
+    began: float,
+    given: Any,
+    timeout: float | None,
+    limit: int | None,
+    *,
+    check: bool,
+    heard: tuple[bytes, bytes] | None = None,
 ) -> CompletedProcess:
     """Talk with a process to its end and return what became of it.
+
+    Args:
+        process, given, timeout, limit, check: as for ``run``.
+        began: when ``run`` was called, by the monotonic clock.
+        heard: what was heard of it already, within the time since then.
 
     Raises:
         ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
     """
     try:
-        stdout, stderr = process.communicate(given, timeout, limit_bytes=limit)
+        talk = Conversation(process, given, timeout, limit)
+        if heard is not None:
+            talk.go_on(heard, None if timeout is None else began + timeout)
+        stdout, stderr = talk.hold()
     except BaseException:
         process.close()
         raise
-    from containerkit.result import CompletedProcess
-
     assert process.returncode is not None
     assert process.usage is not None
-    done = CompletedProcess(
-        args=process.args,
-        returncode=process.returncode,
-        stdout=stdout,
-        stderr=stderr,
-        usage=process.usage,
-        cause=process.cause or "exit",
-        duration_s=time.perf_counter() - began,
-    )
+    done = completed(process.args, process.returncode, (stdout, stderr), process.usage, process.cause, began)
     if process.supervision is not None and process.supervision.error is not None:
         raise process.supervision.error
     if check:
         done.check_returncode()
     return done
+
+
+def completed(
+    args: list[str], returncode: int, written: Sequence[Any], usage: Usage, cause: Cause | None, began: float
+) -> CompletedProcess:
+    """Return what became of a command that has ended just now."""
+    from containerkit.result import CompletedProcess
+
+    return CompletedProcess(
+        args=args,
+        returncode=returncode,
+        stdout=written[0],
+        stderr=written[1],
+        usage=usage,
+        cause=cause or "exit",
+        duration_s=time.monotonic() - began,
+    )
 
 
 def check_numbers(timeout: float | None, limit: int | None) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup import CGroup, Limits
     from containerkit.mount import Mount
     from containerkit.process import Process
+    from containerkit.result import Fate
 
 __all__ = ["SLOT_PREFIX", "Freezer", "Membership", "account", "inputs", "joining"]
 
@@ -273,7 +274,7 @@ def inputs(group: CGroup | None) -> dict[str, int]:
     return slots
 
 
-def account(process: Process, group: CGroup, within: CGroup | None = None) -> int:
+def account(process: Process | Fate, group: CGroup, within: CGroup | None = None) -> int:
     """Tell a process that has ended what its group says of it: what it used, and whether memory was why it ended.
 
     Args:

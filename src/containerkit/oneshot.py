@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 
 from containerkit import _native
 from containerkit.assembly import Mode
 from containerkit.container import Container
+from containerkit.engine import Capture
 from containerkit.ground import Ground
 from containerkit.invocation import (
     COMMAND_FIELDS,
     STREAM_ARGUMENTS,
     check_numbers,
     complete,
+    completed,
     describe,
     has_names,
     run_streams,
@@ -26,13 +28,15 @@ from containerkit.membership import account
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.rootfs import resolve
 from containerkit.spec import CONFINEMENT, Spec, build
-from containerkit.streams import Streams, Text
+from containerkit.streams import Streams, Text, require_open
 from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from containerkit.result import CompletedProcess
+    from containerkit._native.outcome import Left
+    from containerkit.command import Command
+    from containerkit.result import CompletedProcess, Fate
 
 __all__ = ["run"]
 
@@ -64,12 +68,10 @@ def run(
         ExitError: with ``check``.
     """
     check_numbers(timeout, output_limit_bytes)
-    began = time.perf_counter()
-    streams_and_command, description = _sort_arguments(more)
-    spec = _resolved(description)
-    inside = streams_and_command.get("pty") or streams_and_command.get("syscall_handler")
-    if inside or has_names(spec.rootfs, streams_and_command):
-        with Container(**description) as container:  # names and terminals are found inside
+    began = time.monotonic()
+    recipe = _recipe(more)
+    if recipe.is_for_a_container:
+        with Container(**recipe.description) as container:  # names and terminals are found inside
             return container.run(
                 argv,
                 input=input,
@@ -77,72 +79,182 @@ def run(
                 check=check,
                 capture_output=capture_output,
                 output_limit_bytes=output_limit_bytes,
-                **streams_and_command,
+                **recipe.given,
             )
-    process = _start_one(argv, spec, run_streams(input, streams_and_command, capture=capture_output), init)
-    return complete(process, began, input, timeout, output_limit_bytes, check=check)
+    streams = run_streams(input, recipe.given, capture=capture_output)
+    run_one = _OneRun(recipe, argv, init)
+    if input is None and capture_output and recipe.captures and _native.interpreter().Run is not None:
+        return run_one.at_once(began, timeout, output_limit_bytes, check=check)
+    return complete(run_one.start(streams), began, input, timeout, output_limit_bytes, check=check)
 
 
-def _sort_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    command = {n: v for n, v in arguments.items() if n in COMMAND_FIELDS - CONFINEMENT or n in STREAM_ARGUMENTS}
-    return command, {n: v for n, v in arguments.items() if n not in command}
+class _Recipe(NamedTuple):
+    """What the arguments of ``run`` come to, but for the words of the command.
+
+    Attributes:
+        description: those that describe the container.
+        given: the others.
+        spec: the container.
+        command: the command, with words that are to be replaced; None when only a container can run it.
+        text: how its output is text.
+        captures: it has the streams of its own that ``run`` gives to a command unless it is told otherwise.
+    """
+
+    description: dict[str, Any]
+    given: dict[str, Any]
+    spec: Spec
+    command: Command | None
+    text: Text | None
+    captures: bool
+
+    @property
+    def is_for_a_container(self) -> bool:
+        """Whether a live container must look something up before the command can start."""
+        return self.command is None
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> _Recipe:
+        """Sort the arguments and check them all.
+
+        Raises:
+            SpecError: a value that can't be.
+        """
+        names = COMMAND_FIELDS - CONFINEMENT | STREAM_ARGUMENTS
+        given = {name: value for name, value in arguments.items() if name in names}
+        description = {name: value for name, value in arguments.items() if name not in names}
+        spec = build(description)
+        root = resolve(spec.rootfs)  # an image has a say in what the command is
+        if root is not spec.rootfs:
+            spec = attrs.evolve(spec, rootfs=root)
+        if given.get("pty") or given.get("syscall_handler") or has_names(spec.rootfs, given):
+            return cls(description, given, spec, None, None, captures=False)
+        fields = {name: value for name, value in given.items() if name in COMMAND_FIELDS}
+        command = describe(spec, ["-"], with_defaults(spec.rootfs, fields))
+        Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
+        text = Text.of(given.get("text"), given.get("encoding"), given.get("errors"))
+        captures = spec.namespaces.pid == "new" and not _STREAMS.intersection(given)
+        return cls(description, given, spec, command, text, captures)
 
 
-def _resolved(description: dict[str, Any]) -> Spec:
-    """Return the description with the root that it stands for: an image has a say in what the command is."""
-    spec = build(description)
-    root = resolve(spec.rootfs)
-    return spec if root is spec.rootfs else attrs.evolve(spec, rootfs=root)
+_STREAMS: Final = frozenset({"stdin", "stdout", "stderr"})
+_KEPT: Final = 64
+_PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})
+_recipes: dict[Any, _Recipe] = {}
 
 
-def _start_one(argv: Any, spec: Spec, options: dict[str, Any], init: bool) -> Process:  # noqa: FBT001 - run's own
-    fields = {name: value for name, value in options.items() if name in COMMAND_FIELDS}
-    command = describe(spec, argv, with_defaults(spec.rootfs, fields))
-    Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
-    text = Text.of(options.get("text"), options.get("encoding"), options.get("errors"))
-    ground = Ground.prepare(spec)
-    streams: Streams | None = None
-    report = (-1, -1)
-    has_init = init and spec.namespaces.pid == "new"
+def _recipe(arguments: dict[str, Any]) -> _Recipe:
+    """Return the recipe of these arguments; the last ones are kept, as far as nothing about them can change."""
+    key = tuple((name, type(value), value) for name, value in arguments.items())
     try:
-        streams = Streams.open(
-            options.get("stdin"), options.get("stdout"), options.get("stderr"), ground.outside(command.user.uid)
-        )
-        if has_init:
-            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # nobody waits at it: PID 1 writes once and ends
-            report = read, -1
-            report = read, _native.high(write)
-        outcome = ground.start(
-            Mode(init=has_init, command=command),
-            command.argv,
-            command.envp,
-            {**streams.inputs(), "report": report[1]},
-        )
-    except BaseException:
-        ground.release()
-        if streams is not None:
-            streams.close()
-        for fd in report:
-            if fd >= 0:
-                os.close(fd)
-        raise
-    streams.close_child()
-    if has_init:
-        os.close(report[1])
-    return Process(
-        command,
-        outcome.pid,
-        outcome.pidfd,
-        streams,
-        report=report[0],
-        text=text,
-        finish=lambda process: _finish(process, ground),
-    )
+        known = _recipes.get(key)
+    except TypeError:  # a list, or a dict
+        return _Recipe.of(arguments)
+    if known is not None:
+        return known
+    recipe = _Recipe.of(arguments)
+    if _is_lasting(arguments, recipe.spec):
+        while len(_recipes) >= _KEPT:
+            _recipes.pop(next(iter(_recipes)), None)
+        _recipes[key] = recipe
+    return recipe
 
 
-def _finish(process: Process, ground: Ground) -> None:
-    try:
-        if ground.membership is not None:
-            account(process, ground.membership.group)
-    finally:
-        ground.release()
+def _is_lasting(arguments: dict[str, Any], spec: Spec) -> bool:
+    """Whether the same arguments will always come to the same, and keep nothing alive that is its owner's to close."""
+    kinds = {type(value) for value in arguments.values()} - _PLAIN
+    if not all(kind.__module__.startswith("containerkit.") for kind in kinds):
+        return False
+    joined = (spec.namespaces[kind] for kind in spec.namespaces.joined())
+    as_given = spec.rootfs is arguments.get("rootfs", spec.rootfs)  # else it is what an image stands for just now
+    return as_given and all(type(choice).__name__ == "NetworkPool" for choice in joined)
+
+
+class _OneRun:
+    """One command that is about to run in a container of its own.
+
+    Raises:
+        SpecError: words that can't be, or something that the description names is not there.
+        SetupError: something can't be had.
+    """
+
+    def __init__(self, recipe: _Recipe, argv: Any, init: bool) -> None:  # noqa: FBT001 - run's own
+        assert recipe.command is not None
+        self.text = recipe.text
+        self.command = recipe.command.with_argv(argv)
+        for fd in self.command.pass_fds:
+            require_open(fd, "pass_fds")
+        self.mode = Mode(init=init and recipe.spec.namespaces.pid == "new", command=self.command)
+        self.ground = Ground.prepare(recipe.spec)
+
+    def at_once(self, began: float, timeout: float | None, limit: int | None, *, check: bool) -> CompletedProcess:
+        """Run it to its end in one call, and return what became of it.
+
+        Raises:
+            SetupError, ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
+        """
+        owner = self.ground.outside(self.command.user.uid)
+        capture = Capture(
+            abandon=lambda left: self._taken_over(left).close(), owner=owner, limit=limit, timeout=timeout
+        )
+        try:
+            left = self.ground.complete(self.mode, self.command.argv, self.command.envp, capture)
+        except BaseException:
+            self.ground.release()
+            raise
+        if left.ending is None:
+            return complete(self._taken_over(left), capture.began, None, timeout, limit, check=check, heard=left.heard)
+        from containerkit.result import Fate
+
+        fate = Fate.of(left.ending)
+        self._finish(fate)
+        assert fate.usage is not None
+        text = self.text
+        written = left.heard if text is None else tuple(text.decode(raw, cut=False) for raw in left.heard)
+        done = completed(self.command.words, fate.returncode, written, fate.usage, fate.cause, began)
+        if check:
+            done.check_returncode()
+        return done
+
+    def start(self, options: dict[str, Any]) -> Process:
+        """Start it with these streams."""
+        streams: Streams | None = None
+        report = (-1, -1)
+        try:
+            streams = Streams.open(
+                options.get("stdin"),
+                options.get("stdout"),
+                options.get("stderr"),
+                self.ground.outside(self.command.user.uid),
+            )
+            if self.mode.init:
+                read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # nobody waits at it: PID 1 writes once and ends
+                report = read, -1
+                report = read, _native.high(write)
+            slots = {**streams.inputs(), "report": report[1]}
+            outcome = self.ground.start(self.mode, self.command.argv, self.command.envp, slots)
+        except BaseException:
+            self.ground.release()
+            if streams is not None:
+                streams.close()
+            for fd in report:
+                if fd >= 0:
+                    os.close(fd)
+            raise
+        streams.close_child()
+        if self.mode.init:
+            os.close(report[1])
+        return self._process(outcome.pid, outcome.pidfd, streams, report[0])
+
+    def _taken_over(self, left: Left) -> Process:
+        streams = Streams([], [None, *left.ends], [])
+        return self._process(left.pid, left.pidfd, streams, left.report)
+
+    def _process(self, pid: int, pidfd: int, streams: Streams, report: int) -> Process:
+        return Process(self.command, pid, pidfd, streams, report=report, text=self.text, finish=self._finish)
+
+    def _finish(self, fate: Process | Fate) -> None:
+        try:
+            if self.ground.membership is not None:
+                account(fate, self.ground.membership.group)
+        finally:
+            self.ground.release()

@@ -55,7 +55,7 @@ class Process:
         finish: Callable[[Process], None] | None = None,
         kill_tree: Callable[[], None] | None = None,
     ) -> None:
-        self.args = [os.fsdecode(word) for word in command.argv]
+        self.args = command.words
         self.pid = pid
         self.returncode: int | None = None
         self.usage: Usage | None = None

@@ -11,7 +11,7 @@ import attrs
 from containerkit._native.outcome import Ending
 from containerkit.errors import ExitError, OutOfMemory
 
-__all__ = ["Cause", "CompletedProcess", "Usage", "cause_of", "decode"]
+__all__ = ["Cause", "CompletedProcess", "Fate", "Usage", "cause_of", "decode"]
 
 Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
 
@@ -67,6 +67,28 @@ def _own_rss(maxrss_kib: int) -> int | None:
     from resource import RUSAGE_SELF, getrusage
 
     return maxrss_kib * 1024 if maxrss_kib > getrusage(RUSAGE_SELF).ru_maxrss else None
+
+
+class Fate:
+    """How a command ended, until all is known of it.
+
+    Attributes:
+        returncode: its exit status, or the negative number of the signal.
+        usage, cause: as of :class:`CompletedProcess`; the control group may know more.
+    """
+
+    __slots__ = ("cause", "returncode", "usage")
+
+    def __init__(self, returncode: int, usage: Usage, cause: Cause) -> None:
+        self.returncode = returncode
+        self.usage: Usage | None = usage
+        self.cause: Cause | None = cause
+
+    @classmethod
+    def of(cls, ending: Ending) -> Fate:
+        """Return what a status says."""
+        exited = ending.code == os.CLD_EXITED
+        return cls(ending.status if exited else -ending.status, Usage.from_ending(ending), cause_of(ending))
 
 
 @attrs.frozen(kw_only=True)

@@ -35,6 +35,11 @@ class Text(NamedTuple):
             raise SpecError(f"encoding: {error}") from None
         return cls(encoding or "utf-8", errors or "strict")
 
+    def decode(self, raw: bytes, *, cut: bool) -> str:
+        """Return bytes as text; where they were cut off that may be in the midst of a character."""
+        text = raw.decode(self.encoding, "replace" if cut and self.errors == "strict" else self.errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
 
 class End:
     """The caller's end of a stream: a descriptor, of which a file is made when somebody asks for it.

@@ -8,8 +8,8 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-SOURCES = ("spawn.c", "child.c", "listen.c", "calls.c")
-HEADERS = ("native.h", "spawn.h", "listen.h", "calls.h", "syscalls.h", "cdef.h")
+SOURCES = ("spawn.c", "child.c", "listen.c", "run.c", "calls.c")
+HEADERS = ("native.h", "spawn.h", "listen.h", "run.h", "calls.h", "syscalls.h", "cdef.h")
 INIT_SOURCES = ("init.c", "enter.c", "child.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers")
 
@@ -26,7 +26,7 @@ ffibuilder = cffi.FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text())
 ffibuilder.set_source(
     "containerkit._native._lib",
-    '#include "native.h"\n#include "spawn.h"\n#include "listen.h"\n#include "calls.h"\n',
+    '#include "native.h"\n#include "spawn.h"\n#include "run.h"\n#include "calls.h"\n',
     # setuptools wants paths relative to setup.py, from where it runs this file.
     sources=[f"src/containerkit/_native/{name}" for name in SOURCES],
     include_dirs=["src/containerkit/_native"],

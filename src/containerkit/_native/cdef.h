@@ -55,6 +55,25 @@ struct ck_heard {
 int ck_listen(int pidfd, struct ck_heard *heard, size_t limit, int64_t deadline_ns);
 void ck_forget(struct ck_heard *heard);
 
+/* --- run.c --- */
+struct ck_run {
+    int32_t stream_slots[3];
+    int32_t report_slot;
+    int64_t owner;
+    size_t limit;
+    int64_t deadline_ns;
+    struct ck_result result;
+    struct ck_heard heard[2];
+    int32_t ends[2];
+    int32_t report;
+    struct ck_ending ending;
+    ...;
+};
+
+int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
+           size_t slot_count, int proc_fd, int flags, struct ck_run *run);
+int ck_resume(struct ck_run *run);
+
 /* --- calls.c --- */
 int64_t ck_call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);
 int64_t ck_fork(const void *arguments, uint64_t size);

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from errno import EINTR
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from containerkit._native._lib import ffi, lib
-from containerkit._native.outcome import Ending, Outcome
+from containerkit._native.outcome import Ending, Left, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NAME", "Program", "listen", "wait"]
+__all__ = ["NAME", "Program", "Run", "listen", "wait"]
 
 NAME = "compiled"
 
@@ -58,10 +58,7 @@ class Program:
         Raises:
             OSError: the process could not be made at all.
         """
-        tape = self._tape
-        if data is not None:
-            changed = ffi.from_buffer(data)
-            tape = ffi.new("struct ck_tape *", (self._steps, self._tape.count, changed, len(data)))
+        tape = self.tape(data)
         registers = ffi.new("int64_t[]", slots)
         result = ffi.new("struct ck_result *")
         arguments = b"\0".join(argv) + b"\0"
@@ -71,14 +68,92 @@ class Program:
         )
         if error:
             raise OSError(-error, os.strerror(-error), "clone3")
-        return Outcome(
-            result.pid,
-            result.pidfd,
-            result.failed_index,
-            result.error,
-            tuple(result.times_ns),
-            list(registers),
+        return _outcome(result, registers)
+
+    def tape(self, data: bytes | None) -> Any:
+        """Return the tape as the C code takes it, with other data of the same length if there is any."""
+        if data is None:
+            return self._tape
+        return ffi.new("struct ck_tape *", (self._steps, self._tape.count, ffi.from_buffer(data), len(data)))
+
+
+def _outcome(result: Any, registers: Any) -> Outcome:
+    return Outcome(result.pid, result.pidfd, result.failed_index, result.error, tuple(result.times_ns), list(registers))
+
+
+class Run:
+    """One command from its start to its end, as ``run.h`` has it.
+
+    Args:
+        slots: those of its standard streams and of the pipe to which init reports, -1 where there is none.
+        owner: who shall own the pipes, None for the caller.
+        limit: how many bytes it may write at most (None for any).
+        deadline_ns: when to stop waiting, by CLOCK_MONOTONIC (None for never).
+    """
+
+    __slots__ = ("_run",)
+
+    def __init__(
+        self, slots: tuple[int, int, int, int], owner: int | None, limit: int | None, deadline_ns: int | None
+    ) -> None:
+        self._run = ffi.new("struct ck_run *")
+        run = self._run
+        run.result.pidfd = -1
+        run.stream_slots = slots[:3]
+        run.report_slot = slots[3]
+        run.owner = -1 if owner is None else owner
+        run.limit = 2**63 - 1 if limit is None else limit
+        run.deadline_ns = -1 if deadline_ns is None else deadline_ns
+
+    def start(
+        self,
+        program: Program,
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        slots: Sequence[int],
+        proc_fd: int,
+        flags: int,
+        data: bytes | None,
+    ) -> tuple[int, Outcome]:
+        """Run it; see :meth:`Program.run`.
+
+        Returns:
+            0, or the number of the error that kept it from its end, and how its start went; without a pidfd there is
+            no process any more, or it could not be made at all.
+        """
+        registers = ffi.new("int64_t[]", slots)
+        arguments = b"\0".join(argv) + b"\0"
+        environment = b"\0".join(envp) + b"\0"
+        run = self._run
+        error = lib.ck_run(
+            program.tape(data),
+            arguments,
+            len(argv),
+            environment,
+            len(envp),
+            registers,
+            len(slots),
+            proc_fd,
+            flags,
+            run,
         )
+        return -error, _outcome(run.result, registers)
+
+    def resume(self) -> int:
+        """Go on after an error; returns the next one, or 0."""
+        return -int(lib.ck_resume(self._run))
+
+    def left(self) -> Left:
+        """Return what is left; what it owns is the caller's from then on."""
+        run = self._run
+        heard = tuple(ffi.buffer(one.bytes, one.length)[:] if one.length else b"" for one in run.heard)
+        lib.ck_forget(run.heard)
+        running = run.result.pidfd >= 0
+        ending = None if running else _ending(run.ending)
+        return Left(run.result.pid, ending, heard, run.result.pidfd, tuple(run.ends), run.report)  # type: ignore[arg-type]
+
+    def __del__(self) -> None:
+        lib.ck_forget(self._run.heard)
 
 
 def listen(pidfd: int, out: int, err: int, limit: int | None, deadline_ns: int | None) -> tuple[int, bytes, bytes]:
@@ -126,6 +201,10 @@ def wait(pidfd: int, options: int) -> Ending | None:
         raise OSError(-error, os.strerror(-error), "waitid")
     if not ending.pid:
         return None
+    return _ending(ending)
+
+
+def _ending(ending: Any) -> Ending:
     return Ending(
         ending.pid,
         ending.code,

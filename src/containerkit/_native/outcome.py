@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CALLER", "HIDE_MEMORY", "NO_PROCESS", "SHARE_FILES", "SLOTS", "Ending", "Outcome"]
+__all__ = ["CALLER", "HIDE_MEMORY", "NO_PROCESS", "SHARE_FILES", "SLOTS", "Ending", "Left", "Outcome"]
 
 SLOTS: Final = 1024
 """How many slots a tape can have: CK_SLOTS in native.h."""
@@ -42,6 +42,24 @@ class Outcome(NamedTuple):
     error: int
     times_ns: tuple[int, int, int, int]
     slots: list[int]
+
+
+class Left(NamedTuple):
+    """What is left of a command that was run in one call.
+
+    Attributes:
+        pid: its process, which is PID 1 where there is an init.
+        ending: how it ended; None while it runs, and then the rest is the caller's.
+        heard: what came out of stdout and of stderr until then.
+        pidfd, ends, report: descriptors of the process, of both pipes, of the pipe to which init reports; -1 for none.
+    """
+
+    pid: int
+    ending: Ending | None
+    heard: tuple[bytes, bytes]
+    pidfd: int
+    ends: tuple[int, int]
+    report: int
 
 
 class Ending(NamedTuple):

@@ -26,9 +26,11 @@ from containerkit._native.outcome import CALLER, HIDE_MEMORY, NO_PROCESS, SHARE_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NAME", "Program", "listen", "wait"]
+__all__ = ["NAME", "Program", "Run", "listen", "wait"]
 
 NAME = "reference"
+Run = None
+"""Nothing is run in one call here."""
 
 _LAYOUT: Final = struct.Struct("=HHi8B4h6q")
 _NO_SLOT: Final = 0xFFFF

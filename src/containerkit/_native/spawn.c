@@ -330,6 +330,23 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
     return error;
 }
 
+void ck_tell(struct ck_ending *ending, int pid, int code, int status, const struct rusage *usage) {
+    *ending = (struct ck_ending){
+        .pid = pid,
+        .code = code,
+        .status = status,
+        .user_us = usage->ru_utime.tv_sec * 1000000 + usage->ru_utime.tv_usec,
+        .system_us = usage->ru_stime.tv_sec * 1000000 + usage->ru_stime.tv_usec,
+        .maxrss_kib = usage->ru_maxrss,
+        .minor_faults = usage->ru_minflt,
+        .major_faults = usage->ru_majflt,
+        .in_blocks = usage->ru_inblock,
+        .out_blocks = usage->ru_oublock,
+        .voluntary_switches = usage->ru_nvcsw,
+        .involuntary_switches = usage->ru_nivcsw,
+    };
+}
+
 /* The raw call: libc's waitid does not give the rusage. EINTR goes back to Python, which runs its signal handlers. */
 int ck_wait(int pidfd, int options, struct ck_ending *ending) {
     siginfo_t info = {0};
@@ -337,19 +354,6 @@ int ck_wait(int pidfd, int options, struct ck_ending *ending) {
     long result = CK_CALL5(waitid, P_PIDFD, pidfd, &info, options | __WALL, &usage);
     if (result < 0)
         return (int)result;
-    *ending = (struct ck_ending){
-        .pid = info.si_pid,
-        .code = info.si_code,
-        .status = info.si_status,
-        .user_us = usage.ru_utime.tv_sec * 1000000 + usage.ru_utime.tv_usec,
-        .system_us = usage.ru_stime.tv_sec * 1000000 + usage.ru_stime.tv_usec,
-        .maxrss_kib = usage.ru_maxrss,
-        .minor_faults = usage.ru_minflt,
-        .major_faults = usage.ru_majflt,
-        .in_blocks = usage.ru_inblock,
-        .out_blocks = usage.ru_oublock,
-        .voluntary_switches = usage.ru_nvcsw,
-        .involuntary_switches = usage.ru_nivcsw,
-    };
+    ck_tell(ending, info.si_pid, info.si_code, info.si_status, &usage);
     return 0;
 }

@@ -50,6 +50,9 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
 /* waitid(P_PIDFD) with the resources used. Returns 0 or a negative error number. */
 int ck_wait(int pidfd, int options, struct ck_ending *ending);
 
+/* Fill in how a process ended. */
+void ck_tell(struct ck_ending *ending, int pid, int code, int status, const struct rusage *usage);
+
 /* 0, or the number of the first step that is malformed plus one. */
 size_t ck_check(const struct ck_tape *tape);
 
