@@ -242,11 +242,26 @@ def _next_member(parser: _Parser, reader: ForwardReader) -> tarfile.TarInfo | No
     reader.next_entry()
     reader.seek(parser.offset)
     try:
-        return _Member.fromtarfile(parser)
+        info = _Member.fromtarfile(parser)
+        if info.sparse is not None:
+            _complete_sparse(info, parser)
     except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
         return None  # an end without the two empty blocks is fine: not all writers make them
     except (tarfile.TarError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise ImageError(f"layer: malformed archive header at byte {parser.offset} ({error})") from error
+    return info
+
+
+def _complete_sparse(info: tarfile.TarInfo, parser: _Parser) -> None:
+    """Tell the facts of a sparse file from those of its entry, which :mod:`tarfile` mixes up when headers say both."""
+    headers = info.pax_headers
+    if "GNU.sparse.name" in headers:
+        info.name = headers["GNU.sparse.name"]
+    if "size" in headers:  # of what is stored: the map in front was read already
+        info.size = int(headers.get("GNU.sparse.realsize") or headers.get("GNU.sparse.size") or info.size)
+        table: Any = info.sparse
+        stored = sum(size for _, size in table)
+        parser.offset = info.offset_data + -(-stored // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _entry(info: tarfile.TarInfo, reader: ForwardReader) -> Entry:

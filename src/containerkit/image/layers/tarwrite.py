@@ -16,6 +16,7 @@ import attrs
 from containerkit.errors import ImageError, SpecError
 from containerkit.image.layers.attributes import CAPABILITY, is_kept
 from containerkit.image.layers.extract import OWNER_OVERRIDE
+from containerkit.image.layers.sparse import data_map, data_stretches
 from containerkit.image.layers.stream import shown
 
 if TYPE_CHECKING:
@@ -196,16 +197,30 @@ class TreeWriter:
         try:
             if not os.path.samestat(os.fstat(file), status):
                 raise ImageError(f"{shown(head.name)}: it was replaced while it was read")
-            head.size = left = status.st_size
-            self._header(head)
+            self._content(head, file, status.st_size)
+        finally:
+            os.close(file)
+
+    def _content(self, head: Head, file: int, size: int) -> None:
+        """Write the header and content of a file: all of it, or of a large one that is mostly nothing, the rest."""
+        stretches = data_stretches(file, size)
+        before = b""
+        if stretches is None:
+            stretches = ((0, size),)
+        else:
+            before, head.real_size = data_map(stretches, size), size
+        head.size = len(before) + sum(length for _, length in stretches)
+        self._header(head)
+        self.sink.write(before)
+        for offset, length in stretches:
+            os.lseek(file, offset, os.SEEK_SET)
+            left = length
             while left and (piece := os.read(file, min(_PIECE, left))):
                 self.sink.write(piece)
                 left -= len(piece)
             if left:
                 raise ImageError(f"{shown(head.name)}: it was cut short while it was read")
-            self.sink.write(bytes(-status.st_size % _BLOCK))
-        finally:
-            os.close(file)
+        self.sink.write(bytes(-head.size % _BLOCK))
 
     def _attributes(
         self, path: bytes, folder: int, name: bytes
@@ -283,8 +298,9 @@ class Head:
         link: of a link: where it points to.
         device: of a device: its number.
         attributes: extended attributes.
+        real_size: of a sparse file: its size outside of the archive; -1 for all others.
 
-    Source: POSIX.1-2017, pax, "ustar Interchange Format".
+    Source: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "PAX Format, Version 1.0".
     """
 
     name: bytes
@@ -297,13 +313,25 @@ class Head:
     link: bytes = b""
     device: int = 0
     attributes: dict[str, bytes] = attrs.field(factory=dict)
+    real_size: int = -1
+
+    @property
+    def stored_name(self) -> bytes:
+        """The name in the header: of a sparse file another, so that a tool that knows of none makes no broken file."""
+        if self.real_size < 0:
+            return self.name
+        folder, slash, name = self.name.rpartition(b"/")
+        return folder + slash + b"GNUSparseFile.0/" + name
 
     def records(self) -> dict[bytes, bytes]:
         """Return what the plain header can't say."""
         seconds, rest = divmod(self.mtime_ns, 1_000_000_000)
         more: dict[bytes, bytes] = {}
-        if len(self.name) > 100 or not self.name.isascii():
-            more[b"path"] = self.name
+        if self.real_size >= 0:
+            more |= {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.name": self.name}
+            more[b"GNU.sparse.realsize"] = b"%d" % self.real_size
+        if len(self.stored_name) > 100 or not self.stored_name.isascii():
+            more[b"path"] = self.stored_name
         if len(self.link) > 100 or not self.link.isascii():
             more[b"linkpath"] = self.link
         if rest or not 0 <= seconds <= _LARGEST_SIZE:
@@ -327,9 +355,9 @@ class Head:
         )
         seconds = min(max(self.mtime_ns // 1_000_000_000, 0), _LARGEST_SIZE)
         fields = [
-            self.name[:100], b"%07o" % self.mode, b"%07o" % uid, b"%07o" % gid, b"%011o" % size, b"%011o" % seconds,
-            b" " * 8, self.kind, self.link[:100], b"ustar\x0000", b"", b"", b"%07o" % os.major(self.device),
-            b"%07o" % os.minor(self.device), b"",
+            self.stored_name[:100], b"%07o" % self.mode, b"%07o" % uid, b"%07o" % gid, b"%011o" % size,
+            b"%011o" % seconds, b" " * 8, self.kind, self.link[:100], b"ustar\x0000", b"", b"",
+            b"%07o" % os.major(self.device), b"%07o" % os.minor(self.device), b"",
         ]  # fmt: skip
         fields[6] = b"%06o\0 " % sum(_HEADER.pack(*fields))
         return _HEADER.pack(*fields)

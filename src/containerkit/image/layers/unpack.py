@@ -161,7 +161,7 @@ def _unpack(
     how: Extraction | None,
     below: tuple[str, ...] | None = None,
 ) -> None:
-    """Unpack a blob whose lock the caller holds: by itself, or on top of folders (topmost first; none: an empty root)."""
+    """Unpack a blob whose lock the caller holds: by itself, or on top of folders (topmost first; none: empty)."""
     new = store.root / "layers" / f".new-{token_hex(8)}"
     try:
         new.mkdir(mode=0o711)
