@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import struct
+import sys
+import threading
+import zlib
 
 import pytest
 from hypothesis import given
@@ -29,6 +33,46 @@ def test_compression_survives_the_round_trip(content, kind):
     if kind != "none":
         assert kind == recognise(first.getvalue())
         assert content == decompress(io.BytesIO(first.getvalue()), threads=0).read()
+
+
+def test_compression_by_gzip_is_the_same_however_it_is_written_and_by_whom(monkeypatch):
+    content = b"".join(b"%d " % (number * number) for number in range(400_000))
+    found = set()
+    for size, threads, isal in ((7_001, 1, True), (1 << 20, 8, True), (len(content), 2, True), (300_000, 2, False)):
+        monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
+        if not isal:
+            for name in ("isal", "isal.isal_zlib", "isal.igzip", "isal.igzip_threaded"):
+                monkeypatch.setitem(sys.modules, name, None)
+        sink = io.BytesIO()
+        writer = compress(sink, "gzip")
+        for at in range(0, len(content), size):
+            writer.write(content[at : at + size])
+        writer.close()
+        found.add(sink.getvalue())
+        assert content == gzip.decompress(sink.getvalue()) == decompress(io.BytesIO(sink.getvalue())).read()
+    assert 1 == len(found)
+
+
+@pytest.mark.skipif("ng" in zlib.ZLIB_RUNTIME_VERSION, reason="this Python has zlib-ng, which compresses otherwise")
+def test_compression_by_gzip_gives_known_bytes():
+    """What a machine with another zlib would show at once."""
+    sink = io.BytesIO()
+    writer = compress(sink, "gzip")
+    for number in range(100_000):
+        writer.write(b"%d\n" % (number * 7919 % 100_003))
+    writer.close()
+    assert (
+        "172aadab65bc4cd5ccb4e99c3799bfc151a232a511e0ddde8dc3e1b0e3d2f8b7"
+        == hashlib.sha256(sink.getvalue()).hexdigest()
+    )
+
+
+def test_compression_that_is_given_up_leaves_no_thread():
+    before = threading.active_count()
+    writer = compress(io.BytesIO(), "gzip")
+    writer.write(bytes(5 << 20))
+    writer.abandon()
+    assert before == threading.active_count()
 
 
 def test_compression_reads_several_gzip_members():

@@ -43,6 +43,7 @@ class LayerWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stream.abandon()
         self._ingest.__exit__(kind, error, trace)
 
     def write(self, content: bytes) -> int:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import os
+import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from struct import pack
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
 from containerkit.errors import SpecError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
 __all__ = ["COMPRESSIONS", "Sink", "compress", "decompress", "recognise"]
 
@@ -20,9 +26,11 @@ _MAGIC: Final = (
     (b"\x42\x5a\x68", "bzip2"),
     (b"\xfd7zXZ\0", "xz"),
 )
-_GZIP_LEVEL: Final = 6
-_ISAL_LEVEL: Final = 2  # 450 MB/s for a tenth more bytes than zlib at level 6 with its 27 MB/s
-_GZIP_WINDOW: Final = 31  # with the header and trailer of gzip
+_GZIP_LEVEL: Final = 1  # three times as fast as level 6, for a tenth more bytes
+_GZIP_PIECE: Final = 1 << 20
+_GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\x04\xff"  # no time, fast, of an unknown system
+_DEFLATE_END: Final = b"\x03\0"  # a last block with nothing in it
+_MOST_THREADS: Final = 8
 _ZSTD_LEVEL: Final = 3
 
 
@@ -81,7 +89,6 @@ def decompress(file: BinaryIO, threads: int = 1) -> BinaryIO:
 def stream_errors() -> tuple[type[Exception], ...]:
     """Return what reading a damaged stream may raise."""
     import lzma
-    import zlib
 
     errors: list[type[Exception]] = [EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError]
     with suppress(ImportError):
@@ -105,29 +112,57 @@ def _gunzip(file: BinaryIO, threads: int) -> BinaryIO:
 
 
 class _Gzip:
-    """A gzip stream without name and time, so that the same content gives the same bytes."""
+    """A gzip stream without name and time, made by zlib alone, so that the same content gives the same bytes.
+
+    It is compressed in pieces of a fixed size that know nothing of each other, so several threads can work on it and how
+    many there are does not show.
+
+    Source: RFC 1951; RFC 1952.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        try:
-            from isal import isal_zlib
-
-            self._state: Any = isal_zlib.compressobj(_ISAL_LEVEL, 8, _GZIP_WINDOW)
-        except ImportError:
-            import zlib
-
-            self._state = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
+        self._waiting = bytearray()
+        self._running: deque[Future[bytes]] = deque()
+        self._threads = min(os.cpu_count() or 1, _MOST_THREADS)
+        self._pool: ThreadPoolExecutor | None = None
+        self._crc = 0
+        self._size = 0
+        sink.write(_GZIP_HEADER)
 
     def write(self, content: bytes, /) -> int:
-        self._put(self._state.compress(content))
+        self._crc = zlib.crc32(content, self._crc)
+        self._size += len(content)
+        self._waiting += content
+        while len(self._waiting) >= _GZIP_PIECE:
+            piece = bytes(memoryview(self._waiting)[:_GZIP_PIECE])
+            del self._waiting[:_GZIP_PIECE]
+            self._put(piece)
         return len(content)
 
     def _put(self, piece: bytes) -> None:
-        if piece:
-            self._sink.write(piece)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, "gzip")
+        self._running.append(self._pool.submit(_deflate, piece))
+        if len(self._running) > 2 * self._threads:
+            self._sink.write(self._running.popleft().result())
 
     def close(self) -> None:
-        self._put(self._state.flush())
+        while self._running:
+            self._sink.write(self._running.popleft().result())
+        if self._waiting:
+            self._sink.write(_deflate(bytes(self._waiting)))
+        self._sink.write(_DEFLATE_END + pack("<II", self._crc, self._size & 0xFFFF_FFFF))
+        self.abandon()
+
+    def abandon(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _deflate(piece: bytes) -> bytes:
+    state = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return state.compress(piece) + state.flush(zlib.Z_SYNC_FLUSH)
 
 
 class _Zstd:
@@ -144,6 +179,9 @@ class _Zstd:
     def close(self) -> None:
         self._sink.write(self._state.flush())
 
+    def abandon(self) -> None:
+        """It holds nothing."""
+
 
 class _Plain:
     def __init__(self, sink: Sink) -> None:
@@ -155,6 +193,9 @@ class _Plain:
 
     def close(self) -> None:
         """Nothing is held back."""
+
+    def abandon(self) -> None:
+        """It holds nothing."""
 
 
 Compressor = _Gzip | _Zstd | _Plain
