@@ -14,7 +14,7 @@ from containerkit._native import constants as k
 from containerkit.engine import encode
 from containerkit.errors import SpecError
 from containerkit.mount import mapping_items, path_inside, sequence
-from containerkit.plan import ARGV, ENVP, Block, Operation, Slot
+from containerkit.plan import ARGV, ENVP, Block, Operation, Shape, Slot
 from containerkit.security.confinement import Confinement
 
 if TYPE_CHECKING:
@@ -208,6 +208,8 @@ class Command:
     pass_fds: tuple[int, ...] = attrs.field(default=(), converter=_descriptors)
     terminal: bool = False
     confinement: Confinement = Confinement()
+    _shape: Shape | None = attrs.field(default=None, init=False, eq=False, repr=False)
+    _envp: list[bytes] | None = attrs.field(default=None, init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if not _is_number(self.umask) or not 0 <= self.umask <= 0o777:
@@ -221,10 +223,11 @@ class Command:
         Raises:
             SpecError: no words.
         """
+        if self._envp is None or self._shape is None:
+            _ = self.envp, self.shape  # what the others have of it
         other: Command = object.__new__(Command)
-        for name in Command.__slots__:  # type: ignore[attr-defined]
-            if name != "__weakref__":
-                object.__setattr__(other, name, getattr(self, name))
+        for name in _SLOTS:
+            object.__setattr__(other, name, getattr(self, name))
         object.__setattr__(other, "argv", _argv(argv))
         return other
 
@@ -236,7 +239,10 @@ class Command:
     @property
     def envp(self) -> list[bytes]:
         """The environment as the kernel takes it."""
-        return encode([f"{name}={value}" for name, value in self.env], "env")
+        if self._envp is None:
+            object.__setattr__(self, "_envp", encode([f"{name}={value}" for name, value in self.env], "env"))
+        assert self._envp is not None
+        return self._envp
 
     @property
     def candidates(self) -> tuple[bytes, ...]:
@@ -250,9 +256,14 @@ class Command:
     @property
     def shape(self) -> tuple[object, ...]:
         """All of it that the plan depends on: what differs from start to start alone is left out."""
+        if self._shape is None:
+            limits = (self.umask, self.rlimits, self.nice, self.pass_fds)
+            object.__setattr__(self, "_shape", Shape(self.cwd, self.user, self.terminal, self.confinement, limits))
         path = None if b"/" in self.argv[0] else dict(self.env).get("PATH")
-        limits = (self.umask, self.rlimits, self.nice, self.pass_fds)
-        return (self.argv[0], path, self.cwd, self.user, self.terminal, self.confinement, limits)
+        return (self.argv[0], path, self._shape)
+
+
+_SLOTS: Final = tuple(field.name for field in attrs.fields(Command))
 
 
 def session(command: Command) -> list[Operation]:

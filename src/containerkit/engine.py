@@ -79,13 +79,14 @@ class Program:
         SpecError: the plan can't be encoded.
     """
 
-    __slots__ = ("_names", "_program", "_tape", "plan")
+    __slots__ = ("_last", "_names", "_program", "_tape", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._tape = plan.encode()
         self._program = _native.interpreter().Program(self._tape.steps, self._tape.data)
         self._names = list(self._tape.slots)
+        self._last: tuple[Mapping[str, bytes] | None, bytes] = None, b""
 
     def run(
         self,
@@ -169,10 +170,10 @@ class Program:
         envp: Sequence[bytes],
         flags: int,
     ) -> None:
-        problem, outcome = run.start(self._program, argv, envp, slots, _native.proc(), flags, data)
-        if outcome.failed_index >= 0:
-            raise self._failure(outcome)
-        if problem and outcome.pidfd < 0:
+        problem = run.start(self._program, argv, envp, slots, _native.proc(), flags, data)
+        if run.failed:
+            raise self._failure(run.outcome())
+        if problem and run.pidfd < 0:
             raise self._error(Operation("clone"), problem)
         while problem == EINTR:  # Python has run its signal handlers, none of which raised
             problem = run.resume()
@@ -215,6 +216,14 @@ class Program:
         return fd
 
     def _patched(self, blocks: Mapping[str, bytes]) -> bytes:
+        """Return the data with these blocks; that of the last ones is kept, since they often come again."""
+        last, made = self._last
+        if last is not blocks:
+            made = self._with_blocks(blocks)
+            self._last = blocks, made
+        return made
+
+    def _with_blocks(self, blocks: Mapping[str, bytes]) -> bytes:
         data = bytearray(self._tape.data)
         for name, content in blocks.items():
             if name not in self._tape.blocks:

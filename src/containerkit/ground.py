@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from errno import EINVAL
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
@@ -154,12 +155,7 @@ class Ground:
         Raises:
             SpecError: they are too long for the kernel.
         """
-        uid, gid = (mapping_text(mapping).rjust(MAP_BYTES) for mapping in self.mappings)
-        if len(uid) > MAP_BYTES or len(gid) > MAP_BYTES:
-            raise SpecError(
-                f"id mappings: their text is longer than the {MAP_BYTES} bytes that the kernel surely takes"
-            )
-        return {"uid_map": uid, "gid_map": gid}
+        return _blocks(self.mappings) if self.ids is None else _of_range(self.ids.base, self.ids.gid_base)[1]
 
     def start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], slots: Mapping[str, int]) -> Outcome:
         """Start; ``slots`` are those that belong to this start alone.
@@ -226,7 +222,11 @@ def _without_links(resolved: RootFS) -> RootFS:
 
 def _check_paths(resolved: RootFS) -> None:
     for path in (*resolved.lowers, *([resolved.upper] if resolved.upper else [])):
-        if not os.path.isdir(path):
+        try:
+            is_folder = os.stat(path).st_mode & 0o170000 == 0o040000
+        except (OSError, ValueError):
+            is_folder = False
+        if not is_folder:
             raise SpecError(f"rootfs: {path} is not there, or no folder")
     if resolved.upper is None or resolved.work is None:
         return
@@ -272,7 +272,21 @@ def _map_ids(spec: Spec, stage: Staging) -> tuple[Mappings, IdRange | None]:
     if spec.uid_mappings is not None and spec.gid_mappings is not None:
         return (spec.uid_mappings, spec.gid_mappings), None
     ids = lease()
-    return ((IdMapping(0, ids.base, RANGE),), (IdMapping(0, ids.gid_base, RANGE),)), ids
+    return _of_range(ids.base, ids.gid_base)[0], ids
+
+
+@lru_cache(maxsize=64)
+def _of_range(base: int, gid_base: int) -> tuple[Mappings, dict[str, bytes]]:
+    """Return the id maps of a range and their blocks: there are but few ranges, used over and over."""
+    mappings = (IdMapping(0, base, RANGE),), (IdMapping(0, gid_base, RANGE),)
+    return mappings, _blocks(mappings)
+
+
+def _blocks(mappings: Mappings) -> dict[str, bytes]:
+    uid, gid = (mapping_text(mapping).rjust(MAP_BYTES) for mapping in mappings)
+    if len(uid) > MAP_BYTES or len(gid) > MAP_BYTES:
+        raise SpecError(f"id mappings: their text is longer than the {MAP_BYTES} bytes that the kernel surely takes")
+    return {"uid_map": uid, "gid_map": gid}
 
 
 def _nested_mappings(spec: Spec, stage: Staging) -> Mappings:

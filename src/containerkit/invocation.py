@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 COMMAND_FIELDS: Final = (
-    frozenset(field.name for field in attrs.fields(Command)) - {"argv", "terminal", "confinement"}
+    frozenset(field.name for field in attrs.fields(Command) if field.init) - {"argv", "terminal", "confinement"}
     | {"groups"}
     | CONFINEMENT
 )

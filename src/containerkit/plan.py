@@ -22,7 +22,7 @@ from containerkit.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["ARGV", "ENVP", "Block", "Operation", "Plan", "Slot", "Tape"]
+__all__ = ["ARGV", "ENVP", "Block", "Operation", "Plan", "Shape", "Slot", "Tape"]
 
 SLOTS: Final = 1024
 """How many registers a tape has."""
@@ -96,6 +96,22 @@ class Operation(NamedTuple):
     def describe(self) -> str:
         """Return one line for people, such as ``mount proc on /proc``."""
         return f"{self.name} {self.target}".rstrip()
+
+
+class Shape:
+    """All of a description that its plan depends on: a key that is hashed once."""
+
+    __slots__ = ("_hash", "parts")
+
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
+        self._hash = hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Shape) and self.parts == other.parts)
 
 
 class Tape(NamedTuple):

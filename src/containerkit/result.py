@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from resource import RUSAGE_SELF, getrusage
 from typing import Any, Literal
 
 import attrs
@@ -64,8 +65,6 @@ class Usage:
 
 
 def _own_rss(maxrss_kib: int) -> int | None:
-    from resource import RUSAGE_SELF, getrusage
-
     return maxrss_kib * 1024 if maxrss_kib > getrusage(RUSAGE_SELF).ru_maxrss else None
 
 

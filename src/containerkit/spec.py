@@ -10,6 +10,7 @@ from containerkit.errors import SpecError
 from containerkit.idmap import IdMapping, check_mappings
 from containerkit.mount import Mount, mapping_items, path_inside, sequence
 from containerkit.namespace import Namespaces, TimeOffsets
+from containerkit.plan import Shape
 from containerkit.rootfs import RootFS
 from containerkit.security.confinement import Confinement
 from containerkit.security.paths import MASKED, READONLY
@@ -153,12 +154,20 @@ class Spec:
             if getattr(names, kind) != "new":
                 raise SpecError(f"sysctls: {key} belongs to a new {kind} namespace: namespaces.{kind} must be 'new'")
 
+    _shape: Shape | None = attrs.field(default=None, init=False, eq=False, repr=False)
+
     @property
-    def shape(self) -> tuple[object, ...]:
+    def shape(self) -> Shape:
         """All of it that the plan depends on: that a namespace is joined is a part of it, which one is not."""
+        if self._shape is None:
+            object.__setattr__(self, "_shape", self._made_shape())
+        assert self._shape is not None
+        return self._shape
+
+    def _made_shape(self) -> Shape:
         names = self.namespaces
         kinds = (names.mount, names.pid, names.network, names.ipc, names.uts, names.user, names.cgroup, names.time)
-        return (
+        return Shape(
             self.rootfs,
             self.mounts,
             tuple(wish if wish in ("new", "host") else "joined" for wish in kinds),
@@ -175,7 +184,7 @@ class Spec:
 CONFINEMENT: Final = frozenset(field.name for field in attrs.fields(Confinement))
 """The arguments that make up the confinement."""
 
-_KNOWN: Final = frozenset(field.name for field in attrs.fields(Spec)) | CONFINEMENT
+_KNOWN: Final = frozenset(field.name for field in attrs.fields(Spec) if field.init) | CONFINEMENT
 
 
 def build(values: Mapping[str, Any]) -> Spec:

@@ -114,12 +114,12 @@ class Run:
         proc_fd: int,
         flags: int,
         data: bytes | None,
-    ) -> tuple[int, Outcome]:
+    ) -> int:
         """Run it; see :meth:`Program.run`.
 
         Returns:
-            0, or the number of the error that kept it from its end, and how its start went; without a pidfd there is
-            no process any more, or it could not be made at all.
+            0, or the number of the error that kept it from its end; see :attr:`pidfd`. Whether a step had failed is told
+            by :meth:`outcome`.
         """
         registers = ffi.new("int64_t[]", slots)
         arguments = b"\0".join(argv) + b"\0"
@@ -137,7 +137,21 @@ class Run:
             flags,
             run,
         )
-        return -error, _outcome(run.result, registers)
+        return -int(error)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a step of the start failed."""
+        return bool(self._run.result.failed_index >= 0)
+
+    @property
+    def pidfd(self) -> int:
+        """A descriptor of the process; -1 where there is none any more, or it could not be made at all."""
+        return int(self._run.result.pidfd)
+
+    def outcome(self) -> Outcome:
+        """Return how the start went."""
+        return _outcome(self._run.result, ())
 
     def resume(self) -> int:
         """Go on after an error; returns the next one, or 0."""
