@@ -114,8 +114,8 @@ def _gunzip(file: BinaryIO, threads: int) -> BinaryIO:
 class _Gzip:
     """A gzip stream without name and time, made by zlib alone, so that the same content gives the same bytes.
 
-    It is compressed in pieces of a fixed size that know nothing of each other, so several threads can work on it and how
-    many there are does not show.
+    It is compressed in pieces of a fixed size that know nothing of each other, so several threads can work on it, and
+    how many there are does not show.
 
     Source: RFC 1951; RFC 1952.
     """
@@ -128,7 +128,7 @@ class _Gzip:
         self._pool: ThreadPoolExecutor | None = None
         self._crc = 0
         self._size = 0
-        sink.write(_GZIP_HEADER)
+        self._before = _GZIP_HEADER  # the sink may not be open yet
 
     def write(self, content: bytes, /) -> int:
         self._crc = zlib.crc32(content, self._crc)
@@ -145,14 +145,18 @@ class _Gzip:
             self._pool = ThreadPoolExecutor(self._threads, "gzip")
         self._running.append(self._pool.submit(_deflate, piece))
         if len(self._running) > 2 * self._threads:
-            self._sink.write(self._running.popleft().result())
+            self._emit(self._running.popleft().result())
+
+    def _emit(self, piece: bytes) -> None:
+        self._sink.write(self._before + piece)
+        self._before = b""
 
     def close(self) -> None:
         while self._running:
-            self._sink.write(self._running.popleft().result())
+            self._emit(self._running.popleft().result())
         if self._waiting:
-            self._sink.write(_deflate(bytes(self._waiting)))
-        self._sink.write(_DEFLATE_END + pack("<II", self._crc, self._size & 0xFFFF_FFFF))
+            self._emit(_deflate(bytes(self._waiting)))
+        self._emit(_DEFLATE_END + pack("<II", self._crc, self._size & 0xFFFF_FFFF))
         self.abandon()
 
     def abandon(self) -> None:
