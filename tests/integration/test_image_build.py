@@ -360,8 +360,36 @@ def test_build_tells_what_failed_and_leaves_nothing(store):
 def test_build_commands_have_no_network_unless_told(store):
     text = "FROM box:1\nRUN ip -o link | grep -v ' lo:' | wc -l > /links\n"
     assert "0\n" == output(build(store, text), "cat", "/links")
-    with pytest.raises(SpecError, match="network='host'"):
-        build(store, "FROM box:1\nRUN --network=host true\n")
+    alone = "FROM box:1\nRUN --network=host ip -o link | md5sum > /all\nRUN --network=none ip -o link | wc -l > /none\n"
+    with pytest.raises(SpecError, match=r"line 2: RUN: --network=host must be allowed.*allow=\('network.host',\)"):
+        build(store, alone)
+    ours = subprocess.run([BUSYBOX, "sh", "-c", "ip -o link | md5sum"], capture_output=True, text=True, check=True)
+    for options in ({"allow": ("network.host",)}, {"network": "host"}):
+        assert ours.stdout + "1\n" == output(build(store, alone, cache=False, **options), "cat", "/all", "/none")
+    with pytest.raises(SpecError, match="expected default, none or host"):
+        build(store, "FROM box:1\nRUN --network=some true\n")
+
+
+def test_build_command_is_insecure_only_where_that_is_allowed(store):
+    show = "grep -E '^(CapBnd|Seccomp):' /proc/self/status | tr -d '\\n\\t'"
+    text = f"FROM box:1\nRUN {show} > /held\nRUN --security=insecure {show} > /free\n"
+    text += "RUN --security=insecure mkdir /m && mount -t tmpfs none /m && touch /m/x && umount /m\n"
+    with pytest.raises(SpecError, match=r"line 3: RUN: --security=insecure must be .*allow=\('security.insecure',\)"):
+        build(store, text)
+    image = build(store, text, allow=["security.insecure"])
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        every = (1 << int(file.read()) + 1) - 1
+    assert f"CapBnd:{every:016x}Seccomp:0" == output(image, "cat", "/free")
+    assert "CapBnd:00000000a80425fbSeccomp:2" == output(image, "cat", "/held")
+    with pytest.raises(SpecError, match="must be allowed"):
+        build(store, text)  # though the step is known by now
+    with pytest.raises(SpecError, match="expected sandbox or insecure"):
+        build(store, "FROM box:1\nRUN --security=none true\n")
+    for wrong in ("security.insecure", ("everything",)):
+        with pytest.raises(SpecError, match="allow must be some of"):
+            build(store, text, allow=wrong)
+    made = Build.from_("box:1").run("test -w /proc/sys/kernel/domainname", security="insecure")
+    made.build(store=store, pull="never", allow={"security.insecure"})
 
 
 def test_build_command_runs_as_the_user_in_the_folder_with_the_environment(store):

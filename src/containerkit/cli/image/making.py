@@ -41,6 +41,13 @@ def _define_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--secret", metavar="id=NAME,src=FILE|env=NAME", **_LISTS, help="a secret file; repeatable")
     parser.add_argument("--network", choices=("none", "host"), default="none", help="of its commands (default: none)")
     parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=("network.host", "security.insecure"),
+        help="what single commands may ask for; may be repeated",
+    )
+    parser.add_argument(
         "--pull", choices=("missing", "always", "never"), default="missing", help="base images (default: missing)"
     )
     parser.add_argument("--no-cache", action="store_true", help="do all steps again")
@@ -67,6 +74,7 @@ def _build(options: argparse.Namespace) -> int:
             args=_arguments(options.build_arg),
             secrets=dict(_secret(text) for text in options.secret),
             network=options.network,
+            allow=tuple(options.allow),
             pull=options.pull,
             cache=not options.no_cache,
             epoch=_epoch(options.epoch),

@@ -12,7 +12,7 @@ from containerkit import deputy
 from containerkit.errors import SpecError
 from containerkit.image.build.copying import context_source
 from containerkit.image.build.dockerfile import Dockerfile, Instruction, Stage, parse_dockerfile
-from containerkit.image.build.engine import Engine
+from containerkit.image.build.engine import ENTITLEMENTS, Engine
 from containerkit.image.layers.tarwrite import source_date_epoch
 from containerkit.image.platform import Platform
 from containerkit.image.progress import silent
@@ -21,7 +21,7 @@ from containerkit.image.store import Store
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from containerkit.image.build.copying import Source
     from containerkit.image.image import Image
@@ -81,7 +81,8 @@ def _run(dockerfile: Dockerfile, source: Source | None, options: dict[str, Any])
     platform = Platform.parse(chosen.platform) if isinstance(chosen.platform, str) else chosen.platform
     settings = {
         "arguments": chosen.args, "platform": platform or Platform.host(), "pull": chosen.pull,
-        "network": chosen.network, "secrets": _secrets(chosen.secrets), "cached": chosen.cache,
+        "network": chosen.network, "allow": frozenset(chosen.allow),
+        "secrets": _secrets(chosen.secrets), "cached": chosen.cache,
         "epoch": chosen.epoch if chosen.epoch is not None else source_date_epoch(),
     }  # fmt: skip
     log, progress = deputy.Callback(chosen.log), deputy.Callback(chosen.progress)
@@ -107,6 +108,12 @@ def _nothing(_: str) -> None:
     """Let a line go."""
 
 
+def _entitlements(_: object, __: object, value: Collection[str]) -> None:
+    if isinstance(value, str) or (unknown := sorted(set(value) - set(ENTITLEMENTS))):
+        wrong = value if isinstance(value, str) else unknown[0]
+        raise SpecError(f"build: allow must be some of {', '.join(ENTITLEMENTS)}, as a tuple, not {wrong!r}")
+
+
 @attrs.frozen(kw_only=True)
 class _Options:
     tag: str | Reference | None = None
@@ -115,6 +122,7 @@ class _Options:
     platform: str | Platform | None = None
     pull: str = "missing"
     network: str = attrs.field(default="none", validator=attrs.validators.in_(("none", "host")))
+    allow: Collection[str] = attrs.field(default=(), validator=_entitlements)
     secrets: Mapping[str, bytes | str | os.PathLike[str]] = attrs.field(factory=dict)
     cache: bool = True
     epoch: int | None = None
@@ -189,19 +197,25 @@ class Build:
         return attrs.evolve(self, steps=(*self.steps, Instruction(name=name, flags=chosen, text=text)))
 
     def run(
-        self, command: str | list[str] | tuple[str, ...], *, mounts: tuple[str, ...] = (), network: str = ""
+        self,
+        command: str | list[str] | tuple[str, ...],
+        *,
+        mounts: tuple[str, ...] = (),
+        network: str = "",
+        security: str = "",
     ) -> Build:
         """Run a command and keep what it changes.
 
         Args:
             command: a line for the shell, or words.
             mounts: as for ``--mount``, such as ``type=cache,target=/var/cache/apt``.
-            network: ``none`` or ``host``. Default: the build's.
+            network: ``none``, or ``host`` where the build allows it. Default: the build's.
+            security: ``insecure`` for all capabilities and no filter, where the build allows it. Default: ``sandbox``.
 
         Source: Dockerfile reference, "RUN".
         """
         text = command if isinstance(command, str) else json.dumps(list(command))
-        return self._with("RUN", text, mount=tuple(mounts), network=network)
+        return self._with("RUN", text, mount=tuple(mounts), network=network, security=security)
 
     def copy(
         self,
@@ -302,7 +316,8 @@ class Build:
             context: the folder that :meth:`copy` copies from.
             options: ``tag`` (its name), ``target`` (a stage), ``args`` (values for ARG), ``platform``, ``pull``
                 (``missing``, ``always``, ``never``), ``network`` of its commands (``none`` or ``host``; default
-                ``none``), ``secrets`` (contents, or paths as :class:`pathlib.Path`, by id), ``cache`` (use what earlier
+                ``none``), ``allow`` (what single commands may ask for: ``network.host``, ``security.insecure``; default
+                nothing), ``secrets`` (contents, or paths as :class:`pathlib.Path`, by id), ``cache`` (use what earlier
                 builds made; default True), ``epoch`` (seconds that no time may be younger than; default
                 ``SOURCE_DATE_EPOCH``), ``store``, ``log`` (called with each line that a command writes) and
                 ``progress`` (called with each step).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SpecError
 from containerkit.image.build.copying import Source
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from containerkit.image.reference import Reference
     from containerkit.image.store import Lease, Store
 
-__all__ = ["Engine"]
+__all__ = ["ENTITLEMENTS", "Engine"]
+
+ENTITLEMENTS: Final = ("network.host", "security.insecure")
+"""What a command must be allowed by whoever builds. Source: docker buildx build, "--allow"."""
 
 _SCRATCH = "scratch"
 
@@ -40,6 +43,7 @@ class Engine:
         platform: what to build for.
         pull: when to pull base images: ``missing``, ``always`` or ``never``.
         network: ``none`` or ``host``.
+        allow: what single commands may ask for: some of ``ENTITLEMENTS``.
         secrets: contents by id.
         log: takes each line that a command writes.
         progress: takes each step.
@@ -58,6 +62,7 @@ class Engine:
         platform: Platform,
         pull: str,
         network: str,
+        allow: frozenset[str],
         secrets: Mapping[str, bytes],
         log: Callable[[str], None],
         progress: Progress,
@@ -72,6 +77,7 @@ class Engine:
         self.platform = platform
         self.pull = pull
         self.network = network
+        self.allow = allow
         self.secrets = secrets
         self.log = log
         self.progress = progress

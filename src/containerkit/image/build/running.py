@@ -112,7 +112,8 @@ class Run:
         secrets: contents by id.
         store: where the layer goes.
         log: takes each line that the command writes.
-        script: a file that the command finds at ``/dev/pipes/EOF``, or None.
+        script: a file that the command finds at ``/run/.heredoc`` and is run by, or None.
+        insecure: with all capabilities in its user namespace, and with no filter and no hidden paths.
     """
 
     argv: tuple[str, ...]
@@ -128,6 +129,7 @@ class Run:
     store: Store
     log: Callable[[str], None]
     script: bytes | None = None
+    insecure: bool = False
 
     def make(self, lease: Lease, epoch: int | None) -> tuple[Descriptor, Digest] | None:
         """Run it and make a layer of what it changed.
@@ -177,9 +179,8 @@ class Run:
     def _run(self, rootfs: RootFS, mounts: list[Mount], env: dict[str, str]) -> None:
         names: dict[str, Any] = {"network": "host"} if self.network == "host" else {}
         output: list[str] = []
-        container = Container(
-            rootfs, mounts=mounts, hostname="build", namespaces=Namespaces(**names), capabilities=Capabilities.docker()
-        )
+        rights = _insecure() if self.insecure else {"capabilities": Capabilities.docker()}
+        container = Container(rootfs, mounts=mounts, hostname="build", namespaces=Namespaces(**names), **rights)
         with container:
             options: dict[str, Any] = {"env": env, "cwd": self.cwd or "/"}
             if self.user:
@@ -276,6 +277,19 @@ class Run:
         else:
             _bring(found.path, copy, copy_file=True)
         return Mount.bind(copy, target, readonly=not writes)
+
+
+def _insecure() -> dict[str, Any]:
+    """Return what a container is given that shall not be held; it still has a user namespace of its own.
+
+    Source: Dockerfile reference, "RUN --security".
+    """
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        capabilities = Capabilities.all(int(file.read()))
+    return {
+        "capabilities": capabilities, "seccomp": None, "no_new_privs": False, "masked_paths": (), "readonly_paths": (),
+        "nested_userns": True,
+    }  # fmt: skip
 
 
 def _link_tree(view: View, parts: Parts, target: Path, *, copy_files: bool = True) -> None:

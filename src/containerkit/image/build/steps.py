@@ -381,9 +381,7 @@ class StageBuilder:
 
     def do_run(self, one: Instruction) -> None:
         """RUN: a command whose changes become a layer."""
-        if one.flag("security", "sandbox") != "sandbox":
-            raise one.problem("--security=insecure is not to be had")
-        network = self._network(one)
+        network, insecure = self._network(one), self._is_insecure(one)
         argv, script = self._run_command(one)
         if not argv:
             raise one.problem("expected a command")
@@ -398,7 +396,7 @@ class StageBuilder:
         env = {**proxies, **self.arguments, **self.config.defaults.env}
         facts = key_of(
             "RUN", repr(argv), repr(script), repr(sorted(arguments.items())), repr(sources), network,
-            repr([sorted(flag.options.items()) for flag in flags]),
+            *(["insecure"] if insecure else []), repr([sorted(flag.options.items()) for flag in flags]),
         )  # fmt: skip
         shown = f"RUN {' '.join(argv)}" if script is None else f"RUN {one.text}"
 
@@ -407,6 +405,7 @@ class StageBuilder:
                 argv=argv, env=env, user=self.config.defaults.user, cwd=self.config.defaults.working_dir, mounts=flags,
                 network=network, view=self.view(), folders=self.folders(), source=self.engine.source,
                 secrets=self.engine.secrets, store=self.engine.store, log=self.engine.log, script=script,
+                insecure=insecure,
             )  # fmt: skip
             return run.make(self.engine.lease, self.engine.epoch)
 
@@ -417,8 +416,21 @@ class StageBuilder:
         if wanted not in ("default", "none", "host"):
             raise one.problem(f"--network={wanted}: expected default, none or host")
         if wanted == "host" and self.engine.network != "host":
-            raise one.problem("--network=host must be allowed by the build's network='host'")
+            self._require(one, "network.host", " or network='host'")
         return self.engine.network if wanted == "default" else wanted
+
+    def _is_insecure(self, one: Instruction) -> bool:
+        wanted = one.flag("security", "sandbox")
+        if wanted not in ("sandbox", "insecure"):
+            raise one.problem(f"--security={wanted}: expected sandbox or insecure")
+        if wanted == "insecure":
+            self._require(one, "security.insecure")
+        return wanted == "insecure"
+
+    def _require(self, one: Instruction, entitlement: str, other: str = "") -> None:
+        if entitlement not in self.engine.allow:
+            flag = "--" + entitlement.replace(".", "=")
+            raise one.problem(f"{flag} must be allowed by the build (hint: pass allow=({entitlement!r},){other})")
 
     def _run_command(self, one: Instruction) -> tuple[tuple[str, ...], bytes | None]:
         if not one.heredocs:
