@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
@@ -19,9 +20,12 @@ from containerkit.engine import Program
 from containerkit.errors import SpecError, StateError
 from containerkit.ground import Ground, programs
 from containerkit.invocation import (
+    Recall,
     check_numbers,
     complete,
     describe,
+    has_names,
+    owns_nothing,
     run_streams,
     unresolved_user,
     with_defaults,
@@ -31,8 +35,8 @@ from containerkit.mount import sequence
 from containerkit.namespace import Kind
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.security.confinement import PROC
-from containerkit.spec import build
-from containerkit.streams import Streams, Text
+from containerkit.spec import Spec, build
+from containerkit.streams import Streams, Text, require_open
 from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -72,6 +76,7 @@ _ATTACHED: Final = "containerkit.attached"
 """The room of the containers that another has started; it builds on this one and is loaded late."""
 
 _alive: WeakSet[Container] = WeakSet()
+_specs: Recall[Spec] = Recall()
 
 
 @atexit.register
@@ -117,7 +122,7 @@ class Container:
     def __init__(self, rootfs: RootFS | None = None, *, id: str | None = None, **fields: Any) -> None:  # noqa: A002
         if rootfs is not None:
             fields["rootfs"] = rootfs
-        self.spec = build(fields)
+        self.spec = _specs.get(fields, build, owns_nothing)
         self.id = _checked_id(id) if id is not None else os.urandom(6).hex()
         self.timings: Timings | None = None
         self._owner = os.getpid()
@@ -132,6 +137,8 @@ class Container:
         self._freezer: Freezer | None = None
         self._paused = False
         self._stopped = False
+        self._kinds = sum(kind.flag for kind in Kind if self.spec.namespaces[kind] != "host")
+        self._commands: Recall[Command] = Recall(16)
 
     @classmethod
     def attach(cls, id: str, root: str | None = None, **confinement: Any) -> Container:  # noqa: A002
@@ -429,6 +436,21 @@ class Container:
         return complete(process, began, input, timeout, output_limit_bytes, check=check)
 
     def _command(self, argv: Any, fields: dict[str, Any], *, terminal: bool) -> Command:
+        if terminal:
+            command = self._described(fields, terminal=True)
+        else:
+            command = self._commands.get(fields, self._described, lambda _: not self._has_names(fields))
+        command = command.with_argv(argv)
+        for fd in command.pass_fds:
+            require_open(fd, "pass_fds")
+        return command
+
+    def _has_names(self, fields: dict[str, Any]) -> bool:
+        """Whether the files inside have a say: they may change."""
+        return has_names(self.rootfs, fields)
+
+    def _described(self, fields: dict[str, Any], *, terminal: bool = False) -> Command:
+        """Return the command of these arguments, with words that are to be replaced."""
         resolved = with_defaults(self.rootfs, fields)
         user = unresolved_user(self.rootfs, fields)
         if user is not None:
@@ -437,7 +459,7 @@ class Container:
             resolved["groups"] = [
                 self.files.group(g) if isinstance(g, str) else g for g in sequence(fields["groups"], "groups")
             ]
-        return describe(self.spec, argv, resolved, terminal=terminal)
+        return describe(self.spec, ["-"], resolved, terminal=terminal)
 
     def _terminal(self, size: bool | tuple[int, int], user: User) -> Streams:  # noqa: FBT001 - popen's own argument
         master, slave = self.files.open_terminal(None if isinstance(size, bool) else size, user)
@@ -487,11 +509,7 @@ class Container:
     @property
     def kinds(self) -> int:
         """The kinds of namespace in which the container differs from the caller."""
-        flags = 0
-        for kind in Kind:
-            if getattr(self.spec.namespaces, kind.value) != "host":
-                flags |= kind.flag
-        return flags
+        return self._kinds
 
     # --- Control groups
 
@@ -644,8 +662,13 @@ def _checked_id(value: str) -> str:
     return value
 
 
+@lru_cache(maxsize=1)
+def _init() -> Command:
+    return Command(argv=["init"])
+
+
 def _init_process(outcome: Outcome) -> Process:
-    return Process(Command(argv=["init"]), outcome.pid, outcome.pidfd, Streams([], [None, None, None], []))
+    return Process(_init(), outcome.pid, outcome.pidfd, Streams([], [None, None, None], []))
 
 
 def _timings(began: float, planned: float, outcome: Outcome) -> Timings:

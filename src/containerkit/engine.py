@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from errno import EACCES, EAGAIN, EINTR, EINVAL, EMFILE, ENOENT, ENOSPC, ENOSYS, EPERM, ETIMEDOUT, EUSERS
-from struct import pack
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit import _native
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from containerkit._native.outcome import Left, Outcome
 
 __all__ = ["Capture", "Program"]
-
-TAPE_SLOT: Final = "tape"
-"""The slot of the tape itself, for :func:`containerkit.plan.enter`."""
 
 _HINTS: Final = {
     ("clone", EPERM): "this host forbids namespaces to this user; `containerkit probe` tells more",
@@ -108,14 +104,12 @@ class Program:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
-        slots, data, image = self._registers(inputs, argv, envp, blocks)
+        slots = [inputs.get(name, -1) for name in self._names]
+        data = self._patched(blocks) if blocks else None
         try:
             outcome: Outcome = self._program.run(argv, envp, slots, _native.proc(), flags, data)
         except OSError as error:
             raise self._error(Operation("clone"), error.errno or EINVAL) from None
-        finally:
-            if image >= 0:
-                os.close(image)
         if outcome.failed_index >= 0:
             if flags & _native.SHARE_FILES:
                 self._close_rest(outcome)
@@ -144,7 +138,8 @@ class Program:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
-        slots, data, image = self._registers(inputs, argv, envp, blocks)
+        slots = [inputs.get(name, -1) for name in self._names]
+        data = self._patched(blocks) if blocks else None
         numbers = self._tape.slots
         own = numbers.get("stdin", -1), numbers.get("stdout", -1), numbers.get("stderr", -1), numbers.get("report", -1)
         run = _native.interpreter().Run(own, capture.owner, capture.limit, capture.deadline_ns())
@@ -156,9 +151,6 @@ class Program:
             if rest.ending is None and rest.pidfd >= 0:  # a signal handler has raised
                 capture.abandon(rest)
             raise
-        finally:
-            if image >= 0:
-                os.close(image)
         return left
 
     def _to_the_end(
@@ -178,22 +170,6 @@ class Program:
         while problem == EINTR:  # Python has run its signal handlers, none of which raised
             problem = run.resume()
 
-    def _registers(
-        self,
-        inputs: Mapping[str, int],
-        argv: Sequence[bytes],
-        envp: Sequence[bytes],
-        blocks: Mapping[str, bytes] | None,
-    ) -> tuple[list[int], bytes | None, int]:
-        """Return the slots, the data if they are others than the plan's, and the image of the tape, -1 for none."""
-        slots = [inputs.get(name, -1) for name in self._names]
-        data = self._patched(blocks) if blocks else None
-        image = -1
-        if TAPE_SLOT in self._tape.slots:
-            image = self._image(slots, data or self._tape.data, argv, envp)
-            slots[self._tape.slots[TAPE_SLOT]] = image
-        return slots, data, image
-
     @property
     def slots(self) -> frozenset[str]:
         """The names of the slots that the plan uses."""
@@ -202,18 +178,6 @@ class Program:
     def slot(self, outcome: Outcome, name: str) -> int:
         """Return what a slot held at the end of a run."""
         return outcome.slots[self._tape.slots[name]]
-
-    def _image(self, slots: Sequence[int], data: bytes, argv: Sequence[bytes], envp: Sequence[bytes]) -> int:
-        """Return a memfd from which the tape can be walked by another program: struct ck_image in native.h."""
-        counts = len(self._tape.origin), len(data), len(argv), len(envp), len(slots), 0
-        header = pack(f"=6I{len(slots)}q", *counts, *slots)
-        strings = b"".join(word + b"\0" for word in (*argv, *envp))
-        content = header + self._tape.steps + data + strings
-        fd = _native.high(os.memfd_create("tape", os.MFD_CLOEXEC))
-        if os.write(fd, content) != len(content):
-            os.close(fd)
-            raise SetupError("write", ENOSPC, "tape", "memory is short")
-        return fd
 
     def _patched(self, blocks: Mapping[str, bytes]) -> bytes:
         """Return the data with these blocks; that of the last ones is kept, since they often come again."""

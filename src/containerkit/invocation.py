@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import attrs
 
@@ -16,7 +16,7 @@ from containerkit.spec import CONFINEMENT, Spec
 from containerkit.streams import require_open
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from containerkit.result import Cause, CompletedProcess, Usage
     from containerkit.rootfs import RootFS
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "COMMAND_FIELDS",
     "STREAM_ARGUMENTS",
+    "Recall",
     "check_numbers",
     "complete",
     "completed",
     "describe",
     "has_names",
+    "owns_nothing",
     "run_streams",
     "unresolved_user",
     "with_defaults",
@@ -45,6 +47,58 @@ STREAM_ARGUMENTS: Final = frozenset(
     {"stdin", "stdout", "stderr", "text", "encoding", "errors", "pty", "own_group", "syscall_handler"}
 )
 """The arguments that describe its streams."""
+
+
+_PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})
+
+Made = TypeVar("Made")
+
+
+class Recall(Generic[Made]):
+    """Keeps what the last sets of keyword arguments came to, as far as they are values that can't change.
+
+    Args:
+        size: how many.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        self._size = size
+        self._kept: dict[Any, Made] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(
+        self, arguments: dict[str, Any], make: Callable[[dict[str, Any]], Made], lasts: Callable[[Made], bool]
+    ) -> Made:
+        """Return what was made of the same arguments, or make it.
+
+        Args:
+            arguments: the arguments.
+            make: what makes it.
+            lasts: tells whether it would come to the same again.
+        """
+        # With the types: True is no number here.
+        key = tuple((name, type(value), value) for name, value in arguments.items())
+        try:
+            known = self._kept.get(key)
+        except TypeError:  # a list, or a dict
+            return make(arguments)
+        if known is not None:
+            return known
+        made = make(arguments)
+        others = {type(value) for value in arguments.values()} - _PLAIN
+        if all(kind.__module__.startswith("containerkit.") for kind in others) and lasts(made):
+            while len(self._kept) >= self._size:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[key] = made
+        return made
+
+
+def owns_nothing(spec: Spec) -> bool:
+    """Whether nothing in a description is its owner's to close: no handle of a namespace; a pool is closed anyhow."""
+    joined = (spec.namespaces[kind] for kind in spec.namespaces.joined())
+    return all(type(choice).__name__ == "NetworkPool" for choice in joined)
 
 
 def describe(spec: Spec, argv: Any, fields: Mapping[str, Any], *, terminal: bool = False) -> Command:

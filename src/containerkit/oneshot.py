@@ -16,11 +16,13 @@ from containerkit.ground import Ground
 from containerkit.invocation import (
     COMMAND_FIELDS,
     STREAM_ARGUMENTS,
+    Recall,
     check_numbers,
     complete,
     completed,
     describe,
     has_names,
+    owns_nothing,
     run_streams,
     with_defaults,
 )
@@ -137,36 +139,17 @@ class _Recipe(NamedTuple):
 
 
 _STREAMS: Final = frozenset({"stdin", "stdout", "stderr"})
-_KEPT: Final = 64
-_PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})
-_recipes: dict[Any, _Recipe] = {}
+_recipes: Recall[_Recipe] = Recall()
 
 
 def _recipe(arguments: dict[str, Any]) -> _Recipe:
-    """Return the recipe of these arguments; the last ones are kept, as far as nothing about them can change."""
-    key = tuple((name, type(value), value) for name, value in arguments.items())
-    try:
-        known = _recipes.get(key)
-    except TypeError:  # a list, or a dict
-        return _Recipe.of(arguments)
-    if known is not None:
-        return known
-    recipe = _Recipe.of(arguments)
-    if _is_lasting(arguments, recipe.spec):
-        while len(_recipes) >= _KEPT:
-            _recipes.pop(next(iter(_recipes)), None)
-        _recipes[key] = recipe
-    return recipe
+    return _recipes.get(arguments, _Recipe.of, _is_lasting)
 
 
-def _is_lasting(arguments: dict[str, Any], spec: Spec) -> bool:
-    """Whether the same arguments will always come to the same, and keep nothing alive that is its owner's to close."""
-    kinds = {type(value) for value in arguments.values()} - _PLAIN
-    if not all(kind.__module__.startswith("containerkit.") for kind in kinds):
-        return False
-    joined = (spec.namespaces[kind] for kind in spec.namespaces.joined())
-    as_given = spec.rootfs is arguments.get("rootfs", spec.rootfs)  # else it is what an image stands for just now
-    return as_given and all(type(choice).__name__ == "NetworkPool" for choice in joined)
+def _is_lasting(recipe: _Recipe) -> bool:
+    """Whether it would come to the same again: no image is behind a name."""
+    spec = recipe.spec
+    return spec.rootfs is recipe.description.get("rootfs", spec.rootfs) and owns_nothing(spec)
 
 
 class _OneRun:

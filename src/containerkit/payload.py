@@ -50,7 +50,7 @@ class Clock(NamedTuple):
         if not self.alone:
             return list(self.steps)
         stay_open = [plan.call("fcntl", slot, 2, 0, target=slot.name) for slot in (*self.needs, *kept)]  # F_SETFD
-        return [*stay_open, plan.enter(Slot("image"), Slot("tape")), *self.steps]
+        return [*stay_open, plan.enter(Slot("image")), *self.steps]
 
     def adjusted(self, command: Command) -> Clock:
         """Return it with what else of a command takes an address space of one's own."""

@@ -383,12 +383,9 @@ def become_init(image: Slot, mode: bytes) -> Operation:
     return Operation("become_init", mode.decode(), k.STEP_INIT, 0, (image, mode))
 
 
-def enter(image: Slot, tape: Slot) -> Operation:
-    """Go on with the next operation in an address space of one's own.
-
-    Of the slots only the inputs are left, and of their descriptors those that stay open on exec.
-    """
-    return Operation("enter", "", k.STEP_ENTER, 0, (image, tape))
+def enter(image: Slot) -> Operation:
+    """Go on with the next operation in an address space of one's own, with the descriptors that stay open on exec."""
+    return Operation("enter", "", k.STEP_ENTER, 0, (image,))
 
 
 def open_of_process(pid: Slot, name: str, flags: int, result: Slot, hint: str = "") -> Operation:

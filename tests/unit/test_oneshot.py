@@ -4,11 +4,12 @@ import pytest
 
 from containerkit import Namespaces, NetworkPool, RootFS, SpecError, oneshot
 from containerkit.command import Command
+from containerkit.invocation import Recall
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch):
-    monkeypatch.setattr(oneshot, "_recipes", {})
+    monkeypatch.setattr(oneshot, "_recipes", Recall())
 
 
 def test_recipe_is_kept_for_the_same_arguments():

@@ -14,7 +14,11 @@
 #include <linux/futex.h>
 #include <linux/time_types.h>
 #include <signal.h>
+#include <sys/uio.h>
 
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8
+#endif
 #ifndef __WALL
 #define __WALL 0x40000000
 #endif
@@ -195,13 +199,38 @@ static long step_init(long image, const char *mode) {
     return CK_CALL5(execveat, image, "", argv, envp, AT_EMPTY_PATH);
 }
 
+/* Write the rest of the start, as it stands, where a program finds it that shares no memory with us: struct ck_image. */
+static long write_image(struct ck_request *request) {
+    struct ck_image head = {request->count, request->data_size, request->argc, request->envc, request->slot_count, 0};
+    struct iovec parts[] = {
+        {&head, sizeof head},
+        {request->slots, request->slot_count * sizeof *request->slots},
+        {(void *)(uintptr_t)request->steps, request->count * sizeof *request->steps},
+        {request->data, request->data_size},
+        {request->argv[0], request->argv_size},
+        {request->envp[0], request->envp_size},
+    };
+    size_t size = 0;
+    for (int i = 0; i < 6; i++)
+        size += parts[i].iov_len;
+    long tape = CK_CALL2(memfd_create, "tape", MFD_NOEXEC_SEAL);
+    if (tape == -EINVAL) /* before Linux 6.3 */
+        tape = CK_CALL2(memfd_create, "tape", 0);
+    if (tape < 0)
+        return tape;
+    long written = CK_CALL3(writev, tape, parts, 6);
+    return written < 0 ? written : (size_t)written == size ? tape : -ENOSPC;
+}
+
 /* Two descriptors must outlive this exec: the tape, and the pipe that tells how it went on. */
-static long step_enter(const struct ck_request *request, const struct ck_step *step, long image, long tape) {
+static long step_enter(struct ck_request *request, const struct ck_step *step, long image) {
+    long tape = write_image(request);
+    if (tape < 0)
+        return tape;
     char words[3][DECIMAL_BYTES];
     *decimal(words[0], tape) = 0;
     *decimal(words[1], request->error_fd) = 0;
     *decimal(words[2], step - request->steps + 1) = 0;
-    CK_CALL3(fcntl, tape, F_SETFD, 0);
     CK_CALL3(fcntl, request->error_fd, F_SETFD, 0);
     char *argv[] = {"init", "walk", words[0], words[1], words[2], 0};
     char *envp[] = {0};
@@ -254,7 +283,7 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
         return step_init(value[0], (const char *)value[1]);
     case CK_STEP_ENTER:
         await_watcher(request);
-        return step_enter(request, step, value[0], value[1]);
+        return step_enter(request, step, value[0]);
     default:
         leave(0);
     }

@@ -52,7 +52,7 @@ enum ck_step_kind {
     CK_STEP_STORE_ADDRESS, /* write the address of data arg[1], 64 bits, at offset arg[0] of the data */
     CK_STEP_INIT,          /* become the init of sealed memfd arg[0]: argument arg[1] */
     CK_STEP_CLOSE,         /* close the descriptor in slot arg[0], then -1 is there */
-    CK_STEP_ENTER,         /* go on in an address space of one's own: exec the init at arg[0] with the tape at arg[1] */
+    CK_STEP_ENTER,         /* go on in an address space of one's own: exec the init at arg[0], which walks the rest */
     CK_STEP_KINDS
 };
 
@@ -90,8 +90,12 @@ struct ck_request {
     const struct ck_step *steps;
     uint32_t count;
     char *data; /* a copy of the tape's data: STORE writes into it */
-    char **argv;
+    uint32_t data_size;
+    uint32_t argc, envc;
+    char **argv; /* the strings lie one after the other, from argv[0] and from envp[0] on */
     char **envp;
+    size_t argv_size, envp_size;
+    uint32_t slot_count; /* how many slots the tape uses */
     int64_t slots[CK_SLOTS];
     int32_t proc_fd;  /* the caller's /proc */
     int32_t error_fd; /* write end of the error pipe */
@@ -102,7 +106,7 @@ struct ck_request {
     char *stacks;        /* CK_STACKS of CK_STACK_BYTES each */
 };
 
-/* What a memfd holds for CK_STEP_ENTER: this, then the steps, the data, the strings of argv and of envp. */
+/* What CK_STEP_ENTER leaves in a memfd: this, then the steps, the data, the strings of argv and of envp. */
 struct ck_image {
     uint32_t count;
     uint32_t data_size;

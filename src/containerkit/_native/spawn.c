@@ -123,13 +123,15 @@ size_t ck_check(const struct ck_tape *tape) {
     return 0;
 }
 
-static char **vector(char *strings, size_t count, char **room) {
+/* Let a vector point to strings that lie one after the other; return their size. */
+static size_t point(char **vector, char *strings, size_t count) {
+    char *at = strings;
     for (size_t i = 0; i < count; i++) {
-        room[i] = strings;
-        strings += strlen(strings) + 1;
+        vector[i] = at;
+        at += strlen(at) + 1;
     }
-    room[count] = NULL;
-    return room;
+    vector[count] = NULL;
+    return (size_t)(at - strings);
 }
 
 /* One allocation: the data's copy, then both vectors. */
@@ -141,9 +143,10 @@ static int prepare(struct ck_request *request, const struct ck_tape *tape, const
         return -ENOMEM;
     request->data = *room;
     memcpy(request->data, tape->data, tape->data_size);
-    char **pointers = (char **)(void *)(request->data + data_bytes);
-    request->argv = vector((char *)(uintptr_t)argv, argc, pointers);
-    request->envp = vector((char *)(uintptr_t)envp, envc, pointers + argc + 1);
+    request->argv = (char **)(void *)(request->data + data_bytes);
+    request->envp = request->argv + argc + 1;
+    request->argv_size = point(request->argv, (char *)(uintptr_t)argv, argc);
+    request->envp_size = point(request->envp, (char *)(uintptr_t)envp, envc);
     if (!thread_stacks) {
         char *mapping =
             mmap(NULL, stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
@@ -315,16 +318,22 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
     pthread_once(&once, initialise);
     *result = (struct ck_result){.failed_index = -1, .pidfd = -1};
     result->times_ns[0] = now_ns();
-    struct ck_request request = {.steps = tape->steps, .count = (uint32_t)tape->count, .proc_fd = proc_fd};
+    struct ck_request request = {
+        .steps = tape->steps,
+        .count = (uint32_t)tape->count,
+        .data_size = (uint32_t)tape->data_size,
+        .argc = (uint32_t)argc,
+        .envc = (uint32_t)envc,
+        .slot_count = (uint32_t)(slot_count < CK_SLOTS ? slot_count : CK_SLOTS),
+        .proc_fd = proc_fd,
+    };
     void *room = NULL;
     int error = prepare(&request, tape, argv, argc, envp, envc, &room);
     if (!error) {
-        if (slot_count > CK_SLOTS)
-            slot_count = CK_SLOTS;
         for (size_t i = 0; i < CK_SLOTS; i++)
-            request.slots[i] = i < slot_count ? slots[i] : -1;
+            request.slots[i] = i < request.slot_count ? slots[i] : -1;
         error = start(&request, flags, result);
-        memcpy(slots, request.slots, slot_count * sizeof *slots);
+        memcpy(slots, request.slots, request.slot_count * sizeof *slots);
     }
     free(room);
     return error;
