@@ -250,9 +250,29 @@ class Build:
             self._with("COPY", _literal(sources_and_target), chown=chown, chmod=chmod, **more), stages=stages
         )
 
-    def add(self, *sources_and_target: str, chown: str = "", chmod: str = "", checksum: str = "") -> Build:
-        """Copy files in, unpacking archives and fetching addresses. Source: Dockerfile reference, "ADD"."""
-        return self._with("ADD", _literal(sources_and_target), chown=chown, chmod=chmod, checksum=checksum)
+    def add(
+        self,
+        *sources_and_target: str,
+        chown: str = "",
+        chmod: str = "",
+        checksum: str = "",
+        keep_git_dir: bool = False,
+    ) -> Build:
+        """Copy files in, unpacking archives and fetching addresses and repositories of git.
+
+        Args:
+            sources_and_target: as for :meth:`copy`; also addresses, and repositories such as
+                ``https://example.org/repo.git#v1:docs``.
+            chown: ``user[:group]``. Default: root.
+            chmod: permission bits. Default: as they are.
+            checksum: the digest of what is fetched, or the commit.
+            keep_git_dir: keep a repository's folder ``.git``.
+
+        Source: Dockerfile reference, "ADD".
+        """
+        keep = keep_git_dir and "true"
+        flags = {"chown": chown, "chmod": chmod, "checksum": checksum, "keep_git_dir": keep}
+        return self._with("ADD", _literal(sources_and_target), **flags)
 
     def env(self, **variables: str) -> Build:
         """Set environment variables. Source: Dockerfile reference, "ENV"."""

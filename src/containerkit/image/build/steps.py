@@ -14,6 +14,7 @@ from containerkit.image.build.copying import Copy, Source, fetch, mode_of, owner
 from containerkit.image.build.dockerfile import NAMES, Instruction, parse_instruction
 from containerkit.image.build.draft import Draft
 from containerkit.image.build.patterns import pattern
+from containerkit.image.build.repositories import Repository
 from containerkit.image.build.running import Run, parse_mount, shell_command
 from containerkit.image.build.words import expand, name_values, split_words
 from containerkit.image.config import Healthcheck, History, ImageConfig
@@ -320,7 +321,9 @@ class StageBuilder:
             raise one.problem(f"with several sources the destination must end with a slash: {target}/")
         origin = one.flag("from")
         documents = {f"<<{heredoc.name}": heredoc for heredoc in one.heredocs}
-        local = [word for word in sources if word not in documents and not (add and _ADDRESS.match(word))]
+        repositories = {word: Repository.parse(word) for word in sources} if add else {}
+        elsewhere = {word for word in sources if word in documents or repositories.get(word)}
+        local = [word for word in sources if word not in elsewhere and not (add and _ADDRESS.match(word))]
         source = self.engine.source(self.word(origin)) if local else Source(view=self.view())
         draft = self._draft(one, keep_owner=bool(origin))
         with workspace(self.engine.store.root / "build") as folder:
@@ -335,10 +338,10 @@ class StageBuilder:
                     goal = draft.view.resolve(os.fsencode(where))
                     inside = into or draft.is_folder(goal)
                     draft.add_content((*goal, heredoc.name.encode()) if inside else goal, content)
+                elif repository := repositories.get(word):
+                    self._add_repository(one, repository, copy)
                 elif add and _ADDRESS.match(word):
                     self._add_address(one, word, copy, into=into)
-                elif add and re.match(r"git@|git://|ssh://", word):
-                    raise one.problem("repositories of git can't be added; fetch them beforehand and COPY them")
                 else:
                     copy.add(word, unpack=add and one.flag("unpack", "true") != "false")
             if draft.is_empty:
@@ -376,6 +379,13 @@ class StageBuilder:
             goal = (*goal, name.encode())
         head = Head(name=b"", kind=b"0", mode=0o600, mtime_ns=-1)
         copy.draft.add_head(goal, head, os.fsencode(place))
+
+    def _add_repository(self, one: Instruction, repository: Repository, copy: Copy) -> None:
+        place = copy.workspace / f"repository-{token_hex(8)}"
+        place.mkdir()
+        repository.fetch(place, checksum=self.word(one.flag("checksum")), keep_git=one.switch("keep-git-dir"))
+        source = Source(view=View([str(place)], overlay=False), name=repository.address)
+        attrs.evolve(copy, source=source).add(repository.folder or ".")
 
     # --- RUN
 

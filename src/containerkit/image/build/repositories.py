@@ -1,0 +1,170 @@
+"""ADD of repositories of git, by the installed program ``git``."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import attrs
+
+from containerkit.errors import ImageError, SpecError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Repository"]
+
+_ADDRESS: Final = re.compile(
+    r"(?:https?://[^#]+\.git|(?:git|ssh)://[^#]+|git@[A-Za-z0-9._-]+:[^#]+)(?:#(.*))?", re.DOTALL
+)
+_REF: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@=-]*")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_CHECKSUM: Final = re.compile(r"[0-9a-f]{7,64}")
+_PROTOCOLS: Final = "http:https:git:ssh"  # not file, nor those that run programs
+_CHANGING: Final = ("logs", "hooks", "branches", "FETCH_HEAD", "ORIG_HEAD", "index")
+
+
+@attrs.frozen(kw_only=True)
+class Repository:
+    """A state of a repository.
+
+    Attributes:
+        address: where it is.
+        ref: a branch, tag or commit; empty for what the repository calls ``HEAD``.
+        folder: the folder in it that is meant; empty for all.
+    """
+
+    address: str
+    ref: str = ""
+    folder: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Repository | None:
+        """Read ``ADDRESS[#[REF][:FOLDER]]``; return None when it means no repository.
+
+        Addresses over HTTP mean one when they end in ``.git``.
+
+        Raises:
+            SpecError: the part behind ``#`` is malformed.
+
+        Source: Dockerfile reference, "ADD", "Adding files from a Git repository".
+        """
+        found = _ADDRESS.fullmatch(text)
+        if found is None:
+            return None
+        ref, _, folder = (found[1] or "").partition(":")
+        if ref and _REF.fullmatch(ref) is None:
+            raise SpecError(f"{text}: {ref!r} is no branch, tag or commit")
+        return cls(address=text.partition("#")[0], ref=ref, folder=folder)
+
+    def fetch(self, place: Path, *, checksum: str = "", keep_git: bool = False) -> str:
+        """Check it out, each file with the time of the commit, so that the same commit gives the same files.
+
+        Args:
+            place: an empty folder.
+            checksum: the commit that it must be, or the beginning of its digest; empty for any.
+            keep_git: keep the folder ``.git``, without what tells of this moment.
+
+        Returns:
+            The commit.
+
+        Raises:
+            SpecError: the checksum is no commit.
+            ImageError: it can't be had, or is another commit.
+            UnsupportedError: there is no ``git``.
+
+        Source: git-fetch(1); Dockerfile reference, "ADD --checksum" and "ADD --keep-git-dir".
+        """
+        if checksum and _CHECKSUM.fullmatch(checksum) is None:
+            raise SpecError(f"--checksum={checksum}: of a repository it is a commit, in 7 to 64 hexadecimal digits")
+        self._git(place, "init", "-q", "--template=")
+        self._get(place)
+        self._git(place, "checkout", "-q", "--detach", "FETCH_HEAD")
+        commit = self._git(place, "rev-parse", "HEAD")
+        if not commit.startswith(checksum):
+            raise ImageError(f"{self.address}: {self.ref or 'HEAD'} is commit {commit}, not {checksum}")
+        self._git(place, "submodule", "update", "-q", "--init", "--recursive", "--depth=1")
+        time_s = int(self._git(place, "log", "-1", "--format=%ct"))
+        if keep_git:
+            self._settle(place)
+        else:
+            _drop_git(place)
+        _set_times(place, time_s * 1_000_000_000)
+        return commit
+
+    def _get(self, place: Path) -> None:
+        """Fetch the one commit, or all there is where the server gives no single ones."""
+        wanted = self.ref or "HEAD"
+        try:
+            self._git(place, "fetch", "-q", "--depth=1", "--no-tags", "--", self.address, wanted)
+        except ImageError:
+            self._git(place, "fetch", "-q", "--no-tags", "--", self.address, "+refs/heads/*:refs/fetched/heads/*",
+                      "+refs/tags/*:refs/fetched/tags/*", *([] if _COMMIT.fullmatch(wanted) else [wanted]))  # fmt: skip
+            if _COMMIT.fullmatch(wanted):
+                name = wanted
+            else:
+                name = self._git(place, "ls-remote", "--exit-code", "--", self.address, wanted).split()[0]
+            found = self._git(place, "rev-parse", "--verify", f"{name}^{{commit}}")
+            (place / ".git/FETCH_HEAD").write_text(f"{found}\t\tfetched\n")
+
+    def _settle(self, place: Path) -> None:
+        """Bring ``.git`` into the one form that follows from the commit."""
+        for name in self._git(place, "for-each-ref", "--format=%(refname)", "refs/fetched").split():
+            self._git(place, "update-ref", "-d", name)
+        self._git(place, "remote", "add", "origin", self.address)
+        for name in _CHANGING:
+            path = place / ".git" / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self._git(place, "-c", "pack.threads=1", "repack", "-q", "-a", "-d", "-f")
+        self._git(place, "prune")
+        self._git(place, "read-tree", "HEAD")
+
+    def _git(self, place: Path, *words: str) -> str:
+        """Run ``git`` with no settings but those of the repository, and no questions."""
+        own = {
+            "GIT_ALLOW_PROTOCOL": _PROTOCOLS, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes", "LC_ALL": "C",
+        }  # fmt: skip
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or "SSL" in key}
+        try:
+            done = subprocess.run(
+                ["git", "-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", *words],
+                cwd=place, env=inherited | own, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                umask=0o022, errors="replace",
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            raise UnsupportedError("git", 2, self.address, "install git") from error
+        if done.returncode != 0:
+            told = done.stderr.strip().splitlines()
+            raise ImageError(f"{self._shown()}: git {words[0]}: {told[-1] if told else done.returncode}")
+        return done.stdout.strip()
+
+    def _shown(self) -> str:
+        """Return the address without a password."""
+        parts = urlsplit(self.address) if "://" in self.address else None
+        if parts is None or not parts.password:
+            return self.address
+        return parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+def _drop_git(place: Path) -> None:
+    for here, folders, files in os.walk(place):
+        if ".git" in folders:
+            shutil.rmtree(os.path.join(here, ".git"))
+            folders.remove(".git")
+        if ".git" in files:  # of a submodule
+            os.unlink(os.path.join(here, ".git"))
+
+
+def _set_times(place: Path, time_ns: int) -> None:
+    for here, folders, files in os.walk(place, topdown=False):
+        for name in (*files, *folders):
+            os.utime(os.path.join(here, name), ns=(time_ns, time_ns), follow_symlinks=False)
+    os.utime(place, ns=(time_ns, time_ns))
