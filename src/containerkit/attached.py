@@ -74,8 +74,7 @@ class Attached(Container):
             if init is None:
                 return
             os.close(init.fileno())
-            if self._time is not None:
-                self._time.close()
+            self._close_time()
             self._standing().release()
             self._record.close()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
 from containerkit import _native, payload
+from containerkit._native import constants as k
 from containerkit.assembly import Mode
 from containerkit.command import Command
 from containerkit.engine import Program
@@ -76,7 +77,12 @@ _ATTACHED: Final = "containerkit.attached"
 """The room of the containers that another has started; it builds on this one and is loaded late."""
 
 _alive: WeakSet[Container] = WeakSet()
-_specs: Recall[Spec] = Recall()
+_specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
+"""Descriptions of containers, each with those of commands that ran in one."""
+
+
+def _described(fields: dict[str, Any]) -> tuple[Spec, Recall[Command]]:
+    return build(fields), Recall(16)
 
 
 @atexit.register
@@ -122,7 +128,7 @@ class Container:
     def __init__(self, rootfs: RootFS | None = None, *, id: str | None = None, **fields: Any) -> None:  # noqa: A002
         if rootfs is not None:
             fields["rootfs"] = rootfs
-        self.spec = _specs.get(fields, build, owns_nothing)
+        self.spec, self._commands = _specs.get(fields, _described, lambda made: owns_nothing(made[0]))
         self.id = _checked_id(id) if id is not None else os.urandom(6).hex()
         self.timings: Timings | None = None
         self._owner = os.getpid()
@@ -132,13 +138,12 @@ class Container:
         self._ground: Ground | None = None
         self._init: Process | None = None
         self._processes: set[Process] = set()
-        self._time: Namespace | None = None
+        self._time = -1
         self._supervisions: set[Supervision] = set()
         self._freezer: Freezer | None = None
         self._paused = False
         self._stopped = False
         self._kinds = sum(kind.flag for kind in Kind if self.spec.namespaces[kind] != "host")
-        self._commands: Recall[Command] = Recall(16)
 
     @classmethod
     def attach(cls, id: str, root: str | None = None, **confinement: Any) -> Container:  # noqa: A002
@@ -228,8 +233,7 @@ class Container:
             _alive.discard(self)
             while self._supervisions:
                 self._supervisions.pop().close()
-            if self._time is not None:
-                self._time.close()
+            self._close_time()
             try:
                 if self._freezer is not None:
                     self._freezer.end()
@@ -439,15 +443,15 @@ class Container:
         if terminal:
             command = self._described(fields, terminal=True)
         else:
-            command = self._commands.get(fields, self._described, lambda _: not self._has_names(fields))
+            command = self._commands.get(fields, self._described, lambda _: self._is_lasting(fields))
         command = command.with_argv(argv)
         for fd in command.pass_fds:
             require_open(fd, "pass_fds")
         return command
 
-    def _has_names(self, fields: dict[str, Any]) -> bool:
-        """Whether the files inside have a say: they may change."""
-        return has_names(self.rootfs, fields)
+    def _is_lasting(self, fields: dict[str, Any]) -> bool:
+        """Whether these fields mean the same in each container of this description, whatever files are inside."""
+        return self.rootfs is self.spec.rootfs and not has_names(self.rootfs, fields)
 
     def _described(self, fields: dict[str, Any], *, terminal: bool = False) -> Command:
         """Return the command of these arguments, with words that are to be replaced."""
@@ -470,9 +474,23 @@ class Container:
         if self.spec.namespaces.time == "host":
             return {}
         with self._lock:  # two that come at once must not each open one, of which the first is closed again
-            if self._time is None:
-                self._time = self.namespace(Kind.TIME)
-        return {"time": self._time.fileno()}
+            if self._time < 0:
+                self._time = self._open_time()
+        return {"time": self._time}
+
+    def _open_time(self) -> int:
+        import fcntl
+
+        try:
+            return _native.high(fcntl.ioctl(self._running().fileno(), k.PIDFD_GET_TIME_NAMESPACE))  # Linux 6.11
+        except OSError:
+            with self.namespace(Kind.TIME) as namespace:
+                return _native.high(fcntl.fcntl(namespace.fileno(), fcntl.F_DUPFD_CLOEXEC, _native.LOWEST))
+
+    def _close_time(self) -> None:
+        fd, self._time = self._time, -1
+        if fd >= 0:
+            os.close(fd)
 
     @property
     def _group(self) -> CGroup | None:
