@@ -29,7 +29,7 @@ def free_port():
 
 
 @contextmanager
-def registry(folder, *, tls=None, users=None, token=None):
+def registry(folder, *, tls=None, users=None, token=None, clients=None):
     """Run docker-registry.
 
     Args:
@@ -37,6 +37,7 @@ def registry(folder, *, tls=None, users=None, token=None):
         tls: (certificate, key).
         users: a table of passwords: basic authentication.
         token: (realm, certificate of the signer): tokens.
+        clients: certificate of the authority that clients' certificates must be from.
     """
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -48,6 +49,8 @@ def registry(folder, *, tls=None, users=None, token=None):
     }
     if tls:
         config["http"]["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
+        if clients:
+            config["http"]["tls"]["clientcas"] = [str(clients)]
     if users:
         lines = [
             subprocess.run(["htpasswd", "-Bbn", *pair], capture_output=True, text=True, check=True).stdout.strip()

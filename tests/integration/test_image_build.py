@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from image_registry import Quiet, server
@@ -295,6 +296,29 @@ RUN --mount=type=secret,id=token,env=TOKEN echo $TOKEN >> /seen
     assert "from the context" == (context / "src/file").read_text()
     with pytest.raises(SpecError, match="no secret"):
         build(store, "FROM box:1\nRUN --mount=type=secret,id=gone,required=true true\n")
+
+
+def test_build_leaves_nothing_of_the_places_of_mounts(store, context):
+    (context / "f").write_text("x")
+    mounts = (
+        "--mount=type=cache,target=/new/cache --mount=type=tmpfs,target=/tt --mount=type=bind,target=/b/c/d/f,source=f"
+    )
+    image = build(
+        store, f"FROM box:1\nRUN {mounts} --mount=type=secret,id=s touch /b/kept\n", context, secrets={"s": "x"}
+    )
+    assert ["b", "b/kept"] == sorted(
+        str(path.relative_to(top)) for top in map(Path, image.unpack()[:1]) for path in top.rglob("*")
+    )
+    empty = build(store, "FROM box:1\nRUN --mount=type=cache,target=/new/cache true\n")
+    assert Image.open("box:1", store=store).manifest.layers == empty.manifest.layers
+
+
+def test_build_follows_no_link_when_it_takes_places_of_mounts_away(store, tmp_path):
+    outside = tmp_path / "outside/cache"
+    outside.mkdir(parents=True)
+    text = f"FROM box:1\nRUN --mount=type=cache,target=/new/deep/cache umount /new/deep/cache; mv /new /gone && ln -s {outside.parent} /new\n"
+    build(store, text.replace("--mount", "--security=insecure --mount"), allow=["security.insecure"])
+    assert outside.is_dir()
 
 
 def test_build_takes_known_steps_from_the_cache(store, context):

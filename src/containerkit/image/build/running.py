@@ -13,8 +13,10 @@ import attrs
 
 from containerkit.container import Container
 from containerkit.errors import ExitError, SpecError
+from containerkit.image.build.agent import forwarded_agent
 from containerkit.image.config import DEFAULT_PATH
 from containerkit.image.diff import layer_from_folder
+from containerkit.image.layers.kernel import open_beneath
 from containerkit.image.layers.tarwrite import Writing
 from containerkit.image.store.locks import workspace
 from containerkit.mount import Mount
@@ -163,10 +165,38 @@ class Run:
             exclude = (*_MADE, *(mount.target for mount in mounts))
             root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
+                for mount in mounts:
+                    self._remove_place(root, mount.target)
                 how = Writing(overlay=True, epoch=epoch, exclude=exclude)
                 return layer_from_folder(self.store, root, lease, how)
             finally:
                 os.close(root)
+
+    def _remove_place(self, root: int, target: str) -> None:
+        """Remove what was only made for something to be mounted on: an empty file or folder, and empty ones above it.
+
+        The command may have put links there: none is followed.
+        """
+        parts = self.view.resolve(os.fsencode(target))
+        for depth in range(len(parts), 0, -1):
+            if self.view.find(parts[:depth]) is not None:
+                return
+            try:
+                above = open_beneath(root, b"/".join(parts[: depth - 1]) or b".", os.O_PATH | os.O_DIRECTORY)
+            except OSError:
+                return
+            try:
+                status = os.stat(parts[depth - 1], dir_fd=above, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    os.rmdir(parts[depth - 1], dir_fd=above)
+                elif depth == len(parts) and stat.S_ISREG(status.st_mode) and status.st_size == 0:
+                    os.unlink(parts[depth - 1], dir_fd=above)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return  # something is in it
+            finally:
+                os.close(above)
 
     def _make_upper(self, upper: Path) -> None:
         """Make the upper folder look like the root below it: its own mode and owner are those of ``/`` inside."""
@@ -211,17 +241,26 @@ class Run:
         elif flag.kind == "secret":
             yield from self._secret(flag, target, folder, env)
         elif flag.kind == "ssh":
-            agent = os.environ.get("SSH_AUTH_SOCK")
-            if agent:
-                target = target or "/run/buildkit/ssh_agent.0"
-                env["SSH_AUTH_SOCK"] = target
-                yield Mount.bind(agent, target)
-            elif flag.switch("required"):
-                raise SpecError("--mount=type=ssh: no agent: SSH_AUTH_SOCK is not set")
+            yield from self._agent(flag, target or "/run/buildkit/ssh_agent.0", folder, stack, env)
         elif flag.kind == "cache":
             yield Mount.bind(self._cache_folder(flag, target, folder, stack), target, readonly=flag.switch("readonly"))
         else:
             yield self._bind(flag, target, folder)
+
+    def _agent(
+        self, flag: MountFlag, target: str, folder: Path, stack: ExitStack, env: dict[str, str]
+    ) -> Iterator[Mount]:
+        agent = os.environ.get("SSH_AUTH_SOCK")
+        if not agent:
+            if flag.switch("required"):
+                raise SpecError("--mount=type=ssh: no agent: SSH_AUTH_SOCK is not set")
+            return
+        place = folder / f"agent-{hashlib.sha256(target.encode()).hexdigest()[:16]}"
+        stack.enter_context(forwarded_agent(agent, place))
+        place.chmod(int(flag.get("mode", "0600"), 8))
+        os.chown(place, int(flag.get("uid", "0")), int(flag.get("gid", "0")))
+        env["SSH_AUTH_SOCK"] = target
+        yield Mount.bind(place, target)
 
     def _secret(self, flag: MountFlag, target: str, folder: Path, env: dict[str, str]) -> Iterator[Mount]:
         name = flag.get("id") or os.path.basename(target)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit.errors import SpecError
+from containerkit.errors import ImageError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,6 +99,9 @@ class RegistrySettings:
 
         Besides ``ca_paths``, the folders ``/etc/containers/certs.d/HOST`` and ``/etc/docker/certs.d/HOST`` are read.
 
+        Raises:
+            ImageError: a client's certificate has no key beside it.
+
         Source: containers-certs.d(5).
         """
         trusted = [self.ca_paths[host]] if host in self.ca_paths else []
@@ -107,8 +110,9 @@ class RegistrySettings:
             trusted += [str(path) for path in sorted((folder / host).glob("*.crt"))]
             for certificate in sorted((folder / host).glob("*.cert")):
                 key = certificate.with_suffix(".key")
-                if key.exists():
-                    client = (str(certificate), str(key))
+                if not key.exists():
+                    raise ImageError(f"registry {host}: the key of {certificate} is missing (hint: it must be {key})")
+                client = (str(certificate), str(key))
         return trusted, client
 
 

@@ -102,8 +102,7 @@ class Transport:
                 timeout=min(_PROBE_S, self.settings.timeout_s),
             )
         except HTTPError as error:
-            if _is_distrust(error):
-                raise _tls_error(host, error) from error
+            _raise_if_tls(host, error)
             return "http"
         return "https"
 
@@ -213,8 +212,7 @@ class Transport:
                 method, url, headers=headers, body=body, redirect=False, retries=False, preload_content=False
             )
         except HTTPError as error:
-            if _is_distrust(error):
-                raise _tls_error(parts.netloc, error) from error
+            _raise_if_tls(parts.netloc, error)
             raise _Unreachable(_reason(error)) from error
         except OSError as error:
             raise _Unreachable(_reason(error)) from error
@@ -244,8 +242,16 @@ def error_text(answer: BaseHTTPResponse) -> str:
     return f"status {answer.status}" + (f" ({said[:300]})" if said else "")
 
 
-def _is_distrust(error: BaseException) -> bool:
-    return any(isinstance(one, ssl.SSLCertVerificationError) for one in _causes(error))
+def _raise_if_tls(host: str, error: BaseException) -> None:
+    """Raise what to do when one side does not trust the other: another try, or one without TLS, is no remedy."""
+    for one in _causes(error):
+        if isinstance(one, ssl.SSLCertVerificationError):
+            raise _tls_error(host, error) from error
+        if isinstance(one, ssl.SSLError) and "alert" in str(one).lower():  # only who speaks TLS sends one
+            raise ImageError(
+                f"registry {host}: it refuses this client: {_reason(error)} (hint: a certificate and key that it wants "
+                f"to see belong into /etc/containers/certs.d/{host}/client.cert and client.key)"
+            ) from error
 
 
 def _causes(error: BaseException) -> Iterable[BaseException]:
