@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from containerkit.security.lsm import AppArmor, SELinux
     from containerkit.security.personality import Personality
     from containerkit.security.seccomp import Condition, Seccomp
+    from containerkit.template import Template
 
 __version__ = "0.1.0"
 
@@ -95,6 +96,7 @@ _PLACES = {
     "SpecError": "errors",
     "StateError": "errors",
     "SyscallRequest": "security.listener",
+    "Template": "template",
     "TimeOffsets": "namespace",
     "Timings": "container",
     "UnsupportedError": "errors",
@@ -147,6 +149,7 @@ __all__ = [
     "SpecError",
     "StateError",
     "SyscallRequest",
+    "Template",
     "TimeOffsets",
     "Timings",
     "UnsupportedError",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
 from containerkit import _native, payload
-from containerkit._native import constants as k
 from containerkit.assembly import Mode
 from containerkit.command import Command
 from containerkit.engine import Program
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from containerkit.namespace import Namespace
     from containerkit.result import CompletedProcess
     from containerkit.rootfs import RootFS
+    from containerkit.template import Template
 
 __all__ = ["Container", "Timings"]
 
@@ -73,8 +73,12 @@ class Timings(NamedTuple):
     total_us: float
 
 
+_PIDFD_GET_TIME_NAMESPACE: Final = 0xFF07
+"""Source: linux/pidfd.h, since Linux 6.11."""
+
 _ATTACHED: Final = "containerkit.attached"
-"""The room of the containers that another has started; it builds on this one and is loaded late."""
+_TEMPLATE: Final = "containerkit.template"
+"""The rooms of the containers that another has started, and of what is ready-made; they build on this one."""
 
 _alive: WeakSet[Container] = WeakSet()
 _specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
@@ -168,6 +172,24 @@ class Container:
 
         attached: Container = import_module(_ATTACHED).Attached(id, root, **confinement)
         return attached
+
+    @classmethod
+    def prepare(cls, rootfs: RootFS | None = None, *, networks: int = 0, **fields: Any) -> Template:
+        """Return a template of containers with this description, for which all that can be made beforehand is.
+
+        Args:
+            rootfs, fields: as for :class:`Container`, without ``id``.
+            networks: how many empty network namespaces are kept ready (default 0).
+
+        Raises:
+            SpecError, UnsupportedError, SetupError: as for :class:`containerkit.Template`.
+        """
+        from importlib import import_module
+
+        if rootfs is not None:
+            fields["rootfs"] = rootfs
+        template: Template = import_module(_TEMPLATE).Template(networks=networks, **fields)
+        return template
 
     # --- Life
 
@@ -482,7 +504,7 @@ class Container:
         import fcntl
 
         try:
-            return _native.high(fcntl.ioctl(self._running().fileno(), k.PIDFD_GET_TIME_NAMESPACE))  # Linux 6.11
+            return _native.high(fcntl.ioctl(self._running().fileno(), _PIDFD_GET_TIME_NAMESPACE))
         except OSError:
             with self.namespace(Kind.TIME) as namespace:
                 return _native.high(fcntl.fcntl(namespace.fileno(), fcntl.F_DUPFD_CLOEXEC, _native.LOWEST))

@@ -168,6 +168,10 @@ class Ground:
             lambda: self._program(mode).run({**self.inputs(), **slots}, argv=argv, envp=envp, blocks=self.blocks())
         )
 
+    def compile(self, mode: Mode) -> None:
+        """Compile the plan of a start, unless it is there already."""
+        self._program(mode)
+
     def _program(self, mode: Mode) -> Program:
         shape = None if mode.command is None else mode.command.shape
         key = (self.spec.shape, self.host, mode.init, mode.reads_upper, shape)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from containerkit.command import Command
     from containerkit.result import CompletedProcess, Fate
 
-__all__ = ["run"]
+__all__ = ["Recipe", "perform", "run"]
 
 
 def run(
@@ -70,27 +70,50 @@ def run(
         ExitError: with ``check``.
     """
     check_numbers(timeout, output_limit_bytes)
+    return perform(
+        _recipes.get(more, Recipe.of, _is_lasting),
+        argv,
+        given=input,
+        timeout=timeout,
+        check=check,
+        capture_output=capture_output,
+        limit=output_limit_bytes,
+        init=init,
+    )
+
+
+def perform(
+    recipe: Recipe,
+    argv: Any,
+    *,
+    given: Any,
+    timeout: float | None,
+    check: bool,
+    capture_output: bool,
+    limit: int | None,
+    init: bool,
+) -> CompletedProcess:
+    """Do what :func:`run` does, with what its other arguments have come to."""
     began = time.monotonic()
-    recipe = _recipe(more)
     if recipe.is_for_a_container:
         with Container(**recipe.description) as container:  # names and terminals are found inside
             return container.run(
                 argv,
-                input=input,
+                input=given,
                 timeout=timeout,
                 check=check,
                 capture_output=capture_output,
-                output_limit_bytes=output_limit_bytes,
+                output_limit_bytes=limit,
                 **recipe.given,
             )
-    streams = run_streams(input, recipe.given, capture=capture_output)
+    streams = run_streams(given, recipe.given, capture=capture_output)
     run_one = _OneRun(recipe, argv, init)
-    if input is None and capture_output and recipe.captures and _native.interpreter().Run is not None:
-        return run_one.at_once(began, timeout, output_limit_bytes, check=check)
-    return complete(run_one.start(streams), began, input, timeout, output_limit_bytes, check=check)
+    if given is None and capture_output and recipe.captures and _native.interpreter().Run is not None:
+        return run_one.at_once(began, timeout, limit, check=check)
+    return complete(run_one.start(streams), began, given, timeout, limit, check=check)
 
 
-class _Recipe(NamedTuple):
+class Recipe(NamedTuple):
     """What the arguments of ``run`` come to, but for the words of the command.
 
     Attributes:
@@ -115,7 +138,7 @@ class _Recipe(NamedTuple):
         return self.command is None
 
     @classmethod
-    def of(cls, arguments: dict[str, Any]) -> _Recipe:
+    def of(cls, arguments: dict[str, Any]) -> Recipe:
         """Sort the arguments and check them all.
 
         Raises:
@@ -139,14 +162,10 @@ class _Recipe(NamedTuple):
 
 
 _STREAMS: Final = frozenset({"stdin", "stdout", "stderr"})
-_recipes: Recall[_Recipe] = Recall()
+_recipes: Recall[Recipe] = Recall()
 
 
-def _recipe(arguments: dict[str, Any]) -> _Recipe:
-    return _recipes.get(arguments, _Recipe.of, _is_lasting)
-
-
-def _is_lasting(recipe: _Recipe) -> bool:
+def _is_lasting(recipe: Recipe) -> bool:
     """Whether it would come to the same again: no image is behind a name."""
     spec = recipe.spec
     return spec.rootfs is recipe.description.get("rootfs", spec.rootfs) and owns_nothing(spec)
@@ -160,7 +179,7 @@ class _OneRun:
         SetupError: something can't be had.
     """
 
-    def __init__(self, recipe: _Recipe, argv: Any, init: bool) -> None:  # noqa: FBT001 - run's own
+    def __init__(self, recipe: Recipe, argv: Any, init: bool) -> None:  # noqa: FBT001 - run's own
         assert recipe.command is not None
         self.text = recipe.text
         self.command = recipe.command.with_argv(argv)

@@ -118,8 +118,8 @@ class Run:
         """Run it; see :meth:`Program.run`.
 
         Returns:
-            0, or the number of the error that kept it from its end; see :attr:`pidfd`. Whether a step had failed is told
-            by :meth:`outcome`.
+            0, or the number of the error that kept it from its end; see :attr:`pidfd`, and :attr:`failed`
+            for whether a step had.
         """
         registers = ffi.new("int64_t[]", slots)
         arguments = b"\0".join(argv) + b"\0"

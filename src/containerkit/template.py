@@ -1,0 +1,161 @@
+"""What is ready-made for containers of one description."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+
+from containerkit.assembly import Mode
+from containerkit.container import Container
+from containerkit.errors import SpecError, StateError
+from containerkit.ground import Ground
+from containerkit.invocation import COMMAND_FIELDS, STREAM_ARGUMENTS, Recall, check_numbers
+from containerkit.namespace import Namespaces
+from containerkit.oneshot import Recipe, perform
+from containerkit.pool import NetworkPool
+from containerkit.process import OUTPUT_LIMIT_BYTES
+from containerkit.rootfs import resolve
+from containerkit.spec import build
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from containerkit.result import CompletedProcess
+
+__all__ = ["Template"]
+
+
+class Template:
+    """Containers of one description, for which all that can be made beforehand is: by :meth:`Container.prepare`.
+
+    ::
+
+        with Container.prepare(RootFS.image("python:3.12"), networks=8) as template:
+            template.run(["python3", "-c", code], timeout=5)
+            with template.container() as c:
+                c.run(["true"])
+
+    The description is checked and what it stands for is looked up once: a name of an image means the same image for as
+    long as the template lives. Its plans are compiled. Any number of threads may start from it.
+
+    Args:
+        fields: as for :class:`Container`.
+        networks: how many empty network namespaces are kept ready, 0 for none (default), at most 4096: see
+            :class:`NetworkPool`.
+
+    Raises:
+        SpecError: a value that can't be, or ``networks`` for a container that gets no network namespace of its own.
+        UnsupportedError: ``networks`` for an ordinary user, or something that this host lacks.
+        SetupError: something can't be had.
+
+    Side effects: with ``networks`` a thread and as many descriptors, until :meth:`close`.
+    """
+
+    def __init__(self, *, networks: int = 0, **fields: Any) -> None:
+        self.spec = build(fields)
+        if networks and self.spec.namespaces.network != "new":
+            raise SpecError("networks: only containers with a network namespace of their own can have one kept ready")
+        self._owner = os.getpid()
+        self._closed = False
+        self._recipes: Recall[Recipe] = Recall()
+        self._fields = {**fields, "rootfs": resolve(self.spec.rootfs)}
+        self._pool: NetworkPool | None = NetworkPool(networks) if networks else None
+        if self._pool is not None:
+            namespaces = fields.get("namespaces", Namespaces())
+            self._fields["namespaces"] = attrs.evolve(namespaces, network=self._pool)
+        try:
+            self.spec = build(self._fields)
+            ground = Ground.prepare(self.spec)
+            try:
+                ground.compile(Mode(command=None, reads_upper=True))
+            finally:
+                ground.release()
+        except BaseException:
+            self.close()
+            raise
+
+    def container(self, id: str | None = None) -> Container:  # noqa: A002 - as in Container
+        """Return a container of this description, to be started.
+
+        Raises:
+            StateError: the template was closed.
+            SpecError: no such id.
+        """
+        self._check_open()
+        return Container(id=id, **self._fields)
+
+    def run(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        input: Any = None,  # noqa: A002 - subprocess's own argument
+        timeout: float | None = None,
+        check: bool = False,
+        capture_output: bool = True,
+        output_limit_bytes: int | None = OUTPUT_LIMIT_BYTES,
+        init: bool = True,
+        **more: Any,
+    ) -> CompletedProcess:
+        """Run one command in a container of its own, as :func:`containerkit.run` does.
+
+        Args:
+            argv, input, timeout, check, capture_output, output_limit_bytes, init: as there.
+            more: arguments of :meth:`Container.run`; those of the container itself are the template's.
+
+        Raises:
+            StateError: the template was closed.
+            SpecError, SetupError, ContainerTimeout, ExitError: as there.
+        """
+        self._check_open()
+        check_numbers(timeout, output_limit_bytes)
+        if strange := set(more) - COMMAND_FIELDS - STREAM_ARGUMENTS:
+            raise SpecError(f"{min(strange)!r} is no argument of a command; the container is as the template has it")
+        return perform(
+            self._recipes.get(more, self._recipe, lambda _: True),
+            argv,
+            given=input,
+            timeout=timeout,
+            check=check,
+            capture_output=capture_output,
+            limit=output_limit_bytes,
+            init=init,
+        )
+
+    def _recipe(self, more: dict[str, Any]) -> Recipe:
+        return Recipe.of({**self._fields, **more})
+
+    def wait_full(self, timeout: float | None = None) -> bool:
+        """Wait until as many network namespaces are ready as were asked for; return whether that came in time.
+
+        Args:
+            timeout: seconds (default: for ever).
+        """
+        return self._pool is None or self._pool.wait_full(timeout)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError(f"{self!r}: it was closed")
+
+    def close(self) -> None:
+        """Let go of what is ready; containers that run go on. Harmless when repeated, or in a forked child."""
+        if os.getpid() != self._owner or self._closed:
+            return
+        self._closed = True
+        if self._pool is not None:
+            self._pool.close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Template of {self.spec.rootfs.kind} {self.spec.rootfs.name or ''}".rstrip() + f" {state}>"
