@@ -8,7 +8,7 @@ from containerkit.errors import SpecError
 from containerkit.image.build.copying import Source
 from containerkit.image.build.steps import StageBuilder
 from containerkit.image.build.words import expand, split_words
-from containerkit.image.config import ImageConfig, timestamp
+from containerkit.image.config import DEFAULT_PATH, Defaults, ImageConfig, timestamp
 from containerkit.image.image import Image
 from containerkit.image.layers.view import View
 from containerkit.image.platform import Platform
@@ -162,7 +162,8 @@ class Engine:
         if not name:
             raise SpecError(f"line {stage.line}: FROM: {stage.base} stands for nothing; give the argument a value")
         if name == _SCRATCH:
-            return StageBuilder(self, ImageConfig(platform=platform), [], key_of(_SCRATCH, str(platform)))
+            config = ImageConfig(platform=platform, defaults=Defaults(env={"PATH": DEFAULT_PATH}))
+            return StageBuilder(self, config, [], key_of(_SCRATCH, str(platform)))
         before = self._stage_named(name, index)
         if before is not None:
             base = self.stage(before)

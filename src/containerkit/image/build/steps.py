@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
@@ -282,7 +283,7 @@ class StageBuilder:
     # --- Files
 
     def do_workdir(self, one: Instruction) -> None:
-        """WORKDIR: the working directory, made when it is missing."""
+        """WORKDIR: the working directory, made when it is missing, and then the user's."""
         path = self.word(one.text)
         if not path:
             raise one.problem("expected a folder")
@@ -294,9 +295,12 @@ class StageBuilder:
         if found is not None and found.is_folder:
             self.change(one, f"WORKDIR {where}")
             return
-        draft = Draft(view)
+        owner = (0, 0)
+        with suppress(SpecError):  # a user whom the image does not know yet
+            owner = owner_of(view, self.config.defaults.user or "0")
+        draft = Draft(view, owner)
         draft.add_folder(parts)
-        self.layer(f"WORKDIR {where}", f"WORKDIR {where}", lambda: self._written(draft))
+        self.layer(f"WORKDIR {where} {owner}", f"WORKDIR {where}", lambda: self._written(draft))
 
     def _written(self, draft: Draft) -> tuple[Descriptor, Digest]:
         return draft.write(self.engine.store, self.engine.lease, self.engine.epoch)
