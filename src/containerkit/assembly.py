@@ -111,6 +111,7 @@ class _Start:
         self.names = spec.namespaces
         self.binds = [mount for mount in spec.mounts if mount.type == "bind"]
         self.assembles = self.names.mount == "new"
+        self.by_fuse = spec.rootfs.kind == "overlay" and spec.rootfs.union == "fuse"
         if not host.privileged and self.names.user == "host":
             raise UnsupportedError("clone", 1, "user namespace 'host'", "only a privileged caller can share its own")
 
@@ -185,7 +186,7 @@ class _Start:
             steps.append(
                 plan.open_tree(k.AT_FDCWD, os.fsencode(path), _lower(number), recursive=rootfs.kind == "dir", hint=hint)
             )
-        if rootfs.upper is not None:
+        if rootfs.upper is not None and not self.by_fuse:
             steps.append(plan.open_tree(k.AT_FDCWD, os.fsencode(self.upper_base()), Slot("disk")))
         for number, bind in enumerate(self.binds):
             steps += mounts.open_source(bind, _bind(number))
@@ -193,6 +194,8 @@ class _Start:
 
     def lower_paths(self) -> tuple[str, ...]:
         rootfs = self.spec.rootfs
+        if self.by_fuse:
+            return ()
         return tuple(f"/{name}" for name in self.host.programs) if rootfs.kind == "host" else rootfs.lowers
 
     def upper_base(self) -> str:
@@ -250,7 +253,7 @@ class _Start:
         ]
         if rootfs.kind == "host" and self.host.skeleton is None:
             own.append((Slot("skeleton"), nosuid, SKELETON))
-        if rootfs.upper is not None:
+        if rootfs.upper is not None and not self.by_fuse:
             own.append((Slot("disk"), nosuid, rootfs.upper))
         for tree, flags, target in own:
             recursive = rootfs.kind == "dir"
@@ -306,7 +309,9 @@ class _Start:
         if rootfs.kind == "tmpfs":
             steps += plan.new_mount("tmpfs", _memory(rootfs.size), _UPPER, attributes=k.MOUNT_ATTR_NOSUID)
             steps.append(plan.move_mount(_UPPER, k.AT_FDCWD, b"/newroot", target="/"))
-        if rootfs.kind in ("host", "overlay"):
+        if self.by_fuse:
+            steps.append(plan.move_mount(Slot("union"), k.AT_FDCWD, b"/newroot", target="/"))
+        elif rootfs.kind in ("host", "overlay"):
             steps += self.overlays()
         return [*steps, plan.call("openat", k.AT_FDCWD, b"/newroot", _FOLDER, 0, target="/", result=_ROOT)]
 

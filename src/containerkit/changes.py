@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -28,19 +28,29 @@ class Change:
     kind: str
 
 
-def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "") -> Iterator[Change]:
+_FILE: Final = ".wh."
+_OPAQUE: Final = ".wh..wh..opq"
+
+
+def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "", marks: bool = False) -> Iterator[Change]:
     """Yield what the upper folder of an overlay adds, changes and deletes, in the order of the paths.
 
     Args:
         upper: a descriptor of the upper folder.
         lowers: descriptors of the lower folders, topmost first; they tell an addition from a change.
         prefix: the path inside where the overlay is mounted.
+        marks: files whose names begin with ``.wh.`` are marks of fuse-overlayfs, too.
 
     Nothing is followed out of the folders: every step is by descriptor, links are never walked.
     Source: the kernel's filesystems/overlayfs.rst, whiteouts and opaque directories.
     """
     device = os.fstat(upper).st_dev
     for name in sorted(os.listdir(upper)):
+        if marks and name.startswith(_FILE):
+            hidden = name.removeprefix(_FILE)
+            if any(_exists(hidden, lower) for lower in lowers) and name != _OPAQUE:
+                yield Change(f"{prefix}/{hidden}", "deleted")
+            continue
         status = os.stat(name, dir_fd=upper, follow_symlinks=False)
         if status.st_dev != device:
             continue  # something is mounted there
@@ -53,17 +63,17 @@ def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "") -> Iterato
         folder = stat.S_ISDIR(status.st_mode)
         if not below:
             yield Change(path, "added")
-        elif not folder or _is_opaque(name, upper) or not _same_metadata(name, status, lowers):
+        elif not folder or _is_opaque(name, upper, marks=marks) or not _same_metadata(name, status, lowers):
             yield Change(path, "changed")
         if folder:
-            yield from _inside(name, upper, lowers, path)
+            yield from _inside(name, upper, lowers, path, marks=marks)
 
 
-def listed(prefix: str, upper: int, *lowers: int | str) -> list[Change]:
+def listed(how: tuple[str, bool], upper: int, *lowers: int | str) -> list[Change]:
     """Return the same as a list, given the lower folders by descriptor or path.
 
     Args:
-        prefix: the path inside where the overlay is mounted.
+        how: ``prefix`` and ``marks`` as for :func:`changes`.
         upper: a descriptor of the upper folder.
         lowers: the lower folders, topmost first.
     """
@@ -75,20 +85,20 @@ def listed(prefix: str, upper: int, *lowers: int | str) -> list[Change]:
                 found = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 stack.callback(os.close, found)
             opened.append(found)
-        return list(changes(upper, tuple(opened), prefix=prefix))
+        return list(changes(upper, tuple(opened), prefix=how[0], marks=how[1]))
 
 
-def _inside(name: str, upper: int, lowers: tuple[int, ...], path: str) -> Iterator[Change]:
+def _inside(name: str, upper: int, lowers: tuple[int, ...], path: str, *, marks: bool) -> Iterator[Change]:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     opened: list[int] = []
     try:
         opened.append(os.open(name, flags, dir_fd=upper))
-        for lower in () if _is_opaque(name, upper) else lowers:
+        for lower in () if _is_opaque(name, upper, marks=marks) else lowers:
             try:
                 opened.append(os.open(name, flags, dir_fd=lower))
             except OSError:
                 continue  # not there, or no folder: this layer says nothing about what lies inside
-        yield from changes(opened[0], tuple(opened[1:]), prefix=path)
+        yield from changes(opened[0], tuple(opened[1:]), prefix=path, marks=marks)
     finally:
         for fd in opened:
             os.close(fd)
@@ -110,7 +120,9 @@ def _is_whiteout(name: str, folder: int, status: os.stat_result) -> bool:
     return False
 
 
-def _is_opaque(name: str, folder: int) -> bool:
+def _is_opaque(name: str, folder: int, *, marks: bool) -> bool:
+    if marks and os.access(f"{name}/{_OPAQUE}", os.F_OK, dir_fd=folder, follow_symlinks=False):
+        return True
     return _attribute(name, folder, "overlay.opaque") == b"y"
 
 

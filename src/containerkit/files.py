@@ -375,6 +375,7 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 def _compare(container: Container, pairs: list[tuple[str, tuple[str, ...], str]], open_upper: Any) -> Iterator[Change]:
     made = {"/proc", "/sys", "/dev", *(mount.target for mount in container.spec.mounts)}
+    marks = container.rootfs.union == "fuse"
     for name, lowers, prefix in pairs:
         opened = [open_upper(name, _FOLDER)]
         below: list[str | deputy.Lent] = []
@@ -385,7 +386,7 @@ def _compare(container: Container, pairs: list[tuple[str, tuple[str, ...], str]]
                     below.append(deputy.Lent(opened[-1]))
                 else:
                     below.append(lower)
-            for change in deputy.call(listed, prefix, deputy.Lent(opened[0]), *below):
+            for change in deputy.call(listed, (prefix, marks), deputy.Lent(opened[0]), *below):
                 # The places of the mounts are the library's doing, not the container's.
                 if change.path not in made:
                     yield change

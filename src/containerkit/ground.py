@@ -13,7 +13,7 @@ import attrs
 from containerkit import _native, assembly, rootfs
 from containerkit.assembly import JOIN_PREFIX, MAP_BYTES, SKELETON, TTY_GROUP, Host, Mode
 from containerkit.engine import Capture, Program
-from containerkit.errors import SetupError, SpecError
+from containerkit.errors import SetupError, SpecError, UnsupportedError
 from containerkit.idmap import RANGE, IdMapping, IdRange, lease, mapping_text
 from containerkit.membership import Membership, inputs, joining
 from containerkit.security.confinement import PROC
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from containerkit._native.outcome import Left, Outcome
+    from containerkit.fuse import FuseUnion
     from containerkit.hostroot import HostRoot
     from containerkit.namespace import Namespace
     from containerkit.rootfs import RootFS
@@ -80,6 +81,9 @@ class Ground:
     ``release`` gives the ids back, once nothing runs under them any more.
     """
 
+    union: FuseUnion | None = None
+    """What serves the root, where that is fuse-overlayfs."""
+
     def __init__(self, spec: Spec, stage: Staging, host: Host, mappings: Mappings, ids: IdRange | None) -> None:
         self.spec = spec
         self.staging = stage
@@ -119,6 +123,8 @@ class Ground:
         ground = cls(spec, stage, host, mappings, ids)
         try:
             ground._join()
+            if resolved.union == "fuse":
+                ground._make_union()
         except BaseException:
             ground.release()
             raise
@@ -147,7 +153,8 @@ class Ground:
         joined = {JOIN_PREFIX + kind: handle.fileno() for kind, handle in self.joined.items()}
         groups = inputs(self.membership.group) if self.membership is not None else {}
         own = {"owner": _own_pidfd(), "image": _native.init_image(), PROC.name: _native.proc()}
-        return {**self.staging.inputs(), **joined, **groups, **own}
+        inherited = {**self.staging.inputs(), **joined, **groups, **own}
+        return inherited if self.union is None else {**inherited, **self.union.inputs()}
 
     def blocks(self) -> dict[str, bytes]:
         """Return the id maps, as the plan wants them.
@@ -164,9 +171,12 @@ class Ground:
             SetupError: an operation failed; all that it had made is gone.
         """
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
-        return self._tried(
+        outcome = self._tried(
             lambda: self._program(mode).run({**self.inputs(), **slots}, argv=argv, envp=envp, blocks=self.blocks())
         )
+        if self.union is not None:
+            self.union.attached()
+        return outcome
 
     def compile(self, mode: Mode) -> None:
         """Compile the plan of a start, unless it is there already."""
@@ -178,16 +188,44 @@ class Ground:
         return programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
 
     def _tried(self, start: Callable[[], Started]) -> Started:
-        """Start, and once more where it turns out that this kernel can't map the ids of what the staging has ready."""
+        """Start, and once more in another way where it turns out that this kernel can't do it in the usual one."""
         try:
             return start()
         except SetupError as error:
-            if error.errno != EINVAL or error.target != f"id map of {SKELETON}":
-                raise
-        # Linux before 6.3 maps no ids of filesystems in memory: from now on each start makes that of its own.
-        _memory["maps ids"] = False
-        self.host = self.host._replace(skeleton=_own_skeleton(self.spec, self.staging))
+            self._find_another_way(error)
         return start()
+
+    def _find_another_way(self, error: SetupError) -> None:
+        if self.spec.rootfs.kind == "overlay":
+            self._leave_to_fuse(error)
+        elif error.errno == EINVAL and error.target == f"id map of {SKELETON}":
+            # Linux before 6.3 maps no ids of filesystems in memory: from now on each start makes that of its own.
+            _memory["maps ids"] = False
+            self.host = self.host._replace(skeleton=_own_skeleton(self.spec, self.staging))
+        else:
+            raise error
+
+    def _leave_to_fuse(self, error: SetupError) -> None:
+        from containerkit import fuse
+
+        if self.union is not None:
+            raise self.union.explained(error) from None
+        if not fuse.could_help(self.spec.rootfs, error):
+            raise error
+        if not fuse.is_installed():
+            raise fuse.explained(error) from None
+        self.spec = attrs.evolve(self.spec, rootfs=attrs.evolve(self.spec.rootfs, union="fuse"))
+        self._make_union()
+
+    def _make_union(self) -> None:
+        """Let fuse-overlayfs make the union."""
+        from containerkit.fuse import FuseUnion
+
+        if self.spec.namespaces.user not in ("new", "host"):
+            hint = "whose ids they are in a user namespace that is joined is not known here: pass union='kernel'"
+            raise UnsupportedError("start", EINVAL, "fuse-overlayfs", hint)
+        translates = self.host.privileged and self.spec.rootfs.idmap
+        self.union = FuseUnion(self.spec.rootfs, self.staging.holder, self.mappings if translates else ((), ()))
 
     def complete(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], capture: Capture) -> Left:
         """Start a command and stay with it to its end; see :meth:`containerkit.engine.Program.complete`.
@@ -207,6 +245,8 @@ class Ground:
         Raises:
             CleanupError: a control group could not be removed.
         """
+        if self.union is not None:
+            self.union.close()
         if self.ids is not None:
             self.ids.release()
         for handle in self.joined.values():

@@ -27,6 +27,7 @@ PROVIDERS: Final[dict[str, str]] = {
 """Who turns a kind into one of ``dir``, ``overlay``: ``module:function``, called with the RootFS."""
 
 _OWN_KINDS: Final = ("host", "dir", "overlay", "tmpfs")
+_UNIONS: Final = ("auto", "kernel", "fuse")
 _DEFAULTS: Final = ("env", "cwd", "user")
 _LAYERS: Final = 500  # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h
 
@@ -42,6 +43,8 @@ class RootFS:
         readonly: nothing can be written (default False).
         size: the most that is kept in memory for writes, such as ``"256M"`` (default: half of the memory).
         idmap: show the files under the ids inside that have the same numbers (default True).
+        union: who makes the union of an overlay: ``"kernel"``, ``"fuse"`` (the program fuse-overlayfs), or ``"auto"``,
+            the program only where the kernel can't (default).
         name: what a provider gets: the reference of an image, the name of a template.
         arguments: more for the provider, as (name, value) pairs.
         defaults: what commands have that do not say otherwise, as (name, value) pairs: ``env`` (as pairs again),
@@ -58,6 +61,7 @@ class RootFS:
     readonly: bool = False
     size: str | None = None
     idmap: bool = True
+    union: str = "auto"
     name: str = ""
     arguments: tuple[tuple[str, Any], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
@@ -72,6 +76,8 @@ class RootFS:
             raise SpecError(f"rootfs: {self.kind} needs a folder")
         if len(self.lowers) > _LAYERS:
             raise SpecError(f"rootfs: the kernel stacks at most {_LAYERS} layers, not {len(self.lowers)}")
+        if self.union not in _UNIONS:
+            raise SpecError(f"rootfs: union must be one of {', '.join(_UNIONS)}, not {self.union!r}")
         for name, _ in self.defaults:
             if name not in _DEFAULTS:
                 raise SpecError(f"rootfs: no default of commands is called {name!r}; there are {', '.join(_DEFAULTS)}")
@@ -109,6 +115,7 @@ class RootFS:
         work: str | os.PathLike[str] | None = None,
         size: int | str | None = None,
         idmap: bool = True,
+        union: str = "auto",
     ) -> RootFS:
         """A union of folders.
 
@@ -119,8 +126,9 @@ class RootFS:
                 made when it is missing).
             size: the most that is kept in memory, such as ``"256M"`` (default: half of the memory).
             idmap: see the class.
+            union: ``"kernel"``, ``"fuse"`` or ``"auto"``, see the class.
 
-        Source: the kernel's filesystems/overlayfs.rst.
+        Source: the kernel's filesystems/overlayfs.rst; fuse-overlayfs(1).
         """
         where = None if upper is None else _absolute(upper)
         beside = None if where is None else f"{where}.work"
@@ -131,6 +139,7 @@ class RootFS:
             work=beside if work is None else _absolute(work),
             size=_size(size),
             idmap=idmap,
+            union=union,
         )
 
     @classmethod

@@ -213,6 +213,39 @@ print(json.dumps([changed, shown, one]))
     assert [] == list((home / "store/trash").iterdir())
 
 
+@pytest.mark.skipif(shutil.which("fuse-overlayfs") is None, reason="needs fuse-overlayfs (package fuse-overlayfs)")
+@pytest.mark.parametrize("count", [0, 65_536])
+def test_union_by_fuse_overlayfs_has_the_owners(run_as, archive, home, count):
+    for name in ("l", "u", "w", "m"):
+        (home / name).mkdir()
+    options = f"lowerdir={home}/l,upperdir={home}/u,workdir={home}/w"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, home / "m"], check=True)
+    try:
+        (home / "m/upper").mkdir()
+        for folder in (home / "m", home / "m/upper"):
+            os.chown(folder, NOBODY, NOBODY)
+        script = (
+            HEAD
+            + """
+image = Image.load(sys.argv[2], store=store)[0]
+with Container(image.rootfs(upper=sys.argv[3]), **root) as c:
+    line = "stat -c %u:%g /srv/page; chown 40 /srv/page 2>/dev/null; echo n > /srv/new; rm /set; stat -c %u /srv/page"
+    shown = c.run(["/bin/sh", "-c", line], text=True, check=True).stdout.split()
+    changed = sorted(change.path for change in c.changes())
+    second = commit(c, base=image)
+    union = c.rootfs.union
+print(json.dumps([union, shown, changed, shell(second.rootfs(), "stat -c %u /srv/page; echo /set*")]))
+"""
+        )
+        union, shown, changed, later = run_as(script, home / "store", archive, home / "m/upper", count=count)
+    finally:
+        subprocess.run(["umount", home / "m"], check=True)
+    assert "fuse" == union
+    assert (["33:34", "40"] if count else ["0:0", "0"]) == shown
+    assert ["/set", "/srv/new", *(["/srv/page"] if count else [])] == changed
+    assert [shown[1], "/set*"] == later
+
+
 def test_what_belongs_to_the_range_is_collected(run_as, archive, home):
     script = (
         HEAD

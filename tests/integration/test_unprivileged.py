@@ -16,6 +16,7 @@ CHOSEN = {
     "test_container.py": "state_from or stop_ends or forked_child_may or garbage or default_container or command_that_is_not or hundred or stop_while or exec_is",
     "test_mounts.py": "bind_of or bind_readonly or targets_are_made or tmpfs_size or lands_inside or many_binds",
     "test_rootfs.py": "host_shows or host_takes or dir_takes or dir_readonly or overlay_topmost or overlay_to_an_upper or tmpfs_is or changes_of or many_layers",
+    "test_fuse.py": "in_memory or commas or is_killed or where_it_can or takes_its_container",
     "test_files.py": "write_and_read or put_and_get or links_lead",
     "test_failures.py": "each_operation or first_steps",
     "test_namespaces_in_container.py": "sysctls_are_set or time_offsets or loopback",

@@ -122,7 +122,7 @@ def change_layer(
     translated = on_disk and rootfs.idmap and os.geteuid() == 0
     made: tuple[Descriptor, Digest] | None
     with _upper(container) as (folder, whole):
-        how = Writing(overlay=not whole, epoch=epoch, exclude=(*_MADE, *mounts, *exclude))
+        how = Writing(overlay=not whole, marks=rootfs.union == "fuse", epoch=epoch, exclude=(*_MADE, *mounts, *exclude))
         # Not by the mount's translation: then the disk has the ids as they are inside.
         pid = None if translated else container.pid
         made = deputy.call(_layer, store, deputy.Lent(folder), deputy.Lent(lease.fileno()), how, compression, pid)

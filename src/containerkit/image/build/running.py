@@ -161,13 +161,13 @@ class Run:
                 mounts.append(Mount.bind(folder / "script", "/run/.heredoc", readonly=True))
             if self.network == "host" and os.path.exists("/etc/resolv.conf"):
                 mounts.append(Mount.bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf", readonly=True))
-            self._run(RootFS.overlay(*self.folders, upper=upper, work=work), mounts, env)
+            stood = self._run(RootFS.overlay(*self.folders, upper=upper, work=work), mounts, env)
             exclude = (*_MADE, *(mount.target for mount in mounts))
             root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 for mount in mounts:
                     self._remove_place(root, mount.target)
-                how = Writing(overlay=True, epoch=epoch, exclude=exclude)
+                how = Writing(overlay=True, marks=stood.union == "fuse", epoch=epoch, exclude=exclude)
                 return layer_from_folder(self.store, root, lease, how)
             finally:
                 os.close(root)
@@ -206,7 +206,7 @@ class Run:
             os.chown(upper, top.status.st_uid, top.status.st_gid)
             upper.chmod(stat.S_IMODE(top.status.st_mode))
 
-    def _run(self, rootfs: RootFS, mounts: list[Mount], env: dict[str, str]) -> None:
+    def _run(self, rootfs: RootFS, mounts: list[Mount], env: dict[str, str]) -> RootFS:
         names: dict[str, Any] = {"network": "host"} if self.network == "host" else {}
         output: list[str] = []
         rights = _insecure() if self.insecure else {"capabilities": Capabilities.docker()}
@@ -227,8 +227,10 @@ class Run:
                         self.log(line.rstrip("\n"))
                         del output[:-200]
                     status = process.wait()
+            found = container.rootfs
         if status != 0:
             raise ExitError(status, list(self.argv), "".join(output), None)
+        return found
 
     # --- Mounts
 

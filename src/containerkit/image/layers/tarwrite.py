@@ -66,6 +66,7 @@ class Writing:
 
     Args:
         overlay: the folder is the upper folder of an overlay: its marks become whiteouts.
+        marks: files whose names begin with ``.wh.`` are marks of fuse-overlayfs, and become whiteouts too.
         epoch: seconds; younger times are set to it. Default: as they are.
         owner: turns the owner of a file outside into the one to write. Default: the same.
         exclude: absolute paths inside that are left out, with all below them.
@@ -75,6 +76,7 @@ class Writing:
     """
 
     overlay: bool = False
+    marks: bool = False
     epoch: int | None = None
     owner: Callable[[int], int] = _same
     exclude: Collection[str] = ()
@@ -123,6 +125,9 @@ class TreeWriter:
         for name in sorted(os.fsencode(entry) for entry in os.listdir(folder)):
             below = path + b"/" + name if path else name
             if below in self._exclude:
+                continue
+            if self.how.marks and name.startswith(b".wh."):
+                self._plain(below)
                 continue
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if self._is_whiteout(folder, name, status):
