@@ -31,6 +31,7 @@ from containerkit.staging import LOWERS, skeleton, write_map
 if TYPE_CHECKING:
     from containerkit.command import Command
     from containerkit.hostroot import HostRoot
+    from containerkit.rootfs import Volume
     from containerkit.spec import Spec
 
 __all__ = ["Host", "Mode", "check_folders", "start_plan"]
@@ -289,6 +290,7 @@ class _Start:
         if self.assembles:
             steps += self.root()
             steps += self.standard_mounts()
+            steps += self.volumes()
             steps += self.own_mounts()
             steps += self.working_folder()
             steps += self.covered_paths()
@@ -407,6 +409,47 @@ class _Start:
             steps += mounts.attach(_bind(number), _ROOT, mount.target, folder=folder, create=mount.create)
             number += 1
         return steps
+
+    def volumes(self) -> list[Operation]:
+        """Give the container its own of each folder that its image says holds data, unless its maker mounts one there.
+
+        One that begins with what the image has is a union of that and memory: nothing is copied before it is written.
+        """
+        covered = [mount.target.rstrip("/") + "/" for mount in self.spec.mounts]
+        steps: list[Operation] = []
+        for volume in self.spec.rootfs.volumes:
+            if not any(f"{volume.target}/".startswith(target) for target in covered):
+                steps += self.volume(volume)
+        return steps
+
+    def volume(self, volume: Volume) -> list[Operation]:
+        tree, at = Slot("tree"), Slot("volume")
+        options = {**_memory(self.spec.rootfs.size), "mode": f"{volume.mode:o}"}
+        steps = plan.new_mount("tmpfs", options, tree, attributes=_FILES)
+        give = plan.call(
+            "fchownat", tree, b"", volume.uid, volume.gid, k.AT_EMPTY_PATH, target=volume.target, tolerate=(EINVAL,)
+        )
+        if not volume.filled:
+            return [*steps, give, *mounts.attach(tree, _ROOT, volume.target, folder=True)]
+        # Over the upper layer of the root, which has its place in the union already; what lies here is left behind.
+        steps.append(plan.move_mount(tree, k.AT_FDCWD, b"/upper", target=volume.target))
+        steps += [
+            plan.make_directory(tree, b"u", volume.mode),
+            give._replace(args=(tree, b"u", volume.uid, volume.gid, 0)),
+            plan.make_directory(tree, b"w", 0o700),
+            plan.close(tree),
+            *mounts.resolve(_ROOT, volume.target, at, folder=True),
+            plan.call("fchdir", at, target=volume.target),
+            plan.close(at),
+        ]
+        choices = ["lowerdir=.", "upperdir=/upper/u", "workdir=/upper/w", "volatile"]
+        if self.names.user != "host":
+            choices.append("userxattr")
+        hint = "mount something on the volume, or pass volumes=False to the image's rootfs"
+        over = plan.mount(
+            b"overlay", b".", b"overlay", k.MS_NODEV | k.MS_NOSUID, ",".join(choices).encode(), target=volume.target
+        )
+        return [*steps, over._replace(hint=hint), plan.chdir(b"/")]
 
     def working_folder(self) -> list[Operation]:
         """Make the folder that commands start in by default when it is missing, as an image may leave it.

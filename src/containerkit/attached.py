@@ -62,8 +62,8 @@ class Attached(Container):
         self._running()
         return self
 
-    def stop(self) -> None:
-        """Let go of it; it goes on. Harmless when repeated, or in a forked child."""
+    def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:  # noqa: ARG002 - there is no end
+        """Let go of it; it goes on, so nothing is asked to end. Harmless when repeated, or in a forked child."""
         if os.getpid() != self._owner:
             return
         with self._lock:

@@ -17,7 +17,7 @@ from containerkit import _native, payload
 from containerkit.assembly import Mode
 from containerkit.command import Command
 from containerkit.engine import Program
-from containerkit.errors import SpecError, StateError
+from containerkit.errors import ContainerTimeout, SpecError, StateError
 from containerkit.ground import Ground, programs
 from containerkit.invocation import (
     Recall,
@@ -229,10 +229,19 @@ class Container:
     ) -> None:
         self.stop()
 
-    def stop(self) -> None:
-        """Kill all that runs in it and wait until it is gone; harmless when repeated, or in a forked child."""
+    def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:
+        """Kill all that runs in it and wait until it is gone; harmless when repeated, or in a forked child.
+
+        Args:
+            grace_s: seconds that its commands have to end by themselves, once they were asked to (default 0: none).
+            stop_signal: what asks them (default: what their image says, or SIGTERM).
+
+        Source: OCI image specification, config.md, "StopSignal".
+        """
         if os.getpid() != self._owner:
             return
+        if grace_s > 0 and self._init is not None and not self._stopped:
+            self._ask_to_end(time.monotonic() + grace_s, stop_signal or self.rootfs.stop_signal)
         with self._lock:
             init, self._stopped = self._init, True
             if init is None or self._ground is None:
@@ -261,6 +270,20 @@ class Container:
                     self._freezer.end()
             finally:
                 self._ground.release()
+
+    def _ask_to_end(self, deadline: float, number: int) -> None:
+        """Send each command a signal, and wait until all have ended or the time is up."""
+        with self._lock:
+            asked = list(self._processes)
+            for process in asked:
+                process.send_signal(number)
+            if self._paused:
+                self.resume()
+        for process in asked:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except ContainerTimeout:
+                return
 
     def _kill_each(self) -> None:
         """Kill the processes of a container without a PID 1 with which they would go: as far as its group reaches."""

@@ -374,7 +374,8 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def _compare(container: Container, pairs: list[tuple[str, tuple[str, ...], str]], open_upper: Any) -> Iterator[Change]:
-    made = {"/proc", "/sys", "/dev", *(mount.target for mount in container.spec.mounts)}
+    apart = [mount.target for mount in container.spec.mounts] + [one.target for one in container.rootfs.volumes]
+    made = {"/proc", "/sys", "/dev", *apart}
     marks = container.rootfs.union == "fuse"
     for name, lowers, prefix in pairs:
         opened = [open_upper(name, _FOLDER)]

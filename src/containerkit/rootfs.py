@@ -8,17 +8,18 @@ the group ``containerkit.rootfs``.
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from containerkit.errors import SpecError
-from containerkit.mount import size_text
+from containerkit.mount import path_inside, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PROVIDERS", "RootFS"]
+__all__ = ["PROVIDERS", "RootFS", "Volume"]
 
 PROVIDERS: Final[dict[str, str]] = {
     "image": "containerkit.image.provider:image",
@@ -30,6 +31,31 @@ _OWN_KINDS: Final = ("host", "dir", "overlay", "tmpfs")
 _UNIONS: Final = ("auto", "kernel", "fuse")
 _DEFAULTS: Final = ("env", "cwd", "user")
 _LAYERS: Final = 500  # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h
+
+
+@attrs.frozen(kw_only=True)
+class Volume:
+    """A folder of an image that holds data: each container has it for itself, and it goes with the container.
+
+    Args:
+        target: the path inside.
+        uid, gid, mode: of the folder.
+        filled: the image has something there, which the volume begins with (default False).
+
+    Raises:
+        SpecError: no path for a volume.
+
+    Source: OCI image specification, config.md, "Volumes".
+    """
+
+    target: str
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o755
+    filled: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        path_inside(self.target, "volume")
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +75,8 @@ class RootFS:
         arguments: more for the provider, as (name, value) pairs.
         defaults: what commands have that do not say otherwise, as (name, value) pairs: ``env`` (as pairs again),
             ``cwd`` and ``user``. A provider fills it, from the config of an image.
+        volumes: folders that lie in memory apart from the root, unless something is mounted on or above them.
+        stop_signal: what asks its commands to end (default SIGTERM).
 
     Raises:
         SpecError: fields that do not go together.
@@ -65,6 +93,8 @@ class RootFS:
     name: str = ""
     arguments: tuple[tuple[str, Any], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    stop_signal: int = signal.SIGTERM
 
     def __attrs_post_init__(self) -> None:
         for path in (*self.lowers, self.upper or "/", self.work or "/"):

@@ -213,6 +213,28 @@ print(json.dumps([changed, shown, one]))
     assert [] == list((home / "store/trash").iterdir())
 
 
+@pytest.mark.parametrize("count", [0, 65_536])
+def test_volumes_have_the_owners(run_as, archive, home, count):
+    script = (
+        HEAD
+        + """
+image = Image.load(sys.argv[2], store=store)[0]
+with Container(image.rootfs(), **root) as c:
+    c.run(["mkdir", "/data"], check=True)
+    if os.sys.argv[3] == "65536":
+        c.run(["chown", "7:8", "/data"], check=True)
+    second = commit(c, base=image, volumes=("/srv/secret", "/data"))
+with Container(second.rootfs(), **root) as c:
+    line = "stat -c %u:%g:%a /srv/secret /srv/secret/key /data; echo x > /srv/secret/key; echo y > /data/y"
+    shown = c.run(["/bin/sh", "-c", line], text=True, check=True).stdout.split()
+    print(json.dumps([shown, [change.path for change in c.changes()]]))
+"""
+    )
+    shown, changed = run_as(script, home / "store", archive, count, count=count)
+    assert (["33:34:700", "33:34:600", "7:8:755"] if count else ["0:0:700", "0:0:600", "0:0:755"]) == shown
+    assert [] == changed
+
+
 @pytest.mark.skipif(shutil.which("fuse-overlayfs") is None, reason="needs fuse-overlayfs (package fuse-overlayfs)")
 @pytest.mark.parametrize("count", [0, 65_536])
 def test_union_by_fuse_overlayfs_has_the_owners(run_as, archive, home, count):

@@ -55,6 +55,7 @@ def _define_image(group: Any) -> None:
     )
     group.add_argument("--pull", choices=("missing", "always", "never"), help="fetch it (default: missing)")
     group.add_argument("--platform", metavar="OS/ARCH", help="which of several (default: this machine's)")
+    group.add_argument("--no-volumes", action="store_true", help="leave the folders that it calls volumes in its root")
     group.add_argument("--entrypoint", metavar="PROGRAM", help="in the place of the image's; '' for none")
 
 
@@ -157,6 +158,8 @@ def image(options: argparse.Namespace) -> Image | None:
         for name in ("pull", "platform", "entrypoint"):
             if getattr(options, name) is not None:
                 raise SpecError(f"--{name} is about an image: say which with --image")
+        if options.no_volumes:
+            raise SpecError("--no-volumes is about an image: say which with --image")
         return None
     for name in ("rootfs", "overlay", "tmpfs_root"):
         if getattr(options, name):
@@ -222,7 +225,7 @@ def _rootfs(options: argparse.Namespace, image: Image | None) -> RootFS:
     if options.root_size is not None and (options.rootfs is not None or options.upper is not None):
         raise SpecError("--root-size limits what is written in memory, and nothing is: writes go to a folder")
     if image is not None:
-        root = image.rootfs(upper=options.upper, size=options.root_size)
+        root = image.rootfs(upper=options.upper, size=options.root_size, volumes=not options.no_volumes)
     elif options.rootfs is not None:
         root = RootFS.dir(options.rootfs)
     elif options.overlay:

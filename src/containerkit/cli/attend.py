@@ -30,10 +30,19 @@ class Attendant:
         process: whom.
         signals: entered already.
         timeout: seconds after which :meth:`stay` gives up (default: never).
+        stop_signal: what is sent in the place of SIGTERM (default: that).
     """
 
-    def __init__(self, process: Process, signals: Signals, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        process: Process,
+        signals: Signals,
+        timeout: float | None = None,
+        *,
+        stop_signal: int = signal.SIGTERM,
+    ) -> None:
         self.process = process
+        self.stop_signal = stop_signal
         self.signals = signals
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.poll = select.poll()
@@ -69,7 +78,7 @@ class Attendant:
 
     def take(self, number: int) -> None:
         """Act on a signal."""
-        self.process.send_signal(number)
+        self.process.send_signal(self.stop_signal if number == signal.SIGTERM else number)
 
     def serve(self, fd: int, event: int) -> None:
         """Act on one of the other descriptors."""
@@ -87,11 +96,19 @@ class Relay(Attendant):
         process: started with a terminal.
         signals: entered already; SIGWINCH, SIGCONT and SIGTSTP among them.
         raw: the caller's terminal, entered already.
-        timeout: as for :class:`Attendant`.
+        timeout, stop_signal: as for :class:`Attendant`.
     """
 
-    def __init__(self, process: Process, signals: Signals, raw: RawMode, timeout: float | None = None) -> None:
-        super().__init__(process, signals, timeout)
+    def __init__(
+        self,
+        process: Process,
+        signals: Signals,
+        raw: RawMode,
+        timeout: float | None = None,
+        *,
+        stop_signal: int = signal.SIGTERM,
+    ) -> None:
+        super().__init__(process, signals, timeout, stop_signal=stop_signal)
         assert process.stdin is not None
         self.raw = raw
         self.master: int = process.stdin.fileno()
@@ -178,7 +195,7 @@ class Relay(Attendant):
         elif number == signal.SIGHUP:
             self._hang_up()
         else:
-            self.process.send_signal(number)
+            super().take(number)
 
     def _resize(self) -> None:
         if self.master >= 0:

@@ -74,13 +74,14 @@ def main(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if pty else FORWARDED))
         container = stack.enter_context(Container(**fields))
+        stop_signal = container.rootfs.stop_signal
         if pty:
             process = container.popen(words, pty=terminal.size(), **command)
             raw = stack.enter_context(terminal.RawMode(0))
-            attendant: Attendant = Relay(process, signals, raw, timeout)
+            attendant: Attendant = Relay(process, signals, raw, timeout, stop_signal=stop_signal)
         else:
             process = container.popen(words, **command)
-            attendant = Attendant(process, signals, timeout)
+            attendant = Attendant(process, signals, timeout, stop_signal=stop_signal)
         in_time = attendant.stay()
         if not in_time:
             process.kill()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from containerkit.image.build import Build
     from containerkit.image.config import Defaults, Healthcheck, History, ImageConfig
     from containerkit.image.digest import Digest
+    from containerkit.image.health import Health
     from containerkit.image.image import Image
     from containerkit.image.manifest import Descriptor, Index, Manifest
     from containerkit.image.platform import Platform
@@ -29,6 +30,7 @@ __all__ = [
     "Defaults",
     "Descriptor",
     "Digest",
+    "Health",
     "Healthcheck",
     "History",
     "Image",
@@ -51,6 +53,7 @@ _HOMES: Final = {
     "Defaults": "config",
     "Descriptor": "manifest",
     "Digest": "digest",
+    "Health": "health",
     "Healthcheck": "config",
     "History": "config",
     "Image": "image",

@@ -165,6 +165,27 @@ class Defaults:
         )
 
     @property
+    def stop_number(self) -> int:
+        """The number of the signal that asks a container's commands to end: SIGTERM where it says none.
+
+        Raises:
+            SpecError: there is no such signal.
+
+        Source: OCI image specification, config.md, "StopSignal".
+        """
+        from signal import Signals
+
+        text = self.stop_signal or "SIGTERM"
+        try:
+            return Signals(int(text)) if text.isdecimal() else Signals[f"SIG{text.upper().removeprefix('SIG')}"]
+        except (KeyError, ValueError):
+            pass
+        first, plus, number = text.upper().removeprefix("SIG").partition("+")
+        if first == "RTMIN" and plus and number.isdecimal() and Signals.SIGRTMIN + int(number) <= Signals.SIGRTMAX:
+            return Signals.SIGRTMIN + int(number)
+        raise SpecError(f"the image's stop signal {text!r} is none")
+
+    @property
     def is_root(self) -> bool:
         """Whether commands run as root."""
         return self.user.partition(":")[0] in ("", "0", "root")

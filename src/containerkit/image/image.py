@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from containerkit.changes import Change
+    from containerkit.container import Container
     from containerkit.image.build import Build
     from containerkit.image.digest import Digest
+    from containerkit.image.health import Health
     from containerkit.image.progress import Progress
     from containerkit.image.registry import Credentials, RegistrySettings
     from containerkit.image.store import Lease
@@ -467,7 +469,7 @@ class Image:
         layers = list(zip(self.manifest.layers, config.diff_ids, strict=True))
         return layer_paths(unpack_layers(self.store, layers, lease))
 
-    def rootfs(self, **options: Any) -> RootFS:
+    def rootfs(self, *, volumes: bool = True, **options: Any) -> RootFS:
         """Return a root for containers: its layers below a writable one.
 
         Commands in them have the environment, working directory and user that its config says, unless they are given
@@ -475,18 +477,41 @@ class Image:
         the same however many there are.
 
         Args:
-            options: as for :meth:`containerkit.RootFS.overlay`: ``upper``, ``work``, ``size``, ``idmap``.
+            volumes: give each container its own of what the config says are volumes: in memory, beginning with what
+                the image has there, gone with the container, and no part of its changes (default True). Where
+                something is mounted on or above one, there is none.
+            options: as for :meth:`containerkit.RootFS.overlay`: ``upper``, ``work``, ``size``, ``idmap``, ``union``.
 
         Raises:
             ImageError: a layer is missing or malformed.
+            SpecError: the config names a stop signal that is none.
         """
+        from containerkit.image.volumes import find_volumes
         from containerkit.rootfs import RootFS
 
         def prepare(lease: Lease) -> tuple[str, ...]:
             return merge_layers(self.store, self.unpack(lease), self.config.chain_ids[-1], lease)
 
-        root = RootFS.overlay(*ready(self.store, self.digest, prepare), **options)
-        return attrs.evolve(root, defaults=self.defaults.pairs)
+        folders, defaults = ready(self.store, self.digest, prepare), self.defaults
+        return attrs.evolve(
+            RootFS.overlay(*folders, **options),
+            defaults=defaults.pairs,
+            volumes=find_volumes(folders, defaults.volumes) if volumes else (),
+            stop_signal=defaults.stop_number,
+        )
+
+    def healthcheck(self, container: Container) -> Health:
+        """Return what finds out whether a container that was made from it works, as its config says how.
+
+        Args:
+            container: a running one.
+
+        Raises:
+            SpecError: the config says nothing about that.
+        """
+        from containerkit.image.health import Health
+
+        return Health(container, self.defaults)
 
     def run(
         self,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["image", "template"]
 
-_OVERLAY: Final = ("upper", "work", "size", "idmap", "union")
+_OVERLAY: Final = ("upper", "work", "size", "idmap", "union", "volumes")
 _IMAGE: Final = ("pull", "platform", "store", "settings", "credentials", "progress")
 
 
@@ -23,7 +23,7 @@ def image(description: RootFS) -> RootFS:
 
     Arguments of the description: ``pull`` (``missing``, ``always``, ``never``), ``platform``, ``store`` (a folder),
     ``settings``, ``credentials``, ``progress``, and those of ``RootFS.overlay``: ``upper``, ``work``, ``size``,
-    ``idmap``, ``union``.
+    ``idmap``, ``union``; and ``volumes`` of :meth:`containerkit.image.Image.rootfs`.
 
     Args:
         description: ``RootFS.image(...)``.

@@ -45,7 +45,7 @@ def commit(
 ) -> Image:
     """Make an image of what a container has changed, on top of the image that it was made from.
 
-    What lies on mounts and in the image's volumes is not in it. The same changes give the same digest when
+    What lies on mounts and in volumes is not in it. The same changes give the same digest when
     ``SOURCE_DATE_EPOCH`` is set.
 
     Args:
@@ -75,7 +75,7 @@ def commit(
     epoch = source_date_epoch()
     created = timestamp(epoch)
     with store.lease() as lease:
-        volumes = config.defaults.volumes
+        volumes = tuple(volume.target for volume in container.rootfs.volumes)
         made = change_layer(container, store, lease, compression=compression, epoch=epoch, exclude=volumes)
         blobs = base.manifest.layers if base else ()
         if base:

@@ -1,0 +1,64 @@
+"""Volumes of images: what the folders look like that a container gets for its own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit import deputy
+from containerkit.image.layers.view import View
+from containerkit.rootfs import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["find_volumes"]
+
+_KERNELS: Final = ("/proc", "/sys", "/dev")
+
+
+def find_volumes(folders: Sequence[str], paths: Sequence[str]) -> tuple[Volume, ...]:
+    """Return the volumes that a config names, the outer before the inner.
+
+    A path that is the root, or lies where every container has a filesystem of the kernel's, is no volume.
+
+    Args:
+        folders: of the layers, topmost first.
+        paths: as the config has them.
+
+    Source: OCI image specification, config.md, "Volumes".
+    """
+    wanted = tuple(sorted({path for path in paths if path and "\0" not in path}))
+    return _looked_up(tuple(folders), wanted, deputy.key()) if wanted else ()
+
+
+def _is_taken(target: str) -> bool:
+    return target == "/" or any(f"{target}/".startswith(f"{place}/") for place in _KERNELS)
+
+
+@lru_cache(maxsize=64)
+def _looked_up(folders: tuple[str, ...], paths: tuple[str, ...], _: str) -> tuple[Volume, ...]:
+    """Look once: nothing ever writes to unpacked layers."""
+    found: dict[str, dict[str, Any]] = deputy.call(_facts, folders, paths)
+    return tuple(Volume(target=target, **facts) for target, facts in sorted(found.items()) if not _is_taken(target))
+
+
+def _facts(folders: tuple[str, ...], paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    return dict(_each(View(folders), paths))
+
+
+def _each(view: View, paths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each path leads inside, and what is there; a file is no volume."""
+    for path in paths:
+        parts = view.resolve(os.fsencode(path))
+        found, target = view.find(parts), "/" + os.fsdecode(b"/".join(parts))
+        if found is None:
+            yield target, {}
+        elif found.is_folder:
+            status = found.status
+            # Of a user with a single id all files are, which is root inside.
+            uid, gid = (status.st_uid, status.st_gid) if os.geteuid() == 0 else (0, 0)
+            mode = stat.S_IMODE(status.st_mode)
+            yield target, {"uid": uid, "gid": gid, "mode": mode, "filled": bool(view.names(parts))}
