@@ -8,7 +8,6 @@ the group ``containerkit.rootfs``.
 from __future__ import annotations
 
 import os
-import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -28,6 +27,7 @@ PROVIDERS: Final[dict[str, str]] = {
 """Who turns a kind into one of ``dir``, ``overlay``: ``module:function``, called with the RootFS."""
 
 _OWN_KINDS: Final = ("host", "dir", "overlay", "tmpfs")
+_SIGTERM: Final = 15  # a plain number: what is hashed at each start is to be hashed fast
 _UNIONS: Final = ("auto", "kernel", "fuse")
 _DEFAULTS: Final = ("env", "cwd", "user")
 _LAYERS: Final = 500  # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h
@@ -94,7 +94,7 @@ class RootFS:
     arguments: tuple[tuple[str, Any], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
     volumes: tuple[Volume, ...] = ()
-    stop_signal: int = signal.SIGTERM
+    stop_signal: int = _SIGTERM
 
     def __attrs_post_init__(self) -> None:
         for path in (*self.lowers, self.upper or "/", self.work or "/"):

@@ -177,7 +177,7 @@ class Defaults:
 
         text = self.stop_signal or "SIGTERM"
         try:
-            return Signals(int(text)) if text.isdecimal() else Signals[f"SIG{text.upper().removeprefix('SIG')}"]
+            return int(Signals(int(text)) if text.isdecimal() else Signals[f"SIG{text.upper().removeprefix('SIG')}"])
         except (KeyError, ValueError):
             pass
         first, plus, number = text.upper().removeprefix("SIG").partition("+")
