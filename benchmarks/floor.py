@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FOLDERS = ("proc", "sys", "dev", "etc", "tmp", "run", "bin")
+FOLDERS = ("proc", "sys", "dev", "etc", "tmp", "run", "bin", "usr", "var")  # systemd-nspawn wants a /usr
 
 
 class Floor:

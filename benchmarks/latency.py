@@ -41,7 +41,8 @@ COMPARISONS = (
     ("with Container(), whole", FLOOR),
     ("C twin, folder, pooled net, static libc", STATIC),
     ("run(), folder, static libc", STATIC),
-    ("run(), folder, pooled net, static libc", STATIC),
+    ("template, pooled net, static libc", STATIC),
+    ("template, pooled net", "C twin, folder, pooled net"),
     ("exec in a live container, static libc", STATIC),
     ("with Container(), whole, static libc", STATIC),
 )
@@ -135,14 +136,15 @@ def ours(floor: Floor, stack: ExitStack) -> Group:
         "folder, pooled net": (true, {"namespaces": pooled}),
         "folder, pooled net, security off": (true, {"namespaces": pooled, **off}),
         "folder, static libc": (static, {}),
-        "folder, pooled net, static libc": (static, {"namespaces": pooled}),
     }
     rungs = [
         Rung(f"run(), {name}", timed(partial(run, argv, check=True, **{**base, **more})))
         for name, ((argv, base), more) in wishes.items()
     ]
+    template = stack.enter_context(Container.prepare(folder, namespaces=pooled))
     live = stack.enter_context(Container(folder))
     for end, words in (("", true[0]), (", static libc", static[0])):
+        rungs.append(Rung(f"template, pooled net{end}", timed(partial(template.run, words, check=True))))
         rungs.append(Rung(f"exec in a live container{end}", timed(partial(live.run, words, check=True))))
         rungs.append(Rung(f"with Container(), whole{end}", timed(partial(_whole, folder, words))))
     return Group("containerkit", tuple(rungs))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MAPPING = [{"containerID": 0, "hostID": 4026531840, "size": 65536}]
 _BWRAP = ("--unshare-all", "--unshare-user", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp")
 _UNSHARE = ("--user", "--map-root-user", "--mount", "--pid", "--fork", "--ipc", "--uts", "--net", "--cgroup", "--time")
-_NSPAWN = ("--quiet", "--read-only", "--private-network", "--as-pid2", "--register=no", "--keep-unit")
+_NSPAWN = ("--quiet", "--read-only", "--private-network", "--as-pid2", "--register=no", "--keep-unit", "--timezone=off")
 
 
 @attrs.frozen
@@ -74,6 +74,15 @@ def bundle(root: str, scratch: str) -> str:
     return path
 
 
+def lxc_config(root: str, scratch: str) -> str:
+    """Write the configuration of an LXC container without a user namespace, writable; return its path."""
+    path = os.path.join(scratch, "lxc.conf")
+    text = f"lxc.rootfs.path=dir:{root}\nlxc.net.0.type=empty\nlxc.uts.name=container\n"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
 def _oci(name: str, *options: str) -> Callable[[str, str], list[str]]:
     def words(root: str, scratch: str) -> list[str]:
         state = os.path.join(scratch, name)
@@ -90,8 +99,8 @@ PEERS = (
     Peer(
         "lxc-execute",
         lambda root, scratch: [
-            *("lxc-execute", "-n", f"bench-{os.getpid()}", "-P", scratch, "-s", f"lxc.rootfs.path={root}"),
-            *("-s", "lxc.net.0.type=empty", "-s", "lxc.log.level=FATAL", "--", "/true"),
+            *("lxc-execute", "-n", f"bench-{os.getpid()}", "-P", scratch, "-f", lxc_config(root, scratch)),
+            *("-l", "FATAL", "-o", os.devnull, "--", "/true"),
         ],
         slow=True,
     ),

@@ -40,7 +40,7 @@ class Promise:
 PROMISES = (
     Promise("latency", "run(), host root / C twin, host root", 1.5, 1.15),
     Promise("latency", "run(), folder / C twin, folder", 1.7, 1.15),
-    Promise("latency", "run(), folder, pooled net, static libc / vfork+exec, static libc", 3.2, 1.6),
+    Promise("latency", "template, pooled net, static libc / vfork+exec, static libc", 3.2, 1.6),
     Promise("latency", "exec in a live container, static libc / vfork+exec, static libc", 2.2, 1.5),
     Promise("latency", "with Container(), whole, static libc / vfork+exec, static libc", 8.0, 3.0),
     Promise("latency", "run(), folder / unshare", 1.2, 1.0),

@@ -129,9 +129,15 @@ def measure(asked: argparse.Namespace) -> Report:
         first = stack.enter_context(Container(root, namespaces=Namespaces(user="host")))
         pool = stack.enter_context(first.namespace("network"))
         fresh = partial(run, ["/true"], rootfs=root)
-        pooled = partial(run, ["/true"], rootfs=root, namespaces=Namespaces(network=pool))
+        pooled = stack.enter_context(Container.prepare(root, namespaces=Namespaces(network=pool)))
+        stock = stack.enter_context(Container.prepare(root, networks=64))
+        kinds = {
+            "fresh net": fresh,
+            "template, pooled net": partial(pooled.run, ["/true"]),
+            "template, stock of nets": partial(stock.run, ["/true"]),
+        }
         loads = []
-        for net, start in (("fresh net", fresh), ("pooled net", pooled)):
+        for net, start in kinds.items():
             start()
             loads += [
                 bear(f"{net}, {threads} threads", partial(from_threads, start, threads), asked.seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import attrs
@@ -79,20 +80,39 @@ class Recall(Generic[Made]):
             lasts: tells whether it would come to the same again.
         """
         # With the types: True is no number here.
-        key = tuple((name, type(value), value) for name, value in arguments.items())
+        key = tuple((name, type(value), _fixed(value)) for name, value in arguments.items())
         try:
             known = self._kept.get(key)
-        except TypeError:  # a list, or a dict
+        except TypeError:  # something in it can change
             return make(arguments)
         if known is not None:
             return known
-        made = make(arguments)
-        others = {type(value) for value in arguments.values()} - _PLAIN
-        if all(kind.__module__.startswith("containerkit.") for kind in others) and lasts(made):
+        made = make({name: copy(value) if type(value) in (list, dict) else value for name, value in arguments.items()})
+        if all(_is_plain(value) for value in arguments.values()) and lasts(made):
             while len(self._kept) >= self._size:
                 self._kept.pop(next(iter(self._kept)), None)
             self._kept[key] = made
         return made
+
+
+def _fixed(value: Any) -> Any:
+    if type(value) is dict:
+        return tuple(value.items())
+    return tuple(value) if type(value) is list else value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether equal values mean the same: texts, numbers by themselves, and what checks what is in it."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(each) is str for pair in value.items() for each in pair)
+    if kind in (list, tuple, frozenset):
+        return all(type(each) is str or _is_ours(type(each)) for each in value)
+    return kind in _PLAIN or _is_ours(kind)
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("containerkit.")
 
 
 def owns_nothing(spec: Spec) -> bool:

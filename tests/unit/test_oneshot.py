@@ -2,7 +2,7 @@
 
 import pytest
 
-from containerkit import Namespaces, NetworkPool, RootFS, SpecError, oneshot
+from containerkit import Mount, Namespaces, NetworkPool, RootFS, SpecError, oneshot
 from containerkit.command import Command
 from containerkit.invocation import Recall
 
@@ -29,8 +29,14 @@ def test_recipe_tells_numbers_from_truths():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"env": {"A": "1"}}, {"mounts": []}, {"groups": (1,)}, {"namespaces": Namespaces(network=1)}]
+    "arguments",
+    [{"env": {"A": "1"}}, {"mounts": [Mount.tmpfs("/tmp")]}, {"masked_paths": ()}, {"masked_paths": ("/proc/kcore",)}],
 )
+def test_recipe_is_kept_of_what_holds_values(arguments):
+    assert _recipe(arguments) is _recipe({name: type(value)(value) for name, value in arguments.items()})
+
+
+@pytest.mark.parametrize("arguments", [{"groups": (1,)}, {"env": {"A": b"1"}}, {"namespaces": Namespaces(network=1)}])
 def test_recipe_is_not_kept_where_something_could_change(arguments):
     assert _recipe(arguments) is not _recipe(arguments)
 

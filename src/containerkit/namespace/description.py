@@ -137,7 +137,7 @@ def _open(choice: Choice, kind: Kind) -> Namespace:
     if hasattr(choice, "take"):
         return choice.take()
     if isinstance(choice, Namespace):
-        return Namespace.from_fd(choice.fileno(), kind)
+        return choice.duplicate()
     if isinstance(choice, int):
         return Namespace.of(choice, kind)
     return Namespace.from_path(choice, kind)

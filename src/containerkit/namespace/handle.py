@@ -8,6 +8,7 @@ from stat import S_ISLNK, S_ISREG
 
 import attrs
 
+from containerkit import _native
 from containerkit._linux import procfs
 from containerkit._native import calls, high
 from containerkit._native import constants as k
@@ -214,6 +215,18 @@ class Namespace:
         if self._fd < 0:
             raise StateError(f"{self!r}: the handle was closed")
         return self._fd
+
+    def duplicate(self) -> Namespace:
+        """Return another handle on the same namespace, with a descriptor of its own.
+
+        Raises:
+            StateError: the handle was closed.
+            OSError: no more descriptors.
+        """
+        import fcntl
+
+        fd = fcntl.fcntl(self.fileno(), fcntl.F_DUPFD_CLOEXEC, _native.LOWEST)
+        return Namespace(kind=self.kind, device=self.device, inode=self.inode, fd=fd)
 
     @property
     def closed(self) -> bool:
