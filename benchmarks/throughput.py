@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 THREADS = (1, 2, 4, 8, 16)
+NETWORKS = ("fresh net", "template, pooled net", "template, stock of nets")
 WATCH_S = 0.1
 FLOOR_SAMPLES = 50
 
@@ -131,13 +132,9 @@ def measure(asked: argparse.Namespace) -> Report:
         fresh = partial(run, ["/true"], rootfs=root)
         pooled = stack.enter_context(Container.prepare(root, namespaces=Namespaces(network=pool)))
         stock = stack.enter_context(Container.prepare(root, networks=64))
-        kinds = {
-            "fresh net": fresh,
-            "template, pooled net": partial(pooled.run, ["/true"]),
-            "template, stock of nets": partial(stock.run, ["/true"]),
-        }
+        starts = (fresh, partial(pooled.run, ["/true"]), partial(stock.run, ["/true"]))
         loads = []
-        for net, start in kinds.items():
+        for net, start in zip(NETWORKS, starts, strict=True):
             start()
             loads += [
                 bear(f"{net}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
@@ -154,7 +151,7 @@ def _lines(loads: list[Load]) -> list[dict[str, object]]:
     rates = {load.name: load.rate for load in loads}
     return [
         {"name": net, "x": THREADS, "y": [rates[f"{net}, {threads} threads"] for threads in THREADS], **labels}
-        for net in ("fresh net", "pooled net")
+        for net in NETWORKS
     ]
 
 
