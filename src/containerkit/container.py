@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
@@ -396,29 +396,33 @@ class Container:
             )
             leaf: CGroup | None = None
             supervision: Supervision | None = None
+            process: Process | None = None
             try:
                 supervision = Supervision.of(wanted.confinement, syscall_handler)
                 leaf = self._seat(init.pid, own=own_group)
                 calls = supervision.inputs() if supervision is not None else {}
+                finish, kill_tree = self._forget, None
+                if leaf is not None and own_group:
+                    finish, kill_tree = partial(self._account, leaf=leaf), leaf.kill
                 outcome = self._join(wanted, {"target": init.fileno(), **streams.inputs(), **calls}, leaf)
+                process = Process(
+                    wanted, outcome.pid, outcome.pidfd, streams, text=wanted_text, finish=finish, kill_tree=kill_tree
+                )
+                process.supervision = supervision
+                self._processes.add(process)
+                streams.close_child()
+                if supervision is not None:
+                    supervision.started()
+                    self._supervisions.add(supervision)
             except BaseException:
                 streams.close()
+                if process is not None:  # the handler of a signal has raised
+                    process.close()
+                    raise
                 if supervision is not None:
                     supervision.close()
                 self._retire(leaf if own_group else None)
                 raise
-            streams.close_child()
-            if supervision is not None:
-                supervision.started()
-                self._supervisions.add(supervision)
-            finish, kill_tree = self._forget, None
-            if leaf is not None and own_group:
-                finish, kill_tree = (lambda process: self._account(process, leaf)), leaf.kill
-            process = Process(
-                wanted, outcome.pid, outcome.pidfd, streams, text=wanted_text, finish=finish, kill_tree=kill_tree
-            )
-            process.supervision = supervision
-            self._processes.add(process)
             return process
 
     @contextmanager

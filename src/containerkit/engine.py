@@ -162,13 +162,12 @@ class Program:
         envp: Sequence[bytes],
         flags: int,
     ) -> None:
-        problem = run.start(self._program, argv, envp, slots, _native.proc(), flags, data)
+        if problem := run.start(self._program, argv, envp, slots, _native.proc(), flags, data):
+            raise self._error(Operation("clone"), problem)
         if run.failed:
             raise self._failure(run.outcome())
-        if problem and run.pidfd < 0:
-            raise self._error(Operation("clone"), problem)
-        while problem == EINTR:  # Python has run its signal handlers, none of which raised
-            problem = run.resume()
+        while run.see_out() == EINTR:  # Python runs its signal handlers, and may raise
+            continue
 
     @property
     def slots(self) -> frozenset[str]:

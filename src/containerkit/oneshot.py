@@ -207,7 +207,11 @@ class _OneRun:
             return complete(self._taken_over(left), capture.began, None, timeout, limit, check=check, heard=left.heard)
         from containerkit.result import Fate
 
-        fate = Fate.of(left.ending)
+        try:
+            fate = Fate.of(left.ending)
+        except BaseException:  # a signal handler has raised
+            self.ground.release()
+            raise
         self._finish(fate)
         assert fate.usage is not None
         text = self.text

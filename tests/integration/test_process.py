@@ -920,6 +920,26 @@ def test_embedding_program_is_interrupted_by_its_own_signals(runner):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("delay_us", range(100, 3100, 200))
+def test_embedding_program_is_interrupted_in_the_midst_of_a_start(runner, delay_us):
+    """A signal that came while signals were blocked is not forgotten until the command ends."""
+
+    def bell(*_):
+        raise KeyboardInterrupt
+
+    runner(["true"])  # what is made once is made
+    before = signal.signal(signal.SIGALRM, bell)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, delay_us / 1e6)
+            runner(["sleep", "30"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 5
+
+
 def test_embedding_program_goes_on_after_signals(runner):
     seen = []
     before = signal.signal(signal.SIGALRM, lambda *_: seen.append(1))

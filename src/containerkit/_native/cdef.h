@@ -72,7 +72,7 @@ struct ck_run {
 
 int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
            size_t slot_count, int proc_fd, int flags, struct ck_run *run);
-int ck_resume(struct ck_run *run);
+int ck_see_out(struct ck_run *run);
 
 /* --- calls.c --- */
 int64_t ck_call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from errno import EINTR
 from typing import TYPE_CHECKING, Any
 
@@ -63,18 +64,38 @@ class Program:
         result = ffi.new("struct ck_result *")
         arguments = b"\0".join(argv) + b"\0"
         environment = b"\0".join(envp) + b"\0"
-        error = lib.ck_spawn(
-            tape, arguments, len(argv), environment, len(envp), registers, len(slots), proc_fd, flags, result
-        )
+        result.pidfd = -1
+        try:
+            error = lib.ck_spawn(
+                tape, arguments, len(argv), environment, len(envp), registers, len(slots), proc_fd, flags, result
+            )
+            outcome = _outcome(result, registers)
+        except BaseException:  # the handler of a signal that came during the start: nobody will know of the process
+            if result.pidfd >= 0:
+                end(result.pidfd)
+            raise
         if error:
             raise OSError(-error, os.strerror(-error), "clone3")
-        return _outcome(result, registers)
+        return outcome
 
     def tape(self, data: bytes | None) -> Any:
         """Return the tape as the C code takes it, with other data of the same length if there is any."""
         if data is None:
             return self._tape
         return ffi.new("struct ck_tape *", (self._steps, self._tape.count, ffi.from_buffer(data), len(data)))
+
+
+def end(pidfd: int) -> None:
+    """Kill a child and reap it; its pidfd is closed."""
+    ending = ffi.new("struct ck_ending *")
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        while lib.ck_wait(pidfd, os.WEXITED, ending) == -EINTR:
+            continue
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
 
 
 def _outcome(result: Any, registers: Any) -> Outcome:
@@ -118,8 +139,8 @@ class Run:
         """Run it; see :meth:`Program.run`.
 
         Returns:
-            0, or the number of the error that kept it from its end; see :attr:`pidfd`, and :attr:`failed`
-            for whether a step had.
+            0, or the number of the error for which the process could not be made at all; :attr:`failed` tells whether a
+            step of the start had failed.
         """
         registers = ffi.new("int64_t[]", slots)
         arguments = b"\0".join(argv) + b"\0"
@@ -144,18 +165,13 @@ class Run:
         """Whether a step of the start failed."""
         return bool(self._run.result.failed_index >= 0)
 
-    @property
-    def pidfd(self) -> int:
-        """A descriptor of the process; -1 where there is none any more, or it could not be made at all."""
-        return int(self._run.result.pidfd)
-
     def outcome(self) -> Outcome:
         """Return how the start went."""
         return _outcome(self._run.result, ())
 
-    def resume(self) -> int:
-        """Go on after an error; returns the next one, or 0."""
-        return -int(lib.ck_resume(self._run))
+    def see_out(self) -> int:
+        """Hear it out and reap it; returns 0, or the number of the error that kept it from the end: then it runs on."""
+        return -int(lib.ck_see_out(self._run))
 
     def left(self) -> Left:
         """Return what is left; what it owns is the caller's from then on."""
