@@ -25,6 +25,7 @@ LONGEST_POLL_MS: Final = 2**31 - 1
 _CHUNK: Final = 65536
 _FIONREAD: Final = 0x541B
 _TERMINAL_BYTES: Final = 1024 * 1024  # more than a terminal buffers
+_HANGUP_S: Final = 0.2  # after the end of its session a terminal hangs up within some milliseconds
 _LATEST_NS: Final = 2**62
 
 
@@ -209,6 +210,9 @@ class _Exchange:
         """
         talk = self.talk
         for fd in list(self.open):
+            if self.process.terminal:
+                self._drain_terminal(fd)
+                continue
             left = self._lying(fd)
             while left > 0 and (talk.limit is None or talk.total <= talk.limit):
                 before = talk.total
@@ -219,10 +223,24 @@ class _Exchange:
             if end is not None:
                 end.close()
 
+    def _drain_terminal(self, fd: int) -> None:
+        """Read until it hangs up: what was written comes through a worker of the kernel, perhaps a moment later.
+
+        What the command left behind may keep it from hanging up, and write on.
+        """
+        until = time.monotonic() + _HANGUP_S
+        most = self.talk.total + _TERMINAL_BYTES
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while self.talk.total < most and (self.talk.limit is None or self.talk.total <= self.talk.limit):
+            if self._read(fd):
+                continue
+            left = until - time.monotonic()
+            if fd not in self.open or left <= 0 or not poll.poll(left * 1000):
+                return
+
     def _lying(self, fd: int) -> int:
         """Return how many bytes there are to read. Source: ioctl(2), FIONREAD."""
-        if self.process.terminal:
-            return _TERMINAL_BYTES
         import fcntl
 
         return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
