@@ -38,14 +38,14 @@ class Promise:
 
 
 PROMISES = (
-    Promise("latency", "run(), host root / C twin, host root", 1.5, 1.15),
-    Promise("latency", "run(), folder / C twin, folder", 1.7, 1.15),
-    Promise("latency", "template, pooled net, static libc / vfork+exec, static libc", 3.2, 1.6),
-    Promise("latency", "exec in a live container, static libc / vfork+exec, static libc", 2.2, 1.5),
-    Promise("latency", "with Container(), whole, static libc / vfork+exec, static libc", 8.0, 3.0),
-    Promise("latency", "run(), folder / unshare", 1.2, 1.0),
-    Promise("latency", "run(), folder / bwrap", 0.6, 0.25),
-    Promise("latency", "run(), folder / crun", 0.35, 0.25),
+    Promise("latency", "run(), host root / C twin, host root", 1.3, 1.15),
+    Promise("latency", "run(), folder / C twin, folder", 1.3, 1.15),
+    Promise("latency", "template, pooled net, static libc / vfork+exec, static libc", 2.6, 1.6),
+    Promise("latency", "exec in a live container, static libc / vfork+exec, static libc", 1.9, 1.5),
+    Promise("latency", "with Container(), whole, static libc / vfork+exec, static libc", 4.2, 3.0),
+    Promise("latency", "run(), folder / unshare", 0.9, 1.0),
+    Promise("latency", "run(), folder / bwrap", 0.55, 0.25),
+    Promise("latency", "run(), folder / crun", 0.3, 0.25),
     Promise("latency", "run(), folder / runc", 0.08, 0.04),
     Promise("growth", "heap MiB: 1024 / 50", 1.1, 1.05),
     Promise("growth", "heap MiB: 4096 / 50", 1.1, 1.05),
