@@ -278,11 +278,8 @@ class _Start:
 
     def inside(self) -> list[Operation]:
         # What needs no mapped ids is done while stage 1 maps them.
-        free = self.identity()
-        if free:
-            steps = [free[0]._replace(label="inside"), *free[1:], plan.await_release()]
-        else:
-            steps = [plan.await_release("inside")]
+        steps = [*self.identity(), plan.await_release()]
+        steps[0] = steps[0]._replace(label="inside")
         if self.host.joins.born and self.is_new("cgroup"):
             steps.append(plan.unshare(k.CLONE_NEWCGROUP, "cgroup namespace"))
         if self.names.user != "host":

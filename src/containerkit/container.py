@@ -85,7 +85,7 @@ _specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
 """Descriptions of containers, each with those of commands that ran in one."""
 
 
-def _described(fields: dict[str, Any]) -> tuple[Spec, Recall[Command]]:
+def _spec_of(fields: dict[str, Any]) -> tuple[Spec, Recall[Command]]:
     return build(fields), Recall(16)
 
 
@@ -132,7 +132,7 @@ class Container:
     def __init__(self, rootfs: RootFS | None = None, *, id: str | None = None, **fields: Any) -> None:  # noqa: A002
         if rootfs is not None:
             fields["rootfs"] = rootfs
-        self.spec, self._commands = _specs.get(fields, _described, lambda made: owns_nothing(made[0]))
+        self.spec, self._commands = _specs.get(fields, _spec_of, lambda made: owns_nothing(made[0]))
         self.id = _checked_id(id) if id is not None else os.urandom(6).hex()
         self.timings: Timings | None = None
         self._owner = os.getpid()

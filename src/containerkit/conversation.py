@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from containerkit.process import Process
     from containerkit.streams import End
 
-__all__ = ["LONGEST_POLL_MS", "Conversation", "check_input", "nanoseconds"]
+__all__ = ["LONGEST_POLL_MS", "Conversation", "check_input"]
 
 LONGEST_POLL_MS: Final = 2**31 - 1
 """What poll(2) takes, some 24 days; who wants to wait longer asks again."""
@@ -26,7 +26,6 @@ _CHUNK: Final = 65536
 _FIONREAD: Final = 0x541B
 _TERMINAL_BYTES: Final = 1024 * 1024  # more than a terminal buffers
 _HANGUP_S: Final = 0.2  # after the end of its session a terminal hangs up within some milliseconds
-_LATEST_NS: Final = 2**62
 
 
 class Conversation:
@@ -96,7 +95,7 @@ class Conversation:
             return False
         fds = [-1 if output is None or output.end.closed else output.end.fileno() for output in (self.out, self.err)]
         left = None if self.limit is None else max(0, self.limit - self.total)
-        problem, *heard = _native.interpreter().listen(pidfd, *fds, left, nanoseconds(self.deadline))
+        problem, *heard = _native.interpreter().listen(pidfd, *fds, left, self.deadline)
         self._keep(heard)
         return not problem
 
@@ -244,11 +243,6 @@ class _Exchange:
         import fcntl
 
         return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
-
-
-def nanoseconds(deadline: float | None) -> int | None:
-    """Return a time of the monotonic clock as the compiled module takes it."""
-    return None if deadline is None else int(min(deadline * 1e9, _LATEST_NS))
 
 
 def check_input(given: Any, *, text: bool) -> None:

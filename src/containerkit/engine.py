@@ -34,9 +34,6 @@ _FORBIDDEN: Final = frozenset({EPERM, EACCES, ENOSPC, EUSERS})
 """How the kernel, or a security module, answers those that may make no namespaces."""
 
 
-_LATEST_NS: Final = 2**62
-
-
 class Capture:
     """What is to become of what a command writes.
 
@@ -47,7 +44,7 @@ class Capture:
         timeout: how many seconds to wait for it (None for ever).
 
     Attributes:
-        began: when it was started, by the monotonic clock.
+        deadline: until when, by the monotonic clock; known once it is being started.
     """
 
     def __init__(
@@ -57,12 +54,7 @@ class Capture:
         self.owner = owner
         self.limit = limit
         self.timeout = timeout
-        self.began = 0.0
-
-    def deadline_ns(self) -> int | None:
-        """Begin, and return when to stop waiting."""
-        self.began = time.monotonic()
-        return None if self.timeout is None else int(min((self.began + self.timeout) * 1e9, _LATEST_NS))
+        self.deadline: float | None = None
 
 
 class Program:
@@ -142,7 +134,8 @@ class Program:
         data = self._patched(blocks) if blocks else None
         numbers = self._tape.slots
         own = numbers.get("stdin", -1), numbers.get("stdout", -1), numbers.get("stderr", -1), numbers.get("report", -1)
-        run = _native.interpreter().Run(own, capture.owner, capture.limit, capture.deadline_ns())
+        capture.deadline = None if capture.timeout is None else time.monotonic() + capture.timeout
+        run = _native.interpreter().Run(own, capture.owner, capture.limit, capture.deadline)
         try:
             self._to_the_end(run, slots, data, argv, envp, flags)
             left: Left = run.left()

@@ -207,13 +207,14 @@ def complete(
     *,
     check: bool,
     heard: tuple[bytes, bytes] | None = None,
+    deadline: float | None = None,
 ) -> CompletedProcess:
     """Talk with a process to its end and return what became of it.
 
     Args:
         process, given, timeout, limit, check: as for ``run``.
         began: when ``run`` was called, by the monotonic clock.
-        heard: what was heard of it already, within the time since then.
+        heard, deadline: what was heard of it already, and until when there is time, by the monotonic clock.
 
     Raises:
         ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
@@ -221,7 +222,7 @@ def complete(
     try:
         talk = Conversation(process, given, timeout, limit)
         if heard is not None:
-            talk.go_on(heard, None if timeout is None else began + timeout)
+            talk.go_on(heard, deadline)
         stdout, stderr = talk.hold()
     except BaseException:
         process.close()

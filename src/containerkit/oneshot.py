@@ -34,7 +34,7 @@ from containerkit.streams import Streams, Text, require_open
 from containerkit.supervision import Supervision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from containerkit._native.outcome import Left
     from containerkit.command import Command
@@ -69,9 +69,9 @@ def run(
         ContainerTimeout: with what it had written by then.
         ExitError: with ``check``.
     """
-    check_numbers(timeout, output_limit_bytes)
     return perform(
-        _recipes.get(more, Recipe.of, _is_lasting),
+        _recipe,
+        more,
         argv,
         given=input,
         timeout=timeout,
@@ -83,7 +83,8 @@ def run(
 
 
 def perform(
-    recipe: Recipe,
+    recipe_of: Callable[[dict[str, Any]], Recipe],
+    more: dict[str, Any],
     argv: Any,
     *,
     given: Any,
@@ -93,8 +94,10 @@ def perform(
     limit: int | None,
     init: bool,
 ) -> CompletedProcess:
-    """Do what :func:`run` does, with what its other arguments have come to."""
+    """Do what :func:`run` does; ``recipe_of`` tells what its other arguments come to."""
+    check_numbers(timeout, limit)
     began = time.monotonic()
+    recipe = recipe_of(more)
     if recipe.is_for_a_container:
         with Container(**recipe.description) as container:  # names and terminals are found inside
             return container.run(
@@ -106,11 +109,11 @@ def perform(
                 output_limit_bytes=limit,
                 **recipe.given,
             )
-    streams = run_streams(given, recipe.given, capture=capture_output)
-    run_one = _OneRun(recipe, argv, init)
     if given is None and capture_output and recipe.captures and _native.interpreter().Run is not None:
-        return run_one.at_once(began, timeout, limit, check=check)
-    return complete(run_one.start(streams), began, given, timeout, limit, check=check)
+        return _OneRun(recipe, argv, init).at_once(began, timeout, limit, check=check)
+    streams = run_streams(given, recipe.given, capture=capture_output)
+    process = _OneRun(recipe, argv, init).start(streams)
+    return complete(process, began, given, timeout, limit, check=check)
 
 
 class Recipe(NamedTuple):
@@ -165,6 +168,10 @@ _STREAMS: Final = frozenset({"stdin", "stdout", "stderr"})
 _recipes: Recall[Recipe] = Recall()
 
 
+def _recipe(arguments: dict[str, Any]) -> Recipe:
+    return _recipes.get(arguments, Recipe.of, _is_lasting)
+
+
 def _is_lasting(recipe: Recipe) -> bool:
     """Whether it would come to the same again: no image is behind a name."""
     spec = recipe.spec
@@ -204,7 +211,9 @@ class _OneRun:
             self.ground.release()
             raise
         if left.ending is None:
-            return complete(self._taken_over(left), capture.began, None, timeout, limit, check=check, heard=left.heard)
+            process = self._taken_over(left)
+            until = capture.deadline
+            return complete(process, began, None, timeout, limit, check=check, heard=left.heard, deadline=until)
         from containerkit.result import Fate
 
         try:

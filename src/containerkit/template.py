@@ -11,7 +11,7 @@ from containerkit.assembly import Mode
 from containerkit.container import Container
 from containerkit.errors import SpecError, StateError
 from containerkit.ground import Ground
-from containerkit.invocation import COMMAND_FIELDS, STREAM_ARGUMENTS, Recall, check_numbers
+from containerkit.invocation import COMMAND_FIELDS, STREAM_ARGUMENTS, Recall
 from containerkit.namespace import Namespaces
 from containerkit.oneshot import Recipe, perform
 from containerkit.pool import NetworkPool
@@ -110,11 +110,11 @@ class Template:
             SpecError, SetupError, ContainerTimeout, ExitError: as there.
         """
         self._check_open()
-        check_numbers(timeout, output_limit_bytes)
         if strange := set(more) - COMMAND_FIELDS - STREAM_ARGUMENTS:
             raise SpecError(f"{min(strange)!r} is no argument of a command; the container is as the template has it")
         return perform(
-            self._recipes.get(more, self._recipe, lambda _: True),
+            self._recipe,
+            more,
             argv,
             given=input,
             timeout=timeout,
@@ -125,7 +125,7 @@ class Template:
         )
 
     def _recipe(self, more: dict[str, Any]) -> Recipe:
-        return Recipe.of({**self._fields, **more})
+        return self._recipes.get(more, lambda given: Recipe.of({**self._fields, **given}), lambda _: True)
 
     def wait_full(self, timeout: float | None = None) -> bool:
         """Wait until as many network namespaces are ready as were asked for; return whether that came in time.

@@ -12,20 +12,16 @@ def _nothing_kept(monkeypatch):
     monkeypatch.setattr(oneshot, "_recipes", Recall())
 
 
-def _recipe(arguments):
-    return oneshot._recipes.get(arguments, oneshot.Recipe.of, oneshot._is_lasting)
-
-
 def test_recipe_is_kept_for_the_same_arguments():
-    first = _recipe({"cwd": "/tmp", "rootfs": RootFS.host(readonly=True)})
-    assert first is _recipe({"cwd": "/tmp", "rootfs": RootFS.host(readonly=True)})
-    assert first is not _recipe({"cwd": "/", "rootfs": RootFS.host(readonly=True)})
+    first = oneshot._recipe({"cwd": "/tmp", "rootfs": RootFS.host(readonly=True)})
+    assert first is oneshot._recipe({"cwd": "/tmp", "rootfs": RootFS.host(readonly=True)})
+    assert first is not oneshot._recipe({"cwd": "/", "rootfs": RootFS.host(readonly=True)})
 
 
 def test_recipe_tells_numbers_from_truths():
-    _recipe({"umask": 1})
+    oneshot._recipe({"umask": 1})
     with pytest.raises(SpecError, match="umask"):
-        _recipe({"umask": True})
+        oneshot._recipe({"umask": True})
 
 
 @pytest.mark.parametrize(
@@ -33,17 +29,19 @@ def test_recipe_tells_numbers_from_truths():
     [{"env": {"A": "1"}}, {"mounts": [Mount.tmpfs("/tmp")]}, {"masked_paths": ()}, {"masked_paths": ("/proc/kcore",)}],
 )
 def test_recipe_is_kept_of_what_holds_values(arguments):
-    assert _recipe(arguments) is _recipe({name: type(value)(value) for name, value in arguments.items()})
+    assert oneshot._recipe(arguments) is oneshot._recipe(
+        {name: type(value)(value) for name, value in arguments.items()}
+    )
 
 
 @pytest.mark.parametrize("arguments", [{"groups": (1,)}, {"env": {"A": b"1"}}, {"namespaces": Namespaces(network=1)}])
 def test_recipe_is_not_kept_where_something_could_change(arguments):
-    assert _recipe(arguments) is not _recipe(arguments)
+    assert oneshot._recipe(arguments) is not oneshot._recipe(arguments)
 
 
 def test_recipes_are_bounded():
     for number in range(200):
-        _recipe({"hostname": f"h{number}"})
+        oneshot._recipe({"hostname": f"h{number}"})
     assert len(oneshot._recipes) == 64
 
 
@@ -53,7 +51,9 @@ def test_recipe_of_a_pool_is_kept(request):
     except OSError as error:
         pytest.skip(str(error))
     with pool:
-        assert _recipe({"namespaces": Namespaces(network=pool)}) is _recipe({"namespaces": Namespaces(network=pool)})
+        assert oneshot._recipe({"namespaces": Namespaces(network=pool)}) is oneshot._recipe(
+            {"namespaces": Namespaces(network=pool)}
+        )
 
 
 def test_command_with_other_words_is_the_same_otherwise():

@@ -17,6 +17,8 @@ __all__ = ["NAME", "Program", "Run", "listen", "wait"]
 
 NAME = "compiled"
 
+_LATEST_NS = 2**62
+
 
 class Program:
     """A tape that was checked once and can be run many times, from any thread.
@@ -62,8 +64,7 @@ class Program:
         tape = self.tape(data)
         registers = ffi.new("int64_t[]", slots)
         result = ffi.new("struct ck_result *")
-        arguments = b"\0".join(argv) + b"\0"
-        environment = b"\0".join(envp) + b"\0"
+        arguments, environment = _strings(argv), _strings(envp)
         result.pidfd = -1
         try:
             error = lib.ck_spawn(
@@ -83,6 +84,23 @@ class Program:
         if data is None:
             return self._tape
         return ffi.new("struct ck_tape *", (self._steps, self._tape.count, ffi.from_buffer(data), len(data)))
+
+
+def _strings(words: Sequence[bytes]) -> bytes:
+    return b"\0".join(words) + b"\0"
+
+
+def _bounds(limit: int | None, deadline: float | None) -> tuple[int, int]:
+    """Return how many bytes are taken at most, and the deadline in nanoseconds, -1 for none."""
+    until = -1 if deadline is None else int(min(deadline * 1e9, _LATEST_NS))
+    return 2**63 - 1 if limit is None else limit, until
+
+
+def _take(heard: Any) -> tuple[bytes, bytes]:
+    """Return what was heard, and free it."""
+    first, second = (ffi.buffer(one.bytes, one.length)[:] if one.length else b"" for one in heard)
+    lib.ck_forget(heard)
+    return first, second
 
 
 def end(pidfd: int) -> None:
@@ -109,13 +127,13 @@ class Run:
         slots: those of its standard streams and of the pipe to which init reports, -1 where there is none.
         owner: who shall own the pipes, None for the caller.
         limit: how many bytes it may write at most (None for any).
-        deadline_ns: when to stop waiting, by CLOCK_MONOTONIC (None for never).
+        deadline: when to stop waiting, by the monotonic clock (None for never).
     """
 
     __slots__ = ("_run",)
 
     def __init__(
-        self, slots: tuple[int, int, int, int], owner: int | None, limit: int | None, deadline_ns: int | None
+        self, slots: tuple[int, int, int, int], owner: int | None, limit: int | None, deadline: float | None
     ) -> None:
         self._run = ffi.new("struct ck_run *")
         run = self._run
@@ -123,8 +141,7 @@ class Run:
         run.stream_slots = slots[:3]
         run.report_slot = slots[3]
         run.owner = -1 if owner is None else owner
-        run.limit = 2**63 - 1 if limit is None else limit
-        run.deadline_ns = -1 if deadline_ns is None else deadline_ns
+        run.limit, run.deadline_ns = _bounds(limit, deadline)
 
     def start(
         self,
@@ -143,8 +160,7 @@ class Run:
             step of the start had failed.
         """
         registers = ffi.new("int64_t[]", slots)
-        arguments = b"\0".join(argv) + b"\0"
-        environment = b"\0".join(envp) + b"\0"
+        arguments, environment = _strings(argv), _strings(envp)
         run = self._run
         error = lib.ck_run(
             program.tape(data),
@@ -176,24 +192,23 @@ class Run:
     def left(self) -> Left:
         """Return what is left; what it owns is the caller's from then on."""
         run = self._run
-        heard = tuple(ffi.buffer(one.bytes, one.length)[:] if one.length else b"" for one in run.heard)
-        lib.ck_forget(run.heard)
         running = run.result.pidfd >= 0
         ending = None if running else _ending(run.ending)
-        return Left(run.result.pid, ending, heard, run.result.pidfd, tuple(run.ends), run.report)  # type: ignore[arg-type]
+        ends = run.ends[0], run.ends[1]
+        return Left(run.result.pid, ending, _take(run.heard), run.result.pidfd, ends, run.report)
 
     def __del__(self) -> None:
         lib.ck_forget(self._run.heard)
 
 
-def listen(pidfd: int, out: int, err: int, limit: int | None, deadline_ns: int | None) -> tuple[int, bytes, bytes]:
+def listen(pidfd: int, out: int, err: int, limit: int | None, deadline: float | None) -> tuple[int, bytes, bytes]:
     """Read the outputs of a process until it has ended, and then what still lies in them; reaps and closes nothing.
 
     Args:
         pidfd: the process.
         out, err: pipes, -1 for none.
         limit: how many bytes are taken at most (None for any).
-        deadline_ns: when to stop waiting, by CLOCK_MONOTONIC (None for never).
+        deadline: when to stop waiting, by the monotonic clock (None for never).
 
     Returns:
         0, or the number of the error that kept it from the end (ETIMEDOUT; EFBIG when there is more than the limit);
@@ -201,18 +216,12 @@ def listen(pidfd: int, out: int, err: int, limit: int | None, deadline_ns: int |
     """
     heard = ffi.new("struct ck_heard[2]")
     heard[0].fd, heard[1].fd = out, err
-    most = 2**63 - 1 if limit is None else limit
-    until = -1 if deadline_ns is None else deadline_ns
+    most, until = _bounds(limit, deadline)
     try:
         # After each interruption Python runs its signal handlers, whose exceptions end this.
         while (error := lib.ck_listen(pidfd, heard, most, until)) == -EINTR:
-            pass
-        first, second = heard[0], heard[1]
-        return (
-            -error,
-            ffi.buffer(first.bytes, first.length)[:] if first.length else b"",
-            ffi.buffer(second.bytes, second.length)[:] if second.length else b"",
-        )
+            continue
+        return -error, *_take(heard)
     finally:
         lib.ck_forget(heard)
 

@@ -484,7 +484,7 @@ def listen(
     out: int,  # noqa: ARG001
     err: int,  # noqa: ARG001
     limit: int | None,  # noqa: ARG001
-    deadline_ns: int | None,  # noqa: ARG001
+    deadline: float | None,  # noqa: ARG001
 ) -> tuple[int, bytes, bytes]:
     """Leave it to the caller, who does the same in Python; see :func:`containerkit._native.compiled.listen`."""
     return EAGAIN, b"", b""
