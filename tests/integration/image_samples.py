@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
 import subprocess
 import tarfile
 from contextlib import contextmanager
@@ -13,6 +14,19 @@ from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
 from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference
+
+BUSYBOX = "/bin/busybox"
+
+
+def busybox_root(root, *more):
+    """Make a root with busybox under all of its names, a few folders and ``more``, and /lib as a link to usr/lib."""
+    for name in ("bin", "etc", "tmp", "usr/lib", *more):
+        (root / name).mkdir(parents=True)
+    shutil.copy(BUSYBOX, root / "bin/busybox")
+    for name in subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split():
+        if name != "busybox":
+            (root / "bin" / name).symlink_to("busybox")
+    (root / "lib").symlink_to("usr/lib")
 
 
 def tar_of(files):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from image_registry import Quiet, server
+from image_samples import BUSYBOX, busybox_root
 
 from containerkit import Container
 from containerkit.errors import ExitError, ImageError, SpecError
@@ -20,7 +21,6 @@ from containerkit.image.build import build_dockerfile
 from containerkit.image.layers.compression import decompress
 from containerkit.image.standing import release
 
-BUSYBOX = "/bin/busybox"
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),
     pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static"),
@@ -38,14 +38,8 @@ def base(tmp_path_factory):
     """A store with the image box:1."""
     folder = tmp_path_factory.mktemp("base")
     root = folder / "root"
-    for name in ("bin", "etc", "tmp", "usr/lib"):
-        (root / name).mkdir(parents=True)
-    shutil.copy(BUSYBOX, root / "bin/busybox")
-    for name in subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split():
-        if name != "busybox":
-            (root / "bin" / name).symlink_to("busybox")
+    busybox_root(root)
     (root / "tmp").chmod(0o1777)
-    (root / "lib").symlink_to("usr/lib")
     (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nweb:x:101:102:web:/:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\nweb:x:102:\nstaff:x:50:\n")
     store = Store(folder / "store")

@@ -9,12 +9,12 @@ import subprocess
 import tarfile
 
 import pytest
+from image_samples import BUSYBOX, busybox_root
 
 from containerkit.image import Defaults, Image, Store
 from containerkit.image.build import build_dockerfile
 from containerkit.image.standing import release
 
-BUSYBOX = "/bin/busybox"
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),
     pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static"),
@@ -142,13 +142,7 @@ def base(tmp_path_factory):
     """A store and a storage of buildah that both have localhost/box:1."""
     folder = tmp_path_factory.mktemp("base")
     root = folder / "root"
-    for name in ("bin", "etc", "tmp", "usr/lib", "usr/bin"):
-        (root / name).mkdir(parents=True)
-    shutil.copy(BUSYBOX, root / "bin/busybox")
-    for name in subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split():
-        if name != "busybox":
-            (root / "bin" / name).symlink_to("busybox")
-    (root / "lib").symlink_to("usr/lib")
+    busybox_root(root, "usr/bin")
     (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nweb:x:101:101:web:/:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\nweb:x:101:\n")
     store = Store(folder / "store")
