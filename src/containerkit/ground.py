@@ -133,6 +133,7 @@ class Ground:
     def _join(self) -> None:
         self.joined = {kind.value: handle for kind, handle in self.spec.namespaces.open().items()}
         if self.spec.limits is not None:
+            _check_room(self.spec)
             self.membership = Membership(self.spec.limits)
             root = self.outside(0), self._outside(self.mappings[1], 0)
             if root[0] is not None and root[1] is not None:
@@ -254,6 +255,24 @@ class Ground:
         membership, self.membership = self.membership, None
         if membership is not None:
             membership.end()
+
+
+_ROOM_BYTES: Final = 1024 * 1024
+_ROOM_PER_MOUNT: Final = 8 * 1024
+"""What a start takes of its group's memory, with as much again to spare: the kernel charges mounts to who makes them."""
+
+
+def _check_room(spec: Spec) -> None:
+    """Refuse a memory limit that the start itself would reach.
+
+    Until its exec the child shares the caller's memory, and when the kernel ends one of two that share theirs it ends the
+    other as well. Source: __oom_kill_process() in mm/oom_kill.c.
+    """
+    assert spec.limits is not None
+    most = spec.limits.memory
+    needed = _ROOM_BYTES + _ROOM_PER_MOUNT * (len(spec.mounts) + len(spec.rootfs.lowers) + len(spec.rootfs.volumes))
+    if isinstance(most, int) and most < needed:
+        raise SpecError(f"limits: memory={most} is less than this container's start takes: let it be {needed} at least")
 
 
 def _without_links(resolved: RootFS) -> RootFS:

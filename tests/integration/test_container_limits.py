@@ -725,3 +725,13 @@ def test_forked_child_starts_containers_of_its_own():
         finally:
             os._exit(status)
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("binds", [0, 100])
+def test_a_memory_limit_that_a_start_would_reach_is_refused(binds, tmp_path):
+    """A start shares the caller's memory until its exec, and the kernel would end the caller with it."""
+    mounts = [Mount.bind(tmp_path, f"/mnt/{number}") for number in range(binds)]
+    with pytest.raises(SpecError, match="less than this container's start takes") as refused:
+        run(["true"], limits=Limits(memory="200K"), mounts=mounts)
+    enough = int(str(refused.value).split("let it be ")[1].split()[0])
+    assert 0 == run(["true"], limits=Limits(memory=enough), mounts=mounts).returncode

@@ -243,7 +243,8 @@ class Limits:
     description can be compared, hashed and pickled.
 
     Args:
-        memory: the most memory, in bytes. A process that needs more is killed.
+        memory: the most memory, in bytes. A process that needs more is killed. A container takes 1 MiB at least, and
+            8 KiB more for each of its mounts: less than its start itself needs is refused there.
         memory_high: above it the group is slowed and its memory reclaimed (version 2).
         memory_low: memory that is protected as far as possible (version 2).
         memory_min: memory that is protected always (version 2).
