@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from containerkit.rootfs import Volume
     from containerkit.spec import Spec
 
-__all__ = ["Host", "Mode", "check_folders", "start_plan"]
+__all__ = ["Host", "Mode", "check_folders", "start_plan", "why_not_held"]
 
 TTY_GROUP: Final = 5
 """The group of terminals. Source: the OCI's runtime-spec, config-linux.md, default filesystems."""
@@ -83,11 +83,13 @@ class Mode(NamedTuple):
         init: it is the init; otherwise the command itself.
         command: what is run, or None for a container that waits for ``exec``.
         reads_upper: the writable layer stays within reach of the caller.
+        held: the command waits for its words: those that it has here stand for any.
     """
 
     init: bool = True
     command: Command | None = None
     reads_upper: bool = False
+    held: bool = False
 
 
 def start_plan(spec: Spec, host: Host, mode: Mode) -> Plan:
@@ -528,6 +530,7 @@ class _Start:
             clock=clock.adjusted(command),
             dies_with_parent=not self.mode.init,
             gate=plan.PAYLOAD_GATE if self.clones_command and self.assembles else None,
+            held=self.mode.held,
         )
         if not self.clones_command:
             return process
@@ -588,6 +591,29 @@ class _Start:
             ]
             return Clock(steps=tuple(steps), alone=True, needs=(PROC,))
         return Clock(steps=tuple(steps), alone=bool(self.spec.time_offsets))
+
+
+def why_not_held(spec: Spec, command: Command) -> str | None:
+    """Return what keeps a command of this container from being held before its exec; None where it can be.
+
+    Until then it shares the caller's memory: nothing else may be in its namespaces, and nothing may be done on the way
+    that takes an address space of its own.
+    """
+    names = spec.namespaces
+    confinement = command.confinement
+    reasons = {
+        "it has no mount namespace of its own": names.mount != "new",
+        "it has no pid namespace of its own": names.pid != "new",
+        "it joins a user namespace": names.user not in ("new", "host"),
+        "it joins a time namespace": names.time not in ("new", "host"),
+        "its clocks are set": spec.time_offsets is not None,
+        "this kernel enters no time namespace at an exec": names.time == "new" and not _exec_enters_time(),
+        "its commands may gain rights (no_new_privs=False)": not confinement.no_new_privs,
+        "its commands have an oom_score_adj": confinement.oom_score_adj is not None,
+        "its filter asks a supervisor": confinement.notifies,
+        "its commands get descriptors": bool(command.pass_fds),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _exec_enters_time() -> bool:

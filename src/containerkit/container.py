@@ -174,12 +174,15 @@ class Container:
         return attached
 
     @classmethod
-    def prepare(cls, rootfs: RootFS | None = None, *, networks: int = 0, **fields: Any) -> Template:
+    def prepare(
+        cls, rootfs: RootFS | None = None, *, networks: int = 0, ready: int | None = None, **fields: Any
+    ) -> Template:
         """Return a template of containers with this description, for which all that can be made beforehand is.
 
         Args:
             rootfs, fields: as for :class:`Container`, without ``id``.
             networks: how many empty network namespaces are kept ready (default 0).
+            ready: how many containers are kept ready for :meth:`Template.run` (default: as ``networks``, 16 at most).
 
         Raises:
             SpecError, UnsupportedError, SetupError: as for :class:`containerkit.Template`.
@@ -188,7 +191,7 @@ class Container:
 
         if rootfs is not None:
             fields["rootfs"] = rootfs
-        template: Template = import_module(_TEMPLATE).Template(networks=networks, **fields)
+        template: Template = import_module(_TEMPLATE).Template(networks=networks, ready=ready, **fields)
         return template
 
     # --- Life

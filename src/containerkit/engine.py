@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from containerkit._native.outcome import Left, Outcome
 
-__all__ = ["Capture", "Program"]
+__all__ = ["Capture", "Held", "Program"]
 
 _HINTS: Final = {
     ("clone", EPERM): "this host forbids namespaces to this user; `containerkit probe` tells more",
@@ -55,6 +55,27 @@ class Capture:
         self.limit = limit
         self.timeout = timeout
         self.deadline: float | None = None
+
+    def begin(self) -> None:
+        """Let the time run from now on."""
+        self.deadline = None if self.timeout is None else time.monotonic() + self.timeout
+
+    def left(self, run: Any, do: Callable[[], None]) -> Left:
+        """Do what brings a run to its end, and return what is left of it."""
+        try:
+            do()
+            left: Left = run.left()
+        except BaseException:
+            rest = run.left()
+            if rest.ending is None and rest.pidfd >= 0:  # a signal handler has raised
+                self.abandon(rest)
+            raise
+        return left
+
+
+def _see_out(run: Any) -> None:
+    while run.see_out() == EINTR:  # Python runs its signal handlers, and may raise
+        continue
 
 
 class Program:
@@ -132,21 +153,42 @@ class Program:
         """
         slots = [inputs.get(name, -1) for name in self._names]
         data = self._patched(blocks) if blocks else None
-        numbers = self._tape.slots
-        own = numbers.get("stdin", -1), numbers.get("stdout", -1), numbers.get("stderr", -1), numbers.get("report", -1)
-        capture.deadline = None if capture.timeout is None else time.monotonic() + capture.timeout
-        run = _native.interpreter().Run(own, capture.owner, capture.limit, capture.deadline)
-        try:
-            self._to_the_end(run, slots, data, argv, envp, flags)
-            left: Left = run.left()
-        except BaseException:
-            rest = run.left()
-            if rest.ending is None and rest.pidfd >= 0:  # a signal handler has raised
-                capture.abandon(rest)
-            raise
-        return left
+        capture.begin()
+        run = _native.interpreter().Run(self._own_slots(), capture.owner, capture.limit, capture.deadline)
+        return capture.left(run, lambda: self._to_the_end(run, slots, data, argv, envp, flags))
+
+    def hold(self, inputs: Mapping[str, int], *, blocks: Mapping[str, bytes], owner: int | None, early: bool) -> Held:
+        """Run it up to where its command is held.
+
+        Args:
+            inputs, blocks: as for :meth:`run`; the three streams, and ``report``, are made here.
+            owner: as for :class:`Capture`.
+            early: the command is over once nothing runs any more, though init has yet to take the namespaces down.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        slots = [inputs.get(name, -1) for name in self._names]
+        run = _native.interpreter().Run(self._own_slots(), owner, early=early)
+        self._begin(run, slots, self._patched(blocks), (), (), _native.HOLD)
+        return Held(self, run)
+
+    def _own_slots(self) -> tuple[int, ...]:
+        return tuple(self._tape.slots.get(name, -1) for name in ("stdin", "stdout", "stderr", "report"))
 
     def _to_the_end(
+        self,
+        run: Any,
+        slots: list[int],
+        data: bytes | None,
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        flags: int,
+    ) -> None:
+        self._begin(run, slots, data, argv, envp, flags)
+        _see_out(run)
+
+    def _begin(
         self,
         run: Any,
         slots: list[int],
@@ -159,8 +201,17 @@ class Program:
             raise self._error(Operation("clone"), problem)
         if run.failed:
             raise self._failure(run.outcome())
-        while run.see_out() == EINTR:  # Python runs its signal handlers, and may raise
-            continue
+
+    def go(self, run: Any, argv: Sequence[bytes], envp: Sequence[bytes], capture: Capture) -> None:
+        """Let a run that was held go on with this plan."""
+        if problem := run.go(self._program, argv, envp, capture.limit, capture.deadline):
+            raise self._error(Operation("execve"), problem)
+
+    def failure_of_either(self, outcome: Outcome, rest: Program) -> SetupError:
+        """Return the error of a start that this plan had brought to where another went on."""
+        if _native.SECOND <= outcome.failed_index < _native.CALLER:
+            return rest._failure(outcome._replace(failed_index=outcome.failed_index - _native.SECOND))
+        return self._failure(outcome)
 
     @property
     def slots(self) -> frozenset[str]:
@@ -213,6 +264,57 @@ class Program:
             hint = why_no_namespaces(error) or hint
         kind = UnsupportedError if error == ENOSYS or forbidden else SetupError
         return kind(operation.name, error, operation.target, hint)
+
+
+class Held:
+    """A start whose command waits for its words; made by :meth:`Program.hold`, used once.
+
+    Args:
+        program: the plan that came so far.
+        run: what it runs as.
+    """
+
+    __slots__ = ("_program", "_run")
+
+    def __init__(self, program: Program, run: Any) -> None:
+        self._program = program
+        self._run = run
+
+    def complete(self, rest: Program, *, argv: Sequence[bytes], envp: Sequence[bytes], capture: Capture) -> Left:
+        """Run the command to its end, as :meth:`Program.complete` does.
+
+        Args:
+            rest: what is left to do for it.
+            argv, envp: the vectors for the exec.
+            capture: what is to become of what it writes; its ``owner`` was given before.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        capture.begin()
+        return capture.left(self._run, lambda: self._go(rest, argv, envp, capture))
+
+    def _go(self, rest: Program, argv: Sequence[bytes], envp: Sequence[bytes], capture: Capture) -> None:
+        run = self._run
+        rest.go(run, argv, envp, capture)
+        if run.failed:
+            raise self._program.failure_of_either(run.outcome(), rest)
+        _see_out(run)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its words still."""
+        return bool(self._run.is_held)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the command has ended, and all that it has started; init is yet to be reaped."""
+        return bool(self._run.is_leaving)
+
+    def end(self) -> None:
+        """Kill it if it waits, and wait for its end if it is leaving; harmless otherwise."""
+        self._run.drop()
+        self._run.reap()
 
 
 def encode(words: Sequence[str | bytes | os.PathLike[str]], what: str) -> list[bytes]:

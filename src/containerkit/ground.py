@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from containerkit._native.outcome import Left, Outcome
+    from containerkit.engine import Held
     from containerkit.fuse import FuseUnion
     from containerkit.hostroot import HostRoot
     from containerkit.namespace import Namespace
     from containerkit.rootfs import RootFS
     from containerkit.spec import Spec
 
-__all__ = ["Ground", "programs"]
+__all__ = ["Ground", "programs", "sources"]
 
 Started = TypeVar("Started")
 
@@ -185,7 +186,7 @@ class Ground:
 
     def _program(self, mode: Mode) -> Program:
         shape = None if mode.command is None else mode.command.shape
-        key = (self.spec.shape, self.host, mode.init, mode.reads_upper, shape)
+        key = (self.spec.shape, self.host, mode.init, mode.reads_upper, mode.held, shape)
         return programs.get(key, lambda: Program(assembly.start_plan(self.spec, self.host, mode)))
 
     def _tried(self, start: Callable[[], Started]) -> Started:
@@ -240,6 +241,17 @@ class Ground:
             )
         )
 
+    def hold(self, mode: Mode, uid: int, *, early: bool) -> Held:
+        """Start a command of that user as far as it gets without its words; see :class:`containerkit.engine.Held`.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        owner = self.outside(uid)
+        return self._tried(
+            lambda: self._program(mode).hold(self.inputs(), blocks=self.blocks(), owner=owner, early=early)
+        )
+
     def release(self) -> None:
         """Give back what was taken, once nothing runs on it any more; harmless when repeated.
 
@@ -257,16 +269,30 @@ class Ground:
             membership.end()
 
 
+def sources(spec: Spec) -> object:
+    """Return what there is of what a start takes from the machine: while it is the same, so is what starts show."""
+    paths = [*spec.rootfs.lowers, *(mount.source for mount in spec.mounts if mount.type == "bind")]
+    found: list[object] = [staging(host=spec.rootfs.kind == "host")]
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino))
+    return found
+
+
 _ROOM_BYTES: Final = 1024 * 1024
 _ROOM_PER_MOUNT: Final = 8 * 1024
-"""What a start takes of its group's memory, with as much again to spare: the kernel charges mounts to who makes them."""
+"""What a start takes of its group's memory, with room to spare: the kernel charges mounts to who makes them."""
 
 
 def _check_room(spec: Spec) -> None:
     """Refuse a memory limit that the start itself would reach.
 
-    Until its exec the child shares the caller's memory, and when the kernel ends one of two that share theirs it ends the
-    other as well. Source: __oom_kill_process() in mm/oom_kill.c.
+    Until its exec the child shares the caller's memory, and when the kernel ends one of two that share theirs it ends
+    the other as well. Source: __oom_kill_process() in mm/oom_kill.c.
     """
     assert spec.limits is not None
     most = spec.limits.memory

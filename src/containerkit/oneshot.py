@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from containerkit._native.outcome import Left
     from containerkit.command import Command
+    from containerkit.ready import Ready
     from containerkit.result import CompletedProcess, Fate
 
 __all__ = ["Recipe", "perform", "run"]
@@ -93,8 +94,9 @@ def perform(
     capture_output: bool,
     limit: int | None,
     init: bool,
+    take: Callable[[Command], Ready | None] | None = None,
 ) -> CompletedProcess:
-    """Do what :func:`run` does; ``recipe_of`` tells what its other arguments come to."""
+    """Do what :func:`run` does; ``recipe_of`` tells what its other arguments come to, ``take`` what is ready for it."""
     check_numbers(timeout, limit)
     began = time.monotonic()
     recipe = recipe_of(more)
@@ -110,7 +112,7 @@ def perform(
                 **recipe.given,
             )
     if given is None and capture_output and recipe.captures and _native.interpreter().Run is not None:
-        return _OneRun(recipe, argv, init).at_once(began, timeout, limit, check=check)
+        return _OneRun(recipe, argv, init, take).at_once(began, timeout, limit, check=check)
     streams = run_streams(given, recipe.given, capture=capture_output)
     process = _OneRun(recipe, argv, init).start(streams)
     return complete(process, began, given, timeout, limit, check=check)
@@ -186,14 +188,21 @@ class _OneRun:
         SetupError: something can't be had.
     """
 
-    def __init__(self, recipe: Recipe, argv: Any, init: bool) -> None:  # noqa: FBT001 - run's own
+    def __init__(
+        self,
+        recipe: Recipe,
+        argv: Any,
+        init: bool,  # noqa: FBT001 - run's own
+        take: Callable[[Command], Ready | None] | None = None,
+    ) -> None:
         assert recipe.command is not None
         self.text = recipe.text
         self.command = recipe.command.with_argv(argv)
         for fd in self.command.pass_fds:
             require_open(fd, "pass_fds")
         self.mode = Mode(init=init and recipe.spec.namespaces.pid == "new", command=self.command)
-        self.ground = Ground.prepare(recipe.spec)
+        self.ready = take(self.command) if take is not None and self.mode.init else None
+        self.ground = Ground.prepare(recipe.spec) if self.ready is None else self.ready.ground
 
     def at_once(self, began: float, timeout: float | None, limit: int | None, *, check: bool) -> CompletedProcess:
         """Run it to its end in one call, and return what became of it.
@@ -205,11 +214,7 @@ class _OneRun:
         capture = Capture(
             abandon=lambda left: self._taken_over(left).close(), owner=owner, limit=limit, timeout=timeout
         )
-        try:
-            left = self.ground.complete(self.mode, self.command.argv, self.command.envp, capture)
-        except BaseException:
-            self.ground.release()
-            raise
+        left = self._left(capture)
         if left.ending is None:
             process = self._taken_over(left)
             until = capture.deadline
@@ -221,7 +226,10 @@ class _OneRun:
         except BaseException:  # a signal handler has raised
             self.ground.release()
             raise
-        self._finish(fate)
+        if self.ready is not None and self.ready.is_leaving:
+            self.ready.over()
+        else:
+            self._finish(fate)
         assert fate.usage is not None
         text = self.text
         written = left.heard if text is None else tuple(text.decode(raw, cut=False) for raw in left.heard)
@@ -229,6 +237,20 @@ class _OneRun:
         if check:
             done.check_returncode()
         return done
+
+    def _left(self, capture: Capture) -> Left:
+        try:
+            if self.ready is not None:
+                return self.ready.complete(self.command, capture)
+            return self.ground.complete(self.mode, self.command.argv, self.command.envp, capture)
+        except BaseException:
+            self._over()
+            self.ground.release()
+            raise
+
+    def _over(self) -> None:
+        if self.ready is not None:
+            self.ready.over()
 
     def start(self, options: dict[str, Any]) -> Process:
         """Start it with these streams."""
@@ -268,6 +290,7 @@ class _OneRun:
         return Process(self.command, pid, pidfd, streams, report=report, text=self.text, finish=self._finish)
 
     def _finish(self, fate: Process | Fate) -> None:
+        self._over()
         try:
             if self.ground.membership is not None:
                 account(fate, self.ground.membership.group)

@@ -24,6 +24,7 @@ __all__ = [
     "exec_plan",
     "files_plan",
     "joined_clock",
+    "rest_plan",
 ]
 
 _PID: Final = Slot("pid")
@@ -80,6 +81,7 @@ def become(
     clock: Clock = NO_CLOCK,
     dies_with_parent: bool = False,
     gate: int | None = None,
+    held: bool = False,
 ) -> list[Operation]:
     """Return the operations by which a process inside becomes a command.
 
@@ -89,6 +91,7 @@ def become(
         clock: how it comes into its time namespace.
         dies_with_parent: no init watches over it: it gets SIGKILL when the thread that started it ends.
         gate: where it waits for PID 1: as late as it can, before a filter may keep it from waiting.
+        held: it waits for its words then; :func:`rest_plan` is what is left to do.
     """
     waiting = [] if gate is None else [plan.await_release(gate=gate)]
     early = clock.alone or not command.confinement.no_new_privs
@@ -109,16 +112,26 @@ def become(
     ]
     if dies_with_parent:
         steps.append(plan.prctl("die with the parent", k.PR_SET_PDEATHSIG, 9))
-    # The limits come after all that opens files: the numbers of new descriptors may lie beyond them.
-    return [
-        *steps,
-        plan.reset_signals(),
-        *(() if early else waiting),
-        *confinement.walls(),
-        *commands.surroundings(command),
-        *confinement.last(),
-        *commands.execute(command),
-    ]
+    steps += [plan.reset_signals(), *(() if early else waiting)]
+    if held:
+        return [*steps, *(_dress(command) if _can_sleep(command) else ()), plan.hold()]
+    return [*steps, *_dress(command), *commands.execute(command)]
+
+
+def _dress(command: Command) -> list[Operation]:
+    """The limits come after all that opens files: the numbers of new descriptors may lie beyond them."""
+    confinement = command.confinement
+    return [*confinement.walls(), *commands.surroundings(command), *confinement.last()]
+
+
+def _can_sleep(command: Command) -> bool:
+    """Whether it can be held behind its filter: one that somebody has written may not let it."""
+    return command.confinement.seccomp in ("default", None)
+
+
+def rest_plan(command: Command) -> Plan:
+    """Return what is left to do for a command that was held, once its words are known."""
+    return Plan((*(() if _can_sleep(command) else _dress(command)), *commands.execute(command)))
 
 
 GROUP: Final = Slot("cgroup")

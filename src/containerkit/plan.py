@@ -373,6 +373,11 @@ def release(gate: int = OWNER_GATE) -> Operation:
     return Operation("release", step=k.STEP_RELEASE, args=(gate,))
 
 
+def hold() -> Operation:
+    """Close all but the standard streams and sleep, until a second plan is there to go on with."""
+    return Operation("hold", step=k.STEP_HOLD)
+
+
 def leave(label: str = "") -> Operation:
     """End this process; the tape goes on in the one that it cloned."""
     return Operation("leave", step=k.STEP_LEAVE, label=label)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import warnings
 from typing import TYPE_CHECKING, Final, Self
 
 from containerkit import staging
@@ -12,6 +10,7 @@ from containerkit._native import calls
 from containerkit._native import constants as k
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.namespace import Kind, Namespace
+from containerkit.supply import Supply
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,12 +50,7 @@ class NetworkPool:
             hint = "an ordinary user's container owns its network namespace: let it be 'new'"
             raise UnsupportedError("unshare", 1, "network namespace", hint)
         self.size = size
-        self._ready: list[Namespace] = []
-        self._changed = threading.Condition()
-        self._closed = False
-        self._owner = os.getpid()
-        self._thread = threading.Thread(target=self._fill, name="containerkit network pool", daemon=True)
-        self._thread.start()
+        self._supply: Supply[Namespace] = Supply(size, _make, Namespace.close, "network pool", eager=True)
 
     def take(self) -> Namespace:
         """Return a namespace that nobody has used; the caller's from now on.
@@ -65,14 +59,10 @@ class NetworkPool:
             StateError: the pool was closed.
             SetupError: one had to be made, and could not.
         """
-        if os.getpid() != self._owner:
-            return _in_a_thread()  # a forked child has no filler, and must not share its parent's namespaces
-        with self._changed:
-            if self._closed:
-                raise StateError(f"{self!r}: it was closed")
-            taken = self._ready.pop() if self._ready else None
-            self._changed.notify_all()
-        return taken if taken is not None else _in_a_thread()
+        if self._supply.is_ours and self._supply.closed:
+            raise StateError(f"{self!r}: it was closed")
+        taken = self._supply.take()
+        return _in_a_thread() if taken is None else taken
 
     def wait_full(self, timeout: float | None = None) -> bool:
         """Wait until it is full; return whether that came in time.
@@ -80,39 +70,11 @@ class NetworkPool:
         Args:
             timeout: seconds (default: for ever).
         """
-        with self._changed:
-            return self._changed.wait_for(lambda: self._closed or len(self._ready) >= self.size, timeout)
-
-    def _fill(self) -> None:
-        """Make what is missing, in a thread that never comes back to the caller's namespace: none but this needs it."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or len(self._ready) < self.size)
-                if self._closed:
-                    return
-            try:
-                made = _make()
-            except SetupError as error:
-                warnings.warn(f"the network pool can't be filled: {error}", ResourceWarning, stacklevel=1)
-                return
-            with self._changed:
-                if self._closed:
-                    made.close()
-                    return
-                self._ready.append(made)
-                self._changed.notify_all()
+        return self._supply.wait_full(timeout)
 
     def close(self) -> None:
         """Let go of what is ready, and of the thread; harmless when repeated, or in a forked child."""
-        if os.getpid() != self._owner:
-            return
-        with self._changed:
-            self._closed = True
-            ready, self._ready = self._ready, []
-            self._changed.notify_all()
-        for namespace in ready:
-            namespace.close()
-        self._thread.join()
+        self._supply.close()
 
     def __enter__(self) -> Self:
         return self
@@ -123,10 +85,10 @@ class NetworkPool:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._ready)
+        return len(self._supply)
 
     def __repr__(self) -> str:
-        return f"<NetworkPool {'closed' if self._closed else f'{len(self)} of {self.size} ready'}>"
+        return f"<NetworkPool {'closed' if self._supply.closed else f'{len(self)} of {self.size} ready'}>"
 
 
 def _make() -> Namespace:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Self
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
 
@@ -16,6 +17,7 @@ from containerkit.namespace import Namespaces
 from containerkit.oneshot import Recipe, perform
 from containerkit.pool import NetworkPool
 from containerkit.process import OUTPUT_LIMIT_BYTES
+from containerkit.ready import Stock, why_never_ready
 from containerkit.rootfs import resolve
 from containerkit.spec import build
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from containerkit.result import CompletedProcess
 
 __all__ = ["Template"]
+
+_READY: Final = 16
+"""How many containers are kept ready unless it was said how many."""
 
 
 class Template:
@@ -45,16 +50,27 @@ class Template:
         fields: as for :class:`Container`.
         networks: how many empty network namespaces are kept ready, 0 for none (default), at most 4096: see
             :class:`NetworkPool`.
+        ready: how many containers are kept ready, each with a network of its own where it is to have one: all of them
+            is done but the exec of the command that :meth:`run` is called with. 0 to 1024; default 0, with
+            ``networks`` as many as these, but 16 at most, where such containers can be kept ready.
 
     Raises:
-        SpecError: a value that can't be, or ``networks`` for a container that gets no network namespace of its own.
+        SpecError: a value that can't be; ``networks`` for a container that gets no network namespace of its own;
+            ``ready`` for one that can't wait for its command, and why.
         UnsupportedError: ``networks`` for an ordinary user, or something that this host lacks.
         SetupError: something can't be had.
 
-    Side effects: with ``networks`` a thread and as many descriptors, until :meth:`close`.
+    A container that is ready shows folders of the host, and what is mounted in them, as they were when it was made; it
+    is not used once one of the folders is another, or, for ``RootFS.host()``, the host's mounts have changed. Of those
+    that see nothing of the host's but their root :meth:`run` returns once nothing runs in it any more; the kernel takes
+    down its namespaces meanwhile.
+
+    Side effects, until :meth:`close`: with ``networks`` a thread and as many descriptors; with ``ready`` a thread, and
+    for each container 2 processes and 5 descriptors. Until its exec a process shares the caller's memory, in which
+    setns(2) and unshare(2) then refuse what they refuse a process with threads.
     """
 
-    def __init__(self, *, networks: int = 0, **fields: Any) -> None:
+    def __init__(self, *, networks: int = 0, ready: int | None = None, **fields: Any) -> None:
         self.spec = build(fields)
         if networks and self.spec.namespaces.network != "new":
             raise SpecError("networks: only containers with a network namespace of their own can have one kept ready")
@@ -62,6 +78,7 @@ class Template:
         self._closed = False
         self._recipes: Recall[Recipe] = Recall()
         self._fields = {**fields, "rootfs": resolve(self.spec.rootfs)}
+        self._stock: Stock | None = None
         self._pool: NetworkPool | None = NetworkPool(networks) if networks else None
         if self._pool is not None:
             namespaces = fields.get("namespaces", Namespaces())
@@ -73,9 +90,25 @@ class Template:
                 ground.compile(Mode(command=None, reads_upper=True))
             finally:
                 ground.release()
+            self._stock = self._stocked(ready, networks)
         except BaseException:
             self.close()
             raise
+
+    def _stocked(self, wanted: int | None, networks: int) -> Stock | None:
+        size = min(networks, _READY) if wanted is None else wanted
+        if size == 0:
+            return None
+        recipe = self._recipe({})
+        spec, command = recipe.spec, recipe.command
+        if self._pool is not None:  # each gets a network in its own start, for which nobody waits
+            spec = attrs.evolve(spec, namespaces=attrs.evolve(spec.namespaces, network="new"))
+        if reason := why_never_ready(spec, command):
+            if wanted is None:
+                return None
+            raise SpecError(f"ready: this container can't wait for its command: {reason}")
+        assert command is not None
+        return Stock(spec, command, size)
 
     def container(self, id: str | None = None) -> Container:  # noqa: A002 - as in Container
         """Return a container of this description, to be started.
@@ -122,18 +155,28 @@ class Template:
             capture_output=capture_output,
             limit=output_limit_bytes,
             init=init,
+            take=None if self._stock is None else self._stock.take,
         )
 
     def _recipe(self, more: dict[str, Any]) -> Recipe:
         return self._recipes.get(more, lambda given: Recipe.of({**self._fields, **given}), lambda _: True)
 
+    @property
+    def ready(self) -> int:
+        """How many containers are ready at this moment."""
+        return 0 if self._stock is None else len(self._stock)
+
     def wait_full(self, timeout: float | None = None) -> bool:
-        """Wait until as many network namespaces are ready as were asked for; return whether that came in time.
+        """Wait until as much is ready as was asked for; return whether that came in time.
 
         Args:
             timeout: seconds (default: for ever).
         """
-        return self._pool is None or self._pool.wait_full(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for kept in (self._pool, self._stock):
+            if kept is not None and not kept.wait_full(None if deadline is None else deadline - time.monotonic()):
+                return False
+        return True
 
     def _check_open(self) -> None:
         if self._closed:
@@ -144,6 +187,8 @@ class Template:
         if os.getpid() != self._owner or self._closed:
             return
         self._closed = True
+        if self._stock is not None:
+            self._stock.close()
         if self._pool is not None:
             self._pool.close()
 

@@ -13,12 +13,24 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from containerkit._native.outcome import CALLER, HIDE_MEMORY, NO_PROCESS, SHARE_FILES, SLOTS, Ending, Outcome
+    from containerkit._native.outcome import (
+        CALLER,
+        HIDE_MEMORY,
+        HOLD,
+        NO_PROCESS,
+        SECOND,
+        SHARE_FILES,
+        SLOTS,
+        Ending,
+        Outcome,
+    )
 
 __all__ = [
     "CALLER",
     "HIDE_MEMORY",
+    "HOLD",
     "NO_PROCESS",
+    "SECOND",
     "SHARE_FILES",
     "SLOTS",
     "Ending",

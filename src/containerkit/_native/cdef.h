@@ -5,6 +5,8 @@
 #define CK_SHARE_FILES ...
 #define CK_HIDE_MEMORY ...
 #define CK_NO_PROCESS ...
+#define CK_HOLD ...
+#define CK_SECOND ...
 
 struct ck_result {
     int32_t pid;
@@ -56,23 +58,30 @@ int ck_listen(int pidfd, struct ck_heard *heard, size_t limit, int64_t deadline_
 void ck_forget(struct ck_heard *heard);
 
 /* --- run.c --- */
+struct ck_held;
+
 struct ck_run {
     int32_t stream_slots[3];
     int32_t report_slot;
     int64_t owner;
     size_t limit;
     int64_t deadline_ns;
+    int32_t early;
     struct ck_result result;
     struct ck_heard heard[2];
     int32_t ends[2];
     int32_t report;
+    int32_t leaving;
     struct ck_ending ending;
+    struct ck_held *held;
     ...;
 };
 
 int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
            size_t slot_count, int proc_fd, int flags, struct ck_run *run);
 int ck_see_out(struct ck_run *run);
+int ck_go(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, struct ck_run *run);
+void ck_drop(struct ck_run *run);
 
 /* --- calls.c --- */
 int64_t ck_call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);

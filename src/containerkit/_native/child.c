@@ -37,7 +37,7 @@ __attribute__((noreturn)) static void leave(int status) {
 }
 
 __attribute__((noreturn)) static void fail(struct ck_request *request, uint32_t index, long error) {
-    struct ck_failure failure = {(int32_t)index, (int32_t)error};
+    struct ck_failure failure = {(int32_t)index + request->base, (int32_t)error};
     CK_CALL3(write, request->error_fd, &failure, sizeof failure);
     leave(127);
 }
@@ -130,6 +130,21 @@ static long step_release(uint32_t *gate) {
     __atomic_store_n(gate, CK_RELEASED, __ATOMIC_RELEASE);
     CK_CALL3(futex, gate, FUTEX_WAKE, 1);
     return 0;
+}
+
+/* What waits for long must hold nothing of its parent's: a pipe of it would never come to its end. */
+static long step_hold(struct ck_request *request) {
+    const struct ck_failure held = {CK_HELD, 0};
+    long result = CK_CALL3(close_range, 3, request->error_fd - 1, 0);
+    if (result == 0)
+        result = CK_CALL3(close_range, request->error_fd + 1, ~0U, 0);
+    if (result < 0)
+        return result;
+    CK_CALL3(write, request->error_fd, &held, sizeof held);
+    uint32_t *gate = &request->gates[CK_HOLD_GATE];
+    while (__atomic_load_n(gate, __ATOMIC_ACQUIRE) == CK_WAITING)
+        CK_CALL4(futex, gate, FUTEX_WAIT, CK_WAITING, 0);
+    ck_walk(request->successor, 0);
 }
 
 static long step_open_proc(struct ck_request *request, long pid, const char *name, long flags) {
@@ -284,6 +299,8 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
     case CK_STEP_ENTER:
         await_watcher(request);
         return step_enter(request, step, value[0]);
+    case CK_STEP_HOLD:
+        return step_hold(request);
     default:
         leave(0);
     }

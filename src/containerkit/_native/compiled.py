@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from errno import EINTR
@@ -105,13 +106,16 @@ def _take(heard: Any) -> tuple[bytes, bytes]:
 
 def end(pidfd: int) -> None:
     """Kill a child and reap it; its pidfd is closed."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    _reap(pidfd)
+
+
+def _reap(pidfd: int) -> None:
     ending = ffi.new("struct ck_ending *")
     try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         while lib.ck_wait(pidfd, os.WEXITED, ending) == -EINTR:
             continue
-    except ProcessLookupError:
-        return
     finally:
         os.close(pidfd)
 
@@ -128,19 +132,27 @@ class Run:
         owner: who shall own the pipes, None for the caller.
         limit: how many bytes it may write at most (None for any).
         deadline: when to stop waiting, by the monotonic clock (None for never).
+        early: it is over once nothing runs any more, before init has taken its namespaces down.
     """
 
     __slots__ = ("_run",)
 
     def __init__(
-        self, slots: tuple[int, int, int, int], owner: int | None, limit: int | None, deadline: float | None
+        self,
+        slots: tuple[int, int, int, int],
+        owner: int | None,
+        limit: int | None = None,
+        deadline: float | None = None,
+        *,
+        early: bool = False,
     ) -> None:
         self._run = ffi.new("struct ck_run *")
         run = self._run
-        run.result.pidfd = -1
+        run.result.pidfd = run.leaving = -1
         run.stream_slots = slots[:3]
         run.report_slot = slots[3]
         run.owner = -1 if owner is None else owner
+        run.early = early
         run.limit, run.deadline_ns = _bounds(limit, deadline)
 
     def start(
@@ -176,6 +188,35 @@ class Run:
         )
         return -int(error)
 
+    def go(
+        self, program: Program, argv: Sequence[bytes], envp: Sequence[bytes], limit: int | None, deadline: float | None
+    ) -> int:
+        """Let one that was started with ``HOLD`` go on with this tape; returns as :meth:`start` does."""
+        run = self._run
+        run.limit, run.deadline_ns = _bounds(limit, deadline)
+        return -int(lib.ck_go(program.tape(None), _strings(argv), len(argv), _strings(envp), len(envp), run))
+
+    def drop(self) -> None:
+        """End one that is held; harmless when it is not."""
+        if self.is_held:
+            lib.ck_drop(self._run)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits for :meth:`go`."""
+        return bool(self._run.held != ffi.NULL)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the command has ended, but its init is yet to be reaped."""
+        return bool(self._run.leaving >= 0)
+
+    def reap(self) -> None:
+        """Wait for the end of an init that is leaving."""
+        pidfd, self._run.leaving = self._run.leaving, -1
+        if pidfd >= 0:
+            _reap(pidfd)
+
     @property
     def failed(self) -> bool:
         """Whether a step of the start failed."""
@@ -190,7 +231,8 @@ class Run:
         return -int(lib.ck_see_out(self._run))
 
     def left(self) -> Left:
-        """Return what is left; what it owns is the caller's from then on."""
+        """Return what is left; what it owns is the caller's from then on. One that is still held is ended."""
+        self.drop()
         run = self._run
         running = run.result.pidfd >= 0
         ending = None if running else _ending(run.ending)

@@ -27,6 +27,7 @@ STEP_STORE_ADDRESS: Final = 9
 STEP_INIT: Final = 10
 STEP_CLOSE: Final = 11
 STEP_ENTER: Final = 12
+STEP_HOLD: Final = 13
 
 ARG_INTEGER: Final = 0
 ARG_DATA: Final = 1

@@ -71,9 +71,11 @@ void ck_enter(char **argv) {
         request.slots[i] = i < image->slot_count ? image->slots[i] : -1;
     request.proc_fd = -1;
     request.error_fd = error_fd;
-    for (int gate = 0; gate < CK_GATES; gate++)
+    for (int gate = 0; gate <= CK_GATES; gate++)
         request.gates[gate] = CK_RELEASED;
     request.main_pid = 0;
+    request.base = 0;
+    request.successor = 0;
     request.next_stack = CK_STACKS; /* there are none: a CLONE from here on fails */
     request.stacks = 0;
     ck_walk(&request, (uint32_t)index);

@@ -14,6 +14,7 @@
 #include "enter.h"
 #include "syscalls.h"
 
+#include <errno.h>
 #include <linux/prctl.h>
 #include <poll.h>
 #include <signal.h>
@@ -27,7 +28,7 @@
 
 struct report {
     int status; /* as wait4 gives it */
-    int reserved;
+    int alone;  /* 1: the command has left no process behind */
     struct rusage usage;
 };
 
@@ -42,6 +43,10 @@ static void reap(int has_command) {
     long pid;
     while ((pid = CK_CALL4(wait4, -1, &report.status, WNOHANG | __WALL, &report.usage)) > 0) {
         if (has_command && pid == COMMAND) {
+            do {
+                pid = CK_CALL4(wait4, -1, 0, WNOHANG | __WALL, 0);
+            } while (pid > 0);
+            report.alone = pid == -ECHILD;
             CK_CALL3(write, REPORT, &report, sizeof report);
             leave(0);
         }

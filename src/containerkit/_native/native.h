@@ -21,6 +21,9 @@
  * If stage 1 dies before RELEASE the parent sets gate 0 to CK_ABORTED, so that stage 2 never waits for nobody. Nobody
  * has to do so for gate 1: when PID 1 dies the kernel kills the payload.
  *
+ * A start can be held (CK_STEP_HOLD) where the command is all but exec'd: its process says so in the error pipe, with
+ * index CK_HELD, and sleeps at gate 2 until the parent has another request ready, the successor, which it walks then.
+ *
  * Stage 2 does not exec before the parent has its pidfd (`watched`): until its exec it ends without a signal, and so
  * nobody's wait(-1) can take it and have its pid given to another process before the pidfd is opened.
  */
@@ -53,6 +56,7 @@ enum ck_step_kind {
     CK_STEP_INIT,          /* become the init of sealed memfd arg[0]: argument arg[1] */
     CK_STEP_CLOSE,         /* close the descriptor in slot arg[0], then -1 is there */
     CK_STEP_ENTER,         /* go on in an address space of one's own: exec the init at arg[0], which walks the rest */
+    CK_STEP_HOLD,          /* close all but the standard streams, say so, sleep, then walk the successor */
     CK_STEP_KINDS
 };
 
@@ -82,7 +86,11 @@ struct ck_failure {
     int32_t error;
 };
 
-#define CK_GATES 2
+#define CK_HELD (-2)       /* in the place of an index: nothing has failed, the process waits */
+#define CK_SECOND 0x100000 /* what is added to the indices of a successor */
+
+#define CK_GATES 2 /* those that AWAIT and RELEASE have */
+#define CK_HOLD_GATE 2
 enum ck_gate { CK_WAITING = 0, CK_RELEASED = 1, CK_ABORTED = 2 };
 
 /* One start. It lives in the parent and is shared with the children until they exec. */
@@ -99,11 +107,13 @@ struct ck_request {
     int64_t slots[CK_SLOTS];
     int32_t proc_fd;  /* the caller's /proc */
     int32_t error_fd; /* write end of the error pipe */
-    uint32_t gates[CK_GATES];
+    uint32_t gates[CK_GATES + 1];
     uint32_t watched;    /* 1: the parent holds a pidfd of main_pid */
     int32_t main_pid;    /* the process that CLONE made with CLONE_PARENT */
     uint32_t next_stack; /* stacks handed out so far */
     char *stacks;        /* CK_STACKS of CK_STACK_BYTES each */
+    int32_t base;        /* added to the index of a step that fails */
+    struct ck_request *successor;
 };
 
 /* What CK_STEP_ENTER leaves in a memfd: this, then the steps, the data, the strings of argv and of envp. */

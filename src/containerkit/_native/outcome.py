@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CALLER", "HIDE_MEMORY", "NO_PROCESS", "SHARE_FILES", "SLOTS", "Ending", "Left", "Outcome"]
+__all__ = ["CALLER", "HIDE_MEMORY", "HOLD", "NO_PROCESS", "SECOND", "SHARE_FILES", "SLOTS", "Ending", "Left", "Outcome"]
 
 SLOTS: Final = 1024
 """How many slots a tape can have: CK_SLOTS in native.h."""
@@ -19,6 +19,11 @@ HIDE_MEMORY: Final = 2
 """The tape joins a live container: nothing inside may look into memory that it shares with the caller."""
 NO_PROCESS: Final = 4
 """The tape ends without an exec: its processes are reaped before the call returns."""
+HOLD: Final = 8
+"""The tape holds its command back, for a second one to go on with."""
+
+SECOND: Final = 0x100000
+"""What is added to the index of a step of that second tape which failed: CK_SECOND in native.h."""
 
 CALLER: Final = 2**31 - 1
 """``failed_index`` when the caller's own ``pidfd_open`` failed; with ETIMEDOUT the child never came to its exec."""

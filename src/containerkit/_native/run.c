@@ -12,7 +12,7 @@
 /* What init writes: struct report in init.c. */
 struct report {
     int status;
-    int reserved;
+    int alone;
     struct rusage usage;
 };
 
@@ -64,27 +64,51 @@ static void close_ours(struct ck_run *run) {
     close_one(&run->report);
 }
 
-/* Init tells of the command; where it could not, it was killed, and with it the command. */
-static void take_report(struct ck_run *run) {
+/* Init tells of the command; where it could not, it was killed, and with it the command. Returns whether nothing runs
+ * any more but init, on its way out. */
+static int take_report(struct ck_run *run) {
     struct report report;
     struct ck_ending *ending = &run->ending;
+    ending->pid = run->result.pid;
     if (read(run->report, &report, sizeof report) != sizeof report) {
         ending->code = CLD_KILLED;
         ending->status = SIGKILL;
-        return;
+        return 0;
     }
     int exited = WIFEXITED(report.status);
     ck_tell(ending, ending->pid, exited ? CLD_EXITED : CLD_KILLED,
             exited ? WEXITSTATUS(report.status) : WTERMSIG(report.status), &report.usage);
+    return report.alone;
+}
+
+/* Nothing waits for the end of init, which takes its namespaces with it: the pidfd stays open for who shall reap it. */
+static int see_off(struct ck_run *run) {
+    int error = ck_listen(run->report, run->heard, run->limit, run->deadline_ns);
+    if (error)
+        return error;
+    int alone = take_report(run);
+    close_one(&run->report);
+    if (!alone)
+        return 0;
+    run->leaving = run->result.pidfd;
+    run->result.pidfd = -1;
+    return 0;
+}
+
+static int reap(struct ck_run *run, struct ck_ending *ending) {
+    int error;
+    do {
+        error = ck_wait(run->result.pidfd, WEXITED, ending);
+    } while (error == -EINTR);
+    return error;
 }
 
 int ck_see_out(struct ck_run *run) {
-    int error = ck_listen(run->result.pidfd, run->heard, run->limit, run->deadline_ns);
-    if (error)
-        return error;
-    do {
-        error = ck_wait(run->result.pidfd, WEXITED, &run->ending);
-    } while (error == -EINTR);
+    struct ck_ending of_init;
+    int early = run->early && run->report >= 0;
+    int error = early ? see_off(run) : ck_listen(run->result.pidfd, run->heard, run->limit, run->deadline_ns);
+    if (!error && run->result.pidfd >= 0)
+        error = reap(run, early ? &of_init : &run->ending);
     if (error)
         return error;
     if (run->report >= 0)
@@ -98,7 +122,8 @@ int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char
            size_t slot_count, int proc_fd, int flags, struct ck_run *run) {
     int theirs[4] = {-1, -1, -1, -1};
     run->result = (struct ck_result){.failed_index = -1, .pidfd = -1};
-    run->ends[0] = run->ends[1] = run->report = -1;
+    run->ends[0] = run->ends[1] = run->report = run->leaving = -1;
+    run->held = NULL;
     int error = open_streams(run, theirs);
     if (!error) {
         for (int i = 0; i < 3; i++)
@@ -106,7 +131,9 @@ int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char
                 slots[run->stream_slots[i]] = theirs[i];
         if (run->report_slot >= 0)
             slots[run->report_slot] = theirs[3];
-        error = ck_spawn(tape, argv, argc, envp, envc, slots, slot_count, proc_fd, flags, &run->result);
+        error = (flags & CK_HOLD)
+                    ? ck_hold(tape, slots, slot_count, proc_fd, flags, &run->result, &run->held)
+                    : ck_spawn(tape, argv, argc, envp, envc, slots, slot_count, proc_fd, flags, &run->result);
     }
     for (int i = 0; i < 4; i++)
         close_one(&theirs[i]);
@@ -117,4 +144,20 @@ int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char
     run->heard[0] = (struct ck_heard){.fd = run->ends[0]};
     run->heard[1] = (struct ck_heard){.fd = run->ends[1]};
     return 0;
+}
+
+int ck_go(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc,
+          struct ck_run *run) {
+    struct ck_held *held = run->held;
+    run->held = NULL;
+    int error = ck_let_go(held, tape, argv, argc, envp, envc, &run->result);
+    if (run->result.pidfd < 0)
+        close_ours(run);
+    return error;
+}
+
+void ck_drop(struct ck_run *run) {
+    ck_end(run->held, &run->result);
+    run->held = NULL;
+    close_ours(run);
 }

@@ -14,12 +14,15 @@ struct ck_run {
     int64_t owner;       /* who shall own the pipes, or -1 */
     size_t limit;        /* how many bytes are taken from both outputs together */
     int64_t deadline_ns; /* of CLOCK_MONOTONIC, or -1 */
+    int32_t early;       /* 1: done once nothing runs any more, before init has taken its namespaces down */
     /* Out. */
     struct ck_result result;
     struct ck_heard heard[2];
     int32_t ends[2]; /* the caller's ends of the outputs, and of the report; -1 once closed */
     int32_t report;
+    int32_t leaving; /* after an early end: the pidfd of init, which somebody has to reap and close; else -1 */
     struct ck_ending ending;
+    struct ck_held *held; /* a start that waits for its command (CK_HOLD); for ck_go or ck_drop */
 };
 
 /* Start a command as ck_spawn does, with nothing to read and both outputs heard.
@@ -28,6 +31,15 @@ struct ck_run {
  * were blocked or went to other threads, before it is away for long. */
 int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
            size_t slot_count, int proc_fd, int flags, struct ck_run *run);
+
+/* Let a start that was held go on: with the rest of its tape, and the words of the command.
+ *
+ * Returns 0 or a negative error number; a failed step is told in `result`, with CK_SECOND added to its index if it is of
+ * the rest. After either nothing is left of it. */
+int ck_go(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, struct ck_run *run);
+
+/* End a start that is held, and close what it owns. */
+void ck_drop(struct ck_run *run);
 
 /* Hear the command out, wait for its end and reap it.
  *

@@ -29,7 +29,23 @@ static __thread char *thread_stacks;
 
 static const size_t stacks_bytes = (size_t)CK_STACKS * CK_STACK_BYTES + PAGE;
 
+static char *map_stacks(void) {
+    char *mapping = mmap(NULL, stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (mapping == MAP_FAILED)
+        return NULL;
+    mprotect(mapping, PAGE, PROT_NONE); /* the lowest stack grows into this */
+    return mapping;
+}
+
 static void free_stacks(void *mapping) { munmap(mapping, stacks_bytes); }
+
+static char *own_stacks(void) {
+    if (!thread_stacks) {
+        thread_stacks = map_stacks();
+        pthread_setspecific(stacks_key, thread_stacks);
+    }
+    return thread_stacks;
+}
 
 /* --- Dumpability --------------------------------------------------------------------------------------------------
  * A change of credentials in a child clears the flag of the memory that it shares with us (commit_creds() in
@@ -134,30 +150,31 @@ static size_t point(char **vector, char *strings, size_t count) {
     return (size_t)(at - strings);
 }
 
-/* One allocation: the data's copy, then both vectors. */
-static int prepare(struct ck_request *request, const struct ck_tape *tape, const char *argv, size_t argc,
-                   const char *envp, size_t envc, void **room) {
+/* Lay a tape in a request. One allocation: the data's copy, then both vectors. */
+static int lay(struct ck_request *request, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
+               size_t envc, void **room) {
     size_t data_bytes = (tape->data_size + 15) & ~(size_t)15;
     *room = malloc(data_bytes + (argc + envc + 2) * sizeof(char *));
     if (!*room)
         return -ENOMEM;
+    request->steps = tape->steps;
+    request->count = (uint32_t)tape->count;
+    request->data_size = (uint32_t)tape->data_size;
+    request->argc = (uint32_t)argc;
+    request->envc = (uint32_t)envc;
     request->data = *room;
     memcpy(request->data, tape->data, tape->data_size);
     request->argv = (char **)(void *)(request->data + data_bytes);
     request->envp = request->argv + argc + 1;
     request->argv_size = point(request->argv, (char *)(uintptr_t)argv, argc);
     request->envp_size = point(request->envp, (char *)(uintptr_t)envp, envc);
-    if (!thread_stacks) {
-        char *mapping =
-            mmap(NULL, stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-        if (mapping == MAP_FAILED)
-            return -ENOMEM;
-        mprotect(mapping, PAGE, PROT_NONE); /* the lowest stack grows into this */
-        thread_stacks = mapping;
-        pthread_setspecific(stacks_key, mapping);
-    }
-    request->stacks = thread_stacks + PAGE;
     return 0;
+}
+
+static void fill_slots(struct ck_request *request, const int64_t *slots, size_t count) {
+    request->slot_count = (uint32_t)(count < CK_SLOTS ? count : CK_SLOTS);
+    for (size_t i = 0; i < CK_SLOTS; i++)
+        request->slots[i] = i < request->slot_count ? slots[i] : -1;
 }
 
 static int64_t now_ns(void) {
@@ -190,9 +207,10 @@ static long clone_stage(struct ck_request *request, int flags) {
     return ck_clone3(&args, run_stage, request);
 }
 
-/* End of file means that every process of the start has exec'd or left. A short read is as bad as a report, and so is
- * silence: one who is root in a live container can stop a process that joins it. */
-static void read_failure(int error_read, struct ck_result *result) {
+/* End of file means that every process of the start has exec'd or left; one that is held says so (`good` is then the
+ * size of its word). A short read is as bad as a report, and so is silence: one who is root in a live container can stop
+ * a process that joins it. */
+static void read_failure(int error_read, ssize_t good, struct ck_result *result) {
     struct pollfd watched = {error_read, POLLIN, 0};
     int ready;
     do {
@@ -208,10 +226,11 @@ static void read_failure(int error_read, struct ck_result *result) {
     do {
         got = read(error_read, &failure, sizeof failure);
     } while (got < 0 && errno == EINTR);
-    if (got == 0)
+    if (got == good && (got == 0 || failure.index == CK_HELD))
         return;
-    result->failed_index = got == sizeof failure ? failure.index : 0;
-    result->error = got == sizeof failure ? failure.error : EPROTO;
+    int told = got == sizeof failure && failure.index >= 0;
+    result->failed_index = told ? failure.index : 0;
+    result->error = told ? failure.error : EPROTO;
 }
 
 static void set(uint32_t *word, uint32_t value) {
@@ -245,11 +264,11 @@ static void finish_without_process(struct ck_request *request, pid_t stage, int 
     }
     result->times_ns[2] = now_ns();
     close(error_pipe[1]);
-    read_failure(error_pipe[0], result);
+    read_failure(error_pipe[0], 0, result);
     result->times_ns[3] = now_ns();
 }
 
-static void finish(struct ck_request *request, pid_t stage, int error_pipe[2], struct ck_result *result) {
+static void finish(struct ck_request *request, pid_t stage, int flags, int error_pipe[2], struct ck_result *result) {
     close(error_pipe[1]);
     pid_t pid = request->main_pid ? request->main_pid : stage;
     int pidfd = -1;
@@ -263,7 +282,7 @@ static void finish(struct ck_request *request, pid_t stage, int error_pipe[2], s
         set(&request->watched, 1);
     }
     result->times_ns[2] = now_ns();
-    read_failure(error_pipe[0], result);
+    read_failure(error_pipe[0], (flags & CK_HOLD) ? (ssize_t)sizeof(struct ck_failure) : 0, result);
     result->times_ns[3] = now_ns();
     if (!request->main_pid && result->failed_index < 0)
         pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
@@ -279,8 +298,7 @@ static void finish(struct ck_request *request, pid_t stage, int error_pipe[2], s
     result->pidfd = pidfd;
 }
 
-static int start(struct ck_request *request, int flags, struct ck_result *result) {
-    int error_pipe[2];
+static int open_error_pipe(int error_pipe[2]) {
     if (pipe2(error_pipe, O_CLOEXEC) < 0)
         return -errno;
     /* Above the numbers that the tape gives to streams and to init. */
@@ -294,6 +312,15 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
         }
         error_pipe[1] = moved;
     }
+    return 0;
+}
+
+/* Returns the read end of the error pipe, for the caller to close, or a negative error number. */
+static int start(struct ck_request *request, int flags, struct ck_result *result) {
+    int error_pipe[2];
+    int error = open_error_pipe(error_pipe);
+    if (error)
+        return error;
     request->error_fd = error_pipe[1];
     uint64_t all = ~(uint64_t)0;
     uint64_t mask;
@@ -306,37 +333,114 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
     else if (flags & CK_NO_PROCESS)
         finish_without_process(request, (pid_t)stage, error_pipe, result);
     else
-        finish(request, (pid_t)stage, error_pipe, result);
+        finish(request, (pid_t)stage, flags, error_pipe, result);
     leave_window(serial);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
+    if (stage >= 0)
+        return error_pipe[0];
     close(error_pipe[0]);
-    return stage < 0 ? (int)stage : 0;
+    return (int)stage;
+}
+
+static void begin(struct ck_result *result) {
+    pthread_once(&once, initialise);
+    *result = (struct ck_result){.failed_index = -1, .pidfd = -1};
+    result->times_ns[0] = now_ns();
 }
 
 int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
              size_t slot_count, int proc_fd, int flags, struct ck_result *result) {
-    pthread_once(&once, initialise);
-    *result = (struct ck_result){.failed_index = -1, .pidfd = -1};
-    result->times_ns[0] = now_ns();
-    struct ck_request request = {
-        .steps = tape->steps,
-        .count = (uint32_t)tape->count,
-        .data_size = (uint32_t)tape->data_size,
-        .argc = (uint32_t)argc,
-        .envc = (uint32_t)envc,
-        .slot_count = (uint32_t)(slot_count < CK_SLOTS ? slot_count : CK_SLOTS),
-        .proc_fd = proc_fd,
-    };
+    begin(result);
+    struct ck_request request = {.proc_fd = proc_fd};
     void *room = NULL;
-    int error = prepare(&request, tape, argv, argc, envp, envc, &room);
+    int error = own_stacks() ? lay(&request, tape, argv, argc, envp, envc, &room) : -ENOMEM;
     if (!error) {
-        for (size_t i = 0; i < CK_SLOTS; i++)
-            request.slots[i] = i < request.slot_count ? slots[i] : -1;
-        error = start(&request, flags, result);
+        request.stacks = thread_stacks + PAGE;
+        fill_slots(&request, slots, slot_count);
+        int error_read = start(&request, flags, result);
+        if (error_read >= 0)
+            close(error_read);
+        else
+            error = error_read;
         memcpy(slots, request.slots, request.slot_count * sizeof *slots);
     }
     free(room);
     return error;
+}
+
+/* --- Starts that are held ----------------------------------------------------------------------------------------- */
+
+struct ck_held {
+    struct ck_request request;
+    struct ck_request successor;
+    void *room[2]; /* of each of the two */
+    char *stacks;
+    int error_read;
+};
+
+static void free_held(struct ck_held *held) {
+    free(held->room[0]);
+    free(held->room[1]);
+    if (held->stacks)
+        free_stacks(held->stacks);
+    free(held);
+}
+
+int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int proc_fd, int flags,
+            struct ck_result *result, struct ck_held **held) {
+    begin(result);
+    struct ck_held *made = calloc(1, sizeof *made);
+    if (!made)
+        return -ENOMEM;
+    made->stacks = map_stacks();
+    int error = made->stacks ? lay(&made->request, tape, "", 0, "", 0, &made->room[0]) : -ENOMEM;
+    if (!error) {
+        made->request.proc_fd = proc_fd;
+        made->request.stacks = made->stacks + PAGE;
+        made->request.successor = &made->successor;
+        fill_slots(&made->request, slots, slot_count);
+        made->error_read = start(&made->request, flags, result);
+        if (made->error_read < 0)
+            error = made->error_read;
+        else if (result->failed_index >= 0)
+            close(made->error_read);
+    }
+    if (error || result->failed_index >= 0)
+        free_held(made);
+    else
+        *held = made;
+    return error;
+}
+
+int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
+              size_t envc, struct ck_result *result) {
+    struct ck_request *successor = &held->successor;
+    int error = lay(successor, tape, argv, argc, envp, envc, &held->room[1]);
+    if (error) {
+        ck_end(held, result);
+        return error;
+    }
+    successor->proc_fd = -1;
+    successor->error_fd = held->request.error_fd;
+    successor->next_stack = CK_STACKS; /* a CLONE in what is left would find none */
+    successor->base = CK_SECOND;
+    fill_slots(successor, NULL, 0);
+    set(&held->request.gates[CK_HOLD_GATE], CK_RELEASED);
+    read_failure(held->error_read, 0, result);
+    if (result->failed_index >= 0) {
+        ck_end(held, result);
+        return 0;
+    }
+    close(held->error_read);
+    free_held(held);
+    return 0;
+}
+
+void ck_end(struct ck_held *held, struct ck_result *result) {
+    end_process(result->pid, result->pidfd);
+    result->pidfd = -1;
+    close(held->error_read);
+    free_held(held);
 }
 
 void ck_tell(struct ck_ending *ending, int pid, int code, int status, const struct rusage *usage) {

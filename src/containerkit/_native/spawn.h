@@ -9,7 +9,8 @@
 enum ck_spawn_flags {
     CK_SHARE_FILES = 1, /* stage 1 opens descriptors for the caller: CLONE_FILES */
     CK_HIDE_MEMORY = 2, /* the child joins a live container: nothing inside may look into the shared memory */
-    CK_NO_PROCESS = 4   /* the tape ends without an exec: reap everything, return no pid */
+    CK_NO_PROCESS = 4,  /* the tape ends without an exec: reap everything, return no pid */
+    CK_HOLD = 8         /* the tape holds the command back: ck_hold alone takes this */
 };
 
 struct ck_result {
@@ -46,6 +47,21 @@ struct ck_ending {
  * Returns 0 or a negative error number of the parent's own preparations; a failed step is told in `result`. */
 int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
              size_t slot_count, int proc_fd, int flags, struct ck_result *result);
+
+/* A start that is held in front of its command: it waits in memory of its own. */
+struct ck_held;
+
+/* Run a tape as far as its CK_STEP_HOLD, in which it waits for ck_let_go or ck_end. Returns as ck_spawn does. */
+int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int proc_fd, int flags,
+            struct ck_result *result, struct ck_held **held);
+
+/* Let it go on with another tape; it is freed. Returns as ck_spawn does; after an error, or a failed step, it has ended
+ * and its pidfd is closed. */
+int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
+              size_t envc, struct ck_result *result);
+
+/* Kill and reap it; it is freed. */
+void ck_end(struct ck_held *held, struct ck_result *result);
 
 /* waitid(P_PIDFD) with the resources used. Returns 0 or a negative error number. */
 int ck_wait(int pidfd, int options, struct ck_ending *ending);

@@ -1,0 +1,142 @@
+"""Things that take long to make, made beforehand in the background."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from _thread import LockType, allocate_lock
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from containerkit.errors import ContainerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Supply"]
+
+Thing = TypeVar("Thing")
+
+_RETRY_S: Final = 1.0
+
+
+class Supply(Generic[Thing]):
+    """Keeps so many of a thing, each used once; a thread makes new ones and ends those that were used.
+
+    Whoever takes or gives back holds no lock meanwhile: a signal handler may raise at any moment, and what it leaves
+    locked stays so.
+
+    Args:
+        size: how many.
+        make: makes one, in the thread.
+        end: ends one, whether used or not.
+        name: what they are, for people.
+        eager: make a new one as soon as one is taken; otherwise when one was used, or half of them are gone: what has
+            just begun is not disturbed.
+
+    Side effects: a thread, until :meth:`close`.
+    """
+
+    def __init__(
+        self, size: int, make: Callable[[], Thing], end: Callable[[Thing], None], name: str, *, eager: bool
+    ) -> None:
+        self.size = size
+        self.closed = False
+        self._make = make
+        self._end = end
+        self._name = name
+        self._few = size if eager else size // 2
+        self._things: deque[Thing] = deque()
+        self._messages: SimpleQueue[tuple[Thing] | LockType | None] = SimpleQueue()
+        self._owner = os.getpid()
+        self._thread = threading.Thread(target=self._work, name=f"containerkit {name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that made it: a forked child has no thread, and must not use its parent's."""
+        return os.getpid() == self._owner
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    def take(self) -> Thing | None:
+        """Return one, which is the caller's from now on; None when there is none."""
+        if not self.is_ours:
+            return None
+        try:
+            return self._things.popleft()
+        except IndexError:
+            return None
+        finally:
+            if len(self._things) <= self._few:
+                self._messages.put(None)
+
+    def give_back(self, thing: Thing) -> None:
+        """Let one that was used be ended in the background; at once when nobody is there any more to do so."""
+        if self.closed:
+            self._end(thing)
+        else:
+            self._messages.put((thing,))
+
+    def wait_full(self, timeout: float | None = None) -> bool:
+        """Wait until it is full and all that was given back is ended; return whether that came in time.
+
+        Args:
+            timeout: seconds (default: for ever).
+        """
+        full = allocate_lock()
+        full.acquire()
+        self._messages.put(full)
+        return full.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+
+    def close(self) -> None:
+        """End what is there, and the thread; harmless when repeated, or in a forked child."""
+        if not self.is_ours:
+            return
+        self.closed = True
+        self._messages.put(None)
+        self._thread.join()
+        while self._things:
+            self._end(self._things.popleft())
+        self._read_all([])
+
+    def _work(self) -> None:
+        waiters: list[LockType] = []
+        not_before = 0.0
+        warned = False
+        while not self.closed:
+            if len(self._things) >= self.size:
+                while waiters:
+                    waiters.pop().release()
+                self._read(waiters, None)
+            elif (pause := not_before - time.monotonic()) > 0:
+                self._read(waiters, pause)
+            else:
+                try:
+                    self._things.append(self._make())
+                except ContainerError as error:
+                    not_before = time.monotonic() + _RETRY_S
+                    if not warned:
+                        warned = True
+                        warnings.warn(f"{self._name}: none can be made: {error}", ResourceWarning, stacklevel=1)
+            self._read_all(waiters)
+        for waiter in waiters:
+            waiter.release()
+
+    def _read_all(self, waiters: list[LockType]) -> None:
+        while not self._messages.empty():
+            self._read(waiters, 0)
+
+    def _read(self, waiters: list[LockType], timeout: float | None) -> None:
+        try:
+            message = self._messages.get(timeout=timeout)
+        except Empty:
+            return
+        if isinstance(message, tuple):
+            self._end(message[0])
+        elif message is not None:
+            waiters.append(message)
