@@ -122,7 +122,7 @@ def measure(asked: argparse.Namespace) -> Report:
         with Stopwatch() as watch:
             for number in range(asked.samples + 5):
                 watch.reset()
-                run(asked.command, **wish)
+                run(asked.command, capture_output=False, **wish)  # which comes by ck_spawn
                 program = seen[-1]
                 names = _names(program.plan, program._tape)  # noqa: SLF001 - a tool that looks inside
                 if number >= 5:

@@ -17,6 +17,7 @@ from containerkit import _native, payload
 from containerkit.assembly import Mode
 from containerkit.command import Command
 from containerkit.engine import Program
+from containerkit.errand import Errand
 from containerkit.errors import ContainerTimeout, SpecError, StateError
 from containerkit.ground import Ground, programs
 from containerkit.invocation import (
@@ -33,6 +34,7 @@ from containerkit.invocation import (
 from containerkit.membership import Freezer, account, inputs, joining
 from containerkit.mount import sequence
 from containerkit.namespace import Kind
+from containerkit.payload import NOTHING_TO_JOIN
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.security.confinement import PROC
 from containerkit.spec import Spec, build
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from containerkit.command import User
     from containerkit.files import Files
     from containerkit.namespace import Namespace
+    from containerkit.payload import Joining
     from containerkit.result import CompletedProcess
     from containerkit.rootfs import RootFS
     from containerkit.template import Template
@@ -75,6 +78,9 @@ class Timings(NamedTuple):
 
 _PIDFD_GET_TIME_NAMESPACE: Final = 0xFF07
 """Source: linux/pidfd.h, since Linux 6.11."""
+
+_BY_HAND: Final = frozenset({"stdin", "stdout", "stderr", "pty", "own_group", "syscall_handler"})
+"""The arguments of a command for which it is not just started and heard out."""
 
 _ATTACHED: Final = "containerkit.attached"
 _TEMPLATE: Final = "containerkit.template"
@@ -141,7 +147,7 @@ class Container:
         self._starting = 0
         self._ground: Ground | None = None
         self._init: Process | None = None
-        self._processes: set[Process] = set()
+        self._processes: set[Process | Errand] = set()
         self._time = -1
         self._supervisions: set[Supervision] = set()
         self._freezer: Freezer | None = None
@@ -445,18 +451,22 @@ class Container:
 
     def _join(self, command: Command, slots: dict[str, int], group: CGroup | None) -> Outcome:
         """Start a command among what runs already."""
-        joins = joining(group)
-        sets_groups = self.sets_groups
-        program = programs.get(
-            (command.shape, self.kinds, sets_groups, joins),
-            lambda: Program(payload.exec_plan(command, self.kinds, sets_groups=sets_groups, joins=joins)),
-        )
-        return program.run(
-            {**slots, **inputs(group), **self._time_inputs(), PROC.name: _native.proc(), "image": _native.init_image()},
+        return self._joining_program(command, joining(group)).run(
+            {**slots, **inputs(group), **self._joined_inputs()},
             argv=command.argv,
             envp=command.envp,
             flags=_native.HIDE_MEMORY,
         )
+
+    def _joining_program(self, command: Command, joins: Joining) -> Program:
+        sets_groups = self.sets_groups
+        return programs.get(
+            (command.shape, self.kinds, sets_groups, joins),
+            lambda: Program(payload.exec_plan(command, self.kinds, sets_groups=sets_groups, joins=joins)),
+        )
+
+    def _joined_inputs(self) -> dict[str, int]:
+        return {**self._time_inputs(), PROC.name: _native.proc(), "image": _native.init_image()}
 
     exec = popen
 
@@ -488,8 +498,50 @@ class Container:
         """
         check_numbers(timeout, output_limit_bytes)
         began = time.monotonic()
+        if input is None and capture_output and self._runs_at_once(more):
+            return self._run_at_once(argv, more, began, timeout, output_limit_bytes, check=check)
         process = self.popen(argv, **run_streams(input, more, capture=capture_output))
         return complete(process, began, input, timeout, output_limit_bytes, check=check)
+
+    def _runs_at_once(self, more: dict[str, Any]) -> bool:
+        """Whether nothing has to be done for a command, or asked of it, between its start and its end."""
+        return (
+            self._has_init
+            and self._group is None
+            and _BY_HAND.isdisjoint(more)
+            and _native.interpreter().Run is not None
+        )
+
+    def _run_at_once(
+        self, argv: Any, more: dict[str, Any], began: float, timeout: float | None, limit: int | None, *, check: bool
+    ) -> CompletedProcess:
+        fields = dict(more)
+        text = Text.of(fields.pop("text", None), fields.pop("encoding", None), fields.pop("errors", None))
+        with self._entering() as init:
+            command = self._command(argv, fields, terminal=False)
+            Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
+            owner = self._standing().outside(command.user.uid)
+            program = self._joining_program(command, NOTHING_TO_JOIN)
+            errand = Errand(program, command, text, owner, limit, timeout)
+            self._processes.add(errand)
+            try:
+                errand.start({"target": init.fileno(), **self._joined_inputs()}, _native.HIDE_MEMORY)
+            except BaseException:
+                self._processes.discard(errand)
+                raise
+        try:
+            left = errand.see_out()
+            if left.ending is None:
+                process = errand.taken_over(left, self._forget)
+                self._processes.add(process)
+        finally:
+            self._processes.discard(errand)
+        if left.ending is None:
+            until = errand.capture.deadline
+            return complete(process, began, None, timeout, limit, check=check, heard=left.heard, deadline=until)
+        from containerkit.result import Fate
+
+        return Fate.of(left.ending).completed(command.words, text, left.heard, began, check=check)
 
     def _command(self, argv: Any, fields: dict[str, Any], *, terminal: bool) -> Command:
         if terminal:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from containerkit._native.outcome import Left, Outcome
 
-__all__ = ["Capture", "Held", "Program"]
+__all__ = ["Capture", "Held", "Program", "see_out"]
 
 _HINTS: Final = {
     ("clone", EPERM): "this host forbids namespaces to this user; `containerkit probe` tells more",
@@ -73,7 +73,8 @@ class Capture:
         return left
 
 
-def _see_out(run: Any) -> None:
+def see_out(run: Any) -> None:
+    """Hear a run out to its end, or to what keeps it from that."""
     while run.see_out() == EINTR:  # Python runs its signal handlers, and may raise
         continue
 
@@ -88,13 +89,14 @@ class Program:
         SpecError: the plan can't be encoded.
     """
 
-    __slots__ = ("_last", "_names", "_program", "_tape", "plan")
+    __slots__ = ("_last", "_names", "_own", "_program", "_tape", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._tape = plan.encode()
         self._program = _native.interpreter().Program(self._tape.steps, self._tape.data)
         self._names = list(self._tape.slots)
+        self._own = tuple(self._tape.slots.get(name, -1) for name in ("stdin", "stdout", "stderr", "report"))
         self._last: tuple[Mapping[str, bytes] | None, bytes] = None, b""
 
     def run(
@@ -151,11 +153,45 @@ class Program:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
+        run = self.prepared(capture)
+
+        def do() -> None:
+            self.begin(run, inputs, argv=argv, envp=envp, blocks=blocks, flags=flags)
+            see_out(run)
+
+        return capture.left(run, do)
+
+    def prepared(self, capture: Capture, *, keep: bool = False) -> Any:
+        """Return what a command runs as in one call, its time running from now on.
+
+        Args:
+            capture: what is to become of what it writes.
+            keep: its pidfd stays open at its end.
+        """
+        capture.begin()
+        return _native.interpreter().Run(self._own, capture.owner, capture.limit, capture.deadline, keep=keep)
+
+    def begin(
+        self,
+        run: Any,
+        inputs: Mapping[str, int],
+        *,
+        argv: Sequence[bytes] = (),
+        envp: Sequence[bytes] = (),
+        blocks: Mapping[str, bytes] | None = None,
+        flags: int = 0,
+    ) -> None:
+        """Start what was :meth:`prepared`; the arguments are those of :meth:`complete`.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
         slots = [inputs.get(name, -1) for name in self._names]
         data = self._patched(blocks) if blocks else None
-        capture.begin()
-        run = _native.interpreter().Run(self._own_slots(), capture.owner, capture.limit, capture.deadline)
-        return capture.left(run, lambda: self._to_the_end(run, slots, data, argv, envp, flags))
+        if problem := run.start(self._program, argv, envp, slots, _native.proc(), flags, data):
+            raise self._error(Operation("clone"), problem)
+        if run.failed:
+            raise self._failure(run.outcome())
 
     def hold(self, inputs: Mapping[str, int], *, blocks: Mapping[str, bytes], owner: int | None, early: bool) -> Held:
         """Run it up to where its command is held.
@@ -168,39 +204,9 @@ class Program:
         Raises:
             SetupError: an operation failed; all that it had made is gone.
         """
-        slots = [inputs.get(name, -1) for name in self._names]
-        run = _native.interpreter().Run(self._own_slots(), owner, early=early)
-        self._begin(run, slots, self._patched(blocks), (), (), _native.HOLD)
+        run = _native.interpreter().Run(self._own, owner, early=early)
+        self.begin(run, inputs, blocks=blocks, flags=_native.HOLD)
         return Held(self, run)
-
-    def _own_slots(self) -> tuple[int, ...]:
-        return tuple(self._tape.slots.get(name, -1) for name in ("stdin", "stdout", "stderr", "report"))
-
-    def _to_the_end(
-        self,
-        run: Any,
-        slots: list[int],
-        data: bytes | None,
-        argv: Sequence[bytes],
-        envp: Sequence[bytes],
-        flags: int,
-    ) -> None:
-        self._begin(run, slots, data, argv, envp, flags)
-        _see_out(run)
-
-    def _begin(
-        self,
-        run: Any,
-        slots: list[int],
-        data: bytes | None,
-        argv: Sequence[bytes],
-        envp: Sequence[bytes],
-        flags: int,
-    ) -> None:
-        if problem := run.start(self._program, argv, envp, slots, _native.proc(), flags, data):
-            raise self._error(Operation("clone"), problem)
-        if run.failed:
-            raise self._failure(run.outcome())
 
     def go(self, run: Any, argv: Sequence[bytes], envp: Sequence[bytes], capture: Capture) -> None:
         """Let a run that was held go on with this plan."""
@@ -299,7 +305,7 @@ class Held:
         rest.go(run, argv, envp, capture)
         if run.failed:
             raise self._program.failure_of_either(run.outcome(), rest)
-        _see_out(run)
+        see_out(run)
 
     @property
     def waits(self) -> bool:

@@ -17,9 +17,9 @@ from containerkit.spec import CONFINEMENT, Spec
 from containerkit.streams import require_open
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from containerkit.result import Cause, CompletedProcess, Usage
+    from containerkit.result import CompletedProcess
     from containerkit.rootfs import RootFS
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "Recall",
     "check_numbers",
     "complete",
-    "completed",
     "describe",
     "has_names",
     "owns_nothing",
@@ -229,29 +228,22 @@ def complete(
         raise
     assert process.returncode is not None
     assert process.usage is not None
-    done = completed(process.args, process.returncode, (stdout, stderr), process.usage, process.cause, began)
+    from containerkit.result import CompletedProcess
+
+    done = CompletedProcess(
+        args=process.args,
+        returncode=process.returncode,
+        stdout=stdout,
+        stderr=stderr,
+        usage=process.usage,
+        cause=process.cause or "exit",
+        duration_s=time.monotonic() - began,
+    )
     if process.supervision is not None and process.supervision.error is not None:
         raise process.supervision.error
     if check:
         done.check_returncode()
     return done
-
-
-def completed(
-    args: list[str], returncode: int, written: Sequence[Any], usage: Usage, cause: Cause | None, began: float
-) -> CompletedProcess:
-    """Return what became of a command that has ended just now."""
-    from containerkit.result import CompletedProcess
-
-    return CompletedProcess(
-        args=args,
-        returncode=returncode,
-        stdout=written[0],
-        stderr=written[1],
-        usage=usage,
-        cause=cause or "exit",
-        duration_s=time.monotonic() - began,
-    )
 
 
 def check_numbers(timeout: float | None, limit: int | None) -> None:

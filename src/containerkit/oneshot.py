@@ -19,7 +19,6 @@ from containerkit.invocation import (
     Recall,
     check_numbers,
     complete,
-    completed,
     describe,
     has_names,
     owns_nothing,
@@ -230,13 +229,7 @@ class _OneRun:
             self.ready.over()
         else:
             self._finish(fate)
-        assert fate.usage is not None
-        text = self.text
-        written = left.heard if text is None else tuple(text.decode(raw, cut=False) for raw in left.heard)
-        done = completed(self.command.words, fate.returncode, written, fate.usage, fate.cause, began)
-        if check:
-            done.check_returncode()
-        return done
+        return fate.completed(self.command.words, self.text, left.heard, began, check=check)
 
     def _left(self, capture: Capture) -> Left:
         try:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from resource import RUSAGE_SELF, getrusage
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from containerkit._native.outcome import Ending
 from containerkit.errors import ExitError, OutOfMemory
+
+if TYPE_CHECKING:
+    from containerkit.streams import Text
 
 __all__ = ["Cause", "CompletedProcess", "Fate", "Usage", "cause_of", "decode"]
 
@@ -88,6 +92,36 @@ class Fate:
         """Return what a status says."""
         exited = ending.code == os.CLD_EXITED
         return cls(ending.status if exited else -ending.status, Usage.from_ending(ending), cause_of(ending))
+
+    def completed(
+        self, args: list[str], text: Text | None, heard: tuple[bytes, bytes], began: float, *, check: bool
+    ) -> CompletedProcess:
+        """Return what became of the command.
+
+        Args:
+            args: its words.
+            text: how its output is text, None for bytes.
+            heard: what it wrote.
+            began: when it was called for, by the monotonic clock.
+            check: raise when its status is not 0.
+
+        Raises:
+            ExitError, OutOfMemory: as :meth:`CompletedProcess.check_returncode` does.
+        """
+        out, err = heard if text is None else (text.decode(raw, cut=False) for raw in heard)
+        assert self.usage is not None
+        done = CompletedProcess(
+            args=args,
+            returncode=self.returncode,
+            stdout=out,
+            stderr=err,
+            usage=self.usage,
+            cause=self.cause or "exit",
+            duration_s=time.monotonic() - began,
+        )
+        if check:
+            done.check_returncode()
+        return done
 
 
 @attrs.frozen(kw_only=True)

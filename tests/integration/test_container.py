@@ -610,3 +610,42 @@ def test_exec_is_in_the_same_namespaces_as_init():
 def test_ids_of_processes_are_small():
     assert re.fullmatch(r"2\n", run(["sh", "-c", "echo $$"], text=True).stdout)
     assert "1\n" == run(["sh", "-c", "echo $$"], text=True, init=False).stdout
+
+
+def test_who_stops_a_container_asks_what_another_thread_runs():
+    done = []
+    with Container() as c:
+        script = "trap 'echo bye; exit 3' TERM; echo here > /tmp/up; while :; do sleep 0.02; done"
+        thread = threading.Thread(target=lambda: done.append(c.run(["sh", "-c", script])))
+        thread.start()
+        while c.run(["test", "-e", "/tmp/up"]).returncode:
+            time.sleep(0.01)
+        c.stop(grace_s=10)
+        thread.join()
+    assert [(3, b"bye\n")] == [(each.returncode, each.stdout) for each in done]
+
+
+def test_a_container_is_stopped_under_what_another_thread_runs():
+    done = []
+    with Container() as c:
+        threads = [threading.Thread(target=lambda: done.append(c.run(["sleep", "100"]).returncode)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(c.members()) < 5:
+            time.sleep(0.01)
+        c.stop()
+        for thread in threads:
+            thread.join()
+    assert [-9] * 4 == done
+
+
+def test_nobody_waits_for_a_command_that_another_thread_runs():
+    with Container() as c:
+        thread = threading.Thread(target=c.run, args=(["sleep", "0.5"],))
+        thread.start()
+        time.sleep(0.1)
+        began = time.monotonic()
+        assert 0 == c.run(["true"]).returncode
+        assert "running" == c.state
+        assert time.monotonic() - began < 0.3
+        thread.join()

@@ -139,9 +139,14 @@ def high(fd: int) -> int:
     if fd < 0 or fd >= LOWEST:
         return fd
     import fcntl
+    from errno import EINVAL, EMFILE
 
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST)
+    except OSError as error:
+        if error.errno == EINVAL:  # the limit lies below: fcntl(2)
+            raise OSError(EMFILE, os.strerror(EMFILE)) from None
+        raise
     finally:
         os.close(fd)
 

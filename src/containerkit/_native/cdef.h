@@ -67,11 +67,13 @@ struct ck_run {
     size_t limit;
     int64_t deadline_ns;
     int32_t early;
+    int32_t keep;
     struct ck_result result;
     struct ck_heard heard[2];
     int32_t ends[2];
     int32_t report;
     int32_t leaving;
+    int32_t kept;
     struct ck_ending ending;
     struct ck_held *held;
     ...;

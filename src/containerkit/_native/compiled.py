@@ -133,6 +133,7 @@ class Run:
         limit: how many bytes it may write at most (None for any).
         deadline: when to stop waiting, by the monotonic clock (None for never).
         early: it is over once nothing runs any more, before init has taken its namespaces down.
+        keep: its pidfd stays open at its end, until :meth:`release`.
     """
 
     __slots__ = ("_run",)
@@ -145,14 +146,16 @@ class Run:
         deadline: float | None = None,
         *,
         early: bool = False,
+        keep: bool = False,
     ) -> None:
         self._run = ffi.new("struct ck_run *")
         run = self._run
-        run.result.pidfd = run.leaving = -1
+        run.result.pidfd = run.leaving = run.kept = -1
         run.stream_slots = slots[:3]
         run.report_slot = slots[3]
         run.owner = -1 if owner is None else owner
         run.early = early
+        run.keep = keep
         run.limit, run.deadline_ns = _bounds(limit, deadline)
 
     def start(
@@ -218,6 +221,17 @@ class Run:
             _reap(pidfd)
 
     @property
+    def pidfd(self) -> int:
+        """A descriptor of what runs, -1 where nothing does."""
+        return int(self._run.result.pidfd)
+
+    def release(self) -> None:
+        """Close the pidfd that was to be kept."""
+        pidfd, self._run.kept = self._run.kept, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    @property
     def failed(self) -> bool:
         """Whether a step of the start failed."""
         return bool(self._run.result.failed_index >= 0)
@@ -240,7 +254,9 @@ class Run:
         return Left(run.result.pid, ending, _take(run.heard), run.result.pidfd, ends, run.report)
 
     def __del__(self) -> None:
-        lib.ck_forget(self._run.heard)
+        run = getattr(self, "_run", None)  # a signal handler may have raised before it was there
+        if run is not None:
+            lib.ck_forget(run.heard)
 
 
 def listen(pidfd: int, out: int, err: int, limit: int | None, deadline: float | None) -> tuple[int, bytes, bytes]:

@@ -27,7 +27,7 @@ static int lift(int fd, int lowest) {
     if (fd < 0 || fd >= lowest)
         return fd;
     int lifted = fcntl(fd, F_DUPFD_CLOEXEC, lowest);
-    int error = errno;
+    int error = errno == EINVAL ? EMFILE : errno; /* the limit lies below: fcntl(2) */
     close(fd);
     errno = error;
     return lifted;
@@ -113,6 +113,10 @@ int ck_see_out(struct ck_run *run) {
         return error;
     if (run->report >= 0)
         take_report(run);
+    if (run->keep) {
+        run->kept = run->result.pidfd;
+        run->result.pidfd = -1;
+    }
     close_one(&run->result.pidfd);
     close_ours(run);
     return 0;
@@ -122,7 +126,7 @@ int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char
            size_t slot_count, int proc_fd, int flags, struct ck_run *run) {
     int theirs[4] = {-1, -1, -1, -1};
     run->result = (struct ck_result){.failed_index = -1, .pidfd = -1};
-    run->ends[0] = run->ends[1] = run->report = run->leaving = -1;
+    run->ends[0] = run->ends[1] = run->report = run->leaving = run->kept = -1;
     run->held = NULL;
     int error = open_streams(run, theirs);
     if (!error) {

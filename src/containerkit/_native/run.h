@@ -15,12 +15,14 @@ struct ck_run {
     size_t limit;        /* how many bytes are taken from both outputs together */
     int64_t deadline_ns; /* of CLOCK_MONOTONIC, or -1 */
     int32_t early;       /* 1: done once nothing runs any more, before init has taken its namespaces down */
+    int32_t keep;        /* 1: the pidfd stays open, so that another thread may use it until it hears of the end */
     /* Out. */
     struct ck_result result;
     struct ck_heard heard[2];
     int32_t ends[2]; /* the caller's ends of the outputs, and of the report; -1 once closed */
     int32_t report;
     int32_t leaving; /* after an early end: the pidfd of init, which somebody has to reap and close; else -1 */
+    int32_t kept;    /* the pidfd that is to stay open, once the command was reaped; else -1 */
     struct ck_ending ending;
     struct ck_held *held; /* a start that waits for its command (CK_HOLD); for ck_go or ck_drop */
 };

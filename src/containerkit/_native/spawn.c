@@ -304,7 +304,7 @@ static int open_error_pipe(int error_pipe[2]) {
     /* Above the numbers that the tape gives to streams and to init. */
     if (error_pipe[1] < CK_LOWEST_FD) {
         int moved = fcntl(error_pipe[1], F_DUPFD_CLOEXEC, CK_LOWEST_FD);
-        int error = errno;
+        int error = errno == EINVAL ? EMFILE : errno; /* the limit lies below: fcntl(2) */
         close(error_pipe[1]);
         if (moved < 0) {
             close(error_pipe[0]);
