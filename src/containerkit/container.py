@@ -451,7 +451,7 @@ class Container:
 
     def _join(self, command: Command, slots: dict[str, int], group: CGroup | None) -> Outcome:
         """Start a command among what runs already."""
-        return self._joining_program(command, joining(group)).run(
+        return self._joining_program(command, joining(group, self._group)).run(
             {**slots, **inputs(group), **self._joined_inputs()},
             argv=command.argv,
             envp=command.envp,

@@ -257,11 +257,22 @@ class Freezer:
             raise CleanupError(tuple(left))
 
 
-def joining(group: CGroup | None) -> Joining:
-    """Return in how many directories of version 1 a child joins a group, and whether it is born into one."""
+def joining(group: CGroup | None, within: CGroup | None = None) -> Joining:
+    """Return how a child joins a group.
+
+    Args:
+        group: the group.
+        within: that of a live container which it belongs to.
+    """
     if group is None:
         return NOTHING_TO_JOIN
-    return Joining(len(group.join_directories()), group.directory_fd is not None)
+    # To be born into a group of version 2, or to fork in one of version 1, is the faster way.
+    late = within is not None and _limits_memory(within.limits)
+    return Joining(len(group.join_directories()), group.directory_fd is not None, late)
+
+
+def _limits_memory(limits: Limits) -> bool:
+    return limits.memory is not None or any(name.startswith("memory.") for name, _ in limits.unified or ())
 
 
 def inputs(group: CGroup | None) -> dict[str, int]:

@@ -144,32 +144,56 @@ class Joining(NamedTuple):
     Attributes:
         old: how many groups of version 1 it joins; the slots of their directories are ``cgroup 0``, ``cgroup 1``, ...
         born: whether it is cloned into a version 2 group, in the slot ``cgroup``.
+        late: others are in the group, who may have used up its memory: it joins when it shares its own with nobody any
+            more. The kernel may choose it to make room, and would end the caller with it until then.
     """
 
     old: int = 0
     born: bool = False
+    late: bool = False
 
     def operations(self) -> list[Operation]:
         """Return the operations of the process that is about to clone. ``0`` is the writer. Source: cgroups(7)."""
-        at = Slot("tasks")
-        steps: list[Operation] = []
-        hint = "the group is gone; or a real-time process joins a cpu group of version 1 without cpu_rt_runtime_us"
-        for number in range(self.old):
-            slot = Slot(f"cgroup {number}")
-            steps += [
-                plan.open_at(slot, b"tasks", k.O_WRONLY | k.O_CLOEXEC, at, target="tasks", hint=hint),
-                plan.write(at, b"0", "tasks", hint),
-                plan.close(at),
-            ]
-        return steps
+        if self.late:
+            return [step for number in range(len(self._files)) for step in self._open(number)]
+        return [step for number in range(self.old) for step in (*self._open(number), *self._write(number))]
+
+    def clock(self, clock: Clock) -> Clock:
+        """Return what is done in an address space of one's own, with the joining if it is late."""
+        if not self.late:
+            return clock
+        writes = [step for number in range(len(self._files)) for step in self._write(number)]
+        needs = tuple(self._at(number) for number in range(len(self._files)))
+        return clock._replace(steps=(*writes, *clock.steps), alone=True, needs=(*clock.needs, *needs))
+
+    @property
+    def _files(self) -> tuple[tuple[Slot, bytes], ...]:
+        """What is written to, and in which directory. A thread moves through ``tasks`` without a grace period."""
+        old = tuple((Slot(f"cgroup {number}"), b"tasks") for number in range(self.old))
+        return (*old, (GROUP, b"cgroup.procs")) if self.born else old
+
+    def _at(self, number: int) -> Slot:
+        return Slot(f"tasks {number}" if self.late else "tasks")
+
+    def _open(self, number: int) -> list[Operation]:
+        directory, name = self._files[number]
+        flags = k.O_WRONLY | k.O_CLOEXEC
+        return [plan.open_at(directory, name, flags, self._at(number), target=name.decode(), hint=_GROUP_HINT)]
+
+    def _write(self, number: int) -> list[Operation]:
+        at = self._at(number)
+        return [plan.write(at, b"0", self._files[number][1].decode(), _GROUP_HINT), plan.close(at)]
 
     @property
     def group(self) -> Slot | None:
         """What the clone is to be born into."""
-        return GROUP if self.born else None
+        return GROUP if self.born and not self.late else None
 
 
 NOTHING_TO_JOIN: Final = Joining()
+_GROUP_HINT: Final = (
+    "the group is gone; or a real-time process joins a cpu group of version 1 without cpu_rt_runtime_us"
+)
 
 
 def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining = NOTHING_TO_JOIN) -> Plan:
@@ -184,7 +208,7 @@ def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining
         sets_groups: as for :func:`become`.
         joins: how it comes into its control groups.
     """
-    clock = (joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK).adjusted(command)
+    clock = joins.clock((joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK).adjusted(command))
     steps = [
         plan.call("umask", 0),
         *joins.operations(),

@@ -735,3 +735,43 @@ def test_a_memory_limit_that_a_start_would_reach_is_refused(binds, tmp_path):
         run(["true"], limits=Limits(memory="200K"), mounts=mounts)
     enough = int(str(refused.value).split("let it be ")[1].split()[0])
     assert 0 == run(["true"], limits=Limits(memory=enough), mounts=mounts).returncode
+
+
+@needs("memory")
+@pytest.mark.parametrize("clock", ["new", "host"])
+def test_what_uses_up_its_memory_ends_nobody_who_starts_a_command_there(clock):
+    """A process that joins shares the caller's memory at first, and so looks like the largest one in its group."""
+    creep = """
+        import os, time
+        while True:
+            fd = os.open("/dev/shm/all", os.O_CREAT | os.O_TRUNC | os.O_RDWR)
+            os.write(fd, bytes(9 << 20))
+            at = 9 << 20
+            for _ in range(2000):
+                try:
+                    at += os.pwrite(fd, bytes(4096), at)
+                except OSError:
+                    break
+                time.sleep(0.001)
+    """
+    program = f"""
+        import time
+        from containerkit import Container, ContainerError, Limits, Namespaces
+        heap = bytearray(b"x") * (200 << 20)
+        with Container(limits=Limits(memory="16M"), namespaces=Namespaces(time={clock!r})) as c:
+            end = time.monotonic() + 6
+            hog = None
+            while time.monotonic() < end:
+                if hog is None or hog.poll() is not None:
+                    hog = c.popen(["python3", "-SEc", {textwrap.dedent(creep)!r}], stderr=-3)
+                try:
+                    c.run(["true"], timeout=5)
+                except ContainerError:
+                    continue
+            hog.kill()
+        print("alive")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=100, check=False
+    )
+    assert (0, b"alive\n") == (done.returncode, done.stdout), done.stderr
