@@ -191,7 +191,7 @@ def peers(floor: Floor, scratch: str) -> Group:
 def compare(taken: dict[str, Series], group_of: dict[str, str]) -> dict[str, Ratio]:
     """Return the ratios that are told, by ``one / two``."""
     others = [name for name, group in group_of.items() if group == "peer" and name != "subprocess.run, dynamic"]
-    pairs = [*COMPARISONS, *[("run(), folder", name) for name in others]]
+    pairs = [*COMPARISONS, *[(ours, name) for name in others for ours in ("run(), folder", "template, ready")]]
     return {
         f"{one} / {two}": ratio(taken[one].samples, taken[two].samples)
         for one, two in pairs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from containerkit.assembly import Host
 from containerkit.command import Command
 from containerkit.container import Container
+from containerkit.entrance import Entrance
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.ground import Ground
 from containerkit.idmap import IdMapping
@@ -57,6 +58,7 @@ class Attached(Container):
         self.id = record.id
         self._record = record
         self._init = Process(Command(argv=["init"]), record.pid, record.pidfd, Streams([], [None, None, None], []))
+        self._entrance = Entrance(self._init, self._ground, self._kinds)
 
     def __enter__(self) -> Self:
         self._running()
@@ -74,7 +76,8 @@ class Attached(Container):
             if init is None:
                 return
             os.close(init.fileno())
-            self._close_time()
+            if self._entrance is not None:
+                self._entrance.close()
             self._standing().release()
             self._record.close()
 

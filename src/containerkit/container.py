@@ -13,10 +13,10 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
-from containerkit import _native, payload
+from containerkit import _native
 from containerkit.assembly import Mode
 from containerkit.command import Command
-from containerkit.engine import Program
+from containerkit.entrance import Entrance
 from containerkit.errand import Errand
 from containerkit.errors import ContainerTimeout, SpecError, StateError
 from containerkit.ground import Ground, programs
@@ -34,9 +34,7 @@ from containerkit.invocation import (
 from containerkit.membership import Freezer, account, inputs, joining
 from containerkit.mount import sequence
 from containerkit.namespace import Kind
-from containerkit.payload import NOTHING_TO_JOIN
 from containerkit.process import OUTPUT_LIMIT_BYTES, Process
-from containerkit.security.confinement import PROC
 from containerkit.spec import Spec, build
 from containerkit.streams import Streams, Text, require_open
 from containerkit.supervision import Supervision
@@ -50,9 +48,9 @@ if TYPE_CHECKING:
     from containerkit.cgroup.stats import Stats
     from containerkit.changes import Change
     from containerkit.command import User
+    from containerkit.engine import Program
     from containerkit.files import Files
     from containerkit.namespace import Namespace
-    from containerkit.payload import Joining
     from containerkit.result import CompletedProcess
     from containerkit.rootfs import RootFS
     from containerkit.template import Template
@@ -75,9 +73,6 @@ class Timings(NamedTuple):
     setup_us: float
     total_us: float
 
-
-_PIDFD_GET_TIME_NAMESPACE: Final = 0xFF07
-"""Source: linux/pidfd.h, since Linux 6.11."""
 
 _BY_HAND: Final = frozenset({"stdin", "stdout", "stderr", "pty", "own_group", "syscall_handler"})
 """The arguments of a command for which it is not just started and heard out."""
@@ -148,7 +143,7 @@ class Container:
         self._ground: Ground | None = None
         self._init: Process | None = None
         self._processes: set[Process | Errand] = set()
-        self._time = -1
+        self._entrance: Entrance | None = None
         self._supervisions: set[Supervision] = set()
         self._freezer: Freezer | None = None
         self._paused = False
@@ -226,6 +221,7 @@ class Container:
                 raise
             self._ground = ground
             self._init = _init_process(outcome)
+            self._entrance = Entrance(self._init, ground, self._kinds)
             _alive.add(self)
             self.timings = _timings(began, planned, outcome)
         return self
@@ -273,7 +269,8 @@ class Container:
             _alive.discard(self)
             while self._supervisions:
                 self._supervisions.pop().close()
-            self._close_time()
+            if self._entrance is not None:
+                self._entrance.close()
             try:
                 if self._freezer is not None:
                     self._freezer.end()
@@ -413,7 +410,7 @@ class Container:
                 finish, kill_tree = self._forget, None
                 if leaf is not None and own_group:
                     finish, kill_tree = partial(self._account, leaf=leaf), leaf.kill
-                outcome = self._join(wanted, {"target": init.fileno(), **streams.inputs(), **calls}, leaf)
+                outcome = self._join(wanted, {**streams.inputs(), **calls}, leaf)
                 process = Process(
                     wanted, outcome.pid, outcome.pidfd, streams, text=wanted_text, finish=finish, kill_tree=kill_tree
                 )
@@ -451,22 +448,14 @@ class Container:
 
     def _join(self, command: Command, slots: dict[str, int], group: CGroup | None) -> Outcome:
         """Start a command among what runs already."""
-        return self._joining_program(command, joining(group, self._group)).run(
-            {**slots, **inputs(group), **self._joined_inputs()},
+        entrance = self._entrance
+        assert entrance is not None
+        return entrance.program(command, joining(group, self._group)).run(
+            {**entrance.inputs(), **slots, **inputs(group)},
             argv=command.argv,
             envp=command.envp,
             flags=_native.HIDE_MEMORY,
         )
-
-    def _joining_program(self, command: Command, joins: Joining) -> Program:
-        sets_groups = self.sets_groups
-        return programs.get(
-            (command.shape, self.kinds, sets_groups, joins),
-            lambda: Program(payload.exec_plan(command, self.kinds, sets_groups=sets_groups, joins=joins)),
-        )
-
-    def _joined_inputs(self) -> dict[str, int]:
-        return {**self._time_inputs(), PROC.name: _native.proc(), "image": _native.init_image()}
 
     exec = popen
 
@@ -517,15 +506,16 @@ class Container:
     ) -> CompletedProcess:
         fields = dict(more)
         text = Text.of(fields.pop("text", None), fields.pop("encoding", None), fields.pop("errors", None))
-        with self._entering() as init:
+        with self._entering():
             command = self._command(argv, fields, terminal=False)
             Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
             owner = self._standing().outside(command.user.uid)
-            program = self._joining_program(command, NOTHING_TO_JOIN)
-            errand = Errand(program, command, text, owner, limit, timeout)
+            entrance = self._entrance
+            assert entrance is not None
+            errand = Errand(entrance.program(command), command, text, owner, limit, timeout)
             self._processes.add(errand)
             try:
-                errand.start({"target": init.fileno(), **self._joined_inputs()}, _native.HIDE_MEMORY)
+                errand.start(entrance.inputs(), _native.HIDE_MEMORY)
             except BaseException:
                 self._processes.discard(errand)
                 raise
@@ -572,29 +562,6 @@ class Container:
     def _terminal(self, size: bool | tuple[int, int], user: User) -> Streams:  # noqa: FBT001 - popen's own argument
         master, slave = self.files.open_terminal(None if isinstance(size, bool) else size, user)
         return Streams.of_terminal(master, slave)
-
-    def _time_inputs(self) -> dict[str, int]:
-        """A time namespace can't be joined by way of the pidfd: it has a descriptor, opened when first needed."""
-        if self.spec.namespaces.time == "host":
-            return {}
-        with self._lock:  # two that come at once must not each open one, of which the first is closed again
-            if self._time < 0:
-                self._time = self._open_time()
-        return {"time": self._time}
-
-    def _open_time(self) -> int:
-        import fcntl
-
-        try:
-            return _native.high(fcntl.ioctl(self._running().fileno(), _PIDFD_GET_TIME_NAMESPACE))
-        except OSError:
-            with self.namespace(Kind.TIME) as namespace:
-                return _native.high(fcntl.fcntl(namespace.fileno(), fcntl.F_DUPFD_CLOEXEC, _native.LOWEST))
-
-    def _close_time(self) -> None:
-        fd, self._time = self._time, -1
-        if fd >= 0:
-            os.close(fd)
 
     @property
     def _group(self) -> CGroup | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -118,11 +119,12 @@ class Supply(Generic[Thing]):
             else:
                 try:
                     self._things.append(self._make())
-                except ContainerError as error:
+                except (ContainerError, OSError) as error:
                     not_before = time.monotonic() + _RETRY_S
                     if not warned:
                         warned = True
-                        warnings.warn(f"{self._name}: none can be made: {error}", ResourceWarning, stacklevel=1)
+                        with contextlib.suppress(ResourceWarning):  # it may be an error, which nobody would hear here
+                            warnings.warn(f"{self._name}: none can be made: {error}", ResourceWarning, stacklevel=1)
             self._read_all(waiters)
         for waiter in waiters:
             waiter.release()

@@ -23,6 +23,7 @@ from containerkit import (
     SetupError,
     SpecError,
     StateError,
+    _native,
     run,
 )
 
@@ -50,11 +51,17 @@ def wait_until(condition, patience_s=5.0):
     return value
 
 
-@pytest.fixture(params=["one shot", "container", "no init"])
+@pytest.fixture(params=["one shot", "container", "no init", "ready"])
 def runner(request):
-    """The three ways to run a command and wait for it."""
+    """The ways to run a command and wait for it."""
     if request.param == "one shot":
         yield run
+    elif request.param == "ready":
+        if _native.interpreter().Run is None:
+            pytest.skip("only the compiled module can hold a start")
+        with Container.prepare(ready=1) as template:
+            assert template.wait_full(20)
+            yield template.run
     elif request.param == "no init":
         yield lambda *args, **more: run(*args, init=False, **more)
     else:
@@ -956,6 +963,7 @@ def test_embedding_program_goes_on_after_signals(runner):
     assert len(seen) > 5
 
 
+@pytest.mark.parametrize("runner", ["one shot", "container", "no init"], indirect=True)
 def test_embedding_program_may_have_few_descriptors(runner):
     """When descriptors run out the error says so, and those that were opened are closed."""
     import resource

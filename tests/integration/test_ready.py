@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -386,3 +387,20 @@ def test_a_folder_as_root_serves_too(tmp_path):
         assert template.wait_full(ENOUGH_S)
         with pytest.raises(SetupError):
             template.run(["/nothing"])
+
+
+def test_it_fills_up_again_once_there_are_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with prepared(2) as template:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+        try:
+            for _ in range(2):
+                assert 0 == template.run(["true"]).returncode  # it has all that it needs
+            with pytest.raises(OSError, match="Too many open files"):
+                template.run(["true"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert template.wait_full(ENOUGH_S)
+        assert 0 == template.run(["true"]).returncode
