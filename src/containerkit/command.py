@@ -177,7 +177,7 @@ def _argv(value: Sequence[str | bytes | os.PathLike[str]]) -> tuple[bytes, ...]:
     return words
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # so that with_argv, on the way of every start, is one copy
 class Command:
     """A program with its arguments, and all that it finds when it starts.
 
@@ -226,9 +226,7 @@ class Command:
         if self._envp is None or self._shape is None:
             _ = self.envp, self.shape  # what the others have of it
         other: Command = object.__new__(Command)
-        for name in _SLOTS:
-            object.__setattr__(other, name, getattr(self, name))
-        object.__setattr__(other, "argv", _argv(argv))
+        other.__dict__.update(self.__dict__, argv=_argv(argv))
         return other
 
     @property
@@ -261,9 +259,6 @@ class Command:
             object.__setattr__(self, "_shape", Shape(self.cwd, self.user, self.terminal, self.confinement, limits))
         path = None if b"/" in self.argv[0] else dict(self.env).get("PATH")
         return (self.argv[0], path, self._shape)
-
-
-_SLOTS: Final = tuple(field.name for field in attrs.fields(Command))
 
 
 def session(command: Command) -> list[Operation]:

@@ -33,6 +33,11 @@ _READY: Final = 16
 """How many containers are kept ready unless it was said how many."""
 
 
+def _lasts(_: Recipe) -> bool:
+    """What a name stands for was looked up once, for as long as the template lives."""
+    return True
+
+
 class Template:
     """Containers of one description, for which all that can be made beforehand is: by :meth:`Container.prepare`.
 
@@ -159,7 +164,10 @@ class Template:
         )
 
     def _recipe(self, more: dict[str, Any]) -> Recipe:
-        return self._recipes.get(more, lambda given: Recipe.of({**self._fields, **given}), lambda _: True)
+        return self._recipes.get(more, self._made_recipe, _lasts)
+
+    def _made_recipe(self, more: dict[str, Any]) -> Recipe:
+        return Recipe.of({**self._fields, **more})
 
     @property
     def ready(self) -> int:
