@@ -50,6 +50,7 @@ class Supply(Generic[Thing]):
         self._end = end
         self._name = name
         self._few = size if eager else size // 2
+        self._told = ""
         self._things: deque[Thing] = deque()
         self._messages: SimpleQueue[tuple[Thing] | LockType | None] = SimpleQueue()
         self._owner = os.getpid()
@@ -102,13 +103,27 @@ class Supply(Generic[Thing]):
         self._messages.put(None)
         self._thread.join()
         while self._things:
-            self._end(self._things.popleft())
+            self._try(self._end, self._things.popleft())
         self._read_all([])
+
+    def _try(self, do: Callable[..., object], *arguments: object) -> bool:
+        """Do something that may fail; return whether it did not. Nobody is there to hear of it but by a warning."""
+        try:
+            do(*arguments)
+        except (ContainerError, OSError) as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                with contextlib.suppress(ResourceWarning):  # it may be an error, which would end the thread
+                    warnings.warn(f"{self._name}: {error}", ResourceWarning, stacklevel=1)
+            return False
+        return True
+
+    def _add(self) -> None:
+        self._things.append(self._make())
 
     def _work(self) -> None:
         waiters: list[LockType] = []
         not_before = 0.0
-        warned = False
         while not self.closed:
             if len(self._things) >= self.size:
                 while waiters:
@@ -116,15 +131,8 @@ class Supply(Generic[Thing]):
                 self._read(waiters, None)
             elif (pause := not_before - time.monotonic()) > 0:
                 self._read(waiters, pause)
-            else:
-                try:
-                    self._things.append(self._make())
-                except (ContainerError, OSError) as error:
-                    not_before = time.monotonic() + _RETRY_S
-                    if not warned:
-                        warned = True
-                        with contextlib.suppress(ResourceWarning):  # it may be an error, which nobody would hear here
-                            warnings.warn(f"{self._name}: none can be made: {error}", ResourceWarning, stacklevel=1)
+            elif not self._try(self._add):
+                not_before = time.monotonic() + _RETRY_S
             self._read_all(waiters)
         for waiter in waiters:
             waiter.release()
@@ -139,6 +147,6 @@ class Supply(Generic[Thing]):
         except Empty:
             return
         if isinstance(message, tuple):
-            self._end(message[0])
+            self._try(self._end, message[0])
         elif message is not None:
             waiters.append(message)
