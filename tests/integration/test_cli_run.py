@@ -282,10 +282,20 @@ def test_run_tells_the_time():
     assert 0.2 <= float(figures["real"].split()[0]) < 20
 
 
+@pytest.fixture
+def heeded():
+    """Let what is started not ignore a signal, as this process may: in the background of a script, or under nohup."""
+    former = {}
+    yield lambda number: former.setdefault(number, signal.signal(number, signal.SIG_DFL))
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2]
 )
-def test_run_passes_signals_on(number):
+def test_run_passes_signals_on(number, heeded):
+    heeded(number)
     script = f"trap 'echo got; exit 9' {number.value}; echo ready; while :; do sleep 0.05; done"
     with start("--", "sh", "-c", script, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
