@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["FuseUnion", "could_help", "explained"]
 
 PROGRAM: Final = "fuse-overlayfs"
+_DEVICE: Final = "/dev/fuse"
 _REFUSALS: Final = (EINVAL, ENODEV, EPERM, EOPNOTSUPP)
 _PLACE: Final = "/sys"
 """What the program does without, so that the layers can lie there; only it and its mount namespace see them."""
@@ -49,15 +50,18 @@ def could_help(rootfs: RootFS, error: SetupError) -> bool:
 
 def explained(error: SetupError) -> SetupError:
     """Return the kernel's refusal with the remedy, where the program is not there."""
-    hint = f"install {PROGRAM}, which can do without the kernel's overlayfs; or put the folders on another filesystem"
+    hint = (
+        f"install {PROGRAM}, which can do without the kernel's overlayfs, and let this user open {_DEVICE}; or put the "
+        "folders on another filesystem"
+    )
     return UnsupportedError(error.operation, error.errno or EINVAL, error.target, hint)
 
 
 def is_installed() -> bool:
-    """Return whether there is the program, and the device that it needs."""
+    """Return whether there is the program, and the device that it needs for this user."""
     from shutil import which
 
-    return which(PROGRAM) is not None and os.path.exists("/dev/fuse")
+    return which(PROGRAM) is not None and os.access(_DEVICE, os.R_OK | os.W_OK)
 
 
 class FuseUnion:
@@ -189,7 +193,8 @@ def serve(door: int, holder: int, request: dict[str, Any]) -> None:
         try:
             words = _prepare(owner, holder, request)
         except OSError as error:
-            told = "prepare", error.errno or EINVAL, str(error.filename or PROGRAM), error.strerror or ""
+            hint = "this user must be let in: udev gives it mode 0666" if error.filename == _DEVICE else error.strerror
+            told = "prepare", error.errno or EINVAL, str(error.filename or PROGRAM), hint or ""
             owner.send(json.dumps(told).encode())
             return
     os.execv(request["program"], words)
@@ -207,7 +212,7 @@ def _prepare(owner: socket.socket, holder: int, request: dict[str, Any]) -> list
     calls.mount("none", "/", None, k.MS_REC | k.MS_PRIVATE)
     memory = -1 if request["upper"] else _filesystem("tmpfs", {"mode": "755", **_size(request["size"])})
     options = _place_layers(request, memory)
-    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     tree = _filesystem(
         "fuse",
         {

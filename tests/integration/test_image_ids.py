@@ -236,6 +236,10 @@ with Container(second.rootfs(), **root) as c:
 
 
 @pytest.mark.skipif(shutil.which("fuse-overlayfs") is None, reason="needs fuse-overlayfs (package fuse-overlayfs)")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/fuse") or os.stat("/dev/fuse").st_mode & 0o006 != 0o006,
+    reason="other users may not open /dev/fuse",
+)
 @pytest.mark.parametrize("count", [0, 65_536])
 def test_union_by_fuse_overlayfs_has_the_owners(run_as, archive, home, count):
     for name in ("l", "u", "w", "m"):

@@ -108,6 +108,8 @@ def test_the_same_tests_with_a_single_id(python_for_all, file, interpreter_name,
         python_for_all, [*words, "--interpreter", interpreter_name, "-k", CHOSEN[file], f"{HERE}/{file}"], home
     )
     assert 0 == done.returncode, done.stdout[-5000:] + done.stderr[-1000:]
+    if file == "test_fuse.py" and "this user may not open /dev/fuse" in done.stdout:
+        pytest.skip("this user may not open /dev/fuse")
     assert " passed" in done.stdout
 
 
