@@ -79,10 +79,9 @@ class Supply(Generic[Thing]):
 
     def give_back(self, thing: Thing) -> None:
         """Let one that was used be ended in the background; at once when nobody is there any more to do so."""
+        self._messages.put((thing,))
         if self.closed:
-            self._end(thing)
-        else:
-            self._messages.put((thing,))
+            self._drain()
 
     def wait_full(self, timeout: float | None = None) -> bool:
         """Wait until it is full and all that was given back is ended; return whether that came in time.
@@ -92,7 +91,11 @@ class Supply(Generic[Thing]):
         """
         full = allocate_lock()
         full.acquire()
+        if not self.is_ours:
+            return False
         self._messages.put(full)
+        if self.closed:
+            self._drain()
         return full.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
 
     def close(self) -> None:
@@ -104,7 +107,14 @@ class Supply(Generic[Thing]):
         self._thread.join()
         while self._things:
             self._try(self._end, self._things.popleft())
-        self._read_all([])
+        self._drain()
+
+    def _drain(self) -> None:
+        """Read what the thread is not there any more to read."""
+        waiters: list[LockType] = []
+        self._read_all(waiters)
+        for waiter in waiters:
+            waiter.release()
 
     def _try(self, do: Callable[..., object], *arguments: object) -> bool:
         """Do something that may fail; return whether it did not. Nobody is there to hear of it but by a warning."""

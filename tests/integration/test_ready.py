@@ -404,3 +404,11 @@ def test_it_fills_up_again_once_there_are_descriptors():
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert template.wait_full(ENOUGH_S)
         assert 0 == template.run(["true"]).returncode
+
+
+def test_nobody_waits_for_what_was_closed():
+    template = prepared(1)
+    stock = template._stock
+    template.close()
+    assert stock.wait_full()
+    assert template.wait_full(1)
