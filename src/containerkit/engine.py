@@ -66,11 +66,15 @@ class Capture:
             do()
             left: Left = run.left()
         except BaseException:
-            rest = run.left()
-            if rest.ending is None and rest.pidfd >= 0:  # a signal handler has raised
-                self.abandon(rest)
+            self.give_up(run)
             raise
         return left
+
+    def give_up(self, run: Any) -> None:
+        """End what still runs where a signal handler has raised."""
+        rest = run.left()
+        if rest.ending is None and rest.pidfd >= 0:
+            self.abandon(rest)
 
 
 def see_out(run: Any) -> None:

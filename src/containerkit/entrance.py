@@ -52,7 +52,7 @@ class Entrance:
         """Return the slots of such a plan, but for those of the command.
 
         Raises:
-            SetupError: the container has stopped.
+            StateError: the container has stopped.
         """
         time = {"time": self._time_namespace()} if self._kinds & Kind.TIME.flag else {}
         own = {"target": self._init.fileno(), PROC.name: _native.proc(), "image": _native.init_image()}

@@ -29,7 +29,7 @@ class Errand:
         program: the plan by which it starts.
         command: what it is.
         text: how its output is text.
-        capture: what is to become of that.
+        owner, limit, timeout: as for :class:`containerkit.engine.Capture`.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class Errand:
         try:
             self._program.begin(self._run, inputs, argv=self.command.argv, envp=self.command.envp, flags=flags)
         except BaseException:
-            self._give_up()
+            self.capture.give_up(self._run)
+            self._end()
             raise
 
     def see_out(self) -> Left:
@@ -69,12 +70,6 @@ class Errand:
             return self.capture.left(self._run, lambda: see_out(self._run))
         finally:
             self._end()
-
-    def _give_up(self) -> None:
-        left = self._run.left()
-        if left.ending is None and left.pidfd >= 0:  # a signal handler has raised
-            self._abandon(left)
-        self._end()
 
     def _end(self) -> None:
         with self._signals:

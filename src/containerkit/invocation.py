@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -230,15 +229,7 @@ def complete(
     assert process.usage is not None
     from containerkit.result import CompletedProcess
 
-    done = CompletedProcess(
-        args=process.args,
-        returncode=process.returncode,
-        stdout=stdout,
-        stderr=stderr,
-        usage=process.usage,
-        cause=process.cause or "exit",
-        duration_s=time.monotonic() - began,
-    )
+    done = CompletedProcess.now(process.args, process.returncode, (stdout, stderr), process.usage, process.cause, began)
     if process.supervision is not None and process.supervision.error is not None:
         raise process.supervision.error
     if check:

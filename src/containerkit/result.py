@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from resource import RUSAGE_SELF, getrusage
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 
@@ -110,15 +110,7 @@ class Fate:
         """
         out, err = heard if text is None else (text.decode(raw, cut=False) for raw in heard)
         assert self.usage is not None
-        done = CompletedProcess(
-            args=args,
-            returncode=self.returncode,
-            stdout=out,
-            stderr=err,
-            usage=self.usage,
-            cause=self.cause or "exit",
-            duration_s=time.monotonic() - began,
-        )
+        done = CompletedProcess.now(args, self.returncode, (out, err), self.usage, self.cause, began)
         if check:
             done.check_returncode()
         return done
@@ -145,6 +137,22 @@ class CompletedProcess:
     usage: Usage = attrs.field(factory=Usage)
     cause: Cause = "exit"
     duration_s: float = 0.0
+
+    @classmethod
+    def now(
+        cls, args: list[str], returncode: int, written: tuple[Any, Any], usage: Usage, cause: Cause | None, began: float
+    ) -> Self:
+        """Return what became of a command that has ended just now; ``began`` is of the monotonic clock."""
+        stdout, stderr = written
+        return cls(
+            args=args,
+            returncode=returncode,
+            stdout=stdout,
+            stderr=stderr,
+            usage=usage,
+            cause=cause or "exit",
+            duration_s=time.monotonic() - began,
+        )
 
     def check_returncode(self) -> None:
         """Raise unless the exit status is 0.
