@@ -154,35 +154,32 @@ class Joining(NamedTuple):
 
     def operations(self) -> list[Operation]:
         """Return the operations of the process that is about to clone. ``0`` is the writer. Source: cgroups(7)."""
+        files = self._files()
         if self.late:
-            return [step for number in range(len(self._files)) for step in self._open(number)]
-        return [step for number in range(self.old) for step in (*self._open(number), *self._write(number))]
+            return [opened for opened, _ in files]
+        return [step for opened, written in files for step in (opened, *written)]
 
     def clock(self, clock: Clock) -> Clock:
         """Return what is done in an address space of one's own, with the joining if it is late."""
         if not self.late:
             return clock
-        writes = [step for number in range(len(self._files)) for step in self._write(number)]
-        needs = tuple(self._at(number) for number in range(len(self._files)))
+        files = self._files()
+        writes = [step for _, written in files for step in written]
+        needs = [opened.result for opened, _ in files if opened.result is not None]
         return clock._replace(steps=(*writes, *clock.steps), alone=True, needs=(*clock.needs, *needs))
 
-    @property
-    def _files(self) -> tuple[tuple[Slot, bytes], ...]:
-        """What is written to, and in which directory. A thread moves through ``tasks`` without a grace period."""
-        old = tuple((Slot(f"cgroup {number}"), b"tasks") for number in range(self.old))
-        return (*old, (GROUP, b"cgroup.procs")) if self.born else old
-
-    def _at(self, number: int) -> Slot:
-        return Slot(f"tasks {number}" if self.late else "tasks")
-
-    def _open(self, number: int) -> list[Operation]:
-        directory, name = self._files[number]
-        flags = k.O_WRONLY | k.O_CLOEXEC
-        return [plan.open_at(directory, name, flags, self._at(number), target=name.decode(), hint=_GROUP_HINT)]
-
-    def _write(self, number: int) -> list[Operation]:
-        at = self._at(number)
-        return [plan.write(at, b"0", self._files[number][1].decode(), _GROUP_HINT), plan.close(at)]
+    def _files(self) -> list[tuple[Operation, list[Operation]]]:
+        """How each file is opened, and written to. A thread moves through ``tasks`` without a grace period."""
+        places = [(Slot(f"cgroup {number}"), b"tasks") for number in range(self.old)]
+        if self.born and self.late:
+            places.append((GROUP, b"cgroup.procs"))
+        files: list[tuple[Operation, list[Operation]]] = []
+        for number, (directory, name) in enumerate(places):
+            at, target = Slot(f"tasks {number}"), name.decode()
+            flags = k.O_WRONLY | k.O_CLOEXEC
+            opened = plan.open_at(directory, name, flags, at, target=target, hint=_GROUP_HINT)
+            files.append((opened, [plan.write(at, b"0", target, _GROUP_HINT), plan.close(at)]))
+        return files
 
     @property
     def group(self) -> Slot | None:
