@@ -1,4 +1,4 @@
-"""Builds the C parts; everything else about the project is in pyproject.toml."""
+"""Build the C parts. Everything else about the project is in pyproject.toml."""
 
 import os
 import runpy
@@ -11,26 +11,31 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("src/containerkit/_native")
+NATIVE_BUILD = runpy.run_path(str(NATIVE / "build.py"))
 
 
 class BuildNative(build_ext):
-    """Builds the extension and, beside it, the static init."""
+    """Builds the extension and, beside it, the static programs."""
 
     def run(self) -> None:
         super().run()
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[:1]
         folder = NATIVE if self.inplace else Path(self.build_lib) / "containerkit" / "_native"
-        runpy.run_path(str(NATIVE / "build.py"))["build_init"](compiler, folder / "init")
+        NATIVE_BUILD["build_programs"](compiler, folder)
 
     def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), str(Path(self.build_lib) / "containerkit" / "_native" / "init")]
+        return [
+            *super().get_outputs(),
+            *(str(Path(self.build_lib) / "containerkit" / "_native" / name) for name in NATIVE_BUILD["PROGRAMS"]),
+        ]
 
 
 class BuildWheel(bdist_wheel):
-    """One wheel for CPython 3.11 and later, by the stable ABI."""
+    """Builds one wheel for CPython 3.11 and later, with the stable ABI. Free-threaded CPython has a separate wheel."""
 
     def finalize_options(self) -> None:
-        self.py_limited_api = "cp311"
+        if NATIVE_BUILD["LIMITED_API"]:
+            self.py_limited_api = "cp311"
         super().finalize_options()
 
 

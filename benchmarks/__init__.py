@@ -1,5 +1,5 @@
-"""How fast containerkit is, beside the kernel's own floor and beside what a user would pick instead.
+"""The speed of containerkit, compared to the kernel's own floor and to other programs.
 
-``python -m benchmarks`` runs all of it, ``python -m benchmarks.latency`` (or any other file) one part. What is
-promised, and which of these figures holds the promise, is told in SPECIFICATION.md.
+``python -m benchmarks`` runs everything, ``python -m benchmarks.latency`` (or another file) runs one part.
+SPECIFICATION.md lists the promised figures and which measurement checks each of them.
 """

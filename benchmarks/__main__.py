@@ -1,4 +1,4 @@
-"""Runs the benchmarks: ``python -m benchmarks`` all of them, ``--only NAME`` some, ``--check`` holds the promises."""
+"""Run the benchmarks: ``python -m benchmarks`` all of them, ``--only NAME`` some, ``--check`` checks the promises."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
     from benchmarks.measure import Ratio
 
-NAMES = ("latency", "growth", "density", "imports", "throughput", "steps")
+NAMES = ("latency", "growth", "density", "imports", "throughput", "steps", "python", "agents")
 CHECKED = ("latency", "growth", "density", "imports")
 BRIEFLY = {"density": ["--containers", "100"], "throughput": ["--seconds", "2"]}
 
 
 def options() -> argparse.ArgumentParser:
-    """Return the options of the whole."""
+    """Return the command line options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument("--samples", type=int, help="samples of each rung (default: what each benchmark takes)")
-    parser.add_argument("--output", default="", metavar="FOLDER", help="write JSON, and plots if matplotlib is there")
-    parser.add_argument("--brief", action="store_true", help="smaller loads, for a look in between")
-    parser.add_argument("--check", action="store_true", help="fail when a promised ratio is broken")
+    parser.add_argument("--samples", type=int, help="samples of each rung (default: that of each benchmark)")
+    parser.add_argument("--output", default="", metavar="DIR", help="write JSON, and plots if matplotlib is installed")
+    parser.add_argument("--brief", action="store_true", help="use smaller loads, for a quick check")
+    parser.add_argument("--check", action="store_true", help="fail if a promised ratio is broken")
     return parser
 
 
@@ -41,7 +41,7 @@ def arguments(module: ModuleType, asked: argparse.Namespace) -> argparse.Namespa
 
 
 def main() -> int:
-    """Run what is asked for; return 1 when a promise is broken."""
+    """Run the selected benchmarks. Return 1 if a promise is broken."""
     asked = options().parse_args()
     facts = machine.describe()
     print(machine.one_line(facts), end="\n\n")

@@ -1,10 +1,10 @@
-/* The groups of a start, made, joined and removed in C: the floor under benchmarks/cgroups.py.
+/* The groups of a start, created, joined and removed in C: the floor for benchmarks/cgroups.py.
  *
  * Arguments: the number of a descriptor, then the base directories of the hierarchies, each followed by "file=value"
- * words for what is written there. Requests come on the descriptor, a Unix socket of datagrams:
- *   "whole"               make the groups, let a child join them, remove them
- *   "join" + descriptors  let a child write "0" to the descriptors handed over
- * The answer is the time in nanoseconds that the work took, the child's start and end left out.
+ * words that are written there. Requests arrive on the descriptor, a Unix datagram socket:
+ *   "whole"               create the groups, let a child join them, remove them
+ *   "join" + descriptors  let a child write "0" to the passed descriptors
+ * The answer is the time of the work in nanoseconds, without the child's start and end.
  */
 #include <fcntl.h>
 #include <stdint.h>
@@ -35,7 +35,7 @@ static void must(int done, const char *what) {
     }
 }
 
-/* Let a child join and end; return how long the joining took. */
+/* Let a child join and end. Return the time of the joining. */
 static uint64_t join(const int *files, int count) {
     uint64_t taken = 0;
     int pipes[2];

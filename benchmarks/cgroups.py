@@ -1,7 +1,7 @@
-"""What the groups of a start cost: made with limits on memory, processor and processes, joined by a child, removed.
+"""The cost of a start's groups: create them with limits on memory, processor and processes, join a child, remove them.
 
-``python -m benchmarks.cgroups`` prints CGroup beside the same done in C (``cgroups.c``). The child's own start and end
-are left out of both: they are there without groups too.
+``python -m benchmarks.cgroups`` prints CGroup next to the same operations in C (``cgroups.c``). The start and end of
+the child are excluded from both, because they are needed without groups too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Floor:
-    """The C program: it has children join groups, and does the whole by itself when asked.
+    """The C program. It lets children join groups, and performs all operations itself on request.
 
     Raises:
         RuntimeError: there is no C compiler.
@@ -56,7 +56,7 @@ class Floor:
 
     @staticmethod
     def words() -> list[str]:
-        """Return what the program is to make: each hierarchy's base, and what CGroup would write there."""
+        """Return what the program must create: each hierarchy's base, and what CGroup would write there."""
         words: list[str] = []
         with CGroup.create(limits=LIMITS) as group:
             for part in group.parts:
@@ -65,12 +65,12 @@ class Floor:
         return words
 
     def whole(self) -> float:
-        """Do the whole in C; return microseconds."""
+        """Perform all operations in C. Return microseconds."""
         self._socket.send(b"whole")
         return self._answer()
 
     def join(self, files: tuple[int, ...]) -> float:
-        """Let a child join; return microseconds."""
+        """Let a child join. Return microseconds."""
         socket.send_fds(self._socket, [b"join"], list(files))
         return self._answer()
 
@@ -117,7 +117,7 @@ def _with_usage(floor: Floor) -> float:
 
 
 def measure(asked: argparse.Namespace) -> Report:
-    """Measure the three and return the table."""
+    """Measure all three variants and return the table."""
     with Floor() as floor:
         rungs = [
             Rung("the same in C", floor.whole),

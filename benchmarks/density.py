@@ -1,4 +1,4 @@
-"""What a container costs that does nothing: memory of the machine, descriptors and threads of its owner."""
+"""The cost of an idle container: memory of the machine, and descriptors and threads of its owner."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ THREADS = "threads per idle container"
 
 
 def available_kib() -> int:
-    """Return what the kernel could still give away. Source: MemAvailable in proc_meminfo(5)."""
+    """Return the memory that the kernel could still provide. Source: MemAvailable in proc_meminfo(5)."""
     with open("/proc/meminfo", encoding="ascii") as file:
         for line in file:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1])
-    raise RuntimeError("/proc/meminfo tells no MemAvailable")
+    raise RuntimeError("/proc/meminfo has no MemAvailable")
 
 
 def _settled() -> int:
-    """Return the same after a while, in which the kernel has cleaned up."""
+    """Return the same after a pause in which the kernel cleans up."""
     gc.collect()
     time.sleep(SETTLE_S)
     return available_kib()
 
 
 def weigh(count: int, root: RootFS, namespaces: Namespaces) -> tuple[float, float, float]:
-    """Return memory (KiB), descriptors and threads per container, over ``count`` that live at once."""
+    """Return memory (KiB), descriptors and threads per container, for ``count`` containers at the same time."""
     with ExitStack() as stack:
-        stack.enter_context(Container(root, namespaces=namespaces))  # what is made once is not charged to each
+        stack.enter_context(Container(root, namespaces=namespaces))  # excludes what is created only once
         memory, descriptors = _settled(), len(os.listdir("/proc/self/fd"))
         threads = threading.active_count()
         for _ in range(count):
@@ -53,12 +53,12 @@ def weigh(count: int, root: RootFS, namespaces: Namespaces) -> tuple[float, floa
 
 
 def _middle(weighed: list[tuple[float, float, float]]) -> tuple[float, ...]:
-    """Return the median of each: what else happens on the machine moves its free memory too."""
+    """Return the median of each value, because other activity of the machine changes its free memory too."""
     return tuple(quantile(sorted(column), 0.5) for column in zip(*weighed, strict=True))
 
 
 def measure(asked: argparse.Namespace) -> Report:
-    """Weigh containers with a network namespace of their own, and such that share one."""
+    """Measure containers with their own network namespace, and containers that share one."""
     with ExitStack() as stack:
         floor = stack.enter_context(Floor())
         root = RootFS.dir(floor.folder, readonly=True)
@@ -89,7 +89,7 @@ def measure(asked: argparse.Namespace) -> Report:
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
     own = options(__doc__ or "", samples=3)
-    own.add_argument("--containers", type=int, default=500, help="how many live at once (default 500)")
+    own.add_argument("--containers", type=int, default=500, help="how many exist at the same time (default 500)")
     return own
 
 

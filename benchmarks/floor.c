@@ -1,13 +1,13 @@
-/* The floors that containerkit is measured against: what the kernel costs when nothing but C asks for it.
+/* The floors with which containerkit is compared: the cost of the kernel when it is called from C.
  *
  *   floor INIT FOLDER        serve: a request is one line on stdin, its words separated by tabs; so is the answer on
  * stdout
  *
  *     spawn PROGRAM WORD...  vfork, exec, wait
- *     twin WISH,WISH...      the bare twin of containerkit.run() (twin.c); the wishes are listed below and in floor.h
+ *     twin WISH,WISH...      the C twin of containerkit.run() (twin.c); the wishes are listed below and in floor.h
  *     filter HEX             the BPF program that twins with the wish `security` install from now on
  *
- * INIT is containerkit's own PID 1, FOLDER a root filesystem that has the programs /true and /static. The answer is the
+ * INIT is containerkit's own PID 1, FOLDER a root filesystem with the programs /true and /static. The answer is the
  * time from the call until the last process was reaped and the last pipe read, in nanoseconds, or `failed REQUEST`.
  */
 #include "floor.h"
@@ -86,8 +86,8 @@ int main(int argc, char **argv) {
         return 2;
     }
     prepare(argv[1], argv[2]);
-    /* The requests come and go on other descriptors. What is spawned finds an empty file on the standard ones: there
-     * are runtimes that give them to the container's user, and that must not happen to the machine's /dev/null. */
+    /* The requests use other descriptors. Spawned programs get an empty file as standard streams: some runtimes change
+     * their owner to the container's user, which must not happen to the machine's /dev/null. */
     FILE *from = fdopen(fcntl(0, F_DUPFD_CLOEXEC, 64), "r");
     FILE *to = fdopen(fcntl(1, F_DUPFD_CLOEXEC, 64), "w");
     int nothing = checked(memfd_create("nothing", MFD_CLOEXEC), "memfd_create");

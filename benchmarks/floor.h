@@ -1,5 +1,5 @@
-/* What the parts of the floor share: what is prepared once, the one start at a time, and small calls that end the
- * process when the kernel refuses.
+/* What the parts of the floor share: what is prepared once, the present start, and calls that end the process when the
+ * kernel refuses.
  */
 #ifndef FLOOR_H
 #define FLOOR_H
@@ -38,13 +38,13 @@ enum wish {
     HOST = 1,      /* the machine's /usr under overlays in memory; otherwise FOLDER, read-only */
     INIT = 2,      /* PID 1 is INIT, the command its child; otherwise the command is PID 1 */
     NET = 4,       /* a fresh network namespace */
-    POOLED = 8,    /* a ready one, joined */
+    POOLED = 8,    /* join a prepared network namespace */
     TIME = 16,     /* a time namespace */
     SECURITY = 32, /* masked and read-only paths, no capabilities, a keyring, no_new_privs, the filter */
     STATIC = 64    /* the command is /static instead of /true; not with `host` */
 };
 
-/* What is prepared once. prepare.c */
+/* What is prepared once, in prepare.c. */
 struct cover {
     const char *path;
     enum { READ_ONLY, NO_FOLDER, NO_FILE } how;

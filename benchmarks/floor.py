@@ -1,4 +1,4 @@
-"""The floors in C (``floor.c``), built when they are wanted and asked one start at a time."""
+"""The floors in C (``floor.c``). They are built when needed and perform one start per request."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FOLDERS = ("proc", "sys", "dev", "etc", "tmp", "run", "bin", "usr", "var")  # systemd-nspawn wants a /usr
+FOLDERS = ("proc", "sys", "dev", "etc", "tmp", "run", "bin", "usr", "var")  # systemd-nspawn requires a /usr
 
 
 class Floor:
-    """A process that does in C what it is asked to, and a root filesystem with nothing in it but the program ``/true``.
+    """A process that performs requests in C, with a root filesystem that contains only the program ``/true``.
 
     Attributes:
-        folder: that root filesystem.
-        true: a program without libc that ends at once; ``/true`` inside.
+        folder: the directory of that root filesystem.
+        true: a program without libc that exits at once; ``/true`` inside.
         static_true: the same with libc, linked statically; ``/static`` inside.
         dynamic_true: the machine's own ``/bin/true``.
 
@@ -52,7 +52,7 @@ class Floor:
         )
         if self._read() != "ready":
             self.close()
-            raise RuntimeError("the floor did not start; it wrote why to stderr")
+            raise RuntimeError("the floor did not start; stderr has the reason")
 
     def _build(self, name: str, sources: tuple[str, ...], *flags: str) -> str:
         target = os.path.join(self._place.name, name)
@@ -65,10 +65,10 @@ class Floor:
         return self._process.stdout.readline().strip()
 
     def ask(self, *words: str) -> float:
-        """Have one thing done and return how long it took, in microseconds.
+        """Perform one request. Return its duration in microseconds.
 
         Raises:
-            RuntimeError: it failed; stderr tells why.
+            RuntimeError: it failed; stderr has the reason.
         """
         assert self._process.stdin is not None
         self._process.stdin.write("\t".join(words) + "\n")
@@ -82,15 +82,15 @@ class Floor:
         return self.ask("spawn", *words)
 
     def twin(self, *wishes: str) -> float:
-        """Time the bare twin of ``run()``; the wishes are listed in ``floor.c``."""
+        """Time the C twin of ``run()``. ``floor.c`` lists the wishes."""
         return self.ask("twin", ",".join(wishes))
 
     def load_filter(self) -> None:
-        """Have the twins install containerkit's default filter of system calls, instruction for instruction."""
+        """Let the twins install containerkit's default filter of system calls, with the same instructions."""
         self.ask("filter", Seccomp.default(Capabilities.none().bounding).program().hex())
 
     def close(self) -> None:
-        """End it and remove what was built."""
+        """End the process and remove what was built."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()

@@ -1,8 +1,8 @@
 """Whether a start stays as fast when its surroundings grow: the owner's memory, threads and descriptors, the machine's
-mounts, the containers that live beside it, the binds in it, and the starts that came before it.
+mounts, other live containers, the number of binds, and earlier starts.
 
-Each size has a process of its own that is made that big once and then starts one container whenever it is asked to; the
-sizes of one kind are asked in interleaved rounds.
+Each size has its own process, which is brought to that size once and then starts one container per request. The sizes
+of one kind are measured in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "live containers": ((0, 100), (0, 200, 1000)),
     "bind mounts": ((0, 16), (0, 16, 128)),
 }
-"""For each kind the sizes: by default, and with ``--full``."""
+"""The sizes of each kind: the default, and with ``--full``."""
 
 CHURN = (500, 20_000)
 
 
 class Worker:
-    """A process that was made big in one way, and starts a container when it is asked to."""
+    """A process that was made large in one way, and starts a container on request."""
 
     def __init__(self, kind: str, size: int, folder: str) -> None:
         words = [sys.executable, "-m", "benchmarks.growth", "--worker", kind, str(size), folder]
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=_environment()
         )
-        self._answer()  # it is as big as it should be
+        self._answer()  # it has reached its size
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline().strip()
         if not line:
-            raise RuntimeError("the worker is gone; it wrote why to stderr")
+            raise RuntimeError("the worker has ended; stderr has the reason")
         return line
 
     def ask(self) -> float:
-        """Have it start a container and return how long that took, in microseconds."""
+        """Let it start a container. Return the duration in microseconds."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         return int(self._answer()) / 1000
@@ -81,7 +81,7 @@ def _environment() -> dict[str, str]:
 
 
 def _grow(kind: str, size: int, folder: str, stack: ExitStack) -> Callable[[], object]:
-    """Make this process big and return what starts a container."""
+    """Make this process large. Return a function that starts a container."""
     root = RootFS.dir(folder, readonly=True)
     start: Callable[[], object] = partial(run, ["/true"], rootfs=root, check=True)
     if kind == "heap MiB":
@@ -110,7 +110,7 @@ def _grow(kind: str, size: int, folder: str, stack: ExitStack) -> Callable[[], o
 
 
 def _mounts(count: int, stack: ExitStack) -> None:
-    """Have so many mounts, in a mount namespace of this process that nobody else sees."""
+    """Create this many mounts, in a mount namespace that only this process sees."""
     calls.unshare(k.CLONE_NEWNS)
     calls.mount("none", "/", None, k.MS_REC | k.MS_PRIVATE, None)
     place = stack.enter_context(tempfile.TemporaryDirectory(prefix="containerkit-mounts-"))
@@ -123,7 +123,7 @@ def _mounts(count: int, stack: ExitStack) -> None:
 
 
 def work(kind: str, size: int, folder: str) -> None:
-    """Be a worker: answer each line with the nanoseconds of a start, until there are no more."""
+    """Run as a worker: answer each line with the nanoseconds of a start, until the input ends."""
     with ExitStack() as stack:
         start = _grow(kind, size, folder, stack)
         start()
@@ -149,7 +149,7 @@ def compare(kind: str, sizes: tuple[int, ...], folder: str, samples: int) -> dic
 
 
 def churn(folder: str, count: int) -> tuple[Ratio, int]:
-    """Start so many one after another; return the last tenth over the first, and the descriptors left open."""
+    """Start this many containers in sequence. Return the last tenth over the first, and the leaked descriptors."""
     root = RootFS.dir(folder, readonly=True)
     run(["/true"], rootfs=root)
     before = len(os.listdir("/proc/self/fd"))

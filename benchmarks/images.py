@@ -1,7 +1,7 @@
 """Pull and unpack against skopeo and umoci, extraction against GNU tar, and starts from many layers.
 
 Run as root: ``python benchmarks/images.py [pull|extract|start ...]``. It needs Debian's docker-registry, skopeo,
-umoci and mmdebstrap packages; everything goes over the loopback interface and into a temporary folder.
+umoci and mmdebstrap packages; everything goes over the loopback interface and into a temporary directory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def timed(work):
 
 
 def debian_image(folder):
-    """Make an image of Debian in a dozen layers, about 300 MB unpacked."""
+    """Make a Debian image with a dozen layers, about 300 MB unpacked."""
     store = Store(folder / "made")
     root = folder / "deb"
     command = ["mmdebstrap", "--variant=minbase", "--include=python3,perl,git", "bookworm", root]
@@ -140,7 +140,7 @@ def bench_extract(folder):
 
 
 def bench_start(folder):
-    """Start from an image of one layer and of forty, by turns."""
+    """Start from an image with one layer and from one with forty, alternately."""
     store = Store(folder / "s")
     build = Build.from_("scratch").copy("busybox", "/bin/")
     shutil.copy("/bin/busybox", folder / "busybox")

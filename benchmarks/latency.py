@@ -1,4 +1,4 @@
-"""From the call to reaped: the same small program, started by the kernel's own means, by containerkit and by others."""
+"""The time from the call until the process is reaped, for the same program started by different means."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COMPARISONS = (
     ("exec in a live container, static libc", STATIC),
     ("with Container(), whole, static libc", STATIC),
 )
-"""Which ratios are told, besides those to each peer. Both sides of each run the same program."""
+"""The ratios that are reported, in addition to those to each peer. Both sides of a ratio run the same program."""
 
 
 @attrs.frozen
@@ -61,7 +61,7 @@ class Group:
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """Return a call that tells how long it took, in microseconds."""
+    """Return a function that makes the call and returns its duration in microseconds."""
 
     def measured() -> float:
         began = time.perf_counter_ns()
@@ -98,7 +98,7 @@ def floors(floor: Floor) -> Group:
 
 
 def _unconfined() -> dict[str, Any]:
-    """Return the arguments that switch off all that holds a command."""
+    """Return the arguments that disable all restrictions of a command."""
     return {
         "capabilities": Capabilities.all(),
         "keyring": "host",
@@ -111,7 +111,7 @@ def _unconfined() -> dict[str, Any]:
 
 
 def ours(floor: Floor, stack: ExitStack) -> Group:
-    """Return the rungs of containerkit; what they need is closed by the stack."""
+    """Return the rungs of containerkit. The stack closes what they need."""
     folder = RootFS.dir(floor.folder, readonly=True)
     pool = stack.enter_context(
         stack.enter_context(Container(folder, namespaces=Namespaces(user="host"))).namespace("network")
@@ -156,7 +156,7 @@ def ours(floor: Floor, stack: ExitStack) -> Group:
 
 
 def _ready(template: Template, argv: list[str]) -> float:
-    """Measure a run in a container that was made before, as all will be that come no faster than these are made."""
+    """Measure a run in a container that was created before. It applies if starts are not faster than the creation."""
     template.wait_full(1)
     return timed(partial(template.run, argv, check=True))()
 
@@ -171,7 +171,7 @@ def _whole(root: RootFS, argv: list[str]) -> None:
 
 
 def peers(floor: Floor, scratch: str) -> Group:
-    """Return the rungs of what else is installed."""
+    """Return the rungs of other installed programs."""
     plainly = partial(run_plainly, stdin=DEVNULL, capture_output=True, check=True)
     others = [
         Rung(peer.name, partial(floor.spawn, *peer.words(floor.folder, scratch)), 0.2 if peer.slow else 1.0)
@@ -189,7 +189,7 @@ def peers(floor: Floor, scratch: str) -> Group:
 
 
 def compare(taken: dict[str, Series], group_of: dict[str, str]) -> dict[str, Ratio]:
-    """Return the ratios that are told, by ``one / two``."""
+    """Return the reported ratios, by ``one / two``."""
     others = [name for name, group in group_of.items() if group == "peer" and name != "subprocess.run, dynamic"]
     pairs = [*COMPARISONS, *[(ours, name) for name in others for ours in ("run(), folder", "template, ready")]]
     return {
@@ -200,7 +200,7 @@ def compare(taken: dict[str, Series], group_of: dict[str, str]) -> dict[str, Rat
 
 
 def measure(asked: argparse.Namespace) -> Report:
-    """Measure the ladder."""
+    """Measure all rungs."""
     with ExitStack() as stack:
         floor = stack.enter_context(Floor())
         floor.load_filter()

@@ -1,4 +1,4 @@
-"""What a result was measured on: every result carries it, since a figure without its machine means nothing."""
+"""The machine of a measurement. Every result contains it, because a figure without its machine means nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VERSIONS = {
 
 
 def describe() -> dict[str, object]:
-    """Return the facts about this machine that a figure depends on."""
+    """Return the properties of this machine that affect a figure."""
     return {
         "kernel": platform.release(),
         "architecture": platform.machine(),
@@ -40,7 +40,7 @@ def describe() -> dict[str, object]:
 
 
 def one_line(facts: dict[str, object]) -> str:
-    """Return the facts that a table is headed with."""
+    """Return the properties for the head of a table."""
     return (
         f"{facts['cpu']}, {facts['cpus']} cpus, Linux {facts['kernel']}, Python {facts['python']},"
         f" {facts['user']} user, load {facts['load_average']:.2f}"

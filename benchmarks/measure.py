@@ -1,9 +1,8 @@
-"""Taking samples so that they can be compared, and saying how sure the comparison is.
+"""Take samples that can be compared, and compute how certain the comparison is.
 
-All rungs of a benchmark are measured in rounds: each round takes every rung once, in an order of its own. What disturbs
-the machine for a while then disturbs all of them alike. A comparison is the ratio of two medians of one run, with the
-interval in which it lies at 95 %, found by drawing whole rounds again (the bootstrap): never a bare number of
-milliseconds.
+All rungs of a benchmark are measured in rounds. Each round measures every rung once, in random order, so that temporary
+load of the machine affects all of them equally. A comparison is the ratio of two medians of one run, with its 95 %
+interval, which is found by resampling whole rounds (the bootstrap). It is never a bare number of milliseconds.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ class Rung:
     """One thing to measure.
 
     Attributes:
-        name: what it is called in tables and promises.
-        call: does it once and returns how long it took, in microseconds.
-        per_round: how often it is taken in a round; less than one for what is slow beyond need.
+        name: its name in tables and promises.
+        call: performs it once and returns the duration in microseconds.
+        per_round: how often it is measured in a round; less than one for slow things.
     """
 
     name: str
@@ -64,7 +63,7 @@ class Series:
 
 @attrs.frozen
 class Ratio:
-    """How many times the median of one series is the median of another, and between which bounds (95 %)."""
+    """The median of one series divided by the median of another, with the bounds of its 95 % interval."""
 
     value: float
     low: float
@@ -75,7 +74,7 @@ class Ratio:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the quantile of an ordered series, between neighbours by their distance."""
+    """Return the quantile of an ordered series, interpolated between neighbours."""
     at = (len(ordered) - 1) * share
     low = math.floor(at)
     high = min(low + 1, len(ordered) - 1)
@@ -83,7 +82,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def ratio(one: Sequence[float], two: Sequence[float], *, seed: int = 1) -> Ratio:
-    """Return the ratio of the medians. Series of one length were taken in the same rounds and are drawn together."""
+    """Return the ratio of the medians. Series of equal length come from the same rounds and are resampled together."""
     source = random.Random(seed)
     paired = len(one) == len(two)
     values: list[float] = []
@@ -100,13 +99,13 @@ def ratio(one: Sequence[float], two: Sequence[float], *, seed: int = 1) -> Ratio
 def interleave(
     rungs: Iterable[Rung], samples: int, *, seed: int | None = None, tell: Callable[[str], None] | None = None
 ) -> dict[str, Series]:
-    """Measure all rungs in rounds, each in an order of its own; a rung that fails in its warm-up is left out.
+    """Measure all rungs in rounds, each in random order. A rung that fails in its warm-up is left out.
 
     Args:
-        rungs: what to measure.
-        samples: rounds.
-        seed: of the order (default: another one each time).
-        tell: gets a line for each rung that is left out.
+        rungs: the rungs.
+        samples: the number of rounds.
+        seed: the seed of the order. Default: a different one each time.
+        tell: called with a line for each rung that is left out.
     """
     source = random.Random(seed)
     alive: list[Rung] = []
@@ -114,7 +113,7 @@ def interleave(
         try:
             for _ in range(WARM_UP):
                 rung.call()
-        except Exception as error:  # noqa: BLE001 - whatever ails one rung must not cost the others
+        except Exception as error:  # noqa: BLE001 - a failure of one rung must not stop the others
             (tell or _to_stderr)(f"{rung.name}: left out: {error}")
         else:
             alive.append(rung)
@@ -131,7 +130,7 @@ def _to_stderr(line: str) -> None:
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Return rows as a table for people, the first column to the left, the others to the right."""
+    """Return rows as a table, the first column aligned left, the others right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [
         "  ".join(
@@ -144,14 +143,14 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
 
 @attrs.frozen
 class Report:
-    """What a benchmark found out.
+    """The result of a benchmark.
 
     Attributes:
-        name: the benchmark's.
-        title: what the table shows.
+        name: the name of the benchmark.
+        title: the title of the table.
         header, rows: the table.
-        data: all of it, for the JSON file.
-        ratios: what promises are held against, by name.
+        data: all data, for the JSON file.
+        ratios: the ratios that are compared with promises, by name.
     """
 
     name: str
@@ -165,7 +164,7 @@ class Report:
         return f"{self.title}\n\n{table(self.rows, self.header)}\n"
 
     def write(self, folder: str, facts: dict[str, object]) -> str:
-        """Write the report as JSON below ``folder``; return the path."""
+        """Write the report as JSON below ``folder``. Return the path."""
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"{self.name}.json")
         ratios = {name: attrs.asdict(value) for name, value in self.ratios.items()}
@@ -177,15 +176,15 @@ class Report:
 
 
 def options(description: str, *, samples: int) -> argparse.ArgumentParser:
-    """Return the parser of the options that each benchmark has."""
+    """Return a parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--samples", type=int, default=samples, help=f"samples of each rung (default {samples})")
-    parser.add_argument("--output", default="", metavar="FOLDER", help="write JSON, and plots if matplotlib is there")
+    parser.add_argument("--output", default="", metavar="DIR", help="write JSON, and plots if matplotlib is installed")
     return parser
 
 
 def main(measure: Callable[[argparse.Namespace], Report], parser: argparse.ArgumentParser) -> None:
-    """Run one benchmark from its command line: the table to stdout, files where they are asked for."""
+    """Run one benchmark from its command line. Print the table to stdout, and write files on request."""
     asked = parser.parse_args()
     facts = machine.describe()
     print(machine.one_line(facts), end="\n\n")

@@ -1,9 +1,9 @@
-"""The OCI command line against runc's: interleaved pairs, and where the time of ``run`` goes.
+"""The OCI command compared to runc in interleaved pairs, and the parts of the time of ``run``.
 
     python benchmarks/oci.py [--samples N]
 
-Needs root, runc and a static busybox. Prints medians, p95, p99 and ratios; what the machine does beside it moves all of
-them, so only the ratio of the same run counts.
+Needs root, runc and a static busybox. Prints medians, p95, p99 and ratios. Other load of the machine affects all of
+them, so only ratios from the same run are meaningful.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def timed(words, cwd):
 
 
 def pairs(label, ours, theirs, cwd, samples):
-    """Print how two commands compare; one after the other, so that both meet the same machine."""
+    """Print a comparison of two commands, which run alternately under the same conditions."""
     mine, other = [], []
     for _ in range(3):
         timed(ours, cwd), timed(theirs, cwd)
@@ -65,7 +65,7 @@ def shown(times):
 
 
 def imports(runtime, words, cwd):
-    """Return the microseconds that each module's own code took to load."""
+    """Return the microseconds that the import of each module's own code took."""
     lines = Path(runtime).read_text().splitlines()
     code = "\n".join(lines[1:])
     done = subprocess.run(
@@ -75,7 +75,7 @@ def imports(runtime, words, cwd):
 
 
 def where(runtime, cwd):
-    """Print the shares of the interpreter, of loading and of the work."""
+    """Print the parts of the interpreter, of imports and of the work."""
     bare = statistics.median(timed([sys.executable, "-IS", "-c", "pass"], cwd) for _ in range(20))
     whole = statistics.median(timed([runtime, "run", "bench"], cwd) for _ in range(20))
     best = min((imports(runtime, ["run", "bench"], cwd) for _ in range(5)), key=lambda found: sum(found.values()))

@@ -1,6 +1,6 @@
-"""What a user would pick instead, each asked for the same: all namespaces that it knows, the same root and program.
+"""Other programs, each asked for the same: all namespaces that it supports, the same root and program.
 
-They are started by the C floor with vfork and exec, so that nothing of Python's is charged to them.
+The C floor starts them with vfork and exec, so that no cost of Python is included.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Peer:
 
     Attributes:
         name: the program.
-        words: from a root filesystem and a scratch folder, the command line that runs ``/true`` in it.
-        slow: it takes so long that every fifth round is enough.
+        words: returns the command line that runs ``/true``, given a root filesystem and a scratch directory.
+        slow: whether it takes so long that every fifth round is enough.
     """
 
     name: str

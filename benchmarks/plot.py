@@ -1,4 +1,4 @@
-"""Draws a report as SVG and PNG, where matplotlib is there (``pip install containerkit[bench]``)."""
+"""Draw a report as SVG and PNG, if matplotlib is installed (``pip install containerkit[bench]``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLOURS = {"floor": "#8c8c8c", "containerkit": "#1f6fb4", "peer": "#d9822b"}
 
 
 def draw(report: Report, folder: str) -> list[str]:
-    """Draw what the report has to draw (``bars`` or ``lines`` in its data); return the paths of the files.
+    """Draw the ``bars`` or ``lines`` in a report's data. Return the paths of the files.
 
     Without matplotlib nothing is drawn.
     """
@@ -43,7 +43,7 @@ def draw(report: Report, folder: str) -> list[str]:
 
 
 def _bars(axes: Any, bars: list[dict[str, Any]]) -> None:
-    """Medians as bars on a logarithmic axis, with a whisker to the 95th percentile and the median beyond it."""
+    """Draw medians as bars on a logarithmic axis, with a whisker to the 95th percentile and the median next to it."""
     for group, colour in COLOURS.items():
         places = [number for number, bar in enumerate(bars) if bar["group"] == group]
         middle = [bars[number]["p50_us"] for number in places]

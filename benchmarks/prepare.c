@@ -1,4 +1,4 @@
-/* What the library prepares before its first start, the floor prepares before its first request. */
+/* The floor prepares before its first request what the library prepares before its first start. */
 #include "floor.h"
 
 struct prepared ready;
@@ -77,7 +77,7 @@ static void build_staging(void) {
     check(umount2(".", MNT_DETACH), "umount2");
 }
 
-/* A namespace that a helper process has made and filled. */
+/* A namespace that a helper process has created and filled. */
 static int namespace_of(void (*build)(void), const char *name) {
     int done[2];
     check(pipe2(done, O_CLOEXEC), "pipe2");
@@ -114,7 +114,7 @@ static void leave_network(void) { check(unshare(CLONE_NEWNET), "unshare network"
 
 void prepare(const char *init, const char *folder) {
     ready.folder = folder;
-    /* Mounts of our own, without the second hierarchy of a machine that has both: there are runtimes that refuse it. */
+    /* Own mounts without the second hierarchy of a machine that has both, because some runtimes refuse it. */
     check(unshare(CLONE_NEWNS), "unshare");
     check(mount("none", "/", 0, MS_REC | MS_PRIVATE, 0), "private");
     umount2("/sys/fs/cgroup/unified", MNT_DETACH);

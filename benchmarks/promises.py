@@ -1,6 +1,6 @@
-"""What is promised of containerkit's speed, as ratios that one run measures; SPECIFICATION.md tells them to people.
+"""The promised speed of containerkit, as ratios that one run measures. SPECIFICATION.md describes them.
 
-A promise is broken when even the lower end of the measured interval lies above it: noise alone breaks none.
+A promise is broken if even the lower end of the measured interval is above it, so noise alone breaks none.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Promise:
-    """A figure that is held.
+    """A promised figure.
 
     Attributes:
         benchmark: the module that measures it.
-        ratio: the name under which its report has it.
-        held: what it is at most, by promise.
-        goal: what it shall come to; the same where that is reached.
+        ratio: the name of the ratio in its report.
+        held: the promised maximum.
+        goal: the intended maximum; the same if it has been reached.
     """
 
     benchmark: str
@@ -33,7 +33,7 @@ class Promise:
 
     @property
     def reached(self) -> bool:
-        """Whether the goal is what is promised already."""
+        """Whether the promised maximum is already the goal."""
         return self.held <= self.goal
 
 
@@ -67,7 +67,7 @@ PROMISES = (
 
 
 def broken(ratios: Mapping[str, Ratio], promises: Iterable[Promise] = PROMISES) -> list[str]:
-    """Return a line for each promise that the ratios break; what was not measured breaks nothing."""
+    """Return a line for each broken promise. Ratios that were not measured break nothing."""
     lines = []
     for promise in promises:
         found = ratios.get(promise.ratio)
@@ -77,7 +77,7 @@ def broken(ratios: Mapping[str, Ratio], promises: Iterable[Promise] = PROMISES) 
 
 
 def verdicts(ratios: Mapping[str, Ratio], promises: Iterable[Promise] = PROMISES) -> list[tuple[str, ...]]:
-    """Return a row for each promise: its ratio, what was measured, what is held, what is aimed at."""
+    """Return a row for each promise: its ratio, the measured value, the promised maximum, the goal."""
     rows: list[tuple[str, ...]] = []
     for promise in promises:
         found = ratios.get(promise.ratio)

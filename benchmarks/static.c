@@ -1,2 +1,2 @@
-/* A program that ends with status 0, with a libc that was linked statically. */
+/* A program that exits with status 0, linked statically with a libc. */
 int main(void) { return 0; }

@@ -1,5 +1,5 @@
-/* A stopwatch for the steps of a tape: steps.py builds it together with a copy of child.c that calls timed_perform()
- * where the original calls perform(). Nothing of it is in the product.
+/* Measures the steps of a tape. steps.py builds it with a copy of child.c that calls timed_perform() where the original
+ * calls perform(). It is not part of the product.
  */
 #define _GNU_SOURCE
 #include "native.h"
@@ -21,7 +21,7 @@ static int64_t read_clock(void) {
     return time.seconds * 1000000000 + time.nanoseconds;
 }
 
-/* What does not come back, an exec or the end of a process, has no duration. */
+/* A step that does not return, an exec or an exit, has no duration. */
 static long timed_perform(struct ck_request *request, const struct ck_step *step) {
     long index = step - request->steps;
     if (index >= STEPS)

@@ -1,7 +1,7 @@
-"""Where a start spends its time: each step of the plan of ``run()`` with a stopwatch.
+"""Where a start spends its time: the duration of each step of the plan of ``run()``.
 
 A copy of the C interpreter is built with a clock around each step (``steps.c``) and walks the real plan. The clock
-costs some 0.1 microseconds a step, so the sum is a little more than a start takes.
+costs about 0.1 microseconds per step, so the sum is slightly more than the time of a start.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from containerkit._native._lib import ffi
 
 import containerkit
 from benchmarks.measure import Report, main, options, quantile
-from containerkit import RootFS, engine, run
+from containerkit import RootFS, run
 from containerkit._native import compiled
+from containerkit.plan import program as engine
 
 if TYPE_CHECKING:
     import argparse
@@ -29,11 +30,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 STEPS = 1024
 
 _CALL = " = perform(request, step);"
-"""Where the walk of child.c takes a step."""
+"""The line of child.c that performs a step."""
 
 
 class Stopwatch:
-    """The instrumented interpreter in place of the real one, for as long as it is entered."""
+    """Replaces the real interpreter by the instrumented one while it is entered."""
 
     def __init__(self) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="containerkit-steps-")
@@ -50,12 +51,15 @@ class Stopwatch:
             f"-I{native}",
             f"-I{self._place.name}",
         )
-        sources = (os.path.join(HERE, "steps.c"), os.path.join(native, "spawn.c"))
+        sources = [
+            os.path.join(HERE, "steps.c"),
+            *(os.path.join(native, name) for name in ("spawn.c", "check.c", "image.c")),
+        ]
         with open(os.path.join(native, "child.c"), encoding="utf-8") as file:
             original = file.read()
         timed = original.replace(_CALL, f" = timed_{_CALL[3:]}")
         if timed.count("timed_") != 1:
-            raise RuntimeError("child.c does not walk as it did: see _CALL")
+            raise RuntimeError("child.c has changed: update _CALL")
         with open(os.path.join(self._place.name, "timed_child.c"), "w", encoding="utf-8") as file:
             file.write(timed)
         subprocess.run([compiler, *flags, "-o", library, *sources], check=True)
@@ -69,7 +73,7 @@ class Stopwatch:
         return getattr(self._lib, name)
 
     def ck_spawn(self, *arguments: Any) -> int:
-        """Call the instrumented twin with the addresses of what the real one would get."""
+        """Call the instrumented interpreter with the addresses of the real one's arguments."""
         plain: list[Any] = []
         for value in arguments:
             if isinstance(value, bytes):
@@ -81,7 +85,7 @@ class Stopwatch:
         return int(self._library.ck_spawn(*plain))
 
     def reset(self) -> None:
-        """Forget the last start: a step that the next one leaves out has no duration."""
+        """Reset the durations, because a step that the next start skips has none."""
         for times in (self.began, self.ended):
             ctypes.memset(times, 0, ctypes.sizeof(times))
 
@@ -95,7 +99,7 @@ class Stopwatch:
 
 
 def _names(plan: Any, tape: Any) -> list[str]:
-    """Return what each step of a tape does, for people."""
+    """Return a description of each step of a tape."""
     operations = plan.operations
     return [operations[origin].describe() for origin in tape.origin]
 
@@ -107,7 +111,7 @@ def durations(watch: Stopwatch, count: int) -> Iterator[tuple[int, float]]:
 
 
 def measure(asked: argparse.Namespace) -> Report:
-    """Time the steps of the default start, or of one in a folder."""
+    """Time the steps of the default start, or of one in a directory."""
     seen: list[Any] = []
     real = engine.Program.run
 
@@ -122,7 +126,7 @@ def measure(asked: argparse.Namespace) -> Report:
         with Stopwatch() as watch:
             for number in range(asked.samples + 5):
                 watch.reset()
-                run(asked.command, capture_output=False, **wish)  # which comes by ck_spawn
+                run(asked.command, capture_output=False, **wish)  # this uses ck_spawn
                 program = seen[-1]
                 names = _names(program.plan, program._tape)  # noqa: SLF001 - a tool that looks inside
                 if number >= 5:
@@ -145,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     own = options(__doc__ or "", samples=100)
     own.add_argument("--folder", default="", help="a root filesystem (default: the machine's own programs)")
     own.add_argument("--top", type=int, default=30, help="how many steps are shown, 0 for all (default 30)")
-    own.add_argument("command", nargs="*", default=["/bin/true"], help="what is run (default /bin/true)")
+    own.add_argument("command", nargs="*", default=["/bin/true"], help="the command to run (default /bin/true)")
     return own
 
 

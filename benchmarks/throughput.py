@@ -1,7 +1,7 @@
-"""Starts per second from several threads and from asyncio, and whether the kernel keeps up with the cleaning.
+"""Starts per second from several threads and from asyncio, and whether the kernel's cleanup keeps up with them.
 
-A network namespace is taken down after its last process is gone, by a worker of the kernel. If starts outrun it, what
-is dead piles up; the peak of that backlog is told beside the rate.
+A worker of the kernel removes a network namespace after its last process has ended. If starts are faster than this,
+dead namespaces accumulate. The peak of this backlog is reported next to the rate.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FLOOR_SAMPLES = 50
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """What came of starting as fast as it goes for a while.
+    """The result of starting at full speed for some time.
 
     Attributes:
-        name: how it was done.
+        name: the name of the load.
         rate: starts per second.
-        backlog: network namespaces, the most that there were over those before; None where nobody may look.
+        backlog: the largest number of additional network namespaces, or None if they can't be counted.
         cleaned_s: seconds until they were gone.
     """
 
@@ -47,7 +47,7 @@ class Load:
 
 
 def network_namespaces() -> int | None:
-    """Return how many there are, dead ones that are not yet cleaned up included. Source: slabinfo(5)."""
+    """Return the number of network namespaces, including dead ones that still exist. Source: slabinfo(5)."""
     try:
         with open("/proc/slabinfo", encoding="ascii") as file:
             for line in file:
@@ -59,7 +59,7 @@ def network_namespaces() -> int | None:
 
 
 def from_threads(start: Callable[[], object], threads: int, seconds: float) -> int:
-    """Start from so many threads for so long; return how many starts there were."""
+    """Start from several threads for some seconds. Return the number of starts."""
     counts = [0] * threads
     end = time.monotonic() + seconds
 
@@ -77,7 +77,7 @@ def from_threads(start: Callable[[], object], threads: int, seconds: float) -> i
 
 
 def from_asyncio(start: Callable[[], object], tasks: int, seconds: float) -> int:
-    """The same from tasks of one event loop, which hand the waiting to threads."""
+    """Do the same from tasks of one event loop, which wait in threads."""
 
     async def work(end: float) -> int:
         count = 0
@@ -94,7 +94,7 @@ def from_asyncio(start: Callable[[], object], tasks: int, seconds: float) -> int
 
 
 def bear(name: str, drive: Callable[[float], int], seconds: float) -> Load:
-    """Drive a load and watch what it leaves behind."""
+    """Run a load and measure what it leaves behind."""
     before = network_namespaces()
     peak = before or 0
     over = threading.Event()
@@ -123,7 +123,7 @@ def bear(name: str, drive: Callable[[float], int], seconds: float) -> Load:
 
 
 def measure(asked: argparse.Namespace) -> Report:
-    """Drive all loads, one after another."""
+    """Run all loads in sequence."""
     with ExitStack() as stack:
         floor = stack.enter_context(Floor())
         root = RootFS.dir(floor.folder, readonly=True)
@@ -146,7 +146,7 @@ def measure(asked: argparse.Namespace) -> Report:
 
 
 def _lines(loads: list[Load]) -> list[dict[str, object]]:
-    """Return what is drawn: the rate over the number of threads."""
+    """Return the lines to draw: the rate for each number of threads."""
     labels = {"x_label": "threads", "y_label": "starts per second"}
     rates = {load.name: load.rate for load in loads}
     return [

@@ -1,4 +1,4 @@
-/* The smallest program that there is: it ends with status 0, without a libc to load or to set up. */
+/* The smallest possible program: it exits with status 0, without a libc. */
 #if defined(__x86_64__)
 __asm__(".globl _start\n_start:\n\tmov $60, %eax\n\txor %edi, %edi\n\tsyscall\n");
 #else

@@ -1,4 +1,4 @@
-/* The bare twin of containerkit.run(): the same system calls in the same order, written out. */
+/* The C twin of containerkit.run(): the same system calls in the same order, written out. */
 #include "floor.h"
 
 #define STACK 65536
@@ -29,7 +29,7 @@ static void cover_paths(void) {
     }
 }
 
-/* Right after procfs was made, before anybody could put another in its place. */
+/* Called right after procfs is mounted, before anybody could replace it. */
 static void forbid_user_namespaces(int proc) {
     int fd = checked(openat(proc, "sys/user/max_user_namespaces", O_WRONLY | O_CLOEXEC), "max_user_namespaces");
     check(write(fd, "0", 1), "max_user_namespaces");
@@ -70,7 +70,7 @@ static void default_signals(void) {
     check(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask), "sigmask");
 }
 
-/* A wake-up takes longer than what is waited for, as a rule: look some times before the sleep. */
+/* A wake-up usually takes longer than the wait itself, so check several times before sleeping. */
 static void await(uint32_t *gate) {
     for (int patience = 64; !__atomic_load_n(gate, __ATOMIC_ACQUIRE); patience--)
         if (patience > 0)
@@ -247,7 +247,7 @@ static int drain(int fd) {
     return 0;
 }
 
-/* Read both outputs to their end, then wait for PID 1 and take the report. Returns whether the command ended well. */
+/* Read both outputs to their end, then wait for PID 1 and read the report. Return whether the command succeeded. */
 static int finish(int output, int errors, int report) {
     int pidfd = checked(syscall(SYS_pidfd_open, now.main_pid, 0), "pidfd_open");
     struct pollfd watched[] = {{output, POLLIN, 0}, {errors, POLLIN, 0}, {pidfd, POLLIN, 0}};

@@ -11,6 +11,29 @@ import pytest
 
 INTERPRETERS = ("compiled", "reference")
 
+_MACHINE_WIDE = frozenset({
+    "test_cgroup_lifecycle",  # these look for what dead owners left, or leave it: any sweep removes all of it
+    "test_cli_run",
+    "test_detached",  # records of all of a user's containers
+    "test_detached_cli",
+    "test_detached_death",
+    "test_detached_logs",
+    "test_killed_owner",
+    "test_left_behind",
+    "test_owner_death",
+    "test_pages",
+    "test_project",
+    "test_project_cli",
+    "test_oci_engines",  # daemons
+    "test_oci_engines_rootless",
+    "test_outer_containers",
+    "test_identity",  # ranges of ids
+    "test_interruptions",  # times
+    "test_liveness",
+    "test_timeouts",
+})  # fmt: skip
+"""Modules whose tests are about more than their own process."""
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -21,11 +44,31 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    _configuration.append(config)
+
+
 def pytest_generate_tests(metafunc):
     if "interpreter" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--interpreter")
         names = INTERPRETERS if chosen == "both" else (chosen,)
         metafunc.parametrize("interpreter", names, indirect=True, scope="function")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep on one worker, one after the other, what would disturb itself on two; hand out the rest one by one.
+
+    By a scheduler, since pytest-xdist 3.8 loses its groups with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            module = os.path.basename(nodeid.partition("::")[0]).removesuffix(".py")
+            return "machine-wide" if module in _MACHINE_WIDE else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish():
@@ -35,17 +78,30 @@ def pytest_collection_finish():
 
 
 def pytest_runtest_setup(item):
+    if os.geteuid() == 0:
+        _open_directories()
     if item.get_closest_marker("several_ids") is not None and os.geteuid() != 0:
         pytest.skip("root, or a user with more ids than its own: one is mapped here")
 
 
+def _open_directories():
+    """Let the users that some tests become reach the tests' directories; another run of pytest closes the topmost."""
+    path = _configuration[-1]._tmp_path_factory.getbasetemp()
+    while path.name.startswith(("popen-", "pytest-")):
+        path.chmod(0o711)
+        path = path.parent
+
+
 def use_interpreter(name):
     """Let every plan be compiled for that interpreter from now on."""
-    from containerkit import _native, ground
+    from containerkit import _native
     from containerkit._native import compiled, reference
+    from containerkit.container import run
+    from containerkit.start import context as ground
 
     _native._cache["interpreter"] = {"compiled": compiled, "reference": reference}[name]
     ground.programs.kept.clear()
+    run.recipes.clear()
 
 
 @pytest.fixture
@@ -65,7 +121,25 @@ def interpreter(request):
 
 _NUMBER = re.compile(r"\d+")
 _KEPT = re.compile(r"/run/containerkit/ids/|/proc/\d+/mounts$|\(deleted\)$")
-_RUN = "/run/containerkit"
+_RECORDS = "/run/containerkit/oci"
+_OF_ROOTS = {
+    "bin",
+    "dev",
+    "etc",
+    "host",
+    "lib",
+    "lib64",
+    "lower",
+    "masked",
+    "newroot",
+    "proc",
+    "sbin",
+    "sys",
+    "upper",
+    "usr",
+}
+"""Where a mount would lie that has come out of a container, or out of what its root is assembled on."""
+_configuration = []
 
 
 def open_descriptors():
@@ -88,14 +162,20 @@ def children():
     return found
 
 
+def own_directory():
+    """Return the directory that pytest makes the tests' own in: nobody else's lie below it."""
+    return str(_configuration[-1]._tmp_path_factory.getbasetemp())
+
+
 def mounts():
-    """Return the (id, mount point) pairs of this process's mount namespace; other people's folders are not looked at."""
+    """Return the (id, mount point) pairs of what may be this run's own: others mount things at the same time."""
     with open("/proc/self/mountinfo") as file:
         found = {(line.split()[0], line.split()[4]) for line in file}
+    below = f"{own_directory()}/"
     return {
         (number, point)
         for number, point in found
-        if "/pytest-of-" in point or not point.startswith(("/tmp/", "/var/tmp/"))
+        if point.startswith(below) or (point.split("/")[1] in _OF_ROOTS and not point.startswith("/sys/fs/cgroup"))
     }
 
 
@@ -108,11 +188,23 @@ def own_cgroups():
 
 
 def run_entries():
-    """Return what lies in containerkit's folder below /run, without the lock files."""
-    found = set()
-    for folder, names, files in os.walk(_RUN):
-        found.update(f"{folder}/{name}" for name in (*names, *files) if folder != f"{_RUN}/ids")
-    return found - {f"{_RUN}/ids"}
+    """Return the records of the runtime's containers whose bundles are this run's own.
+
+    Leases, networks and detached containers of other runs come and go beside them in /run/containerkit.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return {name for name in os.listdir(_RECORDS) if _is_own_record(f"{_RECORDS}/{name}")}
+    return set()
+
+
+def _is_own_record(path):
+    """Whether one of its files names a bundle of this run. Records that may not be read are others'."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path):
+            with contextlib.suppress(OSError), open(f"{path}/{name}", "rb") as file:
+                if own_directory().encode() in file.read():
+                    return True
+    return False
 
 
 def _traces():
@@ -126,7 +218,7 @@ def _traces():
     }
 
 
-def left_behind(before, patience_s=1.5):
+def left_behind(before, patience_s=5):
     """Return what is there now and was not before; waits a little, since the kernel reaps and unmounts lazily."""
     deadline = time.monotonic() + patience_s
     while True:
@@ -161,6 +253,18 @@ def nothing_left():
     before = _traces()
     yield
     assert left_behind(before) == {}
+
+
+@pytest.fixture
+def left_of():
+    """A function that does something and returns what it has left behind, as :func:`left_behind` does."""
+
+    def watch(do):
+        before = _traces()
+        do()
+        return left_behind(before)
+
+    return watch
 
 
 # --- The skips ---------------------------------------------------------------------------------------------------------

@@ -9,18 +9,22 @@
     with Container() as c:
         done = c.run(["python3", "-c", "print(6 * 7)"], text=True, timeout=5, check=True)
 
-Importing this package is cheap: each public name is loaded when it is first used.
+Importing this package is cheap: each public name is imported on first use.
 """
 
-from importlib import import_module as _import_module
+from containerkit.late import PUBLIC as _PUBLIC
+from containerkit.late import load as _load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit._linux.features import probe
     from containerkit.cgroup import CGroup, Limits
-    from containerkit.changes import Change
-    from containerkit.command import Command, User
-    from containerkit.container import Container, Timings
+    from containerkit.container.changes import Change
+    from containerkit.container.launch import popen
+    from containerkit.container.lifecycle import Container, Timings
+    from containerkit.container.run import run
+    from containerkit.container.template import Template
+    from containerkit.detached.container import Detached, containers
     from containerkit.errors import (
         CleanupError,
         ContainerError,
@@ -28,20 +32,19 @@ if TYPE_CHECKING:
         ExitError,
         ImageError,
         OutOfMemory,
+        ProgramNotFoundError,
         SetupError,
         SpecError,
         StateError,
         UnsupportedError,
     )
-    from containerkit.idmap import IdMapping
     from containerkit.image import Build, Image
-    from containerkit.mount import Mount
     from containerkit.namespace import Kind, Namespace, Namespaces, TimeOffsets
-    from containerkit.oneshot import run
-    from containerkit.pool import NetworkPool
-    from containerkit.process import DEVNULL, PIPE, STDOUT, Process
-    from containerkit.result import CompletedProcess, Usage
-    from containerkit.rootfs import RootFS
+    from containerkit.network import LiveNetwork
+    from containerkit.network.refusals import Refusal
+    from containerkit.pool.networks import NetworkPool
+    from containerkit.process.process import DEVNULL, PIPE, STDOUT, Process
+    from containerkit.process.result import CompletedProcess, Usage
     from containerkit.sandbox import Sandbox
     from containerkit.security.capabilities import Capabilities
     from containerkit.security.landlock import Landlock
@@ -49,69 +52,23 @@ if TYPE_CHECKING:
     from containerkit.security.lsm import AppArmor, SELinux
     from containerkit.security.personality import Personality
     from containerkit.security.seccomp import Condition, Seccomp
-    from containerkit.template import Template
+    from containerkit.spec.command import Command, User
+    from containerkit.spec.idmap import IdMapping
+    from containerkit.spec.mount import Mount
+    from containerkit.spec.network import CNI, DNS, Attach, Egress, EgressRule, Macvlan, Network, Port, Rate
+    from containerkit.spec.rootfs import RootFS
 
 __version__ = "0.1.0"
 
-_PLACES = {
-    "AppArmor": "security.lsm",
-    "Build": "image",
-    "CGroup": "cgroup",
-    "CONTINUE": "security.listener",
-    "Capabilities": "security.capabilities",
-    "Change": "changes",
-    "CleanupError": "errors",
-    "Command": "command",
-    "CompletedProcess": "result",
-    "Condition": "security.seccomp",
-    "Container": "container",
-    "ContainerError": "errors",
-    "ContainerTimeout": "errors",
-    "Continue": "security.listener",
-    "DEVNULL": "process",
-    "ExitError": "errors",
-    "Fail": "security.listener",
-    "IdMapping": "idmap",
-    "Image": "image",
-    "ImageError": "errors",
-    "Inject": "security.listener",
-    "Kind": "namespace",
-    "Landlock": "security.landlock",
-    "Limits": "cgroup",
-    "Mount": "mount",
-    "Namespace": "namespace",
-    "Namespaces": "namespace",
-    "NetworkPool": "pool",
-    "OutOfMemory": "errors",
-    "PIPE": "process",
-    "Personality": "security.personality",
-    "Process": "process",
-    "Return": "security.listener",
-    "RootFS": "rootfs",
-    "SELinux": "security.lsm",
-    "STDOUT": "process",
-    "Sandbox": "sandbox",
-    "Seccomp": "security.seccomp",
-    "SetupError": "errors",
-    "SpecError": "errors",
-    "StateError": "errors",
-    "SyscallRequest": "security.listener",
-    "Template": "template",
-    "TimeOffsets": "namespace",
-    "Timings": "container",
-    "UnsupportedError": "errors",
-    "Usage": "result",
-    "User": "command",
-    "probe": "_linux.features",
-    "run": "oneshot",
-}
-
 __all__ = [
+    "CNI",
     "CONTINUE",
     "DEVNULL",
+    "DNS",
     "PIPE",
     "STDOUT",
     "AppArmor",
+    "Attach",
     "Build",
     "CGroup",
     "Capabilities",
@@ -124,6 +81,9 @@ __all__ = [
     "ContainerError",
     "ContainerTimeout",
     "Continue",
+    "Detached",
+    "Egress",
+    "EgressRule",
     "ExitError",
     "Fail",
     "IdMapping",
@@ -133,13 +93,20 @@ __all__ = [
     "Kind",
     "Landlock",
     "Limits",
+    "LiveNetwork",
+    "Macvlan",
     "Mount",
     "Namespace",
     "Namespaces",
+    "Network",
     "NetworkPool",
     "OutOfMemory",
     "Personality",
+    "Port",
     "Process",
+    "ProgramNotFoundError",
+    "Rate",
+    "Refusal",
     "Return",
     "RootFS",
     "SELinux",
@@ -155,16 +122,18 @@ __all__ = [
     "UnsupportedError",
     "Usage",
     "User",
+    "containers",
+    "popen",
     "probe",
     "run",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name on its first use. Source: PEP 562."""
-    if name not in _PLACES:
+    """Import a public name on first use. Source: PEP 562."""
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_import_module(f"{__name__}.{_PLACES[name]}"), name)
+    value = _load(f"{__name__}.{_PUBLIC[name]}:{name}")
     globals()[name] = value
     return value
 

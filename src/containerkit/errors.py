@@ -3,23 +3,39 @@
 ::
 
     ContainerError
-    ├── SpecError (ValueError)          a description that can't mean anything
-    ├── StateError                      the right call at the wrong time
-    ├── SetupError (OSError)            an operation of the start that the kernel refused
-    │   └── UnsupportedError            ... because this host lacks what it needs
+    ├── SpecError (ValueError)          the description is invalid
+    ├── StateError                      the call is not possible in the present state
+    ├── SetupError (OSError)            the kernel refused an operation of the start
+    │   ├── UnsupportedError            ... because this host lacks what it needs
+    │   └── ProgramNotFoundError (FileNotFoundError)  ... because the program does not exist inside
     ├── ExitError (CalledProcessError)  check=True, and the command failed
-    │   └── OutOfMemory                 ... because the kernel killed it for its memory
+    │   └── OutOfMemory                 ... because the kernel killed it when out of memory
     ├── ContainerTimeout (TimeoutExpired, TimeoutError)
-    ├── ImageError                      an image or registry that can't be trusted or read
-    └── CleanupError                    something was left behind, and what it is
+    ├── ImageError                      an image or registry is malformed, untrusted or missing
+    └── CleanupError                    something could not be removed; it says what
 
-Each survives :mod:`pickle`, since test runners carry errors between processes.
+All of them can be pickled, because test runners pass errors between processes.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from errno import EMFILE, ENFILE
 from subprocess import CalledProcessError, TimeoutExpired
+
+from containerkit.failures import DESCRIPTORS_HINT as DESCRIPTORS_HINT  # noqa: PLC0414 - passed on
+from containerkit.failures import ContainerError, SetupError, SpecError, StateError
+
+TYPE_CHECKING = False  # typing takes long to import
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Final, TypeAlias
+
+    from containerkit.process.result import Cause, CompletedProcess
+
+    Written = str | bytes | None
+    Result: TypeAlias = "CompletedProcess[str] | CompletedProcess[bytes]"
 
 __all__ = [
     "CleanupError",
@@ -28,113 +44,169 @@ __all__ = [
     "ExitError",
     "ImageError",
     "OutOfMemory",
+    "ProgramNotFoundError",
     "SetupError",
     "SpecError",
     "StateError",
     "UnsupportedError",
 ]
 
+_SHOWN_LINES: Final = 10
+_SHOWN_CHARACTERS: Final = 2000
+"""How much of a command's output its error shows."""
 
-class ContainerError(Exception):
-    """Whatever containerkit itself raises is one of these."""
+_MIB: Final = 1024 * 1024
 
 
-class SpecError(ContainerError, ValueError):
-    """A description that is wrong in itself; nothing was made.
+@contextmanager
+def telling_of_descriptors(operation: str) -> Iterator[None]:
+    """Convert an error for lack of file descriptors to a :class:`SetupError` that says so. Other errors pass unchanged.
 
-    Raised before any system call is tried: wrong types, unknown names, values out of range.
+    It decorates functions, too; what they return must not have to be closed: the handler of a signal may raise between
+    the function and its caller.
+
+    Args:
+        operation: the name of the operation, for the error.
+
+    Source: errno(3), EMFILE and ENFILE.
     """
+    try:
+        yield
+    except OSError as error:
+        told = of_descriptors(operation, error)
+        if told is None:
+            raise
+        raise told from error
 
 
-class StateError(ContainerError):
-    """The call does not fit the state that the object is in (exec in a stopped container, say)."""
-
-
-class SetupError(ContainerError, OSError):
-    """An operation of the start failed; what had been made by then is gone again.
-
-    Attributes:
-        operation: the system call or step that failed, such as ``"move_mount"``.
-        errno: the kernel's error number.
-        target: what the operation acted on.
-        hint: what would help, or an empty string.
-    """
-
-    operation: str
-    target: str
-    hint: str
-
-    def __init__(self, operation: str, errno: int, target: str = "", hint: str = "") -> None:
-        super().__init__(errno, os.strerror(errno))
-        self.operation = operation
-        self.target = target
-        self.hint = hint
-
-    def __str__(self) -> str:
-        where = f"{self.operation} {self.target}".rstrip()
-        cause = os.strerror(self.errno or 0)
-        return f"{where}: {cause} (hint: {self.hint})" if self.hint else f"{where}: {cause}"
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.operation, self.errno, self.target, self.hint)
+def of_descriptors(operation: str, error: BaseException) -> SetupError | None:
+    """Return an error that reports missing descriptors if this is the cause and no other error has reported it."""
+    if not isinstance(error, OSError) or isinstance(error, ContainerError) or error.errno not in (EMFILE, ENFILE):
+        return None
+    target = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+    return SetupError(operation, error.errno, target)
 
 
 class UnsupportedError(SetupError):
-    """The host can't grant the wish; ``hint`` says which argument relaxes it or what would provide it."""
+    """The host can't do what was requested. ``hint`` says which argument to change or what would provide it."""
+
+
+class ProgramNotFoundError(SetupError, FileNotFoundError):
+    """The program does not exist inside the container, or the interpreter in its first line or ELF header does not.
+
+    Attributes:
+        filename: the program, as in :class:`FileNotFoundError`.
+    """
+
+    filename: str
+
+    def __init__(self, operation: str, errno: int, target: str = "", hint: str = "") -> None:
+        super().__init__(operation, errno, target, hint)
+        self.filename = target
 
 
 class ExitError(ContainerError, CalledProcessError):
-    """A command ended with a status other than zero and ``check=True`` was given.
+    """A command ended with a status other than zero, and ``check=True`` was given.
+
+    Its text says how the command ended and has the last lines of its stderr, or of stdout if stderr was not captured.
 
     Attributes:
         returncode, cmd, stdout, stderr: as in :class:`subprocess.CalledProcessError`.
-        cause: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"`` or ``"seccomp"``.
+        cause: ``"exit"``, ``"signal"``, ``"oom"``, ``"seccomp"`` or ``"output"``.
+        result: the complete result of the command; None for a command of a build.
     """
+
+    cmd: Sequence[str]
+    output: Written
+    stdout: Written
+    stderr: Written
 
     def __init__(
         self,
         returncode: int,
-        cmd: object,
-        output: object = None,
-        stderr: object = None,
-        cause: str = "exit",
+        cmd: Sequence[str],
+        output: Written = None,
+        stderr: Written = None,
+        cause: Cause = "exit",
+        result: Result | None = None,
     ) -> None:
-        CalledProcessError.__init__(self, returncode, cmd, output, stderr)  # type: ignore[arg-type]
+        CalledProcessError.__init__(self, returncode, cmd, output, stderr)
         self.cause = cause
+        self.result = result
+
+    def __str__(self) -> str:
+        told = f"{super().__str__().removesuffix('.')}{_used(self.result)}{self._reason()}"
+        return _with_last_lines(told, self.result, self.output, self.stderr)
+
+    def _reason(self) -> str:
+        if self.cause == "seccomp":
+            return ": it made a system call that the seccomp filter kills for (hint: see `containerkit seccomp record`)"
+        if self.cause == "output":
+            return ": it wrote more than allowed (hint: raise output_limit_bytes)"
+        return ""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.returncode, self.cmd, self.output, self.stderr, self.cause)
+        return type(self), (self.returncode, self.cmd, self.output, self.stderr, self.cause, self.result)
 
 
 class OutOfMemory(ExitError):  # noqa: N818 - the field's word, as in MemoryError's own family
-    """The kernel killed the command because its group went over the memory limit."""
+    """The kernel killed a process of the command because its group exceeded the memory limit.
+
+    Its text has the limit and the largest amount of memory that was used.
+    """
+
+    def _reason(self) -> str:
+        amounts: dict[str, int | None] = {}
+        if self.result is not None:
+            usage = self.result.usage
+            amounts = {"limit": usage.memory_limit_bytes, "peak": usage.memory_peak_bytes}
+        known = ", ".join(f"{name} {number / _MIB:.1f} MiB" for name, number in amounts.items() if number is not None)
+        return f": out of memory{known and f' ({known})'} (hint: raise Limits(memory=...))"
 
 
-class ContainerTimeout(ContainerError, TimeoutExpired, TimeoutError):  # noqa: N818
-    """The time was up: the whole process tree was killed, ``stdout`` and ``stderr`` hold what came by then."""
+class ContainerTimeout(ContainerError, TimeoutExpired, TimeoutError):  # noqa: N818 - as TimeoutExpired is called
+    """The timeout expired, and all processes of the command were killed. The error has the output until then.
+
+    Its text tells what it had used and the last lines of its stderr, or of stdout where stderr has none.
+
+    Attributes:
+        cmd, timeout, stdout, stderr: as in :class:`subprocess.TimeoutExpired`.
+        result: the complete result of the command; None if ``wait`` or ``communicate`` raised the error.
+    """
+
+    cmd: Sequence[str]
+    output: Written
+    stdout: Written  # type: ignore[assignment] # typeshed knows bytes alone, but the partial output may be text
+    stderr: Written  # type: ignore[assignment] # as above
 
     def __init__(
         self,
-        cmd: object,
+        cmd: Sequence[str],
         timeout: float,
-        output: object = None,
-        stderr: object = None,
+        output: Written = None,
+        stderr: Written = None,
+        result: Result | None = None,
     ) -> None:
-        TimeoutExpired.__init__(self, cmd, timeout, output, stderr)  # type: ignore[arg-type]
+        TimeoutExpired.__init__(self, cmd, timeout, output, stderr)
+        self.result = result
+
+    def __str__(self) -> str:
+        told = f"{super().__str__()}{_used(self.result)}"
+        return _with_last_lines(told, self.result, self.output, self.stderr or None)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.cmd, self.timeout, self.output, self.stderr)
+        return type(self), (self.cmd, self.timeout, self.output, self.stderr, self.result)
 
 
 class ImageError(ContainerError):
-    """An image, layer or registry answer that is malformed, untrusted or not there."""
+    """An image, layer or registry answer is malformed, untrusted or missing."""
 
 
 class CleanupError(ContainerError):
-    """Something could not be taken away again.
+    """Something could not be removed.
 
     Attributes:
-        left: what is left behind, one description each.
+        left: a description of each thing that is left behind.
     """
 
     def __init__(self, left: tuple[str, ...]) -> None:
@@ -143,3 +215,36 @@ class CleanupError(ContainerError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.left,)
+
+
+def _used(result: Result | None) -> str:
+    """Return what a command had used, for people; nothing where that is not known."""
+    if result is None:
+        return ""
+    usage = result.usage
+    words = [f"ran {result.duration_s:.2f} s", f"processor {(usage.user_us + usage.system_us) / 1e6:.2f} s"]
+    memory = usage.memory_peak_bytes or usage.max_rss_bytes
+    if memory is not None:
+        words.append(f"memory {memory / _MIB:.1f} MiB")
+    return f" ({', '.join(words)})"
+
+
+def _with_last_lines(told: str, result: Result | None, stdout: Written, stderr: Written) -> str:
+    name, written = "stderr", stderr
+    if written is None and result is not None:  # the output of a build has been shown already
+        name, written = "stdout", stdout
+    lines = _last_lines(written)
+    return "\n    ".join([f"{told}; the end of its {name}:", *lines]) if lines else told
+
+
+def _last_lines(written: object) -> list[str]:
+    """Return the last lines of a command's output. Control characters of terminals are escaped."""
+    if not isinstance(written, (str, bytes)):
+        return []
+    end = written[-_SHOWN_CHARACTERS:]
+    text = end if isinstance(end, str) else end.decode(errors="replace")
+    return [_printable(line) for line in text.rstrip().splitlines()[-_SHOWN_LINES:]]
+
+
+def _printable(line: str) -> str:
+    return "".join(each if each.isprintable() or each == "\t" else repr(each)[1:-1] for each in line)

@@ -7,7 +7,8 @@ status through the second, the kernel's messages through the third.
 
     python tests/guest/harness.py [--layout LAYOUT] [--timeout SECONDS] COMMAND...
 
-Debian packages: qemu-system-x86, qemu-system-common (its C virtiofsd), linux-image-cloud-amd64, busybox-static.
+Debian packages: qemu-system-x86, qemu-system-common (its C virtiofsd), linux-image-cloud-amd64, busybox-static. A guest
+of another architecture stands on a root file system of its own: see :class:`Machine`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[2]
-BUSYBOX = Path("/bin/busybox")
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 MODULES = ("virtio_pci", "virtiofs", "overlay", "loop", "bfq")
 MEMORY = "2G"
@@ -43,6 +43,7 @@ mount -t virtiofs -o ro host /lower || echo "guest: no root file system"
 mount -t tmpfs -o size=75% over /over
 mkdir /over/upper /over/work
 mount -t overlay -o lowerdir=/lower,upperdir=/over/upper,workdir=/over/work root /root
+mkdir -p /root/proc /root/sys /root/dev /root/run
 mount -t proc proc /root/proc
 mount -t sysfs sysfs /root/sys
 mount -t devtmpfs devtmpfs /root/dev
@@ -97,6 +98,56 @@ mkdir /root/sys/fs/cgroup/systemd
 mount -t cgroup -o none,name=systemd cgroup /root/sys/fs/cgroup/systemd"""
 
 
+class Machine(NamedTuple):
+    """What a guest is made of.
+
+    Attributes:
+        root: the directory that becomes its root file system, with a busybox without libraries in it.
+        flavour: how the names of its Debian kernels end, such as ``"cloud-amd64"``.
+        qemu: the program, and the words that choose the board, the processor and the three serial ports.
+    """
+
+    root: Path
+    flavour: str
+    qemu: tuple[str, ...]
+
+    @property
+    def kernel(self) -> tuple[Path, Path] | None:
+        """The newest kernel in the root and the directory of its modules; None without one."""
+        for image in sorted((self.root / "boot").glob(f"vmlinuz-*-{self.flavour}"), reverse=True):
+            modules = self.root / "lib/modules" / image.name.removeprefix("vmlinuz-")
+            if modules.is_dir():
+                return image, modules
+        return None
+
+    @property
+    def busybox(self) -> Path:
+        """The program of the initramfs."""
+        return self.root / "bin/busybox"
+
+
+PORTS = ("output", "status", "kernel")
+"""What comes out of each serial port."""
+_SERIAL_PORTS = tuple(word for name in PORTS for word in ("-serial", f"chardev:{name}"))
+_SERIAL_CARDS = tuple(word for name in PORTS for word in ("-device", f"pci-serial,chardev={name}"))
+
+HERE = Machine(
+    Path("/"),
+    "cloud-amd64",
+    ("qemu-system-x86_64", "-M", "q35,memory-backend=m", "-cpu", "max,la57=off", *_SERIAL_PORTS),
+)
+"""A guest that stands on this machine's files."""
+
+
+def aarch64(root: Path) -> Machine:
+    """Return a machine of another architecture; its board has but one port of its own, so that the three are cards."""
+    return Machine(
+        root,
+        "cloud-arm64",
+        ("qemu-system-aarch64", "-M", "virt,memory-backend=m", "-cpu", "cortex-a72", *_SERIAL_CARDS),
+    )
+
+
 class Finished(NamedTuple):
     """How the command ended in the guest."""
 
@@ -105,17 +156,17 @@ class Finished(NamedTuple):
     seconds: float
 
 
-def missing() -> str:
+def missing(machine: Machine = HERE) -> str:
     """Return what this machine lacks for a guest, an empty string if nothing."""
     lacks = []
-    if shutil.which("qemu-system-x86_64") is None:
-        lacks.append("qemu-system-x86")
+    if shutil.which(machine.qemu[0]) is None:
+        lacks.append(machine.qemu[0])
     if not VIRTIOFSD.exists():
         lacks.append("qemu-system-common")
-    if not BUSYBOX.exists():
+    if not machine.busybox.exists():
         lacks.append("busybox-static")
-    if _kernel() is None:
-        lacks.append("linux-image-cloud-amd64")
+    if machine.kernel is None:
+        lacks.append(f"linux-image-{machine.flavour}")
     if os.geteuid() != 0:
         lacks.append("root")
     return f"a guest needs {', '.join(lacks)}" if lacks else ""
@@ -126,15 +177,6 @@ def why_not() -> str:
     if os.environ.get("CONTAINERKIT_GUEST") != "1":
         return "guests of another kernel take minutes: set CONTAINERKIT_GUEST=1"
     return missing()
-
-
-def _kernel() -> tuple[Path, Path] | None:
-    """Return the newest cloud kernel and the folder of its modules."""
-    for image in sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"), reverse=True):
-        modules = Path("/lib/modules") / image.name.removeprefix("vmlinuz-")
-        if modules.is_dir():
-            return image, modules
-    return None
 
 
 def _module_files(folder: Path) -> list[Path]:
@@ -162,15 +204,17 @@ def _archive(entries: list[tuple[str, int, bytes]]) -> bytes:
     return b"".join(parts)
 
 
-def _initramfs(command: list[str], folder: Path, modules: Path, layout: Layout, environment: dict[str, str]) -> Path:
-    files = _module_files(modules)
+def _initramfs(command: list[str], folder: Path, machine: Machine, layout: Layout, environment: dict[str, str]) -> Path:
+    assert machine.kernel is not None
+    files = _module_files(machine.kernel[1])
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items()))
-    script = f"{exports}cd {shlex.quote(str(PROJECT))} && exec {shlex.join(command)}\n"
+    place = f"cd {shlex.quote(str(PROJECT))} && " if machine == HERE else ""
+    script = f"{exports}{place}exec {shlex.join(command)}\n"
     init = INIT.replace("CGROUPS", LEGACY if layout == "legacy" else UNIFIED)
     init = init.replace("START", BY_SYSTEMD if layout == "systemd" else DIRECTLY)
     entries = [(name, 0o040755, b"") for name in ("bin", "dev", "lib", "lower", "over", "proc", "root", "sys")]
     entries += [
-        ("bin/busybox", 0o100755, BUSYBOX.read_bytes()),
+        ("bin/busybox", 0o100755, machine.busybox.read_bytes()),
         ("init", 0o100755, init.encode()),
         ("modules", 0o100644, " ".join(file.name for file in files).encode()),
         ("command", 0o100644, script.encode()),
@@ -181,8 +225,8 @@ def _initramfs(command: list[str], folder: Path, modules: Path, layout: Layout, 
     return path
 
 
-def _share_root(folder: Path, stack: ExitStack) -> Path:
-    """Offer this machine's root file system and return the socket."""
+def _share_root(root: Path, folder: Path, stack: ExitStack) -> Path:
+    """Offer the root file system and return the socket."""
     socket = folder / "root.sock"
     log = stack.enter_context((folder / "virtiofsd.log").open("wb"))
     server = subprocess.Popen(
@@ -191,7 +235,7 @@ def _share_root(folder: Path, stack: ExitStack) -> Path:
             f"--socket-path={socket}",
             "--rlimit-nofile=0",
             "-o",
-            "source=/,cache=always,sandbox=chroot,log_level=warn",
+            f"source={root},cache=always,sandbox=chroot,log_level=warn",
         ],
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -207,19 +251,20 @@ def _share_root(folder: Path, stack: ExitStack) -> Path:
     return socket
 
 
-def _qemu(kernel: Path, initramfs: Path, socket: Path, folder: Path, layout: Layout) -> list[str]:
+def _qemu(machine: Machine, initramfs: Path, socket: Path, folder: Path, layout: Layout) -> list[str]:
+    assert machine.kernel is not None
     arguments = "quiet panic=-1 mitigations=off nokaslr psi=1 console=ttyS2 rdinit=/init"
     if layout != "legacy":
         arguments += " cgroup_no_v1=all"
+    program, *board = machine.qemu
+    ports = [word for name in PORTS for word in ("-chardev", f"file,id={name},path={folder / name}")]
     return [
-        "qemu-system-x86_64",
-        *("-M", "q35,memory-backend=m", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "1"),
+        *(program, "-nodefaults", "-no-user-config", *ports, *board),
+        *("-accel", "tcg,thread=multi", "-smp", "2"),
         *("-m", MEMORY, "-object", f"memory-backend-memfd,id=m,size={MEMORY},share=on"),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", str(kernel), "-initrd", str(initramfs), "-append", arguments),
+        *("-display", "none", "-no-reboot"),
+        *("-kernel", str(machine.kernel[0]), "-initrd", str(initramfs), "-append", arguments),
         *("-chardev", f"socket,id=root,path={socket}", "-device", "vhost-user-fs-pci,chardev=root,tag=host"),
-        *("-serial", f"file:{folder / 'output'}", "-serial", f"file:{folder / 'status'}"),
-        *("-serial", f"file:{folder / 'kernel'}"),
     ]
 
 
@@ -229,8 +274,9 @@ def run_in_guest(
     layout: Layout = "unified",
     timeout_s: float = 300,
     environment: dict[str, str] | None = None,
+    machine: Machine = HERE,
 ) -> Finished:
-    """Boot a guest, run one command in it as root from the project's folder, and return how it ended.
+    """Boot a guest, run one command in it as root, and return how it ended.
 
     Args:
         command: its arguments.
@@ -238,36 +284,34 @@ def run_in_guest(
             ``"systemd"`` for version 2 with systemd as the init, which runs the command as a service.
         timeout_s: after so many seconds the guest is killed.
         environment: more of it.
+        machine: of what it is made; on this machine's files the command is run from the project's folder.
 
     Raises:
         RuntimeError: the guest could not be started, took too long, or ended without a status.
     """
-    kernel = _kernel()
-    if kernel is None or missing():
-        raise RuntimeError(missing())
+    if missing(machine):
+        raise RuntimeError(missing(machine))
     whole = {"PATH": os.environ["PATH"], "HOME": "/root", "PYTHONPATH": "src", "LC_ALL": "C.UTF-8", "NO_COLOR": "1"} | (
         environment or {}
     )
-    image, modules = kernel
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="containerkit-guest-")))
-        initramfs = _initramfs(command, folder, modules, layout, whole)
-        socket = _share_root(folder, stack)
+        initramfs = _initramfs(command, folder, machine, layout, whole)
+        socket = _share_root(machine.root, folder, stack)
         started = time.monotonic()
-        machine = subprocess.Popen(
-            _qemu(image, initramfs, socket, folder, layout), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        guest = subprocess.Popen(
+            _qemu(machine, initramfs, socket, folder, layout), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         late = False
         try:
-            _, complaint = machine.communicate(timeout=timeout_s)
+            _, complaint = guest.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             late = True
         finally:
-            machine.kill()
-            _, complaint = machine.communicate()
+            guest.kill()
+            _, complaint = guest.communicate()
         output, status, log = (
-            (folder / name).read_bytes().decode(errors="replace").replace("\r\n", "\n")
-            for name in ("output", "status", "kernel")
+            (folder / name).read_bytes().decode(errors="replace").replace("\r\n", "\n") for name in PORTS
         )
     text = f"{output}\n{log}\n{complaint.decode(errors='replace')}"
     if late:

@@ -14,11 +14,13 @@ from harness import PROJECT, run_in_guest, why_not
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(2500),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 
 TESTS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "tests/integration").glob("test_cgroup_*.py"))
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=600"]
+"""A test takes many times as long there: the processor is emulated."""
 CONTAINERS = ["tests/integration/test_container_limits.py", "tests/integration/test_container_pause.py"]
 
 
@@ -42,9 +44,7 @@ def test_cgroup_tests_pass_in_the_guest(layout):
     if layout == "systemd" and not os.path.exists("/lib/systemd/systemd"):
         pytest.skip("a guest with systemd needs the packages systemd and dbus")
     tests = [test for test in TESTS if ("systemd" in test) == (layout == "systemd")]
-    done = run_in_guest(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], layout=layout, timeout_s=540
-    )
+    done = run_in_guest([*PYTEST, *tests], layout=layout, timeout_s=2400)
     print(done.output)
     assert done.returncode == 0
     assert " passed" in done.output
@@ -53,17 +53,8 @@ def test_cgroup_tests_pass_in_the_guest(layout):
 
 @pytest.mark.parametrize("layout", ["unified", "legacy"])
 def test_limits_of_containers_hold_in_the_guest(layout):
-    words = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow",
-        "-k",
-        "not sixteen",
-        *CONTAINERS,
-    ]  # an emulated processor
-    done = run_in_guest([sys.executable, "-m", "pytest", *words], layout=layout, timeout_s=540)
+    words = ["-m", "not slow", "-k", "not sixteen", *CONTAINERS]
+    done = run_in_guest([*PYTEST, *words], layout=layout, timeout_s=2400)
     print(done.output)
     assert done.returncode == 0
     assert " passed" in done.output

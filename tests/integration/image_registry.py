@@ -39,6 +39,8 @@ def registry(folder, *, tls=None, users=None, token=None, clients=None):
         token: (realm, certificate of the signer): tokens.
         clients: certificate of the authority that clients' certificates must be from.
     """
+    if users and shutil.which("htpasswd") is None:
+        pytest.skip("needs Debian's package apache2-utils")
     folder.mkdir(exist_ok=True)
     port = free_port()
     config = {

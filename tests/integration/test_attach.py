@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from oci_bundles import as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, TWO, as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
 
 from containerkit import PIPE, Container, Limits, StateError
 from containerkit.errors import SpecError
@@ -41,16 +41,16 @@ def running(oci, bundle):
 
 
 def test_attach_tells_what_it_is(oci, running):
-    with Container.attach("one", oci.root) as c:
-        assert (running, "running", "one") == (c.pid, c.state, c.id)
-        assert f"<Container one running, pid {running}>" == repr(c)
+    with Container.attach(ONE, oci.root) as c:
+        assert (running, "running", ONE) == (c.pid, c.state, c.id)
+        assert f"<Container {ONE} running, pid {running}>" == repr(c)
         assert [running] == c.members()
-        assert "one" in c.cgroup.path
+        assert ONE in c.cgroup.path
         assert c.stats() is not None
 
 
 def test_attach_runs_commands_in_its_namespaces(oci, running):
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         done = c.run(["sh", "-c", f"hostname; {ON_THE_WAY}"], text=True)
     assert (0, "") == (done.returncode, done.stderr)
     assert ["recorded", *namespaces(running)] == done.stdout.split()
@@ -63,7 +63,7 @@ def test_attach_joins_every_kind(oci, bundle):
         bundle.linux["namespaces"] += [{"type": "cgroup"}]
     pid = oci.start_one(bundle.runs("sleep", "100"))
     assert not set(namespaces(pid)) & set(namespaces("self"))
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         done = c.run(["sh", "-c", ON_THE_WAY], text=True)
         assert namespaces(pid) == done.stdout.split()
         for file, kind in KINDS.items():
@@ -74,11 +74,11 @@ def test_attach_joins_every_kind(oci, bundle):
 
 
 def test_attach_holds_commands_as_the_library_does(oci, running):
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         status = c.run(["cat", "/proc/self/status"], text=True).stdout
         assert "NoNewPrivs:\t1" in status
         assert "Seccomp:\t2" in status
-    with Container.attach("one", oci.root, seccomp=None) as c:
+    with Container.attach(ONE, oci.root, seccomp=None) as c:
         assert "Seccomp:\t0" in c.run(["cat", "/proc/self/status"], text=True).stdout
 
 
@@ -87,19 +87,19 @@ def test_attach_puts_commands_into_its_control_groups(oci, bundle):
     pid = oci.start_one(bundle.runs("sleep", "100"))
     with open(f"/proc/{pid}/cgroup") as file:
         wanted = file.read()
-    with Container.attach("one", oci.root) as c, c.popen(["sleep", "100"]) as p:
+    with Container.attach(ONE, oci.root) as c, c.popen(["sleep", "100"]) as p:
         with open(f"/proc/{p.pid}/cgroup") as file:
-            limited = [line for line in wanted.splitlines() if "/one" in line]
+            limited = [line for line in wanted.splitlines() if f"/{ONE}" in line]
             assert limited
             assert set(limited) <= set(file.read().splitlines())
         assert {pid, p.pid} == set(c.members())
         p.kill()
     # The end of a command ends nothing else.
-    assert "running" == oci.status("one")
+    assert "running" == oci.status(ONE)
 
 
 def test_attach_talks_with_a_process(oci, running):
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         with c.popen(["cat"], stdin=PIPE, stdout=PIPE, text=True) as p:
             assert ("hello", None) == p.communicate("hello")
         with c.popen(["sh", "-c", "test -t 0 && echo terminal"], pty=True, text=True) as p:
@@ -107,7 +107,7 @@ def test_attach_talks_with_a_process(oci, running):
 
 
 def test_attach_reads_and_writes_its_files(oci, running, bundle):
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         c.files.write("/tmp/attached", "text")
         assert "text" == c.files.read_text("/tmp/attached")
         assert "text" == c.run(["cat", "/tmp/attached"], text=True).stdout
@@ -118,22 +118,22 @@ def test_attach_reads_and_writes_its_files(oci, running, bundle):
 
 
 def test_attach_lets_go_and_leaves_it_running(oci, running):
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         c.run(["true"], check=True)
     before = descriptors()
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         c.run(["true"], check=True)
         c.namespace("time").close()
     c.stop()
     assert before == descriptors()
-    assert ("detached", "<Container one detached>") == (c.state, repr(c))
-    assert "running" == oci.status("one")
+    assert ("detached", f"<Container {ONE} detached>") == (c.state, repr(c))
+    assert "running" == oci.status(ONE)
     with pytest.raises(StateError, match="it does not run"):
         c.run(["true"])
 
 
 def test_attach_outlived_by_what_it_started(oci, running):
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         p = c.popen(["sleep", "100"])
     assert p.poll() is None
     p.kill()
@@ -142,44 +142,44 @@ def test_attach_outlived_by_what_it_started(oci, running):
 
 def test_attach_refuses_what_is_not_there(oci, running):
     before = descriptors()
-    with pytest.raises(StateError, match=r"'two' does not exist: 'containerkit ps --all --root"):
-        Container.attach("two", oci.root)
+    with pytest.raises(StateError, match=rf"'{TWO}' does not exist: 'containerkit ps --all --root"):
+        Container.attach(TWO, oci.root)
     with pytest.raises(StateError, match=r"invalid container id '\.\./one'"):
         Container.attach("../one", oci.root)
     with pytest.raises(SpecError, match="'hostname'"):
-        Container.attach("one", oci.root, hostname="x")
+        Container.attach(ONE, oci.root, hostname="x")
     assert before == descriptors()
 
 
 def test_attach_refuses_one_that_has_stopped(oci, bundle):
     oci.start_one(bundle.runs("sleep", "100"))
     before = descriptors()
-    with Container.attach("one", oci.root) as c:
-        oci("kill", "one", "KILL")
+    with Container.attach(ONE, oci.root) as c:
+        oci("kill", ONE, "KILL")
         oci.wait()
         assert "stopped" == c.state
         with pytest.raises(StateError, match="it has stopped"):
             c.run(["true"])
-    with pytest.raises(StateError, match=r"'one' has stopped: 'containerkit-oci delete one'"):
-        Container.attach("one", oci.root)
+    with pytest.raises(StateError, match=rf"'{ONE}' has stopped: 'containerkit-oci delete {ONE}'"):
+        Container.attach(ONE, oci.root)
     assert before == descriptors()
 
 
 def test_attach_sees_a_pause_and_leaves_it_to_the_command(oci, running):
-    with Container.attach("one", oci.root) as c:
-        with pytest.raises(StateError, match=r"containerkit-oci --root \S+ pause one"):
+    with Container.attach(ONE, oci.root) as c:
+        with pytest.raises(StateError, match=rf"containerkit-oci --root \S+ pause {ONE}"):
             c.pause()
-        with pytest.raises(StateError, match=r"containerkit-oci --root \S+ update one"):
+        with pytest.raises(StateError, match=rf"containerkit-oci --root \S+ update {ONE}"):
             c.update(Limits(pids=10))
         with pytest.raises(StateError, match="its root was made by another"):
             c.changes()
-        oci("pause", "one")
+        oci("pause", ONE)
         try:
             assert "paused" == c.state
-            with pytest.raises(StateError, match=r"containerkit-oci --root \S+ resume one"):
+            with pytest.raises(StateError, match=rf"containerkit-oci --root \S+ resume {ONE}"):
                 c.run(["true"])
         finally:
-            oci("resume", "one")
+            oci("resume", ONE)
         assert 0 == c.run(["true"]).returncode
         with pytest.raises(StateError, match="started before"):
             c.start()
@@ -187,10 +187,10 @@ def test_attach_sees_a_pause_and_leaves_it_to_the_command(oci, running):
 
 def test_attach_to_one_that_waits_for_its_start(oci, bundle):
     oci.create(bundle.runs("sleep", "100"))
-    with Container.attach("one", oci.root) as c:
+    with Container.attach(ONE, oci.root) as c:
         assert "created" == c.state
         assert 0 == c.run(["true"]).returncode
-        oci("start", "one")
+        oci("start", ONE)
         assert "running" == c.state
 
 
@@ -204,14 +204,14 @@ def ps(*words):
 
 def test_ps_lists_what_is_on_record(oci, bundle, running):
     other = bundle.clone(bundle.path.parent / "other").runs("true")
-    oci.start_one(other, "two")
-    oci.wait("two")
-    one, two = oci.state("one"), oci.state("two")
+    oci.start_one(other, TWO)
+    oci.wait(TWO)
+    one, two = oci.state(ONE), oci.state(TWO)
     head, *rows = ps("--root", oci.root).splitlines()
     assert ["ID", "PID", "STATUS", "BUNDLE", "CREATED"] == head.split()
-    assert [["one", str(running), "running", str(bundle.path), one["created"]]] == [row.split() for row in rows]
+    assert [[ONE, str(running), "running", str(bundle.path), one["created"]]] == [row.split() for row in rows]
     listed = json.loads(ps("--all", "--json", "--root", oci.root))
-    assert [("one", running, "running"), ("two", 0, "stopped")] == [
+    assert [(ONE, running, "running"), (TWO, 0, "stopped")] == [
         (each["id"], each["pid"], each["status"]) for each in listed
     ]
     assert {"id", "pid", "status", "bundle", "created"} == set(listed[1])

@@ -91,7 +91,7 @@ def test_delegated_subtree_serves_an_unprivileged_owner(subtree):
 
 def test_second_owner_in_the_subtree_steps_aside_too(subtree):
     script = f"""
-    from containerkit.cgroup.tree import Tree
+    from containerkit.cgroup.hierarchy import Tree
     with CGroup.create("job", Limits({WISH})):
         pass
     Tree.current(refresh=True)

@@ -14,7 +14,7 @@ from cgroup_workloads import READY, SLEEP, SPIN, cpu_seconds, eventually, own_gr
 
 from containerkit._linux.cgroupfs import read_hierarchies
 from containerkit.cgroup import CGroup, IOLimit, Limits
-from containerkit.cgroup.tree import Tree
+from containerkit.cgroup.hierarchy import Tree
 from containerkit.errors import SetupError, SpecError, UnsupportedError
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="making groups needs root")]
@@ -169,8 +169,8 @@ def test_frozen_processes_make_no_progress_and_go_on_after():
         group.freeze()
         assert group.stats().frozen is True
         before = cpu_seconds(process.pid)
-        time.sleep(0.3)
-        assert cpu_seconds(process.pid) == before
+        time.sleep(0.5)
+        assert cpu_seconds(process.pid) - before < 0.1  # the last tick before the freezing may be counted late
         group.thaw()
         assert group.stats().frozen is False
         assert eventually(lambda: cpu_seconds(process.pid) > before)
@@ -274,6 +274,27 @@ def test_io_weight_is_set_for_the_scheduler_that_has_one():
         assert found
 
 
+@needs("io" if version("io") else "blkio")
+def test_io_weight_of_one_disk_is_taken_by_its_scheduler(disk):
+    scheduler = Path(f"/sys/block/{Path(disk).name}/queue/scheduler")
+    if "bfq" not in scheduler.read_text():
+        pytest.skip("the kernel has no BFQ scheduler: modprobe bfq")
+    status = os.stat(disk)
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    wish = Limits(io_device_weights={disk: 1000})
+    scheduler.write_text("none")
+    with pytest.raises(SetupError, match="weights need the BFQ scheduler"):
+        CGroup.create(limits=wish)
+    scheduler.write_text("bfq")
+    with CGroup.create(limits=wish) as group:
+        part = group.part("io")
+        file = "io.bfq.weight" if part.version == 2 else "blkio.bfq.weight_device"
+        assert f"{number} 181" in part.read(file).splitlines()
+        group.update(Limits(io_device_weights={disk: 50}))
+        assert f"{number} 50" in part.read(file).splitlines()
+    scheduler.write_text("none")
+
+
 @needs("perf_event")
 def test_perf_counters_rise_with_the_work_of_the_group():
     with (
@@ -283,7 +304,7 @@ def test_perf_counters_rise_with_the_work_of_the_group():
         assert counters.read() == {"task-clock": 0, "page-faults": 0}
         with python(group, READY + "x = bytearray(20 << 20)\nfor _ in range(10**9): pass"):
             assert eventually(lambda: counters.read()["task-clock"] > 50_000_000, 10)
-            assert counters.read()["page-faults"] > 100
+            assert eventually(lambda: counters.read()["page-faults"] > 100, 10)
 
 
 @needs("perf_event")

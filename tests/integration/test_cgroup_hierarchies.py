@@ -61,7 +61,7 @@ def test_group_in_a_namespace_of_its_own_lies_beneath_what_is_seen_there():
     with CGroup.create("outer", Limits(memory="200M", pids=32)) as outer:
         leaf = outer.create_leaf("init")
         script = """
-        from containerkit.cgroup.tree import Tree
+        from containerkit.cgroup.hierarchy import Tree
         with CGroup.create("inner", Limits(memory="64M", pids=8)) as group:
             print(group.path.rpartition("/")[0])
             print(group.stats().memory.limit_bytes, group.stats().pids.limit)

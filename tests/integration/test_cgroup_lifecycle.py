@@ -380,6 +380,14 @@ def test_groups_of_a_killed_owner_are_swept_with_their_processes(everywhere):
     assert not [path for path in sweep(everywhere=everywhere) if f"containerkit.{owner}." in path]
 
 
+def test_sweep_of_a_user_who_may_not_remove_them_leaves_groups_alone():
+    owner, _ = _orphan()
+    program = "import os; os.setuid(65534); from containerkit.cgroup import sweep; print(sweep())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (0, "()\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert len([path for path in sweep() if f"containerkit.{owner}." in path]) >= 1
+
+
 def test_sweep_leaves_groups_of_another_pid_namespace_alone():
     me = Owner.current()
     foreign = me._replace(pid=1, start=1, namespace=1).label("foreign")
@@ -414,7 +422,7 @@ def test_owner_whose_first_thread_has_ended_is_not_gone():
 def test_sweep_is_still_a_function_after_garbage_was_collected():
     script = """
 from containerkit import Limits, run
-from containerkit.sweep import gc
+from containerkit.gc import gc
 gc()
 print(run(["true"], limits=Limits(pids=9)).returncode)
 """

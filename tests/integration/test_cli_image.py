@@ -195,8 +195,8 @@ def test_export_writes_the_root(small):
 
 
 def test_files_that_are_not_there_are_complained_about(tmp_path):
-    assert "nothing.tar: it is not there" == complaint("image", "load", "nothing.tar")
-    assert "nothing.tar: it is not there" == complaint("image", "import", "nothing.tar")
+    assert "nothing.tar: it does not exist" == complaint("image", "load", "nothing.tar")
+    assert "nothing.tar: it does not exist" == complaint("image", "import", "nothing.tar")
     (tmp_path / "here/no.tar").write_bytes(b"no archive")
     assert "no.tar" in complaint("image", "load", "no.tar")
 
@@ -296,7 +296,7 @@ def test_build_tells_the_line_that_failed(context):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["build", "nowhere"], "nowhere holds neither a Dockerfile nor a Containerfile"),
+        (["build", "nowhere"], "nowhere contains neither a Dockerfile nor a Containerfile"),
         (["build", "--epoch", "soon"], "--epoch: 'soon' is not a number of seconds"),
         (["build", "--build-arg", "=x"], "--build-arg '=x': must be NAME=VALUE, or NAME to pass one on"),
         (["pull"], "image pull: the following arguments are required: NAME (see 'containerkit image pull --help')"),
@@ -324,7 +324,7 @@ def test_run_of_an_image_does_what_its_config_says(context):
     assert "1 3 / 0:0 own\n" == output("run", "--image", "app", "--env", "B=3", "--cwd", "/", "--user", "0")
     assert "/srv\n" == output("run", "--image", "app", "--entrypoint", "pwd")
     assert "70\n" == output("run", "--image", "app", "--entrypoint", "", "--", "id", "-u")
-    assert "a command is needed" in complaint("run", "--image", "app", "--entrypoint", "")
+    assert "a command is required" in complaint("run", "--image", "app", "--entrypoint", "")
 
 
 @needs_busybox
@@ -351,12 +351,12 @@ def test_run_commits_what_the_command_has_changed(box):
     ("words", "said"),
     [
         (["--image", "absent:1", "--pull", "never"], "image absent:1 is not in the store (hint: pull it)"),
-        (["--image", "box:1", "--rootfs", "/", "true"], "--rootfs and --image can't both be given"),
-        (["--image", "box:1", "--overlay", "/", "true"], "--overlay and --image can't both be given"),
-        (["--image", "box:1", "--tmpfs-root", "true"], "--tmpfs-root and --image can't both be given"),
-        (["--pull", "never", "true"], "--pull is about an image: say which with --image"),
-        (["--entrypoint", "x", "true"], "--entrypoint is about an image: say which with --image"),
-        (["--commit", "x:1", "true"], "--commit: the machine's programs are no part of an image"),
+        (["--image", "box:1", "--rootfs", "/", "true"], "--rootfs and --image can't be used together"),
+        (["--image", "box:1", "--overlay", "/", "true"], "--overlay and --image can't be used together"),
+        (["--image", "box:1", "--tmpfs-root", "true"], "--tmpfs-root and --image can't be used together"),
+        (["--pull", "never", "true"], "--pull needs an image: add --image"),
+        (["--entrypoint", "x", "true"], "--entrypoint needs an image: add --image"),
+        (["--commit", "x:1", "true"], "--commit: the machine's programs do not belong to an image"),
         (["--image", "box:1", "--readonly", "--commit", "x:1", "true"], "--commit: "),
         (["--image", "box:1", "--commit", "X:1", "true"], "reference 'X:1'"),
     ],
@@ -378,7 +378,7 @@ def test_explain_and_seccomp_take_images(box):
 
 def test_template_lists_all_of_them():
     assert {"alpine", "busybox", "debian", "host", "image", "ubuntu"} <= set(output("template", "--list").split())
-    assert complaint("template").startswith("template: which? there are alpine, ")
+    assert complaint("template").startswith("template: a name is required; there are alpine, ")
     assert "there is no template 'nix'" in complaint("template", "nix")
 
 
@@ -400,7 +400,7 @@ def test_template_is_made_once_and_named(box, tmp_path):
     assert again.startswith("localhost/template/busybox:")
     assert again.endswith(digest)
     assert "hi\n" == output("run", "--rootfs", tmp_path / "deep/root", "--", "echo", "hi")
-    assert "empty folder only" in complaint("template", "busybox", "--into", tmp_path / "deep/root")
+    assert "empty directory only" in complaint("template", "busybox", "--into", tmp_path / "deep/root")
 
 
 def test_template_of_programs_takes_a_list():
@@ -429,7 +429,7 @@ def test_push_and_pull_go_round(small, tmp_path):
         assert sent == output("image", "pull", target, "--store", tmp_path / "other")
         assert sent == output("image", "pull", sent.strip(), "--store", tmp_path / "third")
         assert "no platform" not in output("image", "pull", "--all-platforms", "--no-unpack", target)
-        assert "it is not there" in complaint("image", "pull", f"{host}/team/absent:1")
+        assert "does not exist" in complaint("image", "pull", f"{host}/team/absent:1")
 
 
 @needs_registry
@@ -511,15 +511,15 @@ def test_login_keeps_what_the_registry_takes(small, tmp_path, surroundings):
         output("image", "push", "small:1", target)
         assert f"logged out of {host}\n" == output("logout", f"https://{host}/")
         complaint("image", "pull", target, "--store", tmp_path / "other")
-        assert f"there was nothing to forget for {host}\n" == output("logout", host)
+        assert f"there were no credentials for {host}\n" == output("logout", host)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["login"], "login: there is no terminal to ask on; say --username NAME --password-stdin"),
+        (["login"], "login: there is no terminal to ask on; use --username NAME --password-stdin"),
         (["login", "--password-stdin"], "login: --password-stdin needs --username NAME"),
-        (["login", "-u", "a", "--password-stdin"], "login: a name and a password are needed"),
+        (["login", "-u", "a", "--password-stdin"], "login: a name and a password are required"),
         (["login", "host/path"], "registry 'host/path': must be host[:port], without a path"),
         (["logout", "a b"], "reference 'a b/any' is not of the form [registry[:port]/]repository[:tag][@digest]"),
     ],

@@ -62,14 +62,14 @@ def test_run_tells_what_could_not_be_started(words, expected, message):
     assert expected == done.returncode
     assert done.stderr.startswith("containerkit: ")
     assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 1 + (expected == 127), "one line, and a hint to --image for what may be one"
 
 
 def test_run_refuses_a_nul_in_a_word():
     # No caller of execve can pass one: by the function then.
     code = r"from containerkit.cli import main; raise SystemExit(main(['run', '--', 'echo', 'a\0b']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (125, "containerkit: command: 'a\\x00b' has a NUL byte inside\n") == (done.returncode, done.stderr)
+    assert (125, "containerkit: command: 'a\\x00b' contains a NUL byte\n") == (done.returncode, done.stderr)
 
 
 # --- Streams
@@ -197,6 +197,17 @@ def test_run_takes_users():
 
 
 @pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="other users take root")
+def test_run_sets_the_home_of_the_user():
+    def home(*options):
+        return output(*options, "--", "sh", "-c", "echo $HOME $A")
+
+    assert ["/root\n", "/usr/sbin\n", "/\n"] == [home(), home("--user", "daemon"), home("--user", "1")]
+    assert "/usr/sbin b\n" == home("--user", "daemon", "--env", "A=b")
+    assert "/x\n" == home("--user", "daemon", "--env", "HOME=/x")
+
+
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="id maps of other ids than one's own take root")
 def test_run_takes_id_maps():
     shown = output("--uid-map", "0:7000:10", "--gid-map", "0:8000:10", "--", "sh", "-c", "cat /proc/self/?id_map")
@@ -234,7 +245,7 @@ def test_run_takes_limits_of_a_process():
 def test_run_takes_limits():
     done = run("--memory=64M", "--pids=20", "--cpus=1.5", "--time", "tail", "/dev/zero", text=True)
     assert (137, "") == (done.returncode, done.stdout)
-    assert "containerkit: tail: the kernel killed it for its memory\n" in done.stderr
+    assert "containerkit: tail: the kernel killed it because it was out of memory\n" in done.stderr
     assert "\nmemory   " in done.stderr
 
 
@@ -262,13 +273,22 @@ def test_run_takes_new_privileges():
     assert ["1", "0"] == [output(*status).strip(), output("--new-privs", *status).strip()]
 
 
+def test_run_takes_set_id_bits(tmp_path):
+    (tmp_path / "program").touch()
+    command = ["--bind", f"{tmp_path}:/shown", "chmod", "4755", "/shown/program"]
+    refused = run(*command, text=True)
+    assert (1, True) == (refused.returncode, "Operation not permitted" in refused.stderr)
+    assert 0 == run("--set-id-bits", *command).returncode
+    assert 0o4755 == (tmp_path / "program").stat().st_mode & 0o7777
+
+
 # --- Time and signals
 
 
 def test_run_kills_at_the_timeout_and_says_so():
     began = time.monotonic()
     done = run("--timeout", "0.3", "--", "sh", "-c", "echo begun; sleep 60 & sleep 60", text=True)
-    assert (124, "begun\n", "containerkit: sh: the time of 0.3 s was up\n") == (
+    assert (124, "begun\n", "containerkit: sh: the timeout of 0.3 s expired\n") == (
         done.returncode, done.stdout, done.stderr,
     )  # fmt: skip
     assert time.monotonic() - began < 20

@@ -46,18 +46,18 @@ def said(script, **options):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"capabilities": "NET_RAW"}, "no Capabilities"),
+        ({"capabilities": "NET_RAW"}, "not a Capabilities"),
         ({"seccomp": "strict"}, "neither 'default', None nor a Seccomp"),
         ({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}, "neither 'default', None nor a Seccomp"),
-        ({"landlock": "/tmp"}, "no Landlock"),
+        ({"landlock": "/tmp"}, "not a Landlock"),
         ({"keyring": "own"}, "neither 'new' nor 'host'"),
-        ({"oom_score_adj": 1001}, "not from -1000 to 1000"),
+        ({"oom_score_adj": 1001}, "not a number from -1000 to 1000"),
         ({"apparmor": ""}, "not an AppArmor profile"),
-        ({"apparmor": 5}, "no name of a profile"),
+        ({"apparmor": 5}, "not the name of a profile"),
         ({"selinux": "container_t"}, "not an SELinux context"),
-        ({"selinux": 5}, "no context"),
+        ({"selinux": 5}, "not a context"),
         ({"personality": "BSD"}, "unknown personality"),
-        ({"personality": 8}, "no Personality"),
+        ({"personality": 8}, "not a Personality"),
     ],
 )
 def test_wrong_value_is_refused_before_anything_is_made(wrong, message):

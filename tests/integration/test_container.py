@@ -235,12 +235,12 @@ def test_description_that_is_wrong_is_one_clear_exception(arguments, word, way):
 
 
 WRONG_COMMANDS = [
-    ("true", {}, "list of words"),
-    (b"true", {}, "list of words"),
-    (3, {}, "list of words"),
-    (None, {}, "list of words"),
-    ([], {}, "at least one word"),
-    ([""], {}, "at least one word"),
+    ("true", {}, "list of strings"),
+    (b"true", {}, "list of strings"),
+    (3, {}, "list of strings"),
+    (None, {}, "list of strings"),
+    ([], {}, "at least one argument"),
+    ([""], {}, "at least one argument"),
     ([3], {}, "string"),
     (["a", None], {}, "string"),
     (["a\0b"], {}, "NUL"),
@@ -295,7 +295,7 @@ def test_command_that_is_wrong_is_one_clear_exception(argv, arguments, word, way
 
 def test_rootfs_that_is_not_there(tmp_path):
     for rootfs in (RootFS.dir(tmp_path / "no"), RootFS.overlay(tmp_path, tmp_path / "no"), RootFS.dir("/etc/passwd")):
-        with pytest.raises(SpecError, match="not there, or no folder"):
+        with pytest.raises(SpecError, match="missing, or not a directory"):
             run(["true"], rootfs=rootfs)
 
 

@@ -1,6 +1,7 @@
 """Pausing containers: nothing goes on meanwhile, all goes on afterwards, and nothing hangs."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from cgroup_workloads import MAPS_IDS, container, cpu_seconds, eventually, groups, own_groups, version
 
 from containerkit import PIPE, ContainerTimeout, Limits, Namespaces, StateError
-from containerkit.sweep import gc
+from containerkit.gc import gc
 
 pytestmark = [
     pytest.mark.root,
@@ -39,6 +40,24 @@ needs_unified = pytest.mark.skipif(
     version("freezer") == 1 and not os.path.exists("/sys/fs/cgroup/unified/cgroup.procs"),
     reason="a process that version 1's freezer holds dies only when it is thawed",
 )
+
+
+@pytest.mark.skipif(version("freezer") != 2, reason="the freezer is on version 1 here")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_a_user_without_a_group_of_its_own_is_told_how_to_get_one():
+    program = f"""
+from containerkit import Container, RootFS, UnsupportedError
+with Container(RootFS.host(idmap={MAPS_IDS})) as c:
+    try:
+        c.pause()
+    except UnsupportedError as error:
+        print(error.hint)
+"""
+    user = ["setpriv", "--reuid=1500", "--regid=1500", "--clear-groups"]
+    done = subprocess.run([*user, sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert "" == done.stderr
+    assert "delegated subtree" in done.stdout
+    assert "mount -t cgroup" not in done.stdout
 
 
 def stands_still(pid):

@@ -25,11 +25,14 @@ def report():
 
 
 def cgroups():
-    return {
-        mount.mount_point: sorted(os.listdir(mount.mount_point))
+    """Return the groups of trials: others make groups at the same time."""
+    return [
+        name
         for mount in mountinfo.read()
         if "cgroup" in mount.filesystem
-    }
+        for name in os.listdir(mount.mount_point)
+        if name.startswith("containerkit-probe-")
+    ]
 
 
 def test_probe_leaves_nothing_behind():
@@ -91,6 +94,51 @@ def test_probe_agrees_with_the_limit(report):
     assert (int(limit.read_text()) if limit.exists() else -1) == report.max_user_namespaces
 
 
+IMPLICIT = {"devices", "freezer", "perf_event"}
+"""What every group of version 2 has without a controller."""
+
+
+@needs_root
+def test_probe_names_the_controllers_that_groups_can_have(report):
+    """In a process of its own: another test may have mounted a hierarchy privately, and this process keeps it."""
+    program = f"""
+from containerkit import CGroup, UnsupportedError
+from containerkit._linux.cgroupfs import offered_controllers
+for name in {sorted(report.controllers)}:
+    CGroup.create(controllers=["io" if name == "blkio" else name]).remove()
+for name in sorted(set(offered_controllers()) - {set(report.controllers | IMPLICIT)}):
+    try:
+        CGroup.create(controllers=["io" if name == "blkio" else name]).remove()
+    except UnsupportedError:
+        continue
+    raise SystemExit(f"a group has {{name}}, of which the probe knows nothing")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert report.cgroup1 or report.cgroup2 or not report.controllers
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv of util-linux")
+def test_probe_promises_no_groups_to_a_user_who_can_make_none():
+    program = """
+from containerkit import Limits, UnsupportedError, probe, run
+report = probe()
+print([bool(each) for each in (report.cgroup1, report.cgroup2, report.cgroup_kill)], sorted(report.controllers))
+print([each.hint for each in report.missing if each.name == "cgroup2"])
+try:
+    run(["true"], limits=Limits(pids=50))
+except UnsupportedError as error:
+    print("refused")
+"""
+    user = ["setpriv", "--reuid=1500", "--regid=1500", "--clear-groups"]
+    done = subprocess.run([*user, sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert "" == done.stderr
+    told, hint, refused = done.stdout.splitlines()
+    assert "[False, False, False] []" == told
+    assert "delegated subtree" in hint or "mount cgroup2" in hint
+    assert "refused" == refused
+
+
 def probed_by(code):
     """Probe from another process; returns the names of what is missing, and the hints."""
     program = f"{code}\nfrom containerkit._linux.features import probe\nr = probe()\nprint([(f.name, f.hint) for f in r.missing], r.privileged)"
@@ -104,8 +152,8 @@ USERNS = {"user_namespaces", "nested_user_namespaces", "proc_in_user_namespace",
 
 @needs_root
 def test_probe_names_the_sysctl_that_forbids_user_namespaces():
-    code = "t._enter_user_namespace(); t._write('/proc/sys/user/max_user_namespaces', '0')"
-    missing, privileged = probed_by(f"from containerkit._linux import trials as t; {code}")
+    code = "t.enter_user_namespace(); t.write('/proc/sys/user/max_user_namespaces', '0')"
+    missing, privileged = probed_by(f"from containerkit._linux import trial_steps as t; {code}")
     assert privileged
     assert set(missing) >= USERNS
     assert "sysctl user.max_user_namespaces=" in missing["user_namespaces"]
@@ -114,11 +162,11 @@ def test_probe_names_the_sysctl_that_forbids_user_namespaces():
 @needs_root
 def test_probe_sees_a_limit_that_only_a_trial_can():
     """The limit of the outer namespace is used up; the sysctl inside shows 2 billion all the same."""
-    code = "t._enter_user_namespace(); t._write('/proc/sys/user/max_user_namespaces', '1'); t._enter_user_namespace()"
-    missing, privileged = probed_by(f"from containerkit._linux import trials as t; {code}")
+    code = "t.enter_user_namespace(); t.write('/proc/sys/user/max_user_namespaces', '1'); t.enter_user_namespace()"
+    missing, privileged = probed_by(f"from containerkit._linux import trial_steps as t; {code}")
     assert privileged
     assert set(missing) >= USERNS
-    assert "used up in an outer user namespace" in missing["user_namespaces"]
+    assert "of an outer user namespace is reached" in missing["user_namespaces"]
 
 
 @needs_root
@@ -133,8 +181,9 @@ def test_probe_sees_a_filter_that_forbids_calls():
         "calls.prctl(22, 2, struct.pack('=H6xQ', 4, ctypes.addressof(buffer)))\n"
     )
     missing, _ = probed_by(seccomp)
-    assert {"openat2"} == set(missing) - {feature.name for feature in probe().missing}
-    assert "outer seccomp filter" in missing["openat2"]
+    assert {"openat2", "system_calls"} == set(missing) - {feature.name for feature in probe().missing}
+    assert "under a seccomp filter" in missing["openat2"]
+    assert "--system-call-filter=openat2" in missing["system_calls"]
 
 
 @needs_root
@@ -186,7 +235,7 @@ def test_probe_in_time():
     """Whatever was tried by the deadline counts; the rest is missing."""
     report = probe(timeout_s=60)
     assert report.clone3
-    with pytest.raises(SetupError, match="the trials said nothing"):
+    with pytest.raises(SetupError, match="the trials printed nothing"):
         probe(timeout_s=0.000_001)
 
 
@@ -195,7 +244,7 @@ def test_probe_without_an_interpreter_is_one_clear_error(monkeypatch):
     with pytest.raises(SetupError, match="the trials need the Python interpreter"):
         probe()
     monkeypatch.setattr(sys, "executable", shutil.which("true"))
-    with pytest.raises(SetupError, match="the trials said nothing"):
+    with pytest.raises(SetupError, match="the trials printed nothing"):
         probe()
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tarfile
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,9 @@ from containerkit import Container
 from containerkit.errors import ExitError, ImageError, SpecError
 from containerkit.image import Build, Defaults, Digest, Image, Store
 from containerkit.image.build import build_dockerfile
-from containerkit.image.layers.compression import decompress
+from containerkit.image.layers.compression import Plain
 from containerkit.image.standing import release
+from containerkit.network.connect import close_shared
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),
@@ -193,7 +193,7 @@ def test_build_adds_archives_and_addresses(store, context):
     shutil.copy(context / "a.tar.gz", context / "plain.bin")
 
     class Files(Quiet):
-        def do_GET(self):  # noqa: N802 - http.server's name
+        def do_GET(self):
             self.seen.append(self.path)
             self.reply(200, b"fetched")
 
@@ -347,7 +347,7 @@ def members(image):
     for layer in image.manifest.layers[1:]:
         with (
             image.store.blobs.open(layer.digest) as file,
-            closing(decompress(file, threads=0)) as stream,
+            Plain(file, threads=0) as stream,
             tarfile.open(fileobj=stream, mode="r|") as tar,
         ):
             yield from tar
@@ -386,6 +386,21 @@ def test_build_commands_have_no_network_unless_told(store):
         assert ours.stdout + "1\n" == output(build(store, alone, cache=False, **options), "cat", "/all", "/none")
     with pytest.raises(SpecError, match="expected default, none or host"):
         build(store, "FROM box:1\nRUN --network=some true\n")
+
+
+def test_build_commands_reach_the_outside_where_that_is_asked_for(store):
+    text = "FROM box:1\nRUN ip route | grep -c default > /routes; cat /etc/resolv.conf | wc -l >> /routes\n"
+    try:
+        image = build(store, text, network="internet", egress=["*.example.org"])
+        assert "1\n1\n" == output(image, "cat", "/routes")
+        with pytest.raises(ExitError):
+            output(image, "cat", "/etc/resolv.conf")
+    finally:
+        close_shared()
+    with pytest.raises(SpecError, match="egress rules go with network='internet'"):
+        build(store, text, egress=["example.org"])
+    with pytest.raises(SpecError, match="egress: 'a b'"):
+        build(store, text, network="internet", egress=["a b"])
 
 
 def test_build_command_is_insecure_only_where_that_is_allowed(store):
@@ -564,3 +579,25 @@ def test_built_image_is_what_umoci_unpacks(store, tmp_path):
     assert ["x"] == os.listdir(tmp_path / "t/etc")
     config = json.loads((tmp_path / "b/config.json").read_text())
     assert ["/bin/sh"] == config["process"]["args"]
+
+
+def test_build_keeps_set_id_bits_as_packages_have_them(store):
+    """The store is its owner's alone, so no other user can run what a build writes; elsewhere on a disk they are refused."""
+    made = "cp /bin/busybox /bin/own && chmod 4755 /bin/own && mkdir /var/mail && chmod 2775 /var/mail"
+    text = f"FROM box:1\nRUN mkdir -p /var && {made}\nRUN --mount=type=cache,target=/cache cp /bin/own /cache/ && chmod 6755 /cache/own\n"
+    image = build(store, text)
+    assert ["4755", "2775"] == output(image, "stat", "-c", "%a", "/bin/own", "/var/mail").split()
+    assert 0o700 == store.root.stat().st_mode & 0o777
+
+
+def test_image_in_memory_takes_set_id_bits_and_one_on_disk_does_not(base, tmp_path):
+    image = Image.open("box:1", store=base)
+    script = ["sh", "-c", "cp /bin/busybox /bin/own && chmod 4755 /bin/own"]
+    with Container(image.rootfs()) as container:
+        assert 0 == container.run(script).returncode
+    (tmp_path / "upper").mkdir()
+    with Container(image.rootfs(upper=tmp_path / "upper")) as container:
+        assert b"not permitted" in container.run(script).stderr
+        assert 0o755 == (tmp_path / "upper/bin/own").stat().st_mode & 0o7777
+        assert 0 == container.run(script, set_id_bits=True).returncode
+    assert 0o4755 == (tmp_path / "upper/bin/own").stat().st_mode & 0o7777

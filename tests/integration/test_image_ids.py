@@ -313,22 +313,22 @@ def test_nothing_is_left_of_the_deputy_and_of_its_calls(run_as, archive, home):
         HEAD
         + """
 import threading
-from containerkit import deputy
+from containerkit.start import userns_helper
 image = Image.load(sys.argv[2], store=store)[0]
-deputy.call(os.getpid)
+userns_helper.call(os.getpid)
 before = sorted(os.listdir("/proc/self/fd"))
 children = lambda: Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-with deputy.hired():
-    answers = [deputy.call(os.getuid), deputy.call(os.path.join, "a", "b")]
+with userns_helper.hired():
+    answers = [userns_helper.call(os.getuid), userns_helper.call(os.path.join, "a", "b")]
     try:
-        deputy.call(os.scandir, "/nowhere")
+        userns_helper.call(os.scandir, "/nowhere")
     except FileNotFoundError as error:
         answers.append(error.filename)
-    two = [threading.Thread(target=lambda: answers.append(deputy.call(len, "abc"))) for _ in range(2)]
+    two = [threading.Thread(target=lambda: answers.append(userns_helper.call(len, "abc"))) for _ in range(2)]
     [one.start() for one in two]; [one.join() for one in two]
     alive = len(children())
     try:
-        deputy.call(os._exit, 3)
+        userns_helper.call(os._exit, 3)
     except OSError as error:
         answers.append(error.strerror)
 print(json.dumps([answers, alive, children(), before == sorted(os.listdir("/proc/self/fd"))]))

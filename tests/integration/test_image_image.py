@@ -11,11 +11,12 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import attrs
 import pytest
 from image_samples import add_image, tar_of
 
 import containerkit
-from containerkit import Container, RootFS, run
+from containerkit import Container, IdMapping, RootFS, run
 from containerkit.errors import ContainerError, ImageError, SetupError, SpecError, StateError
 from containerkit.image import Defaults, Image, Store, commit
 from containerkit.image.flatten import mounted_filesystem
@@ -119,6 +120,17 @@ def test_commit_makes_a_layer_of_what_changed_and_its_container_sees_the_same(bo
             ["/bin/sh", "-c", "ls /data /etc; stat -c '%u:%g %h %a' /data/new /made; cat /made/hard"], text=True
         )
     assert "/data:\nnew\n\n/etc:\nonly\n7:8 2 644\n65534:0 2 4755\nnew\n" == found.stdout
+
+
+@needs_busybox
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it chooses ids of the host")
+def test_commit_reads_groups_by_the_map_of_groups(box):
+    users, groups = IdMapping(0, 700_000_000, 65536), IdMapping(0, 710_000_000, 65536)
+    with Container(box.rootfs(), uid_mappings=[users], gid_mappings=[groups], capabilities=Capabilities.docker()) as c:
+        c.run(["/bin/sh", "-c", "touch /new; chown 7:8 /new"], check=True)
+        image = commit(c, base=box)
+    with Container(image.rootfs()) as c:
+        assert "7:8\n" == c.run(["stat", "-c", "%u:%g", "/new"], text=True).stdout
 
 
 @needs_busybox
@@ -233,7 +245,7 @@ def test_image_squash_and_export_have_the_same_root(store, tmp_path):
     imported = Image.import_tar(tmp_path / "root.tar", "imported", store=store)
     assert [] == image.diff(imported)
     assert [] == os.listdir(store.root / "build")
-    with pytest.raises(SpecError, match="empty folder"):
+    with pytest.raises(SpecError, match="empty directory"):
         image.unpack_into(tmp_path / "t")
 
 
@@ -398,7 +410,7 @@ def test_load_reads_no_more_at_once_than_a_header_may_have(tmp_path, store):
     with (tmp_path / "a.tar").open("wb") as file:
         file.write(huge.tobuf(tarfile.GNU_FORMAT))
         file.truncate(1 << 30)
-    with pytest.raises(ImageError, match="at once"):
+    with pytest.raises(ImageError, match="single read"):
         Image.load(tmp_path / "a.tar", store=store)
 
 
@@ -678,6 +690,47 @@ def test_arguments_of_a_command_replace_what_the_image_says(configured, given, e
     with Container(configured.rootfs()) as c:
         assert expected == c.run(BOX_SHOW, text=True, check=True, **given).stdout
     assert expected == run(BOX_SHOW, rootfs=configured.rootfs(), text=True, check=True, **given).stdout
+
+
+@pytest.fixture
+def with_home(configured, store):
+    """The same, with a home directory in its environment."""
+    defaults = attrs.evolve(configured.defaults, env={"PATH": "/bin", "HOME": "/app"})
+    return Image.from_folder(configured.unpack()[0], "with_home:1", store=store, defaults=defaults)
+
+
+@needs_busybox
+@pytest.mark.several_ids
+@pytest.mark.parametrize(
+    ("user", "home"),
+    [(None, "/srv"), ("server", "/srv"), ("root", "/root"), (0, "/root"), (9, "/"), ("5:6", "/")],
+)
+def test_home_is_the_users_unless_the_image_sets_one(configured, with_home, user, home):
+    show = ["sh", "-c", "echo $HOME"]
+    with Container(configured.rootfs()) as c:
+        assert f"{home}\n" == c.run(show, user=user, text=True, check=True).stdout
+        assert "\n" == c.run(show, user=user, env={"PATH": "/bin"}, text=True, check=True).stdout
+    assert f"{home}\n" == run(show, rootfs=configured.rootfs(), user=user, text=True, check=True).stdout
+    assert f"{home} b\n" == configured.run(["sh", "-c", "echo $HOME $A"], env={"A": "b"}, user=user, text=True).stdout
+    assert "/app\n" == run(show, rootfs=with_home.rootfs(), user=user, text=True, check=True).stdout
+
+
+@needs_busybox
+@pytest.mark.several_ids
+def test_command_line_has_the_home_of_the_user_of_an_image(configured, with_home, store):
+    def home(image, *options):
+        command = [sys.executable, "-m", "containerkit", "run", "--image", image, "--pull", "never", *options]
+        environment = {**os.environ, "CONTAINERKIT_IMAGES": str(store.root), "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [*command, "--", "sh", "-c", "echo $HOME"], capture_output=True, text=True, env=environment
+        )
+        assert 0 == done.returncode, done.stderr
+        return done.stdout.strip()
+
+    assert ["/srv", "/root", "/", "/x"] == [
+        home("configured:1", *options) for options in ([], ["--user=0"], ["--user=9"], ["--env=HOME=/x"])
+    ]
+    assert ["/app", "/app"] == [home("with_home:1"), home("with_home:1", "--user=root")]
 
 
 @needs_busybox

@@ -8,13 +8,17 @@ import subprocess
 import sys
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from containerkit import plan as plans
-from containerkit._native import HIDE_MEMORY, NO_PROCESS, SHARE_FILES, calls, compiled, proc, reference
+from containerkit._native import HIDE_MEMORY, NO_PROCESS, SHARE_FILES, compiled, reference
+from containerkit._native import calls as native_calls
 from containerkit._native import constants as k
-from containerkit.plan import Block, Operation, Plan, Slot
+from containerkit.plan import calls as plans
+from containerkit.plan.operation import ARGV, ENVP, Block, Operation, Slot
+from containerkit.plan.program import proc
+from containerkit.plan.tape import Plan
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -158,7 +162,9 @@ def outcomes(floor, steps, flags):
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(ci=60, nightly=300),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(operations(), max_size=14))
 def test_random_plans_in_one_process(floor, steps):
@@ -167,7 +173,9 @@ def test_random_plans_in_one_process(floor, steps):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(ci=40, nightly=150),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     st.lists(operations(), max_size=6),
@@ -254,8 +262,8 @@ def test_random_searches_for_a_program(floor, paths, clones):
     steps = [
         *(head if clones else ()),
         plans.reset_signals(),
-        *[plans.call("execve", path, plans.ARGV, plans.ENVP, tolerate=(2, 13, 20)) for path in others],
-        plans.call("execve", last, plans.ARGV, plans.ENVP),
+        *[plans.call("execve", path, ARGV, ENVP, tolerate=(2, 13, 20)) for path in others],
+        plans.call("execve", last, ARGV, ENVP),
     ]
     one, two = outcomes(floor, steps, 0)
     assert one == two
@@ -316,7 +324,7 @@ def test_memory_is_dumpable_again_after_a_start(module):
     tape = Plan(steps).encode()
     for flags in (NO_PROCESS, NO_PROCESS | HIDE_MEMORY):
         module.Program(tape.steps, tape.data).run((), (), [-1] * len(tape.slots), proc(), flags)
-        assert 1 == calls.prctl(k.PR_GET_DUMPABLE)
+        assert 1 == native_calls.prctl(k.PR_GET_DUMPABLE)
 
 
 def test_reference_is_chosen_by_the_environment():

@@ -12,7 +12,7 @@ import pytest
 from security_child import in_child, status_field
 
 from containerkit.errors import SetupError, StateError
-from containerkit.plan import Plan
+from containerkit.plan.tape import Plan
 from containerkit.security.landlock import FILES, Landlock, PathRule, abi
 
 ABI = abi()
@@ -143,7 +143,7 @@ def test_a_rule_on_a_file_with_rights_of_folders_alone_is_refused(tree):
         except SetupError as error:
             return [error.operation, error.errno, error.hint]
 
-    assert in_child(work) == ["landlock_add_rule", errno.EINVAL, "only a folder has these rights"]
+    assert in_child(work) == ["landlock_add_rule", errno.EINVAL, "only a directory has these rights"]
 
 
 def test_a_path_that_is_not_there_is_an_error_unless_optional(tree):
@@ -273,7 +273,7 @@ def test_other_threads_are_an_error_unless_said_otherwise(tree):
         thread.join()
         return [refused, here]
 
-    assert in_child(work) == ["other threads would stay unrestricted: apply it before they start", "EACCES"]
+    assert in_child(work) == ["other threads would stay unrestricted: apply the ruleset before they start", "EACCES"]
 
 
 @needs(7)

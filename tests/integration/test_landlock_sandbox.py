@@ -10,7 +10,7 @@ import pytest
 from security_child import attempt, in_child, status_field
 
 from containerkit.errors import SpecError, StateError
-from containerkit.plan import Plan
+from containerkit.plan.tape import Plan
 from containerkit.sandbox import Sandbox
 from containerkit.security.direct import perform
 from containerkit.security.landlock import Landlock, abi

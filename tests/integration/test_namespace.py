@@ -29,14 +29,16 @@ def thread_namespaces():
 def traces():
     gc.collect()
     with open("/proc/thread-self/children") as children:
-        return sorted(os.listdir("/proc/self/fd")), mountinfo.read(), children.read(), thread_namespaces(), os.getcwd()
+        return sorted(os.listdir("/proc/self/fd")), children.read(), thread_namespaces(), os.getcwd()
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left(tmp_path):
+    """What is mounted below this test's own directory is looked at: others mount things at the same time."""
     before = traces()
     yield
     assert before == traces()
+    assert not [each for each in mountinfo.read() if each.mount_point.startswith(str(tmp_path))]
 
 
 def in_thread(function, *args):
@@ -142,7 +144,7 @@ def test_namespace_for_children_differs_once_unshared():
 def test_namespace_for_children_without_a_first_process_says_so():
     def body():
         calls.unshare(k.CLONE_NEWPID)
-        with pytest.raises(SetupError, match="no process was born into it yet"):
+        with pytest.raises(SetupError, match="no process has been created in it yet"):
             Namespace.current("pid", for_children=True)
 
     in_thread(body)
@@ -168,7 +170,7 @@ def test_namespace_from_path_never_opens_what_is_none(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)  # an open would wait for ever
     for path in (fifo, tmp_path, "/dev/null", "/etc/passwd"):
-        with pytest.raises(SpecError, match=f"{path} is no namespace"):
+        with pytest.raises(SpecError, match=f"{path} is not a namespace"):
             Namespace.from_path(path)
 
 
@@ -193,10 +195,10 @@ def test_namespace_of_another_kind_than_expected_is_refused():
         (lambda: Namespace.of(1, "net"), SpecError, "'net'"),
         (lambda: Namespace.from_path("/nowhere/at/all"), SetupError, "/nowhere/at/all: No such file"),
         (lambda: Namespace.from_path("/a\0b"), SpecError, "null byte"),
-        (lambda: Namespace.from_fd(999_999), SpecError, "fd 999999 is no namespace"),
-        (lambda: Namespace.from_fd(-1), SpecError, "fd -1 is no namespace"),
-        (lambda: Namespace.from_pidfd(999_999, "uts"), SpecError, "no pidfd"),
-        (lambda: Namespace.from_pidfd(0, "uts"), SpecError, "no pidfd"),
+        (lambda: Namespace.from_fd(999_999), SpecError, "fd 999999 is not a namespace"),
+        (lambda: Namespace.from_fd(-1), SpecError, "fd -1 is not a namespace"),
+        (lambda: Namespace.from_pidfd(999_999, "uts"), SpecError, "not a pidfd"),
+        (lambda: Namespace.from_pidfd(0, "uts"), SpecError, "not a pidfd"),
     ],
 )
 def test_namespace_from_nothing_is_one_clear_error(make, error, match):
@@ -249,7 +251,7 @@ def test_namespace_close_may_be_called_twice():
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     for use in (own.fileno, own.__enter__, lambda: own.owner, lambda: own.persist("/x"), own.enter().__enter__):
-        with pytest.raises(StateError, match="was closed"):
+        with pytest.raises(StateError, match="is closed"):
             use()
 
 
@@ -268,7 +270,7 @@ def test_namespace_closes_when_collected():
 
 
 def test_namespace_can_not_be_pickled():
-    with Namespace.current("uts") as own, pytest.raises(TypeError, match="path or pid"):
+    with Namespace.current("uts") as own, pytest.raises(TypeError, match="path or a pid"):
         pickle.dumps(own)
 
 
@@ -353,7 +355,7 @@ def test_namespace_persist_takes_each_kind(inside, tmp_path, kind):
 
 @needs_root
 def test_namespace_persist_of_an_older_mount_namespace_leaves_no_file(tmp_path):
-    with Namespace.current("mount") as own, pytest.raises(SetupError, match="only in an older one"):
+    with Namespace.current("mount") as own, pytest.raises(SetupError, match="only by an older one"):
         own.persist(tmp_path / "kept")
     assert [] == os.listdir(tmp_path)
 
@@ -388,7 +390,7 @@ def test_namespace_unpersist_touches_nothing_else(tmp_path):
     file = tmp_path / "file"
     file.write_text("kept")
     for path in (file, tmp_path / "none", "/proc"):
-        with pytest.raises(StateError, match="no namespace is kept there"):
+        with pytest.raises(StateError, match="no namespace is mounted there"):
             Namespace.unpersist(path)
     assert "kept" == file.read_text()
 
@@ -551,7 +553,10 @@ def test_visit_of_pids_above_is_refused(inside):
 
 @needs_root
 def test_visit_of_a_user_namespace_is_not_possible(inside_user):
-    with Namespace.of(inside_user.pid, "user") as theirs, pytest.raises(UnsupportedError, match="nothing comes back"):
+    with (
+        Namespace.of(inside_user.pid, "user") as theirs,
+        pytest.raises(UnsupportedError, match="leave a user namespace"),
+    ):
         theirs.enter().__enter__()
     with Namespace.current("user") as own, own.enter():
         pass
@@ -646,12 +651,12 @@ def test_visit_that_can_not_come_back_raises_over_the_blocks_own_error(inside, k
 def test_visit_is_left_by_its_own_thread_once(inside):
     with Namespace.of(inside.pid, "uts") as theirs:
         visit = theirs.enter()
-        assert "not under way" in repr(visit)
+        assert "not started" in repr(visit)
         with visit:
             assert f"by thread {threading.get_native_id()}" in repr(visit)
-            with pytest.raises(StateError, match="by the thread that entered"):
+            with pytest.raises(StateError, match="only the thread that entered"):
                 in_thread(visit.__exit__, None, None, None)
-            with pytest.raises(StateError, match="one visit is one with block"):
+            with pytest.raises(StateError, match="one with block only"):
                 visit.__enter__()
         with pytest.raises(StateError, match="once"):
             visit.__exit__(None, None, None)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from containerkit import Container, Kind, Namespaces, SetupError, SpecError, TimeOffsets, run
+from containerkit import Container, Kind, Mount, Namespaces, RootFS, SetupError, SpecError, TimeOffsets, run
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_ADMIN")
 pytestmark = pytest.mark.usefixtures("interpreter", "nothing_left")
@@ -80,6 +80,31 @@ def test_time_offsets_move_the_clocks():
 def test_time_offsets_that_can_not_be_had():
     with pytest.raises(SetupError, match="time"):
         run(["true"], time_offsets=TimeOffsets(monotonic_s=-10_000_000))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"hostname": "its-own.example"}, {"hostname": "its-own", "rootfs": RootFS.host(readonly=True)}],
+    ids=["default", "own", "read-only"],
+)
+def test_hostname_is_found_by_itself(more):
+    script = "import socket; print(socket.gethostbyname(socket.gethostname()), socket.gethostbyname('localhost'))"
+    assert "127.0.0.1 127.0.0.1\n" == run(["python3", "-SEc", script], text=True, **more).stdout
+
+
+def test_hostname_that_is_no_name_of_a_host_adds_nothing_to_hosts():
+    before = run(["cat", "/etc/hosts"]).stdout
+    assert before == run(["cat", "/etc/hosts"], hostname="a 10.0.0.1 b").stdout
+
+
+def test_hostname_of_a_directory_as_root_is_written_nowhere(tmp_path):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/hosts").write_text("as it was\n")
+    shown = [
+        Mount.bind(path, path, readonly=True) for path in ("/usr", "/bin", "/lib", "/lib64") if os.path.exists(path)
+    ]
+    assert 0 == run(["true"], rootfs=RootFS.dir(tmp_path), mounts=shown, hostname="its-own").returncode
+    assert "as it was\n" == (tmp_path / "etc/hosts").read_text()
 
 
 def test_hostname_stays_inside():

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from oci_bundles import Bundle, as_root, bundle, make_rootfs, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, Bundle, as_root, bundle, make_rootfs, oci, rootfs  # noqa: F401 - fixtures
 
 pytestmark = as_root
 
@@ -51,7 +51,7 @@ def test_device_folder_that_is_a_link_stays_inside(oci, spoilt, own_rootfs, tmp_
     (own_rootfs / "dev").symlink_to(victim)
     spoilt.config["mounts"] = [each for each in spoilt.config["mounts"] if not each["destination"].startswith("/dev")]
     spoilt.write()
-    oci("run", "--bundle", spoilt.path, "one", check=False)
+    oci("run", "--bundle", spoilt.path, ONE, check=False)
     assert [] == list(victim.iterdir())
 
 
@@ -81,22 +81,22 @@ def test_working_folder_can_not_be_a_descriptor_of_the_runtime(oci, spoilt):
     for number in range(3, 24):
         spoilt.process["cwd"] = f"/proc/self/fd/{number}"
         spoilt.runs("ls").write()
-        said = oci.refused("run", "--bundle", spoilt.path, "one")
+        said = oci.refused("run", "--bundle", spoilt.path, ONE)
         assert f"/proc/self/fd/{number}" in said
 
 
 def test_no_descriptor_of_the_runtime_is_open_inside(oci, bundle):
     assert ["0", "1", "2", "3"] == oci.run(bundle.runs("ls", "/proc/self/fd")).stdout.split()
     oci.start_one(bundle.runs("sleep", "100"))
-    pid = oci.state("one")["pid"]
+    pid = oci.state(ONE)["pid"]
     assert {"0", "1", "2"} == set(os.listdir(f"/proc/{pid}/fd"))
-    assert ["0", "1", "2", "3"] == oci("exec", "one", "ls", "/proc/self/fd").stdout.split()
+    assert ["0", "1", "2", "3"] == oci("exec", ONE, "ls", "/proc/self/fd").stdout.split()
 
 
 def test_program_of_the_waiting_process_is_no_file_of_the_host(oci, bundle):
     """CVE-2019-5736: what /proc/PID/exe leads to before the exec can't be written to."""
     oci.create(bundle)
-    pid = oci.state("one")["pid"]
+    pid = oci.state(ONE)["pid"]
     assert os.readlink(f"/proc/{pid}/exe").startswith("/memfd:init")
     with pytest.raises(OSError, match=r"Text file busy|not permitted|denied"):
         os.close(os.open(f"/proc/{pid}/exe", os.O_RDWR))
@@ -110,7 +110,7 @@ def test_waiting_process_can_not_be_looked_into(oci, bundle, tmp_path):
     """A container that shares the pid namespace sees the next one being made."""
     bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "pid"]
     oci.create(bundle)
-    pid = oci.state("one")["pid"]
+    pid = oci.state(ONE)["pid"]
     code = f"import os; os.setgroups([]); os.setgid(1000); os.setuid(1000); print(os.listdir('/proc/{pid}/fd'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "Permission denied" in done.stderr
@@ -121,7 +121,7 @@ def test_inheritable_capabilities_are_empty_unless_asked_for(oci, bundle):
     told = oci.run(bundle.runs("grep", "-E", "Cap(Inh|Amb)", "/proc/self/status")).stdout
     assert {0} == {int(line.split()[1], 16) for line in told.splitlines()}
     oci.start_one(bundle.runs("sleep", "100"))
-    told = oci("exec", "--cap", "CAP_NET_ADMIN", "one", "grep", "-E", "Cap(Inh|Amb)", "/proc/self/status").stdout
+    told = oci("exec", "--cap", "CAP_NET_ADMIN", ONE, "grep", "-E", "Cap(Inh|Amb)", "/proc/self/status").stdout
     assert {0} == {int(line.split()[1], 16) for line in told.splitlines()}
 
 
@@ -150,7 +150,7 @@ def test_console_is_the_terminal_that_was_made(oci, spoilt, own_rootfs, tmp_path
         server.bind(str(tmp_path / "console"))
         server.listen(1)
         spoilt.write()
-        oci.quiet("create", "--bundle", spoilt.path, "--console-socket", tmp_path / "console", "one", check=False)
+        oci.quiet("create", "--bundle", spoilt.path, "--console-socket", tmp_path / "console", ONE, check=False)
     assert "untouched" == victim.read_text()
     assert victim.is_file()
 
@@ -169,9 +169,9 @@ def test_mounts_inside_do_not_reach_the_host(oci, bundle, tmp_path):
 
 def test_root_of_the_runtime_is_closed_to_others(oci, bundle):
     oci.create(bundle)
-    assert 0o700 == os.stat(f"{oci.root}/one").st_mode & 0o777
+    assert 0o700 == os.stat(f"{oci.root}/{ONE}").st_mode & 0o777
     for name in ("state.json", "config.json"):
-        assert 0o600 == os.stat(f"{oci.root}/one/{name}").st_mode & 0o777
+        assert 0o600 == os.stat(f"{oci.root}/{ONE}/{name}").st_mode & 0o777
 
 
 def test_record_that_names_a_foreign_process_kills_nobody(oci, bundle):
@@ -180,13 +180,13 @@ def test_record_that_names_a_foreign_process_kills_nobody(oci, bundle):
     oci.wait()
     bystander = subprocess.Popen(["sleep", "100"])
     try:
-        path = Path(oci.root) / "one/state.json"
+        path = Path(oci.root) / ONE / "state.json"
         record = json.loads(path.read_text())
         record["pid"] = bystander.pid
         path.write_text(json.dumps(record))
-        assert oci.status("one") == "stopped"
-        assert "container not running" in oci.refused("kill", "one", "KILL")
-        oci("delete", "--force", "one")
+        assert oci.status(ONE) == "stopped"
+        assert "container not running" in oci.refused("kill", ONE, "KILL")
+        oci("delete", "--force", ONE)
         time.sleep(0.05)
         assert bystander.poll() is None
     finally:

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from oci_bundles import as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, TWO, as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
 
 pytestmark = as_root
 
@@ -249,10 +249,11 @@ def test_default_devices_and_links(oci, bundle):
         bundle,
         "cd /dev; stat -c '%n %t:%T %a' null zero full random urandom tty; for l in fd stdin stdout stderr ptmx core; do readlink $l; done; echo x >/dev/null; head -c 2 /dev/zero | wc -c",
     )
+    core = ["/proc/kcore"] if os.path.exists("/proc/kcore") else []  # no symlink to what is not there
     assert [
         *("null", "1:3", "666", "zero", "1:5", "666", "full", "1:7", "666"),
         *("random", "1:8", "666", "urandom", "1:9", "666", "tty", "5:0", "666"),
-        *("/proc/self/fd", "/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2", "pts/ptmx", "/proc/kcore", "2"),
+        *("/proc/self/fd", "/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2", "pts/ptmx", *core, "2"),
     ] == out.split()  # fmt: skip
 
 
@@ -310,7 +311,7 @@ def test_namespaces_are_new_joined_or_inherited(oci, bundle, tmp_path):
         for kind, file in (("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"))
     ] + [{"type": "mount"}]
     second.runs("for n in pid net ipc uts mnt cgroup; do readlink /proc/self/ns/$n; done; ps | grep -c 'sleep 100'")
-    out = oci.run(second, "two").stdout.split()
+    out = oci.run(second, TWO).stdout.split()
     for found, kind in zip(out, ("pid", "net", "ipc", "uts"), strict=False):
         assert os.readlink(f"/proc/{pid}/ns/{kind}") == found
     assert out[4] not in (os.readlink("/proc/self/ns/mnt"), os.readlink(f"/proc/{pid}/ns/mnt"))
@@ -320,7 +321,7 @@ def test_namespaces_are_new_joined_or_inherited(oci, bundle, tmp_path):
 def test_namespace_of_another_kind_is_refused(oci, bundle):
     bundle.linux["namespaces"][1]["path"] = "/proc/self/ns/uts"
     bundle.write()
-    assert "not a network namespace" in oci.refused("run", "--bundle", bundle.path, "one")
+    assert "not a network namespace" in oci.refused("run", "--bundle", bundle.path, ONE)
 
 
 def test_user_namespace(oci, bundle):
@@ -337,20 +338,79 @@ def test_user_namespace_is_joined_by_path(oci, bundle, tmp_path):
     second.linux["namespaces"][-1]["path"] = f"/proc/{pid}/ns/user"
     second.linux.pop("uidMappings"), second.linux.pop("gidMappings")
     assert (
-        f"{os.readlink(f'/proc/{pid}/ns/user')}\n"
-        == oci.run(second.runs("readlink", "/proc/self/ns/user"), "two").stdout
+        f"{os.readlink(f'/proc/{pid}/ns/user')}\n" == oci.run(second.runs("readlink", "/proc/self/ns/user"), TWO).stdout
     )
 
 
-def test_time_namespace_has_its_offsets(oci, bundle):
+@pytest.mark.parametrize("maps", ["ids of their own", "the host's"])
+def test_devices_of_a_user_namespace_are_as_they_are_asked_for(oci, bundle, maps):
+    """No node of the host's is bound: this one has none of that name, and another mode of the other."""
+    bundle.has_user_namespace(*((0, 2**32 - 1) if maps == "the host's" else ()))
+    bundle.linux["devices"] = [
+        {"path": "/dev/own/", "type": "c", "major": 1, "minor": 5, "fileMode": 0o157, "uid": 10, "gid": 11},
+        {"path": "/dev/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640},
+        {"path": "/dev/pipe", "type": "p", "fileMode": 0o600, "uid": 1},
+    ]
+    before = os.stat("/dev/zero")
+    out = told(oci, bundle, "stat -c '%F %a %u:%g %t:%T' /dev/own /dev/zero /dev/pipe; head -c 2 /dev/zero | wc -c")
+    assert [
+        "character special file 157 10:11 1:5",
+        "character special file 640 0:0 1:5",
+        "fifo 600 1:0 0:0",
+        "2",
+    ] == out.splitlines()
+    assert before == os.stat("/dev/zero")
+    assert not os.path.exists("/dev/own")
+
+
+def test_device_of_a_user_namespace_is_ruled_like_any_other(oci, bundle):
+    bundle.has_user_namespace()
+    bundle.linux["devices"] = [{"path": "/dev/own", "type": "c", "major": 1, "minor": 2}]
+    bundle.linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
+    assert "not permitted" in told(oci, bundle, "head -c 1 /dev/own 2>&1; true")
+
+
+def test_sysfs_that_the_kernel_refuses_is_the_hosts_read_only(oci, bundle):
+    bundle.has_user_namespace()
+    sysfs = next(each for each in bundle.config["mounts"] if each["type"] == "sysfs")
+    bundle.config["mounts"] = [each for each in bundle.config["mounts"] if each["type"] != "cgroup"]
+    script = "ls /sys/class/net; ls /sys/fs/cgroup /sys/firmware; awk '$5 == \"/sys\" {print $6}' /proc/self/mountinfo"
+    own = told(oci, bundle, script)  # the control: with a network namespace of its own the kernel mounts one
+    assert "lo" in own.split()
+    assert "ro" in own.split()[-1].split(",")
+    bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "network"]
+    shown = told(oci, bundle, script).split()
+    devices = set(os.listdir("/sys/class/net"))
+    assert devices | {"/sys/fs/cgroup:", "/sys/firmware:"} == set(shown[:-1]), (
+        "the groups are masked, /sys/firmware too"
+    )
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(shown[-1].split(","))
+    assert "" == told(oci, bundle, "awk '$5 ~ \"^/sys\" && $6 !~ /^ro/' /proc/self/mountinfo"), "nothing is writable"
+    sysfs["options"].remove("ro")
+    bundle.write()
+    message = oci.refused("run", "--bundle", bundle.path, ONE)
+    assert "fsopen sysfs on /sys: operation not permitted (hint: in a user namespace it takes a network" in message
+
+
+def test_control_groups_show_on_the_hosts_sysfs(oci, bundle):
+    bundle.has_user_namespace()
+    bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "network"]
+    own = told(oci, bundle, "find /sys/fs/cgroup -name cgroup.procs | head -1 | xargs cat")
+    assert "1" in own.split()
+
+
+@pytest.mark.parametrize("users", ["the host's", "mapped"])
+def test_time_namespace_has_its_offsets(oci, bundle, users):
+    if users == "mapped":
+        bundle.has_user_namespace()
     bundle.linux["namespaces"].append({"type": "time"})
     bundle.linux["timeOffsets"] = {"boottime": {"secs": 1_000_000, "nanosecs": 5}, "monotonic": {"secs": 500}}
     with open("/proc/uptime") as file:
         outside = float(file.read().split()[0])
     inside = float(told(oci, bundle, "cat", "/proc/uptime").split()[0])
     assert 1_000_000 <= inside - outside < 1_000_100
-    oci.start_one(bundle.runs("sleep", "100"), "two")
-    assert float(oci("exec", "two", "cat", "/proc/uptime").stdout.split()[0]) - outside >= 1_000_000
+    oci.start_one(bundle.runs("sleep", "100"), TWO)
+    assert float(oci("exec", TWO, "cat", "/proc/uptime").stdout.split()[0]) - outside >= 1_000_000
 
 
 def test_loopback_is_up(oci, bundle):
@@ -370,21 +430,21 @@ def test_network_devices_are_moved(oci, bundle):
         subprocess.run(["ip", "link", "del", peer], capture_output=True)
     bundle.linux["netDevices"] = {"nosuch0": {}}
     bundle.write()
-    assert "linux.netDevices.nosuch0" in oci.refused("run", "--bundle", bundle.path, "one")
+    assert "linux.netDevices.nosuch0" in oci.refused("run", "--bundle", bundle.path, ONE)
 
 
 # --- control groups
 
 
 def test_limits_are_written(oci, bundle):
-    bundle.linux["cgroupsPath"] = f"/containerkit-test-{os.getpid()}/one"
+    bundle.linux["cgroupsPath"] = f"/{TWO}/inner"
     bundle.linux["resources"].update(
         memory={"limit": 64 << 20, "reservation": 32 << 20, "swappiness": 10},
         cpu={"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0", "mems": "0"},
         pids={"limit": 33},
     )
     oci.start_one(bundle.runs("sleep", "100"))
-    places = json.loads((Path(oci.root) / "one/state.json").read_text())["groups"]
+    places = json.loads((Path(oci.root) / ONE / "state.json").read_text())["groups"]
     assert all(place.endswith(bundle.linux["cgroupsPath"]) for place in places)
     expected = {
         "memory.limit_in_bytes": "67108864",
@@ -404,7 +464,7 @@ def test_limits_are_written(oci, bundle):
                 assert value == (Path(place) / file).read_text().strip(), file
                 seen += 1
     assert seen >= 4
-    oci("delete", "--force", "one")
+    oci("delete", "--force", ONE)
     for place in places:
         os.rmdir(os.path.dirname(place))
 
@@ -422,27 +482,27 @@ def test_memory_over_the_limit_is_killed(oci, bundle):
 
 
 def test_group_in_use_is_refused(oci, bundle, tmp_path):
-    bundle.linux["cgroupsPath"] = "/one"
+    bundle.linux["cgroupsPath"] = f"/{ONE}"
     oci.start_one(bundle.runs("sleep", "100"))
     second = bundle.clone(tmp_path / "second")
     second.write()
-    assert "has processes already" in oci.refused("create", "--bundle", second.path, "two")
-    assert oci.status("one") == "running"
+    assert "has processes already" in oci.refused("create", "--bundle", second.path, TWO)
+    assert oci.status(ONE) == "running"
 
 
 @pytest.mark.skipif(not os.path.isdir("/run/systemd/system"), reason="systemd is not the init")
 def test_systemd_makes_the_groups(oci, bundle):
-    bundle.linux["cgroupsPath"] = "containerkit-test.slice:ck:one"
+    bundle.linux["cgroupsPath"] = f"containerkit-test.slice:ck:{ONE}"
     bundle.linux["resources"]["pids"] = {"limit": 33}
     oci.words += ["--systemd-cgroup"]
     pid = oci.start_one(bundle.runs("sleep", "100"))
-    (place,) = json.loads((Path(oci.root) / "one/state.json").read_text())["groups"]
-    assert place.endswith("/containerkit.slice/containerkit-test.slice/ck-one.scope")
+    (place,) = json.loads((Path(oci.root) / ONE / "state.json").read_text())["groups"]
+    assert place.endswith(f"/containerkit.slice/containerkit-test.slice/ck-{ONE}.scope")
     assert [str(pid)] == (Path(place) / "cgroup.procs").read_text().split()
     assert "33" == (Path(place) / "pids.max").read_text().strip()
-    shown = subprocess.run(["systemctl", "is-active", "ck-one.scope"], capture_output=True, text=True).stdout
+    shown = subprocess.run(["systemctl", "is-active", f"ck-{ONE}.scope"], capture_output=True, text=True).stdout
     assert "active\n" == shown
-    oci("delete", "--force", "one")
+    oci("delete", "--force", ONE)
     assert not os.path.exists(place)
 
 
@@ -475,7 +535,7 @@ def test_seccomp_filter(oci, bundle, privileges):
 def test_seccomp_filter_of_an_exec(oci, bundle):
     bundle.linux["seccomp"] = profile("mkdirat", "mkdir", errnoRet=42)
     oci.start_one(bundle.runs("sleep", "100"))
-    assert os.strerror(42) in oci("exec", "one", "mkdir", "/tmp/never", check=False).stderr
+    assert os.strerror(42) in oci("exec", ONE, "mkdir", "/tmp/never", check=False).stderr
 
 
 def test_seccomp_listener_goes_to_its_agent(oci, bundle, tmp_path):
@@ -509,7 +569,7 @@ def test_seccomp_listener_goes_to_its_agent(oci, bundle, tmp_path):
         message["fds"],
         message["state"]["status"],
     )
-    assert oci.state("one")["pid"] == message["pid"]
+    assert oci.state(ONE)["pid"] == message["pid"]
 
 
 @pytest.mark.parametrize(
@@ -524,7 +584,22 @@ def test_seccomp_listener_goes_to_its_agent(oci, bundle, tmp_path):
 def test_seccomp_profile_that_is_wrong_is_refused(oci, bundle, seccomp):
     bundle.linux["seccomp"] = seccomp
     bundle.write()
-    assert "linux.seccomp" in oci.refused("run", "--bundle", bundle.path, "one")
+    assert "linux.seccomp" in oci.refused("run", "--bundle", bundle.path, ONE)
+
+
+@pytest.mark.parametrize(
+    ("seccomp", "path"),
+    [
+        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "linux.seccomp.defaultAction"),
+        (profile("mkdir", "write", action="SCMP_ACT_NOTIFY"), "linux.seccomp.syscalls[0]"),
+    ],
+)
+def test_seccomp_filter_that_asks_before_its_agent_is_there_is_refused(oci, bundle, tmp_path, seccomp, path):
+    bundle.linux["seccomp"] = {**seccomp, "listenerPath": str(tmp_path / "agent")}
+    bundle.write()
+    told = oci.refused("create", "--bundle", bundle.path, ONE)
+    assert f"{path}: SCMP_ACT_NOTIFY can't be " in told
+    assert "does not exist" in oci.refused("state", ONE)
 
 
 # --- hooks
@@ -556,7 +631,7 @@ def test_hooks_run_in_their_order_with_the_state(oci, bundle, tmp_path, rootfs):
     bundle.config["hostname"] = "hooked"
     pid = oci.start_one(bundle.runs("sleep 0.3; cat /tmp/hook-state"))
     oci.wait()
-    oci("delete", "one")
+    oci("delete", ONE)
     lines = [line.split(" ", 4) for line in log.read_text().splitlines()]
     assert list(kinds) == [line[0] for line in lines]
     states = [json.loads(line[4]) for line in lines]
@@ -576,7 +651,7 @@ def test_hooks_run_in_their_order_with_the_state(oci, bundle, tmp_path, rootfs):
 def test_hook_that_fails_stops_the_creation(oci, bundle, tmp_path):
     bundle.config["hooks"] = {"createRuntime": [hook(tmp_path, "bad", "echo because; exit 3")]}
     bundle.write()
-    said = oci.refused("run", "--bundle", bundle.path, "one")
+    said = oci.refused("run", "--bundle", bundle.path, ONE)
     assert "createRuntime hook #0" in said
     assert "exit status 3" in said
     assert "because" in said
@@ -585,14 +660,40 @@ def test_hook_that_fails_stops_the_creation(oci, bundle, tmp_path):
 def test_hook_that_takes_too_long_is_killed(oci, bundle, tmp_path):
     bundle.config["hooks"] = {"prestart": [hook(tmp_path, "slow", "exec sleep 30") | {"timeout": 1}]}
     bundle.write()
-    assert "timed out" in oci.refused("run", "--bundle", bundle.path, "one")
+    assert "timed out" in oci.refused("run", "--bundle", bundle.path, ONE)
+
+
+def test_hook_after_the_start_that_fails_is_a_warning(oci, bundle, tmp_path):
+    log = tmp_path / "log"
+    good, bad = hook(tmp_path, "good", f"echo run >>{log}"), hook(tmp_path, "bad", "echo because; exit 3")
+    bundle.config["hooks"] = {"poststart": [good, bad, good]}
+    oci.create(bundle.runs("sleep", "100"))
+    told = oci("start", ONE).stderr
+    assert "warning: error running poststart hook #1" in told
+    assert "exit status 3, output: because" in told
+    assert "running" == oci.status(ONE)
+    assert "run\nrun\n" == log.read_text()
+
+
+def test_hook_after_the_start_that_fails_stops_a_container_of_version_1_3(oci, bundle, tmp_path):
+    log = tmp_path / "log"
+    bundle.config["ociVersion"] = "1.3.0"
+    bundle.config["hooks"] = {
+        "poststart": [hook(tmp_path, "bad", "exit 3"), hook(tmp_path, "good", f"echo run >{log}")]
+    }
+    oci.create(bundle.runs("sleep", "100"))
+    assert "error running poststart hook #0" in oci.refused("start", ONE)
+    oci.wait()
+    assert not log.exists()
+    assert "poststart hook #0" in oci.refused("run", "--bundle", bundle.path, TWO)
+    assert "does not exist" in oci.refused("state", TWO)
 
 
 def test_hook_of_the_end_that_fails_does_not_keep_the_container(oci, bundle, tmp_path):
     bundle.config["hooks"] = {"poststop": [hook(tmp_path, "bad", "exit 3")]}
     oci.start_one(bundle)
     oci.wait()
-    assert "poststop hook #0" in oci("delete", "one").stderr
+    assert "poststop hook #0" in oci("delete", ONE).stderr
 
 
 # --- the rest
@@ -611,7 +712,7 @@ def test_rootfs_propagation(oci, bundle):
 
 def test_no_pivot(oci, bundle):
     bundle.runs("ls", "/bin/busybox").write()
-    assert "/bin/busybox\n" == oci("run", "--no-pivot", "--bundle", bundle.path, "one").stdout
+    assert "/bin/busybox\n" == oci("run", "--no-pivot", "--bundle", bundle.path, ONE).stdout
 
 
 def test_mounts_of_the_host_are_out_of_sight(oci, bundle):

@@ -14,11 +14,13 @@ from harness import run_in_guest, why_not
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(2500),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 
-CONFIGURATION, LIFECYCLE = (f"tests/integration/test_oci_{name}.py" for name in ("configuration", "lifecycle"))
+CONFIGURATION, GROUPS, LIFECYCLE = (
+    f"tests/integration/test_oci_{name}.py" for name in ("configuration", "groups", "lifecycle")
+)
 CHOSEN = {
     CONFIGURATION: (
         "test_cgroup_mount_shows_the_own_groups",
@@ -28,6 +30,16 @@ CHOSEN = {
         "test_processes_over_the_limit_are_refused",
         "test_memory_over_the_limit_is_killed",
         "test_group_in_use_is_refused",
+        "test_control_groups_show_on_the_hosts_sysfs",
+        "test_devices_of_a_user_namespace_are_as_they_are_asked_for",
+        "test_device_of_a_user_namespace_is_ruled_like_any_other",
+    ),
+    GROUPS: (
+        "test_container_in_a_frozen_group_is_refused",
+        "test_group_above_that_is_busy_is_named",
+        "test_options_of_a_control_group_mount_are_those_of_the_host",
+        "test_joined_cgroup_namespace_of_the_host_shows_the_group_alone",
+        "test_control_group_mount_spreads_as_it_is_asked_to",
     ),
     LIFECYCLE: (
         "test_exec_runs_beside_the_first_process",
@@ -42,7 +54,9 @@ CHOSEN = {
 
 def in_guest(layout, tests):
     done = run_in_guest(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], layout=layout, timeout_s=540
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=600", *tests],
+        layout=layout,
+        timeout_s=2400,
     )
     print(done.output)
     assert 0 == done.returncode

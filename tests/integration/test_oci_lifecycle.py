@@ -6,42 +6,47 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from oci_bundles import as_root, bundle, groups_named, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, RUN, TWO, as_root, bundle, groups_named, oci, rootfs  # noqa: F401 - fixtures
 
 pytestmark = as_root
 
+_LONG = f"600.{int(RUN, 16)}"
+"""Seconds by which a process of this run is known among all of the machine."""
+
 
 def test_create_waits_for_the_start(oci, bundle, tmp_path):
-    bundle.runs(f"echo ran >/tmp/ran-{os.getpid()}")
+    bundle.runs("echo ran >/tmp/ran")
     oci.create(bundle)
-    mark = os.path.join(bundle.config["root"]["path"], f"tmp/ran-{os.getpid()}")
-    assert oci.status("one") == "created"
+    mark = os.path.join(bundle.config["root"]["path"], "tmp/ran")
+    assert oci.status(ONE) == "created"
     time.sleep(0.2)
     assert not os.path.exists(mark)
-    oci("start", "one")
+    oci("start", ONE)
     oci.wait()
     assert os.path.exists(mark)
     os.unlink(mark)
-    oci("delete", "one")
-    assert "does not exist" in oci.refused("state", "one")
+    oci("delete", ONE)
+    assert "does not exist" in oci.refused("state", ONE)
 
 
 def test_state_tells_what_the_specification_wants(oci, bundle):
     bundle.config["annotations"] = {"org.example.key": "value"}
     bundle.runs("sleep", "100")
     pid = oci.start_one(bundle)
-    state = oci.state("one")
+    state = oci.state(ONE)
     assert {"ociVersion", "id", "status", "pid", "bundle", "rootfs", "created", "owner", "annotations"} == set(state)
-    assert ("one", "running", pid) == (state["id"], state["status"], state["pid"])
+    assert (ONE, "running", pid) == (state["id"], state["status"], state["pid"])
     assert (str(bundle.path), {"org.example.key": "value"}) == (state["bundle"], state["annotations"])
     assert state["created"].endswith("Z")
     assert os.readlink(f"/proc/{pid}/root") == "/"
@@ -62,7 +67,7 @@ def test_run_passes_the_standard_streams(oci, bundle):
 def test_run_forwards_signals_and_leaves_nothing(oci, bundle):
     bundle.runs("trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done")
     bundle.write()
-    process = oci.popen("run", "--bundle", bundle.path, "one", stdout=subprocess.PIPE, text=True)
+    process = oci.popen("run", "--bundle", bundle.path, ONE, stdout=subprocess.PIPE, text=True)
     assert "up\n" == process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert 9 == process.wait(timeout=20)
@@ -71,9 +76,9 @@ def test_run_forwards_signals_and_leaves_nothing(oci, bundle):
 
 def test_run_detached_returns_at_once(oci, bundle, tmp_path):
     bundle.runs("sleep", "100").write()
-    oci.quiet("run", "--detach", "--bundle", bundle.path, "--pid-file", tmp_path / "pid", "one")
-    assert oci.status("one") == "running"
-    assert (tmp_path / "pid").read_text() == str(oci.state("one")["pid"])
+    oci.quiet("run", "--detach", "--bundle", bundle.path, "--pid-file", tmp_path / "pid", ONE)
+    assert oci.status(ONE) == "running"
+    assert (tmp_path / "pid").read_text() == str(oci.state(ONE)["pid"])
 
 
 def test_changes_of_the_bundle_after_create_have_no_effect(oci, bundle):
@@ -81,17 +86,17 @@ def test_changes_of_the_bundle_after_create_have_no_effect(oci, bundle):
     bundle.config["hooks"] = {"poststart": [{"path": "/nosuch"}], "poststop": [{"path": "/nosuch"}]}
     bundle.config["process"]["args"] = ["nosuch"]
     bundle.write()
-    oci("start", "one")
+    oci("start", ONE)
     oci.wait()
-    assert "" == oci("delete", "one").stderr
+    assert "" == oci("delete", ONE).stderr
 
 
 def test_delete_leaves_what_create_did_not_make(oci, bundle):
-    bundle.linux["cgroupsPath"] = f"/containerkit-kept-{os.getpid()}/inner"
+    bundle.linux["cgroupsPath"] = f"/{TWO}/inner"
     oci.start_one(bundle)
-    places = json.loads((Path(oci.root) / "one/state.json").read_text())["groups"]
+    places = json.loads((Path(oci.root) / ONE / "state.json").read_text())["groups"]
     oci.wait()
-    oci("delete", "one")
+    oci("delete", ONE)
     assert Path(bundle.config["root"]["path"], "bin/busybox").exists()
     assert (bundle.path / "config.json").exists()
     for place in places:
@@ -109,8 +114,8 @@ def test_verbs_refuse_to_have_no_id(oci, verb):
 
 def test_create_refuses_an_id_that_is_there(oci, bundle):
     oci.create(bundle)
-    assert "container with id exists" in oci.refused("create", "--bundle", bundle.path, "one")
-    assert oci.status("one") == "created"
+    assert "container with id exists" in oci.refused("create", "--bundle", bundle.path, ONE)
+    assert oci.status(ONE) == "created"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "a b", "a\n", ".hidden"])
@@ -121,28 +126,28 @@ def test_create_refuses_an_id_that_is_no_name(oci, bundle, name):
 
 def test_start_refuses_a_running_container(oci, bundle):
     oci.start_one(bundle.runs("sleep", "100"))
-    assert "already running" in oci.refused("start", "one")
-    assert oci.status("one") == "running"
+    assert "already running" in oci.refused("start", ONE)
+    assert oci.status(ONE) == "running"
 
 
 def test_start_refuses_a_stopped_container(oci, bundle):
     oci.start_one(bundle)
     oci.wait()
-    assert "cannot start a container that has stopped" in oci.refused("start", "one")
+    assert "cannot start a container that has stopped" in oci.refused("start", ONE)
 
 
 def test_delete_refuses_what_has_not_stopped(oci, bundle):
     oci.create(bundle.runs("sleep", "100"))
-    assert "not stopped: created" in oci.refused("delete", "one")
-    oci("start", "one")
-    assert "not stopped: running" in oci.refused("delete", "one")
-    assert oci.status("one") == "running"
-    oci("delete", "--force", "one")
+    assert "not stopped: created" in oci.refused("delete", ONE)
+    oci("start", ONE)
+    assert "not stopped: running" in oci.refused("delete", ONE)
+    assert oci.status(ONE) == "running"
+    oci("delete", "--force", ONE)
 
 
 def test_delete_forced_of_nothing_is_no_error(oci):
-    oci("delete", "--force", "one")
-    assert "does not exist" in oci.refused("delete", "one")
+    oci("delete", "--force", ONE)
+    assert "does not exist" in oci.refused("delete", ONE)
 
 
 def test_kill_sends_numbers_and_names(oci, bundle):
@@ -154,12 +159,12 @@ def test_kill_sends_numbers_and_names(oci, bundle):
     wait_for(lambda: os.path.exists(mark))
     for name in ("USR1", "SIGUSR1", "10"):
         before = os.path.getsize(mark)
-        oci("kill", "one", name)
+        oci("kill", ONE, name)
         wait_for(lambda before=before: os.path.getsize(mark) > before)
-    oci("kill", "one")
+    oci("kill", ONE)
     oci.wait()
-    assert "container not running" in oci.refused("kill", "one", "KILL")
-    assert "unknown signal" in oci.refused("kill", "one", "NOSUCH")
+    assert "container not running" in oci.refused("kill", ONE, "KILL")
+    assert "unknown signal" in oci.refused("kill", ONE, "NOSUCH")
 
 
 def is_there(pid):
@@ -179,16 +184,16 @@ def wait_for(condition, seconds=10):
 def test_kill_all_reaches_processes_beside_the_first(oci, bundle):
     bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "pid"]
     oci.start_one(bundle.runs("sleep 321 & sleep 100"))
-    wait_for(lambda: len(json.loads(oci("ps", "--format", "json", "one").stdout)) >= 2)
-    pids = json.loads(oci("ps", "--format", "json", "one").stdout)
-    oci("kill", "--all", "one", "KILL")
+    wait_for(lambda: len(json.loads(oci("ps", "--format", "json", ONE).stdout)) >= 2)
+    pids = json.loads(oci("ps", "--format", "json", ONE).stdout)
+    oci("kill", "--all", ONE, "KILL")
     wait_for(lambda: not any(is_there(pid) for pid in pids))
 
 
 def test_exec_refuses_a_stopped_container(oci, bundle):
     oci.start_one(bundle)
     oci.wait()
-    assert "cannot exec in a stopped container" in oci.refused("exec", "one", "true")
+    assert "cannot exec in a stopped container" in oci.refused("exec", ONE, "true")
 
 
 @pytest.mark.parametrize("verb", ["state", "start", "kill", "delete", "pause", "resume", "ps", "events", "update"])
@@ -198,7 +203,7 @@ def test_verbs_refuse_an_unknown_container(oci, verb):
 
 def test_unknown_verbs_and_flags_are_refused(oci):
     assert "unknown command" in oci.refused("frobnicate")
-    assert "not defined" in oci.refused("state", "--frobnicate", "one")
+    assert "not defined" in oci.refused("state", "--frobnicate", ONE)
     assert "needs an argument" in oci.refused("create", "--bundle")
 
 
@@ -233,32 +238,32 @@ def test_unknown_verbs_and_flags_are_refused(oci):
 def test_create_tells_what_is_wrong_and_leaves_nothing(oci, bundle, change, told):
     change(bundle.config)
     bundle.write()
-    code, text = oci.quiet("create", "--bundle", bundle.path, "one", check=False)
+    code, text = oci.quiet("create", "--bundle", bundle.path, ONE, check=False)
     assert code == 1
     assert told in text
     assert "Traceback" not in text
     assert [] == [name for name in os.listdir(oci.root) if name[0] != "."] if os.path.isdir(oci.root) else True
-    assert [] == groups_named("one")
+    assert [] == groups_named(ONE)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"ociVersion": 1}', "{'a': 1}", '{"a": 1} x', "\x00"])
 def test_create_refuses_what_is_no_configuration(oci, bundle, content):
     bundle.write(content)
-    code, text = oci.quiet("create", "--bundle", bundle.path, "one", check=False)
+    code, text = oci.quiet("create", "--bundle", bundle.path, ONE, check=False)
     assert code == 1
     assert "config.json" in text
     assert "Traceback" not in text
 
 
 def test_create_refuses_a_bundle_that_is_not_there(oci, tmp_path):
-    assert "no such file or directory" in oci.refused("create", "--bundle", tmp_path / "none", "one")
+    assert "no such file or directory" in oci.refused("create", "--bundle", tmp_path / "none", ONE)
 
 
 def test_log_is_one_json_line(oci, bundle, tmp_path):
     bundle.config["root"]["path"] = "/nowhere"
     bundle.write()
     log = tmp_path / "log.json"
-    oci("--log", log, "--log-format=json", "create", "--bundle", bundle.path, "one", check=False)
+    oci("--log", log, "--log-format=json", "create", "--bundle", bundle.path, ONE, check=False)
     lines = log.read_text().splitlines()
     assert 1 == len(lines)
     entry = json.loads(lines[0])
@@ -276,7 +281,7 @@ def test_of_two_creates_with_one_id_one_succeeds(oci, bundle):
 
     def create():
         with open(os.devnull, "r+b") as nothing:
-            process = oci.popen("create", "--bundle", bundle.path, "one", stdin=nothing, stdout=nothing, stderr=nothing)
+            process = oci.popen("create", "--bundle", bundle.path, ONE, stdin=nothing, stdout=nothing, stderr=nothing)
             results.append(process.wait(timeout=60))
 
     for _ in range(5):
@@ -287,21 +292,21 @@ def test_of_two_creates_with_one_id_one_succeeds(oci, bundle):
         for thread in threads:
             thread.join()
         assert [0, 1, 1] == sorted(results)
-        assert oci.status("one") == "created"
-        oci("delete", "--force", "one")
+        assert oci.status(ONE) == "created"
+        oci("delete", "--force", ONE)
 
 
 @pytest.mark.parametrize("delay_ms", [*range(20, 140, 5)])
 def test_create_killed_at_any_moment_can_be_deleted(oci, bundle, delay_ms):
     bundle.runs("sleep", "100").write()
     with open(os.devnull, "r+b") as nothing:
-        process = oci.popen("create", "--bundle", bundle.path, "one", stdin=nothing, stdout=nothing, stderr=nothing)
+        process = oci.popen("create", "--bundle", bundle.path, ONE, stdin=nothing, stdout=nothing, stderr=nothing)
         time.sleep(delay_ms / 1000)
         process.kill()
         process.wait()
-    oci("delete", "--force", "one")
-    assert not os.path.exists(f"{oci.root}/one")
-    assert [] == groups_named("one")
+    oci("delete", "--force", ONE)
+    assert not os.path.exists(f"{oci.root}/{ONE}")
+    assert [] == groups_named(ONE)
     oci.create(bundle)
 
 
@@ -312,34 +317,34 @@ def test_first_process_dies_with_a_runtime_that_is_killed_in_the_midst(oci, bund
     bundle.config["hooks"] = {"createRuntime": [{"path": str(hook)}]}
     bundle.write()
     with open(os.devnull, "r+b") as nothing:
-        process = oci.popen("create", "--bundle", bundle.path, "one", stdin=nothing, stdout=nothing, stderr=nothing)
-        record = Path(oci.root) / "one/state.json"
+        process = oci.popen("create", "--bundle", bundle.path, ONE, stdin=nothing, stdout=nothing, stderr=nothing)
+        record = Path(oci.root) / ONE / "state.json"
         wait_for(lambda: record.exists() and json.loads(record.read_text()).get("pid"))
         pid = json.loads(record.read_text())["pid"]
         process.kill()
         process.wait()
     wait_for(lambda: not is_there(pid))
-    assert oci.status("one") == "stopped"
-    oci("delete", "one")
+    assert oci.status(ONE) == "stopped"
+    oci("delete", ONE)
 
 
 def test_delete_forced_ends_a_creation_that_hangs_in_a_hook(oci, bundle, tmp_path):
     hook = tmp_path / "hook"
-    hook.write_text("#!/bin/sh\nexec sleep 600\n")
+    hook.write_text(f"#!/bin/sh\nexec sleep {_LONG}\n")
     hook.chmod(0o755)
     bundle.config["hooks"] = {"createRuntime": [{"path": str(hook)}]}
     bundle.write()
     with open(os.devnull, "r+b") as nothing:
-        process = oci.popen("create", "--bundle", bundle.path, "one", stdin=nothing, stdout=nothing, stderr=nothing)
-        record = Path(oci.root) / "one/state.json"
+        process = oci.popen("create", "--bundle", bundle.path, ONE, stdin=nothing, stdout=nothing, stderr=nothing)
+        record = Path(oci.root) / ONE / "state.json"
         wait_for(lambda: record.exists() and json.loads(record.read_text()).get("pid"))
         time.sleep(0.1)
-        oci("delete", "--force", "one")
+        oci("delete", "--force", ONE)
         assert 0 != process.wait(timeout=10)
     assert not record.exists()
-    assert [] == groups_named("one")
+    assert [] == groups_named(ONE)
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        if is_there(pid) and Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00600\x00":
+        if is_there(pid) and Path(f"/proc/{pid}/cmdline").read_bytes() == f"sleep\0{_LONG}\0".encode():
             os.kill(int(pid), signal.SIGKILL)
 
 
@@ -347,8 +352,8 @@ def test_delete_forced_ends_a_creation_that_hangs_in_a_hook(oci, bundle, tmp_pat
 
 
 def test_create_writes_the_pid_file(oci, bundle, tmp_path):
-    oci.create(bundle, "one", "--pid-file", tmp_path / "pid")
-    assert (tmp_path / "pid").read_text() == str(oci.state("one")["pid"])
+    oci.create(bundle, ONE, "--pid-file", tmp_path / "pid")
+    assert (tmp_path / "pid").read_text() == str(oci.state(ONE)["pid"])
 
 
 def test_descriptors_are_kept_only_when_asked_for(oci, bundle):
@@ -356,15 +361,36 @@ def test_descriptors_are_kept_only_when_asked_for(oci, bundle):
     reading, writing = os.pipe()
     os.write(writing, b"from outside\n")
     os.close(writing)
-    os.dup2(reading, 3) if reading != 3 else None
-    process = oci.popen(
-        "run", "--preserve-fds", "1", "--bundle", bundle.path, "one", stdout=subprocess.PIPE, pass_fds=(3,), text=True
-    )
-    told, _ = process.communicate(timeout=30)
+    words = [*oci.words, "run", "--preserve-fds", "1", "--bundle", bundle.path, ONE]
+    # In another process: this one has something of its own on 3.
+    program = f"import os, sys; os.dup2({reading}, 3); os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        env=oci.environment, stdout=subprocess.PIPE, pass_fds=(reading,), text=True, timeout=30, check=True,
+    )  # fmt: skip
     os.close(reading)
-    assert "from outside" in told
+    assert "from outside" in done.stdout
     bundle.runs("ls", "/proc/self/fd")
     assert ["0", "1", "2", "3"] == oci.run(bundle).stdout.split()
+
+
+def test_descriptors_that_are_not_there_are_not_kept(oci, bundle, tmp_path):
+    bundle.runs("ls -l /proc/self/fd; cat <&5").write()
+    log = tmp_path / "log"
+    (tmp_path / "six").write_text("from outside\n")
+    script = 'exec 5< "$1"; shift; exec "$@"'  # 3 and 4 are free, and so are all beyond 5
+    command = ["sh", "-c", script, "sh", tmp_path / "six", *oci.words, "--log", log]
+    done = subprocess.run(
+        [*command, "run", "--preserve-fds", "30", "--bundle", bundle.path, ONE],
+        env=oci.environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "from outside" in done.stdout
+    kept = {line.split()[-3] for line in done.stdout.splitlines() if "->" in line}
+    assert kept <= {"0", "1", "2", "3", "5"}  # 3 is ls's own directory
 
 
 def receive_descriptor(server):
@@ -380,9 +406,9 @@ def test_terminal_goes_to_the_console_socket(oci, bundle, tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "console"))
         server.listen(1)
-        oci.create(bundle, "one", "--console-socket", tmp_path / "console")
+        oci.create(bundle, ONE, "--console-socket", tmp_path / "console")
         _, master = receive_descriptor(server)
-    oci("start", "one")
+    oci("start", ONE)
     os.write(master, b"word\n")
     oci.wait()
     told = read_all(master)
@@ -426,14 +452,14 @@ def test_standard_streams_belong_to_the_user(oci, bundle):
 def test_exec_runs_beside_the_first_process(oci, bundle):
     pid = oci.start_one(bundle.runs("sleep", "100"))
     told = oci(
-        "exec", "one", "sh", "-c", "readlink /proc/self/ns/pid; readlink /proc/self/ns/mnt; cat /proc/self/cgroup; ps"
+        "exec", ONE, "sh", "-c", "readlink /proc/self/ns/pid; readlink /proc/self/ns/mnt; cat /proc/self/cgroup; ps"
     ).stdout
     for kind in ("pid", "mnt"):
         assert os.readlink(f"/proc/{pid}/ns/{kind}") in told
     assert "sleep 100" in told
-    assert 5 == oci("exec", "one", "sh", "-c", "exit 5", check=False).returncode
-    assert 255 == oci("exec", "one", "nosuch", check=False).returncode
-    assert "executable file not found in $PATH" in oci.refused("exec", "one", "nosuch")
+    assert 5 == oci("exec", ONE, "sh", "-c", "exit 5", check=False).returncode
+    assert 255 == oci("exec", ONE, "nosuch", check=False).returncode
+    assert "executable file not found in $PATH" in oci.refused("exec", ONE, "nosuch")
 
 
 def test_exec_takes_its_flags(oci, bundle):
@@ -448,15 +474,15 @@ def test_exec_takes_its_flags(oci, bundle):
         "A=b",
         "--additional-gids",
         "7",
-        "one",
+        ONE,
         "sh",
         "-c",
         "id; pwd; echo $A $HOME",
     )
     assert "uid=1000(worker) gid=1000(worker) groups=7" in done.stdout
     assert "/tmp\nb /home/worker\n" in done.stdout
-    assert "is no id" in oci.refused("exec", "--user", "worker", "one", "id")
-    caps = oci("exec", "--cap", "CAP_NET_RAW", "one", "grep", "CapEff", "/proc/self/status").stdout
+    assert "is no id" in oci.refused("exec", "--user", "worker", ONE, "id")
+    caps = oci("exec", "--cap", "CAP_NET_RAW", ONE, "grep", "CapEff", "/proc/self/status").stdout
     assert int(caps.split()[1], 16) & 1 << 13
 
 
@@ -469,24 +495,24 @@ def test_exec_reads_a_process_file(oci, bundle, tmp_path):
         "user": {"uid": 5, "gid": 6},
     }
     (tmp_path / "process.json").write_text(json.dumps(process))
-    assert "sh y\n" in oci("exec", "--process", tmp_path / "process.json", "one").stdout.replace("zero", "sh")
+    assert "sh y\n" in oci("exec", "--process", tmp_path / "process.json", ONE).stdout.replace("zero", "sh")
     (tmp_path / "process.json").write_text(json.dumps({**process, "cwd": "relative"}))
-    assert "process.cwd" in oci.refused("exec", "--process", tmp_path / "process.json", "one")
+    assert "process.cwd" in oci.refused("exec", "--process", tmp_path / "process.json", ONE)
 
 
 def test_exec_detached_writes_its_pid(oci, bundle, tmp_path):
     oci.start_one(bundle.runs("sleep", "100"))
-    oci.quiet("exec", "--detach", "--pid-file", tmp_path / "pid", "one", "sleep", "77")
+    oci.quiet("exec", "--detach", "--pid-file", tmp_path / "pid", ONE, "sleep", "77")
     pid = (tmp_path / "pid").read_text()
     with open(f"/proc/{pid}/cmdline") as file:
         assert "sleep\0" + "77\0" == file.read()
-    oci.quiet("exec", "--detach", "--pid-file", tmp_path / "none", "one", "nosuch", check=False)
+    oci.quiet("exec", "--detach", "--pid-file", tmp_path / "none", ONE, "nosuch", check=False)
     assert not (tmp_path / "none").exists()
 
 
 def test_exec_joins_a_user_namespace(oci, bundle):
     oci.start_one(bundle.has_user_namespace().runs("sleep", "100"))
-    told = oci("exec", "one", "sh", "-c", "id -u; cat /proc/self/uid_map").stdout
+    told = oci("exec", ONE, "sh", "-c", "id -u; cat /proc/self/uid_map").stdout
     assert ["0", "0", "100000", "65536"] == told.split()
 
 
@@ -498,29 +524,29 @@ def test_pause_freezes_and_resume_thaws(oci, bundle):
     oci.start_one(bundle)
     count = Path(bundle.config["root"]["path"]) / "tmp/count"
     wait_for(count.exists)
-    oci("pause", "one")
-    assert oci.status("one") == "paused"
-    assert "container not running" in oci.refused("pause", "one")
-    assert "paused" in oci.refused("exec", "one", "true")
+    oci("pause", ONE)
+    assert oci.status(ONE) == "paused"
+    assert "container not running" in oci.refused("pause", ONE)
+    assert "paused" in oci.refused("exec", ONE, "true")
     time.sleep(0.05)
     seen = count.read_text()
     time.sleep(0.2)
     assert seen == count.read_text()
-    oci("resume", "one")
+    oci("resume", ONE)
     wait_for(lambda: count.read_text() != seen)
-    assert "container not paused" in oci.refused("resume", "one")
+    assert "container not paused" in oci.refused("resume", ONE)
 
 
 def test_delete_forced_of_a_paused_container(oci, bundle):
     oci.start_one(bundle.runs("sleep", "100"))
-    oci("pause", "one")
-    oci("delete", "--force", "one")
+    oci("pause", ONE)
+    oci("delete", "--force", ONE)
 
 
 def test_kill_of_a_paused_container_kills(oci, bundle):
     oci.start_one(bundle.runs("sleep", "100"))
-    oci("pause", "one")
-    oci("kill", "one", "KILL")
+    oci("pause", ONE)
+    oci("kill", ONE, "KILL")
     oci.wait()
 
 
@@ -534,40 +560,55 @@ def group_file(oci, name, controller, file):
 def test_update_changes_limits(oci, bundle, tmp_path):
     bundle.linux["resources"].update(pids={"limit": 20}, memory={"limit": 64 << 20})
     oci.start_one(bundle.runs("sleep", "100"))
-    assert "20" == group_file(oci, "one", "pids", "pids.max")
-    oci("update", "--pids-limit", "30", "--memory", "96m", "one")
-    assert "30" == group_file(oci, "one", "pids", "pids.max")
+    assert "20" == group_file(oci, ONE, "pids", "pids.max")
+    oci("update", "--pids-limit", "30", "--memory", "96m", ONE)
+    assert "30" == group_file(oci, ONE, "pids", "pids.max")
     wish = json.dumps({"pids": {"limit": 40}})
-    oci("update", "--resources", "-", "one", input=wish)
-    assert "40" == group_file(oci, "one", "pids", "pids.max")
+    oci("update", "--resources", "-", ONE, input=wish)
+    assert "40" == group_file(oci, ONE, "pids", "pids.max")
     (tmp_path / "wish").write_text(json.dumps({"pids": {"limit": 50}}))
-    oci("update", f"--resources={tmp_path / 'wish'}", "one")
-    assert "50" == group_file(oci, "one", "pids", "pids.max")
+    oci("update", f"--resources={tmp_path / 'wish'}", ONE)
+    assert "50" == group_file(oci, ONE, "pids", "pids.max")
     assert (
         "resources.pids.limit"
-        in oci.refused("update", "--resources", "/proc/self/nosuch", "one") + "resources.pids.limit"
+        in oci.refused("update", "--resources", "/proc/self/nosuch", ONE) + "resources.pids.limit"
     )
-    assert "no size" in oci.refused("update", "--memory", "lots", "one")
+    assert "no size" in oci.refused("update", "--memory", "lots", ONE)
 
 
 def test_events_stats_ps_and_list(oci, bundle):
     pid = oci.start_one(bundle.runs("sleep", "100"))
-    event = json.loads(oci("events", "--stats", "one").stdout)
-    assert ("stats", "one", 1) == (event["type"], event["id"], event["data"]["pids"]["current"])
+    event = json.loads(oci("events", "--stats", ONE).stdout)
+    assert ("stats", ONE, 1) == (event["type"], event["id"], event["data"]["pids"]["current"])
     assert event["data"]["memory"]["usage"]["usage"] > 0
-    assert [pid] == json.loads(oci("ps", "--format", "json", "one").stdout)
-    assert "sleep 100" in oci("ps", "one").stdout
+    assert [pid] == json.loads(oci("ps", "--format", "json", ONE).stdout)
+    assert "sleep 100" in oci("ps", ONE).stdout
     listed = json.loads(oci("list", "--format", "json").stdout)
-    assert [("one", "running", pid)] == [(each["id"], each["status"], each["pid"]) for each in listed]
-    assert "one\n" == oci("list", "--quiet").stdout
+    assert [(ONE, "running", pid)] == [(each["id"], each["status"], each["pid"]) for each in listed]
+    assert f"{ONE}\n" == oci("list", "--quiet").stdout
     table = oci("list").stdout.splitlines()
     assert ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"] == table[0].split()
-    assert ["one", str(pid), "running"] == table[1].split()[:3]
+    assert [ONE, str(pid), "running"] == table[1].split()[:3]
+
+
+def test_events_tell_of_a_kill_for_want_of_memory_at_once(oci, bundle):
+    bundle.linux["resources"]["memory"] = {"limit": 32 << 20, "swap": 32 << 20}
+    oci.start_one(bundle.runs("sleep", "100"))
+    with oci.popen("events", "--interval", "1h", ONE, stdout=subprocess.PIPE, text=True) as watching:
+        first = json.loads(watching.stdout.readline())
+        assert (first["type"], first["id"]) == ("stats", ONE)
+        hog = oci("exec", ONE, "sh", "-c", "x=$(dd if=/dev/zero bs=1M count=200 | tr '\\0' x)", check=False)
+        assert hog.returncode == 128 + signal.SIGKILL
+        ready, _, _ = select.select([watching.stdout], [], [], 30)
+        assert ready
+        assert json.loads(watching.stdout.readline()) == {"type": "oom", "id": ONE}
+        oci("delete", "--force", ONE)
+        assert watching.wait(30) == 0
 
 
 def test_events_end_with_the_container(oci, bundle):
     oci.start_one(bundle.runs("sleep", "3"))
-    told = oci("events", "--interval", "100ms", "one").stdout.splitlines()
+    told = oci("events", "--interval", "100ms", ONE).stdout.splitlines()
     assert len(told) >= 2
     assert {"stats"} == {json.loads(line)["type"] for line in told}
 
@@ -588,7 +629,8 @@ def test_features_say_what_is_there(oci):
 def test_version_has_the_lines_that_engines_read(oci):
     lines = oci("--version").stdout.splitlines()
     assert lines[0].startswith("containerkit-oci version ")
-    assert ["commit:", "spec:"] == [line.split()[0] for line in lines[1:]]
+    assert ["commit:", "spec:"] == [line.split()[0] for line in lines[1:3]]
+    assert {"+SECCOMP", "+CRIU"} <= set(lines[3].split())
 
 
 def test_spec_of_ours_is_taken_by_runc(oci, tmp_path, rootfs):
@@ -602,7 +644,7 @@ def test_spec_of_ours_is_taken_by_runc(oci, tmp_path, rootfs):
     config["process"].update(terminal=False, args=["echo", "from runc"])
     config["root"]["path"] = str(rootfs)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    name = f"ck-{os.getpid()}"
+    name = f"ck-{ONE}"
     done = subprocess.run(["runc", "run", "--bundle", str(tmp_path), name], capture_output=True, text=True)
     assert "from runc\n" == done.stdout, done.stderr
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from oci_bundles import Bundle, Runtime, as_root, groups_named, make_rootfs, needs_busybox
+from oci_bundles import ONE, TWO, Bundle, Runtime, as_root, groups_named, make_rootfs, needs_busybox
 
 from containerkit.oci.launcher import text
 
 pytestmark = [*as_root, pytest.mark.slow]
 
-NAMES = st.sampled_from(["one", "two"])
+NAMES = st.sampled_from([ONE, TWO])
 
 
 class Lifecycle(RuleBasedStateMachine):
@@ -113,7 +113,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "model"):
-            for name in ("one", "two"):
+            for name in (ONE, TWO):
                 self.attempt(True, "delete", "--force", name)
                 assert [] == groups_named(name)
             shutil.rmtree(self.folder)

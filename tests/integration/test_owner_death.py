@@ -5,8 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+from containerkit import Container
+from containerkit.checkpoint.guard import let_go, shut
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -140,3 +144,18 @@ def test_owner_that_execs_another_program_ends_nothing_by_accident(is_alive):
         began = time.monotonic()
         while is_alive(pid):
             assert time.monotonic() - began < PATIENCE_S
+
+
+def test_init_that_lets_go_of_its_owner_lives_on():
+    """As before a checkpoint: it goes on in a copy of its program, and a pipe stands where its owner's pidfd was."""
+    with Container() as c:
+        pidfd = os.pidfd_open(c.pid)
+        try:
+            link = let_go(c.pid, pidfd)
+            assert link.startswith("pipe:")
+            maps = Path(f"/proc/{c.pid}/maps").read_text()
+            assert "memfd:init" not in maps
+            shut(pidfd)
+            assert "out\n" == c.run(["echo", "out"], text=True).stdout
+        finally:
+            os.close(pidfd)

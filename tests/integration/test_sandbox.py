@@ -191,7 +191,9 @@ def test_report_says_what_is_and_what_is_not():
     assert any("no namespace" in each for each in report.uncovered)
     assert any("no control group" in each for each in report.uncovered)
     assert "seccomp" not in Sandbox(landlock=PROGRAMS, seccomp=None).report().enforced
-    assert "not enforced: refer: it takes Landlock ABI 2" in str(BOX.report(kernel_abi=1))
+    assert "no set-id bits" in report.enforced
+    assert "no set-id bits" not in Sandbox(landlock=PROGRAMS, set_id_bits=True).report().enforced
+    assert "not enforced: refer: it needs Landlock ABI 2" in str(BOX.report(kernel_abi=1))
 
 
 def test_report_is_true_about_processes_in_sight():
@@ -210,7 +212,15 @@ def test_kernel_that_can_not_hold_it_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"user": "0"}, "unknown argument 'user'"), ({"cwd": "relative"}, "cwd"), ({"nice": 99}, "nice")],
+    [
+        ({"user": "0"}, "unknown argument 'user'"),
+        ({"cwd": "relative"}, "cwd"),
+        ({"nice": 99}, "nice"),
+        ({"rlimits": (1, 2, 3)}, "rlimits"),
+        ({"syscall_handler": 5}, "syscall_handler"),
+        ({"env": [5]}, "env"),
+        ({"pass_fds": "x"}, "pass_fds"),
+    ],
 )
 def test_wrong_fields_are_refused(wrong, message):
     with pytest.raises(SpecError, match=message):

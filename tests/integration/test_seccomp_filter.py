@@ -16,7 +16,8 @@ from security_child import attempt, compiled, in_child
 
 from containerkit._native import constants as k
 from containerkit.errors import SetupError
-from containerkit.plan import Slot, call, open_at
+from containerkit.plan.calls import call, open_at
+from containerkit.plan.operation import Slot
 from containerkit.security.capabilities import no_new_privs
 from containerkit.security.direct import perform
 from containerkit.security.seccomp import ALLOW, KILL_PROCESS, KILL_THREAD, LOG, TRAP, Action, Condition, Rule, Seccomp

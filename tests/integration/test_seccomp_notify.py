@@ -12,9 +12,11 @@ from errno import EACCES, ENOSYS, EPERM
 import pytest
 from security_child import LIBC, attempt, in_child
 
-from containerkit.engine import Program
 from containerkit.errors import SetupError, SpecError, StateError
-from containerkit.plan import ARGV, ENVP, Plan, Slot, call
+from containerkit.plan.calls import call
+from containerkit.plan.operation import ARGV, ENVP, Slot
+from containerkit.plan.program import Program
+from containerkit.plan.tape import Plan
 from containerkit.security.capabilities import no_new_privs
 from containerkit.security.direct import perform
 from containerkit.security.notify import CONTINUE, Fail, Inject, Listener, Return, Supervisor, handed_over, supervise
@@ -189,7 +191,7 @@ def test_handler_that_fails_denies_and_tells():
 
 def test_handler_that_answers_nonsense_denies_and_tells():
     child = Confined(NOTIFY_MKDIR, lambda: attempt(CALLS["getppid"]))
-    with pytest.raises(SpecError, match="a handler answers with"), Supervisor(child.listener, lambda _: "yes"):
+    with pytest.raises(SpecError, match="a handler must return"), Supervisor(child.listener, lambda _: "yes"):
         assert child.answer() == str(-EPERM)
 
 
@@ -229,9 +231,9 @@ def test_request_of_a_killed_process_is_not_valid():
         child.kill()
         assert not request.is_valid()
         assert not listener.reply(request, Return(1))
-        with pytest.raises(StateError, match="doesn't wait"):
+        with pytest.raises(StateError, match="no longer waits"):
             request.read(request.instruction_pointer, 1)
-        with pytest.raises(StateError, match="doesn't wait"):
+        with pytest.raises(StateError, match="no longer waits"):
             request.add_descriptor(0)
         assert listener.pending() is None
 

@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 HERE = os.path.dirname(__file__)
-USER = 54_321
+USER = 54_321 + os.getpid() % 4000  # other runs of the tests end what their own user has
 CHOSEN = {
     "test_process.py": "run_captures or returncode_is or text_and or pass_fds or timeout_kills or output_limit or pty_is_a or fifty_side or user_names_that_are_not or umask or rlimits or stop_and",
     "test_container.py": "state_from or stop_ends or forked_child_may or garbage or default_container or command_that_is_not or hundred or stop_while or exec_is",

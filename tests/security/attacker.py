@@ -1,4 +1,4 @@
-"""Puts the attacks of attacks.c into containers, and tries things as other users without touching the machine."""
+"""Run the attacks of attacks.c in containers, and try things as other users without touching the machine."""
 
 import atexit
 import functools
@@ -14,32 +14,33 @@ from pathlib import Path
 
 import pytest
 
-from containerkit import Capabilities, Container, Mount, SpecError, UnsupportedError, run, staging
+from containerkit import Capabilities, Container, Mount, SpecError, UnsupportedError, run
 from containerkit._native import calls
 from containerkit._native import constants as k
-from containerkit.invocation import COMMAND_FIELDS, STREAM_ARGUMENTS
-from containerkit.spec import CONFINEMENT
+from containerkit.container.arguments import COMMAND_FIELDS, STREAM_ARGUMENTS
+from containerkit.spec.container import CONFINEMENT
+from containerkit.start import staging
 
 EVERYTHING = {"capabilities": Capabilities.all(), "seccomp": None}
-"""What an attacker has who has got round the capabilities and the filter."""
+"""The means of an attacker who has bypassed the capabilities and the filter."""
 
-USER = 54321
-"""An ordinary user that no machine has."""
+USER = 60_000 + os.getpid() % 4000  # other runs of the tests end what their own user has
+"""An unprivileged user that exists on no machine."""
 
-SUBIDS = 600_000_000
-"""Where the ranges begin that tests grant to it."""
+SUBIDS = 600_000_000 + os.getpid() % 1000 * 1_000_000  # others may run the same tests
+"""The beginning of the ranges that tests grant to it."""
 
 
 @functools.cache
-def program():
-    """Compile attacks.c; returns the path of the program."""
+def program(name="attacks"):
+    """Compile attacks.c, or another program of this directory. Return the path of the program."""
     if shutil.which("gcc") is None:
         pytest.skip("the attacks are compiled with gcc")
     folder = tempfile.mkdtemp(prefix="containerkit-attacks-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.chmod(folder, 0o755)
-    source = Path(__file__).with_name("attacks.c")
-    path = f"{folder}/attacks"
+    source = Path(__file__).with_name(f"{name}.c")
+    path = f"{folder}/{name}"
     command = ["gcc", "-O1", "-static", "-pthread", "-o", path, str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -53,7 +54,7 @@ def armed(mounts=()):
 
 
 def outcome(done):
-    """Say how an attack ended: what it printed, or what killed it."""
+    """Describe how an attack ended: its output, or what killed it."""
     assert done.returncode != 99, done.stderr
     if done.cause in ("seccomp", "oom", "timeout"):
         return f"killed by {done.cause}"
@@ -61,20 +62,20 @@ def outcome(done):
 
 
 def attempt(name, *words, mounts=(), **options):
-    """Try an attack in a container of its own; returns its outcome: "done" is success, else the error's name.
+    """Try an attack in a new container. Return its outcome: "done" for success, otherwise the name of the error.
 
-    Where such a container can be kept ready it is tried in one that was, too: what comes of it must be the same.
+    It is also tried in a container that was kept ready, if possible. The outcome must be the same.
     """
     words = ["/attacks", name, *map(str, words)]
     options["mounts"] = armed(mounts)
     found = outcome(run(words, text=True, timeout=30, **options))
-    if all(mount.readonly or mount.type != "bind" for mount in mounts):  # else the first leaves something behind
+    if all(mount.readonly or mount.type != "bind" for mount in mounts):  # otherwise the first attack leaves something
         assert attempt_in_ready(words, options) in (None, found)
     return found
 
 
 def attempt_in_ready(words, options):
-    """Try it in a container that was ready; None where there can be none for such a command."""
+    """Try it in a container that was kept ready. Return None if that is impossible for such a command."""
     if (COMMAND_FIELDS - CONFINEMENT | STREAM_ARGUMENTS | {"init"}).intersection(options):
         return None
     try:
@@ -89,7 +90,7 @@ def attempt_in_ready(words, options):
 
 
 def attempt_in(container, name, *words, **options):
-    """Try an attack in a container that runs, and has the attacks."""
+    """Try an attack in a running container that contains the attacks."""
     return outcome(container.run(["/attacks", name, *map(str, words)], text=True, timeout=30, **options))
 
 
@@ -97,7 +98,7 @@ def attempt_in(container, name, *words, **options):
 
 
 def load_everything():
-    """An ordinary user may not be able to read the interpreter's library: have it all at hand."""
+    """Import everything in advance, because an unprivileged user may not be able to read the interpreter's library."""
     import containerkit
 
     for module in pkgutil.walk_packages(containerkit.__path__, "containerkit."):
@@ -111,9 +112,9 @@ def load_everything():
 
 
 def in_child(work, prepare=lambda: None, timeout_s=60):
-    """Run a function in a forked child, and return what it returned, through JSON.
+    """Run a function in a forked child. Return its result, passed as JSON.
 
-    What it raises is raised here: an UnsupportedError as such, anything else as an AssertionError.
+    An exception is raised here too: an UnsupportedError unchanged, others as an AssertionError.
     """
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -126,7 +127,7 @@ def in_child(work, prepare=lambda: None, timeout_s=60):
             answer = json.dumps({"value": work()}).encode()
         except UnsupportedError as error:
             answer = json.dumps({"unsupported": error.__reduce__()[1]}).encode()
-        except BaseException as error:  # noqa: BLE001 - the parent shows it
+        except BaseException as error:  # noqa: BLE001 - the parent reports it
             answer = json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
         finally:
             os.write(write_end, answer)
@@ -142,13 +143,13 @@ def in_child(work, prepare=lambda: None, timeout_s=60):
 
 
 def cover(files):
-    """In a mount namespace of one's own, put other files over some: contents by path."""
+    """In a private mount namespace, mount files with other contents over some paths."""
     calls.unshare(k.CLONE_NEWNS)
     calls.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
     calls.mount("covers", "/mnt", "tmpfs")
     for path, content in files.items():
         cover = f"/mnt/{path.strip('/').replace('/', '-')}"
-        if not os.path.exists(path):  # a rule that this kernel does not have: nothing else of its folder is needed
+        if not os.path.exists(path):  # this kernel does not have the rule, so the rest of the directory is not needed
             calls.mount("covers", os.path.dirname(path), "tmpfs")
             cover = path
         with open(cover, "w") as file:
@@ -159,7 +160,7 @@ def cover(files):
 
 
 def become(uid, gid=None):
-    """Become an ordinary user, as a login makes one."""
+    """Become an unprivileged user, as a login does."""
     gid = uid if gid is None else gid
     os.setgroups([])
     os.setresgid(gid, gid, gid)
@@ -168,7 +169,7 @@ def become(uid, gid=None):
 
 
 def as_user(work, *, ranges):
-    """Run a function in a child that is an ordinary user, with or without ranges in /etc/subuid; see :func:`in_child`."""
+    """Run a function in a child of an unprivileged user, with or without ranges in /etc/subuid; see :func:`in_child`."""
     if os.geteuid() != 0:
         pytest.skip("becoming other users takes root")
     if ranges and not (shutil.which("newuidmap") and shutil.which("newgidmap")):
@@ -196,7 +197,7 @@ def as_user(work, *, ranges):
 
 
 def in_user_namespace(work):
-    """Run a function in a child that is root of a user namespace in which all ids are mapped; see :func:`in_child`."""
+    """Run a function in a child that is root of a user namespace that maps all ids; see :func:`in_child`."""
     if os.geteuid() != 0:
         pytest.skip("mapping all ids takes root")
     load_everything()
@@ -209,7 +210,7 @@ def in_user_namespace(work):
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         calls.prctl(k.PR_SET_DUMPABLE, 1)
-        staging._keeper.kept.clear()  # it was made for the machine's root, who this one is no more
+        staging._keeper.kept.clear()  # it was made as root of the machine, which this process no longer is
 
     mapper = os.fork()
     if mapper == 0:

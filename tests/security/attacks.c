@@ -259,6 +259,84 @@ static long change_mode(char **argv) {
     return failed(chmod(argv[0], (mode_t)strtol(argv[1], NULL, 8)));
 }
 
+/* set-id CALL PATH MODE: give a file a mode by one system call, or the descriptor PATH by "descriptor". */
+static long set_id(char **argv) {
+    const char *name = argv[0], *path = argv[1];
+    mode_t mode = (mode_t)strtol(argv[2], NULL, 8);
+    if (strcmp(name, "chmod") == 0)
+        return failed(chmod(path, mode));
+    if (strcmp(name, "fchmod") == 0)
+        return failed(fchmod(open(path, O_RDONLY), mode));
+    if (strcmp(name, "fchmodat") == 0)
+        return failed(syscall(SYS_fchmodat, AT_FDCWD, path, mode));
+    if (strcmp(name, "fchmodat2") == 0)
+        return failed(syscall(452, AT_FDCWD, path, mode, 0));
+    if (strcmp(name, "descriptor") == 0)
+        return failed(fchmod(atoi(path), mode));
+    return -ENOSYS;
+}
+
+static long make_unnamed(const char *path, mode_t mode) {
+    char link[64], directory[4096];
+    snprintf(directory, sizeof directory, "%s", path);
+    *strrchr(directory, '/') = 0;
+    int file = (int)syscall(SYS_openat, AT_FDCWD, directory, O_TMPFILE | O_WRONLY, mode);
+    if (file < 0)
+        return -errno;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    return failed(linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW));
+}
+
+/* make-set-id CALL PATH MODE: make a file, or a directory, of a mode by one system call. */
+static long make_set_id(char **argv) {
+    const char *name = argv[0], *path = argv[1];
+    mode_t mode = (mode_t)strtol(argv[2], NULL, 8);
+    umask(0);
+    unlink(path);
+#if defined(__x86_64__)
+    if (strcmp(name, "open") == 0)
+        return failed(syscall(SYS_open, path, O_CREAT | O_WRONLY, mode));
+    if (strcmp(name, "creat") == 0)
+        return failed(syscall(SYS_creat, path, mode));
+    if (strcmp(name, "mknod") == 0)
+        return failed(syscall(SYS_mknod, path, S_IFREG | mode, 0));
+    if (strcmp(name, "mkdir") == 0)
+        return failed(syscall(SYS_mkdir, path, mode));
+#endif
+    if (strcmp(name, "openat") == 0)
+        return failed(syscall(SYS_openat, AT_FDCWD, path, O_CREAT | O_WRONLY, mode));
+    if (strcmp(name, "openat-wide") == 0) /* bits that the kernel does not look at */
+        return failed(syscall(SYS_openat, AT_FDCWD, path, O_CREAT | O_WRONLY | 1L << 40, mode | 1L << 40));
+    if (strcmp(name, "openat2") == 0) {
+        unsigned long long how[3] = {O_CREAT | O_WRONLY, mode, 0};
+        return failed(syscall(SYS_openat2, AT_FDCWD, path, how, sizeof how));
+    }
+    if (strcmp(name, "tmpfile") == 0)
+        return make_unnamed(path, mode);
+    if (strcmp(name, "mknodat") == 0)
+        return failed(syscall(SYS_mknodat, AT_FDCWD, path, S_IFREG | mode, 0));
+    if (strcmp(name, "mkdirat") == 0)
+        return failed(syscall(SYS_mkdirat, AT_FDCWD, path, mode));
+    return -ENOSYS;
+}
+
+/* set-capability CALL PATH: let a file give CAP_SETUID to whoever executes it. */
+static long set_capability(char **argv) {
+    uint32_t caps[5] = {0x02000001, 1 << 7, 0, 0, 0}; /* VFS_CAP_REVISION_2, effective */
+    const char *name = "security.capability", *path = argv[1];
+    struct {
+        uint64_t value;
+        uint32_t size, flags;
+    } arguments = {(uint64_t)(uintptr_t)caps, sizeof caps, 0};
+    if (strcmp(argv[0], "setxattr") == 0)
+        return failed(syscall(SYS_setxattr, path, name, caps, sizeof caps, 0));
+    if (strcmp(argv[0], "lsetxattr") == 0)
+        return failed(syscall(SYS_lsetxattr, path, name, caps, sizeof caps, 0));
+    if (strcmp(argv[0], "fsetxattr") == 0)
+        return failed(syscall(SYS_fsetxattr, open(path, O_RDONLY), name, caps, sizeof caps, 0));
+    return failed(syscall(463 /* setxattrat */, AT_FDCWD, path, 0, name, &arguments, sizeof arguments));
+}
+
 /* shocker: open the root of the filesystem below a path by its inode number (CVE-2014-3519's way out of Docker). */
 static long shocker(char **argv) {
     struct {
@@ -470,6 +548,17 @@ static long push_input(char **argv) {
     return failed(ioctl(0, TIOCSTI, argv[0]));
 }
 
+/* take-terminal TEXT: make the terminal on stdin the controlling one of the own session, then push. */
+static long take_terminal(char **argv) {
+    return ioctl(0, TIOCSCTTY, 0) < 0 ? -errno : push_input(argv);
+}
+
+static long push_linux(char **argv) {
+    (void)argv;
+    char paste[16] = {3};
+    return failed(ioctl(0, TIOCLINUX, paste));
+}
+
 static long push_input_wide(char **argv) {
     return failed(syscall(SYS_ioctl, 0L, (1L << 32) | TIOCSTI, argv[0]));
 }
@@ -522,6 +611,7 @@ static const struct {
     {"io-uring", io_uring},
     {"join", join},
     {"make-device", make_device},
+    {"make-set-id", make_set_id},
     {"make-socket", make_socket},
     {"mount-tmpfs", mount_tmpfs},
     {"mount-type", mount_type},
@@ -532,15 +622,19 @@ static const struct {
     {"pivot", pivot},
     {"push-input", push_input},
     {"push-input-wide", push_input_wide},
+    {"push-linux", push_linux},
     {"raise-limit", raise_limit},
     {"read-file", read_file},
     {"read-key", read_key},
     {"read-memory", read_memory},
     {"remount-writable", remount_writable},
     {"secret", secret},
+    {"set-capability", set_capability},
+    {"set-id", set_id},
     {"set-link", set_link},
     {"shocker", shocker},
     {"signal", signal_process},
+    {"take-terminal", take_terminal},
     {"unmount", unmount},
     {"unshare", namespaces_by_unshare},
     {"userfaultfd", fault_handler},

@@ -1,4 +1,4 @@
-"""Archives as an attacker would make them, and a place to unpack them whose surroundings are watched."""
+"""Archives as an attacker would make them, and a place to unpack them that detects changes around it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def unpack(content, root, how=None, compressed=None):
 
 
 def snapshot(root, *, skip=(), times=True):
-    """Everything that can be seen of a tree, without following a link."""
+    """Return everything visible in a tree, without following symlinks."""
     found = {}
     inodes = {}
     for here, folders, files in os.walk(root):

@@ -1,4 +1,4 @@
-"""What takes a capability, tried by root of a container, and again with just that capability."""
+"""Operations that need a capability, tried by root of a container without it, and again with only that capability."""
 
 import os
 
@@ -42,7 +42,7 @@ def test_pivot_root():
 
 
 def test_device_can_not_be_made_even_with_every_capability():
-    """The kernel lets no user namespace make one. Docker's containers without one can, and hold it by the device cgroup."""
+    """In a user namespace nobody can create one. Containers of Docker without one can; the device cgroup restricts them."""
     for folder in ("/tmp", "/dev/shm", "/etc"):
         assert "EPERM" == attempt("make-device", f"{folder}/null")
         assert "EPERM" == attempt("make-device", f"{folder}/null", **EVERYTHING)
@@ -55,7 +55,7 @@ def test_change_of_user():
 
 
 def test_hard_limit_can_not_be_raised():
-    """CAP_SYS_RESOURCE of a user namespace is no such thing to setrlimit."""
+    """setrlimit ignores CAP_SYS_RESOURCE of a user namespace."""
     assert "EPERM" == attempt("raise-limit")
     assert "EPERM" == attempt("raise-limit", **EVERYTHING)
 
@@ -68,13 +68,13 @@ def test_init_can_not_be_traced_read_or_used():
         ("read-file", "/proc/1/maps"),
         ("read-file", "/proc/1/environ"),
         ("read-file", "/proc/1/root/etc/passwd"),
-        ("read-file", "/proc/1/fd/0"),
+        ("read-file", "/proc/1/fd/3"),
         ("write-file", "/proc/1/mem", "x"),
         ("join", "/proc/1/ns/mnt"),
     ):
         assert attempt(*attack) in ("EPERM", "EACCES")
         assert attempt(*attack, seccomp=None) in ("EPERM", "EACCES")
-    # In a container that runs: beside a command of its own PID 1 may not be the init yet.
+    # In a running container, because with a command of its own PID 1 may not be the init yet.
     reading = ("read-file", "/proc/1/exe")
     for words, capabilities in ((("attach", 1), Capabilities.all()), (reading, Capabilities.of("SYS_PTRACE"))):
         with Container(mounts=armed(), capabilities=capabilities) as container:
@@ -82,7 +82,7 @@ def test_init_can_not_be_traced_read_or_used():
 
 
 def test_init_is_not_killed_by_its_container():
-    """The kernel keeps PID 1 from every signal that it has no handler for."""
+    """The kernel does not deliver signals to PID 1 for which it has no handler."""
     with Container(mounts=armed()) as container:
         assert "done" == attempt_in(container, "signal", 1, 9)
         assert "done" == attempt_in(container, "signal", 1, 6)
@@ -90,7 +90,7 @@ def test_init_is_not_killed_by_its_container():
 
 
 def test_chroot_is_no_way_out():
-    """Leaving a chroot by a descriptor from before leads to the root of the container, and there is nothing above it."""
+    """Leaving a chroot with an older descriptor leads to the root of the container, and no further."""
     assert "EPERM" == attempt("break-out", "/attacks")
     assert "done" == attempt("break-out", "/attacks", capabilities=Capabilities.of("SYS_CHROOT"))
     assert "ENOENT" == attempt("break-out", __file__, capabilities=Capabilities.of("SYS_CHROOT"))
@@ -98,7 +98,7 @@ def test_chroot_is_no_way_out():
 
 @pytest.mark.root
 def test_setuid_program(tmp_path):
-    """Root's, with the bit set, run by another user: mount and no_new_privs each make it mean nothing."""
+    """A set-user-ID program of root, run by another user: the mount and no_new_privs each disable the bit."""
     if os.geteuid():
         pytest.skip("needs root: who else would own it")
     import shutil
@@ -121,7 +121,7 @@ def test_setuid_program(tmp_path):
 
 @pytest.mark.several_ids
 def test_setuid_bit_on_a_file_of_the_containers_own():
-    """Made by its own root, in the writable layer: the overlay is nosuid."""
+    """Its own root made it in the writable layer, but the overlay is nosuid."""
     script = "cp /attacks /tmp/setuid && chmod 4755 /tmp/setuid && ls -l /tmp/setuid"
     with Container(mounts=armed(), no_new_privs=False) as container:
         container.run(["sh", "-c", script], check=True)
@@ -149,7 +149,7 @@ def test_capabilities_of_the_caller_are_not_inherited():
 
 
 def with_inheritable():
-    """The own effective and permitted sets, with NET_RAW inheritable besides; as capset takes them."""
+    """The present effective and permitted sets, with NET_RAW also inheritable, as arguments of capset."""
     fields = {}
     with open("/proc/self/status") as file:
         for line in file:

@@ -1,7 +1,7 @@
-"""Ways out of a container that worked on other runtimes, attempted; the small programs inside are the attackers.
+"""Escapes that worked with other runtimes, attempted by small programs inside.
 
-Each runs as root of the container; where it says ``mighty``, with every capability there and without a filter, so that
-what holds is the arrangement itself and not only the last layer.
+Each runs as root of the container. With ``mighty`` it has every capability and no filter, so that the other protections
+are tested and not only the last one.
 """
 
 import ctypes
@@ -53,16 +53,14 @@ print(bool(seals & fcntl.F_SEAL_WRITE) and bool(seals & fcntl.F_SEAL_SEAL))
 
 
 def test_a_program_that_is_started_again_through_its_own_exe_is_the_containers(mighty):
-    """#!/proc/self/exe made runc run itself again inside, with the container's libraries."""
+    """With #!/proc/self/exe runc ran itself again inside, with the container's libraries."""
     mighty.files.write("/trap", "#!/proc/self/exe\n", mode=0o755)
     code = "import os\ntry: os.execv('/trap', ['/trap', '-c', 'print(1)'])\nexcept OSError as e: print(e.errno)"
     end = python(mighty, code)
     assert "containerkit" not in end.stdout + end.stderr
 
 
-def test_the_window_of_an_exec_shows_no_program_of_the_host(mighty):
-    """While processes join, something inside looks at every /proc/PID/exe, cwd, root and fd that it can."""
-    code = """
+WATCH = """
 import os, sys, time
 INTEREST = {"uptime", "sysrq-trigger", "boot", "lower", "newroot", "work", "staging", "usr"}
 seen = set()
@@ -85,15 +83,38 @@ while time.monotonic() < end:
         except OSError: pass
 for what, where in sorted(seen): print(what, where)
 """
-    with mighty.popen(["python3", "-c", code], stdout=PIPE, text=True) as watcher:
+
+
+def seen_while_others_join(container):
+    """Let a process inside inspect every accessible /proc/PID/exe, cwd, root and fd while processes join."""
+    with container.popen(["python3", "-c", WATCH], stdout=PIPE, text=True) as watcher:
         while watcher.poll() is None:
-            mighty.run(["true"])
-            mighty.files.read("/etc/passwd")
-        seen = [line.split(" ", 1) for line in watcher.stdout.read().splitlines()]
+            container.run(["true"])
+            container.files.read("/etc/passwd")
+        return [line.split(" ", 1) for line in watcher.stdout.read().splitlines()]
+
+
+def test_the_window_of_an_exec_shows_an_ordinary_process_nothing():
+    """Without capabilities not even the sealed init can be inspected, which joins with more than it will keep."""
+    with Container() as container:
+        seen = seen_while_others_join(container)
+    assert {where for what, where in seen if what == "exe"} <= {"/usr/bin/true"}
+    opened = {where for what, where in seen if what == "fd" and not where.startswith(("/etc/ld", "/usr/lib"))}
+    assert opened <= {"pipe", "/dev/null"}
+
+
+def test_the_window_of_an_exec_shows_no_program_of_the_host(mighty, tmp_path):
+    (tmp_path / "uptime").touch()
+    inherited = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(inherited, True)
+    try:
+        seen = seen_while_others_join(mighty)
+    finally:
+        os.close(inherited)
     programs = {where for what, where in seen if what == "exe"}
     assert programs <= {"/usr/bin/true", "/memfd:init (deleted)", "/init (deleted)"}
     assert {where for what, where in seen if what in ("cwd", "root")} <= {"/"}
-    # Descriptors of the exec itself: the container's own time namespace and root, the tape and the init; what ld.so opens.
+    # Descriptors of the exec itself: the container's time namespace and root, the tape and the init, and those of ld.so.
     own = {"pipe", "/dev/null", "time", "/", "/memfd", "socket"}
     assert [] == [
         where
@@ -105,7 +126,7 @@ for what, where in sorted(seen): print(what, where)
 
 
 def test_memory_of_the_caller_can_not_be_read_by_ptrace_while_a_process_joins(mighty):
-    """A process that joins shares the caller's memory until its exec: nobody inside may attach to it."""
+    """A process that joins shares the caller's memory until its exec, so nobody inside may attach to it."""
     secret = ctypes.create_string_buffer(b"SECRET-" + os.urandom(8).hex().encode())
     code = f"""
 import ctypes, os, time
@@ -136,7 +157,7 @@ print(tries > 0, found)
         while watcher.poll() is None:
             try:
                 mighty.run(["true"], timeout=5)
-            except Exception:  # noqa: BLE001 - one that was attached to may come to any end
+            except Exception:  # noqa: BLE001 - a process that was attached to may end in any way
                 continue
         assert "True 0\n" == watcher.stdout.read()
     assert secret.value.startswith(b"SECRET-")
@@ -177,7 +198,7 @@ for fd in range(10):
 
 
 def test_the_owners_pidfd_gives_no_power_over_the_owner(mighty):
-    """PID 1 holds one to notice our end; root inside, if it got hold of it, must not be able to use it."""
+    """PID 1 holds one to notice our end. Root inside must not be able to use it."""
     code = """
 import ctypes, os, signal
 libc = ctypes.CDLL(None, use_errno=True)
@@ -232,7 +253,7 @@ print((os.stat("/").st_dev, os.stat("/").st_ino) == (root.st_dev, root.st_ino), 
 
 
 def test_unmounting_uncovers_nothing_of_the_host(mighty):
-    """Under /proc lies no proc of the host, under / nothing at all."""
+    """There is no procfs of the host below /proc, and nothing at all below /."""
     script = "for i in 1 2 3 4 5; do for m in /proc /sys /dev /usr; do umount -l $m 2>/dev/null; done; done; umount -l / 2>/dev/null; echo /proc/[0-9]* /sys/* ; echo /usr/*"
     said = mighty.run(["sh", "-c", script], text=True).stdout
     assert str(os.getpid()) not in said.replace("/proc/", " ").split()
@@ -250,7 +271,7 @@ def test_files_of_people_and_secrets_are_not_there(mighty):
 
 @needs_root
 def test_files_that_only_root_may_read_stay_so(tmp_path):
-    """Root inside is somebody else outside: a file without a mapping is not its."""
+    """Root inside is another user outside, so a file without a mapping does not belong to it."""
     secret = tmp_path / "secret"
     secret.write_text("s")
     secret.chmod(0o600)
@@ -283,7 +304,7 @@ def test_devices_of_the_host_can_not_be_made_or_opened(mighty):
 
 
 def test_console_is_no_console_of_the_host(mighty):
-    """It is bound from null: what is written to it goes nowhere (CVE-2025-52565)."""
+    """It is a bind of null, so data written to it is lost (CVE-2025-52565)."""
     done = mighty.run(["sh", "-c", "echo x >/dev/console; stat -L -c %t:%T /dev/console"], text=True)
     assert (0, "1:3\n") == (done.returncode, done.stdout)
 
@@ -407,7 +428,7 @@ def test_containers_have_different_ids_and_so_nothing_to_say_to_each_other():
 
 @needs_root
 def test_fork_bomb_is_held_by_its_limit_of_processes():
-    """RLIMIT_NPROC counts the ids of this container alone: others are not disturbed."""
+    """RLIMIT_NPROC counts only the ids of this container, so others are not affected."""
     bomb = "import os\nn = 0\nwhile True:\n    try:\n        if os.fork() == 0:\n            import time; time.sleep(30); os._exit(0)\n        n += 1\n    except OSError as e:\n        print(n, e.errno, flush=True); os._exit(0)\n"
     with Container() as container, Container() as other:
         done = container.run(["python3", "-c", bomb], rlimits={"nproc": 50}, user="1000:1000", text=True, timeout=60)
@@ -430,12 +451,12 @@ def test_memory_filesystems_are_bounded(box):
 
 
 def test_setgroups_can_not_drop_a_group_that_denies():
-    """An ordinary user's container must have it denied (CVE-2014-8989); a privileged one's range has no such group."""
+    """It must be denied in an unprivileged user's container (CVE-2014-8989). A privileged one's range has no such group."""
     done = run(["cat", "/proc/self/setgroups"], text=True)
     groups = run(["id", "-G"], text=True).stdout.split()
     assert ["0"] == groups[:1]
     if os.geteuid():
-        # newgidmap(1) maps a range that was granted, and may allow it then.
+        # newgidmap(1) maps a granted range, and may allow it then.
         ids = run(["cat", "/proc/self/gid_map"], text=True).stdout.splitlines()
         assert ("deny\n" if len(ids) == 1 else "allow\n") == done.stdout
     else:
@@ -456,7 +477,7 @@ def test_another_user_namespace_can_not_be_made(box):
 
 
 def test_template_roots_are_fresh_for_each_start():
-    """What one container did to the shared parts of its root, no other one sees."""
+    """Changes of one container to the shared parts of its root are invisible in others."""
     script = "echo evil >/etc/ld.so.preload; echo evil >/usr/bin/evil; mkdir /host; rm -f /dev/null; echo evil >/dev/evil; chmod 777 /dev; echo evil >/dev/console"
     run(["sh", "-c", script], **MIGHTY)
     done = run(
@@ -472,7 +493,7 @@ def test_template_roots_are_fresh_for_each_start():
 
 
 def test_dev_is_not_writable_even_for_the_mighty(mighty):
-    """All containers share it; each has its own view, which it may remount, but never the nodes in it."""
+    """All containers share it. Each has its own view, which it may remount, but can't change the nodes."""
     script = "mount -o remount,bind,rw /dev 2>/dev/null; mount -o remount,rw /dev 2>/dev/null; echo x >/dev/evil; rm -f /dev/full; chmod 600 /dev/null"
     mighty.run(["sh", "-c", script])
     with Container() as other:

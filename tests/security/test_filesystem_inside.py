@@ -1,4 +1,4 @@
-"""Files and mounts, attacked from inside; and again with the one remedy switched off by its name."""
+"""Files and mounts, attacked from inside, and again with a single protection disabled by name."""
 
 import os
 
@@ -27,7 +27,7 @@ def mount_table(**options):
     return {line.split()[1]: set(line.split()[3].split(",")) for line in lines}
 
 
-# --- Mounts that are there by default
+# --- Default mounts
 
 
 def test_every_mount_is_nosuid(tmp_path):
@@ -68,7 +68,7 @@ def test_sys_shows_no_network_interface_of_the_host():
 
 @pytest.mark.several_ids
 def test_writes_to_programs_stay_in_the_container():
-    """RootFS.host() shows the machine's own /usr: what is written goes to a layer of the container's."""
+    """RootFS.host() shows the machine's own /usr. Writes go to a layer of the container."""
     before = content("/usr/bin/true")
     with Container() as container:
         container.run(["sh", "-c", "echo '#!/bin/sh' > /usr/bin/true && echo 'exit 7' >> /usr/bin/true"], check=True)
@@ -94,7 +94,7 @@ def test_masked_path_shows_nothing(path):
 
 
 def test_masked_path_shows_something_without_the_mask():
-    """At least one of them, so that the tests above are known to bite."""
+    """At least one attempt succeeds, so the tests above can fail."""
     seen = [path for path in MASKED if attempt("read-file", path, masked_paths=()) == "done"]
     if not any(content(path) for path in MASKED if os.path.isfile(path)):
         pytest.skip("this kernel shows none of the masked files")
@@ -130,7 +130,7 @@ def test_read_only_path_takes_no_file(path):
     ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/panic_on_oom", "/proc/sysrq-trigger"],
 )
 def test_parameter_of_the_machine_can_not_be_opened_for_writing_by_the_mightiest(path):
-    """Opened, never written: neither the paths nor the capabilities of a user namespace may be all that holds it."""
+    """It is opened, never written. Paths or capabilities of a user namespace must not be the only protection."""
     if not os.path.exists(path):
         pytest.skip(f"this kernel has no {path}")
     assert attempt("write-file", path, "") in ("EROFS", "EACCES")
@@ -165,7 +165,7 @@ def test_proc_hides_the_processes_of_others(hidepid, seen):
 
 @pytest.fixture
 def nested(tmp_path):
-    """A folder with another filesystem mounted below it."""
+    """A directory with another filesystem mounted below it."""
     tmp_path.chmod(0o777)
     (tmp_path / "below").mkdir()
     calls.mount("below", str(tmp_path / "below"), "tmpfs")
@@ -190,13 +190,13 @@ def test_read_only_bind_can_not_be_made_writable_again(nested):
     mount = Mount.bind(nested, "/bound", readonly=True)
     assert "EPERM" == attempt("remount-writable", "/bound", mounts=[mount])
     assert "EPERM" == attempt("remount-writable", "/bound", mounts=[mount], seccomp=None)
-    # Whoever is given CAP_SYS_ADMIN is given the container's mounts.
+    # Whoever has CAP_SYS_ADMIN controls the container's mounts.
     assert "done" == attempt("remount-writable", "/bound", mounts=[mount], capabilities=Capabilities.of("SYS_ADMIN"))
 
 
 @needs_root
 def test_nested_user_namespace_can_not_change_what_it_was_given(nested):
-    """nested_userns gives capabilities over new mounts alone: the kernel locks those that were there."""
+    """nested_userns grants capabilities over new mounts only: the kernel locks the existing ones."""
     loosened = {"seccomp": None, "nested_userns": True, "mounts": [Mount.bind(nested, "/bound", readonly=True)]}
     assert "EPERM" == attempt("nested", "remount-writable", "/bound", **loosened)
     assert "EPERM" == attempt("nested", "remount-writable", "/bound/below", **loosened)
@@ -231,7 +231,7 @@ def test_device_node_in_a_root_can_not_be_opened(tmp_path, kind):
     assert "EACCES" == attempt("read-file", "/null", rootfs=root, **EVERYTHING)
 
 
-# --- Landlock as the second wall
+# --- Landlock as a second protection
 
 INSIDE = Landlock(strict=False).allow_execute("/").allow_write("/tmp").allow_read("/proc")
 
@@ -246,7 +246,7 @@ def landlocked():
 
 @pytest.mark.parametrize("attack", ["write-file", "write-from-thread"])
 def test_landlock_holds_in_a_container(attack):
-    """It is a matter of threads in the kernel: one that is made later has it, too."""
+    """In the kernel it belongs to threads. A thread that is created later has it too."""
     walls = landlocked()
     with Container(mounts=armed()) as container:
         container.files.write("/etc/attack", b"")

@@ -1,4 +1,4 @@
-"""Who a container is to the machine: ids that nobody else has, as root, as a user with ranges, as a user without."""
+"""The ids of a container on the machine belong to nobody else: as root, as a user with ranges, as a user without."""
 
 import errno
 import itertools
@@ -26,7 +26,7 @@ from attacker import (
 from containerkit import Container, IdMapping, Namespaces, SpecError, UnsupportedError, run
 from containerkit._native import calls
 from containerkit._native import constants as k
-from containerkit.idmap import RANGE, lease
+from containerkit.start.id_ranges import RANGE, lease
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="ordinary users have no ranges to lend")
@@ -84,7 +84,7 @@ def test_ids_are_far_from_those_of_people():
 
 @needs_root
 def test_processes_are_nobody_of_the_machines():
-    """Seen from outside, root of the container is a user that there is not."""
+    """Seen from outside, root of the container is a user that does not exist."""
     with Container() as container, container.popen(["sleep", "30"]) as sleeper:
         with open(f"/proc/{sleeper.pid}/status") as file:
             uids = next(line.split()[1:] for line in file if line.startswith("Uid:"))
@@ -95,7 +95,7 @@ def test_processes_are_nobody_of_the_machines():
 
 @needs_root
 def test_root_inside_is_not_root_of_a_bind(tmp_path):
-    """Idmapped: files keep the numbers they have, and none is given to an id of the machine by writing it."""
+    """With id maps files keep their numbers, and writing a file gives it no id of the machine."""
     from containerkit import Mount
 
     tmp_path.chmod(0o777)
@@ -109,7 +109,7 @@ def test_root_inside_is_not_root_of_a_bind(tmp_path):
 
 @needs_root
 def test_user_host_is_the_named_way_out():
-    """Root of the machine then, if without its capabilities."""
+    """It is root of the machine then, but without its capabilities."""
     done = run(["cat", "/proc/self/uid_map"], namespaces=Namespaces(user="host"), text=True)
     with open("/proc/self/uid_map") as file:
         assert file.read() == done.stdout
@@ -118,12 +118,12 @@ def test_user_host_is_the_named_way_out():
 
 
 def granted(text, work):
-    """Run a function where /etc/subuid and /etc/subgid say something else."""
+    """Run a function with other contents of /etc/subuid and /etc/subgid."""
     return in_child(work, lambda: cover({"/etc/subuid": text, "/etc/subgid": text}))
 
 
 def firsts(count):
-    """Return the first ids of some containers that live at the same time."""
+    """Return the first ids of several containers that live at the same time."""
     containers = [Container().start() for _ in range(count)]
     try:
         return [entry[1] for container in containers for entry in uid_map(container)]
@@ -187,7 +187,7 @@ def test_range_is_given_back_once():
 
 @needs_files
 def test_granted_range_of_another_process_is_left_alone():
-    """The other one's lock is what tells: the same grant, two processes."""
+    """The lock of the other process decides: two processes have the same grant."""
     text = f"root:{SUBIDS}:{2 * RANGE}\n"
 
     def work():
@@ -204,7 +204,7 @@ def test_granted_range_of_another_process_is_left_alone():
 
 @needs_root
 def test_supplementary_groups_of_the_caller_are_left():
-    """A group of the caller's, through which it may read: the container has none."""
+    """The container does not have a group of the caller through which it could read."""
 
     def work():
         os.setgroups([4, 27, 42])
@@ -217,7 +217,7 @@ def test_groups_can_not_be_dropped():
     assert "EPERM" == attempt("drop-groups")
 
 
-# --- The same, whoever the caller is
+# --- The same for every caller
 
 CORE = {
     "unshare": (("unshare", 0x10000000), {"EPERM"}),
@@ -237,7 +237,7 @@ CORE = {
     "node of a device": (("change-mode", "/dev/null", "777"), {"EROFS", "EPERM"}),
     "password": (("read-file", "/etc/shadow"), {"EACCES", "ENOENT"}),
 }
-SECOND = {  # what still holds without a filter and with every capability there is inside
+SECOND = {  # what still protects without a filter and with every capability inside
     "userns": (("unshare", 0x10000000), {"ENOSPC"}),
     "device": (("make-device", "/tmp/null"), {"EPERM"}),
     "init's program": (("write-file", "/proc/1/exe", "x"), {"EACCES", "ETXTBSY", "EPERM"}),
@@ -249,11 +249,11 @@ SECOND = {  # what still holds without a filter and with every capability there 
 
 
 def core():
-    """Try the core of the attacks; returns what was answered to each."""
+    """Try the main attacks. Return the outcome of each."""
     with Container(mounts=armed()) as container:
         answers = {name: attempt_in(container, *words) for name, (words, _) in CORE.items()}
     with Container(mounts=armed(), **EVERYTHING) as container:
-        # Where the container's root is the caller's own user, init's image is that user's, too: it is sealed.
+        # If the container's root is the caller's own user, init's image also belongs to it, but it is sealed.
         attempt_in(container, "change-mode", "/proc/1/exe", "777")
         answers |= {f"without {name}": attempt_in(container, *words) for name, (words, _) in SECOND.items()}
     return answers
@@ -337,9 +337,9 @@ def test_user_can_not_share_its_user_namespace():
 
 
 @pytest.mark.parametrize("name", ["max_user_namespaces", "max_mnt_namespaces", "max_pid_namespaces"])
-@pytest.mark.parametrize("uid", [0, USER])
+@pytest.mark.parametrize("uid", [0, USER], ids=["root", "user"])
 def test_limit_that_forbids_namespaces_is_named(name, uid):
-    """Lowered in a user namespace of the test's own: the machine's stays as it is."""
+    """It is lowered in a user namespace of the test. The machine's value is not changed."""
 
     def work():
         with open(f"/proc/sys/user/{name}", "w") as file:
@@ -361,9 +361,9 @@ def test_limit_that_forbids_namespaces_is_named(name, uid):
     ],
 )
 def test_rule_that_forbids_user_namespaces_is_named(path, value):
-    """The kernel is made to refuse by a filter around the caller; what it would have been is written where it stands.
+    """A filter around the caller makes the kernel refuse. The rule is written where the kernel would have it.
 
-    On this kernel neither rule exists, so a folder of the test's own lies over /proc/sys/kernel.
+    This kernel has neither rule, so a directory of the test is mounted over /proc/sys/kernel.
     """
     if os.path.exists(path):
         pytest.skip("this kernel has the rule, and it must not be changed")
@@ -390,7 +390,7 @@ def test_rule_that_forbids_user_namespaces_is_named(path, value):
 
 
 def test_root_of_a_user_namespace_has_containers():
-    """As 'unshare -Ur' makes one: root there, an ordinary user to the machine."""
+    """A namespace as 'unshare -Ur' creates it: root inside, an unprivileged user on the machine."""
     done = subprocess.run(
         [
             "unshare",

@@ -1,4 +1,4 @@
-"""Layers that attack: each is refused, or does no more than GNU tar would inside a chroot."""
+"""Layers that attack: each is refused, or does no more than GNU tar would do inside a chroot."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tarfile
 from contextlib import suppress
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from image_archives import archive, folder, hardlink, member, snapshot, symlink, unpack, watched
@@ -59,7 +60,7 @@ OUT = "/../../outside/secret"
         [folder("d"), member("d/f", data=b"1"), member("d", data=b"2")],
         [member("f", data=b"1"), member("f/g", data=b"2")],
         [member("x" * 300, data=b"x")],
-        [member("/".join(["d" * 200] * 25), data=b"x")],
+        [member("/".join(["d" * 200] * 200), data=b"x")],
     ],
 )
 @pytest.mark.parametrize("whiteouts", ["overlay", "apply"])
@@ -101,7 +102,7 @@ def test_archive_deletes_through_its_links_only_inside(tmp_path, marker):
 
 
 def test_archive_written_through_a_link_is_what_the_watch_would_see(tmp_path):
-    """The same attack by a plain extraction does get out: so the test above is known to bite."""
+    """A plain extraction of the same attack does escape, so the test above can fail."""
     root, outside = tmp_path / "outside/in/root", tmp_path / "outside"
     root.mkdir(parents=True)
     subprocess.run(
@@ -242,7 +243,7 @@ def test_archive_over_a_bound_is_refused(tmp_path, limits, word):
 def test_archive_with_endless_headers_is_refused(tmp_path):
     huge = tarfile.TarInfo("././@PaxHeader")
     huge.type, huge.size = tarfile.XHDTYPE, 1 << 40
-    with pytest.raises(ImageError, match="headers of more than"):
+    with pytest.raises(ImageError, match="headers of an entry have more than"):
         unpack(huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096), tmp_path)
     small = tarfile.TarInfo("././@LongLink")
     small.type, small.size = tarfile.GNUTYPE_LONGNAME, 512
@@ -277,11 +278,11 @@ def test_archive_cut_short_is_refused(tmp_path):
 
 
 def test_archive_of_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(ImageError, match="unknown kind"):
+    with pytest.raises(ImageError, match="unknown member type"):
         unpack(archive(member("m", b"M")), tmp_path)
 
 
-# --- archives made by chance, held against GNU tar in a chroot -------------------------------------------------------
+# --- random archives, compared with GNU tar in a chroot ---------------------------------------------------------------
 
 _plain = st.lists(st.sampled_from(["a", "b", "c", "a", "b", "d e", "é", ".", ""]), min_size=1, max_size=3).map("/".join)
 _leading_out = st.lists(st.sampled_from(["a", "b", ".."]), min_size=1, max_size=4).map("/".join)
@@ -328,7 +329,7 @@ def spelled_once(members):
 
 @pytest.fixture(scope="module")
 def chroot_tar(tmp_path_factory):
-    """GNU tar and its libraries in a folder that a chroot can hold."""
+    """GNU tar and its libraries in a directory for a chroot."""
     tool = tmp_path_factory.mktemp("tool") / ".tool"
     tool.mkdir()
     listed = subprocess.run(["ldd", shutil.which("tar")], capture_output=True, text=True, check=True).stdout
@@ -352,7 +353,7 @@ def gnu_tar(content, root, tool, loader):
 
 
 @settings(
-    max_examples=1000,
+    max_examples=examples(ci=100, nightly=1000),
     deadline=None,
     derandomize=True,  # where GNU tar contradicts itself (``a``, then ``a/.``) nothing is to be learned from it
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -382,7 +383,11 @@ def test_archive_made_by_chance_is_extracted_like_gnu_tar_in_a_chroot_or_refused
         shutil.rmtree(base)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(ci=50, nightly=300),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.lists(_member, min_size=1, max_size=4),
     st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), max_size=8),

@@ -1,4 +1,4 @@
-"""What one inside can do to make the program outside wait."""
+"""What a process inside can do to make the program outside wait."""
 
 import signal
 import time
@@ -23,7 +23,7 @@ while time.monotonic() < end:
 
 
 def test_processes_that_are_stopped_as_they_join_do_not_hold_the_caller():
-    """SIGSTOP can't be blocked, and root inside may send it to whoever joins."""
+    """SIGSTOP can't be blocked, and root inside may send it to a process that joins."""
     with Container() as container:
         with container.popen(["python3", "-c", STOPPER], stdout=PIPE, text=True) as stopper:
             stopper.stdout.readline()

@@ -1,20 +1,23 @@
-"""Bombs: each is held by its limit, and goes off without it."""
+"""Bombs: a limit stops each of them, and without it they succeed."""
 
 import os
 import resource
+import time
 
 import pytest
 from attacker import armed, attempt, attempt_in, outcome
 
-from containerkit import Container, Limits, Mount, UnsupportedError, run
+from containerkit import Container, ContainerTimeout, Limits, Mount, RootFS, UnsupportedError, run
 from containerkit.errors import SetupError
+from containerkit.spec.mount import inodes_for
+from containerkit.spec.words import size_text
 
 pytestmark = pytest.mark.usefixtures("controllers", "nothing_left")
 
 
 @pytest.fixture(scope="module")
 def controllers():
-    """Open what a process opens once, when it first makes a control group."""
+    """Open what a process opens once, when it creates its first control group."""
     try:
         run(["true"], limits=Limits(pids=20, memory="32M"))
     except (UnsupportedError, SetupError):
@@ -74,6 +77,70 @@ def test_memory_filesystem_bomb():
     assert 200 << 20 == int(run(fill, text=True, mounts=[Mount.tmpfs("/scratch", size="256M")]).stdout)
 
 
+FLOOD = """
+import os, sys
+made = 0
+try:
+    while made < int(sys.argv[2]):
+        os.close(os.open(f"{sys.argv[1]}/{made}", os.O_CREAT | os.O_WRONLY))
+        made += 1
+except OSError as error:
+    print(made, os.strerror(error.errno))
+else:
+    print(made, "all")
+"""
+FLOODED = {
+    "mount": ("/scratch", {"mounts": [Mount.tmpfs("/scratch", size="20M")]}, 5_120),
+    "raw mount": ("/scratch", {"mounts": [Mount(type="tmpfs", target="/scratch", options=(("size", "20M"),))]}, 5_120),
+    "small mount": ("/scratch", {"mounts": [Mount.tmpfs("/scratch", size="64k")]}, 1_024),
+    "host root": ("/tmp", {"rootfs": RootFS.host(size="20M")}, 5_120),
+    "overlay": ("/tmp", {"rootfs": RootFS.overlay("/", size="20M")}, 5_120),
+    "shared memory": ("/dev/shm", {}, 16_384),
+}
+
+
+@pytest.mark.parametrize("place", FLOODED)
+def test_inode_flood_where_bytes_are_limited(place):
+    if place == "overlay" and os.geteuid() != 0:
+        pytest.skip("a union of / as it is: root")
+    folder, fields, most = FLOODED[place]
+    made, why = run(["python3", "-c", FLOOD, folder, "20000"], text=True, **fields).stdout.split(maxsplit=1)
+    assert why == "No space left on device\n"
+    assert most - 100 < int(made) <= most
+
+
+def test_inode_flood_of_a_root_in_memory():
+    mounts = [Mount.bind(name, name, readonly=True) for name in ("/usr", "/lib", "/lib64") if os.path.exists(name)]
+    flood = ["/usr/bin/python3", "-c", FLOOD, "/", "20000"]
+    done = run(flood, text=True, rootfs=RootFS.tmpfs(size="20M"), mounts=mounts)
+    assert "No space left on device" in done.stdout
+    assert int(done.stdout.split()[0]) < 5_120
+
+
+def test_inode_flood_goes_through_where_the_number_is_raised():
+    done = run(
+        ["python3", "-c", FLOOD, "/scratch", "20000"],
+        text=True,
+        mounts=[Mount.tmpfs("/scratch", size="20M", inodes=50_000)],
+    )
+    assert done.stdout == "20000 all\n"
+
+
+@pytest.mark.parametrize(("size", "inodes"), [("1k", 1024), (4096, 1024), ("8M", 2048), ("1g", 262_144), ("1T", 2**28)])
+def test_inodes_of_a_size(size, inodes):
+    assert inodes_for(size_text(size, "size")) == str(inodes)
+
+
+def test_timeout_in_a_flood_of_inodes_is_prompt():
+    began = time.monotonic()
+    with pytest.raises(ContainerTimeout):
+        run(
+            ["python3", "-c", FLOOD.replace("else:", "else:\n    import time; time.sleep(60)"), "/tmp", "200000"],
+            timeout=2,
+        )
+    assert time.monotonic() - began < 3
+
+
 def test_output_bomb():
     done = run(["yes"], output_limit_bytes=1_000_000, timeout=30)
     assert "output" == done.cause
@@ -92,7 +159,7 @@ def test_default_limit_of_descriptors_is_what_programs_expect():
 
 
 def crash(container, **options):
-    """Crash a command; returns the files that it left where it stood."""
+    """Crash a command. Return the files that it left in its directory."""
     container.run(["sh", "-c", "rm -f /tmp/*"], check=True)
     assert -6 == container.run(["/attacks", "crash"], cwd="/tmp", **options).returncode
     return container.run(["ls", "/tmp"], text=True).stdout.split()
@@ -111,7 +178,7 @@ def test_no_core_is_dumped():
 
 
 def test_cores_go_to_no_program_of_the_host():
-    """A limit of 0 does not keep the kernel from starting one, as root of the machine, for each crash; a limit of 1 does."""
+    """With a limit of 0 the kernel still starts a handler as root of the machine for each crash; with a limit of 1 not."""
     expected = min(1, resource.getrlimit(resource.RLIMIT_CORE)[1] % 2**64)
     with Container() as container:
         limits = container.run(["cat", "/proc/self/limits"], text=True).stdout.splitlines()
@@ -129,7 +196,7 @@ def test_time_bomb():
 
 
 def test_oom_score_is_the_commands_alone():
-    """Until its exec a command shares the caller's memory, and the kernel gives all who share it one score."""
+    """Until its exec a command shares the caller's memory, and the kernel gives all sharing processes one score."""
     with open("/proc/self/oom_score_adj") as file:
         before = file.read()
     more = min(int(before) + 300, 1000)

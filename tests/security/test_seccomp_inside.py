@@ -1,4 +1,4 @@
-"""System calls that have let containers be left, tried from inside; and again with the filter off, to see that they bite."""
+"""System calls that allowed escapes, tried from inside, and again without the filter, to prove that the tests can fail."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ def test_call_that_is_allowed_by_name_is_the_only_one():
 
 @pytest.mark.parametrize("attack", ["clone", "unshare"])
 def test_nested_user_namespace_is_refused_twice(attack):
-    """The filter refuses it, and behind the filter the limit of the user namespace; each is loosened by its own name."""
+    """The filter refuses it, and also the limit of the user namespace. Each can be disabled by name."""
     assert "EPERM" == attempt(attack, NEWUSER)
     assert "ENOSPC" == attempt(attack, NEWUSER, seccomp=None)
     assert "EPERM" == attempt(attack, NEWUSER, nested_userns=True)
@@ -68,7 +68,7 @@ def test_namespaces_of_others_can_not_be_joined():
 
 @x86_64
 def test_32_bit_entry_kills():
-    """A filter that looks at numbers alone would take i386's getppid for another call."""
+    """A filter that checks only numbers would take i386's getppid for another call."""
     assert "killed by seccomp" == attempt("i386-entry")
     if attempt("i386-entry", seccomp=None) != "done":
         pytest.skip("the kernel has no CONFIG_IA32_EMULATION: only the default could be tried")
@@ -95,7 +95,7 @@ def test_x32_entry_kills():
     ],
 )  # fmt: skip
 def test_call_that_broke_others_is_refused(name):
-    """With arguments of ones, which none of these can do anything with; the filter is told by its error number."""
+    """The arguments are all ones, which none of these calls accepts. The error number identifies the filter."""
     if name not in CALLS:
         pytest.skip(f"{os.uname().machine} has no {name}")
     assert attempt("call", CALLS[name], -1, -1, -1, -1, -1, -1) in ("EPERM", "ENOSYS")
@@ -110,18 +110,18 @@ def test_personality_can_not_be_changed_to_one_that_weakens():
 
 
 REACHABLE = 301
-"""How many system calls of x86_64 can be made in the default container, for some arguments; a change wants a reason."""
+"""The number of x86_64 system calls that the default container allows, for some arguments. Give a reason for a change."""
 
 
 def numbers(entry, last, **options):
-    """Call every number from inside; returns the error, or the signal, that each ended with."""
+    """Make every call from inside. Return the error, or the signal, with which each ended."""
     lines = attempt("numbers", entry, last, **options).splitlines()
     return {int(number): int(answer) for number, answer in map(str.split, lines)}
 
 
 @x86_64
 def test_every_number_by_the_native_entry():
-    """The second filter of the attack answers ENOSYS for what is let through; the container's own says EPERM."""
+    """The second filter of the attack returns ENOSYS for allowed calls. The container's own returns EPERM."""
     names = {number: name for name, number in CALLS.items()}
     answers = numbers("native", 1023)
     assert {errno.EPERM, errno.ENOSYS} == set(answers.values())
@@ -145,12 +145,12 @@ def test_every_number_by_another_entry_kills(entry, last):
 
 @pytest.mark.parametrize("attack", ["push-input", "push-input-wide"])
 def test_input_can_not_be_pushed_into_the_callers_terminal(attack):
-    """TIOCSTI into a terminal that the caller has lent; the second with bits that the kernel does not look at."""
+    """TIOCSTI on a terminal of the caller; the second time with bits that the kernel ignores."""
     master, slave = os.openpty()
     try:
         assert "EPERM" == attempt(attack, "x", stdin=slave)
         assert "EPERM" == attempt(attack, "x", stdin=slave, capabilities=Capabilities.of("SYS_TTY_CONFIG"))
-        # Without the filter the session of its own is the second wall: the terminal is not the controlling one.
+        # Without the filter the separate session protects: the terminal is not the controlling one.
         assert attempt(attack, "x", stdin=slave, seccomp=None) in ("EPERM", "EIO")
         assert not os.get_blocking(slave) or not _readable(slave)
     finally:

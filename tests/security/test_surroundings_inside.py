@@ -1,6 +1,6 @@
-"""What lies around a container, reached for from inside: network, keys, processes, shared memory, names, groups of control.
+"""The surroundings of a container, attacked from inside: network, keys, processes, shared memory, names, control groups.
 
-Where a namespace is shared by its name, the same attempt succeeds.
+If a namespace is shared by name, the same attempt succeeds.
 """
 
 import os
@@ -22,7 +22,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user can'
 
 
 def test_abstract_socket_of_the_host():
-    """CVE-2020-15257: containerd-shim's control socket was one."""
+    """CVE-2020-15257: containerd-shim's control socket was such a socket."""
     name = f"containerkit-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"\0{name}")
@@ -47,7 +47,7 @@ def test_interfaces_of_the_host():
 
 @needs_root
 def test_shared_network_can_not_be_changed_with_every_capability():
-    """Sharing the network is not giving it: the capabilities are the container's user namespace's alone."""
+    """Sharing the network does not give control over it: the capabilities only count in the container's user namespace."""
     shared = Namespaces(network="host")
     assert "EPERM" == attempt("set-link", namespaces=shared, **EVERYTHING)
 
@@ -62,7 +62,7 @@ def key():
 
 
 def with_key(name, work):
-    """Run a function where the session keyring holds a key."""
+    """Run a function with a key in the session keyring."""
 
     def hold():
         calls.syscall("keyctl", 1, 0)
@@ -105,7 +105,7 @@ def test_process_of_the_host():
 
 @needs_root
 def test_process_of_the_host_in_a_shared_pid_namespace():
-    """Seen then, but of another user: it takes the user namespace, too, to do it harm."""
+    """They are visible then, but belong to another user. Harming them needs a shared user namespace too."""
     with subprocess.Popen(["sleep", "30"]) as sleeper:
         seen = Namespaces(pid="host")
         assert "EPERM" == attempt("signal", sleeper.pid, 9, namespaces=seen)
@@ -161,25 +161,25 @@ def test_no_control_group_is_in_sight():
 
 
 def test_own_group_shows_nothing_of_the_hosts():
-    """The cgroup namespace: paths begin at the container's own group."""
+    """With a cgroup namespace paths begin at the container's own group."""
     paths = {line.split(":", 2)[2] for line in run(["cat", "/proc/self/cgroup"], text=True).stdout.splitlines()}
     assert {"/"} == paths
 
 
 @needs_root
 def test_release_agent_takes_more_than_every_capability():
-    """CVE-2022-0492: the kernel ran, as the machine's root, whatever a group's root named."""
+    """CVE-2022-0492: the kernel ran, as root of the machine, the program that a group's root named."""
     script = "mount -t cgroup -o memory none /mnt 2>/dev/null && echo /bin/true > /mnt/release_agent && echo written"
     done = run(["sh", "-c", script], text=True, **EVERYTHING)
     assert "written" not in done.stdout
 
 
-# --- The window in which a command joins
+# --- While a command joins
 
 
 @needs_root
 def test_memory_of_the_caller_is_out_of_reach_while_a_command_joins():
-    """Until its exec a command that joins has the caller's memory: a watcher with every capability tries to read it."""
+    """Until its exec a command that joins has the caller's memory. A watcher with every capability tries to read it."""
     secret = os.urandom(24)
     with (
         Container(mounts=armed(), **EVERYTHING) as container,
@@ -191,7 +191,7 @@ def test_memory_of_the_caller_is_out_of_reach_while_a_command_joins():
 
 
 def test_watcher_does_find_what_can_be_read():
-    """The same watcher, and a process that it may read: so that the test above is known to bite."""
+    """The same watcher with a process that it may read, to prove that the test above can fail."""
     secret = os.urandom(24)
     code = f"import time; held = bytes.fromhex('{secret.hex()}') * 1000; time.sleep(20)"
     with Container(mounts=armed(), **EVERYTHING) as container, container.popen(["python3", "-c", code]) as holder:

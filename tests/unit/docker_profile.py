@@ -1,4 +1,4 @@
-"""What Docker's default seccomp profile says (moby/profiles, 2025), put together from its facts."""
+"""Docker's default seccomp profile (moby/profiles, 2025), built from its rules."""
 
 ALLOWED = [
     "accept",
@@ -418,7 +418,7 @@ def _argument(index, op, value):
 
 
 def docker_profile():
-    """Return the profile as its JSON is read."""
+    """Return the profile as parsed JSON."""
     admin = {"caps": ["CAP_SYS_ADMIN"]}
     s390 = ["s390", "s390x"]
     entries = [

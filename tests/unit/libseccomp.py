@@ -1,4 +1,4 @@
-"""libseccomp by ctypes, as far as the tests need it as an oracle."""
+"""libseccomp through ctypes, used as an oracle by the tests."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ class Comparison(ctypes.Structure):
 
 
 def load():
-    """Return the library, or None where it isn't installed."""
+    """Return the library, or None if it is not installed."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:

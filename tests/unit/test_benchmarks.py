@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, and that SPECIFICATION.md says what they hold."""
+"""The arithmetic of the benchmarks, and the agreement of SPECIFICATION.md with their promises."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The calls' own manners: names, errors and the two backends; what the kernel does is tested in tests/integration."""
+"""Names, errors and backends of the direct calls. Their effects in the kernel are tested in tests/integration."""
 
 import errno
 import inspect
@@ -11,7 +11,6 @@ import threading
 import pytest
 
 from containerkit._native import calls, calls_seam, constants
-from containerkit.errors import SpecError
 
 
 @pytest.fixture(params=["calls_compiled", "calls_ctypes"])
@@ -61,7 +60,7 @@ def test_syscall_passes_negative_numbers(backend, tmp_path):
 
 
 def test_syscall_passes_each_argument_whole(backend):
-    """prctl checks that unused arguments are 0 in all of their 64 bits."""
+    """prctl checks that all 64 bits of unused arguments are 0."""
     for position in range(4):
         unused = [0, 0, 0, 0]
         unused[position] = 1 << 63
@@ -124,7 +123,7 @@ def test_syscall_leaves_an_error_of_another_thread_alone(backend):
 
 
 def test_syscall_runs_while_other_threads_do(backend, pipe):
-    """A read that blocks would stop the writer for ever if the GIL were held."""
+    """A read that blocks would stop the writer forever if the GIL were held."""
     writer = threading.Timer(0.05, os.write, (pipe[1], b"!"))
     writer.start()
     assert 1 == calls.syscall("read", pipe[0], bytearray(1), 1)
@@ -175,7 +174,7 @@ def test_syscall_ends_when_the_handler_raises(backend, pipe):
     ],
 )
 def test_calls_refuse_a_nul_that_the_kernel_would_not_see(call):
-    with pytest.raises(SpecError, match="NUL"):
+    with pytest.raises(ValueError, match="NUL"):
         call()
 
 
@@ -183,7 +182,7 @@ def test_calls_refuse_a_nul_that_the_kernel_would_not_see(call):
     "flag", [constants.CLONE_VM, constants.CLONE_VFORK, constants.CLONE_THREAD, constants.CLONE_SIGHAND]
 )
 def test_clone_refuses_flags_that_would_tear_the_interpreter(flag):
-    with pytest.raises(SpecError, match="clone"):
+    with pytest.raises(ValueError, match="clone"):
         calls.clone(flag)
 
 

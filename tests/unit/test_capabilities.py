@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
-from containerkit.plan import Block, Plan
+from containerkit.plan.operation import Block
+from containerkit.plan.tape import Plan
 from containerkit.security.capabilities import NAMES, Capabilities, after_setuid, before_setuid, canonical, no_new_privs
 
 LAST = len(NAMES) - 1
@@ -37,7 +38,7 @@ def test_capability_name_unknown_is_refused_with_the_nearest():
 
 
 def test_capabilities_given_as_one_string_are_refused():
-    with pytest.raises(SpecError, match="several names"):
+    with pytest.raises(SpecError, match="pass several values in a list"):
         Capabilities(bounding="CAP_CHOWN")
 
 

@@ -1,4 +1,4 @@
-"""Finding the hierarchies in the texts of /proc, for every layout that there is."""
+"""Finding the hierarchies in the files of /proc, for every layout."""
 
 from __future__ import annotations
 

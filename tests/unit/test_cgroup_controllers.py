@@ -1,4 +1,4 @@
-"""What each limit becomes on each version, and the program that stands for device rules."""
+"""What each limit becomes on each version, and the program for device rules."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_device_rule_of_both_kinds_is_written_for_each_on_version_1():
 
 
 def verdict(program, kind, major, minor, access):
-    """Run a device program: the few instructions that it is made of, and no others."""
+    """Run a device program with a simulator of the few instructions that it uses."""
     registers = [0] * 11
     context = struct.pack("=III", access << 16 | kind, major, minor)
     position = 0

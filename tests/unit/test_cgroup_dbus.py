@@ -1,4 +1,4 @@
-"""The D-Bus codec: what is written reads back, the specification's bytes come out, garbage is refused."""
+"""The D-Bus codec: written values can be read back, the bytes match the specification, garbage is refused."""
 
 from __future__ import annotations
 

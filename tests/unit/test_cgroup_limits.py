@@ -1,4 +1,4 @@
-"""Limits: what is taken, what is refused before anything is made, and what it means for the controllers."""
+"""Limits: which values are accepted, which are refused, and what they mean for the controllers."""
 
 from __future__ import annotations
 

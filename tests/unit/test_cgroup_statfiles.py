@@ -1,4 +1,4 @@
-"""The parsers of the kernel's cgroup files: the documented formats are read back, garbage never gets through."""
+"""The parsers of the kernel's cgroup files: documented formats are parsed, garbage is refused."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from containerkit import Mount, Namespaces, RootFS, cli
 from containerkit.cli import arguments, commands, values
 from containerkit.errors import SpecError
-from containerkit.idmap import IdMapping
+from containerkit.spec.idmap import IdMapping
 
 
 def parsed(*words):
@@ -71,7 +71,7 @@ def test_mount_is_a_list_of_fields_and_options(text, expected):
     ("text", "reason"),
     [
         ("type=bind,source=/a", "target"),
-        ("source=/a,target=/b,size=3", "no option of a bind"),
+        ("source=/a,target=/b,size=3", "not an option of a bind"),
         ("source=/a,target=/b,readonly=perhaps", "true or false"),
         ("target=/b", "source"),
         ("source=/a,target=b", "absolute"),
@@ -152,6 +152,8 @@ def test_options_default_to_the_strict_container():
         (["--rootfs", "/r"], RootFS.dir("/r")),
         (["--rootfs", "/r", "--readonly"], RootFS.dir("/r", readonly=True)),
         (["--readonly"], RootFS.host(readonly=True)),
+        (["--no-idmap"], RootFS.host(idmap=False)),
+        (["--rootfs", "/r", "--no-idmap"], RootFS.dir("/r", idmap=False)),
         (["--root-size", "8M"], RootFS.host(size="8M")),
         (["--tmpfs-root", "--root-size=8M"], RootFS.tmpfs("8M")),
         (["--overlay", "/a", "--overlay", "/b"], RootFS.overlay("/a", "/b")),
@@ -231,7 +233,7 @@ def test_words_after_the_command_are_its_own(words, expected):
 
 def test_words_must_be_there():
     for given_words in ([], ["--"], ["--cwd=/"]):
-        with pytest.raises(SpecError, match="a command is needed"):
+        with pytest.raises(SpecError, match="a command is required"):
             arguments.words(parsed(*given_words))
 
 
@@ -261,11 +263,11 @@ def test_main_helps_with_each_command(name, capsys):
         (["xyzzy"], f"containerkit: no command 'xyzzy'; there are {', '.join(cli.COMMANDS)}\n"),
         (["run", "--colour", "ls"], "containerkit: run: unrecognized arguments: --colour (see 'containerkit run --help')\n"),
         (["run", "--hostn", "x", "ls"], "containerkit: run: unrecognized arguments: --hostn (see 'containerkit run --help')\n"),
-        (["run"], "containerkit: a command is needed, such as: containerkit run -- sh\n"),
+        (["run"], "containerkit: a command is required, such as: containerkit run -- sh\n"),
         (["run", "--user", "1:", "ls"], "containerkit: user '1:': a part is empty\n"),
-        (["run", "--rootfs", "/nonexistent", "ls"], "containerkit: rootfs: /nonexistent is not there, or no folder\n"),
+        (["run", "--rootfs", "/nonexistent", "ls"], "containerkit: rootfs: /nonexistent is missing, or not a directory\n"),
         (["explain", "--user", "www-data", "ls"],
-         "containerkit: --user 'www-data': names are looked up inside a container; explain takes ids\n"),
+         "containerkit: --user 'www-data': names are looked up inside a container; explain needs ids\n"),
     ],
 )  # fmt: skip
 def test_main_says_what_is_wrong_and_fails_as_itself(words, message, capsys):
@@ -277,7 +279,7 @@ def test_main_says_what_is_wrong_and_fails_as_itself(words, message, capsys):
 def test_main_is_as_light_as_what_it_is_asked():
     code = "import sys, containerkit.cli as cli; cli.main(['--help']); print(*sys.modules, file=sys.stderr)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split()
-    assert not {"argparse", "attr", "containerkit.container"} & set(loaded)
+    assert not {"argparse", "attr", "containerkit.container.lifecycle"} & set(loaded)
 
 
 def test_run_loads_nothing_that_only_others_need():

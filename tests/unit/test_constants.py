@@ -1,4 +1,4 @@
-"""Holds the kernel's numbers, as Python spells them, against the values that the compiler gives."""
+"""Compare the kernel's constants in Python with the values from the compiler."""
 
 import shutil
 import struct
@@ -14,7 +14,7 @@ COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 
-# The headers of the C library and those of the kernel can't be read by one program: they declare the same structures.
+# One program can't include the headers of both the C library and the kernel, because they declare the same structures.
 LIBC = ("fcntl.h", "sched.h", "signal.h", "sys/mount.h", "sys/prctl.h", "sys/resource.h", "sys/wait.h", "unistd.h")
 KERNEL = (
     "linux/capability.h",
@@ -33,9 +33,9 @@ KERNEL = (
 )
 OURS = ("native.h",)
 
-ENUMERATORS = {"FSCONFIG_": KERNEL, "CK_STEP_": OURS, "CK_ARG_": OURS}  # no #ifdef sees these
+ENUMERATORS = {"FSCONFIG_": KERNEL, "CK_STEP_": OURS, "CK_ARG_": OURS, "CK_TELL_": OURS}  # no #ifdef sees these
 
-# What arch/arm64 asks of the generic table; Source: arch/arm64/include/uapi/asm/unistd.h.
+# The options of the generic table for arm64. Source: arch/arm64/include/uapi/asm/unistd.h.
 GENERIC_TABLE = """
 #define __ARCH_WANT_RENAMEAT
 #define __ARCH_WANT_NEW_STAT
@@ -49,7 +49,7 @@ GENERIC_TABLE = """
 def c_name(name):
     if name == "WALL":
         return "__WALL"
-    if name.startswith(("STEP_", "ARG_")):
+    if name.startswith(("STEP_", "ARG_", "TELL_")):
         return f"CK_{name}"
     return name
 
@@ -135,7 +135,7 @@ def test_constants_number_each_system_call_as_the_generic_table_does(tmp_path):
 
 
 def test_constants_name_the_same_system_calls_for_each_machine():
-    missing_on_aarch64 = {"access"}  # faccessat took its place there
+    missing_on_aarch64 = {"access"}  # replaced by faccessat
     assert missing_on_aarch64 == set(constants._X86_64) - set(constants._AARCH64)
     assert set() == set(constants._AARCH64) - set(constants._X86_64)
 

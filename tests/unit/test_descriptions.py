@@ -1,4 +1,4 @@
-"""Descriptions: built, compared, hashed, pickled, and compiled to a plan, without touching anything."""
+"""Descriptions are built, compared, hashed, pickled, and compiled to a plan, without touching anything."""
 
 import os
 import pickle
@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containerkit import Command, IdMapping, Mount, Namespaces, RootFS, SpecError, User
-from containerkit.assembly import Host, Mode, start_plan
-from containerkit.idmap import check_mappings, mapping_text, subordinate
-from containerkit.mount import path_inside, size_text
-from containerkit.spec import Spec, build
+from containerkit.compile.facts import Host, Mode
+from containerkit.compile.joining import Joining
+from containerkit.compile.start import start_plan
+from containerkit.spec.container import Spec, build
+from containerkit.spec.idmap import check_mappings, mapping_text
+from containerkit.spec.words import path_inside, size_text
+from containerkit.start.id_ranges import subordinate
 
 VALUES = [
     RootFS.host(size="1M"),
@@ -44,7 +47,7 @@ def test_descriptions_are_values(value):
 
 
 def test_importing_the_package_is_cheap():
-    """It must not bring in what is slow to import and only needed later."""
+    """It must not import modules that are slow to import and needed only later."""
     import subprocess
 
     code = "import sys, containerkit; print(*[n for n in ('attrs', 'attr', 'typing', 'json', 're', 'asyncio', 'ctypes', 'cffi', '_cffi_backend', 'subprocess') if n in sys.modules])"
@@ -103,6 +106,23 @@ def test_a_plan_says_what_is_done():
         assert kind in clone.target
 
 
+@pytest.mark.parametrize(
+    ("joins", "file"),
+    [
+        (Joining(old=2, alone=(1,)), "write tasks"),
+        (Joining(new=True, limit=b"67108864"), "write memory.max"),
+        (Joining(new=True, late=True), "write cgroup.procs"),
+    ],
+)
+@pytest.mark.parametrize("mode", [Mode(), *(Mode(init=init, command=Command(argv=["true"])) for init in (True, False))])
+def test_a_memory_limit_holds_for_nobody_who_shares_the_callers_memory(joins, file, mode):
+    steps = [step.describe() for step in plan_of(Spec(), mode, joins=joins)]
+    alone = steps.index("enter the sealed init")
+    assert file == steps[alone + 1]
+    assert alone < steps.index("unshare cgroup namespace") < steps.index("move_mount layer")
+    assert 1 == steps.count("enter the sealed init")
+
+
 @pytest.mark.parametrize("kind", ["network", "ipc", "uts", "cgroup", "pid", "user"])
 def test_a_namespace_that_stays_the_hosts_is_not_made(kind):
     plan = plan_of(Spec(namespaces=Namespaces(**{kind: "host"})))
@@ -131,7 +151,7 @@ def test_every_shape_can_be_encoded():
             Mode(init=False, command=Command(argv=["/x"], pass_fds=[5, 9])),
         ):
             for privileged in (True, False):
-                plan_of(spec, mode, privileged=privileged, folders=(True,)).encode()
+                plan_of(spec, mode, privileged=privileged, directories=(True,)).encode()
 
 
 # --- Small parsers ------------------------------------------------------------------------------------------------------
@@ -173,7 +193,7 @@ def test_sizes_are_numbers_or_refused(size):
 
 @given(st.text(max_size=12))
 def test_users_are_ids_names_or_refused(text):
-    """What is not two plain numbers is never taken for ids."""
+    """Only two plain numbers are accepted as ids."""
     try:
         user = User.parse(text)
     except SpecError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containerkit.errors import SpecError
+from containerkit.image import Image, Store
 from containerkit.image.build import Build, parse_dockerfile
 from containerkit.image.build.copying import mode_of
 from containerkit.image.build.patterns import Ignore, pattern
@@ -75,7 +77,7 @@ def test_dockerfile_shell_and_exec_forms():
         ("FROM a b", "expected IMAGE"),
         ("FROM a AS 1x", "must begin with a letter"),
         ("FROM a AS x\nFROM b AS X", "two stages"),
-        ("FROM a\nRNU x", "is RUN meant"),
+        ("FROM a\nRNU x", "did you mean RUN"),
         ("FROM a\nCOPY --form=b /a /b", "unknown flag --form"),
         ("FROM a\nCOPY --from=b --from=c /a /b", "twice"),
         ("FROM a\nRUN <<EOF\nx", "has no end"),
@@ -204,3 +206,41 @@ def test_chmod_of_numbers_and_of_symbols(text, mode, folder, expected):
 def test_chmod_that_is_malformed_is_refused(text):
     with pytest.raises(SpecError):
         mode_of(text)
+
+
+# --- Bounds
+
+
+def doubling(lines, times):
+    text = ["ARG A0=aaaaaaaaaa", *(f"ARG A{number}={f'$A{number - 1}' * times}" for number in range(1, lines))]
+    return "\n".join(["FROM scratch", *text, f"LABEL x=$A{lines - 1}"])
+
+
+@pytest.mark.parametrize(("lines", "times"), [(12, 10), (40, 2), (3, 2000), (12, 100)])
+def test_arguments_that_double_are_bounded(tmp_path, lines, times):
+    began = time.monotonic()
+    with pytest.raises(SpecError, match=r"line \d+: ARG: its variables expand to more than 1048576 characters"):
+        Image.build(tmp_path, text=doubling(lines, times), store=Store(tmp_path / "store"))
+    assert time.monotonic() - began < 10
+
+
+def test_arguments_below_the_bound_are_expanded(tmp_path):
+    image = Image.build(tmp_path, text=doubling(5, 10), store=Store(tmp_path / "store"))
+    assert image.defaults.labels["x"] == "a" * 100_000
+
+
+@pytest.mark.parametrize(
+    "line", ["ARG B=" + "$A" * 2000, "FROM " + "$A" * 2000, "FROM --platform=" + "$A" * 2000 + " scratch"]
+)
+def test_expansion_before_the_first_stage_names_its_line(tmp_path, line):
+    text = "ARG A=" + "a" * 1000 + f"\n{line}\n" + ("FROM scratch\n" if line.startswith("ARG") else "")
+    with pytest.raises(SpecError, match="line 2: "):
+        Image.build(tmp_path, text=text, store=Store(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    "word", ["$A" * 2000, '"' + "$A" * 2000 + '"', "${A}" * 2000, "${x:-$A}" * 2000, "${A//a/$A}$A", "${A:+$A}" * 2000]
+)
+def test_expansion_is_bounded_in_whatever_way_it_is_written(word):
+    with pytest.raises(SpecError, match="more than"):
+        expand(word, {"A": "a" * 1100})

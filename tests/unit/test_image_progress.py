@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, silence elsewhere."""
+"""Progress: bars on a terminal, no output elsewhere."""
 
 from __future__ import annotations
 

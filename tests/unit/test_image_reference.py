@@ -1,4 +1,4 @@
-"""References and digests: the whole grammar, and nothing besides."""
+"""References and digests: exactly the grammar is accepted."""
 
 from __future__ import annotations
 

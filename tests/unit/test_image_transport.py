@@ -1,4 +1,4 @@
-"""What the registry client decides without asking anybody: challenges, proxies, waiting, and who gets a secret."""
+"""Decisions of the registry client without requests: challenges, proxies, delays, and where credentials are sent."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 import pytest
 
 from containerkit import RootFS
-from containerkit.command import DEFAULT_ENVIRONMENT, User
+from containerkit.container.arguments import describe, has_names, unresolved_user, with_defaults
 from containerkit.errors import SpecError
-from containerkit.invocation import describe, has_names, unresolved_user, with_defaults
-from containerkit.spec import Spec
+from containerkit.spec.command import DEFAULT_ENVIRONMENT, User
+from containerkit.spec.container import Spec
 
 IMAGE = RootFS(
     kind="overlay", lowers=("/lower",), defaults=(("env", (("A", "1"), ("B", "2"))), ("cwd", "/srv"), ("user", "web"))
@@ -18,10 +18,16 @@ def test_defaults_are_none_unless_a_root_has_them():
 
 
 def test_defaults_stand_in_for_what_is_not_given():
-    assert {"env": {"A": "1", "B": "2"}, "cwd": "/srv", "user": "web"} == with_defaults(IMAGE, {})
-    assert {"env": {"A": "1", "B": "2"}, "cwd": "/srv", "user": "web"} == with_defaults(
-        IMAGE, {"env": None, "cwd": None}
-    )
+    env = {"PATH": DEFAULT_ENVIRONMENT["PATH"], "HOME": "/", "A": "1", "B": "2"}
+    assert {"env": env, "cwd": "/srv", "user": "web"} == with_defaults(IMAGE, {})
+    assert {"env": env, "cwd": "/srv", "user": "web"} == with_defaults(IMAGE, {"env": None, "cwd": None})
+
+
+def test_home_is_that_of_the_user_who_was_found_unless_the_image_sets_one():
+    made = with_defaults(IMAGE, {}, (User(5, 6), "/home/web"))
+    assert ("/home/web", User(5, 6)) == (made["env"]["HOME"], made["user"])
+    own = RootFS(kind="overlay", lowers=("/lower",), defaults=(("env", (("HOME", "/own"),)),))
+    assert "/own" == with_defaults(own, {}, (User(5, 6), "/home/web"))["env"]["HOME"]
 
 
 def test_defaults_are_replaced_as_a_whole():
@@ -37,7 +43,7 @@ def test_defaults_leave_what_they_are_given_alone():
 
 
 def test_defaults_of_a_root_are_checked():
-    with pytest.raises(SpecError, match="no default of commands is called 'umask'"):
+    with pytest.raises(SpecError, match="unknown default of commands 'umask'"):
         RootFS(kind="tmpfs", defaults=(("umask", 0),))
 
 

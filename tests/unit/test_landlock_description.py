@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containerkit.errors import SpecError, UnsupportedError
-from containerkit.plan import Block, Plan
+from containerkit.plan.operation import Block
+from containerkit.plan.tape import Plan
 from containerkit.security.landlock import FILES, PORTS, SCOPES, UNCOVERED, Landlock, PathRule, PortRule
 
 NEWEST = 7
@@ -45,7 +46,7 @@ def test_ruleset_handles_what_each_abi_knows(version, masks):
 
 
 def test_strict_ruleset_on_an_older_kernel_names_what_is_missing():
-    with pytest.raises(UnsupportedError, match=r"signal: it takes Landlock ABI 6 \(Linux 6.12\).*strict=False"):
+    with pytest.raises(UnsupportedError, match=r"signal: it needs Landlock ABI 6 \(Linux 6.12\).*strict=False"):
         Landlock().operations(5)
     assert Landlock().operations(6)
     assert Landlock(scopes=[]).operations(5)

@@ -1,4 +1,4 @@
-"""The parser of mountinfo: on lines of all kinds, and on whatever this machine has mounted."""
+"""The parser of mountinfo, with generated lines and with the mounts of this machine."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ LINE = "36 35 98:0 /mnt1 /mnt2 rw,noatime shared:3 master:1 propagate_from:2 unb
 
 
 def escape(text):
-    """Write as mangle() of fs/seq_file.c does."""
+    """Escape text as mangle() in fs/seq_file.c does."""
     return "".join(f"\\{ord(each):03o}" if each in " \t\n\\#" else each for each in text)
 
 

@@ -1,9 +1,10 @@
-"""The parts of the OCI command line that touch nothing: flags, signals, JSON, ids, the log, what is loaded."""
+"""The parts of the OCI command line without side effects: flags, signals, JSON, ids, the log, imports."""
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -155,6 +156,20 @@ def test_default_root_is_ones_own(monkeypatch, tmp_path):
         os.rmdir(squatted)
 
 
+def test_log_that_fills_up_takes_nothing_back(tmp_path, capsys):
+    log = Log(str(tmp_path / "log"))
+    log.warning("a word")
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most[1]))
+    try:
+        log.tell_warnings()
+        log.error("a reason")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    full = f"warning: --log {tmp_path}/log: file too large\n"
+    assert f"warning: a word\n{full}containerkit-oci: a reason\n{full}" == capsys.readouterr().err
+
+
 def test_log_lines_are_json_and_text(tmp_path, capsys):
     Log(str(tmp_path / "json"), "json").error('what "went" wrong\n')
     entry = json.loads((tmp_path / "json").read_text())
@@ -193,7 +208,7 @@ HEAVY = (
 
 @pytest.mark.parametrize("verb", ["create", "start", "state", "kill", "delete", "run", "exec"])
 def test_verbs_load_nothing_heavy(verb, tmp_path):
-    """A run of a verb that fails late shows what its way loads."""
+    """A verb that fails late shows which modules it imports."""
     source = os.path.dirname(os.path.dirname(containerkit.__file__))
     import _cffi_backend
 

@@ -1,4 +1,4 @@
-"""config.json: what is taken, what is refused, and by which path the error names it."""
+"""config.json: accepted and refused values, and the path in error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from containerkit._native import constants as k
 from containerkit.oci import capabilities, config, mountoptions
 from containerkit.oci.errors import ConfigError, RuntimeFailure
-from containerkit.oci.limits import weight_of_shares
+from containerkit.oci.limits import cpu_max, swap_max, weight_of_shares
 from containerkit.oci.payload import candidates, number_mask
 from containerkit.oci.schema import Model
 from containerkit.oci.specification import default, rootless
@@ -132,7 +132,7 @@ def test_what_can_not_be_is_refused_by_its_path(change, path):
 
 
 def refusal(attempt):
-    """Return what the refusal begins with, empty if there is none."""
+    """Return the beginning of the error message, or an empty string."""
     try:
         attempt()
     except RuntimeFailure as error:
@@ -176,11 +176,11 @@ def test_capabilities_that_are_missing_are_left_out():
     wanted = config.Capabilities.read(
         {name: ["CAP_CHOWN", "CAP_KILL"] for name in ("bounding", "effective", "permitted")}, ""
     )
-    masks = capabilities.read(wanted, "x")
+    masks = capabilities.read(wanted)
     masks.limit(1 << 0)
     assert (1, 1, 1, ["CAP_KILL"]) == (masks.bounding, masks.effective, masks.permitted, masks.dropped)
-    with pytest.raises(ConfigError, match="CAP_NOSUCH"):
-        capabilities.read(config.Capabilities.read({"bounding": ["CAP_NOSUCH"]}, ""), "process.capabilities")
+    masks = capabilities.read(config.Capabilities.read({"bounding": ["CAP_NOSUCH", "CAP_CHOWN"]}, ""))
+    assert (1, ["CAP_NOSUCH"]) == (masks.bounding, masks.unknown)
 
 
 def test_mount_options_are_sorted():
@@ -214,7 +214,7 @@ def test_every_name_of_an_option_is_known():
     for name in mountoptions.NAMES:
         assert [] == [
             pair
-            for pair in mountoptions.read([name], "x").data
+            for pair in mountoptions.read(["bind", name] if name == "copy-symlink" else [name], "x").data
             if pair[0] not in ("sync", "dirsync", "mand", "lazytime", "iversion")
         ]
 
@@ -222,9 +222,25 @@ def test_every_name_of_an_option_is_known():
 # --- small things
 
 
-@pytest.mark.parametrize(("shares", "weight"), [(2, 1), (1024, 39), (262144, 10000), (0, 1), (10**9, 10000)])
+@pytest.mark.parametrize(
+    ("shares", "weight"), [(2, 1), (3, 2), (256, 35), (1000, 99), (1024, 100), (262144, 10000), (0, 1), (10**9, 10000)]
+)
 def test_shares_become_weights(shares, weight):
     assert weight == weight_of_shares(shares)
+
+
+@pytest.mark.parametrize(
+    ("limit", "swap", "most"),
+    [(None, -1, "max"), (64, -1, "max"), (None, 0, "0"), (64, 0, "0"), (64, 64, "0"), (64, 100, "36")],
+)
+def test_swap_beside_memory_becomes_swap_alone(limit, swap, most):
+    assert most == swap_max(limit, swap)
+
+
+@pytest.mark.parametrize(("limit", "swap", "why"), [(None, 5, "needs memory.limit"), (-1, 5, "needs"), (64, 5, "less")])
+def test_swap_that_counts_unknown_memory_is_refused(limit, swap, why):
+    with pytest.raises(ConfigError, match=f"memory.swap: .*{why}"):
+        swap_max(limit, swap)
 
 
 @pytest.mark.parametrize(("text", "mask"), [("", 0), ("0", 1), ("0-3", 15), ("1,3-4", 0b11010)])
@@ -261,3 +277,18 @@ def test_paths_of_systemd(path, expected):
 def test_paths_that_systemd_does_not_take(path):
     with pytest.raises(ConfigError):
         unit_of(path, "id")
+
+
+@pytest.mark.parametrize(
+    ("now", "quota", "period", "written"),
+    [
+        ("max 100000\n", 5000, None, "5000 100000"),
+        ("max 100000\n", None, 50_000, "max 50000"),
+        ("5000 20000\n", None, 50_000, "5000 50000"),
+        ("5000 20000\n", 7000, None, "7000 20000"),
+        ("5000 20000\n", -1, 0, "max 20000"),
+        ("", 7000, None, "7000 100000"),
+    ],
+)
+def test_period_and_quota_of_version_2_leave_each_other_alone(now, quota, period, written):
+    assert written == cpu_max(now, quota, period)

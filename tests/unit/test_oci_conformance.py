@@ -1,4 +1,4 @@
-"""The page about the OCI runtime says what is so."""
+"""The page about the OCI runtime is correct."""
 
 from __future__ import annotations
 

@@ -1,27 +1,28 @@
-"""What ``run`` keeps of its arguments."""
+"""Which arguments of ``run`` are cached."""
 
 import pytest
 
-from containerkit import Mount, Namespaces, NetworkPool, RootFS, SpecError, oneshot
-from containerkit.command import Command
-from containerkit.invocation import Recall
+from containerkit import Mount, Namespaces, NetworkPool, RootFS, SpecError
+from containerkit.container import run as oneshot
+from containerkit.container.captured import Recall
+from containerkit.spec.command import Command
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch):
-    monkeypatch.setattr(oneshot, "_recipes", Recall())
+    monkeypatch.setattr(oneshot, "recipes", Recall())
 
 
 def test_recipe_is_kept_for_the_same_arguments():
-    first = oneshot._recipe({"cwd": "/tmp", "rootfs": RootFS.host(readonly=True)})
-    assert first is oneshot._recipe({"cwd": "/tmp", "rootfs": RootFS.host(readonly=True)})
-    assert first is not oneshot._recipe({"cwd": "/", "rootfs": RootFS.host(readonly=True)})
+    first = oneshot.recipe_of_run({"cwd": "/tmp", "rootfs": RootFS.host(readonly=True)})
+    assert first is oneshot.recipe_of_run({"cwd": "/tmp", "rootfs": RootFS.host(readonly=True)})
+    assert first is not oneshot.recipe_of_run({"cwd": "/", "rootfs": RootFS.host(readonly=True)})
 
 
 def test_recipe_tells_numbers_from_truths():
-    oneshot._recipe({"umask": 1})
+    oneshot.recipe_of_run({"umask": 1})
     with pytest.raises(SpecError, match="umask"):
-        oneshot._recipe({"umask": True})
+        oneshot.recipe_of_run({"umask": True})
 
 
 @pytest.mark.parametrize(
@@ -29,20 +30,20 @@ def test_recipe_tells_numbers_from_truths():
     [{"env": {"A": "1"}}, {"mounts": [Mount.tmpfs("/tmp")]}, {"masked_paths": ()}, {"masked_paths": ("/proc/kcore",)}],
 )
 def test_recipe_is_kept_of_what_holds_values(arguments):
-    assert oneshot._recipe(arguments) is oneshot._recipe(
+    assert oneshot.recipe_of_run(arguments) is oneshot.recipe_of_run(
         {name: type(value)(value) for name, value in arguments.items()}
     )
 
 
 @pytest.mark.parametrize("arguments", [{"groups": (1,)}, {"env": {"A": b"1"}}, {"namespaces": Namespaces(network=1)}])
 def test_recipe_is_not_kept_where_something_could_change(arguments):
-    assert oneshot._recipe(arguments) is not oneshot._recipe(arguments)
+    assert oneshot.recipe_of_run(arguments) is not oneshot.recipe_of_run(arguments)
 
 
 def test_recipes_are_bounded():
     for number in range(200):
-        oneshot._recipe({"hostname": f"h{number}"})
-    assert len(oneshot._recipes) == 64
+        oneshot.recipe_of_run({"hostname": f"h{number}"})
+    assert len(oneshot.recipes) == 64
 
 
 def test_recipe_of_a_pool_is_kept(request):
@@ -51,7 +52,7 @@ def test_recipe_of_a_pool_is_kept(request):
     except OSError as error:
         pytest.skip(str(error))
     with pool:
-        assert oneshot._recipe({"namespaces": Namespaces(network=pool)}) is oneshot._recipe(
+        assert oneshot.recipe_of_run({"namespaces": Namespaces(network=pool)}) is oneshot.recipe_of_run(
             {"namespaces": Namespaces(network=pool)}
         )
 
@@ -61,5 +62,5 @@ def test_command_with_other_words_is_the_same_otherwise():
     other = one.with_argv(["c"])
     assert Command(argv=["c"], cwd="/tmp", env={"A": "1"}, umask=0o77) == other
     assert ((b"a", b"b"), (b"c",)) == (one.argv, other.argv)
-    with pytest.raises(SpecError, match="at least one word"):
+    with pytest.raises(SpecError, match="at least one argument"):
         one.with_argv([])

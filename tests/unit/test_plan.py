@@ -1,4 +1,4 @@
-"""Plans as data: describing, comparing, encoding."""
+"""Plans as data: they are described, compared, encoded."""
 
 import pickle
 import struct
@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from containerkit import plan as plans
 from containerkit._native import constants as k
 from containerkit.errors import SpecError
-from containerkit.plan import Block, Operation, Plan, Slot
+from containerkit.plan import calls as plans
+from containerkit.plan.operation import Block, Operation, Slot
+from containerkit.plan.tape import Plan
 
 LAYOUT = struct.Struct("=HHi8B4h6q")
 
@@ -60,7 +61,7 @@ def test_named_blocks_are_found_by_name():
 
 
 def test_skipping_counts_the_steps_that_operations_become():
-    """An operation with a patched block is two steps: who skips it must skip both."""
+    """An operation with a patched block has two steps, and a skip must skip both."""
     patched = plans.mount_setattr(Slot("a"), userns=Slot("u"))
     plan = Plan((plans.chdir(b"/x")._replace(tolerate=(2,), skip=1, leap=2), patched, patched, plans.leave()))
     first = steps_of(plan.encode())[0]

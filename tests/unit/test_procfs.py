@@ -1,4 +1,4 @@
-"""Facts about processes: the parsers on text of all kinds, the readers on this process and its children."""
+"""Facts about processes: the parsers with generated text, the readers with this process and its children."""
 
 import errno
 import os
@@ -188,7 +188,7 @@ def test_procfs_pid_of_pidfd(sleeper):
 
 
 def test_procfs_pid_of_pidfd_refuses_other_descriptors():
-    with open("/dev/null") as file, pytest.raises(ValueError, match="no pidfd"):
+    with open("/dev/null") as file, pytest.raises(ValueError, match="not a pidfd"):
         procfs.pid_of_pidfd(file.fileno())
 
 

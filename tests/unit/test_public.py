@@ -1,19 +1,27 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import containerkit
-from containerkit import image
+from containerkit import aio, executor, image
 
-PACKAGES = (containerkit, image)
+PACKAGES = (containerkit, aio, executor, image)
+NAMES = [
+    pytest.param(package, name, id=f"{package.__name__}.{name}") for package in PACKAGES for name in package.__all__
+]
+ROOT = Path(__file__).parents[2]
+SOURCE = Path(containerkit.__file__).parent
+SILENCED = re.compile(r"# (?:ruff: )?noqa(?:: [A-Z0-9]+(?:, [A-Z0-9]+)*)?|# type: ?ignore(?:\[[a-z, -]+\])?")
 
 
 def twin(package):
-    """Return what type checkers are told to import, by name."""
+    """Return the imports that type checkers see, by name."""
     tree = ast.parse(inspect.getsource(package))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     return {
@@ -34,6 +42,8 @@ def test_public_names_are_what_type_checkers_are_told():
             assert getattr(importlib.import_module(module), name) is getattr(containerkit, name)
     assert set(containerkit.__all__) <= set(twin(containerkit))
     assert set(image.__all__) <= set(twin(image))
+    assert set(aio.__all__) <= set(twin(aio))
+    assert set(executor.__all__) <= set(twin(executor))
 
 
 @pytest.mark.parametrize("name", ["Image", "Build"])
@@ -44,3 +54,68 @@ def test_names_of_images_cost_nothing_before_they_are_used(name):
     assert not {"attr", "json", "re", "typing", "containerkit.image"} & before - set(sys.builtin_module_names)
     assert "containerkit.image" in after
     assert "urllib3" not in after
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_public_name_is_documented(package, name):
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    if not pages[0].exists():
+        pytest.skip("the documentation is not beside the tests")
+    assert any(re.search(rf"\b{name}\b", page.read_text()) for page in pages)
+    value = getattr(package, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert (inspect.getdoc(value) or "").strip()
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_public_name_is_tested(package, name):
+    tests = [path for path in (ROOT / "tests").glob("[!t]*/test_*.py") if path.name != Path(__file__).name]
+    assert any(re.search(rf"\b{name}\b", path.read_text()) for path in tests)
+
+
+def calls_of(value):
+    """Yield the callables of a public name: itself, or the methods of a class, including inherited ones."""
+    if inspect.isfunction(value):
+        yield value
+    methods = (
+        {name: each for kind in reversed(inspect.getmro(value)) for name, each in vars(kind).items()}
+        if inspect.isclass(value)
+        else {}
+    )
+    for name, each in methods.items():
+        call = each.fget if isinstance(each, property) else getattr(each, "__func__", each)
+        own = inspect.isfunction(call) and call.__module__.startswith("containerkit.")
+        if own and (not name.startswith("_") or (name == "__init__" and not hasattr(value, "__attrs_attrs__"))):
+            yield call
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_public_name_is_typed(package, name):
+    for call in calls_of(getattr(package, name)):
+        signature = inspect.signature(call)
+        told = {
+            each.name: each.annotation for each in signature.parameters.values() if each.name not in ("self", "cls")
+        }
+        assert inspect.Parameter.empty not in told.values(), call
+        assert signature.return_annotation is not inspect.Signature.empty, call
+        for parameter, kind in told.items():
+            assert not re.search(r"\bAny\b", str(kind)) or (call.__qualname__, parameter) in OPEN, call
+
+
+OPEN = {("Live.program", "key"), ("CompletedProcess.now", "written"), ("Live.reap", "dying")} | {
+    ("Process.__init__", "finish"),
+    ("AsyncProcess.__init__", "process"),
+    ("AsyncProcess.of", "made"),
+    ("Opening.__init__", "start"),
+}
+"""Parameters that only the library passes."""
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_each_silenced_check_has_its_reason(path):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        rest = line
+        while found := SILENCED.search(rest):
+            rest = rest[found.end() :]
+        if rest is not line:
+            assert re.match(r" (-|#) \S", rest), f"{path.name}:{number}: {line.strip()}"

@@ -1,4 +1,4 @@
-"""Our compiler and libseccomp's give the same verdicts for the same profile."""
+"""Our compiler and libseccomp give the same verdicts for the same profile."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from containerkit.security.seccomp import ALLOW, KILL_PROCESS, KILL_THREAD, LOG, TRAP, Action, Condition, Rule, Seccomp
 from containerkit.security.seccomp.architecture import ARCHITECTURES, calls_of
+from containerkit.security.seccomp.multiplexed import multiplexed
 
 LIBRARY = libseccomp.load()
 needs_libseccomp = pytest.mark.skipif(LIBRARY is None, reason="libseccomp.so.2 is not installed (libseccomp2)")
@@ -127,7 +128,7 @@ def oracle(profile, native=NATIVE):
 
 
 def is_known_to_both(name, number):
-    """The kernel has grown calls since that libseccomp was made."""
+    """The kernel has calls that are newer than this libseccomp."""
     return LIBRARY.seccomp_syscall_resolve_name(name.encode()) != -1
 
 
@@ -202,9 +203,9 @@ def test_verdict_of_sampled_arguments_is_libseccomps(data, name):
     assert (call, hex(expected)) == (call, hex(actual))
 
 
-CALLS = st.sampled_from(
-    sorted(set(calls_of("x86_64")) & set(calls_of("x86")) & set(calls_of("aarch64")) & set(calls_of("arm")))
-)
+MULTIPLEXERS = {"socketcall": 0, "ipc": 1}
+EVERYWHERE = set(calls_of("x86_64")) & set(calls_of("x86")) & set(calls_of("aarch64")) & set(calls_of("arm"))
+CALLS = st.sampled_from(sorted(name for name in EVERYWHERE if LIBRARY is None or is_known_to_both(name, 0)))
 CONDITIONS = st.builds(
     Condition,
     argument=st.integers(0, 5),
@@ -216,7 +217,7 @@ CONDITIONS = st.builds(
 
 @st.composite
 def profiles(draw):
-    """Profiles in which no two rules contradict each other, since only those have one meaning."""
+    """Profiles without contradictory rules, because only those have a single meaning."""
     names = draw(st.lists(CALLS, min_size=1, max_size=12, unique=True))
     rules = []
     for name in names:
@@ -242,7 +243,12 @@ def test_verdict_of_made_up_profiles_is_libseccomps(made, data):
     theirs = bpf_simulator.decode(oracle(profile, native))
     named = {name for each in profile.rules for name in each.names} | {"socketcall", "ipc"}
     value = st.one_of(st.sampled_from(arguments_of(profile)), st.integers(0, 2**64 - 1))
+    # No filter sees the arguments of a call through socketcall or ipc. Ours decides by the sub-call alone, libseccomp also
+    # uses the unrelated register values.
+    blind = any(each.when and multiplexed(name, MULTIPLEXERS) for each in profile.rules for name in each.names)
     for call, token, number in entries(profile, native):
+        if blind and call in MULTIPLEXERS:
+            continue
         args = data.draw(st.tuples(*[value] * 6)) if call in named else ()
         expected, _ = bpf_simulator.run(theirs, number, token, args)
         actual, _ = bpf_simulator.run(ours, number, token, args)
@@ -250,7 +256,7 @@ def test_verdict_of_made_up_profiles_is_libseccomps(made, data):
 
 
 def test_default_allows_nothing_that_docker_denies():
-    """Stricter or equal for each call and for arguments around every constant of either filter."""
+    """The result is equally strict or stricter, for each call and for arguments around every constant of both filters."""
     for capabilities in ((), ("CAP_SYS_ADMIN",), ("CAP_NET_RAW", "CAP_SYS_PTRACE", "CAP_SYS_CHROOT")):
         docker = Seccomp.from_oci(docker_profile(), capabilities=capabilities, kernel=(6, 1))
         own = Seccomp.default(capabilities)
@@ -275,7 +281,7 @@ ELSEWHERE = sorted(set(libseccomp.TOKENS) - {"x86_64", "x32"})
 @needs_libseccomp
 @pytest.mark.parametrize("native", ELSEWHERE)
 def test_verdict_on_other_machines_is_libseccomps(native):
-    """Their tables, their byte order, and their second ways through ``socketcall`` and ``ipc``."""
+    """It compares their tables, their byte order, and their second paths through ``socketcall`` and ``ipc``."""
     order = ">" if ARCHITECTURES[native].big_endian else "<"
     profile = Seccomp(
         default_action=Action.errno(38),

@@ -1,11 +1,12 @@
-"""LSM labels and personalities, and their operations carried out on files that stand for procfs."""
+"""LSM labels and personalities. Their operations are performed on files that imitate procfs."""
 
 import os
 
 import pytest
 
 from containerkit.errors import SetupError, SpecError, UnsupportedError
-from containerkit.plan import Plan, Slot
+from containerkit.plan.operation import Slot
+from containerkit.plan.tape import Plan
 from containerkit.security.direct import perform
 from containerkit.security.lsm import AppArmor, SELinux, active
 from containerkit.security.personality import Personality
@@ -15,7 +16,7 @@ CONTEXT = "system_u:system_r:container_t:s0:c1,c2"
 
 @pytest.fixture
 def proc(tmp_path):
-    """A folder that looks like procfs, and its descriptor."""
+    """A directory that looks like procfs, and its descriptor."""
     folder = tmp_path / "thread-self/attr"
     folder.mkdir(parents=True)
     (folder / "exec").write_text("")

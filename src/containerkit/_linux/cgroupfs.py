@@ -1,6 +1,6 @@
-"""Which cgroup hierarchies there are, where they are mounted, and where a process is in each.
+"""Find the mounted cgroup hierarchies, and the group of a process in each.
 
-Nothing is assumed about paths: all of it is found in /proc/PID/mountinfo, /proc/PID/cgroup and /proc/cgroups. The
+Nothing is assumed about paths: everything is read from /proc/PID/mountinfo, /proc/PID/cgroup and /proc/cgroups. The
 parsers are pure functions over the text of those files.
 """
 
@@ -20,20 +20,20 @@ __all__ = [
 _OPTIONS: Final = frozenset(
     {"rw", "ro", "noprefix", "clone_children", "xattr", "cpuset_v2_mode", "favordynmods", "nofavordynmods"}
 )
-"""Mount options of a version 1 hierarchy that are no controllers."""
+"""Mount options of a version 1 hierarchy that are not controllers."""
 
 
 class Hierarchy(NamedTuple):
-    """One mounted tree of groups.
+    """One mounted hierarchy.
 
     Attributes:
         version: 1 or 2.
-        controllers: those of a version 1 hierarchy. Empty for version 2, whose controllers differ by directory
+        controllers: the controllers of a version 1 hierarchy. Empty for version 2, where each directory has its own
             (``cgroup.controllers``).
-        name: of a named version 1 hierarchy, such as ``"systemd"``; else empty.
+        name: the name of a named version 1 hierarchy, such as ``"systemd"``, or empty.
         mountpoint: where it is mounted.
-        root: the group that shows at the mount point, as seen from this cgroup namespace.
-        own: the group that the process is in, as seen from this cgroup namespace.
+        root: the group at the mount point, as seen from this cgroup namespace.
+        own: the group of the process, as seen from this cgroup namespace.
         options: the options of its superblock, such as ``memory_recursiveprot``.
     """
 
@@ -46,10 +46,10 @@ class Hierarchy(NamedTuple):
     options: frozenset[str] = frozenset()
 
     def locate(self, group: str) -> str | None:
-        """Return the path in the file system of a group given as /proc/PID/cgroup gives it; None if it is not visible.
+        """Return the filesystem path of a group that is named as in /proc/PID/cgroup, or None if it is not visible.
 
-        A mount may show only a part of the tree (a container's), and a group may lie outside this cgroup namespace
-        (it then begins with ``/..``).
+        A mount may show only a part of the hierarchy, as in a container. A group may be outside this cgroup namespace;
+        its name then begins with ``/..``.
         """
         root, wanted = _parts(self.root), _parts(group)
         if wanted[: len(root)] != root or ".." in wanted[len(root) :]:
@@ -66,7 +66,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _unescape(field: str) -> str:
-    """Undo mountinfo's octal escapes (space, tab, newline, backslash)."""
+    """Decode the octal escapes of mountinfo (space, tab, newline, backslash)."""
     if "\\" not in field:
         return field
     head, *rest = field.split("\\")
@@ -99,9 +99,9 @@ def parse_membership(text: str) -> dict[frozenset[str], str]:
 
 
 def parse_offered(text: str) -> dict[str, int]:
-    """Return the controllers that the kernel offers and the number of the hierarchy each is bound to, 0 for none.
+    """Return the controllers that the kernel offers, with the number of each one's hierarchy, 0 for none.
 
-    Controllers that the kernel's command line switched off are left out.
+    Controllers that were disabled on the kernel's command line are left out.
 
     Source: cgroups(7), "/proc/cgroups".
     """
@@ -114,9 +114,9 @@ def parse_offered(text: str) -> dict[str, int]:
 
 
 def hierarchies(mountinfo: str, membership: str) -> tuple[Hierarchy, ...]:
-    """Return the hierarchies that are mounted, each once.
+    """Return the mounted hierarchies, each once.
 
-    Of several mounts of one hierarchy the first is taken in which the process's own group is visible.
+    If a hierarchy is mounted several times, the first mount that shows the process's own group is used.
 
     Args:
         mountinfo: the text of /proc/PID/mountinfo.
@@ -169,19 +169,19 @@ def _text(path: str) -> str:
 
 
 def read_hierarchies(pid: int | str = "self") -> tuple[Hierarchy, ...]:
-    """Return the hierarchies that this process sees, with the groups that a process is in as its own.
+    """Return the hierarchies that this process sees, with the groups of a process as ``own``.
 
     Args:
-        pid: that process. Default this one.
+        pid: the process. Default: this one.
 
     Raises:
-        OSError: the process is gone, or /proc is not there.
+        OSError: the process does not exist, or /proc is not mounted.
     """
     return hierarchies(_text("/proc/self/mountinfo"), _text(f"/proc/{pid}/cgroup"))
 
 
 def offered_controllers() -> dict[str, int]:
-    """Return what /proc/cgroups says: each controller that the kernel offers, with its hierarchy's number."""
+    """Return the content of /proc/cgroups: the controllers that the kernel offers, with the numbers of hierarchies."""
     try:
         return parse_offered(_text("/proc/cgroups"))
     except OSError:  # the kernel may be built without version 1

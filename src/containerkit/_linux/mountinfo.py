@@ -1,6 +1,6 @@
-"""Reads ``/proc/PID/mountinfo``: the mounts that a process sees, in the order in which they were stacked.
+"""Reads ``/proc/PID/mountinfo``: the mounts that a process sees, in the order in which they were mounted.
 
-Free of heavy imports: it stands on the way of the runtime's shortest commands.
+It has no heavy imports, because the shortest commands of the OCI runtime use it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ __all__ = ["MountInfo", "at", "below", "covering", "parse", "read", "unescape"]
 
 
 class MountInfo:
-    """One mount. Values are equal when all of their fields are; they are not meant to be changed.
+    """One mount. Values are equal if all fields are equal. Do not change the fields.
 
     Attributes:
-        mount_id: the mount's number; a later mount may get it again once this one is gone.
-        parent_id: the mount that it is attached to (itself, for the root of the tree).
+        mount_id: the id of the mount. A later mount may get the same id after this one is gone.
+        parent_id: the mount to which it is attached (itself, for the root of the tree).
         device: ``(major, minor)`` as in ``st_dev`` of its files.
-        root: the path inside the filesystem that is shown; not ``/`` for a bind mount of a folder.
+        root: the path inside the filesystem that is visible. It is not ``/`` for a bind mount of a directory.
         mount_point: where it is, below the root of the process.
-        options: those of the mount, such as ``("rw", "nosuid")``.
-        shared: the peer group that it sends to and receives from, or 0.
-        master: the peer group that it only receives from, or 0.
+        options: the options of the mount, such as ``("rw", "nosuid")``.
+        shared: the peer group to and from which it propagates, or 0.
+        master: the peer group from which it only receives, or 0.
         propagate_from: the closest peer group of the master that the process sees, or 0.
-        unbindable: True when it can't be bound elsewhere.
+        unbindable: whether it can't be bind mounted.
         filesystem: the type, such as ``"ext4"`` or ``"fuse.sshfs"``.
-        source: the device, or whatever word was given in its place; possibly empty.
-        super_options: those of the filesystem, as it shows them.
+        source: the device, or the text that was given instead. It may be empty.
+        super_options: the options of the filesystem.
 
     Source: proc_pid_mountinfo(5).
     """
@@ -96,12 +96,12 @@ class MountInfo:
 
     @property
     def read_only(self) -> bool:
-        """True when nothing can be written through this mount, whatever the filesystem itself allows."""
+        """Whether this mount refuses writes, independent of the filesystem's own options."""
         return "ro" in self.options
 
 
 def unescape(text: str) -> str:
-    """Give back the characters that the kernel wrote as a backslash and three octal digits."""
+    """Decode backslashes with three octal digits, as the kernel writes special characters."""
     if "\\" not in text:
         return text
     head, *parts = text.split("\\")
@@ -116,23 +116,23 @@ def unescape(text: str) -> str:
 
 
 def parse(line: str) -> MountInfo:
-    """Read one line.
+    """Parse one line.
 
     Args:
-        line: without its newline.
+        line: the line without its newline.
 
     Raises:
-        ValueError: the line is not of this format.
+        ValueError: the line is not in this format.
 
     Source: proc_pid_mountinfo(5); show_mountinfo() in fs/proc_namespace.c.
     """
-    # Spaces inside a field are escaped, yet a field may be empty: so each single space counts.
+    # Spaces inside a field are escaped, but a field may be empty. So each single space separates fields.
     left, separator, right = line.partition(" - ")
     fields, kinds = left.split(" "), right.split(" ", 2)
     if not separator or len(fields) < 6 or len(kinds) != 3:
         raise ValueError(f"not a line of mountinfo: {line!r}")
     groups = {"shared": 0, "master": 0, "propagate_from": 0}
-    for field in fields[6:]:  # new tags may appear; the man page asks to skip those
+    for field in fields[6:]:  # new tags may be added; the man page says to skip unknown ones
         tag, _, number = field.partition(":")
         if tag in groups:
             groups[tag] = int(number)
@@ -156,12 +156,12 @@ def read(pid: int | str = "thread-self", proc: str = "/proc") -> list[MountInfo]
     """Read the mounts that a process sees.
 
     Args:
-        pid: the process, or ``"self"``; default the calling thread.
+        pid: the process, or ``"self"``. Default: the calling thread.
         proc: where a procfs is mounted.
 
     Raises:
-        OSError: ``ENOENT`` when there is no such process, ``EINVAL`` when it is a zombie, ``EACCES`` when it is not
-            ours to look at.
+        OSError: ``ENOENT`` if there is no such process, ``EINVAL`` if it is a zombie, ``EACCES`` if the caller may not
+            inspect it.
 
     Source: proc_pid_mountinfo(5).
     """
@@ -170,7 +170,7 @@ def read(pid: int | str = "thread-self", proc: str = "/proc") -> list[MountInfo]
 
 
 def at(path: str, mounts: Iterable[MountInfo]) -> MountInfo | None:
-    """Return the mount whose mount point is exactly ``path``, the topmost of several, or None."""
+    """Return the mount whose mount point is exactly ``path``, or None. If there are several, return the topmost."""
     found = None
     for mount in mounts:
         if mount.mount_point == path:
@@ -179,16 +179,16 @@ def at(path: str, mounts: Iterable[MountInfo]) -> MountInfo | None:
 
 
 def below(path: str, mounts: Iterable[MountInfo]) -> list[MountInfo]:
-    """Return the mounts at and below ``path``; reversed, it is the order in which they can be taken away."""
+    """Return the mounts at and below ``path``. They can be unmounted in reverse order."""
     prefix = path.rstrip("/") + "/"
     return [mount for mount in mounts if mount.mount_point == path or mount.mount_point.startswith(prefix)]
 
 
 def covering(path: str, mounts: Iterable[MountInfo]) -> MountInfo | None:
-    """Return the mount that shows ``path``: the topmost at the nearest mount point above it.
+    """Return the mount on which ``path`` lies: the topmost one at the nearest mount point.
 
     Args:
-        path: absolute, free of links and of ``..``.
+        path: an absolute path without symlinks and ``..``.
         mounts: in the kernel's order.
     """
     found = None

@@ -1,16 +1,16 @@
-"""Reads facts about processes from ``/proc``.
+"""Read facts about processes from ``/proc``.
 
-Each function takes ``proc``, the place where a procfs is mounted (default ``/proc``), and raises
-:class:`ProcessLookupError` naming the pid when there is no such process; one that is not ours to look at is a
-:class:`PermissionError`. A pid may be the number of a process or ``"self"`` or ``"thread-self"``.
+Each function has the argument ``proc``, the mount point of a procfs (default ``/proc``). It raises
+:class:`ProcessLookupError` with the pid if there is no such process, and :class:`PermissionError` if the caller may not
+inspect it. A pid can be the number of a process, ``"self"`` or ``"thread-self"``.
 
-Free of heavy imports: it stands on the way of the runtime's shortest commands.
+It has no heavy imports, because the shortest commands of the OCI runtime use it.
 """
 
 from __future__ import annotations
 
 import os
-from errno import ESRCH
+from errno import EINVAL, EMFILE, ENFILE, ENOMEM, ESRCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "id_map",
     "inner_pids",
     "is_same",
+    "last_capability",
     "namespaces",
     "parse_stat",
     "parse_status",
@@ -37,20 +38,20 @@ __all__ = [
 
 
 class Stat:
-    """What ``/proc/PID/stat`` tells; not meant to be changed.
+    """The content of ``/proc/PID/stat``. Do not change the fields.
 
     Attributes:
         pid: the process.
-        comm: its name of at most 15 bytes, which it may choose freely, parentheses and newlines included.
+        comm: its name of at most 15 bytes. The process can choose it freely, with parentheses and newlines.
         state: one letter: R running, S sleeping, D in uninterruptible sleep, T stopped, t traced, Z zombie, X dead.
-        ppid: the parent, 0 when that lies outside of this pid namespace.
+        ppid: the parent, or 0 if the parent is outside this pid namespace.
         pgrp: the process group.
         session: the session.
         tty: the device number of its terminal, or 0.
-        user_ticks: the time that it used in user mode, in ``os.sysconf("SC_CLK_TCK")`` parts of a second.
-        system_ticks: the same in kernel mode.
-        threads: how many it has.
-        start_ticks: when it started, in the same ticks since boot. Together with the pid it names one process.
+        user_ticks: the time used in user mode, in units of 1 / ``os.sysconf("SC_CLK_TCK")`` seconds.
+        system_ticks: the time used in kernel mode.
+        threads: the number of threads.
+        start_ticks: the start time in the same units since boot. Pid and start time together identify a process.
 
     Source: proc_pid_stat(5).
     """
@@ -84,25 +85,25 @@ class Stat:
 
 
 def parse_stat(content: bytes) -> Stat:
-    """Read the line of ``/proc/PID/stat``.
+    """Parse the line of ``/proc/PID/stat``.
 
     Raises:
-        ValueError: it is not of this format.
+        ValueError: the line is not in this format.
 
     Source: proc_pid_stat(5).
     """
-    # The name may hold anything, a closing parenthesis too: what follows the last one is numbers only.
+    # The name may contain anything, even a closing parenthesis. After the last parenthesis there are only numbers.
     head, _, tail = content.rpartition(b")")
     pid, _, comm = head.partition(b"(")
     state, *numbers = tail.split() or [b""]
     if len(numbers) < 19:
-        raise ValueError(f"not a process's stat: {content!r}")
+        raise ValueError(f"not the content of a stat file: {content!r}")
     return Stat(int(pid), comm, state.decode(), [int(number) for number in numbers[:19]])
 
 
 def parse_status(content: bytes) -> dict[str, str]:
-    """Read the lines of ``/proc/PID/status``, each a name, a colon and a value. Source: proc_pid_status(5)."""
-    # The kernel escapes newlines inside of the name, so that each line is a field.
+    """Parse the lines of ``/proc/PID/status``: a name, a colon and a value. Source: proc_pid_status(5)."""
+    # The kernel escapes newlines in the name of the process, so each line is a field.
     lines = content.decode(errors="surrogateescape").split("\n")
     return {name: value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
 
@@ -123,7 +124,7 @@ def _read(pid: Pid, name: str, proc: str) -> bytes:
 
 
 def stat(pid: Pid = "self", proc: str = "/proc") -> Stat:
-    """Read a process's state, family and times. Source: proc_pid_stat(5)."""
+    """Read the state, family and times of a process. Source: proc_pid_stat(5)."""
     return parse_stat(_read(pid, "stat", proc))
 
 
@@ -133,9 +134,9 @@ def start_time(pid: Pid = "self", proc: str = "/proc") -> int:
 
 
 def is_same(pid: int, start_ticks: int, proc: str = "/proc") -> bool:
-    """Return True when the process of this pid is the one that started then, and has not ended.
+    """Return whether the process with this pid is the one that started at this time, and has not ended.
 
-    A zombie counts as ended: whoever asks wants to know whether there is something left to act on.
+    A zombie counts as ended, because nothing can be done to it any more.
     """
     try:
         now = stat(pid, proc)
@@ -150,23 +151,54 @@ def status(pid: Pid = "self", proc: str = "/proc") -> dict[str, str]:
 
 
 def inner_pids(pid: Pid = "self", proc: str = "/proc") -> tuple[int, ...]:
-    """Return a process's pid in each pid namespace that it is in, outermost first. Source: proc_pid_status(5)."""
+    """Return the pid of a process in each of its pid namespaces, outermost first. Source: proc_pid_status(5)."""
     return tuple(int(number) for number in status(pid, proc)["NSpid"].split())
 
 
 def cmdline(pid: Pid = "self", proc: str = "/proc") -> tuple[str, ...]:
-    """Return a process's argument vector, empty for a zombie or a kernel thread. Source: proc_pid_cmdline(5)."""
+    """Return the argv of a process, empty for a zombie or a kernel thread. Source: proc_pid_cmdline(5)."""
     content = _read(pid, "cmdline", proc)
     return tuple(os.fsdecode(each) for each in content.removesuffix(b"\0").split(b"\0")) if content else ()
 
 
 def pids(proc: str = "/proc") -> list[int]:
-    """Return the processes that this procfs shows, ascending. Source: proc(5)."""
+    """Return the pids of the processes that this procfs shows, in ascending order. Source: proc(5)."""
     return sorted(int(name) for name in os.listdir(proc) if name.isdecimal())
 
 
+def last_capability(proc: str = "/proc") -> int:
+    """Return the number of the last capability that this kernel knows.
+
+    If an outer container covers the file, the kernel is asked about one capability after the other.
+
+    Raises:
+        OSError: there is no free descriptor or memory. Guessing could leave a capability that is not dropped.
+
+    Source: capabilities(7), PR_CAPBSET_READ(2const).
+    """
+    try:
+        with open(f"{proc}/sys/kernel/cap_last_cap", "rb") as file:
+            return int(file.read())
+    except OSError as error:
+        if error.errno in (EMFILE, ENFILE, ENOMEM):
+            raise
+    except ValueError:  # /dev/null is mounted over it
+        pass
+    from containerkit._native import calls, constants
+
+    number = 0
+    while True:
+        try:
+            calls.prctl(constants.PR_CAPBSET_READ, number)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            return number - 1
+        number += 1
+
+
 def threads(pid: Pid = "self", proc: str = "/proc") -> list[int]:
-    """Return the threads of a process, ascending. Source: proc_pid_task(5)."""
+    """Return the ids of a process's threads, in ascending order. Source: proc_pid_task(5)."""
     try:
         return sorted(int(name) for name in os.listdir(f"{proc}/{pid}/task"))
     except (FileNotFoundError, ProcessLookupError):
@@ -174,10 +206,10 @@ def threads(pid: Pid = "self", proc: str = "/proc") -> list[int]:
 
 
 def children(pid: Pid = "self", proc: str = "/proc") -> list[int]:
-    """Return the children of a process, whichever of its threads made them, ascending.
+    """Return the children of a process, whichever thread created them, in ascending order.
 
-    It is exact while the process and its children stand still (stopped or frozen); otherwise some may be missed, as
-    the man page warns. A kernel without CONFIG_PROC_CHILDREN is asked the long way round, by everyone's parent.
+    The list is exact while the process and its children are stopped or frozen. Otherwise some may be missing, as the
+    man page warns. Without CONFIG_PROC_CHILDREN the parents of all processes are read instead.
 
     Source: proc_pid_children(5).
     """
@@ -205,9 +237,9 @@ def _children_by_parent(pid: Pid, proc: str) -> list[int]:
 
 
 def descendants(pid: Pid = "self", proc: str = "/proc") -> list[int]:
-    """Return all who come from a process, parents before their children. Source: proc_pid_children(5)."""
+    """Return all descendants of a process, parents before their children. Source: proc_pid_children(5)."""
     found = children(pid, proc)
-    for each in found:  # it grows on the way
+    for each in found:  # the list grows during the loop
         try:
             found += children(each, proc)
         except ProcessLookupError:
@@ -216,7 +248,7 @@ def descendants(pid: Pid = "self", proc: str = "/proc") -> list[int]:
 
 
 def namespaces(pid: Pid = "self", proc: str = "/proc") -> dict[str, int]:
-    """Return the inode of each namespace of a process, by its name there.
+    """Return the inode of each namespace of a process, by the name of its file.
 
     Source: proc_pid_ns(5).
     """
@@ -246,20 +278,20 @@ def id_map(pid: Pid = "self", name: str = "uid_map", proc: str = "/proc") -> tup
 
 
 def pid_of_pidfd(pidfd: int, proc: str = "/proc") -> int:
-    """Return the pid of the process that a pidfd refers to, as this procfs numbers it.
+    """Return the pid of the process that a pidfd refers to, as numbered in this procfs.
 
-    The number is good only for as long as the process has not been reaped; ask the pidfd (signal 0) after its use.
+    The pid is valid only until the process is reaped. After using it, check the pidfd with signal 0.
 
     Raises:
-        ProcessLookupError: it has been reaped, or lies outside of this pid namespace.
-        ValueError: the descriptor is no pidfd.
+        ProcessLookupError: the process has been reaped, or is outside this pid namespace.
+        ValueError: the descriptor is not a pidfd.
 
     Source: pidfd_open(2), proc_pid_fdinfo(5).
     """
     with open(f"{proc}/thread-self/fdinfo/{pidfd}", "rb") as file:
         fields = parse_status(file.read())
     if "Pid" not in fields:
-        raise ValueError(f"fd {pidfd} is no pidfd")
+        raise ValueError(f"fd {pidfd} is not a pidfd")
     pid = int(fields["Pid"])
     if pid <= 0:
         raise ProcessLookupError(ESRCH, os.strerror(ESRCH), f"pidfd {pidfd}")

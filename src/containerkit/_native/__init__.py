@@ -1,14 +1,14 @@
-"""The boundary to the kernel: the tape's interpreters, PID 1, and the system calls for direct use.
+"""The interface to the kernel: the interpreters of the tape, PID 1, and the system calls for direct use.
 
-Only this package imports the compiled module. Where there is none the reference interpreter takes its place, with a
-warning: it forks the interpreter, which is slow and unsafe beside threads that hold locks.
+Only this package imports the compiled module. If that is missing, the reference interpreter is used with a warning: it
+forks the whole Python process, which is slow, and unsafe if other threads hold locks.
 """
 
 from __future__ import annotations
 
 import os
 
-TYPE_CHECKING = False  # typing takes longer to import than a container to start
+TYPE_CHECKING = False  # importing typing takes longer than starting a container
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
@@ -38,14 +38,14 @@ __all__ = [
     "high",
     "init_image",
     "interpreter",
-    "proc",
+    "keeper_image",
 ]
 
 _cache: dict[str, Any] = {}
 
 
 def __getattr__(name: str) -> object:
-    """Load what :mod:`.outcome` defines on first use."""
+    """Import what :mod:`.outcome` defines on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from containerkit._native import outcome
@@ -55,10 +55,10 @@ def __getattr__(name: str) -> object:
 
 
 def interpreter() -> ModuleType:
-    """Return the module that walks tapes: ``compiled``, or ``reference`` where that can't be imported.
+    """Return the module that runs tapes: ``compiled``, or ``reference`` if that can't be imported.
 
-    The environment variable ``CONTAINERKIT_INTERPRETER=reference`` asks for the latter. Both give ``Program``,
-    ``wait`` and ``NAME``.
+    The environment variable ``CONTAINERKIT_INTERPRETER=reference`` selects the latter. Both have ``Program``, ``wait``
+    and ``NAME``.
     """
     if "interpreter" not in _cache:
         _cache["interpreter"] = _choose()
@@ -87,29 +87,11 @@ def _choose() -> ModuleType:
     return compiled
 
 
-def proc() -> int:
-    """Return a descriptor of the caller's /proc, opened once.
-
-    Raises:
-        OSError: there is no procfs at /proc.
-    """
-    if "proc" not in _cache:
-        fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.stat("self/ns", dir_fd=fd)
-        except OSError:
-            os.close(fd)
-            raise
-        return _keep("proc", fd)
-    descriptor: int = _cache["proc"]
-    return descriptor
-
-
 def init_image() -> int:
-    """Return a sealed memfd that holds the static init, made once.
+    """Return a sealed memfd that contains the static init. It is made once.
 
     Raises:
-        FileNotFoundError: the program was not built.
+        FileNotFoundError: the init was not built.
     """
     if "init" not in _cache:
         return _keep("init", _seal("init", os.path.join(os.path.dirname(__file__), "init")))
@@ -117,8 +99,17 @@ def init_image() -> int:
     return descriptor
 
 
+def keeper_image() -> int:
+    """Return a sealed memfd that holds the keeper of detached containers, made anew: whoever execs it needs no other.
+
+    Raises:
+        FileNotFoundError: the program was not built.
+    """
+    return _seal("keeper", os.path.join(os.path.dirname(__file__), "keeper"))
+
+
 def _keep(name: str, fd: int) -> int:
-    """Keep a descriptor that was just made, unless another thread was sooner."""
+    """Store a descriptor that was just made, unless another thread has stored one."""
     fd = high(fd)
     kept: int = _cache.setdefault(name, fd)
     if kept != fd:
@@ -127,14 +118,14 @@ def _keep(name: str, fd: int) -> int:
 
 
 LOWEST = 16
-"""Below it lie the numbers that a start gives away: the standard streams, and what init is handed."""
+"""Lower numbers are assigned by a start: to the standard streams, and to descriptors for init."""
 
 
 def high(fd: int) -> int:
-    """Return the descriptor, moved above the numbers that a start gives away.
+    """Move a descriptor above the numbers that a start assigns, and return it.
 
     Raises:
-        OSError: no more descriptors; it is closed.
+        OSError: there is no free descriptor. The given one is closed.
     """
     if fd < 0 or fd >= LOWEST:
         return fd
@@ -144,7 +135,7 @@ def high(fd: int) -> int:
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST)
     except OSError as error:
-        if error.errno == EINVAL:  # the limit lies below: fcntl(2)
+        if error.errno == EINVAL:  # the limit is below that number: fcntl(2)
             raise OSError(EMFILE, os.strerror(EMFILE)) from None
         raise
     finally:
@@ -152,7 +143,7 @@ def high(fd: int) -> int:
 
 
 def _seal(name: str, path: str) -> int:
-    """Copy a program to a memfd that nobody can change. Source: memfd_create(2), F_ADD_SEALS in fcntl(2)."""
+    """Copy a program to a memfd that can't be changed. Source: memfd_create(2), F_ADD_SEALS in fcntl(2)."""
     import fcntl
 
     with open(path, "rb") as file:

@@ -1,46 +1,55 @@
-"""Builds what is compiled: the cffi extension ``_lib`` and the static ``init``."""
+"""Builds what is compiled: the cffi extension ``_lib`` and the static programs ``init`` and ``keeper``."""
 
 from __future__ import annotations
 
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import cffi
 
 HERE = Path(__file__).parent
-SOURCES = ("spawn.c", "child.c", "listen.c", "run.c", "calls.c")
-HEADERS = ("native.h", "spawn.h", "listen.h", "run.h", "calls.h", "syscalls.h", "cdef.h")
-INIT_SOURCES = ("init.c", "enter.c", "child.c")
+SOURCES = ("spawn.c", "check.c", "child.c", "image.c", "listen.c", "run.c", "calls.c")
+HEADERS = ("native.h", "spawn.h", "image.h", "listen.h", "run.h", "calls.h", "syscalls.h", "cdef.h")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers")
 
-# The child runs on stacks of its own and shares thread-local storage with a live thread: no canary is read from there.
+# The child runs on its own stacks and shares thread-local storage with a live thread: no canary is read from there.
 COMPILE = ("-std=gnu11", "-O2", "-fno-stack-protector", *WARNINGS)
 
 INIT = (
     *("-std=gnu11", "-Os", "-static", "-nostdlib", "-nostartfiles", "-ffreestanding", "-fno-stack-protector"),
     *("-fno-asynchronous-unwind-tables", "-fno-pie", "-no-pie", "-fno-tree-loop-distribute-patterns"),
-    *("-Wl,--build-id=none,-z,noexecstack,-z,norelro,-n", "-s", "-Wall", "-Wextra"),
+    *("-Wl,--build-id=none,-z,noexecstack,-z,norelro", "-s", "-Wall", "-Wextra"),
 )
+PROGRAMS = {
+    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "image.c"),  # one segment: it has nothing to write to
+    "keeper": ("keeper.c",),
+}
+
+# One build for all versions, except free-threaded Python, which has no stable ABI before 3.15. Source: PEP 803.
+LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 ffibuilder = cffi.FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text())
 ffibuilder.set_source(
     "containerkit._native._lib",
     '#include "native.h"\n#include "spawn.h"\n#include "run.h"\n#include "calls.h"\n',
-    # setuptools wants paths relative to setup.py, from where it runs this file.
+    # setuptools requires paths relative to setup.py, where it runs this file.
     sources=[f"src/containerkit/_native/{name}" for name in SOURCES],
     include_dirs=["src/containerkit/_native"],
     depends=[f"src/containerkit/_native/{name}" for name in HEADERS],
     extra_compile_args=list(COMPILE),
-    py_limited_api=True,
+    py_limited_api=LIMITED_API,
 )
 
 
-def build_init(compiler: list[str], target: Path) -> None:
-    """Compile the init, with the walker in it, to a static program of a few kilobytes without libc.
+def build_programs(compiler: list[str], directory: Path) -> None:
+    """Compile the static programs of a few kilobytes without libc: the init, with the walker in it, and the keeper.
 
     Raises:
         subprocess.CalledProcessError: the compiler failed.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([*compiler, *INIT, "-o", str(target), *[str(HERE / name) for name in INIT_SOURCES]], check=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, parts in PROGRAMS.items():
+        words = [part if part.startswith("-") else str(HERE / part) for part in parts]
+        subprocess.run([*compiler, *INIT, "-o", str(directory / name), *words], check=True)

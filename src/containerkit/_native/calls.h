@@ -1,4 +1,4 @@
-/* What calls.c gives to Python. */
+/* The interface of calls.c for Python. */
 #ifndef CK_CALLS_H
 #define CK_CALLS_H
 

@@ -1,16 +1,16 @@
 """The kernel's calls for containers, for direct use from Python.
 
-Each function is named after its system call and takes its arguments in the order of the man page, with Python's
-manners:
+Each function has the name of its system call and the arguments in the order of the man page. It follows the
+conventions of Python:
 
-* A refusal is an :class:`OSError` with ``errno`` and, as ``filename``, what the call acted on. A wrong argument (a NUL
-  inside a path, a flag that would tear the interpreter apart) is a :class:`~containerkit.errors.SpecError`.
-* A file descriptor that a call makes is closed on exec (PEP 446), whatever its flags say; whoever called owns it.
-* The GIL is released while the kernel works, and a call that a signal interrupts is made again (PEP 475).
-* Nothing is emulated: a call that this kernel lacks fails with ``ENOSYS``, and whoever can do without catches that.
+* A refusal is an :class:`OSError` with ``errno`` and, as ``filename``, the target of the call. A wrong argument (a NUL
+  inside a path, a flag that would break the interpreter) is a :class:`~containerkit.errors.SpecError`.
+* A file descriptor that a call creates is closed on exec (PEP 446), whatever its flags. The caller owns it.
+* The GIL is released during the call, and a call that a signal interrupts is made again (PEP 475).
+* Nothing is emulated: a call that this kernel lacks fails with ``ENOSYS``, which the caller can catch.
 
-Flags come from :mod:`containerkit._native.constants`. Namespaces, credentials and capabilities belong to a *thread* in
-the kernel's eyes: ``setns``, ``unshare`` and ``capset`` change the calling thread and no other.
+Flags are in :mod:`containerkit._native.constants`. In the kernel, namespaces, credentials and capabilities belong to a
+*thread*: ``setns``, ``unshare`` and ``capset`` change only the calling thread.
 """
 
 from __future__ import annotations

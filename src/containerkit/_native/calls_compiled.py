@@ -1,6 +1,6 @@
 """The compiled backend of :mod:`containerkit._native.calls`: two functions over ``calls.c``.
 
-It fails to import where the extension was not built; ``calls`` then takes its twin, ``calls_ctypes``.
+Importing it fails if the extension was not built. Then ``calls`` uses ``calls_ctypes`` instead.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ def syscall(number: int, *args: int | bytes | bytearray) -> int:
 
     Args:
         number: the system call's number on this machine.
-        args: at most six. Bytes are passed as their address (followed by a NUL); the kernel may write into a bytearray.
+        args: at most six. For bytes (followed by a NUL) their address is passed. The kernel may write to a bytearray.
 
     Returns:
-        What the kernel returned: a value, or a negative error number.
+        The kernel's result: a value, or a negative error number.
 
     Source: syscall(2).
     """
-    memory = []  # holds what the addresses point to until the kernel is done with it
+    memory = []  # keeps the buffers alive until the call returns
     words = [0, 0, 0, 0, 0, 0]
     for position, argument in enumerate(args):
         if isinstance(argument, int):
@@ -38,7 +38,7 @@ def syscall(number: int, *args: int | bytes | bytearray) -> int:
 
 
 def fork(arguments: bytes) -> int:
-    """Call clone3 with a ``struct clone_args``, holding the GIL and running Python's own hooks around it.
+    """Call clone3 with a ``struct clone_args``, holding the GIL and running Python's own fork hooks.
 
     Returns:
         The child's pid, 0 in the child, or a negative error number.

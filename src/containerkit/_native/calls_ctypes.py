@@ -1,6 +1,6 @@
-"""The ctypes backend of :mod:`containerkit._native.calls`, for where the extension was not built.
+"""The ctypes backend of :mod:`containerkit._native.calls`, used if the extension was not built.
 
-It does the same as ``calls_compiled`` at about twice the cost of a call, and ctypes takes some milliseconds to import.
+It does the same as ``calls_compiled``, but a call takes about twice as long, and importing ctypes takes milliseconds.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def syscall(number: int, *args: int | bytes | bytearray) -> int:
 
     Args:
         number: the system call's number on this machine.
-        args: at most six. Bytes are passed as their address (followed by a NUL); the kernel may write into a bytearray.
+        args: at most six. For bytes (followed by a NUL) their address is passed. The kernel may write to a bytearray.
 
     Returns:
-        What the kernel returned: a value, or a negative error number.
+        The kernel's result: a value, or a negative error number.
 
     Source: syscall(2).
     """
     words = [ctypes.c_long(number)]
-    memory: list[Memory | bytes] = []  # holds what the addresses point to until the kernel is done with it
+    memory: list[Memory | bytes] = []  # keeps the buffers alive until the call returns
     for argument in args:
         if isinstance(argument, int):
             words.append(ctypes.c_long(argument))  # c_long takes the low 64 bits of any integer
@@ -52,7 +52,7 @@ def syscall(number: int, *args: int | bytes | bytearray) -> int:
 
 
 def fork(arguments: bytes) -> int:
-    """Call clone3 with a ``struct clone_args``, holding the GIL and running Python's own hooks around it.
+    """Call clone3 with a ``struct clone_args``, holding the GIL and running Python's own fork hooks.
 
     Returns:
         The child's pid, 0 in the child, or a negative error number.

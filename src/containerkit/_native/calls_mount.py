@@ -1,4 +1,4 @@
-"""Mounts and files: the part of :mod:`containerkit._native.calls` that concerns the filesystem."""
+"""The calls of :mod:`containerkit._native.calls` for mounts and files."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = [
 def mount(
     source: Path | None, target: Path, fstype: str | None = None, flags: int = 0, data: str | None = None
 ) -> None:
-    """Mount a filesystem, bind a path, or change a mount, by the classic call.
+    """Mount a filesystem, bind a path, or change a mount, with the classic call.
 
     Args:
-        source: a device, the path to bind, or any word; None where the flags ignore it.
-        target: where; an existing file or folder.
-        fstype: such as ``"tmpfs"``; None where the flags ignore it.
+        source: a device, the path to bind, or any text; None if the flags ignore it.
+        target: an existing file or directory.
+        fstype: such as ``"tmpfs"``; None if the flags ignore it.
         flags: ``MS_*``.
         data: the filesystem's own options, separated by commas; at most a page.
 
@@ -56,14 +56,14 @@ def mount(
 
 
 def umount2(target: Path, flags: int = 0) -> None:
-    """Take a mount away.
+    """Unmount a filesystem.
 
     Args:
         target: the mount point.
         flags: ``MNT_DETACH``, ``MNT_FORCE``, ``MNT_EXPIRE``, ``UMOUNT_NOFOLLOW``.
 
     Raises:
-        OSError: ``EINVAL`` when it is no mount point (or one locked by a user namespace); ``EBUSY`` while in use.
+        OSError: ``EINVAL`` if it is not a mount point (or a user namespace locks it); ``EBUSY`` if it is in use.
 
     Source: umount2(2).
     """
@@ -72,15 +72,15 @@ def umount2(target: Path, flags: int = 0) -> None:
 
 
 def pivot_root(new_root: Path, put_old: Path) -> None:
-    """Make a mount the root of this mount namespace, and put the old root below it.
+    """Make a mount the root of this mount namespace, and move the old root below it.
 
     Args:
-        new_root: a mount point, not shared with its parent.
-        put_old: a folder at or below ``new_root``; ``pivot_root(".", ".")`` stacks the old root on top of the new one.
+        new_root: a mount point whose propagation is not shared with its parent.
+        put_old: a directory at or below ``new_root``. ``pivot_root(".", ".")`` stacks the old root on the new one.
 
     Raises:
-        OSError: ``EINVAL`` when ``new_root`` is no mount point or propagation is shared; ``EBUSY`` when it is the root
-            already.
+        OSError: ``EINVAL`` if ``new_root`` is not a mount point or propagation is shared; ``EBUSY`` if it is already
+            the root.
 
     Source: pivot_root(2).
     """
@@ -92,16 +92,17 @@ def open_tree(dirfd: int, path: Path, flags: int = 0) -> int:
     """Open a mount or, with ``OPEN_TREE_CLONE``, a detached copy of it.
 
     Args:
-        dirfd: the folder that ``path`` starts from, or ``AT_FDCWD``.
-        path: the mount, or anything below it; empty with ``AT_EMPTY_PATH`` for ``dirfd`` itself.
-        flags: ``OPEN_TREE_CLONE``, ``AT_RECURSIVE`` (the mounts below too), ``AT_EMPTY_PATH``, ``AT_SYMLINK_NOFOLLOW``.
+        dirfd: the directory where ``path`` starts, or ``AT_FDCWD``.
+        path: the mount, or anything in it; empty with ``AT_EMPTY_PATH`` for ``dirfd`` itself.
+        flags: ``OPEN_TREE_CLONE``, ``AT_RECURSIVE`` (include the mounts below), ``AT_EMPTY_PATH``,
+            ``AT_SYMLINK_NOFOLLOW``.
 
     Returns:
-        A descriptor; a detached copy dies with it unless :func:`move_mount` attaches it.
+        A descriptor. A detached copy disappears with it, unless :func:`move_mount` attaches it.
 
     Raises:
-        OSError: ``EPERM`` to clone without CAP_SYS_ADMIN; ``EINVAL`` for a mount that is not of this namespace or is
-            unbindable.
+        OSError: ``EPERM`` for a clone without CAP_SYS_ADMIN; ``EINVAL`` for a mount of another namespace or an
+            unbindable one.
 
     Source: open_tree(2).
     """
@@ -112,14 +113,14 @@ def move_mount(from_dirfd: int, from_path: Path, to_dirfd: int, to_path: Path, f
     """Move a mount, or attach a detached one.
 
     Args:
-        from_dirfd: a descriptor of :func:`open_tree` or :func:`fsmount`, a folder, or ``AT_FDCWD``.
+        from_dirfd: a descriptor of :func:`open_tree` or :func:`fsmount`, a directory, or ``AT_FDCWD``.
         from_path: a mount point; empty with ``MOVE_MOUNT_F_EMPTY_PATH`` for ``from_dirfd`` itself.
-        to_dirfd: a folder, or ``AT_FDCWD``.
-        to_path: where to; empty with ``MOVE_MOUNT_T_EMPTY_PATH`` for ``to_dirfd`` itself.
+        to_dirfd: a directory, or ``AT_FDCWD``.
+        to_path: the destination; empty with ``MOVE_MOUNT_T_EMPTY_PATH`` for ``to_dirfd`` itself.
         flags: ``MOVE_MOUNT_*``.
 
     Raises:
-        OSError: ``EINVAL`` or ``ENOENT`` as mount(2) has them for MS_MOVE; ``ENOTDIR`` for a file over a folder.
+        OSError: ``EINVAL`` or ``ENOENT`` as in mount(2) for MS_MOVE; ``ENOTDIR`` for a file over a directory.
 
     Source: move_mount(2).
     """
@@ -141,20 +142,20 @@ def mount_setattr(
     propagation: int = 0,
     userns_fd: int | None = None,
 ) -> None:
-    """Change the attributes of a mount or, with ``AT_RECURSIVE``, of a whole tree: all of it or none.
+    """Change the attributes of a mount or, with ``AT_RECURSIVE``, of a whole tree: all of them or none.
 
     Args:
-        dirfd: the folder that ``path`` starts from, a mount's descriptor, or ``AT_FDCWD``.
+        dirfd: the directory where ``path`` starts, a descriptor of a mount, or ``AT_FDCWD``.
         path: the mount point; empty with ``AT_EMPTY_PATH`` for ``dirfd`` itself.
         flags: ``AT_RECURSIVE``, ``AT_EMPTY_PATH``, ``AT_SYMLINK_NOFOLLOW``.
-        attr_set: ``MOUNT_ATTR_*`` to switch on.
-        attr_clr: ``MOUNT_ATTR_*`` to switch off first.
-        propagation: ``MS_PRIVATE``, ``MS_SLAVE``, ``MS_SHARED``, ``MS_UNBINDABLE``, or 0 to leave it.
-        userns_fd: a user namespace whose mapping the (detached) mount takes on; it implies ``MOUNT_ATTR_IDMAP``.
+        attr_set: ``MOUNT_ATTR_*`` to set.
+        attr_clr: ``MOUNT_ATTR_*`` to clear first.
+        propagation: ``MS_PRIVATE``, ``MS_SLAVE``, ``MS_SHARED``, ``MS_UNBINDABLE``, or 0 for no change.
+        userns_fd: a user namespace whose mapping the (detached) mount uses; it implies ``MOUNT_ATTR_IDMAP``.
 
     Raises:
-        OSError: ``EINVAL`` where the filesystem can't be mapped, or the mount is attached; ``EPERM`` for an attribute
-            locked by a user namespace, or a filesystem of another one.
+        OSError: ``EINVAL`` if the filesystem can't be idmapped, or the mount is attached; ``EPERM`` for an attribute
+            that a user namespace locks, or for a filesystem of another user namespace.
 
     Source: mount_setattr(2).
     """
@@ -165,19 +166,19 @@ def mount_setattr(
 
 
 def openat2(dirfd: int, path: Path, flags: int = 0, mode: int = 0, resolve: int = 0) -> int:
-    """Open a file, with a say in how the path is walked.
+    """Open a file with control over the path resolution.
 
     Args:
-        dirfd: the folder that ``path`` starts from, or ``AT_FDCWD``.
+        dirfd: the directory where ``path`` starts, or ``AT_FDCWD``.
         path: the file.
-        flags: ``O_*``, as in open(2); unknown ones are an error here.
+        flags: ``O_*``, as in open(2). Unknown flags are an error here.
         mode: for ``O_CREAT``.
-        resolve: ``RESOLVE_*``: ``RESOLVE_IN_ROOT`` takes ``dirfd`` for the root, ``RESOLVE_BENEATH`` refuses whatever
-            leads out of it.
+        resolve: ``RESOLVE_*``: ``RESOLVE_IN_ROOT`` uses ``dirfd`` as the root, ``RESOLVE_BENEATH`` refuses paths that
+            lead out of it.
 
     Raises:
-        OSError: ``EXDEV`` when the path leads out; ``ELOOP`` at a link that ``resolve`` forbids; ``EAGAIN`` when a
-            rename raced with the walk (try again); the rest as in open(2).
+        OSError: ``EXDEV`` if the path leads out; ``ELOOP`` at a symlink that ``resolve`` forbids; ``EAGAIN`` if a
+            concurrent rename disturbed the resolution (try again); others as in open(2).
 
     Source: openat2(2).
     """
@@ -186,7 +187,7 @@ def openat2(dirfd: int, path: Path, flags: int = 0, mode: int = 0, resolve: int 
 
 
 def fsopen(fstype: str) -> int:
-    """Begin a new filesystem: returns a context for ``fsconfig_*`` and :func:`fsmount`.
+    """Begin a new filesystem. Return a context for ``fsconfig_*`` and :func:`fsmount`.
 
     Args:
         fstype: such as ``"tmpfs"``.
@@ -201,15 +202,15 @@ def fsopen(fstype: str) -> int:
 
 
 def fspick(dirfd: int, path: Path, flags: int = 0) -> int:
-    """Begin to reconfigure a mounted filesystem: returns a context for ``fsconfig_*``.
+    """Begin to reconfigure a mounted filesystem. Return a context for ``fsconfig_*``.
 
     Args:
-        dirfd: the folder that ``path`` starts from, or ``AT_FDCWD``.
+        dirfd: the directory where ``path`` starts, or ``AT_FDCWD``.
         path: the root of the mount; empty with ``FSPICK_EMPTY_PATH`` for ``dirfd`` itself.
         flags: ``FSPICK_SYMLINK_NOFOLLOW``, ``FSPICK_NO_AUTOMOUNT``, ``FSPICK_EMPTY_PATH``.
 
     Raises:
-        OSError: ``EINVAL`` when it is not the root of a mount; ``EPERM`` without CAP_SYS_ADMIN.
+        OSError: ``EINVAL`` if it is not the root of a mount; ``EPERM`` without CAP_SYS_ADMIN.
 
     Source: fspick(2).
     """
@@ -217,12 +218,12 @@ def fspick(dirfd: int, path: Path, flags: int = 0) -> int:
 
 
 def _messages(context: int) -> str:
-    """Return what the filesystem itself had to say, which no error number tells. Source: fsopen(2)."""
+    """Return the filesystem's own messages, which say more than an error number. Source: fsopen(2)."""
     lines = []
     try:
         while line := os.read(context, 4096):
             lines.append(line.decode(errors="replace").strip().partition(" ")[2])
-    except OSError:  # ENODATA: there is no more
+    except OSError:  # ENODATA: there are no more
         pass
     return "; ".join(lines)
 
@@ -241,14 +242,14 @@ def _explained(error: OSError, context: int, target: str) -> OSError:
 
 
 def fsconfig_set_flag(context: int, key: str) -> None:
-    """Set an option that takes no value, such as ``"ro"``.
+    """Set an option that has no value, such as ``"ro"``.
 
     Args:
         context: of :func:`fsopen` or :func:`fspick`.
         key: the option.
 
     Raises:
-        OSError: ``EINVAL`` for an option that the filesystem does not know; its own words are in ``strerror``.
+        OSError: ``EINVAL`` for an option that the filesystem does not know. Its own message is in ``strerror``.
 
     Source: fsconfig(2), FSCONFIG_SET_FLAG.
     """
@@ -264,7 +265,7 @@ def fsconfig_set_string(context: int, key: str, value: str | bytes) -> None:
         value: at most 255 bytes.
 
     Raises:
-        OSError: ``EINVAL`` for an option or a value that the filesystem refuses; its own words are in ``strerror``.
+        OSError: ``EINVAL`` for an option or value that the filesystem refuses. Its own message is in ``strerror``.
 
     Source: fsconfig(2), FSCONFIG_SET_STRING.
     """
@@ -272,16 +273,16 @@ def fsconfig_set_string(context: int, key: str, value: str | bytes) -> None:
 
 
 def fsconfig_set_path(context: int, key: str, path: Path, dirfd: int = k.AT_FDCWD) -> None:
-    """Set an option to a path that is looked up from ``dirfd``.
+    """Set an option to a path that is resolved from ``dirfd``.
 
     Args:
         context: of :func:`fsopen` or :func:`fspick`.
         key: the option.
         path: the path.
-        dirfd: the folder that it starts from; default the working directory.
+        dirfd: the directory where it starts. Default: the working directory.
 
     Raises:
-        OSError: ``EINVAL`` for an option that takes no path; ``ENOENT``.
+        OSError: ``EINVAL`` for an option that does not accept a path; ``ENOENT``.
 
     Source: fsconfig(2), FSCONFIG_SET_PATH.
     """
@@ -297,7 +298,7 @@ def fsconfig_set_fd(context: int, key: str, fd: int) -> None:
         fd: the open file; it may be closed afterwards.
 
     Raises:
-        OSError: ``EINVAL`` for an option that takes no descriptor; ``EBADF``.
+        OSError: ``EINVAL`` for an option that does not accept a descriptor; ``EBADF``.
 
     Source: fsconfig(2), FSCONFIG_SET_FD.
     """
@@ -305,13 +306,13 @@ def fsconfig_set_fd(context: int, key: str, fd: int) -> None:
 
 
 def fsconfig_create(context: int) -> None:
-    """Make the filesystem that the context describes.
+    """Create the filesystem that the context describes.
 
     Args:
         context: of :func:`fsopen`.
 
     Raises:
-        OSError: whatever the filesystem refuses; its own words are in ``strerror``.
+        OSError: the filesystem refuses it. Its own message is in ``strerror``.
 
     Source: fsconfig(2), FSCONFIG_CMD_CREATE.
     """
@@ -319,13 +320,13 @@ def fsconfig_create(context: int) -> None:
 
 
 def fsconfig_reconfigure(context: int) -> None:
-    """Apply the options of a context of :func:`fspick` to the mounted filesystem.
+    """Apply the options of a :func:`fspick` context to the mounted filesystem.
 
     Args:
         context: of :func:`fspick`.
 
     Raises:
-        OSError: whatever the filesystem refuses; its own words are in ``strerror``.
+        OSError: the filesystem refuses it. Its own message is in ``strerror``.
 
     Source: fsconfig(2), FSCONFIG_CMD_RECONFIGURE.
     """
@@ -333,14 +334,14 @@ def fsconfig_reconfigure(context: int) -> None:
 
 
 def fsmount(context: int, attributes: int = 0) -> int:
-    """Turn a created filesystem into a detached mount, for :func:`move_mount`.
+    """Convert a created filesystem to a detached mount, for :func:`move_mount`.
 
     Args:
         context: of :func:`fsopen`, after :func:`fsconfig_create`.
         attributes: ``MOUNT_ATTR_*``.
 
     Raises:
-        OSError: ``EPERM`` where procfs or sysfs would show more than the caller may see; ``EINVAL`` before the create.
+        OSError: ``EPERM`` if procfs or sysfs would show more than the caller may see; ``EINVAL`` before the create.
 
     Source: fsmount(2).
     """

@@ -1,4 +1,4 @@
-"""Processes and namespaces: the part of :mod:`containerkit._native.calls` that concerns the caller itself."""
+"""The calls of :mod:`containerkit._native.calls` for processes and namespaces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from struct import pack, unpack, unpack_from
 from containerkit._native import calls_seam as seam
 from containerkit._native import constants as k
 from containerkit._native.calls_seam import named, refusal, syscall, terminated
-from containerkit.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,38 +43,39 @@ _TEARING = (
 
 
 def clone(flags: int = 0, *, exit_signal: int = 17, cgroup_fd: int | None = None) -> int:
-    """Clone this process, as :func:`os.fork` does, with namespaces of its own.
+    """Clone this process like :func:`os.fork`, with new namespaces.
 
-    Both processes return from the call, each with its own copy of the interpreter. Handle it like ``os.fork``, with one
-    danger more: Python's own hooks run (:func:`os.register_at_fork`), those of the C library do not. In a process with
-    other threads, one of them may hold the lock of ``malloc`` at that moment, and the child would wait for it for ever;
-    there the child may do no more than a few calls of this module and then ``execve`` or :func:`os._exit`. The memory
-    is copied page table by page table, which takes some 25 ms for each GB: containers are not started this way.
+    Both processes return from the call, each with its own copy of the interpreter. It needs the same care as
+    ``os.fork``, and more: Python's own hooks run (:func:`os.register_at_fork`), but those of the C library do not. In a
+    process with other threads, one of them may hold the lock of ``malloc`` at that moment, and the child would wait for
+    it forever. There the child may only make a few calls of this module and then ``execve`` or :func:`os._exit`. The
+    page tables of the memory are copied, which takes about 25 ms for each GB. Containers are not started with this
+    call.
 
     Args:
         flags: ``CLONE_NEW*``, ``CLONE_FS``, ``CLONE_FILES``, ``CLONE_PARENT``, ``CLONE_CLEAR_SIGHAND``; default none.
-        exit_signal: the signal that the parent gets when the child ends; 0 for none (only ``WALL`` waits for it then);
-            default ``SIGCHLD``.
-        cgroup_fd: a folder of cgroup2 that the child is born into, or None.
+        exit_signal: the signal for the parent when the child ends; 0 for none (then only ``WALL`` waits for it).
+            Default ``SIGCHLD``.
+        cgroup_fd: a cgroup2 directory in which the child is created, or None.
 
     Returns:
         The child's pid, and 0 in the child.
 
     Raises:
-        SpecError: flags that two interpreters can't live with, such as ``CLONE_VM``.
+        SpecError: flags that would break one of the two interpreters, such as ``CLONE_VM``.
         OSError: ``EPERM`` without CAP_SYS_ADMIN for a namespace; ``EINVAL`` for flags that exclude each other;
             ``ENOSPC`` or ``EUSERS`` at a limit of ``/proc/sys/user``.
 
     Source: clone3(2).
     """
     if flags & _TEARING:
-        raise SpecError(f"clone: flags {flags & _TEARING:#x} share or redirect what two interpreters can't share")
+        raise ValueError(f"clone: flags {flags & _TEARING:#x} share or redirect what two interpreters can't share")
     if cgroup_fd is not None:
         flags |= k.CLONE_INTO_CGROUP
     # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
     # set_tid_size, cgroup
     if flags & (k.CLONE_PARENT | k.CLONE_THREAD):
-        exit_signal = 0  # the kernel insists: it is the parent's own
+        exit_signal = 0  # the kernel requires it: the signal is the parent's own
     arguments = pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup_fd or 0)
     pid = seam.backend.fork(arguments)
     if pid < 0:
@@ -84,14 +84,14 @@ def clone(flags: int = 0, *, exit_signal: int = 17, cgroup_fd: int | None = None
 
 
 def pidfd_open(pid: int, flags: int = 0) -> int:
-    """Open a descriptor that refers to a process, and to no later one of the same pid.
+    """Open a descriptor that refers to a process, and never to a later process with the same pid.
 
     Args:
         pid: the process, as numbered in this pid namespace.
         flags: ``os.PIDFD_NONBLOCK`` or 0.
 
     Raises:
-        OSError: ``ESRCH`` when there is no such process.
+        OSError: ``ESRCH`` if there is no such process.
 
     Source: pidfd_open(2).
     """
@@ -99,14 +99,14 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:
-    """Send a signal to the process that a pidfd refers to; signal 0 only asks whether it could be sent.
+    """Send a signal to the process that a pidfd refers to. Signal 0 only checks whether it could be sent.
 
     Args:
-        pidfd: the process.
+        pidfd: a pidfd of the process.
         signal: the signal's number.
 
     Raises:
-        OSError: ``ESRCH`` when the process has ended and been reaped; ``EPERM`` when it is not ours to signal.
+        OSError: ``ESRCH`` if the process has ended and been reaped; ``EPERM`` if the caller may not signal it.
 
     Source: pidfd_send_signal(2).
     """
@@ -117,14 +117,14 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
     """Duplicate a descriptor of another process.
 
     Args:
-        pidfd: the process.
-        target_fd: the descriptor's number over there.
+        pidfd: a pidfd of the process.
+        target_fd: the number of the descriptor in that process.
 
     Returns:
-        The duplicate: it refers to the same open file, offset and all.
+        The duplicate. It refers to the same open file, including its offset.
 
     Raises:
-        OSError: ``EPERM`` unless the process may be ptraced; ``EBADF`` when it has no such descriptor.
+        OSError: ``EPERM`` without ptrace access to the process; ``EBADF`` if it has no such descriptor.
 
     Source: pidfd_getfd(2).
     """
@@ -132,21 +132,20 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
 
 
 def waitid(pidfd: int, options: int = os.WEXITED) -> tuple[os.waitid_result, struct_rusage] | None:
-    """Wait for a child and learn what it, and what it had waited for, used.
+    """Wait for a child. Return how it ended and what it and its reaped children used.
 
-    Unlike :func:`os.waitid` it gives the resource usage as well, and with ``constants.WALL`` among the options it takes
-    children that send no signal when they end.
+    Unlike :func:`os.waitid` it also returns the resource usage, and with ``constants.WALL`` among the options it
+    accepts children that send no signal when they end.
 
     Args:
-        pidfd: the child.
+        pidfd: a pidfd of the child.
         options: ``os.WEXITED``, ``WSTOPPED``, ``WCONTINUED``, ``WNOHANG``, ``WNOWAIT``, ``constants.WALL``.
 
     Returns:
-        What became of it and its usage; None when ``WNOHANG`` was given and nothing had happened.
+        The result and the usage, or None if ``WNOHANG`` was given and nothing had happened.
 
     Raises:
-        OSError: ``ECHILD`` when it is not an (unreaped) child of this process; ``EAGAIN`` from a pidfd that is
-            non-blocking.
+        OSError: ``ECHILD`` if it is not an unreaped child of this process; ``EAGAIN`` from a non-blocking pidfd.
 
     Source: waitid(2), getrusage(2).
     """
@@ -165,16 +164,16 @@ def waitid(pidfd: int, options: int = os.WEXITED) -> tuple[os.waitid_result, str
 
 
 def close_range(first: int, last: int = 0xFFFF_FFFF, flags: int = 0) -> None:
-    """Close descriptors from ``first`` up to and including ``last``, or mark them to be closed on exec.
+    """Close descriptors from ``first`` to ``last`` inclusive, or mark them to be closed on exec.
 
     Args:
         first: the lowest number.
-        last: the highest number; default the highest there is.
-        flags: ``CLOSE_RANGE_CLOEXEC`` marks instead of closing; ``CLOSE_RANGE_UNSHARE`` gives the thread a table of its
-            own first.
+        last: the highest number. Default: the highest possible.
+        flags: ``CLOSE_RANGE_CLOEXEC`` marks instead of closing. ``CLOSE_RANGE_UNSHARE`` first gives the thread its own
+            descriptor table.
 
     Raises:
-        OSError: ``EINVAL`` when first is greater than last.
+        OSError: ``EINVAL`` if first is greater than last.
 
     Source: close_range(2).
     """
@@ -186,16 +185,16 @@ def prctl(option: int, arg2: Argument = 0, arg3: Argument = 0, arg4: Argument = 
 
     Args:
         option: ``PR_*``.
-        arg2: as the option wants it; a bytearray where the kernel writes.
+        arg2: the argument of the option; a bytearray if the kernel writes to it.
         arg3: the same.
         arg4: the same.
         arg5: the same.
 
     Returns:
-        What the option returns; mostly 0.
+        What the option returns, usually 0.
 
     Raises:
-        OSError: ``EINVAL`` for an option that this kernel does not know; more by option.
+        OSError: ``EINVAL`` for an option that this kernel does not know; others depend on the option.
 
     Source: prctl(2).
     """
@@ -206,13 +205,13 @@ _CAPABILITY_VERSION = 0x20080522
 
 
 def capget(pid: int = 0) -> tuple[int, int, int]:
-    """Return the effective, permitted and inheritable capabilities of a thread, a bit for each.
+    """Return the effective, permitted and inheritable capabilities of a thread as bit masks.
 
     Args:
-        pid: the thread; default the calling one.
+        pid: the thread. Default: the calling one.
 
     Raises:
-        OSError: ``ESRCH`` when there is no such thread.
+        OSError: ``ESRCH`` if there is no such thread.
 
     Source: capget(2), capabilities(7).
     """
@@ -226,8 +225,8 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set the capabilities of the calling thread.
 
     Args:
-        effective: those in force, a bit for each; a subset of the permitted ones.
-        permitted: those that may be put in force; what is dropped here never returns.
+        effective: the capabilities in effect, as a bit mask; a subset of the permitted ones.
+        permitted: those that may be in effect. A capability dropped here can't be regained.
         inheritable: those that an exec of a file with inheritable capabilities keeps.
 
     Raises:
@@ -241,17 +240,17 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def keyctl(operation: int, *args: int | str | bytes) -> int:
-    """Work on the kernel's keyrings.
+    """Perform an operation on the kernel's keyrings.
 
     Args:
-        operation: ``KEYCTL_*``; joining a session keyring of one's own is ``KEYCTL_JOIN_SESSION_KEYRING`` with 0.
-        args: at most four, as the operation wants them.
+        operation: ``KEYCTL_*``. ``KEYCTL_JOIN_SESSION_KEYRING`` with 0 joins a new session keyring.
+        args: at most four, depending on the operation.
 
     Returns:
         What the operation returns: a key's serial number, a length or 0.
 
     Raises:
-        OSError: ``EACCES``, ``ENOKEY``, ``EDQUOT``, ... by operation.
+        OSError: ``EACCES``, ``ENOKEY``, ``EDQUOT``, ... depending on the operation.
 
     Source: keyctl(2).
     """
@@ -266,7 +265,7 @@ def sethostname(name: str | bytes) -> None:
         name: at most 64 bytes.
 
     Raises:
-        OSError: ``EPERM`` without CAP_SYS_ADMIN; ``EINVAL`` when it is longer.
+        OSError: ``EPERM`` without CAP_SYS_ADMIN; ``EINVAL`` if it is longer.
 
     Source: sethostname(2).
     """
@@ -281,7 +280,7 @@ def setdomainname(name: str | bytes) -> None:
         name: at most 64 bytes.
 
     Raises:
-        OSError: ``EPERM`` without CAP_SYS_ADMIN; ``EINVAL`` when it is longer.
+        OSError: ``EPERM`` without CAP_SYS_ADMIN; ``EINVAL`` if it is longer.
 
     Source: setdomainname(2).
     """
@@ -290,16 +289,16 @@ def setdomainname(name: str | bytes) -> None:
 
 
 def setns(fd: int, nstype: int = 0) -> None:
-    """Move the calling thread into namespaces; for pid and time, only its future children.
+    """Move the calling thread into namespaces. For pid and time only its future children are moved.
 
     Args:
-        fd: a namespace, or a pidfd, whose namespaces of the kinds in ``nstype`` are then joined at once.
-        nstype: ``CLONE_NEW*``: what is to be joined; 0 takes whatever namespace ``fd`` is.
+        fd: a namespace, or a pidfd. With a pidfd all namespaces of the kinds in ``nstype`` are joined at once.
+        nstype: ``CLONE_NEW*``: the kinds to join. 0 accepts any namespace that ``fd`` is.
 
     Raises:
-        OSError: ``EINVAL`` when ``fd`` is of another kind, and for a user or time namespace in a process with other
-            threads; also for a mount namespace while the thread shares its CLONE_FS attributes; ``EPERM`` without
-            CAP_SYS_ADMIN over the namespace.
+        OSError: ``EINVAL`` if ``fd`` is of another kind, for a user or time namespace in a process with other threads,
+            and for a mount namespace while the thread shares its CLONE_FS attributes; ``EPERM`` without CAP_SYS_ADMIN
+            over the namespace.
 
     Source: setns(2).
     """
@@ -311,10 +310,10 @@ def setns(fd: int, nstype: int = 0) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Give the calling thread namespaces (or a table of descriptors, a working directory) of its own.
+    """Give the calling thread its own namespaces (or its own descriptor table or working directory).
 
     Args:
-        flags: ``CLONE_NEW*``, ``CLONE_FS``, ``CLONE_FILES``. New pid and time namespaces take the future children only.
+        flags: ``CLONE_NEW*``, ``CLONE_FS``, ``CLONE_FILES``. New pid and time namespaces apply to future children only.
 
     Raises:
         OSError: ``EPERM`` without CAP_SYS_ADMIN; ``EINVAL`` for a user namespace in a process with other threads;
@@ -340,7 +339,7 @@ def ns_get_userns(fd: int) -> int:
         fd: a namespace of any kind.
 
     Raises:
-        OSError: ``EPERM`` when the owner lies outside of the caller's own user namespace.
+        OSError: ``EPERM`` if the owner is outside the caller's own user namespace.
 
     Source: ioctl_ns(2), NS_GET_USERNS.
     """
@@ -354,8 +353,7 @@ def ns_get_parent(fd: int) -> int:
         fd: a user or pid namespace.
 
     Raises:
-        OSError: ``EINVAL`` for the kinds that have no parent; ``EPERM`` when there is none, or none that the caller may
-            see.
+        OSError: ``EINVAL`` for kinds without a parent; ``EPERM`` if there is no parent, or the caller may not see it.
 
     Source: ioctl_ns(2), NS_GET_PARENT.
     """
@@ -369,7 +367,7 @@ def ns_get_nstype(fd: int) -> int:
         fd: a namespace of any kind.
 
     Raises:
-        OSError: ``ENOTTY`` when ``fd`` is no namespace.
+        OSError: ``ENOTTY`` if ``fd`` is not a namespace.
 
     Source: ioctl_ns(2), NS_GET_NSTYPE.
     """
@@ -377,7 +375,7 @@ def ns_get_nstype(fd: int) -> int:
 
 
 def ns_get_owner_uid(fd: int) -> int:
-    """Return the uid that made a user namespace, as seen from the caller's own.
+    """Return the uid that created a user namespace, as seen from the caller's own.
 
     Args:
         fd: a user namespace.

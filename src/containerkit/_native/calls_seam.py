@@ -1,7 +1,7 @@
-"""The seam below :mod:`containerkit._native.calls`: one system call by name, and how a refusal is told.
+"""The layer below :mod:`containerkit._native.calls`: one system call by name, and the error for a refusal.
 
-Below it stand two backends, the compiled ``calls_compiled`` and its ctypes twin ``calls_ctypes``; both provide
-``syscall(number, *args)`` and ``fork(arguments)`` and answer with a value or a negative error number.
+It uses one of two backends, the compiled ``calls_compiled`` or ``calls_ctypes``. Both have
+``syscall(number, *args)`` and ``fork(arguments)``, which return a value or a negative error number.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import os
 from errno import EINTR, ENOSYS
 
 from containerkit._native import constants as k
-from containerkit.errors import SpecError
 
 try:
     from containerkit._native import calls_compiled as backend
-except ImportError:  # not built: the portable twin does the same, more slowly
-    from containerkit._native import calls_ctypes as backend  # type: ignore[no-redef]
+except ImportError:  # not built: the portable backend does the same more slowly
+    from containerkit._native import calls_ctypes as backend  # type: ignore[no-redef] # one of the two is imported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,19 +25,19 @@ __all__ = ["backend", "call_at", "named", "refusal", "syscall", "terminated"]
 
 
 def syscall(name: str, *args: Argument, target: str | bytes | None = None) -> int:
-    """Make any system call of the table in ``constants.SYSTEM_CALLS``, by its name.
+    """Make any system call of ``constants.SYSTEM_CALLS`` by its name.
 
     Args:
         name: the system call's name.
-        args: at most six. Bytes are passed as their address, followed by a NUL; the kernel may write into a bytearray,
-            never into bytes.
-        target: what it acts on, for the error's ``filename``.
+        args: at most six. For bytes (followed by a NUL) their address is passed. The kernel may write to a bytearray,
+            never to bytes.
+        target: the target of the call, for the error's ``filename``.
 
     Returns:
-        The value that the kernel returned.
+        The value that the kernel returns.
 
     Raises:
-        OSError: the kernel refused; ``ENOSYS`` also where the name is not in the table of this machine.
+        OSError: the kernel refuses. ``ENOSYS`` also if this machine's table does not have the name.
 
     Source: syscall(2), syscalls(2).
     """
@@ -46,7 +45,7 @@ def syscall(name: str, *args: Argument, target: str | bytes | None = None) -> in
     if number is None:
         raise refusal(ENOSYS, target or name)
     result = -EINTR
-    while result == -EINTR:  # Python's signal handlers run between two tries
+    while result == -EINTR:  # Python's signal handlers run between two attempts
         result = backend.syscall(number, *args)
     if result < 0:
         raise refusal(-result, target)
@@ -61,15 +60,15 @@ def refusal(error: int, target: str | bytes | None) -> OSError:
 
 
 def terminated(value: Path, what: str = "path") -> bytes:
-    """Return a string as the kernel reads it, refusing one that the kernel would cut short."""
+    """Return a NUL-terminated string. A NUL inside is refused, because the kernel would cut the string there."""
     encoded = os.fsencode(value)
     if b"\0" in encoded:
-        raise SpecError(f"{what}: a NUL byte inside {value!r}")
+        raise ValueError(f"{what}: a NUL byte inside {value!r}")
     return encoded
 
 
 def named(descriptor: int, path: bytes = b"") -> str:
-    """Return a descriptor, and a path below it, as people read them."""
+    """Return a readable name for a descriptor and a path below it."""
     if path and (descriptor == k.AT_FDCWD or path.startswith(b"/")):
         return os.fsdecode(path)
     try:
@@ -80,10 +79,10 @@ def named(descriptor: int, path: bytes = b"") -> str:
 
 
 def call_at(name: str, descriptor: int, path: Path, *args: Argument) -> int:
-    """Make a call whose first arguments are a directory's descriptor and a path below it."""
+    """Make a call whose first two arguments are a directory descriptor and a path below it."""
     encoded = terminated(path)
     try:
         return syscall(name, descriptor, encoded, *args)
-    except OSError as error:  # the descriptor's name is looked up only once it is needed
+    except OSError as error:  # the name of the descriptor is looked up only when it is needed
         error.filename = named(descriptor, encoded)
         raise

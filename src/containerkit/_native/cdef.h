@@ -1,4 +1,5 @@
-/* What Python sees of the C code; cffi reads this page, and the compiler checks it against the real declarations. */
+/* The part of the C code that Python sees. cffi reads this file, and the compiler checks it against the
+ * declarations. */
 
 /* --- spawn.c --- */
 #define CK_SLOTS ...
@@ -59,6 +60,7 @@ void ck_forget(struct ck_heard *heard);
 
 /* --- run.c --- */
 struct ck_held;
+struct ck_board;
 
 struct ck_run {
     int32_t stream_slots[3];
@@ -76,12 +78,14 @@ struct ck_run {
     int32_t kept;
     struct ck_ending ending;
     struct ck_held *held;
+    struct ck_board *board;
     ...;
 };
 
 int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
            size_t slot_count, int proc_fd, int flags, struct ck_run *run);
 int ck_see_out(struct ck_run *run);
+void ck_dispose(struct ck_run *run);
 int ck_go(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, struct ck_run *run);
 void ck_drop(struct ck_run *run);
 

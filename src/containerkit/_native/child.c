@@ -1,29 +1,33 @@
-/* The child's side of a start: it walks the tape, nothing else.
+/* The child's side of a start: it walks the tape and does nothing else.
  *
- * Contract. This code runs in processes that share the memory of a threaded interpreter, each on a small stack of its
- * own. It takes no lock, allocates nothing and calls nothing of libc: raw system calls only (a test holds the undefined
- * symbols of this object against an allow-list). Its only input is the request, its only outputs are the slots, one
- * struct ck_failure in the error pipe, and what the kernel was asked to do.
+ * Contract. This code runs in processes that share the memory of a threaded interpreter, each on its own small stack.
+ * It takes no lock, allocates nothing and calls no function of libc: it makes only raw system calls (a test compares
+ * the undefined symbols of this object with a list). Its only input is the request. Its only outputs are the slots, one
+ * struct ck_failure in the error pipe, and the effects of the system calls.
  */
 #define _GNU_SOURCE /* AT_EMPTY_PATH, O_CLOEXEC */
+#include "image.h"
 #include "native.h"
 #include "syscalls.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/netlink.h>
 #include <linux/time_types.h>
+#include <poll.h>
 #include <signal.h>
-#include <sys/uio.h>
+#include <sys/socket.h>
 
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 8
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC 4
 #endif
 #ifndef __WALL
 #define __WALL 0x40000000
 #endif
 
 #define HELPER_ARGUMENTS 32
+#define STRIPPED 1
 #define DECIMAL_BYTES 24
 
 struct branch {
@@ -36,13 +40,22 @@ __attribute__((noreturn)) static void leave(int status) {
         CK_CALL1(exit_group, status);
 }
 
-__attribute__((noreturn)) static void fail(struct ck_request *request, uint32_t index, long error) {
+/* After STRIP a process has no error pipe. It stores the failure where another process or thread finds it, and ends
+ * alone, which the teller notices. */
+__attribute__((noreturn)) static void fail(struct ck_request *request, uint32_t index, long error, int stripped) {
     struct ck_failure failure = {(int32_t)index + request->base, (int32_t)error};
-    CK_CALL3(write, request->error_fd, &failure, sizeof failure);
+    if (!stripped) {
+        CK_CALL3(write, request->error_fd, &failure, sizeof failure);
+        leave(127);
+    }
+    request->failure = failure;
+    if (request->board)
+        request->board->failure = failure;
+    CK_CALL1(exit, 127);
     leave(127);
 }
 
-/* Write `value` in decimal; return the address past its last digit. */
+/* Write `value` in decimal. Return the address after its last digit. */
 static char *decimal(char *at, int64_t value) {
     char digits[DECIMAL_BYTES];
     int count = 0;
@@ -76,23 +89,32 @@ static void *next_stack(struct ck_request *request) {
 }
 
 static void run_branch(void *argument) {
-    /* The cloning process may be gone before we look twice: copy what it handed us. */
+    /* The cloning process may be gone before we read this again, so copy it. */
     struct branch branch = *(struct branch *)argument;
     ck_walk(branch.request, branch.index);
 }
 
-/* CLONE_PARENT keeps the new process a child of the one that asked for the start; clone3 then refuses an exit signal. */
+/* In the sealed init, the process that clones the command reports its failures: see STRIP.
+ *
+ * With CLONE_PARENT the new process is a child of the process that requested the start. clone3 then accepts no exit
+ * signal. */
 static long step_clone(struct ck_request *request, const struct ck_step *step) {
     if (request->next_stack >= CK_STACKS)
         return -EAGAIN;
     char *stack = next_stack(request);
-    /* Handed over on the new stack itself, which outlives this frame. */
+    /* Passed on the new stack itself, which outlives this frame. */
     struct branch *branch = (struct branch *)(void *)stack;
     branch->request = request;
     branch->index = (uint32_t)step->argument[5];
     uint64_t flags = (uint64_t)step->argument[0];
+    if (request->become_init) {
+        flags |= CLONE_CHILD_CLEARTID;
+        request->has_cloned = 1;
+        request->progress = CK_COMING;
+    }
     struct clone_args args = {
         .flags = flags | CLONE_VM,
+        .child_tid = (uint64_t)(uintptr_t)&request->progress,
         .exit_signal = (flags & CLONE_PARENT) ? 0 : SIGCHLD,
         .stack = (uint64_t)(uintptr_t)stack,
         .stack_size = CK_STACK_BYTES,
@@ -104,7 +126,7 @@ static long step_clone(struct ck_request *request, const struct ck_step *step) {
     return pid;
 }
 
-/* The futex is not private: in the reference interpreter its word lies in memory shared between address spaces. */
+/* The futex is not private: in the reference interpreter its word is in memory shared between address spaces. */
 static long step_await(uint32_t *gate) {
     uint32_t state;
     for (int patience = CK_YIELDS; (state = __atomic_load_n(gate, __ATOMIC_ACQUIRE)) == CK_WAITING; patience--)
@@ -117,8 +139,8 @@ static long step_await(uint32_t *gate) {
     return 0;
 }
 
-/* See native.h: the process that the parent is going to wait for is held by a pidfd before it execs. A parent that does
- * not come may have been killed: then go on, so that init sees its owner's end. */
+/* See native.h: the parent must hold a pidfd of the process that it waits for before that process execs. If the parent
+ * does not come it may have been killed. Then continue, so that init notices the end of its owner. */
 static void await_watcher(struct ck_request *request) {
     const struct __kernel_timespec patience = {0, CK_WATCHER_NS};
     while (request->main_pid && !__atomic_load_n(&request->watched, __ATOMIC_ACQUIRE))
@@ -132,19 +154,117 @@ static long step_release(uint32_t *gate) {
     return 0;
 }
 
-/* What waits for long must hold nothing of its parent's: a pipe of it would never come to its end. */
+/* --- The end of a tape: when a program is looked up, nothing of the caller can be reached ------------------------- */
+
+/* Really close the descriptors from `first` to `last`, except one. */
+static long close_but(unsigned first, unsigned last, int spared) {
+    if (first > last)
+        return 0;
+    if (spared < 0 || (unsigned)spared < first || (unsigned)spared > last)
+        return CK_CALL3(close_range, first, last, 0);
+    long result = 0;
+    if ((unsigned)spared > first)
+        result = CK_CALL3(close_range, first, spared - 1, 0);
+    if (result == 0 && (unsigned)spared < last)
+        result = CK_CALL3(close_range, spared + 1, last, 0);
+    return result;
+}
+
+static void run_teller(void *argument) {
+    struct ck_request *request = argument;
+    while (__atomic_load_n(&request->progress, __ATOMIC_ACQUIRE) == CK_COMING)
+        CK_CALL4(futex, &request->progress, FUTEX_WAIT, CK_COMING, 0);
+    if (request->failure.index != CK_NONE)
+        CK_CALL3(write, request->error_fd, &request->failure, sizeof request->failure);
+    leave(127);
+}
+
+/* The teller is a thread with its own descriptor table, which still has the error pipe. The kernel wakes it when the
+ * process ends without an exec, whatever a filter forbids then. An exec kills it. */
+static long start_teller(struct ck_request *request) {
+    if (request->next_stack >= CK_STACKS)
+        return -EAGAIN;
+    request->progress = CK_COMING;
+    struct clone_args args = {
+        .flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_SYSVSEM | CLONE_THREAD,
+        .stack = (uint64_t)(uintptr_t)next_stack(request),
+        .stack_size = CK_STACK_BYTES,
+    };
+    long result = ck_clone3(&args, run_teller, request);
+    if (result > 0)
+        CK_CALL1(set_tid_address, &request->progress);
+    return result;
+}
+
+/* Return STRIPPED if another process or thread reports the failures of this process from now on.
+ *
+ * A program must not be looked up in memory shared with the caller. So there is no STRIP, and no exec, in that
+ * memory. */
+static long step_strip(struct ck_request *request, const int32_t *kept, long count, long telling) {
+    if (!request->become_init)
+        return -EINVAL;
+    unsigned first = 3;
+    long result = 0;
+    for (long i = 0; i < count && result == 0; i++) {
+        if (kept[i] < (int32_t)first)
+            continue;
+        result = CK_CALL3(fcntl, kept[i], F_SETFD, 0);
+        if (result == 0)
+            result = close_but(first, (unsigned)kept[i] - 1, request->error_fd);
+        first = (unsigned)kept[i] + 1;
+    }
+    if (result == 0)
+        result = close_but(first, ~0U, request->error_fd);
+    if (result < 0 || telling != CK_TELL_OUTSIDE)
+        return result;
+    /* If no thread can be created, the exec itself closes the error pipe, which gives access to nothing. */
+    if (!request->has_cloned && start_teller(request) < 0)
+        return 0;
+    CK_CALL1(close, request->error_fd);
+    return STRIPPED;
+}
+
+static void set_progress(struct ck_request *request, uint32_t progress) {
+    __atomic_store_n(&request->progress, progress, __ATOMIC_RELEASE);
+    CK_CALL3(futex, &request->progress, FUTEX_WAKE, 1);
+}
+
+static void await_gate(struct ck_board *board) {
+    while (__atomic_load_n(&board->gate, __ATOMIC_ACQUIRE) == CK_WAITING)
+        CK_CALL4(futex, &board->gate, FUTEX_WAIT, CK_WAITING, 0);
+}
+
+/* A process that waits for a long time must not hold descriptors of its parent: a pipe among them would never end. */
 static long step_hold(struct ck_request *request) {
     const struct ck_failure held = {CK_HELD, 0};
-    long result = CK_CALL3(close_range, 3, request->error_fd - 1, 0);
-    if (result == 0)
-        result = CK_CALL3(close_range, request->error_fd + 1, ~0U, 0);
-    if (result < 0)
-        return result;
+    if (!request->board)
+        return -EINVAL;
     CK_CALL3(write, request->error_fd, &held, sizeof held);
-    uint32_t *gate = &request->gates[CK_HOLD_GATE];
-    while (__atomic_load_n(gate, __ATOMIC_ACQUIRE) == CK_WAITING)
-        CK_CALL4(futex, gate, FUTEX_WAIT, CK_WAITING, 0);
-    ck_walk(request->successor, 0);
+    CK_CALL1(close, request->error_fd);
+    set_progress(request, CK_HOLDING);
+    struct ck_request *successor = request->await_successor(request, await_gate);
+    if (!successor)
+        return -ENOMEM;
+    ck_walk(successor, 0);
+}
+
+static long has_ended(int pidfd) {
+    struct pollfd watched = {pidfd, POLLIN, 0};
+    const struct __kernel_timespec now = {0, 0};
+    return CK_CALL5(ppoll, &watched, 1, &now, 0, 0);
+}
+
+/* Wait until the command that this process has cloned has exec'd or is held. Report its failure, if any. */
+static void see_off(struct ck_request *request) {
+    const struct __kernel_timespec patience = {0, CK_WATCHER_NS};
+    while (__atomic_load_n(&request->progress, __ATOMIC_ACQUIRE) == CK_COMING)
+        if (CK_CALL4(futex, &request->progress, FUTEX_WAIT, CK_COMING, &patience) == -ETIMEDOUT &&
+            has_ended(CK_OWNER_FD) == 1)
+            leave(137);
+    if (request->failure.index == CK_NONE)
+        return;
+    CK_CALL3(write, request->error_fd, &request->failure, sizeof request->failure);
+    leave(127);
 }
 
 static long step_open_proc(struct ck_request *request, long pid, const char *name, long flags) {
@@ -171,7 +291,7 @@ static void run_program(void *argument) {
     leave(127);
 }
 
-/* newuidmap and newgidmap: set-uid programs that write the maps which an ordinary user may not. */
+/* newuidmap and newgidmap: set-user-ID programs that write the maps for unprivileged users. */
 static long step_helper(struct ck_request *request, char *words, long count, long pid) {
     struct program program;
     if (count > HELPER_ARGUMENTS || request->next_stack >= CK_STACKS)
@@ -190,7 +310,7 @@ static long step_helper(struct ck_request *request, char *words, long count, lon
         .stack_size = CK_STACK_BYTES,
     };
     long child = ck_clone3(&args, run_program, &program);
-    request->next_stack--; /* vfork: the helper is off this stack now */
+    request->next_stack--; /* vfork: the helper no longer uses this stack */
     if (child < 0)
         return child;
     int status = 0;
@@ -199,7 +319,8 @@ static long step_helper(struct ck_request *request, char *words, long count, lon
     return status == 0 ? 0 : -ECANCELED;
 }
 
-/* Dispositions first, the mask last: a pending signal then meets its default. SIGKILL and SIGSTOP refuse, rightly. */
+/* Reset the dispositions first and the mask last, so that a pending signal has its default effect. SIGKILL and SIGSTOP
+ * are refused, which is fine. */
 static long step_signals(void) {
     const struct ck_sigaction standard = {0};
     for (int number = 1; number <= 64; number++)
@@ -208,48 +329,47 @@ static long step_signals(void) {
     return CK_CALL4(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
 }
 
-static long step_init(long image, const char *mode) {
+/* The sealed init has nothing left to exec. */
+static long step_init(struct ck_request *request, long image, const char *mode, long first) {
+    if (request->become_init) {
+        if (request->has_cloned)
+            see_off(request);
+        CK_CALL3(close_range, first, ~0U, 0);
+        request->become_init(request, mode);
+    }
+    await_watcher(request);
     char *argv[] = {"init", (char *)mode, 0};
     char *envp[] = {0};
     return CK_CALL5(execveat, image, "", argv, envp, AT_EMPTY_PATH);
 }
 
-/* Write the rest of the start, as it stands, where a program finds it that shares no memory with us: struct ck_image. */
-static long write_image(struct ck_request *request) {
-    struct ck_image head = {request->count, request->data_size, request->argc, request->envc, request->slot_count, 0};
-    struct iovec parts[] = {
-        {&head, sizeof head},
-        {request->slots, request->slot_count * sizeof *request->slots},
-        {(void *)(uintptr_t)request->steps, request->count * sizeof *request->steps},
-        {request->data, request->data_size},
-        {request->argv[0], request->argv_size},
-        {request->envp[0], request->envp_size},
-    };
-    size_t size = 0;
-    for (int i = 0; i < 6; i++)
-        size += parts[i].iov_len;
-    long tape = CK_CALL2(memfd_create, "tape", MFD_NOEXEC_SEAL);
-    if (tape == -EINVAL) /* before Linux 6.3 */
-        tape = CK_CALL2(memfd_create, "tape", 0);
-    if (tape < 0)
-        return tape;
-    long written = CK_CALL3(writev, tape, parts, 6);
-    return written < 0 ? written : (size_t)written == size ? tape : -ENOSPC;
-}
-
-/* Two descriptors must outlive this exec: the tape, and the pipe that tells how it went on. */
-static long step_enter(struct ck_request *request, const struct ck_step *step, long image) {
-    long tape = write_image(request);
+/* These survive this exec: the descriptors that the rest of the tape needs, the tape, the board, and the pipe that
+ * reports the result. */
+static long step_enter(struct ck_request *request, const struct ck_step *step, const long value[6]) {
+    const int32_t *kept = (const int32_t *)value[1];
+    long board = value[3] ? ck_make_board(request) : -1;
+    if (value[3] && board < 0)
+        return board;
+    long result = CK_CALL3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
+    if (result < 0)
+        return result;
+    for (long i = 0; i < value[2]; i++)
+        if (kept[i] >= 0)
+            CK_CALL3(fcntl, kept[i], F_SETFD, 0);
+    if (board >= 0)
+        CK_CALL3(fcntl, board, F_SETFD, 0);
+    uint32_t next = (uint32_t)(step - request->steps) + 1;
+    long tape = ck_write_image(request, next, (int)board);
     if (tape < 0)
         return tape;
     char words[3][DECIMAL_BYTES];
     *decimal(words[0], tape) = 0;
     *decimal(words[1], request->error_fd) = 0;
-    *decimal(words[2], step - request->steps + 1) = 0;
+    *decimal(words[2], next) = 0;
     CK_CALL3(fcntl, request->error_fd, F_SETFD, 0);
     char *argv[] = {"init", "walk", words[0], words[1], words[2], 0};
     char *envp[] = {0};
-    return CK_CALL5(execveat, image, "", argv, envp, AT_EMPTY_PATH);
+    return CK_CALL5(execveat, value[0], "", argv, envp, AT_EMPTY_PATH);
 }
 
 static long step_store(struct ck_request *request, const struct ck_step *step) {
@@ -262,11 +382,67 @@ static long step_store(struct ck_request *request, const struct ck_step *step) {
     return 0;
 }
 
-/* A slot whose descriptor is closed says so: what is left in the slots of a failed start is what must still be closed. */
+/* The slot of a closed descriptor becomes -1. After a failed start, the descriptors in slots must still be closed. */
 static long step_close(struct ck_request *request, const struct ck_step *step) {
     long result = CK_CALL1(close, request->slots[step->argument[0]]);
     request->slots[step->argument[0]] = -1;
     return result;
+}
+
+/* openat2 below a root returns EAGAIN while any process renames something. openat2(2) says to try again. */
+static long step_call(long call, const long value[6]) {
+    long result;
+    int tries = CK_TRIES;
+    do {
+        result = ck_syscall(call, value[0], value[1], value[2], value[3], value[4], value[5]);
+    } while (result == -EAGAIN && call == SYS_openat2 && --tries > 0);
+    return result;
+}
+
+static int tolerated(const struct ck_step *step, long error) {
+    for (int i = 0; i < 4; i++)
+        if (step->tolerate[i] == error)
+            return 1;
+    return 0;
+}
+
+/* Answers that are no ack, those of RTM_GET*, are dropped. The ack of what fails stays: the caller reads the kernel's
+ * own words from it. Source: netlink(7). */
+static long step_netlink(const struct ck_step *step, int socket, const char *message, long size) {
+    struct {
+        struct nlmsghdr header;
+        struct nlmsgerr ack;
+    } answer;
+    long result = CK_CALL6(sendto, socket, message, size, 0, 0, 0);
+    while (result >= 0) {
+        result = CK_CALL6(recvfrom, socket, &answer, sizeof answer, MSG_PEEK, 0, 0);
+        if (result < (long)sizeof answer.header)
+            return result < 0 ? result : -EBADMSG;
+        int is_ack = answer.header.nlmsg_type == NLMSG_ERROR;
+        if (is_ack && answer.ack.error && !tolerated(step, -answer.ack.error))
+            return answer.ack.error;
+        result = CK_CALL6(recvfrom, socket, &answer, sizeof answer, 0, 0, 0);
+        if (is_ack)
+            return answer.ack.error;
+    }
+    return result;
+}
+
+/* Only a process that is about to exec knows its pid. The strings are in its own memory: see STRIP. */
+static long step_own_pid(char **variables, long offset) {
+    char digits[DECIMAL_BYTES];
+    char *end = decimal(digits, CK_CALL0(getpid));
+    char *at = variables[0];
+    for (long i = 0; at && i < offset + (end - digits); i++)
+        if (at[i] == 0)
+            return -EINVAL;
+    if (!at)
+        return -EINVAL;
+    *end = 0;
+    at += offset;
+    for (const char *from = digits; (*at++ = *from++);) {
+    }
+    return 0;
 }
 
 static long perform(struct ck_request *request, const struct ck_step *step) {
@@ -281,7 +457,7 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
         value[i] = resolve(request, step, i);
     switch (step->kind) {
     case CK_STEP_CALL:
-        return ck_syscall(step->call, value[0], value[1], value[2], value[3], value[4], value[5]);
+        return step_call(step->call, value);
     case CK_STEP_AWAIT:
         return step_await(&request->gates[value[0]]);
     case CK_STEP_RELEASE:
@@ -294,35 +470,39 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
         await_watcher(request);
         return step_signals();
     case CK_STEP_INIT:
-        await_watcher(request);
-        return step_init(value[0], (const char *)value[1]);
+        return step_init(request, value[0], (const char *)value[1], value[2]);
     case CK_STEP_ENTER:
         await_watcher(request);
-        return step_enter(request, step, value[0]);
+        return step_enter(request, step, value);
     case CK_STEP_HOLD:
         return step_hold(request);
+    case CK_STEP_LIVES: {
+        long ended = has_ended((int)value[0]);
+        return ended > 0 ? -ESRCH : ended;
+    }
+    case CK_STEP_NETLINK:
+        return step_netlink(step, (int)value[0], (const char *)value[1], value[2]);
+    case CK_STEP_OWN_PID:
+        return request->become_init ? step_own_pid((char **)value[0], value[1]) : -EINVAL;
+    case CK_STEP_STRIP:
+        return step_strip(request, (const int32_t *)value[0], value[1], value[2]);
     default:
         leave(0);
     }
 }
 
-static int tolerated(const struct ck_step *step, long error) {
-    for (int i = 0; i < 4; i++)
-        if (step->tolerate[i] == error)
-            return 1;
-    return 0;
-}
-
 void ck_walk(struct ck_request *request, uint32_t index) {
+    int stripped = request->error_fd < 0; /* for this process only: another may walk the same request */
     for (; index < request->count; index++) {
         const struct ck_step *step = &request->steps[index];
         long result = perform(request, step);
         if (result < 0 && result > -4096) {
             if (!tolerated(step, -result))
-                fail(request, index, -result);
+                fail(request, index, -result, stripped);
             index += step->skip;
         } else {
             index += step->leap;
+            stripped |= step->kind == CK_STEP_STRIP && result == STRIPPED;
         }
         if (step->result != CK_NO_SLOT)
             request->slots[step->result] = result;

@@ -1,4 +1,4 @@
-"""The C interpreter of the tape, as Python sees it."""
+"""The C interpreter of the tape, as used from Python."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LATEST_NS = 2**62
 
 
 class Program:
-    """A tape that was checked once and can be run many times, from any thread.
+    """A tape that is checked once and can be run many times, from any thread.
 
     Args:
         steps: packed ``struct ck_step``.
-        data: what the steps point into.
+        data: the data that the steps refer to.
 
     Raises:
         ValueError: a step is malformed.
@@ -49,18 +49,20 @@ class Program:
         proc_fd: int,
         flags: int = 0,
         data: bytes | None = None,
+        opens: frozenset[int] = frozenset(),
     ) -> Outcome:
-        """Walk the tape in a new process; returns when all of its processes have exec'd or left.
+        """Walk the tape in a new process. Return when all of its processes have exec'd or exited.
 
         Args:
-            argv, envp: the vectors of the exec; no NUL inside.
-            slots: the first slots' values, those that the outcome tells of; any others are -1.
+            argv, envp: the vectors of the exec, without NULs inside.
+            slots: the values of the first slots, which the outcome reports. All others are -1.
             proc_fd: the caller's /proc.
             flags: ``SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
             data: other data of the same length for this run.
+            opens: the slots in which the tape opens descriptors for the caller, with ``SHARE_FILES``.
 
         Raises:
-            OSError: the process could not be made at all.
+            OSError: the process could not be created.
         """
         tape = self.tape(data)
         registers = ffi.new("int64_t[]", slots)
@@ -72,16 +74,19 @@ class Program:
                 tape, arguments, len(argv), environment, len(envp), registers, len(slots), proc_fd, flags, result
             )
             outcome = _outcome(result, registers)
-        except BaseException:  # the handler of a signal that came during the start: nobody will know of the process
+        except BaseException:  # a signal handler raised during the start, so nobody will learn of the process
             if result.pidfd >= 0:
                 end(result.pidfd)
+            for number in opens:
+                if number < len(slots) and registers[number] not in (-1, slots[number]):
+                    os.close(registers[number])
             raise
         if error:
             raise OSError(-error, os.strerror(-error), "clone3")
         return outcome
 
     def tape(self, data: bytes | None) -> Any:
-        """Return the tape as the C code takes it, with other data of the same length if there is any."""
+        """Return the tape for the C code, with other data of the same length if given."""
         if data is None:
             return self._tape
         return ffi.new("struct ck_tape *", (self._steps, self._tape.count, ffi.from_buffer(data), len(data)))
@@ -92,20 +97,20 @@ def _strings(words: Sequence[bytes]) -> bytes:
 
 
 def _bounds(limit: int | None, deadline: float | None) -> tuple[int, int]:
-    """Return how many bytes are taken at most, and the deadline in nanoseconds, -1 for none."""
+    """Return the maximum number of bytes, and the deadline in nanoseconds, -1 for none."""
     until = -1 if deadline is None else int(min(deadline * 1e9, _LATEST_NS))
     return 2**63 - 1 if limit is None else limit, until
 
 
 def _take(heard: Any) -> tuple[bytes, bytes]:
-    """Return what was heard, and free it."""
+    """Return the captured output, and free it."""
     first, second = (ffi.buffer(one.bytes, one.length)[:] if one.length else b"" for one in heard)
     lib.ck_forget(heard)
     return first, second
 
 
 def end(pidfd: int) -> None:
-    """Kill a child and reap it; its pidfd is closed."""
+    """Kill a child, reap it and close its pidfd."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     _reap(pidfd)
@@ -125,15 +130,15 @@ def _outcome(result: Any, registers: Any) -> Outcome:
 
 
 class Run:
-    """One command from its start to its end, as ``run.h`` has it.
+    """One command from start to end, as described in ``run.h``.
 
     Args:
-        slots: those of its standard streams and of the pipe to which init reports, -1 where there is none.
-        owner: who shall own the pipes, None for the caller.
-        limit: how many bytes it may write at most (None for any).
-        deadline: when to stop waiting, by the monotonic clock (None for never).
-        early: it is over once nothing runs any more, before init has taken its namespaces down.
-        keep: its pidfd stays open at its end, until :meth:`release`.
+        slots: the slots of its standard streams and of the pipe for init's report, -1 for none.
+        owner: the uid that owns the pipes, or None for the caller.
+        limit: the maximum number of bytes it may write, or None.
+        deadline: when to stop waiting, on the monotonic clock, or None for never.
+        early: whether to return when no process runs any more, before init has removed its namespaces.
+        keep: whether its pidfd stays open at the end, until :meth:`release`.
     """
 
     __slots__ = ("_run",)
@@ -148,8 +153,8 @@ class Run:
         early: bool = False,
         keep: bool = False,
     ) -> None:
-        self._run = ffi.new("struct ck_run *")
-        run = self._run
+        # Freed by C alone: an exception of a signal handler would be lost in __del__.
+        self._run = run = ffi.gc(ffi.new("struct ck_run *"), lib.ck_dispose)
         run.result.pidfd = run.leaving = run.kept = -1
         run.stream_slots = slots[:3]
         run.report_slot = slots[3]
@@ -168,11 +173,11 @@ class Run:
         flags: int,
         data: bytes | None,
     ) -> int:
-        """Run it; see :meth:`Program.run`.
+        """Start it; see :meth:`Program.run`.
 
         Returns:
-            0, or the number of the error for which the process could not be made at all; :attr:`failed` tells whether a
-            step of the start had failed.
+            0, or the error number if the process could not be created. :attr:`failed` says whether a step of the start
+            failed.
         """
         registers = ffi.new("int64_t[]", slots)
         arguments, environment = _strings(argv), _strings(envp)
@@ -194,13 +199,16 @@ class Run:
     def go(
         self, program: Program, argv: Sequence[bytes], envp: Sequence[bytes], limit: int | None, deadline: float | None
     ) -> int:
-        """Let one that was started with ``HOLD`` go on with this tape; returns as :meth:`start` does."""
+        """Let a command that was started with ``HOLD`` continue with this tape. Returns like :meth:`start`.
+
+        If one of its steps fails, :attr:`failed` says so after :meth:`see_out`.
+        """
         run = self._run
         run.limit, run.deadline_ns = _bounds(limit, deadline)
         return -int(lib.ck_go(program.tape(None), _strings(argv), len(argv), _strings(envp), len(envp), run))
 
     def drop(self) -> None:
-        """End one that is held; harmless when it is not."""
+        """End a command that is held. It does nothing if it is not held."""
         if self.is_held:
             lib.ck_drop(self._run)
 
@@ -211,22 +219,22 @@ class Run:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether the command has ended, but its init is yet to be reaped."""
+        """Whether the command has ended, but its init must still be reaped."""
         return bool(self._run.leaving >= 0)
 
     def reap(self) -> None:
-        """Wait for the end of an init that is leaving."""
+        """Wait for the end of an init that is exiting."""
         pidfd, self._run.leaving = self._run.leaving, -1
         if pidfd >= 0:
             _reap(pidfd)
 
     @property
     def pidfd(self) -> int:
-        """A descriptor of what runs, -1 where nothing does."""
+        """A pidfd of the running process, or -1 if none runs."""
         return int(self._run.result.pidfd)
 
     def release(self) -> None:
-        """Close the pidfd that was to be kept."""
+        """Close the pidfd that was kept open."""
         pidfd, self._run.kept = self._run.kept, -1
         if pidfd >= 0:
             os.close(pidfd)
@@ -241,11 +249,11 @@ class Run:
         return _outcome(self._run.result, ())
 
     def see_out(self) -> int:
-        """Hear it out and reap it; returns 0, or the number of the error that kept it from the end: then it runs on."""
+        """Read its output and reap it. Return 0, or the error number of an interruption: then it still runs."""
         return -int(lib.ck_see_out(self._run))
 
     def left(self) -> Left:
-        """Return what is left; what it owns is the caller's from then on. One that is still held is ended."""
+        """Return what is left. The caller then owns its descriptors. A command that is still held is ended."""
         self.drop()
         run = self._run
         running = run.result.pidfd >= 0
@@ -253,30 +261,25 @@ class Run:
         ends = run.ends[0], run.ends[1]
         return Left(run.result.pid, ending, _take(run.heard), run.result.pidfd, ends, run.report)
 
-    def __del__(self) -> None:
-        run = getattr(self, "_run", None)  # a signal handler may have raised before it was there
-        if run is not None:
-            lib.ck_forget(run.heard)
-
 
 def listen(pidfd: int, out: int, err: int, limit: int | None, deadline: float | None) -> tuple[int, bytes, bytes]:
-    """Read the outputs of a process until it has ended, and then what still lies in them; reaps and closes nothing.
+    """Read the outputs of a process until it ends, and then the rest in the pipes. Nothing is reaped or closed.
 
     Args:
-        pidfd: the process.
+        pidfd: a pidfd of the process.
         out, err: pipes, -1 for none.
-        limit: how many bytes are taken at most (None for any).
-        deadline: when to stop waiting, by the monotonic clock (None for never).
+        limit: the maximum number of bytes, or None.
+        deadline: when to stop waiting, on the monotonic clock, or None for never.
 
     Returns:
-        0, or the number of the error that kept it from the end (ETIMEDOUT; EFBIG when there is more than the limit);
-        and what came out of both until then.
+        0, or the error number of an interruption (ETIMEDOUT; EFBIG if there is more than the limit); and the output of
+        both until then.
     """
     heard = ffi.new("struct ck_heard[2]")
     heard[0].fd, heard[1].fd = out, err
     most, until = _bounds(limit, deadline)
     try:
-        # After each interruption Python runs its signal handlers, whose exceptions end this.
+        # After each interruption Python runs its signal handlers. An exception of theirs ends the loop.
         while (error := lib.ck_listen(pidfd, heard, most, until)) == -EINTR:
             continue
         return -error, *_take(heard)
@@ -288,10 +291,10 @@ def wait(pidfd: int, options: int) -> Ending | None:
     """Wait for a child by its pidfd. Source: waitid(2).
 
     Returns:
-        How it ended; None when it is still running and ``options`` has WNOHANG.
+        How it ended, or None if it is still running and ``options`` has WNOHANG.
 
     Raises:
-        OSError: ECHILD when somebody else has reaped it; EINTR.
+        OSError: ECHILD if somebody else has reaped it; EINTR.
     """
     ending = ffi.new("struct ck_ending *")
     if error := lib.ck_wait(pidfd, options, ending):

@@ -1,15 +1,14 @@
-"""The kernel's numbers, as plain integers.
+"""The kernel's numeric constants as plain integers.
 
-They are written out because the reference interpreter must have them where no compiled module is there. A unit test
-holds each of them against the value that the compiler gives for the same name in ``cdef.h``, so none can be wrong here
-in silence.
+They are written out because the reference interpreter needs them without the compiled module. A unit test compares each
+of them with the compiler's value for the same name in ``cdef.h``, so that no error goes unnoticed.
 """
 
 from __future__ import annotations
 
 import os
 
-TYPE_CHECKING = False  # typing takes longer to import than a container to start
+TYPE_CHECKING = False  # importing typing takes longer than starting a container
 if TYPE_CHECKING:
     from typing import Final
 
@@ -28,6 +27,14 @@ STEP_INIT: Final = 10
 STEP_CLOSE: Final = 11
 STEP_ENTER: Final = 12
 STEP_HOLD: Final = 13
+STEP_STRIP: Final = 14
+STEP_LIVES: Final = 15
+STEP_NETLINK: Final = 16
+STEP_OWN_PID: Final = 17
+
+TELL_OUTSIDE: Final = 0
+TELL_ITSELF: Final = 1
+TELL_MARKED: Final = 2
 
 ARG_INTEGER: Final = 0
 ARG_DATA: Final = 1
@@ -172,11 +179,12 @@ NS_GET_NSTYPE: Final = 0xB703
 NS_GET_OWNER_UID: Final = 0xB704
 
 WALL: Final = 0x40000000
-"""``__WALL``: wait for children whatever signal they send when they end."""
+"""``__WALL``: wait for all children, whatever signal they send when they end."""
 
 _X86_64: Final = {
     "read": 0, "write": 1, "close": 3, "lseek": 8, "ioctl": 16, "access": 21, "dup": 32, "socket": 41, "bind": 49,
-    "sendmsg": 46, "execve": 59, "exit": 60, "kill": 62, "fchdir": 81, "fchmod": 91, "fchown": 93,
+    "sendto": 44, "recvfrom": 45, "sendmsg": 46, "setsockopt": 54,
+    "execve": 59, "exit": 60, "kill": 62, "fchdir": 81, "fchmod": 91, "fchown": 93,
     "ftruncate": 77, "chdir": 80,
     "umask": 95, "getuid": 102, "setuid": 105, "setgid": 106, "setpgid": 109, "setsid": 112, "setgroups": 116,
     "setresuid": 117, "setresgid": 119, "setfsuid": 122, "setfsgid": 123, "capget": 125, "capset": 126,
@@ -190,12 +198,14 @@ _X86_64: Final = {
     "fspick": 433, "pidfd_open": 434, "clone3": 435, "close_range": 436, "openat2": 437, "pidfd_getfd": 438,
     "mount_setattr": 442, "quotactl_fd": 443, "landlock_create_ruleset": 444, "landlock_add_rule": 445,
     "landlock_restrict_self": 446, "setxattr": 188, "fsetxattr": 190, "fcntl": 72, "fstat": 5, "waitid": 247,
+    "wait4": 61,
     "clone": 56, "futex": 202, "io_uring_setup": 425,
 }  # fmt: skip
 
 _AARCH64: Final = {
     "read": 63, "write": 64, "close": 57, "lseek": 62, "ioctl": 29, "dup": 23, "socket": 198, "bind": 200,
-    "sendmsg": 211, "execve": 221, "exit": 93, "kill": 129, "fchdir": 50, "fchmod": 52, "fchown": 55,
+    "sendto": 206, "recvfrom": 207, "sendmsg": 211, "setsockopt": 208,
+    "execve": 221, "exit": 93, "kill": 129, "fchdir": 50, "fchmod": 52, "fchown": 55,
     "ftruncate": 46, "chdir": 49,
     "umask": 166, "getuid": 174, "setuid": 146, "setgid": 144, "setpgid": 154, "setsid": 157, "setgroups": 159,
     "setresuid": 147, "setresgid": 149, "setfsuid": 151, "setfsgid": 152, "capget": 90, "capset": 91,
@@ -209,6 +219,7 @@ _AARCH64: Final = {
     "fspick": 433, "pidfd_open": 434, "clone3": 435, "close_range": 436, "openat2": 437, "pidfd_getfd": 438,
     "mount_setattr": 442, "quotactl_fd": 443, "landlock_create_ruleset": 444, "landlock_add_rule": 445,
     "landlock_restrict_self": 446, "setxattr": 5, "fsetxattr": 7, "fcntl": 25, "fstat": 80, "waitid": 95,
+    "wait4": 260,
     "clone": 220, "futex": 98, "io_uring_setup": 425,
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
-/* Hearing out a command: its outputs, until it has ended. cffi has released the GIL by the time that this runs. */
+/* Read the outputs of a command until it ends. cffi releases the GIL before this runs. */
 #define _GNU_SOURCE
 #include "listen.h"
+#include "syscalls.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -12,7 +13,7 @@
 
 #define CHUNK 65536
 
-/* Milliseconds until then, rounded up: poll must not come back before its time. */
+/* Milliseconds until the deadline, rounded up, so that poll does not return too early. */
 static int left_ms(int64_t deadline_ns) {
     if (deadline_ns < 0)
         return -1;
@@ -34,7 +35,7 @@ static int make_room(struct ck_heard *heard) {
     return 0;
 }
 
-/* Read once, and no more than `most` bytes. Returns how many, 0 at the end of the pipe. */
+/* Read once, at most `most` bytes. Return the number of bytes, 0 at the end of the pipe. */
 static ssize_t hear(struct ck_heard *heard, size_t most) {
     if (most == 0)
         return -EFBIG;
@@ -48,7 +49,7 @@ static ssize_t hear(struct ck_heard *heard, size_t most) {
     return got;
 }
 
-/* Something that the command left behind may write on and on: no more is taken than lies there now. */
+/* A process that the command left behind may write forever: read only what is in the pipe now. */
 static int drain(struct ck_heard heard[2], size_t limit) {
     for (int i = 0; i < 2; i++) {
         int left = 0;
@@ -67,18 +68,29 @@ static int drain(struct ck_heard heard[2], size_t limit) {
     return 0;
 }
 
+/* A signal that arrived after Python's last check does not wake poll. So return from time to time to let Python
+ * check. */
+#define LOOK_AGAIN_MS 200
+
+static int runs_handlers(void) { return getpid() == (pid_t)CK_CALL0(gettid); }
+
 int ck_listen(int pidfd, struct ck_heard heard[2], size_t limit, int64_t deadline_ns) {
     struct pollfd watched[] = {{heard[0].fd, POLLIN, 0}, {heard[1].fd, POLLIN, 0}, {pidfd, POLLIN, 0}};
+    int handles = runs_handlers();
     for (;;) {
-        int ready = poll(watched, 3, left_ms(deadline_ns));
+        int left = left_ms(deadline_ns);
+        int is_cut = (left < 0 || left > LOOK_AGAIN_MS) && handles;
+        int ready = poll(watched, 3, is_cut ? LOOK_AGAIN_MS : left);
         if (ready < 0)
             return -errno;
+        if (ready == 0 && is_cut)
+            return -EINTR;
         if (watched[2].revents)
             return drain(heard, limit);
         for (int i = 0; i < 2; i++) {
             if (!watched[i].revents)
                 continue;
-            /* A pipe at its end has POLLHUP alone. */
+            /* A pipe at its end has only POLLHUP. */
             ssize_t got = watched[i].revents & POLLIN ? hear(&heard[i], limit - heard[0].length - heard[1].length) : 0;
             if (got < 0)
                 return (int)got;

@@ -1,26 +1,26 @@
-/* Hearing out a command, as Python calls it. */
+/* Reading the outputs of a command, as called from Python. */
 #ifndef CK_LISTEN_H
 #define CK_LISTEN_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* What came out of one pipe. */
+/* The output of one pipe. */
 struct ck_heard {
-    int32_t fd; /* -1 at its end, or where there is none */
+    int32_t fd; /* -1 at the end, or if there is none */
     char *bytes;
     size_t length;
     size_t room;
 };
 
-/* Read two pipes until the process of `pidfd` has ended, and then what still lies in them; nothing is reaped or closed.
+/* Read two pipes until the process of `pidfd` ends, and then what is left in them. Nothing is reaped or closed.
  *
- * `deadline_ns` is a time of CLOCK_MONOTONIC, or -1; no more than `limit` bytes are taken from both together.
- * Returns 0 at the end, else what kept it from coming so far: -EINTR, -ETIMEDOUT, -EFBIG (there is more than the limit),
- * or another negative error number. What was heard until then is kept, and the next call goes on. */
+ * `deadline_ns` is a time of CLOCK_MONOTONIC, or -1. At most `limit` bytes are read from both together.
+ * Returns 0 at the end, otherwise the reason for returning earlier: -EINTR, -ETIMEDOUT, -EFBIG (there is more than the
+ * limit) or another negative error number. The output so far is kept, and the next call continues. */
 int ck_listen(int pidfd, struct ck_heard heard[2], size_t limit, int64_t deadline_ns);
 
-/* Free what was heard. */
+/* Free the output. */
 void ck_forget(struct ck_heard heard[2]);
 
 #endif

@@ -1,31 +1,41 @@
 /* The tape, the steps and the protocol between the parent and its child.
  *
- * A start is one request: a tape of steps, the data that they point into, argv and envp, and slots. The parent makes
- * the first process (stage 1) with clone3(CLONE_VM | CLONE_VFORK); the processes that the tape clones share the memory
- * too, each on a stack of its own, until it execs:
+ * A start is one request: a tape of steps, the data that they refer to, argv and envp, and slots. The parent creates
+ * the first process (stage 1) with clone3(CLONE_VM | CLONE_VFORK). Stage 1 and the processes it clones share the
+ * parent's memory, each on its own stack. A process that shares the memory, or has a descriptor of the host, never
+ * executes a path that a container controls. The command's process, or the one that clones it, uses ENTER to switch to
+ * an address space that contains only the sealed init and the rest of the tape. Before the exec it closes all but the
+ * command's own descriptors (STRIP):
  *
- *   parent                     stage 1                      stage 2 (PID 1 inside)         payload
+ *   parent                     stage 1                      stage 2 (PID 1 inside)         command
  *   ------                     -------                      ----------------------         -------
  *   validate, block signals
  *   clone3 ------------------> walks the tape
  *   (suspended: vfork)         CLONE ---------------------> AWAIT (futex, gate 0)
  *                              id maps, mounts as owner
  *                              RELEASE -------------------> goes on: mounts, pivot
- *                              LEAVE                        CLONE ----------------------> credentials, limits
- *   reaps stage 1                                           old root away                 AWAIT (gate 1)
- *                                                           RELEASE --------------------> filter
- *                                                           execveat(init)                execve
- *   reads the error pipe: end of file is success (each process holds a close-on-exec copy of its write end),
- *   8 bytes are a struct ck_failure.
+ *                              LEAVE                        ENTER: exec of the sealed init,
+ *                                                           which shares nothing with the parent
+ *   reaps stage 1                                           CLONE ----------------------> credentials
+ *                                                           old root away                 AWAIT (gate 1)
+ *                                                           RELEASE --------------------> STRIP, filter
+ *                                                           INIT: waits until it has      execve
+ *   reads the error pipe <--------------------------------- exec'd, then tells
  *
- * If stage 1 dies before RELEASE the parent sets gate 0 to CK_ABORTED, so that stage 2 never waits for nobody. Nobody
- * has to do so for gate 1: when PID 1 dies the kernel kills the payload.
+ * End of file means success, 8 bytes are a struct ck_failure. A process after STRIP has no end of the pipe. It stores
+ * its failure in memory, and another reports it: PID 1 if that has cloned it, otherwise a thread of its own (the
+ * teller), which has the pipe's end in its own descriptor table. The exec kills the teller, which causes the end of
+ * file.
  *
- * A start can be held (CK_STEP_HOLD) where the command is all but exec'd: its process says so in the error pipe, with
- * index CK_HELD, and sleeps at gate 2 until the parent has another request ready, the successor, which it walks then.
+ * If stage 1 dies before RELEASE, the parent sets gate 0 to CK_ABORTED, so that stage 2 does not wait forever. Gate 1
+ * does not need this: when PID 1 dies the kernel kills the command.
  *
- * Stage 2 does not exec before the parent has its pidfd (`watched`): until its exec it ends without a signal, and so
- * nobody's wait(-1) can take it and have its pid given to another process before the pidfd is opened.
+ * A start can be held (CK_STEP_HOLD) just before the exec of the command. Its process reports this in the error pipe
+ * with index CK_HELD, and sleeps at the gate of the board, a memfd shared with the parent. When the parent writes
+ * another request to the board, the successor, the process walks that one. A failure is then reported on the board.
+ *
+ * Stage 2 does not exec before the parent has its pidfd (`watched`). Until its exec it ends without a signal, so no
+ * wait(-1) can reap it and let its pid be reused before the pidfd is opened.
  */
 #ifndef CK_NATIVE_H
 #define CK_NATIVE_H
@@ -33,30 +43,43 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define CK_SLOTS 1024 /* an overlay of 500 layers needs as many */
+#define CK_SLOTS 1024 /* an overlay of 500 layers needs this many */
 #define CK_STACKS 4
 #define CK_STACK_BYTES (64 * 1024)
 #define CK_NO_SLOT 0xFFFF
-#define CK_LOWEST_FD 16        /* below it lie the numbers that a start gives away */
-#define CK_YIELDS 64           /* how often a process at a gate looks before it sleeps: a wake-up takes longer */
-#define CK_WATCHER_NS 50000000 /* how long a child waits for its parent's pidfd */
+#define CK_OWNER_FD 3          /* init's pidfd of its owner */
+#define CK_LET_GO 60           /* the signal before a checkpoint: a staying init lets go of its owner, see init.c */
+#define CK_SHUT 61             /* the signal after it and after a restore: nobody inside can inspect the init */
+#define CK_LOWEST_FD 16        /* a start assigns the numbers below */
+#define CK_YIELDS 64           /* how often a process checks a gate before it sleeps: a wake-up takes longer */
+#define CK_MOST_OFFSET 64      /* of what OWN_PID writes, from the beginning of a string */
+#define CK_TRIES 1000          /* attempts of an openat2 that is disturbed by renames */
+#define CK_WATCHER_NS 50000000 /* how long a child waits until its parent has a pidfd */
 #define CK_START_MS 20000      /* how long the parent waits for a process that has all it needs to exec */
 
 enum ck_step_kind {
-    CK_STEP_CALL,          /* a system call: number in `call`, six arguments */
-    CK_STEP_CLONE,         /* arg[0] flags, arg[1] the group for CLONE_INTO_CGROUP; the new process goes on at arg[5] */
-    CK_STEP_AWAIT,         /* sleep until RELEASE of gate arg[0] */
-    CK_STEP_RELEASE,       /* wake the process in AWAIT */
-    CK_STEP_LEAVE,         /* _exit(0) */
-    CK_STEP_OPEN_PROC,     /* open arg[1] of process arg[0] with flags arg[2], below the caller's own /proc */
-    CK_STEP_HELPER,        /* run the arg[1] strings at arg[0]; "PID" stands for arg[2]; wait for status 0 */
-    CK_STEP_SIGNALS,       /* default dispositions, empty mask */
-    CK_STEP_STORE_SLOT,    /* write slot arg[1], 32 bits, at offset arg[0] of the data */
+    CK_STEP_CALL,       /* a system call: number in `call`, six arguments */
+    CK_STEP_CLONE,      /* arg[0] flags, arg[1] the group for CLONE_INTO_CGROUP; the new process continues at arg[5] */
+    CK_STEP_AWAIT,      /* sleep until RELEASE of gate arg[0] */
+    CK_STEP_RELEASE,    /* wake the process in AWAIT */
+    CK_STEP_LEAVE,      /* _exit(0) */
+    CK_STEP_OPEN_PROC,  /* open arg[1] of process arg[0] with flags arg[2], below the caller's own /proc */
+    CK_STEP_HELPER,     /* run the arg[1] strings at arg[0] as argv, "PID" replaced by arg[2]; wait for status 0 */
+    CK_STEP_SIGNALS,    /* default dispositions, empty mask */
+    CK_STEP_STORE_SLOT, /* write slot arg[1], 32 bits, at offset arg[0] of the data */
     CK_STEP_STORE_ADDRESS, /* write the address of data arg[1], 64 bits, at offset arg[0] of the data */
-    CK_STEP_INIT,          /* become the init of sealed memfd arg[0]: argument arg[1] */
-    CK_STEP_CLOSE,         /* close the descriptor in slot arg[0], then -1 is there */
-    CK_STEP_ENTER,         /* go on in an address space of one's own: exec the init at arg[0], which walks the rest */
-    CK_STEP_HOLD,          /* close all but the standard streams, say so, sleep, then walk the successor */
+    CK_STEP_INIT,          /* become the init of sealed memfd arg[0] in mode arg[1]; close descriptors from arg[2] on */
+    CK_STEP_CLOSE,         /* close the descriptor in slot arg[0], then set the slot to -1 */
+    CK_STEP_ENTER,         /* continue in a separate address space: exec the init at arg[0], which walks the rest, with
+                            * the arg[2] descriptors at arg[1]; arg[3]: with a board, for HOLD */
+    CK_STEP_HOLD,          /* report it, sleep at the board, then walk the successor */
+    CK_STEP_STRIP,         /* close all but the standard streams and the arg[1] descriptors at arg[0], in rising order;
+                            * arg[2]: enum ck_telling; arg[3]: the init, for the reference interpreter */
+    CK_STEP_LIVES,         /* fail with ESRCH if the process of the pidfd arg[0] has ended */
+    CK_STEP_NETLINK,       /* send the arg[2] bytes at arg[1], one message that wants an ack, through socket arg[0]; the
+                            * error is that of the ack, which stays to be read where the step fails */
+    CK_STEP_OWN_PID,       /* write the pid of this process, as it sees itself, into the first string of the environment
+                            * vector arg[0], from the byte arg[1] on, where there is room for it */
     CK_STEP_KINDS
 };
 
@@ -75,8 +98,8 @@ struct ck_step {
     uint16_t result; /* the slot that takes the value, or CK_NO_SLOT */
     int32_t call;
     uint8_t argument_kind[6];
-    uint8_t skip;        /* steps to leave out when a tolerated error is met */
-    uint8_t leap;        /* steps to leave out when it succeeds */
+    uint8_t skip;        /* steps to skip after a tolerated error */
+    uint8_t leap;        /* steps to skip after success */
     int16_t tolerate[4]; /* error numbers that count as success; 0 is unused */
     int64_t argument[6];
 };
@@ -86,45 +109,76 @@ struct ck_failure {
     int32_t error;
 };
 
-#define CK_HELD (-2)       /* in the place of an index: nothing has failed, the process waits */
-#define CK_SECOND 0x100000 /* what is added to the indices of a successor */
+#define CK_HELD (-2)       /* in place of an index: nothing has failed, the process waits */
+#define CK_NONE (-1)       /* in place of an index: nothing has failed */
+#define CK_SECOND 0x100000 /* added to the indices of a successor */
 
-#define CK_GATES 2 /* those that AWAIT and RELEASE have */
-#define CK_HOLD_GATE 2
+#define CK_GATES 2 /* the gates of AWAIT and RELEASE: the owner's, then the command's */
 enum ck_gate { CK_WAITING = 0, CK_RELEASED = 1, CK_ABORTED = 2 };
 
-/* One start. It lives in the parent and is shared with the children until they exec. */
+/* How the failure of a process after STRIP is reported. */
+enum ck_telling {
+    CK_TELL_OUTSIDE, /* by the process that cloned it, or by a thread */
+    CK_TELL_ITSELF,  /* by itself: the error pipe stays open, and a later step closes it */
+    CK_TELL_MARKED   /* by itself: the exec closes the error pipe, because a filter may forbid a thread */
+};
+
+/* The state of a process, for the one that shares its memory and reports. The kernel sets 0 when it execs or ends. */
+enum ck_progress { CK_GONE = 0, CK_COMING = 1, CK_HOLDING = 2 };
+
+/* What CK_STEP_ENTER writes to a memfd: this, then the steps from `first` on, the data, the strings of argv and of
+ * envp. The successor of a held start has the same layout on the board. */
+struct ck_image {
+    uint32_t first;
+    uint32_t count;
+    uint32_t data_size;
+    uint32_t argc;
+    uint32_t envc;
+    uint32_t slot_count;
+    int32_t board_fd; /* -1 for none */
+    uint32_t reserved;
+    int64_t slots[];
+};
+
+/* What a held start shares with the parent. The kernel accepts at most 6 MiB of arguments and environment. */
+#define CK_BOARD_BYTES (8 * 1024 * 1024)
+struct ck_board {
+    uint32_t gate;
+    struct ck_failure failure;
+    uint32_t reserved;
+    struct ck_image successor;
+};
+
+/* One start. It is in the parent's memory, shared with the children, until ENTER, and then in the sealed init. */
 struct ck_request {
     const struct ck_step *steps;
     uint32_t count;
     char *data; /* a copy of the tape's data: STORE writes into it */
     uint32_t data_size;
     uint32_t argc, envc;
-    char **argv; /* the strings lie one after the other, from argv[0] and from envp[0] on */
+    char **argv; /* the strings follow each other, from argv[0] and from envp[0] on */
     char **envp;
     size_t argv_size, envp_size;
     uint32_t slot_count; /* how many slots the tape uses */
     int64_t slots[CK_SLOTS];
     int32_t proc_fd;  /* the caller's /proc */
     int32_t error_fd; /* write end of the error pipe */
-    uint32_t gates[CK_GATES + 1];
-    uint32_t watched;    /* 1: the parent holds a pidfd of main_pid */
-    int32_t main_pid;    /* the process that CLONE made with CLONE_PARENT */
-    uint32_t next_stack; /* stacks handed out so far */
-    char *stacks;        /* CK_STACKS of CK_STACK_BYTES each */
-    int32_t base;        /* added to the index of a step that fails */
-    struct ck_request *successor;
-};
-
-/* What CK_STEP_ENTER leaves in a memfd: this, then the steps, the data, the strings of argv and of envp. */
-struct ck_image {
-    uint32_t count;
-    uint32_t data_size;
-    uint32_t argc;
-    uint32_t envc;
-    uint32_t slot_count;
-    uint32_t reserved;
-    int64_t slots[];
+    uint32_t gates[CK_GATES];
+    uint32_t watched;          /* 1: the parent holds a pidfd of main_pid */
+    int32_t main_pid;          /* the process that CLONE created with CLONE_PARENT */
+    uint32_t next_stack;       /* number of stacks in use */
+    char *stacks;              /* CK_STACKS of CK_STACK_BYTES each */
+    int32_t base;              /* added to the index of a failed step */
+    struct ck_failure failure; /* of a process after STRIP */
+    uint32_t progress;         /* enum ck_progress, of that process */
+    int32_t has_cloned;        /* 1: the walker after ENTER has cloned the command, and reports for it */
+    struct ck_board *board;    /* 0 for none */
+    /* In the sealed init, otherwise 0: the function for CK_STEP_INIT, and the request of the board (0: no memory). */
+    void (*become_init)(struct ck_request *request, const char *mode);
+    struct ck_request *(*await_successor)(struct ck_request *request, void (*wait)(struct ck_board *board));
+    char *image; /* in the sealed init: the memory of the tape, whose pages are all in use */
+    size_t image_size;
+    char *shown; /* the arguments that ps(1) shows: "walk" and its numbers, up to the end of the strings */
 };
 
 /* Walk the tape from step `index`; never returns. child.c */

@@ -1,8 +1,10 @@
-"""What both interpreters of the tape give back."""
+"""The results of both interpreters of the tape."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
+
+from containerkit._native.packing import SLOTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -10,35 +12,32 @@ if TYPE_CHECKING:
 
 __all__ = ["CALLER", "HIDE_MEMORY", "HOLD", "NO_PROCESS", "SECOND", "SHARE_FILES", "SLOTS", "Ending", "Left", "Outcome"]
 
-SLOTS: Final = 1024
-"""How many slots a tape can have: CK_SLOTS in native.h."""
-
 SHARE_FILES: Final = 1
 """The tape opens descriptors for the caller."""
 HIDE_MEMORY: Final = 2
-"""The tape joins a live container: nothing inside may look into memory that it shares with the caller."""
+"""The tape joins a live container: processes inside must not be able to read memory shared with the caller."""
 NO_PROCESS: Final = 4
-"""The tape ends without an exec: its processes are reaped before the call returns."""
+"""The tape ends without an exec: all its processes are reaped before the call returns."""
 HOLD: Final = 8
-"""The tape holds its command back, for a second one to go on with."""
+"""The tape holds its command until a second tape continues it."""
 
 SECOND: Final = 0x100000
-"""What is added to the index of a step of that second tape which failed: CK_SECOND in native.h."""
+"""Added to the index of a failed step of that second tape: CK_SECOND in native.h."""
 
 CALLER: Final = 2**31 - 1
-"""``failed_index`` when the caller's own ``pidfd_open`` failed; with ETIMEDOUT the child never came to its exec."""
+"""``failed_index`` if the caller's own ``pidfd_open`` failed. With ETIMEDOUT the child never reached its exec."""
 
 
 class Outcome(NamedTuple):
-    """How a tape went.
+    """The result of a tape.
 
     Attributes:
-        pid: the process that it started, 0 if none.
+        pid: the process that it started, or 0.
         pidfd: a descriptor of it, close-on-exec, or -1.
         failed_index: the step that failed, or -1.
         error: its error number.
-        times_ns: CLOCK_MONOTONIC when called, cloned, when stage 1 was gone and when all had exec'd.
-        slots: what the slots that were handed in hold at the end.
+        times_ns: CLOCK_MONOTONIC when it was called, cloned, when stage 1 was gone, and when all processes had exec'd.
+        slots: the final values of the slots that were passed in.
     """
 
     pid: int
@@ -53,10 +52,10 @@ class Left(NamedTuple):
     """What is left of a command that was run in one call.
 
     Attributes:
-        pid: its process, which is PID 1 where there is an init.
-        ending: how it ended; None while it runs, and then the rest is the caller's.
-        heard: what came out of stdout and of stderr until then.
-        pidfd, ends, report: descriptors of the process, of both pipes, of the pipe to which init reports; -1 for none.
+        pid: its process, which is PID 1 if there is an init.
+        ending: how it ended, or None if it still runs; then the caller owns the rest.
+        heard: the output on stdout and stderr until then.
+        pidfd, ends, report: descriptors of the process, of both pipes, and of the pipe for init's report; -1 for none.
     """
 
     pid: int
@@ -68,13 +67,13 @@ class Left(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a process ended, and what it and the children that it waited for had used.
+    """How a process ended, and what it and its reaped children used.
 
     Attributes:
         code: ``os.CLD_EXITED``, ``os.CLD_KILLED``, ``os.CLD_DUMPED``, ...
         status: the exit status or the signal.
-        user_us, system_us: CPU time, microseconds.
-        maxrss_kib: the largest resident set of one process, KiB.
+        user_us, system_us: processor time in microseconds.
+        maxrss_kib: the largest resident set of one process in KiB.
     """
 
     pid: int
@@ -92,7 +91,7 @@ class Ending(NamedTuple):
 
     @classmethod
     def of(cls, pid: int, code: int, status: int, usage: Sequence[int]) -> Ending:
-        """Return the ending with the figures of a ``struct rusage``, 18 longs. Source: getrusage(2)."""
+        """Return the ending for the values of a ``struct rusage``, 18 longs. Source: getrusage(2)."""
         return cls(
             pid,
             code,

@@ -1,4 +1,4 @@
-/* A command from its start to its end, in two calls: see run.h. */
+/* A command from start to end, in two calls: see run.h. */
 #define _GNU_SOURCE
 #include "run.h"
 #include "native.h"
@@ -9,7 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* What init writes: struct report in init.c. */
+/* The report that init writes: struct report in init.c. */
 struct report {
     int status;
     int alone;
@@ -22,12 +22,12 @@ static void close_one(int *fd) {
     *fd = -1;
 }
 
-/* Move a descriptor out of the way of the numbers that a start gives away. */
+/* Move a descriptor above the numbers that a start assigns. */
 static int lift(int fd, int lowest) {
     if (fd < 0 || fd >= lowest)
         return fd;
     int lifted = fcntl(fd, F_DUPFD_CLOEXEC, lowest);
-    int error = errno == EINVAL ? EMFILE : errno; /* the limit lies below: fcntl(2) */
+    int error = errno == EINVAL ? EMFILE : errno; /* the limit is below that number: fcntl(2) */
     close(fd);
     errno = error;
     return lifted;
@@ -42,7 +42,7 @@ static int open_pipe(int *ours, int *theirs, int flags, int lowest) {
     return *theirs < 0 ? -errno : 0;
 }
 
-/* The three streams lie above their own numbers, the report above all that a start gives away. */
+/* The three streams are above their own numbers, the report is above all numbers that a start assigns. */
 static int open_streams(struct ck_run *run, int theirs[4]) {
     theirs[0] = lift(open("/dev/null", O_RDWR | O_CLOEXEC), 3);
     if (theirs[0] < 0)
@@ -54,7 +54,7 @@ static int open_streams(struct ck_run *run, int theirs[4]) {
         if (run->owner >= 0 && fchown(theirs[1 + i], (uid_t)run->owner, (gid_t)-1) < 0)
             return -errno;
     }
-    /* Nobody waits at it: init writes once and ends. */
+    /* Nobody blocks on it: init writes once and ends. */
     return run->report_slot < 0 ? 0 : open_pipe(&run->report, &theirs[3], O_NONBLOCK, CK_LOWEST_FD);
 }
 
@@ -64,8 +64,8 @@ static void close_ours(struct ck_run *run) {
     close_one(&run->report);
 }
 
-/* Init tells of the command; where it could not, it was killed, and with it the command. Returns whether nothing runs
- * any more but init, on its way out. */
+/* Init reports the end of the command. If it could not, it was killed, and with it the command. Returns whether nothing
+ * but init, on its way out, still runs. */
 static int take_report(struct ck_run *run) {
     struct report report;
     struct ck_ending *ending = &run->ending;
@@ -81,7 +81,7 @@ static int take_report(struct ck_run *run) {
     return report.alone;
 }
 
-/* Nothing waits for the end of init, which takes its namespaces with it: the pidfd stays open for who shall reap it. */
+/* Nothing waits for the end of init, which removes its namespaces. The pidfd stays open for whoever reaps init. */
 static int see_off(struct ck_run *run) {
     int error = ck_listen(run->report, run->heard, run->limit, run->deadline_ns);
     if (error)
@@ -113,6 +113,7 @@ int ck_see_out(struct ck_run *run) {
         return error;
     if (run->report >= 0)
         take_report(run);
+    ck_read_board(run->board, &run->result); /* it is unmapped later, when the run is freed */
     if (run->keep) {
         run->kept = run->result.pidfd;
         run->result.pidfd = -1;
@@ -128,6 +129,8 @@ int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char
     run->result = (struct ck_result){.failed_index = -1, .pidfd = -1};
     run->ends[0] = run->ends[1] = run->report = run->leaving = run->kept = -1;
     run->held = NULL;
+    run->board = NULL;
+    run->maker = getpid();
     int error = open_streams(run, theirs);
     if (!error) {
         for (int i = 0; i < 3; i++)
@@ -154,7 +157,7 @@ int ck_go(const struct ck_tape *tape, const char *argv, size_t argc, const char 
           struct ck_run *run) {
     struct ck_held *held = run->held;
     run->held = NULL;
-    int error = ck_let_go(held, tape, argv, argc, envp, envc, &run->result);
+    int error = ck_let_go(held, tape, argv, argc, envp, envc, &run->result, &run->board);
     if (run->result.pidfd < 0)
         close_ours(run);
     return error;
@@ -164,4 +167,11 @@ void ck_drop(struct ck_run *run) {
     ck_end(run->held, &run->result);
     run->held = NULL;
     close_ours(run);
+}
+
+void ck_dispose(struct ck_run *run) {
+    if (run->held && run->maker == getpid())
+        ck_drop(run);
+    ck_free_board(run->board);
+    ck_forget(run->heard);
 }

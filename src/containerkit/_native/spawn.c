@@ -1,4 +1,4 @@
-/* The parent's side of a start: the protocol is drawn in native.h. */
+/* The parent's side of a start. native.h describes the protocol. */
 #define _GNU_SOURCE
 #include "spawn.h"
 #include "native.h"
@@ -21,7 +21,7 @@
 
 #define PAGE 4096
 
-/* --- Stacks: one mapping per thread, kept for its next start ------------------------------------------------------ */
+/* --- Stacks: one mapping per thread, reused by its next start ----------------------------------------------------- */
 
 static pthread_key_t stacks_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -33,7 +33,7 @@ static char *map_stacks(void) {
     char *mapping = mmap(NULL, stacks_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (mapping == MAP_FAILED)
         return NULL;
-    mprotect(mapping, PAGE, PROT_NONE); /* the lowest stack grows into this */
+    mprotect(mapping, PAGE, PROT_NONE); /* a guard page below the lowest stack */
     return mapping;
 }
 
@@ -48,12 +48,12 @@ static char *own_stacks(void) {
 }
 
 /* --- Dumpability --------------------------------------------------------------------------------------------------
- * A change of credentials in a child clears the flag of the memory that it shares with us (commit_creds() in
- * kernel/cred.c), and a child that joins a live container must be out of reach of those inside for as long as it maps
- * our heap. Both make windows that may overlap between threads: the first in notes the flag, the last out restores it.
+ * A change of credentials in a child clears this flag of the memory that it shares with us (commit_creds() in
+ * kernel/cred.c). A child that joins a live container must not be accessible to those inside while it maps our heap.
+ * Both cause windows that may overlap between threads: the first thread saves the flag, the last one restores it.
  *
- * An ordinary user's child is reached through /proc/PID/uid_map, which belongs to root while the flag is off; there
- * one start at a time holds the whole window.
+ * For the child of an unprivileged user /proc/PID/uid_map is written, which belongs to root while the flag is cleared.
+ * So only one start at a time may hold the window then.
  */
 static pthread_mutex_t window_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t unprivileged_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -97,49 +97,7 @@ static void leave_window(int serial) {
 
 /* --- The request -------------------------------------------------------------------------------------------------- */
 
-static int valid_argument(const struct ck_step *step, int which, size_t data_size) {
-    int64_t value = step->argument[which];
-    switch (step->argument_kind[which]) {
-    case CK_ARG_DATA:
-        return value >= 0 && (size_t)value < data_size;
-    case CK_ARG_SLOT:
-        return value >= 0 && value < CK_SLOTS;
-    default:
-        return step->argument_kind[which] < CK_ARG_KINDS;
-    }
-}
-
-static int valid_step(const struct ck_step *step, const struct ck_tape *tape) {
-    if (step->kind >= CK_STEP_KINDS || (step->result != CK_NO_SLOT && step->result >= CK_SLOTS))
-        return 0;
-    for (int i = 0; i < 6; i++)
-        if (!valid_argument(step, i, tape->data_size))
-            return 0;
-    if (step->kind == CK_STEP_CLONE)
-        return step->argument[5] >= 0 && (size_t)step->argument[5] < tape->count;
-    if (step->kind == CK_STEP_CLOSE)
-        return step->argument_kind[0] == CK_ARG_SLOT;
-    if (step->kind == CK_STEP_AWAIT || step->kind == CK_STEP_RELEASE)
-        return step->argument_kind[0] == CK_ARG_INTEGER && step->argument[0] >= 0 && step->argument[0] < CK_GATES;
-    if (step->kind == CK_STEP_STORE_SLOT || step->kind == CK_STEP_STORE_ADDRESS) {
-        size_t width = step->kind == CK_STEP_STORE_SLOT ? 4 : 8;
-        return step->argument[0] >= 0 && (size_t)step->argument[0] + width <= tape->data_size;
-    }
-    return 1;
-}
-
-size_t ck_check(const struct ck_tape *tape) {
-    const struct ck_step *steps = tape->steps;
-    const char *data = tape->data;
-    if (tape->data_size > 0 && data[tape->data_size - 1] != 0)
-        return 1; /* a string without its end */
-    for (size_t i = 0; i < tape->count; i++)
-        if (!valid_step(&steps[i], tape))
-            return i + 1;
-    return 0;
-}
-
-/* Let a vector point to strings that lie one after the other; return their size. */
+/* Let a vector point to strings that follow each other. Return their total size. */
 static size_t point(char **vector, char *strings, size_t count) {
     char *at = strings;
     for (size_t i = 0; i < count; i++) {
@@ -150,13 +108,14 @@ static size_t point(char **vector, char *strings, size_t count) {
     return (size_t)(at - strings);
 }
 
-/* Lay a tape in a request. One allocation: the data's copy, then both vectors. */
+/* Build a request for a tape. One allocation holds the copy of the data and both vectors. */
 static int lay(struct ck_request *request, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
                size_t envc, void **room) {
     size_t data_bytes = (tape->data_size + 15) & ~(size_t)15;
     *room = malloc(data_bytes + (argc + envc + 2) * sizeof(char *));
     if (!*room)
         return -ENOMEM;
+    request->failure.index = CK_NONE;
     request->steps = tape->steps;
     request->count = (uint32_t)tape->count;
     request->data_size = (uint32_t)tape->data_size;
@@ -188,15 +147,15 @@ static void reap(pid_t pid) {
     }
 }
 
-/* CLONE_CLEAR_SIGHAND leaves ignored signals ignored. With SIGCHLD among them the kernel would reap the command before
- * PID 1 does, and nobody would know its status. */
+/* CLONE_CLEAR_SIGHAND leaves ignored signals ignored. If SIGCHLD were ignored, the kernel would reap the command before
+ * PID 1 does, and its status would be lost. */
 static void run_stage(void *request) {
     const struct ck_sigaction standard = {0};
     CK_CALL4(rt_sigaction, SIGCHLD, &standard, 0, sizeof standard.mask);
     ck_walk(request, 0);
 }
 
-/* Stage 1 holds this thread until it has exec'd or ended (CLONE_VFORK). */
+/* Stage 1 suspends this thread until it has exec'd or ended (CLONE_VFORK). */
 static long clone_stage(struct ck_request *request, int flags) {
     struct clone_args args = {
         .flags = CLONE_VM | CLONE_VFORK | CLONE_CLEAR_SIGHAND | ((flags & CK_SHARE_FILES) ? CLONE_FILES : 0),
@@ -207,9 +166,9 @@ static long clone_stage(struct ck_request *request, int flags) {
     return ck_clone3(&args, run_stage, request);
 }
 
-/* End of file means that every process of the start has exec'd or left; one that is held says so (`good` is then the
- * size of its word). A short read is as bad as a report, and so is silence: one who is root in a live container can stop
- * a process that joins it. */
+/* End of file means that every process of the start has exec'd or exited. A held one reports itself (`good` is then the
+ * size of its report). A short read is treated as a failure, and so is silence: root of a live container can stop a
+ * process that joins it. */
 static void read_failure(int error_read, ssize_t good, struct ck_result *result) {
     struct pollfd watched = {error_read, POLLIN, 0};
     int ready;
@@ -238,8 +197,8 @@ static void set(uint32_t *word, uint32_t value) {
     CK_CALL3(futex, word, FUTEX_WAKE, INT_MAX); /* PID 1 and the command may both wait for `watched` */
 }
 
-/* Kill a process and wait for it. Where there is no pidfd it has not exec'd yet or is stage 1: nobody else has reaped it,
- * and the number is still its own. */
+/* Kill a process and wait for it. Without a pidfd it has not exec'd yet or is stage 1: nobody else can have reaped it,
+ * so the pid is still its own. */
 static void end_process(pid_t pid, int pidfd) {
     if (pidfd < 0) {
         kill(pid, SIGKILL);
@@ -252,7 +211,8 @@ static void end_process(pid_t pid, int pidfd) {
     close(pidfd);
 }
 
-/* A start whose processes all leave; they may have our own descriptors (CK_SHARE_FILES), the error pipe among them. */
+/* For a start whose processes all exit. They may share our own descriptors (CK_SHARE_FILES), including the error
+ * pipe. */
 static void finish_without_process(struct ck_request *request, pid_t stage, int error_pipe[2],
                                    struct ck_result *result) {
     reap(stage);
@@ -278,7 +238,7 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
             set(&request->gates[0], CK_ABORTED);
         pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
         if (pidfd < 0)
-            kill(pid, SIGKILL); /* it has not exec'd: unreaped, so the number is still its own */
+            kill(pid, SIGKILL); /* it has not exec'd and is unreaped, so the pid is still its own */
         set(&request->watched, 1);
     }
     result->times_ns[2] = now_ns();
@@ -301,10 +261,10 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
 static int open_error_pipe(int error_pipe[2]) {
     if (pipe2(error_pipe, O_CLOEXEC) < 0)
         return -errno;
-    /* Above the numbers that the tape gives to streams and to init. */
+    /* Above the numbers that the tape assigns to streams and to init. */
     if (error_pipe[1] < CK_LOWEST_FD) {
         int moved = fcntl(error_pipe[1], F_DUPFD_CLOEXEC, CK_LOWEST_FD);
-        int error = errno == EINVAL ? EMFILE : errno; /* the limit lies below: fcntl(2) */
+        int error = errno == EINVAL ? EMFILE : errno; /* the limit is below that number: fcntl(2) */
         close(error_pipe[1]);
         if (moved < 0) {
             close(error_pipe[0]);
@@ -315,7 +275,7 @@ static int open_error_pipe(int error_pipe[2]) {
     return 0;
 }
 
-/* Returns the read end of the error pipe, for the caller to close, or a negative error number. */
+/* Return the read end of the error pipe, which the caller must close, or a negative error number. */
 static int start(struct ck_request *request, int flags, struct ck_result *result) {
     int error_pipe[2];
     int error = open_error_pipe(error_pipe);
@@ -368,22 +328,25 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
     return error;
 }
 
-/* --- Starts that are held ----------------------------------------------------------------------------------------- */
+/* --- Held starts -------------------------------------------------------------------------------------------------- */
 
 struct ck_held {
     struct ck_request request;
-    struct ck_request successor;
-    void *room[2]; /* of each of the two */
+    void *room;
     char *stacks;
-    int error_read;
 };
 
 static void free_held(struct ck_held *held) {
-    free(held->room[0]);
-    free(held->room[1]);
+    free(held->room);
     if (held->stacks)
         free_stacks(held->stacks);
+    ck_free_board(held->request.board);
     free(held);
+}
+
+void ck_free_board(struct ck_board *board) {
+    if (board)
+        munmap(board, CK_BOARD_BYTES);
 }
 
 int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int proc_fd, int flags,
@@ -393,17 +356,16 @@ int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int p
     if (!made)
         return -ENOMEM;
     made->stacks = map_stacks();
-    int error = made->stacks ? lay(&made->request, tape, "", 0, "", 0, &made->room[0]) : -ENOMEM;
+    int error = made->stacks ? lay(&made->request, tape, "", 0, "", 0, &made->room) : -ENOMEM;
     if (!error) {
         made->request.proc_fd = proc_fd;
         made->request.stacks = made->stacks + PAGE;
-        made->request.successor = &made->successor;
         fill_slots(&made->request, slots, slot_count);
-        made->error_read = start(&made->request, flags, result);
-        if (made->error_read < 0)
-            error = made->error_read;
-        else if (result->failed_index >= 0)
-            close(made->error_read);
+        int error_read = start(&made->request, flags, result);
+        if (error_read < 0)
+            error = error_read;
+        else
+            close(error_read);
     }
     if (error || result->failed_index >= 0)
         free_held(made);
@@ -412,26 +374,55 @@ int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int p
     return error;
 }
 
+static size_t strings_size(const char *strings, size_t count) {
+    const char *at = strings;
+    while (count--)
+        at += strlen(at) + 1;
+    return (size_t)(at - strings);
+}
+
+/* Write a tape to a board in the form that ck_enter reads. Return 0, or -E2BIG if it does not fit. */
+static int write_successor(struct ck_board *board, const struct ck_tape *tape, const char *argv, size_t argc,
+                           const char *envp, size_t envc) {
+    struct ck_image *image = &board->successor;
+    const struct {
+        const void *bytes;
+        size_t size;
+    } parts[] = {
+        {tape->steps, tape->count * sizeof(struct ck_step)},
+        {tape->data, tape->data_size},
+        {argv, strings_size(argv, argc)},
+        {envp, strings_size(envp, envc)},
+    };
+    char *at = (char *)image->slots;
+    const char *end = (const char *)board + CK_BOARD_BYTES;
+    *image = (struct ck_image){
+        .count = (uint32_t)tape->count,
+        .data_size = (uint32_t)tape->data_size,
+        .argc = (uint32_t)argc,
+        .envc = (uint32_t)envc,
+        .board_fd = -1,
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (parts[i].size > (size_t)(end - at))
+            return -E2BIG;
+        memcpy(at, parts[i].bytes, parts[i].size);
+        at += parts[i].size;
+    }
+    return 0;
+}
+
 int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
-              size_t envc, struct ck_result *result) {
-    struct ck_request *successor = &held->successor;
-    int error = lay(successor, tape, argv, argc, envp, envc, &held->room[1]);
+              size_t envc, struct ck_result *result, struct ck_board **board) {
+    *board = held->request.board;
+    int error = write_successor(*board, tape, argv, argc, envp, envc);
     if (error) {
+        *board = NULL;
         ck_end(held, result);
         return error;
     }
-    successor->proc_fd = -1;
-    successor->error_fd = held->request.error_fd;
-    successor->next_stack = CK_STACKS; /* a CLONE in what is left would find none */
-    successor->base = CK_SECOND;
-    fill_slots(successor, NULL, 0);
-    set(&held->request.gates[CK_HOLD_GATE], CK_RELEASED);
-    read_failure(held->error_read, 0, result);
-    if (result->failed_index >= 0) {
-        ck_end(held, result);
-        return 0;
-    }
-    close(held->error_read);
+    set(&(*board)->gate, CK_RELEASED);
+    held->request.board = NULL;
     free_held(held);
     return 0;
 }
@@ -439,8 +430,14 @@ int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv
 void ck_end(struct ck_held *held, struct ck_result *result) {
     end_process(result->pid, result->pidfd);
     result->pidfd = -1;
-    close(held->error_read);
     free_held(held);
+}
+
+void ck_read_board(const struct ck_board *board, struct ck_result *result) {
+    if (board && board->failure.index >= 0) {
+        result->failed_index = board->failure.index;
+        result->error = board->failure.error;
+    }
 }
 
 void ck_tell(struct ck_ending *ending, int pid, int code, int status, const struct rusage *usage) {
@@ -460,7 +457,8 @@ void ck_tell(struct ck_ending *ending, int pid, int code, int status, const stru
     };
 }
 
-/* The raw call: libc's waitid does not give the rusage. EINTR goes back to Python, which runs its signal handlers. */
+/* The raw call, because libc's waitid does not return the rusage. EINTR is returned to Python, which runs its signal
+ * handlers. */
 int ck_wait(int pidfd, int options, struct ck_ending *ending) {
     siginfo_t info = {0};
     struct rusage usage = {0};

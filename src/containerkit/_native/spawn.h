@@ -1,4 +1,4 @@
-/* The parent's side of a start, as Python calls it. */
+/* The parent's side of a start, as called from Python. */
 #ifndef CK_SPAWN_H
 #define CK_SPAWN_H
 
@@ -8,9 +8,9 @@
 
 enum ck_spawn_flags {
     CK_SHARE_FILES = 1, /* stage 1 opens descriptors for the caller: CLONE_FILES */
-    CK_HIDE_MEMORY = 2, /* the child joins a live container: nothing inside may look into the shared memory */
+    CK_HIDE_MEMORY = 2, /* the child joins a live container: those inside must not read the shared memory */
     CK_NO_PROCESS = 4,  /* the tape ends without an exec: reap everything, return no pid */
-    CK_HOLD = 8         /* the tape holds the command back: ck_hold alone takes this */
+    CK_HOLD = 8         /* the tape holds the command: only ck_hold accepts this */
 };
 
 struct ck_result {
@@ -43,33 +43,42 @@ struct ck_ending {
     int64_t involuntary_switches;
 };
 
-/* Run a tape. `argv` and `envp` are `argc` and `envc` NUL-terminated strings, one after the other.
- * Returns 0 or a negative error number of the parent's own preparations; a failed step is told in `result`. */
+/* Run a tape. `argv` and `envp` are `argc` and `envc` NUL-terminated strings that follow each other.
+ * Returns 0 or a negative error number of the parent's own preparations. A failed step is reported in `result`. */
 int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
              size_t slot_count, int proc_fd, int flags, struct ck_result *result);
 
-/* A start that is held in front of its command: it waits in memory of its own. */
+/* A start that is held just before its command. It waits in separate memory. */
 struct ck_held;
 
-/* Run a tape as far as its CK_STEP_HOLD, in which it waits for ck_let_go or ck_end. Returns as ck_spawn does. */
+/* The memory that the two still share after it was let go. */
+struct ck_board;
+
+/* Run a tape up to its CK_STEP_HOLD, where it waits for ck_let_go or ck_end. Returns like ck_spawn. */
 int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int proc_fd, int flags,
             struct ck_result *result, struct ck_held **held);
 
-/* Let it go on with another tape; it is freed. Returns as ck_spawn does; after an error, or a failed step, it has ended
- * and its pidfd is closed. */
+/* Let it continue with another tape, and free it. Returns like ck_spawn. After an error it has ended and its pidfd is
+ * closed. Nobody waits for the exec: when the process has ended, `board` says whether the exec failed. */
 int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
-              size_t envc, struct ck_result *result);
+              size_t envc, struct ck_result *result, struct ck_board **board);
 
-/* Kill and reap it; it is freed. */
+/* Copy the failure of a held start, if any, to `result`. */
+void ck_read_board(const struct ck_board *board, struct ck_result *result);
+
+/* Free a board. NULL is allowed. */
+void ck_free_board(struct ck_board *board);
+
+/* Kill it, reap it and free it. */
 void ck_end(struct ck_held *held, struct ck_result *result);
 
-/* waitid(P_PIDFD) with the resources used. Returns 0 or a negative error number. */
+/* waitid(P_PIDFD) with the resource usage. Returns 0 or a negative error number. */
 int ck_wait(int pidfd, int options, struct ck_ending *ending);
 
 /* Fill in how a process ended. */
 void ck_tell(struct ck_ending *ending, int pid, int code, int status, const struct rusage *usage);
 
-/* 0, or the number of the first step that is malformed plus one. */
+/* 0, or one plus the number of the first malformed step. */
 size_t ck_check(const struct ck_tape *tape);
 
 #endif

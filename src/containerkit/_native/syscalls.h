@@ -1,4 +1,4 @@
-/* Raw system calls: no errno, no locks, nothing of libc. The result is a value or a negative error number. */
+/* Raw system calls without errno, locks and libc. The result is a value or a negative error number. */
 #ifndef CK_SYSCALLS_H
 #define CK_SYSCALLS_H
 
@@ -20,7 +20,7 @@ static inline long ck_syscall(long number, long a, long b, long c, long d, long 
     return result;
 }
 
-/* clone3 onto the stack in `args`; the child calls run(argument), which must not return. */
+/* clone3 with the stack in `args`. The child calls run(argument), which must not return. */
 static inline long ck_clone3(struct clone_args *args, void (*run)(void *), void *argument) {
     long result;
     register void (*entry)(void *) __asm__("r12") = run;
@@ -28,7 +28,7 @@ static inline long ck_clone3(struct clone_args *args, void (*run)(void *), void 
     __asm__ volatile("syscall\n\t"
                      "test %%rax, %%rax\n\t"
                      "jnz 1f\n\t"
-                     "xor %%ebp, %%ebp\n\t" /* the outermost frame, for those who unwind */
+                     "xor %%ebp, %%ebp\n\t" /* marks the outermost frame for stack unwinders */
                      "mov %%r13, %%rdi\n\t"
                      "call *%%r12\n\t"
                      "hlt\n"
@@ -90,5 +90,7 @@ struct ck_sigaction {
 #define CK_CALL3(name, a, b, c) ck_syscall(SYS_##name, (long)(a), (long)(b), (long)(c), 0, 0, 0)
 #define CK_CALL4(name, a, b, c, d) ck_syscall(SYS_##name, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
 #define CK_CALL5(name, a, b, c, d, e) ck_syscall(SYS_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
+#define CK_CALL6(name, a, b, c, d, e, f)                                                                               \
+    ck_syscall(SYS_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 
 #endif

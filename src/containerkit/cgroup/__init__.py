@@ -6,7 +6,7 @@
         group.add(pid)
         group.stats().memory.peak_bytes
 
-Usable alone; the container's start goes through :meth:`CGroup.attach_files`.
+It can be used alone. The start of a container uses :meth:`CGroup.attach_files`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from containerkit.cgroup.limits import Limits
 
 if TYPE_CHECKING:
+    from containerkit.cgroup.device_rules import DeviceRule, IOLimit
     from containerkit.cgroup.events import Event, Events
     from containerkit.cgroup.group import CGroup
     from containerkit.cgroup.perf import PerfCounters
     from containerkit.cgroup.pressure import PressureTrigger
     from containerkit.cgroup.quantities import parse_size
-    from containerkit.cgroup.rules import DeviceRule, IOLimit
     from containerkit.cgroup.stats import Pressure, Stats, Usage
     from containerkit.cgroup.sweeping import sweep
 
@@ -43,10 +43,10 @@ __all__ = [
 
 _LATE = {
     "CGroup": "group",
-    "DeviceRule": "rules",
+    "DeviceRule": "device_rules",
     "Event": "events",
     "Events": "events",
-    "IOLimit": "rules",
+    "IOLimit": "device_rules",
     "PerfCounters": "perf",
     "Pressure": "stats",
     "PressureTrigger": "pressure",
@@ -58,7 +58,7 @@ _LATE = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name on first use, so that a description costs no more than itself."""
+    """Import a public name on first use, so that describing limits loads only what it needs."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

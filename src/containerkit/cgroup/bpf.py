@@ -1,7 +1,7 @@
 """Device rules of version 2: compiled to a BPF program and attached to a group.
 
-The program gets ``struct bpf_cgroup_dev_ctx {u32 access_type; u32 major; u32 minor;}``: the low half of the first word
-is the kind of device, its high half what is wanted of it. It returns 1 to allow and 0 to deny.
+The program gets ``struct bpf_cgroup_dev_ctx {u32 access_type; u32 major; u32 minor;}``. The low half of the first word
+is the kind of device, its high half is the requested access. The program returns 1 to allow and 0 to deny.
 
 Source: bpf(2); Documentation/bpf/standardization/instruction-set.rst; include/uapi/linux/bpf.h.
 """
@@ -18,7 +18,7 @@ from containerkit.cgroup.kernel import address, call
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from containerkit.cgroup.rules import DeviceRule
+    from containerkit.cgroup.device_rules import DeviceRule
 
 __all__ = ["attach_device_program", "device_program"]
 
@@ -51,7 +51,7 @@ def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, v
 
 
 def _rule(rule: DeviceRule) -> bytes:
-    """Return the test of one rule: it returns from the program if the rule decides, and falls through if not."""
+    """Return the instructions of one rule: they end the program if the rule decides, and fall through if not."""
     tests: list[tuple[int, int]] = []
     if rule.kind != "a":
         tests.append((2, _KINDS[rule.kind]))
@@ -62,10 +62,10 @@ def _rule(rule: DeviceRule) -> bytes:
     mask = sum(_ACCESS[letter] for letter in rule.access)
     body: list[bytes] = []
     if mask != 7:
-        # An allowing rule must cover all that is wanted; a denying one decides as soon as it covers any of it.
+        # A rule that allows must cover all of the requested access. A rule that denies needs to cover any of it.
         body.append(_instruction(_COPY, 1, 3))
         body.append(_instruction(_AND, 1, value=(~mask & 7) if rule.allow else mask))
-        # r1 == 0 means: nothing beyond the rule is wanted (allow), or nothing of the rule is wanted (deny).
+        # r1 == 0 means: nothing outside the rule is requested (allow), or nothing inside the rule is requested (deny).
         body.append(_instruction(_JUMP_DIFFERENT if rule.allow else _JUMP_EQUAL, 1, offset=2, value=0))
     body += [_instruction(_SET, 0, value=int(rule.allow)), _instruction(_EXIT)]
     length = len(tests) + len(body)
@@ -76,11 +76,15 @@ def _rule(rule: DeviceRule) -> bytes:
     return b"".join(head + body)
 
 
+def _decides_all(rule: DeviceRule) -> bool:
+    return (rule.kind, rule.major, rule.minor, len(rule.access)) == ("a", None, None, 3)
+
+
 def device_program(rules: Sequence[DeviceRule]) -> bytes:
-    """Return the program that denies all devices but those that the rules allow; the last rule that matches decides.
+    """Return a program that denies every device which the rules do not allow. The last rule that matches decides.
 
     Args:
-        rules: in their order.
+        rules: in order.
     """
     head = [
         _instruction(_LOAD_WORD, 2, 1, 0),
@@ -90,8 +94,14 @@ def device_program(rules: Sequence[DeviceRule]) -> bytes:
         _instruction(_LOAD_WORD, 4, 1, 4),
         _instruction(_LOAD_WORD, 5, 1, 8),
     ]
-    tail = [_instruction(_SET, 0, value=0), _instruction(_EXIT)]
-    return b"".join([*head, *map(_rule, reversed(rules)), *tail])
+    tests: list[bytes] = []
+    for rule in reversed(rules):
+        tests.append(_rule(rule))
+        if _decides_all(rule):  # the kernel refuses a program with unreachable instructions
+            break
+    else:
+        tests += [_instruction(_SET, 0, value=0), _instruction(_EXIT)]
+    return b"".join([*head, *tests])
 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
@@ -120,16 +130,16 @@ def _load(program: bytes) -> int:
 
 
 def attach_device_program(group_fd: int, rules: Sequence[DeviceRule]) -> None:
-    """Load the program of these rules and put it on a group, in the place of one that was put there before.
+    """Load the program of these rules and attach it to a group. It replaces the program attached by an earlier call.
 
-    It is added to what groups above have: a device must be allowed by all of them.
+    Programs of the groups above stay in force: a device must be allowed by all of them.
 
     Args:
-        group_fd: the version 2 directory.
-        rules: in their order.
+        group_fd: a descriptor of the version 2 directory.
+        rules: in order.
 
     Raises:
-        OSError: the kernel refused it.
+        OSError: the kernel refuses it.
 
     Source: bpf(2), BPF_PROG_ATTACH.
     """
@@ -144,7 +154,7 @@ def attach_device_program(group_fd: int, rules: Sequence[DeviceRule]) -> None:
 
 
 def _attached(group_fd: int) -> tuple[int, ...]:
-    """Return the ids of the programs that are on the group itself."""
+    """Return the ids of the programs that are attached to the group itself."""
     ids = ctypes.create_string_buffer(64 * 4)
     try:
         _, answer = _bpf(_PROG_QUERY, struct.pack("=IIIIQI", group_fd, _ATTACH_CGROUP_DEVICE, 0, 0, address(ids), 64))
@@ -157,7 +167,7 @@ def _attached(group_fd: int) -> tuple[int, ...]:
 def _detach(group_fd: int, identity: int) -> None:
     try:
         former = _bpf(_PROG_GET_FD_BY_ID, struct.pack("=I", identity))[0]
-    except OSError:  # it has gone meanwhile
+    except OSError:  # the program has been detached in the meantime
         return
     try:
         _bpf(_PROG_DETACH, struct.pack("=III", group_fd, former, _ATTACH_CGROUP_DEVICE))

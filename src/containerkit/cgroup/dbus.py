@@ -1,4 +1,4 @@
-"""As much of D-Bus as it takes to ask systemd for a scope: a codec and a blocking connection over a Unix socket.
+"""The part of D-Bus that is needed to ask systemd for a scope: a codec and a blocking connection over a Unix socket.
 
 Source: the D-Bus specification, "Type System", "Message Protocol" and "Authentication Protocol".
 """
@@ -42,14 +42,14 @@ def _first(signature: str) -> str:
         return "a" + _first(signature[1:])
     if code not in {"(", "{"}:
         if code not in _ALIGNMENT:
-            raise ValueError(f"{signature!r} is no D-Bus signature")
+            raise ValueError(f"{signature!r} is not a D-Bus signature")
         return code
     depth = 0
     for index, letter in enumerate(signature):
         depth += (letter in "({") - (letter in ")}")
         if depth == 0:
             return signature[: index + 1]
-    raise ValueError(f"{signature!r} is no D-Bus signature")
+    raise ValueError(f"{signature!r} is not a D-Bus signature")
 
 
 def _types(signature: str) -> list[str]:
@@ -61,12 +61,12 @@ def _types(signature: str) -> list[str]:
 
 
 def encode(signature: str, values: tuple[Any, ...] | list[Any], start: int = 0) -> bytes:
-    """Return values in D-Bus form, little-endian.
+    """Return values encoded for D-Bus, little-endian.
 
     Args:
-        signature: their types. A variant is a pair of signature and value.
-        values: one for each type.
-        start: the offset at which the bytes will lie, for the alignment.
+        signature: the types. A variant is a pair of signature and value.
+        values: one value for each type.
+        start: the offset of the first byte in the message, which decides the alignment.
     """
     out = bytearray()
     for code, value in zip(_types(signature), values, strict=True):
@@ -102,7 +102,7 @@ def _put(out: bytearray, start: int, code: str, value: Any) -> None:
 
 
 def decode(signature: str, data: bytes, start: int = 0) -> tuple[list[Any], int]:
-    """Return the values that lie at an offset, and the offset behind them.
+    """Decode the values that start at an offset. Return them and the offset after them.
 
     Raises:
         ValueError: the data is too short or malformed.
@@ -127,7 +127,7 @@ def _get(data: bytes, position: int, code: str) -> tuple[Any, int]:
         length, head = (data[position], 1) if code == "g" else (struct.unpack_from("<I", data, position)[0], 4)
         end = position + head + length
         if end >= len(data):
-            raise ValueError("malformed D-Bus message: a text runs past its end")
+            raise ValueError("malformed D-Bus message: a string extends past the end")
         return data[position + head : end].decode(), end + 1
     if code == "v":
         inner, position = _get(data, position, "g")
@@ -138,7 +138,7 @@ def _get(data: bytes, position: int, code: str) -> tuple[Any, int]:
         position += -position % _ALIGNMENT[code[1]]
         end, items = position + length, []
         if end > len(data):
-            raise ValueError("malformed D-Bus message: an array runs past its end")
+            raise ValueError("malformed D-Bus message: an array extends past the end")
         while position < end:
             item, position = _get(data, position, code[1:])
             items.append(item)
@@ -148,7 +148,7 @@ def _get(data: bytes, position: int, code: str) -> tuple[Any, int]:
 
 
 class Message(NamedTuple):
-    """A message that came in: its kind, the fields of its head by name, and its values."""
+    """A received message: its kind, its header fields by name, and its values."""
 
     kind: int
     fields: dict[str, Any]
@@ -156,20 +156,20 @@ class Message(NamedTuple):
 
 
 class Connection:
-    """A connection to a message bus, or to one peer that speaks D-Bus. It owns its socket."""
+    """A connection to a message bus, or to a single peer that speaks D-Bus. It owns its socket."""
 
     __slots__ = ("_address", "_deadline", "_serial", "_socket")
 
     def __init__(self, address: str, *, bus: bool, timeout_s: float = 10.0) -> None:
-        """Connect and authenticate by the socket's credentials.
+        """Connect, and authenticate with the credentials of the socket.
 
         Args:
             address: the path of the socket.
-            bus: whether it is a message bus, which wants a greeting.
-            timeout_s: for all that will be said, in seconds.
+            bus: whether it is a message bus, which expects a greeting.
+            timeout_s: for the whole connection, in seconds.
 
         Raises:
-            OSError: nobody listens, or we are not let in.
+            OSError: nobody listens there, or the peer rejects this user.
         """
         self._address = address
         self._serial = 0
@@ -210,8 +210,8 @@ class Connection:
         """Call a method and return the values of its reply.
 
         Raises:
-            SetupError: the answer is an error; its text is the hint.
-            OSError: the connection broke, or the time was up.
+            SetupError: the reply is an error. Its text is the hint.
+            OSError: the connection broke, or the timeout expired.
         """
         self._serial += 1
         serial = self._serial
@@ -234,8 +234,8 @@ class Connection:
         """Return the next message.
 
         Raises:
-            OSError: the connection broke, or the time was up.
-            ValueError: what came is no message.
+            OSError: the connection broke, or the timeout expired.
+            ValueError: the received bytes are not a valid message.
         """
         head = self._exactly(16)
         if head[:1] != b"l":

@@ -1,4 +1,4 @@
-"""One directory of one hierarchy, held by a descriptor: everything goes through it, no path is resolved twice."""
+"""One directory of one hierarchy, held by a descriptor. All access goes through it, so no path is resolved twice."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _ABOVE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK: Final = 65536
 _LAST: Final = 2048
-"""A shorter piece is the last: the kernel fills a page with whole lines, none of which is half a page long."""
+"""A shorter piece is the last one: the kernel fills a page with whole lines, and no line is half a page long."""
 
-_INNER: Final = "on version 2 a group with processes of its own can't have groups with controllers below it"
+_INNER: Final = "on version 2 a group that has processes of its own can't have child groups with controllers"
 _REAL_TIME: Final = "version 2 limits processor time only while all real-time processes are in the root group"
 _HINTS: Final = {
     EACCES: "run as root, or inside a delegated subtree (systemd-run --user --scope -p Delegate=yes ...)",
     EPERM: "run as root, or inside a delegated subtree (systemd-run --user --scope -p Delegate=yes ...)",
-    EROFS: "the cgroup file system is mounted read-only here; mount it writable or leave the limits out",
+    EROFS: "the cgroup filesystem is mounted read-only here; mount it writable, or leave out the limits",
     ENOSPC: "cgroup.max.descendants or cgroup.max.depth of a parent group is reached",
-    EINVAL: "the kernel does not take this value here",
+    EINVAL: "the kernel does not accept this value here",
     ESRCH: "there is no such process in this pid namespace",
 }
 
 
 def refused(operation: str, error: OSError, target: str, hint: str = "") -> SetupError:
-    """Return the error to raise for a refusal of the kernel."""
+    """Return the error to raise when the kernel refuses an operation."""
     number = error.errno or 0
     if number == EBUSY and not hint and operation == "write":
         hint = _INNER
@@ -46,8 +46,8 @@ class Directory:
 
     Attributes:
         fd: the directory, open for reading; -1 when closed.
-        path: for people.
-        version: of the hierarchy.
+        path: for messages.
+        version: the version of the hierarchy.
         names: the controllers of a version 1 hierarchy.
     """
 
@@ -73,15 +73,15 @@ class Directory:
             os.close(fd)
 
     def __del__(self) -> None:
-        # A base that is no longer kept closes with the last who makes or removes a group in it.
+        # A base that is no longer cached is closed by the last object that creates or removes a group in it.
         if getattr(self, "fd", -1) >= 0:
             os.close(self.fd)
 
     def remove_self(self) -> None:
-        """Remove the directory, which must be empty of processes and groups. One that is gone is no error.
+        """Remove the directory, which must not contain processes or groups. It is no error if it does not exist.
 
         Raises:
-            OSError: EBUSY when there is something in it.
+            OSError: EBUSY if it contains something.
         """
         name = self.path.rpartition("/")[2]
         base = self._above
@@ -98,7 +98,7 @@ class Directory:
             os.close(above)
 
     def remove(self, name: str) -> bool:
-        """Remove a group below, if nothing is in it; return whether there is none of that name any more."""
+        """Remove a child group if it is empty. Return True if no group of that name exists afterwards."""
         try:
             os.rmdir(name, dir_fd=self.fd)
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class Directory:
         return True
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is a file or group of that name."""
+        """Return whether a file or group of that name exists."""
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except OSError:
@@ -116,17 +116,17 @@ class Directory:
         return True
 
     def make(self, name: str, *, exist_ok: bool = False) -> Directory:
-        """Make a group below and open it.
+        """Create a child group and open it.
 
         Raises:
-            StateError: there is one of that name, and ``exist_ok`` is False.
-            SetupError: the kernel refused it.
+            StateError: a group of that name exists, and ``exist_ok`` is False.
+            SetupError: the kernel refuses it.
         """
         try:
             os.mkdir(name, 0o755, dir_fd=self.fd)
         except FileExistsError:
             if not exist_ok:
-                raise StateError(f"{self.path}/{name}: there is a group of that name") from None
+                raise StateError(f"{self.path}/{name}: a group of that name exists") from None
         except OSError as error:
             if error.errno in {ENOENT, ENODEV}:
                 raise FileNotFoundError(ENOENT, os.strerror(ENOENT), self.path) from None
@@ -139,10 +139,10 @@ class Directory:
             raise refused("open", error, f"{self.path}/{name}") from None
 
     def open(self, name: str) -> Directory:
-        """Open a group below.
+        """Open a child group.
 
         Raises:
-            OSError: there is none, or it may not be opened.
+            OSError: it does not exist, or this process may not open it.
         """
         return self._open(name)
 
@@ -150,25 +150,25 @@ class Directory:
         fd = high(os.open(name, _FLAGS, dir_fd=self.fd))
         below = Directory(fd, f"{self.path.rstrip('/')}/{name}", self.version, self.names)
         below._above = above
-        if self._enabled is not None:  # what was enabled here is what is available there, with no need to read it
+        if self._enabled is not None:  # what is enabled here is what is available there, so it need not be read
             below._available = self._enabled
         return below
 
     def above(self) -> Directory:
-        """Open the group above.
+        """Open the parent group.
 
         Raises:
-            OSError: this one is gone.
+            OSError: this group no longer exists.
         """
         fd = os.open("..", _FLAGS, dir_fd=self.fd)
         return Directory(fd, self.path.rpartition("/")[0], self.version, self.names)
 
     def open_file(self, file: str, flags: int) -> int:
-        """Return a new descriptor of a file."""
+        """Return a new descriptor of a file in the directory."""
         return os.open(file, flags | os.O_CLOEXEC, dir_fd=self.fd)
 
     def read(self, file: str) -> str | None:
-        """Return the text of a file; None where there is no such file or the kernel does not give it."""
+        """Return the text of a file, or None if it does not exist or the kernel does not return it."""
         try:
             fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
         except OSError:
@@ -178,17 +178,17 @@ class Directory:
             while len(chunk) > _LAST:
                 chunk = os.read(fd, _CHUNK)
                 text += chunk
-        except OSError:  # switched off, such as memory.kmem.slabinfo or the pressure files
+        except OSError:  # it is switched off, such as memory.kmem.slabinfo or the pressure files
             return None
         finally:
             os.close(fd)
         return text.decode("ascii", "replace")
 
     def write(self, file: str, value: bytes) -> None:
-        """Write to a file, in one write as the kernel wants it.
+        """Write to a file with one write(2), as the kernel requires.
 
         Raises:
-            OSError: the kernel refused it.
+            OSError: the kernel refuses it.
         """
         fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
         try:
@@ -197,21 +197,21 @@ class Directory:
             os.close(fd)
 
     def groups(self) -> list[str]:
-        """Return the names of the groups below."""
+        """Return the names of the child groups."""
         with os.scandir(self.fd) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
     def has_groups(self) -> bool:
-        """Tell whether there are groups below: kernfs counts them in the directory's links."""
+        """Return whether there are child groups. kernfs counts them in the link count of the directory."""
         return os.fstat(self.fd).st_nlink > 2
 
     def processes(self) -> list[int]:
-        """Return the pids in the group itself; 0 stands for one that has no pid in this namespace."""
+        """Return the pids in the group itself. 0 stands for a process that has no pid in this namespace."""
         text = self.read("cgroup.procs") or ""
         return [int(word) for word in text.split() if word.isdigit()]
 
     def available(self) -> frozenset[str]:
-        """Return the controllers that the group may limit."""
+        """Return the controllers that can limit the group."""
         if self.version == 1:
             return self.names
         if self._available is None:
@@ -219,10 +219,10 @@ class Directory:
         return self._available
 
     def _check_inner(self, controllers: frozenset[str]) -> None:
-        """Refuse to hand controllers on from a group with processes of its own, the root group excepted.
+        """Refuse to enable controllers below a group that has processes of its own. The root group is an exception.
 
-        The kernel refuses it itself for memory and io. For the controllers of threads (cpu, cpuset, pids) it would
-        quietly make the group the root of a threaded subtree, whose groups take no processes.
+        The kernel itself refuses memory and io. For the threaded controllers (cpu, cpuset, pids) it does not: it
+        silently makes the group the root of a threaded subtree, and the child groups then accept no processes.
         """
         kind = (self.read("cgroup.type") or "").strip()
         if kind and (kind != "domain" or self.processes()):
@@ -231,15 +231,15 @@ class Directory:
             raise SetupError("write", EBUSY, target, hint)
 
     def look_again(self) -> None:
-        """Forget which controllers were available: a group above has been changed."""
+        """Forget which controllers were available, because a group above has been changed."""
         self._available = None
 
     def enable(self, controllers: Iterable[str]) -> None:
-        """Hand controllers on to the groups below (version 2; on version 1 they are always there).
+        """Enable controllers for the child groups. On version 1 they are always enabled.
 
         Raises:
-            UnsupportedError: one of them is not available here.
-            SetupError: the kernel refused it, with EBUSY where the group holds processes of its own.
+            UnsupportedError: a controller is not available here.
+            SetupError: the kernel refuses it. The error is EBUSY if the group has processes of its own.
         """
         if self.version == 1:
             return
@@ -249,7 +249,7 @@ class Directory:
         if missing := wanted - self.available():
             hint = (
                 f"the group offers {' '.join(sorted(self.available())) or 'none'}; delegate the controller to it: "
-                "+NAME in cgroup.subtree_control of each group above, or Delegate=yes in its systemd unit"
+                "write +NAME to cgroup.subtree_control of each group above, or set Delegate=yes in its systemd unit"
             )
             raise UnsupportedError("enable controllers", ENODEV, f"{' '.join(sorted(missing))} in {self.path}", hint)
         there = frozenset((self.read("cgroup.subtree_control") or "").split())

@@ -1,8 +1,8 @@
-"""What happens to a group, as it happens: the kernel wakes us, nothing is polled in a loop.
+"""Events of a group, reported as they happen. The kernel wakes the waiting process, nothing is polled in a loop.
 
-On version 2 a file changes and poll(2) reports POLLPRI. Version 1's memory controller signals an
-eventfd when the group is out of memory; the kill itself comes a moment later and wakes nobody, and so the processes of
-the group are watched through pidfds until one has ended.
+On version 2 a file changes and poll(2) reports POLLPRI. Version 1's memory controller signals an eventfd when the group
+runs out of memory. The kill follows a moment later and signals nothing, so the processes of the group are watched
+through pidfds until one of them ends.
 
 Source: "Event Notification" and the ``*.events`` files in Documentation/admin-guide/cgroup-v2.rst; "OOM Control" in
 Documentation/admin-guide/cgroup-v1/memory.rst.
@@ -15,7 +15,7 @@ import select
 import time
 from collections import deque
 from errno import EOPNOTSUPP
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 import attrs
 
@@ -28,49 +28,61 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from containerkit.cgroup.directory import Directory
-    from containerkit.cgroup.group import CGroup
-    from containerkit.cgroup.pressure import PressureTrigger, TriggerWatch
+    from containerkit.cgroup.pressure import PressureTrigger, Resource, TriggerWatch
+    from containerkit.cgroup.view import GroupView
 
-__all__ = ["KINDS", "Event", "Events"]
+__all__ = ["KINDS", "Event", "EventKind", "Events"]
 
-_MEMORY: Final = {"oom": "oom", "oom_kill": "oom_kill", "high": "memory_high", "max": "memory_max"}
-_PIDS: Final = {"max": "pids_max"}
-_STATES: Final = {"frozen": ("thawed", "frozen"), "populated": ("empty", "populated")}
+EventKind = Literal[
+    "oom", "oom_kill", "memory_high", "memory_max", "pids_max", "frozen", "thawed", "populated", "empty", "pressure"
+]
+
+_MEMORY: Final[dict[str, EventKind]] = {
+    "oom": "oom",
+    "oom_kill": "oom_kill",
+    "high": "memory_high",
+    "max": "memory_max",
+}
+_PIDS: Final[dict[str, EventKind]] = {"max": "pids_max"}
+_STATES: Final[dict[str, tuple[EventKind, EventKind]]] = {
+    "frozen": ("thawed", "frozen"),
+    "populated": ("empty", "populated"),
+}
 
 KINDS: Final = frozenset({*_MEMORY.values(), *_PIDS.values(), "thawed", "frozen", "empty", "populated"})
-"""What can be asked for by name; ``pressure`` comes by its triggers."""
+"""The kinds that can be requested by name. ``pressure`` is requested with triggers."""
 
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """Something that happened to a group.
+    """An event of a group.
 
     Attributes:
         kind: ``oom``, ``oom_kill``, ``memory_high``, ``memory_max``, ``pids_max``, ``frozen``, ``thawed``,
             ``populated``, ``empty`` or ``pressure``.
-        count: how often since the last event of the kind was told.
-        resource: of a pressure event, ``cpu``, ``memory`` or ``io``.
+        count: how many times it happened since the last event of this kind was reported.
+        resource: ``cpu``, ``memory`` or ``io`` for a pressure event, otherwise None.
     """
 
-    kind: str
+    kind: EventKind
     count: int = 1
-    resource: str | None = None
+    resource: Resource | None = None
 
 
 class Events:
     """The events of a group from now on: an iterator, an asynchronous iterator and a context manager.
 
-    It ends when it or its group is closed. It owns its descriptors.
+    The iteration ends when this object or its group is closed. The object owns its descriptors.
     """
 
     __slots__ = ("__weakref__", "_epoll", "_kinds", "_oom", "_queue", "_sources", "_stop", "_victims", "group")
 
     def __init__(
-        self, group: CGroup, kinds: Iterable[str] | None = None, triggers: Iterable[PressureTrigger] = ()
+        self, group: GroupView, kinds: Iterable[str] | None = None, triggers: Iterable[PressureTrigger] = ()
     ) -> None:
         wanted = None if kinds is None else frozenset(kinds)
         if wanted is not None and not wanted <= KINDS:
-            raise SpecError(f"kinds: {sorted(wanted - KINDS)} are none of {', '.join(sorted(KINDS))}")
+            raise SpecError(f"kinds: {sorted(wanted - KINDS)} are not among {', '.join(sorted(KINDS))}")
         self.group = group.name
         self._kinds = KINDS if wanted is None else wanted
         self._queue: deque[Event] = deque()
@@ -93,8 +105,8 @@ class Events:
 
     # Setting up ----------------------------------------------------------------------------------------------------
 
-    def _watch(self, group: CGroup, wanted: frozenset[str] | None) -> None:
-        """Open what tells the wanted kinds, which must be all that were named."""
+    def _watch(self, group: GroupView, wanted: frozenset[str] | None) -> None:
+        """Open the sources of the requested kinds. Every kind that was named must have a source."""
         told: set[str] = set()
         for part in group.parts:
             there = part.available()
@@ -113,8 +125,8 @@ class Events:
             raise _untold(wanted - told, group.path)
 
     def _add_file(
-        self, part: Directory, file: str, counts: dict[str, str], states: dict[str, tuple[str, str]]
-    ) -> set[str]:
+        self, part: Directory, file: str, counts: dict[str, EventKind], states: dict[str, tuple[EventKind, EventKind]]
+    ) -> set[EventKind]:
         kinds = {*counts.values(), *(kind for pair in states.values() for kind in pair)}
         if not kinds & self._kinds or not part.exists(file):
             return set()
@@ -130,14 +142,14 @@ class Events:
     # Waiting -------------------------------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when :meth:`wait` has something to look at."""
+        """Return a descriptor that becomes readable when :meth:`wait` has something to check."""
         return self._epoll.fileno()
 
     def wait(self, timeout_s: float | None = None) -> Event | None:
-        """Return the next event; None when the time is up, or when this or its group is closed.
+        """Return the next event, or None if the timeout expires or this object or its group is closed.
 
         Args:
-            timeout_s: seconds; 0 looks only. Default forever.
+            timeout_s: in seconds. 0 does not wait. Default: no timeout.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._queue and self._stop >= 0:
@@ -171,7 +183,7 @@ class Events:
         self._queue.extend(event for event in events if event.kind in self._kinds or event.kind == "pressure")
 
     def _await_victim(self) -> None:
-        """Watch the processes of a group that is out of memory until one of them ends."""
+        """Watch the processes of a group that has run out of memory until one of them ends."""
         if self._oom is None:
             return
         for pid in self._oom.members():
@@ -181,19 +193,19 @@ class Events:
                 continue
             self._victims.add(pidfd)
             self._epoll.register(pidfd, select.EPOLLIN)
-        self._tell(self._oom.killed())  # it may have been quicker than we
+        self._tell(self._oom.killed())  # the kill may have happened before the pidfds were opened
 
     def _forget(self, pidfd: int) -> None:
         self._victims.discard(pidfd)
         os.close(pidfd)
 
     def stop(self) -> None:
-        """Wake whoever waits and end the iteration; from any thread, or a signal handler."""
+        """Wake the thread that waits and end the iteration. May be called from any thread and from signal handlers."""
         if self._stop >= 0:
             os.eventfd_write(self._stop, 1)
 
     def close(self) -> None:
-        """Close its descriptors. May be called twice. Where another thread waits, call :meth:`stop` instead."""
+        """Close the descriptors. May be called twice. If another thread is waiting, call :meth:`stop` instead."""
         stop, self._stop = self._stop, -1
         if stop < 0:
             return
@@ -250,13 +262,13 @@ class Events:
 def _untold(kinds: frozenset[str], path: str) -> UnsupportedError:
     hint = (
         "oom needs the memory controller (set a limit or name it in controllers=); memory_high, memory_max and "
-        "pids_max need it and pids on version 2, for version 1 only counts them; the others need a mounted cgroup2"
+        "pids_max need memory or pids on version 2 (version 1 only counts them); the others need a mounted cgroup2"
     )
     return UnsupportedError("watch", EOPNOTSUPP, f"{', '.join(sorted(kinds))} of {path}", hint)
 
 
 class _Source:
-    """Something with a descriptor that tells events."""
+    """A descriptor that reports events."""
 
     def changes(self) -> list[Event]:
         """Return what has happened since the last call."""
@@ -269,21 +281,21 @@ class _Source:
 class _KeyedFile(_Source):
     """A flat keyed file of counters and states."""
 
-    def __init__(self, fd: int, counts: dict[str, str], states: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, fd: int, counts: dict[str, EventKind], states: dict[str, tuple[EventKind, EventKind]]) -> None:
         self.fd = fd
         self._counts = counts
         self._states = states
         self._last = self._read()
 
     def kinds(self) -> set[str]:
-        """Return the kinds for which the file has a key."""
+        """Return the kinds whose key is in the file."""
         there = {kind for key, kind in self._counts.items() if key in self._last}
         return there | {kind for key, pair in self._states.items() if key in self._last for kind in pair}
 
     def _read(self) -> dict[str, int]:
         try:
             return flat(os.pread(self.fd, 4096, 0).decode("ascii", "replace"))
-        except OSError:  # ENODEV: the group is gone
+        except OSError:  # ENODEV: the group has been removed
             return {}
 
     def changes(self) -> list[Event]:
@@ -304,9 +316,9 @@ class _KeyedFile(_Source):
 
 
 class _OutOfMemory(_Source):
-    """Version 1's notification that a group is out of memory, or one below it for want of this one's."""
+    """Version 1's notification that a group has run out of memory, or that a group below has because of this limit."""
 
-    def __init__(self, part: Directory, group: CGroup) -> None:
+    def __init__(self, part: Directory, group: GroupView) -> None:
         self._group = group
         self._control = part.open_file("memory.oom_control", os.O_RDONLY)
         self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -320,7 +332,7 @@ class _OutOfMemory(_Source):
     def _count(self) -> int:
         try:
             return self._group.oom_kills or 0
-        except StateError:  # it is gone
+        except StateError:  # the group has been removed
             return 0
 
     def members(self) -> frozenset[int]:
@@ -340,7 +352,7 @@ class _OutOfMemory(_Source):
             count = os.eventfd_read(self.eventfd)
         except BlockingIOError:
             count = 0
-        # The removal of the group signals it too; the count of what is gone can't be read any more.
+        # The removal of the group signals the eventfd too. The counter of a removed group can't be read.
         try:
             os.pread(self._control, 1, 0)
         except OSError:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from _thread import allocate_lock
 from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Final, Literal, Self
 
+from containerkit.cgroup.create import create_directories, make, resolved
 from containerkit.cgroup.directory import Directory, refused
+from containerkit.cgroup.hierarchy import Tree
 from containerkit.cgroup.limits import Limits
-from containerkit.cgroup.making import make, resolved, rooms
 from containerkit.cgroup.owner import Owner
 from containerkit.cgroup.quantities import group_name
-from containerkit.cgroup.tree import Tree
+from containerkit.cgroup.view import GroupView
 from containerkit.errors import SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
-    from weakref import ReferenceType
 
-    from containerkit.cgroup.events import Events
+    from containerkit._linux.cgroupfs import Hierarchy
+    from containerkit.cgroup.events import EventKind, Events
     from containerkit.cgroup.perf import PerfCounters
-    from containerkit.cgroup.pressure import PressureReader, PressureTrigger
-    from containerkit.cgroup.stats import Stats, Usage
+    from containerkit.cgroup.pressure import PressureTrigger
+    from containerkit.options import ListOf
 
 __all__ = ["CGroup"]
 
@@ -32,53 +33,18 @@ _NO_LIMITS: Final = Limits()
 _numbers = itertools.count(1)
 
 
-class CGroup:
+class CGroup(GroupView):
     """A group of processes that is limited, counted, frozen and killed together.
 
-    It has one directory in each hierarchy that serves it; on version 2 that is one. As a context manager it kills what
-    is still in it and removes itself at the end. It owns a descriptor of each directory.
+    It has one directory in each hierarchy that serves it. On version 2 this is one directory. As a context manager it
+    kills the remaining processes and removes the group at the end. It owns a descriptor of each directory.
 
-    Make one with :meth:`create`, :meth:`create_leaf`, :meth:`open` or :meth:`current`.
+    Get one with :meth:`create`, :meth:`create_leaf`, :meth:`open`, :meth:`of` or :meth:`current`.
 
     Source: cgroups(7).
     """
 
-    __slots__ = (
-        "_attach",
-        "_events",
-        "_former_kills",
-        "_inner",
-        "_joined",
-        "_maker",
-        "_owned",
-        "_parts",
-        "_removing",
-        "_state",
-        "limits",
-        "name",
-    )
-
-    def __init__(
-        self,
-        name: str,
-        parts: tuple[Directory, ...],
-        limits: Limits,
-        *,
-        owned: bool,
-        others: tuple[Directory, ...] = (),
-    ) -> None:
-        self.name = name
-        self.limits = limits
-        self._parts = parts
-        self._joined = (*others, *parts)
-        self._owned = owned
-        self._maker = os.getpid()
-        self._attach: tuple[int, ...] = ()
-        self._inner: Tree | None = None
-        self._events: list[ReferenceType[Events]] = []
-        self._former_kills = 0
-        self._removing = allocate_lock()
-        self._state: Literal["open", "removed", "closed"] = "open"
+    __slots__ = ()
 
     @classmethod
     def create(
@@ -87,48 +53,41 @@ class CGroup:
         limits: Limits | None = None,
         *,
         parent: str | None = None,
-        controllers: Iterable[str] = (),
+        controllers: ListOf[str] = (),
         owned: bool = True,
         mount: bool = False,
         systemd: bool | None = None,
     ) -> CGroup:
-        """Make a group with its limits in force, with no process in it.
+        """Create a group with its limits in force. It contains no process.
 
         Args:
-            name: letters, digits and ``_ . : @ + -``. Default a number.
-            limits: what it may use. Default no limits.
-            parent: the group to make it in, an absolute path as /proc/PID/cgroup shows it, made if need be. Default
-                the caller's own group in each hierarchy.
-            controllers: further controllers to join, for the sake of their reports, such as ``["memory", "io"]``.
-            owned: whether it goes with this process: its name tells the owner, and what a killed owner left is swept.
-                False takes ``name`` literally and leaves the removal to whoever opens it later.
-            mount: whether a version 1 hierarchy that the kernel offers but nothing mounts is mounted privately.
-            systemd: whether the group goes into a delegated scope that systemd is asked for, once in a process. Default
-                when the caller's own group can't have such groups and systemd is the machine's init.
+            name: letters, digits and ``_ . : @ + -``. Default: a number.
+            limits: the limits. Default: none.
+            parent: the group in which to create it, an absolute path as in /proc/PID/cgroup. It is created if it does
+                not exist. Default: the caller's own group in each hierarchy.
+            controllers: more controllers to join for their reports, such as ``["memory", "io"]``.
+            owned: whether the group belongs to this process. The name then contains the owner, and :func:`sweep`
+                removes the groups of owners that were killed. With False, ``name`` is used literally, and whoever opens
+                the group later removes it. Default True.
+            mount: whether to mount privately a version 1 hierarchy that the kernel offers and nothing mounts.
+            systemd: whether to put the group into a delegated scope, which systemd is asked for once in each process.
+                Default: only if the caller's own group can't have such groups and systemd is the init of the machine.
 
         Raises:
-            SpecError: the name or the parent can't be meant.
-            StateError: there is a group of that name.
-            UnsupportedError: no hierarchy enforces one of the limits; the hint says what would provide it.
-            SetupError: the kernel refused something. What had been made by then is gone again.
+            SpecError: the name or the parent is invalid.
+            StateError: a group of that name exists.
+            UnsupportedError: no hierarchy enforces one of the limits. The hint says what would provide it.
+            SetupError: the kernel refused an operation. What had been created is removed again.
         """
         name = str(next(_numbers)) if name is None else group_name(name)
         wish = resolved(limits or _NO_LIMITS)
         label = Owner.current().label(name) if owned else name
-        place = (wish, frozenset(controllers), parent)
-        try:
-            parts = make(rooms(*place, mount=mount, systemd=systemd), label)
-        except FileNotFoundError:
-            # A base can vanish: this process was moved and its former group removed. Look once more, then give up.
-            try:
-                parts = make(rooms(*place, mount=mount, systemd=systemd, refresh=True), label)
-            except FileNotFoundError as error:
-                raise refused("mkdir", error, f"{error.filename}/{label}", "the parent group is gone") from None
+        parts = create_directories(label, wish, frozenset(controllers), parent, mount=mount, systemd=systemd)
         return cls(label, parts, wish, owned=owned)
 
     @classmethod
     def current(cls) -> CGroup:
-        """Return the group that this process is in. Removing it is not for its own processes to do.
+        """Return the group that contains this process. Processes in it can't remove it.
 
         Source: /proc/self/cgroup in cgroups(7).
         """
@@ -136,32 +95,32 @@ class CGroup:
 
     @classmethod
     def of(cls, pid: int | Literal["self"]) -> CGroup:
-        """Return the group that a process is in.
+        """Return the group that contains a process.
 
         Raises:
-            StateError: there is no such process, or its groups are out of sight.
+            StateError: the process does not exist, or its groups are not visible here.
         """
         from containerkit._linux.cgroupfs import read_hierarchies
 
         try:
             found = [(hierarchy, hierarchy.locate(hierarchy.own)) for hierarchy in read_hierarchies(pid)]
         except OSError:
-            raise StateError(f"process {pid}: not there") from None
+            raise StateError(f"process {pid}: it does not exist") from None
         return cls._from_paths(
             str(pid), [(where, path) for where, path in found if path is not None and not where.name]
         )
 
     @classmethod
     def open(cls, path: str) -> CGroup:
-        """Return a group that is there.
+        """Open an existing group.
 
         Args:
-            path: as /proc/PID/cgroup shows it (``"/kubepods/pod1"``), the same in each hierarchy; those that have no
-                such group are left out.
+            path: as in /proc/PID/cgroup (``"/kubepods/pod1"``), the same path in each hierarchy. Hierarchies without
+                such a group are left out.
 
         Raises:
-            SpecError: not absolute, or with ``..`` in it.
-            StateError: there is no such group.
+            SpecError: the path is not absolute, or contains ``..``.
+            StateError: the group does not exist.
         """
         from containerkit._linux.cgroupfs import read_hierarchies
 
@@ -171,16 +130,16 @@ class CGroup:
         return cls._from_paths(path, [(where, place) for where, place in found if place is not None])
 
     @classmethod
-    def _from_paths(cls, what: str, found: list[tuple[object, str]]) -> CGroup:
+    def _from_paths(cls, what: str, found: list[tuple[Hierarchy, str]]) -> CGroup:
         parts: list[Directory] = []
         for hierarchy, path in found:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
                 continue
-            parts.append(Directory(fd, path, hierarchy.version, hierarchy.controllers))  # type: ignore[attr-defined]
+            parts.append(Directory(fd, path, hierarchy.version, hierarchy.controllers))
         if not parts:
-            raise StateError(f"{what}: there is no such group in any hierarchy")
+            raise StateError(f"{what}: the group does not exist in any hierarchy")
         parts.sort(key=lambda part: part.version)
         return cls(parts[-1].path.rpartition("/")[2] or "/", tuple(parts), _NO_LIMITS, owned=False)
 
@@ -189,19 +148,20 @@ class CGroup:
         name: str | None = None,
         limits: Limits | None = None,
         *,
-        controllers: Iterable[str] = (),
-        without: Iterable[str] = (),
+        controllers: ListOf[str] = (),
+        without: ListOf[str] = (),
     ) -> CGroup:
-        """Make a group within this one, in the same hierarchies.
+        """Create a group within this one, in the same hierarchies.
 
-        On version 2 a group that has processes of its own can't hand controllers on: add processes to leaves only.
+        On version 2 a group with processes of its own can't enable controllers for child groups. Therefore add
+        processes only to leaves.
 
         Args:
-            name: as for :meth:`create`, taken literally. Default a number.
-            limits: what the leaf may use within what this group may use.
-            controllers: on version 2, further ones to hand down where they are at hand, for the sake of their reports.
-            without: on version 1, controllers whose hierarchies have no group for the leaf: what joins the leaf joins
-                this group there. Default none.
+            name: as for :meth:`create`, used literally. Default: a number.
+            limits: the limits of the leaf, in addition to the limits of this group.
+            controllers: on version 2, more controllers to enable for the leaf's reports, if they are available.
+            without: on version 1, controllers for which the leaf gets no group. A process that joins the leaf joins
+                this group in their hierarchies. Default: none.
 
         Raises:
             SpecError, StateError, UnsupportedError, SetupError: as for :meth:`create`.
@@ -215,39 +175,19 @@ class CGroup:
             spared = {part for part in self._parts if part.names and part.names <= frozenset(without)}
             parts = make(tuple(room for room in plan if room[0] not in spared), name)
         except FileNotFoundError as error:
-            raise refused("mkdir", error, f"{self.path}/{name}", "this group is gone") from None
+            raise refused("mkdir", error, f"{self.path}/{name}", "this group no longer exists") from None
         others = tuple(part for part in self._parts if part in spared)
         return CGroup(name, parts, wish, owned=self._owned, others=others)
 
-    # What it is ----------------------------------------------------------------------------------------------------
-
-    def __repr__(self) -> str:
-        kinds = ", ".join(",".join(sorted(part.names)) or "version 2" for part in self._parts)
-        return f"<CGroup {self.name} {self._state} ({kinds})>"
-
-    @property
-    def path(self) -> str:
-        """Its directory, of version 2 if it is there, else of the first hierarchy."""
-        return self._parts[-1].path
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """Its directory for each controller of version 1, and for version 2 by the empty name."""
-        return {name: part.path for part in self._parts for name in (part.names or {""})}
-
-    @property
-    def directory_fd(self) -> int | None:
-        """A descriptor of the version 2 directory, for CLONE_INTO_CGROUP; None where it has none. Not the caller's."""
-        last = self._parts[-1]
-        return last.fd if last.version == 2 and last.fd >= 0 else None
+    # Joining -------------------------------------------------------------------------------------------------------
 
     def attach_files(self, *, into: bool = False) -> tuple[int, ...]:
-        """Return descriptors, open for writing, of the cgroup.procs files; a process that writes ``0`` joins.
+        """Return descriptors of the cgroup.procs files, open for writing. A process that writes ``0`` to each joins.
 
-        They stay the group's own and are closed with it.
+        The group still owns the descriptors and closes them.
 
         Args:
-            into: whether the version 2 directory is left out because the process is cloned into it.
+            into: whether to leave out the version 2 directory, because the process is cloned into it.
         """
         self._check_open()
         if not self._attach:
@@ -255,57 +195,37 @@ class CGroup:
         return self._attach[:-1] if into and self.directory_fd is not None else self._attach
 
     def join_directories(self) -> tuple[int, ...]:
-        """Return descriptors of the version 1 directories; a thread that writes ``0`` to ``tasks`` in each joins.
+        """Return descriptors of the version 1 directories. A thread that writes ``0`` to ``tasks`` in each joins.
 
-        For a process of one thread that is about to become something else: a write to cgroup.procs takes a lock of the
-        whole machine, and waits for an RCU grace period, some milliseconds, when nobody has taken it lately. The
-        version 2 directory is left out: a process is cloned into it (:attr:`directory_fd`).
+        This is for a process with one thread that is about to execute a program. A write to cgroup.procs takes a lock
+        of the whole machine, and waits some milliseconds for an RCU grace period if nobody has taken the lock lately.
+        The version 2 directory is left out: a process is cloned into it (:attr:`directory_fd`).
 
-        They stay the group's own and are closed with it.
+        The group still owns the descriptors and closes them.
 
         Source: cgroup_procs_write_start() in the kernel's kernel/cgroup/cgroup.c.
         """
         self._check_open()
         return tuple(part.fd for part in self._joined if part.version == 1)
 
-    def processes(self) -> frozenset[int]:
-        """Return the pids of all processes in it and in the groups below it, as this pid namespace numbers them."""
-        from containerkit.cgroup.members import processes
+    def limiting_memory(self) -> tuple[int, ...]:
+        """Return the positions of the memory controller's directories in :meth:`join_directories`."""
+        old = [part.names for part in self._joined if part.version == 1]
+        return tuple(number for number, names in enumerate(old) if "memory" in names)
 
-        self._check_open()
-        return processes(self._parts)
-
-    def part(self, controller: str) -> Directory | None:
-        """Return its directory in the hierarchy of a controller, None where it has none."""
-        old = "blkio" if controller == "io" else controller
-        for part in self._parts:
-            if old in part.names or (part.version == 2 and controller in part.available()):
-                return part
-        return None
-
-    @property
-    def parts(self) -> tuple[Directory, ...]:
-        """Its directories, version 2 last."""
-        return self._parts
-
-    @property
-    def unified(self) -> Directory | None:
-        """Its version 2 directory."""
-        return self._parts[-1] if self._parts[-1].version == 2 else None
-
-    # What it does --------------------------------------------------------------------------------------------------
+    # Operations ----------------------------------------------------------------------------------------------------
 
     def add(self, pid: int) -> None:
-        """Move a process with all of its threads into the group; 0 is the caller.
+        """Move a process with all its threads into the group. 0 is the caller.
 
         Raises:
-            SpecError: a negative number.
-            SetupError: the kernel refused it; ESRCH when the process is gone.
+            SpecError: the pid is negative.
+            SetupError: the kernel refuses it. The error is ESRCH if the process has ended.
 
         Source: cgroup.procs in cgroups(7).
         """
         if isinstance(pid, bool) or not isinstance(pid, int) or pid < 0:
-            raise SpecError(f"pid: {pid!r} is no process")
+            raise SpecError(f"pid: {pid!r} is not a process id")
         for fd, part in zip(self.attach_files(), self._joined, strict=True):
             try:
                 os.write(fd, b"%d" % pid)
@@ -313,27 +233,27 @@ class CGroup:
                 raise refused("write", error, f"{pid} to {part.path}/cgroup.procs") from None
 
     def update(self, limits: Limits) -> None:
-        """Change the limits; what is None stays. Either all of them hold afterwards or the former ones do.
+        """Change the limits. A limit that is None stays as it is. If one change fails, the former limits are restored.
 
         Raises:
-            SpecError: none of it can be meant here.
-            UnsupportedError: a limit of a controller that the group is not in.
-            SetupError: the kernel refused a value.
+            SpecError: a limit is invalid for this group.
+            UnsupportedError: the group is not in the controller of a limit.
+            SetupError: the kernel refuses a value.
         """
-        from containerkit.cgroup.change import update
+        from containerkit.cgroup.update import update
 
         self._check_open()
-        self.limits = update(self, limits)
+        self.limits = update(self._parts, self.limits, limits)
 
     def freeze(self, timeout_s: float = 10.0) -> None:
-        """Stop all of its processes, and return when they have stopped.
+        """Stop all processes of the group. Return when they have stopped.
 
         Args:
             timeout_s: how long to wait, in seconds.
 
         Raises:
             UnsupportedError: the group has no freezer.
-            StateError: a process has not stopped in time; the group is thawed again.
+            StateError: a process has not stopped in time. The group is thawed again.
 
         Source: cgroup.freeze in Documentation/admin-guide/cgroup-v2.rst; freezer-subsystem.rst.
         """
@@ -344,11 +264,11 @@ class CGroup:
 
     @property
     def can_freeze(self) -> bool:
-        """Whether one of its directories has a freezer."""
+        """Whether one of the directories has a freezer."""
         return any("freezer" in p.names or (p.version == 2 and p.exists("cgroup.freeze")) for p in self._parts)
 
     def thaw(self) -> None:
-        """Let its processes go on.
+        """Let the processes continue.
 
         Raises:
             UnsupportedError: the group has no freezer.
@@ -366,42 +286,43 @@ class CGroup:
         raise UnsupportedError("freeze", EOPNOTSUPP, self.path, hint)
 
     def kill(self, signal: int = 9) -> None:
-        """Send a signal to every process in it and below, so that none slips away by forking.
+        """Send a signal to every process in the group and below it. No process can escape by forking.
 
         Args:
             signal: its number. Default SIGKILL.
 
         Source: cgroup.kill in Documentation/admin-guide/cgroup-v2.rst.
         """
-        from containerkit.cgroup.members import kill
+        from containerkit.cgroup.processes import kill
 
         self._check_open()
         kill(self._parts, signal)
 
     def wait_empty(self, timeout_s: float | None = None) -> bool:
-        """Wait until no process is in it or below; return whether that came in time.
+        """Wait until no process is in the group or below it. Return False if the timeout expires first.
 
         Args:
-            timeout_s: seconds. Default forever.
+            timeout_s: in seconds. Default: no timeout.
         """
-        from containerkit.cgroup.members import wait_empty
+        from containerkit.cgroup.processes import wait_empty
 
         self._check_open()
         return wait_empty(self._parts, timeout_s)
 
     def remove(self, timeout_s: float = 10.0, *, kill: bool = False) -> None:
-        """Wait for its last process, remove it with all groups below, and close it. May be called twice.
+        """Wait for the last process, remove the group with all groups below it, and close it. May be called twice.
 
         Args:
             timeout_s: how long to wait for processes, in seconds.
-            kill: whether processes that are still in it are killed first. Default False.
+            kill: whether to kill the remaining processes first. Default False.
 
         Raises:
-            CleanupError: processes were still there when the time was up; it says which, and the group stays.
+            CleanupError: processes remained when the timeout expired. The error names them, and the group stays.
         """
         if self._state != "open":
             return
-        for part in self._parts:  # the usual case: empty, with no groups below
+        self._leave_partition()
+        for part in self._parts:  # the usual case: the group is empty and has no child groups
             try:
                 part.remove_self()
             except OSError:
@@ -409,20 +330,26 @@ class CGroup:
         else:
             self._end("removed")
             return
-        from containerkit.cgroup.members import remove
+        from containerkit.cgroup.processes import remove
 
         if kill:
             self.kill()
         remove(self._parts, timeout_s)
         self._end("removed")
 
-    def retire(self) -> bool:
-        """Remove it if nothing is in it any more, else leave it to the removal of the group above; close it either way.
+    def _leave_partition(self) -> None:
+        """Return the processors of a partition now. The kernel does it only a while after the directory is removed."""
+        if self.limits.cpuset_partition in {"root", "isolated"} and self.unified is not None:
+            with contextlib.suppress(OSError):  # it has been removed already
+                self.unified.write("cpuset.cpus.partition", b"member")
 
-        For the leaf of a run that may have left something behind. May be called twice.
+    def retire(self) -> bool:
+        """Remove the group if it is empty, otherwise leave it to the removal of its parent. Close it in both cases.
+
+        This is for the leaf of a run that may have left processes behind. May be called twice.
 
         Returns:
-            Whether it is gone.
+            Whether the group is removed.
         """
         if self._state != "open":
             return self._state == "removed"
@@ -436,12 +363,12 @@ class CGroup:
         return True
 
     def remove_leaf(self, name: str, oom_kills: int = 0) -> bool:
-        """Remove a group within this one, if nothing is in it; return whether there is none of that name any more.
+        """Remove a group within this one if it is empty. Return True if no group of that name exists afterwards.
 
         Args:
-            name: of the leaf.
-            oom_kills: how many of its processes were killed for memory. Version 1 counts each in the victim's own group
-                only, and so these are added to what this group reports from now on. Default 0.
+            name: the name of the leaf.
+            oom_kills: how many of its processes were killed for lack of memory. Version 1 counts a kill only in the
+                group of the victim, so this number is added to what this group reports from now on. Default 0.
         """
         self._check_open()
         with self._removing:
@@ -451,7 +378,7 @@ class CGroup:
         return not left
 
     def close(self) -> None:
-        """Close its descriptors and leave the group as it is. May be called twice."""
+        """Close the descriptors and leave the group as it is. May be called twice."""
         if self._state == "open":
             self._end("closed")
 
@@ -467,10 +394,6 @@ class CGroup:
         for part in self._parts:
             part.close()
 
-    def _check_open(self) -> None:
-        if self._state != "open":
-            raise StateError(f"group {self.name}: it is {self._state}")
-
     def __enter__(self) -> Self:
         self._check_open()
         return self
@@ -480,7 +403,7 @@ class CGroup:
     ) -> None:
         if self._state != "open":
             return
-        if not self._owned or self._maker != os.getpid():  # a fork's child leaves it to its parent
+        if not self._owned or self._maker != os.getpid():  # after fork(2) the group belongs to the parent only
             self.close()
             return
         try:
@@ -489,57 +412,19 @@ class CGroup:
         finally:
             self.close()
 
-    # What it reports -----------------------------------------------------------------------------------------------
+    # Events and counters -------------------------------------------------------------------------------------------
 
-    def usage(self) -> Usage:
-        """Return what its processes have used up to now, cheaply: for the end of a run."""
-        from containerkit.cgroup.usage import usage
-
-        self._check_open()
-        with self._removing:
-            return usage(self._parts, self._former_kills)
-
-    def stats(self) -> Stats:
-        """Return the report of every controller it is in."""
-        from containerkit.cgroup.usage import stats
-
-        self._check_open()
-        with self._removing:
-            return stats(self._parts, self._former_kills)
-
-    @property
-    def oom_killed(self) -> bool:
-        """Whether the kernel killed one of its processes for the group's memory."""
-        return bool(self.oom_kills)
-
-    @property
-    def oom_kills(self) -> int | None:
-        """How many of its processes the kernel killed for memory; None without a memory controller."""
-        from containerkit.cgroup.usage import oom_kills
-
-        self._check_open()
-        with self._removing:
-            return oom_kills(self._parts, self._former_kills)
-
-    @property
-    def pressure(self) -> PressureReader:
-        """The group's pressure stall information: ``.cpu``, ``.memory``, ``.io``, and triggers."""
-        from containerkit.cgroup.pressure import PressureReader
-
-        self._check_open()
-        return PressureReader(self.unified, self.path)
-
-    def events(self, kinds: Iterable[str] | None = None, *, triggers: Iterable[PressureTrigger] = ()) -> Events:
-        """Return what happens to the group from now on, for ``for``, ``async for`` and ``with``.
+    def events(self, kinds: Iterable[EventKind] | None = None, *, triggers: Iterable[PressureTrigger] = ()) -> Events:
+        """Return the events of the group from now on, for use with ``for``, ``async for`` and ``with``.
 
         Args:
             kinds: which of ``oom``, ``oom_kill``, ``memory_high``, ``memory_max``, ``pids_max``, ``frozen``,
-                ``thawed``, ``populated``, ``empty``. Default all that this group can tell.
-            triggers: pressure to be told of too.
+                ``thawed``, ``populated``, ``empty``. Default: all that this group can report.
+            triggers: pressure thresholds to report as well. Default: none.
 
         Raises:
             SpecError: an unknown kind.
-            UnsupportedError: a kind that was asked for and that no file of the group tells.
+            UnsupportedError: a requested kind is reported by no file of the group.
         """
         from weakref import ref
 
@@ -551,16 +436,16 @@ class CGroup:
         self._events.append(ref(events))
         return events
 
-    def perf_counters(self, events: Iterable[str] | None = None) -> PerfCounters:
-        """Count hardware and software events of all of its processes from now on; close it at the end.
+    def perf_counters(self, events: ListOf[str] | None = None) -> PerfCounters:
+        """Count hardware and software events of all processes of the group from now on. Close the result at the end.
 
         Args:
-            events: such as ``["task-clock", "context-switches", "page-faults", "cycles", "instructions"]``. Default
-                those that this machine has of them.
+            events: such as ``["task-clock", "context-switches", "page-faults", "cycles", "instructions"]``. Default:
+                those of these five that the machine supports.
 
         Raises:
-            UnsupportedError: the group is in no perf_event hierarchy, or the machine has not the event.
-            SetupError: the kernel refused it.
+            UnsupportedError: the group is in no perf_event hierarchy, or the machine does not support an event.
+            SetupError: the kernel refuses it.
 
         Source: perf_event_open(2), PERF_FLAG_PID_CGROUP.
         """

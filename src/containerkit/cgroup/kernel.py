@@ -1,6 +1,6 @@
-"""The raw system calls of this package that the standard library lacks: bpf(2), perf_event_open(2), the mount calls.
+"""System calls that the standard library lacks: bpf(2), perf_event_open(2) and the mount calls.
 
-Through ctypes, imported with this module and so late: a start on version 1, and one without device rules, needs none.
+They are made with ctypes. A start on version 1 or without device rules needs none, and so never imports this module.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def call(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) -> in
     """Make a system call and return its result.
 
     Args:
-        name: the call's name.
-        arguments: integers, or bytes and buffers whose address is passed.
+        name: the name of the call.
+        arguments: integers, bytes and buffers. Of bytes and buffers the address is passed.
 
     Raises:
-        OSError: the kernel refused it.
+        OSError: the kernel refuses it.
 
     Source: syscall(2).
     """
@@ -38,5 +38,5 @@ def call(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) -> in
 
 
 def address(buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """Return where a buffer lies, for a structure that points to it."""
+    """Return the address of a buffer, for a structure that points to it."""
     return ctypes.addressof(buffer)

@@ -1,8 +1,8 @@
-"""What a group may use, as a description: nothing here touches the machine."""
+"""The limits of a group as a description. Nothing here touches the machine."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import attrs
 
@@ -12,16 +12,20 @@ from containerkit.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from containerkit.cgroup.rules import DeviceRule, IOLimit
+    from containerkit.cgroup.device_rules import DeviceRule, IOLimit
+    from containerkit.options import ListOf
 
 __all__ = ["Limits"]
 
 _UNSIGNED: Final = (1 << 32) - 1
 
-Pairs = tuple[tuple[str, Any], ...]
+Partition = Literal["member", "root", "isolated"]
+
+Value = TypeVar("Value")
+Pairs = tuple[tuple[str, Value], ...]
 
 
-# Converters. Each field has its own, since a converter is not told which field it serves, and the message must tell.
+# Converters. Each field has its own, because a converter is not told its field and the message must name it.
 
 
 def _memory(value: int | str | None) -> Amount | None:
@@ -112,24 +116,42 @@ def _cpuset_exclusive(value: bool | None) -> bool | None:  # noqa: FBT001 - a co
     return None if value is None else flag(value, "cpuset_exclusive")
 
 
+def _listed(value: Any, argument: str) -> Any:
+    """Return text unchanged, and any other iterable as a tuple."""
+    if isinstance(value, str):
+        return value
+    try:
+        return tuple(value)
+    except TypeError:
+        raise SpecError(f"{argument}: expected a list, not {value!r:.100}") from None
+
+
+def _cpuset_partition(value: Partition | None) -> Partition | None:
+    if value is None or (isinstance(value, str) and value in ("member", "root", "isolated")):
+        return value
+    raise SpecError(f'cpuset_partition: "member", "root" or "isolated" is wanted, not {value!r:.100}')
+
+
 def _cpuset_cpus(value: str | Iterable[int] | None) -> str | None:
-    return None if value is None else number_list(value, "cpuset_cpus")
+    return None if value is None else number_list(_listed(value, "cpuset_cpus"), "cpuset_cpus")
 
 
 def _cpuset_mems(value: str | Iterable[int] | None) -> str | None:
-    return None if value is None else number_list(value, "cpuset_mems")
+    return None if value is None else number_list(_listed(value, "cpuset_mems"), "cpuset_mems")
 
 
 def _cpus(value: float | None) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.001 <= value <= 65536:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpecError(f"cpus: {value!r} is not a number of processors; write for example cpus=1.5")
+    if not 0.001 <= value <= 65536:
         raise SpecError(f"cpus: {value!r} is out of range, 0.001 to 65536 processors")
     return float(value)
 
 
 def _net_cls_classid(value: int | str | None) -> int | None:
-    """Return a class id: a number, or ``"major:minor"`` in hexadecimal as tc(8) writes it."""
+    """Return a class id from a number, or from ``"major:minor"`` in hexadecimal as in tc(8)."""
     if value is None or not isinstance(value, str):
         return None if value is None else whole(value, "net_cls_classid", 0, _UNSIGNED)
     major, _, minor = value.partition(":")
@@ -140,35 +162,35 @@ def _net_cls_classid(value: int | str | None) -> int | None:
     return whole(high, "net_cls_classid", 0, 0xFFFF) << 16 | whole(low, "net_cls_classid", 0, 0xFFFF)
 
 
-def _pairs(name: str, value: Mapping[str, Any] | Pairs, convert: Callable[[str, Any], Any]) -> Pairs:
+def _pairs(name: str, value: Mapping[str, Any] | Pairs[Any], convert: Callable[[str, Any], Value]) -> Pairs[Value]:
     try:
         items = dict(value)
     except (TypeError, ValueError):
-        raise SpecError(f"{name}: a mapping is wanted, not {value!r}") from None
+        raise SpecError(f"{name}: expected a mapping, not {value!r}") from None
     for key in items:
         if not isinstance(key, str) or not key or not key.isprintable() or " " in key:
-            raise SpecError(f"{name}: {key!r} is no key")
+            raise SpecError(f"{name}: {key!r} is not a key")
     return tuple(sorted((key, convert(f"{name}[{key!r}]", content)) for key, content in items.items()))
 
 
-def _io_device_weights(value: Mapping[str, int] | Pairs) -> Pairs:
+def _io_device_weights(value: Mapping[str, int] | Pairs[int]) -> Pairs[int]:
     given = _pairs("io_device_weights", value, lambda name, weight: whole(weight, name, 1, 10000))
     if not given:
         return ()
-    from containerkit.cgroup.rules import device_name
+    from containerkit.cgroup.device_rules import device_name
 
     return tuple((device_name("io_device_weights", key), weight) for key, weight in given)
 
 
-def _hugetlb(value: Mapping[str, int | str] | Pairs) -> Pairs:
+def _hugetlb(value: Mapping[str, int | str] | Pairs[Amount]) -> Pairs[Amount]:
     return _pairs("hugetlb", value, lambda name, most: amount(most, name, size=True))
 
 
-def _hugetlb_reserved(value: Mapping[str, int | str] | Pairs) -> Pairs:
+def _hugetlb_reserved(value: Mapping[str, int | str] | Pairs[Amount]) -> Pairs[Amount]:
     return _pairs("hugetlb_reserved", value, lambda name, most: amount(most, name, size=True))
 
 
-def _rdma(value: Mapping[str, Mapping[str, int | str]] | Pairs) -> Pairs:
+def _rdma(value: Mapping[str, Mapping[str, int | str]] | Pairs[Pairs[Amount]]) -> Pairs[Pairs[Amount]]:
     def number(name: str, most: Any) -> Amount:
         if not name.endswith(("['hca_handle']", "['hca_object']")):
             raise SpecError(f"{name}: the keys are hca_handle and hca_object")
@@ -177,32 +199,32 @@ def _rdma(value: Mapping[str, Mapping[str, int | str]] | Pairs) -> Pairs:
     return _pairs("rdma", value, lambda name, wishes: _pairs(name, wishes, number))
 
 
-def _misc(value: Mapping[str, int | str] | Pairs) -> Pairs:
+def _misc(value: Mapping[str, int | str] | Pairs[Amount]) -> Pairs[Amount]:
     return _pairs("misc", value, lambda name, most: amount(most, name))
 
 
-def _net_prio(value: Mapping[str, int] | Pairs) -> Pairs:
+def _net_prio(value: Mapping[str, int] | Pairs[int]) -> Pairs[int]:
     return _pairs("net_prio", value, lambda name, priority: whole(priority, name, 0, _UNSIGNED))
 
 
-def _unified(value: Mapping[str, int | str] | Pairs) -> Pairs:
+def _unified(value: Mapping[str, int | str] | Pairs[str]) -> Pairs[str]:
     def text(name: str, content: Any) -> str:
         if isinstance(content, bool) or not isinstance(content, str | int) or "\0" in str(content):
-            raise SpecError(f"{name}: text is wanted, not {content!r}")
+            raise SpecError(f"{name}: expected text, not {content!r}")
         return str(content)
 
     return _pairs("unified", value, text)
 
 
-def _devices(value: Iterable[DeviceRule | str] | None) -> tuple[DeviceRule | str, ...] | None:
+def _devices(value: ListOf[DeviceRule | str] | None) -> tuple[DeviceRule | str, ...] | None:
     if value is None:
         return None
-    from containerkit.cgroup.rules import DeviceRule
+    from containerkit.cgroup.device_rules import DeviceRule
 
     if isinstance(value, str):
-        raise SpecError(f"devices: a list of rules is wanted, not {value!r}")
+        raise SpecError(f"devices: expected a list of rules, not {value!r}")
     rules: list[DeviceRule | str] = []
-    for rule in value:
+    for rule in _listed(value, "devices"):
         if isinstance(rule, DeviceRule):
             rules.append(rule)
         elif isinstance(rule, str) and rule.startswith("/"):
@@ -216,75 +238,75 @@ def _devices(value: Iterable[DeviceRule | str] | None) -> tuple[DeviceRule | str
     return tuple(rules)
 
 
-def _io(value: Iterable[IOLimit]) -> tuple[IOLimit, ...]:
-    limits = tuple(value)
+def _io(value: ListOf[IOLimit]) -> tuple[IOLimit, ...]:
+    limits = tuple(_listed(value, "io"))
     if not limits:
         return ()
-    from containerkit.cgroup.rules import IOLimit
+    from containerkit.cgroup.device_rules import IOLimit
 
     for limit in limits:
         if not isinstance(limit, IOLimit):
-            raise SpecError(f"io: an IOLimit is wanted, not {limit!r}")
+            raise SpecError(f"io: expected an IOLimit, not {limit!r}")
     if len({limit.device for limit in limits}) != len(limits):
-        raise SpecError("io: one IOLimit for each device")
+        raise SpecError("io: give one IOLimit for each device")
     return limits
 
 
 def _of(controller: str) -> dict[str, str]:
-    """Return the metadata that tells which controller a field needs."""
+    """Return the metadata that names the controller of a field."""
     return {"controller": controller}
 
 
 @attrs.frozen(kw_only=True, repr=False, cache_hash=True)
 class Limits:
-    """What a group may use; the same on both versions of cgroups. A field that is None is left alone.
+    """The limits of a group, the same on both versions of cgroups. A field that is None is not changed.
 
-    Sizes are bytes or text such as ``"256M"``; ``"max"`` lifts a limit. Mappings are kept as sorted pairs, so that a
-    description can be compared, hashed and pickled.
+    Sizes are bytes or text such as ``"256M"``. ``"max"`` removes a limit. Mappings are kept as sorted pairs, so that
+    descriptions can be compared, hashed and pickled.
 
     Args:
-        memory: the most memory, in bytes. A process that needs more is killed. A container takes 1 MiB at least, and
-            8 KiB more for each of its mounts: less than its start itself needs is refused there.
-        memory_high: above it the group is slowed and its memory reclaimed (version 2).
-        memory_low: memory that is protected as far as possible (version 2).
-        memory_min: memory that is protected always (version 2).
-        memory_reservation: what is left to the group when the machine is short: the soft limit of version 1,
-            ``memory.low`` of version 2.
-        swap: swap beside the memory, in bytes. Default 0 with a memory limit, else no limit.
-        swappiness: 0 to 100, how readily memory is swapped out (version 1).
-        memory_kernel: the most kernel memory (version 1, kernels before 5.16).
-        memory_kernel_tcp: the most kernel memory for TCP buffers (version 1).
-        oom_group: whether one out-of-memory kill takes the whole group (version 2).
+        memory: the maximum memory, in bytes. A process that needs more is killed. A container itself needs about
+            500 KiB, and 8 KiB more for each of its mounts. With less, the kernel kills it while it starts.
+        memory_high: above this size the group is slowed down and its memory is reclaimed (version 2).
+        memory_low: memory that is protected from reclaim as far as possible (version 2).
+        memory_min: memory that is always protected from reclaim (version 2).
+        memory_reservation: memory that the group keeps when the machine is short of memory: the soft limit of
+            version 1, ``memory.low`` of version 2.
+        swap: the maximum swap, in addition to the memory, in bytes. Default: 0 with a memory limit, else no limit.
+        swappiness: how readily memory is swapped out, 0 to 100 (version 1).
+        memory_kernel: the maximum kernel memory (version 1, kernels before 5.16).
+        memory_kernel_tcp: the maximum kernel memory for TCP buffers (version 1).
+        oom_group: whether the OOM killer kills the whole group at once (version 2).
         oom_kill_disable: whether a process over the limit waits instead of being killed (version 1).
-        pids: the most processes and threads, 1 or more.
-        cpus: processors' worth of time, such as 1.5; 0.001 or more.
+        pids: the maximum number of processes and threads, 1 or more.
+        cpus: processor time in numbers of processors, such as 1.5. At least 0.001.
         cpu_weight: the share under contention, 1 to 10000. The kernel's default is 100.
-        cpu_shares: the same in version 1's unit, 2 to 262144. The kernel's default is 1024.
-        cpu_quota_us: microseconds of processor time in each period, 1000 or more.
+        cpu_shares: the same in the unit of version 1, 2 to 262144. The kernel's default is 1024.
+        cpu_quota_us: processor time in each period, in microseconds. At least 1000.
         cpu_period_us: the period in microseconds, 1000 to 1000000. Default 100000.
-        cpu_burst_us: microseconds of unused quota that may be saved up.
-        cpu_idle: whether the group runs only when nothing else wants to.
-        cpu_rt_runtime_us: microseconds of real-time scheduling in each period (version 1).
-        cpu_rt_period_us: that period in microseconds (version 1).
+        cpu_burst_us: how much unused quota can be saved up, in microseconds.
+        cpu_idle: whether the group runs only when no other group wants to run.
+        cpu_rt_runtime_us: real-time scheduling in each period, in microseconds (version 1).
+        cpu_rt_period_us: the real-time period in microseconds (version 1).
         cpuset_cpus: the processors, such as ``"0-3,8"`` or ``[0, 1]``.
         cpuset_mems: the memory nodes, in the same form.
         cpuset_partition: ``"member"``, ``"root"`` or ``"isolated"`` (version 2).
-        cpuset_exclusive: whether no sibling may use those processors.
-        io_weight: the share of the disk under contention, 1 to 10000. The kernel's default is 100.
+        cpuset_exclusive: whether no sibling group may use these processors.
+        io_weight: the share of disk time under contention, 1 to 10000. The kernel's default is 100.
         io_device_weights: the same for single devices: path or ``"major:minor"`` to weight.
         io: an :class:`IOLimit` for each device.
-        devices: the devices that may be used, all others are denied: :class:`DeviceRule`, text in the kernel's
-            notation, or a path with letters (``"/dev/null rw"``). None leaves them all allowed.
-        hugetlb: page size to the most bytes in such pages, ``{"2M": "64M"}``.
+        devices: the devices that may be used; all others are denied. Each is a :class:`DeviceRule`, text in the
+            kernel's notation, or a path with letters (``"/dev/null rw"``). None allows all devices.
+        hugetlb: page size to the maximum bytes in such pages, ``{"2M": "64M"}``.
         hugetlb_reserved: the same for reservations.
         rdma: device to ``{"hca_handle": n, "hca_object": n}``.
-        misc: resource to the most of it.
+        misc: resource to its maximum.
         net_cls_classid: the class of the group's packets, a number or ``"10:1"`` (version 1).
         net_prio: interface to priority (version 1).
-        unified: raw version 2 files, ``{"memory.high": "max"}``, written last as they are.
+        unified: raw version 2 files, ``{"memory.high": "max"}``. They are written last and unchanged.
 
     Raises:
-        SpecError: a value that can't be meant. Nothing was made.
+        SpecError: a value is invalid. Nothing was created.
 
     Source: Documentation/admin-guide/cgroup-v2.rst, Documentation/admin-guide/cgroup-v1/.
     """
@@ -312,27 +334,27 @@ class Limits:
     cpu_rt_period_us: int | None = attrs.field(default=None, converter=_cpu_rt_period_us, metadata=_of("cpu"))
     cpuset_cpus: str | None = attrs.field(default=None, converter=_cpuset_cpus, metadata=_of("cpuset"))
     cpuset_mems: str | None = attrs.field(default=None, converter=_cpuset_mems, metadata=_of("cpuset"))
-    cpuset_partition: Literal["member", "root", "isolated"] | None = attrs.field(default=None, metadata=_of("cpuset"))
+    cpuset_partition: Partition | None = attrs.field(default=None, converter=_cpuset_partition, metadata=_of("cpuset"))
     cpuset_exclusive: bool | None = attrs.field(default=None, converter=_cpuset_exclusive, metadata=_of("cpuset"))
     io_weight: int | None = attrs.field(default=None, converter=_io_weight, metadata=_of("io"))
-    io_device_weights: Pairs = attrs.field(default=(), converter=_io_device_weights, metadata=_of("io"))
+    io_device_weights: Pairs[int] = attrs.field(default=(), converter=_io_device_weights, metadata=_of("io"))
     io: tuple[IOLimit, ...] = attrs.field(default=(), converter=_io, metadata=_of("io"))
     devices: tuple[DeviceRule | str, ...] | None = attrs.field(
         default=None, converter=_devices, metadata=_of("devices")
     )
-    hugetlb: Pairs = attrs.field(default=(), converter=_hugetlb, metadata=_of("hugetlb"))
-    hugetlb_reserved: Pairs = attrs.field(default=(), converter=_hugetlb_reserved, metadata=_of("hugetlb"))
-    rdma: Pairs = attrs.field(default=(), converter=_rdma, metadata=_of("rdma"))
-    misc: Pairs = attrs.field(default=(), converter=_misc, metadata=_of("misc"))
+    hugetlb: Pairs[Amount] = attrs.field(default=(), converter=_hugetlb, metadata=_of("hugetlb"))
+    hugetlb_reserved: Pairs[Amount] = attrs.field(default=(), converter=_hugetlb_reserved, metadata=_of("hugetlb"))
+    rdma: Pairs[Pairs[Amount]] = attrs.field(default=(), converter=_rdma, metadata=_of("rdma"))
+    misc: Pairs[Amount] = attrs.field(default=(), converter=_misc, metadata=_of("misc"))
     net_cls_classid: int | None = attrs.field(default=None, converter=_net_cls_classid, metadata=_of("net_cls"))
-    net_prio: Pairs = attrs.field(default=(), converter=_net_prio, metadata=_of("net_prio"))
-    unified: Pairs = attrs.field(default=(), converter=_unified, metadata=_of(""))
+    net_prio: Pairs[int] = attrs.field(default=(), converter=_net_prio, metadata=_of("net_prio"))
+    unified: Pairs[str] = attrs.field(default=(), converter=_unified, metadata=_of(""))
 
     def __attrs_post_init__(self) -> None:
         _check_memory(self)
         _check_cpu(self)
         if self.cpuset_partition not in {None, "member", "root", "isolated"}:
-            raise SpecError(f"cpuset_partition: {self.cpuset_partition!r} is none of member, root, isolated")
+            raise SpecError(f"cpuset_partition: {self.cpuset_partition!r} is not one of member, root, isolated")
         for argument in ("hugetlb", "hugetlb_reserved"):
             for page, _ in getattr(self, argument):
                 parse_size(page, f"{argument}, page size")
@@ -340,12 +362,12 @@ class Limits:
             _check_raw_key(key)
 
     def __repr__(self) -> str:
-        """Show what is asked for, and not the thirty things that are not."""
+        """Show only the limits that are set."""
         wishes = [f"{name}={getattr(self, name)!r}" for name, _, empty in _FIELDS if getattr(self, name) != empty]
         return f"Limits({', '.join(wishes)})"
 
     def controllers(self) -> frozenset[str]:
-        """Return the names of the controllers that these limits need, version 2's ``io`` standing for ``blkio`` too."""
+        """Return the names of the controllers that these limits need. ``io`` also stands for version 1's ``blkio``."""
         return _controllers(self)
 
 
@@ -377,7 +399,7 @@ def _check_cpu(limits: Limits) -> None:
     if limits.cpu_weight is not None and limits.cpu_shares is not None:
         raise SpecError("cpu_weight: give either cpu_weight or cpu_shares")
     if limits.cpu_idle and (limits.cpu_weight is not None or limits.cpu_shares is not None):
-        raise SpecError("cpu_idle: an idle group has no weight")
+        raise SpecError("cpu_idle: an idle group can't have a weight")
     runtime, period = limits.cpu_rt_runtime_us, limits.cpu_rt_period_us
     if runtime is not None and period is not None and runtime > period:
         raise SpecError(f"cpu_rt_runtime_us: {runtime} is more than the period of {period}")
@@ -395,6 +417,6 @@ def _check_raw_key(key: str) -> None:
     controller, dot, rest = key.partition(".")
     plain = all(part.replace("_", "").isalnum() and part.isascii() for part in rest.split("."))
     if not dot or controller not in _RAW_CONTROLLERS or not plain:
-        raise SpecError(f"unified: {key!r} is no file of version 2, such as memory.high")
+        raise SpecError(f"unified: {key!r} is not a version 2 file such as memory.high")
     if key in _RAW_REFUSED:
-        raise SpecError(f"unified: {key} is no limit")
+        raise SpecError(f"unified: {key} is not a limit")

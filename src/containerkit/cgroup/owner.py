@@ -1,7 +1,7 @@
-"""Who made a group, written into its name, so that what a killed owner left behind can be told and swept.
+"""The owner of a group, written into its name, so that groups left by killed owners can be found and removed.
 
-The name is ``containerkit.PID.START.NAMESPACE.NAME``: the owner's pid and start time (in clock ticks after boot, which
-tells a reused pid apart) and the inode of the pid namespace that both are counted in.
+The name is ``containerkit.PID.START.NAMESPACE.NAME``: the owner's pid, its start time in clock ticks after boot (which
+distinguishes processes that had the same pid), and the inode of the pid namespace of both.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
+from containerkit.plan.program import proc
+
 __all__ = ["PREFIX", "Owner"]
 
 PREFIX: Final = "containerkit."
 
 
 class Owner(NamedTuple):
-    """A process, told apart from every other that had or will have its pid.
+    """A process, distinguished from every earlier or later process with the same pid.
 
     Attributes:
         pid: in its pid namespace.
@@ -29,11 +31,12 @@ class Owner(NamedTuple):
 
     @classmethod
     def current(cls) -> Owner:
-        """Return this process; a fork's child is another owner than its parent."""
-        global _current  # noqa: PLW0603 - one process, one identity, found once
+        """Return this process. After fork(2) the child is a different owner than its parent."""
+        global _current  # noqa: PLW0603 - a process has one identity, found once
         if _current is None or _current[0] != os.getpid():
             status = _status("self")
             if status is None:
+                proc()  # which says how to get one
                 raise OSError(2, os.strerror(2), "/proc/self/stat")
             pid, _, start = status
             _current = os.getpid(), cls(pid, start, os.stat("/proc/self/ns/pid").st_ino)
@@ -41,7 +44,7 @@ class Owner(NamedTuple):
 
     @classmethod
     def of(cls, group: str) -> Owner | None:
-        """Return the owner that a group's name tells, None for a group of somebody else."""
+        """Return the owner that a group's name contains, or None if the name is not in this form."""
         fields = group.removeprefix(PREFIX).split(".", 3)
         if not group.startswith(PREFIX) or len(fields) != 4:
             return None
@@ -50,11 +53,11 @@ class Owner(NamedTuple):
         return cls(*map(int, fields[:3]))
 
     def label(self, name: str) -> str:
-        """Return the name of the owner's group ``name``."""
+        """Return the full name of the owner's group ``name``."""
         return f"{PREFIX}{self.pid}.{self.start}.{self.namespace}.{name}"
 
     def is_gone(self) -> bool:
-        """Tell whether the owner has surely ended. Of another pid namespace nothing is sure, and so this is False."""
+        """Return whether the owner has certainly ended. For an owner in another pid namespace this returns False."""
         if self.namespace != Owner.current().namespace:
             return False
         status = _status(self.pid)
@@ -67,7 +70,7 @@ _current: tuple[int, Owner] | None = None
 
 
 def _status(pid: int | str) -> tuple[int, str, int] | None:
-    """Return pid, state and start time; None where there is no such process. Source: proc_pid_stat(5)."""
+    """Return pid, state and start time, or None if there is no such process. Source: proc_pid_stat(5)."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -79,12 +82,12 @@ def _status(pid: int | str) -> tuple[int, str, int] | None:
     finally:
         os.close(fd)
     number, _, rest = text.partition(b" (")
-    fields = rest[rest.rindex(b")") + 2 :].split()  # the command may hold anything, parentheses too
+    fields = rest[rest.rindex(b")") + 2 :].split()  # the name of the command may contain parentheses
     return int(number), fields[0].decode(), int(fields[19])
 
 
 def _threads(pid: int) -> int:
-    """Count the threads: of a process whose first thread has ended the state is Z while the others run on."""
+    """Count the threads. If the first thread has ended the state is Z, although other threads still run."""
     try:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:

@@ -1,4 +1,4 @@
-"""Counters of hardware and software events of a whole group.
+"""Counters of hardware and software events for a whole group.
 
 Source: perf_event_open(2).
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from containerkit.cgroup.directory import Directory
-    from containerkit.cgroup.group import CGroup
+    from containerkit.cgroup.view import GroupView
 
 __all__ = ["EVENTS", "PerfCounters"]
 
@@ -40,26 +40,26 @@ EVENTS: Final = {
     "minor-faults": (1, 5),
     "major-faults": (1, 6),
 }
-"""The events by perf(1)'s names: type and number. The clocks count nanoseconds."""
+"""The events by the names of perf(1): type and number. The clocks count nanoseconds."""
 
 _USUAL: Final = ("task-clock", "context-switches", "page-faults", "cycles", "instructions")
 _BY_GROUP: Final = 4 | 8  # PERF_FLAG_PID_CGROUP, PERF_FLAG_FD_CLOEXEC
 _TIMES: Final = 1 | 2  # PERF_FORMAT_TOTAL_TIME_ENABLED, PERF_FORMAT_TOTAL_TIME_RUNNING
 _ATTRIBUTES: Final = struct.Struct("=IIQQQQQ16x")
-"""struct perf_event_attr as the first kernels had it, 64 bytes; later ones take that size too."""
+"""struct perf_event_attr as the first kernels defined it, 64 bytes. Later kernels accept this size too."""
 _HINT: Final = "counting by group needs CAP_PERFMON, or CAP_SYS_ADMIN before kernel 5.8"
 
 
 class PerfCounters:
-    """Counters of a group, running from their creation on. It owns a descriptor for each event and processor."""
+    """Counters of a group, which run from their creation on. They own a descriptor for each event and processor."""
 
     __slots__ = ("_fds", "group")
 
-    def __init__(self, group: CGroup, events: Iterable[str] | None = None) -> None:
+    def __init__(self, group: GroupView, events: Iterable[str] | None = None) -> None:
         names = _USUAL if events is None else tuple(dict.fromkeys(events))
         unknown = [name for name in names if name not in EVENTS]
         if unknown:
-            raise SpecError(f"events: {unknown} are none of {', '.join(sorted(EVENTS))}")
+            raise SpecError(f"events: {unknown} are not among {', '.join(sorted(EVENTS))}")
         self.group = group.name
         self._fds: dict[str, list[int]] = {}
         part = _hierarchy(group)
@@ -84,12 +84,12 @@ class PerfCounters:
         opened: list[int] = []
         try:
             for processor in _online():
-                opened.append(call("perf_event_open", buffer, part.fd, processor, -1, _BY_GROUP))  # noqa: PERF401
+                opened.append(call("perf_event_open", buffer, part.fd, processor, -1, _BY_GROUP))  # noqa: PERF401 - if one fails, those opened before must be closed
         except OSError as error:
             for fd in opened:
                 os.close(fd)
             if error.errno in {ENOENT, ENODEV, EOPNOTSUPP}:
-                hint = "this machine does not count it, as virtual machines often do not; leave it out"
+                hint = "this machine does not count this event, like many virtual machines; leave it out"
                 raise UnsupportedError("perf_event_open", error.errno or 0, name, hint) from None
             if error.errno in {EBADF, EINVAL}:
                 raise UnsupportedError("perf_event_open", error.errno or 0, part.path, _hierarchy_hint()) from None
@@ -97,16 +97,16 @@ class PerfCounters:
         self._fds[name] = opened
 
     def read(self) -> dict[str, int]:
-        """Return what was counted up to now on all processors; the clocks in nanoseconds.
+        """Return what has been counted so far on all processors. The clocks count nanoseconds.
 
-        Where the hardware had to share its counters the number is scaled up to the whole time.
+        If the hardware counters were shared among events, the numbers are scaled up to the whole time.
 
         Raises:
-            StateError: it is closed.
-            SetupError: the kernel refused to tell.
+            StateError: the counters are closed.
+            SetupError: the kernel refuses the read.
         """
         if not self._fds:
-            raise StateError(f"counters of {self.group}: closed")
+            raise StateError(f"counters of {self.group}: they are closed")
         return {name: sum(map(_count, fds)) for name, fds in self._fds.items()}
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ def _online() -> list[int]:
         return sorted(numbers(file.read().strip(), "online processors"))
 
 
-def _hierarchy(group: CGroup) -> Directory:
+def _hierarchy(group: GroupView) -> Directory:
     for part in group.parts:
         if "perf_event" in part.names:
             return part

@@ -1,4 +1,4 @@
-"""Pressure stall information of a group: how much time its tasks lost waiting for a resource.
+"""Pressure stall information of a group: the time that its tasks lost while they waited for a resource.
 
 Source: Documentation/accounting/psi.rst.
 """
@@ -31,7 +31,7 @@ _HINT: Final = "boot with psi=1 on a kernel with CONFIG_PSI, and mount a cgroup2
 
 
 def parse_pressure(text: str | None) -> Pressure | None:
-    """Return the content of a pressure file; None without a ``some`` line."""
+    """Parse a pressure file. Return None if it has no ``some`` line."""
     found = {
         name: PressureShare(
             avg10=values["avg10"], avg60=values["avg60"], avg300=values["avg300"], total_us=int(values["total"])
@@ -43,17 +43,17 @@ def parse_pressure(text: str | None) -> Pressure | None:
 
 @attrs.frozen(kw_only=True)
 class PressureTrigger:
-    """When to be woken for pressure: stalls of so much time within a window.
+    """A pressure threshold: notify when tasks stalled for this long within the time window.
 
     Args:
         resource: ``"cpu"``, ``"memory"`` or ``"io"``.
-        share: ``"some"``, at least one task stalled, or ``"full"``, all of them.
-        stall_us: the sum of stalls in microseconds, 1 or more and at most the window.
-        window_us: the window in microseconds, 500000 to 10000000. Without CAP_SYS_RESOURCE the kernel takes
-            multiples of 2000000 only.
+        share: ``"some"`` counts time in which at least one task stalled, ``"full"`` time in which all tasks stalled.
+        stall_us: the total stall time in microseconds, at least 1 and at most the window.
+        window_us: the window in microseconds, 500000 to 10000000. Without CAP_SYS_RESOURCE the kernel accepts only
+            multiples of 2000000.
 
     Raises:
-        SpecError: a value out of range.
+        SpecError: a value is out of range.
     """
 
     resource: Resource = attrs.field()
@@ -63,15 +63,15 @@ class PressureTrigger:
 
     def __attrs_post_init__(self) -> None:
         if self.resource not in {"cpu", "memory", "io"}:
-            raise SpecError(f"resource: {self.resource!r} is none of cpu, memory, io")
+            raise SpecError(f"resource: {self.resource!r} is not one of cpu, memory, io")
         if self.share not in {"some", "full"}:
-            raise SpecError(f"share: {self.share!r} is none of some, full")
+            raise SpecError(f"share: {self.share!r} is not one of some, full")
         whole(self.window_us, "window_us", 500_000, 10_000_000)
         whole(self.stall_us, "stall_us", 1, self.window_us)
 
 
 class TriggerWatch:
-    """A trigger that is set. It owns its descriptor, which poll(2) reports by POLLPRI; closing unsets the trigger."""
+    """An active trigger. It owns its descriptor, which poll(2) reports with POLLPRI. Closing it removes the trigger."""
 
     __slots__ = ("_fd", "trigger")
 
@@ -90,24 +90,24 @@ class TriggerWatch:
         return self._fd
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until there is so much pressure; False when the time is up first.
+        """Wait until the threshold is exceeded. Return False if the timeout expires first.
 
         Args:
-            timeout_s: seconds. Default forever.
+            timeout_s: in seconds. Default: no timeout.
 
         Raises:
-            StateError: it is closed, or the group is gone.
+            StateError: the trigger is closed, or the group no longer exists.
         """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLPRI)
         for _, what in poll.poll(None if timeout_s is None else timeout_s * 1000):
             if what & select.POLLERR:
-                raise StateError("trigger: the group is gone")
+                raise StateError("trigger: the group no longer exists")
             return True
         return False
 
     def close(self) -> None:
-        """Unset the trigger. May be called twice."""
+        """Remove the trigger. May be called twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -122,7 +122,7 @@ class TriggerWatch:
 
 
 class PressureReader:
-    """The pressure of a group, read anew each time."""
+    """The pressure of a group. Each access reads it again."""
 
     __slots__ = ("_directory", "_path")
 
@@ -135,17 +135,17 @@ class PressureReader:
 
     @property
     def cpu(self) -> Pressure:
-        """Waiting for a processor."""
+        """Time lost waiting for a processor."""
         return self._read("cpu")
 
     @property
     def memory(self) -> Pressure:
-        """Waiting for memory: reclaim, refaults, swap."""
+        """Time lost waiting for memory: reclaim, refaults, swap."""
         return self._read("memory")
 
     @property
     def io(self) -> Pressure:
-        """Waiting for block devices."""
+        """Time lost waiting for block devices."""
         return self._read("io")
 
     def _read(self, resource: str) -> Pressure:
@@ -155,11 +155,11 @@ class PressureReader:
         return found
 
     def trigger(self, trigger: PressureTrigger) -> TriggerWatch:
-        """Set a trigger.
+        """Activate a trigger.
 
         Raises:
-            UnsupportedError: the kernel has no pressure of groups here.
-            SetupError: it does not take the trigger.
+            UnsupportedError: the kernel does not report the pressure of this group.
+            SetupError: the kernel does not accept the trigger.
 
         Source: "Monitoring for pressure thresholds" in Documentation/accounting/psi.rst.
         """

@@ -1,7 +1,7 @@
-"""Version 1 hierarchies that nothing mounts, mounted for this process alone.
+"""Mount version 1 hierarchies that nothing mounts, for this process alone.
 
-The mount is detached: it is in no mount namespace and shows in no mountinfo. It lives as long as its descriptor, and
-the hierarchy as long as the mount or a group in it.
+The mount is detached: it belongs to no mount namespace and is not in mountinfo. It exists as long as its descriptor.
+The hierarchy exists as long as a mount of it or a group in it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from containerkit.errors import UnsupportedError
 
 __all__ = ["companions", "mount_privately"]
 
-_HINT: Final = "it takes root, a controller that no version 2 group uses, and a kernel not booted with cgroup_no_v1="
+_HINT: Final = "it needs root, a controller that no version 2 group uses, and a kernel not booted with cgroup_no_v1="
 
 
 def companions(controller: str) -> tuple[str, ...]:
-    """Return the controllers that share a version 1 hierarchy with one, itself among them; empty if there is none.
+    """Return the controllers that share a version 1 hierarchy with this one, itself included; empty if there is none.
 
-    A hierarchy that nothing mounts any more lives on while there is a group in it, and then can only be mounted whole.
+    A hierarchy that is no longer mounted exists while it has a group. Then it can only be mounted with all of them.
     """
     offered = offered_controllers()
     number = offered.get(controller)
@@ -33,10 +33,10 @@ def companions(controller: str) -> tuple[str, ...]:
 
 
 def mount_privately(controllers: tuple[str, ...]) -> Directory:
-    """Mount the version 1 hierarchy of these controllers and return its root group.
+    """Mount the version 1 hierarchy of these controllers. Return its root group.
 
     Raises:
-        UnsupportedError: the kernel refused it; EBUSY where version 2 uses a controller.
+        UnsupportedError: the kernel refuses it. The error is EBUSY if version 2 uses a controller.
 
     Source: fsopen(2), fsconfig(2), fsmount(2), cgroups(7).
     """

@@ -1,6 +1,6 @@
-"""The written forms of quantities: sizes, lists of numbers, device numbers and group names.
+"""Parsers for quantities: sizes, lists of numbers, device numbers and group names.
 
-Each function returns the value or raises :class:`~containerkit.errors.SpecError` naming the argument; none of them
+Each function returns the value, or raises :class:`~containerkit.errors.SpecError` that names the argument. None of them
 touches the machine.
 """
 
@@ -31,10 +31,10 @@ def parse_size(value: int | str, argument: str = "size") -> int:
 
     Args:
         value: bytes, or a decimal number with one of the binary suffixes K, M, G, T, P (``"256M"``, ``"1.5GiB"``).
-        argument: how the message calls it.
+        argument: the name of the argument, for the message.
 
     Raises:
-        SpecError: not such a number, negative, or past 2**63 - 1.
+        SpecError: the value is not such a number, is negative, or is larger than 2**63 - 1.
 
     Source: cgroups(7); memory.max in Documentation/admin-guide/cgroup-v2.rst.
     """
@@ -57,36 +57,36 @@ def _scaled(text: str, argument: str) -> int:
     whole_part, point, fraction = upper[: len(upper) - len(suffix)].partition(".")
     well_formed = whole_part and _DIGITS.issuperset(whole_part) and _DIGITS.issuperset(fraction) and len(upper) < 40
     if not well_formed or (point and not fraction) or (upper != number.upper() and suffix == "" and point):
-        raise SpecError(f'{argument}: {text!r} is no size; write bytes or a suffix K, M, G, T, P, such as "256M"')
+        raise SpecError(f'{argument}: {text!r} is not a size; write bytes or a suffix K, M, G, T, P, such as "256M"')
     scale = 10 ** len(fraction)
     return int(int(whole_part + fraction) * _FACTORS[suffix] // scale)
 
 
 def amount(value: int | str, argument: str, *, size: bool = False, least: int = 0, most: int = _LARGEST) -> Amount:
-    """Return a limit: a whole number within a range, or ``"max"`` for none."""
+    """Return a limit: a whole number within a range, or ``"max"`` for no limit."""
     if value == MAX:
         return "max"
     return whole(parse_size(value, argument) if size else value, argument, least, most)
 
 
 def flag(value: object, argument: str) -> bool:
-    """Return a truth value, and nothing that merely looks like one."""
+    """Return a bool. Values that merely look like one are refused."""
     if not isinstance(value, bool):
-        raise SpecError(f"{argument}: True or False is wanted, not {value!r}")
+        raise SpecError(f"{argument}: expected True or False, not {value!r}")
     return value
 
 
 def whole(value: object, argument: str, least: int, most: int) -> int:
     """Return a whole number within a range."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise SpecError(f"{argument}: a whole number is wanted, not {value!r}")
+        raise SpecError(f"{argument}: expected a whole number, not {value!r}")
     if not least <= value <= most:
         raise SpecError(f"{argument}: {value} is out of range, {least} to {most}")
     return value
 
 
 def numbers(text: str, argument: str = "list") -> frozenset[int]:
-    """Return the numbers of a list in the kernel's form, such as ``"0-3,8"``.
+    """Parse a list of numbers in the kernel's form, such as ``"0-3,8"``.
 
     Source: "List format" in cpuset(7).
     """
@@ -94,10 +94,10 @@ def numbers(text: str, argument: str = "list") -> frozenset[int]:
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isascii() or not low.isdigit() or (dash and not (high.isascii() and high.isdigit())):
-            raise SpecError(f'{argument}: {text!r} is no list of numbers such as "0-3,8"')
+            raise SpecError(f'{argument}: {text!r} is not a list of numbers such as "0-3,8"')
         first, last = int(low[:8]), int((high or low)[:8])
         if first > last or last > 65535:
-            raise SpecError(f"{argument}: the range {part.strip()!r} is empty or past 65535")
+            raise SpecError(f"{argument}: the range {part.strip()!r} is empty or extends past 65535")
         found.update(range(first, last + 1))
     return frozenset(found)
 
@@ -123,15 +123,16 @@ def number_list(value: str | Iterable[int], argument: str) -> str:
 
 
 def group_name(value: str, argument: str = "name") -> str:
-    """Return the name of a group: one path component of letters, digits and ``_ . : @ + -``, at most 128 of them.
+    """Check the name of a group: one path component of letters, digits and ``_ . : @ + -``, at most 128 of them.
 
     Raises:
-        SpecError: empty, too long, another character (a slash for one), or a leading dot.
+        SpecError: the name is empty, too long, contains another character (such as a slash), or starts with a dot or a
+            minus sign.
     """
     if not isinstance(value, str) or not value or len(value) > 128:
-        raise SpecError(f"{argument}: {value!r} is no name of 1 to 128 characters")
+        raise SpecError(f"{argument}: {value!r} is not a name of 1 to 128 characters")
     if not _NAME.issuperset(value) or value[0] in ".-":
         raise SpecError(
-            f"{argument}: {value!r} may hold only letters, digits and _ . : @ + - and not start with . or -"
+            f"{argument}: {value!r} must contain only letters, digits and _ . : @ + -, and must not start with . or -"
         )
     return value

@@ -1,6 +1,6 @@
-"""Parsers of the formats in which the kernel writes its cgroup files: pure functions over text.
+"""Parsers for the files of control groups: pure functions over text.
 
-What is malformed is left out, never guessed: the kernel adds keys and lines from release to release.
+Malformed content is left out, never guessed, because new kernels add keys and lines.
 
 Source: "Conventions" in Documentation/admin-guide/cgroup-v2.rst; Documentation/accounting/psi.rst.
 """
@@ -16,17 +16,17 @@ __all__ = ["device", "flat", "freezer_frozen", "integer", "integers", "nested", 
 
 
 def _number(word: str) -> int | None:
-    """Return an unsigned decimal number; ``int`` would take ``"1_0"``, ``" 1"`` and the digits of other scripts too."""
+    """Return an unsigned decimal number. ``int`` would also accept ``"1_0"``, ``" 1"`` and digits of other scripts."""
     return int(word) if word.isascii() and word.isdigit() and len(word) <= 20 else None
 
 
 def integer(text: str | None) -> int | None:
-    """Return the number of a file that holds one; None for ``max``, ``-1``, nothing or garbage."""
+    """Return the number in a file with one number, or None for ``max``, ``-1``, an empty file or other content."""
     return None if text is None else _number(text.strip())
 
 
 def integers(text: str | None) -> tuple[int, ...]:
-    """Return the numbers of a file that holds several, separated by spaces or newlines; empty if one is garbage."""
+    """Return the numbers in a file, separated by spaces or newlines. Return none of them if one is malformed."""
     found = [_number(word) for word in (text or "").split()]
     numbers = tuple(number for number in found if number is not None)
     return numbers if len(numbers) == len(found) else ()
@@ -60,7 +60,7 @@ def nested(text: str | None) -> dict[str, dict[str, int | None]]:
 
 
 def operations(text: str | None) -> dict[str, dict[str, int]]:
-    """Parse version 1's blkio reports: ``MAJOR:MINOR OPERATION VALUE`` a line. Totals without a device are left out."""
+    """Parse version 1's blkio reports: ``MAJOR:MINOR OPERATION VALUE`` a line. Lines without a device are left out."""
     found: dict[str, dict[str, int]] = {}
     for line in (text or "").splitlines():
         words = line.split()
@@ -70,14 +70,14 @@ def operations(text: str | None) -> dict[str, dict[str, int]]:
 
 
 def device(text: str) -> tuple[int, int] | None:
-    """Return the numbers of ``MAJOR:MINOR``."""
+    """Return the two numbers of ``MAJOR:MINOR``."""
     major, colon, minor = text.partition(":")
     numbers = _number(major), _number(minor)
     return (numbers[0], numbers[1]) if colon and numbers[0] is not None and numbers[1] is not None else None
 
 
 def freezer_frozen(text: str | None) -> bool:
-    """Tell whether version 1's freezer.state says that every task is frozen."""
+    """Return whether version 1's freezer.state says that every task is frozen."""
     return (text or "").strip() == "FROZEN"
 
 

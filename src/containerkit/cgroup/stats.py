@@ -1,4 +1,4 @@
-"""What a group reports: the same fields on both versions, None where the kernel has none."""
+"""The reports of a group. Both versions have the same fields; a field is None if the kernel does not report it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = [
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What one run used: the sums of a group from its creation on.
+    """What one run used: totals of its group since the group was created.
 
     Attributes:
-        memory_peak_bytes: the most memory held at once.
+        memory_peak_bytes: the largest amount of memory in use at one time.
         cpu_us: processor time in microseconds, user and system together.
-        cpu_user_us: of it in user mode.
-        cpu_system_us: of it in the kernel.
-        throttled_us: time for which the processor limit held the group back.
-        io_read_bytes: read from block devices.
-        io_write_bytes: written to block devices.
-        oom_kills: processes that the kernel killed for the group's memory.
-        pids_peak: the most processes and threads at once.
+        cpu_user_us: the part in user mode.
+        cpu_system_us: the part in the kernel.
+        throttled_us: how long the processor limit stopped the group.
+        io_read_bytes: bytes read from block devices.
+        io_write_bytes: bytes written to block devices.
+        oom_kills: how many processes the kernel killed because the group was out of memory.
+        pids_peak: the largest number of processes and threads at one time.
     """
 
     memory_peak_bytes: int | None = None
@@ -47,30 +47,30 @@ class Usage:
 
     @property
     def oom_killed(self) -> bool:
-        """Whether the kernel killed a process of the group for its memory."""
+        """Whether the kernel killed a process because the group was out of memory."""
         return bool(self.oom_kills)
 
 
 @attrs.frozen(kw_only=True)
 class MemoryStats:
-    """The memory controller's report, in bytes and counts.
+    """The report of the memory controller, in bytes and counts.
 
     Attributes:
-        current_bytes: held now.
-        peak_bytes: the most ever held.
-        limit_bytes: the limit; None for no limit.
-        swap_current_bytes: swapped out now.
-        swap_limit_bytes: the most that may be swapped out; None for no limit.
-        anonymous_bytes: of it anonymous memory.
-        file_bytes: of it page cache.
-        kernel_bytes: of it kernel memory.
-        page_faults: since the creation.
-        major_page_faults: of them such that read from a disk.
+        current_bytes: memory in use now.
+        peak_bytes: the largest amount of memory in use so far.
+        limit_bytes: the limit, or None for no limit.
+        swap_current_bytes: memory swapped out now.
+        swap_limit_bytes: the maximum that may be swapped out, or None for no limit.
+        anonymous_bytes: the part of ``current_bytes`` that is anonymous memory.
+        file_bytes: the part that is page cache.
+        kernel_bytes: the part that is kernel memory.
+        page_faults: page faults since the group was created.
+        major_page_faults: those that read from a disk.
         limit_hits: how often the limit stopped an allocation.
-        high_hits: how often ``memory_high`` slowed the group.
+        high_hits: how often ``memory_high`` slowed down the group.
         ooms: how often the group was out of memory.
-        oom_kills: how many processes were killed for it.
-        detail: the kernel's whole ``memory.stat``.
+        oom_kills: how many processes were killed because of it.
+        detail: all values of the kernel's ``memory.stat``.
     """
 
     current_bytes: int | None = None
@@ -92,18 +92,18 @@ class MemoryStats:
 
 @attrs.frozen(kw_only=True)
 class CpuStats:
-    """The cpu controllers' report, times in microseconds.
+    """The report of the cpu controllers. Times are in microseconds.
 
     Attributes:
         usage_us: processor time.
-        user_us: of it in user mode.
-        system_us: of it in the kernel.
+        user_us: the part in user mode.
+        system_us: the part in the kernel.
         per_cpu_us: processor time on each processor (version 1's cpuacct).
-        periods: periods of the quota that have passed.
-        throttled_periods: of them such in which the group was held back.
-        throttled_us: for how long.
-        bursts: periods in which saved quota was used.
-        burst_us: how much.
+        periods: how many periods of the quota have passed.
+        throttled_periods: in how many of them the group was stopped.
+        throttled_us: how long it was stopped.
+        bursts: in how many periods saved quota was used.
+        burst_us: how much saved quota was used.
     """
 
     usage_us: int | None = None
@@ -119,7 +119,7 @@ class CpuStats:
 
 @attrs.frozen(kw_only=True)
 class CpusetStats:
-    """Where the group may run: the processors and memory nodes in effect, and version 2's partition."""
+    """Where the group can run: the effective processors and memory nodes, and the partition (version 2)."""
 
     cpus: frozenset[int] = frozenset()
     mems: frozenset[int] = frozenset()
@@ -128,7 +128,7 @@ class CpusetStats:
 
 @attrs.frozen(kw_only=True)
 class PidsStats:
-    """Processes and threads: now, the limit (None for none), the most ever, how often a fork was refused."""
+    """Processes and threads: the number now, the limit (None for none), the peak, and how often a fork was refused."""
 
     current: int | None = None
     limit: int | None = None
@@ -138,7 +138,7 @@ class PidsStats:
 
 @attrs.frozen(kw_only=True)
 class IODeviceStats:
-    """What went to and from one block device."""
+    """How much was read from and written to one block device."""
 
     major: int
     minor: int
@@ -152,7 +152,7 @@ class IODeviceStats:
 
 @attrs.frozen(kw_only=True)
 class IOStats:
-    """The io controller's report."""
+    """The report of the io controller."""
 
     devices: tuple[IODeviceStats, ...] = ()
 
@@ -169,7 +169,7 @@ class IOStats:
 
 @attrs.frozen(kw_only=True)
 class HugetlbStats:
-    """Huge pages of one size: held now, the most ever (version 1), the limit (None for none), refused allocations."""
+    """Huge pages of one size: in use now, the peak (version 1), the limit (None for none), and refused allocations."""
 
     current_bytes: int | None = None
     peak_bytes: int | None = None
@@ -179,7 +179,7 @@ class HugetlbStats:
 
 @attrs.frozen(kw_only=True)
 class PressureShare:
-    """How much time was lost: percent over 10, 60 and 300 seconds, and the sum in microseconds."""
+    """Lost time: percentages over 10, 60 and 300 seconds, and the total in microseconds."""
 
     avg10: float
     avg60: float
@@ -192,8 +192,8 @@ class Pressure:
     """Pressure stall information of one resource.
 
     Attributes:
-        some: while at least one task waited.
-        full: while all of them waited; None where the kernel has none.
+        some: time in which at least one task waited.
+        full: time in which all tasks waited, or None if the kernel does not report it.
 
     Source: Documentation/accounting/psi.rst.
     """
@@ -204,14 +204,14 @@ class Pressure:
 
 @attrs.frozen(kw_only=True)
 class Stats:
-    """A group's report. The part of a controller that the group is not in is None.
+    """The report of a group. The part of a controller is None if the group is not in that controller.
 
     Attributes:
-        rdma: for each device its handles and objects in use.
-        misc: for each resource what is in use.
+        rdma: the handles and objects in use on each device.
+        misc: the amount of each resource that is in use.
         net_cls_classid: the class of the group's packets.
         net_prio: the priority on each interface.
-        hugetlb: for each page size (``"2MB"``) what is held.
+        hugetlb: the huge pages in use for each page size (``"2MB"``).
         frozen: whether the group is frozen.
     """
 

@@ -1,4 +1,4 @@
-"""Groups whose owner was killed: finding and removing them."""
+"""Find and remove the groups of owners that were killed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from containerkit._linux.cgroupfs import offered_controllers, read_hierarchies
 from containerkit.cgroup.directory import Directory
-from containerkit.cgroup.members import kill, remove, walk
+from containerkit.cgroup.hierarchy import Tree
 from containerkit.cgroup.owner import PREFIX, Owner
-from containerkit.cgroup.tree import Tree
+from containerkit.cgroup.processes import kill, remove, walk
 from containerkit.errors import CleanupError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,21 +21,22 @@ __all__ = ["sweep"]
 
 
 def sweep(*, everywhere: bool = True, timeout_s: float = 10.0) -> tuple[str, ...]:
-    """Remove the groups of owners that have ended, with the processes that are still in them.
+    """Remove the groups of owners that have ended. Processes that are still in them are killed.
 
     A group is told by its name, which holds the owner's pid, start time and pid namespace. Groups of live owners, of
-    another pid namespace, and such that are not this project's are left alone.
+    another pid namespace, and such that are not this project's are left alone; so are those below a directory that the
+    caller may not write: they are another user's, whose sweep removes them.
 
     Args:
-        everywhere: whether all of every hierarchy is searched. False looks only where this process makes its own
-            groups, which costs a listing of one directory for each hierarchy, and searches further when that finds one.
-        timeout_s: how long to wait for the processes of each group, in seconds.
+        everywhere: whether to search every hierarchy completely. False searches only where this process creates its own
+            groups, which lists one directory for each hierarchy. If that finds one, everything is searched.
+        timeout_s: how long to wait for the processes of each group, in seconds. Default 10.
 
     Returns:
-        The paths of what was removed.
+        The paths of the removed groups.
 
     Raises:
-        CleanupError: processes would not end, or the kernel refused a removal. What could be removed is gone.
+        CleanupError: processes did not end, or the kernel refused a removal. Everything else has been removed.
     """
     removed: list[str] = []
     left: list[str] = []
@@ -51,7 +52,7 @@ def sweep(*, everywhere: bool = True, timeout_s: float = 10.0) -> tuple[str, ...
 
 
 def _roots() -> Iterator[Directory]:
-    """Yield the root of every hierarchy, of those too that nothing mounts but a group keeps alive."""
+    """Yield the root of every hierarchy, including those that are not mounted but still have a group."""
     hierarchies = read_hierarchies()
     seen = {name for hierarchy in hierarchies for name in hierarchy.controllers}
     for name, number in offered_controllers().items():
@@ -73,7 +74,7 @@ def _roots() -> Iterator[Directory]:
 
 
 def _stale(part: Directory, alive: set[Owner]) -> Iterator[str]:
-    """Yield the groups right below whose owner has ended."""
+    """Yield the child groups whose owner has ended."""
     for name in part.groups():
         owner = Owner.of(name) if name.startswith(PREFIX) else None
         if owner is None or owner in alive:
@@ -86,10 +87,12 @@ def _stale(part: Directory, alive: set[Owner]) -> Iterator[str]:
 
 def _sweep_below(root: Directory, removed: list[str], left: list[str], timeout_s: float) -> None:
     for part in itertools.chain(walk(root), (root,)):
+        if not os.access(".", os.W_OK, dir_fd=part.fd, effective_ids=True):
+            continue
         for name in list(_stale(part, set())):
             try:
                 group = part.open(name)
-            except OSError:  # another sweep was faster
+            except OSError:  # another sweep removed it first
                 continue
             try:
                 kill((group,), 9)

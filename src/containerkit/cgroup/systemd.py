@@ -1,7 +1,7 @@
-"""A transient scope of systemd's: the subtree that it hands to a process where systemd owns the tree.
+"""A transient scope: the subtree that systemd delegates to a process on machines where systemd manages the groups.
 
-A scope lasts as long as a process is in it. One holder process is kept there, which ends when this process does, since
-it reads from a pipe that only this process has; systemd then takes the scope away.
+A scope exists as long as it contains a process. One holder process stays in it. The holder reads from a pipe whose
+other end only this process has, so it ends when this process does. Then systemd removes the scope.
 
 Source: org.freedesktop.systemd1(5), StartTransientUnit; "Delegation" in systemd.resource-control(5);
 https://systemd.io/CGROUP_DELEGATION.
@@ -32,7 +32,7 @@ Manager = Literal["system", "user"]
 
 
 def _sockets(manager: Manager) -> Iterator[tuple[str, bool]]:
-    """Yield where a manager can be spoken to, and whether that is a bus: the bus first, then its own socket."""
+    """Yield the addresses of a manager, and whether each is a bus: the bus first, then the manager's own socket."""
     if manager == "system":
         yield "/run/dbus/system_bus_socket", True
         yield "/run/systemd/private", False
@@ -54,24 +54,24 @@ def _connect(manager: Manager) -> Connection:
 
 
 class Scope:
-    """A delegated scope with a holder process in it.
+    """A delegated scope that contains a holder process.
 
     Attributes:
-        name: of the unit.
-        pid: the holder's; its groups are the scope's.
+        name: the name of the unit.
+        pid: the pid of the holder. The holder's groups are the groups of the scope.
     """
 
     __slots__ = ("_holder", "name", "pid")
 
     def __init__(self, manager: Manager | None = None) -> None:
-        """Ask for the scope and wait until it is there.
+        """Ask systemd for the scope and wait until it exists.
 
         Args:
-            manager: whose. Default the system's for root, else the user's.
+            manager: the manager to ask. Default: the system's for root, otherwise the user's.
 
         Raises:
             UnsupportedError: there is no such manager here.
-            SetupError: it refuses.
+            SetupError: the manager refuses.
         """
         owner = Owner.current()
         self.name = f"containerkit-{owner.pid}-{owner.start}.scope"
@@ -89,7 +89,7 @@ class Scope:
         return f"<Scope {self.name} {'closed' if self._holder.poll() is not None else f'held by {self.pid}'}>"
 
     def _start(self, connection: Connection) -> None:
-        with contextlib.suppress(SetupError):  # a manager's own socket has no bus to subscribe at
+        with contextlib.suppress(SetupError):  # a manager's own socket has no bus to subscribe to
             rule = f"type='signal',interface='{_MANAGER}',member='JobRemoved'"
             bus = "org.freedesktop.DBus"
             connection.call(bus, "/org/freedesktop/DBus", bus, "AddMatch", "s", (rule,))
@@ -111,7 +111,7 @@ class Scope:
             raise SetupError("StartTransientUnit", EOPNOTSUPP, self.name, f"systemd says {message.values[3]}")
 
     def close(self) -> None:
-        """End the holder: when the groups in it are gone too, systemd takes the scope away. May be called twice."""
+        """End the holder. When the groups in the scope are gone too, systemd removes it. May be called twice."""
         if self._holder.stdin is not None:
             self._holder.stdin.close()
         self._holder.kill()

@@ -1,4 +1,4 @@
-"""The reports of a group, put together from all of its hierarchies."""
+"""The reports of a group, combined from all its hierarchies."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from containerkit.cgroup.controllers import CONTROLLERS, controller
-from containerkit.cgroup.members import walk
+from containerkit.cgroup.processes import walk
 from containerkit.cgroup.statfiles import device, flat, freezer_frozen, integer, nested, operations
 from containerkit.cgroup.stats import CpuStats, Stats, Usage
 
 if TYPE_CHECKING:
     from containerkit.cgroup.directory import Directory
 
-__all__ = ["oom_kills", "stats", "usage"]
+__all__ = ["oom_kills", "stats", "throttled_us", "usage"]
 
 
 def usage(parts: tuple[Directory, ...], former_kills: int = 0) -> Usage:
-    """Return what the processes of a group used; few files, since every run ends with it.
+    """Return what the processes of a group used. It reads few files, because every run ends with it.
 
     Args:
-        parts: its directories.
-        former_kills: of groups below that are gone, whose processes were killed for memory.
+        parts: the directories of the group.
+        former_kills: how many processes were killed for lack of memory in child groups that have been removed.
     """
     found: dict[str, Any] = {}
     for part in parts:
@@ -79,8 +79,19 @@ def _usage_1(part: Directory, found: dict[str, Any], former_kills: int) -> None:
         found["io_write_bytes"] = sum(counts.get("Write", 0) for counts in devices)
 
 
+def throttled_us(parts: tuple[Directory, ...]) -> int | None:
+    """Return how long the processor limit stopped a group, in microseconds. It reads nothing else."""
+    for part in parts:
+        counts = flat(part.read("cpu.stat")) if part.version == 2 or "cpu" in part.names else {}
+        if "throttled_time" in counts:
+            return counts["throttled_time"] // 1000
+        if "throttled_usec" in counts:
+            return counts["throttled_usec"]
+    return None
+
+
 def oom_kills(parts: tuple[Directory, ...], former_kills: int = 0) -> int | None:
-    """Return how many processes of a group were killed for its memory, and read nothing else."""
+    """Return how many processes were killed because the group was out of memory. It reads nothing else."""
     for part in parts:
         if "memory" in part.names:
             return _oom_kills(part, former_kills)
@@ -90,7 +101,7 @@ def oom_kills(parts: tuple[Directory, ...], former_kills: int = 0) -> int | None
 
 
 def _oom_kills(part: Directory, former_kills: int) -> int | None:
-    """Count the kills; version 1 counts each in the victim's own group only, so those below are added."""
+    """Count the kills. Version 1 counts a kill only in the group of the victim, so those of child groups are added."""
     kills = flat(part.read("memory.oom_control")).get("oom_kill")
     if kills is not None and part.has_groups():
         kills += sum(flat(below.read("memory.oom_control")).get("oom_kill", 0) for below in walk(part))
@@ -98,12 +109,12 @@ def _oom_kills(part: Directory, former_kills: int) -> int | None:
 
 
 def stats(parts: tuple[Directory, ...], former_kills: int = 0) -> Stats:
-    """Return the report of every controller that the group is in."""
+    """Return the reports of all controllers that the group is in."""
     found: dict[str, Any] = {}
     for part in parts:
         names = set(part.available())
         if part.version == 2:
-            names.add("cpu")  # its cpu.stat counts the time even where the controller is not enabled
+            names.add("cpu")  # cpu.stat counts the time even if the controller is not enabled
             frozen = flat(part.read("cgroup.events")).get("frozen")
             found["frozen"] = found.get("frozen") or (None if frozen is None else bool(frozen))
         for name in sorted("io" if name == "blkio" else name for name in names):
@@ -122,7 +133,7 @@ def stats(parts: tuple[Directory, ...], former_kills: int = 0) -> Stats:
 
 
 def _merged(first: CpuStats | None, second: CpuStats) -> CpuStats:
-    """Put the parts of the cpu report together that come from several hierarchies."""
+    """Combine the parts of the cpu report that come from several hierarchies."""
     if first is None:
         return second
     names = attrs.fields(CpuStats)

@@ -1,8 +1,8 @@
 """The command line: ``containerkit COMMAND``.
 
-Each command is a module with ``define(parser)``, which names its arguments, and ``main(options)``, which returns the
-exit status. A command's module, and the library itself, are loaded when the command is given: ``run`` should cost
-little more than the container.
+Each command is a module with ``define(parser)``, which adds its arguments, and ``main(options)``, which returns the
+exit status. A command's module and the library are imported only when the command is used, so ``run`` costs little more
+than the container.
 """
 
 from __future__ import annotations
@@ -14,24 +14,59 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["COMMANDS", "FAILED", "main"]
+__all__ = ["COMMANDS", "FAILED", "PLACES", "main"]
 
 COMMANDS: Final = {
-    "run": "run a command in a container of its own",
-    "explain": "print the operations that 'run' would do",
-    "probe": "tell what this host can do, and what would help",
-    "seccomp": "record the system calls of a command, as a profile",
-    "image": "fetch, send, build, convert and look at images",
-    "template": "make a root from what the host has or a distribution offers",
-    "login": "keep the name and password for a registry",
+    "run": "run a command in a new container",
+    "explain": "print the operations that 'run' would perform",
+    "probe": "report what this host supports, and what would help",
+    "seccomp": "record the system calls of a command as a profile",
+    "image": "pull, push, build, convert and inspect images",
+    "network": "make networks that several commands share",
+    "compose": "run several services from a compose file",
+    "kube": "run pods from Kubernetes' YAML",
+    "template": "make a root from files of the host or of a distribution",
+    "login": "store the name and password for a registry",
     "logout": "forget them",
-    "ps": "list the containers that the OCI command has on record",
+    "ps": "list containers: detached ones, and those of the OCI command",
+    "start": "start detached containers again",
+    "stop": "ask detached containers to end, and kill them when the time is up",
+    "restart": "stop detached containers and start them",
+    "kill": "send the command of detached containers a signal",
+    "wait": "wait for the end of detached containers, and print their exit statuses",
+    "pause": "stop all processes of detached containers where they are",
+    "unpause": "let them go on",
+    "rm": "remove detached containers with all that they have written",
+    "rename": "give a detached container another name",
+    "update": "change the limits or the restart policy of detached containers",
+    "logs": "print what a detached container has written",
+    "exec": "run a command in a detached container",
+    "attach": "see what a detached container writes, and type to it",
+    "inspect": "print all that is known of detached containers",
+    "top": "list the processes of a detached container",
+    "stats": "print what detached containers use",
+    "diff": "list what a detached container has changed",
+    "commit": "make an image of what a detached container has changed",
+    "cp": "copy files between a detached container and the host",
+    "volume": "make, list and remove volumes",
+    "generate": "print unit files of systemd",
+    "completion": "print the completion of a shell",
     "gc": "remove what killed owners have left behind",
 }
-"""The commands, each a module of this package, and what they do."""
+"""The commands, each a module of this package or in :data:`PLACES`, and what they do."""
+
+PLACES: Final = {
+    **dict.fromkeys(
+        ("start", "stop", "restart", "kill", "wait", "pause", "unpause", "rm", "rename", "update"), "detached.control"
+    ),
+    **dict.fromkeys(("inspect", "top", "stats", "diff", "commit", "cp"), "detached.contents"),
+    "exec": "detached.execute",
+    **dict.fromkeys(("attach", "logs"), "detached.output"),
+}
+"""Where commands are that share a module, which has a :class:`containerkit.cli.detached.Verb` by the name of each."""
 
 FAILED: Final = 125
-"""The exit status of containerkit's own failures; the command's own are passed on."""
+"""The exit status of containerkit's own failures. The status of a command is passed on."""
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT
 _BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
@@ -41,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: the words after ``containerkit`` (default: those that the interpreter was started with).
+        arguments: the arguments after ``containerkit``. Default: ``sys.argv[1:]``.
 
     Returns:
-        The exit status: for ``run`` that of the command, as a shell gives it; 125 when containerkit itself failed.
+        The exit status: for ``run`` that of the command, as a shell reports it; 125 if containerkit itself failed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     _fill_streams()
@@ -53,13 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has left. The interpreter would say so when it flushes at its end.
+        # The reader of our output has closed it. Otherwise the interpreter would report that when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE
 
 
 def _fill_streams() -> None:
-    """Put the null device where a stream was closed: the next file that is opened would take its place."""
+    """Open the null device for closed standard streams, because the next opened file would take their number."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -85,16 +120,16 @@ def _dispatch(words: list[str]) -> int:
 def _help(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
         return _dispatch([words[0], "--help"])
-    lines = [f"  {name:9} {purpose}" for name, purpose in COMMANDS.items()]
+    lines = [f"  {name:10} {purpose}" for name, purpose in COMMANDS.items()]
     return _say(
         "usage: containerkit COMMAND ...\n\n"
         "Linux containers, without a daemon.\n\n" + "\n".join(lines) + "\n\n"
-        "'containerkit COMMAND --help' tells the options of each."
+        "'containerkit COMMAND --help' describes the options of a command."
     )
 
 
 def _say(text: str) -> int:
-    print(text, flush=True)  # noqa: T201 - a command line speaks
+    print(text, flush=True)  # noqa: T201 - the command line prints its output
     return 0
 
 
@@ -103,5 +138,5 @@ def _unknown(name: str) -> int:
 
     near = get_close_matches(name, COMMANDS, 1)
     advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-    print(f"containerkit: no command {name!r}; {advice}", file=sys.stderr)  # noqa: T201 - a command line speaks
+    print(f"containerkit: no command {name!r}; {advice}", file=sys.stderr)  # noqa: T201 - it prints errors
     return FAILED

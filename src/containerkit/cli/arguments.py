@@ -1,29 +1,32 @@
-"""The options that describe a container and a command, and what they make of them."""
+"""The options that describe a container and a command, and their conversion to arguments of the library."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit.cli import values
-from containerkit.command import DEFAULT_ENVIRONMENT
+from containerkit.cli import networks, values
+from containerkit.container.arguments import unresolved_user
 from containerkit.errors import SpecError
 from containerkit.namespace import Kind, Namespaces
-from containerkit.rootfs import RootFS
+from containerkit.spec.command import NAMED, User, default_environment
+from containerkit.spec.rootfs import RootFS
 
 if TYPE_CHECKING:
+    from containerkit.container.lifecycle import Container
     from containerkit.image import Image
-    from containerkit.mount import Mount
+    from containerkit.spec.mount import Mount
 
-__all__ = ["command", "container", "define", "image", "words"]
+__all__ = ["command", "container", "define", "image", "limits", "number", "with_home", "words"]
 
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 
 
 class _AddMount(argparse.Action):
-    """Collects the mounts of several options in the order in which they were written."""
+    """Collects the mounts of several options in the order on the command line."""
 
     def __call__(
         self,
@@ -42,6 +45,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     _define_image(parser.add_argument_group("the image"))
     _define_files(parser.add_argument_group("files"))
     _define_isolation(parser.add_argument_group("isolation"))
+    networks.define(parser.add_argument_group("the network"))
     _define_limits(parser.add_argument_group("limits"))
     _define_command(parser.add_argument_group("the command"))
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
@@ -51,29 +55,36 @@ def _define_image(group: Any) -> None:
     group.add_argument(
         "--image",
         metavar="NAME",
-        help="the image that is seen as /; the command follows its entrypoint, and may be left out where it has one",
+        help="the image to use as /; COMMAND is passed to its entrypoint, and is optional if the image has a command",
     )
-    group.add_argument("--pull", choices=("missing", "always", "never"), help="fetch it (default: missing)")
-    group.add_argument("--platform", metavar="OS/ARCH", help="which of several (default: this machine's)")
-    group.add_argument("--no-volumes", action="store_true", help="leave the folders that it calls volumes in its root")
-    group.add_argument("--entrypoint", metavar="PROGRAM", help="in the place of the image's; '' for none")
+    group.add_argument("--pull", choices=("missing", "always", "never"), help="when to pull it (default: missing)")
+    group.add_argument("--platform", metavar="OS/ARCH", help="which platform to use (default: this machine's)")
+    group.add_argument("--no-volumes", action="store_true", help="keep the directories of its volumes in its root")
+    group.add_argument("--entrypoint", metavar="PROGRAM", help="replaces the image's entrypoint; '' for none")
 
 
 def _define_files(group: Any) -> None:
     root = group.add_mutually_exclusive_group()
-    root.add_argument("--rootfs", metavar="DIR", help="the folder that is seen as / (default: the machine's programs)")
+    root.add_argument("--rootfs", metavar="DIR", help="the directory to use as / (default: the host's programs)")
     root.add_argument(
-        "--overlay", metavar="LOWER", **_LISTS, help="a layer of a union that is seen as /; repeat it, topmost first"
+        "--overlay", metavar="LOWER", **_LISTS, help="a layer of an overlay to use as /; repeatable, topmost first"
     )
     root.add_argument("--tmpfs-root", action="store_true", help="an empty / in memory")
-    group.add_argument("--upper", metavar="DIR", help="where the union's changes go (default: memory)")
-    group.add_argument("--root-size", metavar="SIZE", help="the most of what is written to / in memory, such as 256M")
-    group.add_argument("--readonly", action="store_true", help="no writes to /")
+    group.add_argument("--upper", metavar="DIR", help="the directory for the overlay's changes (default: memory)")
+    group.add_argument("--root-size", metavar="SIZE", help="limit of the data written to / in memory, such as 256M")
+    group.add_argument("--readonly", "--read-only", action="store_true", help="make / read-only")
+    group.add_argument("--python", metavar="DIR", help="also show this virtual environment of the host")
+    group.add_argument("--no-idmap", action="store_true", help="show the files of / with the ids of the host")
     mounts = {"action": _AddMount, "dest": "mounts", "default": []}
     group.add_argument(
-        "--bind", metavar="SOURCE[:TARGET[:ro]]", **mounts, help="show a file or folder of the host; repeatable"
+        "-v",
+        "--volume",
+        "--bind",
+        metavar="SOURCE[:TARGET[:ro]]",
+        **mounts,
+        help="mount a file or directory of the host; -v also takes the name of a volume; repeatable",
     )
-    group.add_argument("--tmpfs", metavar="TARGET[:SIZE]", **mounts, help="an empty folder in memory; repeatable")
+    group.add_argument("--tmpfs", metavar="TARGET[:SIZE]", **mounts, help="an empty directory in memory; repeatable")
     group.add_argument(
         "--mount",
         metavar="SPEC",
@@ -83,14 +94,14 @@ def _define_files(group: Any) -> None:
 
 
 def _define_isolation(group: Any) -> None:
-    group.add_argument("--id", metavar="NAME", help="the container's name (default: random)")
+    group.add_argument("--id", metavar="NAME", help="the id of the container (default: random)")
     group.add_argument("--hostname", metavar="NAME", help="its host name (default: container)")
     group.add_argument("--domainname", metavar="NAME", help="its domain name")
     group.add_argument(
         "--namespace",
         metavar="KIND=new|host|PID|PATH",
         **_LISTS,
-        help=f"a new namespace, the caller's, or one to join; of {', '.join(sorted(kind.value for kind in Kind))}",
+        help=f"a new namespace, the caller's, or one to join; KIND is {', '.join(sorted(kind.value for kind in Kind))}",
     )
     group.add_argument("--share-net", action="store_true", help="the caller's network: --namespace network=host")
     for letter, what in (("u", "user"), ("g", "group")):
@@ -98,13 +109,14 @@ def _define_isolation(group: Any) -> None:
             f"--{letter}id-map",
             metavar="INSIDE:OUTSIDE[:COUNT]",
             **_LISTS,
-            help=f"which {what} ids inside are which outside; repeatable",
+            help=f"maps {what} ids inside to ids outside; repeatable",
         )
     group.add_argument(
-        "--sysctl", metavar="NAME=VALUE", **_LISTS, help="a kernel parameter of its namespaces; repeatable"
+        "--sysctl", metavar="NAME=VALUE", **_LISTS, help="a kernel parameter of the container's namespaces; repeatable"
     )
     group.add_argument(
         "--cap",
+        "--cap-add",
         metavar="NAME",
         **_LISTS,
         help="a capability, such as net_bind_service, or 'docker' or 'all'; repeatable",
@@ -112,58 +124,72 @@ def _define_isolation(group: Any) -> None:
     group.add_argument(
         "--seccomp",
         metavar="default|none|FILE",
-        help="the filter of system calls, or a profile of the OCI's or Docker's",
+        help="the filter of system calls, or a profile in the format of OCI or Docker",
     )
-    group.add_argument("--new-privs", action="store_true", help="let set-user-ID programs and file capabilities count")
+    group.add_argument(
+        "--set-id-bits",
+        action="store_true",
+        default=None,
+        help="allow set-user-ID and set-group-ID bits on files that belong to the host",
+    )
+    group.add_argument("--new-privs", action="store_true", help="allow set-user-ID programs and file capabilities")
 
 
 def _define_limits(group: Any) -> None:
-    group.add_argument("--memory", metavar="SIZE", help="the most memory, such as 256M")
-    group.add_argument("--cpus", metavar="NUMBER", help="the most processor time, such as 1.5")
-    group.add_argument("--pids", metavar="NUMBER", help="the most processes")
-    group.add_argument("--rlimit", metavar="NAME=SOFT[:HARD]", **_LISTS, help="a limit of setrlimit(2); repeatable")
-    group.add_argument("--timeout", metavar="SECONDS", help="kill it when the time is up; the status is then 124")
+    group.add_argument("-m", "--memory", metavar="SIZE", help="limit of memory, such as 256M")
+    group.add_argument("--cpus", metavar="NUMBER", help="limit of processor time in processors, such as 1.5")
+    group.add_argument("--pids", "--pids-limit", metavar="NUMBER", help="limit of the number of processes")
+    group.add_argument(
+        "--rlimit", "--ulimit", metavar="NAME=SOFT[:HARD]", **_LISTS, help="a limit of setrlimit(2); repeatable"
+    )
+    group.add_argument("--timeout", metavar="SECONDS", help="kill it after this time, with status 124")
 
 
 def _define_command(group: Any) -> None:
     group.add_argument(
-        "-e", "--env", metavar="NAME[=VALUE]", **_LISTS, help="a variable, or one to pass on; repeatable"
+        "-e", "--env", metavar="NAME[=VALUE]", **_LISTS, help="set a variable, or pass on the caller's; repeatable"
     )
-    group.add_argument("--cwd", metavar="DIR", help="the working directory (default: the image's, or /)")
     group.add_argument(
-        "--user", metavar="UID[:GID]", help="ids, or names as the container knows them (default: the image's, or 0)"
+        "-w", "--cwd", "--workdir", metavar="DIR", help="the working directory (default: the image's, or /)"
     )
-    group.add_argument("--umask", metavar="MODE", help="in octal (default: 022)")
-    group.add_argument("--nice", metavar="NUMBER", help="from -20 to 19 (default: the caller's)")
+    group.add_argument(
+        "-u",
+        "--user",
+        metavar="UID[:GID]",
+        help="ids, or names that exist in the container (default: the image's, or 0)",
+    )
+    group.add_argument("--umask", metavar="MODE", help="the umask in octal (default: 022)")
+    group.add_argument("--nice", metavar="NUMBER", help="the priority, -20 to 19 (default: the caller's)")
     pty = group.add_mutually_exclusive_group()
     pty.add_argument(
         "-t",
         "--pty",
+        "--tty",
         action="store_true",
         default=None,
-        help="a terminal of its own (default: when stdin, stdout and stderr are one)",
+        help="allocate a terminal (default: if stdin, stdout and stderr are a terminal)",
     )
-    pty.add_argument("-T", "--no-pty", action="store_false", dest="pty", help="the caller's own streams, always")
-    group.add_argument("--time", action="store_true", help="say on stderr what it took")
+    pty.add_argument("-T", "--no-pty", action="store_false", dest="pty", help="always use the caller's own streams")
+    group.add_argument("--time", action="store_true", help="print the times and the memory used to stderr")
 
 
 def image(options: argparse.Namespace) -> Image | None:
-    """Return the image of ``--image``, fetched when it is not there, or None without it.
+    """Return the image of ``--image``, which is pulled if necessary, or None without the option.
 
     Raises:
-        SpecError: options for an image without one, or with another root.
-        ImageError: it can't be had.
+        SpecError: options for an image were given without one, or together with another root.
+        ImageError: the image is not available.
     """
     if options.image is None:
         for name in ("pull", "platform", "entrypoint"):
             if getattr(options, name) is not None:
-                raise SpecError(f"--{name} is about an image: say which with --image")
+                raise SpecError(f"--{name} needs an image: add --image")
         if options.no_volumes:
-            raise SpecError("--no-volumes is about an image: say which with --image")
+            raise SpecError("--no-volumes needs an image: add --image")
         return None
     for name in ("rootfs", "overlay", "tmpfs_root"):
         if getattr(options, name):
-            raise SpecError(f"--{name.replace('_', '-')} and --image can't both be given")
+            raise SpecError(f"--{name.replace('_', '-')} and --image can't be used together")
     from containerkit.image import Image, terminal_progress
 
     with terminal_progress() as progress:
@@ -171,12 +197,12 @@ def image(options: argparse.Namespace) -> Image | None:
 
 
 def words(options: argparse.Namespace, image: Image | None = None) -> list[str]:
-    """Return the command's words. What follows the first of them is the command's, ``--`` as well.
+    """Return the argv of the command. Everything after its first argument belongs to the command, even ``--``.
 
-    With an image they follow its entrypoint; its own command stands in for them.
+    With an image the arguments are passed to its entrypoint. By default they are the image's own command.
 
     Raises:
-        SpecError: there are none.
+        SpecError: there is no command.
     """
     given: list[str] = options.command
     if given[:1] == ["--"]:
@@ -184,12 +210,12 @@ def words(options: argparse.Namespace, image: Image | None = None) -> list[str]:
     if image is not None:
         given = _image_words(image, given, options.entrypoint)
     if not given:
-        raise SpecError("a command is needed, such as: containerkit run -- sh")
+        raise SpecError("a command is required, such as: containerkit run -- sh")
     return given
 
 
 def _image_words(image: Image, given: list[str], entrypoint: str | None) -> list[str]:
-    if entrypoint is not None:  # then the image's command, which was for its own, has no meaning
+    if entrypoint is not None:  # the image's command was meant for the image's entrypoint
         return [*([entrypoint] if entrypoint else []), *given]
     return list(image.defaults.argv(given or None))
 
@@ -198,11 +224,11 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
     """Return the arguments of :class:`containerkit.Container`.
 
     Args:
-        options: what was parsed.
-        image: what :func:`image` has found.
+        options: the parsed options.
+        image: the result of :func:`image`.
 
     Raises:
-        SpecError: a value that can't be, or options that do not go together.
+        SpecError: a value is invalid, or options contradict each other.
     """
     fields: dict[str, Any] = {
         "rootfs": _rootfs(options, image),
@@ -210,8 +236,9 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
         "namespaces": _namespaces(options),
         "sysctls": values.pairs("--sysctl", options.sysctl),
         **_id_mappings(options),
-        **_limits(options),
+        **limits(options),
         **_confinement(options),
+        **networks.fields(options),
     }
     fields |= {
         name: value for name in ("id", "hostname", "domainname") if (value := getattr(options, name)) is not None
@@ -221,9 +248,11 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
 
 def _rootfs(options: argparse.Namespace, image: Image | None) -> RootFS:
     if options.upper is not None and not options.overlay and image is None:
-        raise SpecError("--upper takes the changes of a union: give its layers with --overlay, or an --image")
+        raise SpecError("--upper is the directory for an overlay's changes: add --overlay or --image")
     if options.root_size is not None and (options.rootfs is not None or options.upper is not None):
-        raise SpecError("--root-size limits what is written in memory, and nothing is: writes go to a folder")
+        raise SpecError("--root-size limits data in memory, but writes go to a directory here: remove one of them")
+    if options.python is not None and (image is not None or options.rootfs or options.overlay or options.tmpfs_root):
+        raise SpecError("--python is for the host's programs; another root has its own Python")
     if image is not None:
         root = image.rootfs(upper=options.upper, size=options.root_size, volumes=not options.no_volumes)
     elif options.rootfs is not None:
@@ -233,19 +262,32 @@ def _rootfs(options: argparse.Namespace, image: Image | None) -> RootFS:
     elif options.tmpfs_root:
         root = RootFS.tmpfs(options.root_size)
     else:
-        root = RootFS.host(size=options.root_size)
-    return attrs.evolve(root, readonly=True) if options.readonly else root
+        root = RootFS.host(size=options.root_size, python=options.python)
+    return attrs.evolve(root, readonly=root.readonly or options.readonly, idmap=root.idmap and not options.no_idmap)
 
 
 def _mount(option: str, text: str) -> Mount:
+    if option in ("-v", "--volume"):
+        return _volume(text)
     parse = {"--bind": values.bind, "--tmpfs": values.tmpfs, "--mount": values.mount}[option]
     return parse(text)
+
+
+def _volume(text: str) -> Mount:
+    source, _, rest = text.partition(":")
+    if source[:1] == "~":
+        return values.bind(os.path.expanduser(text))
+    if source[:1] in ("", "/", ".") or not rest.startswith("/"):
+        return values.bind(text)
+    from containerkit.detached.volumes import create
+
+    return values.bind(f"{create(source, exist_ok=True).path}:{rest}")
 
 
 def _namespaces(options: argparse.Namespace) -> Namespaces:
     choices = values.namespaces(options.namespace)
     if options.share_net and choices.setdefault("network", "host") != "host":
-        raise SpecError("--share-net and --namespace network=... can't both be given")
+        raise SpecError("--share-net and --namespace network=... can't be used together")
     return Namespaces(**{Kind.of(kind).value: choice for kind, choice in choices.items()})
 
 
@@ -257,13 +299,18 @@ def _id_mappings(options: argparse.Namespace) -> dict[str, Any]:
     return {"uid_mappings": uids or gids, "gid_mappings": gids or uids}
 
 
-def _limits(options: argparse.Namespace) -> dict[str, Any]:
+def limits(options: argparse.Namespace) -> dict[str, Any]:
+    """Return ``limits`` of :class:`containerkit.Container`, where one was given.
+
+    Raises:
+        SpecError: not a number.
+    """
     if options.memory is None and options.cpus is None and options.pids is None:
         return {}
     from containerkit.cgroup import Limits
 
-    cpus = None if options.cpus is None else _number("--cpus", options.cpus, float)
-    pids = None if options.pids is None else _number("--pids", options.pids, int)
+    cpus = None if options.cpus is None else number("--cpus", options.cpus, float)
+    pids = None if options.pids is None else number("--pids", options.pids, int)
     return {"limits": Limits(memory=options.memory, cpus=cpus, pids=pids)}
 
 
@@ -286,23 +333,51 @@ def _confinement(options: argparse.Namespace) -> dict[str, Any]:
         from containerkit.security.seccomp import Seccomp
 
         fields["seccomp"] = Seccomp.from_oci(options.seccomp, capabilities=held)
+    if options.set_id_bits:
+        fields["set_id_bits"] = True
     if options.new_privs:
         fields["no_new_privs"] = False
     return fields
+
+
+def _id(user: str | None) -> User:
+    """Return the user of the command. If it is given by name, its ids are not known before the container runs."""
+    return User() if user is None else User.parse(user) or NAMED
+
+
+def with_home(fields: dict[str, Any], container: Container, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of :func:`command` with ``HOME`` set to the home directory of the user inside.
+
+    ``--env`` and a ``HOME`` of the image take precedence.
+
+    Args:
+        fields: the arguments.
+        container: the running container.
+        options: the parsed options.
+    """
+    named = unresolved_user(container.rootfs, {"user": options.user})
+    defaults: dict[str, Any] = dict(container.rootfs.defaults)
+    of_image = dict(defaults.get("env", ()))
+    if named is None or "HOME" in of_image or any(text.partition("=")[0] == "HOME" for text in options.env):
+        return fields
+    user, home = container.files.user(named)
+    return {**fields, "env": {**fields["env"], "HOME": default_environment(user, home)["HOME"]}}
 
 
 def command(options: argparse.Namespace, image: Image | None = None, *, terminal: str | None = None) -> dict[str, Any]:
     """Return the arguments of ``Container.popen`` that describe the command.
 
     Args:
-        options: what was parsed.
-        image: what :func:`image` has found: the variables are added to its own.
-        terminal: the caller's ``TERM``, when the command gets a terminal of its own and the caller has one.
+        options: the parsed options.
+        image: the result of :func:`image`. The variables are added to those of the image.
+        terminal: the caller's ``TERM``, if the command gets a terminal and the caller has one.
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
-    base = dict(DEFAULT_ENVIRONMENT if image is None else image.defaults.options()["env"])
+    base = dict(default_environment(_id(options.user or (image.defaults.user if image else None) or None)))
+    if image is not None:
+        base.update(image.defaults.env)
     if terminal:
         base["TERM"] = terminal
     fields: dict[str, Any] = {
@@ -314,27 +389,32 @@ def command(options: argparse.Namespace, image: Image | None = None, *, terminal
     if options.user is not None:
         fields["user"] = options.user
     if options.umask is not None:
-        fields["umask"] = _number("--umask", options.umask, lambda text: int(text, 8))
+        fields["umask"] = number("--umask", options.umask, lambda text: int(text, 8))
     if options.nice is not None:
-        fields["nice"] = _number("--nice", options.nice, int)
+        fields["nice"] = number("--nice", options.nice, int)
     return fields
 
 
 def timeout(options: argparse.Namespace) -> float | None:
-    """Return the seconds of ``--timeout``, None without it.
+    """Return the seconds of ``--timeout``, or None without the option.
 
     Raises:
-        SpecError: not a number of seconds.
+        SpecError: the value is not a number of seconds.
     """
     if options.timeout is None:
         return None
-    seconds = float(_number("--timeout", options.timeout, float))
-    if not 0 <= seconds < float("inf"):  # not a number is neither
+    seconds = float(number("--timeout", options.timeout, float))
+    if not 0 <= seconds < float("inf"):  # written so that NaN is refused too
         raise SpecError(f"--timeout: {options.timeout!r} is not a number of seconds")
     return seconds
 
 
-def _number(option: str, text: str, convert: Any) -> Any:
+def number(option: str, text: str, convert: Any) -> Any:
+    """Return the number of an option's text.
+
+    Raises:
+        SpecError: it is none.
+    """
     try:
         return convert(text)
     except ValueError:

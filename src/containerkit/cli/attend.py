@@ -1,4 +1,4 @@
-"""Stays with a command until its end: passes signals on, and relays its terminal."""
+"""Stay with a command until it ends: forward signals to it, and relay its terminal."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from containerkit.cli import terminal
 if TYPE_CHECKING:
     from containerkit.cli.signals import Signals
     from containerkit.cli.terminal import RawMode
-    from containerkit.process import Process
+    from containerkit.process.process import Process
 
 __all__ = ["Attendant", "Relay"]
 
 _CHUNK: Final = 65536
 _AHEAD: Final = 65536
-"""Bytes of input that are read before the command takes them."""
+"""The number of bytes of input that are buffered for the command."""
 
 
 class Attendant:
-    """Waits for a process, and passes on the signals that come meanwhile.
+    """Waits for a process and forwards the signals that arrive.
 
     Args:
-        process: whom.
+        process: the process.
         signals: entered already.
-        timeout: seconds after which :meth:`stay` gives up (default: never).
-        stop_signal: what is sent in the place of SIGTERM (default: that).
+        timeout: seconds after which :meth:`stay` gives up. Default: never.
+        stop_signal: the signal to send instead of SIGTERM. Default: SIGTERM itself.
     """
 
     def __init__(
         self,
-        process: Process,
+        process: Process[Any],
         signals: Signals,
         timeout: float | None = None,
         *,
@@ -50,10 +50,10 @@ class Attendant:
         self.poll.register(signals.fileno(), select.POLLIN)
 
     def stay(self) -> bool:
-        """Wait for the end.
+        """Wait until the process ends.
 
         Returns:
-            False when the time was up before.
+            False if the timeout expired first.
         """
         ended = self.process.fileno()
         while True:
@@ -77,31 +77,31 @@ class Attendant:
         return max(0.0, (self.deadline - time.monotonic()) * 1000 + 0.5)
 
     def take(self, number: int) -> None:
-        """Act on a signal."""
+        """Handle a signal."""
         self.process.send_signal(self.stop_signal if number == signal.SIGTERM else number)
 
     def serve(self, fd: int, event: int) -> None:
-        """Act on one of the other descriptors."""
+        """Handle an event of another descriptor."""
 
     def finish(self) -> None:
-        """Do what is left to do once the process has ended or is given up."""
+        """Finish the work after the process has ended or was given up."""
 
 
 class Relay(Attendant):
-    """Shows the terminal of a process on the caller's streams.
+    """Relays the terminal of a process to the caller's streams.
 
-    Keys go in as they are, so that Ctrl-C, Ctrl-Z and their like act inside; the size follows the caller's terminal.
+    Keys are passed on unchanged, so Ctrl-C and Ctrl-Z act inside. The size follows the caller's terminal.
 
     Args:
         process: started with a terminal.
-        signals: entered already; SIGWINCH, SIGCONT and SIGTSTP among them.
+        signals: entered already, including SIGWINCH, SIGCONT and SIGTSTP.
         raw: the caller's terminal, entered already.
         timeout, stop_signal: as for :class:`Attendant`.
     """
 
     def __init__(
         self,
-        process: Process,
+        process: Process[Any],
         signals: Signals,
         raw: RawMode,
         timeout: float | None = None,
@@ -119,7 +119,7 @@ class Relay(Attendant):
         self._watch()
 
     def _watch(self) -> None:
-        """Ask for what can be used: input while there is room for it, the master's turn while input waits."""
+        """Register the events that are needed: input while the buffer has room, output while input is waiting."""
         if self.master >= 0:
             self.poll.register(self.master, select.POLLIN | (select.POLLOUT if self.waiting else 0))
         if self.reading and self.master >= 0 and len(self.waiting) < _AHEAD:
@@ -143,9 +143,7 @@ class Relay(Attendant):
             data = os.read(0, _CHUNK)
         except BlockingIOError:
             return
-        except (
-            OSError
-        ):  # EIO: the terminal is gone, or this job is in its background and nobody will ever bring it back
+        except OSError:  # EIO: the terminal is gone, or this job stays in the background forever
             data = b""
         if not data:
             self.reading = False
@@ -156,7 +154,7 @@ class Relay(Attendant):
         self._feed()
 
     def _end_of_file(self) -> bytes:
-        """Return what ends the input of a terminal: only at the start of a line does one Ctrl-D. Source: termios(3)."""
+        """Return what ends the input of a terminal: within a line Ctrl-D must be sent twice. Source: termios(3)."""
         modes: list[Any] = termios.tcgetattr(self.master)
         if not modes[3] & termios.ICANON:
             return b""
@@ -169,26 +167,26 @@ class Relay(Attendant):
                 self.waiting = self.waiting[os.write(self.master, self.waiting) :]
         except BlockingIOError:
             return
-        except OSError:  # EIO: nobody has the other side open
+        except OSError:  # EIO: no process has the other side open
             self.waiting = b""
 
     def _show(self) -> bool:
-        """Pass on what was written; False when there will be no more."""
+        """Pass on the output. Return False if there will be no more."""
         try:
             data = os.read(self.master, _CHUNK)
         except BlockingIOError:
             return True
-        except OSError:  # EIO: the last one inside has closed it
+        except OSError:  # EIO: the last process inside has closed it
             return False
         return bool(data) and _show_all(data)
 
     def take(self, number: int) -> None:
-        """Act on a signal: the terminal's own here, all others inside."""
+        """Handle a signal: those of the terminal here, all others are forwarded."""
         if number == signal.SIGWINCH:
             self._resize()
         elif number == signal.SIGTSTP:
             self.raw.restore()
-            os.kill(os.getpid(), signal.SIGSTOP)  # SIGCONT is next
+            os.kill(os.getpid(), signal.SIGSTOP)  # continues with SIGCONT
         elif number == signal.SIGCONT:
             self.raw.set()
             self._resize()
@@ -202,7 +200,7 @@ class Relay(Attendant):
             self.process.resize(*terminal.size())
 
     def _hang_up(self) -> None:
-        """Let go of the terminal: those inside who still have it get SIGHUP from the kernel. Source: pty(7)."""
+        """Close the terminal. The kernel sends SIGHUP to processes inside that still use it. Source: pty(7)."""
         if self.master < 0:
             return
         _forget(self.poll, self.master)
@@ -212,11 +210,11 @@ class Relay(Attendant):
             file.close()
 
     def finish(self) -> None:
-        """Pass on the rest of what was written; what the command left running has no say any more."""
+        """Pass on the rest of the output. Output of processes that the command left running is dropped."""
         while self.master >= 0:
             try:
                 data = os.read(self.master, _CHUNK)
-            except OSError:  # nothing more now, or ever
+            except OSError:  # there is no more output
                 return
             if not data or not _show_all(data):
                 return
@@ -230,11 +228,11 @@ def _forget(poll: select.poll, fd: int) -> None:
 
 
 def _show_all(data: bytes) -> bool:
-    """Write to stdout; False when the caller's terminal is gone."""
+    """Write to stdout. Return False if the caller's terminal is gone."""
     while data:
         try:
             data = data[os.write(1, data) :]
-        except BlockingIOError:  # the caller's stream may not wait; we can
+        except BlockingIOError:  # the caller's stream is non-blocking, so wait here
             select.select([], [1], [])
         except BrokenPipeError:
             raise

@@ -1,4 +1,4 @@
-"""Parses the options of a command, runs it, and turns errors into messages and exit statuses."""
+"""Parse the options of a command, run it, and convert errors to messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import argparse
 import sys
 from errno import ENOENT, ENOTDIR
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from containerkit.cli import COMMANDS, FAILED
+from containerkit.cli import COMMANDS, FAILED, PLACES
 from containerkit.errors import ContainerError, SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Parser", "complain", "printable", "run"]
+__all__ = ["Parser", "complain", "parser_of", "printable", "run"]
 
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
 
 
 class Parser(argparse.ArgumentParser):
-    """Speaks of mistakes as all of the command line does."""
+    """A parser that reports errors in the same form as the rest of the command line."""
 
     def error(self, message: str) -> NoReturn:
-        """Complain and end with the status of containerkit's own failures."""
+        """Print the error and exit with the status of containerkit's own failures."""
         complain(f"{self.prog.removeprefix('containerkit ')}: {message} (see '{self.prog} --help')")
         raise SystemExit(FAILED)
 
@@ -33,25 +33,19 @@ def run(name: str, words: Sequence[str]) -> int:
     """Run one command.
 
     Args:
-        name: one of :data:`containerkit.cli.COMMANDS`.
+        name: a name in :data:`containerkit.cli.COMMANDS`.
         words: its options and arguments.
 
     Returns:
         The exit status.
     """
-    module = import_module(f"containerkit.cli.{name}")
-    parser = Parser(
-        prog=f"containerkit {name}",
-        description=module.__doc__,
-        epilog=getattr(module, "EPILOG", None),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # an option of a later version must not change what a script means
-    )
-    assert name in COMMANDS
-    module.define(parser)
+    verb = _verb(name)
+    parser = parser_of(name, verb)
     try:
-        return int(module.main(parser.parse_args(words)))
-    except SystemExit as end:  # --help, or a mistake that was complained about
+        options = parser.parse_args(words)
+        options.words = words
+        return int(verb.main(options))
+    except SystemExit as end:  # --help, or an error that was printed already
         return end.code if isinstance(end.code, int) else FAILED
     except (ContainerError, OSError) as error:
         if isinstance(error, BrokenPipeError):
@@ -60,16 +54,41 @@ def run(name: str, words: Sequence[str]) -> int:
         return _status(error)
 
 
+def _verb(name: str) -> Any:
+    """Return what has ``define`` and ``main`` of a command: its module, or its part of one."""
+    module = import_module(f"containerkit.cli.{PLACES.get(name, name)}")
+    return getattr(module, name) if name in PLACES else module
+
+
+def parser_of(name: str, verb: Any = None) -> Parser:
+    """Return the parser of a command.
+
+    Args:
+        name: one of :data:`containerkit.cli.COMMANDS`.
+        verb: what has its ``define`` (default: it is looked up).
+    """
+    verb = _verb(name) if verb is None else verb
+    parser = Parser(
+        prog=f"containerkit {name}",
+        description=verb.__doc__ if name not in PLACES else f"{COMMANDS[name].capitalize()}.",
+        epilog=getattr(verb, "EPILOG", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # an option of a later version must not change the meaning of a script
+    )
+    verb.define(parser)
+    return parser
+
+
 def complain(message: str) -> None:
-    """Write a message to stderr, as ``containerkit: MESSAGE``; it may quote what somebody else says."""
+    """Write a message to stderr as ``containerkit: MESSAGE``. It may contain untrusted text."""
     try:
-        print(f"containerkit: {printable(message)}", file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
-    except OSError:  # the terminal is gone, there is nobody to complain to
+        print(f"containerkit: {printable(message)}", file=sys.stderr, flush=True)  # noqa: T201 - it prints errors
+    except OSError:  # the terminal is gone
         return
 
 
 def printable(text: str) -> str:
-    """Return a text so that it can't steer a terminal: what is not printable is escaped, but for the ends of lines."""
+    """Return a text that can't control a terminal: characters that are not printable are escaped, except newlines."""
     if text.isprintable():
         return text
     escape = str.maketrans({char: _escaped(char) for char in set(text) - {"\n"} if not char.isprintable()})
@@ -81,7 +100,7 @@ def _escaped(char: str) -> str:
 
 
 def _status(error: Exception) -> int:
-    """Return what a shell gives for a command that could not be started. Source: POSIX, XCU 2.8.2."""
+    """Return the status that a shell reports for a command that could not be started. Source: POSIX, XCU 2.8.2."""
     if isinstance(error, SetupError) and error.operation == "execve":
         return _NOT_FOUND if error.errno in (ENOENT, ENOTDIR) else _NOT_EXECUTABLE
     return FAILED

@@ -1,28 +1,29 @@
-"""Print the operations that 'run' would do with the same options, in their order, without starting a container."""
+"""Print the operations that 'run' would perform with the same options, in order, without starting a container."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from containerkit.assembly import Mode, start_plan
 from containerkit.cli import arguments
-from containerkit.command import Command, User
-from containerkit.container import Container
+from containerkit.compile.facts import Mode
+from containerkit.compile.payload import exec_plan
+from containerkit.compile.start import start_plan
+from containerkit.container.arguments import describe, with_defaults
+from containerkit.container.lifecycle import Container
 from containerkit.errors import SpecError
-from containerkit.ground import Ground
-from containerkit.invocation import with_defaults
-from containerkit.payload import exec_plan
+from containerkit.spec.command import User
+from containerkit.start.context import Ground
 
 if TYPE_CHECKING:
     import argparse
 
-    from containerkit.plan import Plan
+    from containerkit.plan.tape import Plan
 
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-Each line is one operation, almost always one system call, and what it is done to. The first list starts the container
-and its init; the second runs the command inside.
+Each line is one operation, almost always one system call, and its target. The first list starts the container and its
+init. The second list runs the command inside. With a network, a list before these makes the container's end of it.
 
   containerkit explain --tmpfs /tmp:64M -- true
 """
@@ -31,33 +32,33 @@ define = arguments.define
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the plans; returns 0.
+    """Print the plans and return 0.
 
     Raises:
-        ContainerError: the description can't be.
+        ContainerError: the description is invalid.
     """
     image = arguments.image(options)
     words = arguments.words(options, image)
     container = Container(**arguments.container(options, image))
     fields = with_defaults(container.spec.rootfs, arguments.command(options, image))
     user = _user(fields.pop("user", "0"))
-    command = Command(
-        argv=words, user=user, terminal=bool(options.pty), confinement=container.spec.confinement, **fields
-    )
+    command = describe(container.spec, words, {**fields, "user": user}, terminal=bool(options.pty))
     ground = Ground.prepare(container.spec)
     try:
         start = start_plan(ground.spec, ground.host, Mode(reads_upper=True))
+        told = getattr(ground.joined.get("network"), "plan", None)
+        network = "" if told is None else f"{_listed('the network', told())}\n\n"
     finally:
         ground.release()
-    run = exec_plan(command, container.kinds, sets_groups=ground.host.sets_groups)
-    print(f"{_listed('the container', start)}\n\n{_listed('the command', run)}", flush=True)  # noqa: T201 - as asked
+    run = exec_plan(command, container.spec.kinds, sets_groups=ground.host.sets_groups)
+    print(f"{network}{_listed('the container', start)}\n\n{_listed('the command', run)}", flush=True)  # noqa: T201 - as asked
     return 0
 
 
 def _user(text: str) -> User:
     user = User.parse(text)
     if user is None:
-        raise SpecError(f"--user {text!r}: names are looked up inside a container; explain takes ids")
+        raise SpecError(f"--user {text!r}: names are looked up inside a container; explain needs ids")
     return user
 
 

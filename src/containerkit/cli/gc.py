@@ -1,4 +1,4 @@
-"""Remove what killed owners have left behind: control groups, and what else the kernel does not clean by itself."""
+"""Remove what killed owners have left behind: control groups, and other things that the kernel does not remove."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from containerkit.cli import FAILED
 from containerkit.cli.commands import complain
-from containerkit.sweep import gc
+from containerkit.gc import gc
 
 if TYPE_CHECKING:
     import argparse
@@ -20,7 +20,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Sweep; returns 0, or 125 when something could not be removed."""
+    """Collect the garbage. Return 0, or 125 if something could not be removed."""
     swept = gc()
     if not options.quiet:
         for line in swept.removed:

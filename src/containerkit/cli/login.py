@@ -1,4 +1,4 @@
-"""Keep the name and password for a registry, once it has taken them, where other container tools keep theirs."""
+"""Check the name and password for a registry, and store them where other container tools do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-They are kept in $DOCKER_CONFIG/config.json (~/.docker/config.json), or by the helper program that it names.
+They are stored in $DOCKER_CONFIG/config.json (~/.docker/config.json), or by the helper program that is named there.
 
   containerkit login registry.example.org
   containerkit login --username ci --password-stdin registry.example.org < token
@@ -23,16 +23,16 @@ They are kept in $DOCKER_CONFIG/config.json (~/.docker/config.json), or by the h
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("registry", metavar="REGISTRY", nargs="?", default="docker.io", help="host[:port]; docker.io")
-    parser.add_argument("-u", "--username", metavar="NAME", help="who (default: asked for)")
+    parser.add_argument("-u", "--username", metavar="NAME", help="the user name (default: ask for it)")
     parser.add_argument("--password-stdin", action="store_true", help="read the password from stdin")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Try the credentials and keep them; returns 0.
+    """Check the credentials and store them. Return 0.
 
     Raises:
-        SpecError: there is nobody to ask for them.
-        ImageError: the registry does not take them.
+        SpecError: they were not given, and there is no terminal to ask on.
+        ImageError: the registry does not accept them.
     """
     from containerkit.image.registry import Credentials, Registry, save_credentials
 
@@ -45,7 +45,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         name, password = _ask(registry, name)
     if not name or not password:
-        raise SpecError("login: a name and a password are needed")
+        raise SpecError("login: a name and a password are required")
     credentials = Credentials(username=name, password=password)
     with Registry(registry, credentials=credentials) as client:
         client.ping()
@@ -55,10 +55,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def checked_registry(text: str) -> str:
-    """Return the registry as references name it.
+    """Return the registry in the form used by references.
 
     Raises:
-        SpecError: it is no ``host[:port]``.
+        SpecError: the text is not ``host[:port]``.
     """
     from containerkit.image import Reference
 
@@ -70,10 +70,10 @@ def checked_registry(text: str) -> str:
 
 def _ask(registry: str, name: str | None) -> tuple[str, str]:
     if not sys.stdin.isatty():
-        raise SpecError("login: there is no terminal to ask on; say --username NAME --password-stdin")
+        raise SpecError("login: there is no terminal to ask on; use --username NAME --password-stdin")
     from getpass import getpass
 
     if not name:
-        print(f"user name for {registry}: ", end="", file=sys.stderr, flush=True)  # noqa: T201 - a question
+        print(f"user name for {registry}: ", end="", file=sys.stderr, flush=True)  # noqa: T201 - a prompt
         name = sys.stdin.readline().strip()
     return name, getpass(f"password of {name} for {registry}: ")

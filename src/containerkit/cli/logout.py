@@ -1,4 +1,4 @@
-"""Forget the name and password for a registry, wherever container tools keep them."""
+"""Delete the name and password for a registry from all places where container tools store them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Forget them; returns 0, also when there were none.
+    """Delete the credentials. Return 0, even if there were none.
 
     Raises:
         ImageError: a file of credentials is malformed, or a helper program fails.
@@ -27,6 +27,6 @@ def main(options: argparse.Namespace) -> int:
 
     registry = checked_registry(options.registry)
     found = forget_credentials(registry)
-    said = f"logged out of {registry}" if found else f"there was nothing to forget for {registry}"
-    print(said, flush=True)  # noqa: T201 - a command line speaks
+    said = f"logged out of {registry}" if found else f"there were no credentials for {registry}"
+    print(said, flush=True)  # noqa: T201 - the command line prints its output
     return 0

@@ -1,4 +1,4 @@
-"""Tell what this host lets the caller do, by trying, and for what is missing what would help."""
+"""Report what this host lets the caller do, found by trials, and what would provide the rest."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["define", "main"]
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--json", action="store_true", help="print it for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the report; returns 0.
+    """Print the report and return 0.
 
     Raises:
         SetupError: the trials could not be run.
@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         import json
 
-        # Sets have no order of their own, and JSON has no sets.
+        # Sets have no order, and JSON has no sets.
         text = json.dumps(attrs.asdict(report), indent=2, default=sorted)
     else:
         text = str(report)

@@ -1,10 +1,13 @@
-"""List the containers that the OCI command has on record."""
+"""List containers: detached ones, and those that the OCI command has on record."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
-from containerkit.records import keeper
+from containerkit import late
+from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
@@ -13,31 +16,127 @@ __all__ = ["define", "main"]
 
 _COLUMNS: Final = ("id", "pid", "status", "bundle", "created")
 _ALIVE: Final = ("created", "running", "paused")
+_TITLES: Final = ("id", "name", "image", "command", "created", "status", "kind")
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("-a", "--all", action="store_true", help="also those that have stopped or are being created")
+    parser.add_argument("-a", "--all", action="store_true", help="also those that do not run")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     parser.add_argument("--json", action="store_true", help="print it for programs")
-    parser.add_argument("--root", metavar="DIR", help="where they are on record (default: as for containerkit-oci)")
+    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.ID}} {{.Status}}; or json")
+    parser.add_argument(
+        "-f", "--filter", metavar="NAME=VALUE", action="append", default=[], help="name, status, label, id; repeatable"
+    )
+    parser.add_argument("--root", metavar="DIR", help="those of the OCI command on record there, and no others")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print them; returns 0.
+    """Print the list and return 0.
 
     Raises:
-        StateError, SetupError: the records can't be looked for.
+        StateError, SetupError: the state can't be read.
     """
-    states = [state for state in keeper().states(options.root) if options.all or state["status"] in _ALIVE]
+    if options.root is not None:
+        return _say(_of_the_oci_command(options))
+    from containerkit.cli.detached import check_template, formatted, table
+
+    check_template(options.format or "")
+    filters = _filters(options.filter)
+    rows = [row for row in _rows(all_of_them=options.all) if all(_fits(row, *each) for each in filters)]
+    if options.quiet:
+        return _say("\n".join(row["id"] for row in rows))
+    if options.json or options.format == "json":
+        import json
+
+        return _say(json.dumps(rows, indent=2))
+    if options.format is not None:
+        names = {"id": "ID", "name": "Names", **{title: title.capitalize() for title in _TITLES[2:]}}
+        fields = ({**{names.get(k, k.capitalize()): v for k, v in row.items()}, "Name": row["name"]} for row in rows)
+        return _say("\n".join(formatted(options.format, each) for each in fields))
+    shown = [[_shown(row, title) for title in _TITLES] for row in rows]
+    return _say(table([[title.upper() for title in _TITLES], *shown]))
+
+
+def _say(text: str) -> int:
+    if text:
+        print(text, flush=True)  # noqa: T201 - a command line speaks
+    return 0
+
+
+def _shown(row: dict[str, Any], title: str) -> str:
+    value = row[title]
+    if title == "command":
+        words = " ".join(value)
+        return "".join(c if c.isprintable() else "?" for c in (words if len(words) <= 30 else f"{words[:29]}…"))
+    if title == "created":
+        return f"{_ago(time.time() - value)} ago" if isinstance(value, float) else str(value)
+    if title == "status" and row["exit_code"] is not None:
+        return f"{value} ({row['exit_code']})"
+    return str(value)
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(max(0.0, seconds))} s"
+
+
+def _rows(*, all_of_them: bool) -> list[dict[str, Any]]:
+    from containerkit.detached.container import containers
+    from containerkit.detached.inspection import shell_status
+
+    rows = []
+    for one in containers(all=True):
+        with suppress(StateError):  # it is gone meanwhile
+            row = one.summary()
+            if not all_of_them and row["status"] not in ("running", "paused", "restarting"):
+                continue
+            if row["exit_code"] is not None:
+                row["exit_code"] = shell_status(row["exit_code"])
+            rows.append({**row, "kind": "detached"})
+    with suppress(StateError):  # nobody can say where those of the OCI command are
+        for state in late.load(late.KEEPERS["oci"]).states(None):
+            if all_of_them or state["status"] in _ALIVE:
+                row = dict.fromkeys(("name", "image"), "") | {"command": [], "labels": {}, "exit_code": None}
+                known = {name: state[name] for name in ("id", "pid", "status", "created")}
+                rows.append({**row, **known, "kind": "oci"})
+    return rows
+
+
+def _filters(texts: list[str]) -> list[tuple[str, str]]:
+    """Return the filters of ``NAME=VALUE``.
+
+    Raises:
+        SpecError: another name.
+    """
+    from containerkit.cli import values
+
+    found = [pair for text in texts for pair in values.pairs("--filter", [text]).items()]
+    for name, _ in found:
+        if name not in ("name", "id", "status", "label"):
+            raise SpecError(f"--filter {name!r}: there are name, id, status, label")
+    return found
+
+
+def _fits(row: dict[str, Any], name: str, value: str) -> bool:
+    if name == "label":
+        key, equals, wanted = value.partition("=")
+        return key in row["labels"] and (not equals or row["labels"][key] == wanted)
+    return value == row["status"] if name == "status" else value in row[name]
+
+
+def _of_the_oci_command(options: argparse.Namespace) -> str:
+    states = [
+        state
+        for state in late.load(late.KEEPERS["oci"]).states(options.root)
+        if options.all or state["status"] in _ALIVE
+    ]
     if options.json:
         import json
 
-        text = json.dumps([{name: state[name] for name in _COLUMNS} for state in states], indent=2)
-    else:
-        rows = [[name.upper() for name in _COLUMNS]]
-        rows += [[str(state[name]) for name in _COLUMNS] for state in states]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-        text = "\n".join(lines)
-    print(text, flush=True)  # noqa: T201 - a command line speaks
-    return 0
+        return json.dumps([{name: state[name] for name in _COLUMNS} for state in states], indent=2)
+    from containerkit.cli.detached import table
+
+    return table([[name.upper() for name in _COLUMNS], *[[str(state[name]) for name in _COLUMNS] for state in states]])

@@ -1,4 +1,4 @@
-"""Run a command in a container of its own, and end with its exit status."""
+"""Run a command in a new container and exit with its status."""
 
 from __future__ import annotations
 
@@ -9,62 +9,74 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from containerkit.cli import arguments, terminal
+from containerkit.cli import arguments, keeping, terminal
 from containerkit.cli.attend import Attendant, Relay
 from containerkit.cli.commands import complain
 from containerkit.cli.signals import FORWARDED, Signals
-from containerkit.container import Container
-from containerkit.errors import SpecError
+from containerkit.container.lifecycle import Container
+from containerkit.errors import ProgramNotFoundError, SpecError
 
 if TYPE_CHECKING:
     import argparse
     from typing import Any
 
     from containerkit.image import Image
-    from containerkit.process import Process
-    from containerkit.rootfs import RootFS
+    from containerkit.process.process import Process
+    from containerkit.spec.rootfs import RootFS
 
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-The default container is strict: all eight namespaces are new, nothing of the caller's environment, files or network is
-inside but the machine's programs, and all that is written is gone with it. Each option above relaxes one thing.
+The default container is strict: all eight namespaces are new, and the machine's programs are the only files. It exposes
+nothing from the caller's environment and network, and writes never reach the host. Each option above relaxes one thing.
 
-The status is the command's, 128+N when signal N ended it, 127 when it is not there, 126 when it can't be executed, 124
-when its time was up, 125 when containerkit itself failed.
+The status is that of the command, 128+N if signal N ended it, 127 if it does not exist, 126 if it can't be executed,
+124 if the timeout expired, 125 if containerkit itself failed.
 
   containerkit run -- uname -a
   containerkit run --bind .:/work --cwd /work -- make
   containerkit run --rootfs ./debian --share-net --env LANG -- bash
   containerkit run --image alpine:3.20
+  containerkit run -d --name web --image nginx --share-net --restart on-failure:3
   containerkit run --image debian:12 --share-net --cap docker --commit tools:1 -- apt-get install -y curl
 """
 
 _TIMED_OUT: Final = 124  # as timeout(1)
 _ALSO_TAKEN: Final = frozenset({signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP})
 _CAUSES: Final = {
-    "oom": "the kernel killed it for its memory",
-    "seccomp": "it was killed for a system call that the seccomp filter forbids",
+    "oom": "the kernel killed it because it was out of memory",
+    "seccomp": "it was killed because of a system call that the seccomp filter forbids",
 }
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     arguments.define(parser)
-    parser.add_argument(
-        "--commit", metavar="NAME", help="when it ends with status 0, make an image of what it has changed"
-    )
+    keeping.define(parser.add_argument_group("going on by itself"))
+    parser.add_argument("--commit", metavar="NAME", help="if it ends with status 0, make an image from its changes")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the command; returns its status.
+    """Run the command and return its status.
 
     Raises:
-        ContainerError: it could not be started.
+        ContainerError: the command could not be started.
     """
+    try:
+        return _run(options)
+    except ProgramNotFoundError as error:
+        if options.image is None and options.rootfs is None and error.target == arguments.words(options)[0]:
+            complain(f"if {error.target!r} is an image, say so: containerkit run --image {error.target} ...")
+        raise
+
+
+def _run(options: argparse.Namespace) -> int:
+    keeping.check(options)
     image = arguments.image(options)
     words = arguments.words(options, image)
     fields = arguments.container(options, image)
+    if options.detach:
+        return keeping.detach(options, image, words, fields)
     if options.commit is not None:
         _check_commit(options.commit, fields["rootfs"])
     timeout = arguments.timeout(options)
@@ -74,6 +86,7 @@ def main(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if pty else FORWARDED))
         container = stack.enter_context(Container(**fields))
+        command = arguments.with_home(command, container, options)
         stop_signal = container.rootfs.stop_signal
         if pty:
             process = container.popen(words, pty=terminal.size(), **command)
@@ -91,7 +104,7 @@ def main(options: argparse.Namespace) -> int:
     if options.time:
         _report(container, process, time.perf_counter() - began)
     if not in_time:
-        complain(f"{words[0]}: the time of {options.timeout} s was up")
+        complain(f"{words[0]}: the timeout of {options.timeout} s expired")
         return _TIMED_OUT
     if status and process.cause in _CAUSES:
         complain(f"{words[0]}: {_CAUSES[process.cause]}")
@@ -99,14 +112,14 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _check_commit(name: str, rootfs: RootFS) -> None:
-    """Refuse what could not be committed before the command runs, not after it."""
+    """Refuse an impossible commit before the command runs, not after it."""
     from containerkit.image import Reference
 
     Reference.parse(name)
     if rootfs.kind == "host" or rootfs.readonly:
         raise SpecError(
-            "--commit: the machine's programs are no part of an image, and what can't be written to has no "
-            "changes; it needs a root such as --image"
+            "--commit: the machine's programs do not belong to an image, and a read-only root has no changes; "
+            "use a root such as --image"
         )
 
 
@@ -116,15 +129,15 @@ def _commit(container: Container, image: Image | None, name: str) -> None:
     commit(container, name, base=image)
 
 
-def _report(container: Container, process: Process, real_s: float) -> None:
+def _report(container: Container, process: Process[Any], real_s: float) -> None:
     usage, timings = process.usage, container.timings
     assert usage is not None
     assert timings is not None
     lines: list[tuple[str, Any]] = [
         ("start", f"{timings.total_us / 1e6:.4f} s"),
         ("real", f"{real_s:.4f} s"),
-        ("user", f"{usage.user_s:.4f} s"),
-        ("sys", f"{usage.system_s:.4f} s"),
+        ("user", f"{usage.user_us / 1e6:.4f} s"),
+        ("sys", f"{usage.system_us / 1e6:.4f} s"),
     ]
     for name, most in (("max rss", usage.max_rss_bytes), ("memory", usage.memory_peak_bytes)):
         if most is not None:

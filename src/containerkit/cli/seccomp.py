@@ -1,4 +1,4 @@
-"""Find out which system calls a command makes, and write the seccomp profile that allows just these."""
+"""Record which system calls a command makes, and write a seccomp profile that allows only these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from containerkit.cli import arguments
 from containerkit.cli.attend import Attendant
 from containerkit.cli.commands import complain
 from containerkit.cli.signals import FORWARDED, Signals
-from containerkit.container import Container
+from containerkit.container.lifecycle import Container
 from containerkit.errors import SpecError
 from containerkit.security.record import Recorder, profile, recording_filter
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-The command runs in a container, with the options of 'containerkit run', and every call that it makes is counted and
-then made. A call that was not needed this time is not in the profile: record what the command is to be able to do.
-The status is the command's.
+The command runs in a container with the options of 'containerkit run'. Every call that it makes is counted and allowed.
+Calls that this run did not need are not in the profile, so record everything that the command must be able to do.
+The status is that of the command.
 
   containerkit seccomp record --output wc.json -- wc -l /etc/passwd
   podman run --security-opt seccomp=wc.json ...
@@ -47,24 +47,24 @@ def define(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FILE",
         default="seccomp.json",
-        help="where the profile goes, in the OCI's JSON format; '-' is stdout (default: seccomp.json)",
+        help="the file for the profile, in the JSON format of OCI; '-' is stdout (default: seccomp.json)",
     )
-    group.add_argument("--log", action="store_true", help="have the kernel log other calls instead of failing them")
-    group.add_argument("--count", action="store_true", help="say on stderr how often each call was made")
+    group.add_argument("--log", action="store_true", help="let the kernel log and allow other calls")
+    group.add_argument("--count", action="store_true", help="print to stderr how often each call was made")
     arguments.define(record)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Record a command; returns its status.
+    """Record a command and return its status.
 
     Raises:
-        ContainerError: it could not be started.
+        ContainerError: the command could not be started.
         OSError: the profile could not be written.
     """
     image = arguments.image(options)
     words = arguments.words(options, image)
     if options.pty:
-        raise SpecError("--pty: what is recorded has the caller's own streams")
+        raise SpecError("--pty: seccomp record uses the caller's own streams; remove the option")
     recorder = Recorder(MACHINE)
     status = _run(words, options, image, recorder)
     if options.count:
@@ -75,21 +75,20 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _run(words: list[str], options: argparse.Namespace, image: Image | None, recorder: Recorder) -> int:
-    """Run the command to its end, and all that it leaves behind to the container's."""
+    """Run the command until it ends, and what it leaves behind until the container ends."""
     fields: dict[str, Any] = arguments.container(options, image)
     timeout = arguments.timeout(options)
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED))
         container = stack.enter_context(Container(**fields))
-        process = container.popen(
-            words, seccomp=recording_filter(), syscall_handler=recorder, **arguments.command(options, image)
-        )
+        command = arguments.with_home(arguments.command(options, image), container, options)
+        process = container.popen(words, seccomp=recording_filter(), syscall_handler=recorder, **command)
         in_time = Attendant(process, signals, timeout).stay()
         if not in_time:
             process.kill()
         status = process.wait()
     if not in_time:
-        complain(f"{words[0]}: the time of {options.timeout} s was up")
+        complain(f"{words[0]}: the timeout of {options.timeout} s expired")
         return _STOPPED
     return status if status >= 0 else 128 - status
 

@@ -1,4 +1,4 @@
-"""Signals as something to be read, for those who wait for other things as well."""
+"""Signals that can be read from a descriptor, for code that waits for other things as well."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ FORWARDED: Final = frozenset(
         signal.SIGTERM,
     }
 )
-"""What is passed on to the command. It has a session of its own, so that none of the terminal's reach it otherwise."""
+"""The signals that are forwarded to the command. It has its own session, so the terminal's signals do not reach it."""
 
 
 class Signals:
-    """Takes signals for as long as it is entered; :meth:`read` tells which came.
+    """Receives signals while it is entered. :meth:`read` returns those that arrived.
 
-    A signal that was ignored when the program was started (by nohup, say) stays ignored.
+    A signal that was ignored when the program started (because of nohup, for example) stays ignored.
 
     Args:
-        numbers: which.
+        numbers: the signals to receive.
     """
 
     def __init__(self, numbers: frozenset[signal.Signals]) -> None:
@@ -42,7 +42,7 @@ class Signals:
 
     def __enter__(self) -> Self:
         self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        # The handler itself has nothing to do: the interpreter writes the number into the pipe.
+        # The handler itself does nothing: the interpreter writes the number into the pipe.
         self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         for number in self.numbers:
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -59,11 +59,11 @@ class Signals:
             os.close(fd)
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when a signal has come."""
+        """Return a descriptor that is readable when a signal has arrived."""
         return self._pipe[0]
 
     def read(self) -> list[int]:
-        """Return the numbers of those that have come since the last time, without waiting."""
+        """Return the signals that have arrived since the last call, without waiting."""
         try:
             return list(os.read(self._pipe[0], 4096))
         except BlockingIOError:
@@ -71,4 +71,4 @@ class Signals:
 
 
 def _ignore(number: int, frame: object) -> None:
-    """Let the wakeup descriptor tell."""
+    """Do nothing: the wakeup descriptor reports the signal."""

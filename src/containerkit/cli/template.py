@@ -1,4 +1,4 @@
-"""Make a root from what the host has or a distribution offers, once for the same options, and print its name."""
+"""Make a root from files of the host or of a distribution, once for the same options, and print its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-'containerkit template NAME --help' tells the options of each. The result is an image of the store.
+'containerkit template NAME --help' describes the options of each. The result is an image in the store.
 
   containerkit template --list
   containerkit template debian --suite bookworm --package curl --tag my-debian
@@ -29,19 +29,19 @@ _ARGUMENT: Final = re.compile(r"^    (\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
 
 
 def define(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments; those of a template come from the template, once it is named."""
+    """Add the arguments. Those of a template are added when its name is known."""
     parser.usage = f"{parser.prog} [--list] [NAME [OPTIONS]]"
     parser.add_argument("--list", action="store_true", help="list the templates")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="which")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the template")
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Make the root; returns 0.
+    """Make the root and return 0.
 
     Raises:
-        SpecError: an unknown template or argument.
-        ImageError, UnsupportedError: it can't be made.
+        SpecError: a template or argument is unknown.
+        ImageError, UnsupportedError: the root can't be made.
     """
     from containerkit.image.templates import template_names
 
@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
             say(name)
         return 0
     if options.name is None:
-        raise SpecError(f"template: which? there are {', '.join(template_names())}")
+        raise SpecError(f"template: a name is required; there are {', '.join(template_names())}")
     return _make(options.name, options.options)
 
 
@@ -85,18 +85,18 @@ def _maker(name: str) -> Callable[..., Any]:
 
 
 def _image(root: object, *, reference: str, platform: str = "", pull: str = "missing") -> None:
-    """Take an image as it is.
+    """Use an image unchanged.
 
     Args:
-        root: the folder.
-        reference: its name.
+        root: the directory.
+        reference: the name of the image.
         platform: such as ``linux/arm64``. Default: this machine's.
         pull: ``missing``, ``always`` or ``never``.
     """
 
 
 def _parser(name: str, maker: Callable[..., Any]) -> tuple[Parser, Mapping[str, str]]:
-    """Return the parser for a template's own arguments, and where each argument is found in what it has parsed."""
+    """Return the parser for a template's own arguments, and the name under which it stores each of them."""
     documentation = inspect.getdoc(maker) or ""
     parser = Parser(
         prog=f"containerkit template {name}",
@@ -110,15 +110,15 @@ def _parser(name: str, maker: Callable[..., Any]) -> tuple[Parser, Mapping[str, 
     for parameter in list(inspect.signature(maker).parameters.values())[1:]:
         flags[parameter.name] = _add_option(own, parameter, told.get(parameter.name, ""))
     group = parser.add_argument_group("the image")
-    group.add_argument("--tag", metavar="NAME", help="another name for it")
-    group.add_argument("--into", metavar="DIR", help="write the root into an empty folder as well")
-    group.add_argument("--again", action="store_true", help="make it anew even when it is there")
-    group.add_argument("--store", metavar="DIR", help="where images are kept (default: the user's store)")
+    group.add_argument("--tag", metavar="NAME", help="an additional name for it")
+    group.add_argument("--into", metavar="DIR", help="write the root to an empty directory as well")
+    group.add_argument("--again", action="store_true", help="make it again even if it exists")
+    group.add_argument("--store", metavar="DIR", help="the directory of the images (default: the user's store)")
     return parser, flags
 
 
 def _add_option(group: Any, parameter: inspect.Parameter, told: str) -> str:
-    """Add the option for an argument: a list is an option to repeat, in the singular."""
+    """Add the option for an argument. A list becomes a repeatable option with a singular name."""
     default = parameter.default
     many = isinstance(default, (tuple, list))
     name = parameter.name.removesuffix("s") if many else parameter.name

@@ -1,4 +1,4 @@
-"""The caller's own terminal: its size, and its raw mode while another terminal is shown on it."""
+"""The caller's own terminal: its size, and its raw mode while it shows another terminal."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _DEFAULT_SIZE: Final = (24, 80)
 
 
 def is_wanted() -> bool:
-    """Tell whether a command should get a terminal unasked: all three streams are one, and this job has it.
+    """Return whether a command gets a terminal by default: all three streams are a terminal that this job may use.
 
-    With any stream redirected, the three must stay apart. A job in the background would be stopped for touching the
-    terminal's modes.
+    If a stream is redirected, the three must stay separate. A job in the background would be stopped if it changed the
+    modes of the terminal.
     """
     return all(map(os.isatty, _STREAMS)) and in_foreground()
 
 
 def in_foreground() -> bool:
-    """Tell whether this process may change its terminal. Source: tcgetpgrp(3)."""
+    """Return whether this process may change its terminal. Source: tcgetpgrp(3)."""
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
@@ -34,7 +34,7 @@ def in_foreground() -> bool:
 
 
 def size() -> tuple[int, int]:
-    """Return the rows and columns of the caller's terminal; 24 and 80 where it has none that tells."""
+    """Return the rows and columns of the caller's terminal, or 24 and 80 if they are unknown."""
     for fd in _STREAMS:
         try:
             columns, rows = os.get_terminal_size(fd)
@@ -46,10 +46,10 @@ def size() -> tuple[int, int]:
 
 
 class RawMode:
-    """Hands each key on as it is, until it is left: every way out restores the modes.
+    """Passes each key on unchanged until it is left. Every way to leave it restores the modes.
 
     Args:
-        fd: a terminal. For anything else nothing is done.
+        fd: a terminal. For anything else this does nothing.
     """
 
     def __init__(self, fd: int) -> None:
@@ -77,14 +77,14 @@ class RawMode:
         lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
         characters = list(characters)
         characters[termios.VMIN], characters[termios.VTIME] = 1, 0
-        # Not TCSAFLUSH: what was typed ahead belongs to the command.
+        # Not TCSAFLUSH: input that was typed in advance belongs to the command.
         termios.tcsetattr(self.fd, termios.TCSADRAIN, [iflag, oflag, cflag, lflag, ispeed, ospeed, characters])
 
     def restore(self) -> None:
-        """Switch back; harmless when repeated, or when the terminal is gone."""
+        """Restore the modes. May be called twice, and after the terminal is gone."""
         if self._modes is None:
             return
-        # In the background the kernel would stop us for it, and the shell with a raw terminal.
+        # In the background the kernel would stop us here, and leave the shell with a raw terminal.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
         try:
             termios.tcsetattr(self.fd, termios.TCSADRAIN, self._modes)

@@ -1,7 +1,7 @@
-"""The values of options, from their text.
+"""Parse the values of options.
 
-Each function takes what was written after an option and raises :class:`containerkit.errors.SpecError`, which names the
-option and the text, when it can't mean anything.
+Each function receives the text of an option and raises :class:`containerkit.errors.SpecError`, which names the option
+and the text, if it is invalid.
 """
 
 from __future__ import annotations
@@ -10,34 +10,24 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SpecError
-from containerkit.idmap import IdMapping
-from containerkit.mount import Mount
+from containerkit.spec.idmap import IdMapping
+from containerkit.spec.mount import Mount
+from containerkit.spec.volumes import MOUNT_FLAGS, MOUNT_NAMES, OPPOSITES, volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["bind", "environment", "id_mapping", "mount", "namespaces", "pairs", "rlimits", "tmpfs"]
 
-_MOUNT_NAMES: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
-_MOUNT_FLAGS: Final = ("readonly", "recursive", "nosuid", "nodev", "noexec", "noatime", "idmap", "create")
 _MOUNT_FIELDS: Final = ("type", "source", "target", "propagation")
-_OPPOSITES: Final = {
-    "rw": ("readonly", False),
-    "norecursive": ("recursive", False),
-    "suid": ("nosuid", False),
-    "dev": ("nodev", False),
-    "exec": ("noexec", False),
-    "noidmap": ("idmap", False),
-    "nocreate": ("create", False),
-}
 _TRUTHS: Final = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 def mount(text: str) -> Mount:
-    """Return the mount of ``type=bind,source=/a,target=/b,readonly``.
+    """Parse the mount of ``type=bind,source=/a,target=/b,readonly``.
 
-    Words that are neither fields nor flags of :class:`containerkit.Mount` are options of the filesystem. A part with a
-    comma in it goes in double quotes, as in CSV.
+    Names that are neither fields nor flags of :class:`containerkit.Mount` are options of the filesystem. Write a part
+    that contains a comma in double quotes, as in CSV.
     """
     fields, options = _mount_fields(text)
     if "target" not in fields:
@@ -45,7 +35,7 @@ def mount(text: str) -> Mount:
     kind = fields.setdefault("type", "bind")
     if kind == "bind":
         if options:
-            raise SpecError(f"--mount {text!r}: {options[0][0]!r} is no option of a bind")
+            raise SpecError(f"--mount {text!r}: {options[0][0]!r} is not an option of a bind")
         if fields.get("source"):
             fields["source"] = os.path.abspath(str(fields["source"]))
     else:
@@ -58,11 +48,11 @@ def _mount_fields(text: str) -> tuple[dict[str, object], list[tuple[str, str | N
     options: list[tuple[str, str | None]] = []
     for part in _parts(text):
         name, equals, value = part.partition("=")
-        name = _MOUNT_NAMES.get(name, name)
-        if name in _OPPOSITES and not equals:
-            flag, meaning = _OPPOSITES[name]
+        name = MOUNT_NAMES.get(name, name)
+        if name in OPPOSITES and not equals:
+            flag, meaning = OPPOSITES[name]
             fields[flag] = meaning
-        elif name in _MOUNT_FLAGS:
+        elif name in MOUNT_FLAGS:
             if value not in _TRUTHS:
                 raise SpecError(f"--mount {text!r}: {name} is true or false, not {value!r}")
             fields[name] = _TRUTHS[value]
@@ -85,24 +75,12 @@ def _parts(text: str) -> list[str]:
 
 
 def bind(text: str) -> Mount:
-    """Return the mount of ``SOURCE[:TARGET[:OPTIONS]]``; the target is the source's own path unless it is given."""
-    source, _, rest = text.partition(":")
-    target, _, words = rest.partition(":")
-    if not source or ":" in words:
-        raise SpecError(f"--bind {text!r}: must be SOURCE[:TARGET[:ro]]; for paths with colons there is --mount")
-    flags: dict[str, bool] = {}
-    for word in words.split(",") if words else ():
-        name = _MOUNT_NAMES.get(word, word)
-        if name not in _MOUNT_FLAGS and name not in _OPPOSITES:
-            known = ", ".join(("ro", *_MOUNT_FLAGS[2:], *_OPPOSITES))
-            raise SpecError(f"--bind {text!r}: unknown option {word!r}; there are {known}")
-        flag, meaning = _OPPOSITES.get(name, (name, True))
-        flags[flag] = meaning
-    return Mount.bind(source, target or os.path.abspath(source), **flags)
+    """Parse the mount of ``SOURCE[:TARGET[:OPTIONS]]``. The default target is the path of the source."""
+    return volume(text, "--bind")
 
 
 def tmpfs(text: str) -> Mount:
-    """Return the mount of ``TARGET[:SIZE]``."""
+    """Parse the mount of ``TARGET[:SIZE]``."""
     target, colon, size = text.partition(":")
     if colon and not size:
         raise SpecError(f"--tmpfs {text!r}: the size is empty")
@@ -110,7 +88,7 @@ def tmpfs(text: str) -> Mount:
 
 
 def environment(texts: Iterable[str], base: dict[str, str]) -> dict[str, str]:
-    """Return ``base`` with the variables of ``NAME=VALUE``, or of ``NAME`` as the caller has it, put over it."""
+    """Return ``base`` updated with the variables of ``NAME=VALUE``, and of ``NAME`` with the caller's value."""
     result = dict(base)
     for text in texts:
         name, equals, value = text.partition("=")
@@ -124,7 +102,7 @@ def environment(texts: Iterable[str], base: dict[str, str]) -> dict[str, str]:
 
 
 def id_mapping(option: str, text: str) -> IdMapping:
-    """Return the mapping of ``INSIDE:OUTSIDE[:COUNT]``."""
+    """Parse the mapping of ``INSIDE:OUTSIDE[:COUNT]``."""
     numbers = text.split(":")
     if len(numbers) not in (2, 3) or not all(number.isascii() and number.isdecimal() for number in numbers):
         raise SpecError(f"{option} {text!r}: must be INSIDE:OUTSIDE[:COUNT], all numbers")
@@ -132,7 +110,7 @@ def id_mapping(option: str, text: str) -> IdMapping:
 
 
 def namespaces(texts: Iterable[str]) -> dict[str, str | int]:
-    """Return the choices of ``KIND=new``, ``KIND=host``, ``KIND=PID`` and ``KIND=PATH``."""
+    """Parse the choices of ``KIND=new``, ``KIND=host``, ``KIND=PID`` and ``KIND=PATH``."""
     choices: dict[str, str | int] = {}
     for kind, value in pairs("--namespace", texts).items():
         choices[kind] = int(value) if value.isascii() and value.isdecimal() else value
@@ -140,7 +118,7 @@ def namespaces(texts: Iterable[str]) -> dict[str, str | int]:
 
 
 def rlimits(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return the limits of ``NAME=SOFT[:HARD]``; ``unlimited`` is a number, too."""
+    """Parse the limits of ``NAME=SOFT[:HARD]``. A number can also be ``unlimited``."""
     limits: dict[str, tuple[int, int]] = {}
     for name, value in pairs("--rlimit", texts).items():
         soft, colon, hard = value.partition(":")
@@ -152,12 +130,12 @@ def _number(name: str, text: str) -> int:
     if text == "unlimited":
         return -1
     if not text.isascii() or not text.isdecimal():
-        raise SpecError(f"--rlimit {name}: {text!r} is no number; say NAME=SOFT[:HARD] or 'unlimited'")
+        raise SpecError(f"--rlimit {name}: {text!r} is not a number; use NAME=SOFT[:HARD] or 'unlimited'")
     return int(text)
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """Return the pairs of ``NAME=VALUE``; the last of a name counts."""
+    """Parse the pairs of ``NAME=VALUE``. If a name is repeated, the last value counts."""
     result: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")

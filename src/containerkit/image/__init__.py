@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from containerkit.image.digest import Digest
     from containerkit.image.health import Health
     from containerkit.image.image import Image
+    from containerkit.image.layers.limits import Limits
     from containerkit.image.manifest import Descriptor, Index, Manifest
     from containerkit.image.platform import Platform
     from containerkit.image.progress import ProgressEvent, terminal_progress
@@ -36,6 +37,7 @@ __all__ = [
     "Image",
     "ImageConfig",
     "Index",
+    "Limits",
     "Manifest",
     "Platform",
     "ProgressEvent",
@@ -59,6 +61,7 @@ _HOMES: Final = {
     "Image": "image",
     "ImageConfig": "config",
     "Index": "manifest",
+    "Limits": "layers.limits",
     "Manifest": "manifest",
     "Platform": "platform",
     "ProgressEvent": "progress",

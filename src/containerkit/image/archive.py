@@ -1,10 +1,10 @@
-"""Images as files: docker-archive and oci-archive, read and written."""
+"""Images as files: read and write docker-archive and oci-archive."""
 
 from __future__ import annotations
 
 import os
 import tarfile
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, cast
@@ -16,8 +16,7 @@ from containerkit.image import media
 from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
 from containerkit.image.document import LARGEST_BYTES, Document, encode
-from containerkit.image.layers.compression import decompress, recognise, stream_errors
-from containerkit.image.layers.limits import DEFAULT_LIMITS
+from containerkit.image.layers.compression import Plain, recognise
 from containerkit.image.manifest import REF_NAME, Descriptor, Index, Manifest
 from containerkit.image.reference import Reference
 from containerkit.image.store.collect import reachable
@@ -25,6 +24,7 @@ from containerkit.image.store.collect import reachable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from containerkit.image.layers.limits import Limits
     from containerkit.image.store import Lease, Store
 
 __all__ = ["load", "save"]
@@ -37,18 +37,18 @@ _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 def save(
     store: Store, images: Sequence[tuple[Descriptor, str]], path: str | os.PathLike[str], *, form: str = "oci-archive"
 ) -> None:
-    """Write images into one file; what stood there is replaced only when all is written.
+    """Write images to one file. An existing file is replaced only after everything has been written.
 
     Args:
-        store: where they are.
-        images: descriptor and name of each; an empty name saves it without one.
+        store: the store that contains them.
+        images: descriptor and name of each. An image with an empty name is saved without one.
         path: the file.
         form: ``oci-archive`` (images as they are) or ``docker-archive`` (what ``docker load`` reads: uncompressed
             layers).
 
     Raises:
-        SpecError: another form.
-        ImageError: an image is not whole in the store.
+        SpecError: the form is unknown.
+        ImageError: an image is incomplete in the store.
 
     Source: OCI image specification, image-layout.md; Docker image specification 1.2, "Combined Image JSON".
     """
@@ -113,52 +113,51 @@ def _save_docker(store: Store, images: Sequence[tuple[Descriptor, str]], tar: ta
 
 
 def _add_plain_layer(store: Store, tar: tarfile.TarFile, layer: Descriptor, diff_id: Digest, member: str) -> None:
-    """Write a layer uncompressed: twice over it, since a tar names the size first."""
+    """Write a layer uncompressed. It is read twice, because a tar archive contains the size first."""
     state, size = diff_id.hasher(), 0
-    with store.blobs.open(layer.digest) as file, closing(decompress(file)) as stream:
+    with store.blobs.open(layer.digest) as file, Plain(file, limits=store.limits) as stream:
         while piece := stream.read(_PIECE):
             state.update(piece)
             size += len(piece)
     diff_id.check(state, "layer, uncompressed")
-    with store.blobs.open(layer.digest) as file, closing(decompress(file)) as stream:
-        _member(tar, member, size, stream)
+    with store.blobs.open(layer.digest) as file, Plain(file, limits=store.limits) as stream:
+        _member(tar, member, size, cast("IO[bytes]", stream))
 
 
 # --- Load
 
 
 def load(store: Store, path: str | os.PathLike[str], lease: Lease) -> list[tuple[Manifest | Index, str]]:
-    """Read images from a docker-archive, an oci-archive, or a folder that is an image layout, into a store.
+    """Read images from a docker-archive, an oci-archive, or a directory with an image layout, into a store.
 
     Args:
-        store: where to.
-        path: the file (compressed or not) or folder.
+        store: the destination.
+        path: the file (compressed or not) or directory.
         lease: a claim that will cover them.
 
     Returns:
-        Each image with its name; an empty name where it has none. They are not named in the store yet.
+        Each image with its name, which is empty if it has none. They are not named in the store yet.
 
     Raises:
-        ImageError: it is neither, or malformed, or a blob is not what its digest says.
+        ImageError: the file is in another format or malformed, or a blob does not match its digest.
 
     Source: OCI image specification, image-layout.md; Docker image specification 1.2.
     """
-    damage: tuple[type[Exception], ...] = (tarfile.TarError, *stream_errors())
     try:
-        with _opened(Path(path)) as source:
+        with _opened(Path(path), store.limits) as source:
             if source.has("index.json"):
                 return _load_oci(store, source, lease)
             if source.has("manifest.json"):
                 return _load_docker(store, source, lease)
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: it is not there") from error
-    except damage as error:
+        raise ImageError(f"{path}: it does not exist") from error
+    except tarfile.TarError as error:
         raise ImageError(f"{path}: a damaged archive ({error})") from error
     raise ImageError(f"{path}: neither a docker-archive nor an OCI image layout")
 
 
 class _Source:
-    """Files by name, in an archive or a folder: only plain files, never a link out of it."""
+    """Files by name, in an archive or a directory: only regular files, never through a symlink that leads out of it."""
 
     def __init__(self, where: Path, tar: tarfile.TarFile | None) -> None:
         self._where = where
@@ -182,7 +181,7 @@ class _Source:
             member = self._resolved(name)
             file = self._tar.extractfile(member) if member.isreg() else None
             if file is None:
-                raise ImageError(f"{self._where}: {name} is no plain file")
+                raise ImageError(f"{self._where}: {name} is not a regular file")
             return cast("BinaryIO", file), member.size
         try:
             descriptor = os.open(self._where / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -191,7 +190,7 @@ class _Source:
         return cast("BinaryIO", os.fdopen(descriptor, "rb", buffering=0)), os.fstat(descriptor).st_size
 
     def _resolved(self, name: str) -> tarfile.TarInfo:
-        """Find a member; docker save writes a layer that it has already as a link to the first one."""
+        """Find a member. docker save writes a repeated layer as a link to the first one."""
         for _ in range(3):
             member = self._members.get(name)
             if member is None:
@@ -200,33 +199,34 @@ class _Source:
                 return member
             base = name.rpartition("/")[0] if member.issym() else ""
             name = os.path.normpath(f"{base}/{member.linkname}" if base else member.linkname)
-        raise ImageError(f"{self._where}: {name} is a link without an end")
+        raise ImageError(f"{self._where}: {name} is a link that never ends")
 
     def read(self, name: str) -> bytes:
         file, size = self.open(name)
         with file:
             if size > LARGEST_BYTES:
-                raise ImageError(f"{self._where}: {name} is over {LARGEST_BYTES} bytes")
+                raise ImageError(f"{self._where}: {name} is larger than {LARGEST_BYTES} bytes")
             return file.read()
 
 
 class _Bounded:
-    """A file that gives no more at once than a header may have: tarfile reads what an archive tells it to."""
+    """A file that limits the size of a single read, because tarfile reads as much as an archive asks for."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, most: int) -> None:
         self._file = file
+        self._most = most
         self.seek = file.seek
         self.tell = file.tell
         self.seekable = file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= DEFAULT_LIMITS.header_bytes:
-            raise ImageError(f"the archive wants {size} bytes read at once")
+        if not 0 <= size <= self._most:
+            raise ImageError(f"the archive requires a single read of {size} bytes")
         return self._file.read(size)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Source]:
+def _opened(path: Path, limits: Limits) -> Iterator[_Source]:
     if path.is_dir():
         yield _Source(path, None)
         return
@@ -236,20 +236,19 @@ def _opened(path: Path) -> Iterator[_Source]:
             file.seek(0)
         else:
             file.seek(0)
-            file = stack.enter_context(_plain_copy(file))
-        tar = stack.enter_context(tarfile.open(fileobj=cast("IO[bytes]", _Bounded(file)), mode="r:"))
+            file = stack.enter_context(_plain_copy(file, path, limits))
+        bounded = cast("IO[bytes]", _Bounded(file, limits.header_bytes))
+        tar = stack.enter_context(tarfile.open(fileobj=bounded, mode="r:"))
         yield _Source(path, tar)
 
 
 @contextmanager
-def _plain_copy(file: BinaryIO) -> Iterator[BinaryIO]:
-    """Uncompress an archive into a file without a name, since its members are read out of order."""
+def _plain_copy(file: BinaryIO, path: Path, limits: Limits) -> Iterator[BinaryIO]:
+    """Uncompress an archive to an unnamed file, because its members are read out of order."""
     with TemporaryDirectory() as folder, (Path(folder) / "plain").open("w+b") as plain:
-        size = os.fstat(file.fileno()).st_size
-        with closing(decompress(file)) as stream:
+        with Plain(file, str(path), limits=limits) as stream:
             while piece := stream.read(_PIECE):
                 plain.write(piece)
-                DEFAULT_LIMITS.check_bytes(plain.tell(), size)
         plain.seek(0)
         yield plain
 
@@ -266,18 +265,23 @@ def _load_oci(store: Store, source: _Source, lease: Lease) -> list[tuple[Manifes
 
 
 def _copy_tree(store: Store, source: _Source, entry: Descriptor, lease: Lease) -> Manifest | Index:
-    """Copy a manifest or index and what it leads to; of an index, what is there."""
-    _copy_blob(store, source, entry, lease)
-    document = store.document(entry)
-    if isinstance(document, Index):
-        for one in document.manifests:
-            if source.has(_blob_name(one.digest)):
-                _copy_tree(store, source, one, lease)
-    else:
+    """Copy a manifest or index and everything it refers to. Of an index, copy what exists."""
+    found: list[Manifest | Index] = []
+    waiting, seen = [entry], {entry.digest}
+    while waiting:
+        one = waiting.pop()
+        _copy_blob(store, source, one, lease)
+        document = store.document(one)
+        found.append(document)
+        if isinstance(document, Index):
+            below = [inner for inner in document.manifests if inner.digest not in seen]
+            seen.update(inner.digest for inner in below)
+            waiting += [inner for inner in below if source.has(_blob_name(inner.digest))]
+            continue
         for blob in (document.config, *document.layers):
             if media.is_distributed(blob.media_type):
                 _copy_blob(store, source, blob, lease)
-    return document
+    return found[0]
 
 
 def _blob_name(digest: Digest) -> str:
@@ -302,7 +306,7 @@ def _load_docker(store: Store, source: _Source, lease: Lease) -> list[tuple[Mani
 
     try:
         listed = json.loads(source.read("manifest.json"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ImageError(f"manifest.json: not a JSON document ({error})") from error
     if not isinstance(listed, list):
         raise ImageError("manifest.json: expected a list")
@@ -332,12 +336,12 @@ def _docker_image(store: Store, source: _Source, entry: Document, lease: Lease) 
 
 
 def _docker_layer(store: Store, source: _Source, name: str, diff_id: Digest, lease: Lease) -> Descriptor:
-    """Store a layer, gzipped so that a later push is small; its diff id is checked on the way."""
+    """Store a layer, gzipped so that a later push is small. Its diff id is checked at the same time."""
     from containerkit.image.layers.blob import LayerWriter
 
     file, _ = source.open(name)
     with file, LayerWriter(store, lease) as writer:
-        with closing(decompress(file)) as stream:
+        with Plain(file, name, limits=store.limits) as stream:
             while piece := stream.read(_PIECE):
                 writer.write(piece)
         descriptor, found = writer.commit()

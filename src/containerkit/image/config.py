@@ -1,4 +1,4 @@
-"""The config of an image: what a container made from it runs by default, and how it came about."""
+"""The config of an image: the defaults of containers made from it, and its history."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from containerkit.errors import SpecError
 from containerkit.image.digest import Digest
 from containerkit.image.document import Document, encode
 from containerkit.image.platform import Platform
+from containerkit.meanings import explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Self
+    from collections.abc import Mapping
+    from typing import Self, Unpack
+
+    from containerkit.image.options import ConfigOptions, ImageCommand
+    from containerkit.options import ListOf
 
 __all__ = ["DEFAULT_PATH", "Defaults", "Healthcheck", "History", "ImageConfig", "chain_ids", "timestamp"]
 
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs are looked for when an image says nothing."""
+"""The search path for programs if an image sets none."""
 
-_ROOT: Final = ("0", "root", "0:0", "root:root")  # who commands are anyhow, without looking inside
+_ROOT: Final = ("0", "root", "0:0", "root:root")  # root, recognised without looking inside the image
 
 
 @attrs.frozen(kw_only=True)
 class Healthcheck:
-    """How to find out whether a container works (an extension of Docker's).
+    """How to check whether a container works (an extension by Docker).
 
     Args:
         test: ``("NONE",)``, ``("CMD", ...)`` or ``("CMD-SHELL", line)``; empty to inherit.
         interval_ns, timeout_ns, start_period_ns, start_interval_ns: nanoseconds; 0 to inherit.
-        retries: failures in a row that make it unhealthy; 0 to inherit.
+        retries: how many consecutive failures make it unhealthy; 0 to inherit.
 
     Source: Docker image specification 1.2, "Healthcheck".
     """
@@ -46,7 +50,7 @@ class Healthcheck:
 
     @classmethod
     def from_document(cls, document: Document) -> Self:
-        """Read the object ``Healthcheck``."""
+        """Parse the object ``Healthcheck``."""
         return cls(
             test=document.texts("Test"),
             interval_ns=document.integer("Interval", 0),
@@ -57,7 +61,7 @@ class Healthcheck:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object ``Healthcheck``, without what is at its default."""
+        """Return the object ``Healthcheck``, without default values."""
         content = {
             "Test": list(self.test),
             "Interval": self.interval_ns,
@@ -71,19 +75,19 @@ class Healthcheck:
 
 @attrs.frozen(kw_only=True)
 class Defaults:
-    """What a container made from the image has unless its maker says otherwise.
+    """The defaults of containers made from the image.
 
     Args:
         env: environment variables, in order.
-        entrypoint: the program; ``command`` is appended to it.
-        command: the arguments, or the whole command when there is no entrypoint.
+        entrypoint: the program. ``command`` is appended to it.
+        command: the arguments, or the complete command if there is no entrypoint.
         user: ``user[:group]`` by name or number; empty is root.
         working_dir: the working directory; empty is ``/``.
-        volumes: folders that hold data.
+        volumes: directories that contain data.
         labels: free strings.
-        stop_signal: the name of the signal that ends it; empty is SIGTERM.
+        stop_signal: the name of the signal that ends a container; empty is SIGTERM.
         exposed_ports: such as ``80/tcp``.
-        healthcheck: how to find out whether it works.
+        healthcheck: how to check whether a container works.
         shell: the shell for shell-form instructions of a build; empty is ``/bin/sh -c``.
         on_build: instructions for a build that starts from this image.
 
@@ -105,7 +109,7 @@ class Defaults:
 
     @classmethod
     def from_document(cls, document: Document) -> Self:
-        """Read the object ``config``."""
+        """Parse the object ``config``."""
         health = document.child("Healthcheck")
         return cls(
             env=dict(entry.partition("=")[::2] for entry in document.texts("Env")),
@@ -123,7 +127,7 @@ class Defaults:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object ``config``, without what is empty."""
+        """Return the object ``config``, without empty fields."""
         content: dict[str, Any] = {
             "User": self.user,
             "ExposedPorts": {port: {} for port in self.exposed_ports},
@@ -140,15 +144,14 @@ class Defaults:
         }
         return {key: value for key, value in content.items() if value}
 
-    def options(self) -> dict[str, Any]:
-        """Return what to pass to ``run`` and ``popen`` of a container made from the image, beside :meth:`argv`.
+    def options(self) -> ImageCommand:
+        """Return the arguments for ``run`` and ``popen`` of a container of this image, in addition to :meth:`argv`.
 
-        ``env`` has a ``PATH`` and a ``HOME`` even when the image sets none; ``cwd`` and ``user`` are there only when
-        the image sets them.
+        ``env`` always has a ``PATH`` and a ``HOME``. ``cwd`` and ``user`` are present only if the image sets them.
 
         Source: OCI image specification, config.md.
         """
-        found: dict[str, Any] = {"env": {"PATH": DEFAULT_PATH, "HOME": "/root" if self.is_root else "/", **self.env}}
+        found: ImageCommand = {"env": {"PATH": DEFAULT_PATH, "HOME": "/root" if self.is_root else "/", **self.env}}
         if self.working_dir:
             found["cwd"] = os.path.normpath(f"/{self.working_dir.lstrip('/')}")
         if self.user:
@@ -156,20 +159,17 @@ class Defaults:
         return found
 
     @property
-    def pairs(self) -> tuple[tuple[str, Any], ...]:
-        """The same as :attr:`containerkit.RootFS.defaults`."""
-        return tuple(
-            (name, tuple(value.items()) if name == "env" else value)
-            for name, value in self.options().items()
-            if name != "user" or value not in _ROOT
-        )
+    def pairs(self) -> tuple[tuple[str, object], ...]:
+        """The same as for :attr:`containerkit.RootFS.defaults`. ``HOME`` is present only if the image sets it."""
+        found = {**self.options(), "env": tuple({"PATH": DEFAULT_PATH, **self.env}.items())}
+        return tuple((name, value) for name, value in found.items() if name != "user" or value not in _ROOT)
 
     @property
     def stop_number(self) -> int:
-        """The number of the signal that asks a container's commands to end: SIGTERM where it says none.
+        """The number of the signal that asks the commands of a container to end. Default SIGTERM.
 
         Raises:
-            SpecError: there is no such signal.
+            SpecError: the image names an unknown signal.
 
         Source: OCI image specification, config.md, "StopSignal".
         """
@@ -183,15 +183,15 @@ class Defaults:
         first, plus, number = text.upper().removeprefix("SIG").partition("+")
         if first == "RTMIN" and plus and number.isdecimal() and Signals.SIGRTMIN + int(number) <= Signals.SIGRTMAX:
             return Signals.SIGRTMIN + int(number)
-        raise SpecError(f"the image's stop signal {text!r} is none")
+        raise SpecError(f"the image's stop signal {text!r} is unknown")
 
     @property
     def is_root(self) -> bool:
         """Whether commands run as root."""
         return self.user.partition(":")[0] in ("", "0", "root")
 
-    def argv(self, command: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Return what to run: the entrypoint followed by ``command``, or by the image's own command.
+    def argv(self, command: ListOf[str] | None = None) -> tuple[str, ...]:
+        """Return the argv: the entrypoint followed by ``command``, or by the image's own command.
 
         Source: OCI image specification, config.md.
         """
@@ -200,12 +200,12 @@ class Defaults:
 
 @attrs.frozen(kw_only=True)
 class History:
-    """How one layer came about, or an instruction that made none.
+    """The origin of one layer, or an instruction that made no layer.
 
     Args:
         created: RFC 3339 time, or empty.
         created_by: the command.
-        author: who, or empty.
+        author: the author, or empty.
         comment: free text.
         empty_layer: whether it made no layer.
 
@@ -220,7 +220,7 @@ class History:
 
     @classmethod
     def from_document(cls, document: Document) -> Self:
-        """Read one object of ``history``."""
+        """Parse one object of ``history``."""
         return cls(
             created=document.text("created", ""),
             created_by=document.text("created_by", ""),
@@ -230,11 +230,11 @@ class History:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object, without what is empty."""
+        """Return the object, without empty fields."""
         return {
             key: value
             for key, value in attrs.asdict(self).items()
-            if value  # each field has the specification's own name
+            if value  # each field has the name from the specification
         }
 
 
@@ -243,13 +243,13 @@ class ImageConfig:
     """The config of an image.
 
     Args:
-        platform: what it runs on.
-        defaults: what a container made from it has.
+        platform: the platform on which it runs.
+        defaults: the defaults of containers made from it.
         diff_ids: digests of the uncompressed layers, lowest first.
-        history: how it came about, oldest first.
+        history: its history, oldest first.
         created: RFC 3339 time, or empty.
-        author: who made it, or empty.
-        raw: the exact bytes it was read from, which the image's id is over; made when not given.
+        author: the author, or empty.
+        raw: the original bytes, of which the image's id is the digest. They are made if not given.
 
     Source: OCI image specification, config.md.
     """
@@ -268,7 +268,7 @@ class ImageConfig:
 
     @classmethod
     def parse(cls, raw: bytes, place: str = "config") -> Self:
-        """Read a config.
+        """Parse a config.
 
         Raises:
             ImageError: it is malformed.
@@ -306,8 +306,12 @@ class ImageConfig:
         content["history"] = [entry.to_json() for entry in self.history]
         return content
 
-    def evolve(self, **changes: Any) -> Self:
-        """Return a changed copy, with bytes of its own.
+    @explained
+    def evolve(self, **changes: Unpack[ConfigOptions]) -> Self:
+        """Return a changed copy with new bytes.
+
+        Args:
+            options: see :class:`containerkit.image.options.ConfigOptions`.
 
         Raises:
             SpecError: ``raw`` is among the changes.
@@ -318,7 +322,7 @@ class ImageConfig:
 
     @property
     def chain_ids(self) -> tuple[Digest, ...]:
-        """For each layer, the digest that names it together with all below it.
+        """For each layer, the digest that identifies it together with all layers below it.
 
         Source: OCI image specification, config.md, "Layer ChainID".
         """
@@ -326,7 +330,7 @@ class ImageConfig:
 
 
 def chain_ids(diff_ids: tuple[Digest, ...]) -> tuple[Digest, ...]:
-    """Return for each layer of a stack, lowest first, the digest that names it together with all below it.
+    """Return for each layer of a stack, lowest first, the digest that identifies it with all layers below it.
 
     Source: OCI image specification, config.md, "Layer ChainID".
     """
@@ -337,7 +341,7 @@ def chain_ids(diff_ids: tuple[Digest, ...]) -> tuple[Digest, ...]:
 
 
 def timestamp(epoch: int | None) -> str:
-    """Return the time for a field ``created``: now, or the one that a reproducible build wants.
+    """Return the time for a field ``created``: now, or the time of a reproducible build.
 
     Source: RFC 3339.
     """

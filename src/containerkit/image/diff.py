@@ -1,16 +1,14 @@
-"""Differences: a layer out of what a container has changed, and what differs between two images."""
+"""Differences: make a layer from the changes of a container, and compare two images."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from containerkit.changes import Change
+from containerkit.container.changes import Change, ChangeKind
 from containerkit.image.layers.blob import LayerWriter
-from containerkit.image.layers.compression import decompress
-from containerkit.image.layers.limits import DEFAULT_LIMITS
+from containerkit.image.layers.compression import Plain
 from containerkit.image.layers.stream import ForwardReader, read_entries
 from containerkit.image.layers.tarwrite import TreeWriter, Writing
 
@@ -30,21 +28,21 @@ _OPAQUE: Final = b".wh..wh..opq"
 def layer_from_folder(
     store: Store, folder: int, lease: Lease, how: Writing, *, compression: str = "gzip", root: bool = False
 ) -> tuple[Descriptor, Digest] | None:
-    """Make a layer of a folder: the upper folder of an overlay, or a whole root.
+    """Make a layer from a directory: the upper directory of an overlay, or a complete root.
 
-    The same content gives the same digest: names are sorted and owners are numbers; with ``how.epoch`` times do not
-    matter either.
+    The same content gives the same digest: names are sorted and owners are numbers. With ``how.epoch`` later times do
+    not matter either.
 
     Args:
-        store: where to.
-        folder: descriptor of the folder.
+        store: the destination.
+        folder: descriptor of the directory.
         lease: a claim that will cover the layer.
         how: the rules.
         compression: ``gzip``, ``zstd`` or ``none``.
-        root: with an entry for the folder itself.
+        root: whether to add an entry for the directory itself.
 
     Returns:
-        Descriptor and diff id, or None when nothing is in the folder.
+        Descriptor and diff id, or None if the directory is empty.
 
     Raises:
         ImageError: a file changes while it is read.
@@ -62,7 +60,7 @@ def layer_from_folder(
 
 
 class _Node(NamedTuple):
-    """What two files must share to be the same."""
+    """The properties by which two files are compared."""
 
     kind: str
     mode: int
@@ -74,18 +72,18 @@ class _Node(NamedTuple):
 
 
 _IMPLIED: Final = _Node("directory", 0o755, 0, 0, b"", (0, 0), b"")
-"""A folder that a layer does not name, but has files in."""
+"""A directory that a layer does not name, but that contains files of it."""
 
 
 def compare_images(store: Store, before: Manifest, after: Manifest) -> list[Change]:
-    """Return what differs between the roots of two images, in the order of the paths.
+    """Return the differences between the roots of two images, sorted by path.
 
     The layers are read as streams: nothing is unpacked.
 
     Args:
-        store: where both are.
-        before: the manifest of the one.
-        after: the manifest of the other.
+        store: the store that contains both.
+        before: the manifest of the first image.
+        after: the manifest of the second image.
 
     Raises:
         ImageError: a layer is missing or malformed.
@@ -94,7 +92,7 @@ def compare_images(store: Store, before: Manifest, after: Manifest) -> list[Chan
     found: list[Change] = []
     for path in sorted(old.keys() | new.keys()):
         if old.get(path) != new.get(path):
-            kind = "added" if path not in old else "deleted" if path not in new else "changed"
+            kind: ChangeKind = "added" if path not in old else "deleted" if path not in new else "changed"
             found.append(Change("/" + os.fsdecode(path), kind))
     return found
 
@@ -111,9 +109,9 @@ def _apply(store: Store, layer: Descriptor, diff_id: Digest, tree: dict[bytes, _
     made: dict[bytes, _Node] = {}
     gone: list[bytes] = []
     state = diff_id.hasher()
-    with store.blobs.open(layer.digest) as file, closing(decompress(file, threads=0)) as stream:
-        reader = ForwardReader(stream, state, DEFAULT_LIMITS, lambda: layer.size)
-        for entry in read_entries(reader):
+    with store.blobs.open(layer.digest) as file, Plain(file, limits=store.limits, threads=0) as stream:
+        reader = ForwardReader(stream, state, store.limits, stream.compressed)
+        for entry in read_entries(reader, store.limits):
             name = entry.parts[-1] if entry.parts else b""
             above = b"/".join(entry.parts[:-1])
             if name == _OPAQUE:
@@ -125,10 +123,9 @@ def _apply(store: Store, layer: Descriptor, diff_id: Digest, tree: dict[bytes, _
                 target = b"/".join(part for part in entry.link.split(b"/") if part not in (b"", b"."))
                 made[entry.path] = made.get(target) or tree[target]
             elif entry.parts:
-                for depth in range(1, len(entry.parts)):
-                    parent = b"/".join(entry.parts[:depth])
-                    if parent not in made and parent not in tree:
-                        made[parent] = _IMPLIED
+                while above and above not in made and above not in tree:
+                    made[above] = _IMPLIED
+                    above = above.rpartition(b"/")[0]
                 content = hashlib.sha256()
                 stretches = entry.sparse if entry.sparse is not None else ((0, entry.size),)
                 for offset, size in stretches if entry.kind == "file" else ():

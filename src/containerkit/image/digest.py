@@ -1,4 +1,4 @@
-"""Content digests: the names of blobs."""
+"""Content digests, which are the names of blobs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PIECE: Final = 1 << 20
 
 
 class Digest(str):
-    """A digest such as ``sha256:e3b0...``: a string that is known to be well-formed, so that it may name a file.
+    """A digest such as ``sha256:e3b0...``: a string that is known to be well-formed, so it can be used as a file name.
 
     Args:
         text: ``ALGORITHM:HEX`` with sha256, sha384 or sha512 and lower-case hexadecimal digits of the right number.
 
     Raises:
-        SpecError: the text is no digest.
+        SpecError: the text is not a digest.
 
     Source: OCI image specification, descriptor.md, "Digests".
     """
@@ -34,7 +34,7 @@ class Digest(str):
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        """Check the text and keep it."""
+        """Check the text and store it."""
         found = _GRAMMAR.fullmatch(text)
         if found is None or len(found[2]) != _LENGTHS[found[1]]:
             raise SpecError(f"digest {text!r} is not of the form sha256:<64 hexadecimal digits> (or sha384, sha512)")
@@ -50,7 +50,7 @@ class Digest(str):
 
     @classmethod
     def of_file(cls, file: BinaryIO, algorithm: str = "sha256") -> Self:
-        """Return the digest of what is left to read in an open file.
+        """Return the digest of the rest of an open file.
 
         Source: OCI image specification, descriptor.md.
         """
@@ -71,7 +71,7 @@ class Digest(str):
 
     @property
     def short(self) -> str:
-        """The first twelve digits, for people."""
+        """The first twelve digits, for messages."""
         return self.encoded[:12]
 
     def hasher(self) -> _Hash:
@@ -79,7 +79,7 @@ class Digest(str):
         return hashlib.new(self.algorithm)
 
     def check(self, state: _Hash, subject: str) -> None:
-        """Compare with a finished hash.
+        """Compare it with a finished hash.
 
         Raises:
             ImageError: they differ.

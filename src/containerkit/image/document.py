@@ -1,4 +1,4 @@
-"""Reading JSON documents that strangers wrote: each field is checked for its type, and an error names its place."""
+"""Read untrusted JSON documents. The type of each field is checked, and errors name its place."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_BYTES", "Document", "encode"]
 
 LARGEST_BYTES: Final = 4 << 20
-"""No manifest, index or config over this size is read: registries refuse larger ones as well."""
+"""Larger manifests, indexes and configs are not read. Registries refuse them as well."""
 
 
 class Document:
-    """A JSON object and the name of its place in the whole.
+    """A JSON object and its place in the document.
 
     Args:
         content: the object.
-        place: its path in the whole, for errors.
+        place: its path in the document, for errors.
 
     Raises:
-        ImageError: from each method, when a field is not of the type asked for.
+        ImageError: raised by each method if a field does not have the requested type.
     """
 
     __slots__ = ("content", "place")
@@ -38,7 +38,7 @@ class Document:
 
     @classmethod
     def read(cls, raw: bytes, place: str) -> Document:
-        """Parse bytes; duplicate keys are refused, since two readers could understand them differently."""
+        """Parse bytes. Duplicate keys are refused, because readers could interpret them differently."""
         if len(raw) > LARGEST_BYTES:
             raise ImageError(f"{place}: {len(raw)} bytes are more than the {LARGEST_BYTES} that a document may have")
         try:
@@ -47,7 +47,7 @@ class Document:
             raise ImageError(f"{place}: not a JSON document ({error})") from error
 
     def text(self, key: str, default: str | None = None) -> str:
-        """Return a string; without a default it must be there."""
+        """Return a string. It must exist if there is no default."""
         value = self.content.get(key)
         if value is None and default is not None:
             return default
@@ -56,7 +56,7 @@ class Document:
         return value
 
     def integer(self, key: str, default: int | None = None, *, least: int = 0) -> int:
-        """Return an integer that is not below ``least``."""
+        """Return an integer of at least ``least``."""
         value = self.content.get(key)
         if value is None and default is not None:
             return default
@@ -69,18 +69,18 @@ class Document:
         return self.as_digest(self.text(key), key)
 
     def digests(self, key: str) -> tuple[Digest, ...]:
-        """Return a list of digests; a missing one is empty."""
+        """Return a list of digests, empty if it is missing."""
         return tuple(self.as_digest(text, key) for text in self.texts(key))
 
     def as_digest(self, text: str, key: str) -> Digest:
-        """Turn a string into a digest."""
+        """Convert a string to a digest."""
         try:
             return Digest(text)
         except SpecError as error:
             raise ImageError(f"{self.place}.{key}: {error}") from error
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """Return a list of strings; a missing one (or null) is empty."""
+        """Return a list of strings, empty if it is missing or null."""
         value = self.content.get(key)
         if value is None:
             return ()
@@ -89,7 +89,7 @@ class Document:
         return tuple(value)
 
     def table(self, key: str) -> dict[str, str]:
-        """Return a table of strings; a missing one (or null) is empty."""
+        """Return a table of strings, empty if it is missing or null."""
         value = self.content.get(key)
         if value is None:
             return {}
@@ -98,7 +98,7 @@ class Document:
         return value
 
     def keys(self, key: str) -> tuple[str, ...]:
-        """Return the keys of a table that stands for a set (``{"80/tcp": {}}``); some writers use a list."""
+        """Return the keys of a table that represents a set (``{"80/tcp": {}}``). Some writers use a list."""
         value = self.content.get(key)
         if value is None:
             return ()
@@ -107,16 +107,16 @@ class Document:
         return tuple(Document(value, f"{self.place}.{key}").content)
 
     def child(self, key: str) -> Document | None:
-        """Return an object, or None when it is missing or null."""
+        """Return an object, or None if it is missing or null."""
         value = self.content.get(key)
         return None if value is None else Document(value, f"{self.place}.{key}")
 
     def required(self, key: str) -> Document:
-        """Return an object that must be there."""
+        """Return an object that must exist."""
         return Document(self.content.get(key), f"{self.place}.{key}")
 
     def children(self, key: str) -> Iterator[Document]:
-        """Return a list of objects; a missing one (or null) is empty."""
+        """Return a list of objects, empty if it is missing or null."""
         value = self.content.get(key)
         if value is None:
             return
@@ -127,7 +127,7 @@ class Document:
 
 
 def encode(content: object) -> bytes:
-    """Return the one canonical encoding of a document that this project writes: no spaces, keys in the order given."""
+    """Return the canonical encoding of a document: no spaces, keys in the given order."""
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -140,5 +140,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} is given twice")
     return found

@@ -1,4 +1,4 @@
-"""Images as read-only filesystems: erofs and squashfs, made by their own tools and mounted by the kernel."""
+"""Images as read-only filesystems, erofs and squashfs. Their own tools make them, and the kernel mounts them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ _TOOLS: Final = {
     "erofs": ("mkfs.erofs", "erofs-utils"),
     "squashfs": ("mksquashfs", "squashfs-tools"),
 }
+_MANY_FILES: Final = ("sh", "-c", 'ulimit -Sn "$(ulimit -Hn)"; exec "$@"', "sh")
+"""Starts a program with the maximum number of descriptors, because these tools keep a descriptor for each parent."""
 _ID: Final = "00000000-0000-0000-0000-000000000000"
 
 
 def make_filesystem(root: int, path: Path, form: str, epoch: int | None) -> None:
-    """Write a folder as a filesystem image; what stood at ``path`` is replaced only when all is written.
+    """Write a directory as a filesystem image. An existing file is replaced only after everything has been written.
 
     Args:
-        root: descriptor of the folder.
+        root: descriptor of the directory.
         path: the file.
         form: ``erofs`` or ``squashfs``.
-        epoch: seconds that all times are set to. Default: as they are.
+        epoch: in seconds; all times are set to it. Default: unchanged.
 
     Raises:
-        SpecError: another form.
+        SpecError: the form is unknown.
         UnsupportedError: the program that makes it is not installed.
         ImageError: the program fails.
 
@@ -56,7 +58,9 @@ def make_filesystem(root: int, path: Path, form: str, epoch: int | None) -> None
         command = [program, source, str(new), "-noappend", "-no-progress", "-quiet", *times]
     environment = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=(root,), env=environment)
+        done = subprocess.run(
+            [*_MANY_FILES, *command], capture_output=True, text=True, check=False, pass_fds=(root,), env=environment
+        )
         if done.returncode != 0:
             raise ImageError(f"{program}: {(done.stderr or done.stdout).strip()[-300:]}")
         new.replace(path)
@@ -66,17 +70,17 @@ def make_filesystem(root: int, path: Path, form: str, epoch: int | None) -> None
 
 @contextmanager
 def mounted_filesystem(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Mount a filesystem image read-only for the time of a ``with`` statement.
+    """Mount a filesystem image read-only for the duration of a ``with`` statement.
 
     Args:
-        path: a file of erofs or squashfs.
+        path: an erofs or squashfs file.
 
     Yields:
-        The folder, good as a layer of :meth:`containerkit.RootFS.overlay`.
+        The directory. It can be a layer of :meth:`containerkit.RootFS.overlay`.
 
     Raises:
-        ImageError: the file is of neither kind.
-        UnsupportedError: this user may not mount it, or the kernel can't.
+        ImageError: the file is in neither format.
+        UnsupportedError: this user may not mount it, or the kernel does not support it.
 
     Source: mount(8); erofs in the kernel's documentation.
     """
@@ -102,7 +106,7 @@ def mounted_filesystem(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _recognise(path: Path) -> str:
-    """Tell the kind of a filesystem by its magic number.
+    """Detect the type of a filesystem by its magic number.
 
     Source: the kernel's fs/erofs/erofs_fs.h and fs/squashfs/squashfs_fs.h.
     """

@@ -1,14 +1,14 @@
-"""Health checks: whether a container works, as its image says how to find out."""
+"""Health checks: find out whether a container works, as its image defines it."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from containerkit.errors import ContainerTimeout, SetupError, SpecError
 
 if TYPE_CHECKING:
-    from containerkit.container import Container
+    from containerkit.container.lifecycle import Container
     from containerkit.image.config import Defaults, Healthcheck
 
 __all__ = ["Health", "Probe"]
@@ -23,9 +23,9 @@ class Probe(NamedTuple):
 
     Attributes:
         passed: whether its command ended with status 0.
-        returncode: its status; None when it ran out of time or could not be started.
-        output: the end of what it wrote.
-        duration_s: how long it took.
+        returncode: its status, or None if it timed out or could not be started.
+        output: the end of its output.
+        duration_s: its duration in seconds.
     """
 
     passed: bool
@@ -35,7 +35,7 @@ class Probe(NamedTuple):
 
 
 class Health:
-    """The health of a container. Nothing happens by itself: :meth:`check` looks once, :meth:`wait` again and again.
+    """The health of a container. Nothing happens by itself: :meth:`check` checks once, :meth:`wait` checks repeatedly.
 
     ::
 
@@ -44,16 +44,16 @@ class Health:
             raise RuntimeError(health.last.output)
 
     Args:
-        container: a running one.
-        defaults: of its image.
+        container: a running container.
+        defaults: the defaults of its image.
 
     Attributes:
         status: ``"starting"``, ``"healthy"`` or ``"unhealthy"``.
-        failures: how many checks in a row have failed.
+        failures: the number of consecutive failed checks.
         last: the last check, or None.
 
     Raises:
-        SpecError: the image says nothing about how to check.
+        SpecError: the image defines no check.
 
     Source: Docker image specification 1.2, "Healthcheck"; Dockerfile reference, "HEALTHCHECK".
     """
@@ -70,7 +70,7 @@ class Health:
         self.start_period_s = check.start_period_ns / _NS
         self.start_interval_s = check.start_interval_ns / _NS or _START_INTERVAL_S
         self.retries = check.retries or _RETRIES
-        self.status = "starting"
+        self.status: Literal["starting", "healthy", "unhealthy"] = "starting"
         self.failures = 0
         self.last: Probe | None = None
         self._began = time.monotonic()
@@ -79,13 +79,13 @@ class Health:
         return f"<Health of {self.container!r}: {self.status}>"
 
     def check(self) -> bool:
-        """Run the check once, for as long as it may take.
+        """Run the check once, within its timeout.
 
         Returns:
-            Whether it passed. A failure before the start period is over counts only once a check has passed.
+            Whether it passed. A failure in the start period counts only after a check has passed.
 
         Raises:
-            StateError: the container does not run.
+            StateError: the container is not running.
         """
         self.last = self._probe()
         if self.last.passed:
@@ -100,13 +100,13 @@ class Health:
         """Check at the image's intervals until the container is healthy or unhealthy.
 
         Args:
-            timeout: seconds (default: as long as it takes).
+            timeout: in seconds. Default: none.
 
         Returns:
-            Whether it is healthy; False as well when the time is up.
+            Whether it is healthy. False also if the timeout expires.
 
         Raises:
-            StateError: the container does not run any more.
+            StateError: the container is no longer running.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.check() and self.status != "unhealthy":
@@ -125,14 +125,16 @@ class Health:
     def _probe(self) -> Probe:
         began = time.monotonic()
         code: int | None = None
+        written: str | bytes
         try:
             done = self.container.run(self.argv, stderr=-2, timeout=self.timeout_s, **self.options)
             code, written = done.returncode, done.stdout
         except ContainerTimeout as error:
             written = error.stdout or b""
         except SetupError as error:
-            written = str(error).encode()
-        output = written[-_OUTPUT_BYTES:].decode("utf-8", "replace")
+            written = str(error)
+        end = written[-_OUTPUT_BYTES:]
+        output = end if isinstance(end, str) else end.decode("utf-8", "replace")
         return Probe(code == 0, code, output, time.monotonic() - began)
 
 

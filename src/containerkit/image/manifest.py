@@ -11,10 +11,13 @@ from containerkit.image import media
 from containerkit.image.digest import Digest
 from containerkit.image.document import Document, encode
 from containerkit.image.platform import Platform
+from containerkit.meanings import explained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Self
+    from typing import Self, Unpack
+
+    from containerkit.image.options import DescriptorOptions
 
 __all__ = ["REF_NAME", "Descriptor", "Index", "Manifest", "parse_manifest"]
 
@@ -25,16 +28,16 @@ _MOST_ITEMS: Final = 4096
 
 @attrs.frozen(kw_only=True)
 class Descriptor:
-    """What a blob is: its type, digest and size, and perhaps where else it may be fetched.
+    """The description of a blob: its type, digest and size, and possibly other addresses of it.
 
     Args:
         media_type: its media type.
         digest: its digest.
         size: its size in bytes.
-        urls: other addresses to fetch it from.
+        urls: other addresses of the blob.
         annotations: free strings.
-        platform: of an image in an index: what it runs on.
-        artifact_type: the type of the artifact, when it is no image.
+        platform: of an image in an index: the platform on which it runs.
+        artifact_type: the type of an artifact that is not an image.
 
     Source: OCI image specification, descriptor.md.
     """
@@ -48,13 +51,20 @@ class Descriptor:
     artifact_type: str = ""
 
     @classmethod
-    def of(cls, content: bytes, media_type: str, **more: Any) -> Self:
-        """Describe some bytes."""
-        return cls(media_type=media_type, digest=Digest.of(content), size=len(content), **more)
+    @explained
+    def of(cls, content: bytes, media_type: str, **options: Unpack[DescriptorOptions]) -> Self:
+        """Describe some bytes.
+
+        Args:
+            content: the bytes.
+            media_type: their media type.
+            options: see :class:`containerkit.image.options.DescriptorOptions`.
+        """
+        return cls(media_type=media_type, digest=Digest.of(content), size=len(content), **options)
 
     @classmethod
     def from_document(cls, document: Document) -> Self:
-        """Read a descriptor.
+        """Parse a descriptor.
 
         Raises:
             ImageError: it is malformed.
@@ -85,12 +95,12 @@ class Descriptor:
 
     @property
     def ref_name(self) -> str:
-        """The name that an image layout gives this descriptor, or an empty string."""
+        """The name of this descriptor in an image layout, or an empty string."""
         return self.annotations.get(REF_NAME, "")
 
     @property
     def is_image(self) -> bool:
-        """Whether it is an image to run, not an attestation or signature that stands beside one."""
+        """Whether it is an image to run, not an attestation or signature of one."""
         if _ATTESTATION in self.annotations:
             return False
         return self.platform is None or self.platform.architecture != "unknown"
@@ -101,13 +111,13 @@ class Manifest:
     """One image: its config and its layers, lowest first.
 
     Args:
-        media_type: OCI's or Docker's.
+        media_type: that of OCI or Docker.
         config: descriptor of the config.
         layers: descriptors of the layers, lowest first.
         annotations: free strings.
-        subject: what this is about, when it is an artifact that refers to another manifest.
+        subject: the manifest to which this one refers, if it is such an artifact.
         artifact_type: the type of an artifact.
-        raw: the exact bytes, which the digest is over.
+        raw: the original bytes, of which the digest is made.
 
     Source: OCI image specification, manifest.md; Docker image manifest version 2, schema 2.
     """
@@ -126,7 +136,7 @@ class Manifest:
 
     @classmethod
     def from_document(cls, document: Document, media_type: str, raw: bytes) -> Self:
-        """Read a manifest.
+        """Parse a manifest.
 
         Raises:
             ImageError: it is malformed.
@@ -179,7 +189,7 @@ class Index:
         media_type: OCI's or Docker's.
         manifests: descriptors of the manifests.
         annotations: free strings.
-        raw: the exact bytes, which the digest is over.
+        raw: the original bytes, of which the digest is made.
 
     Source: OCI image specification, image-index.md.
     """
@@ -195,7 +205,7 @@ class Index:
 
     @classmethod
     def from_document(cls, document: Document, media_type: str, raw: bytes) -> Self:
-        """Read an index.
+        """Parse an index.
 
         Raises:
             ImageError: it is malformed.
@@ -229,14 +239,14 @@ class Index:
         return Digest.of(self.raw)
 
     def select(self, platform: Platform, subject: str = "index") -> Descriptor:
-        """Return the manifest that runs best on a platform.
+        """Return the manifest that fits a platform best.
 
         Args:
-            platform: what it shall run on.
-            subject: what to call the index in an error.
+            platform: the platform on which it must run.
+            subject: the name of the index in an error.
 
         Raises:
-            ImageError: none of them runs there; the error lists those there are.
+            ImageError: none of them fits. The error lists the available platforms.
 
         Source: OCI image specification, image-index.md.
         """
@@ -250,15 +260,15 @@ class Index:
 
 
 def parse_manifest(raw: bytes, media_type: str = "", place: str = "manifest") -> Manifest | Index:
-    """Read a manifest or index, and see that it is what it is said to be.
+    """Parse a manifest or index, and check that it is what it claims to be.
 
     Args:
-        raw: the exact bytes.
-        media_type: what the sender says it is; empty to go by the document alone.
-        place: what to call it in errors.
+        raw: the original bytes.
+        media_type: the type stated by the sender; empty to use the document alone.
+        place: its name in errors.
 
     Raises:
-        ImageError: it is malformed, of an unknown type, of Docker's abandoned schema 1, or two things at once.
+        ImageError: it is malformed, of an unknown type, of Docker's obsolete schema 1, or two types at once.
 
     Source: OCI image specification, manifest.md and image-index.md.
     """
@@ -272,7 +282,7 @@ def parse_manifest(raw: bytes, media_type: str = "", place: str = "manifest") ->
     written = document.text("mediaType", "")
     known = media.INDEXES | media.MANIFESTS
     if written and media_type in known and media_type != written:
-        raise ImageError(f"{place}: sent as {media_type}, but says that it is {written}")
+        raise ImageError(f"{place}: sent as {media_type}, but its own media type is {written}")
     kind = written or (media_type if media_type in known else "")
     if "manifests" in document.content and ("layers" in document.content or "config" in document.content):
         raise ImageError(f"{place}: a manifest and an index at the same time")

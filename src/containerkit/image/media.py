@@ -1,4 +1,4 @@
-"""Media types: what a blob is, by the words of OCI and of Docker."""
+"""Media types: the types of blobs, as named by OCI and Docker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 
 ACCEPTED: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
-"""What a registry is asked for, best first."""
+"""The types that are requested from a registry, best first."""
 
 _NOT_DISTRIBUTED: Final = {
     "application/vnd.oci.image.layer.nondistributable.v1.tar": "none",
@@ -59,7 +59,7 @@ _TO_OCI: Final = {
 
 
 def is_distributed(media_type: str) -> bool:
-    """Return whether registries keep blobs of this type (foreign layers are fetched from their own addresses)."""
+    """Return whether registries store blobs of this type. Foreign layers are fetched from their own addresses."""
     return media_type not in _NOT_DISTRIBUTED
 
 

@@ -1,4 +1,4 @@
-"""Platforms: which of an index's images fits this machine."""
+"""Platforms: which image of an index fits this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Platform"]
 
 _PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
-# What machines, kernels and people call an architecture, to the name and variant that images use (GOARCH, GOARM).
+# Names of architectures in kernels and elsewhere, mapped to the name and variant in images (GOARCH, GOARM).
 _ALIASES: Final = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
@@ -35,22 +35,22 @@ _ALIASES: Final = {
     "ppc64el": ("ppc64le", ""),
     "loongarch64": ("loong64", ""),
 }
-# The variant that an architecture has when none is written.
+# The default variant of an architecture.
 _PLAIN_VARIANT: Final = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
-# What else a machine of an architecture can run, best first.
+# Other architectures that a machine can run, best first.
 _ALSO_RUNS: Final = {"amd64": ("386",), "arm64": ("arm",)}
 
 
 @attrs.frozen(kw_only=True)
 class Platform:
-    """An operating system, an architecture and its variant, in the words of Go (``linux/arm64/v8``).
+    """An operating system, an architecture and its variant, with the names of Go (``linux/arm64/v8``).
 
     Args:
         os: operating system. Default ``linux``.
-        architecture: such as ``amd64``; other spellings (``x86_64``) are put into Go's.
+        architecture: such as ``amd64``. Other spellings (``x86_64``) are converted to Go's.
         variant: such as ``v7``, or an empty string.
         os_version: such as ``10.0.14393.1066``, or an empty string.
-        os_features: what the operating system must be able to do.
+        os_features: required features of the operating system.
 
     Source: OCI image specification, image-index.md, "platform".
     """
@@ -63,10 +63,10 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``linux/arm64/v8``, ``linux/amd64`` or just ``arm64``.
+        """Parse ``linux/arm64/v8``, ``linux/amd64`` or just ``arm64``.
 
         Raises:
-            SpecError: the text is no platform.
+            SpecError: the text is not a platform.
 
         Source: OCI image specification, image-index.md.
         """
@@ -90,9 +90,9 @@ class Platform:
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
     def rank(self, offered: Platform) -> tuple[int, int] | None:
-        """Return how well an image for ``offered`` runs here: smaller is better, None is not at all.
+        """Return how well an image for ``offered`` runs here. Smaller is better, None means that it does not run.
 
-        An exact variant comes first, then the nearest lower one, then another architecture that this one runs as well.
+        An exact variant is best, then the nearest lower one, then another architecture that this one can run.
 
         Source: OCI image specification, image-index.md; GOARM and GOAMD64 of the Go project.
         """
@@ -105,7 +105,7 @@ class Platform:
         has = _level(offered.architecture, offered.variant)
         can = _level(self.architecture, self.variant)
         if self.architecture == "arm64" and offered.architecture == "arm":
-            can = 8  # any 64-bit machine runs 32-bit code of each level
+            can = 8  # any 64-bit machine runs 32-bit code of every level
         elif place:
             can = 1
         if has > can:
@@ -113,7 +113,7 @@ class Platform:
         return place, can - has
 
     def best(self, offered: Iterable[Platform]) -> int | None:
-        """Return the index of the platform among ``offered`` that fits best, the first of equals; None if none fits."""
+        """Return the index of the best platform in ``offered``, the first one of equals, or None if none fits."""
         ranked = [(rank, at) for at, one in enumerate(offered) if (rank := self.rank(one)) is not None]
         return min(ranked)[1] if ranked else None
 

@@ -1,11 +1,11 @@
-"""Progress of transfers: a callback for programs, bars for people, silence otherwise."""
+"""Progress of transfers: a callback for programs, bars on a terminal."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 import attrs
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "ProgressEvent", "silent", "terminal_progress"]
 
 
+Action = Literal["download", "upload", "unpack", "build"]
+Status = Literal["running", "done", "exists"]
+
+
 @attrs.frozen(kw_only=True)
 class ProgressEvent:
     """One step of a transfer.
@@ -22,38 +26,38 @@ class ProgressEvent:
     Attributes:
         action: ``download``, ``upload``, ``unpack`` or ``build``.
         subject: the digest, or the instruction of a build.
-        done_bytes: how much of it is done.
-        total_bytes: its size; 0 when that is not known.
-        status: ``running``, ``done``, or ``exists`` when nothing had to be done.
+        done_bytes: the number of bytes done.
+        total_bytes: the total number, or 0 if it is unknown.
+        status: ``running``, ``done``, or ``exists`` if nothing had to be done.
     """
 
-    action: str
+    action: Action
     subject: str
     done_bytes: int = 0
     total_bytes: int = 0
-    status: str = "running"
+    status: Status = "running"
 
 
 class Progress(Protocol):
-    """Whoever wants to know. It is called from several threads, often: it must be quick, and must not raise."""
+    """A callback for progress. Several threads call it often, so it must be quick and must not raise."""
 
     def __call__(self, event: ProgressEvent, /) -> None:
-        """Take one event."""
+        """Handle one event."""
 
 
 def silent(_: ProgressEvent) -> None:
-    """Take an event and say nothing."""
+    """Ignore an event."""
 
 
 @contextmanager
 def terminal_progress(stream: TextIO | None = None) -> Iterator[Progress]:
-    """Show bars on a terminal; on anything else, print nothing.
+    """Show bars on a terminal. On anything else, print nothing.
 
     Args:
-        stream: where to. Default: the standard error.
+        stream: the output. Default: the standard error.
 
     Yields:
-        What to pass as ``progress=``.
+        The callback for ``progress=``.
     """
     stream = stream or sys.stderr
     if not stream.isatty():
@@ -78,13 +82,13 @@ def terminal_progress(stream: TextIO | None = None) -> Iterator[Progress]:
                 if key not in tasks:
                     tasks[key] = bars.add_task(label, total=event.total_bytes or None)
                 done = event.total_bytes if event.status != "running" else event.done_bytes
-                bars.update(tasks[key], completed=done)  # type: ignore[arg-type]
+                bars.update(tasks[key], completed=done)  # type: ignore[arg-type] # a TaskID, a name that is imported with rich alone
 
         yield show
 
 
 class _Lines:
-    """One line for each thing that is done, where rich is not installed."""
+    """One line for each finished step, if rich is not installed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

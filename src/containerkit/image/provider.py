@@ -1,4 +1,4 @@
-"""What the descriptions ``RootFS.image(...)`` and ``RootFS.template(...)`` stand for."""
+"""The providers for ``RootFS.image(...)`` and ``RootFS.template(...)``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from containerkit.image.image import Image
 from containerkit.image.store import Store, default_root
 
 if TYPE_CHECKING:
-    from containerkit.rootfs import RootFS
+    from containerkit.spec.rootfs import RootFS
 
 __all__ = ["image", "template"]
 
@@ -19,9 +19,9 @@ _IMAGE: Final = ("pull", "platform", "store", "settings", "credentials", "progre
 
 
 def image(description: RootFS) -> RootFS:
-    """Return the union of an image's layers, pulling the image when it is not there.
+    """Return the overlay of an image's layers. The image is pulled if it is not in the store.
 
-    Arguments of the description: ``pull`` (``missing``, ``always``, ``never``), ``platform``, ``store`` (a folder),
+    Arguments of the description: ``pull`` (``missing``, ``always``, ``never``), ``platform``, ``store`` (a directory),
     ``settings``, ``credentials``, ``progress``, and those of ``RootFS.overlay``: ``upper``, ``work``, ``size``,
     ``idmap``, ``union``; and ``volumes`` of :meth:`containerkit.image.Image.rootfs`.
 
@@ -29,8 +29,8 @@ def image(description: RootFS) -> RootFS:
         description: ``RootFS.image(...)``.
 
     Raises:
-        SpecError: an unknown argument.
-        ImageError: the image can't be had.
+        SpecError: an argument is unknown.
+        ImageError: the image is not available.
     """
     options = _checked(description, (*_OVERLAY, *_IMAGE))
     index = os.path.join(options.get("store") or default_root(), "index.json")
@@ -46,11 +46,11 @@ def image(description: RootFS) -> RootFS:
 
 
 _known: dict[object, tuple[object, RootFS]] = {}
-"""What descriptions stood for, and the state of the names in the store at that time."""
+"""Cached results by description, with the state of the store's names at that time."""
 
 
 def _key(description: RootFS) -> object | None:
-    """Return what a description may be remembered by, in this process; None when it can't be."""
+    """Return the key for caching a description in this process, or None if it can't be cached."""
     try:
         hash(description)
     except TypeError:
@@ -67,26 +67,26 @@ def _state_of(index: str) -> object:
 
 
 def template(description: RootFS) -> RootFS:
-    """Return the union of what a template makes and a writable layer; it is made once for the same arguments.
+    """Return the overlay of a template's result and a writable layer. It is made once for the same arguments.
 
     Args:
         description: ``RootFS.template(...)``; its arguments are the template's, and those of ``RootFS.overlay``.
 
     Raises:
-        SpecError: an unknown template or argument.
+        SpecError: a template or argument is unknown.
         ImageError: it can't be made.
         UnsupportedError: a program that it needs is not installed.
     """
     from containerkit.image.templates import make_template
 
-    options = dict(description.arguments)
+    options: dict[str, Any] = dict(description.arguments)
     overlay = {key: options.pop(key) for key in _OVERLAY if key in options}
     store = Store(options.pop("store")) if "store" in options else Store()
     return make_template(description.name, store=store, **options).rootfs(**overlay)
 
 
 def _checked(description: RootFS, known: tuple[str, ...]) -> dict[str, Any]:
-    options = dict(description.arguments)
+    options: dict[str, Any] = dict(description.arguments)
     if unknown := sorted(set(options) - set(known)):
         raise SpecError(f"RootFS.{description.kind}: unknown argument {unknown[0]!r}; there are {', '.join(known)}")
     return options

@@ -31,18 +31,18 @@ _LOOPBACK: Final = re.compile(r"localhost|.+\.localhost|127(?:\.[0-9]{1,3}){3}|\
 
 @attrs.frozen(kw_only=True)
 class Reference:
-    """Where an image is: a registry, a repository there, and a tag or digest or both.
+    """The location of an image: a registry, a repository there, and a tag or a digest or both.
 
-    With both, the digest decides and the tag is only for people.
+    If it has both, the digest decides and the tag is only for the reader.
 
     Args:
-        registry: host name or address, with ``:port`` unless it is the scheme's own. Default ``docker.io``.
+        registry: host name or address, with ``:port`` unless it is the default port. Default ``docker.io``.
         repository: lower-case path such as ``library/alpine``.
         tag: a tag, or an empty string.
         digest: a digest, or None.
 
     Raises:
-        SpecError: a part that is not of the grammar, a name over 255 characters, a port over 65535.
+        SpecError: a part is not well-formed, a name is longer than 255 characters, or a port is above 65535.
 
     Source: OCI distribution specification, "Pulling manifests"; the reference grammar of the distribution project.
     """
@@ -69,20 +69,20 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str, *, registry: str = DEFAULT_REGISTRY) -> Self:
-        """Read a reference as people write it.
+        """Parse a reference.
 
-        The part before the first slash is a registry when it holds a dot, a colon or a capital letter, or is
-        ``localhost``; else the default registry is meant, and there a name of one part lies under ``library/``.
+        The part before the first slash is a registry if it contains a dot, a colon or a capital letter, or is
+        ``localhost``. Otherwise the default registry is used; in that one a single name is below ``library/``.
 
         Args:
             text: such as ``alpine``, ``ghcr.io/org/app:1.2``, ``localhost:5000/a/b@sha256:...``.
-            registry: the registry that is meant when the text names none. Default ``docker.io``.
+            registry: the registry to use if the text names none. Default ``docker.io``.
 
         Returns:
-            The reference; it has the tag ``latest`` when the text has neither tag nor digest.
+            The reference. It has the tag ``latest`` if the text has neither tag nor digest.
 
         Raises:
-            SpecError: the text is no reference.
+            SpecError: the text is not a reference.
 
         Source: the reference grammar of the distribution project.
         """
@@ -112,7 +112,7 @@ class Reference:
 
     @property
     def familiar(self) -> str:
-        """The shortest text that :meth:`parse` reads as this reference."""
+        """The shortest text that :meth:`parse` converts to this reference."""
         text = str(self)
         if self.registry == DEFAULT_REGISTRY and not _looks_like_domain(self.repository.partition("/")[0]):
             text = text.removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix(f"{_LIBRARY}/")
@@ -120,7 +120,7 @@ class Reference:
 
     @property
     def familiar_with_tag(self) -> str:
-        """As :attr:`familiar`, but with the tag even when it is ``latest``, as ``docker load`` wants it."""
+        """Like :attr:`familiar`, but always with the tag, as ``docker load`` requires it."""
         plain = self.familiar
         return f"{plain}:{self.tag}" if self.tag == DEFAULT_TAG and self.digest is None else plain
 
@@ -131,20 +131,20 @@ class Reference:
 
     @property
     def target(self) -> str:
-        """What a registry is asked for: the digest if there is one, else the tag."""
+        """The part to request from a registry: the digest if there is one, otherwise the tag."""
         return str(self.digest) if self.digest else self.tag or DEFAULT_TAG
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the registry is on this machine, where plain HTTP is fine."""
+        """Whether the registry is on this machine, where plain HTTP is acceptable."""
         return is_loopback(self.registry)
 
     def with_digest(self, digest: str) -> Self:
-        """Return the same reference pinned to a digest."""
+        """Return the same reference with a digest."""
         return attrs.evolve(self, digest=Digest(digest))
 
     def without_digest(self) -> Self:
-        """Return the same reference by its tag alone (``latest`` when it had none)."""
+        """Return the same reference with only its tag (``latest`` if it had none)."""
         return attrs.evolve(self, digest=None, tag=self.tag or DEFAULT_TAG)
 
 
@@ -158,7 +158,7 @@ def is_loopback(registry: str) -> bool:
 
 
 def _split_tag(name: str) -> tuple[str, str]:
-    """Split ``a:5000/b:tag`` after the last slash; a lone colon is returned as ``:``."""
+    """Split ``a:5000/b:tag`` after the last slash. A single colon is returned as ``:``."""
     start = name.rfind("/") + 1
     base, colon, tag = name[start:].partition(":")
     return name[:start] + base, tag or colon

@@ -1,4 +1,4 @@
-"""Commits: an image out of a running container."""
+"""Commits: make an image from a running container."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from containerkit import deputy
-from containerkit.assembly import UPPER_FD
-from containerkit.errors import ImageError, SpecError, StateError
+from containerkit.compile.start import UPPER_FD
+from containerkit.errors import ImageError, SpecError, StateError, telling_of_descriptors
 from containerkit.image.config import Defaults, History, ImageConfig, timestamp
 from containerkit.image.diff import layer_from_folder
 from containerkit.image.image import Image
@@ -18,13 +17,17 @@ from containerkit.image.layers.tarwrite import Writing, source_date_epoch
 from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference
 from containerkit.image.store import Store
+from containerkit.meanings import explained
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Unpack
 
-    from containerkit.container import Container
+    from containerkit.container.lifecycle import Container
     from containerkit.image.digest import Digest
     from containerkit.image.manifest import Descriptor
+    from containerkit.image.options import CommitOptions, Compression
     from containerkit.image.store import Lease
 
 __all__ = ["change_layer", "commit"]
@@ -32,6 +35,8 @@ __all__ = ["change_layer", "commit"]
 _MADE = ("/proc", "/sys", "/dev")
 
 
+@explained
+@telling_of_descriptors("commit")
 def commit(
     container: Container,
     reference: str | Reference | None = None,
@@ -40,28 +45,28 @@ def commit(
     store: Store | None = None,
     author: str = "",
     message: str = "",
-    compression: str = "gzip",
-    **defaults: Any,
+    compression: Compression = "gzip",
+    **defaults: Unpack[CommitOptions],
 ) -> Image:
-    """Make an image of what a container has changed, on top of the image that it was made from.
+    """Make an image from the changes of a container, on top of the image from which it was made.
 
-    What lies on mounts and in volumes is not in it. The same changes give the same digest when
-    ``SOURCE_DATE_EPOCH`` is set.
+    Files on mounts and in volumes are not included. The same changes give the same digest if ``SOURCE_DATE_EPOCH`` is
+    set.
 
     Args:
         container: a running container.
         reference: the new image's name, or None.
-        base: the image that it was made from. Default: the one of ``RootFS.image``; without any, the whole root becomes
-            one layer, as far as it is writable.
-        store: where to. Default: that of ``base``, else the user's.
-        author: who made it.
-        message: goes into the history.
+        base: the image from which it was made. Default: the one of ``RootFS.image``; without one, the whole root
+            becomes one layer, if it is writable.
+        store: the destination. Default: the store of ``base``, otherwise the user's.
+        author: the author.
+        message: a message for the history.
         compression: ``gzip``, ``zstd`` or ``none``.
-        defaults: fields of :class:`containerkit.image.Defaults` that differ from the base's.
+        options: see :class:`containerkit.image.options.CommitOptions`.
 
     Raises:
-        StateError: the container does not run, or nothing that it writes is kept.
-        SpecError: an unknown field.
+        StateError: the container is not running, or its writes are not kept.
+        SpecError: a field is unknown.
         ImageError: a file changes while it is read.
 
     Source: OCI image specification, layer.md.
@@ -69,9 +74,7 @@ def commit(
     base = base or _base_of(container)
     store = store or (base.store if base else Store())
     config = base.config if base else ImageConfig(platform=Platform.host())
-    known = {field.name for field in attrs.fields(Defaults)}
-    if unknown := sorted(set(defaults) - known):
-        raise SpecError(f"commit: unknown field {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    _check_fields(defaults)
     epoch = source_date_epoch()
     created = timestamp(epoch)
     with store.lease() as lease:
@@ -93,27 +96,33 @@ def commit(
     return Image(store=store, manifest=manifest, reference=name)
 
 
+def _check_fields(defaults: Iterable[str]) -> None:
+    known = {field.name for field in attrs.fields(Defaults)}
+    if unknown := sorted(set(defaults) - known):
+        raise SpecError(f"commit: unknown field {unknown[0]!r}; there are {', '.join(sorted(known))}")
+
+
 def change_layer(
     container: Container,
     store: Store,
     lease: Lease,
     *,
-    compression: str = "gzip",
+    compression: Compression = "gzip",
     epoch: int | None = None,
     exclude: tuple[str, ...] = (),
 ) -> tuple[Descriptor, Digest] | None:
-    """Make a layer of what a running container has changed; None when it has changed nothing.
+    """Make a layer from the changes of a running container. Return None if it has changed nothing.
 
     Args:
         container: a running container.
-        store: where to.
+        store: the destination.
         lease: a claim that will cover the layer.
         compression: ``gzip``, ``zstd`` or ``none``.
-        epoch: seconds; younger times are set to it.
-        exclude: absolute paths inside that are left out.
+        epoch: in seconds; later times are set to it.
+        exclude: absolute paths inside to leave out.
 
     Raises:
-        StateError: the container does not run, or nothing that it writes is kept.
+        StateError: the container is not running, or its writes are not kept.
         ImageError: a file changes while it is read.
     """
     mounts = tuple(mount.target for mount in container.spec.mounts)
@@ -123,17 +132,20 @@ def change_layer(
     made: tuple[Descriptor, Digest] | None
     with _upper(container) as (folder, whole):
         how = Writing(overlay=not whole, marks=rootfs.union == "fuse", epoch=epoch, exclude=(*_MADE, *mounts, *exclude))
-        # Not by the mount's translation: then the disk has the ids as they are inside.
+        # Without the mount's id map the files on disk have the ids that they have inside.
         pid = None if translated else container.pid
-        made = deputy.call(_layer, store, deputy.Lent(folder), deputy.Lent(lease.fileno()), how, compression, pid)
+        made = userns_helper.call(
+            _layer, store, userns_helper.Lent(folder), userns_helper.Lent(lease.fileno()), how, compression, pid
+        )
     return made
 
 
 def _layer(
-    store: Store, folder: int, claims: int, how: Writing, compression: str, pid: int | None
+    store: Store, folder: int, claims: int, how: Writing, compression: Compression, pid: int | None
 ) -> tuple[Descriptor, Digest] | None:
-    """Make the layer where files of all ids can be read; ``pid`` is of the container whose ids they have."""
-    how = how if pid is None else attrs.evolve(how, owner=_inside_ids(pid))
+    """Make the layer in a process that can read files of all ids. ``pid`` is in the container that has these ids."""
+    if pid is not None:
+        how = attrs.evolve(how, owner=_inside_ids(pid, "uid_map"), group=_inside_ids(pid, "gid_map"))
     with store.lease(shared=os.dup(claims)) as lease:
         return layer_from_folder(store, folder, lease, how, compression=compression, root=not how.overlay)
 
@@ -142,7 +154,7 @@ def _base_of(container: Container) -> Image | None:
     rootfs = container.spec.rootfs
     if rootfs.kind != "image":
         return None
-    options = {key: value for key, value in rootfs.arguments if key in ("platform", "store")}
+    options: dict[str, Any] = {key: value for key, value in rootfs.arguments if key in ("platform", "store")}
     if "store" in options:
         options["store"] = Store(options["store"])
     return Image.open(rootfs.name, **options)
@@ -150,7 +162,7 @@ def _base_of(container: Container) -> Image | None:
 
 @contextmanager
 def _upper(container: Container) -> Iterator[tuple[int, bool]]:
-    """Lend the folder that holds what the container writes, and say whether it is a whole root of its own."""
+    """Yield the directory that contains what the container writes, and whether it is a complete root."""
     rootfs = container.rootfs
     if rootfs.kind == "host":
         raise StateError(f"{container!r}: programs of the host are not part of an image; give it a root of its own")
@@ -170,18 +182,18 @@ def _upper(container: Container) -> Iterator[tuple[int, bool]]:
         os.close(descriptor)
 
 
-def _inside_ids(pid: int) -> Callable[[int], int]:
-    """Return what turns an owner as this process sees it into the one inside.
+def _inside_ids(pid: int, which: str) -> Callable[[int], int]:
+    """Return a function that converts an id as this process sees it to the id inside. ``which`` names the map.
 
     Source: user_namespaces(7), "User and group ID mappings: uid_map and gid_map".
     """
-    with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
+    with open(f"/proc/{pid}/{which}", encoding="ascii") as file:
         ranges = [tuple(map(int, line.split())) for line in file]
 
     def inside(number: int) -> int:
         for first, outside, count in ranges:
             if outside <= number < outside + count:
                 return first + number - outside
-        raise ImageError(f"a file in the container belongs to {number}, whom its user namespace does not know")
+        raise ImageError(f"a file in the container belongs to id {number}, which its user namespace does not map")
 
     return inside

@@ -1,4 +1,4 @@
-"""What the containers of this process stand on: claimed until it ends, and found again without looking."""
+"""The images that containers of this process use. They are claimed until it ends, and cached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ready: Final[dict[tuple[int, str, Digest], tuple[str, ...]]] = {}
 
 
 def process_lease(store: Store) -> Lease:
-    """Return this process's claim on what is in a store; it holds until the process ends."""
+    """Return this process's claim on content of a store. It lasts until the process ends."""
     key = (os.getpid(), os.fspath(store.root))
     if key not in _leases:
         _leases[key] = store.lease()
@@ -26,12 +26,12 @@ def process_lease(store: Store) -> Lease:
 
 
 def ready(store: Store, digest: Digest, prepare: Callable[[Lease], tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the folders of an image, prepared once in this process.
+    """Return the directories of an image. They are prepared once in this process.
 
     Args:
-        store: where the image is.
-        digest: of its manifest.
-        prepare: makes the folders, claimed by the lease that it is given.
+        store: the store that contains the image.
+        digest: the digest of its manifest.
+        prepare: makes the directories and claims them with the lease that it gets.
     """
     key = (os.getpid(), os.fspath(store.layers), digest)
     folders = _ready.get(key)
@@ -41,7 +41,7 @@ def ready(store: Store, digest: Digest, prepare: Callable[[Lease], tuple[str, ..
 
 
 def release() -> None:
-    """Let go of all claims of this process, once none of its containers stands on an image. May be called twice."""
+    """Release all claims of this process, when no container uses an image any more. May be called twice."""
     _ready.clear()
     for key in list(_leases):
         _leases.pop(key).close()

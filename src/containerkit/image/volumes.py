@@ -1,4 +1,4 @@
-"""Volumes of images: what the folders look like that a container gets for its own."""
+"""Volumes of images: the directories of which each container gets its own copy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import stat
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit import deputy
 from containerkit.image.layers.view import View
-from containerkit.rootfs import Volume
+from containerkit.spec.rootfs import Volume
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,18 +20,18 @@ _KERNELS: Final = ("/proc", "/sys", "/dev")
 
 
 def find_volumes(folders: Sequence[str], paths: Sequence[str]) -> tuple[Volume, ...]:
-    """Return the volumes that a config names, the outer before the inner.
+    """Return the volumes in a config, outer ones before inner ones.
 
-    A path that is the root, or lies where every container has a filesystem of the kernel's, is no volume.
+    The root, and paths where every container has a filesystem of the kernel, are not volumes.
 
     Args:
-        folders: of the layers, topmost first.
-        paths: as the config has them.
+        folders: the directories of the layers, topmost first.
+        paths: the paths in the config.
 
     Source: OCI image specification, config.md, "Volumes".
     """
     wanted = tuple(sorted({path for path in paths if path and "\0" not in path}))
-    return _looked_up(tuple(folders), wanted, deputy.key()) if wanted else ()
+    return _looked_up(tuple(folders), wanted, userns_helper.key()) if wanted else ()
 
 
 def _is_taken(target: str) -> bool:
@@ -40,8 +40,8 @@ def _is_taken(target: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _looked_up(folders: tuple[str, ...], paths: tuple[str, ...], _: str) -> tuple[Volume, ...]:
-    """Look once: nothing ever writes to unpacked layers."""
-    found: dict[str, dict[str, Any]] = deputy.call(_facts, folders, paths)
+    """Look them up once, because unpacked layers never change."""
+    found: dict[str, dict[str, Any]] = userns_helper.call(_facts, folders, paths)
     return tuple(Volume(target=target, **facts) for target, facts in sorted(found.items()) if not _is_taken(target))
 
 
@@ -50,7 +50,7 @@ def _facts(folders: tuple[str, ...], paths: tuple[str, ...]) -> dict[str, dict[s
 
 
 def _each(view: View, paths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each path leads inside, and what is there; a file is no volume."""
+    """Yield the resolved path of each volume, and the properties of the directory there. Files are not volumes."""
     for path in paths:
         parts = view.resolve(os.fsencode(path))
         found, target = view.find(parts), "/" + os.fsdecode(b"/".join(parts))
@@ -58,7 +58,7 @@ def _each(view: View, paths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, A
             yield target, {}
         elif found.is_folder:
             status = found.status
-            # Of a user with a single id all files are, which is root inside.
+            # For a user with a single id all files belong to root inside.
             uid, gid = (status.st_uid, status.st_gid) if os.geteuid() == 0 else (0, 0)
             mode = stat.S_IMODE(status.st_mode)
             yield target, {"uid": uid, "gid": gid, "mode": mode, "filled": bool(view.names(parts))}

@@ -1,8 +1,8 @@
-"""Namespaces: handles on those that exist, and the description of those that a container shall have.
+"""Namespaces: handles on existing namespaces, and the description of the namespaces of a container.
 
-Each of the eight kinds is *new*, *joined* or *inherited* in a container, which :class:`Namespaces` says. A
-:class:`Namespace` is a handle on a living one; while it is open the kernel keeps the namespace alive, with or without
-processes inside.
+In a container each of the eight kinds is *new*, *joined* or *inherited*, as :class:`Namespaces` describes. A
+:class:`Namespace` is a handle on an existing namespace. While it is open the kernel keeps the namespace alive, even
+without processes in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LATE = {"Namespace": "handle", "Visit": "visit"}
 
 
 def __getattr__(name: str) -> object:
-    """Load the handles on first use: a description needs none."""
+    """Import the handles on first use, because descriptions do not need them."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""A handle on a living namespace."""
+"""Handles on existing namespaces."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from containerkit.namespace.kind import KindName
+
     Path = str | os.PathLike[str]
 
 __all__ = ["Namespace"]
 
 
 def _nsfs() -> int:
-    """Return the device number of the filesystem that all namespaces are files of."""
+    """Return the device number of nsfs, the filesystem of all namespaces."""
     return os.stat("/proc/thread-self/ns/user").st_dev
 
 
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class Namespace:
-    """A handle on a living namespace. Two are equal, and hash alike, when they are handles on the same one.
+    """A handle on an existing namespace. Handles on the same namespace are equal and have the same hash.
 
-    Made by :meth:`of`, :meth:`current`, :meth:`from_path`, :meth:`from_fd` or :meth:`from_pidfd`. It owns one file
-    descriptor, which :meth:`close`, the end of a ``with`` block or the collection of the handle closes.
+    Use :meth:`of`, :meth:`current`, :meth:`from_path`, :meth:`from_fd` or :meth:`from_pidfd` to get one. It owns a file
+    descriptor. :meth:`close`, the end of a ``with`` block or garbage collection closes it.
 
     Attributes:
-        kind: which of the eight kinds.
+        kind: one of the eight kinds.
         device: the device number of the filesystem of namespaces.
-        inode: the number that, with ``device``, names it for as long as it lives; shown in ``/proc/PID/ns``.
+        inode: together with ``device`` it identifies the namespace during its lifetime. ``/proc/PID/ns`` shows it.
 
     Source: namespaces(7).
     """
@@ -51,40 +53,40 @@ class Namespace:
     inode: int
     _fd: int
 
-    # --- Where they come from
+    # --- Opening
 
     @classmethod
-    def of(cls, pid: int, kind: Kind | str, *, for_children: bool = False) -> Namespace:
+    def of(cls, pid: int, kind: Kind | KindName, *, for_children: bool = False) -> Namespace:
         """Open a namespace of a process.
 
         Args:
             pid: the process.
             kind: such as ``"network"``.
-            for_children: take the one that the process's future children will be in (pid and time only differ in it).
+            for_children: open the one for the process's future children. It can differ only for pid and time.
 
         Raises:
-            SpecError: no such kind, or a pid that can't be one.
-            SetupError: ``ESRCH`` when there is no such process, ``EACCES`` when it is not ours to look at.
-            UnsupportedError: this kernel has no such kind.
+            SpecError: the kind is unknown, or the pid is invalid.
+            SetupError: ``ESRCH`` if there is no such process, ``EACCES`` if the caller may not inspect it.
+            UnsupportedError: this kernel does not have the kind.
 
         Source: proc_pid_ns(5).
         """
         if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
-            raise SpecError(f"namespace: a pid is a positive integer, not {pid!r}")
+            raise SpecError(f"namespace: a pid must be a positive integer, not {pid!r}")
         return cls._of(str(pid), Kind.of(kind), for_children=for_children)
 
     @classmethod
-    def current(cls, kind: Kind | str, *, for_children: bool = False) -> Namespace:
+    def current(cls, kind: Kind | KindName, *, for_children: bool = False) -> Namespace:
         """Open a namespace of the calling thread.
 
         Args:
             kind: such as ``"network"``.
-            for_children: take the one that its future children will be in.
+            for_children: open the one for its future children.
 
         Raises:
-            SpecError: no such kind.
-            SetupError: ``ENOENT`` when the pid namespace for children has no process yet.
-            UnsupportedError: this kernel has no such kind.
+            SpecError: the kind is unknown.
+            SetupError: ``ENOENT`` if the pid namespace for children has no process yet.
+            UnsupportedError: this kernel does not have the kind.
 
         Source: proc_pid_ns(5).
         """
@@ -97,71 +99,71 @@ class Namespace:
             return cls._adopt(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
         except FileNotFoundError:
             if not os.path.exists(f"/proc/thread-self/ns/{kind.file}"):
-                hint = f"a kernel built with {kind.value} namespaces"
+                hint = f"use a kernel built with {kind.value} namespaces"
                 raise UnsupportedError("open", ENOENT, path, hint) from None
-            hint = "there is no such process" if process != "thread-self" else "no process was born into it yet"
+            hint = "there is no such process" if process != "thread-self" else "no process has been created in it yet"
             raise SetupError("open", ENOENT, path, hint) from None
         except OSError as error:
-            hint = "looking at another user's process takes CAP_SYS_PTRACE" if error.errno != ENOENT else ""
+            hint = "inspecting another user's process needs CAP_SYS_PTRACE" if error.errno != ENOENT else ""
             raise SetupError("open", error.errno or 0, path, hint) from None
 
     @classmethod
-    def from_path(cls, path: Path, kind: Kind | str | None = None) -> Namespace:
-        """Open a namespace by a path: one of ``/proc/PID/ns``, or where it was kept by :meth:`persist`.
+    def from_path(cls, path: Path, kind: Kind | KindName | None = None) -> Namespace:
+        """Open a namespace by its path, in ``/proc/PID/ns`` or where :meth:`persist` put it.
 
         Args:
             path: the file.
-            kind: what it must be; None takes any.
+            kind: the required kind. None accepts any kind.
 
         Raises:
-            SpecError: the file is no namespace, or one of another kind.
-            SetupError: it can't be opened.
+            SpecError: the file is not a namespace, or one of another kind.
+            SetupError: the file can't be opened.
 
         Source: namespaces(7).
         """
         shown = os.fspath(path)
         try:
-            # Looked at before it is opened: opening a device or a fifo has effects.
+            # Checked before it is opened, because opening a device or a FIFO has side effects.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if os.stat(path).st_dev == _nsfs() else -1
         except OSError as error:
             raise SetupError("open", error.errno or 0, shown) from None
         except ValueError as error:
             raise SpecError(f"{shown!r}: {error}") from None
         if fd < 0:
-            raise SpecError(f"{shown} is no namespace")
+            raise SpecError(f"{shown} is not a namespace")
         return cls._adopt(fd, shown, kind)
 
     @classmethod
-    def from_fd(cls, fd: int, kind: Kind | str | None = None) -> Namespace:
-        """Make a handle from an open descriptor; it is duplicated, so that yours stays yours.
+    def from_fd(cls, fd: int, kind: Kind | KindName | None = None) -> Namespace:
+        """Make a handle from an open descriptor. The descriptor is duplicated and still belongs to the caller.
 
         Args:
-            fd: an open namespace.
-            kind: what it must be; None takes any.
+            fd: a descriptor of a namespace.
+            kind: the required kind. None accepts any kind.
 
         Raises:
-            SpecError: the descriptor is closed, no namespace, or one of another kind.
+            SpecError: the descriptor is closed, is not a namespace, or is one of another kind.
 
         Source: ioctl_ns(2).
         """
         try:
             own = os.dup(fd)  # closed on exec, by PEP 446
         except OSError as error:
-            raise SpecError(f"fd {fd} is no namespace: {error.strerror}") from None
+            raise SpecError(f"fd {fd} is not a namespace: {error.strerror}") from None
         return cls._adopt(own, f"fd {fd}", kind)
 
     @classmethod
-    def from_pidfd(cls, pidfd: int, kind: Kind | str) -> Namespace:
-        """Open a namespace of the process that a pidfd refers to, safe from the reuse of its pid.
+    def from_pidfd(cls, pidfd: int, kind: Kind | KindName) -> Namespace:
+        """Open a namespace of the process that a pidfd refers to. Unlike a pid, a pidfd can't be reused.
 
         Args:
-            pidfd: the process.
+            pidfd: a pidfd of the process.
             kind: such as ``"network"``.
 
         Raises:
-            SpecError: no such kind, or no pidfd.
-            SetupError: ``ESRCH`` when the process has ended, ``EACCES`` when it is not ours to look at.
-            UnsupportedError: this kernel has no such kind.
+            SpecError: the kind is unknown, or the descriptor is not a pidfd.
+            SetupError: ``ESRCH`` if the process has ended, ``EACCES`` if the caller may not inspect it.
+            UnsupportedError: this kernel does not have the kind.
 
         Source: pidfd_open(2).
         """
@@ -169,22 +171,22 @@ class Namespace:
         try:
             pid = procfs.pid_of_pidfd(pidfd)
         except (ValueError, FileNotFoundError):
-            raise SpecError(f"fd {pidfd} is no pidfd") from None
+            raise SpecError(f"fd {pidfd} is not a pidfd") from None
         except ProcessLookupError as error:
             raise SetupError("open", error.errno or 0, f"{wanted.value} namespace of pidfd {pidfd}") from None
         opened = cls.of(pid, wanted)
         try:
-            calls.pidfd_send_signal(pidfd, 0)  # alive still, so the pid was its own all along
+            calls.pidfd_send_signal(pidfd, 0)  # still alive, so the pid has belonged to it all the time
         except PermissionError:
-            pass  # alive, and somebody else's
+            pass  # alive, but owned by another user
         except OSError as error:
             opened.close()
             raise SetupError("open", error.errno or 0, f"{wanted.value} namespace of pidfd {pidfd}") from None
         return opened
 
     @classmethod
-    def _adopt(cls, fd: int, name: str, expected: Kind | str | None = None) -> Namespace:
-        """Take a descriptor over; it is closed when it is not what it should be."""
+    def _adopt(cls, fd: int, name: str, expected: Kind | KindName | None = None) -> Namespace:
+        """Take over a descriptor. It is closed if it is not what is expected."""
         fd = high(fd)
         try:
             return cls._examine(fd, name, expected)
@@ -193,35 +195,35 @@ class Namespace:
             raise
 
     @classmethod
-    def _examine(cls, fd: int, name: str, expected: Kind | str | None) -> Namespace:
+    def _examine(cls, fd: int, name: str, expected: Kind | KindName | None) -> Namespace:
         wanted = None if expected is None else Kind.of(expected)
         status = os.fstat(fd)
-        if status.st_dev != _nsfs():  # asked first: what the request means to a device nobody knows
-            raise SpecError(f"{name} is no namespace")
+        if status.st_dev != _nsfs():  # checked first, because the ioctl could mean anything to another device
+            raise SpecError(f"{name} is not a namespace")
         flag = calls.ns_get_nstype(fd)
         kind = next(kind for kind in Kind if kind.flag == flag)
         if wanted is not None and kind is not wanted:
             raise SpecError(f"{name} is a namespace of kind {kind.value}, not {wanted.value}")
         return cls(kind=kind, device=status.st_dev, inode=status.st_ino, fd=fd)
 
-    # --- Its descriptor
+    # --- The descriptor
 
     def fileno(self) -> int:
-        """Return the descriptor; it stays the handle's own.
+        """Return the descriptor. The handle still owns it.
 
         Raises:
-            StateError: the handle was closed.
+            StateError: the handle is closed.
         """
         if self._fd < 0:
-            raise StateError(f"{self!r}: the handle was closed")
+            raise StateError(f"{self!r}: the handle is closed")
         return self._fd
 
     def duplicate(self) -> Namespace:
-        """Return another handle on the same namespace, with a descriptor of its own.
+        """Return another handle on the same namespace, with its own descriptor.
 
         Raises:
-            StateError: the handle was closed.
-            OSError: no more descriptors.
+            StateError: the handle is closed.
+            OSError: the process has no free descriptors.
         """
         import fcntl
 
@@ -230,13 +232,13 @@ class Namespace:
 
     @property
     def closed(self) -> bool:
-        """True once :meth:`close` was called."""
+        """Whether the handle is closed."""
         return self._fd < 0
 
     def close(self) -> None:
-        """Close the descriptor; harmless when repeated.
+        """Close the descriptor. May be called twice.
 
-        The namespace itself ends with its last process, descriptor and mount.
+        The namespace itself ends when no process, descriptor or mount refers to it.
         """
         fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -264,15 +266,15 @@ class Namespace:
         return f"<Namespace {self.kind.value} {self.inode}{' closed' if self.closed else ''}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a namespace's handle holds a file descriptor and can't be pickled: name it by its path or pid")
+        raise TypeError("a Namespace holds a file descriptor and can't be pickled: pass a path or a pid instead")
 
-    # --- Its family
+    # --- Related namespaces
 
     @property
     def owner(self) -> Namespace | None:
-        """The user namespace that owns it (for a user namespace: its parent), None when that is out of sight.
+        """The user namespace that owns it (for a user namespace: its parent), or None if the caller can't see it.
 
-        Whoever has a capability there has it over this namespace. A new handle each time.
+        Capabilities in the owner are capabilities over this namespace. Each access returns a new handle.
 
         Source: ioctl_ns(2), NS_GET_USERNS.
         """
@@ -280,9 +282,9 @@ class Namespace:
 
     @property
     def parent(self) -> Namespace | None:
-        """The parent of a pid or user namespace; None for the other kinds, and when it is out of sight.
+        """The parent of a pid or user namespace. None for other kinds, or if the caller can't see it.
 
-        A new handle each time.
+        Each access returns a new handle.
 
         Source: ioctl_ns(2), NS_GET_PARENT.
         """
@@ -299,9 +301,9 @@ class Namespace:
 
     @property
     def owner_uid(self) -> int | None:
-        """The uid, in the caller's numbers, that made the owning user namespace (for a user namespace: itself).
+        """The uid that created the owning user namespace (for a user namespace: this one), as the caller sees it.
 
-        None when that namespace is out of sight; 65534 when the uid has no number here.
+        None if the caller can't see that namespace; 65534 if the uid is not mapped here.
 
         Source: ioctl_ns(2), NS_GET_OWNER_UID.
         """
@@ -314,10 +316,10 @@ class Namespace:
             return owner.owner_uid
 
     def members(self) -> list[int]:
-        """Return the pids of the processes inside, ascending.
+        """Return the pids of the processes in the namespace, in ascending order.
 
-        Seen are the processes that ``/proc`` shows and whose namespaces the caller may look at (those of other users
-        take CAP_SYS_PTRACE); a process counts by its main thread. The answer may be out of date when it arrives.
+        It lists processes that ``/proc`` shows and that the caller may inspect (those of other users need
+        CAP_SYS_PTRACE). The namespace of the main thread counts. The list may already be outdated when it is returned.
 
         Source: proc_pid_ns(5).
         """
@@ -327,22 +329,22 @@ class Namespace:
             try:
                 if os.readlink(f"/proc/{pid}/ns/{self.kind.file}") == wanted:
                     found.append(pid)
-            except OSError:  # ended by now, or not ours to look at
+            except OSError:  # it has ended, or the caller may not inspect it
                 continue
         return found
 
-    # --- Keeping it
+    # --- Persistence
 
     def persist(self, path: Path) -> None:
-        """Keep the namespace alive at a path, by a bind mount, until :meth:`unpersist`; processes may all end.
+        """Keep the namespace alive with a bind mount on a path until :meth:`unpersist`, even without processes.
 
         Args:
-            path: a file; made when missing, with mode 0444. Its folder must be there.
+            path: the file. It is created with mode 0444 if it does not exist. Its directory must exist.
 
         Raises:
-            SetupError: ``EEXIST`` when a namespace is kept there already; ``EPERM`` without CAP_SYS_ADMIN; ``ELOOP`` or
-                ``EISDIR`` for what is no plain file; ``EINVAL`` or, by kernel, ``ELOOP`` for a mount namespace that is
-                not younger than the caller's own.
+            SetupError: ``EEXIST`` if a namespace is mounted there; ``EPERM`` without CAP_SYS_ADMIN; ``ELOOP`` or
+                ``EISDIR`` if it is not a regular file; ``EINVAL``, on some kernels ``ELOOP``, for a mount namespace
+                that is not newer than the caller's own.
 
         Source: namespaces(7), "The /proc/pid/ns/ directory"; move_mount(2).
         """
@@ -355,7 +357,7 @@ class Namespace:
         except ValueError as error:
             raise SpecError(f"{shown!r}: {error}") from None
         if kept:
-            raise SetupError("persist", EEXIST, shown, "a namespace is kept there: unpersist it first")
+            raise SetupError("persist", EEXIST, shown, "a namespace is mounted there: unpersist it first")
         try:
             self._bind(shown)
         except OSError as error:
@@ -363,9 +365,9 @@ class Namespace:
                 os.unlink(shown)
             hint = ""
             if error.errno == EPERM:
-                hint = "it takes CAP_SYS_ADMIN over the mount namespace"
+                hint = "it needs CAP_SYS_ADMIN over the mount namespace"
             elif error.errno in (EINVAL, ELOOP) and self.kind is Kind.MOUNT:
-                hint = "a mount namespace can be kept only in an older one, on a mount that is not shared"
+                hint = "a mount namespace can be kept only by an older one, on a mount that is not shared"
             raise SetupError("persist", error.errno or 0, shown, hint) from None
 
     def _bind(self, path: str) -> None:
@@ -374,7 +376,7 @@ class Namespace:
             place = os.open(path, k.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 mode = os.fstat(place).st_mode
-                if not S_ISREG(mode):  # the kernel would even cover a symbolic link
+                if not S_ISREG(mode):  # the kernel would even mount over a symlink
                     number = ELOOP if S_ISLNK(mode) else EISDIR
                     raise OSError(number, os.strerror(number))
                 calls.move_mount(tree, "", place, "", k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH)
@@ -385,13 +387,13 @@ class Namespace:
 
     @staticmethod
     def unpersist(path: Path) -> None:
-        """Take away what :meth:`persist` put at a path, and the file; the namespace lives on while someone uses it.
+        """Remove the mount and the file that :meth:`persist` created. The namespace exists as long as it is in use.
 
         Args:
             path: the file.
 
         Raises:
-            StateError: no namespace is kept there.
+            StateError: no namespace is mounted there.
             SetupError: ``EPERM`` without CAP_SYS_ADMIN.
 
         Source: umount2(2).
@@ -402,38 +404,36 @@ class Namespace:
         except OSError as error:
             raise SetupError("unpersist", error.errno or 0, shown) from None
         if not kept:
-            raise StateError(f"unpersist {shown}: no namespace is kept there")
+            raise StateError(f"unpersist {shown}: no namespace is mounted there")
         try:
             calls.umount2(shown, k.MNT_DETACH | k.UMOUNT_NOFOLLOW)
             os.unlink(shown)
         except OSError as error:
-            hint = "it takes CAP_SYS_ADMIN over the mount namespace" if error.errno == EPERM else ""
+            hint = "it needs CAP_SYS_ADMIN over the mount namespace" if error.errno == EPERM else ""
             raise SetupError("unpersist", error.errno or 0, shown, hint) from None
 
-    # --- Going there
+    # --- Entering
 
     def enter(self) -> Visit:
-        """Return a context manager that takes the calling thread into the namespace and always brings it back.
+        """Return a context manager that moves the calling thread into the namespace and back again.
 
-        Other threads stay where they are. What the visit means, kind by kind:
+        Other threads are not moved. What this means for each kind:
 
-        * **network, ipc, uts, cgroup**: the thread is inside for the length of the block.
-        * **mount**: likewise; the root and the working directory are those of the namespace inside, and the thread's
-          own again afterwards. For this the thread stops sharing them (``unshare(CLONE_FS)``), for good: a later
-          ``os.chdir`` in it, or in others, moves that thread only.
-        * **pid**: the thread stays where it is, its children are born inside. It can't start threads inside the block.
-        * **time**: the clocks (``time.monotonic`` too) change for the block; the process must have no other thread.
-        * **user**: not possible, since nothing that has entered one may come back.
+        * **network, ipc, uts, cgroup**: the thread is inside for the duration of the block.
+        * **mount**: likewise. Root and working directory are those of the namespace inside the block, and the
+          thread's own afterwards. For this the thread permanently stops sharing them (``unshare(CLONE_FS)``): later
+          calls of ``os.chdir`` in this thread do not affect others, and the reverse.
+        * **pid**: the thread does not move, its children are created inside. It can't start threads in the block.
+        * **time**: the clocks (``time.monotonic`` too) change for the block. The process must have no other thread.
+        * **user**: not possible, because a thread can't leave a user namespace that it has entered.
 
-        Raises, on entering:
-            UnsupportedError: a user namespace; a time namespace in a process with other threads.
-            SetupError: ``EPERM`` without CAP_SYS_ADMIN over the namespace and over one's own; ``EINVAL`` for a pid
-                namespace that is not below one's own.
-
-        Raises, on leaving:
-            CleanupError: the kernel did not let the thread back, because the block dropped the capabilities for it or
-                because another thread is leaving. The thread is in the wrong namespace then and must not go on: let
-                the error end it.
+        Raises:
+            UnsupportedError: on entering, for a user namespace, or a time namespace in a process with other threads.
+            SetupError: on entering; ``EPERM`` without CAP_SYS_ADMIN over the namespace and over the caller's own;
+                ``EINVAL`` for a pid namespace that is not below the caller's own.
+            CleanupError: on leaving, if the kernel refuses it, because the block dropped the necessary capabilities or
+                another thread leaves. The thread is then in the wrong namespace and must not continue: let the error
+                end it.
 
         Source: setns(2).
         """
@@ -448,7 +448,7 @@ def _keeps(path: str) -> bool:
 
 
 def _make_file(path: str) -> bool:
-    """Make an empty file to mount on; returns False when there is one already."""
+    """Create an empty file to mount on. Return False if one exists."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     except FileExistsError:

@@ -7,10 +7,16 @@ from enum import Enum
 from containerkit._native import constants as k
 from containerkit.errors import SpecError
 
+TYPE_CHECKING = False  # importing typing takes long
+if TYPE_CHECKING:
+    from typing import Literal
+
+    KindName = Literal["user", "cgroup", "ipc", "uts", "network", "pid", "time", "mount"]
+
 __all__ = ["Kind"]
 
 
-_FACTS = {  # flag, name in /proc/PID/ns, name there of the one for future children
+_FACTS = {  # flag, file in /proc/PID/ns, file there for future children
     "user": (k.CLONE_NEWUSER, "user", "user"),
     "cgroup": (k.CLONE_NEWCGROUP, "cgroup", "cgroup"),
     "ipc": (k.CLONE_NEWIPC, "ipc", "ipc"),
@@ -23,7 +29,7 @@ _FACTS = {  # flag, name in /proc/PID/ns, name there of the one for future child
 
 
 class Kind(Enum):
-    """The eight kinds, in an order in which they can be joined one after another.
+    """The eight kinds, in an order in which they can be joined.
 
     Source: namespaces(7).
     """
@@ -39,28 +45,28 @@ class Kind(Enum):
 
     @property
     def flag(self) -> int:
-        """The kind's ``CLONE_NEW*``."""
+        """The ``CLONE_NEW*`` flag of the kind."""
         return _FACTS[self.value][0]
 
     @property
     def file(self) -> str:
-        """Its name in ``/proc/PID/ns``."""
+        """The name of the file in ``/proc/PID/ns``."""
         return _FACTS[self.value][1]
 
     @property
     def file_for_children(self) -> str:
-        """The name of the one that future children will be in; differs for pid and time alone."""
+        """The name of the file for the namespace of future children. It differs only for pid and time."""
         return _FACTS[self.value][2]
 
     @classmethod
     def of(cls, name: Kind | str) -> Kind:
-        """Return the kind of this name, such as ``"network"``.
+        """Return the kind with this name, such as ``"network"``.
 
         Raises:
-            SpecError: there is no such kind.
+            SpecError: the kind is unknown.
         """
         try:
             return cls(name)
         except ValueError:
             known = ", ".join(sorted(kind.value for kind in cls))
-            raise SpecError(f"no kind of namespace is called {name!r}: it is one of {known}") from None
+            raise SpecError(f"unknown kind of namespace {name!r}: must be one of {known}") from None

@@ -1,4 +1,4 @@
-"""The stay of a thread in a namespace."""
+"""A temporary visit of a thread to a namespace."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Visit"]
 
 
 class Visit:
-    """The stay of one thread in a namespace; made by :meth:`Namespace.enter`, and good for one ``with``."""
+    """A visit of one thread to a namespace, made by :meth:`Namespace.enter`. It can be used for one ``with`` block."""
 
     __slots__ = ("_held", "_home", "_namespace", "_thread")
 
@@ -32,12 +32,12 @@ class Visit:
         self._thread = 0
 
     def __repr__(self) -> str:
-        state = f"by thread {self._thread}" if self._home else "not under way"
+        state = f"by thread {self._thread}" if self._home else "not started"
         return f"<Visit to {self._namespace!r} {state}>"
 
     def __enter__(self) -> Namespace:
         if self._home is not None:
-            raise StateError(f"{self!r}: one visit is one with block; call enter() again")
+            raise StateError(f"{self!r}: a visit can be used for one with block only; call enter() again")
         kind, fd = self._namespace.kind, self._namespace.fileno()
         home = self._namespace.current(kind, for_children=kind is Kind.PID)
         try:
@@ -54,7 +54,7 @@ class Visit:
         return self._namespace
 
     def _prepare(self, home: Namespace) -> None:
-        """Refuse what has no way back, and hold on to what setns changes beside the namespace itself."""
+        """Refuse a visit that has no way back, and save what setns changes in addition to the namespace."""
         if home.kind is Kind.USER:
             raise OSError(EINVAL, "")
         if home.kind is Kind.TIME and home != home.current(Kind.TIME, for_children=True):
@@ -66,16 +66,16 @@ class Visit:
     def _refused(self, error: OSError) -> SetupError:
         kind, number, target = self._namespace.kind, error.errno or 0, repr(self._namespace)
         if kind is Kind.USER:
-            hint = "nothing comes back from a user namespace: run the work in a process of its own that joins it"
+            hint = "a thread can't leave a user namespace again: run the work in a separate process that joins it"
             return UnsupportedError("setns", number, target, hint)
         if kind is Kind.TIME and number != EPERM:
             hint = "a process with other threads can't change its time namespace: do it in a cloned process"
             return UnsupportedError("setns", number, target, hint)
         hint = ""
         if number == EPERM:
-            hint = "it takes CAP_SYS_ADMIN over the user namespaces that own it and this thread's own"
+            hint = "it needs CAP_SYS_ADMIN over the user namespaces that own it and this thread's own"
         elif kind is Kind.PID:
-            hint = "children can be put only into this thread's own pid namespace or one below it"
+            hint = "children can be created only in this thread's own pid namespace or one below it"
         return SetupError("setns", number, target, hint)
 
     def _drop(self, home: Namespace) -> None:
@@ -87,7 +87,7 @@ class Visit:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         home = self._home
         if home is None or self._thread != get_native_id():
-            raise StateError(f"{self!r}: it is left by the thread that entered, once")
+            raise StateError(f"{self!r}: only the thread that entered can leave, and only once")
         try:
             if home != self._namespace:
                 self._return(home)
@@ -103,5 +103,5 @@ class Visit:
         if self._held:
             root, cwd = self._held
             os.fchdir(root)
-            os.chroot(".")  # setns gave the thread the root of the mount namespace, which may not have been its own
+            os.chroot(".")  # setns changed the root to that of the mount namespace, which may differ from the former
             os.fchdir(cwd)

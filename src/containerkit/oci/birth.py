@@ -1,4 +1,4 @@
-"""How a container is made: the plan of ``create``, and the runtime's side of the dialogue with its first process.
+"""How a container is made: the plan of ``create``, and the runtime's side of the protocol with its first process.
 
 Nothing of it is left when a step fails: the process is killed, the control groups and the record are removed.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 
 from containerkit._native import constants as k
-from containerkit.oci import capabilities, covers, dialogue, kernel, store
+from containerkit.oci import capabilities, entering, kernel, protocol, store
 from containerkit.oci.channel import Channel
+from containerkit.oci.checks import check_host
 from containerkit.oci.errors import ConfigError
-from containerkit.oci.host import Host, find_program, keep_descriptors, set_limits, set_score, write_pid_file
-from containerkit.oci.partner import Partner
-from containerkit.oci.payload import Payload
+from containerkit.oci.host import Host, find_program, set_limits, set_score, write_pid_file
+from containerkit.oci.masks import masked_paths, readonly_paths, sysctls
+from containerkit.oci.namespaces import FLAGS, Stage, idmap_namespace, is_own, open_namespace, walk
+from containerkit.oci.payload import Payload, strip, unique
+from containerkit.oci.pivot import leave_host
 from containerkit.oci.rootfs import Builder
-from containerkit.oci.stage import FLAGS, Stage, idmap_namespace, open_namespace, walk
-from containerkit.oci.users import home_of, may_set_groups, outside, own_streams
+from containerkit.oci.session import Partner
+from containerkit.oci.users import home_of, keeps_groups, may_set_groups, outside, own_streams, without_home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +28,9 @@ if TYPE_CHECKING:
     from containerkit.oci.cgroups import Groups
     from containerkit.oci.config import Config
     from containerkit.oci.main import Call
+    from containerkit.oci.tape import Slot
 
 __all__ = ["Birth"]
-
-_SIOCSIFFLAGS = 0x8914
 
 
 class Birth(Partner):
@@ -36,7 +38,7 @@ class Birth(Partner):
 
     Args:
         call: the call of the command line.
-        bundle: the bundle's folder.
+        bundle: the bundle's directory.
         content: its configuration as it is.
         config: what that says.
         foreground: the caller waits for the container's end.
@@ -54,6 +56,7 @@ class Birth(Partner):
         self.stage: Stage
         self.builder: Builder
         self.gate_step = 0
+        self.envp: list[bytes] = []
         self._fds: list[int] = []
 
     # --- the whole of it
@@ -64,7 +67,6 @@ class Birth(Partner):
         Raises:
             RuntimeFailure: it can't be made; nothing is left.
         """
-        keep_descriptors(self.preserved())
         self.entry = store.reserve(self.call.root, self.call.name)
         try:
             self._make()
@@ -79,9 +81,11 @@ class Birth(Partner):
     def _make(self) -> None:
         self.check_console()
         self.stage = self._stage()
+        self._add_notify_socket()
         self._first_record()
-        if self.groups is not None and not self.unit:
-            self.groups.make()
+        if not self.unit:
+            if self.groups is not None:
+                self.groups.make()
             self._limit()
         self.entry.write(store.CONFIG, self.content)
         ours, theirs = Channel.pair()
@@ -91,7 +95,13 @@ class Birth(Partner):
                 self._start(theirs.fileno(), gate.fileno())
             self.converse(
                 ours,
-                {b"n": self._on_namespaces, b"m": self._on_mounts, b"r": self._on_ready},
+                {
+                    b"n": self._on_namespaces,
+                    b"o": self._on_time,
+                    b"i": self._on_idmap,
+                    b"m": self._on_mounts,
+                    b"r": self._on_ready,
+                },
                 b"r",
             )
 
@@ -126,6 +136,8 @@ class Birth(Partner):
                 fd = open_namespace(namespace.type, namespace.path)
                 self._fds.append(fd)
                 joins.append((namespace.type, fd))
+                if is_own(namespace.type, fd):
+                    check_host(self.config, namespace.type)
         linux = self.config.linux
         return Stage(
             joins=joins,
@@ -133,7 +145,14 @@ class Birth(Partner):
             uid_maps=linux.uid_mappings,
             gid_maps=linux.gid_mappings,
             privileged=self.host.privileged,
+            time_offsets=entering.offsets(self.config) if self.config.is_new("time") else b"",
         )
+
+    def _add_notify_socket(self) -> None:
+        if "NOTIFY_SOCKET" in os.environ:
+            from containerkit.oci.notify import add_socket
+
+            self.entry.record["notifies"] = add_socket(self.config, self.entry)
 
     def _first_record(self) -> None:
         """Note what is going to be made before it is, so that a killed runtime leaves nothing unknown."""
@@ -144,6 +163,7 @@ class Birth(Partner):
         self.groups = self._groups()
         if self.groups is not None and not self.unit:
             self.groups.check_unused()
+            self.groups.check_thawed()
         try:
             owner = pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
@@ -188,29 +208,32 @@ class Birth(Partner):
         path = path or f"/{self.call.name}"
         if ".." in path.split("/"):
             raise ConfigError("linux.cgroupsPath", f"{path!r} must not have '..'")
-        found = [each for each in hierarchies() if self.host.privileged or os.access(each.place(each.own), os.W_OK)]
+        found = hierarchies()
+        if self.host.nested or not self.host.privileged:  # root of a user namespace owns what was delegated to it
+            found = [each for each in found if each.lets_make("/" + path.strip("/"))]
         resources = self.config.linux.resources
         if found and found[0].version == 1 and found[-1].version == 2 and not (resources and resources.unified):
             found.pop()  # where version 1 has the controllers, joining version 2 costs a global lock and gives nothing
         return Groups("/" + path.strip("/"), found) if found else None
 
     def _limit(self) -> None:
-        if self.groups is not None and self.config.linux.resources is not None:
-            from containerkit.oci import limits
+        if self.call.manager != "disabled" and self.config.linux.resources is not None:
+            from containerkit.oci import cgroups, limits
 
-            limits.apply(self.groups, self.config.linux.resources, nested=self.host.nested)
+            groups = self.groups or cgroups.Groups("", ())  # without a group, a limit is refused and not left out
+            rules_devices = self.host.privileged and not self.host.nested
+            limits.apply(groups, self.config.linux.resources, nested=not rules_devices)
 
     def _open_gate(self) -> Channel:
-        """Bind the socket at which the container waits; the short way, since a path has at most 107 bytes."""
+        """Bind the socket at which the container waits; by a short path, since an address has at most 107 bytes."""
         return Channel.listening(f"/proc/self/fd/{self.entry.fd}/{store.GATE}")
 
     # --- the tape
 
     def _masks(self) -> capabilities.Masks:
-        masks = capabilities.read(self.process.capabilities, "process.capabilities")
+        masks = capabilities.read(self.process.capabilities)
         masks.limit(self._held)
-        if masks.dropped:
-            self.call.journal.debug("left out, since the runtime has not got them: " + ", ".join(masks.dropped))
+        masks.warn(self.call.journal)
         return masks
 
     @property
@@ -234,19 +257,24 @@ class Birth(Partner):
             held=self._held,
             filters=filters,
             may_set_groups=not self.stage.denies_groups and may_set_groups("self"),
+            keeps_groups=keeps_groups(self.config),
         )
 
     def _write_tape(self, channel: int, gate: int) -> None:
         tape, config, flags = self.tape, self.config, self.call.flags
         masks = self._masks()
         payload = self._payload(masks)
+        makes_nodes = self.host.makes_nodes(self.entry.fd)
         self.builder = builder = Builder(
             tape,
             config,
             self.bundle,
             privileged=self.host.clones_mounts(),
-            makes_nodes=not self.host.nested and not self.stage.changes_user,
+            makes_nodes=makes_nodes and not self.stage.changes_user,
+            makes_nodes_outside=makes_nodes and bool(config.linux.uid_mappings),
+            may_park=not flags.has("no-pivot"),
             groups=self.groups,
+            channel=channel,
         )
         tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="keep others out of this process")
         tape.call("umask", 0)
@@ -254,82 +282,63 @@ class Birth(Partner):
             for fd in self.groups.open_doors():
                 builder.passed.append(fd)
                 tape.call("write", fd, b"0", 1, target="join the control groups")
-        dialogue.pause(tape, channel, b"n", "namespaces are there")
-        self._enter_late_namespaces()
-        builder.open_sources()
-        builder.attach_root(at_home=bool(config.hooks.create_container))
-        builder.mounts()
-        builder.devices()
-        terminal = None
-        if self.process.terminal:
-            terminal = payload.open_terminal(builder.root, b"dev/ptmx")
-            builder.console(terminal)
-        covers.sysctls(builder)
-        proc = tape.slot("proc")
-        tape.call("openat", k.AT_FDCWD, b"/proc", k.O_PATH | k.O_CLOEXEC, 0, target="/proc", result=proc)
-        covers.masked_paths(builder)
-        covers.readonly_paths(builder)
-        builder.make_cwd(self.process.cwd)
-        builder.late_attributes()
+        protocol.pause(tape, channel, b"n", "namespaces are there")
+        payload.reset_affinity()
+        proc = kernel.open_proc()
+        builder.passed.append(proc)
+        entering.enter_late(tape, config, self.stage, proc, channel)
+        terminal = self._write_root(payload, proc)
         if config.hooks.prestart or config.hooks.create_runtime or config.hooks.create_container:
-            dialogue.pause(tape, channel, b"m", "mounts are there")
-        builder.pivot(pivots=not flags.has("no-pivot"))
-        self._names()
+            protocol.pause(tape, channel, b"m", "mounts are there")
+        leave_host(builder, masks, at_home=bool(config.hooks.create_container), may_move=flags.has("no-pivot"))
+        builder.propagation()
+        entering.set_names(tape, config)
         if not flags.has("no-new-keyring"):
             payload.keyring(self.call.name)
         payload.session(terminal)
         if terminal is not None:
-            dialogue.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
-        payload.labels(proc)
-        payload.scheduling()
-        payload.personality(config.linux.personality)
-        payload.memory_policy(config.linux.memory_policy)
-        if not self.host.raises_limits:
-            payload.limits()
-        payload.identity(self.host.last_cap)
-        if config.linux.seccomp is not None and config.linux.seccomp.get("listenerPath"):
-            payload.listen(channel)
-        dialogue.pause(tape, channel, b"r", "ready")
+            protocol.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
+        self._write_process(payload, proc, channel)
+        protocol.pause(tape, channel, b"r", "ready")
+        # It may wait for long, and who may trace it looks in.
+        strip(tape, sorted([*self.preserved(), gate]), k.TELL_ITSELF)
         self._wait_at_gate(gate, channel)
         payload.finish(self.preserved())
 
-    def _enter_late_namespaces(self) -> None:
-        """Enter what only a process takes that is alone in its memory, or that is in its control groups already."""
-        tape, config = self.tape, self.config
-        for kind, fd in self.stage.joins:
-            if kind == "time":
-                tape.call("setns", fd, FLAGS["time"], target="time namespace")
-        if config.is_new("cgroup"):
-            tape.call("unshare", k.CLONE_NEWCGROUP, target="cgroup namespace")
-        if config.is_new("time"):
-            tape.call("unshare", k.CLONE_NEWTIME, target="time namespace")
-            content = "".join(
-                f"{name} {each.secs} {each.nanosecs}\n" for name, each in config.linux.time_offsets.items()
-            )
-            if content:
-                at = tape.slot("time offsets")
-                path, text = b"/proc/self/timens_offsets", content.encode()
-                tape.call("openat", k.AT_FDCWD, path, k.O_WRONLY | k.O_CLOEXEC, 0, target="time offsets", result=at)
-                tape.call("write", at, tape.block(text), len(text), target="linux.timeOffsets")
-                tape.step(k.STEP_CLOSE, "close", at)
-        if config.is_new("network"):
-            self._loopback()
+    def _write_root(self, payload: Payload, proc: int) -> Slot | None:
+        """Add the steps that make the root, and return the slot of the terminal, if there is one."""
+        builder, config = self.builder, self.config
+        builder.open_sources()
+        self._fds += builder.views
+        builder.attach_root(at_home=bool(config.hooks.create_container))
+        builder.mounts()
+        builder.devices.make()
+        terminal = self._terminal(payload) if self.process.terminal else None
+        sysctls(builder, proc)
+        masked_paths(builder)
+        readonly_paths(builder)
+        builder.make_cwd(self.process.cwd)
+        builder.late_attributes()
+        return terminal
 
-    def _loopback(self) -> None:
-        """Bring up ``lo``. Source: netdevice(7)."""
-        from struct import pack
+    def _write_process(self, payload: Payload, proc: int, channel: int) -> None:
+        """Add the steps that make the process what the configuration says, but for its exec."""
+        linux = self.config.linux
+        payload.labels(proc)
+        payload.scheduling()
+        payload.personality(linux.personality)
+        payload.memory_policy(linux.memory_policy)
+        if not self.host.raises_limits:
+            payload.limits()
+        payload.identity(self.host.last_cap)
+        if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
+            payload.listen(channel)
 
-        tape = self.tape
-        at = tape.slot("socket")
-        tape.call("socket", 1, 2 | k.O_CLOEXEC, 0, target="for lo", result=at)
-        tape.call("ioctl", at, _SIOCSIFFLAGS, tape.block(pack("=16sH22x", b"lo", 0x41)), target="lo up")
-        tape.step(k.STEP_CLOSE, "close", at)
-
-    def _names(self) -> None:
-        for name, value in (("sethostname", self.config.hostname), ("setdomainname", self.config.domainname)):
-            if value:
-                text = os.fsencode(value)
-                self.tape.call(name, self.tape.block(text), len(text), target=value)
+    def _terminal(self, payload: Payload) -> Slot:
+        base, rest = self.builder.targets.base("/dev/pts/ptmx")
+        terminal = payload.open_terminal(base, os.fsencode(rest))
+        self.builder.console(terminal)
+        return terminal
 
     def _wait_at_gate(self, gate: int, channel: int) -> None:
         """Add the steps that wait for a connection, and report to it from then on: its end tells of the exec."""
@@ -345,12 +354,12 @@ class Birth(Partner):
     def _start(self, channel: int, gate: int) -> None:
         process = self.process
         argv = [os.fsencode(word) for word in process.args]
-        envp = [os.fsencode(variable) for variable in self._environment()]
+        self.envp = [os.fsencode(variable) for variable in self._environment()]
         if not process.terminal:
             own_streams(outside(self.config, process.user.uid))
         passed = [gate, *self.builder.passed, *[fd for kind, fd in self.stage.joins if kind == "time"]]
         try:
-            self.pid, self.pidfd = walk(self.stage, self.tape, argv, envp, channel, passed)
+            self.pid, self.pidfd = walk(self.stage, self.tape, argv, self.envp, channel, passed)
         except BaseException:
             self._close_passed()
             raise
@@ -362,13 +371,27 @@ class Birth(Partner):
 
     def _environment(self) -> list[str]:
         """Return the environment, with HOME as the container's own passwd has it unless it is there."""
-        process = self.process
-        if any(variable.startswith("HOME=") for variable in process.env):
-            return process.env
+        env = unique([*self.process.env, *self._activation()])
+        homeless = without_home(env)
+        if homeless is None:
+            return env
         root = self.builder.root
-        return [*process.env, f"HOME={home_of(root, process.user.uid) if isinstance(root, int) else '/'}"]
+        return [*homeless, f"HOME={home_of(root, self.process.user.uid) if isinstance(root, int) else '/'}"]
 
-    # --- the dialogue
+    def _activation(self) -> list[str]:
+        """Return the variables that tell the program of the sockets which the caller passes on.
+
+        The program looks for its own pid among them, which is known beforehand in a new pid namespace alone.
+
+        Source: sd_listen_fds(3).
+        """
+        if not self.listened() or not self.config.is_new("pid"):
+            return []
+        names = os.environ.get("LISTEN_FDNAMES")
+        found = [f"LISTEN_FDS={self.listened()}", "LISTEN_PID=1"]
+        return [*found, f"LISTEN_FDNAMES={names}"] if names else found
+
+    # --- the protocol
 
     def _on_namespaces(self, _: int) -> None:
         self.entry.save(pid=self.pid, start_time=store.start_time(self.pid))
@@ -394,31 +417,53 @@ class Birth(Partner):
 
             self.entry.save(resctrl=apply(linux.intel_rdt, self.call.name, self.pid))
 
+    def _on_time(self, _: int) -> None:
+        entering.set_time_offsets(self.pid, self.config)
+
     def _map_mounts(self) -> None:
         """Give mounts their id maps, now that the container's user namespace is there."""
         for tree, recursive, number in self.builder.idmaps:
-            mount = self.config.mounts[number]
-            if mount.uid_mappings:
-                namespace = idmap_namespace(mount.uid_mappings, mount.gid_mappings)
-            else:
-                namespace = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                kernel.mount_setattr(tree, set_flags=k.MOUNT_ATTR_IDMAP, userns=namespace, recursive=recursive)
-            except OSError as error:
-                hint = "the filesystem of its source can't be id-mapped"
-                raise kernel.refused("mount_setattr", error, f"id map of {mount.destination}", hint) from None
-            finally:
-                os.close(namespace)
+            self._map_mount(tree, number, recursive=recursive)
+
+    def _map_mount(self, tree: int, number: int, *, recursive: bool) -> None:
+        mount = self.config.mounts[number]
+        if mount.uid_mappings:
+            namespace = idmap_namespace(mount.uid_mappings, mount.gid_mappings)
+        else:
+            namespace = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            kernel.mount_setattr(tree, set_flags=k.MOUNT_ATTR_IDMAP, userns=namespace, recursive=recursive)
+        except OSError as error:
+            hint = "the filesystem of its source can't be id-mapped"
+            raise kernel.refused("mount_setattr", error, f"id map of {mount.destination}", hint) from None
+        finally:
+            os.close(namespace)
+
+    def _on_idmap(self, tree: int) -> None:
+        """Map the ids of a mount that the process has cloned from its own root."""
+        number = self.builder.inner.idmaps.pop(0)
+        own = self.take(tree, f"id map of {self.config.mounts[number].destination}")
+        try:
+            self._map_mount(own, number, recursive=self.builder.options[number].idmap == "ridmap")
+        finally:
+            os.close(own)
 
     def _on_mounts(self, _: int) -> None:
         from containerkit.oci import hooks
 
         state = self.state()
         wanted = self.config.hooks
-        hooks.run("prestart", wanted.prestart, state)
-        hooks.run("createRuntime", wanted.create_runtime, state)
+        beside = hooks.in_runtime_namespaces(self.bundle)
+        hooks.run("prestart", wanted.prestart, state, beside)
+        hooks.run("createRuntime", wanted.create_runtime, state, beside)
         if wanted.create_container:
-            hooks.run("createContainer", wanted.create_container, state, (self.pidfd, self.kinds))
+            from containerkit.oci import innerhooks
+
+            stage = Stage(target=(self.pidfd, self.kinds), privileged=self.host.privileged)
+            places = [] if self.groups is None else self.groups.places
+            time = f"/proc/{self.pid}/ns/time_for_children" if self.config.namespace("time") is not None else ""
+            start = innerhooks.before_pivot(stage, self.builder.rootfs, self.envp, places, time)
+            hooks.run("createContainer", wanted.create_container, state, start)
 
     @property
     def kinds(self) -> int:

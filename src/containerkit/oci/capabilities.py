@@ -10,14 +10,14 @@ from __future__ import annotations
 from struct import pack
 
 from containerkit._native import constants as k
-from containerkit.oci.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.oci.config import Capabilities
+    from containerkit.oci.log import Log
     from containerkit.oci.tape import Tape
 
-__all__ = ["NAMES", "Masks", "last_cap", "own_permitted", "read"]
+__all__ = ["NAMES", "Masks", "own_permitted", "read"]
 
 NAMES = tuple(
     f"CAP_{name}"
@@ -36,11 +36,13 @@ _SETPCAP = "it needs CAP_SETPCAP: use a new user namespace, or start as root"
 class Masks:
     """The sets to reach, a bit for each capability."""
 
-    __slots__ = ("ambient", "bounding", "dropped", "effective", "inheritable", "permitted")
+    __slots__ = ("ambient", "bounding", "dropped", "effective", "inheritable", "not_ambient", "permitted", "unknown")
 
     def __init__(self) -> None:
         self.bounding = self.effective = self.inheritable = self.permitted = self.ambient = 0
         self.dropped: list[str] = []
+        self.unknown: list[str] = []
+        self.not_ambient: list[str] = []
 
     def limit(self, available: int) -> None:
         """Leave out what the process that starts the container has not got and so can't give.
@@ -52,14 +54,25 @@ class Masks:
         for which in _SETS:
             setattr(self, which, getattr(self, which) & available)
         self.effective &= self.permitted
-        self.ambient &= self.permitted & self.inheritable
+        possible = self.permitted & self.inheritable
+        self.not_ambient += [name for name, bit in _BITS.items() if self.ambient & ~possible & bit]
+        self.ambient &= possible
+
+    def warn(self, journal: Log) -> None:
+        """Tell what can't be given."""
+        if self.unknown:
+            journal.warning("process.capabilities: unknown and left out: " + ", ".join(dict.fromkeys(self.unknown)))
+        if self.dropped:
+            journal.warning("process.capabilities: the runtime has not got and leaves out: " + ", ".join(self.dropped))
+        if self.not_ambient:
+            names = ", ".join(self.not_ambient)
+            journal.warning(f"process.capabilities.ambient: not both permitted and inheritable, and left out: {names}")
 
 
-def read(wanted: Capabilities | None, path: str) -> Masks:
-    """Return the masks of a description; without one all sets are empty.
+def read(wanted: Capabilities | None) -> Masks:
+    """Return the masks of a description; without one all sets are empty. Names that no capability has are noted.
 
-    Raises:
-        ConfigError: a name that no capability has.
+    Source: OCI runtime-spec, config.md, "capabilities": the runtime warns of them and should not fail.
     """
     masks = Masks()
     for which in _SETS if wanted is not None else ():
@@ -67,16 +80,11 @@ def read(wanted: Capabilities | None, path: str) -> Masks:
         for name in getattr(wanted, which):
             bit = _BITS.get(name.upper())
             if bit is None:
-                raise ConfigError(f"{path}.{which}", f"unknown capability {name!r}")
+                masks.unknown.append(name)
+                continue
             mask |= bit
         setattr(masks, which, mask)
     return masks
-
-
-def last_cap() -> int:
-    """Return the number of the kernel's last capability."""
-    with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
-        return int(file.read())
 
 
 def own_permitted() -> int:

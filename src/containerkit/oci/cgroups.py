@@ -7,15 +7,24 @@ from ``linux.resources`` (:mod:`.limits`), and a group is nothing but its paths,
 from __future__ import annotations
 
 import os
+import select
+import time
+from _signal import pidfd_send_signal  # type: ignore[import-not-found] # signal itself loads enum
 from errno import EBUSY, ENOENT
 
 from containerkit.oci.errors import RuntimeFailure, refused_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["Groups", "Hierarchy", "hierarchies", "kill_all", "processes", "remove", "thaw"]
+__all__ = ["Groups", "Hierarchy", "hierarchies", "is_busy", "kill_all", "processes", "remove", "steps", "thaw"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SIGKILL = 9
+_ROUNDS = 64
+_AT_ONCE = 256
+"""How many pidfds are open at a time: a process may have 1024 descriptors."""
 
 
 class Hierarchy:
@@ -26,22 +35,36 @@ class Hierarchy:
         mountpoint: where it is mounted.
         names: its controllers, or ``name=...`` of one without.
         own: this process's group in it, as /proc/self/cgroup shows it.
+        options: those of the hierarchy, which all of its mounts have.
     """
 
-    __slots__ = ("mountpoint", "names", "own", "root", "version")
+    __slots__ = ("mountpoint", "names", "options", "own", "root", "version")
 
-    def __init__(self, version: int, mountpoint: str, root: str, names: tuple[str, ...], own: str) -> None:
+    def __init__(
+        self, version: int, fields: list[str], names: tuple[str, ...], own: str, options: frozenset[str]
+    ) -> None:
         self.version = version
-        self.mountpoint = mountpoint
-        self.root = root
+        self.root, self.mountpoint = map(_unescape, fields[3:5])
         self.names = names
         self.own = own
+        self.options = options
 
     def place(self, group: str) -> str:
-        """Return the folder of a group, given its path in the hierarchy."""
+        """Return the directory of a group, given its path in the hierarchy."""
         if self.root != "/" and (group + "/").startswith(self.root.rstrip("/") + "/"):
             group = group[len(self.root.rstrip("/")) :]
         return self.mountpoint + group.rstrip("/")
+
+    def lets_make(self, group: str) -> bool:
+        """Tell whether this process may make a group: whether the nearest directory above that is there is its own.
+
+        Args:
+            group: the path of the group in the hierarchy.
+        """
+        place = self.place(group)
+        while not os.path.isdir(place):
+            place = os.path.dirname(place)
+        return os.access(place, os.W_OK)
 
 
 def hierarchies() -> list[Hierarchy]:
@@ -54,15 +77,13 @@ def hierarchies() -> list[Hierarchy]:
     for line in _lines("/proc/self/mountinfo"):
         fields = line.split(" ")
         dash = fields.index("-")
-        kind = fields[dash + 1]
+        kind, options = fields[dash + 1], frozenset(fields[dash + 3].split(","))
         if kind == "cgroup2" and "" in own:
-            found.setdefault("", Hierarchy(2, _unescape(fields[4]), _unescape(fields[3]), (), own[""]))
+            found.setdefault("", Hierarchy(2, fields, (), own[""], options))
         elif kind == "cgroup":
-            options = set(fields[dash + 3].split(","))
             for names, path in own.items():
                 if names and options.issuperset(names.split(",")):
-                    parts = tuple(names.split(","))
-                    found.setdefault(names, Hierarchy(1, _unescape(fields[4]), _unescape(fields[3]), parts, path))
+                    found.setdefault(names, Hierarchy(1, fields, tuple(names.split(",")), path, options))
     return sorted(found.values(), key=lambda each: each.version)
 
 
@@ -82,7 +103,7 @@ class Groups:
 
     Attributes:
         path: as ``cgroupsPath`` gives it.
-        places: the folder in each hierarchy.
+        places: the directory in each hierarchy.
         made: whether they are this container's: only then may what is in them be killed.
     """
 
@@ -96,7 +117,7 @@ class Groups:
 
     @classmethod
     def of(cls, places: Iterable[str], found: Iterable[Hierarchy]) -> Groups:
-        """Return the groups that were made earlier, by their folders."""
+        """Return the groups that were made earlier, by their directories."""
         groups = cls("", ())
         by_mountpoint = sorted(found, key=lambda each: -len(each.mountpoint))
         for place in places:
@@ -108,7 +129,7 @@ class Groups:
         return groups
 
     def make(self, *, in_use: bool = False) -> None:
-        """Make the folders, those above too.
+        """Make the directories, those above too.
 
         Args:
             in_use: there may be processes in them already: the container's own, in a scope of systemd's.
@@ -139,6 +160,25 @@ class Groups:
             if _read(f"{place}/cgroup.procs").strip():
                 raise RuntimeFailure(f"the control group {place} has processes already")
 
+    def check_thawed(self) -> None:
+        """See that a process which joins the groups is not frozen before it becomes the container's.
+
+        Raises:
+            RuntimeFailure: the group, or the nearest one above that is there, is frozen.
+
+        Source: freezer.state in Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst; cgroup.events in
+            cgroup-v2.rst.
+        """
+        place, _, name = self.freezer.rpartition("/")
+        while place and not os.path.isdir(place):
+            place = os.path.dirname(place)
+        if name == "freezer.state":
+            frozen = _read(f"{place}/{name}").strip() not in ("", "THAWED")
+        else:
+            frozen = "frozen 1" in _read(f"{place}/cgroup.events").splitlines()
+        if frozen:
+            raise RuntimeFailure(f"the control group {place} is frozen: thaw it before a container starts in it")
+
     def add(self, pid: int) -> None:
         """Move a process into all of them. Source: cgroup.procs in cgroups(7)."""
         for place in self.places:
@@ -154,8 +194,8 @@ class Groups:
         """
         return open_doors(self.places)
 
-    def folder(self, controller: str) -> str:
-        """Return the folder in which a controller's files are, empty if no hierarchy serves it."""
+    def directory(self, controller: str) -> str:
+        """Return the directory in which a controller's files are, empty if no hierarchy serves it."""
         old = "blkio" if controller == "io" else controller
         for hierarchy, place in zip(self.found, self.places, strict=True):
             if old in hierarchy.names:
@@ -164,7 +204,7 @@ class Groups:
 
     @property
     def unified(self) -> str:
-        """The folder of version 2, empty if it is not mounted."""
+        """The directory of version 2, empty if it is not mounted."""
         if self.found and self.found[-1].version == 2:
             return self.places[-1]
         return ""
@@ -183,38 +223,51 @@ class Groups:
         """The file that freezes the group, empty if there is none."""
         version = self.version("freezer")
         if version == 1:
-            return self.folder("freezer") + "/freezer.state"
+            return self.directory("freezer") + "/freezer.state"
         return self.unified + "/cgroup.freeze" if version == 2 else ""
 
     @staticmethod
     def _hand_down(hierarchy: Hierarchy, place: str) -> None:
-        """Enable every controller that can be in each group above. Source: cgroup.subtree_control in cgroups(7)."""
-        above = hierarchy.mountpoint
-        for part in place[len(above) :].strip("/").split("/"):
-            offered = set(_read(f"{above}/cgroup.controllers").split())
+        """Enable every controller that can be in each group above. Source: cgroup.subtree_control in cgroups(7).
+
+        Not in one with processes: the kernel refuses it the controllers of memory and the like, and those of threads
+        would make it the root of a threaded subtree, whose groups take no processes.
+        """
+        for above, below in steps(hierarchy.mountpoint, place):
+            offered = set() if is_busy(above) else set(_read(f"{above}/cgroup.controllers").split())
             for name in sorted(offered - set(_read(f"{above}/cgroup.subtree_control").split())):
                 try:
                     write(f"{above}/cgroup.subtree_control", f"+{name}")
                 except RuntimeFailure:
                     continue  # a limit that needs it says so later
-            above = f"{above}/{part}"
             try:
-                os.mkdir(above, 0o755)
-            except FileExistsError:
-                continue
+                os.makedirs(below, 0o755, exist_ok=True)
             except OSError as error:
-                raise refused_file("make the control group", above, error, _PERMISSION) from None
+                raise refused_file("make the control group", below, error, _PERMISSION) from None
 
     @staticmethod
     def _inherit_cpuset(hierarchy: Hierarchy, place: str) -> None:
         """A version 1 cpuset without lists takes no process."""
-        above = hierarchy.mountpoint
-        for part in place[len(above) :].strip("/").split("/"):
-            below = f"{above}/{part}"
+        for above, below in steps(hierarchy.mountpoint, place):
             for name in ("cpuset.cpus", "cpuset.mems"):
                 if not _read(f"{below}/{name}").strip():
                     write(f"{below}/{name}", _read(f"{above}/{name}").strip())
-            above = below
+
+
+def is_busy(group: str) -> bool:
+    """Tell whether processes of its own keep a group of version 2 from handing controllers on.
+
+    The root may have some: it alone has no type.
+    """
+    return os.path.exists(f"{group}/cgroup.type") and bool(_read(f"{group}/cgroup.procs").strip())
+
+
+def steps(top: str, place: str) -> Iterator[tuple[str, str]]:
+    """Yield each directory from the top on, with the next one on the way to a place below it."""
+    for part in place[len(top) :].strip("/").split("/"):
+        below = f"{top}/{part}"
+        yield top, below
+        top = below
 
 
 _PERMISSION = "run as root or in a delegated subtree, or with --cgroup-manager disabled"
@@ -257,10 +310,10 @@ def write(path: str, value: str) -> None:
         os.close(fd)
 
 
-def _read(path: str) -> str:
+def _read(path: str, directory: int | None = None) -> str:
     """Return a control file's text, empty where there is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return ""
     try:
@@ -278,25 +331,55 @@ def _read(path: str) -> str:
 read_file = _read
 
 
-def _below(place: str) -> list[str]:
-    """Return the folder and all groups below it, the innermost first."""
-    found: list[str] = []
+def _walk(place: str) -> Iterator[tuple[int, str]]:
+    """Yield each group with all below it, the innermost first.
+
+    A container may nest its groups deeper than a path is long, so each is named by a descriptor of the one above and
+    its name, which hold until the next is asked for.
+    """
+    above, _, top = place.rpartition("/")
     try:
-        with os.scandir(place) as inner:
-            names = [each.name for each in inner if each.is_dir(follow_symlinks=False)]
+        at = os.open(above, _DIRECTORY)
     except OSError:
-        return found
-    for name in names:
-        found += _below(f"{place}/{name}")
-    return [*found, place]
+        return
+    waiting, names = [[top]], [""]
+    try:
+        while waiting:
+            if waiting[-1]:
+                names.append(waiting[-1].pop())
+                try:
+                    below = os.open(names[-1], _DIRECTORY, dir_fd=at)
+                except OSError:  # gone meanwhile
+                    names.pop()
+                    continue
+                waiting.append(_children(below))
+            else:
+                waiting.pop()
+                if not waiting:
+                    return
+                below = os.open("..", _DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = below
+            if len(names) > len(waiting):
+                yield at, names.pop()
+    finally:
+        os.close(at)
+
+
+def _children(fd: int) -> list[str]:
+    try:
+        with os.scandir(fd) as inner:
+            return [each.name for each in inner if each.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def processes(places: Iterable[str]) -> list[int]:
     """Return the pids of all processes in the groups and below, in the order of the kernel."""
     found: dict[int, None] = {}
     for place in places:
-        for folder in _below(place):
-            for word in _read(f"{folder}/cgroup.procs").split():
+        for above, name in _walk(place):
+            for word in _read(f"{name}/cgroup.procs", above).split():
                 if word.isdigit() and word != "0":
                     found[int(word)] = None
     return list(found)
@@ -313,52 +396,85 @@ def thaw(freezer: str) -> None:
 
 
 def kill_all(places: Iterable[str], signal: int) -> None:
-    """Send a signal to every process of the groups; SIGKILL until none is left to fork."""
+    """Send a signal to every process of the groups; SIGKILL until none is left to fork.
+
+    Source: cgroup.kill in Documentation/admin-guide/cgroup-v2.rst.
+    """
     places = list(places)
     for place in places:
-        if signal == 9 and os.access(f"{place}/cgroup.kill", os.W_OK):
+        if signal == _SIGKILL and os.access(f"{place}/cgroup.kill", os.W_OK):
             write(f"{place}/cgroup.kill", "1")
-    for _ in range(64 if signal == 9 else 1):
-        pids = [pid for pid in processes(places) if _is_alive(pid)]
-        for pid in pids:
-            try:
-                os.kill(pid, signal)
-            except ProcessLookupError:
-                continue
-        if not pids:
+    for _ in range(_ROUNDS if signal == _SIGKILL else 1):
+        if not _signal_members(places, signal):
             return
 
 
-def _is_alive(pid: int) -> bool:
-    from containerkit.oci.store import start_time
+def _signal_members(places: list[str], signal: int) -> bool:
+    """Signal each process once; return whether any was alive."""
+    any_alive = False
+    pids = processes(places)
+    for first in range(0, len(pids), _AT_ONCE):
+        any_alive |= _signal_some(places, pids[first : first + _AT_ONCE], signal)
+    return any_alive
 
-    return start_time(pid) != 0
+
+def _signal_some(places: list[str], pids: list[int], signal: int) -> bool:
+    """Signal those processes that are in the groups still when a pidfd holds them.
+
+    A number that was read may belong to a stranger by now. Once its process is held, the number in the group is either
+    that process, or that process is gone and the signal reaches nobody.
+    """
+    held: dict[int, int] = {}
+    any_alive = False
+    try:
+        for pid in pids:
+            try:
+                held[pid] = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+        for pid in processes(places):
+            if pid in held and not _has_ended(held[pid]):
+                any_alive = True
+                try:
+                    pidfd_send_signal(held[pid], signal)
+                except ProcessLookupError:
+                    continue
+    finally:
+        for fd in held.values():
+            os.close(fd)
+    return any_alive
+
+
+def _has_ended(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def remove(places: Iterable[str], patience_s: float = 10.0) -> list[str]:
     """Remove the groups with all below them, waiting for their last processes to go.
 
     Args:
-        places: the folders.
-        patience_s: how long to wait, in seconds.
+        places: the directories.
+        patience_s: how long to wait for all of them together, in seconds.
 
     Returns:
-        What could not be removed.
+        Those of which something could not be removed.
     """
-    left: list[str] = []
-    for place in places:
-        left += [folder for folder in _below(place) if not _remove_one(folder, patience_s)]
-    return left
-
-
-def _remove_one(folder: str, patience_s: float) -> bool:
-    import time
-
     end = time.monotonic() + patience_s
+    left: dict[str, None] = {}
+    for place in places:
+        for above, name in _walk(place):
+            if not _remove_one(above, name, end):
+                left[place] = None
+    return list(left)
+
+
+def _remove_one(above: int, name: str, end: float) -> bool:
     pause_s = 0.001
     while True:
         try:
-            os.rmdir(folder)
+            os.rmdir(name, dir_fd=above)
         except OSError as error:
             if error.errno == ENOENT:
                 return True

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.oci.config import Config, Process
 
-__all__ = ["RLIMITS", "check", "check_process"]
+__all__ = ["RLIMITS", "check", "check_host", "check_process"]
 
 
 def check(config: Config) -> None:
@@ -68,21 +68,51 @@ _IPC_SYSCTLS = frozenset(
 def _check_sysctl(config: Config, name: str) -> None:
     """A parameter that is not the namespace's own would be the host's."""
     path = f"linux.sysctl.{name}"
+    if config.namespace(owner := _owner_of(name)) is None:
+        raise ConfigError(path, f"can be set in a container with a {owner} namespace of its own only")
+
+
+def _owner_of(name: str) -> str:
+    """Return the kind of the namespaces that have a kernel parameter of their own.
+
+    Raises:
+        ConfigError: none has.
+    """
+    path = f"linux.sysctl.{name}"
     plain = name.replace("/", ".")
     if ".." in plain or plain.startswith("."):
         raise ConfigError(path, "is no name of a kernel parameter")
     if plain in _IPC_SYSCTLS or plain.startswith("fs.mqueue."):
-        owner = "ipc"
-    elif plain.startswith("net."):
-        owner = "network"
-    elif plain in ("kernel.domainname", "kernel.hostname"):
-        owner = "uts"
-    elif plain.startswith("user."):
-        owner = "user"
-    else:
-        raise ConfigError(path, "belongs to no namespace: it would be set for the whole host")
-    if config.namespace(owner) is None:
-        raise ConfigError(path, f"can be set in a container with a {owner} namespace of its own only")
+        return "ipc"
+    if plain.startswith("net."):
+        return "network"
+    if plain == "kernel.hostname":
+        raise ConfigError(path, "is what hostname in the configuration sets")
+    if plain == "kernel.domainname":
+        return "uts"
+    if plain.startswith("user."):
+        return "user"
+    raise ConfigError(path, "belongs to no namespace: it would be set for the whole host")
+
+
+def check_host(config: Config, kind: str) -> None:
+    """Refuse what would change the host, since a namespace that is joined is the runtime's own.
+
+    Args:
+        config: the configuration.
+        kind: of the namespace.
+
+    Raises:
+        ConfigError: it sets a kernel parameter, or a name, of that namespace.
+    """
+    hint = f"leave it out, or have a new {kind} namespace"
+    why = f"would be the host's: the {kind} namespace that is joined is the runtime's own (hint: {hint})"
+    for name in config.linux.sysctl:
+        if _owner_of(name) == kind:
+            raise ConfigError(f"linux.sysctl.{name}", why)
+    for name, value in (("hostname", config.hostname), ("domainname", config.domainname)):
+        if value and kind == "uts":
+            raise ConfigError(name, why)
 
 
 def check_process(process: Process, path: str) -> None:

@@ -216,12 +216,12 @@ class Hook(Model):
 
     path: str
     args: list[str]
-    env: list[str]
+    env: list[str] | None
     timeout: int | None
     FIELDS: ClassVar = {
         "path": Field.required("path", absolute),
         "args": Field("args", _words, []),
-        "env": Field("env", _words, []),
+        "env": Field("env", _words),
         "timeout": Field("timeout", integer(1, 2**31)),
     }
 
@@ -403,6 +403,12 @@ class Config(Model):
         "annotations": Field("annotations", mapping(text), {}),
         "linux": Field("linux", model(Linux), Linux.read({}, "linux")),
     }
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The major and minor number of the specification that it is written for."""
+        major, minor, *_ = (*self.oci_version.split("."), "0", "0")
+        return int(major), int(minor) if minor.isdecimal() else 0
 
     def namespace(self, kind: str) -> Namespace | None:
         """Return the namespace of a kind, None where it is the runtime's own."""

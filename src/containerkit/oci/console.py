@@ -1,10 +1,11 @@
-"""Terminals: the master's way to whoever holds it, and a proxy between it and the caller's own terminal."""
+"""Terminals: how the master reaches whoever holds it, and a proxy between it and the caller's own terminal."""
 
 from __future__ import annotations
 
 import os
 from struct import pack, unpack
 
+from containerkit.oci import kernel
 from containerkit.oci.channel import Channel
 from containerkit.oci.errors import RuntimeFailure, strerror
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from containerkit.oci.config import Box
 
-__all__ = ["Proxy", "send_descriptor", "set_size"]
+__all__ = ["Proxy", "is_master", "pass_newlines", "send_descriptor", "set_size"]
 
 _TIOCGWINSZ, _TIOCSWINSZ = 0x5413, 0x5414
 
@@ -34,12 +35,29 @@ def send_descriptor(path: str, fd: int, message: bytes) -> None:
         raise RuntimeFailure(f"send a descriptor to {path}: {strerror(error.errno or 0)}") from None
 
 
+def is_master(fd: int) -> bool:
+    """Tell whether a descriptor is a terminal's master, and not what an image has put in its place (CVE-2025-52565)."""
+    return os.fstat(fd).st_rdev == os.makedev(5, 2) and kernel.filesystem_of(fd) == kernel.DEVPTS_SUPER_MAGIC
+
+
 def set_size(master: int, box: Box | None) -> None:
     """Give a terminal its size in characters. Source: TIOCSWINSZ in ioctl_tty(2)."""
     import fcntl
 
     if box is not None and (box.height or box.width):
         fcntl.ioctl(master, _TIOCSWINSZ, pack("=4H", box.height, box.width, 0, 0))
+
+
+def pass_newlines(master: int) -> None:
+    """Let a terminal pass on newlines as they are: whoever reads its output from a pipe wants no carriage returns.
+
+    Source: termios(3).
+    """
+    import termios
+
+    attributes = termios.tcgetattr(master)
+    attributes[1] &= ~termios.ONLCR
+    termios.tcsetattr(master, termios.TCSANOW, attributes)
 
 
 class Proxy:
@@ -63,6 +81,7 @@ class Proxy:
         import tty
 
         tty.setraw(0)
+        self._process_output()
         self.follow_size()
         return self
 
@@ -70,11 +89,20 @@ class Proxy:
         import termios
 
         if self._saved is not None:
-            termios.tcsetattr(0, termios.TCSANOW, self._saved)  # type: ignore[arg-type]
+            termios.tcsetattr(0, termios.TCSANOW, self._saved)  # type: ignore[arg-type] # what tcgetattr returned, which typeshed types otherwise
             self._saved = None
         master, self.master = self.master, -1
         if master >= 0:
             os.close(master)
+
+    @staticmethod
+    def _process_output() -> None:
+        """Have the caller's terminal begin lines at their left, which the container's does not do."""
+        import termios
+
+        attributes = termios.tcgetattr(0)
+        attributes[1] |= termios.OPOST | termios.ONLCR
+        termios.tcsetattr(0, termios.TCSANOW, attributes)
 
     def follow_size(self) -> None:
         """Take over the size of the caller's terminal."""

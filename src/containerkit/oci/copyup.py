@@ -1,6 +1,6 @@
 """``tmpcopyup``: a tmpfs that starts with a copy of what it covers.
 
-It is filled by the runtime before it is attached. What lies below is opened without following a link out of the root
+It is filled by the runtime before it is attached. What lies below is opened without following a symlink out of the root
 filesystem, and everything is made on descriptors of the new filesystem, which nobody else can reach yet.
 """
 
@@ -16,17 +16,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["filled_tmpfs"]
+__all__ = ["filled_tmpfs", "new_tmpfs"]
 
 _CHUNK = 1 << 20
 
 
 def filled_tmpfs(root: int, target: str, data: Sequence[tuple[str, str | None]], attributes: int) -> int:
-    """Return a detached tmpfs with a copy of the folder ``target`` of the root filesystem.
+    """Return a detached tmpfs with a copy of the directory ``target`` of the root filesystem.
 
     Args:
         root: the root filesystem.
-        target: the folder; where there is none the tmpfs is empty.
+        target: the directory; where there is none the tmpfs is empty.
         data: the options of the tmpfs.
         attributes: ``MOUNT_ATTR_*``.
 
@@ -37,16 +37,16 @@ def filled_tmpfs(root: int, target: str, data: Sequence[tuple[str, str | None]],
     try:
         source = kernel.open_inside(root, target, k.O_RDONLY | k.O_DIRECTORY)
     except OSError:
-        return _new(list(data), attributes, target)
+        return new_tmpfs(list(data), attributes, target)
     try:
         status = os.fstat(source)
         options = [("mode", f"{status.st_mode & 0o7777:o}"), ("uid", str(status.st_uid)), ("gid", str(status.st_gid))]
         named = {name for name, _ in data}
-        tree = _new([*data, *[pair for pair in options if pair[0] not in named]], attributes, target)
+        tree = new_tmpfs([*data, *[pair for pair in options if pair[0] not in named]], attributes, target)
         try:
             top = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
             try:
-                _copy_folder(source, top)
+                _copy_tree(source, top)
             finally:
                 os.close(top)
         except BaseException:
@@ -57,7 +57,17 @@ def filled_tmpfs(root: int, target: str, data: Sequence[tuple[str, str | None]],
     return tree
 
 
-def _new(data: Sequence[tuple[str, str | None]], attributes: int, target: str) -> int:
+def new_tmpfs(data: Sequence[tuple[str, str | None]], attributes: int, target: str) -> int:
+    """Return a detached tmpfs.
+
+    Args:
+        data: its options; None marks a flag.
+        attributes: ``MOUNT_ATTR_*``.
+        target: what it is for, as an error tells it.
+
+    Raises:
+        StepError: it can't be made.
+    """
     try:
         context = kernel.call("fsopen", b"tmpfs\0", k.FSOPEN_CLOEXEC)
         try:
@@ -73,15 +83,40 @@ def _new(data: Sequence[tuple[str, str | None]], attributes: int, target: str) -
         raise kernel.refused(str(error.filename), error, f"tmpfs on {target}") from None
 
 
-def _copy_folder(source: int, sink: int) -> None:
-    for name in os.listdir(source):
+def _copy_tree(source: int, sink: int) -> None:
+    """Copy what is in a directory. What is still to be entered is on a list, so that no depth is too much."""
+    waiting = [b""]
+    entered: list[tuple[bytes, os.stat_result]] = []
+    while waiting:
+        path = waiting.pop()
+        above = kernel.open_inside(source, path, os.O_RDONLY | os.O_DIRECTORY, plain=True)
+        try:
+            below = kernel.open_inside(sink, path, os.O_RDONLY | os.O_DIRECTORY, plain=True)
+            try:
+                for name, status in _copy_directory(above, below):
+                    inner = path + b"/" + name if path else name
+                    waiting.append(inner)
+                    entered.append((inner, status))
+            finally:
+                os.close(below)
+        finally:
+            os.close(above)
+    for path, status in reversed(entered):  # they are full now: their times stay
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=sink, follow_symlinks=False)
+
+
+def _copy_directory(source: int, sink: int) -> list[tuple[bytes, os.stat_result]]:
+    """Copy what is in a directory, but not below it; return the directories that were made."""
+    made = []
+    for name in map(os.fsencode, os.listdir(source)):
         status = os.stat(name, dir_fd=source, follow_symlinks=False)
-        if S_ISDIR(status.st_mode):
-            _copy_inner(name, source, sink)
-        elif S_ISLNK(status.st_mode):
+        if S_ISLNK(status.st_mode):
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=sink)
             os.chown(name, status.st_uid, status.st_gid, dir_fd=sink, follow_symlinks=False)
             continue
+        if S_ISDIR(status.st_mode):
+            os.mkdir(name, 0o700, dir_fd=sink)
+            made.append((name, status))
         elif S_ISREG(status.st_mode):
             _copy_file(name, source, sink)
         else:
@@ -89,24 +124,11 @@ def _copy_folder(source: int, sink: int) -> None:
         os.chown(name, status.st_uid, status.st_gid, dir_fd=sink, follow_symlinks=False)
         os.chmod(name, status.st_mode & 0o7777, dir_fd=sink)
         os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=sink, follow_symlinks=False)
+    return made
 
 
-def _copy_inner(name: str, source: int, sink: int) -> None:
-    os.mkdir(name, 0o700, dir_fd=sink)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    below = os.open(name, flags, dir_fd=source)
-    try:
-        inner = os.open(name, flags, dir_fd=sink)
-        try:
-            _copy_folder(below, inner)
-        finally:
-            os.close(inner)
-    finally:
-        os.close(below)
-
-
-def _copy_file(name: str, source: int, sink: int) -> None:
-    reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
+def _copy_file(name: bytes, source: int, sink: int) -> None:
+    reading = kernel.open_regular(source, name, plain=True)
     try:
         writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=sink)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from _signal import pidfd_send_signal  # type: ignore[import-not-found] # signal itself loads enum
 
 from containerkit.oci import cgroups, store
@@ -23,11 +24,15 @@ _PATIENCE_S = 10.0
 def delete(call: Call) -> int:
     """Remove a stopped container; with ``--force`` in any state. Source: OCI runtime-spec, runtime.md, "Delete"."""
     force = call.flags.has("force")
-    for name in call.flags.arguments or [call.name]:
+    names = call.flags.arguments or [call.name]
+    if call.flags.has("regex"):
+        names = [found for pattern in names for found in store.matching(call.root, pattern)]
+    for name in names:
+        end = time.monotonic() + _PATIENCE_S
         try:
             if force:
-                _stop(call.root, name)
-            entry = store.open_entry(call.root, name, lock=True, patience_s=_PATIENCE_S)
+                _stop(call.root, name, end)
+            entry = store.open_entry(call.root, name, lock=True, patience_s=max(end - time.monotonic(), 0.1))
         except RuntimeFailure as error:
             if force and "does not exist" in str(error):
                 continue
@@ -36,26 +41,28 @@ def delete(call: Call) -> int:
             status = entry.status()
             if status != "stopped" and not force:
                 raise RuntimeFailure(f"cannot delete container {name} that is not stopped: {status}")
-            destroy(entry)
+            destroy(entry, end)
     return 0
 
 
-def _stop(root: str, name: str) -> None:
+def _stop(root: str, name: str, end: float) -> None:
     """Kill a container without its lock, and whoever is still making it: a hook may keep that for ever."""
     with store.open_entry(root, name) as entry:
         pid, started = entry.record.get("creator", [0, 0])
         if entry.record.get("phase") == "creating" and pid != os.getpid():
-            _kill_process(entry.id, pid, started)
-        _kill(entry)
+            _kill_process(entry.id, pid, started, end)
+        _kill(entry, end)
+        if entry.record.get("joinsPid"):  # a hook that is run inside does not end with the first process
+            cgroups.kill_all(entry.record.get("groups", []), _SIGKILL)
 
 
-def _kill(entry: Entry) -> None:
+def _kill(entry: Entry, end: float) -> None:
     """Kill the first process, and wait until it has ended."""
     freezer = entry.record.get("freezer", "")
-    _kill_process(entry.id, entry.pid, entry.record.get("start_time", 0), freezer)
+    _kill_process(entry.id, entry.pid, entry.record.get("start_time", 0), end, freezer)
 
 
-def _kill_process(name: str, pid: int, started: int, freezer: str = "") -> None:
+def _kill_process(name: str, pid: int, started: int, end: float, freezer: str = "") -> None:
     """Kill a process, through a pidfd that no other can have, and wait until it has ended."""
     if not store.is_alive(pid, started):
         return
@@ -70,7 +77,7 @@ def _kill_process(name: str, pid: int, started: int, freezer: str = "") -> None:
         cgroups.thaw(freezer)  # a frozen process does not die
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
-        if not poller.poll(int(_PATIENCE_S * 1000)):
+        if not poller.poll(max(int((end - time.monotonic()) * 1000), 0)):
             raise RuntimeFailure(f"container {name}: process {pid} does not end")
     except ProcessLookupError:
         return
@@ -78,18 +85,23 @@ def _kill_process(name: str, pid: int, started: int, freezer: str = "") -> None:
         os.close(pidfd)
 
 
-def destroy(entry: Entry) -> None:
+def destroy(entry: Entry, end: float | None = None) -> None:
     """Remove what was made for the container of an entry whose lock is held.
+
+    Args:
+        entry: the record.
+        end: until when to wait for what is in use, by the monotonic clock (default: for 10 seconds).
 
     Raises:
         RuntimeFailure: something is in use and can't be removed; the record stays, for another try.
     """
+    end = time.monotonic() + _PATIENCE_S if end is None else end
     record = entry.record
-    _kill(entry)
+    _kill(entry, end)
     groups = record.get("groups", [])
     cgroups.thaw(record.get("freezer", ""))
     cgroups.kill_all(groups, _SIGKILL)
-    left = cgroups.remove(groups)
+    left = cgroups.remove(groups, end - time.monotonic())
     if left:
         raise RuntimeFailure(f"container {entry.id}: control groups in use: {', '.join(left)}")
     if record.get("resctrl"):

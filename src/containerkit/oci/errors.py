@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import os
 
+from containerkit.failures import ContainerError, SetupError, SpecError
+
 __all__ = ["ConfigError", "RuntimeFailure", "StepError", "refused_file", "strerror"]
 
 
-class RuntimeFailure(Exception):  # noqa: N818 - not a mistake of the program
+class RuntimeFailure(ContainerError):  # noqa: N818 - not a mistake of the program
     """A verb failed; the text is what the user and the engine's log see."""
 
 
-class ConfigError(RuntimeFailure):
+class ConfigError(RuntimeFailure, SpecError):
     """A value of config.json that can't be, named by its JSON path.
 
     Attributes:
         path: where it stands, such as ``process.user.uid``.
+        why: what is wrong with it.
     """
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"config.json: {path}: {why}")
         self.path = path
+        self.why = why
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.why)
 
 
-class StepError(RuntimeFailure):
+class StepError(RuntimeFailure, SetupError):
     """A step of a start that the kernel refused.
 
     Attributes:
         operation: the system call.
         errno: the kernel's error number.
         target: what it acted on.
+        hint: what would help, or an empty string.
     """
 
-    def __init__(self, operation: str, errno: int, target: str = "", hint: str = "") -> None:
-        what = f"{operation} {target}".rstrip()
-        super().__init__(f"{what}: {strerror(errno)}" + (f" (hint: {hint})" if hint else ""))
-        self.operation = operation
-        self.errno = errno
-        self.target = target
+    def __str__(self) -> str:
+        text = f"{self.operation} {self.target}".rstrip() + f": {strerror(self.errno or 0)}"
+        return f"{text} (hint: {self.hint})" if self.hint else text
 
 
 def strerror(errno: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from containerkit.oci import jsontext, store
 from containerkit.oci.errors import RuntimeFailure
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["events", "statistics"]
 
+_LOOK_S = 0.2
+"""How often it looks for out-of-memory kills, in seconds: a reader waits for them."""
+
 
 def events(call: Call) -> int:
-    """Print statistics in an interval, and out-of-memory kills as they happen, until the container ends.
+    """Print statistics in an interval, and out-of-memory kills within 0.2 s, until the container ends.
 
     With ``--stats`` the statistics are printed once.
     """
@@ -40,10 +44,10 @@ def _interval_s(call: Call) -> float:
     text = call.flags.text("interval", "5s")
     unit = "ms" if text.endswith("ms") else text[-1:]
     try:
-        value = float(text.removesuffix(unit)) if unit in ("ms", "s", "m") else float(text)
+        value = float(text.removesuffix(unit)) if unit in ("ms", "s", "m", "h") else float(text)
     except ValueError:
         raise RuntimeFailure(f"--interval: {text!r} is no time such as 5s") from None
-    seconds = value * {"ms": 0.001, "s": 1.0, "m": 60.0}.get(unit, 1.0)
+    seconds = value * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}.get(unit, 1.0)
     if seconds <= 0:
         raise RuntimeFailure("--interval: must be more than 0")
     return seconds
@@ -55,16 +59,24 @@ def _watch(call: Call, name: str, pid: int, groups: list[str]) -> None:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     kills = 0
+    due = time.monotonic()
+    ended = False
     try:
         while True:
-            stats = statistics(groups)
-            seen = stats["memory"]["oomKills"]
+            try:
+                stats = _read(groups)
+            except FileNotFoundError:  # deleted meanwhile
+                return
+            seen = stats.memory.oom_kills or 0 if stats.memory is not None else 0
             for _ in range(seen - kills):
                 _tell(name, "oom", None)
             kills = seen
-            _tell(name, "stats", stats)
-            if poller.poll(interval_s * 1000):
+            if ended:
                 return
+            if time.monotonic() >= due:
+                _tell(name, "stats", _shaped(stats))
+                due = time.monotonic() + interval_s
+            ended = bool(poller.poll(min(interval_s, _LOOK_S) * 1000))
     finally:
         os.close(pidfd)
 
@@ -78,8 +90,12 @@ def statistics(groups: list[str]) -> dict[str, Any]:
     """Return what the processes of some groups have used, in the form that runtimes share.
 
     Args:
-        groups: the folders, one in each hierarchy.
+        groups: the directories, one in each hierarchy.
     """
+    return _shaped(_read(groups))
+
+
+def _read(groups: list[str]) -> Stats:
     from containerkit.cgroup.directory import Directory
     from containerkit.cgroup.usage import stats
     from containerkit.oci.cgroups import Groups, hierarchies
@@ -91,7 +107,7 @@ def statistics(groups: list[str]) -> dict[str, Any]:
             fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             names = frozenset(name for name in hierarchy.names if "=" not in name)
             parts.append(Directory(fd, place, hierarchy.version, names))
-        return _shaped(stats(tuple(parts)))
+        return stats(tuple(parts))
     finally:
         for part in parts:
             part.close()
@@ -132,7 +148,6 @@ def _shaped(stats: Stats) -> dict[str, Any]:
             },
             "kernel": {"usage": memory.kernel_bytes or 0},
             "cache": memory.file_bytes or 0,
-            "oomKills": memory.oom_kills or 0,
             "raw": dict(memory.detail),
         },
         "pids": {"current": pids.current or 0, "limit": pids.limit or 0},

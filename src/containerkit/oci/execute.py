@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 
 from containerkit._native import constants as k
-from containerkit.oci import capabilities, dialogue, jsontext, store, waiting
+from containerkit.oci import capabilities, foreground, jsontext, kernel, protocol, store
 from containerkit.oci import config as configuration
 from containerkit.oci.channel import Channel
 from containerkit.oci.checks import check_process
 from containerkit.oci.config import Process, User
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
-from containerkit.oci.host import Host, find_program, keep_descriptors, set_limits, set_score, write_pid_file
+from containerkit.oci.host import Host, find_program, set_limits, set_score, write_pid_file
 from containerkit.oci.lifehooks import kinds_of, stored_config
-from containerkit.oci.partner import Partner
-from containerkit.oci.payload import Payload
-from containerkit.oci.stage import FLAGS, Stage, walk
-from containerkit.oci.users import home_of, may_set_groups, outside, own_streams
+from containerkit.oci.namespaces import FLAGS, Stage, walk
+from containerkit.oci.payload import Payload, unique
+from containerkit.oci.session import Partner
+from containerkit.oci.users import home_of, keeps_groups, may_set_groups, outside, own_streams, without_home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def execute(call: Call) -> int:
     """Run a process in a container; with ``--detach`` the call returns once it runs."""
     detached = call.flags.has("detach")
     if not detached:
-        waiting.interruptible()
+        foreground.interruptible()
     with store.open_entry(call.root, call.name) as entry:
         status = entry.status()
         if status == "stopped":
@@ -47,7 +47,7 @@ def execute(call: Call) -> int:
         joining.join()
     if detached:
         return 0
-    code = waiting.follow(joining.pidfd, joining.master)
+    code = foreground.follow(joining.pidfd, joining.master)
     os.close(joining.pidfd)
     return code
 
@@ -73,11 +73,12 @@ def _process(flags: Flags, config: Config) -> Process:
 def _from_file(path: str) -> Process:
     try:
         with open(path, "rb") as file:
-            return Process.read(jsontext.loads(file.read()), "process")
+            content = jsontext.loads(file.read())
     except OSError as error:
         raise RuntimeFailure(f"open {path}: {strerror(error.errno or 0)}") from None
     except ValueError as error:
         raise RuntimeFailure(f"{path}: {error}") from None
+    return Process.read(content, "process")
 
 
 def _from_flags(flags: Flags, config: Config) -> Process:
@@ -133,14 +134,44 @@ def _add_capabilities(process: Process, names: list[str]) -> None:
     found = process.capabilities or configuration.Capabilities.read({}, "process.capabilities")
     for which in ("bounding", "effective", "permitted"):
         setattr(found, which, [*getattr(found, which), *names])
+    inheritable = {name.upper() for name in found.inheritable}
+    found.ambient = [*found.ambient, *(name for name in names if name.upper() in inheritable)]
     process.capabilities = found
 
 
 # --- how it gets there
 
 
+def _below(places: list[str], wanted: list[str]) -> list[str]:
+    """Return the groups to join, as ``--cgroup [CONTROLLER,...:]PATH`` names them.
+
+    Args:
+        places: the directories of the container's groups.
+        wanted: the values of the flag; without a controller one is for all of them.
+
+    Raises:
+        RuntimeFailure: a path that leads out, or a controller without a group.
+    """
+    from containerkit.oci.cgroups import Groups, hierarchies
+
+    groups = Groups.of(places, hierarchies())
+    chosen = dict.fromkeys(groups.places, "")
+    for word in wanted:
+        names, colon, path = word.rpartition(":")
+        if ".." in path.split("/"):
+            raise RuntimeFailure(f"--cgroup: {path!r} must not have '..'")
+        if not colon:
+            chosen = dict.fromkeys(chosen, path)
+        for name in names.split(",") if colon else ():
+            place = groups.directory(name)
+            if not place:
+                raise RuntimeFailure(f"--cgroup: the container has no group of the {name} controller")
+            chosen[place] = path
+    return [f"{place}/{path.strip('/')}".rstrip("/") for place, path in chosen.items()]
+
+
 class Joining(Partner):
-    """One process on its way into a container.
+    """One process that enters a container.
 
     Args:
         call: the call of the command line.
@@ -162,11 +193,10 @@ class Joining(Partner):
         Raises:
             RuntimeFailure: it could not be; it is gone.
         """
-        keep_descriptors(self.preserved())
         self.check_console()
         target = self._open_target()
         time = self._open_time()
-        proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        proc = kernel.open_proc()
         self.doors = self._open_doors()
         ours, theirs = Channel.pair()
         try:
@@ -198,17 +228,28 @@ class Joining(Partner):
         """Only a process that is alone in its memory can join a time namespace: the walker does it by itself."""
         if self.config.namespace("time") is None:
             return -1
-        return os.open(f"/proc/{self.entry.pid}/ns/time", os.O_RDONLY | os.O_CLOEXEC)
+        return self._open_of_container("ns/time_for_children", os.O_RDONLY)
+
+    def _open_of_container(self, name: str, flags: int) -> int:
+        """Open a file of the first process's directory in /proc.
+
+        Raises:
+            OSError: this user may not.
+            RuntimeFailure: the process has ended; its number may be another's.
+        """
+        fd = os.open(f"/proc/{self.entry.pid}/{name}", flags | os.O_CLOEXEC)
+        if not self.entry.is_running():
+            os.close(fd)
+            raise RuntimeFailure("cannot exec in a stopped container: container not running")
+        return fd
 
     def _open_doors(self) -> list[int]:
         """Return the files by which the process joins the container's control groups, or one of its own below them."""
         from containerkit.oci.cgroups import open_doors
 
-        inner = self.call.flags.text("cgroup")
-        if ".." in inner.split("/"):
-            raise RuntimeFailure(f"--cgroup: {inner!r} must not have '..'")
-        places = self.entry.record.get("groups", [])
-        return open_doors(f"{place}/{inner.strip('/')}".rstrip("/") for place in places)
+        places: list[str] = self.entry.record.get("groups", [])
+        wanted = self.call.flags.every("cgroup")
+        return open_doors(_below(places, wanted) if wanted else places)
 
     def _write_tape(self, channel: int, proc: int, time: int, target: int) -> None:
         tape, process = self.tape, self.process
@@ -220,8 +261,9 @@ class Joining(Partner):
             privileged=self.host.privileged,
         )
         held = self.host.all_capabilities if self.stage.changes_user else self.host.permitted
-        masks = capabilities.read(process.capabilities, "process.capabilities")
+        masks = capabilities.read(process.capabilities)
         masks.limit(held)
+        masks.warn(self.call.journal)
         payload = Payload(
             tape,
             process,
@@ -230,6 +272,7 @@ class Joining(Partner):
             held=held,
             filters=self._filters(),
             may_set_groups=may_set_groups(self.entry.pid),
+            keeps_groups=keeps_groups(self.config),
         )
         tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="keep others out of this process")
         tape.call("umask", 0)
@@ -237,20 +280,22 @@ class Joining(Partner):
             payload.affinity(process.exec_cpu_affinity.initial, "process.execCPUAffinity.initial")
         for fd in self.doors:
             tape.call("write", fd, b"0", 1, target="join the control groups")
-        dialogue.pause(tape, channel, b"n", "namespaces are joined")
+        protocol.pause(tape, channel, b"n", "namespaces are joined")
         if process.exec_cpu_affinity is not None:
             payload.affinity(process.exec_cpu_affinity.final, "process.execCPUAffinity.final")
+        else:
+            payload.reset_affinity()
         if time >= 0:
             tape.call("setns", time, FLAGS["time"], target="time namespace")
         terminal = None
         if process.terminal:
             root = tape.slot("root")
             tape.call("openat", k.AT_FDCWD, b"/", k.O_PATH | k.O_CLOEXEC, 0, target="/", result=root)
-            terminal = payload.open_terminal(root, b"dev/ptmx")
+            terminal = payload.open_terminal(root, b"dev/pts/ptmx")
         payload.keyring(self.call.name)
         payload.session(terminal)
         if terminal is not None:
-            dialogue.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
+            protocol.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
         payload.labels(proc)
         payload.scheduling()
         payload.personality(linux.personality)
@@ -260,7 +305,7 @@ class Joining(Partner):
         payload.identity(self.host.last_cap)
         if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
             payload.listen(channel)
-        dialogue.pause(tape, channel, b"r", "ready")
+        protocol.pause(tape, channel, b"r", "ready")
         payload.finish(self.preserved())
 
     def _filters(self) -> tuple[bytes, int] | None:
@@ -273,17 +318,23 @@ class Joining(Partner):
         return program(profile, wanted.bounding if wanted is not None else (), self.call.root)
 
     def _start(self, channel: int, passed: list[int]) -> None:
-        process = self.process
-        argv = [os.fsencode(word) for word in process.args]
-        env = process.env
-        if not any(variable.startswith("HOME=") for variable in env):
-            env = [*env, f"HOME={self._home()}"]
+        envp = [os.fsencode(each) for each in self._environment()]
         self._own_streams()
-        self.pid, self.pidfd = walk(self.stage, self.tape, argv, [os.fsencode(each) for each in env], channel, passed)
+        self.pid, self.pidfd = walk(self.stage, self.tape, self._argv(), envp, channel, passed)
+
+    def _argv(self) -> list[bytes]:
+        return [os.fsencode(word) for word in self.process.args]
+
+    def _environment(self) -> list[str]:
+        env = unique(self.process.env)
+        homeless = without_home(env)
+        if homeless is None:
+            return env
+        return [*homeless, f"HOME={self._home()}"]
 
     def _home(self) -> str:
         try:
-            root = os.open(f"/proc/{self.entry.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            root = self._open_of_container("root", os.O_PATH | os.O_DIRECTORY)
         except OSError:
             return "/"
         try:
@@ -301,7 +352,7 @@ class Joining(Partner):
             set_score(self.pid, wanted, nested=self.host.nested)
 
     def _on_ready(self, _: int) -> None:
-        root = os.open(f"/proc/{self.entry.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = self._open_of_container("root", os.O_PATH | os.O_DIRECTORY)
         try:
             find_program(root, self.process)
         finally:
@@ -311,8 +362,8 @@ class Joining(Partner):
 
     def _await_exec(self, channel: Channel) -> None:
         """The channel closes when the program has been executed; the pid file tells the engine so."""
-        message = dialogue.receive(channel)
-        if isinstance(message, dialogue.Failure):
+        message = protocol.receive(channel)
+        if isinstance(message, protocol.Failure):
             raise self.failure(message)
         if path := self.call.flags.text("pid-file"):
             write_pid_file(path, self.pid)

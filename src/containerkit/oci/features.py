@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from containerkit._linux.procfs import last_capability
 from containerkit.oci import capabilities, config, filters, jsontext, mountoptions, payload
 from containerkit.oci.main import SPEC_VERSION
 
@@ -54,7 +55,7 @@ def document() -> dict[str, Any]:
         "mountOptions": list(mountoptions.NAMES),
         "linux": {
             "namespaces": list(config.NAMESPACES),
-            "capabilities": list(capabilities.NAMES[: capabilities.last_cap() + 1]),
+            "capabilities": list(capabilities.NAMES[: last_capability() + 1]),
             "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {
                 "enabled": True,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from containerkit.security.seccomp import Seccomp
+
 __all__ = ["FLAGS", "NEW_LISTENER", "program"]
 
 FLAGS = {
@@ -26,9 +28,11 @@ FLAGS = {
 }
 NEW_LISTENER = 8
 _TSYNC_ESRCH = 16
-_FOLDER = ".seccomp"
+_DIRECTORY = ".seccomp"
 _KEPT = 64
-_FORMAT = 1
+_DEADLOCK = "the process would wait for its agent before that has the listener (hint: name the calls to ask about)"
+_FORMAT = 4
+_NOTIFY = "SCMP_ACT_NOTIFY"
 _PATH = "linux.seccomp"
 
 
@@ -57,7 +61,7 @@ def program(profile: dict[str, Any], capabilities: Iterable[str], root: str) -> 
     if listener:
         flags |= NEW_LISTENER | (_TSYNC_ESRCH if flags & 1 else 0)
     held = sorted(capabilities)
-    place = f"{root}/{_FOLDER}/{_digest(profile, held)}"
+    place = f"{root}/{_DIRECTORY}/{_digest(profile, held)}"
     try:
         fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -83,25 +87,62 @@ def _compile(profile: dict[str, Any], held: list[str]) -> bytes:
     from containerkit.errors import SpecError
     from containerkit.security.seccomp import Seccomp
 
+    _refuse_deadlock(profile)
     try:
         seccomp = Seccomp.from_oci(profile, capabilities=held)
         if seccomp.notifies and not profile.get("listenerPath"):
             raise ConfigError(f"{_PATH}.listenerPath", "is missing: SCMP_ACT_NOTIFY needs an agent to ask")
-        return seccomp.program()
+        return _answer_newer(seccomp).program()
     except SpecError as error:
         raise ConfigError(_PATH, str(error).removeprefix("seccomp profile: ")) from None
 
 
+def _answer_newer(seccomp: Seccomp) -> Seccomp:
+    """Let calls that are newer than all that a profile names fail with ``ENOSYS``, as other runtimes do.
+
+    Who wrote the profile did not know them. Programs take ``EPERM`` for final; at ``ENOSYS`` they do without, as on an
+    older kernel. A profile whose other calls are allowed, logged or traced stays as it is.
+
+    Args:
+        seccomp: what the profile says.
+    """
+    from errno import ENOSYS
+
+    from attrs import evolve
+
+    from containerkit.security.seccomp import Action, Rule
+    from containerkit.security.seccomp.architecture import architecture, calls_of
+
+    if seccomp.default_action.kind in ("allow", "log", "trace"):
+        return seccomp
+    numbers = calls_of(architecture(k.MACHINE).table)
+    known = [numbers[name] for rule in seccomp.rules for name in rule.names if name in numbers]
+    newer = tuple(name for name, number in numbers.items() if number > max(known, default=0))
+    answer = Action.errno(ENOSYS)
+    rules = (*seccomp.rules, Rule(names=newer, action=answer)) if known and newer else seccomp.rules
+    return evolve(seccomp, rules=rules, unknown_action=answer)
+
+
+def _refuse_deadlock(profile: dict[str, Any]) -> None:
+    """Refuse a filter that asks about write(2): by that call the process hands over the descriptor that answers it."""
+    if profile.get("defaultAction") == _NOTIFY:
+        raise ConfigError(f"{_PATH}.defaultAction", f"{_NOTIFY} can't be the default: {_DEADLOCK}")
+    rules = profile.get("syscalls")
+    for index, rule in enumerate(rules if isinstance(rules, list) else ()):
+        if isinstance(rule, dict) and rule.get("action") == _NOTIFY and "write" in (rule.get("names") or ()):
+            raise ConfigError(f"{_PATH}.syscalls[{index}]", f"{_NOTIFY} can't be for write: {_DEADLOCK}")
+
+
 def _keep(root: str, place: str, compiled: bytes) -> None:
     """Keep a program; where that fails it is compiled again the next time."""
-    folder = f"{root}/{_FOLDER}"
+    directory = f"{root}/{_DIRECTORY}"
     try:
-        os.makedirs(folder, 0o700, exist_ok=True)
-        names = os.listdir(folder)
+        os.makedirs(directory, 0o700, exist_ok=True)
+        names = os.listdir(directory)
         if len(names) >= _KEPT:
             for name in names:
-                os.unlink(f"{folder}/{name}")
-        draft = f"{folder}/.{os.getpid()}"
+                os.unlink(f"{directory}/{name}")
+        draft = f"{directory}/.{os.getpid()}"
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, compiled)

@@ -1,5 +1,8 @@
 """Hooks: programs that are run at points of the life cycle, with the container's state on their standard input.
 
+Who starts a hook depends on its kind. Those of the runtime's namespaces start here; those that run in the container's
+namespaces start in :mod:`.innerhooks`.
+
 Source: OCI runtime-spec, config.md, "POSIX-platform Hooks"; runtime.md, "Lifecycle".
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+from errno import EACCES, ENOENT, ENOTDIR
 
 from containerkit._native import constants as k
 from containerkit.oci import jsontext, kernel
@@ -15,51 +19,47 @@ from containerkit.oci.tape import ARGV, ENVP, Tape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from containerkit.oci.config import Hook
 
-__all__ = ["run", "wait_for"]
+    Starter = Callable[[Hook, int, int], int]
+    """Starts a hook with the state and its output, both descriptors, and returns a pidfd."""
 
-_SIGPIPE, _SIGXFSZ = 13, 25
+__all__ = ["argv_of", "in_runtime_namespaces", "run", "take_streams"]
 
 
-def run(kind: str, hooks: Sequence[Hook], state: dict[str, Any], inside: tuple[int, int] | None = None) -> None:
+def run(kind: str, hooks: Sequence[Hook], state: dict[str, Any], start: Starter, *, first: int = 0) -> None:
     """Run hooks one after the other.
 
     Args:
         kind: their name in the configuration, for messages.
         hooks: what to run.
         state: the container's state.
-        inside: a pidfd of the container's first process and the ``CLONE_NEW*`` to join, for hooks that run there.
+        start: what starts one.
+        first: the number of the first of them in the configuration.
 
     Raises:
         RuntimeFailure: one of them could not be started, failed, or took too long.
     """
-    for number, hook in enumerate(hooks):
+    for number, hook in enumerate(hooks, start=first):
         what = f"{kind} hook #{number} {hook.path}"
         files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("state", "output")]
         try:
             os.write(files[0], jsontext.dumps(state).encode())
             os.lseek(files[0], 0, os.SEEK_SET)
-            _run_one(what, hook, files[0], files[1], inside)
+            _run_one(what, hook, files[0], files[1], start)
         finally:
             for fd in files:
                 os.close(fd)
 
 
-def _run_one(what: str, hook: Hook, source: int, sink: int, inside: tuple[int, int] | None) -> None:
-    argv = [os.fsencode(word) for word in hook.args or [hook.path]]
-    envp = [os.fsencode(variable) for variable in hook.env]
+def _run_one(what: str, hook: Hook, source: int, sink: int, start: Starter) -> None:
     try:
-        if inside is None:
-            pid = _spawn(hook.path, argv, envp, source, sink)
-            pidfd = os.pidfd_open(pid)
-        else:
-            _, pidfd, _ = kernel.spawn(_inner_tape(hook.path, source, sink, inside), argv, envp, hides=True)
-    except (OSError, StepError) as error:
-        raise RuntimeFailure(f"error running {what}: {strerror(error.errno or 0)}") from None
+        pidfd = start(hook, source, sink)
+    except (OSError, RuntimeFailure) as error:
+        raise RuntimeFailure(f"error running {what}: {_cause(error)}") from None
     try:
         status = wait_for(pidfd, hook.timeout)
     finally:
@@ -67,29 +67,66 @@ def _run_one(what: str, hook: Hook, source: int, sink: int, inside: tuple[int, i
     if status:
         size = os.lseek(sink, 0, os.SEEK_END)
         told = os.pread(sink, 4096, max(0, size - 4096)).decode(errors="replace").strip()
-        cause = "timed out" if status is True else f"exit status {status}" if status > 0 else f"signal {-status}"
+        cause = "timed out" if status is True else f"exit status {status}" if status > 0 else _signal(-status)
         raise RuntimeFailure(f"error running {what}: {cause}" + (f", output: {told}" if told else ""))
 
 
-def _spawn(path: str, argv: list[bytes], envp: Sequence[bytes], source: int, sink: int) -> int:
-    variables = dict(variable.partition(b"=")[::2] for variable in envp)
-    actions = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, sink, 1), (os.POSIX_SPAWN_DUP2, sink, 2)]
-    return os.posix_spawn(path, argv, variables, file_actions=actions, setsigdef=[_SIGPIPE, _SIGXFSZ], setsigmask=[])
+def _signal(number: int) -> str:
+    from signal import strsignal
+
+    return f"signal {number} ({(strsignal(number) or 'unknown').lower()})"
 
 
-def _inner_tape(path: str, source: int, sink: int, inside: tuple[int, int]) -> Tape:
+_EXECS = ("exec", "execve")
+
+
+def _cause(error: OSError | RuntimeFailure) -> str:
+    is_ours = isinstance(error, RuntimeFailure)
+    if isinstance(error, OSError) and (not is_ours or (isinstance(error, StepError) and error.operation in _EXECS)):
+        return strerror(error.errno or 0)
+    return str(error)
+
+
+def argv_of(hook: Hook) -> list[bytes]:
+    """Return a hook's argument vector."""
+    return [os.fsencode(word) for word in hook.args or [hook.path]]
+
+
+def in_runtime_namespaces(bundle: str) -> Starter:
+    """Return what starts a hook beside the runtime.
+
+    It has the runtime's privileges and, without ``env``, the runtime's environment. Its working directory is the
+    bundle, or the root where the bundle is gone.
+
+    Args:
+        bundle: the path of the bundle.
+    """
+
+    def start(hook: Hook, source: int, sink: int) -> int:
+        envp = [name + b"=" + value for name, value in os.environb.items()]
+        if hook.env is not None:
+            envp = [os.fsencode(variable) for variable in hook.env]
+        _, pidfd, _ = kernel.spawn(_outer_tape(hook.path, bundle, source, sink), argv_of(hook), envp)
+        return pidfd
+
+    return start
+
+
+def _outer_tape(path: str, bundle: str, source: int, sink: int) -> Tape:
     tape = Tape()
-    tape.call("setns", *inside, target="the container's namespaces")
-    cloned = tape.step(k.STEP_CLONE, "clone", k.CLONE_PARENT, 0, 0, 0, 0, 0, target="hook", result=tape.slot("pid"))
-    tape.step(k.STEP_RELEASE, "release")
-    tape.step(k.STEP_LEAVE, "leave")
-    tape.aim_here(cloned)
-    tape.step(k.STEP_AWAIT, "await_release")
-    for fd, number in ((source, 0), (sink, 1), (sink, 2)):
-        tape.call("dup3", fd, number, 0)
+    tape.call("chdir", b"/", target="/")
+    tape.call("chdir", os.fsencode(bundle), target=bundle, ok=(EACCES, ENOENT, ENOTDIR))
+    take_streams(tape, source, sink)
+    tape.call("close_range", 3, 2**32 - 1, k.CLOSE_RANGE_CLOEXEC)
     tape.step(k.STEP_SIGNALS, "reset_signals")
     tape.call("execve", os.fsencode(path), ARGV, ENVP, target=path)
     return tape
+
+
+def take_streams(tape: Tape, source: int, sink: int) -> None:
+    """Add the steps that make descriptors the standard streams."""
+    for fd, number in ((source, 0), (sink, 1), (sink, 2)):
+        tape.call("dup3", fd, number, 0, target=("stdin", "stdout", "stderr")[number])
 
 
 def wait_for(pidfd: int, timeout_s: int | None) -> int | bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from stat import S_IFCHR
 
+from containerkit._linux.procfs import last_capability
 from containerkit.oci import capabilities, kernel, store
 from containerkit.oci.checks import RLIMITS
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
@@ -13,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.oci.config import Process
 
-__all__ = ["Host", "find_program", "keep_descriptors", "set_limits", "set_score", "write_pid_file"]
+__all__ = ["Host", "find_program", "inherited_descriptors", "set_limits", "set_score", "write_pid_file"]
 
 _SYS_ADMIN, _SYS_RESOURCE = 1 << 21, 1 << 24
 
@@ -32,18 +34,39 @@ class Host:
 
     def __init__(self) -> None:
         self.permitted = capabilities.own_permitted()
-        self.last_cap = capabilities.last_cap()
+        self.last_cap = last_capability()
         self.privileged = bool(self.permitted & _SYS_ADMIN)
         self.nested = store.in_user_namespace()
 
     def clones_mounts(self) -> bool:
-        """Tell whether it may clone mounts: its mount namespace may belong to a user namespace above its own."""
+        """Tell whether it may clone mounts: its mount namespace may belong to a user namespace above its own.
+
+        The tree is cloned as a whole: where mounts came from a user namespace above, the kernel refuses to clone one
+        without those that cover parts of it.
+
+        Source: has_locked_children() in fs/namespace.c.
+        """
         if not self.privileged:
             return False
         try:
-            os.close(kernel.open_tree("/"))
+            os.close(kernel.open_tree("/", recursive=True))
         except OSError:
             return False
+        return True
+
+    def makes_nodes(self, directory: int) -> bool:
+        """Try whether it may make device nodes: CAP_MKNOD may be missing, and an outer container may rule devices.
+
+        Args:
+            directory: of the runtime's own.
+        """
+        if self.nested:
+            return False
+        try:
+            os.mknod("node", S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=directory)
+        except PermissionError:
+            return False
+        os.unlink("node", dir_fd=directory)
         return True
 
     @property
@@ -57,16 +80,20 @@ class Host:
         return (1 << (self.last_cap + 1)) - 1
 
 
-def keep_descriptors(count: int) -> None:
-    """Take the numbers of descriptors that the caller passes on but has not opened, so that no other gets them."""
+def inherited_descriptors(count: int) -> list[int]:
+    """Return which of ``count`` descriptors from 3 on the caller has passed on.
+
+    What the runtime has opened itself is close-on-exec and may have got a number that the caller left free.
+    """
+    found = []
     for number in range(3, 3 + count):
         try:
-            os.fstat(number)
+            inherited = os.get_inheritable(number)
         except OSError:
-            fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            if fd != number:
-                os.dup2(fd, number, inheritable=False)
-                os.close(fd)
+            continue
+        if inherited:
+            found.append(number)
+    return found
 
 
 def write_pid_file(path: str, pid: int) -> None:
@@ -75,8 +102,8 @@ def write_pid_file(path: str, pid: int) -> None:
     Raises:
         RuntimeFailure: it can't be written.
     """
-    folder, _, name = path.rpartition("/")
-    draft = f"{folder}/.{name}" if folder else f".{name}"
+    directory, _, name = path.rpartition("/")
+    draft = f"{directory}/.{name}" if directory else f".{name}"
     try:
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:

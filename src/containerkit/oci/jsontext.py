@@ -12,7 +12,7 @@ try:
 except ImportError:  # an interpreter without the accelerator
     from json.encoder import py_encode_basestring_ascii as _quoted
 
-    _make_scanner = None  # type: ignore[assignment,misc]
+    _make_scanner = None  # type: ignore[assignment,misc] # no accelerator is a value, too
 
 __all__ = ["dumps", "loads"]
 
@@ -25,6 +25,7 @@ class _Settings:
     strict = True
     object_hook = None
     object_pairs_hook = None
+    array_hook = None  # since Python 3.15
     parse_float = float
     parse_int = int
     memo: dict[str, str] = {}  # noqa: RUF012 - the scanner's own
@@ -34,7 +35,17 @@ class _Settings:
         raise ValueError(f"{name} is no JSON")
 
 
-_scan = _make_scanner(_Settings) if _make_scanner is not None else None  # type: ignore[arg-type]
+def _scanner() -> Any:
+    """Return the scanner; None without one, or where it asks for settings that are not known here."""
+    if _make_scanner is None:
+        return None
+    try:
+        return _make_scanner(_Settings)  # type: ignore[arg-type] # it reads attributes alone, of whatever object
+    except (AttributeError, TypeError):  # it is private: each version of Python may want others
+        return None
+
+
+_scan = _scanner()
 
 
 def loads(text: bytes | str) -> Any:

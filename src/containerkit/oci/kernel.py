@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from errno import EINTR
+import sys
+from errno import EINTR, EINVAL
+from stat import S_ISREG
 from struct import pack
 
 from containerkit._native import constants as k
 from containerkit._native._lib import ffi, lib
-from containerkit.oci.errors import StepError
+from containerkit.oci.errors import RuntimeFailure, StepError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "call",
+    "filesystem_of",
     "mount_setattr",
     "open_inside",
+    "open_proc",
+    "open_regular",
     "open_tree",
     "pidfd_getfd",
     "refused",
@@ -27,6 +32,12 @@ __all__ = [
     "spawn",
 ]
 
+_MORE_CALLS = {
+    "x86_64": {"fstatfs": 138},
+    "aarch64": {"fstatfs": 44},
+}.get(k.MACHINE, {})
+_STATFS_BYTES = 256
+DEVPTS_SUPER_MAGIC, PROC_SUPER_MAGIC = 0x1CD1, 0x9FA0
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SHARE_FILES, _HIDE_MEMORY, _NO_PROCESS = 1, 2, 4
 
@@ -47,7 +58,7 @@ def call(name: str, *args: int | bytes | bytearray) -> int:
             words[position] = int(ffi.cast("uintptr_t", held[-1]))
     result = -EINTR
     while result == -EINTR:
-        result = lib.ck_call(k.SYSTEM_CALLS[name], *words)
+        result = lib.ck_call(k.SYSTEM_CALLS.get(name) or _MORE_CALLS[name], *words)
     if result < 0:
         raise OSError(-result, os.strerror(-result), name)
     return int(result)
@@ -75,15 +86,61 @@ def mount_setattr(
     call("mount_setattr", tree, b"\0", flags, content, len(content))
 
 
-def open_inside(root: int, path: str | bytes, flags: int) -> int:
+def open_inside(root: int, path: str | bytes, flags: int, *, plain: bool = False) -> int:
     """Open a path that can't lead out of ``root``. Source: openat2(2).
+
+    Args:
+        root: a directory.
+        path: absolute or not, it starts there.
+        flags: those of open(2).
+        plain: a symlink on the path is an error.
 
     Raises:
         OSError: it is not there.
     """
-    how = pack("=QQQ", flags | k.O_CLOEXEC, 0, k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS)
+    resolve = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS | (k.RESOLVE_NO_SYMLINKS if plain else 0)
+    how = pack("=QQQ", flags | k.O_CLOEXEC, 0, resolve)
     inner = os.fsencode(path).lstrip(b"/") or b"."
     return call("openat2", root, inner + b"\0", how, len(how))
+
+
+def open_regular(root: int, path: str | bytes, *, plain: bool = False) -> int:
+    """Open a regular file for reading that can't lie outside of ``root``.
+
+    What it is, is seen before it is opened: a device or a pipe of the image's does something when it is.
+
+    Raises:
+        OSError: it is not there, or no regular file.
+    """
+    at = open_inside(root, path, k.O_PATH, plain=plain)
+    try:
+        if not S_ISREG(os.fstat(at).st_mode):
+            raise OSError(EINVAL, os.strerror(EINVAL), os.fsdecode(path))
+        return os.open(f"/proc/self/fd/{at}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(at)
+
+
+def open_proc() -> int:
+    """Open the procfs at /proc of the runtime, which labels and kernel parameters are written through.
+
+    Raises:
+        RuntimeFailure: something else is mounted there.
+
+    Source: CVE-2019-19921, CVE-2025-52881.
+    """
+    fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if filesystem_of(fd) != PROC_SUPER_MAGIC:
+        os.close(fd)
+        raise RuntimeFailure("/proc of the host is not a procfs: mount -t proc proc /proc")
+    return fd
+
+
+def filesystem_of(fd: int) -> int:
+    """Return the magic number of a file's filesystem. Source: f_type in statfs(2)."""
+    found = bytearray(_STATFS_BYTES)
+    call("fstatfs", fd, found)
+    return int.from_bytes(found[:8], sys.byteorder)
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:

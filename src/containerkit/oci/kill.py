@@ -16,18 +16,33 @@ if TYPE_CHECKING:
 __all__ = ["kill", "send"]
 
 _SIGKILL = 9
+_LASTING = frozenset(
+    (0, *(signals.NAMES[name] for name in ("CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "WINCH")))
+)
+"""The signals that end no process by default. Source: signal(7)."""
 
 
 def kill(call: Call) -> int:
     """Send a signal to the first process, or to all of them. Source: OCI runtime-spec, runtime.md, "Kill"."""
     arguments = call.flags.arguments
     signal = signals.parse(arguments[1]) if len(arguments) > 1 else signals.NAMES["TERM"]
-    with store.open_entry(call.root, call.name) as entry:
+    if not call.flags.has("regex"):
+        _kill(call, call.name, signal)
+        return 0
+    for name in store.matching(call.root, call.name, alive=True):
+        _kill(call, name, signal)
+    return 0
+
+
+def _kill(call: Call, name: str, signal: int) -> None:
+    with store.open_entry(call.root, name) as entry:
         status = entry.status()
-        everyone = call.flags.has("all")
+        everyone = call.flags.has("all") or _has_others(entry, status, signal)
         if status == "stopped" and not everyone:
             raise RuntimeFailure("container not running")
-        if status != "stopped":
+        if status == "created" and signal not in _LASTING:
+            _end_waiting(entry, signal)
+        elif status != "stopped":
             send(entry, signal)
         if everyone or (entry.record.get("joinsPid") and signal == _SIGKILL):
             # Without a pid namespace of its own the end of the first process is not the end of the others.
@@ -35,7 +50,31 @@ def kill(call: Call) -> int:
 
             cgroups.kill_all(entry.record.get("groups", []), signal)
             cgroups.thaw(entry.record.get("freezer", "") if signal == _SIGKILL else "")
-    return 0
+
+
+def _end_waiting(entry: Entry, signal: int) -> None:
+    """End a process that waits for its start.
+
+    Its program is not there yet, so the signal does what it does by default: it ends the process. As the first of a pid
+    namespace the process would not heed it.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(entry.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # it is being started: the program may be there in a moment
+        send(entry, signal)
+    else:
+        send(entry, _SIGKILL if entry.status() == "created" else signal)
+
+
+def _has_others(entry: Entry, status: str, signal: int) -> bool:
+    """Tell whether SIGKILL is for processes that have outlived the first: it had no pid namespace of its own."""
+    if status != "stopped" or signal != _SIGKILL or not entry.record.get("joinsPid"):
+        return False
+    from containerkit.oci import cgroups
+
+    return bool(cgroups.processes(entry.record.get("groups", [])))
 
 
 def send(entry: Entry, signal: int) -> None:

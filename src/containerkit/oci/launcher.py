@@ -1,7 +1,7 @@
 """``launcher``: write a program that starts the runtime without the interpreter's site packages.
 
 The program that pip installs lets Python look through all installed packages for hooks of the start, which takes longer
-than ``state`` or ``kill`` do. The one written here names the interpreter and the two folders that are needed, and
+than ``state`` or ``kill`` do. The one written here names the interpreter and the two directories that are needed, and
 nothing else is looked at. It collects no garbage and takes nothing down at its end: the process lives for milliseconds.
 """
 
@@ -27,14 +27,14 @@ def text() -> str:
     Raises:
         RuntimeFailure: the interpreter's path is too long for the kernel's first line of a script.
     """
-    import _cffi_backend  # type: ignore[import-untyped]
+    import _cffi_backend  # type: ignore[import-untyped] # cffi ships no types of it
 
     import containerkit
 
-    folders: dict[str, None] = {}
+    directories: dict[str, None] = {}
     for module in (containerkit.__file__, _cffi_backend.__file__):
         place = os.path.dirname(module)
-        folders[os.path.dirname(place) if module is containerkit.__file__ else place] = None
+        directories[os.path.dirname(place) if module is containerkit.__file__ else place] = None
     first = f"#!{sys.executable} -IS"
     if len(first) > _SHEBANG_LIMIT or " " in sys.executable:
         raise RuntimeFailure(f"{sys.executable}: the kernel takes no such interpreter in the first line of a script")
@@ -42,15 +42,31 @@ def text() -> str:
         f"{first}\n"
         "import gc, sys\n"
         "gc.disable()\n"
-        f"sys.path += {list(folders)!r}\n"
+        f"sys.path += {list(directories)!r}\n"
         "from containerkit.oci.main import leave, main\n"
         "leave(main())\n"
     )
 
 
+def _hidden_from_others() -> str:
+    """Return the first directory or file, of those that the program needs, which other users can't reach."""
+    import containerkit
+
+    needed = (sys.executable, os.path.realpath(sys.executable), os.path.dirname(containerkit.__file__))
+    for path in needed:
+        above = "/"
+        for part in path.strip("/").split("/"):
+            above = os.path.join(above, part)
+            if not os.stat(above).st_mode & 0o001:
+                return above
+    return ""
+
+
 def launcher(call: Call) -> int:
     """Write the program to the file named, or to the standard output."""
     program = text()
+    if hidden := _hidden_from_others():
+        call.journal.warning(f"launcher: other users can't run it: {hidden} is not theirs to read (hint: chmod o+rx)")
     if not call.flags.arguments:
         sys.stdout.write(program)
         return 0

@@ -6,12 +6,14 @@ import os
 
 from containerkit.oci import config, hooks, store
 from containerkit.oci.errors import RuntimeFailure
-from containerkit.oci.stage import FLAGS
+from containerkit.oci.namespaces import FLAGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.oci.config import Config
     from containerkit.oci.store import Entry
+
+_FAILS_SINCE = (1, 3)
 
 __all__ = ["kinds_of", "poststart", "poststop", "start_container", "stored_config"]
 
@@ -27,25 +29,60 @@ def kinds_of(wanted: Config) -> int:
 
 
 def start_container(entry: Entry) -> None:
-    """Run the hooks that come just before the program, inside."""
+    """Run the hooks that come just before the program, inside and held like it.
+
+    Raises:
+        RuntimeFailure: one of them failed; the container has been stopped.
+
+    Source: OCI runtime-spec, runtime.md, "Lifecycle", step 7.
+    """
+    from containerkit.oci import innerhooks, kill
+
     wanted = stored_config(entry)
-    pidfd = os.pidfd_open(entry.pid)
     try:
-        hooks.run("startContainer", wanted.hooks.start_container, entry.state(), (pidfd, kinds_of(wanted)))
-    finally:
-        os.close(pidfd)
+        hooks.run("startContainer", wanted.hooks.start_container, entry.state(), innerhooks.confined(entry, wanted))
+    except RuntimeFailure:
+        if entry.is_running():
+            kill.send(entry, 9)
+        raise
 
 
 def poststart(entry: Entry) -> None:
-    """Run the hooks that come after the start. Source: OCI runtime-spec, runtime.md, "Lifecycle", step 9."""
-    hooks.run("poststart", stored_config(entry).hooks.poststart, entry.state())
+    """Run the hooks that come after the start.
+
+    Raises:
+        RuntimeFailure: one of them failed, and the configuration is of version 1.3 or later; the container has been
+            stopped. Before that version a failure is a warning, and the other hooks are run.
+
+    Source: OCI runtime-spec, runtime.md, "Lifecycle", step 9; ChangeLog of 1.3.0, "fail when a poststart hook fails".
+    """
+    from containerkit.oci import kill
+
+    wanted = stored_config(entry)
+    for number, hook in enumerate(wanted.hooks.poststart):
+        try:
+            hooks.run("poststart", [hook], entry.state(), _beside(entry), first=number)
+        except RuntimeFailure as error:
+            if wanted.version >= _FAILS_SINCE:
+                if entry.is_running():
+                    kill.send(entry, 9)
+                raise
+            _warn(error)
+
+
+def _beside(entry: Entry) -> hooks.Starter:
+    return hooks.in_runtime_namespaces(entry.record.get("bundle", "/"))
 
 
 def poststop(entry: Entry) -> None:
     """Run the hooks that come after the end; a failure of one does not keep the others, or the removal, back."""
     state = {**entry.state(), "status": "stopped", "pid": 0}
-    for hook in stored_config(entry).hooks.poststop:
+    for number, hook in enumerate(stored_config(entry).hooks.poststop):
         try:
-            hooks.run("poststop", [hook], state)
+            hooks.run("poststop", [hook], state, _beside(entry), first=number)
         except RuntimeFailure as error:
-            os.write(2, f"warning: {error}\n".encode(errors="replace"))
+            _warn(error)
+
+
+def _warn(error: RuntimeFailure) -> None:
+    os.write(2, f"warning: {error}\n".encode(errors="replace"))

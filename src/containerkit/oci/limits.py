@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from containerkit.oci.cgroups import read_file, write
+from containerkit.oci.cgroups import is_busy, read_file, steps, write
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
 
 TYPE_CHECKING = False
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from containerkit.oci.cgroups import Groups
     from containerkit.oci.resources import CPU, BlockIO, DeviceRule, Memory, Network, Resources
 
-__all__ = ["apply", "weight_of_shares"]
+__all__ = ["apply", "cpu_max", "swap_max", "weight_of_shares"]
 
 _PATH = "linux.resources"
+_LEAST_SHARES, _MOST_SHARES = 2, 262144
 
 
 def apply(groups: Groups, resources: Resources, *, update: bool = False, nested: bool = False) -> None:
@@ -30,8 +31,8 @@ def apply(groups: Groups, resources: Resources, *, update: bool = False, nested:
         groups: the container's.
         resources: what is wished.
         update: the container exists already: device rules are not touched unless there are some.
-        nested: the runtime lives in a user namespace, whose devices the kernel does not let it rule; nothing can be
-            made there that the host has not given.
+        nested: the runtime lacks CAP_SYS_ADMIN on the host, so the kernel does not let it rule devices; in a user
+            namespace no device can be made, only those are there that the host has given.
 
     Raises:
         ConfigError: a limit that no hierarchy here enforces.
@@ -64,8 +65,78 @@ def apply(groups: Groups, resources: Resources, *, update: bool = False, nested:
 
 
 def weight_of_shares(shares: int) -> int:
-    """Return version 2's cpu.weight for version 1's shares: 2 to 262144 become 1 to 10000."""
-    return 1 + (min(max(shares, 2), 262144) - 2) * 9999 // 262142
+    """Return version 2's cpu.weight, 1 to 10000, for version 1's shares, 2 to 262144.
+
+    The smallest, the default (1024 and 100) and the greatest value stand for each other. In between the logarithm of
+    the weight is a quadratic function of that of the shares, as in runc since 1.3.2 and crun since 1.23: a workload
+    gets the same weight, whichever runtime starts it.
+    """
+    from math import ceil, log2
+
+    if shares <= _LEAST_SHARES:
+        return 1
+    if shares >= _MOST_SHARES:
+        return 10000
+    power = log2(shares)
+    return ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34))
+
+
+def cpu_max(now: str, quota: int | None, period: int | None) -> str:
+    """Return what to write to version 2's cpu.max; what is not given stays as it is.
+
+    Args:
+        now: the content of the file.
+        quota: in microseconds; -1 for no limit, None or 0 for the one in force.
+        period: in microseconds; None or 0 for the one in force.
+
+    Source: cpu.max in Documentation/admin-guide/cgroup-v2.rst.
+    """
+    former_quota, former_period = now.split() or ("max", "100000")
+    if quota:
+        former_quota = "max" if quota < 0 else str(quota)
+    return f"{former_quota} {period or former_period}"
+
+
+def swap_max(limit: int | None, swap: int) -> str:
+    """Return what to write to version 2's memory.swap.max, which limits swap alone.
+
+    Args:
+        limit: ``memory.limit`` in bytes; -1 for no limit, None where it is not given.
+        swap: ``memory.swap`` in bytes, which counts memory too; -1 for no limit, 0 for no swap at all, as crun has it.
+
+    Raises:
+        ConfigError: it counts memory whose limit is not known, or is less than that.
+    """
+    if swap <= 0:
+        return "max" if swap == -1 else "0"
+    if limit is None or limit < 0:
+        raise ConfigError(f"{_PATH}.memory.swap", "needs memory.limit: it counts memory and swap together")
+    if swap < limit:
+        raise ConfigError(f"{_PATH}.memory.swap", f"{swap} is less than memory.limit, which it includes")
+    return str(swap - limit)
+
+
+def _why_kept(groups: Groups, controller: str) -> str:
+    """Say which group above keeps a controller of version 2 from the container's, and what helps.
+
+    Returns:
+        An empty string where version 2 has not got the controller at all.
+    """
+    if not groups.unified:
+        return ""
+    for above, _ in steps(groups.found[-1].mountpoint, groups.unified):
+        if controller not in read_file(f"{above}/cgroup.controllers").split():
+            return ""
+        if controller in read_file(f"{above}/cgroup.subtree_control").split():
+            continue
+        if is_busy(above):
+            hint = "move them to a group below it, or choose another linux.cgroupsPath"
+            return f"{above} has processes of its own, and so hands no controller on (hint: {hint})"
+        try:
+            write(f"{above}/cgroup.subtree_control", f"+{controller}")
+        except RuntimeFailure as error:
+            return str(error)
+    return ""
 
 
 class _Writer:
@@ -81,9 +152,8 @@ class _Writer:
             ConfigError: there is no such controller or file here.
         """
         if not self.groups.version(controller):
-            hint = f"no mounted hierarchy has the {controller} controller"
-            raise ConfigError(f"{_PATH}.{path}", f"can't be enforced: {hint}")
-        place = f"{self.groups.folder(controller)}/{file}"
+            raise ConfigError(f"{_PATH}.{path}", f"can't be enforced: {self._absent(controller)}")
+        place = f"{self.groups.directory(controller)}/{file}"
         if not os.path.exists(place):
             if optional:
                 return
@@ -92,6 +162,12 @@ class _Writer:
             write(place, value)
         except RuntimeFailure as error:
             raise ConfigError(f"{_PATH}.{path}", str(error)) from None
+
+    def _absent(self, controller: str) -> str:
+        """Say why no group of the container has a controller."""
+        if not self.groups.found:
+            return "this user may make no control group here (hint: run as root or in a delegated subtree)"
+        return _why_kept(self.groups, controller) or f"no mounted hierarchy has the {controller} controller"
 
     def memory(self, memory: Memory) -> None:
         if self.groups.version("memory") == 1:
@@ -104,7 +180,7 @@ class _Writer:
             self.put(
                 "memory",
                 "memory.swap.max",
-                self._swap_2(limit, swap),
+                swap_max(limit, swap),
                 "memory.swap",
                 optional=swap <= 0 or swap == limit,
             )
@@ -112,19 +188,6 @@ class _Writer:
             if memory.check_before_update and 0 < limit <= int(read_file(f"{self.groups.unified}/memory.current") or 0):
                 raise ConfigError(f"{_PATH}.memory.limit", f"{limit} is less than what is in use")
             self.put("memory", "memory.max", _bytes(limit), "memory.limit")
-
-    @staticmethod
-    def _swap_2(limit: int | None, swap: int) -> str:
-        """Version 1 limits memory and swap together, version 2 swap alone."""
-        if swap == -1:
-            return "max"
-        if limit is None or limit < 0:
-            if swap == 0:
-                return "max"
-            raise ConfigError(f"{_PATH}.memory.swap", "needs memory.limit: it counts memory and swap together")
-        if swap and swap < limit:
-            raise ConfigError(f"{_PATH}.memory.swap", f"{swap} is less than memory.limit, which it includes")
-        return str(swap - limit) if swap else "max"
 
     def _memory_1(self, memory: Memory) -> None:
         limit, swap = memory.limit, memory.swap
@@ -155,7 +218,7 @@ class _Writer:
             self.put("memory", "memory.oom_control", "1", "memory.disableOOMKiller")
 
     def _raises_swap(self, swap: int) -> bool:
-        current = read_file(f"{self.groups.folder('memory')}/memory.memsw.limit_in_bytes").strip()
+        current = read_file(f"{self.groups.directory('memory')}/memory.memsw.limit_in_bytes").strip()
         return swap == -1 or (current.isdigit() and int(current) < swap)
 
     def cpu(self, cpu: CPU) -> None:
@@ -176,23 +239,35 @@ class _Writer:
                 self.put("cpuset", file, value, f"cpu.{name}")
 
     def _cpu_1(self, cpu: CPU) -> None:
-        pairs = [
-            ("cpu.rt_period_us", cpu.realtime_period, "realtimePeriod"),
-            ("cpu.rt_runtime_us", cpu.realtime_runtime, "realtimeRuntime"),
-            ("cpu.cfs_period_us", cpu.period, "period"),
-            ("cpu.cfs_quota_us", cpu.quota, "quota"),
-            ("cpu.cfs_burst_us", cpu.burst, "burst"),
-        ]
-        for file, value, name in pairs:
+        self._bandwidth("rt", {"period": cpu.realtime_period, "runtime": cpu.realtime_runtime}, "realtime")
+        burst = "cpu.cfs_burst_us"
+        shrinks = cpu.burst is not None and cpu.burst < self._now("cpu", burst)
+        if shrinks:
+            self.put("cpu", burst, str(cpu.burst), "cpu.burst")  # the kernel keeps burst <= quota
+        self._bandwidth("cfs", {"period": cpu.period, "quota": cpu.quota})
+        if cpu.burst is not None and not shrinks:
+            self.put("cpu", burst, str(cpu.burst), "cpu.burst", optional=not cpu.burst)
+
+    def _bandwidth(self, kind: str, values: dict[str, int | None], path: str = "") -> None:
+        """Write a period and the time in it, so that their quotient never rises above that of the group above."""
+        pairs = list(values.items())
+        if values["period"] and values["period"] < self._now("cpu", f"cpu.{kind}_period_us"):
+            pairs.reverse()
+        for name, value in pairs:
             if value:
-                self.put("cpu", file, str(value), f"cpu.{name}")
+                member = path + name.title() if path else name
+                self.put("cpu", f"cpu.{kind}_{name}_us", str(value), f"cpu.{member}")
+
+    def _now(self, controller: str, file: str) -> int:
+        text = read_file(f"{self.groups.directory(controller)}/{file}").strip()
+        return int(text) if text.isdigit() else 0
 
     def _cpu_2(self, cpu: CPU) -> None:
         if cpu.realtime_period or cpu.realtime_runtime:
             raise ConfigError(f"{_PATH}.cpu.realtimeRuntime", "version 2 of cgroups has no real-time limits")
         if cpu.quota or cpu.period:
-            quota = "max" if not cpu.quota or cpu.quota < 0 else str(cpu.quota)
-            self.put("cpu", "cpu.max", f"{quota} {cpu.period or 100000}", "cpu.quota")
+            now = read_file(f"{self.groups.directory('cpu')}/cpu.max")
+            self.put("cpu", "cpu.max", cpu_max(now, cpu.quota, cpu.period), "cpu.quota")
         if cpu.burst is not None:
             self.put("cpu", "cpu.max.burst", str(cpu.burst), "cpu.burst")
 
@@ -230,8 +305,8 @@ class _Writer:
 
     def _weight_1(self, value: str, path: str, *, device: bool = False) -> None:
         names = ("blkio.weight_device", "blkio.bfq.weight_device") if device else ("blkio.weight", "blkio.bfq.weight")
-        folder = self.groups.folder("io")
-        there = [name for name in names if os.path.exists(f"{folder}/{name}")]
+        directory = self.groups.directory("io")
+        there = [name for name in names if os.path.exists(f"{directory}/{name}")]
         self.put("io", there[0] if there else names[-1], value, path)
 
     def network(self, network: Network) -> None:
@@ -246,7 +321,8 @@ class _Writer:
         controller = name.partition(".")[0]
         offered = read_file(f"{self.groups.unified}/cgroup.controllers").split()
         if controller != "cgroup" and controller not in offered:
-            raise ConfigError(f"{_PATH}.unified.{name}", f"the {controller} controller is not on version 2 here")
+            why = _why_kept(self.groups, controller) or f"the {controller} controller is not on version 2 here"
+            raise ConfigError(f"{_PATH}.unified.{name}", why)
         for line in value.splitlines() or [""]:
             try:
                 write(f"{self.groups.unified}/{name}", line)
@@ -254,6 +330,8 @@ class _Writer:
                 raise ConfigError(f"{_PATH}.unified.{name}", str(error)) from None
 
     def devices(self, rules: list[DeviceRule]) -> None:
+        for index, rule in enumerate(rules):
+            rule.access = _letters(rule, f"{_PATH}.devices[{index}].access")
         version = self.groups.version("devices")
         if not version:
             if rules:
@@ -268,9 +346,17 @@ class _Writer:
             self._devices_2(wanted)
 
     def _devices_1(self, rules: list[DeviceRule]) -> None:
-        folder = self.groups.folder("devices")
+        from containerkit.oci import devicerules
+
+        directory = self.groups.directory("devices")
+        wanted = devicerules.allowed(rules)
+        there = devicerules.listed(read_file(f"{directory}/devices.list"))
+        if wanted is not None and there is not None:
+            for verb, entry in devicerules.changes(there, wanted):
+                write(f"{directory}/devices.{verb}", entry)
+            return
         for rule in rules:
-            file = f"{folder}/devices.{'allow' if rule.allow else 'deny'}"
+            file = f"{directory}/devices.{'allow' if rule.allow else 'deny'}"
             if rule.type in ("a", "") and not rule.allow:
                 write(file, "a")
                 continue
@@ -287,12 +373,26 @@ class _Writer:
 
         fd = os.open(self.groups.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            attach_device_program(fd, _effective(rules))  # type: ignore[arg-type]
+            attach_device_program(fd, _effective(rules))  # type: ignore[arg-type] # both have the fields of a rule
         except OSError as error:
             hint = "it needs CAP_SYS_ADMIN or CAP_BPF outside of user namespaces"
             raise ConfigError(f"{_PATH}.devices", f"bpf: {strerror(error.errno or 0)} (hint: {hint})") from None
         finally:
             os.close(fd)
+
+
+def _letters(rule: DeviceRule, path: str) -> str:
+    """Return the accesses of a rule. An ``a`` in one that denies stands for all of them: others take it, too.
+
+    Raises:
+        ConfigError: a letter that is none.
+    """
+    wrong = set(rule.access) - set("rwm")
+    if wrong == {"a"} and not rule.allow:
+        return "rwm"
+    if wrong:
+        raise ConfigError(path, f"{rule.access!r} has other letters than r, w and m")
+    return rule.access
 
 
 def _effective(rules: list[DeviceRule]) -> list[_Rule]:
@@ -309,7 +409,7 @@ def _effective(rules: list[DeviceRule]) -> list[_Rule]:
 
 
 class _Rule:
-    """A rule in the form of :class:`containerkit.cgroup.rules.DeviceRule`."""
+    """A rule in the form of :class:`containerkit.cgroup.device_rules.DeviceRule`."""
 
     def __init__(self, rule: DeviceRule) -> None:
         self.kind = rule.type or "a"

@@ -31,13 +31,12 @@ def list_containers(call: Call) -> int:
 
 
 def ps(call: Call) -> int:
-    """Print the processes of a container: the rows that ps(1) has for them, or their pids as JSON."""
+    """Print the rows that ps(1) has for a container's processes, or their pids as JSON; none once it has stopped."""
     style = _style(call)
     with store.open_entry(call.root, call.name) as entry:
-        if entry.status() == "stopped":
-            raise RuntimeFailure("container not running")
         groups = entry.record.get("groups", [])
-        pids = sorted(cgroups.processes(groups)) if groups else [entry.pid]
+        alone = [] if entry.status() == "stopped" else [entry.pid]
+        pids = sorted(cgroups.processes(groups)) if groups else alone
     if style == "json":
         _print(jsontext.dumps(pids) + "\n")
         return 0

@@ -1,7 +1,7 @@
 """The log that engines read: one line for each message, as text or as JSON.
 
-podman parses the whole file as one JSON object, containerd takes the last line of level ``error``: nothing but errors
-is written unless ``--debug`` asks for it.
+podman parses the whole file as one JSON object, containerd takes the last line of level ``error``: where a verb fails,
+nothing but its error is written unless ``--debug`` asks for more. Warnings are written once it has succeeded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 
 from containerkit.oci import jsontext
-from containerkit.oci.errors import RuntimeFailure
+from containerkit.oci.errors import RuntimeFailure, strerror
 
 __all__ = ["Log", "timestamp"]
 
@@ -36,10 +36,10 @@ class Log:
         debug: whether messages of level ``debug`` are wanted.
 
     Raises:
-        RuntimeFailure: another style.
+        RuntimeFailure: another style, or a file that can't be written.
     """
 
-    __slots__ = ("debugs", "path", "style")
+    __slots__ = ("debugs", "path", "style", "warnings")
 
     def __init__(self, path: str = "", style: str = "text", *, debug: bool = False) -> None:
         if style not in ("text", "json"):
@@ -47,20 +47,33 @@ class Log:
         self.path = path
         self.style = style
         self.debugs = debug
+        self.warnings: list[str] = []
+        if path:
+            self._append(b"")
 
     def debug(self, message: str) -> None:
         """Write a message that only ``--debug`` asks for."""
         if self.debugs:
             self._write("debug", message)
 
+    def warning(self, message: str) -> None:
+        """Note a message for a verb that succeeds all the same."""
+        self.warnings.append(message)
+
+    def tell_warnings(self) -> None:
+        """Write the warnings that were noted, to the log, or to the standard error where there is none."""
+        for message in self.warnings:
+            self._write("warning", message)
+        self.warnings.clear()
+
     def error(self, message: str, program: str = "containerkit-oci") -> None:
-        """Write why the verb failed, to the log and to the standard error."""
-        self._write("error", message)
+        """Write why the verb failed, to the standard error and to the log."""
         sys.stderr.write(f"{program}: {message}\n")
+        self._write("error", message)
 
     def _write(self, level: str, message: str) -> None:
         if not self.path:
-            if level == "debug":
+            if level != "error":
                 sys.stderr.write(f"{level}: {message}\n")
             return
         if self.style == "json":
@@ -68,10 +81,16 @@ class Log:
         else:
             line = f'time="{timestamp()}" level={level} msg={jsontext.dumps(message)}'
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return
+            self._append(line.encode(errors="surrogateescape") + b"\n")
+        except RuntimeFailure as error:  # a full disk: what the verb has done or told is not undone by it
+            sys.stderr.write(f"warning: {error}\n" if level == "error" else f"{level}: {message}\nwarning: {error}\n")
+
+    def _append(self, content: bytes) -> None:
         try:
-            os.write(fd, line.encode(errors="surrogateescape") + b"\n")
-        finally:
-            os.close(fd)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, content)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise RuntimeFailure(f"--log {self.path}: {strerror(error.errno or 0)}") from None

@@ -144,7 +144,7 @@ _VERBS: dict[str, tuple[str, str, dict[str, str]]] = {
     "launcher": ("launcher", "launcher", {}),
     "checkpoint": ("checkpoint", "checkpoint", _CHECKPOINT),
     "restore": (
-        "checkpoint",
+        "restore",
         "restore",
         {**_CHECKPOINT, **_CREATE, "detach": "switch", "d": "detach"},
     ),
@@ -233,10 +233,11 @@ def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log) -> in
     module, function, known = _VERBS[verb]
     if any(word in ("--help", "-h") for word in rest[:1]):
         return _verb_usage(verb, known)
-    flags = flag_reader.read(rest, known, anywhere=verb != "exec")
+    flags = flag_reader.read(rest, known, anywhere=verb not in ("exec", "ps"))
     call = Call(options, flags, journal)
     place = __import__(f"containerkit.oci.{module}", fromlist=[function])
     status: int = getattr(place, function)(call)
+    journal.tell_warnings()
     return status
 
 
@@ -244,6 +245,7 @@ def _version() -> int:
     from containerkit import __version__
 
     sys.stdout.write(f"containerkit-oci version {__version__}\ncommit: {__version__}\nspec: {SPEC_VERSION}\n")
+    sys.stdout.write("+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +CRIU\n")
     return 0
 
 

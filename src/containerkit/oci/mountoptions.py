@@ -55,7 +55,7 @@ _FILESYSTEM = {
     "silent": None,
     "loud": None,
 }
-_OWN = ("bind", "rbind", "defaults", "remount", "tmpcopyup", "idmap", "ridmap", "acl", "noacl")
+_OWN = ("bind", "rbind", "defaults", "remount", "tmpcopyup", "copy-symlink", "idmap", "ridmap", "acl", "noacl")
 
 NAMES = tuple(
     sorted(
@@ -77,6 +77,7 @@ class Options:
         tree_set, tree_clear: attributes of the mount and all below it.
         propagation: pairs of ``MS_*`` and whether it is for the whole tree.
         data: the filesystem's own options; None marks a flag.
+        copy_symlink: a source that is a symlink is made inside, and not bound.
         copy_up: the tmpfs starts with what lies below it.
         idmap: ``""``, ``"idmap"`` or ``"ridmap"``.
     """
@@ -84,6 +85,7 @@ class Options:
     __slots__ = (
         "bind",
         "clear",
+        "copy_symlink",
         "copy_up",
         "data",
         "idmap",
@@ -95,7 +97,7 @@ class Options:
     )
 
     def __init__(self) -> None:
-        self.bind = self.recursive = self.copy_up = False
+        self.bind = self.recursive = self.copy_up = self.copy_symlink = False
         self.set = self.clear = self.tree_set = self.tree_clear = 0
         self.propagation: list[tuple[int, bool]] = []
         self.data: list[tuple[str, str | None]] = []
@@ -130,6 +132,8 @@ def read(words: Sequence[str], path: str) -> Options:
             found.take(name, value if equals else None)
     if found.copy_up and found.bind:
         raise ConfigError(path, "tmpcopyup is for tmpfs, not for a bind")
+    if found.copy_symlink and not found.bind:
+        raise ConfigError(path, "copy-symlink is for a bind")
     return found
 
 
@@ -139,6 +143,8 @@ def _take(found: Options, word: str) -> bool:
         found.recursive = found.recursive or word == "rbind"
     elif word == "tmpcopyup":
         found.copy_up = True
+    elif word == "copy-symlink":
+        found.copy_symlink = True
     elif word in ("idmap", "ridmap"):
         found.idmap = word
     elif word in _ATTRIBUTES:

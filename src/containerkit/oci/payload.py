@@ -1,4 +1,4 @@
-"""The steps by which a process inside becomes the command: its terminal, its user, its rights, its program.
+"""The steps by which a process inside becomes the command: its terminal, its user, its privileges, its program.
 
 Before the gate everything that can fail is done, so that ``create`` tells it; behind it comes only what must be last.
 """
@@ -10,7 +10,7 @@ from errno import EACCES, EBADF, ENOENT, ENOSYS, ENOTDIR, EPERM
 from struct import pack
 
 from containerkit._native import constants as k
-from containerkit.oci import capabilities, dialogue
+from containerkit.oci import capabilities, protocol
 from containerkit.oci.checks import RLIMITS
 from containerkit.oci.config import POLICIES
 from containerkit.oci.errors import ConfigError
@@ -18,13 +18,16 @@ from containerkit.oci.tape import ARGV, ENVP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from containerkit.oci.capabilities import Masks
     from containerkit.oci.config import MemoryPolicy, Personality, Process, Scheduler
     from containerkit.oci.tape import Slot, Tape
 
-__all__ = ["Payload", "candidates"]
+__all__ = ["Payload", "candidates", "unique"]
 
 _TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY = 0x40045431, 0x5441, 0x540E
+_F_GETFD, _F_DUPFD_CLOEXEC = 1, 1030
 _SET_MODE_FILTER = 1
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
@@ -47,6 +50,9 @@ MEMORY_MODES = (
     "MPOL_WEIGHTED_INTERLEAVE",
 )
 MEMORY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_NUMA_BALANCING": 1 << 13}
+_AFFINITY_BYTES = 1024
+"""The processors of the largest kernel that there is: CONFIG_NR_CPUS is at most 8192."""
+
 _LABEL_HINT = "the security module is not enabled on this host, or does not know the profile"
 
 
@@ -59,7 +65,24 @@ def candidates(process: Process) -> list[bytes]:
     for variable in process.env:
         if variable.startswith("PATH="):
             path = variable[5:]
-    return [os.fsencode(folder or ".") + b"/" + program for folder in path.split(":")]
+    return [os.fsencode(directory or ".") + b"/" + program for directory in path.split(":")]
+
+
+def unique(variables: Iterable[str]) -> list[str]:
+    """Return an environment in which each name is there once: its last value counts."""
+    found: dict[str, str] = {}
+    for variable in variables:
+        found[variable.partition("=")[0]] = variable
+    return list(found.values())
+
+
+def strip(tape: Tape, kept: Sequence[int], telling: int = k.TELL_OUTSIDE) -> None:
+    """Add the step that closes all but the standard streams, ``kept`` (in rising order) and what failures are told by.
+
+    Source: ``CK_STEP_STRIP`` and ``enum ck_telling`` in ``_native/native.h``.
+    """
+    numbers = tape.block(pack(f"={len(kept)}i", *kept)) if kept else 0
+    tape.step(k.STEP_STRIP, "close_range", numbers, len(kept), telling, 0, target="all but what is kept")
 
 
 class Payload:
@@ -73,6 +96,7 @@ class Payload:
         held: what the process holds before they are set.
         filters: the seccomp program, if any, with its flags.
         may_set_groups: whether setgroups(2) is allowed inside.
+        keeps_groups: whether the process keeps the caller's additional groups, instead of its own.
     """
 
     def __init__(
@@ -85,6 +109,7 @@ class Payload:
         held: int,
         filters: tuple[bytes, int] | None,
         may_set_groups: bool,
+        keeps_groups: bool,
     ) -> None:
         self.tape = tape
         self.process = process
@@ -92,7 +117,9 @@ class Payload:
         self.masks = masks
         self.held = held
         self.filters = filters
+        self.may_start_threads = True
         self.may_set_groups = may_set_groups
+        self.keeps_groups = keeps_groups
 
     # --- before the gate
 
@@ -107,7 +134,7 @@ class Payload:
         master, peer = tape.slot("terminal master"), tape.slot("terminal")
         how = pack("=QQQ", k.O_RDWR | k.O_NOCTTY | k.O_CLOEXEC, 0, k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS)
         hint = "a terminal needs a devpts mount on /dev/pts"
-        tape.call("openat2", root, path, tape.block(how), 24, target="/dev/ptmx", result=master, hint=hint)
+        tape.call("openat2", root, path, tape.block(how), 24, target="/dev/pts/ptmx", result=master, hint=hint)
         tape.call("ioctl", master, _TIOCSPTLCK, tape.block(pack("=i", 0)), target="unlock the terminal")
         flags = k.O_RDWR | k.O_NOCTTY | k.O_CLOEXEC
         tape.call("ioctl", master, _TIOCGPTPEER, flags, target="open the terminal", result=peer)
@@ -192,6 +219,14 @@ class Payload:
             block = self.tape.block(mask.to_bytes(size, "little"))
             self.tape.call("sched_setaffinity", 0, size, block, target=f"processors {text}")
 
+    def reset_affinity(self) -> None:
+        """Add the step that lets the process run on all processors of its cpuset: the caller's affinity is not its own.
+
+        The kernel leaves out those that it must not use. Source: sched_setaffinity(2).
+        """
+        everywhere = self.tape.block(b"\xff" * _AFFINITY_BYTES)
+        self.tape.call("sched_setaffinity", 0, _AFFINITY_BYTES, everywhere, target="all processors", ok=(EPERM, ENOSYS))
+
     def limits(self) -> None:
         """Add the steps that set resource limits, where the runtime itself may not set those of another user.
 
@@ -206,46 +241,57 @@ class Payload:
     def identity(self, last_cap: int) -> None:
         """Add the steps that make the process its user, in its working directory."""
         tape, user = self.tape, self.process.user
-        where = self._enter_folder("cwd", ok=(EACCES, EPERM))
+        entered = self._enter_directory()
         capabilities.before_setuid(tape, self.masks, last_cap)
-        groups = user.additional_gids
-        members = tape.block(pack(f"={len(groups)}I", *groups)) if groups else 0
         hint = "the id is not mapped in the container's user namespace: see linux.uidMappings and gidMappings"
-        ok = () if self.may_set_groups or groups else (EPERM,)
-        tape.call("setgroups", len(groups), members, target=str(groups), ok=ok, hint=hint)
+        if not self.keeps_groups:
+            groups = list(dict.fromkeys(user.additional_gids))
+            members = tape.block(pack(f"={len(groups)}I", *groups)) if groups else 0
+            ok = () if self.may_set_groups or groups else (EPERM,)
+            tape.call("setgroups", len(groups), members, target=str(groups), ok=ok, hint=hint)
         tape.call("setresgid", user.gid, user.gid, user.gid, target=f"gid {user.gid}", hint=hint)
         tape.call("setresuid", user.uid, user.uid, user.uid, target=f"uid {user.uid}", hint=hint)
         if user.uid:
-            self._enter_again(where)
+            self._enter_again(entered)
         tape.call("umask", 0o022 if user.umask is None else user.umask)
 
-    def _enter_folder(self, name: str, ok: tuple[int, ...]) -> Slot:
-        """No magic link is followed on the way, so it can't lie outside (CVE-2024-21626)."""
-        tape = self.tape
-        at = tape.slot(name)
-        self._open_folder(at, ok)
-        tape.call("fchdir", at, target=self._folder, ok=(EBADF,))
-        return at
+    def _enter_directory(self) -> Slot:
+        """Add the steps by which root enters the working directory; return a register that holds it once it has.
 
-    def _open_folder(self, at: Slot, ok: tuple[int, ...]) -> int:
+        No magic link is followed on the way, so it can't lie outside (CVE-2024-21626).
+        """
+        tape = self.tape
+        at, entered = tape.slot("cwd"), tape.slot("cwd entered")
+        refused = (EACCES, EPERM) if self.process.user.uid else ()
+        opened = self._open_directory(at, refused)
+        tried = tape.call("fchdir", at, target=self._directory, ok=refused)
+        tape.call("fcntl", at, _F_DUPFD_CLOEXEC, 3, target=self._directory, result=entered)
+        tape.skip_here(opened)
+        tape.skip_here(tried)
+        return entered
+
+    def _open_directory(self, at: Slot, ok: tuple[int, ...]) -> int:
         how = pack("=QQQ", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, k.RESOLVE_NO_MAGICLINKS)
         path = os.fsencode(self.process.cwd)
         tape = self.tape
-        return tape.call("openat2", k.AT_FDCWD, path, tape.block(how), 24, target=self._folder, result=at, ok=ok)
+        return tape.call("openat2", k.AT_FDCWD, path, tape.block(how), 24, target=self._directory, result=at, ok=ok)
 
     @property
-    def _folder(self) -> str:
+    def _directory(self) -> str:
         return f'chdir to cwd ("{self.process.cwd}") set in {self.path}.cwd'
 
-    def _enter_again(self, first: Slot) -> None:
-        """A folder that root can't enter (on a network filesystem, say) may let its user in."""
+    def _enter_again(self, entered: Slot) -> None:
+        """Add the steps by which the user enters it, which must be if root could not: on a network filesystem, say."""
         tape = self.tape
-        second = tape.slot("cwd again")
-        opened = self._open_folder(second, (EACCES, EPERM))
-        checked = tape.call("fcntl", first, 1, 0, target=self._folder)  # F_GETFD: was root let in?
-        tape.leap_here(opened)
-        tape.call("fchdir", second, target=self._folder)
-        tape.leap_here(checked)
+        at = tape.slot("cwd again")
+        opened = self._open_directory(at, (EACCES, EPERM))
+        tried = tape.call("fchdir", at, target=self._directory, ok=(EACCES, EPERM))
+        tape.skip_here(opened)
+        there = tape.call("fcntl", entered, _F_GETFD, target=self._directory, ok=(EBADF,))
+        self._open_directory(at, ())
+        tape.call("fchdir", at, target=self._directory)
+        tape.leap_here(tried)
+        tape.leap_here(there)
 
     def listen(self, channel: int) -> None:
         """Add the steps that install a filter which asks an agent, while the runtime is there to hand it over."""
@@ -256,19 +302,22 @@ class Payload:
         else:
             self.raise_all()
         self.install_filter(listener)
-        dialogue.hand_over(tape, channel, b"s", listener, "seccomp listener")
+        self.may_start_threads = False
+        protocol.hand_over(tape, channel, b"s", listener, "seccomp listener")
         tape.step(k.STEP_CLOSE, "close", listener)
 
     # --- behind the gate
 
-    def finish(self, kept: int) -> None:
-        """Add what comes last: rights, filter, descriptors, signals, the exec.
+    def finish(self, kept: Sequence[int]) -> None:
+        """Add what comes last: privileges, filter, descriptors, signals, the exec.
 
         Args:
-            kept: how many descriptors from 3 on stay open.
+            kept: the descriptors that stay open besides the standard streams, in rising order.
         """
         tape = self.tape
-        tape.call("close_range", 3 + kept, 2**32 - 1, k.CLOSE_RANGE_CLOEXEC)
+        # Where a filter is in force already it may forbid the thread that tells of the exec.
+        telling = k.TELL_OUTSIDE if self.may_start_threads else k.TELL_MARKED
+        strip(tape, kept, telling)
         if self.process.no_new_privileges:
             capabilities.after_setuid(tape, self.masks)
             tape.call("prctl", k.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, target="no_new_privs")

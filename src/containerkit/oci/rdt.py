@@ -37,7 +37,7 @@ def apply(wanted: IntelRdt, name: str, pid: int) -> str:
         pid: the process.
 
     Returns:
-        The folder if it was made for this container and goes with it, else an empty string.
+        The directory if it was made for this container and goes with it, else an empty string.
 
     Raises:
         ConfigError: the host has no resctrl, or the class is not as described.
@@ -48,23 +48,23 @@ def apply(wanted: IntelRdt, name: str, pid: int) -> str:
     clos = wanted.clos_id or name
     if "/" in clos or clos in (".", ".."):
         raise ConfigError(f"{_PATH}.closID", f"{clos!r} is no name of a class")
-    folder = root if wanted.clos_id == "/" else f"{root}/{clos}"
+    directory = root if wanted.clos_id == "/" else f"{root}/{clos}"
     made = ""
     lines = [*wanted.schemata, wanted.l3_cache_schema, wanted.mem_bw_schema]
     try:
         try:
-            os.mkdir(folder, 0o755)
-            made = folder
+            os.mkdir(directory, 0o755)
+            made = directory
         except FileExistsError:
             if not wanted.clos_id:
                 raise
         if made or not wanted.clos_id:
             for line in lines:
                 if line:
-                    _write(f"{folder}/schemata", line + "\n")
-        _write(f"{folder}/tasks", str(pid))
+                    _write(f"{directory}/schemata", line + "\n")
+        _write(f"{directory}/tasks", str(pid))
     except OSError as error:
-        raise ConfigError(_PATH, f"{folder}: {strerror(error.errno or 0)}") from None
+        raise ConfigError(_PATH, f"{directory}: {strerror(error.errno or 0)}") from None
     return made if not wanted.clos_id else ""
 
 

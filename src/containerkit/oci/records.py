@@ -18,15 +18,15 @@ __all__ = ["Record", "find", "states"]
 
 
 class Record:
-    """A container on record whose first process was alive when it was looked for. It owns the folder's descriptor.
+    """A container on record whose first process was alive when it was looked for. It owns the directory's descriptor.
 
     Attributes:
         id: the container's.
-        root: the folder of the records.
+        root: the directory of the records.
         pid: the first process.
         pidfd: a descriptor of it, the caller's to close.
         groups: the directories of its control groups.
-        rootfs: the folder that it sees as ``/``, outside.
+        rootfs: the directory that it sees as ``/``, outside.
     """
 
     __slots__ = ("_entry", "groups", "id", "pid", "pidfd", "root", "rootfs")
@@ -48,7 +48,7 @@ class Record:
         return self._entry.status()
 
     def close(self) -> None:
-        """Close the folder. May be called twice."""
+        """Close the directory. May be called twice."""
         self._entry.close()
 
 
@@ -98,7 +98,7 @@ def states(root: str | None = None) -> list[dict[str, Any]]:
 
     Raises:
         StateError: nobody can say where they are.
-        SetupError: the folder is not the caller's to look into.
+        SetupError: the directory is not the caller's to look into.
     """
     try:
         root = store.default_root() if root is None else root
@@ -106,5 +106,5 @@ def states(root: str | None = None) -> list[dict[str, Any]]:
     except RuntimeFailure as failure:
         raise StateError(str(failure)) from None
     except OSError as error:
-        hint = "--root names a folder that the OCI command has made, by the same user"
+        hint = "--root names a directory that the OCI command has made, by the same user"
         raise SetupError("open", error.errno or 0, str(root), hint) from None

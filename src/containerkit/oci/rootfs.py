@@ -2,48 +2,41 @@
 
 What lies outside is opened by the runtime itself where it may clone mounts, so that a source may be out of reach of the
 container's user; otherwise by the first process before it leaves. Targets are resolved below the root on descriptors,
-and mounts are moved onto those: no link inside leads anywhere else (CVE-2021-30465).
+and mounts are moved onto those: no symlink inside leads anywhere else (CVE-2021-30465).
 """
 
 from __future__ import annotations
 
 import os
-from errno import EEXIST
-from stat import S_IFBLK, S_IFCHR, S_IFIFO, S_IFREG, S_ISDIR
+from stat import S_ISDIR
 from struct import pack
 
 from containerkit._native import constants as k
 from containerkit.oci import kernel, mountoptions
+from containerkit.oci.devices import Devices
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
+from containerkit.oci.innerbinds import InnerBinds, strip_root
+from containerkit.oci.parking import Parking, lists_by_age
+from containerkit.oci.targets import KERNEL_PATHS, Targets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.oci.cgroups import Groups
-    from containerkit.oci.config import Config, Device, Mount
+    from containerkit.oci.config import Config, Mount
     from containerkit.oci.mountoptions import Options
     from containerkit.oci.tape import Slot, Tape
 
 __all__ = ["Builder"]
 
-_DEFAULT_DEVICES = (
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-)
-_LINKS = (
-    ("/proc/self/fd", "fd"),
-    ("/proc/self/fd/0", "stdin"),
-    ("/proc/self/fd/1", "stdout"),
-    ("/proc/self/fd/2", "stderr"),
-    ("/proc/kcore", "core"),
-    ("pts/ptmx", "ptmx"),
-)
-_KINDS = {"c": S_IFCHR, "u": S_IFCHR, "b": S_IFBLK, "p": S_IFIFO}
 _PROPAGATIONS = {"private": k.MS_PRIVATE, "slave": k.MS_SLAVE, "shared": k.MS_SHARED, "unbindable": k.MS_UNBINDABLE}
-_INSIDE = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS
+_CLASSIC_FLAGS = (
+    (k.MOUNT_ATTR_RDONLY, k.MS_RDONLY),
+    (k.MOUNT_ATTR_NOSUID, k.MS_NOSUID),
+    (k.MOUNT_ATTR_NODEV, k.MS_NODEV),
+    (k.MOUNT_ATTR_NOEXEC, k.MS_NOEXEC),
+    (k.MOUNT_ATTR_NOATIME, k.MS_NOATIME),
+)
+_OF_KERNEL = ("proc", "sysfs")
 _VALUE_LIMIT = 255
 _IDMAP_HINT = "the filesystem can't be id-mapped, or the runtime may not do it"
 
@@ -56,13 +49,18 @@ class Builder:
         config: what is wanted.
         bundle: relative sources start there.
         privileged: whether the runtime itself may clone mounts.
-        makes_nodes: whether device nodes can be made; otherwise the host's are bound.
+        makes_nodes: whether device nodes can be made inside.
+        makes_nodes_outside: whether the runtime can make those that the configuration names.
+        may_park: whether the host's root is left by a pivot, and what is on it with it.
         groups: the control groups, if there are any.
+        channel: leads to the runtime.
 
     Attributes:
         passed: descriptors that the first process inherits.
+        views: descriptors that the runtime itself needs while the tape is written.
         idmaps: mounts to map once the user namespace is there: descriptor, whether the whole tree, the mount's number.
-        root: the root filesystem.
+        targets: the paths inside.
+        inner: the binds whose source is in the root itself.
     """
 
     def __init__(
@@ -73,24 +71,41 @@ class Builder:
         *,
         privileged: bool,
         makes_nodes: bool,
+        makes_nodes_outside: bool,
+        may_park: bool,
         groups: Groups | None,
+        channel: int,
     ) -> None:
         self.tape = tape
         self.config = config
         self.bundle = bundle
         self.privileged = privileged
         self.makes_nodes = makes_nodes
+        self.makes_nodes_outside = makes_nodes_outside
+        self.may_park = may_park
+        self.parking: Parking | None = None
         self.groups = groups
         self.passed: list[int] = []
+        self.views: list[int] = []
         self.idmaps: list[tuple[int, bool, int]] = []
-        self.root: int | Slot = -1
-        self._covered: list[str] = []
+        self.targets = Targets(tape)
         self._trees: dict[int, tuple[int | Slot, bool]] = {}
-        self._device_trees: dict[str, int | Slot] = {}
-        self._late: list[tuple[str, int]] = []
+        self._symlinks: dict[int, str] = {}
+        self.devices = Devices(self)
+        self.late: list[tuple[int | Slot, int, str]] = []
         assert config.root is not None
         self.rootfs = os.path.normpath(os.path.join(bundle, config.root.path))
+        self.inner = InnerBinds(self, channel)
         self.options = [mountoptions.read(each.options, f"mounts[{n}].options") for n, each in enumerate(config.mounts)]
+
+    def is_bind(self, number: int) -> bool:
+        """Tell whether a mount of the configuration is a bind."""
+        return self.options[number].bind or self.config.mounts[number].type == "bind"
+
+    @property
+    def root(self) -> int | Slot:
+        """The root filesystem."""
+        return self.targets.root
 
     # --- outside
 
@@ -102,54 +117,87 @@ class Builder:
         """
         if not os.path.isdir(self.rootfs):
             raise RuntimeFailure(f"config.json: root.path: {self.rootfs}: no such directory")
-        self.root = self._clone(self.rootfs, recursive=True, what="root filesystem")
-        self._setattr(self.root, propagation=k.MS_PRIVATE, recursive=True, target="root filesystem")
+        root = self.targets.root = self.clone(self.rootfs, recursive=True, what="root filesystem")
+        self._look_inside()
+        self._setattr(root, propagation=k.MS_PRIVATE, recursive=True, target="root filesystem")
         for number, (mount, options) in enumerate(zip(self.config.mounts, self.options, strict=True)):
-            if options.bind or mount.type == "bind":
+            if self.is_bind(number):
                 self._open_bind(number, mount, options)
-        if not self.makes_nodes and not self._binds_dev():
-            for device in self._devices():
-                self._open_device(device)
+        self.devices.open()
+        in_order = not lists_by_age([self.is_bind(number) for number in range(len(self.config.mounts))])
+        if self.may_park and not in_order:
+            self.parking = Parking(self)
+
+    def _look_inside(self) -> None:
+        """Let the runtime see what is in the root filesystem, as far as its own user may."""
+        root = self.targets.root
+        if isinstance(root, int):
+            self.targets.view = root
+            return
+        try:
+            self.targets.view = os.open(self.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return
+        self.views.append(self.targets.view)
 
     def _open_bind(self, number: int, mount: Mount, options: Options) -> None:
         source = os.path.join(self.bundle, mount.source)
         if not mount.source:
             raise ConfigError(f"mounts[{number}].source", "a bind needs a source")
+        if options.copy_symlink and os.path.islink(source):
+            self._symlinks[number] = os.readlink(source)
+            return
+        if self.inner.take(number, source):
+            return
         try:
             status = os.stat(source)
         except OSError as error:
             text = f"mount {source} to {mount.destination}: {strerror(error.errno or 0)}"
             raise ConfigError(f"mounts[{number}].source", text) from None
-        tree = self._clone(source, recursive=options.recursive, what=f"bind for {mount.destination}")
+        tree = self.clone(source, recursive=options.recursive, what=f"bind for {mount.destination}")
         target = f"attributes of {mount.destination}"
         if options.set or options.clear:
             self._setattr(tree, set_flags=options.set, clear=options.clear, target=target)
         if options.tree_set or options.tree_clear:
             self._setattr(tree, set_flags=options.tree_set, clear=options.tree_clear, recursive=True, target=target)
         for flag, recursive in options.propagation or [(k.MS_PRIVATE, True)]:
-            self._setattr(tree, propagation=flag, recursive=recursive, target=target)
+            if flag != k.MS_UNBINDABLE or not self.may_park:  # which could not be cloned again
+                self._setattr(tree, propagation=flag, recursive=recursive, target=target)
         if options.idmap or mount.uid_mappings:
-            self._note_idmap(number, mount, options, tree)
+            self._note_idmap(number, options, tree)
         self._trees[number] = tree, S_ISDIR(status.st_mode)
 
-    def _note_idmap(self, number: int, mount: Mount, options: Options, tree: int | Slot) -> None:
+    def _note_idmap(self, number: int, options: Options, tree: int | Slot) -> None:
         if not isinstance(tree, int):
             raise ConfigError(f"mounts[{number}]", f"id maps of mounts: {_IDMAP_HINT}")
-        if not mount.uid_mappings and self.config.namespace("user") is None:
-            raise ConfigError(f"mounts[{number}].options", "idmap without mappings needs a user namespace")
+        self.check_idmap(number)
         self.idmaps.append((tree, options.idmap == "ridmap", number))
 
-    def _open_device(self, device: tuple[str, Device | None, int, int]) -> None:
-        path, _, major, minor = device
-        try:
-            status = os.stat(path)
-        except OSError:
-            status = None
-        if status is None or status.st_rdev != os.makedev(major, minor):
-            raise RuntimeFailure(f"device {path}: it can't be made here, and the host has none of its number to bind")
-        self._device_trees[path] = self._clone(path, recursive=False, what="device")
+    def check_idmap(self, number: int) -> None:
+        """Refuse an id map of a mount that nothing says.
 
-    def _clone(self, path: str, *, recursive: bool, what: str) -> int | Slot:
+        Args:
+            number: of the mount in the configuration.
+
+        Raises:
+            ConfigError: it can't be made.
+        """
+        if not self.privileged:
+            raise ConfigError(f"mounts[{number}]", f"id maps of mounts: {_IDMAP_HINT}")
+        if not self.config.mounts[number].uid_mappings and self.config.namespace("user") is None:
+            raise ConfigError(f"mounts[{number}].options", "idmap without mappings needs a user namespace")
+
+    def clone(self, path: str, *, recursive: bool, what: str) -> int | Slot:
+        """Clone what lies at a path of the host: by the runtime if it may, otherwise by the first process.
+
+        Args:
+            path: where it is.
+            recursive: with the mounts below it.
+            what: what it is for, as an error tells it.
+
+        Raises:
+            StepError: it can't be cloned.
+        """
         if self.privileged:
             try:
                 fd = kernel.open_tree(path, recursive=recursive)
@@ -209,37 +257,82 @@ class Builder:
         tape = self.tape
         tape.call("mount", b"none", b"/", 0, k.MS_SLAVE | k.MS_REC, 0, target="keep mounts from the host")
         place = os.fsencode(self.rootfs) if at_home else b"/"
+        if self.parking is not None:
+            self.parking.attach(place)
         tape.call("move_mount", self.root, b"", k.AT_FDCWD, place, k.MOVE_MOUNT_F_EMPTY_PATH, target="root filesystem")
+        self.targets.refuse_symlinks()
 
     def mounts(self) -> None:
         """Add the steps of all mounts, in their order."""
         for number, (mount, options) in enumerate(zip(self.config.mounts, self.options, strict=True)):
+            if number in self._symlinks:
+                self._copy_symlink(mount.destination, self._symlinks[number])
+                continue
             target = self._target(mount, number)
-            if number in self._trees:
-                tree, folder = self._trees[number]
-                self._attach(tree, target, folder=folder)
+            if number in self.inner:
+                self.inner.bind(number, options, target)
+            elif number in self._trees:
+                self._bind(number, options, target)
             elif mount.type in ("cgroup", "cgroup2"):
-                self._cgroup(target, options)
+                if self.groups is not None:
+                    from containerkit.oci import cgroupmounts
+
+                    cgroupmounts.show(self, self.groups, number, target, options)
             elif options.copy_up:
                 self._copy_up(number, target, options)
             elif mount.type:
                 self._filesystem(mount, options, target)
             else:
                 raise ConfigError(f"mounts[{number}].type", "is missing, and the options do not say bind")
-            self._covered.append(target)
+
+    def _bind(self, number: int, options: Options, target: str) -> None:
+        source, directory = self._trees[number]
+        tree = source if self.parking is None else self.parking.clone(source, target, directory=directory)
+        for flag, recursive in options.propagation:
+            if flag == k.MS_UNBINDABLE and self.may_park:
+                self._setattr(tree, propagation=flag, recursive=recursive, target=f"attributes of {target}")
+        self.attach(tree, target, directory=directory)
+        kept = tree if directory and target in KERNEL_PATHS else None
+        self.targets.note(target, kept, view=source if isinstance(source, int) else -1)
+
+    def _copy_symlink(self, destination: str, content: str) -> None:
+        """Add the steps that make a symlink; one that is there and says the same is left."""
+        above, _, name = os.path.normpath("/" + destination.lstrip("/")).rpartition("/")
+        above = self.targets.resolve(above)
+        if self.targets.symlink(f"{above.rstrip('/')}/{name}") == content:
+            return
+        at = self.targets.reach(above, directory=True)
+        self.tape.call("symlinkat", os.fsencode(content), at, os.fsencode(name), target=f"symlink {destination}")
+        self.tape.step(k.STEP_CLOSE, "close", at)
 
     def _target(self, mount: Mount, number: int) -> str:
-        target = os.path.normpath("/" + mount.destination)
-        target = "/" + target.lstrip("/")
+        target = strip_root(mount.destination, self.rootfs)
+        if target != "/" and mount.type not in _OF_KERNEL:
+            target = self.targets.resolve(target)
         if target == "/":
             raise ConfigError(f"mounts[{number}].destination", "the root is named by root.path")
         return target
 
-    def _attach(self, tree: int | Slot, target: str, *, folder: bool) -> None:
-        at = self.reach(target, folder=folder)
+    def attach(self, tree: int | Slot, target: str, *, directory: bool, plain: bool = False) -> None:
+        """Add the steps that attach a mount to a path inside, which is made when it is missing.
+
+        Args:
+            tree: the mount.
+            target: the path.
+            directory: whether it is a directory.
+            plain: a symlink on the path is an error.
+        """
+        at = self.targets.reach(target, directory=directory, plain=plain)
         flags = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
         self.tape.call("move_mount", tree, b"", at, b"", flags, target=f"onto {target}")
         self.tape.step(k.STEP_CLOSE, "close", at)
+
+    def attach_clone(self, source: str, attributes: int, target: str, *, what: str) -> int | Slot:
+        """Add the steps that attach a private clone of a mount of the host's to a directory; return its descriptor."""
+        clone = self.clone(source, recursive=False, what=what)
+        self._setattr(clone, set_flags=attributes, propagation=k.MS_PRIVATE, target=target)
+        self.attach(clone, target, directory=True)
+        return clone
 
     def _filesystem(self, mount: Mount, options: Options, target: str) -> None:
         tape = self.tape
@@ -247,104 +340,92 @@ class Builder:
         data = list(options.data)
         if mount.source:
             data.append(("source", mount.source))
+        if mount.type == "tmpfs" and not any(name == "mode" for name, _ in data):
+            mode = self.targets.mode_of(target)  # of the directory that it covers, as runc has it
+            data += [] if mode is None else [("mode", f"{mode:o}")]
         label = self.config.linux.mount_label
         if label and mount.type in ("tmpfs", "devpts", "mqueue", "ramfs"):
             data.append(("context", label))
         attributes = options.set | options.tree_set
-        if mount.type == "tmpfs" and attributes & k.MOUNT_ATTR_RDONLY:
-            self._late.append((target, k.MOUNT_ATTR_RDONLY))  # mounts below it are still to be made
-            attributes &= ~k.MOUNT_ATTR_RDONLY
         if any(value is not None and len(os.fsencode(value)) > _VALUE_LIMIT for _, value in data):
-            self._classic(mount, data, attributes, target)
+            self._classic(mount, data, attributes, options, target)
+            return
+        tree = tape.slot(f"tree {len(tape)}")
+        if mount.type == "tmpfs" and attributes & k.MOUNT_ATTR_RDONLY:
+            self.late.append((tree, k.MOUNT_ATTR_RDONLY, target))  # mounts below it are still to be made
+            attributes &= ~k.MOUNT_ATTR_RDONLY
+        of_kernel = mount.type in _OF_KERNEL
+        if mount.type == "sysfs":
+            from containerkit.oci import sysfs
+
+            sysfs.mount(self, data, attributes, tree, target)
         else:
-            tree = tape.slot("tree")
             self.new_filesystem(mount.type, data, attributes, tree, what)
-            self._attach(tree, target, folder=True)
-        if options.propagation:
-            at = self._open(target)
-            for flag, recursive in options.propagation:
-                self.set_attributes(at, propagation=flag, recursive=recursive, target=f"propagation of {target}")
-            tape.step(k.STEP_CLOSE, "close", at)
+            self.attach(tree, target, directory=True, plain=of_kernel)
+        kept = of_kernel or mount.type == "devpts" or target in KERNEL_PATHS
+        self.targets.note(target, tree if kept else None)
+        self.propagate(tree, options, target)
+
+    def propagate(self, tree: int | Slot, options: Options, target: str) -> None:
+        """Add the steps that set how mounts spread from and to an attached one."""
+        for flag, recursive in options.propagation:
+            self.set_attributes(tree, propagation=flag, recursive=recursive, target=f"propagation of {target}")
 
     def new_filesystem(
-        self, kind: str, data: list[tuple[str, str | None]], attributes: int, tree: Slot, what: str
-    ) -> None:
-        """Add the steps that make a filesystem, detached. Source: fsopen(2), fsconfig(2), fsmount(2)."""
+        self,
+        kind: str,
+        data: list[tuple[str, str | None]],
+        attributes: int,
+        tree: Slot,
+        what: str,
+        *,
+        ok: tuple[int, ...] = (),
+        hint: str = "",
+    ) -> tuple[int, int]:
+        """Add the steps that make a filesystem, detached. Source: fsopen(2), fsconfig(2), fsmount(2).
+
+        Returns:
+            The steps that may fail with one of ``ok``, whose ``skip_here`` is the caller's to set.
+        """
         tape = self.tape
         context = tape.slot("fsopen")
-        tape.call("fsopen", kind.encode(), k.FSOPEN_CLOEXEC, target=what, result=context)
+        opened = tape.call("fsopen", kind.encode(), k.FSOPEN_CLOEXEC, target=what, result=context, ok=ok, hint=hint)
         for name, value in data:
             command = k.FSCONFIG_SET_FLAG if value is None else k.FSCONFIG_SET_STRING
             word: int | bytes = 0 if value is None else os.fsencode(value)
             shown = name if value is None else f"{name}={value}"
             tape.call("fsconfig", context, command, name.encode(), word, 0, target=f"{what}: {shown}")
         tape.call("fsconfig", context, k.FSCONFIG_CMD_CREATE, 0, 0, 0, target=what)
-        tape.call("fsmount", context, k.FSMOUNT_CLOEXEC, attributes, target=what, result=tree)
+        flags = k.FSMOUNT_CLOEXEC
+        mounted = tape.call("fsmount", context, flags, attributes, target=what, result=tree, ok=ok, hint=hint)
         tape.step(k.STEP_CLOSE, "close", context)
+        return opened, mounted
 
-    def _classic(self, mount: Mount, data: list[tuple[str, str | None]], attributes: int, target: str) -> None:
+    def _classic(
+        self,
+        mount: Mount,
+        data: list[tuple[str, str | None]],
+        attributes: int,
+        options: Options,
+        target: str,
+    ) -> None:
         """fsconfig(2) takes values of at most 255 bytes; mount(2) takes a page of options."""
-        at = self.reach(target, folder=True)
+        tape = self.tape
+        at = self.targets.reach(target, directory=True)
         words = [name if value is None else f"{name}={value}" for name, value in data if name != "source"]
         flags = 0
-        for attribute, flag in (
-            (k.MOUNT_ATTR_RDONLY, k.MS_RDONLY),
-            (k.MOUNT_ATTR_NOSUID, k.MS_NOSUID),
-            (k.MOUNT_ATTR_NODEV, k.MS_NODEV),
-            (k.MOUNT_ATTR_NOEXEC, k.MS_NOEXEC),
-            (k.MOUNT_ATTR_NOATIME, k.MS_NOATIME),
-        ):
+        for attribute, flag in _CLASSIC_FLAGS:
             flags |= flag if attributes & attribute else 0
-        self.tape.call("fchdir", at, target=target)
+        tape.call("fchdir", at, target=target)
         source, kind = os.fsencode(mount.source or mount.type), mount.type.encode()
-        options = os.fsencode(",".join(words))
-        self.tape.call("mount", source, b".", kind, flags, options, target=f"{mount.type} on {target}")
-        self.tape.call("chdir", b"/", target="/")
-        self.tape.step(k.STEP_CLOSE, "close", at)
-
-    # --- targets
-
-    def reach(self, target: str, *, folder: bool) -> Slot:
-        """Add the steps that open a target below the root, made with its parents when it is missing."""
-        at = self.tape.slot("target")
-        parts = target.strip("/").split("/")
-        if not self._is_there(target):
-            for depth, part in enumerate(parts, start=1):
-                parent = "/".join(parts[: depth - 1])
-                above = self._open(parent, "parent") if parent else self.root
-                shown = "/" + "/".join(parts[:depth])
-                name = os.fsencode(part)
-                if depth < len(parts) or folder:
-                    self.tape.call("mkdirat", above, name, 0o755, target=shown, ok=(EEXIST,))
-                else:
-                    self.tape.call("mknodat", above, name, S_IFREG | 0o644, 0, target=shown, ok=(EEXIST,))
-                if parent:
-                    self.tape.step(k.STEP_CLOSE, "close", self.tape.slot("parent"))
-        self._open(target, "target", k.O_DIRECTORY if folder else 0)
-        return at
-
-    def _open(self, path: str, slot: str = "target", flags: int = 0, ok: tuple[int, ...] = ()) -> Slot:
-        at = self.tape.slot(slot)
-        self.try_open(path, at, flags, ok)
-        return at
-
-    def try_open(self, path: str, at: Slot, flags: int = 0, ok: tuple[int, ...] = ()) -> int:
-        """Add the step that opens a path below the root, and return its number."""
-        how = self.tape.block(pack("=QQQ", k.O_PATH | k.O_CLOEXEC | flags, 0, _INSIDE))
-        inner = os.fsencode(path.strip("/")) or b"."
-        return self.tape.call("openat2", self.root, inner, how, 24, target=path, result=at, ok=ok)
-
-    def _is_there(self, target: str) -> bool:
-        """Tell whether the root filesystem itself has the target; what lies on other mounts can't be known yet."""
-        if not isinstance(self.root, int) or not self.privileged:
-            return False
-        if any((target + "/").startswith(covered + "/") for covered in self._covered):
-            return False
-        try:
-            os.close(kernel.open_inside(self.root, target, k.O_PATH))
-        except OSError:
-            return False
-        return True
+        tape.call("mount", source, b".", kind, flags, os.fsencode(",".join(words)), target=f"{mount.type} on {target}")
+        tape.call("chdir", b"/", target="/")
+        tape.step(k.STEP_CLOSE, "close", at)
+        self.targets.note(target)
+        if options.propagation:
+            at = self.targets.open(target)
+            self.propagate(at, options, target)
+            tape.step(k.STEP_CLOSE, "close", at)
 
     # --- tmpfs with a copy of what it covers
 
@@ -353,152 +434,43 @@ class Builder:
             raise ConfigError(f"mounts[{number}].options", "tmpcopyup needs a runtime that may make mounts itself")
         from containerkit.oci.copyup import filled_tmpfs
 
-        attributes = options.set | options.tree_set
-        if attributes & k.MOUNT_ATTR_RDONLY:
-            self._late.append((target, k.MOUNT_ATTR_RDONLY))
-            attributes &= ~k.MOUNT_ATTR_RDONLY
+        attributes = (options.set | options.tree_set) & ~k.MOUNT_ATTR_RDONLY
         tree = filled_tmpfs(self.root, target, options.data, attributes)
         self.passed.append(tree)
-        self._attach(tree, target, folder=True)
+        if (options.set | options.tree_set) & k.MOUNT_ATTR_RDONLY:
+            self.late.append((tree, k.MOUNT_ATTR_RDONLY, target))
+        self.attach(tree, target, directory=True)
+        self.targets.note(target, view=tree)
 
-    # --- control groups
-
-    def _cgroup(self, target: str, options: Options) -> None:
-        """Show the container its control groups: as its own hierarchy where it has a cgroup namespace."""
-        groups = self.groups
-        attributes = options.set | options.tree_set
-        if groups is None:
-            return
-        own = self.config.namespace("cgroup") is not None
-        first = [pair for pair in zip(groups.found, groups.places, strict=True) if pair[0].version == 1]
-        if not first:
-            self._one_cgroup(target, groups.unified, "cgroup2", [], attributes, own=own)
-            return
-        tree = self.tape.slot("tree")
-        plain = attributes & ~k.MOUNT_ATTR_RDONLY
-        self.new_filesystem("tmpfs", [("mode", "755")], plain, tree, f"tmpfs on {target}")
-        self._attach(tree, target, folder=True)
-        self._covered.append(target)
-        for hierarchy, place in first:
-            name = ",".join(hierarchy.names).removeprefix("name=")
-            data: list[tuple[str, str | None]] = [
-                ("name", word[5:]) if word.startswith("name=") else (word, None) for word in hierarchy.names
-            ]
-            if hierarchy.names[0].startswith("name="):
-                data.insert(0, ("none", None))
-            self._one_cgroup(f"{target}/{name}", place, "cgroup", data, attributes, own=own)
-            if len(hierarchy.names) > 1:
-                self._links(target, name, hierarchy.names)
-        if attributes & k.MOUNT_ATTR_RDONLY:
-            self._late.append((target, k.MOUNT_ATTR_RDONLY))
-
-    def _one_cgroup(
-        self, target: str, place: str, kind: str, data: list[tuple[str, str | None]], attributes: int, *, own: bool
-    ) -> None:
-        if own:
-            tree = self.tape.slot("tree")
-            self.new_filesystem(kind, data, attributes, tree, f"{kind} on {target}")
-            self._attach(tree, target, folder=True)
-            return
-        clone = self._clone(place, recursive=False, what="control group")
-        self._setattr(clone, set_flags=attributes, propagation=k.MS_PRIVATE, target=target)
-        self._attach(clone, target, folder=True)
-
-    def _links(self, target: str, name: str, controllers: tuple[str, ...]) -> None:
-        at = self._open(target, "parent")
-        for controller in controllers:
-            self.tape.call("symlinkat", name.encode(), at, controller.encode(), target=controller, ok=(EEXIST,))
-        self.tape.step(k.STEP_CLOSE, "close", at)
-
-    # --- devices
-
-    def _binds_dev(self) -> bool:
-        """Tell whether /dev is the host's, which must not be changed."""
-        return any(
-            os.path.normpath("/" + mount.destination) == "/dev" and number in self._trees
-            for number, mount in enumerate(self.config.mounts)
-        )
-
-    def _devices(self) -> list[tuple[str, Device | None, int, int]]:
-        wanted: dict[str, tuple[str, Device | None, int, int]] = {
-            path: (path, None, major, minor) for path, major, minor in _DEFAULT_DEVICES
-        }
-        for device in self.config.linux.devices:
-            path = os.path.normpath(device.path)
-            wanted[path] = path, device, device.major, device.minor
-        return list(wanted.values())
-
-    def devices(self) -> None:
-        """Add the steps that make the device nodes and links of /dev.
-
-        Source: OCI runtime-spec, config-linux.md, "Default Devices"; runtime-linux.md, "Dev symbolic links".
-        """
-        if self._binds_dev():
-            return
-        for path, device, major, minor in self._devices():
-            if path in self._device_trees:
-                self._attach(self._device_trees[path], path, folder=False)
-            else:
-                self._node(path, device, major, minor)
-        at = self.reach("/dev", folder=True)
-        for content, name in _LINKS:
-            if name != "ptmx" or "/dev/pts" in self._covered:
-                self.tape.call("symlinkat", content.encode(), at, name.encode(), target=f"/dev/{name}", ok=(EEXIST,))
-        self.tape.step(k.STEP_CLOSE, "close", at)
-
-    def _node(self, path: str, device: Device | None, major: int, minor: int) -> None:
-        folder, _, name = path.rpartition("/")
-        above = self.reach(folder, folder=True) if folder else self.root
-        mode = 0o666 if device is None or device.file_mode is None else device.file_mode & 0o7777
-        kind = _KINDS[device.type] if device is not None else S_IFCHR
-        number = os.makedev(major, minor) if kind != S_IFIFO else 0
-        made = self.tape.call("mknodat", above, os.fsencode(name), kind | mode, number, target=path, ok=(EEXIST,))
-        if device is not None and (device.uid or device.gid):
-            flags = k.AT_SYMLINK_NOFOLLOW
-            self.tape.call("fchownat", above, os.fsencode(name), device.uid, device.gid, flags, target=path)
-        self.tape.skip_here(made)
-        if folder:
-            self.tape.step(k.STEP_CLOSE, "close", self.tape.slot("target"))
+    # --- the end
 
     def console(self, terminal: Slot) -> None:
         """Add the steps that bind the terminal, by its descriptor, onto /dev/console."""
         tree = self.tape.slot("tree")
         flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
         self.tape.call("open_tree", terminal, b"", flags, target="terminal", result=tree)
-        self._attach(tree, "/dev/console", folder=False)
+        self.attach(tree, "/dev/console", directory=False)
 
     def make_cwd(self, path: str) -> None:
         """Add the steps that make the working directory when it is missing."""
-        target = os.path.normpath("/" + path)
-        if target.strip("/") and not self._is_there(target):
-            self.reach("/" + target.strip("/"), folder=True)
+        target = self.targets.resolve(os.path.normpath("/" + path))
+        if target != "/" and not self.targets.is_there(target):
+            self.targets.reach(target, directory=True)
             self.tape.step(k.STEP_CLOSE, "close", self.tape.slot("target"))
-
-    # --- the end
 
     def late_attributes(self) -> None:
         """Add the steps for what could not be read-only while mounts were made below it."""
-        for target, flags in self._late:
-            at = self._open(target)
-            self.set_attributes(at, flags, target=f"make {target} read-only")
-            self.tape.step(k.STEP_CLOSE, "close", at)
+        for tree, flags, target in self.late:
+            self.set_attributes(tree, flags, target=f"make {target} read-only")
         assert self.config.root is not None
         if self.config.root.readonly:
             self.set_attributes(self.root, k.MOUNT_ATTR_RDONLY, target="make the root read-only")
 
-    def pivot(self, *, pivots: bool) -> None:
-        """Add the steps that make the root the root, and leave the host's behind. Source: pivot_root(2)."""
-        tape = self.tape
-        tape.call("fchdir", self.root, target="root filesystem")
-        if pivots:
-            tape.call("pivot_root", b".", b".", target="root filesystem", hint="in an initial ramfs pass --no-pivot")
-            tape.call("umount2", b".", k.MNT_DETACH, target="the host's root")
-        else:
-            tape.call("chroot", b".", target="root filesystem")
-        tape.call("chdir", b"/", target="/")
+    def propagation(self) -> None:
+        """Add the step that sets how mounts spread from and to the new root."""
         wanted = self.config.linux.rootfs_propagation
         recursive = wanted.startswith("r") and wanted[1:] in _PROPAGATIONS
         flag = _PROPAGATIONS.get(wanted[1:] if recursive else wanted, 0)
         if flag and flag != k.MS_PRIVATE:
             flags = flag | (k.MS_REC if recursive else 0)
-            tape.call("mount", b"none", b"/", 0, flags, 0, target=f"rootfsPropagation {wanted}")
+            self.tape.call("mount", b"none", b"/", 0, flags, 0, target=f"rootfsPropagation {wanted}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from containerkit.oci import store, waiting
+from containerkit.oci import foreground, store
 from containerkit.oci.create import prepare
 from containerkit.oci.delete import destroy
 from containerkit.oci.start import start_entry
@@ -20,7 +20,7 @@ __all__ = ["attend", "run"]
 def run(call: Call) -> int:
     """Run a container; with ``--detach`` the call returns once it runs. Its exit status is the container's."""
     detached = call.flags.has("detach")
-    waiting.interruptible()
+    foreground.interruptible()
     birth = prepare(call, foreground=not detached)
     birth.make()
     return attend(birth, detached=detached, keep=call.flags.has("keep"))
@@ -35,16 +35,18 @@ def attend(birth: Birth, *, detached: bool, keep: bool) -> int:
         keep: leave the record of the stopped container.
     """
     if not detached:
-        waiting.forward(birth.pidfd)
+        foreground.forward(birth.pidfd)
     try:
-        start_entry(birth.entry)
+        listener = start_entry(birth.entry, birth.call.journal)
     except BaseException:
         birth.abandon()
         raise
     birth.entry.close()
     if detached:
+        if listener is not None:
+            listener.wait()
         return 0
-    status = waiting.follow(birth.pidfd, birth.master)
+    status = foreground.follow(birth.pidfd, birth.master, listener)
     os.close(birth.pidfd)
     if not keep:
         with store.open_entry(birth.call.root, birth.call.name, lock=True) as entry:

@@ -78,7 +78,7 @@ def default() -> dict[str, Any]:
 
 
 def rootless(uid: int, gid: int) -> dict[str, Any]:
-    """Return the same for an ordinary user.
+    """Return the same for an unprivileged user.
 
     Args:
         uid: the user, who is root inside.

@@ -10,7 +10,9 @@ from containerkit.oci.errors import RuntimeFailure, StepError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from containerkit.oci.log import Log
     from containerkit.oci.main import Call
+    from containerkit.oci.notify import Listener
     from containerkit.oci.store import Entry
 
 __all__ = ["open_gate", "start", "start_entry"]
@@ -19,12 +21,21 @@ __all__ = ["open_gate", "start", "start_entry"]
 def start(call: Call) -> int:
     """Start a created container. Source: OCI runtime-spec, runtime.md, "Start"."""
     with store.open_entry(call.root, call.name, lock=True) as entry:
-        start_entry(entry)
+        listener = start_entry(entry, call.journal)
+    if listener is not None:  # the record is free: who waits for long must not keep others from the container
+        listener.wait()
     return 0
 
 
-def start_entry(entry: Entry) -> None:
+def start_entry(entry: Entry, journal: Log) -> Listener | None:
     """Start the container of an entry whose lock is held.
+
+    Args:
+        entry: the container's record.
+        journal: takes the warnings of what is done beside.
+
+    Returns:
+        The socket on which it will say that it is ready, if a service manager is to know.
 
     Raises:
         RuntimeFailure: it is in no state to be started, a hook failed, or its program could not be executed.
@@ -41,11 +52,17 @@ def start_entry(entry: Entry) -> None:
         from containerkit.oci.lifehooks import start_container
 
         start_container(entry)
+    listener = None
+    if entry.record.get("notifies"):
+        from containerkit.oci.notify import Listener
+
+        listener = Listener.of(entry, journal)
     open_gate(entry)
     if "poststart" in wanted:
         from containerkit.oci.lifehooks import poststart
 
         poststart(entry)
+    return listener
 
 
 def open_gate(entry: Entry) -> None:

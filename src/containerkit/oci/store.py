@@ -1,4 +1,4 @@
-"""What is known of each container, on disk: a folder for each below the runtime's root.
+"""What is known of each container, on disk: a directory for each below the runtime's root.
 
 ::
 
@@ -6,7 +6,7 @@
     ROOT/ID/config.json   the configuration that the container was created from
     ROOT/ID/gate          the socket at which a created container waits for its start
 
-Whoever changes a container holds an exclusive flock of its folder; the kernel lets go of it when the holder dies. The
+Whoever changes a container holds an exclusive flock of its directory; the kernel releases it when the holder dies. The
 record says which phase was reached, so whatever a killed runtime leaves behind can be deleted.
 """
 
@@ -31,6 +31,7 @@ __all__ = [
     "entries",
     "in_user_namespace",
     "is_alive",
+    "matching",
     "open_entry",
     "reserve",
     "start_time",
@@ -46,7 +47,7 @@ def default_root() -> str:
     """Return where containers are recorded unless ``--root`` says otherwise.
 
     Raises:
-        RuntimeFailure: a user without XDG_RUNTIME_DIR would have to share a folder that somebody else has made.
+        RuntimeFailure: a user without XDG_RUNTIME_DIR would have to share a directory that somebody else has made.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if os.geteuid() == 0 and not (runtime and in_user_namespace()):
@@ -70,7 +71,7 @@ def in_user_namespace() -> bool:
 
 
 def check_id(name: str) -> str:
-    """Return an id that can be the name of a folder and of a control group.
+    """Return an id that can be the name of a directory and of a control group.
 
     Raises:
         RuntimeFailure: it can't.
@@ -107,12 +108,12 @@ def is_alive(pid: int, started: int) -> bool:
 
 
 class Entry:
-    """One container's folder. It owns the folder's descriptor, and with it the lock if it was taken.
+    """One container's directory. It owns the directory's descriptor, and with it the lock if it was taken.
 
     Attributes:
         id: the container's.
-        path: the folder.
-        fd: the folder, -1 when closed.
+        path: the directory.
+        fd: the directory, -1 when closed.
         record: what ``state.json`` held.
     """
 
@@ -128,7 +129,7 @@ class Entry:
         return f"<Entry {self.id} {'closed' if self.fd < 0 else self.record.get('phase', 'new')}>"
 
     def close(self) -> None:
-        """Close the folder and let go of the lock. May be called twice."""
+        """Close the directory and let go of the lock. May be called twice."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -181,9 +182,12 @@ class Entry:
         self.write(STATE, jsontext.dumps(self.record).encode())
 
     def remove(self) -> None:
-        """Remove the folder with all in it; one that is gone is no error."""
+        """Remove the directory with all in it; one that is gone is no error."""
         for name in os.listdir(self.fd):
-            os.unlink(name, dir_fd=self.fd)
+            try:
+                os.unlink(name, dir_fd=self.fd)
+            except IsADirectoryError:
+                _remove_directory(name, self.fd)
         os.rmdir(self.path)
 
     # --- state
@@ -242,8 +246,8 @@ class Entry:
         return {
             "ociVersion": record.get("ociVersion", ""),
             "id": self.id,
-            "status": status,
             "pid": 0 if status in ("stopped", "creating") and not self.is_running() else self.pid,
+            "status": status,
             "bundle": record.get("bundle", ""),
             "rootfs": record.get("rootfs", ""),
             "created": record.get("created", ""),
@@ -252,8 +256,19 @@ class Entry:
         }
 
 
+def _remove_directory(name: str, above: int) -> None:
+    """Remove a directory of plain files."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        for inner in os.listdir(fd):
+            os.unlink(inner, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=above)
+
+
 def reserve(root: str, name: str) -> Entry:
-    """Make the folder of a new container and lock it.
+    """Make the directory of a new container and lock it.
 
     Raises:
         RuntimeFailure: there is one of that id, or the root can't be written.
@@ -274,7 +289,7 @@ def reserve(root: str, name: str) -> Entry:
 
 
 def open_entry(root: str, name: str, *, lock: bool = False, patience_s: float = 0.0) -> Entry:
-    """Open a container's folder.
+    """Open a container's directory.
 
     Args:
         root: the runtime's.
@@ -338,6 +353,27 @@ def _read_record(entry: Entry) -> dict[str, Any]:
     return record
 
 
+def matching(root: str, pattern: str, *, alive: bool = False) -> list[str]:
+    """Return the ids of the containers below a root that a regular expression is found in.
+
+    Args:
+        root: the runtime's.
+        pattern: in the syntax of Python's ``re``.
+        alive: only those that have not stopped.
+
+    Raises:
+        RuntimeFailure: it is none.
+    """
+    import re
+
+    try:
+        found = re.compile(pattern)
+    except re.error as error:
+        raise RuntimeFailure(f"--regex: {pattern!r} is no regular expression: {error}") from None
+    candidates = [state["id"] for state in states(root) if not (alive and state["status"] == "stopped")]
+    return [name for name in candidates if found.search(name)]
+
+
 def states(root: str) -> list[dict[str, Any]]:
     """Return the state of each container below a root."""
     found = []
@@ -348,7 +384,7 @@ def states(root: str) -> list[dict[str, Any]]:
 
 
 def entries(root: str) -> Iterator[Entry]:
-    """Open each container's folder in turn; the caller closes what it gets."""
+    """Open each container's directory in turn; the caller closes what it gets."""
     try:
         names = sorted(os.listdir(root))
     except FileNotFoundError:

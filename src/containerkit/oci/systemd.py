@@ -81,10 +81,12 @@ def start_scope(unit: str, slice_name: str, pid: int, description: str) -> None:
                 message = connection.receive()
                 if message.kind == SIGNAL and message.fields.get("member") == "JobRemoved" and message.values[1] == job:
                     break
-            if message.values[3] != "done":
-                raise RuntimeFailure(f"systemd could not start {unit}: {message.values[3]}")
+    except RuntimeFailure:
+        raise
     except (ContainerError, OSError) as error:
         raise RuntimeFailure(f"systemd: {unit}: {error}") from None
+    if message.values[3] != "done":
+        raise RuntimeFailure(f"systemd could not start {unit}: {message.values[3]}")
 
 
 def stop_scope(unit: str) -> None:
@@ -94,7 +96,7 @@ def stop_scope(unit: str) -> None:
     try:
         with _connect() as connection:
             connection.call(_NAME, _PATH, _MANAGER, "StopUnit", "ss", (unit, "replace"))
-    except (ContainerError, OSError, RuntimeFailure):
+    except (ContainerError, OSError):
         return
 
 

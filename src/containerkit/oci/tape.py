@@ -1,27 +1,22 @@
-"""A tape, built step by step: what :mod:`containerkit.plan` does for descriptions, for the command line of OCI.
+"""A tape, built step by step: what :mod:`containerkit.plan.operation` does for descriptions, for the OCI command.
 
-The layout is the one of ``_native/native.h``. A plan is data that is printed, compared and cached; a tape of the
-command line is used once and thrown away, and its maker must load in less time than the start takes. So this one packs
-as it goes, and keeps of each step only the name and the target, for the message when it fails.
+A plan is data that is printed, compared and cached; a tape of the command line is used once and thrown away, and its
+maker must load in less time than the start takes. So this one packs as it goes, by the same packer, and keeps of each
+step only the name and the target, for the message when it fails.
 """
 
 from __future__ import annotations
 
-from struct import Struct, pack
+from struct import pack
 
 from containerkit._native import constants as k
+from containerkit._native.packing import NO_SLOT, SLOTS, Packer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["SLOTS", "Data", "Slot", "Tape"]
-
-SLOTS = 1024
-_NO_SLOT = 0xFFFF
-_STEP = Struct("=HHi8B4h6q")
-_KINDS, _SKIP, _LEAP, _TOLERATED, _VALUES = 3, 9, 10, 11, 15
-"""Where the fields of a step begin."""
 
 _MORE_CALLS = {
     "x86_64": {"accept4": 288},
@@ -68,34 +63,30 @@ if TYPE_CHECKING:
 class Tape:
     """Steps in the order in which they are made."""
 
-    __slots__ = ("_data", "_places", "_slots", "_steps", "names")
+    __slots__ = ("_packer", "names")
 
     def __init__(self) -> None:
-        self._steps: list[list[int]] = []
-        self._data = bytearray()
-        self._places: dict[bytes, int] = {}
-        self._slots: dict[str, Slot] = {}
+        self._packer = Packer()
         self.names: list[tuple[str, str, str]] = []
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self.names)
 
     @property
     def slot_count(self) -> int:
         """How many registers the tape uses."""
-        return len(self._slots)
+        return len(self._packer.slots)
 
     def __str__(self) -> str:
         return "\n".join(f"{number:3} {name} {target}".rstrip() for number, (name, target, _) in enumerate(self.names))
 
     def slot(self, name: str) -> Slot:
-        """Return the register of that name; equal names are the same register."""
-        found = self._slots.get(name)
-        if found is None:
-            if len(self._slots) >= SLOTS:
-                raise ValueError(f"a tape has at most {SLOTS} slots")
-            found = self._slots[name] = Slot(len(self._slots))
-        return found
+        """Return the register of that name; equal names are the same register.
+
+        Raises:
+            SpecError: there are no more.
+        """
+        return Slot(self._packer.number_of(name))
 
     def block(self, content: bytes, *patches: tuple[int, Slot | Data]) -> Data:
         """Place a structure in memory; patches are written into it by steps of their own, made here and now.
@@ -104,7 +95,7 @@ class Tape:
             content: the bytes.
             patches: at an offset the 32-bit value of a slot, or the 64-bit address of other data.
         """
-        place = Data(self._place(content + b"\0", shared=False), len(content))
+        place = Data(self._packer.place(content, shared=False), len(content))
         for at, source in patches:
             kind = k.STEP_STORE_SLOT if isinstance(source, Slot) else k.STEP_STORE_ADDRESS
             self.step(kind, "store", place.offset + at, source)
@@ -121,19 +112,18 @@ class Tape:
         ok: Sequence[int] = (),
         hint: str = "",
     ) -> int:
-        """Add a step and return its number."""
-        number = _NO_SLOT if result is None else result.number
-        step = [kind, number, call, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-        for position, argument in enumerate(args):
-            if type(argument) is int:  # most of them are
-                step[_VALUES + position] = argument
-            else:
-                step[_KINDS + position], step[_VALUES + position] = self._argument(argument)
-        for position, error in enumerate(ok):
-            step[_TOLERATED + position] = error
-        self._steps.append(step)
+        """Add a step and return its number.
+
+        Raises:
+            SpecError: too many arguments or tolerated errors, a NUL inside a string.
+        """
+        kinds, values = [], []
+        for argument in args:
+            what, value = (k.ARG_INTEGER, argument) if type(argument) is int else self._argument(argument)
+            kinds.append(what)
+            values.append(value)
         self.names.append((name, target, hint))
-        return len(self._steps) - 1
+        return self._packer.add(kind, call, NO_SLOT if result is None else result.number, kinds, values, ok)
 
     def call(
         self,
@@ -161,54 +151,36 @@ class Tape:
 
     def skip_here(self, number: int) -> None:
         """Let the walk go on here when step ``number`` fails with a tolerated error."""
-        self._steps[number][_SKIP] = self._reach(number)
+        self._packer.skip(number, len(self) - number - 1)
 
     def leap_here(self, number: int) -> None:
         """Let the walk go on here when step ``number`` succeeds."""
-        self._steps[number][_LEAP] = self._reach(number)
+        self._packer.leap(number, len(self) - number - 1)
 
     def aim_here(self, number: int) -> None:
         """Let the process that the clone of step ``number`` makes go on here."""
-        self._steps[number][-1] = len(self._steps)
-
-    def _reach(self, number: int) -> int:
-        reach = len(self._steps) - number - 1
-        if reach > 255:
-            raise ValueError("a step can skip at most 255 others")
-        return reach
+        self._packer.aim(number, len(self))
 
     def _argument(self, argument: Argument) -> tuple[int, int]:
         if isinstance(argument, int):
             return k.ARG_INTEGER, argument
         if isinstance(argument, bytes):
-            if b"\0" in argument:
-                raise ValueError(f"a NUL byte inside {argument!r}")
-            return k.ARG_DATA, self._place(argument + b"\0")
+            return k.ARG_DATA, self._packer.text(argument)
         if isinstance(argument, Slot):
             return k.ARG_SLOT, argument.number
         if isinstance(argument, Data):
             return k.ARG_DATA, argument.offset
         return argument.kind, 0
 
-    def _place(self, content: bytes, *, shared: bool = True) -> int:
-        found = self._places.get(content) if shared else None
-        if found is not None:
-            return found
-        self._data += bytes(-len(self._data) % 8)  # structures want their alignment
-        offset = len(self._data)
-        self._data += content
-        if shared:
-            self._places[content] = offset
-        return offset
-
     def encode(self) -> tuple[bytes, bytes]:
         """Return the packed steps and the data that they point into."""
-        return b"".join([_STEP.pack(*step) for step in self._steps]), bytes(self._data)
+        return self._packer.packed()
 
     def image(self, argv: Iterable[bytes], envp: Iterable[bytes]) -> bytes:
         """Return what the init's ``walk`` mode reads from a memfd: ``struct ck_image`` of native.h."""
         steps, data = self.encode()
         arguments, environment = list(argv), list(envp)
-        header = pack("=6I", len(self._steps), len(data), len(arguments), len(environment), 0, 0)
+        counts = len(self), len(data), len(arguments), len(environment), self.slot_count
+        header = pack("=6IiI", 0, *counts, -1, 0)
         strings = b"".join([word + b"\0" for word in arguments + environment])
-        return header + steps + data + strings
+        return header + b"\xff" * (8 * self.slot_count) + steps + data + strings

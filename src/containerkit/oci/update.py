@@ -94,12 +94,12 @@ def _size(text: str, flag: str) -> int:
     return int(number) << shift
 
 
-def _reschedule_cache(call: Call, folder: str) -> None:
-    if not folder:
+def _reschedule_cache(call: Call, directory: str) -> None:
+    if not directory:
         raise RuntimeFailure("cannot update: the container has no class of intelRdt of its own")
     for flag in ("l3-cache-schema", "mem-bw-schema"):
         if text := call.flags.text(flag):
-            fd = os.open(f"{folder}/schemata", os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(f"{directory}/schemata", os.O_WRONLY | os.O_CLOEXEC)
             try:
                 os.write(fd, text.encode() + b"\n")
             except OSError as error:

@@ -9,9 +9,11 @@ from containerkit.oci import kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from containerkit.oci.config import Config
+    from collections.abc import Sequence
 
-__all__ = ["home_of", "may_set_groups", "outside", "own_streams"]
+    from containerkit.oci.config import Config, IdMap
+
+__all__ = ["home_of", "keeps_groups", "may_set_groups", "outside", "outside_group", "own_streams", "without_home"]
 
 
 def home_of(root: int, uid: int) -> str:
@@ -24,7 +26,7 @@ def home_of(root: int, uid: int) -> str:
     Source: passwd(5).
     """
     try:
-        fd = kernel.open_inside(root, "etc/passwd", os.O_RDONLY | os.O_NONBLOCK)
+        fd = kernel.open_regular(root, "etc/passwd")
     except OSError:
         return "/root" if uid == 0 else "/"
     try:
@@ -40,6 +42,14 @@ def home_of(root: int, uid: int) -> str:
     return "/"
 
 
+def without_home(env: list[str]) -> list[str] | None:
+    """Return an environment without an empty HOME; None where it names a home, which counts."""
+    for variable in env:
+        if variable.startswith("HOME=") and variable != "HOME=":
+            return None
+    return [variable for variable in env if variable != "HOME="]
+
+
 def may_set_groups(pid: int | str) -> bool:
     """Tell whether a process's user namespace lets it change its groups. Source: proc_pid_setgroups(5)."""
     try:
@@ -49,13 +59,29 @@ def may_set_groups(pid: int | str) -> bool:
         return True
 
 
+def keeps_groups(config: Config) -> bool:
+    """Tell whether processes keep the caller's additional groups.
+
+    ``podman run --group-add keep-groups`` asks for it by this annotation, which crun has defined: an unprivileged user
+    can't give a process those groups otherwise.
+    """
+    return config.annotations.get("run.oci.keep_original_groups", "0") != "0"
+
+
 def outside(config: Config, uid: int) -> int:
     """Return the number that a user of the container has outside; -1 if none is known."""
-    if config.namespace("user") is None:
-        return uid
-    for each in config.linux.uid_mappings:
-        if each.container_id <= uid < each.container_id + each.size:
-            return each.host_id + uid - each.container_id
+    return uid if config.namespace("user") is None else _mapped(config.linux.uid_mappings, uid)
+
+
+def outside_group(config: Config, gid: int) -> int:
+    """Return the number that a group of the container has outside; -1 if none is known."""
+    return gid if config.namespace("user") is None else _mapped(config.linux.gid_mappings, gid)
+
+
+def _mapped(maps: Sequence[IdMap], number: int) -> int:
+    for each in maps:
+        if each.container_id <= number < each.container_id + each.size:
+            return each.host_id + number - each.container_id
     return -1
 
 

@@ -1,10 +1,10 @@
 """The five capability sets of a process, and the operations that set them.
 
-Setting them is split by the change of user: the bounding set and the securebits need ``CAP_SETPCAP``, so they come
-before it, and the other sets after it, since the change itself clears some of them.
+They are set in two parts, before and after the change of user. The bounding set and the securebits need
+``CAP_SETPCAP`` and come before it. The other sets come after it, because the change itself clears some of them.
 """
 
-# ruff: noqa: SIM905 - lists of names read better as one text
+# ruff: noqa: SIM905 - lists of names are easier to read as one text
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import attrs
 
 from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
-from containerkit.plan import Block, Operation, call, prctl
+from containerkit.plan.calls import call, prctl
+from containerkit.plan.operation import Block, Operation
+from containerkit.security.checks import check_bool, check_number, names, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from containerkit.options import ListOf
 
 __all__ = ["NAMES", "Capabilities", "after_setuid", "before_setuid", "canonical", "no_new_privs"]
 
@@ -32,7 +34,7 @@ NAMES: Final = tuple(
         "SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
     ).split()
 )
-"""By their numbers, 0 to 40. Source: capabilities(7), linux/capability.h."""
+"""The names in the order of their numbers, 0 to 40. Source: capabilities(7), linux/capability.h."""
 
 _NUMBERS: Final = {name: number for number, name in enumerate(NAMES)}
 
@@ -52,16 +54,18 @@ _SECUREBITS: Final = {
     "no_cap_ambient_raise_locked": 0x80,
 }
 _VERSION_3: Final = 0x20080522
+_LARGEST: Final = 2**31 - 1
+_LARGEST_MASK: Final = 2**64 - 1
 _SETS: Final = ("bounding", "permitted", "effective", "inheritable", "ambient")
 
 
 def canonical(name: str) -> str:
-    """Return a capability's name as ``CAP_NET_RAW``, given it with or without the prefix and in any case.
+    """Normalise the name of a capability to the form ``CAP_NET_RAW``. The prefix is optional, and case is ignored.
 
     Raises:
-        SpecError: there is no such capability.
+        SpecError: the name is unknown.
     """
-    full = name.upper()
+    full = text_of(name, "capability").upper()
     full = full if full.startswith("CAP_") else f"CAP_{full}"
     if full in _NUMBERS:
         return full
@@ -71,37 +75,35 @@ def canonical(name: str) -> str:
     raise SpecError(f"unknown capability {name!r}" + (f": did you mean {near[0]!r}" if near else ""))
 
 
-def _names(names: Iterable[str]) -> frozenset[str]:
-    if isinstance(names, str):
-        raise SpecError(f"a capability set takes several names: [{names!r}]")
-    return frozenset(canonical(name) for name in names)
+def _names(values: ListOf[str]) -> frozenset[str]:
+    return frozenset(canonical(name) for name in names(values, "capabilities"))
 
 
-def _securebits(names: Iterable[str]) -> frozenset[str]:
-    wrong = frozenset(names) - _SECUREBITS.keys()
-    if wrong:
-        raise SpecError(f"unknown securebit {min(wrong)!r}: of {', '.join(_SECUREBITS)}")
-    return frozenset(names)
+def _securebits(values: ListOf[str]) -> frozenset[str]:
+    found = frozenset(names(values, "securebits"))
+    if wrong := found - _SECUREBITS.keys():
+        raise SpecError(f"unknown securebit {min(wrong)!r}: must be one of {', '.join(_SECUREBITS)}")
+    return found
 
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
-    """The capabilities of a process just before its ``execve``.
+    """The capability sets of a process just before its ``execve``.
 
-    What it holds after that is the kernel's to compute. Root gets ``bounding`` (and ``inheritable``); another user
-    only what is ``ambient``, or what the file that is executed grants.
+    The kernel computes what the process holds after ``execve``. Root gets ``bounding`` (and ``inheritable``). Another
+    user gets only ``ambient``, or what the executed file grants.
 
     Attributes:
-        bounding: the most that anything executed later can ever gain.
+        bounding: the limit of what any program executed later can gain.
         permitted: what the process may use.
-        effective: what it does use.
-        inheritable: what a file may let through to the program in it.
-        ambient: what programs without file capabilities keep, for a user who isn't root.
-        securebits: of ``noroot no_setuid_fixup keep_caps no_cap_ambient_raise``, each also with ``_locked``.
+        effective: what is in effect.
+        inheritable: what the executed file can pass on to its program.
+        ambient: what a user other than root keeps in programs without file capabilities.
+        securebits: names from ``noroot no_setuid_fixup keep_caps no_cap_ambient_raise``, each also with ``_locked``.
 
     Raises:
-        SpecError: an unknown name, or sets that the kernel refuses: ``effective`` has to lie in ``permitted``,
-            ``inheritable`` in ``bounding``, and ``ambient`` in both ``permitted`` and ``inheritable``.
+        SpecError: a name is unknown, or the kernel would refuse the sets: ``effective`` must be a subset of
+            ``permitted``, ``inheritable`` of ``bounding``, and ``ambient`` of both ``permitted`` and ``inheritable``.
 
     Source: capabilities(7).
     """
@@ -128,59 +130,77 @@ class Capabilities:
 
     @classmethod
     def none(cls) -> Capabilities:
-        """Return no capability at all, now or after any ``execve``: what a container has by default."""
+        """Return empty sets: no capability now or after any ``execve``. This is the default of containers."""
         return cls()
 
     @classmethod
     def of(cls, *names: str, ambient: bool = False) -> Capabilities:
-        """Return just these; see :meth:`add`."""
+        """Return sets of only these capabilities; see :meth:`add`."""
         return cls().add(*names, ambient=ambient)
 
     @classmethod
     def docker(cls) -> Capabilities:
-        """Return the fourteen that Docker and podman's Docker mode give to root in a container."""
+        """Return the fourteen capabilities that Docker gives to root in a container."""
         return cls.of(*_DOCKER)
 
     @classmethod
     def all(cls, last_cap: int = len(NAMES) - 1) -> Capabilities:
-        """Return every one up to the kernel's last, /proc/sys/kernel/cap_last_cap."""
+        """Return all capabilities up to the last one of the kernel, /proc/sys/kernel/cap_last_cap.
+
+        Raises:
+            SpecError: the number is invalid.
+        """
+        check_number(last_cap, "last_cap", 0, _LARGEST)
         return cls.of(*NAMES[: last_cap + 1])
 
     @classmethod
     def from_masks(
         cls, *, bounding: int = 0, permitted: int = 0, effective: int = 0, inheritable: int = 0, ambient: int = 0
     ) -> Capabilities:
-        """Return the sets that bit masks stand for, such as those of /proc/PID/status; unknown bits are dropped."""
+        """Return the sets for bit masks such as those in /proc/PID/status. Unknown bits are dropped.
+
+        Raises:
+            SpecError: a value is not a mask of 64 bits, or the kernel would refuse the sets.
+        """
         masks = dict(zip(_SETS, (bounding, permitted, effective, inheritable, ambient), strict=True))
+        for which, mask in masks.items():
+            check_number(mask, which, 0, _LARGEST_MASK)
         return cls(
             **{which: [name for name, bit in _NUMBERS.items() if mask >> bit & 1] for which, mask in masks.items()}
         )
 
     def add(self, *names: str, ambient: bool = False) -> Capabilities:
-        """Return these and some more.
+        """Return these sets with more capabilities.
 
         Args:
             names: with or without ``CAP_``, in any case.
-            ambient: also keep them through the ``execve`` of a user who isn't root.
+            ambient: whether a user other than root keeps them after ``execve``. Default False.
 
         Raises:
-            SpecError: an unknown name.
+            SpecError: a name is unknown.
         """
+        check_bool(ambient, "ambient")
         more = _names(names)
         sets = _SETS if ambient else _SETS[:3]
         return attrs.evolve(self, **{which: getattr(self, which) | more for which in sets})
 
     def drop(self, *names: str) -> Capabilities:
-        """Return these without some, in all five sets.
+        """Return these sets without some capabilities, which are removed from all five.
 
         Raises:
-            SpecError: an unknown name.
+            SpecError: a name is unknown.
         """
         less = _names(names)
         return attrs.evolve(self, **{which: getattr(self, which) - less for which in _SETS})
 
     def mask(self, which: str) -> int:
-        """Return one of the sets as a bit mask."""
+        """Return one of the sets as a bit mask.
+
+        Raises:
+            SpecError: the set is unknown.
+        """
+        if text_of(which, "capability set") not in _SETS:
+            raise SpecError(f"unknown capability set {which!r}: one of {', '.join(_SETS)}")
         names: frozenset[str] = getattr(self, which)
         return sum(1 << _NUMBERS[name] for name in names)
 
@@ -190,35 +210,35 @@ class Capabilities:
         return "; ".join(told) or "no capabilities"
 
 
-def _check_host(wanted: Capabilities, last_cap: int, available: Iterable[str] | None) -> None:
+def _check_host(wanted: Capabilities, last_cap: int, available: ListOf[str] | None) -> None:
     every = frozenset(name for which in _SETS for name in getattr(wanted, which))
     newer = sorted(name for name in every if _NUMBERS[name] > last_cap)
     if newer:
-        hint = f"a newer kernel, or capabilities.drop({newer[0]!r})"
+        hint = f"use a newer kernel, or capabilities.drop({newer[0]!r})"
         raise UnsupportedError("capset", EINVAL, newer[0], hint)
     missing = sorted(every - _names(available)) if available is not None else []
     if missing:
         hint = (
-            f"this process lacks it and can't give it: start with it, use a new user namespace, or "
+            f"this process lacks it and so can't grant it: start with it, use a new user namespace, or "
             f"capabilities.drop({missing[0]!r})"
         )
         raise UnsupportedError("capset", EINVAL, missing[0], hint)
 
 
 def before_setuid(
-    wanted: Capabilities, *, last_cap: int, keep: bool = False, available: Iterable[str] | None = None
+    wanted: Capabilities, *, last_cap: int, keep: bool = False, available: ListOf[str] | None = None
 ) -> tuple[Operation, ...]:
-    """Return what has to run while the process still has ``CAP_SETPCAP``: the bounding set, the securebits.
+    """Return the operations that need ``CAP_SETPCAP``: they set the bounding set and the securebits.
 
     Args:
-        wanted: the sets to reach.
-        last_cap: the number in /proc/sys/kernel/cap_last_cap; those this module has no name for are dropped too.
-        keep: hold on to the permitted set across a change to a user who isn't root. Implied by capabilities that are
-            permitted; without any there is nothing to keep.
-        available: what the process holds, where it is not all: outside a new user namespace.
+        wanted: the sets to establish.
+        last_cap: the number in /proc/sys/kernel/cap_last_cap. Capabilities unknown to this module are dropped too.
+        keep: whether to keep the permitted set across a change to a user other than root. Permitted capabilities imply
+            it.
+        available: the capabilities of the process if they are not all: outside a new user namespace.
 
     Raises:
-        UnsupportedError: the kernel or the process lacks one that is wanted.
+        UnsupportedError: the kernel or the process lacks a wanted capability.
 
     Source: capabilities(7), PR_CAPBSET_DROP(2const), PR_SET_SECUREBITS(2const), PR_SET_KEEPCAPS(2const).
     """
@@ -243,9 +263,9 @@ _SETPCAP: Final = "it needs CAP_SETPCAP: use a new user namespace, or start as r
 
 
 def after_setuid(wanted: Capabilities) -> tuple[Operation, ...]:
-    """Return what has to run once the process is the user it shall be: the four other sets.
+    """Return the operations that set the four other sets, after the change of user.
 
-    The ambient set is emptied first, so that nothing of the caller's is inherited.
+    The ambient set is cleared first, so that nothing is inherited from the caller.
 
     Source: capset(2), PR_CAP_AMBIENT(2const).
     """
@@ -265,7 +285,7 @@ def after_setuid(wanted: Capabilities) -> tuple[Operation, ...]:
 
 
 def no_new_privs() -> Operation:
-    """Return the operation after which no ``execve`` gains anything from set-user-ID bits or file capabilities.
+    """Return the operation after which no ``execve`` gains privileges from set-user-ID bits or file capabilities.
 
     Source: PR_SET_NO_NEW_PRIVS(2const).
     """

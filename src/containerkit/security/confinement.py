@@ -1,19 +1,23 @@
-"""All that holds a process, as one value: capabilities, system calls, files, labels, keys."""
+"""All restrictions of a process as one value: capabilities, system calls, files, labels, keys."""
 
 from __future__ import annotations
 
+import os
 from errno import ENOSYS
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
-from containerkit import plan
 from containerkit.errors import SpecError
-from containerkit.plan import Operation, Slot
+from containerkit.meanings import explained
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
 from containerkit.security import capabilities as capability
 from containerkit.security.capabilities import Capabilities
+from containerkit.security.checks import check_bool, check_number
 
 if TYPE_CHECKING:
+    from containerkit.options import Keyring
     from containerkit.security.landlock import Landlock
     from containerkit.security.lsm import AppArmor, SELinux
     from containerkit.security.personality import Personality
@@ -23,15 +27,21 @@ __all__ = ["Confinement"]
 
 LISTENER: Final = Slot("listener")
 SUPERVISOR: Final = Slot("supervisor")
-"""The socket through which the listener of a filter that notifies goes to its supervisor."""
+"""The socket over which the listener of a notifying filter is sent to its supervisor."""
 PROC: Final = Slot("caller's proc")
-"""The caller's own procfs: what is at /proc inside may be made to look like one (CVE-2019-19921)."""
+"""The caller's own procfs. What is mounted on /proc inside could be an imitation (CVE-2019-19921)."""
+
+PASSING: Final = int.from_bytes(os.urandom(8), "little") >> 1
+"""A secret argument: a filter that is installed early lets an ``openat2`` of our own pass if it has this argument.
+
+An unprivileged program can't read its filter. Source: ptrace(2), PTRACE_SECCOMP_GET_FILTER.
+"""
 
 _KEYRING_HINT: Final = "the user's quota of keys is used up: see kernel.keys.maxkeys, or pass keyring='host'"
 
 
-def _keyring(value: str) -> str:
-    if value not in ("new", "host"):
+def _keyring(value: Keyring) -> Keyring:
+    if not isinstance(value, str) or value not in ("new", "host"):
         raise SpecError(f"keyring: {value!r} is neither 'new' nor 'host'")
     return value
 
@@ -42,7 +52,7 @@ def _apparmor(value: AppArmor | str | None) -> AppArmor | None:
     from containerkit.security.lsm import AppArmor
 
     if not isinstance(value, (AppArmor, str)):
-        raise SpecError(f"apparmor: {value!r} is no name of a profile")
+        raise SpecError(f"apparmor: {value!r} is not the name of a profile")
     return AppArmor(value) if isinstance(value, str) else value
 
 
@@ -52,7 +62,7 @@ def _selinux(value: SELinux | str | None) -> SELinux | None:
     from containerkit.security.lsm import SELinux
 
     if not isinstance(value, (SELinux, str)):
-        raise SpecError(f"selinux: {value!r} is no context")
+        raise SpecError(f"selinux: {value!r} is not a context")
     return SELinux(value) if isinstance(value, str) else value
 
 
@@ -62,39 +72,44 @@ def _personality(value: Personality | str | None) -> Personality | None:
     from containerkit.security.personality import Personality
 
     if not isinstance(value, (Personality, str)):
-        raise SpecError(f"personality: {value!r} is no Personality")
+        raise SpecError(f"personality: {value!r} is not a Personality")
     return Personality(value) if isinstance(value, str) else value
 
 
+def _is_filter(value: object) -> bool:
+    if value is None or (isinstance(value, str) and value == "default"):
+        return True
+    from containerkit.security.seccomp import Seccomp
+
+    return isinstance(value, Seccomp)
+
+
+def _is_landlock(value: object) -> bool:
+    from containerkit.security.landlock import Landlock
+
+    return isinstance(value, Landlock)
+
+
+@explained
 @attrs.frozen(kw_only=True)
 class Confinement:
-    """What a process may do. The default is what untrusted code can be given.
+    """What a process may do. The default is suitable for untrusted code.
 
     Args:
-        capabilities: the five sets, and the securebits (default none at all).
-        seccomp: the filter of system calls; ``"default"`` for the one that goes with the capabilities, None for none.
-            One that notifies needs a ``syscall_handler`` where the command is started.
-        landlock: a ruleset as a second wall inside (default none).
-        no_new_privs: an exec never gives more rights (default True).
-        keyring: ``"new"`` for a session keyring of its own (default), ``"host"`` for the caller's.
-        oom_score_adj: -1000 to 1000; how readily the kernel kills it for memory (default: as the caller).
-        apparmor: the name of a loaded profile, from the exec on (default: the caller's).
-        selinux: the context, ``user:role:type`` or ``user:role:type:level``, from the exec on (default: by the
-            policy).
-        personality: the execution domain, ``"LINUX32"`` or a
-            :class:`~containerkit.security.personality.Personality` (default: the caller's).
+        options: see :class:`containerkit.options.ConfinementOptions`.
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
 
     Source: capabilities(7), seccomp(2), session-keyring(7), proc_pid_attr(5), personality(2).
     """
 
     capabilities: Capabilities = attrs.field(factory=Capabilities.none)
-    seccomp: Any = "default"
+    seccomp: Seccomp | Literal["default"] | None = "default"
+    set_id_bits: bool | None = None
     landlock: Landlock | None = None
     no_new_privs: bool = True
-    keyring: str = attrs.field(default="new", converter=_keyring)
+    keyring: Keyring = attrs.field(default="new", converter=_keyring)
     oom_score_adj: int | None = None
     apparmor: AppArmor | None = attrs.field(default=None, converter=_apparmor)
     selinux: SELinux | None = attrs.field(default=None, converter=_selinux)
@@ -102,90 +117,104 @@ class Confinement:
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.capabilities, Capabilities):
-            raise SpecError(f"capabilities: {self.capabilities!r} is no Capabilities; say Capabilities.docker(), ...")
-        known = self.seccomp in ("default", None) or type(self.seccomp).__name__ == "Seccomp"
-        if not known:
+            raise SpecError(f"capabilities: {self.capabilities!r} is not a Capabilities, such as Capabilities.docker()")
+        if not _is_filter(self.seccomp):
             raise SpecError(f"seccomp: {self.seccomp!r} is neither 'default', None nor a Seccomp")
-        if self.landlock is not None and type(self.landlock).__name__ != "Landlock":
-            raise SpecError(f"landlock: {self.landlock!r} is no Landlock")
-        adjustment = self.oom_score_adj
-        if adjustment is not None and (not isinstance(adjustment, int) or not -1000 <= adjustment <= 1000):
-            raise SpecError(f"oom_score_adj: {adjustment!r} is not from -1000 to 1000")
+        check_bool(self.no_new_privs, "no_new_privs")
+        if self.set_id_bits is not None and not isinstance(self.set_id_bits, bool):
+            raise SpecError(f"set_id_bits: {self.set_id_bits!r} is neither True, False nor None")
+        if self.landlock is not None and not _is_landlock(self.landlock):
+            raise SpecError(f"landlock: {self.landlock!r} is not a Landlock")
+        if self.oom_score_adj is not None:
+            check_number(self.oom_score_adj, "oom_score_adj", -1000, 1000)
 
     @property
     def filter(self) -> Seccomp | None:
-        """The filter of system calls, with the default resolved."""
-        if self.seccomp != "default":
-            chosen: Seccomp | None = self.seccomp
-            return chosen
-        from containerkit.security.seccomp import Seccomp
+        """The filter of system calls. The default is resolved, and set-id bits are refused unless they are allowed."""
+        chosen = self.seccomp
+        if isinstance(chosen, str):
+            from containerkit.security.seccomp import Seccomp
 
-        return Seccomp.default(self.capabilities.bounding)
+            chosen = Seccomp.default(self.capabilities.bounding)
+        if chosen is None or self.set_id_bits:
+            return chosen
+        from containerkit.security.seccomp.guards import without_set_id_bits
+
+        attributes = "CAP_SETFCAP" in self.capabilities.bounding
+        return without_set_id_bits(chosen, attributes=attributes, passing=self.passing or None)
 
     @property
     def notifies(self) -> bool:
         """Whether the filter needs a supervisor."""
         return not isinstance(self.seccomp, str) and self.seccomp is not None and bool(self.seccomp.notifies)
 
-    def first(self) -> list[Operation]:
-        """Return the operations that come before all others, while the caller's descriptors are in the slots."""
-        kept = [SUPERVISOR] if self.notifies else []
-        if self.apparmor is not None or self.selinux is not None:
-            kept.append(PROC)
-        # F_SETFD: they stay open although the address space may change on the way
-        return [plan.call("fcntl", slot, 2, 0, target=slot.name) for slot in kept]
+    @property
+    def writes_proc(self) -> bool:
+        """Whether an operation writes through the caller's procfs."""
+        return self.apparmor is not None or self.selinux is not None or self.oom_score_adj is not None
+
+    @property
+    def kept(self) -> list[Slot]:
+        """The descriptors that must stay open when all others are closed."""
+        return [SUPERVISOR] if self.notifies else []
+
+    @property
+    def passing(self) -> int:
+        """The sixth argument that lets our own ``openat2`` pass a filter that is already installed, or 0."""
+        return 0 if self.no_new_privs or self.set_id_bits or self.seccomp is None else PASSING
 
     def adjust(self) -> list[Operation]:
-        """Return the operations that take an address space of one's own.
+        """Return the operations that need an address space of their own.
 
-        The kernel gives a changed score to every process that shares the memory, and until the exec that is the caller.
+        The kernel applies a changed OOM score to every process that shares the memory.
         Source: __set_oom_adj() in fs/proc/base.c.
         """
         if self.oom_score_adj is None:
             return []
         hint = "it can't be lower than the caller's own"
-        return plan.write_file(b"self/oom_score_adj", b"%d" % self.oom_score_adj, hint, PROC)
+        return calls.write_file(b"self/oom_score_adj", b"%d" % self.oom_score_adj, hint, PROC)
 
     def own_keyring(self) -> list[Operation]:
-        """Return the operations that leave the caller's keys behind."""
+        """Return the operations that give the process a new session keyring instead of the caller's."""
         if self.keyring == "host":
             return []
         # KEYCTL_JOIN_SESSION_KEYRING
-        return [plan.call("keyctl", 1, 0, target="own session keyring", tolerate=(ENOSYS,), hint=_KEYRING_HINT)]
+        return [calls.call("keyctl", 1, 0, target="own session keyring", tolerate=(ENOSYS,), hint=_KEYRING_HINT)]
 
     def before_user(self, *, keep: bool) -> list[Operation]:
-        """Return the operations that come before the process is its user: they need privilege.
+        """Return the operations before the change of user. They need privileges.
 
         Args:
-            keep: the process becomes a user other than root and keeps its permitted capabilities.
+            keep: whether the process becomes a user other than root and keeps its permitted capabilities.
         """
         steps = self._labels()
         if self.personality is not None:
             steps.append(self.personality.operation())
         steps += self.own_keyring()
-        steps += capability.before_setuid(self.capabilities, last_cap=last_capability(), keep=keep)
-        if not self.no_new_privs:
-            steps += [*self._landlock(), *self.install()]  # they take CAP_SYS_ADMIN, which is about to go
-        return steps
+        return [*steps, *capability.before_setuid(self.capabilities, last_cap=last_capability(), keep=keep)]
+
+    def early_walls(self) -> list[Operation]:
+        """Return the operations that need CAP_SYS_ADMIN if no_new_privs is not set. The change of user drops it."""
+        return [] if self.no_new_privs else [*self._landlock(), *self.install()]
 
     def after_user(self) -> list[Operation]:
-        """Return the operations that come once the process is its user."""
+        """Return the operations after the change of user."""
         return list(capability.after_setuid(self.capabilities))
 
     def walls(self) -> list[Operation]:
-        """Return the operations that come after all others but the limits and the filter."""
+        """Return the operations that come after all others except the limits and the filter."""
         return [capability.no_new_privs(), *self._landlock()] if self.no_new_privs else []
 
     def last(self) -> list[Operation]:
-        """Return the operations right before the exec."""
+        """Return the operations immediately before the exec."""
         return self.install() if self.no_new_privs else []
 
     def install(self) -> list[Operation]:
-        """Return the operations that install the filter, and hand its listener over if it has one."""
-        if self.seccomp == "default" and not self.capabilities.bounding:
+        """Return the operations that install the filter and send its listener, if there is one, to the supervisor."""
+        if self.seccomp == "default" and not self.capabilities.bounding and not self.passing:
             from containerkit.security.seccomp import ready
 
-            prepared = ready.operations()
+            prepared = ready.operations(ready.DEFAULT if self.set_id_bits else ready.WITHOUT_SET_ID_BITS)
             if prepared is not None:
                 return list(prepared)
         chosen = self.filter
@@ -221,9 +250,10 @@ def last_capability() -> int:
     """Return the number of the last capability that this kernel knows.
 
     Raises:
-        OSError: it can't be read, for want of descriptors perhaps; a guess would leave one that is not dropped.
+        OSError: as for :func:`containerkit._linux.procfs.last_capability`.
     """
     if not _last:
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-            _last.append(int(file.read()))
+        from containerkit._linux import procfs
+
+        _last.append(procfs.last_capability())
     return _last[0]

@@ -1,7 +1,7 @@
-"""Operations carried out in this very process, without a plan, a child or a namespace.
+"""Perform operations in this process itself, without a plan, a child or a namespace.
 
-It is for what restricts the process that asks for it, such as a Landlock ruleset or a seccomp filter. What it does
-can't be undone.
+This is for restrictions of the calling process, such as a Landlock ruleset or a seccomp filter. Their effects can't be
+undone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from containerkit._native import constants as k
 from containerkit._native.calls_seam import backend
 from containerkit.errors import SetupError, SpecError
-from containerkit.plan import Block, Operation, Slot
+from containerkit.plan.operation import Block, Operation, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,15 +25,15 @@ def perform(operations: Iterable[Operation], slots: dict[str, int] | None = None
     """Make the system calls of some operations in the calling thread.
 
     Args:
-        operations: system calls and closing; a step that clones or waits has no place here.
-        slots: descriptors by the names of their slots. They stay the caller's.
+        operations: system calls and closes. Steps that clone or wait are not possible.
+        slots: descriptors by the names of their slots. They still belong to the caller.
 
     Returns:
-        The slots, those included that the operations filled and did not close; their descriptors are the caller's now.
+        The slots, including those that the operations filled and did not close. The caller owns those descriptors.
 
     Raises:
-        SpecError: an operation that is no system call, or a slot that nothing has filled.
-        SetupError: the kernel refused one; the descriptors opened until then are closed, other effects remain.
+        SpecError: an operation is not a system call, or a slot has not been filled.
+        SetupError: the kernel refused an operation. Descriptors opened until then are closed, other effects remain.
     """
     given = dict(slots or {})
     known = dict(given)
@@ -53,13 +53,13 @@ def perform(operations: Iterable[Operation], slots: dict[str, int] | None = None
 
 
 def _perform(operation: Operation, slots: dict[str, int]) -> int:
-    """Make one call, and return how many of the next operations are left out."""
+    """Make one call. Return how many of the following operations to skip."""
     if operation.step == k.STEP_CLOSE and isinstance(operation.args[0], Slot):
         os.close(_filled(operation.args[0], operation, slots))
         del slots[operation.args[0].name]
         return operation.leap
     if operation.step != k.STEP_CALL:
-        raise SpecError(f"{operation.describe()}: not a system call, it can't be carried out without a child")
+        raise SpecError(f"{operation.describe()}: this is not a system call and needs a child process")
     keep: list[Any] = []
     arguments = [_argument(argument, operation, slots, keep) for argument in operation.args]
     result = backend.syscall(operation.call, *arguments)
@@ -79,12 +79,12 @@ def _argument(
         return _filled(argument, operation, slots)
     if isinstance(argument, Block):
         return _block(argument, operation, slots, keep)
-    raise SpecError(f"{operation.describe()}: an argument that only a child knows")
+    raise SpecError(f"{operation.describe()}: this argument is known only in a child process")
 
 
 def _filled(slot: Slot, operation: Operation, slots: dict[str, int]) -> int:
     if slot.name not in slots:
-        raise SpecError(f"{operation.describe()}: nothing has filled the slot {slot.name!r}")
+        raise SpecError(f"{operation.describe()}: the slot {slot.name!r} has not been filled")
     return slots[slot.name]
 
 
@@ -98,6 +98,6 @@ def _block(block: Block, operation: Operation, slots: dict[str, int], keep: list
 
             pointed = bytes(_block(source, operation, slots, keep)) if isinstance(source, Block) else source
             memory = ctypes.create_string_buffer(pointed, len(pointed))
-            keep.append(memory)  # until the call is made
+            keep.append(memory)  # kept alive until the call is made
             pack_into("=Q", content, at, ctypes.addressof(memory))
     return content

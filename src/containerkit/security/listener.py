@@ -1,4 +1,4 @@
-"""The listener behind ``SECCOMP_RET_USER_NOTIF``: the requests that come from it, and the replies that go to it.
+"""The listener of ``SECCOMP_RET_USER_NOTIF``: it receives requests and sends replies.
 
 Source: seccomp_unotify(2).
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from containerkit.errors import SetupError, SpecError, StateError
+from containerkit.security.checks import check_bool, check_number
 
 if TYPE_CHECKING:
     from typing import Self
@@ -33,11 +34,12 @@ _RESPONSE_CONTINUES: Final = 1
 _SET_NUMBER: Final = 1
 _AND_SEND: Final = 2
 _LARGEST_ERRNO: Final = 4095
+_LARGEST_DESCRIPTOR: Final = 2**31 - 1
 
 
 @attrs.frozen
 class Continue:
-    """The kernel makes the call as it was asked for."""
+    """The kernel executes the call as requested."""
 
 
 @attrs.frozen
@@ -51,38 +53,45 @@ class Fail:
     errno: int = EPERM
 
     def __attrs_post_init__(self) -> None:
-        if not 1 <= self.errno <= _LARGEST_ERRNO:
-            raise SpecError(f"an error number is 1 to {_LARGEST_ERRNO}, not {self.errno}")
+        check_number(self.errno, "error number", 1, _LARGEST_ERRNO)
 
 
 @attrs.frozen
 class Return:
-    """The call succeeds without being made.
+    """The call succeeds without being executed.
 
     Attributes:
-        value: what it returns, a signed number of 64 bits.
+        value: the value that it returns, a signed number of 64 bits.
     """
 
     value: int = 0
 
     def __attrs_post_init__(self) -> None:
-        if not -(2**63) <= self.value < 2**63:
-            raise SpecError(f"a system call returns a signed number of 64 bits, not {self.value}")
+        check_number(self.value, "what a system call returns", -(2**63), 2**63 - 1)
 
 
 @attrs.frozen(kw_only=True)
 class Inject:
-    """The call returns a copy of one of our descriptors, put into the process that made it.
+    """The call returns a copy of one of our descriptors, which is added to the calling process.
 
     Attributes:
-        descriptor: ours; it stays open.
-        number: which number it gets there, the lowest free one by default. One that is in use is replaced.
-        close_on_exec: whether the copy is closed by ``execve``.
+        descriptor: our descriptor, which stays open.
+        number: its number in the calling process. Default: the lowest free one. A number in use is replaced.
+        close_on_exec: whether ``execve`` closes the copy.
+
+    Raises:
+        SpecError: a number is not a valid descriptor.
     """
 
     descriptor: int
     number: int | None = None
     close_on_exec: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        check_number(self.descriptor, "descriptor", 0, _LARGEST_DESCRIPTOR)
+        if self.number is not None:
+            check_number(self.number, "number of a descriptor", 0, _LARGEST_DESCRIPTOR)
+        check_bool(self.close_on_exec, "close_on_exec")
 
 
 Reply = Continue | Fail | Return | Inject
@@ -91,16 +100,16 @@ CONTINUE: Final = Continue()
 
 @attrs.frozen(kw_only=True)
 class SyscallRequest:
-    """A call that waits for its answer.
+    """A call that waits for its reply.
 
     Attributes:
-        name: the system call, such as ``mount``; ``syscall_N`` for a number without a known name.
+        name: the system call, such as ``mount``, or ``syscall_N`` for an unknown number.
         args: its six arguments, unsigned.
-        pid: the thread that makes it, as this process sees it; 0 when it is out of sight.
-        architecture: through which entry it came: ``x86_64``, ``x86``, ``x32``, ``aarch64``, ...
-        number: the number in its register.
-        instruction_pointer: where it was made.
-        id: the kernel's name for this request.
+        pid: the thread that makes it, as this process sees it; 0 if it is not visible here.
+        architecture: the architecture of the call: ``x86_64``, ``x86``, ``x32``, ``aarch64``, ...
+        number: the number of the call.
+        instruction_pointer: the address from which it was made.
+        id: the kernel's identifier of this request.
     """
 
     name: str
@@ -113,15 +122,15 @@ class SyscallRequest:
     _listener: Listener = attrs.field(repr=False, eq=False, alias="listener")
 
     def is_valid(self) -> bool:
-        """Tell whether the call still waits. Its process may have died, and ``pid`` be another's by now."""
+        """Return whether the call still waits. Its process may have died, and ``pid`` may belong to another process."""
         return self._listener.is_valid(self)
 
     def read(self, address: int, length: int) -> bytes:
-        """Read memory of the process that waits.
+        """Read memory of the waiting process.
 
         Raises:
-            StateError: it doesn't wait any more.
-            SetupError: it can't be read: no such memory, or no right to (``ptrace`` access is needed).
+            StateError: it no longer waits.
+            SetupError: the memory does not exist, or may not be read (this needs ``ptrace`` access).
 
         Source: proc_pid_mem(5).
         """
@@ -131,7 +140,7 @@ class SyscallRequest:
             self._must_wait()
             raise self._unreadable(error) from error
         try:
-            self._must_wait()  # only now is it sure that the file is not that of a later process of the same pid
+            self._must_wait()  # only now it is certain that the file is not that of a later process with the same pid
             return os.pread(memory, length, address)
         except OSError as error:
             raise self._unreadable(error) from error
@@ -142,12 +151,12 @@ class SyscallRequest:
         """Read a NUL-terminated string, such as a path, of at most ``limit`` bytes.
 
         Raises:
-            StateError: the process doesn't wait any more.
-            SetupError: the memory can't be read, or holds no end of the string within the limit.
+            StateError: the process no longer waits.
+            SetupError: the memory can't be read, or the string does not end within the limit.
         """
         found = b""
         while len(found) < limit:
-            page_rest = 4096 - (address + len(found)) % 4096  # the next page may not be there
+            page_rest = 4096 - (address + len(found)) % 4096  # the next page may not be mapped
             found += self.read(address + len(found), min(page_rest, limit - len(found)))
             text, end, _ = found.partition(b"\0")
             if end:
@@ -155,28 +164,36 @@ class SyscallRequest:
         raise SetupError("read", EINVAL, f"a string of process {self.pid}", f"it is longer than {limit} bytes")
 
     def add_descriptor(self, descriptor: int, *, number: int | None = None, close_on_exec: bool = True) -> int:
-        """Put a copy of one of our descriptors into the process, and return its number there.
+        """Add a copy of one of our descriptors to the process. Return its number there.
 
         Raises:
-            StateError: the process doesn't wait any more.
-            SetupError: the kernel refused, such as for the process's own limit of open files.
+            StateError: the process no longer waits.
+            SetupError: the kernel refuses, for example because of the process's limit of open files.
         """
         wish = Inject(descriptor=descriptor, number=number, close_on_exec=close_on_exec)
         return self._listener.add_descriptor(self, wish)
 
     def _must_wait(self) -> None:
         if not self.is_valid():
-            raise StateError(f"{self.name} of process {self.pid} doesn't wait for an answer any more")
+            raise StateError(f"{self.name} of process {self.pid} no longer waits for a reply")
 
     def _unreadable(self, error: OSError) -> SetupError:
-        hint = "reading another process's memory takes ptrace access to it"
+        hint = "reading another process's memory needs ptrace access to it"
         return SetupError("read", error.errno or EPERM, f"memory of process {self.pid}", hint)
 
 
 class Listener:
-    """The owner of a listener's descriptor."""
+    """The owner of a listener's descriptor.
+
+    Args:
+        descriptor: the descriptor, or -1 for a closed listener.
+
+    Raises:
+        SpecError: the number is not a valid descriptor.
+    """
 
     def __init__(self, descriptor: int) -> None:
+        check_number(descriptor, "descriptor", -1, _LARGEST_DESCRIPTOR)
         self._descriptor = descriptor
 
     def __repr__(self) -> str:
@@ -199,7 +216,7 @@ class Listener:
         return self._descriptor
 
     def close(self) -> None:
-        """Close it. Calls that wait, and all later ones, fail with ``ENOSYS``."""
+        """Close the descriptor. Waiting calls and all later ones fail with ``ENOSYS``."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -208,7 +225,7 @@ class Listener:
         """Wait for a call.
 
         Returns:
-            Whether one waits, or None once no process is left that has the filter.
+            True if a call waits, False if the timeout expires, None once no process has the filter.
         """
         waiter = poll()
         waiter.register(self.fileno(), POLLIN)
@@ -218,10 +235,10 @@ class Listener:
         return None if events & POLLHUP else False
 
     def receive(self) -> SyscallRequest | None:
-        """Take the next call; wait for one. None when it is gone again, because its process was killed.
+        """Wait for the next call and return it, or None if its process was killed in the meantime.
 
         Raises:
-            SetupError: the descriptor is no listener's.
+            SetupError: the descriptor is not a seccomp listener.
         """
         notification = bytearray(_REQUEST.size)
         try:
@@ -244,7 +261,7 @@ class Listener:
         )
 
     def is_valid(self, request: SyscallRequest) -> bool:
-        """Tell whether a call still waits for its answer."""
+        """Return whether a call still waits for its reply."""
         try:
             ioctl(self.fileno(), _IS_VALID, _ID.pack(request.id))
         except OSError as error:
@@ -254,14 +271,14 @@ class Listener:
         return True
 
     def reply(self, request: SyscallRequest, reply: Reply) -> bool:
-        """Answer a call.
+        """Reply to a call.
 
         Returns:
-            Whether the answer arrived; False when the call doesn't wait any more.
+            Whether the reply was delivered. False if the call no longer waits.
 
         Raises:
-            SpecError: it is no answer.
-            SetupError: the kernel refused it.
+            SpecError: the value is not a reply.
+            SetupError: the kernel refuses it.
         """
         if isinstance(reply, Inject):
             return self._inject(request, reply)
@@ -272,7 +289,7 @@ class Listener:
         elif isinstance(reply, Return):
             response = _RESPONSE.pack(request.id, reply.value, 0, 0)
         else:
-            raise SpecError(f"a handler answers with CONTINUE, Fail, Return or Inject, not {reply!r}")
+            raise SpecError(f"a handler must return CONTINUE, Fail, Return or Inject, not {reply!r}")
         try:
             ioctl(self.fileno(), _SEND, response)
         except OSError as error:
@@ -282,11 +299,11 @@ class Listener:
         return True
 
     def add_descriptor(self, request: SyscallRequest, wish: Inject) -> int:
-        """Put a descriptor into a process that waits, and return its number there.
+        """Add a descriptor to a waiting process. Return its number there.
 
         Raises:
-            StateError: it doesn't wait any more.
-            SetupError: the kernel refused.
+            StateError: the process no longer waits.
+            SetupError: the kernel refuses.
         """
         return self._add(request, wish, 0)
 
@@ -298,7 +315,7 @@ class Listener:
         except SetupError as error:
             if error.errno != EINVAL:
                 raise
-            # Before Linux 5.14 adding and answering are two steps.
+            # Before Linux 5.14 adding the descriptor and replying are two steps.
             return self.reply(request, Return(self.add_descriptor(request, wish)))
         return True
 
@@ -310,7 +327,7 @@ class Listener:
             number: int = ioctl(self.fileno(), _ADD_DESCRIPTOR, addition)
         except OSError as error:
             if error.errno in {ENOENT, EINPROGRESS}:
-                raise StateError(f"{request.name} of process {request.pid} doesn't wait any more") from error
+                raise StateError(f"{request.name} of process {request.pid} no longer waits") from error
             raise SetupError(
                 "ioctl", error.errno or EPERM, f"fd {wish.descriptor} into process {request.pid}"
             ) from error
@@ -318,7 +335,7 @@ class Listener:
 
 
 def _names(token: int, number: int) -> tuple[str, str]:
-    """Return the architecture's and the call's name."""
+    """Return the names of the architecture and of the call."""
     from containerkit.security.seccomp import architecture as known
 
     is_x32 = token == known.ARCHITECTURES["x32"].token and number & known.X32_BIT

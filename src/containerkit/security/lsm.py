@@ -1,8 +1,8 @@
 """Labels of the Linux security modules: an AppArmor profile, an SELinux context.
 
-A label takes effect with the ``execve`` that follows. It is written to the process's own attributes in procfs; which
-procfs that is has to be known, or a file made to look like one would swallow the label: pass the descriptor of one that
-was freshly mounted.
+A label takes effect at the next ``execve``. It is written to the process's own attributes in procfs. The procfs must be
+genuine: a file that imitates it would accept the label without effect. So pass the descriptor of a freshly mounted
+procfs.
 
 Source: proc_pid_attr(5), apparmor(7), selinux(8).
 """
@@ -17,7 +17,9 @@ import attrs
 
 from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
-from containerkit.plan import Operation, Slot, close, open_at, write
+from containerkit.plan.calls import close, open_at, write
+from containerkit.plan.operation import Operation, Slot
+from containerkit.security import checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +30,11 @@ _ATTRIBUTE: Final = Slot("security label")
 
 
 def _check(label: str, what: str) -> str:
-    if not label or any(ord(letter) < 0x20 or letter == "\x7f" for letter in label) or label != label.strip():
+    if (
+        not checks.text_of(label, what)
+        or any(ord(letter) < 0x20 or letter == "\x7f" for letter in label)
+        or label != label.strip()
+    ):
         raise SpecError(f"not {what}: {label!r}")
     return label
 
@@ -47,10 +53,10 @@ def _context(label: str) -> str:
 def active(root: str = "/") -> frozenset[str]:
     """Return the names of the security modules that the running kernel enforces.
 
-    Without securityfs AppArmor and SELinux are looked for by what they themselves show.
+    Without securityfs, AppArmor and SELinux are detected by their own files.
 
     Args:
-        root: where /sys and /proc are found.
+        root: the directory that contains /sys and /proc.
     """
     listed = _read(f"{root}/sys/kernel/security/lsm")
     if listed:
@@ -73,30 +79,30 @@ def _read(path: str) -> str:
 
 @attrs.frozen
 class AppArmor:
-    """An AppArmor profile for the program that is executed.
+    """An AppArmor profile for the program to execute.
 
     Attributes:
-        profile: the name of one that is loaded; ``unconfined`` for none.
+        profile: the name of a loaded profile, or ``unconfined``.
 
     Raises:
-        SpecError: an empty name, or control characters in it.
+        SpecError: the name is empty or contains control characters.
     """
 
     profile: str = attrs.field(converter=_profile)
 
     def operations(self, *, modules: Iterable[str], proc: int | Slot | None = None) -> tuple[Operation, ...]:
-        """Return the operations that ask for it.
+        """Return the operations that request the profile.
 
         Args:
-            modules: what :func:`active` says.
-            proc: the descriptor of a procfs that can be trusted; by default whatever is at /proc.
+            modules: the result of :func:`active`.
+            proc: the descriptor of a procfs that can be trusted. Default: whatever is at /proc.
 
         Raises:
-            UnsupportedError: the kernel doesn't enforce AppArmor.
+            UnsupportedError: the kernel does not enforce AppArmor.
         """
         _must_be_active("apparmor", modules, f"profile {self.profile}", "apparmor")
         hint = f"load the profile {self.profile} with apparmor_parser, or pass apparmor=None"
-        # Where several modules are stacked each has a folder of its own; the plain file is the first module's.
+        # If several modules are stacked, each has its own directory. The plain file belongs to the first module.
         own = _open(proc, "attr/apparmor/exec", hint)._replace(tolerate=(ENOENT,), leap=1)
         return (
             own,
@@ -108,25 +114,25 @@ class AppArmor:
 
 @attrs.frozen
 class SELinux:
-    """An SELinux context for the program that is executed.
+    """An SELinux context for the program to execute.
 
     Attributes:
         label: ``user:role:type`` or ``user:role:type:level``.
 
     Raises:
-        SpecError: it has another form.
+        SpecError: the label has another form.
     """
 
     label: str = attrs.field(converter=_context)
 
     def operations(self, *, modules: Iterable[str], proc: int | Slot | None = None) -> tuple[Operation, ...]:
-        """Return the operations that ask for it; the arguments are those of :meth:`AppArmor.operations`.
+        """Return the operations that request the context. The arguments are those of :meth:`AppArmor.operations`.
 
         Raises:
-            UnsupportedError: the kernel doesn't enforce SELinux.
+            UnsupportedError: the kernel does not enforce SELinux.
         """
         _must_be_active("selinux", modules, f"context {self.label}", "selinux")
-        hint = "the policy has to know the context and allow the transition to it, or pass selinux=None"
+        hint = "the policy must define the context and allow the transition to it, or pass selinux=None"
         return (
             _open(proc, "attr/exec", hint),
             write(_ATTRIBUTE, os.fsencode(self.label), f"SELinux context {self.label}", hint),
@@ -134,7 +140,7 @@ class SELinux:
         )
 
     def mount_options(self) -> dict[str, str | None]:
-        """Return the option that gives every file of a filesystem this context. Source: mount(8), "context="."""
+        """Return the mount option that gives every file of a filesystem this context. Source: mount(8), "context="."""
         return {"context": f'"{self.label}"' if "," in self.label else self.label}
 
 
@@ -147,7 +153,7 @@ def _must_be_active(module: str, modules: Iterable[str], target: str, argument: 
 
 
 def _open(proc: int | Slot | None, name: str, hint: str) -> Operation:
-    """Open an attribute of the calling thread, which is the one that will execute the program."""
+    """Open an attribute of the calling thread, which will execute the program."""
     if proc is None:
         return open_at(k.AT_FDCWD, os.fsencode(f"/proc/thread-self/{name}"), k.O_WRONLY, _ATTRIBUTE, hint=hint)
     return open_at(proc, os.fsencode(f"thread-self/{name}"), k.O_WRONLY, _ATTRIBUTE, target=f"/proc/{name}", hint=hint)

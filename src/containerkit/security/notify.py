@@ -1,8 +1,8 @@
-"""System calls that are decided in Python: the supervisor behind ``SECCOMP_RET_USER_NOTIF``.
+"""Decide system calls in Python: the supervisor for ``SECCOMP_RET_USER_NOTIF``.
 
-A filter with :meth:`Seccomp.notify <containerkit.security.seccomp.Seccomp.notify>` stops each such call and tells it
-to whoever holds the listener's descriptor. A handler gets it as a :class:`SyscallRequest` and answers with what shall
-come of it::
+A filter with :meth:`Seccomp.notify <containerkit.security.seccomp.Seccomp.notify>` stops each such call and notifies
+the process that holds the listener's descriptor. A handler receives the call as a :class:`SyscallRequest` and returns a
+reply::
 
     def handler(request):
         if request.name == "mkdir" and request.read_text(request.args[0]).startswith("/srv"):
@@ -12,8 +12,8 @@ come of it::
     with Supervisor(descriptor, handler):
         ...
 
-What a pointer points to can change after it was read and before the kernel reads it again. So ``CONTINUE`` is for
-calls that are safe anyway; to forbid by what lies in memory, make the call in the handler and return its result.
+Memory that a pointer refers to can change after the handler read it and before the kernel reads it again. So use
+``CONTINUE`` only for calls that are safe anyway. To decide by memory, make the call in the handler, return its result.
 
 Source: seccomp_unotify(2).
 """
@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from containerkit.plan import send_descriptor
+from containerkit.errors import SpecError
+from containerkit.plan.calls import call, send_descriptor
+from containerkit.security.checks import check_number
 from containerkit.security.listener import CONTINUE, Continue, Fail, Inject, Listener, Reply, Return, SyscallRequest
 from containerkit.security.seccomp.profile import ALLOW, Condition, Rule
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from containerkit.plan import Operation, Slot
+    from containerkit.plan.operation import Operation, Slot
     from containerkit.security.seccomp.profile import Seccomp
 
 __all__ = [
@@ -56,28 +58,35 @@ __all__ = [
 ]
 
 _UNUSED: Final = 5
-"""The last argument, which ``sendmsg`` has no use for."""
+"""The last argument, which ``sendmsg`` does not use."""
 
 
 class Supervisor:
-    """A thread that answers calls with what a handler says.
+    """A thread that replies to calls with the results of a handler.
 
-    Leaving the ``with`` block stops it and closes the descriptor; calls that still wait then fail with ``ENOSYS``. An
-    exception in the handler fails the call with ``EPERM``; the first is raised when the block is left.
+    Leaving the ``with`` block stops it and closes the descriptor; waiting calls then fail with ``ENOSYS``. If the
+    handler raises an exception, the call fails with ``EPERM``. The first exception is raised when the block is left.
 
     Args:
-        descriptor: the listener's, owned from now on.
-        handler: answers one request; called in the thread, one at a time.
-        through_socket: the descriptor is that of a socket, from which the listener's has to be received first; see
-            :func:`handed_over`. The other end may be closed without: then there is nothing to supervise.
+        descriptor: the descriptor of the listener, which the supervisor owns from now on.
+        handler: returns the reply to one request. It is called in the thread, once at a time.
+        through_socket: whether the descriptor is a socket from which the listener must be received first; see
+            :func:`handed_over`. If the other end is closed without sending one, there is nothing to supervise.
 
     Attributes:
-        error: the first exception, the handler's or that of receiving.
+        error: the first exception of the handler or of receiving.
+
+    Raises:
+        SpecError: the number is not a valid descriptor, or the handler is not callable. The caller keeps the
+            descriptor.
     """
 
     def __init__(
         self, descriptor: int, handler: Callable[[SyscallRequest], Reply], *, through_socket: bool = False
     ) -> None:
+        check_number(descriptor, "descriptor", 0, 2**31 - 1)
+        if not callable(handler):
+            raise SpecError(f"handler: {handler!r} is not callable")
         self._listener = Listener(-1 if through_socket else descriptor)
         self._socket = descriptor if through_socket else -1
         self._handler = handler
@@ -98,7 +107,7 @@ class Supervisor:
             raise self.error
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait until no process is left that has the filter, and tell whether that is so."""
+        """Wait until no process has the filter. Return False if the timeout expires first."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -118,11 +127,11 @@ class Supervisor:
         try:
             if self._socket < 0 or self._receive():
                 self._serve()
-        except Exception as error:  # noqa: BLE001 - the thread has nobody to raise it to; leaving the block raises it
+        except Exception as error:  # noqa: BLE001 - a thread can't raise it to anyone; leaving the block raises it
             self.error = self.error or error
 
     def _receive(self) -> bool:
-        """Take the listener from the socket, and tell whether it came."""
+        """Receive the listener from the socket. Return whether it arrived."""
         waiter = poll()
         waiter.register(self._socket, POLLIN)
         waiter.register(self._stop, POLLIN)
@@ -153,13 +162,13 @@ class Supervisor:
             return
         try:
             self._listener.reply(request, self._handler(request))
-        except Exception as error:  # noqa: BLE001 - the process must not wait for ever, and the error is not lost
+        except Exception as error:  # noqa: BLE001 - the process must not wait forever, and the error is kept
             self.error = self.error or error
             self._listener.reply(request, Fail())
 
 
 def receive_listener(socket: int) -> int | None:
-    """Receive a descriptor through a connected ``AF_UNIX`` socket; None when the other end was closed without.
+    """Receive a descriptor over a connected ``AF_UNIX`` socket. Return None if the other end closed it without one.
 
     Source: recvmsg(2), SCM_RIGHTS in unix(7).
     """
@@ -176,37 +185,37 @@ def receive_listener(socket: int) -> int | None:
 def handed_over(seccomp: Seccomp, *, socket: Slot, listener: Slot, secret: int | None = None) -> tuple[Operation, ...]:
     """Return the operations that install a filter and send its listener to a supervisor.
 
-    The call that sends it is itself subject to the filter, which may notify or deny it; and nobody listens yet. So one
-    ``sendmsg`` is let through: the one that has a secret in its sixth argument, which the kernel ignores. What is
-    executed later can't know the secret: it is 63 bits, and a program can't read its own filter without privilege.
+    The calls that send and close the listener are themselves subject to the filter, which may notify or deny them while
+    nobody listens yet. So the filter allows those calls if their sixth argument, which the kernel ignores, is a secret.
+    Programs executed later can't know it: it has 63 bits, and an unprivileged program can't read its own filter.
 
     Args:
         seccomp: a filter that notifies.
         socket: the slot of a connected ``AF_UNIX`` socket, whose other end a :class:`Supervisor` holds.
-        listener: the slot that takes the listener's descriptor; it closes with the ``execve``.
-        secret: for a plan that is the same each time it is made; random by default.
+        listener: the slot for the listener's descriptor. Both descriptors are closed.
+        secret: for a plan that must be reproducible. Default: random.
 
     Source: seccomp_unotify(2), sendmsg(2).
     """
     word = int.from_bytes(os.urandom(8), byteorder) >> 1 if secret is None else secret
-    passing = Rule(names=("sendmsg",), action=ALLOW, when=(Condition(argument=_UNUSED, value=word),))
+    passing = Rule(names=("sendmsg", "close"), action=ALLOW, when=(Condition(argument=_UNUSED, value=word),))
     opened = attrs.evolve(seccomp, rules=(passing, *seccomp.rules))
-    send = send_descriptor(socket, listener)
-    padding = (0,) * (_UNUSED - len(send.args))
-    return (*opened.operations(listener=listener), send._replace(args=(*send.args, *padding, word)))
+    calls = (send_descriptor(socket, listener), *[call("close", each, target=each.name) for each in (listener, socket)])
+    secret_calls = [each._replace(args=(*each.args, *(0,) * (_UNUSED - len(each.args)), word)) for each in calls]
+    return (*opened.operations(listener=listener), *secret_calls)
 
 
 async def supervise(descriptor: int, handler: Callable[[SyscallRequest], Awaitable[Reply]]) -> None:
-    """Answer calls from an event loop, until no process is left that has the filter.
+    """Reply to calls from an event loop until no process has the filter.
 
-    Requests are handled side by side, each in a task of its own. Cancelling it closes the descriptor.
+    Requests are handled concurrently, each in its own task. Cancelling it closes the descriptor.
 
     Args:
-        descriptor: the listener's, owned from now on.
-        handler: answers one request.
+        descriptor: the descriptor of the listener, which this function owns from now on.
+        handler: returns the reply to one request.
 
     Raises:
-        Exception: what a handler raised; its call failed with ``EPERM``, and so do those that still wait.
+        Exception: an exception of a handler. Its call and all that still wait fail with ``EPERM``.
     """
     import asyncio
 

@@ -1,7 +1,7 @@
-"""The paths of the kernel that a container has no business with.
+"""Paths of the kernel that containers must not access.
 
-Source: OCI runtime-spec, config-linux.md, "Masked Paths" and "Readonly Paths"; the lists are those that Docker, podman
-and containerd agree on.
+Source: OCI runtime-spec, config-linux.md, "Masked Paths" and "Readonly Paths". The lists are the same as in Docker,
+podman and containerd.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from errno import ENOENT, ENOTDIR
 
-from containerkit import plan
 from containerkit._native import constants as k
-from containerkit.plan import Operation, Slot
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
 
 __all__ = ["MASKED", "READONLY", "make_readonly", "mask", "may_exist"]
 
@@ -29,7 +29,7 @@ MASKED = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-"""What is hidden: an empty folder, or a file that reads as empty."""
+"""The hidden paths: each is covered by an empty directory, or a file that reads as empty."""
 
 READONLY = (
     "/proc/bus",
@@ -38,45 +38,52 @@ READONLY = (
     "/proc/sys",
     "/proc/sysrq-trigger",
 )
-"""What can't be written to."""
+"""The read-only paths."""
 
 
 def may_exist(path: str) -> bool:
-    """Whether a path can be there inside. What the kernel shows in /proc and /sys it shows outside as well."""
+    """Return whether a path can exist inside. The kernel shows the same entries of /proc and /sys outside."""
     return not path.startswith(("/proc/", "/sys/")) or os.path.lexists(path)
 
 
-def make_readonly(root: Slot, path: str) -> list[Operation]:
-    """Return the operations that put a read-only clone of a path over itself; none where it is not there."""
-    at, tree = Slot("covered"), Slot("cover")
-    steps = [
-        plan.open_tree(at, b"", tree, recursive=True, target=path),
-        plan.mount_setattr(tree, set_flags=k.MOUNT_ATTR_RDONLY, recursive=True, target=path),
-        plan.move_mount(tree, at, b"", target=path),
-        plan.close(tree),
-        plan.close(at),
-    ]
-    return [_open_if_there(root, path, at, 0, len(steps)), *steps]
+def make_readonly(root: Slot, path: str, target: str) -> list[Operation]:
+    """Return the operations that mount a read-only clone of a path over itself. None if it does not exist.
 
-
-def mask(root: Slot, path: str) -> list[Operation]:
-    """Return the operations that put nothing over a path: an empty folder, or /dev/null; none where it is not there.
-
-    Both are the staging's own, which nobody inside can have replaced (CVE-2025-31133).
+    Args:
+        root: a descriptor of the directory where the path begins.
+        path: the path to cover, relative to that.
+        target: the path from the container's root, for messages.
     """
     at, tree = Slot("covered"), Slot("cover")
-    over = [plan.move_mount(tree, at, b"", target=path), plan.close(tree), plan.close(at)]
-    folder = [plan.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty folder"), *over]
-    file = [plan.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device"), *over]
-    folder[-1] = folder[-1]._replace(leap=len(file) + 1)  # it was a folder: it is no file
+    steps = [
+        calls.open_tree(at, b"", tree, recursive=True, target=target),
+        calls.mount_setattr(tree, set_flags=k.MOUNT_ATTR_RDONLY, recursive=True, target=target),
+        calls.move_mount(tree, at, b"", target=target),
+        calls.close(tree),
+        calls.close(at),
+    ]
+    return [_open_if_there(root, path, target, at, 0, len(steps)), *steps]
+
+
+def mask(root: Slot, path: str, target: str) -> list[Operation]:
+    """Return the operations that mount an empty directory or /dev/null over a path. None if it does not exist.
+
+    Both come from the staging filesystem, so nobody inside can have replaced them (CVE-2025-31133). The arguments are
+    those of :func:`make_readonly`.
+    """
+    at, tree = Slot("covered"), Slot("cover")
+    over = [calls.move_mount(tree, at, b"", target=target), calls.close(tree), calls.close(at)]
+    folder = [calls.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty directory"), *over]
+    file = [calls.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device"), *over]
+    folder[-1] = folder[-1]._replace(leap=len(file) + 1)  # it is a directory, so skip the steps for a file
     return [
-        _open_if_there(root, path, at, k.O_DIRECTORY, len(folder)),
+        _open_if_there(root, path, target, at, k.O_DIRECTORY, len(folder)),
         *folder,
-        _open_if_there(root, path, at, 0, len(file)),
+        _open_if_there(root, path, target, at, 0, len(file)),
         *file,
     ]
 
 
-def _open_if_there(root: Slot, path: str, at: Slot, flags: int, skip: int) -> Operation:
-    step = plan.open_inside(root, path[1:].encode(), k.O_PATH | flags, at, target=path, tolerate=(ENOENT, ENOTDIR))
+def _open_if_there(root: Slot, path: str, target: str, at: Slot, flags: int, skip: int) -> Operation:
+    step = calls.open_inside(root, path[1:].encode(), k.O_PATH | flags, at, target=target, tolerate=(ENOENT, ENOTDIR))
     return step._replace(skip=skip)

@@ -1,6 +1,6 @@
-"""The execution domain of a process: which kernel it takes this one for, and a few quirks for old programs.
+"""The execution domain of a process: the kernel type that it sees, and a few quirks for old programs.
 
-The default seccomp filter refuses to change it from inside, except to the harmless ones.
+The default seccomp filter refuses to change it from inside, except to harmless values.
 
 Source: personality(2), linux/personality.h.
 """
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from containerkit.errors import SpecError
-from containerkit.plan import Operation, call
+from containerkit.plan.calls import call
+from containerkit.security.checks import names, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from containerkit.options import ListOf
+    from containerkit.plan.operation import Operation
 
 __all__ = ["Personality"]
 
@@ -35,18 +37,16 @@ _FLAGS: Final = {
 
 
 def _domain(name: str) -> str:
-    if name not in _DOMAINS:
+    if text_of(name, "personality") not in _DOMAINS:
         raise SpecError(f"unknown personality {name!r}: one of {', '.join(_DOMAINS)}")
     return name
 
 
-def _flags(names: Iterable[str]) -> frozenset[str]:
-    if isinstance(names, str):
-        raise SpecError(f"personality flags are given as several names: [{names!r}]")
-    wrong = frozenset(names) - _FLAGS.keys()
-    if wrong:
+def _flags(values: ListOf[str]) -> frozenset[str]:
+    found = frozenset(names(values, "personality flags"))
+    if wrong := found - _FLAGS.keys():
         raise SpecError(f"unknown personality flag {min(wrong)!r}: of {', '.join(_FLAGS)}")
-    return frozenset(names)
+    return found
 
 
 @attrs.frozen
@@ -54,7 +54,7 @@ class Personality:
     """An execution domain.
 
     Attributes:
-        domain: ``LINUX``, or ``LINUX32``: ``uname`` then tells a 32-bit machine.
+        domain: ``LINUX``, or ``LINUX32``, with which ``uname`` reports a 32-bit machine.
         flags: such as ``addr_no_randomize`` for reproducible addresses.
 
     Raises:
@@ -70,6 +70,6 @@ class Personality:
         return _DOMAINS[self.domain] | sum(_FLAGS[flag] for flag in self.flags)
 
     def operation(self) -> Operation:
-        """Return the operation that sets it; an ``execve`` keeps it. It has to come before the seccomp filter."""
+        """Return the operation that sets it. It must come before the seccomp filter. ``execve`` keeps the setting."""
         words = " ".join([self.domain, *sorted(self.flags)])
         return call("personality", self.value, target=words, hint="this machine's kernel has no such domain")

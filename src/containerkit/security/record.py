@@ -1,14 +1,14 @@
-"""Which system calls a program makes, and the least filter that lets it make them.
+"""Record which system calls a program makes, and derive the smallest filter that allows them.
 
-The program runs under :func:`recording_filter`, which tells every call to a supervisor, and the supervisor lets every
-one continue. A call is counted when it is asked for, whether or not it succeeds. ::
+The program runs under :func:`recording_filter`, which notifies a supervisor of every call. The supervisor lets all of
+them continue. A call is counted when it is requested, whether or not it succeeds. ::
 
     recorder = Recorder("x86_64")
     with Supervisor(descriptor, recorder) as supervisor:
         supervisor.join()
     profile(recorder.calls).to_oci()
 
-The listener has to leave the program before it makes a call: :func:`containerkit.security.notify.handed_over`.
+The listener must be sent before the program makes a call: :func:`containerkit.security.notify.handed_over`.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from collections import Counter
 from errno import ENOSYS
 from typing import TYPE_CHECKING, Final
 
+from containerkit.security.checks import check_bool, text_of
+from containerkit.security.checks import names as strings
 from containerkit.security.listener import CONTINUE, Continue, Listener
 from containerkit.security.seccomp.profile import ALLOW, NOTIFY, Action, Rule, Seccomp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from containerkit.options import ListOf
     from containerkit.security.listener import SyscallRequest
 
 __all__ = ["ALWAYS", "Recorder", "profile", "record", "recording_filter"]
 
 ALWAYS: Final = ("execve", "exit", "exit_group", "restart_syscall", "rt_sigreturn")
-"""What any program needs, although it may not be seen in a run: to start, to end and to come back from a signal."""
+"""What every program needs, even if a run does not show it: to start, to end and to return from a signal."""
 
 
 class Recorder:
-    """A supervisor's handler that counts calls and lets them all continue.
+    """A handler for a supervisor. It counts calls and lets all of them continue.
 
     Attributes:
-        calls: how often each was made, by name; calls through another entry have it before, as ``x86:read``.
+        calls: the count of each call by name. Calls of another architecture have its name as prefix, as ``x86:read``.
     """
 
     def __init__(self, machine: str) -> None:
-        self._machine = machine
+        self._machine = text_of(machine, "machine")
         self.calls: Counter[str] = Counter()
 
     def __call__(self, request: SyscallRequest) -> Continue:
@@ -50,19 +51,19 @@ class Recorder:
 
 
 def recording_filter() -> Seccomp:
-    """Return the filter that tells every call, through whichever entry it comes."""
+    """Return a filter that notifies of every call of any architecture."""
     return Seccomp(default_action=NOTIFY, foreign_action=NOTIFY)
 
 
 def record(descriptor: int, machine: str) -> Counter[str]:
-    """Count calls until no process is left that has the filter.
+    """Count calls until no process has the filter.
 
     Args:
-        descriptor: the listener's, owned from now on.
-        machine: whose calls go without a prefix, as in ``uname -m``.
+        descriptor: the descriptor of the listener, which this function owns from now on.
+        machine: the architecture whose calls have no prefix, as in ``uname -m``.
 
     Returns:
-        How often each call was made; see :attr:`Recorder.calls`.
+        The count of each call; see :attr:`Recorder.calls`.
     """
     recorder = Recorder(machine)
     with Listener(descriptor) as listener:
@@ -73,20 +74,21 @@ def record(descriptor: int, machine: str) -> Counter[str]:
     return recorder.calls
 
 
-def profile(names: Iterable[str], *, log: bool = False) -> Seccomp:
-    """Return the filter that allows just some calls, and what any program needs.
+def profile(names: ListOf[str], *, log: bool = False) -> Seccomp:
+    """Return a filter that allows only some calls, and what every program needs.
 
     Args:
-        names: as :func:`record` counts them; those of another entry make the filter take calls from there too. Numbers
-            without a name (``syscall_N``) are left out: they are unknown to the filter and fail with ``ENOSYS``.
-        log: have the kernel log the others and let them happen, to see whether the recording was complete.
+        names: names as in the result of :func:`record`. With calls of another architecture, the filter accepts that
+            architecture too. Numbers without a name (``syscall_N``) are left out: they fail with ``ENOSYS``.
+        log: whether the kernel logs and allows the other calls, to check that the recording is complete.
 
     Raises:
-        SpecError: no such call.
+        SpecError: a call is unknown.
     """
     allowed: set[str] = set(ALWAYS)
     architectures: set[str] = set()
-    for each in names:
+    check_bool(log, "log")
+    for each in strings(names, "system calls"):
         architecture, colon, name = each.rpartition(":")
         if colon:
             architectures.add(architecture)

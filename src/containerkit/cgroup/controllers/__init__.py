@@ -1,13 +1,13 @@
-"""The controllers: one module each, one seam over both versions.
+"""The controllers, one module each. All have the same interface for both versions.
 
-A controller's module offers two functions, pure but for the reading function that they are handed:
+A controller's module has two functions. They are pure except for the reading function that is passed to them:
 
 ``settings(limits, version)``
-    what has to be written so that the limits hold: :class:`Setting` and :class:`Attachment` values in order.
+    returns what to write so that the limits hold: :class:`Setting` and :class:`Attachment` values in order.
 ``report(read, version)``
-    the typed report, from files read by ``read(name)``, which returns None where there is no such file.
+    returns the typed report from files read by ``read(name)``, which returns None if a file does not exist.
 
-They are imported on first use: a group with a memory limit alone never loads the others.
+They are imported on first use: a group with only a memory limit never loads the others.
 """
 
 from __future__ import annotations
@@ -40,34 +40,37 @@ CONTROLLERS: Final = (
     "pids",
     "rdma",
 )
-"""Their names; ``io`` stands for version 1's blkio too."""
+"""The names of the controllers. ``io`` also stands for version 1's blkio."""
 
 
 class Setting(NamedTuple):
     """A file of a group and what to write to it.
 
     Attributes:
-        file: its name.
-        value: the content, or a function that makes it from the group's other files.
-        hint: the remedy to show when the kernel refuses it.
-        missing: what a missing file means: an error, nothing, or an error only on a machine with swap.
-        instead: another file that was written too and makes up for a missing one.
+        file: the name of the file.
+        value: the content, or a function that computes it from other files of the group.
+        hint: the remedy to show if the kernel refuses the value.
+        missing: what to do if the file does not exist or nothing here supports the value (EOPNOTSUPP): raise an error,
+            ignore it, or raise an error only on a machine with swap.
+        instead: a file that was written before, and the line in it that makes this setting unnecessary.
+        judged: whether the kernel accepts any value and reports in the file whether it is invalid, and why.
     """
 
     file: str
     value: bytes | Callable[[Callable[[str], str | None]], bytes]
     hint: str = ""
     missing: Literal["error", "ignore", "no-swap"] = "error"
-    instead: str = ""
+    instead: tuple[str, str] = ("", "")
+    judged: bool = False
 
 
 class Attachment(NamedTuple):
-    """Something to attach to a group that is no file.
+    """Something to attach to a group that is not a file.
 
     Attributes:
-        operation: the system call, for messages.
-        attach: does it, given a descriptor of the group's directory.
-        hint: the remedy to show when the kernel refuses it.
+        operation: the name of the system call, for messages.
+        attach: a function that attaches it to the group whose directory's descriptor it is given.
+        hint: the remedy to show if the kernel refuses it for lack of privileges.
     """
 
     operation: str
@@ -76,10 +79,10 @@ class Attachment(NamedTuple):
 
 
 class Controller(Protocol):
-    """What a controller's module offers.
+    """The interface of a controller's module.
 
     Attributes:
-        settings: returns what has to be written, in order.
+        settings: returns what to write, in order.
         report: returns the report.
     """
 
@@ -91,7 +94,7 @@ _loaded: dict[str, Controller] = {}
 
 
 def controller(name: str) -> Controller:
-    """Return a controller's module."""
+    """Return the module of a controller."""
     module = _loaded.get(name)
     if module is None:
         from importlib import import_module
@@ -101,6 +104,6 @@ def controller(name: str) -> Controller:
 
 
 def unsupported(argument: str, version: int) -> UnsupportedError:
-    """Return the error for a limit that only the other version's controller has."""
+    """Return the error for a limit that only the controller of the other version has."""
     hint = f"only the controller of cgroup version {3 - version} has it, and here it is on version {version}"
     return UnsupportedError("set limits", EOPNOTSUPP, argument, hint)

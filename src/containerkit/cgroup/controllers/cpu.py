@@ -1,4 +1,4 @@
-"""The cpu controller: how much processor time.
+"""The cpu controller limits processor time.
 
 Source: "CPU" in Documentation/admin-guide/cgroup-v2.rst; Documentation/scheduler/sched-bwc.rst.
 """
@@ -22,24 +22,24 @@ PERIOD_US: Final = 100_000
 LEAST_QUOTA_US: Final = 1_000
 LONGEST_PERIOD_US: Final = 1_000_000
 _NO_BANDWIDTH: Final = "the kernel was built without CONFIG_CFS_BANDWIDTH"
-_BURST: Final = "a burst is at most the quota, and needs one (cpus= or cpu_quota_us=)"
+_BURST: Final = "a burst needs a quota (cpus= or cpu_quota_us=) and must not exceed it"
 _REAL_TIME: Final = "the parent group has no real-time budget left; see sched_rt_runtime_us"
 
 
 def shares_of(weight: int) -> int:
-    """Return version 1's shares for a weight, as the kernel converts them (``sched_weight_from_cgroup``)."""
+    """Convert a weight to version 1's shares, as the kernel does (``sched_weight_from_cgroup``)."""
     return max(2, (weight * 1024 + 50) // 100)
 
 
 def weight_of(shares: int) -> int:
-    """Return version 2's weight for shares, as the kernel converts them (``sched_weight_to_cgroup``)."""
+    """Convert shares to version 2's weight, as the kernel does (``sched_weight_to_cgroup``)."""
     return min(10000, max(1, (shares * 100 + 512) // 1024))
 
 
 def quota_and_period(limits: Limits) -> tuple[Amount | None, int | None]:
-    """Return quota and period in microseconds.
+    """Return the quota and the period in microseconds.
 
-    The kernel takes no quota below a millisecond, so that a small fraction of a processor gets a longer period.
+    The kernel accepts no quota below a millisecond, so a small fraction of a processor gets a longer period.
     """
     period = limits.cpu_period_us
     if limits.cpus is None:
@@ -51,7 +51,7 @@ def quota_and_period(limits: Limits) -> tuple[Amount | None, int | None]:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what has to be written so that the limits hold."""
+    """Return what to write so that the limits hold."""
     found = _version_2(limits) if version == 2 else _version_1(limits)
     if limits.cpu_burst_us is not None:
         file = "cpu.max.burst" if version == 2 else "cpu.cfs_burst_us"
@@ -67,7 +67,7 @@ def _version_2(limits: Limits) -> list[Setting | Attachment]:
     found: list[Setting | Attachment] = []
     quota, period = quota_and_period(limits)
     if quota is not None or period is not None:
-        # The file takes the quota alone; the period alone needs the quota that is there.
+        # The file accepts the quota alone. To change the period alone, the current quota must be written too.
         if quota is None:
             found.append(Setting("cpu.max", lambda read: _keep_quota(read, period or PERIOD_US), _NO_BANDWIDTH))
         else:
@@ -102,12 +102,12 @@ def _version_1(limits: Limits) -> list[Setting | Attachment]:
 
 
 def report(read: Callable[[str], str | None], version: int) -> CpuStats:
-    """Return the report. Files of cpuacct are read too where the hierarchy has both."""
+    """Return the report. Files of cpuacct are read too if the hierarchy has both controllers."""
     from containerkit.cgroup.stats import CpuStats
 
     stat = flat(read("cpu.stat"))
     throttled, burst = stat.get("throttled_usec"), stat.get("burst_usec")
-    if version == 1:  # nanoseconds, by other names
+    if version == 1:  # nanoseconds, and other names
         throttled, burst = _micro(stat.get("throttled_time")), _micro(stat.get("burst_time"))
     usage, user, system = stat.get("usage_usec"), stat.get("user_usec"), stat.get("system_usec")
     per_cpu = None
@@ -133,7 +133,7 @@ def _micro(nanoseconds: int | None) -> int | None:
 def accounted(
     read: Callable[[str], str | None],
 ) -> tuple[int | None, int | None, int | None, tuple[int, ...] | None]:
-    """Return cpuacct's usage, user and system time and that of each processor, in microseconds."""
+    """Return the usage, user time, system time and times of each processor from cpuacct, in microseconds."""
     per_cpu = tuple(value // 1000 for value in integers(read("cpuacct.usage_percpu"))) or None
     return (
         _micro(integer(read("cpuacct.usage"))),

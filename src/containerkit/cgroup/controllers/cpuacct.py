@@ -1,4 +1,4 @@
-"""Version 1's cpuacct: processor time used, no limits. On version 2 every group's cpu.stat has it.
+"""Version 1's cpuacct controller counts processor time and has no limits. On version 2 cpu.stat has these counts.
 
 Source: Documentation/admin-guide/cgroup-v1/cpuacct.rst.
 """
@@ -21,7 +21,7 @@ def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noq
 
 
 def report(read: Callable[[str], str | None], version: int) -> CpuStats:  # noqa: ARG001 - version 1 only
-    """Return the processor time, the limits' part of it left out."""
+    """Return the processor time, without the parts of the report that concern limits."""
     from containerkit.cgroup.controllers.cpu import accounted
     from containerkit.cgroup.stats import CpuStats
 

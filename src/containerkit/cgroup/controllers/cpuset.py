@@ -1,4 +1,4 @@
-"""The cpuset controller: which processors and memory nodes.
+"""The cpuset controller selects processors and memory nodes.
 
 Source: cpuset(7); "Cpuset" in Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 _OUTSIDE = "the list must lie within the parent group's; see cpuset.cpus.effective there"
 
+_PARTITION = (
+    "a partition takes its processors from a parent that is itself a partition: create the group right below one, and "
+    "name in cpuset_cpus processors of the parent that no sibling uses"
+)
+
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what has to be written so that the limits hold."""
+    """Return what to write so that the limits hold."""
     return _version_2(limits) if version == 2 else _version_1(limits)
 
 
@@ -30,19 +35,19 @@ def _version_2(limits: Limits) -> list[Setting | Attachment]:
     if limits.cpuset_cpus is not None:
         found.append(Setting("cpuset.cpus", _within(limits.cpuset_cpus, "cpus", 2), _OUTSIDE))
         if limits.cpuset_exclusive:
-            hint = "exclusive processors need kernel 6.7 and siblings that leave them"
+            hint = "exclusive processors need kernel 6.7, and no sibling may use them"
             found.append(Setting("cpuset.cpus.exclusive", limits.cpuset_cpus.encode(), hint))
     elif limits.cpuset_exclusive:
-        raise SpecError("cpuset_exclusive: name the processors with cpuset_cpus")
+        raise SpecError("cpuset_exclusive: name the processors in cpuset_cpus")
     if limits.cpuset_mems is not None:
         found.append(Setting("cpuset.mems", _within(limits.cpuset_mems, "mems", 2), _OUTSIDE))
     if limits.cpuset_partition is not None:
-        found.append(Setting("cpuset.cpus.partition", limits.cpuset_partition.encode()))
+        found.append(Setting("cpuset.cpus.partition", limits.cpuset_partition.encode(), _PARTITION, judged=True))
     return found
 
 
 def _version_1(limits: Limits) -> list[Setting | Attachment]:
-    """Return the lists, the parent's where none is wished: a version 1 group begins empty and takes no process so."""
+    """Return the lists, by default the parent's. A version 1 group starts with none and then accepts no process."""
     if limits.cpuset_partition is not None:
         raise unsupported("cpuset_partition", version=1)
     found: list[Setting | Attachment] = []
@@ -63,7 +68,7 @@ def _inherit(kind: str) -> Callable[[Callable[[str], str | None]], bytes]:
 
 
 def _within(wish: str, kind: str, version: int) -> Callable[[Callable[[str], str | None]], bytes]:
-    """Check the wish against the parent's list: version 2 would take any number and quietly use none of them."""
+    """Check the list against the parent's. Version 2 would accept any number and silently use none of them."""
 
     def value(read: Callable[[str], str | None]) -> bytes:
         file = f"../cpuset.{kind}.effective" if version == 2 else f"../cpuset.{kind}"
@@ -77,7 +82,7 @@ def _within(wish: str, kind: str, version: int) -> Callable[[Callable[[str], str
 
 
 def report(read: Callable[[str], str | None], version: int) -> CpusetStats:
-    """Return where the group may run."""
+    """Return where the group can run."""
     from containerkit.cgroup.stats import CpusetStats
 
     names = ("cpuset.cpus.effective", "cpuset.mems.effective") if version == 2 else (

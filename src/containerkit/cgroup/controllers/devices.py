@@ -1,6 +1,6 @@
-"""The devices controller: which device nodes may be opened and made.
+"""The devices controller decides which devices may be opened and which device nodes may be created.
 
-Version 1 has lists in files; on version 2 a BPF program on the group decides.
+Version 1 has lists in files. On version 2 a BPF program that is attached to the group decides.
 
 Source: Documentation/admin-guide/cgroup-v1/devices.rst; "Device controller" in Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -14,19 +14,19 @@ from containerkit.cgroup.controllers import Attachment, Setting
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from containerkit.cgroup.device_rules import DeviceRule
     from containerkit.cgroup.limits import Limits
-    from containerkit.cgroup.rules import DeviceRule
 
 _PRIVILEGE = "device rules on version 2 need CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN; leave out devices="
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what denies all devices but the allowed ones."""
+    """Return what denies all devices except the allowed ones."""
     if limits.devices is None:
         return []
     rules: list[DeviceRule] = [rule for rule in limits.devices if not isinstance(rule, str)]
     if version == 2:
-        return [Attachment("bpf(BPF_PROG_ATTACH)", lambda fd: _attach(fd, rules), _PRIVILEGE)]
+        return [Attachment("bpf device program", lambda fd: _attach(fd, rules), _PRIVILEGE)]
     found: list[Setting | Attachment] = [Setting("devices.deny", b"a")]
     for rule in rules:
         everything = rule.kind == "a" and rule.major is None and rule.minor is None and len(rule.access) == 3
@@ -44,5 +44,5 @@ def _attach(group_fd: int, rules: list[DeviceRule]) -> None:
 
 
 def report(read: Callable[[str], str | None], version: int) -> str | None:
-    """Return version 1's list of what is allowed; version 2 tells nothing."""
+    """Return version 1's list of allowed devices. Version 2 has no report."""
     return read("devices.list") if version == 1 else None

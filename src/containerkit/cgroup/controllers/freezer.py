@@ -1,4 +1,4 @@
-"""The freezer: stop all processes of a group and let them go on.
+"""The freezer stops all processes of a group and lets them continue.
 
 Source: cgroup.freeze in Documentation/admin-guide/cgroup-v2.rst;
 Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - the controllers' seam
-    """Return nothing: a group begins thawed."""
+    """Return nothing: a new group is not frozen."""
     return []
 
 
@@ -39,16 +39,16 @@ def freeze(part: Directory, timeout_s: float) -> None:
     """Stop the processes and wait until they have stopped.
 
     Raises:
-        StateError: one has not stopped in time; they go on again.
+        StateError: a process has not stopped in time. The group is thawed again.
     """
     deadline = time.monotonic() + timeout_s
     if not (_freeze_2(part, deadline) if part.version == 2 else _freeze_1(part, deadline)):
         thaw(part)
-        raise StateError(f"freeze {part.path}: not all processes stopped within {timeout_s} s, and so they go on again")
+        raise StateError(f"freeze {part.path}: not all processes stopped within {timeout_s} s; it is thawed again")
 
 
 def thaw(part: Directory) -> None:
-    """Let the processes go on."""
+    """Let the processes continue."""
     _write(part, *(("cgroup.freeze", b"0") if part.version == 2 else ("freezer.state", b"THAWED")))
 
 
@@ -60,7 +60,7 @@ def _write(part: Directory, file: str, value: bytes) -> None:
 
 
 def _freeze_2(part: Directory, deadline: float) -> bool:
-    """Freeze, and sleep until the kernel says that cgroup.events has changed."""
+    """Freeze the group, and sleep until the kernel reports that cgroup.events has changed."""
     fd = part.open_file("cgroup.events", os.O_RDONLY)
     try:
         poll = select.poll()
@@ -78,7 +78,7 @@ def _freeze_2(part: Directory, deadline: float) -> bool:
 
 
 def _freeze_1(part: Directory, deadline: float) -> bool:
-    """Freeze and look again: reading the state is what makes version 1's kernel bring it up to date."""
+    """Freeze the group and check again and again. On version 1 the kernel updates the state only when it is read."""
     _write(part, "freezer.state", b"FROZEN")
     pause = 0.0001
     while not freezer_frozen(part.read("freezer.state")):
@@ -86,5 +86,5 @@ def _freeze_1(part: Directory, deadline: float) -> bool:
             return False
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
-        _write(part, "freezer.state", b"FROZEN")  # one that forked meanwhile is caught by asking again
+        _write(part, "freezer.state", b"FROZEN")  # writing it again freezes processes forked in the meantime
     return True

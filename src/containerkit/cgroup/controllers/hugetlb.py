@@ -1,4 +1,4 @@
-"""The hugetlb controller: huge pages of each size.
+"""The hugetlb controller limits huge pages of each size.
 
 Source: "HugeTLB" in Documentation/admin-guide/cgroup-v2.rst; Documentation/admin-guide/cgroup-v1/hugetlb.rst.
 """
@@ -22,7 +22,7 @@ _PAGES = "/sys/kernel/mm/hugepages"
 
 
 def page_name(size: str | int) -> str:
-    """Return a page size as the controller's files spell it: ``2MB``, ``1GB``, ``64KB``."""
+    """Return a page size as in the names of the controller's files: ``2MB``, ``1GB``, ``64KB``."""
     number = parse_size(size, "hugetlb")
     for shift, unit in ((30, "GB"), (20, "MB")):
         if number >= 1 << shift:
@@ -31,7 +31,7 @@ def page_name(size: str | int) -> str:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what has to be written so that the limits hold."""
+    """Return what to write so that the limits hold."""
     found: list[Setting | Attachment] = []
     for wishes, middle in ((limits.hugetlb, ""), (limits.hugetlb_reserved, "rsvd.")):
         for page, most in wishes:

@@ -1,6 +1,6 @@
-"""The io controller, version 1's blkio: how much to and from block devices.
+"""The io controller, blkio on version 1, limits how much is read from and written to block devices.
 
-Devices are ``"major:minor"`` here; paths have been resolved before.
+Devices are ``"major:minor"`` here. Paths have been resolved before.
 
 Source: "IO" in Documentation/admin-guide/cgroup-v2.rst; Documentation/admin-guide/cgroup-v1/blkio-controller.rst.
 """
@@ -16,12 +16,15 @@ from containerkit.cgroup.statfiles import device, nested, operations
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from containerkit.cgroup.device_rules import IOLimit
     from containerkit.cgroup.limits import Limits
-    from containerkit.cgroup.rules import IOLimit
     from containerkit.cgroup.stats import IOStats
 
-_NO_DEVICE: Final = "name a whole disk that is there, not a partition"
-_WEIGHT: Final = "weights need the BFQ scheduler (CONFIG_BFQ_GROUP_IOSCHED) or, on version 2, io.cost"
+_NO_DEVICE: Final = "name a whole disk that exists, not a partition"
+_WEIGHT: Final = (
+    "weights need the BFQ scheduler (CONFIG_BFQ_GROUP_IOSCHED; echo bfq > /sys/block/DISK/queue/scheduler) or, on "
+    "version 2, io.cost (io.cost.qos of the root group)"
+)
 _LATENCY: Final = "latencies need CONFIG_BLK_CGROUP_IOLATENCY and io in cgroup.subtree_control"
 _RATES: Final = (("rbps", "read_bps"), ("wbps", "write_bps"), ("riops", "read_iops"), ("wiops", "write_iops"))
 _OLD_FILES: Final = {
@@ -33,12 +36,12 @@ _OLD_FILES: Final = {
 
 
 def bfq_weight(weight: int) -> int:
-    """Return BFQ's weight, 1 to 1000, for a weight of 1 to 10000: both have 100 as the default."""
+    """Convert a weight of 1 to 10000 to BFQ's weight of 1 to 1000. Both have 100 as the default."""
     return weight if weight <= 100 else 100 + (weight - 100) * 900 // 9900
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what has to be written so that the limits hold."""
+    """Return what to write so that the limits hold."""
     found: list[Setting | Attachment] = []
     for limit in limits.io:
         found += _rates_2(limit) if version == 2 else _rates_1(limit)
@@ -50,14 +53,18 @@ def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
 
 
 def _weight(name: str, weight: int, version: int) -> list[Setting | Attachment]:
-    """Write BFQ's file and, on version 2, io.cost's: which of them counts depends on the disk's scheduler."""
-    bfq = str(bfq_weight(weight)) if name == "default" else f"{name} {bfq_weight(weight)}"
+    """Write the file of BFQ and, on version 2, that of io.cost. The scheduler of the disk decides which one counts.
+
+    Both accept a default weight. A weight for one disk is accepted only by the one that serves it, and must be by one.
+    """
+    shown = f"{name} {bfq_weight(weight)}"
+    bfq = str(bfq_weight(weight)) if name == "default" else shown
     if version == 1:
         file = "blkio.bfq.weight" if name == "default" else "blkio.bfq.weight_device"
         return [Setting(file, bfq.encode(), _WEIGHT)]
     return [
         Setting("io.bfq.weight", bfq.encode(), _WEIGHT, "ignore"),
-        Setting("io.weight", f"{name} {weight}".encode(), _WEIGHT, instead="io.bfq.weight"),
+        Setting("io.weight", f"{name} {weight}".encode(), _WEIGHT, instead=("io.bfq.weight", shown)),
     ]
 
 

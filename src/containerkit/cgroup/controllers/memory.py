@@ -1,4 +1,4 @@
-"""The memory controller.
+"""The memory controller limits memory and swap.
 
 Source: "Memory" in Documentation/admin-guide/cgroup-v2.rst; Documentation/admin-guide/cgroup-v1/memory.rst.
 """
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _ONLY_V2 = ("memory_high", "memory_low", "memory_min", "oom_group")
 _ONLY_V1 = ("swappiness", "memory_kernel", "memory_kernel_tcp", "oom_kill_disable")
 _SWAP_HINT = 'swap accounting is off: boot with swapaccount=1, or allow swap with swap="max"'
-_SMALLER = "the group already holds more than that and it could not be reclaimed"
+_SMALLER = "the group already uses more than that, and it could not be reclaimed"
 _NO_LIMIT = 1 << 62
-"""Version 1 writes "no limit" as the largest multiple of the page size below 2**63."""
+"""Version 1 represents "no limit" as the largest multiple of the page size below 2**63."""
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what has to be written so that the memory limits hold."""
+    """Return what to write so that the memory limits hold."""
     wrong = _ONLY_V1 if version == 2 else _ONLY_V2
     for argument in wrong:
         if getattr(limits, argument) is not None:
@@ -66,7 +66,7 @@ def _version_1(limits: Limits) -> list[Setting | Attachment]:
     if limits.swap is not None or limits.memory is not None:
         found.append(_memory_and_swap(limits))
     if limits.memory_kernel is not None:
-        hint = "kernel 5.16 took the limit of kernel memory away; leave out memory_kernel"
+        hint = "kernel 5.16 removed the limit of kernel memory; leave out memory_kernel"
         found.append(Setting("memory.kmem.limit_in_bytes", _write(limits.memory_kernel, b"-1"), hint))
     if limits.memory_kernel_tcp is not None:
         found.append(Setting("memory.kmem.tcp.limit_in_bytes", _write(limits.memory_kernel_tcp, b"-1")))
@@ -78,7 +78,7 @@ def _version_1(limits: Limits) -> list[Setting | Attachment]:
 
 
 def _memory_and_swap(limits: Limits) -> Setting:
-    """Version 1 limits memory and swap together."""
+    """Return the setting for version 1, which limits the sum of memory and swap."""
     memory, swap = limits.memory, limits.swap or 0
     if MAX in {memory, limits.swap}:
         return Setting("memory.memsw.limit_in_bytes", b"-1", _SWAP_HINT, "no-swap")
@@ -89,11 +89,11 @@ def _memory_and_swap(limits: Limits) -> Setting:
         now = integer(read("memory.limit_in_bytes")) or _NO_LIMIT
         return b"-1" if now >= _NO_LIMIT else b"%d" % (now + int(swap))
 
-    return Setting("memory.memsw.limit_in_bytes", beside, "swap is limited only together with memory=", "no-swap")
+    return Setting("memory.memsw.limit_in_bytes", beside, "swap can be limited only together with memory=", "no-swap")
 
 
 def machine_has_swap() -> bool:
-    """Tell whether any swap is switched on. Source: /proc/swaps in proc(5)."""
+    """Return whether any swap is enabled. Source: /proc/swaps in proc(5)."""
     try:
         with open("/proc/swaps", "rb") as file:
             return len(file.read(4096).splitlines()) > 1

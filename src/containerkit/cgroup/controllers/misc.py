@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - one form on both
-    """Return what has to be written so that the limits hold."""
-    hint = "misc.capacity of the root group lists the resources that this machine has"
+    """Return what to write so that the limits hold."""
+    hint = "misc.capacity of the root group lists the resources of this machine"
     return [Setting("misc.max", f"{name} {most}".encode(), hint) for name, most in limits.misc]
 
 
 def report(read: Callable[[str], str | None], version: int) -> dict[str, int]:  # noqa: ARG001 - one form on both
-    """Return what is in use of each resource."""
+    """Return how much of each resource is in use."""
     return flat(read("misc.current"))

@@ -1,4 +1,4 @@
-"""Version 1's net_cls: the class of the packets that a group's sockets send.
+"""Version 1's net_cls controller sets the class of the packets that the group's sockets send.
 
 Source: Documentation/admin-guide/cgroup-v1/net_cls.rst.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - version 1 only
-    """Return what has to be written so that packets carry the class."""
+    """Return what to write so that packets have the class."""
     wish = limits.net_cls_classid
     return [] if wish is None else [Setting("net_cls.classid", b"%d" % wish)]
 

@@ -1,4 +1,4 @@
-"""Version 1's net_prio: the priority of a group's packets on each interface.
+"""Version 1's net_prio controller sets the priority of the group's packets on each interface.
 
 Source: Documentation/admin-guide/cgroup-v1/net_prio.rst.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - version 1 only
-    """Return what has to be written so that packets have the priority."""
+    """Return what to write so that packets have the priority."""
     hint = "name an interface of the caller's network namespace"
     return [Setting("net_prio.ifpriomap", f"{name} {value}".encode(), hint) for name, value in limits.net_prio]
 

@@ -1,4 +1,4 @@
-"""The perf_event controller: it has no limits and no files; :mod:`containerkit.cgroup.perf` counts through it.
+"""The perf_event controller has no limits and no files. :mod:`containerkit.cgroup.perf` uses it to count events.
 
 Source: perf_event_open(2).
 """

@@ -1,4 +1,4 @@
-"""The pids controller: how many processes and threads.
+"""The pids controller limits the number of processes and threads.
 
 Source: "PID" in Documentation/admin-guide/cgroup-v2.rst; Documentation/admin-guide/cgroup-v1/pids.rst.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - one form on both
-    """Return what has to be written so that the limit holds."""
+    """Return what to write so that the limit holds."""
     return [] if limits.pids is None else [Setting("pids.max", str(limits.pids).encode())]
 
 

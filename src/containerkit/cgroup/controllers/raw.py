@@ -1,4 +1,4 @@
-"""Raw version 2 keys that pass through as they are.
+"""Raw version 2 files that are written unchanged.
 
 Source: Documentation/admin-guide/cgroup-v2.rst; the ``unified`` object of the OCI runtime specification.
 """
@@ -13,15 +13,15 @@ from containerkit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from containerkit.cgroup.directory import Directory
+    from containerkit.cgroup.hierarchy import Tree
     from containerkit.cgroup.limits import Limits
-    from containerkit.cgroup.tree import Tree
 
 
 def settings(limits: Limits, base: Directory, tree: Tree) -> list[Setting]:
-    """Return the raw keys for one hierarchy: all for version 2, none for version 1.
+    """Return the raw files for one hierarchy: all of them for version 2, none for version 1.
 
     Raises:
-        UnsupportedError: the controller of a key is on version 1 here.
+        UnsupportedError: the controller of a file is on version 1 here.
     """
     for key, _ in limits.unified:
         name = key.partition(".")[0]

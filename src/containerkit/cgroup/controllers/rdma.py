@@ -1,4 +1,4 @@
-"""The rdma controller: handles and objects of each RDMA device.
+"""The rdma controller limits handles and objects of each RDMA device.
 
 Source: "RDMA" in Documentation/admin-guide/cgroup-v2.rst; Documentation/admin-guide/cgroup-v1/rdma.rst.
 """
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - one form on both
-    """Return what has to be written so that the limits hold."""
+    """Return what to write so that the limits hold."""
     found: list[Setting | Attachment] = []
     for name, wishes in limits.rdma:
         text = " ".join(f"{key}={value}" for key, value in wishes)
-        found.append(Setting("rdma.max", f"{name} {text}".encode(), "name an RDMA device that is there"))
+        found.append(Setting("rdma.max", f"{name} {text}".encode(), "name an RDMA device that exists"))
     return found
 
 
-def report(read: Callable[[str], str | None], version: int) -> dict[str, dict[str, int | None]]:  # noqa: ARG001
-    """Return what each device has in use."""
+def report(read: Callable[[str], str | None], version: int) -> dict[str, dict[str, int | None]]:  # noqa: ARG001 - one form on both
+    """Return how much of each device is in use."""
     return nested(read("rdma.current"))

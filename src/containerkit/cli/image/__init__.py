@@ -1,4 +1,4 @@
-"""Fetch, send, build, convert and look at images."""
+"""Pull, push, build, convert and inspect images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-An IMAGE is a name such as alpine:3.20 or registry.example.org/team/app@sha256:..., or how its digest or id begins.
-They are kept in /var/lib/containerkit/images for root, else below $XDG_DATA_HOME; $CONTAINERKIT_IMAGES says otherwise.
+An IMAGE is a name such as alpine:3.20 or registry.example.org/team/app@sha256:..., or the first digits of its digest or
+id. Images are kept in /var/lib/containerkit/images for root, for other users below $XDG_DATA_HOME.
+$CONTAINERKIT_IMAGES sets another directory.
 
   containerkit image pull debian:12
   containerkit image build --tag app:1 .
@@ -36,14 +37,14 @@ def define(parser: argparse.ArgumentParser) -> None:
             allow_abbrev=False,
         )
         verb.define(inner)
-        inner.add_argument("--store", metavar="DIR", help="where images are kept (default: the user's store)")
+        inner.add_argument("--store", metavar="DIR", help="the directory of the images (default: the user's store)")
         inner.set_defaults(verb=verb.main)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Carry out a verb; returns the exit status.
+    """Run a verb and return the exit status.
 
     Raises:
-        ContainerError: it could not be.
+        ContainerError: the verb failed.
     """
     return int(options.verb(options))

@@ -36,7 +36,7 @@ def _define_save(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("oci-archive", "docker-archive"),
         default="oci-archive",
-        help="docker-archive is what 'docker load' reads (default: oci-archive)",
+        help="docker-archive is for 'docker load' (default: oci-archive)",
     )
 
 
@@ -51,7 +51,7 @@ def _save(options: argparse.Namespace) -> int:
 
 def _define_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="an archive of either kind, or an image layout's folder"
+        "files", metavar="FILE", nargs="+", help="an archive in either format, or the directory of an image layout"
     )
 
 
@@ -71,12 +71,12 @@ def _define_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a tar archive of a root, compressed or not")
     parser.add_argument("name", metavar="NAME", nargs="?", help="the image's name (default: none)")
     platform_option(parser)
-    parser.add_argument("--message", metavar="TEXT", default="", help="goes into its history")
-    group = parser.add_argument_group("what containers made from it have by default")
-    group.add_argument("--command", metavar="WORDS", help="what runs, such as 'nginx -g \"daemon off;\"'")
+    parser.add_argument("--message", metavar="TEXT", default="", help="a message for its history")
+    group = parser.add_argument_group("defaults for containers")
+    group.add_argument("--command", metavar="WORDS", help="the default command, such as 'nginx -g \"daemon off;\"'")
     group.add_argument("--entrypoint", metavar="WORDS", help="the program that the command is passed to")
     group.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="a variable; repeatable")
-    group.add_argument("--user", metavar="USER[:GROUP]", default="", help="who it is")
+    group.add_argument("--user", metavar="USER[:GROUP]", default="", help="the user of commands")
     group.add_argument("--cwd", metavar="DIR", default="", help="the working directory")
     group.add_argument("--label", metavar="NAME=VALUE", action="append", default=[], help="a label; repeatable")
 
@@ -110,7 +110,7 @@ def _defaults(options: argparse.Namespace) -> Defaults:
 
 
 def _words(option: str, text: str | None) -> tuple[str, ...]:
-    """Split a command as a shell does."""
+    """Split a command line as a shell does."""
     if text is None:
         return ()
     import shlex
@@ -130,7 +130,7 @@ def _export(options: argparse.Namespace) -> int:
     path = options.output
     if path == "-":
         if os.isatty(sys.stdout.fileno()):
-            raise SpecError("export: an archive is nothing for a terminal; say --output FILE, or use a pipe")
+            raise SpecError("export: the output is a terminal; add --output FILE, or use a pipe")
         path = _STDOUT
     find(options, options.image).export(path)
     return 0
@@ -153,8 +153,8 @@ def _flatten(options: argparse.Namespace) -> int:
 
 VERBS: Final = (
     Verb("save", "write images into one file that other container tools read", _define_save, _save),
-    Verb("load", "read images from such files, and print their names", _define_load, _load),
-    Verb("import", "make an image of a tar archive of a root, and print its name", _define_import, _import),
-    Verb("export", "write the whole root of an image into one tar archive", _define_export, _export),
-    Verb("flatten", "write the root of an image as one filesystem that the kernel mounts", _define_flatten, _flatten),
+    Verb("load", "read images from such files and print their names", _define_load, _load),
+    Verb("import", "make an image from a tar archive of a root and print its name", _define_import, _import),
+    Verb("export", "write the complete root of an image to a tar archive", _define_export, _export),
+    Verb("flatten", "write the root of an image as a filesystem that the kernel can mount", _define_flatten, _flatten),
 )

@@ -19,8 +19,8 @@ __all__ = ["VERBS"]
 
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 _EPILOG: Final = """\
-The steps and what their commands write go to stderr. Commands have no network unless --network host is given. A step
-that was done before, with the same files and words, is not done again.
+The steps and the output of their commands go to stderr. Commands have no network without --network. A step that
+was done before with the same files and arguments is not repeated.
 
   containerkit image build --tag app:1 --build-arg VERSION=2 --network host .
   containerkit image build --secret id=token,src=$HOME/.token --target test .
@@ -28,7 +28,7 @@ that was done before, with the same files and words, is not done again.
 
 
 def _define_build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("context", metavar="DIR", nargs="?", default=".", help="what it copies from (default: .)")
+    parser.add_argument("context", metavar="DIR", nargs="?", default=".", help="the build context (default: .)")
     parser.add_argument("-t", "--tag", metavar="NAME", action="append", default=[], help="the image's name; repeatable")
     parser.add_argument(
         "-f",
@@ -39,20 +39,28 @@ def _define_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="STAGE", default="", help="the stage to build (default: the last)")
     parser.add_argument("--build-arg", metavar="NAME[=VALUE]", **_LISTS, help="a value for ARG; repeatable")
     parser.add_argument("--secret", metavar="id=NAME,src=FILE|env=NAME", **_LISTS, help="a secret file; repeatable")
-    parser.add_argument("--network", choices=("none", "host"), default="none", help="of its commands (default: none)")
+    parser.add_argument(
+        "--network", choices=("none", "internet", "host"), default="none", help="for commands (default: none)"
+    )
+    parser.add_argument(
+        "--egress",
+        metavar="NAME|*.NAME|CIDR[:PORT]",
+        action="append",
+        help="with --network internet: what commands may reach, and nothing else; repeatable",
+    )
     parser.add_argument(
         "--allow",
         action="append",
         default=[],
         choices=("network.host", "security.insecure"),
-        help="what single commands may ask for; may be repeated",
+        help="what single commands may request; repeatable",
     )
     parser.add_argument(
-        "--pull", choices=("missing", "always", "never"), default="missing", help="base images (default: missing)"
+        "--pull", choices=("missing", "always", "never"), default="missing", help="of base images (default: missing)"
     )
-    parser.add_argument("--no-cache", action="store_true", help="do all steps again")
-    parser.add_argument("--epoch", metavar="SECONDS", help="no time is younger (default: $SOURCE_DATE_EPOCH, if set)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="show neither steps nor what commands write")
+    parser.add_argument("--no-cache", action="store_true", help="repeat all steps")
+    parser.add_argument("--epoch", metavar="SECONDS", help="latest timestamp of files (default: $SOURCE_DATE_EPOCH)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not show steps and output of commands")
     platform_option(parser)
 
 
@@ -74,6 +82,7 @@ def _build(options: argparse.Namespace) -> int:
             args=_arguments(options.build_arg),
             secrets=dict(_secret(text) for text in options.secret),
             network=options.network,
+            egress=options.egress,
             allow=tuple(options.allow),
             pull=options.pull,
             cache=not options.no_cache,
@@ -83,7 +92,7 @@ def _build(options: argparse.Namespace) -> int:
             **more,
         )
     except ExitError as error:
-        if options.quiet and error.stdout:  # what it wrote last tells why
+        if options.quiet and error.stdout:  # the end of the output shows the cause
             tell(str(error.stdout).rstrip("\n"))
         raise
     for name in options.tag[1:]:
@@ -93,7 +102,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _show_step(event: ProgressEvent, /) -> None:
-    """Show a step as a line; downloads of base images too, since bars would be torn by what commands write."""
+    """Show a step as a line. Downloads of base images too, because output of commands would break progress bars."""
     if event.action == "build":
         suffix = {"running": "", "exists": " (known)"}.get(event.status)
         if suffix is not None:
@@ -116,7 +125,7 @@ def _arguments(texts: list[str]) -> dict[str, str]:
 
 
 def _secret(text: str) -> tuple[str, Any]:
-    """Return the id and the place of a secret. Source: docker build --secret."""
+    """Return the id and the source of a secret. Source: docker build --secret."""
     from pathlib import Path
 
     fields = dict(part.partition("=")[::2] for part in text.split(","))
@@ -129,7 +138,7 @@ def _secret(text: str) -> tuple[str, Any]:
         return name, Path(source)
     variable = variable or name
     if variable not in os.environ:
-        raise SpecError(f"--secret {text!r}: the variable {variable} is not set; say src=FILE for a file")
+        raise SpecError(f"--secret {text!r}: the variable {variable} is not set; use src=FILE for a file")
     return name, os.environb[os.fsencode(variable)]
 
 
@@ -154,10 +163,10 @@ def _squash(options: argparse.Namespace) -> int:
 VERBS: Final = (
     Verb(
         "build",
-        "build an image from a Dockerfile, and print its name with its digest",
+        "build an image from a Dockerfile and print its name with its digest",
         _define_build,
         _build,
         epilog=_EPILOG,
     ),
-    Verb("squash", "make an image with the same root in one layer, and print its name", _define_squash, _squash),
+    Verb("squash", "make an image with the same root in one layer and print its name", _define_squash, _squash),
 )

@@ -1,4 +1,4 @@
-"""``containerkit image list``, ``inspect`` and the other verbs that look at a store and tidy it."""
+"""``containerkit image list``, ``inspect`` and the other verbs that inspect and clean a store."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _MARKS: Final = {"added": "A", "changed": "C", "deleted": "D"}
 
 def _define_list(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="print it for programs")
-    how.add_argument("-q", "--quiet", action="store_true", help="print the names only, with their digests")
+    how.add_argument("--json", action="store_true", help="print JSON")
+    how.add_argument("-q", "--quiet", action="store_true", help="print only names and digests")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _config(image: Image) -> ImageConfig | None:
-    """Return the config of an image; None for other artifacts."""
+    """Return the config of an image, or None for other artifacts."""
     try:
         return image.config
     except ImageError:
@@ -92,8 +92,8 @@ def _define_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="name, digest or id")
     platform_option(parser)
     raw = parser.add_mutually_exclusive_group()
-    raw.add_argument("--manifest", action="store_true", help="print the manifest alone, byte for byte")
-    raw.add_argument("--config", action="store_true", help="print the config alone, byte for byte")
+    raw.add_argument("--manifest", action="store_true", help="print only the manifest, unchanged")
+    raw.add_argument("--config", action="store_true", help="print only the config, unchanged")
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -131,7 +131,7 @@ def _described(image: Image) -> dict[str, Any]:
 
 def _define_history(parser: argparse.ArgumentParser) -> None:
     image_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print it for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _history(options: argparse.Namespace) -> int:
@@ -146,7 +146,7 @@ def _history(options: argparse.Namespace) -> int:
 
 
 def _sizes(image: Image) -> list[tuple[History, int]]:
-    """Return each step with the size of its layer, the latest first; 0 for one that made none."""
+    """Return each step with the size of its layer, the latest first. The size is 0 for a step without layer."""
     blobs = iter(image.manifest.layers)
     found: list[tuple[History, int]] = []
     for entry in image.history():
@@ -156,10 +156,10 @@ def _sizes(image: Image) -> list[tuple[History, int]]:
 
 
 def _define_diff(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("before", metavar="BEFORE", help="name, digest or id of the one image")
-    parser.add_argument("after", metavar="AFTER", help="of the other")
+    parser.add_argument("before", metavar="BEFORE", help="name, digest or id of the first image")
+    parser.add_argument("after", metavar="AFTER", help="name, digest or id of the second image")
     platform_option(parser)
-    parser.add_argument("--json", action="store_true", help="print it for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -177,7 +177,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _define_tag(parser: argparse.ArgumentParser) -> None:
     image_argument(parser)
-    parser.add_argument("name", metavar="NAME", help="its further name, taken from what has it now")
+    parser.add_argument("name", metavar="NAME", help="the additional name; an image that has it now loses it")
 
 
 def _tag(options: argparse.Namespace) -> int:
@@ -196,9 +196,9 @@ def _remove(options: argparse.Namespace) -> int:
     for text in options.images:
         try:
             reference = Reference.parse(text)
-        except ValueError:  # an id is no name
+        except ValueError:  # an id is not a name
             reference = None
-        if reference is not None and catalog.find(reference) is not None:  # also for another platform than this one
+        if reference is not None and catalog.find(reference) is not None:  # for other platforms too
             catalog.remove(reference)
         else:
             _only_name(options, find(options, text)).remove()
@@ -206,7 +206,7 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _only_name(options: argparse.Namespace, image: Image) -> Image:
-    """Return an image that was meant by its id, if it has no more than one name.
+    """Return an image that was given by its id, if it has at most one name.
 
     Raises:
         SpecError: it has several.
@@ -214,7 +214,7 @@ def _only_name(options: argparse.Namespace, image: Image) -> Image:
     entries = chosen_store(options).catalog.entries()
     names = [entry.ref_name for entry in entries if entry.digest == image.digest and entry.ref_name]
     if len(names) > 1:
-        raise SpecError(f"image {image.digest.short} has several names: {', '.join(names)}; say which")
+        raise SpecError(f"image {image.digest.short} has several names: {', '.join(names)}; use one of them")
     return image
 
 
@@ -222,7 +222,7 @@ def _only_name(options: argparse.Namespace, image: Image) -> Image:
 
 
 def _define_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repair", action="store_true", help="delete what is damaged, for the next pull to bring")
+    parser.add_argument("--repair", action="store_true", help="delete damaged files, for the next pull to replace")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -233,8 +233,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _define_prune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-a", "--unnamed", action="store_true", help="images without a name as well")
-    parser.add_argument("--cache", action="store_true", help="what builds have kept as well")
+    parser.add_argument("-a", "--unnamed", action="store_true", help="delete images without a name too")
+    parser.add_argument("--cache", action="store_true", help="delete the build cache too")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not list what is removed")
 
 
@@ -245,23 +245,23 @@ def _prune(options: argparse.Namespace) -> int:
             say(f"removed blob {digest}")
         for digest in done.layers:
             say(f"removed unpacked layer {digest}")
-        tell(f"{size_text(done.freed_bytes)} of blobs freed, {done.unfinished} left-overs removed")
+        tell(f"{size_text(done.freed_bytes)} of blobs freed, {done.unfinished} unfinished files removed")
     return 0
 
 
 VERBS: Final = (
     Verb("list", "list the images of the store", _define_list, _list, ("ls",)),
-    Verb("inspect", "print what images are made of and what they run, as JSON", _define_inspect, _inspect),
-    Verb("history", "list the steps by which an image came about, the latest first", _define_history, _history),
-    Verb("diff", "list what one image adds (A), changes (C) and deletes (D) against another", _define_diff, _diff),
-    Verb("tag", "give an image another name", _define_tag, _tag),
-    Verb("remove", "take names away; 'prune' then frees the space", _define_remove, _remove, ("rm",)),
+    Verb("inspect", "print manifests and configs of images as JSON", _define_inspect, _inspect),
+    Verb("history", "list the steps that built an image, the latest first", _define_history, _history),
+    Verb("diff", "list what an image adds (A), changes (C) and deletes (D) compared to another", _define_diff, _diff),
+    Verb("tag", "give an image an additional name", _define_tag, _tag),
+    Verb("remove", "remove names; 'prune' then frees the space", _define_remove, _remove, ("rm",)),
     Verb(
         "verify",
-        "read all that is in the store and compare it with its digests",
+        "read everything in the store and compare it with its digests",
         _define_verify,
         _verify,
-        epilog="The status is 1 when something is wrong.",
+        epilog="The status is 1 if something is damaged.",
     ),
-    Verb("prune", "delete what no name and no running process needs", _define_prune, _prune),
+    Verb("prune", "delete what no name and no running process uses", _define_prune, _prune),
 )

@@ -16,8 +16,8 @@ __all__ = ["VERBS"]
 def _define_pull(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="NAME", help="such as alpine:3.20 or ghcr.io/org/app@sha256:...")
     platform_option(parser)
-    parser.add_argument("--all-platforms", action="store_true", help="the images of all platforms, to send them on")
-    parser.add_argument("--no-unpack", action="store_true", help="leave the layers packed until they are needed")
+    parser.add_argument("--all-platforms", action="store_true", help="the images of all platforms, for a later push")
+    parser.add_argument("--no-unpack", action="store_true", help="do not unpack the layers until they are needed")
     quiet_option(parser)
 
 
@@ -39,8 +39,8 @@ def _pull(options: argparse.Namespace) -> int:
 
 def _define_push(parser: argparse.ArgumentParser) -> None:
     image_argument(parser)
-    parser.add_argument("target", metavar="NAME", nargs="?", help="where to (default: the image's own name)")
-    parser.add_argument("--all-platforms", action="store_true", help="the whole index that it is part of")
+    parser.add_argument("target", metavar="NAME", nargs="?", help="the destination (default: the image's own name)")
+    parser.add_argument("--all-platforms", action="store_true", help="the complete index that contains the image")
     quiet_option(parser)
 
 
@@ -57,6 +57,6 @@ def _push(options: argparse.Namespace) -> int:
 
 
 VERBS: Final = (
-    Verb("pull", "fetch an image from its registry, and print its name with its digest", _define_pull, _pull),
-    Verb("push", "send an image to a registry, and print its name there with its digest", _define_push, _push),
+    Verb("pull", "pull an image from its registry and print its name with its digest", _define_pull, _pull),
+    Verb("push", "push an image to a registry and print its name there with its digest", _define_push, _push),
 )

@@ -1,4 +1,4 @@
-"""What the verbs of ``containerkit image`` share: how one is described, which image is meant, what is shown."""
+"""What the verbs of ``containerkit image`` share: their description, the choice of an image, and output."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Verb(NamedTuple):
     """One verb.
 
     Attributes:
-        name: the word.
-        purpose: what it does, after "to".
+        name: the name of the verb.
+        purpose: what it does, for the help.
         define: adds its arguments to a parser.
-        main: carries it out; returns the exit status.
-        aliases: other words for it.
-        epilog: more about it.
+        main: runs it and returns the exit status.
+        aliases: other names of the verb.
+        epilog: more help.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Verb(NamedTuple):
 
 
 def image_argument(parser: argparse.ArgumentParser, **more: Any) -> None:
-    """Add the argument for an image in the store, and the platform that is meant of an index."""
+    """Add the argument for an image in the store, and the option for the platform within an index."""
     parser.add_argument("image", metavar="IMAGE", help="name, digest or id", **more)
     platform_option(parser)
 
@@ -71,15 +71,15 @@ def platform_option(parser: argparse.ArgumentParser) -> None:
 
 
 def quiet_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option against progress bars."""
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress, not on a terminal either")
+    """Add the option that disables progress bars."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not show progress")
 
 
 def store(options: argparse.Namespace) -> Store:
-    """Return the store that is meant.
+    """Return the store of the options.
 
     Raises:
-        ImageError, SetupError: it is none, or can't be made.
+        ImageError, SetupError: the directory is not a store, or can't be created.
     """
     from containerkit.image import Store
 
@@ -87,11 +87,11 @@ def store(options: argparse.Namespace) -> Store:
 
 
 def find(options: argparse.Namespace, text: str) -> Image:
-    """Return an image of the store by its name, or by how its digest or id begins.
+    """Find an image in the store by its name, or by the first digits of its digest or id.
 
     Raises:
-        SpecError: several begin so, or the text is neither.
-        ImageError: it is not there.
+        SpecError: several images match, or the text is neither.
+        ImageError: no image matches.
     """
     from containerkit.image import Image
 
@@ -100,7 +100,7 @@ def find(options: argparse.Namespace, text: str) -> Image:
     if len(number) >= _SHORTEST_ID and set(number) <= _HEXADECIMAL and not _is_name(place, text):
         images = [image for image in Image.list(place) if _begins(image, number)]
         if len({image.digest for image in images}) > 1:
-            raise SpecError(f"image {text}: several begin so; write more of it")
+            raise SpecError(f"image {text}: several images match; use more digits")
         if images:
             return images[0]
     return Image.open(text, platform=getattr(options, "platform", None), store=place)
@@ -113,13 +113,13 @@ def _begins(image: Image, number: str) -> bool:
 def _is_name(place: Store, text: str) -> bool:
     try:
         return place.find(text) is not None
-    except SpecError:  # a whole id is no name
+    except SpecError:  # a complete id is not a name
         return False
 
 
 @contextmanager
 def progress(options: argparse.Namespace) -> Iterator[Progress]:
-    """Lend what shows progress: bars on a terminal, silence elsewhere or when it is asked for."""
+    """Provide progress output: bars on a terminal, nothing elsewhere or with ``--quiet``."""
     from containerkit.image.progress import silent, terminal_progress
 
     if options.quiet:
@@ -130,39 +130,39 @@ def progress(options: argparse.Namespace) -> Iterator[Progress]:
 
 
 def pinned(image: Image) -> str:
-    """Return a name by which just this image is found again."""
+    """Return a name that identifies exactly this image."""
     if image.reference is None:
         return str(image.digest)
     return str(image.reference.with_digest(str(image.digest)))
 
 
-# --- What is shown
+# --- Output
 
 
 def say(text: str = "") -> None:
     """Write a line to stdout."""
-    print(text, flush=True)  # noqa: T201 - a command line speaks
+    print(text, flush=True)  # noqa: T201 - the command line prints its output
 
 
 def tell(text: str) -> None:
     """Write a line to stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command line speaks
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line prints messages
 
 
 def print_json(value: Any) -> None:
-    """Write a value to stdout as JSON, for programs."""
+    """Write a value to stdout as JSON."""
     import json
 
     say(json.dumps(value, indent=2))
 
 
 def one_line(text: str) -> str:
-    """Return a text of somebody else's as one line that can't steer a terminal."""
+    """Return untrusted text as one line that can't control a terminal."""
     return printable(text).replace("\n", "\\n")
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write columns to stdout, each as wide as its widest entry."""
+    """Write columns to stdout. Each is as wide as its widest entry."""
     lines = [list(titles), *([one_line(entry) for entry in row] for row in rows)]
     widths = [max(len(line[number]) for line in lines) for number in range(len(titles))]
     for line in lines:
@@ -170,7 +170,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def size_text(size: float) -> str:
-    """Return a size in bytes as people read it."""
+    """Return a size in bytes in readable form."""
     for unit in _UNITS:
         if size < 1024 or unit == _UNITS[-1]:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -179,5 +179,5 @@ def size_text(size: float) -> str:
 
 
 def time_text(created: str) -> str:
-    """Return a time of RFC 3339 to the minute; a dash for none."""
+    """Return a time of RFC 3339, rounded down to the minute, or a dash for none."""
     return created[:16].replace("T", " ") or "-"

@@ -1,4 +1,4 @@
-"""Builds: images made step by step, from a Dockerfile or from Python.
+"""Builds: create images step by step, from a Dockerfile or from Python.
 
 ::
 

@@ -1,7 +1,7 @@
-"""The way to an ssh agent for a build's command: it may ask for keys and signatures, and change nothing.
+"""Forward an ssh agent to the command of a build, which can request keys and signatures, and change nothing.
 
-An agent talks to processes of its own user alone, and those of a container are others. So the requests pass through
-this process.
+An agent accepts only processes of its own user, and processes of a container are of another. So the requests are
+forwarded by this process.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _LARGEST: Final = 256 * 1024
 
 @contextmanager
 def forwarded_agent(agent: str, place: Path) -> Iterator[None]:
-    """Forward the requests of those who connect to a new socket, as long as the context lasts.
+    """Forward the requests of processes that connect to a new socket, while the context lasts.
 
     Args:
-        agent: the agent's socket.
-        place: where the new socket is made; whoever may open it may ask.
+        agent: the socket of the agent.
+        place: where to create the new socket. Whoever can open it can send requests.
 
     Raises:
         SetupError: the agent does not answer.
@@ -49,7 +49,7 @@ def forwarded_agent(agent: str, place: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):
-                server.shutdown(socket.SHUT_RDWR)  # wakes the one that waits in accept()
+                server.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
             thread.join()
 
 
@@ -64,7 +64,7 @@ def _connect(agent: str) -> socket.socket:
 
 
 def _bind(server: socket.socket, place: Path) -> None:
-    """Make the socket by a short name: its address holds only 107 bytes."""
+    """Bind the socket by a short name, because its address can have only 107 bytes."""
     folder = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         server.bind(f"/proc/self/fd/{folder}/{place.name}")
@@ -102,7 +102,7 @@ def _attend(caller: socket.socket, agent: str) -> None:
 
 
 def _message(connection: socket.socket) -> bytes | None:
-    """Read one message with its length in front; None at the end, or when it can't be one."""
+    """Read one message with its length prefix. Return None at the end, or if the length is invalid."""
     head = _exactly(connection, 4)
     if head is None:
         return None

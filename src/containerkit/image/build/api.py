@@ -1,14 +1,13 @@
-"""Builds in Python, and the way in for Dockerfiles."""
+"""Builds in Python, and the entry point for Dockerfiles."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from containerkit import deputy
 from containerkit.errors import SpecError
 from containerkit.image.build.copying import context_source
 from containerkit.image.build.dockerfile import Dockerfile, Instruction, Stage, parse_dockerfile
@@ -18,37 +17,45 @@ from containerkit.image.platform import Platform
 from containerkit.image.progress import silent
 from containerkit.image.reference import Reference
 from containerkit.image.store import Store
+from containerkit.meanings import explained
+from containerkit.spec.traffic import Egress
+from containerkit.spec.words import sequence
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
+    from typing import Unpack
 
     from containerkit.image.build.copying import Source
     from containerkit.image.image import Image
+    from containerkit.image.options import BuildOptions, Entitlement, Pull
     from containerkit.image.progress import Progress
+    from containerkit.options import ListOf
 
 __all__ = ["Build", "build_dockerfile"]
 
 
+@explained
 def build_dockerfile(
     context: str | os.PathLike[str] | None = ".",
     *,
     dockerfile: str | os.PathLike[str] | None = None,
     text: str | None = None,
-    **options: Any,
+    **options: Unpack[BuildOptions],
 ) -> Image:
     """Build an image from a Dockerfile.
 
     Args:
-        context: the folder that it copies from; None for a build that copies nothing. Default: here.
+        context: the directory to copy from, or None for a build that copies nothing. Default: the working directory.
         dockerfile: the file. Default: ``Dockerfile`` (or ``Containerfile``) in the context.
-        text: its content, in the place of a file.
-        options: as for :meth:`Build.build`.
+        text: the content, in place of a file.
+        options: see :class:`containerkit.image.options.BuildOptions`.
 
     Raises:
-        SpecError: it is not there, or malformed; the error names the line.
-        ExitError: a command of it failed; ``stdout`` holds the last lines that it wrote.
-        ImageError: a base image can't be had.
+        SpecError: the file does not exist or is malformed. The error names the line.
+        ExitError: a command failed. ``stdout`` has the last lines of its output.
+        ImageError: a base image is not available.
 
     Source: Dockerfile reference.
     """
@@ -68,25 +75,27 @@ def _find(folder: Path) -> Path:
     for name in ("Dockerfile", "Containerfile"):
         if (folder / name).is_file():
             return folder / name
-    raise SpecError(f"{folder} holds neither a Dockerfile nor a Containerfile")
+    raise SpecError(f"{folder} contains neither a Dockerfile nor a Containerfile")
 
 
-def _run(dockerfile: Dockerfile, source: Source | None, options: dict[str, Any]) -> Image:
+def _run(dockerfile: Dockerfile, source: Source | None, options: BuildOptions) -> Image:
     known = {field.name for field in attrs.fields(_Options)}
     if unknown := sorted(set(options) - known):
         raise SpecError(f"build: unknown argument {unknown[0]!r}; there are {', '.join(sorted(known))}")
     chosen = _Options(**options)
+    if chosen.egress is not None and chosen.network != "internet":
+        raise SpecError("build: egress rules go with network='internet'")
     store = chosen.store or Store()
     tag = Reference.parse(chosen.tag) if isinstance(chosen.tag, str) else chosen.tag
     platform = Platform.parse(chosen.platform) if isinstance(chosen.platform, str) else chosen.platform
     settings = {
         "arguments": chosen.args, "platform": platform or Platform.host(), "pull": chosen.pull,
-        "network": chosen.network, "allow": frozenset(chosen.allow),
+        "network": chosen.network, "egress": chosen.egress, "allow": frozenset(chosen.allow),
         "secrets": _secrets(chosen.secrets), "cached": chosen.cache,
         "epoch": chosen.epoch if chosen.epoch is not None else source_date_epoch(),
     }  # fmt: skip
-    log, progress = deputy.Callback(chosen.log), deputy.Callback(chosen.progress)
-    built: Image = deputy.call(_build, store, dockerfile, source, settings, (chosen.target, tag), log, progress)
+    log, progress = userns_helper.Callback(chosen.log), userns_helper.Callback(chosen.progress)
+    built: Image = userns_helper.call(_build, store, dockerfile, source, settings, (chosen.target, tag), log, progress)
     return built
 
 
@@ -99,19 +108,26 @@ def _build(
     log: Callable[[str], None],
     progress: Progress,
 ) -> Image:
-    """Build where files of all ids can be made, read and removed: layers and what containers leave hold such."""
+    """Build in a process that can create, read and remove files of all ids, which layers and containers leave."""
     with store.lease() as lease:
         return Engine(dockerfile, store, lease, context=source, log=log, progress=progress, **settings).build(*target)
 
 
 def _nothing(_: str) -> None:
-    """Let a line go."""
+    """Ignore a line."""
 
 
-def _entitlements(_: object, __: object, value: Collection[str]) -> None:
+def _entitlements(_: object, __: object, value: ListOf[str]) -> None:
     if isinstance(value, str) or (unknown := sorted(set(value) - set(ENTITLEMENTS))):
         wrong = value if isinstance(value, str) else unknown[0]
         raise SpecError(f"build: allow must be some of {', '.join(ENTITLEMENTS)}, as a tuple, not {wrong!r}")
+
+
+def _egress(values: ListOf[str] | None) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    Egress.only(*sequence(values, "build: egress"))
+    return tuple(values)
 
 
 @attrs.frozen(kw_only=True)
@@ -120,9 +136,12 @@ class _Options:
     target: str = ""
     args: Mapping[str, str] = attrs.field(factory=dict)
     platform: str | Platform | None = None
-    pull: str = "missing"
-    network: str = attrs.field(default="none", validator=attrs.validators.in_(("none", "host")))
-    allow: Collection[str] = attrs.field(default=(), validator=_entitlements)
+    pull: Pull = "missing"
+    network: Literal["none", "internet", "host"] = attrs.field(
+        default="none", validator=attrs.validators.in_(("none", "internet", "host"))
+    )
+    egress: tuple[str, ...] | None = attrs.field(default=None, converter=_egress)
+    allow: ListOf[Entitlement] | tuple[Entitlement, ...] = attrs.field(default=(), validator=_entitlements)
     secrets: Mapping[str, bytes | str | os.PathLike[str]] = attrs.field(factory=dict)
     cache: bool = True
     epoch: int | None = None
@@ -145,7 +164,7 @@ def _secrets(given: Mapping[str, bytes | str | os.PathLike[str]]) -> dict[str, b
 
 
 def _quoted(value: str) -> str:
-    """Quote a word so that a Dockerfile means it literally."""
+    """Quote a word so that a Dockerfile uses it literally."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
     return f'"{escaped}"'
 
@@ -160,15 +179,15 @@ def _literal(words: tuple[str, ...]) -> str:
 
 @attrs.frozen(kw_only=True)
 class Build:
-    """A build in Python: each method returns a new one with a step more. Nothing happens before :meth:`build`.
+    """A build in Python. Each method returns a new build with one more step. Nothing happens before :meth:`build`.
 
-    What is passed is meant literally: no variable in it is replaced, except by the shell in :meth:`run`.
+    Arguments are used literally: no variables are replaced, except by the shell in :meth:`run`.
 
     Attributes:
-        base: what it starts from: a reference, or ``scratch``.
-        steps: what follows.
-        stages: the builds that it copies from.
-        platform: what the base must run on, or an empty string.
+        base: the base image: a reference, or ``scratch``.
+        steps: the steps.
+        stages: the builds from which files are copied.
+        platform: the platform of the base, or an empty string.
     """
 
     base: str
@@ -182,7 +201,7 @@ class Build:
 
         Args:
             base: its reference, or ``scratch`` for an empty root.
-            platform: what it must run on. Default: what is built for.
+            platform: the platform of the base. Default: the platform of the build.
 
         Source: Dockerfile reference, "FROM".
         """
@@ -200,17 +219,17 @@ class Build:
         self,
         command: str | list[str] | tuple[str, ...],
         *,
-        mounts: tuple[str, ...] = (),
-        network: str = "",
-        security: str = "",
+        mounts: ListOf[str] = (),
+        network: Literal["", "none", "host", "default"] = "",
+        security: Literal["", "sandbox", "insecure"] = "",
     ) -> Build:
-        """Run a command and keep what it changes.
+        """Run a command and keep its changes.
 
         Args:
-            command: a line for the shell, or words.
+            command: a line for the shell, or an argv.
             mounts: as for ``--mount``, such as ``type=cache,target=/var/cache/apt``.
-            network: ``none``, or ``host`` where the build allows it. Default: the build's.
-            security: ``insecure`` for all capabilities and no filter, where the build allows it. Default: ``sandbox``.
+            network: ``none``, or ``host`` if the build allows it. Default: that of the build.
+            security: ``insecure`` for all capabilities and no filter, if the build allows it. Default: ``sandbox``.
 
         Source: Dockerfile reference, "RUN".
         """
@@ -223,18 +242,18 @@ class Build:
         from_: Build | str | None = None,
         chown: str = "",
         chmod: str = "",
-        exclude: tuple[str, ...] = (),
+        exclude: ListOf[str] = (),
         parents: bool = False,
     ) -> Build:
-        """Copy files in.
+        """Copy files to the image.
 
         Args:
             sources_and_target: one or more sources, and the destination last.
             from_: another build or an image to copy from. Default: the build context.
-            chown: ``user[:group]``. Default: root, or as in the other build or image.
-            chmod: octal permission bits. Default: as they are.
-            exclude: patterns of what is left out.
-            parents: keep the folders above each source.
+            chown: ``user[:group]``. Default: root, or unchanged from the other build or image.
+            chmod: octal permission bits. Default: unchanged.
+            exclude: patterns of files to leave out.
+            parents: whether to keep the parent directories of each source.
 
         Source: Dockerfile reference, "COPY".
         """
@@ -258,15 +277,15 @@ class Build:
         checksum: str = "",
         keep_git_dir: bool = False,
     ) -> Build:
-        """Copy files in, unpacking archives and fetching addresses and repositories of git.
+        """Copy files to the image. Archives are unpacked, addresses and git repositories are fetched.
 
         Args:
             sources_and_target: as for :meth:`copy`; also addresses, and repositories such as
                 ``https://example.org/repo.git#v1:docs``.
             chown: ``user[:group]``. Default: root.
-            chmod: permission bits. Default: as they are.
-            checksum: the digest of what is fetched, or the commit.
-            keep_git_dir: keep a repository's folder ``.git``.
+            chmod: permission bits. Default: unchanged.
+            checksum: the digest of the fetched file, or the commit.
+            keep_git_dir: whether to keep the directory ``.git`` of a repository.
 
         Source: Dockerfile reference, "ADD".
         """
@@ -283,15 +302,15 @@ class Build:
         return self._with("LABEL", _pairs({**(labels or {}), **more}))
 
     def workdir(self, path: str) -> Build:
-        """Set the working directory, and make it. Source: Dockerfile reference, "WORKDIR"."""
+        """Set the working directory, and create it. Source: Dockerfile reference, "WORKDIR"."""
         return self._with("WORKDIR", _quoted(path))
 
     def user(self, user: str) -> Build:
-        """Set who runs commands. Source: Dockerfile reference, "USER"."""
+        """Set the user that runs commands. Source: Dockerfile reference, "USER"."""
         return self._with("USER", _quoted(user))
 
     def entrypoint(self, *words: str) -> Build:
-        """Set the program. Source: Dockerfile reference, "ENTRYPOINT"."""
+        """Set the entrypoint. Source: Dockerfile reference, "ENTRYPOINT"."""
         return self._with("ENTRYPOINT", json.dumps(list(words)))
 
     def command(self, *words: str) -> Build:
@@ -299,23 +318,23 @@ class Build:
         return self._with("CMD", json.dumps(list(words)))
 
     def shell(self, *words: str) -> Build:
-        """Set what runs a line of :meth:`run`. Source: Dockerfile reference, "SHELL"."""
+        """Set the shell of :meth:`run`. Source: Dockerfile reference, "SHELL"."""
         return self._with("SHELL", json.dumps(list(words)))
 
     def expose(self, *ports: int | str) -> Build:
-        """Say which ports it listens on. Source: Dockerfile reference, "EXPOSE"."""
+        """Declare the ports on which it listens. Source: Dockerfile reference, "EXPOSE"."""
         return self._with("EXPOSE", " ".join(map(str, ports)))
 
     def volume(self, *paths: str) -> Build:
-        """Say which folders hold data. Source: Dockerfile reference, "VOLUME"."""
+        """Declare the directories that contain data. Source: Dockerfile reference, "VOLUME"."""
         return self._with("VOLUME", _literal(paths))
 
     def stop_signal(self, name: str) -> Build:
-        """Say what ends a container. Source: Dockerfile reference, "STOPSIGNAL"."""
+        """Set the signal that ends a container. Source: Dockerfile reference, "STOPSIGNAL"."""
         return self._with("STOPSIGNAL", name)
 
     def healthcheck(self, *words: str, interval: str = "", timeout: str = "", retries: int = 0) -> Build:
-        """Say how to find out whether it works; without words, that nothing does.
+        """Set the command that checks whether it works. Without arguments, disable the check.
 
         Source: Dockerfile reference, "HEALTHCHECK".
         """
@@ -329,30 +348,25 @@ class Build:
         _collect(self, stages, "")
         return Dockerfile(stages=tuple(stages))
 
-    def build(self, *, context: str | os.PathLike[str] | None = None, **options: Any) -> Image:
+    @explained
+    def build(self, *, context: str | os.PathLike[str] | None = None, **options: Unpack[BuildOptions]) -> Image:
         """Build the image.
 
         Args:
-            context: the folder that :meth:`copy` copies from.
-            options: ``tag`` (its name), ``target`` (a stage), ``args`` (values for ARG), ``platform``, ``pull``
-                (``missing``, ``always``, ``never``), ``network`` of its commands (``none`` or ``host``; default
-                ``none``), ``allow`` (what single commands may ask for: ``network.host``, ``security.insecure``; default
-                nothing), ``secrets`` (contents, or paths as :class:`pathlib.Path`, by id), ``cache`` (use what earlier
-                builds made; default True), ``epoch`` (seconds that no time may be younger than; default
-                ``SOURCE_DATE_EPOCH``), ``store``, ``log`` (called with each line that a command writes) and
-                ``progress`` (called with each step).
+            context: the directory from which :meth:`copy` copies.
+            options: see :class:`containerkit.image.options.BuildOptions`.
 
         Raises:
-            SpecError: a step can't be.
+            SpecError: a step is invalid.
             ExitError: a command failed.
-            ImageError: a base image can't be had.
+            ImageError: a base image is not available.
         """
         source = None if context is None else context_source(context)
         return _run(self.dockerfile, source, options)
 
 
 def _collect(build: Build, stages: list[Stage], name: str) -> str:
-    """Add the stages that a build needs, then the build itself; return its name."""
+    """Add the stages that a build needs, then the build itself. Return its name."""
     names = {
         f"stage-{number}": _collect(inner, stages, f"s{len(stages)}-{number}")
         for number, inner in enumerate(build.stages)

@@ -1,23 +1,23 @@
-"""COPY and ADD: which files are meant, where they go, and who owns them."""
+"""COPY and ADD: which files to copy, where to, and with which owner."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 
-from containerkit.errors import ImageError, SpecError
+from containerkit.errors import ImageError, SpecError, UnsupportedError
 from containerkit.image.build.patterns import Ignore, has_wildcard, pattern
 from containerkit.image.digest import Digest
 from containerkit.image.layers.attributes import attributes_of, is_kept
-from containerkit.image.layers.compression import decompress, recognise
-from containerkit.image.layers.limits import DEFAULT_LIMITS
+from containerkit.image.layers.compression import Plain
+from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
+from containerkit.image.layers.longpath import open_file
 from containerkit.image.layers.stream import ForwardReader, read_entries
 from containerkit.image.layers.tarwrite import Head
 from containerkit.image.layers.view import View
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from containerkit.image.build.draft import Draft
     from containerkit.image.layers.view import Found, Parts
+    from containerkit.image.registry.settings import RegistrySettings
 
 __all__ = ["Copy", "Source", "context_source", "fetch", "owner_of"]
 
@@ -43,12 +44,12 @@ _LARGEST_FETCH: Final = 16 << 30
 
 @attrs.frozen(kw_only=True)
 class Source:
-    """Where files are copied from.
+    """A source of files.
 
     Args:
         view: the files.
-        ignore: what is left out.
-        name: what to call it in errors.
+        ignore: the files to leave out.
+        name: its name in errors.
     """
 
     view: View
@@ -57,16 +58,16 @@ class Source:
 
 
 def context_source(folder: str | os.PathLike[str], dockerfile: str = "Dockerfile") -> Source:
-    """Return the source for a build context; ``DOCKERFILE.dockerignore`` wins over ``.dockerignore``.
+    """Return the source for a build context. ``DOCKERFILE.dockerignore`` takes precedence over ``.dockerignore``.
 
     Raises:
-        SpecError: the folder is not there, or a pattern is malformed.
+        SpecError: the directory does not exist, or a pattern is malformed.
 
     Source: Dockerfile reference, ".dockerignore file".
     """
     root = Path(folder).absolute()
     if not root.is_dir():
-        raise SpecError(f"the build context {root} is not there, or no folder")
+        raise SpecError(f"the build context {root} does not exist, or is not a directory")
     lines: list[str] = []
     for candidate in (root / f"{dockerfile}.dockerignore", root / ".dockerignore"):
         if candidate.is_file():
@@ -76,12 +77,12 @@ def context_source(folder: str | os.PathLike[str], dockerfile: str = "Dockerfile
 
 
 def owner_of(view: View, text: str) -> tuple[int, int]:
-    """Return the numbers of ``user[:group]``; names are those of the root's own ``/etc/passwd`` and ``/etc/group``.
+    """Return the ids for ``user[:group]``. Names are looked up in the root's own ``/etc/passwd`` and ``/etc/group``.
 
-    A user without a group has the group of the same number.
+    A user without a group gets the group with the same number.
 
     Raises:
-        SpecError: the root knows no such name, or a number is out of range.
+        SpecError: a name does not exist in the root, or a number is out of range.
 
     Source: Dockerfile reference, "COPY --chown --chmod"; passwd(5); group(5).
     """
@@ -99,17 +100,17 @@ def _number(view: View, name: str, path: str) -> int:
         fields = line.split(":")
         if len(fields) > 2 and fields[0] == name and fields[2].isdecimal():
             return int(fields[2])
-    raise SpecError(f"{path} of the image knows no {name!r}")
+    raise SpecError(f"{path} of the image has no entry {name!r}")
 
 
 def mode_of(text: str) -> Callable[[int, bool], int]:
-    """Return what ``--chmod`` makes of permission bits, given them and whether the file is a folder.
+    """Return a function for ``--chmod``. It converts permission bits, given them and whether the file is a directory.
 
     Args:
         text: an octal number such as ``755``, or symbolic such as ``u=rwX,go-w``.
 
     Raises:
-        SpecError: it is neither.
+        SpecError: the text is neither.
 
     Source: Dockerfile reference, "COPY --chown --chmod"; chmod(1).
     """
@@ -121,7 +122,7 @@ def mode_of(text: str) -> Callable[[int, bool], int]:
         raise SpecError(f"--chmod={text}: expected an octal number such as 755, or a mode such as u=rwX,go-w")
     parsed = [(found[1] or "a", _CHANGE.findall(found[2])) for found in clauses if found]
 
-    def change(mode: int, folder: bool) -> int:  # noqa: FBT001 - a function that is only called here and there
+    def change(mode: int, folder: bool) -> int:  # noqa: FBT001 - all callers are in this package
         for who, changes in parsed:
             for operator, what in changes:
                 mode = _changed(mode, who, operator, what, folder=folder)
@@ -149,16 +150,17 @@ def _changed(mode: int, who: str, operator: str, what: str, *, folder: bool) -> 
 
 @attrs.frozen(kw_only=True)
 class Copy:
-    """One COPY.
+    """One COPY instruction.
 
     Args:
-        source: where from.
-        draft: where to.
+        source: where to copy from.
+        draft: where to copy to.
         target: the destination, absolute.
-        into: the destination is a folder, by its slash or since there are several sources.
-        parents: keep the folders above each source.
-        exclude: patterns of what is left out.
-        workspace: a folder for the content of archives.
+        into: whether the destination is a directory: it ends with a slash, or there are several sources.
+        parents: whether to keep the parent directories of each source.
+        exclude: patterns of files to leave out.
+        workspace: a directory for the content of archives.
+        limits: bounds on what an archive may unpack to.
     """
 
     source: Source
@@ -168,16 +170,19 @@ class Copy:
     parents: bool = False
     exclude: tuple[re.Pattern[str], ...] = ()
     workspace: Path = attrs.field(factory=Path)
+    limits: Limits = DEFAULT_LIMITS
+    _looked_through: set[str] = attrs.field(factory=set, init=False, eq=False)
+    _holding: set[str] = attrs.field(factory=set, init=False, eq=False)
 
     def add(self, word: str, *, unpack: bool = False) -> None:
-        """Copy one source: a file, a folder's content, or all that a pattern fits.
+        """Copy one source: a file, the content of a directory, or everything that matches a pattern.
 
         Args:
             word: the path or pattern.
-            unpack: archives are unpacked (as ADD does).
+            unpack: whether to unpack archives, as ADD does.
 
         Raises:
-            SpecError: nothing is there, or it can't go where it shall.
+            SpecError: nothing matches, or it can't be copied to the destination.
 
         Source: Dockerfile reference, "COPY" and "ADD".
         """
@@ -189,7 +194,7 @@ class Copy:
             raise SpecError(f"{word!r} is not in {self.source.name}, or is left out by .dockerignore")
 
     def _matching(self, word: str) -> Iterator[tuple[str, str]]:
-        """Yield each path that is meant, and the part of it that ``--parents`` keeps."""
+        """Yield each matching path, and the part of it that ``--parents`` keeps."""
         base, pivot, rest = word.partition("/./")
         clean = "/".join(part for part in os.path.normpath("/" + word).split("/") if part)
         prefix = "/".join(part for part in os.path.normpath("/" + base).split("/") if part) if pivot and rest else ""
@@ -203,18 +208,31 @@ class Copy:
             yield path, path.removeprefix(prefix).strip("/")
 
     def _holds_something(self, path: str) -> bool:
+        """Return whether something in an excluded directory is kept. Each tree is searched once."""
         ignore = self.source.ignore
-        return (
-            isinstance(ignore, Ignore) and ignore.has_exceptions and any(not ignore(one) for one in self._below(path))
-        )
+        if not isinstance(ignore, Ignore) or not ignore.has_exceptions:
+            return False
+        if not any(path == root or path.startswith(f"{root}/") for root in self._looked_through):
+            self._looked_through.add(path)
+            for one in self._below(path):
+                above = "" if ignore(one) else one.rpartition("/")[0]
+                while above and above not in self._holding:
+                    self._holding.add(above)
+                    above = above.rpartition("/")[0]
+        return path in self._holding
 
     def _below(self, path: str) -> Iterator[str]:
-        for name in self.source.view.names(self._parts(path)):
-            inner = f"{path}/{os.fsdecode(name)}" if path else os.fsdecode(name)
-            yield inner
-            found = self.source.view.find(self._parts(inner, follow=False))
-            if found is not None and found.is_folder:
-                yield from self._below(inner)
+        view = self.source.view
+        waiting = [(path, self._parts(path))]
+        while waiting:
+            inner, parts = waiting.pop()
+            if inner != path:
+                yield inner
+                found = view.find(parts)
+                if found is None or not found.is_folder:
+                    continue
+            below = [(f"{inner}/{os.fsdecode(name)}".lstrip("/"), (*parts, name)) for name in view.names(parts)]
+            waiting += below[::-1]
 
     def _walk_pattern(self, word: str) -> Iterator[str]:
         if "**" in word:
@@ -238,7 +256,7 @@ class Copy:
     def _one(self, path: str, shown: str, *, unpack: bool) -> None:
         found = self.source.view.find(self._parts(path))
         if found is None:
-            raise SpecError(f"{path!r} in {self.source.name} is a link to nothing")
+            raise SpecError(f"{path!r} in {self.source.name} is a symlink to nothing")
         target = self.draft.view.resolve(os.fsencode(self.target), last=True)
         if self.parents:
             target = (*target, *(os.fsencode(part) for part in shown.split("/") if part))
@@ -251,27 +269,32 @@ class Copy:
             self._folder(path, self._parts(path), target)
         elif unpack and _is_archive(found):
             self.draft.add_folder(target)
-            with open(found.path, "rb") as file:
-                unpack_archive(file, self.draft, target, self.workspace)
+            with open_file(found.path) as file:
+                unpack_archive(file, self.draft, target, self.workspace, self.limits)
         else:
             into = self.into or self.draft.is_folder(target)
             self.draft.add_file((*target, os.fsencode(path.rpartition("/")[2])) if into else target, found)
 
     def _folder(self, path: str, parts: Parts, target: Parts) -> None:
-        for name in self.source.view.names(parts):
-            inner = f"{path}/{os.fsdecode(name)}" if path else os.fsdecode(name)
-            found = self.source.view.find((*parts, name))
-            if found is None or self._is_excluded(inner):
-                continue
-            left_out = self.source.ignore(inner)
-            goal = (*target, name)
-            if found.is_folder:
-                if left_out and not self._holds_something(inner):
+        waiting = [(path, parts, target)]
+        while waiting:
+            path, parts, target = waiting.pop()
+            folders: list[tuple[str, Parts, Parts]] = []
+            for name in self.source.view.names(parts):
+                inner = f"{path}/{os.fsdecode(name)}" if path else os.fsdecode(name)
+                found = self.source.view.find((*parts, name))
+                if found is None or self._is_excluded(inner):
                     continue
-                self.draft.add_file(goal, found)
-                self._folder(inner, (*parts, name), goal)
-            elif not left_out:
-                self.draft.add_file(goal, found)
+                left_out = self.source.ignore(inner)
+                goal = (*target, name)
+                if found.is_folder:
+                    if left_out and not self._holds_something(inner):
+                        continue
+                    self.draft.add_file(goal, found)
+                    folders.append((inner, (*parts, name), goal))
+                elif not left_out:
+                    self.draft.add_file(goal, found)
+            waiting += folders[::-1]
 
     def _is_excluded(self, path: str) -> bool:
         return any(rule.fullmatch(path) or rule.fullmatch(path.rpartition("/")[2]) for rule in self.exclude)
@@ -280,56 +303,51 @@ class Copy:
 def _is_archive(found: Found) -> bool:
     if not stat.S_ISREG(found.status.st_mode):
         return False
-    with open(found.path, "rb") as file:
+    with open_file(found.path) as file:
         return is_archive(file)
 
 
 def is_archive(file: Any) -> bool:
-    """Return whether a file is a tar archive, compressed or not; it is left at its beginning.
+    """Return whether a file is a tar archive, compressed or not. The file is left at its beginning.
 
     Source: POSIX.1-2017, pax, "ustar Interchange Format".
     """
     try:
         file.seek(0)
-        kind = recognise(file.read(6))
-        file.seek(0)
-        if kind == "none":
-            start = file.read(512)
-        else:
-            stream = decompress(file, threads=0)
+        with Plain(file, threads=0) as stream:
             start = stream.read(512)
-    except Exception:  # noqa: BLE001 - whatever can't be read as an archive is a plain file
+    except (ImageError, UnsupportedError, OSError):  # anything that can't be read as an archive is a plain file
         return False
     finally:
         file.seek(0)
     return bool(start[257:262] == b"ustar")
 
 
-def unpack_archive(file: Any, draft: Draft, target: Parts, workspace: Path) -> None:
-    """Add the members of an archive below a folder.
+def unpack_archive(file: Any, draft: Draft, target: Parts, workspace: Path, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Add the members of an archive below a directory.
 
     Args:
         file: the archive, compressed or not.
-        draft: where to.
-        target: the folder.
-        workspace: a folder for the content of large members.
+        draft: where to add them.
+        target: the directory.
+        workspace: a directory for the content of large members.
+        limits: bounds on the unpacked size.
 
     Raises:
-        ImageError: the archive is malformed or leads out.
+        ImageError: the archive is malformed, or a path leads out of it.
 
     Source: Dockerfile reference, "Adding local tar archives".
     """
     import hashlib
     from secrets import token_hex
 
-    size = os.fstat(file.fileno()).st_size
-    with closing(decompress(file, threads=0)) as stream:
-        reader = ForwardReader(stream, hashlib.sha256(), DEFAULT_LIMITS, lambda: size)
-        for entry in read_entries(reader):
+    with Plain(file, "the archive", limits=limits, threads=0) as stream:
+        reader = ForwardReader(stream, hashlib.sha256(), limits, stream.compressed)
+        for entry in read_entries(reader, limits):
             if not entry.parts:
                 continue
             if any(part.startswith(b".wh.") for part in entry.parts):
-                raise ImageError(f"the archive holds {os.fsdecode(entry.path)}, whose name means a deletion")
+                raise ImageError(f"the archive contains {os.fsdecode(entry.path)}, whose name marks a deletion")
             place = workspace / token_hex(8)
             head = Head(
                 name=entry.path, kind=_LETTERS[entry.kind], mode=entry.mode, uid=entry.uid, gid=entry.gid,
@@ -349,39 +367,50 @@ def unpack_archive(file: Any, draft: Draft, target: Parts, workspace: Path) -> N
             draft.add_head((*target, *entry.parts), head, os.fsencode(place) if entry.kind == "file" else b"")
 
 
-def fetch(url: str, place: Path, checksum: str = "") -> str:
+def fetch(url: str, place: Path, checksum: str = "", settings: RegistrySettings | None = None) -> str:
     """Download a file.
 
     Args:
-        url: its address.
-        place: where to.
+        url: the address.
+        place: the destination.
         checksum: the digest that it must have, or empty.
+        settings: timeouts. Default: those for a blob from a registry.
 
     Returns:
-        The name that the address gives it.
+        The name in the address.
 
     Raises:
-        ImageError: no answer, another digest, or more than 16 GiB.
+        ImageError: there is no answer, it is too slow, has another digest, or is larger than 16 GiB.
 
     Source: Dockerfile reference, "Adding files from URLs".
     """
+    from http.client import HTTPException
+
+    from urllib3.exceptions import HTTPError
+
+    from containerkit.image.registry.patience import Meter
     from containerkit.image.registry.settings import RegistrySettings
     from containerkit.image.registry.transport import Transport, error_text
 
     wanted = Digest(checksum) if checksum else Digest.of(b"")
-    transport = Transport(RegistrySettings())
+    settings = settings or RegistrySettings()
+    transport, meter = Transport(settings), Meter(settings)
     try:
-        answer = transport.send("GET", url)
+        answer = transport.send("GET", url, meter=meter)
         if answer.status != 200:
             raise ImageError(f"{url}: {error_text(answer)}")
         state, size = wanted.hasher(), 0
         with place.open("wb") as file:
-            while piece := answer.read(1 << 18):
+            while piece := answer.read1(1 << 18, decode_content=True):
                 size += len(piece)
+                meter.reach(size)
                 if size > _LARGEST_FETCH:
-                    raise ImageError(f"{url}: over {_LARGEST_FETCH} bytes")
+                    raise ImageError(f"{url}: larger than {_LARGEST_FETCH} bytes")
                 state.update(piece)
                 file.write(piece)
+    except (HTTPError, HTTPException, TimeoutError, ConnectionError) as error:
+        why = error if meter.left_s() else meter.verdict
+        raise ImageError(f"{url}: the answer was cut off: {why}") from error
     finally:
         transport.close()
     if checksum:

@@ -1,4 +1,4 @@
-"""Reading Dockerfiles: directives, continuations, heredocs, flags, stages."""
+"""Parse Dockerfiles: directives, continuations, heredocs, flags, stages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Heredoc:
     Attributes:
         name: the word that ends it.
         content: its lines.
-        expand: whether variables in it are replaced (the word was not quoted).
+        expand: whether variables in it are replaced, because the word was not quoted.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Instruction:
 
     Attributes:
         name: in capitals.
-        flags: what follows as ``--name=value``; those that may stand there several times hold all values.
+        flags: the flags ``--name=value``. Repeatable flags have all their values.
         text: the rest, with its lines joined.
-        heredocs: the documents that it has.
+        heredocs: its heredocs.
         line: the number of its first line.
     """
 
@@ -72,42 +72,42 @@ class Instruction:
         return f"{self.name}{flags} {self.text}".rstrip()
 
     def flag(self, name: str, default: str = "") -> str:
-        """Return the value of a flag that may stand there once."""
+        """Return the value of a flag that can be given once."""
         return self.flags.get(name, (default,))[-1]
 
     def switch(self, name: str) -> bool:
-        """Return whether a flag without a value, or with ``true``, stands there."""
+        """Return whether a flag is given without a value, or with ``true``."""
         return self.flag(name, "false") in ("", "true", "1")
 
     @property
     def json_form(self) -> tuple[str, ...] | None:
-        """The words when the text is a JSON list of strings (the exec form), else None (the shell form)."""
+        """The words if the text is a JSON list of strings (the exec form), otherwise None (the shell form)."""
         if not self.text.startswith("["):
             return None
         try:
             words = json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             return None
         return tuple(words)
 
     def problem(self, message: str) -> SpecError:
-        """Return an error that tells where the instruction stands."""
+        """Return an error that names the line of the instruction."""
         where = f"line {self.line}: " if self.line else ""
         return SpecError(f"{where}{self.name}: {message}")
 
 
 @attrs.frozen(kw_only=True)
 class Stage:
-    """One stage: from one FROM to the next.
+    """One stage: from a FROM to the next.
 
     Attributes:
-        base: what it starts from, with variables not replaced yet.
+        base: the base image, before variables are replaced.
         name: its name, or empty.
-        platform: the flag, with variables not replaced yet.
-        instructions: what follows.
-        line: the number of the line of FROM.
+        platform: the flag, before variables are replaced.
+        instructions: the instructions after FROM.
+        line: the line number of FROM.
     """
 
     base: str
@@ -119,13 +119,13 @@ class Stage:
 
 @attrs.frozen(kw_only=True)
 class Dockerfile:
-    """A whole Dockerfile.
+    """A complete Dockerfile.
 
     Attributes:
         stages: at least one.
         arguments: the ARG instructions before the first FROM.
         escape: the character that escapes and continues lines.
-        directives: what the comments at the top say (``syntax``, ``escape``, ``check``).
+        directives: the directives in comments at the top (``syntax``, ``escape``, ``check``).
     """
 
     stages: tuple[Stage, ...]
@@ -134,10 +134,10 @@ class Dockerfile:
     directives: Mapping[str, str] = attrs.field(factory=dict, hash=False)
 
     def find(self, target: str) -> int:
-        """Return the index of a stage by its name or number; the last one for an empty text.
+        """Return the index of a stage by its name or number. An empty text means the last stage.
 
         Raises:
-            SpecError: there is no such stage.
+            SpecError: the stage does not exist.
         """
         if not target:
             return len(self.stages) - 1
@@ -151,18 +151,18 @@ class Dockerfile:
 
 
 def parse_dockerfile(text: str) -> Dockerfile:
-    """Read a Dockerfile.
+    """Parse a Dockerfile.
 
     Args:
         text: its content.
 
     Raises:
-        SpecError: it is malformed; the error names the line.
+        SpecError: it is malformed. The error names the line.
 
     Source: Dockerfile reference.
     """
     if len(text) > _LARGEST:
-        raise SpecError(f"a Dockerfile of more than {_LARGEST} characters")
+        raise SpecError(f"the Dockerfile has more than {_LARGEST} characters")
     reader = _Reader(text)
     instructions = reader.instructions()
     first = next((index for index, one in enumerate(instructions) if one.name == "FROM"), None)
@@ -170,7 +170,7 @@ def parse_dockerfile(text: str) -> Dockerfile:
         raise SpecError("no FROM: a Dockerfile needs at least one stage")
     for one in instructions[:first]:
         if one.name != "ARG":
-            raise one.problem("only ARG may stand before the first FROM")
+            raise one.problem("only ARG is allowed before the first FROM")
     stages: list[Stage] = []
     for one in instructions[first:]:
         if one.name == "FROM":
@@ -183,10 +183,10 @@ def parse_dockerfile(text: str) -> Dockerfile:
 
 
 def parse_instruction(text: str, escape: str = "\\", line: int = 0) -> Instruction:
-    """Read a single instruction, such as the trigger of an ONBUILD.
+    """Parse a single instruction, such as the trigger of an ONBUILD.
 
     Raises:
-        SpecError: it is malformed, or more than one.
+        SpecError: it is malformed, or there is more than one.
     """
     reader = _Reader(text)
     reader.escape = escape
@@ -212,7 +212,7 @@ def _stage(one: Instruction, before: list[Stage]) -> Stage:
 
 
 class _Reader:
-    """Goes through the lines once."""
+    """Iterates over the lines once."""
 
     def __init__(self, text: str) -> None:
         self.lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
@@ -230,7 +230,7 @@ class _Reader:
             if key not in ("syntax", "escape", "check"):
                 return
             if key in self.directives:
-                raise SpecError(f"the directive {key!r} stands there twice")
+                raise SpecError(f"the directive {key!r} is given twice")
             self.directives[key] = value
             if key == "escape":
                 if value not in ("\\", "`"):
@@ -259,7 +259,7 @@ class _Reader:
 
             near = get_close_matches(name, NAMES, 1)
             raise SpecError(
-                f"line {start}: unknown instruction {name[:30]!r}" + (f" (is {near[0]} meant?)" if near else "")
+                f"line {start}: unknown instruction {name[:30]!r}" + (f" (did you mean {near[0]}?)" if near else "")
             )
         flags, text = _split_flags(name, rest.strip(), start)
         inner = text.lstrip().partition(" ")[0].upper() if name == "ONBUILD" else name
@@ -267,7 +267,7 @@ class _Reader:
         return Instruction(name=name, flags=flags, text=text, heredocs=heredocs, line=start)
 
     def _joined(self) -> str:
-        """Join a line with those that continue it; comments and empty lines in between are passed over."""
+        """Join a line with its continuation lines. Comments and empty lines between them are skipped."""
         pieces: list[str] = []
         while self.at < len(self.lines):
             line = self.lines[self.at]
@@ -315,7 +315,7 @@ def _split_flags(name: str, rest: str, line: int) -> tuple[dict[str, tuple[str, 
         if key not in known:
             raise SpecError(f"line {line}: {name}: unknown flag --{key} (there are: {', '.join(sorted(known))})")
         if key in flags and key not in _REPEATED:
-            raise SpecError(f"line {line}: {name}: the flag --{key} stands there twice")
+            raise SpecError(f"line {line}: {name}: the flag --{key} is given twice")
         flags[key] = (*flags.get(key, ()), value)
         rest = rest[found.end() :]
     return flags, rest

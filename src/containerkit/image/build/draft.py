@@ -1,4 +1,4 @@
-"""A layer on the drawing board: files collected from anywhere, hashed by content, then written as one archive."""
+"""A layer in preparation: files are collected from anywhere, hashed by content, then written as one archive."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import attrs
 from containerkit.errors import SpecError
 from containerkit.image.layers.attributes import CAPABILITY, is_kept
 from containerkit.image.layers.blob import LayerWriter
+from containerkit.image.layers.longpath import attribute, attributes, open_file, readlink
 from containerkit.image.layers.tarwrite import Head, TreeWriter, Writing
 
 if TYPE_CHECKING:
@@ -37,16 +38,16 @@ class _Item:
     head: Head
     source: bytes = b""  # a path outside
     content: bytes = b""
-    brought: bool = True  # or only there since something below it is
+    brought: bool = True  # False: it exists only because something is below it
 
 
 class Draft:
-    """What a COPY, ADD or WORKDIR adds to a root.
+    """The files that a COPY, ADD or WORKDIR adds to a root.
 
     Args:
-        view: the root that it is added to.
-        owner: who owns what is added, or None to keep the owners.
-        mode: makes permission bits of those that a file has, told whether it is a folder; None keeps them.
+        view: the root to which they are added.
+        owner: the owner of the added files, or None to keep the owners.
+        mode: converts the permission bits of a file, given whether it is a directory. None keeps them.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Draft:
         self.newest_ns = 0
 
     def is_folder(self, parts: Parts) -> bool:
-        """Return whether a path is a folder, in the draft or below it."""
+        """Return whether a path is a directory, in the draft or below it."""
         item = self.items.get(parts)
         if item is not None:
             return item.head.kind == b"5"
@@ -67,18 +68,21 @@ class Draft:
         return found is not None and found.is_folder
 
     def add_folder(self, parts: Parts) -> None:
-        """Add a folder and those above it where they are missing; those that are there keep what they have."""
-        for depth in range(1, len(parts) + 1):
+        """Add a directory and missing parents. Existing ones are not changed."""
+        known = len(parts)
+        while known and parts[:known] not in self.items:
+            known -= 1  # if a path is in the draft, its parents are too
+        for depth in range(max(known, 1), len(parts) + 1):
             self._way(parts[:depth])
 
     def _way(self, parts: Parts) -> None:
         if parts in self.items:
             if self.items[parts].head.kind != b"5":
-                raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can lie in it")
+                raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can be below it")
             return
         found = self.view.find(parts)
         if found is not None and not found.is_folder:
-            raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can lie in it")
+            raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can be below it")
         if found is not None:
             head = self._head(parts, found, keep=True)
             self.items[parts] = _Item(head, brought=False)
@@ -87,24 +91,24 @@ class Draft:
         self.items[parts] = _Item(Head(name=b"/".join(parts), kind=b"5", mode=0o755, uid=uid, gid=gid, mtime_ns=-1))
 
     def add_file(self, parts: Parts, found: Found) -> None:
-        """Add one file from outside: a plain file, link, folder or node, without what is in it."""
+        """Add one file from outside: a regular file, symlink, device node, or directory without its content."""
         kind = stat.S_IFMT(found.status.st_mode)
         if kind == stat.S_IFSOCK:
             return
         self.add_folder(parts[:-1])
         if self.is_folder(parts) != (kind == stat.S_IFDIR) and (parts in self.items or self.view.find(parts)):
-            what = "a folder" if self.is_folder(parts) else "a file"
-            raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is {what} already, and can't become something else")
+            what = "a directory" if self.is_folder(parts) else "a file"
+            raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is {what} already, and its type can't change")
         head = self._head(parts, found, keep=False)
         self.newest_ns = max(self.newest_ns, found.status.st_mtime_ns)
         if kind == stat.S_IFLNK:
-            head.link, head.mode = os.readlink(found.path), 0o777
+            head.link, head.mode = readlink(found.path), 0o777
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):
             head.device = found.status.st_rdev
         self.items[parts] = _Item(head, source=found.path if kind == stat.S_IFREG else b"")
 
     def add_content(self, parts: Parts, content: bytes, *, mode: int = 0o644, mtime_ns: int = -1) -> None:
-        """Add a plain file with the given content."""
+        """Add a regular file with the given content."""
         self.add_folder(parts[:-1])
         uid, gid = self.owner or (0, 0)
         mode = mode if self.mode is None else self.mode(mode, False)
@@ -112,7 +116,7 @@ class Draft:
         self.items[parts] = _Item(head, content=content)
 
     def add_head(self, parts: Parts, head: Head, source: bytes) -> None:
-        """Add a member of an archive, with its content in a file outside when it is a plain file."""
+        """Add a member of an archive. The content of a regular file is in a file outside."""
         self.add_folder(parts[:-1])
         head.name = b"/".join(parts)
         if self.owner != (0, 0) and self.owner is not None:
@@ -135,13 +139,13 @@ class Draft:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is added."""
+        """Whether nothing has been added."""
         return not any(item.brought for item in self.items.values())
 
     def digest(self) -> str:
-        """Return a hash of all that is added, without the times.
+        """Return a hash of everything that has been added, without the times.
 
-        What the folders on the way are is left out: it follows from the root that this is added to.
+        Parent directories are left out, because they follow from the root to which this is added.
         """
         state = hashlib.sha256()
         for parts, item in sorted(self.items.items()):
@@ -162,19 +166,19 @@ class Draft:
             content = hashlib.sha256(item.content)
             if item.source:
                 content = hashlib.sha256()
-                with open(item.source, "rb") as file:
+                with open_file(item.source) as file:
                     while piece := file.read(_PIECE):
                         content.update(piece)
             state.update(content.digest())
         return state.hexdigest()
 
     def write(self, store: Store, lease: Lease, epoch: int | None) -> tuple[Descriptor, Digest]:
-        """Write the layer into a store.
+        """Write the layer to a store.
 
         Args:
-            store: where to.
+            store: the destination.
             lease: a claim that will cover it.
-            epoch: seconds; younger times are set to it.
+            epoch: in seconds; later times are set to it.
         """
         stamp = self.newest_ns if epoch is None else epoch * 1_000_000_000
         with LayerWriter(store, lease) as sink:
@@ -197,7 +201,7 @@ class Draft:
 def _attributes(path: bytes) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     with suppress(OSError):
-        for name in sorted(os.listxattr(path, follow_symlinks=False)):
+        for name in sorted(attributes(path)):
             if is_kept(name) or name == CAPABILITY:
-                found[name] = os.getxattr(path, name, follow_symlinks=False)
+                found[name] = attribute(path, name)
     return found

@@ -1,4 +1,4 @@
-"""The build as a whole: which stages are needed, in which order, and the image at the end."""
+"""A complete build: which stages are needed, in which order, and the resulting image."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from containerkit.image.build.dockerfile import Dockerfile, Stage
-    from containerkit.image.progress import Progress
+    from containerkit.image.options import Pull
+    from containerkit.image.progress import Progress, Status
     from containerkit.image.reference import Reference
     from containerkit.image.store import Lease, Store
 
 __all__ = ["ENTITLEMENTS", "Engine"]
 
 ENTITLEMENTS: Final = ("network.host", "security.insecure")
-"""What a command must be allowed by whoever builds. Source: docker buildx build, "--allow"."""
+"""Permissions of commands that the caller of a build must grant. Source: docker buildx build, "--allow"."""
 
 _SCRATCH = "scratch"
 
@@ -35,20 +36,21 @@ class Engine:
     """One build.
 
     Args:
-        dockerfile: what to build.
-        store: where base images and results are.
+        dockerfile: the Dockerfile.
+        store: the store for base images and results.
         lease: a claim that covers them.
-        context: what COPY copies from, or None.
+        context: the source of COPY, or None.
         arguments: values for ARG.
-        platform: what to build for.
+        platform: the platform to build for.
         pull: when to pull base images: ``missing``, ``always`` or ``never``.
-        network: ``none`` or ``host``.
-        allow: what single commands may ask for: some of ``ENTITLEMENTS``.
+        network: ``none``, ``internet`` or ``host``.
+        egress: with ``internet``: what alone may be reached; None for all of it.
+        allow: what single commands may request: some of ``ENTITLEMENTS``.
         secrets: contents by id.
-        log: takes each line that a command writes.
-        progress: takes each step.
-        epoch: seconds that no time may be younger than, or None.
-        cached: use what earlier builds made.
+        log: called with each line that a command writes.
+        progress: called with each step.
+        epoch: in seconds; later times are set to it. None leaves times unchanged.
+        cached: whether to use results of earlier builds.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Engine:
         context: Source | None,
         arguments: Mapping[str, str],
         platform: Platform,
-        pull: str,
+        pull: Pull,
         network: str,
+        egress: tuple[str, ...] | None,
         allow: frozenset[str],
         secrets: Mapping[str, bytes],
         log: Callable[[str], None],
@@ -77,6 +80,7 @@ class Engine:
         self.platform = platform
         self.pull = pull
         self.network = network
+        self.egress = egress
         self.allow = allow
         self.secrets = secrets
         self.log = log
@@ -104,7 +108,11 @@ class Engine:
 
     def _read_global_arguments(self) -> None:
         for one in self.dockerfile.arguments:
-            for word in split_words(one.text, self.global_arguments, self.escape):
+            try:
+                words = split_words(one.text, self.global_arguments, self.escape)
+            except SpecError as error:
+                raise one.problem(str(error)) from error
+            for word in words:
                 name, equals, default = word.partition("=")
                 if name in self.arguments:
                     self.global_arguments[name] = self.arguments[name]
@@ -112,24 +120,24 @@ class Engine:
                     self.global_arguments[name] = default
 
     def timestamp(self) -> str:
-        """Return the time for what is made now."""
+        """Return the time for new objects."""
         return timestamp(self.epoch)
 
-    def report(self, shown: str, status: str) -> None:
-        """Tell that a step is done, or was known."""
+    def report(self, shown: str, status: Status) -> None:
+        """Report that a step is done, or was in the cache."""
         self.progress(ProgressEvent(action="build", subject=shown.partition("\n")[0], status=status))
 
     def build(self, target: str, reference: Reference | None) -> Image:
-        """Build up to a stage and store its image.
+        """Build a stage and everything it needs, and store its image.
 
         Args:
-            target: the stage's name or number; empty for the last.
+            target: the name or number of the stage; empty for the last one.
             reference: the image's name, or None.
 
         Raises:
             SpecError: the Dockerfile is malformed.
             ExitError: a command failed.
-            ImageError: a base image can't be had.
+            ImageError: a base image is not available.
         """
         stage = self.stage(self.dockerfile.find(target))
         layers = tuple(blob for blob, _ in stage.layers)
@@ -140,7 +148,28 @@ class Engine:
         return Image(store=self.store, manifest=manifest, reference=reference)
 
     def stage(self, index: int) -> StageBuilder:
-        """Return a stage, built once."""
+        """Return a stage, which is built once. The stages that it needs are built before it, without recursion."""
+        for one in (*self._needed(index), index):
+            self._build_stage(one)
+        return self._built[index]
+
+    def _needed(self, index: int) -> list[int]:
+        """Return the earlier stages that it needs and that are not built yet, the lowest first."""
+        found: set[int] = set()
+        waiting = [index]
+        while waiting:
+            one = waiting.pop()
+            stage = self.dockerfile.stages[one]
+            flags = [value for step in stage.instructions for value in step.flags.get("from", ())]
+            named = [self._stage_named(self._expanded(stage, stage.base), one)]
+            for flag in flags:
+                before = self._stage_named(flag, one)
+                named.append(int(flag) if before is None and flag.isdecimal() and int(flag) < one else before)
+            waiting += [before for before in named if before is not None and before not in found | self._built.keys()]
+            found.update(before for before in named if before is not None)
+        return sorted(found)
+
+    def _build_stage(self, index: int) -> None:
         if index not in self._built:
             stage = self.dockerfile.stages[index]
             outer, self._current = self._current, index
@@ -152,15 +181,14 @@ class Engine:
             finally:
                 self._current = outer
             self._built[index] = builder
-        return self._built[index]
 
     def _begin(self, stage: Stage, index: int) -> StageBuilder:
-        name = expand(stage.base, self.global_arguments, self.escape)
+        name = self._expanded(stage, stage.base)
         platform = self.platform
         if stage.platform:
-            platform = Platform.parse(expand(stage.platform, self.global_arguments, self.escape))
+            platform = Platform.parse(self._expanded(stage, stage.platform))
         if not name:
-            raise SpecError(f"line {stage.line}: FROM: {stage.base} stands for nothing; give the argument a value")
+            raise SpecError(f"line {stage.line}: FROM: {stage.base} is empty; give the argument a value")
         if name == _SCRATCH:
             config = ImageConfig(platform=platform, defaults=Defaults(env={"PATH": DEFAULT_PATH}))
             return StageBuilder(self, config, [], key_of(_SCRATCH, str(platform)))
@@ -173,6 +201,12 @@ class Engine:
         layers = list(zip(image.manifest.layers, config.diff_ids, strict=True))
         self.lease.claim([image.digest, image.id, *(blob.digest for blob, _ in layers), *config.diff_ids])
         return StageBuilder(self, config, layers, key_of("image", str(image.id)))
+
+    def _expanded(self, stage: Stage, text: str) -> str:
+        try:
+            return expand(text, self.global_arguments, self.escape)
+        except SpecError as error:
+            raise SpecError(f"line {stage.line}: FROM: {error}") from error
 
     def _stage_named(self, name: str, before: int) -> int | None:
         for index, stage in enumerate(self.dockerfile.stages[:before]):
@@ -189,15 +223,15 @@ class Engine:
         return self._images[key]
 
     def source(self, origin: str) -> Source:
-        """Return what ``--from`` means: a stage by name or number, an image, or the build context when it is empty.
+        """Return the source for ``--from``: a stage by name or number, an image, or the build context if it is empty.
 
         Raises:
             SpecError: the build has no context.
-            ImageError: the image can't be had.
+            ImageError: the image is not available.
         """
         if not origin:
             if self.context is None:
-                raise SpecError("the build has no context to copy from (hint: pass context=FOLDER)")
+                raise SpecError("the build has no context to copy from (hint: pass context=DIRECTORY)")
             return self.context
         index = self._stage_named(origin, self._current)
         if index is None and origin.isdecimal() and int(origin) < self._current:

@@ -15,7 +15,7 @@ __all__ = ["Ignore", "has_wildcard", "pattern"]
 
 
 def has_wildcard(text: str) -> bool:
-    """Return whether a path is a pattern."""
+    """Return whether a path contains wildcards."""
     return any(mark in text for mark in "*?[")
 
 
@@ -24,7 +24,7 @@ def pattern(text: str) -> re.Pattern[str]:
     r"""Compile a pattern: ``*`` and ``?`` stay within one component, ``**`` does not, ``[a-z]``, ``[^a]``, ``\x``.
 
     Raises:
-        SpecError: a bracket or backslash without its end.
+        SpecError: a bracket is not closed, or a backslash is at the end.
 
     Source: Go's path/filepath.Match; Dockerfile reference, ".dockerignore file".
     """
@@ -65,10 +65,10 @@ def pattern(text: str) -> re.Pattern[str]:
 
 
 class Ignore:
-    """What a build context leaves out.
+    """The files that a build context excludes.
 
     Args:
-        lines: of ``.dockerignore``: patterns, and exceptions that begin with ``!``; the last one that fits counts.
+        lines: of ``.dockerignore``: patterns, and exceptions that begin with ``!``. The last match counts.
 
     Source: Dockerfile reference, ".dockerignore file".
     """
@@ -85,7 +85,7 @@ class Ignore:
                 self.rules.append((keep, pattern(clean)))
 
     def __call__(self, path: str) -> bool:
-        """Return whether a path, relative to the context, is left out, itself or with a folder above it."""
+        """Return whether a path, relative to the context, or a parent of it is excluded."""
         parts = path.split("/")
         heads = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
         left_out = False
@@ -96,5 +96,5 @@ class Ignore:
 
     @property
     def has_exceptions(self) -> bool:
-        """Whether something in a folder that is left out may be kept."""
+        """Whether something in an excluded directory may be kept."""
         return any(keep for keep, _ in self.rules)

@@ -1,19 +1,21 @@
-"""ADD of repositories of git, by the installed program ``git``."""
+"""ADD of git repositories, with the installed program ``git``."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import attrs
 
+from containerkit._linux.tree_walk import DIRECTORY, remove, walk
 from containerkit.errors import ImageError, SpecError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["Repository"]
@@ -24,18 +26,18 @@ _ADDRESS: Final = re.compile(
 _REF: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@=-]*")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CHECKSUM: Final = re.compile(r"[0-9a-f]{7,64}")
-_PROTOCOLS: Final = "http:https:git:ssh"  # not file, nor those that run programs
+_PROTOCOLS: Final = "http:https:git:ssh"  # neither file nor protocols that run programs
 _CHANGING: Final = ("logs", "hooks", "branches", "FETCH_HEAD", "ORIG_HEAD", "index")
 
 
 @attrs.frozen(kw_only=True)
 class Repository:
-    """A state of a repository.
+    """A commit of a repository.
 
     Attributes:
-        address: where it is.
-        ref: a branch, tag or commit; empty for what the repository calls ``HEAD``.
-        folder: the folder in it that is meant; empty for all.
+        address: the address of the repository.
+        ref: a branch, tag or commit; empty for the repository's ``HEAD``.
+        folder: the directory in it to use; empty for all.
     """
 
     address: str
@@ -44,12 +46,12 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> Repository | None:
-        """Read ``ADDRESS[#[REF][:FOLDER]]``; return None when it means no repository.
+        """Parse ``ADDRESS[#[REF][:FOLDER]]``. Return None if it is not a repository.
 
-        Addresses over HTTP mean one when they end in ``.git``.
+        An HTTP address is a repository if it ends in ``.git``.
 
         Raises:
-            SpecError: the part behind ``#`` is malformed.
+            SpecError: the part after ``#`` is malformed.
 
         Source: Dockerfile reference, "ADD", "Adding files from a Git repository".
         """
@@ -58,29 +60,29 @@ class Repository:
             return None
         ref, _, folder = (found[1] or "").partition(":")
         if ref and _REF.fullmatch(ref) is None:
-            raise SpecError(f"{text}: {ref!r} is no branch, tag or commit")
+            raise SpecError(f"{text}: {ref!r} is not a branch, tag or commit")
         return cls(address=text.partition("#")[0], ref=ref, folder=folder)
 
     def fetch(self, place: Path, *, checksum: str = "", keep_git: bool = False) -> str:
-        """Check it out, each file with the time of the commit, so that the same commit gives the same files.
+        """Check it out. Each file gets the time of the commit, so that the same commit gives the same files.
 
         Args:
-            place: an empty folder.
-            checksum: the commit that it must be, or the beginning of its digest; empty for any.
-            keep_git: keep the folder ``.git``, without what tells of this moment.
+            place: an empty directory.
+            checksum: the required commit, or the first digits of it; empty for any.
+            keep_git: whether to keep the directory ``.git``, without parts that change from fetch to fetch.
 
         Returns:
             The commit.
 
         Raises:
-            SpecError: the checksum is no commit.
-            ImageError: it can't be had, or is another commit.
-            UnsupportedError: there is no ``git``.
+            SpecError: the checksum is not a commit.
+            ImageError: it is not available, or it is another commit.
+            UnsupportedError: ``git`` is not installed.
 
         Source: git-fetch(1); Dockerfile reference, "ADD --checksum" and "ADD --keep-git-dir".
         """
         if checksum and _CHECKSUM.fullmatch(checksum) is None:
-            raise SpecError(f"--checksum={checksum}: of a repository it is a commit, in 7 to 64 hexadecimal digits")
+            raise SpecError(f"--checksum={checksum}: for a repository it must be 7 to 64 hexadecimal digits")
         self._git(place, "init", "-q", "--template=")
         self._get(place)
         self._git(place, "checkout", "-q", "--detach", "FETCH_HEAD")
@@ -97,7 +99,7 @@ class Repository:
         return commit
 
     def _get(self, place: Path) -> None:
-        """Fetch the one commit, or all there is where the server gives no single ones."""
+        """Fetch the one commit, or everything if the server does not provide single commits."""
         wanted = self.ref or "HEAD"
         try:
             self._git(place, "fetch", "-q", "--depth=1", "--no-tags", "--", self.address, wanted)
@@ -112,22 +114,20 @@ class Repository:
             (place / ".git/FETCH_HEAD").write_text(f"{found}\t\tfetched\n")
 
     def _settle(self, place: Path) -> None:
-        """Bring ``.git`` into the one form that follows from the commit."""
+        """Convert ``.git`` to a form that depends only on the commit."""
         for name in self._git(place, "for-each-ref", "--format=%(refname)", "refs/fetched").split():
             self._git(place, "update-ref", "-d", name)
         self._git(place, "remote", "add", "origin", self.address)
         for name in _CHANGING:
             path = place / ".git" / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError), _opened(path.parent) as above:
+                remove(os.fsencode(path.name), above)
         self._git(place, "-c", "pack.threads=1", "repack", "-q", "-a", "-d", "-f")
         self._git(place, "prune")
         self._git(place, "read-tree", "HEAD")
 
     def _git(self, place: Path, *words: str) -> str:
-        """Run ``git`` with no settings but those of the repository, and no questions."""
+        """Run ``git`` without user settings and without prompts."""
         own = {
             "GIT_ALLOW_PROTOCOL": _PROTOCOLS, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes", "LC_ALL": "C",
@@ -155,16 +155,26 @@ class Repository:
 
 
 def _drop_git(place: Path) -> None:
-    for here, folders, files in os.walk(place):
-        if ".git" in folders:
-            shutil.rmtree(os.path.join(here, ".git"))
-            folders.remove(".git")
-        if ".git" in files:  # of a submodule
-            os.unlink(os.path.join(here, ".git"))
+    with _opened(place) as root:
+        for trail, folders, files in walk(root):
+            if b".git" in (*folders, *files):  # a submodule has it as a file
+                remove(b".git", trail.fd)
+            if b".git" in folders:
+                folders.remove(b".git")
 
 
 def _set_times(place: Path, time_ns: int) -> None:
-    for here, folders, files in os.walk(place, topdown=False):
-        for name in (*files, *folders):
-            os.utime(os.path.join(here, name), ns=(time_ns, time_ns), follow_symlinks=False)
-    os.utime(place, ns=(time_ns, time_ns))
+    with _opened(place) as root:  # setting a time does not change the directory above
+        for trail, folders, files in walk(root):
+            for name in (*files, *folders):
+                os.utime(name, ns=(time_ns, time_ns), dir_fd=trail.fd, follow_symlinks=False)
+        os.utime(root, ns=(time_ns, time_ns))
+
+
+@contextmanager
+def _opened(place: Path) -> Iterator[int]:
+    descriptor = os.open(place, DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""RUN: a command in a container of its own, whose changes become a layer."""
+"""RUN: execute a command in a container. Its changes become a layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit.container import Container
+from containerkit._linux.procfs import last_capability
+from containerkit.container.lifecycle import Container
 from containerkit.errors import ExitError, SpecError
 from containerkit.image.build.agent import forwarded_agent
 from containerkit.image.config import DEFAULT_PATH
@@ -19,10 +20,10 @@ from containerkit.image.diff import layer_from_folder
 from containerkit.image.layers.kernel import open_beneath
 from containerkit.image.layers.tarwrite import Writing
 from containerkit.image.store.locks import workspace
-from containerkit.mount import Mount
-from containerkit.namespace import Namespaces
-from containerkit.rootfs import RootFS
 from containerkit.security.capabilities import Capabilities
+from containerkit.spec.mount import Mount
+from containerkit.spec.rootfs import RootFS
+from containerkit.spec.traffic import Egress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ _KINDS: Final = {
     "ssh": {"type", "id", "target", "dst", "destination", "required", "mode", "uid", "gid"},
 }  # fmt: skip
 _MADE: Final = ("/proc", "/sys", "/dev")
+_FILES: Final = ("/etc/hosts", "/etc/resolv.conf")
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +57,7 @@ class MountFlag:
 
     Attributes:
         kind: bind, cache, tmpfs, secret or ssh.
-        options: what it says, under the long names (``target``, ``source``).
+        options: the options, with their long names (``target``, ``source``).
     """
 
     kind: str
@@ -71,10 +73,10 @@ class MountFlag:
 
 
 def parse_mount(text: str) -> MountFlag:
-    """Read the value of ``--mount``.
+    """Parse the value of ``--mount``.
 
     Raises:
-        SpecError: an unknown type or option, or one that must be there is missing.
+        SpecError: a type or option is unknown, or a required one is missing.
 
     Source: Dockerfile reference, "RUN --mount".
     """
@@ -99,7 +101,7 @@ def parse_mount(text: str) -> MountFlag:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """One RUN.
+    """One RUN instruction.
 
     Args:
         argv: the command.
@@ -107,15 +109,16 @@ class Run:
         user: ``user[:group]``; empty is root.
         cwd: its working directory.
         mounts: its mounts.
-        network: ``none`` or ``host``.
-        view: the root as it is before.
+        network: ``none``, ``internet`` or ``host``.
+        egress: with ``internet``: what alone may be reached; None for all of it.
+        view: the root before the command.
         folders: the layers below, topmost first.
-        source: finds the source of a mount by the value of ``from`` (empty: the build context).
+        source: returns the source of a mount for the value of ``from`` (empty: the build context).
         secrets: contents by id.
-        store: where the layer goes.
-        log: takes each line that the command writes.
-        script: a file that the command finds at ``/run/.heredoc`` and is run by, or None.
-        insecure: with all capabilities in its user namespace, and with no filter and no hidden paths.
+        store: the destination of the layer.
+        log: called with each line that the command writes.
+        script: a file that is shown at ``/run/.heredoc`` and run by the command, or None.
+        insecure: whether it has all capabilities in its user namespace, no filter and no hidden paths.
     """
 
     argv: tuple[str, ...]
@@ -124,6 +127,7 @@ class Run:
     cwd: str
     mounts: tuple[MountFlag, ...]
     network: str
+    egress: tuple[str, ...] | None
     view: View
     folders: tuple[str, ...]
     source: Callable[[str], Source]
@@ -134,18 +138,18 @@ class Run:
     insecure: bool = False
 
     def make(self, lease: Lease, epoch: int | None) -> tuple[Descriptor, Digest] | None:
-        """Run it and make a layer of what it changed.
+        """Run the command and make a layer of its changes.
 
         Args:
             lease: a claim that will cover the layer.
-            epoch: seconds; younger times are set to it.
+            epoch: in seconds; later times are set to it.
 
         Returns:
-            The layer, or None when it changed nothing.
+            The layer, or None if the command changed nothing.
 
         Raises:
-            ExitError: it failed.
-            SpecError: a mount's source is missing.
+            ExitError: the command failed.
+            SpecError: the source of a mount does not exist.
             SetupError: the container can't be started.
         """
         with workspace(self.store.root / "build") as folder, ExitStack() as stack:
@@ -162,6 +166,8 @@ class Run:
             if self.network == "host" and os.path.exists("/etc/resolv.conf"):
                 mounts.append(Mount.bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf", readonly=True))
             stood = self._run(RootFS.overlay(*self.folders, upper=upper, work=work), mounts, env)
+            if self.network == "internet":  # the container's own are mounted there
+                mounts += [Mount.file(path, b"") for path in _FILES]
             exclude = (*_MADE, *(mount.target for mount in mounts))
             root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -173,9 +179,9 @@ class Run:
                 os.close(root)
 
     def _remove_place(self, root: int, target: str) -> None:
-        """Remove what was only made for something to be mounted on: an empty file or folder, and empty ones above it.
+        """Remove an empty mount point that was created for a mount, and empty parent directories.
 
-        The command may have put links there: none is followed.
+        The command may have created symlinks there. They are not followed.
         """
         parts = self.view.resolve(os.fsencode(target))
         for depth in range(len(parts), 0, -1):
@@ -194,23 +200,28 @@ class Run:
             except FileNotFoundError:
                 pass
             except OSError:
-                return  # something is in it
+                return  # it is not empty
             finally:
                 os.close(above)
 
     def _make_upper(self, upper: Path) -> None:
-        """Make the upper folder look like the root below it: its own mode and owner are those of ``/`` inside."""
+        """Give the upper directory the mode and owner of the root below it: they are those of ``/`` inside."""
         upper.mkdir()
         top = self.view.find(())
         if top is not None:
             os.chown(upper, top.status.st_uid, top.status.st_gid)
             upper.chmod(stat.S_IMODE(top.status.st_mode))
 
+    def _network(self) -> dict[str, Any]:
+        rules = {} if self.egress is None else {"egress": Egress.only(*self.egress)}
+        return {"network": self.network, **rules}
+
     def _run(self, rootfs: RootFS, mounts: list[Mount], env: dict[str, str]) -> RootFS:
-        names: dict[str, Any] = {"network": "host"} if self.network == "host" else {}
         output: list[str] = []
         rights = _insecure() if self.insecure else {"capabilities": Capabilities.docker()}
-        container = Container(rootfs, mounts=mounts, hostname="build", namespaces=Namespaces(**names), **rights)
+        # Its output stays in the store, which only the caller can access, because packages contain set-user-ID
+        # programs.
+        container = Container(rootfs, mounts=mounts, hostname="build", set_id_bits=True, **self._network(), **rights)
         with container:
             options: dict[str, Any] = {"env": env, "cwd": self.cwd or "/"}
             if self.user:
@@ -282,7 +293,7 @@ class Run:
         yield Mount.bind(place, target or f"/run/secrets/{name}", readonly=True)
 
     def _cache_folder(self, flag: MountFlag, target: str, folder: Path, stack: ExitStack) -> Path:
-        """Return the folder of a cache: the same one for each build that names it, unless it is private."""
+        """Return the directory of a cache. It is the same for each build that names it, unless it is private."""
         name = hashlib.sha256((flag.get("id") or target).encode()).hexdigest()[:32]
         if flag.get("sharing") == "private":
             place = folder / f"cache-{name}"
@@ -321,20 +332,22 @@ class Run:
 
 
 def _insecure() -> dict[str, Any]:
-    """Return what a container is given that shall not be held; it still has a user namespace of its own.
+    """Return the arguments for a container without restrictions. It still has its own user namespace.
 
     Source: Dockerfile reference, "RUN --security".
     """
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-        capabilities = Capabilities.all(int(file.read()))
     return {
-        "capabilities": capabilities, "seccomp": None, "no_new_privs": False, "masked_paths": (), "readonly_paths": (),
+        "capabilities": Capabilities.all(last_capability()),
+        "seccomp": None,
+        "no_new_privs": False,
+        "masked_paths": (),
+        "readonly_paths": (),
         "nested_userns": True,
-    }  # fmt: skip
+    }
 
 
 def _link_tree(view: View, parts: Parts, target: Path, *, copy_files: bool = True) -> None:
-    """Put a folder of a view together outside, with links to its files where nobody may write."""
+    """Recreate a directory of a view outside, with hard links to its files, where nobody may write to them."""
     for name in view.names(parts):
         found = view.find((*parts, name))
         place = target / os.fsdecode(name)
@@ -364,5 +377,5 @@ def _bring(source: bytes, place: Path, *, copy_file: bool) -> None:
 
 
 def shell_command(shell: Sequence[str], text: str) -> tuple[str, ...]:
-    """Return the words that run a line by a shell."""
+    """Return the argv that runs a line with a shell."""
     return (*shell, text)

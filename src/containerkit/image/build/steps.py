@@ -1,4 +1,4 @@
-"""The instructions, one method each, and the state of the stage that they change."""
+"""The instructions, one method each, and the state of the stage."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class StageBuilder:
 
     Args:
         engine: the build.
-        config: what it starts from.
-        layers: the layers that it starts from, lowest first.
-        key: the cache key of what it starts from.
+        config: the config of the base.
+        layers: the layers of the base, lowest first.
+        key: the cache key of the base.
     """
 
     def __init__(self, engine: Engine, config: ImageConfig, layers: list[tuple[Descriptor, Digest]], key: str) -> None:
@@ -66,11 +66,11 @@ class StageBuilder:
         self._set_command = False
         self._view: View | None = None
 
-    # --- What the instructions lean on
+    # --- Helpers of the instructions
 
     @property
     def variables(self) -> dict[str, str]:
-        """What is replaced in words: arguments, and the environment, which wins."""
+        """The variables that are replaced: arguments, and the environment, which takes precedence."""
         return {**self.arguments, **self.config.defaults.env}
 
     @property
@@ -79,7 +79,7 @@ class StageBuilder:
         return self.config.defaults.shell or _SHELL
 
     def folders(self) -> tuple[str, ...]:
-        """Return the unpacked layers, topmost first; an empty folder when there are none."""
+        """Return the unpacked layers, topmost first, or an empty directory if there are none."""
         if not self.layers:
             empty = self.engine.store.root / "build/empty"
             empty.mkdir(exist_ok=True, mode=0o755)
@@ -87,27 +87,27 @@ class StageBuilder:
         return layer_paths(unpack_layers(self.engine.store, self.layers, self.engine.lease))
 
     def view(self) -> View:
-        """Return the root as it is now."""
+        """Return the current root."""
         if self._view is None:
             self._view = View(self.folders())
         return self._view
 
     def words(self, text: str) -> list[str]:
-        """Split and expand."""
+        """Split a text into words and expand them."""
         return split_words(text, self.variables, self.engine.escape)
 
     def word(self, text: str) -> str:
-        """Expand without splitting."""
+        """Expand a text without splitting it."""
         return expand(text, self.variables, self.engine.escape)
 
     def change(self, one: Instruction, text: str = "", **fields: Any) -> None:
-        """Take fields of the config's defaults over, and note the instruction in the history."""
+        """Change fields of the config's defaults, and record the instruction in the history."""
         self.config = self.config.evolve(defaults=attrs.evolve(self.config.defaults, **fields))
         self.key = key_of(self.key, text or str(one))
         self._note(text or str(one), None, self.created)
 
     def layer(self, facts: str, shown: str, make: Callable[[], tuple[Descriptor, Digest] | None]) -> None:
-        """Add the layer of a step, from the cache where it is known."""
+        """Add the layer of a step, from the cache if possible."""
         key = key_of(self.key, facts)
         cached = self.engine.cache.find(key, self.engine.lease)
         if cached is None:
@@ -131,10 +131,10 @@ class StageBuilder:
         self.config = self.config.evolve(history=(*self.config.history, entry), diff_ids=diff_ids, created=self.created)
 
     def execute(self, one: Instruction) -> None:
-        """Carry out an instruction.
+        """Execute an instruction.
 
         Raises:
-            SpecError: it is malformed; the error names its line.
+            SpecError: it is malformed. The error names its line.
             ExitError: its command failed.
         """
         method: Callable[[Instruction], None] = getattr(self, f"do_{one.name.lower()}")
@@ -174,19 +174,19 @@ class StageBuilder:
         self.change(one, text, labels={**self.config.defaults.labels, **pairs})
 
     def do_maintainer(self, one: Instruction) -> None:
-        """MAINTAINER: who made it."""
+        """MAINTAINER: set the author."""
         self.config = self.config.evolve(author=one.text)
         self.change(one)
 
     def do_user(self, one: Instruction) -> None:
-        """USER: who runs commands."""
+        """USER: set the user of commands."""
         user = self.word(one.text)
         if not user:
             raise one.problem("expected USER[:GROUP]")
         self.change(one, f"USER {user}", user=user)
 
     def do_stopsignal(self, one: Instruction) -> None:
-        """STOPSIGNAL: what ends a container."""
+        """STOPSIGNAL: set the signal that ends a container."""
         import signal
 
         name = self.word(one.text).upper()
@@ -197,7 +197,7 @@ class StageBuilder:
         self.change(one, f"STOPSIGNAL {name}", stop_signal=plain)
 
     def do_expose(self, one: Instruction) -> None:
-        """EXPOSE: which ports it listens on."""
+        """EXPOSE: declare the ports on which it listens."""
         ports = list(self.config.defaults.exposed_ports)
         for word in self.words(one.text):
             found = _PORT.fullmatch(word.lower())
@@ -208,27 +208,27 @@ class StageBuilder:
         self.change(one, exposed_ports=tuple(dict.fromkeys(ports)))
 
     def do_volume(self, one: Instruction) -> None:
-        """VOLUME: which folders hold data."""
+        """VOLUME: declare the directories that contain data."""
         exec_form = one.json_form
         words = [self.word(word) for word in exec_form] if exec_form is not None else self.words(one.text)
         if not words or not all(words):
-            raise one.problem("expected at least one folder")
+            raise one.problem("expected at least one directory")
         self.change(one, volumes=tuple(dict.fromkeys((*self.config.defaults.volumes, *words))))
 
     def do_shell(self, one: Instruction) -> None:
-        """SHELL: what runs shell-form commands."""
+        """SHELL: set the shell of shell-form commands."""
         words = one.json_form
         if not words:
             raise one.problem('expected a JSON list such as ["/bin/bash", "-c"]')
         self.change(one, shell=words)
 
     def do_cmd(self, one: Instruction) -> None:
-        """CMD: the default command."""
+        """CMD: set the default command."""
         self._set_command = True
         self.change(one, command=self._command(one))
 
     def do_entrypoint(self, one: Instruction) -> None:
-        """ENTRYPOINT: the program; a command that the base brought goes."""
+        """ENTRYPOINT: set the entrypoint. A command of the base image is removed."""
         fields: dict[str, Any] = {"entrypoint": self._command(one)}
         if not self._set_command:
             fields["command"] = ()
@@ -241,7 +241,7 @@ class StageBuilder:
         return shell_command(self.shell, one.text) if one.text else ()
 
     def do_healthcheck(self, one: Instruction) -> None:
-        """HEALTHCHECK: how to find out whether it works."""
+        """HEALTHCHECK: set the command that checks whether it works."""
         if one.text.strip().upper() == "NONE":
             self.change(one, healthcheck=Healthcheck(test=("NONE",)))
             return
@@ -252,7 +252,7 @@ class StageBuilder:
         test = ("CMD", *words) if words is not None else ("CMD-SHELL", rest.strip())
         retries = one.flag("retries", "0")
         if not retries.isdecimal():
-            raise one.problem(f"--retries={retries} is no number")
+            raise one.problem(f"--retries={retries} is not a number")
         check = Healthcheck(
             test=test,
             interval_ns=_duration(one, "interval"),
@@ -264,7 +264,7 @@ class StageBuilder:
         self.change(one, healthcheck=check)
 
     def do_onbuild(self, one: Instruction) -> None:
-        """ONBUILD: an instruction for builds that start from this image."""
+        """ONBUILD: add an instruction for builds that start from this image."""
         name = one.text.split(None, 1)[0].upper() if one.text else ""
         if name in ("ONBUILD", "FROM", "MAINTAINER") or name not in NAMES:
             raise one.problem(f"{name or 'nothing'} can't be triggered")
@@ -273,7 +273,7 @@ class StageBuilder:
         self.change(one, on_build=(*self.config.defaults.on_build, text))
 
     def run_triggers(self) -> None:
-        """Carry out the triggers that the base image has, which it then has no more."""
+        """Execute the triggers of the base image, and remove them from the config."""
         waiting = self.config.defaults.on_build
         if waiting:
             self.config = self.config.evolve(defaults=attrs.evolve(self.config.defaults, on_build=()))
@@ -283,10 +283,10 @@ class StageBuilder:
     # --- Files
 
     def do_workdir(self, one: Instruction) -> None:
-        """WORKDIR: the working directory, made when it is missing, and then the user's."""
+        """WORKDIR: set the working directory. If it does not exist, it is created with the user as its owner."""
         path = self.word(one.text)
         if not path:
-            raise one.problem("expected a folder")
+            raise one.problem("expected a directory")
         where = os.path.normpath(os.path.join(self.config.defaults.working_dir or "/", path))
         self.config = self.config.evolve(defaults=attrs.evolve(self.config.defaults, working_dir=where))
         view = self.view()
@@ -296,7 +296,7 @@ class StageBuilder:
             self.change(one, f"WORKDIR {where}")
             return
         owner = (0, 0)
-        with suppress(SpecError):  # a user whom the image does not know yet
+        with suppress(SpecError):  # the user does not exist in the image yet
             owner = owner_of(view, self.config.defaults.user or "0")
         draft = Draft(view, owner)
         draft.add_folder(parts)
@@ -306,11 +306,11 @@ class StageBuilder:
         return draft.write(self.engine.store, self.engine.lease, self.engine.epoch)
 
     def do_copy(self, one: Instruction) -> None:
-        """COPY: bring files in."""
+        """COPY: copy files to the image."""
         self._bring(one, add=False)
 
     def do_add(self, one: Instruction) -> None:
-        """ADD: bring files in, unpack archives, fetch addresses."""
+        """ADD: copy files, unpack archives, fetch addresses."""
         self._bring(one, add=True)
 
     def _bring(self, one: Instruction, *, add: bool) -> None:
@@ -334,6 +334,7 @@ class StageBuilder:
             copy = Copy(
                 source=source, draft=draft, target=where, into=into, parents=one.switch("parents"),
                 exclude=tuple(pattern(self.word(text)) for text in one.flags.get("exclude", ())), workspace=folder,
+                limits=self.engine.store.limits,
             )  # fmt: skip
             for word in sources:
                 if word in documents:
@@ -377,7 +378,7 @@ class StageBuilder:
         if one.flags.get("unpack") and one.switch("unpack"):
             copy.draft.add_folder(goal)
             with place.open("rb") as file:
-                unpack_archive(file, copy.draft, goal, copy.workspace)
+                unpack_archive(file, copy.draft, goal, copy.workspace, copy.limits)
             return
         if into or copy.draft.is_folder(goal):
             goal = (*goal, name.encode())
@@ -394,8 +395,9 @@ class StageBuilder:
     # --- RUN
 
     def do_run(self, one: Instruction) -> None:
-        """RUN: a command whose changes become a layer."""
+        """RUN: execute a command whose changes become a layer."""
         network, insecure = self._network(one), self._is_insecure(one)
+        egress = self.engine.egress if network == "internet" else None
         argv, script = self._run_command(one)
         if not argv:
             raise one.problem("expected a command")
@@ -410,6 +412,7 @@ class StageBuilder:
         env = {**proxies, **self.arguments, **self.config.defaults.env}
         facts = key_of(
             "RUN", repr(argv), repr(script), repr(sorted(arguments.items())), repr(sources), network,
+            *([repr(egress)] if egress is not None else []),
             *(["insecure"] if insecure else []), repr([sorted(flag.options.items()) for flag in flags]),
         )  # fmt: skip
         shown = f"RUN {' '.join(argv)}" if script is None else f"RUN {one.text}"
@@ -417,7 +420,7 @@ class StageBuilder:
         def make() -> tuple[Descriptor, Digest] | None:
             run = Run(
                 argv=argv, env=env, user=self.config.defaults.user, cwd=self.config.defaults.working_dir, mounts=flags,
-                network=network, view=self.view(), folders=self.folders(), source=self.engine.source,
+                network=network, egress=egress, view=self.view(), folders=self.folders(), source=self.engine.source,
                 secrets=self.engine.secrets, store=self.engine.store, log=self.engine.log, script=script,
                 insecure=insecure,
             )  # fmt: skip
@@ -459,7 +462,7 @@ class StageBuilder:
         return shell_command(self.shell, text.replace("<<-", "<<")), None
 
     def _mount_facts(self, origin: str, path: str) -> str:
-        """Return a hash of what a bind mount shows, so that a change of it runs the command again."""
+        """Return a hash of the content of a bind mount, so that the command runs again if the content changes."""
         source = self.engine.source(origin)
         draft = Draft(View([self.folders()[-1]], overlay=False), owner=None)
         copy = Copy(source=source, draft=draft, target="/mounted", into=False)
@@ -473,5 +476,5 @@ def _duration(one: Instruction, flag: str) -> int:
         return 0
     found = _DURATION.findall(text)
     if not found or "".join(number + unit for number, unit in found) != text:
-        raise one.problem(f"--{flag}={text} is no duration such as 1m30s")
+        raise one.problem(f"--{flag}={text} is not a duration such as 1m30s")
     return round(sum(float(number) * _UNITS[unit] for number, unit in found))

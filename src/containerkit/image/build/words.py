@@ -1,4 +1,4 @@
-"""Words of a Dockerfile: quotes, escapes, and the variables that are replaced in them."""
+"""Words of a Dockerfile: quotes, escapes, and replacement of variables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from containerkit.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["expand", "name_values", "split_words"]
+__all__ = ["LONGEST", "expand", "name_values", "split_words"]
 
 _GLOB: Final = re.compile(r"(\*+)|(\?)|(\[[!^]?[^\]]+\])|(\\.)|(.)", re.DOTALL)
+LONGEST: Final = 1 << 20
+"""The maximum number of characters to which the variables of one line may expand."""
+_DEEPEST: Final = 50  # braces within braces
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]|[@*#]")
 
 
 def expand(text: str, variables: Mapping[str, str], escape: str = "\\", *, quotes: bool = True) -> str:
-    """Replace variables, and take quotes away.
+    """Replace variables and remove quotes.
 
     ``$name``, ``${name}``, ``${name:-word}``, ``${name:+word}``, ``${name:?word}`` (each also without the colon),
     ``${name#pattern}``, ``##``, ``%``, ``%%``, ``${name/pattern/word}`` and ``//`` are understood. Nothing is replaced
@@ -27,19 +30,19 @@ def expand(text: str, variables: Mapping[str, str], escape: str = "\\", *, quote
         text: the text.
         variables: their values; an unknown one is empty.
         escape: the escape character.
-        quotes: whether quotes mean anything (they do not in a heredoc).
+        quotes: whether quotes have a meaning. They have none in a heredoc.
 
     Raises:
-        SpecError: an open quote or brace, a modifier that is not known, or a variable that must be there.
+        SpecError: a quote or brace is not closed, a modifier is unknown, a required variable is not set, braces are
+            nested more than 50 levels deep, or the result has more than 1 MiB of characters.
 
     Source: Dockerfile reference, "Environment replacement".
     """
-    scanner = _Scanner(text, variables, escape, quotes=quotes)
-    return "".join(scanner.words(split=False))
+    return "".join(_Scanner(text, variables, escape, quotes=quotes).words(split=False))
 
 
 def split_words(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[str]:
-    """Split at blanks that are not quoted, and expand each word; see :func:`expand`.
+    """Split a text at unquoted blanks, and expand each word; see :func:`expand`.
 
     Source: Dockerfile reference, "Environment replacement".
     """
@@ -47,7 +50,7 @@ def split_words(text: str, variables: Mapping[str, str], escape: str = "\\") -> 
 
 
 def name_values(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[tuple[str, str]]:
-    """Read ``name=value name2="value 2"``, or the older ``name value with blanks``.
+    """Parse ``name=value name2="value 2"``, or the older ``name value with blanks``.
 
     Raises:
         SpecError: a name is empty, or a word has no equals sign.
@@ -71,12 +74,32 @@ def name_values(text: str, variables: Mapping[str, str], escape: str = "\\") -> 
 
 
 class _Scanner:
-    def __init__(self, text: str, variables: Mapping[str, str], escape: str, *, quotes: bool) -> None:
+    def __init__(
+        self, text: str, variables: Mapping[str, str], escape: str, *, quotes: bool, depth: int = 0, length: int = 0
+    ) -> None:
+        if depth > _DEEPEST:
+            raise SpecError(f"variables are nested more than {_DEEPEST} deep in {text[:60]!r}")
         self.text = text
         self.variables = variables
         self.escape = escape
         self.quotes = quotes
         self.at = 0
+        self.depth = depth
+        self.length = length  # of the result so far
+
+    def _value(self, value: str) -> str:
+        """Count the result. A few lines of ``ARG B=$A$A`` double a value each time."""
+        self.length += len(value)
+        if self.length > LONGEST:
+            raise SpecError(f"its variables expand to more than {LONGEST} characters")
+        return value
+
+    def _expanded(self, text: str, *, quotes: bool = True) -> str:
+        """Expand the text within braces."""
+        inner = _Scanner(
+            text, self.variables, self.escape, quotes=quotes, depth=self.depth + 1, length=self.length
+        )  # fmt: skip
+        return "".join(inner.words(split=False))
 
     def words(self, *, split: bool) -> list[str]:
         found: list[str] = []
@@ -146,28 +169,30 @@ class _Scanner:
         if found is None:
             return "$"
         self.at = found.end()
-        return self.variables.get(found[0], "")
+        return self._value(self.variables.get(found[0], ""))
 
     def _braces(self) -> str:
         found = _NAME.match(self.text, self.at + 1)
         if found is None:
             raise SpecError(f"a variable without a name in {self.text[:60]!r}")
         self.at = found.end()
-        name, value = found[0], self.variables.get(found[0])
-        rest = self._until_brace()
+        return self._value(self._modified(found[0], self._until_brace()))
+
+    def _modified(self, name: str, rest: str) -> str:
+        value = self.variables.get(name)
         if not rest:
             return value or ""
-        colon, operator, word = re.match(r"(:?)([-+?]|##?|%%?|//?|)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+        colon, operator, word = re.match(r"(:?)([-+?]|##?|%%?|//?|)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr] # an empty text also matches
         if operator in ("-", "+", "?"):
             there = value is not None and (value != "" or not colon)
-            inner = expand(word, self.variables, self.escape, quotes=self.quotes)
+            inner = self._expanded(word, quotes=self.quotes)
             if operator == "?":
                 if not there:
                     raise SpecError(f"the variable {name} must be set: {inner or 'it is not'}")
                 return value or ""
             return (inner if there else "") if operator == "+" else (value or "" if there else inner)
         if colon or not operator:
-            raise SpecError(f"the modifier {rest[:20]!r} of the variable {name} is not known")
+            raise SpecError(f"unknown modifier {rest[:20]!r} of the variable {name}")
         return self._edited(value or "", operator, word)
 
     def _until_brace(self) -> str:
@@ -184,12 +209,12 @@ class _Scanner:
         raise SpecError(f"an open brace in {self.text[:60]!r}")
 
     def _edited(self, value: str, operator: str, word: str) -> str:
-        word = expand(word, self.variables, self.escape) if operator[0] != "/" else word
+        word = self._expanded(word) if operator[0] != "/" else word
         if operator[0] == "/":
             pattern, _, new = word.partition("/")
-            plain = re.compile(_pattern(expand(pattern, self.variables, self.escape), greedy=True))
-            replacement = expand(new, self.variables, self.escape)
-            return plain.sub(lambda _: replacement, value, count=0 if operator == "//" else 1)
+            plain = re.compile(_pattern(self._expanded(pattern), greedy=True))
+            replacement = self._expanded(new)
+            return plain.sub(lambda _: self._value(replacement), value, count=0 if operator == "//" else 1)
         body = _pattern(word, greedy=len(operator) == 2)
         if operator[0] == "#":
             return re.sub(rf"\A(?:{body})", "", value, count=1)
@@ -201,7 +226,7 @@ class _Scanner:
 
 
 def _pattern(pattern: str, *, greedy: bool) -> str:
-    """Turn a shell pattern into a regular expression that takes as much, or as little, as it can."""
+    """Convert a shell pattern to a regular expression that matches as much, or as little, as possible."""
     found: list[str] = []
     for star, query, bracket, escaped, plain in _GLOB.findall(pattern):
         if star:

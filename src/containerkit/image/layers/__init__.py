@@ -1,1 +1,1 @@
-"""Layers: compression, the safe extractor, and the folders that hold each layer unpacked."""
+"""Layers: compression, the safe extractor, and the directories that hold each layer unpacked."""

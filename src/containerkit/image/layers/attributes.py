@@ -1,4 +1,4 @@
-"""Extended attributes, capabilities and access control lists of a tar member."""
+"""Extended attributes, capabilities and access control lists of tar members."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["CAPABILITY", "attributes_of", "is_kept", "posix_acl"]
 
 IMPLIED: Final = "user.containerkit.implied"
-"""Marks a folder that a layer has only since something lies in it: what the folder is, a lower layer says."""
+"""Marks a directory that a layer contains only because something is in it. A lower layer defines its attributes."""
 CAPABILITY: Final = "security.capability"
 UNKNOWN: Final = "(of unknown users) "
 """Stands before the name of a list that can't be kept, since it names somebody without a number."""
@@ -30,16 +30,16 @@ _SHORT: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
 
 
 class UnknownNameError(ImageError):
-    """An access control list names a user or group without a number, and only the archive's maker knows which."""
+    """An access control list names a user or group without a number. Only the archive's creator knows it."""
 
 
 def attributes_of(headers: Mapping[str, str]) -> dict[str, bytes]:
-    """Return the extended attributes that a member's pax headers name.
+    """Return the extended attributes in the pax headers of a member.
 
-    Both encodings of lists (the kernel's own bytes, or the text of star and GNU tar) are understood.
+    Lists can have two encodings: the kernel's own bytes, or the text of star and GNU tar.
 
     Raises:
-        ImageError: a list that is malformed, or a value over 64 KiB.
+        ImageError: a list is malformed, or a value is larger than 64 KiB.
 
     Source: GNU tar manual, "Extended File Attributes"; acl(5).
     """
@@ -73,11 +73,11 @@ def _from_libarchive(name: str, value: str) -> tuple[str, bytes]:
 
 
 def is_kept(name: str) -> bool:
-    """Return whether an attribute of an image may be set on the host.
+    """Return whether an attribute of an image can be set on the host.
 
-    ``trusted.*`` steers the host's overlayfs (redirects, opaque folders), and ``security.*`` its access control and
-    integrity checks: of these only file capabilities belong to the image. ``user.overlay.*`` is trusted's counterpart
-    for users.
+    ``trusted.*`` controls the host's overlayfs (redirects, opaque directories), and ``security.*`` its access control
+    and integrity checks. Of these only file capabilities belong to the image. ``user.overlay.*`` is the counterpart of
+    ``trusted.*`` for users.
 
     Source: xattr(7); Documentation/filesystems/overlayfs.rst.
     """
@@ -89,11 +89,11 @@ def is_kept(name: str) -> bool:
 
 
 def posix_acl(text: str) -> bytes:
-    """Encode an access control list from its text, as the kernel stores it.
+    """Encode an access control list from text to the kernel's format.
 
     Args:
-        text: entries such as ``user:1000:rw-``, apart by commas or lines; a fourth field (star's numeric id) wins over
-            a name, and of names only ``root`` is known.
+        text: entries such as ``user:1000:rw-``, separated by commas or newlines. A fourth field (star's numeric id)
+            takes precedence over a name. Of names only ``root`` is known.
 
     Raises:
         ImageError: the text is malformed.
@@ -123,7 +123,7 @@ def _number(who: str, entry: str) -> int:
     if who == "root":
         return 0
     if not who.isdecimal():
-        raise UnknownNameError(f"layer: the access control entry {entry[:60]!r} names nobody by number")
+        raise UnknownNameError(f"layer: the access control entry {entry[:60]!r} has a name without a number")
     if int(who) >= _NO_ID:
         raise ImageError(f"layer: the access control entry {entry[:60]!r} is out of range")
     return int(who)

@@ -1,4 +1,4 @@
-"""Making a layer: an uncompressed archive goes in, a compressed blob and its diff id come out."""
+"""Make a layer: write an uncompressed archive, get a compressed blob and its diff id."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["LayerWriter"]
 
 
 class LayerWriter:
-    """A new layer on its way into a store; use it in a ``with`` statement.
+    """A new layer that is written to a store. Use it in a ``with`` statement.
 
     Args:
-        store: where to.
+        store: the destination.
         lease: a claim that will cover it.
         compression: ``gzip``, ``zstd`` or ``none``.
     """
@@ -51,8 +51,11 @@ class LayerWriter:
         self._state.update(content)
         return self._stream.write(content)
 
+    update = write
+    """The same as ``write``, so that it can be used in place of a hash object."""
+
     def commit(self) -> tuple[Descriptor, Digest]:
-        """Finish, and return the descriptor of the blob and the layer's diff id."""
+        """Finish. Return the descriptor of the blob and the diff id of the layer."""
         self._stream.close()
         size = self._ingest.offset
         self._lease.claim([self._ingest.digest, Digest(f"sha256:{self._state.hexdigest()}")])

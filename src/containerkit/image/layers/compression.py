@@ -1,4 +1,4 @@
-"""Compressed streams: recognised by their first bytes, not by what a manifest says."""
+"""Compressed streams. They are recognised by their first bytes, not by a manifest."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from contextlib import suppress
 from struct import pack
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
-from containerkit.errors import SpecError, UnsupportedError
+from containerkit.errors import ImageError, SpecError, UnsupportedError
+from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+    from types import TracebackType
+    from typing import Self
 
-__all__ = ["COMPRESSIONS", "Sink", "compress", "decompress", "recognise"]
+__all__ = ["COMPRESSIONS", "Plain", "Sink", "compress", "recognise"]
 
 COMPRESSIONS: Final = ("gzip", "zstd", "none")
 _MAGIC: Final = (
@@ -26,23 +29,23 @@ _MAGIC: Final = (
     (b"\x42\x5a\x68", "bzip2"),
     (b"\xfd7zXZ\0", "xz"),
 )
-_GZIP_LEVEL: Final = 1  # three times as fast as level 6, for a tenth more bytes
+_GZIP_LEVEL: Final = 1  # three times as fast as level 6, with a tenth more bytes
 _GZIP_PIECE: Final = 1 << 20
-_GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\x04\xff"  # no time, fast, of an unknown system
-_DEFLATE_END: Final = b"\x03\0"  # a last block with nothing in it
+_GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\x04\xff"  # flags: no time, fast, unknown system
+_DEFLATE_END: Final = b"\x03\0"  # an empty last block
 _MOST_THREADS: Final = 8
 _ZSTD_LEVEL: Final = 3
 
 
 class Sink(Protocol):
-    """Whatever takes bytes."""
+    """An object that accepts bytes."""
 
     def write(self, content: bytes, /) -> object:
-        """Take some bytes."""
+        """Accept some bytes."""
 
 
 def recognise(start: bytes) -> str:
-    """Return ``gzip``, ``zstd``, ``bzip2``, ``xz`` or ``none`` by a stream's first six bytes.
+    """Return ``gzip``, ``zstd``, ``bzip2``, ``xz`` or ``none`` for the first six bytes of a stream.
 
     A zstd stream may begin with a skippable frame.
 
@@ -56,21 +59,84 @@ def recognise(start: bytes) -> str:
     return "none"
 
 
-def decompress(file: BinaryIO, threads: int = 1) -> BinaryIO:
-    """Return a stream of the uncompressed content of a seekable file.
+class Plain:
+    """The uncompressed content of a file. All untrusted compressed data is read with this class.
+
+    In every format, damaged data raises an :class:`ImageError` that describes the damage, and the output is bounded.
 
     Args:
-        file: open at the beginning of the stream; it must outlive what is returned.
-        threads: with more than 0, gzip is unpacked in a thread of its own.
+        file: open at the beginning of the stream, and seekable. It must stay open longer than this object.
+        what: its name in errors. Default ``"layer"``.
+        limits: bounds on the output. Default: :data:`DEFAULT_LIMITS`.
+        threads: with more than 0, gzip is uncompressed in a separate thread. Default 1.
+
+    Attributes:
+        kind: ``gzip``, ``zstd``, ``bzip2``, ``xz`` or ``none``.
+        unpacked: how many bytes have been returned.
 
     Raises:
-        UnsupportedError: it is zstd and no module for it is installed.
+        UnsupportedError: the data is zstd, and no module for it is installed.
 
     Source: RFC 1952; RFC 8878.
     """
-    at = file.tell()
-    kind = recognise(file.read(6))
-    file.seek(at)
+
+    def __init__(
+        self, file: BinaryIO, what: str = "layer", *, limits: Limits = DEFAULT_LIMITS, threads: int = 1
+    ) -> None:
+        at = file.tell()
+        self.kind = recognise(file.read(6))
+        file.seek(at)
+        self.unpacked = 0
+        self._file = file
+        self._what = what
+        self._limits = limits
+        self._errors = _stream_errors()
+        self._stream = _decompress(file, self.kind, threads)
+
+    def __repr__(self) -> str:
+        return f"<Plain {self._what}: {self.kind}, {self.unpacked} bytes>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread, if there is one. May be called twice. The caller still owns the file."""
+        if self._stream is not self._file:
+            self._stream.close()
+
+    def compressed(self) -> int:
+        """Return how many bytes of the file have been read so far."""
+        return self._file.tell()
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to ``size`` bytes (default all), or nothing at the end.
+
+        Raises:
+            ImageError: the data is damaged, cut off or followed by something else, or a bound is exceeded.
+        """
+        try:
+            piece = self._stream.read(size)
+        except EOFError as error:
+            raise ImageError(f"{self._what}: its {self.kind} data is cut short") from error
+        except self._errors as error:
+            if self._is_at_an_end(error):
+                raise ImageError(f"{self._what}: its {self.kind} data is followed by something else") from error
+            raise ImageError(f"{self._what}: its {self.kind} data is damaged ({error})") from error
+        self.unpacked += len(piece)
+        self._limits.check_bytes(self.unpacked, self.compressed(), self._what)
+        return piece
+
+    def _is_at_an_end(self, error: Exception) -> bool:
+        """Return whether a complete stream has ended, and what follows is not another one."""
+        return isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error) and self.unpacked > 0
+
+
+def _decompress(file: BinaryIO, kind: str, threads: int) -> BinaryIO:
     if kind == "gzip":
         return _gunzip(file, threads)
     if kind == "zstd":
@@ -86,8 +152,8 @@ def decompress(file: BinaryIO, threads: int = 1) -> BinaryIO:
     return file
 
 
-def stream_errors() -> tuple[type[Exception], ...]:
-    """Return what reading a damaged stream may raise."""
+def _stream_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that reading a damaged stream may raise."""
     import lzma
 
     errors: list[type[Exception]] = [EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError]
@@ -114,8 +180,8 @@ def _gunzip(file: BinaryIO, threads: int) -> BinaryIO:
 class _Gzip:
     """A gzip stream without name and time, made by zlib alone, so that the same content gives the same bytes.
 
-    It is compressed in pieces of a fixed size that know nothing of each other, so several threads can work on it, and
-    how many there are does not show.
+    It is compressed in independent pieces of a fixed size, so several threads can work on it. Their number does not
+    change the result.
 
     Source: RFC 1951; RFC 1952.
     """
@@ -184,7 +250,7 @@ class _Zstd:
         self._sink.write(self._state.flush())
 
     def abandon(self) -> None:
-        """It holds nothing."""
+        """Do nothing: it holds no resources."""
 
 
 class _Plain:
@@ -196,41 +262,41 @@ class _Plain:
         return len(content)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no data is buffered."""
 
     def abandon(self) -> None:
-        """It holds nothing."""
+        """Do nothing: it holds no resources."""
 
 
 Compressor = _Gzip | _Zstd | _Plain
 
 
 def compress(sink: Sink, compression: str) -> Compressor:
-    """Return a writer that compresses into ``sink``; the same content always gives the same bytes.
+    """Return a writer that compresses to ``sink``. The same content always gives the same bytes.
 
     Args:
-        sink: where the compressed bytes go; it is not closed.
+        sink: receives the compressed bytes. It is not closed.
         compression: ``gzip``, ``zstd`` or ``none``.
 
     Raises:
-        SpecError: another word.
+        SpecError: the compression is unknown.
         UnsupportedError: zstd, and no module for it is installed.
 
     Source: RFC 1952; RFC 8878.
     """
     makers: dict[str, Callable[[Sink], Compressor]] = {"gzip": _Gzip, "zstd": _Zstd, "none": _Plain}
     if compression not in makers:
-        raise SpecError(f"compression {compression!r} is none of {', '.join(COMPRESSIONS)}")
+        raise SpecError(f"compression {compression!r} is not one of {', '.join(COMPRESSIONS)}")
     return makers[compression](sink)
 
 
 def _zstd() -> Any:
-    """Return the module for zstd: the standard library's, or its twin for older Pythons."""
+    """Return the module for zstd: the standard library's, or its backport for older Pythons."""
     try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
+        from compression import zstd  # type: ignore[import-not-found,unused-ignore] # from Python 3.14 on
     except ImportError:
         try:
-            from backports import zstd  # type: ignore[no-redef,unused-ignore]
+            from backports import zstd  # type: ignore[no-redef,unused-ignore] # one of the two is imported
         except ImportError as error:
             raise UnsupportedError("zstd", 95, "layer", "pip install 'containerkit[image]'") from error
     return zstd

@@ -1,4 +1,4 @@
-"""Extracting a layer: each member of the archive becomes a file below one folder, or the whole is refused."""
+"""Extract a layer. Each member of the archive becomes a file below one directory, or the whole layer is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import stat
 from contextlib import suppress
 from errno import E2BIG, EFBIG, EINVAL, ELOOP, ENAMETOOLONG, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, ERANGE
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -15,23 +15,23 @@ from containerkit.image.layers.attributes import CAPABILITY, IMPLIED, attributes
 from containerkit.image.layers.limits import DEFAULT_LIMITS, DeviceRule, Limits
 from containerkit.image.layers.stream import ForwardReader, read_entries, shown
 from containerkit.image.layers.tree import Tree
-from containerkit.image.layers.union import Union
+from containerkit.image.layers.union import Union, covers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from containerkit.image.layers.links import Parts
-    from containerkit.image.layers.stream import Entry
+    from containerkit.image.layers.stream import Entry, Source
     from containerkit.image.layers.view import View
 
 __all__ = ["OWNER_OVERRIDE", "Extracted", "Extraction", "extract"]
 
 OWNER_OVERRIDE: Final = "user.fuseoverlayfs.override_stat"
-"""Where a store that may not change owners keeps them, in a form that fuse-overlayfs understands as well."""
+"""Where a store that can't change owners records them. fuse-overlayfs understands this attribute too."""
 
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
-_MARKER: Final = b".wh..wh."  # of aufs: its own files, which mean nothing to others
+_MARKER: Final = b".wh..wh."  # aufs's own files, which other filesystems ignore
 _NODES: Final = {"character": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
 _MOST_NOTES: Final = 100
 
@@ -54,17 +54,16 @@ class Extraction:
     """How a layer is extracted.
 
     Args:
-        whiteouts: ``overlay`` keeps what a layer deletes as overlayfs's own marks; ``apply`` deletes it from what is
-            in the folder.
-        owners: ``keep`` gives each file the owner that the archive says; ``caller`` leaves it to who runs this and
-            notes the archive's owner in an attribute, as ``keep`` does with one that the user namespace has no id for.
-        devices: ``standard`` makes only the nodes that each system has in ``/dev``, ``all`` makes all, ``none`` none.
-        marks: the name spaces of attributes that get overlayfs's marks: ``trusted.`` is for mounts of the host's
-            root, ``user.`` for those made in a user namespace.
-        limits: bounds on what is unpacked.
+        whiteouts: ``overlay`` stores deletions as overlayfs's marks. ``apply`` deletes the files from the directory.
+        owners: ``keep`` sets the owners in the archive. ``caller`` leaves the files to the caller and records the owner
+            in an attribute; ``keep`` does this for owners that are not mapped in the user namespace.
+        devices: ``standard`` creates only the nodes that every system has in ``/dev``, ``all`` all, ``none`` none.
+        marks: the name spaces of the attributes for overlayfs's marks: ``trusted.`` for mounts by the host's root,
+            ``user.`` for mounts in a user namespace.
+        limits: bounds on the unpacked content.
 
     Raises:
-        SpecError: an unknown word.
+        SpecError: a value is unknown.
 
     Source: OCI image specification, layer.md; Documentation/filesystems/overlayfs.rst.
     """
@@ -77,10 +76,10 @@ class Extraction:
 
     @classmethod
     def for_user(cls, **changes: Any) -> Extraction:
-        """Return what fits the user who runs this: root keeps owners, others can't.
+        """Return the settings for the current user: root keeps owners, others can't.
 
-        Root of a user namespace keeps them as far as they are mapped, but makes no devices, nor marks that only root
-        of the machine may set.
+        Root of a user namespace keeps owners that are mapped, but creates no devices and no marks that only root of the
+        machine can set.
         """
         if os.geteuid() != 0:
             changes = {"owners": "caller", "devices": "none", "marks": ("user.",)} | changes
@@ -90,23 +89,23 @@ class Extraction:
 
 
 def _is_root_of_all() -> bool:
-    """Whether this is the first user namespace. Source: user_namespaces(7), "uid_map"."""
+    """Return whether this is the initial user namespace. Source: user_namespaces(7), "uid_map"."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
         return file.read().split() == ["0", "0", str(2**32 - 1)]
 
 
 @attrs.frozen(kw_only=True)
 class Extracted:
-    """What came out of a layer.
+    """The result of an extraction.
 
     Attributes:
-        entries: how many members were made.
-        bytes: size of the uncompressed archive.
-        implied: how many folders were made that the archive does not name.
-        unnamed: the paths of folders that had to be made before the archive named them, if it does. Where a layer below
-            has a link, what lies in such a folder belongs where that leads.
-        skipped: what was left out on purpose, one line each (at most 100): devices by rule, attributes that steer
-            the host or that its filesystem lacks.
+        entries: how many members were created.
+        bytes: the size of the uncompressed archive.
+        implied: how many directories were created that the archive does not name.
+        unnamed: the paths of directories that were created before the archive named them. If a layer below has a
+            symlink at such a path, the content of the directory belongs to the target of the symlink.
+        skipped: what was left out on purpose, one line each (at most 100): devices that are not allowed, and attributes
+            that control the host or that its filesystem does not support.
     """
 
     entries: int
@@ -117,28 +116,28 @@ class Extracted:
 
 
 def extract(
-    stream: BinaryIO,
+    stream: Source,
     root: int,
     state: Any,
     how: Extraction,
     compressed: Callable[[], int] = lambda: 0,
     below: View | None = None,
 ) -> Extracted:
-    """Extract an uncompressed archive into a folder.
+    """Extract an uncompressed archive to a directory.
 
     Args:
-        stream: the archive; it is read to its end.
-        root: descriptor of the folder.
-        state: a hash object, which takes all bytes of the archive.
+        stream: the archive. It is read to its end.
+        root: descriptor of the directory.
+        state: a hash object that receives all bytes of the archive.
         how: the rules.
-        compressed: returns how many compressed bytes were read so far, for the bound on their ratio.
-        below: the layers below this one. Links of theirs are followed, and files of theirs may get another name.
+        compressed: returns how many compressed bytes have been read so far, for the bound on the ratio.
+        below: the layers below this one. Their symlinks are followed, and their files may get another name.
 
     Raises:
-        LacksError: the archive names a file or folder that is neither in it nor below.
-        ImageError: the archive is malformed, leads out of its root, or passes a bound. What was made by then stays
-            in the folder: throw it away.
-        SetupError: the disk is full, or another refusal of the kernel.
+        LacksError: the archive names a file or directory that is neither in it nor below.
+        ImageError: the archive is malformed, leads out of its root, or exceeds a bound. The files created until then
+            stay in the directory, which the caller must discard.
+        SetupError: the disk is full, or the kernel refuses something else.
 
     Source: OCI image specification, layer.md.
     """
@@ -163,9 +162,9 @@ def extract(
 def _refused(error: OSError, path: bytes) -> Exception:
     if isinstance(error, SetupError):
         return error
-    hints = {28: "the disk is full", 122: "the quota is used up", 1: "this user may not make such a file"}
+    hints = {28: "the disk is full", 122: "the quota is exhausted", 1: "this user may not create such a file"}
     number = error.errno or 5
-    if number in (ENAMETOOLONG, ELOOP, EFBIG, EINVAL, EOVERFLOW):  # what the archive asks for can't be
+    if number in (ENAMETOOLONG, ELOOP, EFBIG, EINVAL, EOVERFLOW):  # the archive asks for something impossible
         return ImageError(f"layer: {shown(path)}: {os.strerror(number)}")
     return SetupError("extract", number, os.fsdecode(path), hints.get(number, ""))
 
@@ -185,7 +184,7 @@ class _Work:
         self._folders: dict[Parts, Entry] = {}
         self._whiteouts = self.union.whiteouts
         self._apply = how.whiteouts == "apply"
-        self._made: set[Parts] = set()  # only for "apply": what this layer brought is not what it deletes
+        self._made: set[Parts] = set()  # only for "apply": a layer does not delete its own files
         self._makers: dict[str, Callable[[Entry], None]] = {
             "file": self._file,
             "directory": self._folder,
@@ -200,7 +199,7 @@ class _Work:
             return
         if not parts:
             if entry.kind != "directory":
-                raise ImageError("layer: a member that is no folder is named like the root")
+                raise ImageError("layer: a member with the path of the root is not a directory")
             self._folders[()] = entry
             return
         if self._whiteouts:
@@ -210,13 +209,15 @@ class _Work:
         self._makers.get(entry.kind, self._node)(entry)
         self.count += 1
         if self._apply:
-            self._made.update(parts[:depth] for depth in range(1, len(parts) + 1))
+            while parts and parts not in self._made:
+                self._made.add(parts)
+                parts = parts[:-1]
 
     def note(self, text: str) -> None:
         if len(self.skipped) < _MOST_NOTES:
             self.skipped.append(text)
 
-    # --- the kinds of member ------------------------------------------------------------------------------------------
+    # --- types of members ---------------------------------------------------------------------------------------------
 
     def _file(self, entry: Entry) -> None:
         self._replace_folder(entry.parts)
@@ -250,7 +251,7 @@ class _Work:
 
     def _symlink(self, entry: Entry) -> None:
         if not entry.link or b"\0" in entry.link:
-            raise ImageError(f"layer: {shown(entry.path)}: a symbolic link to nothing")
+            raise ImageError(f"layer: {shown(entry.path)}: the target of the symlink is empty")
         self._replace_folder(entry.parts)
         self.tree.new_symlink(entry.parts, entry.link)
         self._by_name(entry, mode=False)
@@ -260,7 +261,7 @@ class _Work:
 
         target = split_path(entry.link, "link")
         if not target or any(part.startswith(_WHITEOUT) for part in target):
-            raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which is not there")
+            raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which does not exist")
         target = (*self.union.real(target[:-1]), target[-1])
         if self.union.is_deleted(target):
             raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which it deletes")
@@ -278,7 +279,7 @@ class _Work:
             allowed = self.how.devices == "all" or (
                 self.how.devices == "standard" and entry.kind == "character" and entry.device in DeviceRule.STANDARD
             )
-            if not allowed or entry.device == (0, 0):  # overlayfs would read 0:0 as a deletion
+            if not allowed or entry.device == (0, 0):  # overlayfs would treat 0:0 as a deletion
                 self.note(f"{shown(entry.path)}: {entry.kind} device {entry.device[0]}:{entry.device[1]}")
                 return
             device = os.makedev(*entry.device)
@@ -287,7 +288,7 @@ class _Work:
         self._by_name(entry, mode=True)
 
     def _by_name(self, entry: Entry, *, mode: bool) -> None:
-        """Give owner, mode, attributes and time to what can't be opened; the name is one component, never followed."""
+        """Set owner, mode, attributes and time of a file that can't be opened. Its single name is not followed."""
         parent, name = self.tree.folder(entry.parts[:-1]), entry.parts[-1]
         kept = self._give(name, entry, parent)
         if entry.headers:
@@ -297,15 +298,15 @@ class _Work:
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def _give(self, file: int | bytes, entry: Entry, parent: int | None = None) -> bool:
-        """Give a file to whom the archive says; return whether it has that owner."""
+        """Set the owner from the archive. Return whether the file has that owner."""
         if not self._keep:
             return False
         if parent is None and (entry.uid, entry.gid) == self._own and not self._apply:
-            return True  # as it was made
+            return True  # the owner does not change
         try:
             os.chown(file, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=parent is None)
         except OSError as error:
-            if error.errno != EINVAL:  # the user namespace has no such id
+            if error.errno != EINVAL:  # EINVAL: the user namespace does not map this id
                 raise
             return False
         return True
@@ -327,22 +328,22 @@ class _Work:
         except OSError as error:
             lost = error.errno == ENOTSUP or (error.errno == EPERM and (name != CAPABILITY or not self._keep))
             if name.startswith("system.") and error.errno == EINVAL and not _is_root_of_all():
-                lost = True  # it may name ids that this user namespace has not
+                lost = True  # it may name ids that this user namespace does not map
             if name.startswith("user.") and error.errno in (ENOSPC, E2BIG, ERANGE):
-                lost = True  # some filesystems hold no large ones
+                lost = True  # some filesystems do not support large ones
             if not lost:
                 if name.startswith("system.") or name == CAPABILITY:
                     raise ImageError(f"layer: {shown(entry.path)}: {name} is malformed") from error
                 raise
             self.note(f"{shown(entry.path)}: attribute {name} ({os.strerror(error.errno or 0)})")
 
-    # --- what a layer deletes -----------------------------------------------------------------------------------------
+    # --- deletions ----------------------------------------------------------------------------------------------------
 
     def _whiteout(self, parts: Parts) -> None:
         if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
             if any(part.startswith(_MARKER) for part in parts[:-1]):
-                return  # inside one of aufs's own folders
-            raise ImageError(f"layer: {shown(b'/'.join(parts))} lies inside a deletion")
+                return  # inside one of aufs's own directories
+            raise ImageError(f"layer: {shown(b'/'.join(parts))} is inside a deletion")
         name = parts[-1]
         if name == _OPAQUE:
             self._opaque(parts[:-1])
@@ -351,7 +352,7 @@ class _Work:
             return
         hidden = name[len(_WHITEOUT) :]
         if hidden in (b"", b".", b".."):
-            raise ImageError(f"layer: {shown(b'/'.join(parts))} deletes nothing that has a name")
+            raise ImageError(f"layer: {shown(b'/'.join(parts))} is a deletion without a name")
         self._delete((*parts[:-1], hidden))
 
     def _delete(self, parts: Parts) -> None:
@@ -366,33 +367,38 @@ class _Work:
             self.tree.new_node(parts, stat.S_IFCHR, 0)
             self._whiteouts.add(parts)
         elif stat.S_ISDIR(present):
-            self._mark_opaque(parts)  # the layer deletes the old one and brings a new one
+            self._mark_opaque(parts)  # the layer deletes the old directory and has a new one
 
     def _opaque(self, parts: Parts) -> None:
         if self._apply:
             self._clear(parts)
             return
         self._way(parts)
-        self._mark_opaque(parts)  # on a layer's root the mark means nothing to overlayfs: see layer_paths
+        self._mark_opaque(parts)  # overlayfs ignores the mark on the root of a layer: see layer_paths
 
     def _clear(self, parts: Parts) -> None:
-        """Delete from a folder what this layer has not brought."""
-        mode = self.tree.mode(parts) if parts else stat.S_IFDIR
-        if mode is None or not stat.S_ISDIR(mode):
-            return
-        for name in self.tree.names(parts):
-            if (*parts, name) not in self._made:
-                self.tree.remove((*parts, name))
-            else:
-                self._clear((*parts, name))
+        """Delete the content of a directory, except what this layer has added."""
+        waiting = [parts]
+        while waiting:
+            at = waiting.pop()
+            mode = self.tree.mode(at) if at else stat.S_IFDIR
+            if mode is None or not stat.S_ISDIR(mode):
+                continue
+            for name in self.tree.names(at):
+                if (*at, name) in self._made:
+                    waiting.append((*at, name))
+                else:
+                    self.tree.remove((*at, name))
 
     def _way(self, parts: Parts) -> None:
-        """See that a folder is there that no whiteout of this layer covers."""
+        """Make sure that a directory exists and is not covered by a whiteout of this layer."""
+        if not covers(self._whiteouts, parts):
+            return
         for depth in range(1, len(parts) + 1):
             if parts[:depth] in self._whiteouts:
                 self.tree.clear_way(parts[:depth])
                 self.tree.folder(parts[:depth])
-                self.tree.implied.discard(parts[:depth])  # it owes nothing to the one that is deleted
+                self.tree.implied.discard(parts[:depth])  # it is independent of the deleted one
                 self._mark_opaque(parts[:depth])
                 self._whiteouts.discard(parts[:depth])
 
@@ -403,13 +409,13 @@ class _Work:
             os.setxattr(folder, f"{space}overlay.opaque", b"y")
 
     def _uncover(self, entry: Entry) -> None:
-        """Take away the whiteout that stands where a new file of the same layer shall be."""
+        """Remove the whiteout in the place of a new file of the same layer."""
         self.tree.clear_way(entry.parts)
         if entry.kind != "directory":
             self._whiteouts.discard(entry.parts)
 
     def _replace_folder(self, parts: Parts) -> None:
-        """In a tree of lower layers, a file replaces a folder with all that is in it."""
+        """In a tree of lower layers, let a file replace a directory and its content."""
         if self._apply and parts not in self._made:
             present = self.tree.mode(parts)
             if present is not None and stat.S_ISDIR(present):
@@ -417,10 +423,10 @@ class _Work:
         if parts in self._folders:
             del self._folders[parts]
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- completion ---------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Give folders their owner, mode and time, the deepest first: writing into them is over."""
+        """Set owner, mode and time of directories, the deepest first, because nothing is written to them any more."""
         for parts in sorted(self._folders, key=len, reverse=True):
             entry = self._folders[parts]
             folder = self.tree.folder(parts)
@@ -431,7 +437,7 @@ class _Work:
             os.utime(folder, ns=(entry.mtime_ns, entry.mtime_ns))
         self.implied = 0
         for parts in () if self._apply else self.tree.implied - self._folders.keys():
-            with suppress(OSError):  # gone again, or a filesystem without such attributes
+            with suppress(OSError):  # it was removed, or the filesystem has no such attributes
                 os.setxattr(self.tree.folder(parts, make=False), IMPLIED, b"y")
                 self.implied += 1
 

@@ -1,4 +1,4 @@
-"""Opening beneath a folder, and writing a filesystem out: what an extractor needs beyond the standard library."""
+"""Open files below a directory, and sync a filesystem: calls that the standard library lacks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from errno import EAGAIN
 from typing import Final
 
+from containerkit._linux.tree_walk import chunks
 from containerkit._native import constants as k
 from containerkit._native.calls import openat2
 
@@ -15,11 +16,11 @@ BENEATH: Final = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_MAGICL
 
 
 def open_beneath(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
-    """Open a path that neither leaves ``directory`` nor goes through any symbolic link.
+    """Open a path that neither leaves ``folder`` nor goes through any symlink.
 
     Args:
-        directory: descriptor of the folder.
-        path: relative path without a NUL.
+        folder: descriptor of the directory.
+        path: a relative path without a NUL, of any length.
         flags: as for open(2); close-on-exec is added.
         mode: permission bits of a file that is made.
 
@@ -27,20 +28,35 @@ def open_beneath(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
         A new descriptor.
 
     Raises:
-        OSError: as for openat2(2): ELOOP for a link on the way, EXDEV for a way out.
+        OSError: as for openat2(2): ELOOP for a symlink in the path, EXDEV for a path that leads out.
 
     Source: openat2(2).
     """
+    *above, last = chunks(path)
+    at = directory
+    try:
+        for piece in above:
+            below = _open(at, piece, os.O_PATH | os.O_DIRECTORY)
+            if at != directory:
+                os.close(at)
+            at = below
+        return _open(at, last, flags, mode)
+    finally:
+        if at != directory:
+            os.close(at)
+
+
+def _open(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
     while True:
         try:
             return openat2(directory, path, flags | os.O_CLOEXEC, mode, BENEATH)
         except OSError as error:
-            if error.errno != EAGAIN:  # a rename raced with the walk
+            if error.errno != EAGAIN:  # EAGAIN: a concurrent rename disturbed the resolution
                 raise
 
 
 def sync_filesystem(descriptor: int) -> None:
-    """Write what the filesystem of an open file holds in memory to its disk.
+    """Write the cached data of an open file's filesystem to its disk.
 
     Source: syncfs(2).
     """

@@ -1,4 +1,4 @@
-"""Bounds on what a layer may unpack to."""
+"""Bounds on the unpacked size of a layer."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def _positive(_: object, attribute: attrs.Attribute[int], value: int) -> None:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """How much one layer may unpack to.
+    """Bounds on what one layer or archive may unpack to. The bounds of a store apply to everything that it imports.
 
     Args:
         bytes: uncompressed bytes. Default 64 GiB.
-        entries: files, folders, links and markers. Default 4,000,000.
-        ratio: uncompressed bytes for each compressed one, beyond ``ratio_from``. Default 250: plain files stay below
-            20, while gzip reaches 1,030 and zstd 20,000 on a bomb.
-        ratio_from: uncompressed bytes up to which the ratio does not count. Default 256 MiB.
+        entries: files, directories, links and markers. Default 4,000,000.
+        ratio: uncompressed bytes for each compressed byte, beyond ``ratio_from``. Default 250. Ordinary files stay
+            below 20, while a bomb reaches 1,030 with gzip and 20,000 with zstd.
+        ratio_from: uncompressed bytes up to which the ratio is not checked. Default 256 MiB.
         header_bytes: size of the headers of one entry. Default 4 MiB.
 
     Raises:
-        SpecError: one is not a positive integer.
+        SpecError: a value is not a positive integer.
     """
 
     bytes: int = attrs.field(default=64 << 30, validator=_positive)
@@ -40,39 +40,43 @@ class Limits:
     ratio_from: int = attrs.field(default=256 * _MIB, validator=_positive)
     header_bytes: int = attrs.field(default=4 * _MIB, validator=_positive)
 
-    def check_bytes(self, unpacked: int, compressed: int) -> None:
-        """See that what was unpacked so far is in bounds.
+    def check_bytes(self, unpacked: int, compressed: int, what: str = "layer") -> None:
+        """Check that the unpacked size so far is within the bounds.
 
         Raises:
             ImageError: it is not.
         """
         if unpacked > self.bytes:
-            raise ImageError(f"layer: unpacks to more than {self.bytes} bytes (hint: Limits(bytes=...) raises this)")
+            raise ImageError(
+                f"{what}: unpacks to more than {self.bytes} bytes (hint: Store(limits=Limits(bytes=...)) raises this)"
+            )
         if unpacked > self.ratio_from and compressed and unpacked > compressed * self.ratio:
             raise ImageError(
-                f"layer: unpacks to more than {self.ratio} times its size, like a decompression bomb "
-                "(hint: Limits(ratio=...) raises this)"
+                f"{what}: unpacks to more than {self.ratio} times its size, like a decompression bomb "
+                "(hint: Store(limits=Limits(ratio=...)) raises this)"
             )
 
     def check_entries(self, count: int) -> None:
-        """See that the number of entries so far is in bounds.
+        """Check that the number of entries so far is within the bounds.
 
         Raises:
             ImageError: it is not.
         """
         if count > self.entries:
-            raise ImageError(f"layer: more than {self.entries} entries (hint: Limits(entries=...) raises this)")
+            raise ImageError(
+                f"layer: more than {self.entries} entries (hint: Store(limits=Limits(entries=...)) raises this)"
+            )
 
 
 DEFAULT_LIMITS: Final = Limits()
 
 
 class DeviceRule:
-    """Which device nodes of a layer are made.
+    """Which device nodes of a layer are created.
 
-    ``standard``: those that any system has in ``/dev`` and that give no access to hardware; ``all``; ``none``.
+    ``standard``: those that every system has in ``/dev`` and that give no access to hardware; ``all``; ``none``.
     """
 
     STANDARD: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)})
-    """Null, zero, full, random, urandom, tty, console, ptmx and fuse, all of them character devices."""
+    """Null, zero, full, random, urandom, tty, console, ptmx and fuse. All of them are character devices."""
     WORDS: Final = ("standard", "all", "none")

@@ -1,4 +1,4 @@
-"""Following symbolic links as a container would: its root is where all paths begin and what ``..`` never leaves."""
+"""Resolve symlinks as in a container: absolute paths begin at its root, and ``..`` never leaves it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Parts = tuple[bytes, ...]
 
 
 def follow(start: Parts, path: bytes, link_at: Callable[[Parts], bytes | None], *, last: bool = True) -> Parts:
-    """Follow a path through its links; what is not there yet is taken as it is written.
+    """Resolve the symlinks of a path. Components that do not exist are kept unchanged.
 
     Args:
-        start: the folder that the path is relative to, itself without links.
-        path: the path; an absolute one begins at the root.
-        link_at: returns what the symbolic link at a path points to, or None when there is none.
-        last: follow a link at the very end too.
+        start: the directory to which the path is relative, without symlinks.
+        path: the path. An absolute path begins at the root.
+        link_at: returns the target of the symlink at a path, or None if there is no symlink.
+        last: whether to follow a symlink in the last component too.
 
     Raises:
-        ImageError: links without an end.
+        ImageError: the symlinks form a loop.
 
     Source: path_resolution(7).
     """
@@ -45,7 +45,7 @@ def follow(start: Parts, path: bytes, link_at: Callable[[Parts], bytes | None], 
             continue
         links += 1
         if links > _MOST_LINKS:
-            raise ImageError(f"{os.fsdecode(path)}: links without an end")
+            raise ImageError(f"{os.fsdecode(path)}: its symlinks form a loop")
         if target.startswith(b"/"):
             done = ()
         waiting += _steps(target)

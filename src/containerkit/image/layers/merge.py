@@ -1,7 +1,7 @@
-"""One folder for a whole stack of layers, so that a start costs the same however many there are.
+"""Merge a stack of layers into one directory, so that the cost of a start does not depend on their number.
 
-It is made of the layers' own files, by hard links: only folders take room. Containers never write to it, so the layers
-stay what they are.
+The directory contains hard links to the files of the layers, so only directories use space. Containers never write to
+it, so the layers do not change.
 """
 
 from __future__ import annotations
@@ -12,38 +12,40 @@ from contextlib import suppress
 from errno import EMLINK, EPERM, EXDEV
 from typing import TYPE_CHECKING, Final
 
-from containerkit import deputy
+from containerkit._linux.tree_walk import DIRECTORY, Trail
 from containerkit.image.layers.attributes import is_kept
+from containerkit.image.layers.longpath import attribute, attributes, reached
 from containerkit.image.layers.unpack import CONTENT, has_implied, is_whole, place_layer, settle
 from containerkit.image.layers.view import View
 from containerkit.image.store.locks import locked, workspace
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from containerkit.image.digest import Digest
-    from containerkit.image.layers.view import Parts
+    from containerkit.image.layers.view import Found
     from containerkit.image.store import Lease, Store
 
 __all__ = ["FEWEST", "merge_layers"]
 
 FEWEST: Final = 3
-"""Fewer layers than this are handed to overlayfs as they are, unless one has folders that it does not name: overlayfs
-would take what those are from it, not from the layers below."""
+"""Smaller numbers of layers are passed to overlayfs directly, unless one has directories that it does not name.
+Overlayfs would use the attributes of those directories, not those in the layers below."""
 
 
 def merge_layers(store: Store, folders: Sequence[str], chain_id: Digest, lease: Lease) -> tuple[str, ...]:
-    """Return one folder that holds what a stack of unpacked layers shows, made when it is not there yet.
+    """Return one directory with the content of a stack of unpacked layers. It is made if it does not exist.
 
     Args:
-        store: where they are.
-        folders: of the layers, topmost first.
-        chain_id: what names the whole stack.
-        lease: a claim that will cover the folder.
+        store: the store.
+        folders: the directories of the layers, topmost first.
+        chain_id: the id of the whole stack.
+        lease: a claim that will cover the directory.
 
     Returns:
-        That folder alone; the layers as they are where there are few, or where their files can't be linked.
+        The one directory; or the layers unchanged, if there are few of them or their files can't be linked.
 
     Source: OCI image specification, config.md, "Layer ChainID"; link(2).
     """
@@ -53,7 +55,7 @@ def merge_layers(store: Store, folders: Sequence[str], chain_id: Digest, lease: 
     folder = store.layer_folder(chain_id)
     if not is_whole(folder):
         with locked(store.root / "layers/.merging", exclusive=True):
-            if not is_whole(folder) and not deputy.call(_merge, store, tuple(folders), folder):
+            if not is_whole(folder) and not userns_helper.call(_merge, store, tuple(folders), folder):
                 return tuple(folders)
     settle(folder)
     return (str(folder / CONTENT),)
@@ -65,7 +67,11 @@ def _merge(store: Store, folders: Sequence[str], folder: Path) -> bool:
         view = View(folders)
         try:
             (new / CONTENT).mkdir()
-            _fill(view, (), os.fsencode(new / CONTENT))
+            root = os.open(new / CONTENT, DIRECTORY)
+            try:
+                _fill(view, root)
+            finally:
+                os.close(root)
         except OSError as error:
             if error.errno in (EMLINK, EPERM, EXDEV):
                 return False
@@ -74,28 +80,45 @@ def _merge(store: Store, folders: Sequence[str], folder: Path) -> bool:
     return True
 
 
-def _fill(view: View, parts: Parts, target: bytes) -> None:
-    """Link the files of a folder and make its folders; its own attributes come last, since filling it changes them."""
-    for name in view.names(parts):
-        found = view.find((*parts, name))
-        if found is None:
-            continue
-        place = target + b"/" + name
-        if found.is_folder:
-            os.mkdir(place, 0o700)
-            _fill(view, (*parts, name), place)
-        else:
-            os.link(found.path, place, follow_symlinks=False)
-    own = view.find(parts)
-    if own is not None:
-        _dress(target, own.path, own.status)
+def _fill(view: View, root: int) -> None:
+    """Create the directories and link the files of each.
+
+    The attributes of a directory are set last, because filling it changes them.
+    """
+    parts: list[bytes] = []
+    waiting = [view.names(())[::-1]]
+    with Trail(root) as trail:
+        while True:
+            while waiting[-1]:
+                name = waiting[-1].pop()
+                found = view.find((*parts, name))
+                if found is None:
+                    continue
+                if not found.is_folder:
+                    with reached(found.path) as (at, last):
+                        os.link(last, name, src_dir_fd=at, dst_dir_fd=trail.fd, follow_symlinks=False)
+                    continue
+                os.mkdir(name, 0o700, dir_fd=trail.fd)
+                trail.enter(name)
+                parts.append(name)
+                waiting.append(view.names(tuple(parts))[::-1])
+            waiting.pop()
+            own = view.find(tuple(parts))
+            if not waiting:
+                _dress(root, own)
+                return
+            trail.leave(lambda folder, own=own: _dress(folder, own))  # type: ignore[misc] # mypy does not infer a lambda with a default
+            parts.pop()
 
 
-def _dress(target: bytes, source: bytes, status: os.stat_result) -> None:
+def _dress(target: int, own: Found | None) -> None:
+    if own is None:
+        return
+    status = own.status
     with suppress(PermissionError):
         os.chown(target, status.st_uid, status.st_gid)
-    for name in os.listxattr(source):
+    for name in attributes(own.path):
         if is_kept(name):
-            os.setxattr(target, name, os.getxattr(source, name))
+            os.setxattr(target, name, attribute(own.path, name))
     os.chmod(target, stat.S_IMODE(status.st_mode))
     os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))

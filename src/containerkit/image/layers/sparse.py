@@ -1,7 +1,7 @@
-"""Large files that are mostly nothing: what of them an archive holds.
+"""Large files that consist mostly of zeros: which parts an archive contains.
 
-Which parts are left out follows from the content alone, in blocks of 1 MiB, so that the same content gives the same
-bytes on every filesystem. Where a filesystem knows of holes, they are not read.
+The parts are selected by content alone, in blocks of 1 MiB, so that the same content gives the same bytes on every
+filesystem. Holes that a filesystem reports are not read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["data_map", "data_stretches"]
 
 _BLOCK: Final = 1 << 20
 _FEWEST: Final = 16
-"""Blocks of zeros below which a file is written as it is: every tool reads that."""
+"""Files with fewer zero blocks are written completely, because every tool can read that."""
 _MOST_STRETCHES: Final = 50_000
 _ZEROS: Final = bytes(_BLOCK)
 
@@ -25,11 +25,11 @@ Stretches = tuple[tuple[int, int], ...]
 
 
 def data_stretches(file: int, size: int) -> Stretches | None:
-    """Return (offset, size) of each part of a file that is not all zeros; None when most of it is.
+    """Return (offset, size) of each part of a file that is not all zeros, or None if most of it is data.
 
     Args:
         file: descriptor, open for reading.
-        size: of the file, in bytes.
+        size: the size of the file in bytes.
 
     Source: lseek(2), "Seeking file data and holes".
     """
@@ -52,25 +52,25 @@ def data_stretches(file: int, size: int) -> Stretches | None:
 
 
 def _blocks_with_data(file: int, size: int) -> Iterator[int]:
-    """Yield the offset of each block that does not lie in a hole as a whole."""
+    """Yield the offset of each block that is not entirely in a hole."""
     at = 0
     while at < size:
         try:
             start = os.lseek(file, at, os.SEEK_DATA)
             end = os.lseek(file, start, os.SEEK_HOLE)
         except OSError as error:
-            if error.errno == ENXIO:  # only a hole is left
+            if error.errno == ENXIO:  # the rest is a hole
                 return
             if error.errno not in (EINVAL, ENOTSUP):
                 raise
-            start, end = at, size  # a filesystem that knows of no holes
+            start, end = at, size  # a filesystem without support for holes
         first = max(start // _BLOCK * _BLOCK, at)
         at = min(-(-end // _BLOCK) * _BLOCK, size)
         yield from range(first, at, _BLOCK)
 
 
 def data_map(stretches: Stretches, size: int) -> bytes:
-    """Return the map that stands before the content of a sparse file, padded to whole blocks of the archive.
+    """Return the map that precedes the content of a sparse file, padded to whole blocks of the archive.
 
     Source: GNU tar manual, "PAX Format, Version 1.0".
     """

@@ -1,27 +1,30 @@
-"""Reading a tar archive once, from front to back, without trusting it.
+"""Read an untrusted tar archive once, from start to end.
 
-The headers are parsed by :mod:`tarfile`; this module feeds it, bounds what it may read, hashes all that passes, and
-turns each member into an :class:`Entry`.
+:mod:`tarfile` parses the headers. This module supplies the data, limits what may be read, hashes everything that is
+read, and converts each member to an :class:`Entry`.
 """
 
 from __future__ import annotations
 
 import tarfile
 from struct import Struct
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
 from containerkit.errors import ImageError
-from containerkit.image.layers.compression import stream_errors
 from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Entry", "ForwardReader", "read_entries", "split_path"]
+    from containerkit.image.layers.blob import LayerWriter
+    from containerkit.image.layers.compression import Plain
+
+__all__ = ["Entry", "ForwardReader", "Source", "copy_archive", "read_entries", "split_path"]
 
 _PIECE: Final = 1 << 20
+_LONGEST_PATH: Final = 1 << 15  # eight times what the kernel accepts at once
 _LARGEST_ID: Final = 0xFFFF_FFFE
 _HEADER: Final = Struct("100s8s8s8s12s12s8sc100s8x64x8s8s155s12x")
 _GNU_KINDS: Final = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE)
@@ -38,37 +41,40 @@ _KINDS: Final = {
     tarfile.BLKTYPE: "block",
     tarfile.DIRTYPE: "directory",
     tarfile.FIFOTYPE: "fifo",
-    b"D": "directory",  # GNU tar's folder of an incremental archive; its listing is passed over
+    b"D": "directory",  # GNU tar's directory of an incremental archive; its listing is passed over
 }
-_LABEL: Final = b"V"  # the name of a GNU volume: it stands for nothing
+_LABEL: Final = b"V"  # the name of a GNU volume, which is ignored
+
+
+class Source(Protocol):
+    """A source of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, or nothing at the end."""
 
 
 class ForwardReader:
-    """A stream that is read once: hashed, counted, and refused when it outgrows its bounds.
+    """A stream that is read once. It is hashed, counted, and refused if it exceeds its bounds.
 
     Args:
         stream: the uncompressed bytes.
-        state: a hash object that takes all of them.
+        state: a hash object, or another object with ``update``, that receives all bytes.
         limits: the bounds.
-        compressed: returns how many compressed bytes were read so far.
+        compressed: returns how many compressed bytes have been read so far.
     """
 
-    def __init__(self, stream: BinaryIO, state: Any, limits: Limits, compressed: Callable[[], int]) -> None:
+    def __init__(self, stream: Source, state: Any, limits: Limits, compressed: Callable[[], int]) -> None:
         self._stream = stream
         self._state = state
         self._limits = limits
         self._compressed = compressed
-        self._errors = stream_errors()
         self._piece = memoryview(b"")
         self._at = 0
-        self._before = 0  # bytes of the pieces before this one
+        self._before = 0  # bytes in earlier pieces
         self._header_bytes = 0
 
     def _next_piece(self) -> bool:
-        try:
-            piece = self._stream.read(_PIECE)
-        except self._errors as error:
-            raise ImageError(f"layer: its compressed data is damaged ({error})") from error
+        piece = self._stream.read(_PIECE)
         self._before += len(self._piece)
         self._piece = memoryview(piece)
         self._at = 0
@@ -81,10 +87,10 @@ class ForwardReader:
         return self._before + self._at
 
     def seek(self, position: int) -> None:
-        """Go forward; the end of the stream counts as any place behind it."""
+        """Skip forward. A position after the end of the stream counts as the end."""
         distance = position - self.tell()
         if distance < 0:
-            raise ImageError("layer: a header points back to what has been read")
+            raise ImageError("layer: a header refers to a position that has already been read")
         while distance > 0:
             left = len(self._piece) - self._at
             if left == 0 and not self._next_piece():
@@ -94,24 +100,24 @@ class ForwardReader:
             distance -= step
 
     def read(self, size: int) -> bytes:
-        """Return up to ``size`` bytes of a header; how many a single entry may have is bounded."""
+        """Return up to ``size`` bytes of a header. The total for one entry is limited."""
         self._header_bytes += size
         if not 0 <= size <= self._limits.header_bytes or self._header_bytes > self._limits.header_bytes:
-            raise ImageError(f"layer: an entry with headers of more than {self._limits.header_bytes} bytes")
+            raise ImageError(f"layer: the headers of an entry have more than {self._limits.header_bytes} bytes")
         if size <= len(self._piece) - self._at:
             self._at += size
             return bytes(self._piece[self._at - size : self._at])
         return b"".join(bytes(piece) for piece in self.pieces(size, whole=False))
 
     def next_entry(self) -> None:
-        """Start counting the next entry's header bytes."""
+        """Start counting the header bytes of the next entry."""
         self._header_bytes = 0
 
     def pieces(self, size: int, *, whole: bool = True) -> Iterator[memoryview]:
-        """Yield ``size`` bytes of a file's content in pieces, without a copy.
+        """Yield ``size`` bytes of the content of a file in pieces, without copying.
 
         Raises:
-            ImageError: the stream ends too early (with ``whole``).
+            ImageError: the stream ends too early (if ``whole`` is True).
         """
         while size > 0:
             left = len(self._piece) - self._at
@@ -127,7 +133,7 @@ class ForwardReader:
             yield self._piece[self._at - step : self._at]
 
     def drain(self) -> None:
-        """Read what follows the archive's end, since the digest is over it as well."""
+        """Read the rest after the end of the archive, because the digest includes it."""
         self._at = len(self._piece)
         while self._next_piece():
             pass
@@ -142,13 +148,13 @@ class Entry:
         kind: file, hardlink, symlink, character, block, directory or fifo.
         mode: permission bits, with set-user-id, set-group-id and sticky.
         uid, gid: the owner.
-        mtime_ns: time of the last change of its content.
-        size: of a file: the size that it has when written.
-        link: of a link: what it points to.
+        mtime_ns: the modification time in nanoseconds.
+        size: of a file: its size when written.
+        link: of a link: its target.
         device: of a device: its numbers.
-        sparse: of a sparse file: (offset, size) of each stretch of data that is in the archive.
+        sparse: of a sparse file: (offset, size) of each part of data in the archive.
         headers: the extended headers.
-        content: of a file: yields the stretches of bytes that are stored, in order.
+        content: of a file: yields the stored parts in order.
     """
 
     parts: tuple[bytes, ...]
@@ -171,11 +177,11 @@ class Entry:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose plain header is read in a third of the time: names of owners are not needed, and most sums fit."""
+    """A member whose plain header is parsed in a third of the time: owner names are skipped, most checksums match."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
-        """Read one header block; what is unusual is left to :mod:`tarfile`."""
+        """Parse one header block. Unusual blocks are left to :mod:`tarfile`."""
         if len(buf) != tarfile.BLOCKSIZE or buf[156:157] == tarfile.GNUTYPE_SPARSE or not buf[0]:
             return super().frombuf(buf, encoding, errors)
         fields = _HEADER.unpack(buf)
@@ -185,7 +191,7 @@ class _Member(tarfile.TarInfo):
             fits = int(checksum.strip(b" \0"), 8) == sum(buf) - sum(checksum) + 256
         except ValueError:
             fits = False
-        if not fits:  # numbers in base 256, sums of signed bytes, or damage
+        if not fits:  # numbers in base 256, signed checksums, or damage
             return super().frombuf(buf, encoding, errors)
         member = cls(_text(name, encoding, errors))
         member.mode, member.uid, member.gid, member.size, member.mtime, member.devmajor, member.devminor = numbers
@@ -205,29 +211,29 @@ def _text(field: bytes, encoding: str, errors: str) -> str:
 
 
 class _Parser(tarfile.TarFile):
-    """:class:`tarfile.TarFile` for the sake of its header parser alone."""
+    """:class:`tarfile.TarFile`, used only for its header parser."""
 
     tarinfo = _Member
 
     def next(self) -> tarfile.TarInfo | None:
-        return None  # the constructor asks for the first member; members are read by read_entries
+        return None  # the constructor requests the first member, but read_entries reads the members
 
 
 def read_entries(reader: ForwardReader, limits: Limits = DEFAULT_LIMITS) -> Iterator[Entry]:
-    """Yield the members of an archive in order; the stream is read to its end.
+    """Yield the members of an archive in order. The stream is read to its end.
 
-    A file's content must be read, or left, before the next entry is asked for.
+    The content of a file must be read or skipped before the next entry is requested.
 
     Args:
         reader: the archive.
         limits: bounds on the number of entries.
 
     Raises:
-        ImageError: a malformed header, a name that leads out, a member of an unknown kind, or a bound that is passed.
+        ImageError: a header is malformed, a name leads out, a member's type is unknown, or a bound is exceeded.
 
     Source: tar(5); POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Storing Sparse Files".
     """
-    parser = _Parser(fileobj=reader, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+    parser = _Parser(fileobj=reader, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type] # it is only read from
     count = 0
     while (info := _next_member(parser, reader)) is not None:
         count += 1
@@ -238,6 +244,25 @@ def read_entries(reader: ForwardReader, limits: Limits = DEFAULT_LIMITS) -> Iter
     reader.drain()
 
 
+def copy_archive(stream: Plain, writer: LayerWriter, limits: Limits) -> None:
+    """Copy an archive unchanged and check it, so that no archive gets in that could not be unpacked.
+
+    Args:
+        stream: the archive.
+        writer: the destination.
+        limits: bounds on its content.
+
+    Raises:
+        ImageError: as for :func:`read_entries`, or the archive ends in the middle of a file.
+    """
+    reader = ForwardReader(stream, writer, limits, stream.compressed)
+    for entry in read_entries(reader, limits):
+        if entry.kind == "file":
+            stored = entry.size if entry.sparse is None else sum(size for _, size in entry.sparse)
+            for _ in entry.content(stored):
+                pass
+
+
 def _next_member(parser: _Parser, reader: ForwardReader) -> tarfile.TarInfo | None:
     reader.next_entry()
     reader.seek(parser.offset)
@@ -245,19 +270,19 @@ def _next_member(parser: _Parser, reader: ForwardReader) -> tarfile.TarInfo | No
         info = _Member.fromtarfile(parser)
         if info.sparse is not None:
             _complete_sparse(info, parser)
-    except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
-        return None  # an end without the two empty blocks is fine: not all writers make them
+    except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined] # typeshed leaves them out
+        return None  # an end without the two empty blocks is accepted, because some writers omit them
     except (tarfile.TarError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise ImageError(f"layer: malformed archive header at byte {parser.offset} ({error})") from error
     return info
 
 
 def _complete_sparse(info: tarfile.TarInfo, parser: _Parser) -> None:
-    """Tell the facts of a sparse file from those of its entry, which :mod:`tarfile` mixes up when headers say both."""
+    """Separate the properties of a sparse file from those of its entry, which :mod:`tarfile` confuses."""
     headers = info.pax_headers
     if "GNU.sparse.name" in headers:
         info.name = headers["GNU.sparse.name"]
-    if "size" in headers:  # of what is stored: the map in front was read already
+    if "size" in headers:  # the stored size: the map before the data has been read already
         info.size = int(headers.get("GNU.sparse.realsize") or headers.get("GNU.sparse.size") or info.size)
         table: Any = info.sparse
         stored = sum(size for _, size in table)
@@ -268,13 +293,13 @@ def _entry(info: tarfile.TarInfo, reader: ForwardReader) -> Entry:
     name = info.name.encode("utf-8", "surrogateescape")
     kind = _KINDS.get(info.type)
     if kind == "file" and (name.endswith(b"/") or info.pax_headers.get("path", "").endswith("/")):
-        kind = "directory"  # as old archives say it, and as GNU tar reads it
+        kind = "directory"  # old archives mark directories like this, and GNU tar accepts it
     if kind is None:
-        raise ImageError(f"layer: {shown(name)}: a member of the unknown kind {info.type!r}")
+        raise ImageError(f"layer: {shown(name)}: unknown member type {info.type!r}")
     if not (0 <= info.uid <= _LARGEST_ID and 0 <= info.gid <= _LARGEST_ID):
         raise ImageError(f"layer: {shown(name)}: owner {info.uid}:{info.gid} is out of range")
     if info.size < 0:
-        raise ImageError(f"layer: {shown(name)}: a negative size")
+        raise ImageError(f"layer: {shown(name)}: the size is negative")
     if not (0 <= info.devmajor <= _LARGEST_DEVICE and 0 <= info.devminor <= _LARGEST_DEVICE):
         raise ImageError(f"layer: {shown(name)}: device {info.devmajor}:{info.devminor} is out of range")
     headers = info.pax_headers
@@ -299,45 +324,47 @@ def _entry(info: tarfile.TarInfo, reader: ForwardReader) -> Entry:
 
 def _checked_sparse(info: tarfile.TarInfo, name: bytes) -> tuple[tuple[int, int], ...]:
     table: Any = info.sparse
-    # The old format fills up its table with zeros.
+    # The old format pads its table with zeros.
     stretches: tuple[tuple[int, int], ...] = tuple((offset, size) for offset, size in table if size)
     end = 0
     for offset, size in stretches:
         if offset < end or size < 0 or offset + size > info.size:
-            raise ImageError(f"layer: {shown(name)}: its map of holes contradicts itself")
+            raise ImageError(f"layer: {shown(name)}: its map of holes is inconsistent")
         end = offset + size
     return stretches
 
 
 def _nanoseconds(text: str) -> int:
-    """Read a pax time to the nanosecond: a float would lose the last digits."""
+    """Parse a pax time to the nanosecond. A float would lose the last digits."""
     whole, _, fraction = text.partition(".")
     try:
         seconds = int(whole or "0")
         rest = int(fraction[:9].ljust(9, "0")) if fraction else 0
     except ValueError as error:
-        raise ImageError(f"layer: the time {text[:40]!r} is no number") from error
-    seconds = max(min(seconds, _FARTHEST_S), -_FARTHEST_S)  # what ext4 and xfs can hold, by far
+        raise ImageError(f"layer: the time {text[:40]!r} is not a number") from error
+    seconds = max(min(seconds, _FARTHEST_S), -_FARTHEST_S)  # far more than ext4 and xfs can store
     return seconds * 1_000_000_000 + (-rest if whole.startswith("-") else rest)
 
 
 def split_path(name: bytes, what: str = "name") -> tuple[bytes, ...]:
-    """Split a path of an archive into its components: a leading slash means the archive's own root.
+    """Split a path in an archive into components. A leading slash means the root of the archive.
 
     Raises:
-        ImageError: a component is ``..`` or holds a NUL.
+        ImageError: a component is ``..`` or contains a NUL, or the path is longer than 32 KiB.
 
     Source: GNU tar manual, "Absolute File Names".
     """
+    if len(name) > _LONGEST_PATH:
+        raise ImageError(f"layer: a {what} has {len(name)} bytes, the maximum is {_LONGEST_PATH}")
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
     if b".." in parts:
         raise ImageError(f"layer: the {what} {shown(name)} leads out of the archive")
     if b"\0" in name:
-        raise ImageError(f"layer: the {what} {shown(name)} holds a NUL")
+        raise ImageError(f"layer: the {what} {shown(name)} contains a NUL")
     return parts
 
 
 def shown(name: bytes) -> str:
-    """Return a name as an error may show it: quoted, and not longer than 120 characters."""
+    """Return a name for an error: quoted, and at most 120 characters long."""
     text = repr(name.decode("utf-8", "backslashreplace"))
     return text if len(text) <= 120 else text[:117] + "..."

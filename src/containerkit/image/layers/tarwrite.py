@@ -1,6 +1,6 @@
-"""Writing a tar archive of a folder, the same bytes for the same content.
+"""Write a tar archive of a directory. The same content gives the same bytes.
 
-Names are sorted, owners are numbers, and an extended header stands only where the plain one can't say it.
+Names are sorted, owners are numbers, and extended headers are used only for what the plain header can't contain.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from containerkit._linux.tree_walk import Trail
 from containerkit.errors import ImageError, SpecError
 from containerkit.image.layers.attributes import CAPABILITY, is_kept
 from containerkit.image.layers.extract import OWNER_OVERRIDE
+from containerkit.image.layers.longpath import reached
 from containerkit.image.layers.sparse import data_map, data_stretches
 from containerkit.image.layers.stream import shown
 
@@ -31,7 +33,6 @@ _PIECE: Final = 1 << 20
 _HEADER: Final = Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _LARGEST_OCTAL: Final = 0o7777777
 _LARGEST_SIZE: Final = 0o77777777777
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
 _LETTERS: Final = {
     stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5",
@@ -41,10 +42,10 @@ _OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
 
 
 def source_date_epoch() -> int | None:
-    """Return the time that nothing in a reproducible artifact may be younger than, in seconds; None when not asked.
+    """Return the latest time for a reproducible artifact in seconds, or None if none is requested.
 
     Raises:
-        SpecError: the variable ``SOURCE_DATE_EPOCH`` is no number.
+        SpecError: the variable ``SOURCE_DATE_EPOCH`` is not a number.
 
     Source: the SOURCE_DATE_EPOCH specification.
     """
@@ -62,15 +63,16 @@ def _same(number: int) -> int:
 
 @attrs.frozen(kw_only=True)
 class Writing:
-    """How a folder is written.
+    """How a directory is written.
 
     Args:
-        overlay: the folder is the upper folder of an overlay: its marks become whiteouts.
-        marks: files whose names begin with ``.wh.`` are marks of fuse-overlayfs, and become whiteouts too.
-        epoch: seconds; younger times are set to it. Default: as they are.
-        owner: turns the owner of a file outside into the one to write. Default: the same.
-        exclude: absolute paths inside that are left out, with all below them.
-        prefix: the folder inside that all is written below, such as ``b"usr"``.
+        overlay: whether it is the upper directory of an overlay, whose marks become whiteouts.
+        marks: whether files whose names begin with ``.wh.`` are marks of fuse-overlayfs, which become whiteouts too.
+        epoch: in seconds; later times are set to it. Default: unchanged.
+        owner: converts the owner of a file outside to the one to write. Default: unchanged.
+        group: converts the group of a file outside to the one to write. Default: unchanged.
+        exclude: absolute paths inside to leave out, with everything below them.
+        prefix: the directory inside below which everything is written, such as ``b"usr"``.
 
     Source: OCI image specification, layer.md; the SOURCE_DATE_EPOCH specification.
     """
@@ -79,15 +81,16 @@ class Writing:
     marks: bool = False
     epoch: int | None = None
     owner: Callable[[int], int] = _same
+    group: Callable[[int], int] = _same
     exclude: Collection[str] = ()
     prefix: bytes = b""
 
 
 class TreeWriter:
-    """Writes folders into one archive; call :meth:`close` at the end.
+    """Writes directories to one archive. Call :meth:`close` at the end.
 
     Args:
-        sink: takes the bytes.
+        sink: receives the bytes.
         how: the rules.
     """
 
@@ -104,15 +107,15 @@ class TreeWriter:
         self.sink.write(bytes(2 * _BLOCK))
 
     def add_tree(self, folder: int, *, root: bool = True) -> None:
-        """Write a folder and all in it, by descriptor and without following a link.
+        """Write a directory and its content, by descriptor and without following symlinks.
 
         Args:
-            folder: descriptor of the folder.
-            root: write an entry for the folder itself as well.
+            folder: descriptor of the directory.
+            root: whether to write an entry for the directory itself.
 
         Raises:
-            ImageError: a file changes while it is read, or a folder was renamed in a way that only overlayfs
-                understands.
+            ImageError: a file changes while it is read, or a directory was renamed in a way that only overlayfs can
+                represent.
         """
         prefix = self.how.prefix
         if root:
@@ -120,28 +123,45 @@ class TreeWriter:
         self._inside(prefix, folder)
 
     def _inside(self, path: bytes, folder: int) -> None:
+        paths, waiting = [path], [self._names(path, folder)]
+        with Trail(folder) as trail:
+            while True:
+                while waiting[-1]:
+                    name = waiting[-1].pop()
+                    below = paths[-1] + b"/" + name if paths[-1] else name
+                    if self._one(paths[-1], below, trail.fd, name):
+                        paths.append(below)
+                        waiting.append(self._names(below, trail.enter(name)))
+                waiting.pop()
+                left = paths.pop()
+                if not waiting:
+                    return
+                try:
+                    trail.leave()
+                except OSError as error:
+                    raise ImageError(f"{shown(left)}: it was moved while it was read") from error
+
+    def _names(self, path: bytes, folder: int) -> list[bytes]:
+        """Return the names in a directory, the last one first. A mark that hides the layers below comes before them."""
         if self._spaces and path and self._overlay(folder, b".", "opaque") == b"y":
             self._plain(path + b"/.wh..wh..opq")
-        for name in sorted(os.fsencode(entry) for entry in os.listdir(folder)):
-            below = path + b"/" + name if path else name
-            if below in self._exclude:
-                continue
-            if self.how.marks and name.startswith(b".wh."):
-                self._plain(below)
-                continue
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if self._is_whiteout(folder, name, status):
-                self._plain((path + b"/" if path else b"") + b".wh." + name)
-                continue
-            if name.startswith(b".wh."):
-                raise ImageError(f"{shown(below)}: a layer can't hold a file whose name begins with .wh.")
-            self._entry(below, status, folder, name)
-            if stat.S_ISDIR(status.st_mode):
-                inner = os.open(name, _FOLDER, dir_fd=folder)
-                try:
-                    self._inside(below, inner)
-                finally:
-                    os.close(inner)
+        return sorted((os.fsencode(entry) for entry in os.listdir(folder)), reverse=True)
+
+    def _one(self, path: bytes, below: bytes, folder: int, name: bytes) -> bool:
+        """Write one entry of a directory. Return whether it is a directory to enter."""
+        if below in self._exclude:
+            return False
+        if self.how.marks and name.startswith(b".wh."):
+            self._plain(below)
+            return False
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if self._is_whiteout(folder, name, status):
+            self._plain((path + b"/" if path else b"") + b".wh." + name)
+            return False
+        if name.startswith(b".wh."):
+            raise ImageError(f"{shown(below)}: a layer can't contain a file whose name begins with .wh.")
+        self._entry(below, status, folder, name)
+        return stat.S_ISDIR(status.st_mode)
 
     def _is_whiteout(self, folder: int, name: bytes, status: os.stat_result) -> bool:
         if not self._spaces:
@@ -165,12 +185,12 @@ class TreeWriter:
         self.count += 1
 
     def _entry(self, path: bytes, status: os.stat_result, folder: int, name: bytes) -> None:
-        """Write the entry of one file; ``name`` is empty for the folder itself."""
+        """Write the entry of one file. ``name`` is empty for the directory itself."""
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFSOCK:
             return
         attributes, owner = self._attributes(path, folder, name)
-        uid, gid, mode = owner or (self.how.owner(status.st_uid), self.how.owner(status.st_gid), status.st_mode)
+        uid, gid, mode = owner or (self.how.owner(status.st_uid), self.how.group(status.st_gid), status.st_mode)
         head = Head(name=path, kind=_LETTERS[kind], mode=mode & 0o7777, uid=uid, gid=gid)
         head.mtime_ns, head.attributes = self._time(status.st_mtime_ns), attributes
         self.count += 1
@@ -207,7 +227,7 @@ class TreeWriter:
             os.close(file)
 
     def _content(self, head: Head, file: int, size: int) -> None:
-        """Write the header and content of a file: all of it, or of a large one that is mostly nothing, the rest."""
+        """Write the header and content of a file: all of it, or only the data of a large file that is mostly zeros."""
         stretches = data_stretches(file, size)
         before = b""
         if stretches is None:
@@ -240,7 +260,7 @@ class TreeWriter:
             return {}, None
         for attribute in sorted(names):
             if self._spaces and attribute.endswith(("overlay.redirect", "overlay.metacopy")):
-                raise ImageError(f"{shown(path)}: the overlay keeps it by {attribute}, which no layer can say")
+                raise ImageError(f"{shown(path)}: the overlay stores it with {attribute}, which no layer can represent")
             if attribute != OWNER_OVERRIDE and (not is_kept(attribute) or attribute.startswith(_OVERLAY)):
                 continue
             value = os.getxattr(place, attribute, **links)
@@ -251,7 +271,7 @@ class TreeWriter:
         return found, owner
 
     def _capability(self, value: bytes) -> bytes:
-        """Turn capabilities that belong to a user namespace's root into plain ones.
+        """Convert capabilities that belong to a user namespace's root to plain ones.
 
         Source: capabilities(7), "File capability extended attribute versioning"; linux/capability.h.
         """
@@ -270,9 +290,10 @@ class TreeWriter:
         self.count += 1
 
     def put_file(self, head: Head, path: bytes) -> None:
-        """Write an entry with the content of a file, which is not followed when it is a link."""
+        """Write an entry with the content of a file. A symlink is not followed."""
         parent, _, name = path.rpartition(b"/")
-        folder = os.open(parent or b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with reached(parent or b"/") as (at, last):
+            folder = os.open(last, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
         try:
             self._file(head, folder, name, os.stat(name, dir_fd=folder, follow_symlinks=False))
         finally:
@@ -291,19 +312,19 @@ class TreeWriter:
 
 @attrs.define(kw_only=True)
 class Head:
-    """The facts of one header.
+    """The content of one header.
 
     Attributes:
-        name: the path; of a folder with a slash at its end.
+        name: the path. That of a directory ends with a slash.
         kind: the type flag.
         mode: permission bits.
         uid, gid: the owner.
         size: of a file: its size in bytes.
-        mtime_ns: time of the last change.
-        link: of a link: where it points to.
+        mtime_ns: the modification time in nanoseconds.
+        link: of a link: its target.
         device: of a device: its number.
         attributes: extended attributes.
-        real_size: of a sparse file: its size outside of the archive; -1 for all others.
+        real_size: of a sparse file: its size outside the archive; -1 for others.
 
     Source: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "PAX Format, Version 1.0".
     """
@@ -322,14 +343,14 @@ class Head:
 
     @property
     def stored_name(self) -> bytes:
-        """The name in the header: of a sparse file another, so that a tool that knows of none makes no broken file."""
+        """The name in the header. A sparse file has another one, so that tools without support make no broken file."""
         if self.real_size < 0:
             return self.name
         folder, slash, name = self.name.rpartition(b"/")
         return folder + slash + b"GNUSparseFile.0/" + name
 
     def records(self) -> dict[bytes, bytes]:
-        """Return what the plain header can't say."""
+        """Return what the plain header can't contain."""
         seconds, rest = divmod(self.mtime_ns, 1_000_000_000)
         more: dict[bytes, bytes] = {}
         if self.real_size >= 0:
@@ -353,7 +374,7 @@ class Head:
         return more
 
     def block(self, elsewhere: Collection[bytes]) -> bytes:
-        """Return the plain header; what an extended one says is 0 here."""
+        """Return the plain header. Fields that are in the extended header are 0."""
         uid, gid, size = (
             0 if key in elsewhere else number
             for key, number in ((b"uid", self.uid), (b"gid", self.gid), (b"size", self.size))

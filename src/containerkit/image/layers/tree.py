@@ -1,21 +1,22 @@
-"""Writing a tree of files that a stranger describes, without ever leaving its root.
+"""Write a tree of untrusted files without ever leaving its root.
 
-Each path is walked from the root's descriptor by openat2(2) without following any link, and each file is made by its
-last component in the folder reached so: no path as a whole is ever handed to the kernel.
+Each path is resolved from the root's descriptor with openat2(2) without following symlinks. Each file is created by its
+last component in that directory, so the kernel never gets a whole path.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections import OrderedDict
 from contextlib import suppress
 from errno import EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY
 from typing import TYPE_CHECKING, Final
 
+from containerkit._linux.tree_walk import remove
 from containerkit.errors import ImageError
 from containerkit.image.layers.kernel import open_beneath
+from containerkit.image.layers.longpath import reached
 from containerkit.image.layers.stream import shown
 
 if TYPE_CHECKING:
@@ -32,27 +33,27 @@ _MOST_OPEN: Final = 32
 
 
 class LacksError(ImageError):
-    """A layer names a file or folder that it does not hold itself: one below it may."""
+    """A layer names a file or directory that it does not contain. A layer below may contain it."""
 
 
 class Tree:
-    """A folder to write into.
+    """A directory to write to.
 
-    It owns a small cache of descriptors of the folders written to last; :meth:`close` lets go of them. The root's
-    descriptor stays the caller's.
+    It owns a small cache of descriptors of the most recently used directories, which :meth:`close` closes. The caller
+    keeps the root's descriptor.
 
     Args:
-        root: descriptor of the folder.
+        root: descriptor of the directory.
     """
 
     def __init__(self, root: int) -> None:
         self.root = root
         self.implied: set[Parts] = set()
-        """Folders that were made since something lies in them, before the archive has named them, if it ever does."""
+        """Directories that were created because something is in them, and that the archive has not named so far."""
         self._open: OrderedDict[Parts, int] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<Tree fd={self.root}: {len(self._open)} folders open>"
+        return f"<Tree fd={self.root}: {len(self._open)} directories open>"
 
     def __enter__(self) -> Self:
         return self
@@ -69,15 +70,15 @@ class Tree:
         self._open.clear()
 
     def folder(self, parts: Parts, *, make: bool = True) -> int:
-        """Return a descriptor of a folder; it stays this object's and is good until the next call.
+        """Return a descriptor of a directory. This object owns it, and it is valid until the next call.
 
         Args:
             parts: the components of its path.
-            make: make it, and those above it, where they are missing.
+            make: whether to create it and its parents if they do not exist.
 
         Raises:
-            ImageError: a component is a link or no folder.
-            FileNotFoundError: it is missing, and ``make`` is false.
+            ImageError: a component is a symlink, or is not a directory.
+            FileNotFoundError: it does not exist, and ``make`` is False.
 
         Source: openat2(2).
         """
@@ -99,7 +100,7 @@ class Tree:
         return found
 
     def _make_folders(self, parts: Parts) -> int:
-        """Make what is missing on the way, owned by who runs this and with mode 755."""
+        """Create the missing directories of a path, owned by the caller and with mode 755."""
         at = os.dup(self.root)
         for depth, component in enumerate(parts, start=1):
             try:
@@ -116,19 +117,19 @@ class Tree:
 
     def _explained(self, error: OSError, parts: Parts) -> Exception:
         if error.errno in (ELOOP, ENOTDIR):
-            return ImageError(f"layer: the path {shown(b'/'.join(parts))} leads through a link or a file")
+            return ImageError(f"layer: the path {shown(b'/'.join(parts))} leads through a symlink or a file")
         return error
 
     def forget(self, parts: Parts) -> None:
-        """Close cached descriptors of a folder that is about to go, and of all below it."""
+        """Close cached descriptors of a directory that will be removed, and of all below it."""
         for known in [known for known in self._open if known[: len(parts)] == parts]:
             os.close(self._open.pop(known))
 
     def clear_way(self, parts: Parts) -> None:
-        """Remove what stands where a new file shall be, as GNU tar does: a folder only when it is empty.
+        """Remove what is in the place of a new file, as GNU tar does: a directory only if it is empty.
 
         Raises:
-            ImageError: a folder with something in it stands there.
+            ImageError: a directory that is not empty is in its place.
         """
         parent = self.folder(parts[:-1])
         try:
@@ -142,12 +143,12 @@ class Tree:
             except OSError as error:
                 if error.errno in (ENOTEMPTY, EEXIST):
                     raise ImageError(
-                        f"layer: {shown(b'/'.join(parts))} is to replace a folder that is not empty"
+                        f"layer: {shown(b'/'.join(parts))} is to replace a directory that is not empty"
                     ) from error
                 raise
 
     def new_file(self, parts: Parts) -> int:
-        """Make an empty file, in the place of what is there, and return a descriptor open for writing."""
+        """Create an empty file, replacing what exists. Return a descriptor open for writing."""
         parent = self.folder(parts[:-1])
         try:
             return os.open(parts[-1], _NEW, 0o600, dir_fd=parent)
@@ -156,7 +157,7 @@ class Tree:
             return os.open(parts[-1], _NEW, 0o600, dir_fd=self.folder(parts[:-1]))
 
     def new_folder(self, parts: Parts) -> bool:
-        """Make a folder, or keep the one that is there; return whether it is new."""
+        """Create a directory, or keep an existing one. Return whether it is new."""
         parent = self.folder(parts[:-1])
         try:
             os.mkdir(parts[-1], 0o700, dir_fd=parent)
@@ -169,7 +170,7 @@ class Tree:
         return True
 
     def new_symlink(self, parts: Parts, content: bytes) -> None:
-        """Make a symbolic link, in the place of what is there. Nothing here ever follows it."""
+        """Create a symlink, replacing what exists. Nothing here ever follows it."""
         parent = self.folder(parts[:-1])
         try:
             os.symlink(content, parts[-1], dir_fd=parent)
@@ -178,7 +179,7 @@ class Tree:
             os.symlink(content, parts[-1], dir_fd=self.folder(parts[:-1]))
 
     def new_node(self, parts: Parts, mode: int, device: int) -> None:
-        """Make a device node or fifo, in the place of what is there."""
+        """Create a device node or FIFO, replacing what exists."""
         parent = self.folder(parts[:-1])
         try:
             os.mknod(parts[-1], mode, device, dir_fd=parent)
@@ -187,11 +188,11 @@ class Tree:
             os.mknod(parts[-1], mode, device, dir_fd=self.folder(parts[:-1]))
 
     def new_hardlink(self, parts: Parts, target: Parts) -> None:
-        """Give another name to a file of this tree.
+        """Create a hard link to a file of this tree.
 
         Raises:
-            LacksError: the target is missing.
-            ImageError: the target is a folder, or lies behind a link.
+            LacksError: the target does not exist.
+            ImageError: the target is a directory, or its path leads through a symlink.
         """
         goal = b"/".join(target)
         if parts == target:
@@ -206,26 +207,27 @@ class Tree:
             os.close(source)
 
     def new_foreign_hardlink(self, parts: Parts, path: bytes, goal: bytes) -> None:
-        """Give another name to a file of a layer below, which from then on must never be written to.
+        """Create a hard link to a file of a layer below, which must never be written to from then on.
 
         Args:
             parts: the new name.
-            path: where the file is outside.
-            goal: what the archive calls it.
+            path: the path of the file outside.
+            goal: its name in the archive.
 
         Raises:
-            ImageError: it is a folder.
+            ImageError: it is a directory.
         """
         above, _, name = path.rpartition(b"/")
-        source = os.open(above, _FOLDER)
+        with reached(above) as (at, last):
+            source = os.open(last, _FOLDER, dir_fd=at)
         try:
             self._link(parts, name, goal, source)
         finally:
             os.close(source)
 
     def lacks(self, parts: Parts, goal: bytes) -> LacksError:
-        """Return the error that says that a link's target is missing."""
-        return LacksError(f"layer: {shown(b'/'.join(parts))} links to {shown(goal)}, which is not there")
+        """Return the error for a link whose target does not exist."""
+        return LacksError(f"layer: {shown(b'/'.join(parts))} links to {shown(goal)}, which does not exist")
 
     def _link(self, parts: Parts, target: bytes, goal: bytes, source: int) -> None:
         for _ in range(2):
@@ -249,7 +251,7 @@ class Tree:
         return os.path.samestat(one, other)
 
     def remove(self, parts: Parts) -> None:
-        """Remove a file, or a folder with all that is in it; what is not there is fine."""
+        """Remove a file, or a directory with its content. It is no error if it does not exist."""
         try:
             parent = self.folder(parts[:-1], make=False)
         except FileNotFoundError:
@@ -260,15 +262,15 @@ class Tree:
             return
         except (IsADirectoryError, PermissionError):
             self.forget(parts)
-            shutil.rmtree(parts[-1], dir_fd=self.folder(parts[:-1]))
+            remove(parts[-1], self.folder(parts[:-1]))
 
     def names(self, parts: Parts) -> list[bytes]:
-        """Return what is in a folder."""
+        """Return the names in a directory."""
         with os.scandir(self.folder(parts)) as found:
             return [os.fsencode(entry.name) for entry in found]
 
     def mode(self, parts: Parts) -> int | None:
-        """Return type and permission bits of a file, not following a link; None when it is not there."""
+        """Return type and permission bits of a file, or None if it does not exist. A symlink is not followed."""
         try:
             parent = self.folder(parts[:-1], make=False)
             return os.stat(parts[-1], dir_fd=parent, follow_symlinks=False).st_mode
@@ -276,5 +278,5 @@ class Tree:
             return None
 
     def link(self, parts: Parts) -> bytes:
-        """Return what a symbolic link points to."""
+        """Return the target of a symlink."""
         return os.readlink(parts[-1], dir_fd=self.folder(parts[:-1], make=False))

@@ -1,13 +1,13 @@
-"""The layer that is being written, on top of those below it: where a path of its archive leads."""
+"""The layer that is being written, on top of the layers below it: how its paths are resolved."""
 
 from __future__ import annotations
 
-import os
 import stat
 from typing import TYPE_CHECKING
 
 from containerkit.errors import ImageError
 from containerkit.image.layers.links import follow
+from containerkit.image.layers.longpath import readlink
 from containerkit.image.layers.stream import shown
 from containerkit.image.layers.tree import LacksError
 
@@ -16,22 +16,29 @@ if TYPE_CHECKING:
     from containerkit.image.layers.tree import Tree
     from containerkit.image.layers.view import Found, View
 
-__all__ = ["Union"]
+__all__ = ["Union", "covers"]
+
+
+def covers(marks: set[Parts], parts: Parts) -> bool:
+    """Return whether one of the marked paths is this path or a parent of it. The cost depends on the smaller number."""
+    if len(marks) <= len(parts):
+        return any(parts[: len(mark)] == mark for mark in marks)
+    return any(parts[:depth] in marks for depth in range(len(parts) + 1))
 
 
 class Union:
-    """What a container would see once the layer is written so far.
+    """What a container would see if the layer ended here.
 
-    Links lead where they would inside a chroot. They are followed by name, here; what comes out has no links any more,
-    and that is all that :class:`Tree` is ever told.
+    Symlinks are resolved as inside a chroot. They are resolved by name, here. The results have no symlinks, so
+    :class:`Tree` never gets any.
 
     Args:
-        tree: what the layer has brought.
-        below: the layers below, when they are there.
+        tree: the files of the layer.
+        below: the layers below, if there are any.
 
     Attributes:
-        whiteouts: what the layer deletes.
-        opaque: folders of which it hides all that the layers below have in them.
+        whiteouts: the paths that the layer deletes.
+        opaque: directories whose content in the layers below it hides.
     """
 
     def __init__(self, tree: Tree, below: View | None) -> None:
@@ -41,11 +48,11 @@ class Union:
         self._below = below
 
     def real(self, parts: Parts) -> Parts:
-        """Return where a folder really lies, by a path without links; it need not be there yet.
+        """Return the real path of a directory, without symlinks. The directory need not exist.
 
         Raises:
-            LacksError: a link on the way leads to no folder.
-            ImageError: a file is on the way, or links have no end.
+            LacksError: a symlink in the path does not lead to a directory.
+            ImageError: a component is a file, or the symlinks form a loop.
 
         Source: path_resolution(7).
         """
@@ -62,7 +69,7 @@ class Union:
         for part in parts:
             ahead = follow(done, part, self._link_at)
             if ahead != (*done, part) and not self._is_folder(ahead):
-                raise LacksError(f"layer: the path {shown(b'/'.join(parts))} leads through a link to no folder")
+                raise LacksError(f"layer: a symlink in the path {shown(b'/'.join(parts))} does not lead to a directory")
             done = ahead
         return done
 
@@ -73,7 +80,7 @@ class Union:
         if mode is not None:
             return self._tree.link(parts) if stat.S_ISLNK(mode) else None
         found = self.find_below(parts)
-        return os.readlink(found.path) if found is not None and stat.S_ISLNK(found.status.st_mode) else None
+        return readlink(found.path) if found is not None and stat.S_ISLNK(found.status.st_mode) else None
 
     def _is_folder(self, parts: Parts) -> bool:
         if not parts:
@@ -87,13 +94,13 @@ class Union:
         return found is not None and found.is_folder
 
     def find_below(self, parts: Parts) -> Found | None:
-        """Return what the layers below have at a path without links, unless this layer hides it."""
+        """Return the file of the layers below at a path without symlinks, unless this layer hides it."""
         if self._below is None or self.is_deleted(parts):
             return None
-        if any(parts[:depth] in self.opaque for depth in range(len(parts))):
+        if covers(self.opaque, parts[:-1]):
             return None
         return self._below.find(parts)
 
     def is_deleted(self, parts: Parts) -> bool:
-        """Return whether the layer deletes a path, or a folder above it, and has brought nothing in its place."""
-        return bool(self.whiteouts) and any(parts[: depth + 1] in self.whiteouts for depth in range(len(parts)))
+        """Return whether the layer deletes a path or a parent of it, and has not replaced it."""
+        return covers(self.whiteouts, parts)

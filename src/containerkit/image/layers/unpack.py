@@ -1,7 +1,7 @@
-"""Unpacked layers in the store: one folder for each diff id, made once, whoever asks for it.
+"""Unpacked layers in the store. There is one directory for each diff id, which is made once and shared.
 
-A layer is unpacked by itself, unless it says something that only the layers below it can answer: a hard link to a file
-of theirs, or a path through a link of theirs. Then it is unpacked on top of them, under a name of its own.
+A layer is unpacked alone, unless it depends on the layers below: it has a hard link to a file of theirs, or a path
+through a symlink of theirs. Then it is unpacked on top of them, under a separate name.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from containerkit import deputy
 from containerkit.errors import ImageError
 from containerkit.image.config import chain_ids
-from containerkit.image.layers.compression import decompress
+from containerkit.image.layers.compression import Plain
 from containerkit.image.layers.extract import Extraction, extract
 from containerkit.image.layers.kernel import sync_filesystem
 from containerkit.image.layers.tree import LacksError
 from containerkit.image.layers.view import View
 from containerkit.image.store.locks import refused, remove_tree, replace_file
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Layer", "extract_blob", "layer_paths", "on_top_id", "unpack_layer", "unpack_layers"]
 
 CONTENT: Final = "fs"
-"""The name of the folder within a layer's own that holds its files."""
+"""The name of the directory for the files, inside the layer's own directory."""
 _MARKER: Final = "layer.json"
-_LACKS: Final = "lacks"  # of a layer that can't be unpacked by itself: why
+_LACKS: Final = "lacks"  # why a layer can't be unpacked alone
 _UNNAMED: Final = "unnamed"
 _SETTLE_S: Final = 60.0
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -50,19 +50,19 @@ Layer = tuple["Descriptor", "Digest"]
 def unpack_layers(
     store: Store, layers: Sequence[Layer], lease: Lease, done: Callable[[Digest], None] = lambda _: None
 ) -> list[Path]:
-    """Unpack layers that are not unpacked yet, several at a time.
+    """Unpack the layers that are not unpacked yet, several in parallel.
 
     Args:
-        store: where their blobs are.
+        store: the store with their blobs.
         layers: lowest first.
         lease: a claim that will cover them.
-        done: called for each that is ready, from any thread.
+        done: called for each layer that is ready, from any thread.
 
     Returns:
-        The folder of each, lowest first.
+        The directory of each, lowest first.
 
     Raises:
-        ImageError: a blob is missing, malformed, or not what its diff id says.
+        ImageError: a blob is missing or malformed, or does not match its diff id.
         SetupError: the disk is full.
     """
     lease.claim([diff_id for _, diff_id in layers])
@@ -74,7 +74,7 @@ def unpack_layers(
 
     missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not is_whole(store.layer_folder(diff_id))}
     if len(missing) > 1:
-        with deputy.hired(), ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
+        with userns_helper.hired(), ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
             list(pool.map(one, sorted(missing.values(), key=lambda layer: -layer[0].size)))
     found: list[Path] = []
     chain = chain_ids(tuple(diff_id for _, diff_id in layers))
@@ -87,27 +87,27 @@ def unpack_layers(
 
 
 def unpack_layer(store: Store, blob: Descriptor, diff_id: Digest, lease: Lease, how: Extraction | None = None) -> Path:
-    """Unpack one layer by itself, unless it is unpacked already, as far as that can be; see :func:`unpack_layers`."""
+    """Unpack one layer alone, if it is possible and not done yet; see :func:`unpack_layers`."""
     lease.claim([diff_id])
     folder = store.layer_folder(diff_id)
     if not is_whole(folder):
         with store.blobs.open(blob.digest) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # one process unpacks, the others wait
+            fcntl.flock(file, fcntl.LOCK_EX)  # one process unpacks, others wait
             if not is_whole(folder):
-                deputy.call(_unpack, store, blob.digest, folder, diff_id, how)
+                userns_helper.call(_unpack, store, blob.digest, folder, diff_id, how)
     settle(folder)
     return folder / CONTENT
 
 
 def _leans_on_others(folder: Path, below: Sequence[Path]) -> bool:
-    """Return whether what a layer means depends on those below it."""
+    """Return whether the meaning of a layer depends on those below it."""
     facts = _facts(folder)
     if _LACKS in facts:
         return True
     unnamed = facts.get(_UNNAMED)
     if not unnamed or not below:
         return False
-    leans: bool = deputy.call(_is_any_link, layer_paths(below), unnamed)
+    leans: bool = userns_helper.call(_is_any_link, layer_paths(below), unnamed)
     return leans
 
 
@@ -126,7 +126,7 @@ def _unpack_on_top(store: Store, layer: Layer, below: Sequence[Path], chain_id: 
         with store.blobs.open(blob.digest) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not is_whole(folder):
-                deputy.call(_unpack, store, blob.digest, folder, diff_id, None, paths)
+                userns_helper.call(_unpack, store, blob.digest, folder, diff_id, None, paths)
     settle(folder)
     return folder / CONTENT
 
@@ -134,19 +134,18 @@ def _unpack_on_top(store: Store, layer: Layer, below: Sequence[Path], chain_id: 
 def extract_blob(
     file: BinaryIO, root: int, diff_id: Digest | None, how: Extraction, below: View | None = None
 ) -> dict[str, object]:
-    """Extract a layer's blob into a folder and check its diff id; return what is worth noting about it.
+    """Extract the blob of a layer to a directory and check its diff id. Return facts to record about it.
 
     Raises:
-        LacksError: it names a file or folder that is neither in it nor below.
-        ImageError: the blob is malformed or not what its diff id says.
+        LacksError: it names a file or directory that is neither in it nor below.
+        ImageError: the blob is malformed, or does not match its diff id.
     """
     from containerkit.image.digest import Digest as AnyDigest
 
     expected = diff_id or AnyDigest.of(b"")
     state = expected.hasher()
-    descriptor = file.fileno()
-    with closing(decompress(file)) as stream:
-        found = extract(stream, root, state, how, lambda: os.lseek(descriptor, 0, os.SEEK_CUR), below)
+    with Plain(file, limits=how.limits) as stream:
+        found = extract(stream, root, state, how, stream.compressed, below)
     if diff_id is not None:
         diff_id.check(state, "layer, uncompressed")
     facts = {"entries": found.entries, "bytes": found.bytes, "implied": found.implied, "skipped": list(found.skipped)}
@@ -161,7 +160,7 @@ def _unpack(
     how: Extraction | None,
     below: tuple[str, ...] | None = None,
 ) -> None:
-    """Unpack a blob whose lock the caller holds: by itself, or on top of folders (topmost first; none: empty)."""
+    """Unpack a blob whose lock the caller holds: alone, or on top of directories (topmost first; empty for none)."""
     new = store.root / "layers" / f".new-{token_hex(8)}"
     try:
         new.mkdir(mode=0o711)
@@ -169,14 +168,14 @@ def _unpack(
     except OSError as error:
         raise refused("mkdir", new, error) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the collection deletes only what nobody holds
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the collection deletes only unlocked directories
         (new / CONTENT).mkdir()
         (new / CONTENT).chmod(0o755)
         root = os.open(new / CONTENT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with store.blobs.open(blob) as file:
                 view = View(below) if below else None
-                facts = extract_blob(file, root, diff_id, how or Extraction.for_user(), view)
+                facts = extract_blob(file, root, diff_id, how or Extraction.for_user(limits=store.limits), view)
         except LacksError as error:
             if below is not None:
                 raise
@@ -193,19 +192,19 @@ def _unpack(
 
 
 def place_layer(store: Store, new: Path, folder: Path, facts: dict[str, object]) -> None:
-    """Put a finished layer in its place, with the marker that says so.
+    """Move a finished layer to its place, with a marker that it is complete.
 
     Args:
-        store: where.
-        new: the folder that holds it now.
-        folder: its place.
-        facts: what is worth noting about it.
+        store: the store.
+        new: its present directory.
+        folder: its final directory.
+        facts: facts to record about it.
     """
     replace_file(new / _MARKER, _marker(facts, durable=False))
     for parent in (store.layers, folder.parent):
         parent.mkdir(exist_ok=True, mode=0o711)
     if folder.exists():
-        folder.rename(store.root / "trash" / token_hex(8))  # of before a crash of the machine
+        folder.rename(store.root / "trash" / token_hex(8))  # left from before a crash of the machine
     new.rename(folder)
 
 
@@ -214,13 +213,13 @@ def _marker(facts: dict[str, object], *, durable: bool) -> bytes:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a layer is all there: unpacked since the machine started, or known to be on disk."""
+    """Return whether a layer is complete: it was unpacked since the machine started, or is known to be on disk."""
     facts = _facts(folder)
     return bool(facts) and (bool(facts["durable"]) or facts["boot"] == _BOOT.read_text().strip())
 
 
 def has_implied(content: str) -> bool:
-    """Return whether a layer has folders that it does not name, given the folder of its files."""
+    """Return whether a layer has directories that it does not name, given the directory of its files."""
     return bool(_facts(Path(content).parent).get("implied"))
 
 
@@ -233,14 +232,14 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def on_top_id(chain_id: Digest) -> Digest:
-    """Return what names a layer that was unpacked on top of those below it; ``chain_id`` names it and them together."""
+    """Return the id of a layer that was unpacked on top of others; ``chain_id`` identifies it together with them."""
     from containerkit.image.digest import Digest as AnyDigest
 
     return AnyDigest.of(f"on top {chain_id}".encode())
 
 
 def settle(folder: Path) -> None:
-    """Make a layer durable once the kernel has had the time to write it out anyway, when that costs next to nothing."""
+    """Make a layer durable after the kernel has had time to write it, when this costs almost nothing."""
     marker = folder / _MARKER
     with suppress(OSError, ValueError):
         if time.time() - marker.stat().st_mtime < _SETTLE_S:
@@ -257,16 +256,16 @@ def settle(folder: Path) -> None:
 
 
 def layer_paths(folders: Sequence[Path]) -> tuple[str, ...]:
-    """Return what to hand to overlayfs: topmost first, each once, nothing below a layer whose root is opaque.
+    """Return the directories for overlayfs: topmost first, each once, nothing below a layer whose root is opaque.
 
-    A layer that lies there twice counts only where it is topmost: what it brings is the same, and overlayfs refuses
-    a folder that it has already.
+    A layer that is in the stack twice counts only where it is topmost. Its content is the same, and overlayfs refuses
+    a repeated directory.
 
     Args:
-        folders: of the layers, lowest first.
+        folders: the directories of the layers, lowest first.
 
     Raises:
-        ImageError: there is none.
+        ImageError: there are no layers.
 
     Source: Documentation/filesystems/overlayfs.rst.
     """

@@ -1,4 +1,4 @@
-"""Looking at the union of layers without mounting it: names, files and links as a container would see them."""
+"""Look at the union of layers without mounting it: names, files and symlinks as a container would see them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from containerkit.image.layers.attributes import IMPLIED
 from containerkit.image.layers.links import Parts, follow
+from containerkit.image.layers.longpath import attribute, lstat, names, open_file, readlink
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Found", "Parts", "View"]
 
@@ -20,8 +21,8 @@ class Found(NamedTuple):
     """A file of a view.
 
     Attributes:
-        path: where it is outside.
-        status: what is known of it.
+        path: the path outside.
+        status: its status.
     """
 
     path: bytes
@@ -29,16 +30,16 @@ class Found(NamedTuple):
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
+        """Whether it is a directory."""
         return stat.S_ISDIR(self.status.st_mode)
 
 
 class View:
-    """The union of folders. Each lookup goes component by component; links lead where they lead inside.
+    """The union of directories. Paths are resolved component by component, symlinks as inside a container.
 
     Args:
-        folders: topmost first; nothing may change them meanwhile.
-        overlay: whether overlayfs's marks in them mean something.
+        folders: topmost first. They must not change in the meantime.
+        overlay: whether overlayfs's marks in them are interpreted.
 
     Source: Documentation/filesystems/overlayfs.rst.
     """
@@ -48,7 +49,7 @@ class View:
         self._visible: dict[Parts, tuple[bytes, ...]] = {(): tuple(map(os.fsencode, folders))}
 
     def find(self, parts: Parts) -> Found | None:
-        """Return what lies at a path whose folders are no links; None when nothing does."""
+        """Return the file at a path without symlinked directories, or None."""
         if not parts:
             top = self._visible[()][0]
             return Found(top, os.stat(top))
@@ -56,7 +57,7 @@ class View:
         for folder in self._folders(parts[:-1]):
             path = folder + b"/" + parts[-1]
             try:
-                status = os.lstat(path)
+                status = lstat(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             if implied is not None and not stat.S_ISDIR(status.st_mode):
@@ -69,65 +70,68 @@ class View:
         return implied
 
     def names(self, parts: Parts) -> list[bytes]:
-        """Return what is in a folder, sorted."""
+        """Return the names in a directory, sorted."""
         found: set[bytes] = set()
         for folder in self._folders(parts):
-            found.update(os.listdir(folder))
+            found.update(names(folder))
         return sorted(name for name in found if self.find((*parts, name)) is not None)
 
     def resolve(self, path: bytes, *, last: bool = True) -> Parts:
-        """Follow a path from the root through its links; what is not there yet is taken as it is written.
+        """Resolve the symlinks of a path from the root. Components that do not exist are kept unchanged.
 
         Args:
             path: absolute, or relative to the root.
-            last: follow a link at the very end too.
+            last: whether to follow a symlink in the last component too.
 
         Raises:
-            ImageError: links without an end.
+            ImageError: the symlinks form a loop.
 
         Source: path_resolution(7).
         """
         return follow((), path, self._link_at, last=last)
 
     def is_link(self, parts: Parts) -> bool:
-        """Return whether a symbolic link lies at a path whose folders are no links."""
+        """Return whether there is a symlink at a path without symlinked directories."""
         found = self.find(parts)
         return found is not None and stat.S_ISLNK(found.status.st_mode)
 
     def _link_at(self, parts: Parts) -> bytes | None:
         found = self.find(parts)
-        return os.readlink(found.path) if found is not None and stat.S_ISLNK(found.status.st_mode) else None
+        return readlink(found.path) if found is not None and stat.S_ISLNK(found.status.st_mode) else None
 
     def read(self, path: str, limit: int = 1 << 20) -> bytes:
-        """Return the beginning of a file, or nothing when it is not there or no plain file."""
+        """Return the beginning of a file, or nothing if it does not exist or is not a regular file."""
         found = self.find(self.resolve(os.fsencode(path)))
         if found is None or not stat.S_ISREG(found.status.st_mode):
             return b""
-        with open(found.path, "rb") as file:
+        with open_file(found.path) as file:
             return file.read(limit)
 
     def folders(self, parts: Parts) -> tuple[bytes, ...]:
-        """Return the folders outside that make up one folder inside, topmost first."""
+        """Return the directories outside that together are one directory inside, topmost first."""
         return self._folders(parts)
 
     def _folders(self, parts: Parts) -> tuple[bytes, ...]:
-        """Return the folders outside that make up one folder inside, topmost first."""
-        if parts in self._visible:
-            return self._visible[parts]
-        found: list[bytes] = []
-        for above in self._folders(parts[:-1]):
-            path = above + b"/" + parts[-1]
+        """Return the directories outside that together are one directory inside, topmost first."""
+        known = len(parts)
+        while parts[:known] not in self._visible:
+            known -= 1
+        for depth in range(known + 1, len(parts) + 1):
+            self._visible[parts[:depth]] = tuple(self._inside(self._visible[parts[: depth - 1]], parts[depth - 1]))
+        return self._visible[parts]
+
+    def _inside(self, above: tuple[bytes, ...], name: bytes) -> Iterator[bytes]:
+        for folder in above:
+            path = folder + b"/" + name
             try:
-                status = os.lstat(path)
+                status = lstat(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             if not stat.S_ISDIR(status.st_mode):
-                break
-            found.append(path)
+                return
+            yield path
             if self._is_opaque(path):
-                break
-        self._visible[parts] = tuple(found)
-        return self._visible[parts]
+                return
 
     def _is_whiteout(self, status: os.stat_result) -> bool:
         return self.overlay and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
@@ -138,6 +142,6 @@ class View:
     def _has_mark(self, path: bytes, names: tuple[str, ...]) -> bool:
         for name in names if self.overlay else ():
             with suppress(OSError):
-                if os.getxattr(path, name, follow_symlinks=False) == b"y":
+                if attribute(path, name) == b"y":
                     return True
         return False

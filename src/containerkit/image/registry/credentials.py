@@ -1,4 +1,4 @@
-"""Credentials: the files and helper programs that other container tools keep them in."""
+"""Credentials in the files and helper programs of other container tools."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _HELPER_TIMEOUT_S: Final = 30.0
 
 @attrs.frozen(kw_only=True)
 class Credentials:
-    """Who asks.
+    """The credentials of a user.
 
     Args:
         username: the name; empty with an identity token.
         password: the password or access token.
-        identity_token: a token that buys other tokens (OAuth 2 refresh token); it wins over a password.
+        identity_token: a token for getting other tokens (OAuth 2 refresh token). It takes precedence over a password.
     """
 
     username: str = ""
@@ -47,7 +47,7 @@ class Credentials:
 
 
 def credential_files() -> list[Path]:
-    """Return the files that may hold credentials, first those that win.
+    """Return the files that can contain credentials, in order of precedence.
 
     Source: containers-auth.json(5); docker login.
     """
@@ -63,7 +63,7 @@ def credential_files() -> list[Path]:
 
 
 def docker_config() -> Path:
-    """Return Docker's file, which each tool reads."""
+    """Return Docker's file, which every tool reads."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
 
 
@@ -72,7 +72,7 @@ def find_credentials(registry: str, repository: str = "") -> Credentials | None:
 
     Args:
         registry: ``host[:port]``.
-        repository: with it, an entry for the longest leading part of the repository wins over one for the registry.
+        repository: if given, an entry for the longest prefix of the repository takes precedence over the registry's.
 
     Returns:
         The credentials, or None for an anonymous request.
@@ -101,11 +101,11 @@ def find_credentials(registry: str, repository: str = "") -> Credentials | None:
 
 
 def save_credentials(registry: str, credentials: Credentials) -> Path:
-    """Keep credentials for later, by the helper that Docker's file names or in the file itself.
+    """Store credentials, with the helper that is named in Docker's file, or in the file itself.
 
     Args:
         registry: ``host[:port]``.
-        credentials: what to keep.
+        credentials: the credentials.
 
     Returns:
         The file.
@@ -133,7 +133,7 @@ def save_credentials(registry: str, credentials: Credentials) -> Path:
 
 
 def forget_credentials(registry: str) -> bool:
-    """Forget the credentials for a registry, in each file; return whether there were any.
+    """Delete the credentials for a registry from every file. Return whether there were any.
 
     Raises:
         ImageError: a file is malformed or a helper fails.
@@ -175,7 +175,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImageError(f"credentials {path}: {error}") from error
     if not isinstance(content, dict):
         raise ImageError(f"credentials {path}: expected a JSON object")
@@ -205,15 +205,15 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
     try:
         content = json.loads(answer)
         user, secret = str(content["Username"]), str(content["Secret"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ImageError(f"docker-credential-{name}: an answer that is not understood") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ImageError(f"docker-credential-{name}: the answer is malformed") from error
     if user == "<token>":
         return Credentials(identity_token=secret)
     return Credentials(username=user, password=secret)
 
 
 def _run_helper(name: str, verb: str, text: str) -> str | None:
-    """Run a helper program; None when it does not know the server."""
+    """Run a helper program. Return None if it does not know the server."""
     if _HELPER.fullmatch(name) is None:
         raise SpecError(f"the credential helper {name!r} has no well-formed name")
     program = f"docker-credential-{name}"
@@ -222,7 +222,7 @@ def _run_helper(name: str, verb: str, text: str) -> str | None:
             [program, verb], input=text, capture_output=True, text=True, timeout=_HELPER_TIMEOUT_S, check=False
         )
     except FileNotFoundError as error:
-        raise ImageError(f"{program} is named in a credentials file, but not on the PATH") from error
+        raise ImageError(f"{program} is named in a credentials file, but is not on the PATH") from error
     except subprocess.TimeoutExpired as error:
         raise ImageError(f"{program} {verb}: no answer within {_HELPER_TIMEOUT_S:.0f} s") from error
     if done.returncode == 0:

@@ -1,4 +1,4 @@
-"""Pulling: the manifest, then its blobs in parallel, verified as they stream, each unpacked as soon as it is there."""
+"""Pull an image: the manifest, then its blobs in parallel. Each is verified while it arrives, and then unpacked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Final
 
-from containerkit import deputy
 from containerkit.errors import ImageError
 from containerkit.image import media
 from containerkit.image.layers.unpack import unpack_layer, unpack_layers
@@ -15,8 +14,10 @@ from containerkit.image.manifest import Index, Manifest
 from containerkit.image.platform import Platform
 from containerkit.image.progress import ProgressEvent, silent
 from containerkit.image.registry.client import Registry
+from containerkit.image.registry.patience import Meter
 from containerkit.image.registry.settings import RegistrySettings
-from containerkit.image.registry.transport import backoff_s
+from containerkit.image.registry.transport import backoff_s, let_go
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from containerkit.image.config import ImageConfig
     from containerkit.image.digest import Digest
     from containerkit.image.manifest import Descriptor
-    from containerkit.image.progress import Progress
+    from containerkit.image.progress import Progress, Status
     from containerkit.image.reference import Reference
     from containerkit.image.registry.credentials import Credentials
     from containerkit.image.store import Ingest, Lease, Store
@@ -49,26 +50,26 @@ def pull(
     credentials: Credentials | None = None,
     progress: Progress = silent,
 ) -> Manifest:
-    """Fetch an image into a store, from a mirror or its registry.
+    """Pull an image into a store, from a mirror or its registry.
 
-    What is in the store already is not fetched again, and what an earlier pull left unfinished is gone on from.
+    Blobs that are in the store are not fetched again. An unfinished download of an earlier pull is continued.
 
     Args:
-        reference: which image.
-        store: where to.
-        platform: what it shall run on. Default: this machine.
-        all_platforms: fetch the images of all platforms of an index.
-        unpack: unpack the layers as they come (those of ``platform``).
+        reference: the image.
+        store: the destination.
+        platform: the platform. Default: this machine's.
+        all_platforms: whether to fetch the images of all platforms of an index.
+        unpack: whether to unpack the layers as they arrive (those of ``platform``).
         settings: how to reach registries. Default: those of the machine and user.
-        credentials: who asks. Default: what other container tools know.
+        credentials: the credentials. Default: those that other container tools have stored.
         progress: called with each step.
 
     Returns:
         The manifest of the image for the platform.
 
     Raises:
-        ImageError: it is not there, not permitted, not for this platform, malformed, or not what its digests say; or
-            no source answers.
+        ImageError: the image does not exist, is not permitted, not for this platform, malformed, or does not match its
+            digests; or no source answers.
         SetupError: the disk is full.
 
     Source: OCI distribution specification, "Pull".
@@ -168,7 +169,7 @@ class _Pull:
         diff_ids = {layer.digest: diff for layer, diff in layers}
         parallel = self.source.settings.parallel
         with (
-            deputy.hired(),
+            userns_helper.hired(),
             ThreadPoolExecutor(parallel, "pull") as pool,
             ThreadPoolExecutor(2, "unpack") as unpackers,
         ):
@@ -182,9 +183,9 @@ class _Pull:
                         running.append(unpackers.submit(self._unpack, blob, diff_ids[blob.digest]))
                 for unpacking in as_completed(running):
                     unpacking.result()
-                unpack_layers(self.store, layers, self.lease)  # those that need others below them
+                unpack_layers(self.store, layers, self.lease)  # those that need the layers below them
             except BaseException:
-                self._stopped.set()  # or the other downloads would go on to their ends
+                self._stopped.set()  # otherwise the other downloads would continue to their ends
                 pool.shutdown(wait=False, cancel_futures=True)
                 unpackers.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -204,19 +205,24 @@ class _Pull:
     # --- blobs --------------------------------------------------------------------------------------------------------
 
     def _blob(self, blob: Descriptor) -> None:
-        """Fetch one blob: try again while bytes keep coming, and give up after so many tries without any."""
+        """Fetch one blob. Try again while bytes arrive, and give up after several attempts without any."""
         with self.store.blobs.ingest(blob) as writer:
             if writer.done:
                 self._report(blob, writer, "exists")
                 return
-            failures, again = 0, writer.offset > 0  # what an earlier pull left may be damaged: then once more
+            meter = Meter(self.source.settings, writer.offset)
+            failures, again = 0, writer.offset > 0  # what an earlier pull left may be damaged: then try once more
             while True:
                 before = writer.offset
                 try:
-                    self._stream(blob, writer)
+                    self._stream(blob, writer, meter)
                     writer.commit()
                 except _CutOff as error:
                     failures = 1 if writer.offset > before else failures + 1
+                    if not meter.left_s():
+                        raise ImageError(
+                            f"blob {blob.digest}: given up at {writer.offset} of {blob.size} bytes: {meter.verdict}"
+                        ) from error
                     if failures >= self.source.settings.attempts:
                         raise ImageError(
                             f"blob {blob.digest}: cut off at {writer.offset} of {blob.size} bytes: {error}"
@@ -232,12 +238,14 @@ class _Pull:
                     self._report(blob, writer, "done")
                     return
 
-    def _stream(self, blob: Descriptor, writer: Ingest) -> None:
+    def _stream(self, blob: Descriptor, writer: Ingest, meter: Meter) -> None:
+        from http.client import HTTPException
+
         from urllib3.exceptions import HTTPError
 
         if writer.offset == blob.size and blob.size:
             return
-        answer = self._open(blob, writer.offset)
+        answer = self._open(blob, writer.offset, meter)
         try:
             _align(answer, writer)
             while True:
@@ -246,8 +254,9 @@ class _Pull:
                     break
                 self._go_on(blob)
                 writer.write(piece)
+                meter.reach(writer.offset)
                 self._report(blob, writer, "running")
-        except (HTTPError, ConnectionError, TimeoutError) as error:
+        except (HTTPError, HTTPException, ConnectionError, TimeoutError) as error:
             answer.close()
             raise _CutOff(str(error)) from error
         except BaseException:
@@ -259,23 +268,24 @@ class _Pull:
 
     def _go_on(self, blob: Descriptor) -> None:
         if self._stopped.is_set():
-            raise ImageError(f"blob {blob.digest}: given up, since the pull has failed elsewhere")
+            raise ImageError(f"blob {blob.digest}: given up, because another part of the pull failed")
 
-    def _open(self, blob: Descriptor, offset: int) -> BaseHTTPResponse:
+    def _open(self, blob: Descriptor, offset: int, meter: Meter) -> BaseHTTPResponse:
         if media.is_distributed(blob.media_type) or not blob.urls:
-            return self.source.blob(self.repository, blob.digest, offset)
-        failure = ImageError(f"blob {blob.digest}: none of its addresses is over HTTPS")
+            return self.source.blob(self.repository, blob.digest, offset, meter=meter)
+        failure = ImageError(f"blob {blob.digest}: none of its addresses uses HTTPS")
         for url in blob.urls:
             if not url.startswith("https://"):
                 continue
-            answer = self.source.request("GET", url, headers={"Range": f"bytes={offset}-"} if offset else {})
+            headers = {"Range": f"bytes={offset}-"} if offset else {}
+            answer = self.source.request("GET", url, headers=headers, meter=meter)
             if answer.status in (200, 206, 416):
                 return answer
-            answer.drain_conn()
+            let_go(answer)
             failure = ImageError(f"blob {blob.digest}: status {answer.status} from its own address")
         raise failure
 
-    def _report(self, blob: Descriptor, writer: Ingest, status: str) -> None:
+    def _report(self, blob: Descriptor, writer: Ingest, status: Status) -> None:
         self.progress(
             ProgressEvent(
                 action="download", subject=str(blob.digest), done_bytes=writer.offset, total_bytes=blob.size,
@@ -285,14 +295,14 @@ class _Pull:
 
 
 def _align(answer: BaseHTTPResponse, writer: Ingest) -> None:
-    """See that an answer begins where the blob was left, or begin anew."""
+    """Check that an answer continues where the blob ends, or start again."""
     if writer.offset == 0 and answer.status == 200:
         return
     if answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {writer.offset}-"):
         return
     writer.restart()
     if answer.status != 200:
-        raise _CutOff("the registry does not go on from there")
+        raise _CutOff("the registry does not continue from there")
 
 
 class _CutOff(Exception):  # noqa: N818 - never leaves this module

@@ -1,4 +1,4 @@
-"""Pushing: blobs that are missing there, in pieces, then the manifests."""
+"""Push an image: the missing blobs, in pieces, then the manifests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from containerkit.image.store.collect import reachable
 if TYPE_CHECKING:
     from containerkit.image.digest import Digest
     from containerkit.image.manifest import Descriptor
-    from containerkit.image.progress import Progress
+    from containerkit.image.progress import Progress, Status
     from containerkit.image.registry.credentials import Credentials
     from containerkit.image.store import Store
 
@@ -41,24 +41,24 @@ def push(
     mount_from: tuple[str, ...] = (),
     progress: Progress = silent,
 ) -> Digest:
-    """Send an image, or all images of an index, to a registry.
+    """Push an image, or all images of an index, to a registry.
 
-    Blobs that are there are not sent again, and those that another repository of the same registry has are mounted.
+    Blobs that exist there are not sent again. Blobs in other repositories of the same registry are mounted.
 
     Args:
         descriptor: of a manifest or index in the store.
-        reference: where to.
-        store: where from.
+        reference: the destination.
+        store: the store that contains it.
         settings: how to reach registries. Default: those of the machine and user.
-        credentials: who asks. Default: what other container tools know.
-        mount_from: repositories of the registry that may have the blobs, besides those the store knows of.
+        credentials: the credentials. Default: those that other container tools have stored.
+        mount_from: repositories of the registry that may have the blobs, in addition to those known in the store.
         progress: called with each step.
 
     Returns:
         The digest that was pushed.
 
     Raises:
-        ImageError: no permission, no answer, or a blob is missing in the store.
+        ImageError: permission is denied, there is no answer, or a blob is missing in the store.
 
     Source: OCI distribution specification, "Push".
     """
@@ -87,10 +87,10 @@ class _Push:
         self.neighbours = self._neighbours()
 
     def _neighbours(self) -> dict[str, frozenset[Digest]]:
-        """Find which blobs other repositories of the registry should have, by the names in the store."""
+        """Find the blobs that other repositories of the registry should have, by the names in the store."""
         found: dict[str, frozenset[Digest]] = {}
         for name, entry in self.store.catalog.names().items():
-            with suppress(ContainerError):  # an image that can't be read does not hinder this push
+            with suppress(ContainerError):  # an image that can't be read does not prevent this push
                 other = Reference.parse(name)
                 if other.registry == self.reference.registry and other.repository != self.repository:
                     found[other.repository] = frozenset(reachable(self.store, entry))
@@ -116,21 +116,24 @@ class _Push:
         return self.target.put_manifest(self.repository, target, document)
 
     def _manifests(self, document: Manifest | Index) -> list[Manifest]:
-        if isinstance(document, Manifest):
-            return [document]
         found: list[Manifest] = []
-        for one in document.manifests:
-            if not self.store.blobs.has(one):
-                raise ImageError(
-                    f"{self.reference}: the image for {one.platform} is not in the store "
-                    "(hint: pull with all_platforms=True)"
-                )
-            inner = self.store.document(one)
-            found += self._manifests(inner)
+        waiting: list[Manifest | Index] = [document]
+        while waiting:
+            inner = waiting.pop()
+            if isinstance(inner, Manifest):
+                found.append(inner)
+                continue
+            for one in inner.manifests:
+                if not self.store.blobs.has(one):
+                    raise ImageError(
+                        f"{self.reference}: the image for {one.platform} is not in the store "
+                        "(hint: pull with all_platforms=True)"
+                    )
+            waiting += [self.store.document(one) for one in inner.manifests[::-1]]
         return found
 
     def _blob(self, blob: Descriptor) -> None:
-        """Send one blob; a connection that breaks begins it anew, up to the number of tries."""
+        """Send one blob. If the connection breaks, start again, up to the number of attempts."""
         for attempt in range(1, self.target.settings.attempts + 1):
             try:
                 self._once(blob)
@@ -151,7 +154,7 @@ class _Push:
             if answer is None:
                 self._report(blob, blob.size, "exists")
                 return
-            self._send(blob, self.target.location(answer))  # a mount that is refused begins an upload
+            self._send(blob, self.target.location(answer))  # a refused mount begins an upload
             return
         answer = self.target.start_upload(self.repository, blob.digest)
         if answer is not None:
@@ -171,7 +174,7 @@ class _Push:
         self._report(blob, blob.size, "done")
 
     def _pieces(self, blob: Descriptor, file: BinaryIO, location: str) -> str:
-        """Send a large blob piece by piece; after a failure ask how much came, and go on from there."""
+        """Send a large blob piece by piece. After a failure ask how much has arrived, and continue from there."""
         failures, at = 0, 0
         while at < blob.size:
             file.seek(at)
@@ -198,7 +201,7 @@ class _Push:
             self._report(blob, at, "running")
         return location
 
-    def _report(self, blob: Descriptor, done: int, status: str) -> None:
+    def _report(self, blob: Descriptor, done: int, status: Status) -> None:
         self.progress(
             ProgressEvent(
                 action="upload", subject=str(blob.digest), done_bytes=done, total_bytes=blob.size, status=status

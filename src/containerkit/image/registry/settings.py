@@ -1,4 +1,4 @@
-"""How registries are reached: mirrors, plain HTTP, certificates, patience."""
+"""How registries are reached: mirrors, plain HTTP, certificates, timeouts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _CERTIFICATES: Final = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs
 _KEYS: Final = {"mirrors", "insecure", "ca", "token_hosts"}
 
 
-def _positive(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not value > 0:
-        raise SpecError(f"{attribute.name} must be more than 0, not {value!r}")
+def _positive(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise SpecError(f"{attribute.name} must be a number above 0, not {value!r}")
 
 
 @attrs.frozen(kw_only=True)
@@ -33,17 +33,22 @@ class RegistrySettings:
 
     Args:
         mirrors: for a registry, the hosts to ask before it, in order.
-        insecure: registries to talk to by plain HTTP. A registry on the loopback interface needs no entry: where it
-            does not speak TLS, plain HTTP is used.
-        ca_paths: for a registry, a file of certificates to trust besides the system's.
-        token_hosts: for a registry, hosts besides its own domain that its credentials may be sent to for a token.
-        timeout_s: seconds without any answer. Default 30.
-        attempts: tries for each request, and for a blob each time no byte came. Default 5.
-        parallel: blobs on their way at the same time. Default 4.
-        chunk_bytes: size of one piece of an upload. Default 16 MiB.
+        insecure: registries that are reached with plain HTTP. A registry on the loopback interface needs no entry: if
+            it does not support TLS, plain HTTP is used.
+        ca_paths: for a registry, a file of certificates to trust in addition to the system's.
+        token_hosts: for a registry, hosts to which its credentials may be sent for a token, besides its own domain.
+        timeout_s: the maximum seconds without a byte. Default 30.
+        metadata_s: the maximum seconds for a manifest, a token or the headers of a blob, including all attempts and
+            redirects. Default 60.
+        least_rate_bytes: the minimum bytes per second of a blob, over each ``window_s``. Default 10,240.
+        window_s: the seconds over which the rate is measured. Default 60.
+        blob_s: the maximum seconds for a complete blob, with all attempts. Default 21,600: six hours.
+        attempts: attempts for each request; for a blob, consecutive attempts without any byte. Default 5.
+        parallel: how many blobs are transferred at the same time. Default 4.
+        chunk_bytes: the size of one piece of an upload. Default 16 MiB.
 
     Raises:
-        SpecError: a number that is not above 0.
+        SpecError: a number is not above 0.
 
     Source: OCI distribution specification.
     """
@@ -53,13 +58,17 @@ class RegistrySettings:
     ca_paths: Mapping[str, str] = attrs.field(factory=dict, hash=False)
     token_hosts: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, hash=False)
     timeout_s: float = attrs.field(default=30.0, validator=_positive)
+    metadata_s: float = attrs.field(default=60.0, validator=_positive)
+    least_rate_bytes: int = attrs.field(default=10 << 10, validator=_positive)
+    window_s: float = attrs.field(default=60.0, validator=_positive)
+    blob_s: float = attrs.field(default=6 * 3600.0, validator=_positive)
     attempts: int = attrs.field(default=5, validator=_positive)
     parallel: int = attrs.field(default=4, validator=_positive)
     chunk_bytes: int = attrs.field(default=16 << 20, validator=_positive)
 
     @classmethod
     def load(cls, *paths: str | os.PathLike[str]) -> Self:
-        """Read settings from files; later ones win.
+        """Read settings from files. Later files take precedence.
 
         A file has a table for each registry::
 
@@ -72,10 +81,10 @@ class RegistrySettings:
 
         Args:
             paths: the files. Default: ``/etc/containerkit/registries.toml``, then ``containerkit/registries.toml``
-                below ``$XDG_CONFIG_HOME``, where they exist.
+                below ``$XDG_CONFIG_HOME``, if they exist.
 
         Raises:
-            SpecError: a file that is malformed.
+            SpecError: a file is malformed.
         """
         config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         chosen = [Path(path) for path in paths] or [
@@ -95,12 +104,13 @@ class RegistrySettings:
         return cls(mirrors=mirrors, insecure=frozenset(insecure), ca_paths=ca_paths, token_hosts=token_hosts)
 
     def certificates(self, host: str) -> tuple[list[str], tuple[str, str] | None]:
-        """Return the files of certificates to trust for a host, and a client's certificate and key if there is one.
+        """Return the certificate files to trust for a host, and a client's certificate and key if there is one.
 
-        Besides ``ca_paths``, the folders ``/etc/containers/certs.d/HOST`` and ``/etc/docker/certs.d/HOST`` are read.
+        Besides ``ca_paths``, the directories ``/etc/containers/certs.d/HOST`` and ``/etc/docker/certs.d/HOST`` are
+        read.
 
         Raises:
-            ImageError: a client's certificate has no key beside it.
+            ImageError: the key for a client's certificate is missing.
 
         Source: containers-certs.d(5).
         """
@@ -123,7 +133,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise SpecError(f"{path}: {error}") from error
     for host, table in content.items():
         if not isinstance(table, dict):
-            raise SpecError(f"{path}: {host!r} is no table of a registry")
+            raise SpecError(f"{path}: {host!r} is not a table of a registry")
         unknown = set(table) - _KEYS
         if unknown:
             raise SpecError(f"{path}: unknown keys for {host}: {', '.join(sorted(unknown))}")

@@ -1,4 +1,4 @@
-"""Authentication: the challenge, the token, and to whom a secret may be sent."""
+"""Authentication: the challenge, the token, and where credentials may be sent."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from containerkit.errors import ImageError
 from containerkit.image.reference import DEFAULT_REGISTRY
+from containerkit.image.registry.transport import address, body, let_go
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -25,11 +26,11 @@ _CHALLENGE: Final = re.compile(
 )
 _PARAMETER: Final = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _LARGEST_TOKEN: Final = 1 << 20
-_SHORTEST_S: Final = 60
+_SHORTEST_S, _LONGEST_S = 60, 24 * 3600
 
 
 def parse_challenges(headers: list[str]) -> dict[str, dict[str, str]]:
-    """Read the headers ``WWW-Authenticate``: the parameters of each scheme, by its lower-case name.
+    """Parse the headers ``WWW-Authenticate``: the parameters of each scheme, by its lower-case name.
 
     Source: RFC 9110, section 11.6.1.
     """
@@ -48,15 +49,16 @@ def parse_challenges(headers: list[str]) -> dict[str, dict[str, str]]:
 
 
 def may_send_to(registry: str, realm: str, allowed: tuple[str, ...] = ()) -> bool:
-    """Return whether a registry's credentials may be sent to the address that it names for tokens.
+    """Return whether a registry's credentials may be sent to its token service.
 
-    That is its own host, a host of the same parent domain (``auth.docker.io`` for ``registry-1.docker.io``), the
-    parent itself (``gitlab.com`` for ``registry.gitlab.com``), or one that the settings name.
+    They may be sent to its own host, a host of the same parent domain (``auth.docker.io`` for
+    ``registry-1.docker.io``), the parent itself (``gitlab.com`` for ``registry.gitlab.com``), or a host in the
+    settings.
 
     Args:
-        registry: ``host[:port]`` that was asked.
-        realm: the whole address of the token service.
-        allowed: hosts that the settings name.
+        registry: the ``host[:port]`` of the request.
+        realm: the complete address of the token service.
+        allowed: hosts from the settings.
     """
     parts = urlsplit(realm)
     target, own = (parts.hostname or "").lower(), (urlsplit(f"//{registry}").hostname or "").lower()
@@ -69,12 +71,12 @@ def may_send_to(registry: str, realm: str, allowed: tuple[str, ...] = ()) -> boo
 
 
 class Authorizer:
-    """What to put into the header ``Authorization`` of requests to one registry.
+    """Provides the header ``Authorization`` for requests to one registry.
 
     Args:
         registry: ``host[:port]`` as in references.
         host: the host that is really asked.
-        credentials: who asks, or None for anonymous.
+        credentials: the credentials, or None for anonymous access.
         transport: the connections.
     """
 
@@ -93,7 +95,7 @@ class Authorizer:
         return f"<Authorizer for {self._registry}: {who}, {len(self._tokens)} tokens>"
 
     def header(self, scope: str) -> str | None:
-        """Return the header for a scope, as far as it is known without asking."""
+        """Return the header for a scope, if it is known without a request."""
         with self._lock:
             if self._basic and self._credentials is not None:
                 return self._credentials.basic
@@ -101,24 +103,23 @@ class Authorizer:
             return f"Bearer {token}" if token and time.monotonic() < until else None
 
     def answer(self, refusal: BaseHTTPResponse, scope: str, sent: str | None) -> None:
-        """Learn from a 401 what is wanted, and get it.
+        """Get the authorization that a 401 answer requires.
 
         Args:
             refusal: the answer.
-            scope: what was asked for.
-            sent: the header that was refused, or None.
+            scope: the requested scope.
+            sent: the refused header, or None.
 
         Raises:
-            ImageError: there are no credentials, or they may not be sent where the registry wants them, or they are
-                refused.
+            ImageError: there are no credentials, they may not be sent to the requested host, or they are refused.
 
         Source: OCI distribution specification; the distribution project's token authentication specification.
         """
         challenges = parse_challenges(refusal.headers.getlist("WWW-Authenticate"))
-        refusal.drain_conn()
+        let_go(refusal)
         with self._asking:
             if self.header(scope) not in (None, sent):
-                return  # another thread has got it meanwhile
+                return  # another thread has got it in the meantime
             if "bearer" in challenges:
                 self._fetch_token(challenges["bearer"], scope)
             elif "basic" in challenges and self._credentials is not None:
@@ -137,31 +138,30 @@ class Authorizer:
 
     def _fetch_token(self, challenge: dict[str, str], scope: str) -> None:
         realm = challenge.get("realm", "")
-        parts = urlsplit(realm)
+        parts = address(realm)
         origin = self._transport.origin(self._host)
         if parts.scheme not in ("https", "http") or (origin.startswith("https:") and parts.scheme != "https"):
-            raise ImageError(f"registry {self._registry}: it sends to {realm!r} for a token, which is not over TLS")
+            raise ImageError(f"registry {self._registry}: its token service {realm!r} does not use TLS")
         allowed = tuple(self._transport.settings.token_hosts.get(self._registry, ()))
         if self._credentials is not None and not may_send_to(self._host, realm, allowed):
             raise ImageError(
-                f"registry {self._registry}: it wants the credentials sent to {parts.hostname}, which is not of its "
+                f"registry {self._registry}: it wants the credentials sent to {parts.hostname}, which is outside its "
                 "own domain (hint: allow it by "
                 f"RegistrySettings(token_hosts={{{self._registry!r}: ({parts.hostname!r},)}}))"
             )
         wanted = {"service": challenge.get("service", ""), "scope": challenge.get("scope") or scope}
         answer = self._ask(realm, wanted)
-        raw = answer.read(_LARGEST_TOKEN) or b""
-        answer.release_conn()
+        raw = body(answer, _LARGEST_TOKEN, f"registry {self._registry}: token")
         if answer.status != 200:
             raise self._denied(f"its token service answers with status {answer.status}")
         try:
             content = json.loads(raw)
             token = content.get("token") or content.get("access_token")
-            lifetime = max(int(content.get("expires_in") or _SHORTEST_S), _SHORTEST_S)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ImageError(f"registry {self._registry}: its token service gives no JSON object") from error
+            lifetime = min(max(int(content.get("expires_in") or _SHORTEST_S), _SHORTEST_S), _LONGEST_S)
+        except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+            raise ImageError(f"registry {self._registry}: its token service returns no JSON object") from error
         if not isinstance(token, str) or not token or not token.isprintable():
-            raise ImageError(f"registry {self._registry}: its token service gives no token")
+            raise ImageError(f"registry {self._registry}: its token service returns no token")
         with self._lock:
             self._tokens[scope] = (token, time.monotonic() + lifetime * 0.9)
 

@@ -1,4 +1,4 @@
-"""HTTP to registries: one pool of connections for each host, bounded redirects, no secret to another host."""
+"""HTTP to registries: a connection pool for each host, limited redirects, no credentials to other hosts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import random
 import ssl
 import time
 from contextlib import suppress
+from errno import EMFILE, ENFILE
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
-from containerkit.errors import ImageError, UnsupportedError
+from containerkit.errors import DESCRIPTORS_HINT, ImageError, SetupError, UnsupportedError
 from containerkit.image.reference import is_loopback
+from containerkit.image.registry.patience import Meter, Patience, connection_classes, current, patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from containerkit.image.registry.settings import RegistrySettings
 
-__all__ = ["TRANSIENT", "TransientError", "Transport", "backoff_s", "no_proxy"]
+__all__ = ["TRANSIENT", "TransientError", "Transport", "address", "backoff_s", "body", "let_go", "no_proxy"]
 
 _MOST_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -28,28 +30,29 @@ TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_WAIT_S: Final = 30.0
 _PROBE_S: Final = 5.0
 _LARGEST_ERROR: Final = 64 << 10
+_SMALL: Final = 64 << 10  # a larger request body may take as long as it needs
 
 
 def backoff_s(attempt: int, retry_after: str | None = None) -> float:
-    """Return how long to wait before the next try: doubling from 0.1 s, with chance, up to 30 s.
+    """Return how long to wait before the next attempt: it doubles from 0.1 s up to 30 s, with random variation.
 
     Args:
-        attempt: how many tries have failed, from 1.
-        retry_after: the header of that name, in seconds.
+        attempt: the number of failed attempts, from 1.
+        retry_after: the value of that header, in seconds.
 
     Source: RFC 9110, section 10.2.3.
     """
     if retry_after and retry_after.isdecimal():
         return min(float(retry_after), _LONGEST_WAIT_S)
     longest = min(0.1 * 2.0**attempt, _LONGEST_WAIT_S)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
 
 
 class Transport:
-    """Connections to registries, kept open between requests and shared by threads.
+    """Connections to registries. They are kept open between requests and shared by threads.
 
     Args:
-        settings: certificates, plain HTTP, patience.
+        settings: certificates, plain HTTP, timeouts.
 
     Raises:
         UnsupportedError: urllib3 is not installed.
@@ -57,7 +60,7 @@ class Transport:
 
     def __init__(self, settings: RegistrySettings) -> None:
         try:
-            import urllib3  # noqa: F401 - heavy, and of an optional extra
+            import urllib3  # noqa: F401 - heavy, and from an optional extra
         except ImportError as error:
             raise UnsupportedError("import", 2, "urllib3", "pip install 'containerkit[image]'") from error
         self.settings = settings
@@ -76,8 +79,8 @@ class Transport:
     def origin(self, host: str) -> str:
         """Return ``scheme://host`` of a registry.
 
-        Plain HTTP is for registries that the settings name, and for one on the loopback interface that does not
-        speak TLS; a certificate that is not trusted never leads to plain HTTP.
+        Plain HTTP is used only for registries in the settings, and for a registry on the loopback interface without
+        TLS. An untrusted certificate never leads to plain HTTP.
 
         Raises:
             ImageError: nothing answers there.
@@ -94,13 +97,9 @@ class Transport:
         from urllib3.exceptions import HTTPError
 
         try:
-            self._pool("https", host).request(
-                "GET",
-                f"https://{host}/v2/",
-                redirect=False,
-                retries=False,
-                timeout=min(_PROBE_S, self.settings.timeout_s),
-            )
+            with patient(min(_PROBE_S, self.settings.metadata_s)) as until:
+                patience = Patience(self.settings, until)
+                let_go(self._ask("GET", f"https://{host}/v2/", {}, None, patience, patience.left_s()))
         except HTTPError as error:
             _raise_if_tls(host, error)
             return "http"
@@ -123,7 +122,9 @@ class Transport:
         if scheme == "https":
             options["ssl_context"] = self._tls(host)
         proxy = _proxy(scheme, host)
-        return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        made = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        made.pool_classes_by_scheme = connection_classes()
+        return made
 
     def _tls(self, host: str) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -146,56 +147,78 @@ class Transport:
         body: bytes | None = None,
         redirect: bool = True,
         attempts: int | None = None,
+        meter: Meter | None = None,
     ) -> BaseHTTPResponse:
-        """Send a request, follow redirects, and try again what may pass.
+        """Send a request, follow redirects, and try again after temporary failures.
 
-        A redirect to another origin loses the header ``Authorization``; one from HTTPS to plain HTTP is refused.
+        Everything must arrive within the settings' ``metadata_s``, or within the remaining time of a surrounding
+        :func:`patient`. If there is a body to send, the time begins after it has been sent.
+
+        Credentials are dropped on cross-origin redirects. A redirect from HTTPS to plain HTTP is refused.
 
         Args:
-            method: the verb.
-            url: the whole address.
+            method: the HTTP method.
+            url: the complete address.
             headers: the headers.
             body: the body.
-            redirect: follow redirects.
-            attempts: tries in all. Default: the settings' number.
+            redirect: whether to follow redirects.
+            attempts: the maximum number of attempts. Default: that of the settings.
+            meter: limits the time of a large body in place of the deadline. Default: the body is small.
 
         Returns:
-            The answer, whatever its status, with its body unread: read it or release it.
+            The answer, whatever its status, with its body unread. The caller must read it (:func:`body`) or release it.
 
         Raises:
-            ImageError: no answer after all tries, an untrusted certificate, or more than five redirects.
+            ImageError: there is no answer after all attempts or in time, the certificate is untrusted, the address is
+                invalid, or there are more than five redirects.
 
         Source: RFC 9110, sections 10.2.3 and 15.4.
         """
         attempts = self.settings.attempts if attempts is None else attempts
-        for attempt in range(1, attempts + 1):
-            try:
-                answer = self._follow(method, url, dict(headers or {}), body, redirect=redirect)
-            except _Unreachable as error:
-                if attempt == attempts:
-                    raise TransientError(f"{method} {_shown(url)}: {error}") from error
-                time.sleep(backoff_s(attempt))
-                continue
-            if answer.status not in TRANSIENT or attempt == attempts:
-                return answer
-            wait = backoff_s(attempt, answer.headers.get("Retry-After"))
-            answer.drain_conn()
-            time.sleep(wait)
+        large = body is not None and len(body) > _SMALL
+        with patient(self.settings.metadata_s) as until:
+            for attempt in range(1, attempts + 1):
+                patience = Patience(self.settings, None if large else until, meter)
+                try:
+                    answer = self._follow(method, url, dict(headers or {}), body, patience, redirect=redirect)
+                except _Unreachable as error:
+                    wait, why = backoff_s(attempt), str(error)
+                    if attempt == attempts and time.monotonic() < until:
+                        raise TransientError(f"{method} {_shown(url)}: {error}") from error
+                else:
+                    if answer.status not in TRANSIENT or attempt == attempts:
+                        patience.is_body = True
+                        return answer
+                    wait, why = backoff_s(attempt, answer.headers.get("Retry-After")), f"status {answer.status}"
+                    let_go(answer)
+                if not large and time.monotonic() + wait >= until:
+                    raise TransientError(
+                        f"{method} {_shown(url)}: {why}, and no answer within {self.settings.metadata_s:g} s "
+                        "(hint: RegistrySettings(metadata_s=...) raises this)"
+                    )
+                time.sleep(wait)
         raise AssertionError("attempts is at least 1")
 
     def _follow(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | None, *, redirect: bool
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        patience: Patience,
+        *,
+        redirect: bool,
     ) -> BaseHTTPResponse:
         for _ in range(_MOST_REDIRECTS + 1):
-            answer = self._once(method, url, headers, body)
+            answer = self._once(method, url, headers, body, patience)
             location = answer.headers.get("Location")
             if not redirect or answer.status not in _REDIRECTS or not location:
                 return answer
-            answer.drain_conn()
-            new = urljoin(url, location)
-            before, after = urlsplit(url), urlsplit(new)
+            let_go(answer)
+            before = address(url)
+            new, after = joined(url, location)
             if after.scheme not in ("https", "http") or (before.scheme == "https" and after.scheme == "http"):
-                raise ImageError(f"{method} {_shown(url)}: a redirect to {_shown(new)}, which is not over TLS")
+                raise ImageError(f"{method} {_shown(url)}: it redirects to {_shown(new)}, which does not use TLS")
             if (before.scheme, before.netloc) != (after.scheme, after.netloc):
                 headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
             if answer.status == 303 and method != "HEAD":
@@ -203,54 +226,138 @@ class Transport:
             url = new
         raise ImageError(f"{method} {_shown(url)}: more than {_MOST_REDIRECTS} redirects")
 
-    def _once(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> BaseHTTPResponse:
+    def _once(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None, patience: Patience
+    ) -> BaseHTTPResponse:
+        from http.client import HTTPException
+
         from urllib3.exceptions import HTTPError
 
-        parts = urlsplit(url)
+        parts = address(url)
         try:
-            return self._pool(parts.scheme, parts.netloc).request(
-                method, url, headers=headers, body=body, redirect=False, retries=False, preload_content=False
-            )
+            silence = self.settings.timeout_s
+            if body is None or len(body) <= _SMALL:
+                silence = min(silence, patience.left_s())
+            if silence <= 0:
+                raise _Unreachable("the timeout expired")
+            return self._ask(method, url, headers, body, patience, silence)
         except HTTPError as error:
             _raise_if_tls(parts.netloc, error)
             raise _Unreachable(_reason(error)) from error
         except OSError as error:
+            if error.errno in (EMFILE, ENFILE):
+                raise SetupError("socket", error.errno, parts.netloc, DESCRIPTORS_HINT) from error
             raise _Unreachable(_reason(error)) from error
+        except HTTPException as error:
+            raise _Unreachable(_reason(error)) from error
+        except ValueError as error:  # an invalid host name or header
+            raise ImageError(f"{method} {_shown(url)}: {error}") from error
+
+    def _ask(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None, patience: Patience, silence: float
+    ) -> BaseHTTPResponse:
+        import urllib3
+
+        parts = address(url)
+        token = current.set(patience)
+        try:
+            return self._pool(parts.scheme, parts.netloc).request(
+                method, url, headers={"Accept-Encoding": "identity", **headers}, body=body, redirect=False,
+                retries=False, preload_content=False,
+                timeout=urllib3.Timeout(connect=min(10.0, silence), read=silence),
+            )  # fmt: skip
+        finally:
+            current.reset(token)
 
 
 class TransientError(ImageError):
-    """No answer, or one that says to try later: the same request may well succeed another time."""
+    """There is no answer, or the answer asks to try later. The same request may succeed later."""
 
 
 class _Unreachable(Exception):  # noqa: N818 - never leaves this module
-    """No answer, this time."""
+    """There is no answer this time."""
+
+
+def address(url: str) -> SplitResult:
+    """Parse an untrusted address.
+
+    Raises:
+        ImageError: it is invalid.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0):
+            return parts
+    except ValueError as error:
+        raise ImageError(f"{url[:200]!r} is not an address: {error}") from error
+    raise ImageError(f"{url[:200]!r} is not an HTTP address")
+
+
+def joined(base: str, location: str) -> tuple[str, SplitResult]:
+    """Resolve a location against a base address. Return the address and its parts.
+
+    Raises:
+        ImageError: it is invalid.
+    """
+    try:
+        url = urljoin(base, location)
+    except ValueError as error:
+        raise ImageError(f"{location[:200]!r} is not an address: {error}") from error
+    return url, address(url)
+
+
+def body(answer: BaseHTTPResponse, most: int, what: str) -> bytes:
+    """Return the body of an answer, or its first ``most`` bytes, and return the connection to the pool.
+
+    Raises:
+        ImageError: it does not arrive, or not in time.
+    """
+    from http.client import HTTPException
+
+    from urllib3.exceptions import HTTPError
+
+    try:
+        raw = answer.read(most, decode_content=False) or b""
+    except (HTTPError, HTTPException, OSError, ValueError) as error:
+        answer.close()
+        raise TransientError(f"{what}: the answer was cut off: {_reason(error)}") from error
+    if len(raw) >= most:
+        answer.close()  # the rest can have any length
+    answer.release_conn()
+    return raw
+
+
+def let_go(answer: BaseHTTPResponse) -> None:
+    """Return the connection of an answer to the pool. If the body is large, the connection is closed."""
+    with suppress(ImageError):
+        body(answer, _LARGEST_ERROR, "answer")
 
 
 def error_text(answer: BaseHTTPResponse) -> str:
-    """Return what a registry says about a failure, and give the connection back.
+    """Return the error message of a registry, and return the connection to the pool.
 
     Source: OCI distribution specification, "Error Codes".
     """
     import json
 
-    raw = answer.read(_LARGEST_ERROR) or b""
-    answer.release_conn()
-    said = ""
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
+    said, raw = "", b""
+    with suppress(ImageError):
+        raw = body(answer, _LARGEST_ERROR, "error")
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         errors = json.loads(raw)["errors"]
         said = "; ".join(f"{one.get('code', '')} {one.get('message', '')}".strip() for one in errors)
     return f"status {answer.status}" + (f" ({said[:300]})" if said else "")
 
 
 def _raise_if_tls(host: str, error: BaseException) -> None:
-    """Raise what to do when one side does not trust the other: another try, or one without TLS, is no remedy."""
+    """Raise an error with the remedy if one side does not trust the other. Another attempt would not help."""
     for one in _causes(error):
         if isinstance(one, ssl.SSLCertVerificationError):
             raise _tls_error(host, error) from error
-        if isinstance(one, ssl.SSLError) and "alert" in str(one).lower():  # only who speaks TLS sends one
+        if isinstance(one, ssl.SSLError) and "alert" in str(one).lower():  # sent only by a peer that uses TLS
             raise ImageError(
-                f"registry {host}: it refuses this client: {_reason(error)} (hint: a certificate and key that it wants "
-                f"to see belong into /etc/containers/certs.d/{host}/client.cert and client.key)"
+                f"registry {host}: it refuses this client: {_reason(error)} (hint: put the required certificate and "
+                f"key into /etc/containers/certs.d/{host}/client.cert and client.key)"
             ) from error
 
 
@@ -279,8 +386,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _shown(url: str) -> str:
-    """Return an address without its query, which may hold a signature."""
-    parts = urlsplit(url)
+    """Return an address without its query, which may contain a signature."""
+    try:
+        parts = address(url)
+    except ImageError:
+        return repr(url.partition("?")[0][:200])
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
@@ -295,11 +405,11 @@ def _proxy(scheme: str, host: str) -> str:
 
 
 def no_proxy(host: str, rule: str) -> bool:
-    """Return whether a host is to be reached without the proxy, by the variable ``NO_PROXY``.
+    """Return whether a host must be reached without the proxy, according to the variable ``NO_PROXY``.
 
     Args:
-        host: name or address without a port.
-        rule: names, domains (with or without a leading dot) and networks such as 10.0.0.0/8, apart by commas.
+        host: a name or address without a port.
+        rule: names, domains (with or without a leading dot) and networks such as 10.0.0.0/8, separated by commas.
 
     Source: curl(1), "NO_PROXY".
     """

@@ -1,4 +1,4 @@
-"""The store: an OCI image layout on disk, shared by processes, with the unpacked layers beside it."""
+"""The store: an OCI image layout on disk that processes share, with the unpacked layers next to it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from containerkit import deputy
-from containerkit.errors import ImageError
+from containerkit.errors import ImageError, SpecError, telling_of_descriptors
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
+from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
 from containerkit.image.manifest import Index, Manifest, parse_manifest
 from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference
@@ -17,6 +17,7 @@ from containerkit.image.store.blobs import Blobs, Ingest
 from containerkit.image.store.catalog import Catalog
 from containerkit.image.store.leases import Lease
 from containerkit.image.store.locks import IDS, refused, replace_file
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from containerkit.image.digest import Digest
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Blobs", "Catalog", "Ingest", "Lease", "Store", "default_root"]
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
-_PRIVATE: Final = 0o700  # layers hold set-user-id programs: nobody else may reach them
+_PRIVATE: Final = 0o700  # layers contain set-user-ID programs that nobody else may reach
 _ROOT_STORE: Final = "/var/lib/containerkit/images"
 
 
@@ -47,23 +48,28 @@ def default_root() -> Path:
 
 
 class Store:
-    """A folder of images.
+    """A directory of images.
 
-    ``oci-layout``, ``index.json`` and ``blobs`` are an OCI image layout that other tools read. Beside them lie
-    ``layers`` (unpacked, one folder for each diff id; below ``ids-...`` those whose files belong to ranges of a
-    user's), ``incoming`` (unfinished blobs), ``leases`` and ``lock``.
+    ``oci-layout``, ``index.json`` and ``blobs`` are an OCI image layout that other tools can read. Next to them are
+    ``layers`` (unpacked, one directory for each diff id; in ``ids-...`` those whose files belong to id ranges of a
+    user), ``incoming`` (unfinished blobs), ``leases`` and ``lock``.
 
     Args:
-        root: the folder; made when missing. Default: :func:`default_root`.
+        root: the directory, created if it does not exist. Default: :func:`default_root`.
+        limits: bounds on what a layer or archive may unpack to, whether it is pulled, loaded, imported or added in a
+            build. Default: 64 GiB, 4,000,000 entries, 250 times its size.
 
     Raises:
-        SetupError: the folder can't be made.
-        ImageError: the folder holds something else, or a layout of another version.
+        SetupError: the directory can't be created.
+        ImageError: the directory contains something else, or a layout of another version.
 
     Source: OCI image specification, image-layout.md.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        if not isinstance(limits, Limits):
+            raise SpecError(f"limits: {limits!r} is not a containerkit.image.Limits")
+        self.limits = limits
         self.root = Path(root).absolute() if root is not None else default_root()
         self.gate = self.root / "lock"
         self.blobs = Blobs(self.root / "blobs", self.root / "incoming")
@@ -89,51 +95,56 @@ class Store:
         if b'"1.0.0"' not in layout:
             raise ImageError(f"{self.root}: an image layout of a version that is not understood: {layout[:80]!r}")
 
+    @telling_of_descriptors("lease")
     def lease(self, shared: int | None = None) -> Lease:
-        """Return a new claim on blobs and layers; close it when they are no longer needed.
+        """Return a new claim on blobs and layers. Close it when they are no longer needed.
 
         Args:
-            shared: descriptor of a claim to add to, which goes on when this one is closed. Default: a claim of its own.
+            shared: descriptor of a claim to extend, which stays when this one is closed. Default: a new claim.
         """
         return Lease(self.root / "leases", self.gate, shared)
 
+    @telling_of_descriptors("find")
     def find(self, reference: Reference | str) -> Descriptor | None:
         """Return the descriptor of a manifest or index by its name or digest, or None."""
         if isinstance(reference, str):
             reference = Reference.parse(reference)
         return self.catalog.find(reference)
 
+    @telling_of_descriptors("document")
     def document(self, descriptor: Descriptor) -> Manifest | Index:
         """Read a manifest or index from the store.
 
         Raises:
-            ImageError: it is not there or malformed.
+            ImageError: it does not exist or is malformed.
         """
         raw = self.blobs.read(descriptor.digest)
         return parse_manifest(raw, descriptor.media_type, f"manifest {descriptor.digest}")
 
+    @telling_of_descriptors("manifest")
     def manifest(self, descriptor: Descriptor, platform: Platform | None = None) -> Manifest:
-        """Read a manifest, choosing by platform when the descriptor is of an index.
+        """Read a manifest. If the descriptor is that of an index, choose by platform.
 
         Args:
             descriptor: of a manifest or index.
-            platform: what it shall run on. Default: this machine.
+            platform: the platform. Default: this machine's.
 
         Raises:
-            ImageError: it is not there or malformed, or none fits the platform.
+            ImageError: it does not exist, is malformed, or none fits the platform.
         """
-        for _ in range(4):  # indexes may hold indexes, but not without an end
+        for _ in range(4):  # indexes may contain indexes, but not endlessly
             document = self.document(descriptor)
             if isinstance(document, Manifest):
                 return document
             descriptor = document.select(platform or Platform.host(), f"image {descriptor.digest}")
         raise ImageError(f"image {descriptor.digest}: indexes are nested too deeply")
 
+    @telling_of_descriptors("config")
     def config(self, manifest: Manifest) -> ImageConfig:
         """Read the config of an image.
 
         Raises:
-            ImageError: it is not there or malformed, or does not name as many layers as the manifest.
+            ImageError: it does not exist, is malformed, or has another number of layers than the manifest.
         """
         if not manifest.is_image:
             raise ImageError(
@@ -148,6 +159,7 @@ class Store:
             )
         return config
 
+    @telling_of_descriptors("add_image")
     def add_image(
         self, config: ImageConfig, layers: tuple[Descriptor, ...], reference: Reference | None, lease: Lease
     ) -> Manifest:
@@ -156,7 +168,7 @@ class Store:
         Args:
             config: its config.
             layers: descriptors of its layers, lowest first.
-            reference: its name, or None to keep it without one.
+            reference: its name, or None to store it without one.
             lease: the caller's claim, which covers the layers already.
 
         Returns:
@@ -174,14 +186,15 @@ class Store:
         lease.claim([Descriptor.of(content, media_type).digest])
         return self.blobs.add(content, media_type)
 
+    @telling_of_descriptors("collect")
     def collect(self, *, unnamed: bool = False, cache: bool = False) -> Collected:
-        """Delete what no name, no lease, no unnamed image and no step of a build needs.
+        """Delete what no name, no lease, no unnamed image and no build step uses.
 
-        These are blobs, unpacked layers, and what crashes have left.
+        This concerns blobs, unpacked layers, and what crashes have left behind.
 
         Args:
-            unnamed: forget the images without a name first.
-            cache: forget what builds have kept first.
+            unnamed: whether to delete the images without a name too.
+            cache: whether to delete the build cache too.
 
         Returns:
             What was deleted.
@@ -197,25 +210,26 @@ class Store:
             forget_builds(self)
         return collect(self)
 
+    @telling_of_descriptors("verify")
     def verify(self, *, repair: bool = False) -> tuple[Problem, ...]:
         """Read everything and compare it with its digest.
 
         Args:
-            repair: delete damaged blobs and layers, so that the next pull brings them again.
+            repair: whether to delete damaged blobs and layers, so that the next pull replaces them.
 
         Returns:
-            What is wrong; empty when all is well.
+            The problems; empty if there are none.
         """
         from containerkit.image.store.collect import verify
 
         return verify(self, repair=repair)
 
     def layer_folder(self, diff_id: Digest) -> Path:
-        """Return where a layer is unpacked, or would be, for the ids that this user's containers have.
+        """Return the directory of an unpacked layer for the ids of this user's containers. It need not exist.
 
-        Root's files have the ids that they have inside, and so has one folder for all containers; a user with ranges in
-        /etc/subuid has files of those, so that with other ranges they are of no use; a user with a single id has all
-        files itself.
+        For root the ids on disk are those inside, and all containers share one directory. For a user with ranges in
+        /etc/subuid the files have ids from these ranges, so they can't be used with other ranges. For a user with a
+        single id all files belong to that user.
 
         Source: user_namespaces(7).
         """
@@ -223,6 +237,6 @@ class Store:
 
     @property
     def layers(self) -> Path:
-        """The folder of the layers that are unpacked for the ids that this user's containers have."""
-        key = deputy.key()
+        """The directory of the unpacked layers for the ids of this user's containers."""
+        key = userns_helper.key()
         return self.root / "layers" / f"{IDS}{key}" if key else self.root / "layers"

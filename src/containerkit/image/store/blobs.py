@@ -26,14 +26,14 @@ _PIECE: Final = 1 << 20
 
 
 class Ingest:
-    """A blob on its way into the store: write it, then :meth:`commit`.
+    """A blob that is being added to the store. Write it, then call :meth:`commit`.
 
-    What has been written stays when it is left without a commit, so that the next try goes on at :attr:`offset`;
-    what is wrong does not stay. The file is locked: a second process that wants the same blob waits for the first.
+    Without a commit the written bytes stay, so that the next attempt continues at :attr:`offset`. Wrong content does
+    not stay. The file is locked: a second process that wants the same blob waits for the first.
 
     Attributes:
-        offset: how many bytes are there.
-        done: the blob is in the store already; nothing is to be written.
+        offset: the number of bytes so far.
+        done: whether the blob is in the store already, so that nothing must be written.
     """
 
     def __init__(self, blobs: Blobs, expected: Descriptor | None) -> None:
@@ -78,7 +78,7 @@ class Ingest:
                 return
             if self._is_current():
                 break
-            self._close()  # its last owner moved it away while this one waited
+            self._close()  # its last owner moved it while this one waited
         self._resume()
 
     def _is_current(self) -> bool:
@@ -95,7 +95,7 @@ class Ingest:
             self.restart()
 
     def restart(self) -> None:
-        """Forget what has been written."""
+        """Discard what has been written."""
         self._state = self._expected.digest.hasher() if self._expected else _sha256()
         os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
@@ -103,15 +103,15 @@ class Ingest:
 
     @property
     def digest(self) -> Digest:
-        """The digest that the blob will have: of what was written, unless it was expected beforehand."""
+        """The digest of the blob: the expected one, or that of the written bytes."""
         return self._expected.digest if self._expected else Digest(f"sha256:{self._state.hexdigest()}")
 
     def write(self, content: bytes | memoryview) -> int:
         """Append bytes.
 
         Raises:
-            ImageError: they are more than the blob's size.
-            SetupError: the disk is full, or may not be written.
+            ImageError: there are more bytes than the blob's size.
+            SetupError: the disk is full or not writable.
 
         Source: OCI image specification, descriptor.md.
         """
@@ -132,13 +132,13 @@ class Ingest:
         return len(content)
 
     def commit(self) -> Digest:
-        """Check digest and size and put the blob in its place.
+        """Check digest and size, and move the blob to its place.
 
         Returns:
             The digest.
 
         Raises:
-            ImageError: too short (what is there stays, to go on from), or not what its digest says (nothing stays).
+            ImageError: it is too short (the bytes stay, to be continued), or does not match its digest (nothing stays).
             SetupError: the disk is full.
 
         Source: OCI image specification, descriptor.md; rename(2).
@@ -148,7 +148,7 @@ class Ingest:
             return digest
         if self._expected is not None:
             if self.offset != self._expected.size:
-                raise ImageError(f"blob {digest}: {self.offset} of its {self._expected.size} bytes came")
+                raise ImageError(f"blob {digest}: only {self.offset} of its {self._expected.size} bytes arrived")
             try:
                 digest.check(self._state, f"blob {digest}")
             except ImageError:
@@ -172,11 +172,11 @@ class Ingest:
 
 
 class Blobs:
-    """The folder ``blobs`` of an image layout, and the folder where new ones arrive.
+    """The directory ``blobs`` of an image layout, and the directory for incoming blobs.
 
     Args:
         folder: ``blobs``.
-        incoming: where unfinished ones lie, on the same file system.
+        incoming: the directory for unfinished blobs, on the same filesystem.
 
     Source: OCI image specification, image-layout.md.
     """
@@ -195,11 +195,11 @@ class Blobs:
                     yield Digest(f"{algorithm.name}:{entry.name}")
 
     def path(self, digest: Digest) -> Path:
-        """Return where a blob lies, or would."""
+        """Return the path of a blob, which need not exist."""
         return self.folder / digest.algorithm / digest.encoded
 
     def has(self, blob: Descriptor | Digest) -> bool:
-        """Return whether a blob is there, and of the size that its descriptor says."""
+        """Return whether a blob exists and has the size in its descriptor."""
         digest = blob.digest if isinstance(blob, Descriptor) else blob
         try:
             size = self.path(digest).stat().st_size
@@ -211,7 +211,7 @@ class Blobs:
         """Open a blob for reading.
 
         Raises:
-            ImageError: it is not there.
+            ImageError: it does not exist.
         """
         try:
             return self.path(digest).open("rb", buffering=0)
@@ -219,25 +219,25 @@ class Blobs:
             raise ImageError(f"blob {digest} is not in the store (hint: pull the image again)") from error
 
     def read(self, digest: Digest) -> bytes:
-        """Return a small blob (a manifest, index or config), verified.
+        """Return a small blob (a manifest, index or config) after verifying it.
 
         Raises:
-            ImageError: it is not there, is too large, or is not what its digest says.
+            ImageError: it does not exist, is too large, or does not match its digest.
         """
         with self.open(digest) as file:
             content = file.read(LARGEST_BYTES + 1) or b""
         if len(content) > LARGEST_BYTES:
-            raise ImageError(f"blob {digest}: over the {LARGEST_BYTES} bytes that a document may have")
+            raise ImageError(f"blob {digest}: larger than the {LARGEST_BYTES} bytes that a document may have")
         state = digest.hasher()
         state.update(content)
         digest.check(state, f"blob {digest} in the store")
         return content
 
     def ingest(self, expected: Descriptor | None = None) -> Ingest:
-        """Return a writer for a new blob, to be used in a ``with`` statement.
+        """Return a writer for a new blob, for use in a ``with`` statement.
 
         Args:
-            expected: what it must be; without it, any content is taken and named by its sha256.
+            expected: the expected blob. By default any content is accepted and named by its sha256.
         """
         return Ingest(self, expected)
 

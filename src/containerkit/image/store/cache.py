@@ -1,30 +1,34 @@
-"""The build cache: what a step made, by what went into it."""
+"""The build cache: the result of a step, by its inputs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from containerkit.errors import ContainerError
+from containerkit.image.digest import Digest
 from containerkit.image.document import Document
+from containerkit.image.layers.compression import Plain
 from containerkit.image.manifest import Descriptor
 from containerkit.image.store.locks import locked, remove_tree, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from containerkit.image.digest import Digest
     from containerkit.image.store import Lease, Store
+
+_PIECE: Final = 1 << 20
 
 __all__ = ["Cache", "Made", "cached_digests", "forget_builds", "key_of"]
 
 
 def key_of(*facts: str) -> str:
-    """Return the key of a step: a hash over what goes into it."""
+    """Return the key of a step: a hash of its inputs."""
     state = hashlib.sha256()
     for fact in facts:
         raw = fact.encode("utf-8", "surrogateescape")
@@ -34,10 +38,10 @@ def key_of(*facts: str) -> str:
 
 @attrs.frozen(kw_only=True)
 class Made:
-    """What a step made.
+    """The result of a step.
 
     Attributes:
-        layer: the blob and its diff id, or None when it changed nothing.
+        layer: the blob and its diff id, or None if it changed nothing.
         created: RFC 3339 time.
     """
 
@@ -46,11 +50,11 @@ class Made:
 
 
 class Cache:
-    """Steps by their keys, in a store.
+    """The steps in a store, by their keys.
 
     Args:
-        store: where.
-        enabled: find what is there; what is made is kept in either case.
+        store: the store.
+        enabled: whether to use cached results. New results are stored in any case.
     """
 
     def __init__(self, store: Store, *, enabled: bool = True) -> None:
@@ -60,7 +64,7 @@ class Cache:
         self._folder.mkdir(exist_ok=True, mode=0o711)
 
     def find(self, key: str, lease: Lease) -> Made | None:
-        """Return what a step made before, claimed; None when it is not known or its layer is gone."""
+        """Return and claim the earlier result of a step, or None if there is none or its layer is gone or changed."""
         if not self._enabled:
             return None
         try:
@@ -74,22 +78,50 @@ class Cache:
             if described is not None:
                 layer = (Descriptor.from_document(described), document.digest("diffID"))
                 lease.claim([layer[0].digest, layer[1]])
-                if not self._store.blobs.has(layer[0]):
-                    return None
-            return Made(layer=layer, created=document.text("created"))
+            made = Made(layer=layer, created=document.text("created"))
+            return made if layer is None or self._is_sound(key, made, document.text("seen", "")) else None
         except ContainerError:
-            return None  # written by another version: the step is simply made again
+            return None  # written by another version: the step is executed again
+
+    def _is_sound(self, key: str, made: Made, seen: str) -> bool:
+        """Return whether the blob of a layer is unchanged. If the kernel reports a change, it is read and compared.
+
+        Raises:
+            ImageError: it does not match its digest or its diff id.
+        """
+        assert made.layer is not None
+        blob, diff_id = made.layer
+        if not self._store.blobs.has(blob):
+            return False
+        if seen == self._seen(blob.digest):
+            return True
+        with self._store.blobs.open(blob.digest) as file:
+            if Digest.of_file(file, blob.digest.algorithm) != blob.digest:
+                return False
+        state = diff_id.hasher()
+        with self._store.blobs.open(blob.digest) as file, Plain(file, limits=self._store.limits) as stream:
+            while piece := stream.read(_PIECE):
+                state.update(piece)
+        diff_id.check(state, "layer, uncompressed")
+        self.put(key, made)
+        return True
+
+    def _seen(self, digest: Digest) -> str:
+        """Return values that change with a blob's file. Source: inode(7), "Last status change timestamp (ctime)"."""
+        status = os.stat(self._store.blobs.path(digest))
+        return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_ctime_ns}"
 
     def put(self, key: str, made: Made) -> None:
-        """Remember what a step made."""
+        """Store the result of a step."""
         content: dict[str, object] = {"created": made.created}
         if made.layer is not None:
-            content |= {"layer": made.layer[0].to_json(), "diffID": str(made.layer[1])}
+            blob, diff_id = made.layer
+            content |= {"layer": blob.to_json(), "diffID": str(diff_id), "seen": self._seen(blob.digest)}
         replace_file(self._folder / f"{key}.json", json.dumps(content).encode())
 
 
 def forget_builds(store: Store) -> None:
-    """Forget all steps of builds, and what their cache mounts hold."""
+    """Delete all build steps, and the content of their cache mounts."""
     with locked(store.gate, exclusive=True):
         for path in (store.root / "build/cache").glob("*.json"):
             path.unlink(missing_ok=True)
@@ -101,7 +133,7 @@ def forget_builds(store: Store) -> None:
 
 
 def cached_digests(store: Store) -> Iterable[Digest]:
-    """Return the layers that the cache would need, for the collection to keep."""
+    """Return the layers that the cache uses, so that the collection keeps them."""
     for path in (store.root / "build/cache").glob("*.json"):
         try:
             document = Document.read(path.read_bytes(), path.name)

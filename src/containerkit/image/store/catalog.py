@@ -1,4 +1,4 @@
-"""The names of images: ``index.json`` of the layout."""
+"""The names of images, in ``index.json`` of the layout."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["INDEX", "Catalog"]
 
 INDEX: Final = "io.containerkit.image.index"
-"""The annotation that names the index which an image was chosen from."""
+"""The annotation for the index from which an image was chosen."""
 
 
 class Catalog:
-    """Which manifest or index each name stands for, and which are kept without a name.
+    """The manifest or index for each name, and those that are stored without a name.
 
     Args:
         path: ``index.json``.
@@ -39,7 +39,7 @@ class Catalog:
         self._gate = gate
 
     def entries(self) -> tuple[Descriptor, ...]:
-        """Return what is there, in the order of arrival.
+        """Return all entries, in the order in which they were added.
 
         Raises:
             ImageError: the file is malformed.
@@ -52,11 +52,11 @@ class Catalog:
         return Index.from_document(Document.read(raw, place), "", raw).manifests
 
     def names(self) -> dict[str, Descriptor]:
-        """Return the named ones."""
+        """Return the entries that have names."""
         return {entry.ref_name: entry for entry in self.entries() if entry.ref_name}
 
     def find(self, reference: Reference) -> Descriptor | None:
-        """Return what a reference stands for: by name, or by digest when it has one."""
+        """Return the entry for a reference, by its digest if it has one, otherwise by its name."""
         if reference.digest is None:
             return self.names().get(str(reference))
         for entry in self.entries():
@@ -65,12 +65,12 @@ class Catalog:
         return None
 
     def put(self, descriptor: Descriptor, reference: Reference | None, *, index: Digest | None = None) -> None:
-        """Give a manifest or index a name, taking the name from what had it; or keep it without one.
+        """Give a manifest or index a name, which is removed from its former entry; or store it without a name.
 
         Args:
             descriptor: the manifest or index.
             reference: its name, or None.
-            index: the index that it was chosen from, which is kept and may be asked for by its digest.
+            index: the index from which it was chosen. It is kept, and can be found by its digest.
         """
         name = str(reference) if reference is not None else ""
         annotations = {REF_NAME: name} if name else {}
@@ -90,10 +90,10 @@ class Catalog:
         self._update(change)
 
     def remove(self, reference: Reference) -> Descriptor:
-        """Take a name away and return what it stood for; by digest, all names of it.
+        """Remove a name and return its descriptor. With a digest, remove all names of it.
 
         Raises:
-            ImageError: there is no such name.
+            ImageError: the name does not exist.
         """
         removed: list[Descriptor] = []
 
@@ -111,7 +111,7 @@ class Catalog:
         return removed[0]
 
     def remove_unnamed(self) -> tuple[Digest, ...]:
-        """Forget what has no name and return the digests."""
+        """Remove the entries without a name, and return their digests."""
         removed: list[Digest] = []
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:

@@ -1,9 +1,10 @@
-"""Collection by reachability, and verification."""
+"""Garbage collection by reachability, and verification."""
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from containerkit.image.manifest import Index, Manifest
 from containerkit.image.store.cache import cached_digests
 from containerkit.image.store.catalog import INDEX
 from containerkit.image.store.leases import leased
-from containerkit.image.store.locks import IDS, locked, remove_tree, try_lock
+from containerkit.image.store.locks import IDS, UNPLACED, locked, remove_tree, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,18 +31,19 @@ if TYPE_CHECKING:
 __all__ = ["Collected", "Problem", "collect", "reachable", "sweep", "verify"]
 
 _KEEP_PARTIAL_S: Final = 24 * 3600.0
-"""How long an unfinished download is kept to go on from."""
+"""How long an unfinished download is kept, so that it can be continued."""
+_KEEP_UNPLACED_S: Final = 60.0
 
 
 @attrs.frozen(kw_only=True)
 class Collected:
-    """What a collection deleted.
+    """The result of a collection.
 
     Attributes:
         blobs: digests of the blobs.
         layers: diff ids of the unpacked layers.
-        unfinished: how many left-overs of downloads and of crashes.
-        freed_bytes: the size of the blobs and left-overs (unpacked layers are not counted).
+        unfinished: how many leftovers of downloads and crashes.
+        freed_bytes: the size of the blobs and leftovers (unpacked layers are not counted).
     """
 
     blobs: tuple[Digest, ...]
@@ -52,11 +54,11 @@ class Collected:
 
 @attrs.frozen(kw_only=True)
 class Problem:
-    """One thing that is wrong in a store.
+    """One problem in a store.
 
     Attributes:
         subject: the digest or name concerned.
-        message: what is wrong.
+        message: the description of the problem.
     """
 
     subject: str
@@ -67,9 +69,9 @@ class Problem:
 
 
 def reachable(store: Store, root: Descriptor | Digest) -> Iterator[Digest]:
-    """Return the digests of all that a manifest or index leads to: blobs, and diff ids of its layers.
+    """Return the digests of everything that a manifest or index refers to: blobs, and diff ids of its layers.
 
-    What is not in the store (the other platforms of an index, say) is named but not followed.
+    Objects that are not in the store (such as the other platforms of an index) are included but not followed.
     """
     waiting: list[tuple[Digest, str]] = [(root, "") if isinstance(root, Digest) else (root.digest, root.media_type)]
     seen: set[Digest] = set()
@@ -102,10 +104,10 @@ def _as_descriptor(digest: Digest, kind: str) -> Descriptor:
 
 
 def collect(store: Store) -> Collected:
-    """Delete what nothing needs; see :meth:`containerkit.image.store.Store.collect`.
+    """Delete what is not used; see :meth:`containerkit.image.store.Store.collect`.
 
     Raises:
-        ImageError: a manifest that is in use is malformed: what it needs can't be known, so nothing is deleted.
+        ImageError: a manifest that is in use is malformed. Its dependencies are unknown, so nothing is deleted.
     """
     trash = store.root / "trash" / token_hex(8)
     with locked(store.gate, exclusive=True):
@@ -121,7 +123,7 @@ def collect(store: Store) -> Collected:
         layers = [
             (digest, folder)
             for digest, folder in unpacked(store)
-            if digest not in (kept if folder.parents[1] == current else claimed)  # what other ids need is of no use now
+            if digest not in (kept if folder.parents[1] == current else claimed)  # for other ids only claims count
         ]
         freed = 0
         for digest in blobs:
@@ -132,13 +134,13 @@ def collect(store: Store) -> Collected:
         for number, (_, folder) in enumerate(layers):
             folder.rename(trash / str(number))
         unfinished, bytes_ = _sweep_incoming(store)
-    unfinished += _sweep_trash(store)
+    unfinished += _sweep_trash(store) + _sweep_files(store)
     gone = tuple(digest for digest, _ in layers)
     return Collected(blobs=tuple(blobs), layers=gone, unfinished=unfinished, freed_bytes=freed + bytes_)
 
 
 def unpacked(store: Store) -> Iterator[tuple[Digest, Path]]:
-    """Return the diff ids and folders of the layers that are unpacked, whichever ids their files have."""
+    """Return the diff ids and directories of all unpacked layers, whatever the ids of their files."""
     for parent in (store.root / "layers", *sorted((store.root / "layers").glob(f"{IDS}*"))):
         for algorithm in sorted(parent.iterdir()):
             if algorithm.name.startswith((".", IDS)):
@@ -148,15 +150,15 @@ def unpacked(store: Store) -> Iterator[tuple[Digest, Path]]:
 
 
 def sweep() -> tuple[str, ...]:
-    """Delete what killed processes have left in the user's store: half-made blobs, layers and builds, and their claims.
+    """Delete what killed processes have left in the user's store: unfinished blobs, layers, builds and claims.
 
-    Images are not touched, nor is what belongs to processes that live.
+    Images and the files of live processes are not touched.
 
     Returns:
-        What was deleted, by its path.
+        The deleted paths.
 
     Raises:
-        CleanupError: what belongs to ids that the user has lost can't be deleted by it.
+        CleanupError: files belong to ids that the user no longer has, so they can't be deleted.
     """
     from containerkit.image.store import Store, default_root
 
@@ -168,22 +170,24 @@ def sweep() -> tuple[str, ...]:
         leased(store.root / "leases")
         _sweep_incoming(store)
     _sweep_trash(store)
+    _sweep_files(store)
     after = _unfinished(store)
     if stuck := [path for path in after if path.startswith(f"{store.root}/trash/")]:
-        raise CleanupError(tuple(f"{path}: it holds files of ids that are not this user's any more" for path in stuck))
+        raise CleanupError(tuple(f"{path}: it contains files of ids that the user no longer has" for path in stuck))
     return tuple(sorted(before - after))
 
 
 def _unfinished(store: Store) -> set[str]:
     folders = [store.root / name for name in ("leases", "incoming", "trash")]
     found = {str(path) for folder in folders for path in folder.iterdir()}
+    found |= {str(path) for path in _unplaced(store)}
     for name in ("layers", "build"):
         found |= {str(path) for path in (store.root / name).glob(".new-*")}
     return found
 
 
 def _sweep_incoming(store: Store) -> tuple[int, int]:
-    """Delete unfinished blobs that nobody writes: at once what can't be resumed, after a day what can."""
+    """Delete unfinished blobs that nobody writes: immediately if they can't be continued, otherwise after a day."""
     count = freed = 0
     for path in list(store.blobs.incoming.iterdir()):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -200,7 +204,7 @@ def _sweep_incoming(store: Store) -> tuple[int, int]:
 
 
 def _sweep_trash(store: Store) -> int:
-    """Delete what was thrown away, and unpackings and builds whose process is gone."""
+    """Delete the trash, and unfinished layers and builds whose process has ended."""
     count = 0
     for path in list((store.root / "trash").iterdir()):
         remove_tree(path)
@@ -210,8 +214,24 @@ def _sweep_trash(store: Store) -> int:
     return count
 
 
+def _sweep_files(store: Store) -> int:
+    """Delete replacement files that were never moved into place, because their process was killed."""
+    count = 0
+    for path in _unplaced(store):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _KEEP_UNPLACED_S:
+                path.unlink()
+                count += 1
+    return count
+
+
+def _unplaced(store: Store) -> list[Path]:
+    folders = (store.root, store.root / "build/cache")
+    return [path for folder in folders if folder.is_dir() for path in folder.iterdir() if UNPLACED.fullmatch(path.name)]
+
+
 def _sweep_abandoned(path: Path) -> bool:
-    """Delete a working folder if its lock is free: whoever works in one holds the lock on the folder itself."""
+    """Delete a working directory if its lock is free. Whoever uses one holds the lock on the directory itself."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -263,4 +283,4 @@ def _verify_image(store: Store, entry: Descriptor, name: str) -> Iterator[Proble
     for manifest in present:
         for blob in (manifest.config, *manifest.layers):
             if not store.blobs.has(blob) and media.is_distributed(blob.media_type):
-                yield Problem(subject=name, message=f"blob {blob.digest} is missing or cut short")
+                yield Problem(subject=name, message=f"blob {blob.digest} is missing or cut off")

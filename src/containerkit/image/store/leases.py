@@ -1,4 +1,4 @@
-"""Leases: what a process is using, so that the collection spares it."""
+"""Leases: they record what a process uses, so that the collection keeps it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Lease", "leased"]
 
 
 class Lease:
-    """A claim on blobs and layers that holds until it is closed, or its process is gone.
+    """A claim on blobs and layers. It lasts until it is closed or its process ends.
 
-    It is a locked file with one digest a line: the kernel lets go of the lock when the process dies, however it dies.
+    It is a locked file with one digest per line. The kernel releases the lock when the process ends, for any reason.
 
     Args:
-        folder: where leases lie.
+        folder: the directory of the leases.
         gate: the lock that the collection holds exclusively.
-        shared: descriptor of another process's claim, to add to it, closed with this one. Default: a new one.
+        shared: descriptor of another process's claim to extend; it is closed with this one. Default: a new claim.
 
     Source: flock(2).
     """
@@ -45,7 +45,7 @@ class Lease:
             try_lock(self._file)
 
     def fileno(self) -> int:
-        """Return the descriptor of its file."""
+        """Return the descriptor of the file."""
         return self._file
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ class Lease:
         self.close()
 
     def claim(self, digests: Iterable[Digest]) -> None:
-        """Add to what is claimed; waits while a collection is running."""
+        """Claim more digests. Waits while a collection is running."""
         new = [digest for digest in digests if digest not in self._claimed]
         if not new:
             return
@@ -69,7 +69,7 @@ class Lease:
         self._claimed.update(new)
 
     def close(self) -> None:
-        """Let go. May be called twice."""
+        """Release the claim. May be called twice."""
         if self._file >= 0:
             if not self._is_shared:
                 self._path.unlink(missing_ok=True)
@@ -78,9 +78,9 @@ class Lease:
 
 
 def leased(folder: Path) -> set[Digest]:
-    """Return all digests under a lease, and take away the leases of processes that are gone.
+    """Return all claimed digests, and delete the leases of processes that have ended.
 
-    The caller holds the gate exclusively.
+    The caller must hold the gate exclusively.
     """
     found: set[Digest] = set()
     for path in list(folder.iterdir()):
@@ -96,5 +96,5 @@ def leased(folder: Path) -> set[Digest]:
             try:
                 found.add(Digest(line))
             except SpecError:
-                continue  # the last line of a process that was killed while it wrote
+                continue  # the last line of a process that was killed while writing it
     return found

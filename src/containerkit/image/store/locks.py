@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-from contextlib import contextmanager
+import re
+from contextlib import contextmanager, suppress
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from containerkit import deputy
+from containerkit._linux.tree_walk import DIRECTORY, remove
 from containerkit.errors import SetupError
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["IDS", "locked", "refused", "remove_tree", "replace_file", "sync_folder", "try_lock", "workspace"]
+__all__ = [
+    "IDS",
+    "UNPLACED",
+    "locked",
+    "refused",
+    "remove_tree",
+    "replace_file",
+    "sync_folder",
+    "try_lock",
+    "workspace",
+]
 
 IDS: Final = "ids-"
-"""What the names of the folders begin with that hold layers whose files belong to ranges of a user's."""
+"""The prefix of the directories for layers whose files belong to id ranges of a user."""
+
+
+UNPLACED: Final = re.compile(r"\..+\.[0-9a-f]{12}")
+"""The names of temporary files, see :func:`replace_file`."""
 
 
 @contextmanager
 def locked(path: Path, *, exclusive: bool) -> Iterator[int]:
-    """Hold a lock on a file, made when missing; wait for it as long as it takes.
+    """Hold a lock on a file, which is created if it does not exist. Wait without a timeout.
 
-    Locks of this kind are the kernel's own: a process that dies lets go.
+    The kernel releases these locks when a process ends.
 
     Args:
         path: the file.
-        exclusive: alone, or together with others that share.
+        exclusive: whether to hold it alone. Otherwise others can share it.
 
     Yields:
         The open descriptor.
@@ -46,7 +61,7 @@ def locked(path: Path, *, exclusive: bool) -> Iterator[int]:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the exclusive lock if nobody holds it.
+    """Get the exclusive lock if nobody holds it.
 
     Source: flock(2).
     """
@@ -58,7 +73,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable.
+    """Make the names in a directory durable.
 
     Source: fsync(2).
     """
@@ -70,7 +85,7 @@ def sync_folder(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Put a file in the place of another so that readers, and a crash, find the old or the new one, whole.
+    """Replace a file so that readers, also after a crash, find either the old or the new content.
 
     Source: rename(2), fsync(2).
     """
@@ -88,12 +103,12 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def refused(operation: str, path: Path, error: OSError) -> SetupError:
-    """Turn an error of the file system into one of ours, with a remedy where there is one."""
+    """Convert an error of the filesystem to a SetupError, with a remedy if there is one."""
     hints = {
-        28: "the disk is full: free some space, collect what no image needs, or choose another store",
-        122: "the quota is used up: collect what no image needs, or choose another store",
+        28: "the disk is full: free some space, collect unused images, or choose another store",
+        122: "the quota is exhausted: collect unused images, or choose another store",
         13: "choose a store that this user may write to",
-        30: "the file system is read-only; choose another store",
+        30: "the filesystem is read-only; choose another store",
     }
     number = error.errno or 5
     return SetupError(operation, number, os.fspath(path), hints.get(number, ""))
@@ -101,13 +116,13 @@ def refused(operation: str, path: Path, error: OSError) -> SetupError:
 
 @contextmanager
 def workspace(parent: Path) -> Iterator[Path]:
-    """Lend an empty folder that is gone afterwards; the collection leaves it alone as long as this process lives.
+    """Yield an empty directory that is removed afterwards. The collection keeps it while this process lives.
 
     Args:
-        parent: where to make it.
+        parent: where to create it.
 
     Yields:
-        The folder; only its owner may look into it.
+        The directory. Only its owner can access it.
 
     Source: flock(2).
     """
@@ -123,12 +138,21 @@ def workspace(parent: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> bool:
-    """Delete a folder with all that is in it, whichever of the user's ids it belongs to; what can't be deleted stays.
+    """Delete a directory with its content, which may belong to any id of the user. What can't be deleted stays.
 
     Returns:
         Whether it is gone.
     """
-    shutil.rmtree(path, ignore_errors=True)
-    if path.exists() and deputy.key():
-        deputy.call(shutil.rmtree, path, True)
+    _remove(path)
+    if path.exists() and userns_helper.key():
+        userns_helper.call(_remove, path)
     return not path.exists()
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        above = os.open(path.parent, DIRECTORY)
+        try:
+            remove(os.fsencode(path.name), above, ignore_errors=True)
+        finally:
+            os.close(above)

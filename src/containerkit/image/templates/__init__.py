@@ -1,7 +1,7 @@
-"""Templates: roots made from what is at hand, once for the same arguments.
+"""Templates: roots made from local files or packages, once for the same arguments.
 
-A template is a function that fills an empty folder and returns what containers made from it have by default. More of
-them come from the entry points of the group ``containerkit.templates``: each names a :class:`Template`.
+A template is a function that fills an empty directory and returns the defaults of containers made from it. More
+templates come from the entry points of the group ``containerkit.templates``. Each one names a :class:`Template`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from containerkit.image.image import Image
 from containerkit.image.reference import Reference
 from containerkit.image.store import Store
 from containerkit.image.store.locks import locked, workspace
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +41,13 @@ def _no_fingerprint(**_: Any) -> str:
 
 @attrs.frozen(kw_only=True)
 class Template:
-    """How a root is made.
+    """A recipe for a root.
 
     Args:
-        make: called with an empty folder and the arguments; fills it, and returns what containers have by default.
-        fingerprint: called with the arguments; returns what else the result depends on, so that it is made again when
-            that changes. Default: nothing else.
+        make: called with an empty directory and the arguments. It fills the directory, and returns the defaults of
+            containers.
+        fingerprint: called with the arguments. It returns what else the result depends on, so that the root is made
+            again if that changes. Default: nothing else.
     """
 
     make: Callable[..., Defaults | None]
@@ -53,7 +55,7 @@ class Template:
 
 
 def template_names() -> list[str]:
-    """Return the names of all templates, those of other packages included."""
+    """Return the names of all templates, including those of other packages."""
     from importlib.metadata import entry_points
 
     return sorted({*BUILTIN, "image", *(entry.name for entry in entry_points(group=GROUP))})
@@ -63,7 +65,7 @@ def find_template(name: str) -> Template:
     """Return a template by its name.
 
     Raises:
-        SpecError: there is none of that name, or what another package names is no template.
+        SpecError: the name is unknown, or the entry point of another package is not a template.
     """
     from importlib import import_module
     from importlib.metadata import entry_points
@@ -77,28 +79,28 @@ def find_template(name: str) -> Template:
             raise SpecError(f"there is no template {name!r}; there are {', '.join(template_names())}")
         found = entries[0].load()
     if not isinstance(found, Template):
-        raise SpecError(f"the template {name!r} of another package is no containerkit.image.templates.Template")
+        raise SpecError(f"the template {name!r} of another package is not a containerkit.image.templates.Template")
     return found
 
 
 def make_template(name: str, *, store: Store | None = None, again: bool = False, **arguments: Any) -> Image:
-    """Return the image of a template, made when it is not in the store.
+    """Return the image of a template. It is made if it is not in the store.
 
     Args:
-        name: which template; ``image`` stands for an image (``reference=...``).
-        store: where. Default: the user's store.
-        again: make it anew even when it is there.
-        arguments: the template's.
+        name: the template. ``image`` stands for an image (``reference=...``).
+        store: the store. Default: the user's.
+        again: whether to make it again even if it exists. Default False.
+        arguments: the arguments of the template.
 
     Raises:
-        SpecError: an unknown template or argument.
+        SpecError: a template or argument is unknown.
         ImageError: it can't be made.
         UnsupportedError: a program that it needs is not installed.
     """
     store = store or Store()
     if name == "image":
         if "reference" not in arguments:
-            raise SpecError("template image: say which: reference=...")
+            raise SpecError("template image: pass reference=...")
         return Image.get(arguments.pop("reference"), store=store, **arguments)
     template = find_template(name)
     _check_arguments(name, template, arguments)
@@ -113,11 +115,16 @@ def make_template(name: str, *, store: Store | None = None, again: bool = False,
             root: Path = parent / "root"
             root.mkdir()
             root.chmod(0o755)
-            defaults = template.make(root, **arguments)
-            return Image.from_folder(
-                root, reference, defaults=defaults or Defaults(), store=store, created_by=f"template {name}",
-                compression="none",
-            )  # fmt: skip
+            defaults = template.make(root, **arguments) or Defaults()
+            made: Image = userns_helper.call(_image_of, root, reference, defaults, store, name)
+            return made
+
+
+def _image_of(root: Path, reference: Reference, defaults: Defaults, store: Store, name: str) -> Image:
+    """Make the image of a root, which may contain files of all ids granted to the user."""
+    return Image.from_folder(
+        root, reference, defaults=defaults, store=store, created_by=f"template {name}", compression="none"
+    )
 
 
 def _check_arguments(name: str, template: Template, arguments: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from containerkit.errors import ImageError, SpecError, UnsupportedError
 from containerkit.image.config import DEFAULT_PATH, Defaults
 from containerkit.image.templates import Template
+from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,16 +35,19 @@ def _checked(what: str, *words: str) -> None:
 def _bootstrap(
     root: Path, what: str, suite: str, mirror: str, variant: str, packages: Sequence[str], components: Sequence[str]
 ) -> Defaults:
-    """Fill a folder by mmdebstrap, or by debootstrap where that is not installed."""
+    """Fill a directory with mmdebstrap, or with debootstrap if that is not installed."""
     _checked(what, suite, *packages, *components)
     if variant not in _VARIANTS:
         raise SpecError(f"template {what}: the variant must be one of {', '.join(_VARIANTS)}, not {variant!r}")
     if mirror.startswith("-"):
-        raise SpecError(f"template {what}: {mirror!r} is no address")
+        raise SpecError(f"template {what}: {mirror!r} is not an address")
+    archive = root.parent / "archive" if os.geteuid() != 0 else None
     if shutil.which("mmdebstrap"):
         command = ["mmdebstrap", f"--variant={variant}", f"--components={','.join(components)}"]
         command += [f"--include={','.join(packages)}"] if packages else []
-        command += ["--format=directory", suite, str(root), *([mirror] if mirror else [])]
+        # The ids that it uses for an unprivileged user have no access to the directory.
+        command += ["--format=directory"] if archive is None else ["--format=tar", "--skip=output/dev"]
+        command += [suite, str(archive or root), *([mirror] if mirror else [])]
     elif shutil.which("debootstrap"):
         if os.geteuid() != 0:
             raise UnsupportedError(f"template {what}", EPERM, "debootstrap", "install mmdebstrap, or run as root")
@@ -58,9 +62,41 @@ def _bootstrap(
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        raise ImageError(f"template {what}: {command[0]} failed: {(done.stderr or done.stdout).strip()[-400:]}")
+        raise _failure(what, command[0], (done.stderr or done.stdout).strip())
+    if archive is not None:
+        _extract(archive, root)
     root.chmod(0o755)
     return Defaults(command=("/bin/bash",), env={"PATH": DEFAULT_PATH})
+
+
+def _failure(what: str, program: str, said: str) -> ImageError | UnsupportedError:
+    if "unable to pick chroot mode" in said:
+        hint = (
+            "for an unprivileged user it needs id ranges: add a line such as 'NAME:100000:65536' to /etc/subuid and "
+            "/etc/subgid, and install newuidmap; or run as root"
+        )
+        return UnsupportedError(f"template {what}", EPERM, program, hint)
+    return ImageError(f"template {what}: {program} failed: {said[-400:]}")
+
+
+def _extract(archive: Path, root: Path) -> None:
+    """Extract an archive to a directory, with the owners that the user can set, and delete it."""
+    try:
+        userns_helper.call(_extract_all, archive, root)
+    finally:
+        archive.unlink()
+
+
+def _extract_all(archive: Path, root: Path) -> None:
+    from containerkit.image.layers.extract import Extraction
+    from containerkit.image.layers.unpack import extract_blob
+
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with archive.open("rb", buffering=0) as file:
+            extract_blob(file, descriptor, None, Extraction.for_user())
+    finally:
+        os.close(descriptor)
 
 
 def _make_debian(
@@ -72,15 +108,15 @@ def _make_debian(
     packages: Sequence[str] = (),
     components: Sequence[str] = ("main",),
 ) -> Defaults:
-    """Fill a folder with Debian.
+    """Fill a directory with Debian.
 
     Args:
-        root: the folder.
+        root: the directory.
         suite: such as ``bookworm``.
         mirror: the address of the archive. Default: the tool's own.
         variant: ``minbase``, ``apt``, ``essential``, ``standard`` or ``buildd``.
         packages: more packages.
-        components: of the archive.
+        components: components of the archive.
     """
     return _bootstrap(root, "debian", suite, mirror, variant, packages, components)
 
@@ -94,17 +130,17 @@ def _make_ubuntu(
     packages: Sequence[str] = (),
     components: Sequence[str] = ("main", "universe"),
 ) -> Defaults:
-    """Fill a folder with Ubuntu; the arguments are as for Debian."""
+    """Fill a directory with Ubuntu. The arguments are the same as for Debian."""
     return _bootstrap(root, "ubuntu", suite, mirror, variant, packages, components)
 
 
 def _make_alpine(
     root: Path, *, branch: str = "latest-stable", mirror: str = _ALPINE, packages: Sequence[str] = (), apk: str = ""
 ) -> Defaults:
-    """Fill a folder with Alpine: by apk where there is one, else from the distribution's own small root archive.
+    """Fill a directory with Alpine, with apk if there is one, otherwise from the distribution's small root archive.
 
     Args:
-        root: the folder.
+        root: the directory.
         branch: such as ``v3.20``.
         mirror: the address of the archive.
         packages: more packages; they need apk.
@@ -131,23 +167,15 @@ def _make_alpine(
 
 
 def _fetch_alpine(root: Path, address: str) -> None:
-    """Fetch the small root archive that a release names, checked against the sum that the release gives."""
+    """Fetch the small root archive of a release, and check its published checksum."""
     from containerkit.image.build.copying import fetch
-    from containerkit.image.layers.extract import Extraction
-    from containerkit.image.layers.unpack import extract_blob
 
     listing, archive = root.parent / "releases", root.parent / "archive"
     fetch(f"{address}/latest-releases.yaml", listing)
     name, checksum = _minirootfs(listing.read_text("utf-8", "replace"))
     fetch(f"{address}/{name}", archive, f"sha256:{checksum}")
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with archive.open("rb", buffering=0) as file:
-            extract_blob(file, descriptor, None, Extraction.for_user())
-    finally:
-        os.close(descriptor)
-        listing.unlink()
-        archive.unlink()
+    listing.unlink()
+    _extract(archive, root)
 
 
 def _minirootfs(listing: str) -> tuple[str, str]:

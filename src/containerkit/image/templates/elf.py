@@ -1,4 +1,4 @@
-"""Which shared libraries a program needs, read from its file: nothing of it is run."""
+"""Find the shared libraries of a program by reading its file. The program is not run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_elf(path: str) -> bool:
 
 
 def library_cache() -> dict[str, list[str]]:
-    """Return where the dynamic loader finds each library by its cache; nothing when there is no such program.
+    """Return the paths of libraries in the cache of the dynamic loader; empty without the program ldconfig.
 
     Source: ldconfig(8).
     """
@@ -50,13 +50,13 @@ def library_cache() -> dict[str, list[str]]:
 
 
 def closure(programs: Iterable[str]) -> list[str]:
-    """Return the files that programs need to start: loaders and libraries, each once, by the names they are looked for.
+    """Return the files that programs need to start: loaders and libraries, each once, by the requested names.
 
     Args:
         programs: paths of ELF files.
 
     Raises:
-        ImageError: a library that is needed is nowhere.
+        ImageError: a required library does not exist.
         UnsupportedError: pyelftools is not installed.
 
     Source: ld.so(8).
@@ -79,7 +79,7 @@ def closure(programs: Iterable[str]) -> list[str]:
         for name in facts.needed:
             library = _locate(name, folders, cache, facts.machine)
             if library is None:
-                raise ImageError(f"{path} needs {name}, which is nowhere on this machine")
+                raise ImageError(f"{path} needs {name}, which does not exist on this machine")
             found[library] = None
             waiting.append((library, folders))
     return list(found)
@@ -121,7 +121,7 @@ def _read(path: str) -> _Facts:
                             folders += list(_expanded(text, path))
             machine = f"{elf.header.e_machine} {elf.elfclass}"
     except (ELFError, OSError) as error:
-        raise ImageError(f"{path}: not a program or library that can be read ({error})") from error
+        raise ImageError(f"{path}: it is not a readable program or library ({error})") from error
     return _Facts(loader, tuple(needed), tuple(folders), machine)
 
 

@@ -29,7 +29,7 @@ _ASK_PYTHON: Final = (
 
 
 def _skeleton(root: Path) -> None:
-    """Make what any root has."""
+    """Create what every root needs."""
     for name in ("dev", "proc", "sys", "etc", "run", "root", "var/tmp", "tmp", "home"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "root").chmod(0o700)
@@ -51,11 +51,11 @@ def _find_busybox(path: str = "") -> str:
 
 
 def _make_busybox(root: Path, *, path: str = "") -> Defaults:
-    """Fill a folder with busybox and a link for each of its programs.
+    """Fill a directory with busybox and a link for each of its programs.
 
     Args:
-        root: the folder.
-        path: the busybox to take. Default: the one on the PATH.
+        root: the directory.
+        path: the busybox to use. Default: the one on the PATH.
     """
     program = _find_busybox(path)
     _skeleton(root)
@@ -89,12 +89,12 @@ BUSYBOX: Final = Template(make=_make_busybox, fingerprint=_fingerprint_busybox)
 
 
 def _make_host(root: Path, *, programs: Sequence[str] = ("sh",), files: Sequence[str] = ()) -> Defaults:
-    """Fill a folder with programs of the host and what they need to start.
+    """Fill a directory with programs of the host and the files that they need to start.
 
     Args:
-        root: the folder.
-        programs: names, looked up on the PATH, or absolute paths. For Python its standard library comes along.
-        files: more files and folders of the host, by their absolute paths.
+        root: the directory.
+        programs: names that are looked up on the PATH, or absolute paths. Python is copied with its standard library.
+        files: more files and directories of the host, as absolute paths.
     """
     _skeleton(root)
     for name in _MERGED:
@@ -105,7 +105,7 @@ def _make_host(root: Path, *, programs: Sequence[str] = ("sh",), files: Sequence
     binaries: list[str] = []
     for path in wanted:
         if not os.path.isabs(path) or not os.path.exists(path):
-            raise SpecError(f"template host: {path} is not an absolute path of a file that is there")
+            raise SpecError(f"template host: {path} is not an absolute path of an existing file")
         binaries += _bring_all(path, root)
     for library in closure(binaries):
         _bring(library, root)
@@ -131,7 +131,7 @@ def _located(programs: Sequence[str]) -> list[str]:
 
 
 def _python(path: str) -> list[str]:
-    """Return a Python's program and standard library; what is on the PATH may be a script that only finds it."""
+    """Return the program and standard library of a Python. A script on the PATH may only start the real program."""
     done = subprocess.run([path, "-I", "-c", _ASK_PYTHON], capture_output=True, text=True, check=False)
     lines = done.stdout.split()
     if done.returncode != 0 or not lines:
@@ -158,7 +158,7 @@ def _interpreter(path: str) -> list[str]:
 
 
 def _bring_all(path: str, root: Path) -> list[str]:
-    """Bring a file, or a folder with all in it; return the programs and libraries among them."""
+    """Copy a file, or a directory with its content. Return the programs and libraries among them."""
     if not os.path.isdir(path):
         _bring(path, root)
         real = os.path.realpath(path)
@@ -176,7 +176,7 @@ def _bring_all(path: str, root: Path) -> list[str]:
 
 
 def _bring(path: str, root: Path) -> None:
-    """Copy a file to the same place below ``root``, with each link on its way."""
+    """Copy a file to the same place below ``root``, with each symlink in its path."""
     waiting = [part for part in path.split("/") if part][::-1]
     done: list[str] = []
     while waiting:
@@ -204,7 +204,7 @@ def _bring(path: str, root: Path) -> None:
 
 
 def _write_library_cache(root: Path) -> None:
-    """Let the loader find libraries in the folders of the host's own configuration."""
+    """Let the loader find libraries in the directories that the host configures."""
     for name in ("ld.so.conf", "ld.so.conf.d"):
         source = Path("/etc") / name
         if source.is_dir():

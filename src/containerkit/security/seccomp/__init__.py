@@ -1,8 +1,8 @@
-"""Which system calls a process may make.
+"""Filters for system calls.
 
-:mod:`.profile` describes a filter, :mod:`.default` is the one that containers have, :mod:`.oci` reads those of other
-tools, and :mod:`.compiler` writes the program that the kernel runs. The names are imported on first use, since a
-container with the default filter needs only what :mod:`.ready` has.
+:mod:`.profile` describes a filter, :mod:`.default` is the default of containers, :mod:`.oci` reads profiles of other
+tools, and :mod:`.compiler` writes the program that the kernel runs. The names are imported on first use, because a
+container with the default filter needs only :mod:`.ready`.
 """
 
 from typing import TYPE_CHECKING, Any

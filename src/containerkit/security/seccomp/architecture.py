@@ -11,7 +11,7 @@ from containerkit.errors import SpecError
 __all__ = ["ARCHITECTURES", "X32_BIT", "Architecture", "architecture", "calls_of", "is_call", "native_names"]
 
 X32_BIT: Final = 0x40000000
-"""Set in the number of a call that comes in by the x32 ABI; the architecture's token is that of x86_64."""
+"""A bit that marks calls of the x32 ABI. Their architecture token is that of x86_64."""
 
 _LITTLE: Final = 0x40000000
 _WIDE: Final = 0x80000000
@@ -19,7 +19,7 @@ _N32: Final = 0x20000000
 
 
 class Architecture(NamedTuple):
-    """One instruction set, as the kernel and the formats around it name it.
+    """One instruction set, with its names in the kernel and in profile formats.
 
     Attributes:
         name: as in ``uname -m``, with ``x86`` for i386 and ``x32`` for the third ABI of x86_64.
@@ -27,10 +27,10 @@ class Architecture(NamedTuple):
         oci: the name in an OCI profile.
         golang: the name in the ``arches`` lists of a Docker profile.
         table: the module below :mod:`.tables` that has its numbers.
-        bits: how much of an argument counts.
-        big_endian: where the low half of an argument lies.
+        bits: the number of significant bits of an argument.
+        big_endian: whether the low half of an argument comes second.
         offset: added to the numbers of the table.
-        multiplexed: it has ``socketcall`` and ``ipc``, and so two ways to each of their calls.
+        multiplexed: whether it has ``socketcall`` and ``ipc``, and so a second path to each of their calls.
     """
 
     name: str
@@ -89,13 +89,13 @@ def architecture(name: str) -> Architecture:
     """Return an architecture by its name or by its name in an OCI profile.
 
     Raises:
-        SpecError: there is none of that name.
+        SpecError: the name is unknown.
     """
     found = ARCHITECTURES.get(name)
     if found is None:
         found = next((each for each in ARCHITECTURES.values() if each.oci == name), None)
     if found is None:
-        raise SpecError(f"unknown architecture {name!r}: one of {', '.join(ARCHITECTURES)}")
+        raise SpecError(f"unknown architecture {name!r}: must be one of {', '.join(ARCHITECTURES)}")
     return found
 
 
@@ -115,7 +115,7 @@ def calls_of(table: str) -> dict[str, int]:
 
 
 def is_call(name: str) -> bool:
-    """Tell whether any architecture has a system call of that name."""
+    """Return whether any architecture has a system call of that name."""
     return any(name in calls_of(table) for table in _TABLES)
 
 

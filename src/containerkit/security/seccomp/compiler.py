@@ -1,9 +1,9 @@
-"""From rules to a program: ranges of numbers as a balanced tree.
+"""Compile rules to a program: ranges of numbers become a balanced tree.
 
-When a filter is installed, the kernel walks it once for each system call number to learn which are allowed whatever
-their arguments; those never run it again. So it is the length of the paths that costs, not that of the program:
-neighbouring numbers with the same fate are merged, and the ranges laid out as a search tree that is balanced by how
-many numbers lie behind each branch.
+When a filter is installed, the kernel runs it once for each system call number to learn which calls are always allowed.
+Those calls never run the filter again. So the cost is the length of the paths, not that of the program. Neighbouring
+numbers with the same result are merged. The ranges form a search tree that is balanced by the count of numbers in each
+branch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["compile_filter"]
 
 
 class Test(NamedTuple):
-    """A condition on one architecture: only the bits of the mask count."""
+    """A condition on one architecture. Only the bits of the mask are compared."""
 
     argument: int
     op: str
@@ -36,24 +36,24 @@ class Test(NamedTuple):
 
 Clause = tuple[tuple[Test, ...], int]
 Fate = tuple[Clause, ...]
-"""What happens to one number: clauses in the order in which they are asked, the last one without conditions."""
+"""The result for one number: clauses in the order in which they are tested. The last one has no conditions."""
 
 _OF_NUMBER: Final = 0
 _OF_ARCHITECTURE: Final = 4
 _OF_ARGUMENTS: Final = 16
 _NO_CALL: Final = 0xFFFFFFFF
-"""The number that a tracer sets to have a call skipped."""
+"""The number that a tracer sets to skip a call."""
 
 _LEAST_WEIGHT: Final = 4
-"""A range weighs at least as much as four numbers, which bounds the depth of the narrow ones."""
+"""A range weighs at least as much as four numbers, which limits the depth of narrow ranges."""
 
 
 @lru_cache(maxsize=64)
 def compile_filter(seccomp: Seccomp, machine: str) -> bytes:
-    """Compile a filter for a machine; filters of equal content are compiled once.
+    """Compile a filter for a machine. Filters with equal content are compiled once.
 
     Raises:
-        SpecError: it is longer than the kernel takes.
+        SpecError: the program is longer than the kernel accepts.
     """
     names = dict.fromkeys([machine, *seccomp.architectures])
     wanted = {each.name: each for each in map(architecture, names)}
@@ -69,7 +69,7 @@ def compile_filter(seccomp: Seccomp, machine: str) -> bytes:
 
 
 def _by_token(wanted: Iterable[Architecture]) -> dict[int, list[Architecture]]:
-    """Group the architectures by the value the kernel gives for them: x32 shares that of x86_64."""
+    """Group the architectures by their token: x32 shares the token of x86_64."""
     groups: dict[int, list[Architecture]] = {}
     for each in wanted:
         groups.setdefault(each.token, []).append(each)
@@ -95,7 +95,7 @@ def _section(out: bpf.Assembler, seccomp: Seccomp, group: list[Architecture]) ->
 
 
 def _fates(seccomp: Seccomp, of: Architecture) -> dict[int, Fate]:
-    """Return what happens to each call that an architecture's table knows."""
+    """Return the result for each call in an architecture's table."""
     numbers = calls_of(of.table)
     clauses: dict[int, list[Clause]] = {}
     counted = (1 << of.bits) - 1
@@ -113,12 +113,12 @@ def _fates(seccomp: Seccomp, of: Architecture) -> dict[int, Fate]:
 
 
 def _test(condition: Condition, counted: int) -> Test:
-    mask = counted & (condition.mask if condition.op == "masked_eq" else counted)
+    mask = counted & (condition.mask if condition.op in {"masked_eq", "masked_ne"} else counted)
     return Test(condition.argument, condition.op, condition.value & mask, mask)
 
 
 def _fate(clauses: Iterable[Clause], otherwise: int) -> Fate:
-    """Drop the clauses that can't matter."""
+    """Drop the clauses that have no effect."""
     kept: list[Clause] = []
     for when, action in clauses:
         if not when:
@@ -131,7 +131,7 @@ def _fate(clauses: Iterable[Clause], otherwise: int) -> Fate:
 
 
 def _ranges(fates: dict[int, Fate], zones: list[tuple[int, Fate]]) -> tuple[list[int], list[Fate]]:
-    """Merge neighbours of equal fate; numbers without one have that of their zone."""
+    """Merge neighbours with the same result. Numbers without one have the result of their zone."""
     starts: list[int] = []
     found: list[Fate] = []
 
@@ -154,7 +154,7 @@ def _ranges(fates: dict[int, Fate], zones: list[tuple[int, Fate]]) -> tuple[list
 
 
 def _weights(starts: list[int], first: int, last: int) -> list[int]:
-    """Return the running total of how many numbers are walked in each range."""
+    """Return the running total of the numbers in each range."""
     ends = [*starts[1:], _NO_CALL]
     sizes = [
         max(_LEAST_WEIGHT, min(end, last + 1) - max(start, first)) for start, end in zip(starts, ends, strict=True)
@@ -206,8 +206,8 @@ class _Tree:
         return yes
 
     def _compare(self, test: Test, yes: bpf.Label, no: bpf.Label) -> bpf.Label:
-        """Compare one argument, its high half first."""
-        if test.op in {"ne", "lt", "le"}:
+        """Compare one argument, the high half first."""
+        if test.op in {"ne", "masked_ne", "lt", "le"}:
             yes, no = no, yes
         out = self._out
         value, mask = test.value, test.mask

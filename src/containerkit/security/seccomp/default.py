@@ -1,9 +1,9 @@
-"""The filter that a container has unless asked otherwise.
+"""The default filter of containers.
 
-A list of what is allowed, so that a call nobody thought of is denied: no stronger anywhere than the profile Docker
-ships, and without what that one still lets through although few programs use it and attackers like it
-(``ptrace`` and reading another process's memory, ``io_uring``, ``userfaultfd``, ``modify_ldt``, the socket families
-that only tunnel into rarely tested kernel code, pushing bytes into a terminal). Each can be allowed by name.
+It is a list of allowed calls, so a call that is not in the list is denied. It allows nothing that Docker's default
+profile denies. It also denies calls that Docker's profile allows although few programs use them and attackers do
+(``ptrace`` and reading another process's memory, ``io_uring``, ``userfaultfd``, ``modify_ldt``, socket families that
+only reach rarely tested kernel code, pushing bytes into a terminal). Each can be allowed by name.
 """
 
 from __future__ import annotations
@@ -110,16 +110,16 @@ _WITH_CAPABILITY: Final = {
 }
 
 _TOO_NEW: Final = "file_getattr file_setattr listns open_tree_attr"
-"""Calls that programs try and do without on the kernels that most of them have seen."""
+"""New calls that programs try first. On kernels without them they fall back to older calls."""
 
 _NEW_NAMESPACES: Final = 0x7E020000
-"""``CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET``: what ``clone`` may not ask for.
+"""``CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET``: flags that ``clone`` must not have.
 
-``CLONE_NEWTIME`` lies in the bits of the exit signal and so can be asked of ``unshare`` and ``clone3`` only.
+``CLONE_NEWTIME`` is among the bits of the exit signal, so only ``unshare`` and ``clone3`` accept it.
 """
 
 _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
-"""Linux, 32-bit Linux, both with a 2.6 version for old programs, and the question which one it is."""
+"""Linux, 32-bit Linux, both also as version 2.6 for old programs, and the query of the current value."""
 
 _UNIX: Final = 1
 _FAMILIES: Final = (_UNIX, 2, 10, 16)
@@ -130,7 +130,7 @@ _TERMINAL_INJECTION: Final = (0x5412, 0x541C)
 """``TIOCSTI`` and ``TIOCLINUX``: bytes pushed into a terminal run as commands of whoever reads from it next."""
 
 _LOW_HALF: Final = 0xFFFFFFFF
-"""The kernel reads an ``ioctl`` request, a family and a personality in 32 bits, so the upper ones don't count."""
+"""The kernel reads an ``ioctl`` request, a family and a personality as 32 bits, so the upper bits are ignored."""
 
 
 def _equal(argument: int, value: int, mask: int = _LOW_HALF) -> tuple[Condition, ...]:
@@ -138,7 +138,7 @@ def _equal(argument: int, value: int, mask: int = _LOW_HALF) -> tuple[Condition,
 
 
 def _conditional(held: frozenset[str]) -> list[Rule]:
-    """Return the rules on calls that depend on their arguments."""
+    """Return the rules for calls that depend on their arguments."""
     injected = [
         Rule(names=("ioctl",), action=Action.errno(), when=_equal(1, request)) for request in _TERMINAL_INJECTION
     ]
@@ -150,7 +150,7 @@ def _conditional(held: frozenset[str]) -> list[Rule]:
         Rule(names=("socketpair",), action=ALLOW, when=_equal(0, _UNIX)),
         *[Rule(names=("personality",), action=ALLOW, when=_equal(0, persona)) for persona in _PERSONALITIES],
         Rule(names=("clone",), action=ALLOW, when=_equal(0, 0, _NEW_NAMESPACES)),
-        # A filter can't see the flags of clone3, which lie in memory; libraries fall back on clone for this error.
+        # A filter can't see the flags of clone3, which are in memory. On this error libraries fall back to clone.
         Rule(names=("clone3",), action=Action.errno(ENOSYS)),
         Rule(names=tuple(_TOO_NEW.split()), action=Action.errno(ENOSYS)),
     ]
@@ -158,10 +158,10 @@ def _conditional(held: frozenset[str]) -> list[Rule]:
 
 @lru_cache(maxsize=64)
 def default(capabilities: frozenset[str]) -> Seccomp:
-    """Return the default filter for a container that holds some capabilities.
+    """Return the default filter for a container that has some capabilities.
 
     Raises:
-        SpecError: an unknown capability.
+        SpecError: a capability is unknown.
     """
     held = frozenset(canonical(name) for name in capabilities)
     granted = [_WITH_CAPABILITY[name] for name in sorted(held & set(_WITH_CAPABILITY))]

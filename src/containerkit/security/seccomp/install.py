@@ -5,12 +5,13 @@ from __future__ import annotations
 from struct import pack
 from typing import Final
 
-from containerkit.plan import Block, Operation, Slot, call
+from containerkit.plan.calls import call
+from containerkit.plan.operation import Block, Operation, Slot
 
 __all__ = ["FLAGS", "install"]
 
 FLAGS: Final = {"tsync": 1, "log": 2, "spec_allow": 4, "wait_killable_recv": 32}
-"""By the ends of their names, ``SECCOMP_FILTER_FLAG_*``."""
+"""The flags by the last part of their names, ``SECCOMP_FILTER_FLAG_*``."""
 
 _NEW_LISTENER: Final = 8
 _TSYNC_ESRCH: Final = 16
@@ -19,17 +20,17 @@ _HINT: Final = "it needs no_new_privs or CAP_SYS_ADMIN, and a kernel with CONFIG
 
 
 def install(program: bytes, flags: int = 0, listener: Slot | None = None) -> Operation:
-    """Return the operation that puts the calling thread under a filter.
+    """Return the operation that installs a filter in the calling thread.
 
     Args:
         program: an array of ``struct sock_filter``.
-        flags: of :data:`FLAGS`.
-        listener: the slot that takes the descriptor to supervise with.
+        flags: values from :data:`FLAGS`.
+        listener: the slot for the listener's descriptor.
 
     Source: seccomp(2).
     """
     if listener is not None:
-        # Both TSYNC and a listener want the return value: the kernel takes the two only with this flag.
+        # TSYNC and a listener both use the return value. The kernel accepts both together only with this flag.
         flags |= _NEW_LISTENER | (_TSYNC_ESRCH if flags & FLAGS["tsync"] else 0)
     count = len(program) // 8
     header = Block(pack("=H6xQ", count, 0), ((8, program),))

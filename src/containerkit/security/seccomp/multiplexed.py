@@ -1,12 +1,12 @@
-"""The calls that some architectures also take through ``socketcall`` and ``ipc``.
+"""Calls that some architectures also accept through ``socketcall`` and ``ipc``.
 
-A rule about ``connect`` that knew only its own number would be walked round through ``socketcall(SYS_CONNECT, ...)``.
-There the arguments lie in memory, out of a filter's sight, so the second way is judged by the sub-call alone.
+A rule for ``connect`` that checks only its own number could be bypassed with ``socketcall(SYS_CONNECT, ...)``. There
+the arguments are in memory, where a filter can't see them, so this path is decided by the sub-call alone.
 
 Source: socketcall(2), ipc(2), linux/net.h, linux/ipc.h.
 """
 
-# ruff: noqa: SIM905 - lists of names read better as one text
+# ruff: noqa: SIM905 - lists of names are easier to read as one text
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IPC: Final = {
 
 
 def multiplexed(name: str, numbers: dict[str, int]) -> tuple[int, int] | None:
-    """Return the second way to a call: the number of ``socketcall`` or ``ipc``, and its first argument."""
+    """Return the second path to a call: the number of ``socketcall`` or ``ipc``, and its first argument."""
     for through, sub_calls in (("socketcall", _SOCKETCALL), ("ipc", _IPC)):
         if name in sub_calls and through in numbers:
             return numbers[through], sub_calls[name]

@@ -1,11 +1,11 @@
-"""Seccomp profiles in the JSON of the OCI runtime specification, and in Docker's dialect of it.
+"""Seccomp profiles in the JSON format of the OCI runtime specification and in Docker's variant of it.
 
-Docker's adds ``archMap`` in place of ``architectures`` and, to each entry, ``includes`` and ``excludes``: an entry
-counts only for some capabilities, architectures or kernels.
+Docker's variant has ``archMap`` in place of ``architectures``, and each entry can have ``includes`` and ``excludes``:
+the entry then applies only for some capabilities, architectures or kernels.
 
-Where several entries name one call, the format gives no order. The first entry without arguments decides alone, as it
-does for the runtimes that use libseccomp. Without one it is the strictest of those whose arguments match, as the kernel
-itself decides between filters.
+If several entries name one call, the format defines no order. The first entry without arguments decides alone, as in
+runtimes that use libseccomp. Without such an entry the strictest one whose arguments match decides, as the kernel does
+among filters.
 
 Source: the OCI runtime specification, config-linux, "Seccomp"; seccomp(2).
 """
@@ -13,15 +13,16 @@ Source: the OCI runtime specification, config-linux, "Seccomp"; seccomp(2).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from errno import EPERM
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import SpecError
+from containerkit.security.checks import check_instance, instances
 from containerkit.security.seccomp.architecture import architecture, is_call
 from containerkit.security.seccomp.profile import Action, Condition, Rule, Seccomp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from os import PathLike
 
 __all__ = ["read", "write"]
@@ -64,7 +65,13 @@ def read(
     kernel: tuple[int, int] | None,
 ) -> Seccomp:
     """Read a profile; see :meth:`Seccomp.from_oci`."""
-    content = _load(profile) if isinstance(profile, (str, os.PathLike)) else dict(profile)
+    if isinstance(profile, (str, os.PathLike)):
+        content = _load(profile)
+    else:
+        check_instance(profile, Mapping, "seccomp profile")
+        content = dict(profile)
+    if kernel is not None:
+        _check_version(kernel)
     host = _Host(capabilities, machine, kernel or _running())
     default = _action(_get(content, "defaultAction", str, "the profile"), content.get("defaultErrnoRet"))
     entries = [_Entry(entry, default) for entry in _list(content, "syscalls", dict) if host.takes(entry)]
@@ -87,11 +94,17 @@ def _load(path: str | PathLike[str]) -> dict[str, Any]:
             content = json.load(file)
     except OSError as error:
         raise SpecError(f"seccomp profile {os.fspath(path)}: {os.strerror(error.errno or 0)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"seccomp profile {os.fspath(path)}: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"seccomp profile {os.fspath(path)}: not an object")
     return content
+
+
+def _check_version(kernel: object) -> None:
+    numbers = instances(kernel, int, "kernel")  # type: ignore[arg-type] # it refuses what is no sequence
+    if len(numbers) != 2:
+        raise SpecError(f"kernel: {kernel!r} is not a pair such as (6, 1)")
 
 
 def _running() -> tuple[int, int]:
@@ -116,7 +129,7 @@ def _get(source: Mapping[str, Any], key: str, kind: type, where: str, otherwise:
 
 
 def _list(source: Mapping[str, Any], key: str, kind: type, where: str = "the profile") -> list[Any]:
-    """Return a list that may be absent or null, with its elements' type checked."""
+    """Return a list that may be absent or null, after checking the type of its elements."""
     found: list[Any] = _get(source, key, list, where, [])
     for each in found:
         if not isinstance(each, kind):
@@ -126,7 +139,7 @@ def _list(source: Mapping[str, Any], key: str, kind: type, where: str = "the pro
 
 def _known(name: str, table: Mapping[str, str], what: str) -> str:
     if name not in table:
-        raise SpecError(f"seccomp profile: unknown {what} {name!r}: of {', '.join(table)}")
+        raise SpecError(f"seccomp profile: unknown {what} {name!r}: must be one of {', '.join(table)}")
     return table[name]
 
 
@@ -136,12 +149,12 @@ def _action(name: str, number: object) -> Action:
         return Action(kind)
     number = EPERM if number is None else number
     if not isinstance(number, int) or isinstance(number, bool):
-        raise SpecError(f"seccomp profile: an errno is a number, not {number!r}")
+        raise SpecError(f"seccomp profile: an errno must be a number, not {number!r}")
     return Action(kind, number)
 
 
 class _Host:
-    """What the conditions of Docker's entries are asked about."""
+    """What the conditions of Docker's entries refer to."""
 
     def __init__(self, capabilities: frozenset[str], machine: str, kernel: tuple[int, int]) -> None:
         from containerkit.security.capabilities import canonical
@@ -151,7 +164,7 @@ class _Host:
         self._kernel = kernel
 
     def takes(self, entry: Mapping[str, Any]) -> bool:
-        """Tell whether an entry counts here."""
+        """Return whether an entry applies here."""
         wants = _get(entry, "includes", dict, "a syscall entry", {})
         shuns = _get(entry, "excludes", dict, "a syscall entry", {})
         if self._golang in _list(shuns, "arches", str, "excludes"):
@@ -170,51 +183,63 @@ class _Host:
 
 
 class _Entry:
-    """One entry of ``syscalls``, read."""
+    """One entry of ``syscalls`` after parsing."""
 
     def __init__(self, entry: Mapping[str, Any], default: Action) -> None:
         self.names = _list(entry, "names", str, "a syscall entry")
-        if "name" in entry:  # how the format began
+        if "name" in entry:  # the oldest form of the format
             self.names = [*self.names, _get(entry, "name", str, "a syscall entry")]
         if not self.names:
-            raise SpecError("seccomp profile: a syscall entry without names")
+            raise SpecError("seccomp profile: a syscall entry has no names")
         where = f"the entry of {self.names[0]}"
         self.action = _action(_get(entry, "action", str, where), entry.get("errnoRet"))
-        self.when = tuple(_condition(each, where) for each in _list(entry, "args", dict, where))
+        self.cases = _cases(tuple(_condition(each, where) for each in _list(entry, "args", dict, where)))
         unknown = [name for name in self.names if not is_call(name)]
         if unknown and default.permits and not self.action.permits:
             raise SpecError(
-                f"seccomp profile: {where} forbids {unknown[0]!r}, which is no known system call: "
-                f"it would stay allowed; remove it or deny by default"
+                f"seccomp profile: {where} forbids {unknown[0]!r}, which is not a known system call: "
+                f"it would stay allowed; remove it, or deny by default"
             )
         self.names = [name for name in self.names if name not in unknown]
+
+
+def _cases(conditions: tuple[Condition, ...]) -> tuple[tuple[Condition, ...], ...]:
+    """Return the cases in which an entry matches. All conditions of a case must hold. Without conditions it has none.
+
+    If two conditions have the same argument, each condition is a case of its own. runc and crun do the same, and
+    profiles that list the values of an argument depend on it.
+    """
+    if len({condition.argument for condition in conditions}) < len(conditions):
+        return tuple((condition,) for condition in conditions)
+    return (conditions,) if conditions else ()
 
 
 def _condition(entry: Mapping[str, Any], where: str) -> Condition:
     op = _known(_get(entry, "op", str, where), _COMPARISONS, "comparison")
     value = _get(entry, "value", int, where, 0)
     index = _get(entry, "index", int, where)
-    if op == "masked_eq":  # the format has the mask first
+    if op == "masked_eq":  # in the format the mask comes first
         return Condition(argument=index, op="masked_eq", mask=value, value=_get(entry, "valueTwo", int, where, 0))
-    return Condition(argument=index, op=op, value=value)  # type: ignore[arg-type]
+    return Condition(argument=index, op=op, value=value)  # type: ignore[arg-type] # one of _COMPARISONS
 
 
 def _rules(entries: list[_Entry], default: Action) -> list[Rule]:
-    """Put the entries in an order in which the first match decides."""
+    """Return rules in an order in which the first match decides."""
     alone: dict[str, Action] = {}
     for entry in entries:
         for name in entry.names:
-            # An entry that only repeats the default changes nothing, as in every other runtime.
-            if entry.when or entry.action == default:
+            # An entry that only repeats the default changes nothing. Every other runtime does the same.
+            if entry.cases or entry.action == default:
                 continue
             alone.setdefault(name, entry.action)
     by_action: dict[Action, list[str]] = {}
     for name, action in alone.items():
         by_action.setdefault(action, []).append(name)
     conditional = [
-        Rule(names=names, action=entry.action, when=entry.when)
+        Rule(names=names, action=entry.action, when=when)
         for entry in entries
-        if entry.when and (names := tuple(name for name in entry.names if name not in alone))
+        for when in entry.cases
+        if (names := tuple(name for name in entry.names if name not in alone))
     ]
     conditional.sort(key=lambda rule: _STRICTEST_FIRST.index(rule.action.kind))
     return [Rule(names=tuple(names), action=action) for action, names in by_action.items()] + conditional
@@ -224,7 +249,7 @@ def _architectures(content: Mapping[str, Any], machine: str) -> list[str]:
     listed = [architecture(name).name for name in _list(content, "architectures", str)]
     mapped = _list(content, "archMap", dict)
     if listed and mapped:
-        raise SpecError("seccomp profile: it has architectures and archMap; one of them")
+        raise SpecError("seccomp profile: it has both architectures and archMap; remove one of them")
     for each in mapped:
         if architecture(_get(each, "architecture", str, "archMap")).name == machine:
             listed += [architecture(name).name for name in _list(each, "subArchitectures", str, "archMap")]
@@ -247,7 +272,7 @@ def write(seccomp: Seccomp, machine: str) -> dict[str, object]:
 
 
 def _disjoint(seccomp: Seccomp) -> list[Rule]:
-    """Return the rules without those parts that an earlier rule overrules."""
+    """Return the rules without the parts that an earlier rule overrides."""
     settled: set[str] = set()
     judged: dict[str, Action] = {}
     kept: list[Rule] = []
@@ -255,9 +280,9 @@ def _disjoint(seccomp: Seccomp) -> list[Rule]:
         names = tuple(name for name in dict.fromkeys(rule.names) if name not in settled)
         for name in names:
             if rule.when and judged.setdefault(name, rule.action) != rule.action:
-                raise SpecError(f"the rules on {name!r} depend on their order, which an OCI profile can't say")
+                raise SpecError(f"the rules for {name!r} depend on their order, which an OCI profile can't express")
             if not rule.when and name in judged and rule.action != seccomp.default_action:
-                raise SpecError(f"{name!r} has conditions and another fate without them: an OCI profile can't say that")
+                raise SpecError(f"{name!r} has two actions, one with conditions: an OCI profile can't express that")
         if not rule.when:
             settled.update(names)
         if names and (rule.when or rule.action != seccomp.default_action):
@@ -269,6 +294,8 @@ def _entry(rule: Rule) -> dict[str, object]:
     entry: dict[str, object] = {"names": list(rule.names), "action": _told(rule.action)}
     if rule.action.kind in _WITH_NUMBER:
         entry["errnoRet"] = rule.action.data
+    if len(_cases(rule.when)) > 1:
+        raise SpecError(f"{rule.names[0]!r} has two conditions on one argument: in an OCI profile either would match")
     if rule.when:
         entry["args"] = [_argument(condition) for condition in rule.when]
     return entry
@@ -276,6 +303,8 @@ def _entry(rule: Rule) -> dict[str, object]:
 
 def _argument(condition: Condition) -> dict[str, object]:
     words = {ours: theirs for theirs, ours in _COMPARISONS.items()}
+    if condition.op not in words:
+        raise SpecError(f"the comparison {condition.op!r} has no name in an OCI profile")
     told: dict[str, object] = {"index": condition.argument, "op": words[condition.op], "value": condition.value}
     if condition.op == "masked_eq":
         told |= {"value": condition.mask, "valueTwo": condition.value}

@@ -1,7 +1,7 @@
-"""Seccomp filters as values: which system calls a process may make, and what happens to the others.
+"""Seccomp filters as values: which system calls a process may make, and what happens to others.
 
-Nothing here touches the kernel. A :class:`Seccomp` is compiled to a program by :mod:`.compiler` when it is first
-needed, and installed by the operation that :meth:`Seccomp.operations` returns.
+Nothing here touches the kernel. :mod:`.compiler` compiles a :class:`Seccomp` to a program when it is first needed. The
+operation that :meth:`Seccomp.operations` returns installs it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import attrs
 
 from containerkit._native.constants import MACHINE
 from containerkit.errors import SpecError, UnsupportedError
+from containerkit.security.checks import check_instance, check_number, instances, names, text_of
 from containerkit.security.seccomp.install import FLAGS, install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from os import PathLike
 
-    from containerkit.plan import Operation, Slot
+    from containerkit.options import ListOf
+    from containerkit.plan.operation import Operation, Slot
 
 __all__ = ["ALLOW", "KILL_PROCESS", "KILL_THREAD", "LOG", "NOTIFY", "TRAP", "Action", "Condition", "Rule", "Seccomp"]
 
@@ -33,7 +35,7 @@ _KINDS: Final = {
     "log": 0x7FFC0000,
     "allow": 0x7FFF0000,
 }
-"""By the names of /proc/sys/kernel/seccomp/actions_avail. Source: linux/seccomp.h."""
+"""The names in /proc/sys/kernel/seccomp/actions_avail. Source: linux/seccomp.h."""
 
 _LARGEST_ERRNO: Final = 4095
 
@@ -42,7 +44,7 @@ _LARGEST_ERRNO: Final = 4095
 class Action:
     """What the kernel does with a call.
 
-    Make one with :meth:`errno` or :meth:`trace`, or take a constant of this module: ``ALLOW``, ``LOG``, ``NOTIFY``,
+    Use :meth:`errno`, :meth:`trace` or a constant of this module: ``ALLOW``, ``LOG``, ``NOTIFY``,
     ``TRAP``, ``KILL_THREAD``, ``KILL_PROCESS``.
 
     Attributes:
@@ -50,27 +52,26 @@ class Action:
         data: the error number of ``errno`` (0 to 4095), or the message of ``trace`` (0 to 65,535); else 0.
 
     Raises:
-        SpecError: no such action, or data that it can't carry.
+        SpecError: the action is unknown, or the data is out of range.
     """
 
     kind: str
     data: int = 0
 
     def __attrs_post_init__(self) -> None:
-        if self.kind not in _KINDS:
+        if text_of(self.kind, "seccomp action") not in _KINDS:
             raise SpecError(f"unknown seccomp action {self.kind!r}: one of {', '.join(_KINDS)}")
         limit = {"errno": _LARGEST_ERRNO, "trace": 0xFFFF}.get(self.kind, 0)
-        if not 0 <= self.data <= limit:
-            raise SpecError(f"seccomp action {self.kind} takes data from 0 to {limit}, not {self.data}")
+        check_number(self.data, f"data of the seccomp action {self.kind}", 0, limit)
 
     @classmethod
     def errno(cls, number: int = EPERM) -> Action:
-        """Fail the call with an error number, ``EPERM`` unless said otherwise."""
+        """Fail the call with an error number. Default ``EPERM``."""
         return cls("errno", number)
 
     @classmethod
     def trace(cls, message: int = 0) -> Action:
-        """Hand the call to the ptrace tracer; without one it fails with ``ENOSYS``."""
+        """Pass the call to the ptrace tracer. Without a tracer it fails with ``ENOSYS``."""
         return cls("trace", message)
 
     def __str__(self) -> str:
@@ -85,7 +86,7 @@ class Action:
 
     @property
     def permits(self) -> bool:
-        """Whether the kernel makes the call without asking anyone."""
+        """Whether the kernel executes the call without asking anyone."""
         return self.kind in {"allow", "log"}
 
 
@@ -96,8 +97,9 @@ TRAP: Final = Action("trap")
 KILL_THREAD: Final = Action("kill_thread")
 KILL_PROCESS: Final = Action("kill_process")
 
-Comparison = Literal["eq", "ne", "lt", "le", "gt", "ge", "masked_eq"]
-_COMPARISONS: Final = ("eq", "ne", "lt", "le", "gt", "ge", "masked_eq")
+Comparison = Literal["eq", "ne", "lt", "le", "gt", "ge", "masked_eq", "masked_ne"]
+_COMPARISONS: Final = ("eq", "ne", "lt", "le", "gt", "ge", "masked_eq", "masked_ne")
+MASKED: Final = frozenset({"masked_eq", "masked_ne"})
 _LARGEST: Final = 2**64 - 1
 
 
@@ -105,16 +107,17 @@ _LARGEST: Final = 2**64 - 1
 class Condition:
     """A comparison of one argument, unsigned, in all of its 64 bits (32 on a 32-bit architecture).
 
-    A filter sees the register, not what a pointer in it points to.
+    A filter sees the value of the argument, not the memory that a pointer refers to.
 
     Attributes:
         argument: its index, 0 to 5.
-        op: ``eq ne lt le gt ge``, or ``masked_eq``: the bits of ``mask`` have the value ``value``.
+        op: ``eq ne lt le gt ge``, or ``masked_eq``: the bits of ``mask`` have the value ``value``; or ``masked_ne``:
+            they have another value. An OCI profile can't express ``masked_ne``.
         value: 0 to 2**64 - 1.
-        mask: for ``masked_eq``.
+        mask: for ``masked_eq`` and ``masked_ne``.
 
     Raises:
-        SpecError: an index, operator or value out of range.
+        SpecError: an index, operator or value is out of range.
     """
 
     argument: int
@@ -123,40 +126,38 @@ class Condition:
     mask: int = _LARGEST
 
     def __attrs_post_init__(self) -> None:
-        if not 0 <= self.argument <= 5:
-            raise SpecError(f"a system call has arguments 0 to 5, not {self.argument}")
-        if self.op not in _COMPARISONS:
+        check_number(self.argument, "argument of a system call", 0, 5)
+        if text_of(self.op, "comparison") not in _COMPARISONS:
             raise SpecError(f"unknown comparison {self.op!r}: one of {', '.join(_COMPARISONS)}")
-        if not 0 <= self.value <= _LARGEST or not 0 <= self.mask <= _LARGEST:
-            raise SpecError("an argument is compared with a number from 0 to 2**64 - 1")
+        check_number(self.value, "what an argument is compared with", 0, _LARGEST)
+        check_number(self.mask, "mask of an argument", 0, _LARGEST)
 
     def __str__(self) -> str:
-        if self.op == "masked_eq":
-            return f"argument {self.argument} & {self.mask:#x} == {self.value:#x}"
+        if self.op in MASKED:
+            sign = "==" if self.op == "masked_eq" else "!="
+            return f"argument {self.argument} & {self.mask:#x} {sign} {self.value:#x}"
         return f"argument {self.argument} {self.op} {self.value:#x}"
 
 
-def _names(names: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise SpecError(f"a rule takes a tuple of names: ({names!r},)")
-    return tuple(names)
+def _names(values: ListOf[str]) -> tuple[str, ...]:
+    return names(values, "names of a seccomp rule")
 
 
-def _conditions(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
-    return tuple(conditions)
+def _conditions(conditions: ListOf[Condition]) -> tuple[Condition, ...]:
+    return instances(conditions, Condition, "conditions of a seccomp rule")
 
 
 @attrs.frozen(kw_only=True, cache_hash=True)
 class Rule:
-    """What happens to some system calls.
+    """An action for some system calls.
 
     Attributes:
-        names: the calls, as the kernel names them.
-        action: what happens.
-        when: conditions that must all hold; none means always.
+        names: the kernel's names of the calls.
+        action: what happens to them.
+        when: conditions that must all hold. Without conditions the rule always applies.
 
     Raises:
-        SpecError: no architecture has a call of that name.
+        SpecError: a name is unknown on every architecture.
     """
 
     names: tuple[str, ...] = attrs.field(converter=_names)
@@ -164,6 +165,7 @@ class Rule:
     when: tuple[Condition, ...] = attrs.field(default=(), converter=_conditions)
 
     def __attrs_post_init__(self) -> None:
+        check_instance(self.action, Action, "action of a seccomp rule")
         for name in self.names:
             _check_name(name)
 
@@ -172,45 +174,49 @@ class Rule:
         return f"{self.action}{when}: {' '.join(self.names)}"
 
 
-def _rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    return tuple(rules)
+def _rules(rules: ListOf[Rule]) -> tuple[Rule, ...]:
+    return instances(rules, Rule, "rules of a seccomp filter")
 
 
-def _flags(flags: Iterable[str]) -> frozenset[str]:
-    wrong = frozenset(flags) - FLAGS.keys()
-    if wrong:
+def _architectures(values: ListOf[str]) -> tuple[str, ...]:
+    return names(values, "architectures of a seccomp filter")
+
+
+def _flags(flags: ListOf[str]) -> frozenset[str]:
+    found = frozenset(names(flags, "seccomp flags"))
+    if wrong := found - FLAGS.keys():
         raise SpecError(f"unknown seccomp flag {min(wrong)!r}: of {', '.join(FLAGS)}")
-    return frozenset(flags)
+    return found
 
 
 @attrs.frozen(kw_only=True, cache_hash=True)
 class Seccomp:
-    """A filter on system calls.
+    """A filter for system calls.
 
-    For one call the first rule that names it, and whose conditions hold, decides; where none does, ``default_action``.
-    The methods return a changed filter and put their rule first, so that the last word counts::
+    The first rule that names a call and whose conditions hold decides. If there is none, ``default_action`` decides.
+    The methods return a changed filter with their rule in first place, so the last change wins::
 
         Seccomp.default().allow("ptrace").deny("connect")
 
     Attributes:
-        default_action: what happens to a call that no rule decides.
-        rules: in the order in which they are asked.
-        unknown_action: what happens to a number that is no call of the table, so to calls newer than it;
-            None means ``default_action``. ``ENOSYS`` lets programs fall back as on an older kernel.
-        architectures: those besides the machine's own from which calls are taken, judged by the same rules.
-        foreign_action: what happens to a call from any other, such as i386 on x86_64.
-        flags: of ``tsync``, ``log``, ``spec_allow``, ``wait_killable_recv``. Source: seccomp(2).
-        listener_path: OCI's socket for the listener's descriptor, empty without.
-        listener_metadata: what is sent along to that socket.
+        default_action: the action for calls that no rule decides.
+        rules: in the order in which they are tested.
+        unknown_action: the action for numbers that are not in the table, such as those of newer calls. None means
+            ``default_action``. With ``ENOSYS`` programs fall back as on an older kernel.
+        architectures: accepted in addition to the machine's own architecture, with the same rules.
+        foreign_action: the action for calls of any other architecture, such as i386 on x86_64.
+        flags: names from ``tsync``, ``log``, ``spec_allow``, ``wait_killable_recv``. Source: seccomp(2).
+        listener_path: the OCI socket that receives the listener's descriptor. Empty for none.
+        listener_metadata: data that is sent to that socket as well.
 
     Raises:
-        SpecError: an unknown architecture or flag.
+        SpecError: an architecture or flag is unknown.
     """
 
     default_action: Action
     rules: tuple[Rule, ...] = attrs.field(default=(), converter=_rules)
     unknown_action: Action | None = None
-    architectures: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    architectures: tuple[str, ...] = attrs.field(default=(), converter=_architectures)
     foreign_action: Action = KILL_PROCESS
     flags: frozenset[str] = attrs.field(default=frozenset(), converter=_flags)
     listener_path: str = ""
@@ -219,27 +225,33 @@ class Seccomp:
     def __attrs_post_init__(self) -> None:
         from containerkit.security.seccomp.architecture import architecture
 
+        check_instance(self.default_action, Action, "default_action")
+        check_instance(self.foreign_action, Action, "foreign_action")
+        if self.unknown_action is not None:
+            check_instance(self.unknown_action, Action, "unknown_action")
+        for given, what in ((self.listener_path, "listener_path"), (self.listener_metadata, "listener_metadata")):
+            text_of(given, what)
         for name in self.architectures:
             architecture(name)
 
     @classmethod
-    def default(cls, capabilities: Iterable[str] = ()) -> Seccomp:
-        """Return the filter that a container has unless asked otherwise.
+    def default(cls, capabilities: ListOf[str] = ()) -> Seccomp:
+        """Return the default filter of containers.
 
         Args:
-            capabilities: those the container holds; each brings the calls that are of no use without it
-                (``CAP_SYS_ADMIN``: ``mount``, ``setns``, ...).
+            capabilities: the capabilities of the container. Each one allows the calls that need it (``CAP_SYS_ADMIN``:
+                ``mount``, ``setns``, ...).
 
         Raises:
-            SpecError: an unknown capability.
+            SpecError: a capability is unknown.
         """
         from containerkit.security.seccomp.default import default
 
-        return default(frozenset(capabilities))
+        return default(frozenset(names(capabilities, "capabilities")))
 
     @classmethod
     def permissive(cls) -> Seccomp:
-        """Return a filter that allows all; what is put on top of it is denied by name."""
+        """Return a filter that allows everything. Add rules to deny calls by name."""
         return cls(default_action=ALLOW)
 
     @classmethod
@@ -247,58 +259,58 @@ class Seccomp:
         cls,
         profile: Mapping[str, object] | str | PathLike[str],
         *,
-        capabilities: Iterable[str] = (),
+        capabilities: ListOf[str] = (),
         machine: str = MACHINE,
         kernel: tuple[int, int] | None = None,
     ) -> Seccomp:
         """Read a profile in the JSON format of the OCI runtime specification or in Docker's.
 
         Args:
-            profile: the object, or the path of a file that holds it.
-            capabilities: those the container holds, for Docker's ``includes`` and ``excludes``.
-            machine: the host's, for ``archMap`` and ``arches``.
-            kernel: the host's version for ``minKernel``, this machine's by default.
+            profile: the object, or the path of a file that contains it.
+            capabilities: the capabilities of the container, for Docker's ``includes`` and ``excludes``.
+            machine: the architecture of the host, for ``archMap`` and ``arches``.
+            kernel: the kernel version of the host, for ``minKernel``. Default: this machine's.
 
         Raises:
-            SpecError: it is malformed, or would be weaker than it says because it forbids a call unknown here.
+            SpecError: it is malformed, or it forbids a call that is unknown here and would stay allowed.
 
         Source: the OCI runtime specification, config-linux, "Seccomp".
         """
         from containerkit.security.seccomp.oci import read
 
-        return read(profile, frozenset(capabilities), machine, kernel)
+        return read(profile, frozenset(names(capabilities, "capabilities")), text_of(machine, "machine"), kernel)
 
     def to_oci(self, machine: str = MACHINE) -> dict[str, object]:
         """Return the profile in the JSON format of the OCI runtime specification.
 
-        The format has no word for ``unknown_action`` and ``foreign_action``, and no order of rules: they are written
-        so that each call is named by one unconditional entry, or by conditional ones.
+        The format can't express ``unknown_action``, ``foreign_action`` and the order of rules. The result names each
+        call in one unconditional entry, or in conditional ones.
 
         Raises:
-            SpecError: conditional rules on one call whose order matters, which the format can't say.
+            SpecError: the order of conditional rules for one call matters, which the format can't express.
         """
         from containerkit.security.seccomp.oci import write
 
-        return write(self, machine)
+        return write(self, text_of(machine, "machine"))
 
-    def allow(self, *names: str, when: Iterable[Condition] = ()) -> Seccomp:
+    def allow(self, *names: str, when: ListOf[Condition] = ()) -> Seccomp:
         """Allow calls by name."""
         return self._first(names, ALLOW, when)
 
-    def deny(self, *names: str, errno: int = EPERM, when: Iterable[Condition] = ()) -> Seccomp:
-        """Fail calls with an error number."""
+    def deny(self, *names: str, errno: int = EPERM, when: ListOf[Condition] = ()) -> Seccomp:
+        """Make calls fail with an error number."""
         return self._first(names, Action.errno(errno), when)
 
-    def kill(self, *names: str, when: Iterable[Condition] = ()) -> Seccomp:
-        """Kill the process that makes one of the calls, by ``SIGSYS``."""
+    def kill(self, *names: str, when: ListOf[Condition] = ()) -> Seccomp:
+        """Kill the process that makes one of the calls, with ``SIGSYS``."""
         return self._first(names, KILL_PROCESS, when)
 
-    def notify(self, *names: str, when: Iterable[Condition] = ()) -> Seccomp:
-        """Ask the supervisor (:mod:`containerkit.security.notify`) about each of the calls."""
+    def notify(self, *names: str, when: ListOf[Condition] = ()) -> Seccomp:
+        """Ask the supervisor (:mod:`containerkit.security.notify`) to decide each of the calls."""
         return self._first(names, NOTIFY, when)
 
-    def log(self, *names: str, when: Iterable[Condition] = ()) -> Seccomp:
-        """Allow calls and have the kernel log each; without names, all that this filter would have denied."""
+    def log(self, *names: str, when: ListOf[Condition] = ()) -> Seccomp:
+        """Allow calls and let the kernel log each one. Without names: all calls that this filter would deny."""
         if names:
             return self._first(names, LOG, when)
         return attrs.evolve(
@@ -308,14 +320,14 @@ class Seccomp:
             rules=tuple(attrs.evolve(rule, action=_complain(rule.action)) for rule in self.rules),
         )
 
-    def _first(self, names: tuple[str, ...], action: Action, when: Iterable[Condition]) -> Seccomp:
+    def _first(self, names: tuple[str, ...], action: Action, when: ListOf[Condition]) -> Seccomp:
         if not names:
             raise SpecError("name the system calls")
-        rule = Rule(names=names, action=action, when=tuple(when))
+        rule = Rule(names=names, action=action, when=when)
         return attrs.evolve(self, rules=(rule, *self.rules))
 
     def __str__(self) -> str:
-        """Return the filter in words, a line for each rule."""
+        """Describe the filter in text, one line for each rule."""
         unknown = self.unknown_action or self.default_action
         lines = [f"{self.default_action} unless a rule says otherwise; {unknown} for unknown numbers"]
         lines += [str(rule) for rule in self.rules]
@@ -324,7 +336,7 @@ class Seccomp:
 
     @property
     def notifies(self) -> bool:
-        """Whether some call is handed to a supervisor."""
+        """Whether a supervisor decides some calls."""
         return "user_notif" in self.kinds()
 
     def kinds(self) -> frozenset[str]:
@@ -335,14 +347,14 @@ class Seccomp:
         return frozenset(action.kind for action in actions)
 
     def program(self, machine: str = MACHINE) -> bytes:
-        """Return the filter as the kernel takes it, an array of ``struct sock_filter``; compiled once.
+        """Return the filter as an array of ``struct sock_filter``. It is compiled once.
 
         Raises:
-            SpecError: it is longer than the kernel takes.
+            SpecError: the program is longer than the kernel accepts.
         """
         from containerkit.security.seccomp import ready
 
-        found = ready.program(self, machine)
+        found = ready.program(self, text_of(machine, "machine"))
         if found is not None:
             return found
         from containerkit.security.seccomp.compiler import compile_filter
@@ -350,27 +362,27 @@ class Seccomp:
         return compile_filter(self, machine)
 
     def operations(
-        self, *, listener: Slot | None = None, available: Iterable[str] | None = None
+        self, *, listener: Slot | None = None, available: ListOf[str] | None = None
     ) -> tuple[Operation, ...]:
         """Return the operations that install the filter in the calling thread.
 
-        They need ``no_new_privs`` or ``CAP_SYS_ADMIN``, and belong right before ``execve``.
+        They need ``no_new_privs`` or ``CAP_SYS_ADMIN``, and must come right before ``execve``.
 
         Args:
-            listener: the slot that takes the descriptor to supervise with.
-            available: the actions of /proc/sys/kernel/seccomp/actions_avail, when known.
+            listener: the slot for the listener's descriptor.
+            available: the actions in /proc/sys/kernel/seccomp/actions_avail, if known.
 
         Raises:
-            SpecError: a filter that notifies needs a listener: without one the kernel fails the calls with ``ENOSYS``.
+            SpecError: the filter notifies and has no listener. The kernel would let the calls fail with ``ENOSYS``.
             UnsupportedError: the kernel lacks an action.
 
         Source: seccomp(2).
         """
+        missing = self.kinds() - set(names(available, "available")) if available is not None else frozenset()
         if self.notifies and listener is None:
-            raise SpecError("the seccomp filter notifies a supervisor, but there is none to take the listener")
-        missing = self.kinds() - set(available) if available is not None else frozenset()
+            raise SpecError("the seccomp filter notifies a supervisor, but no supervisor receives the listener")
         if missing:
-            hint = "a newer kernel, or a Seccomp without that action"
+            hint = "use a newer kernel, or a Seccomp without that action"
             raise UnsupportedError("seccomp", EINVAL, f"action {min(missing)}", hint)
         flags = sum(FLAGS[flag] for flag in self.flags)
         return (install(self.program(), flags, listener),)

@@ -1,0 +1,180 @@
+"""The content of ``RootFS.host()``: directories of the machine, and a copy of the part of /etc that programs need.
+
+Everything is listed here; nothing relies on a list of secrets. A file that is not listed, or that is not readable for
+everybody, is not inside.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final, NamedTuple
+
+from containerkit.descriptors import keep, lend
+
+__all__ = ["HOSTNAME", "HostRoot", "hosts_line", "programs", "read"]
+
+HOSTNAME: Final = "container"
+"""The default host name of containers."""
+
+_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
+
+_PROGRAMS: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32", "nix", "gnu")
+
+_FOLDERS: Final = {
+    "dev": 0o755,
+    "etc": 0o755,
+    "home": 0o755,
+    "media": 0o755,
+    "mnt": 0o755,
+    "opt": 0o755,
+    "proc": 0o555,
+    "root": 0o700,
+    "run": 0o755,
+    "run/lock": 0o1777,
+    "srv": 0o755,
+    "sys": 0o555,
+    "tmp": 0o1777,
+    "var": 0o755,
+    "var/cache": 0o755,
+    "var/lib": 0o755,
+    "var/log": 0o755,
+    "var/tmp": 0o1777,
+}
+
+_ETC: Final = (
+    *("alternatives", "bash.bashrc", "bindresvport.blacklist", "ca-certificates", "ca-certificates.conf"),
+    *("crypto-policies", "debian_version", "ethertypes", "fedora-release", "fonts", "gai.conf"),
+    *("group", "host.conf", "hosts", "inputrc", "java", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "locale.alias"),
+    *("locale.conf", "localtime", "login.defs", "lsb-release", "magic", "magic.mime", "mailcap", "manpath.config"),
+    *("mime.types", "mke2fs.conf", "networks", "nsswitch.conf", "openal", "OpenCL", "os-release", "passwd", "perl"),
+    *("pki", "postgresql-common", "profile", "profile.d", "protocols", "python3", "R", "redhat-release"),
+    *("resolv.conf", "rpc", "services", "shells", "ssl", "system-release", "terminfo", "timezone"),
+    *("vulkan", "xattr.conf", "xml", "sgml", "php", "ghc", "emacs", "texmf", "groff", "papersize", "vim"),
+    *("gss", "libpaper.d", "alsa", "ImageMagick-6", "ImageMagick-7", "glvnd", "zsh_command_not_found"),
+)
+_ETC_PREFIXES: Final = ("java-", "python3.", "lua", "openjdk", "ghostscript")
+_PRIVATE: Final = frozenset({"private", "key.pem"})
+_LARGEST: Final = 4 * 1024 * 1024
+_MOST: Final = 8192
+
+
+class HostRoot(NamedTuple):
+    """The skeleton of the default root filesystem.
+
+    Attributes:
+        programs: top-level directories of the machine that are mounted completely, such as ``"usr"``.
+        folders: (path, mode) of directories to create, parents first.
+        links: (path, content) of symlinks.
+        files: (path, mode, content).
+    """
+
+    programs: tuple[str, ...]
+    folders: tuple[tuple[str, int], ...]
+    links: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, int, bytes], ...]
+
+
+def programs() -> tuple[str, ...]:
+    """Return the top-level directories, such as ``"usr"``, to mount completely. Symlinks are not included."""
+    return tuple(name for name in _PROGRAMS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}"))
+
+
+def read() -> HostRoot:
+    """Read the machine's part of the default root filesystem.
+
+    Side effects: reads files and creates nothing.
+    """
+    collector = _Collector()
+    for path, mode in _FOLDERS.items():
+        collector.folders[path] = mode
+    for name in _PROGRAMS:
+        collector.program(name)
+    for name in sorted(_names("/etc")):
+        if name in _ETC or name.startswith(_ETC_PREFIXES):
+            collector.copy(f"etc/{name}")
+    collector.own_name()
+    collector.links["etc/mtab"] = "../proc/self/mounts"
+    collector.links["var/run"] = "../run"
+    collector.links["var/lock"] = "../run/lock"
+    return HostRoot(
+        tuple(collector.programs),
+        tuple(collector.folders.items()),
+        tuple(collector.links.items()),
+        tuple((path, mode, content) for path, (mode, content) in collector.files.items()),
+    )
+
+
+def hosts_line(name: str) -> bytes:
+    """Return the line of /etc/hosts for a container's own name. Empty if the name is invalid in hosts(5)."""
+    return b"127.0.0.1\t%s\n" % name.encode() if _LETTERS.issuperset(name) else b""
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+class _Collector:
+    """Collects the skeleton. Each path is collected once."""
+
+    def __init__(self) -> None:
+        self.programs: list[str] = []
+        self.folders: dict[str, int] = {}
+        self.links: dict[str, str] = {}
+        self.files: dict[str, tuple[int, bytes]] = {}
+
+    def program(self, name: str) -> None:
+        path = f"/{name}"
+        if os.path.islink(path):
+            self.links[name] = os.readlink(path)
+        elif os.path.isdir(path):
+            self.programs.append(name)
+            self.folders[name] = 0o755
+
+    def copy(self, path: str) -> None:
+        """Copy a file that everybody may read. A symlink that leads out of the listed directories is followed."""
+        if len(self.files) + len(self.links) >= _MOST:
+            return
+        source = f"/{path}"
+        try:
+            status = os.lstat(source)
+            if stat.S_ISLNK(status.st_mode):
+                self._link(path, source)
+            elif stat.S_ISDIR(status.st_mode) and status.st_mode & 0o005 == 0o005:
+                self.folders[path] = 0o755
+                for name in sorted(os.listdir(source)):
+                    if name not in _PRIVATE:
+                        self.copy(f"{path}/{name}")
+            elif stat.S_ISREG(status.st_mode):
+                self._file(path, source)
+        except OSError:
+            return  # it was removed or made unreadable in the meantime, so it is left out
+
+    def own_name(self) -> None:
+        """Add the default host name to the hosts file."""
+        if "etc/hosts" not in self.links:
+            mode, content = self.files.get("etc/hosts", (0o644, b"127.0.0.1\tlocalhost\n"))
+            self.files["etc/hosts"] = mode, content.rstrip(b"\n") + b"\n" + hosts_line(HOSTNAME)
+
+    def _link(self, path: str, source: str) -> None:
+        content = os.readlink(source)
+        resolved = os.path.realpath(source)
+        if resolved.startswith(tuple(f"/{name}/" for name in (*_PROGRAMS, "etc"))):
+            self.links[path] = content
+        elif os.path.isfile(resolved):
+            self._file(path, resolved)
+
+    def _file(self, path: str, source: str) -> None:
+        def read(kept: list[int]) -> None:
+            fd = keep(kept, os.open, source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and status.st_mode & 0o004 and status.st_size <= _LARGEST:
+                content = bytearray()
+                while len(content) < _LARGEST and (chunk := os.read(fd, _LARGEST - len(content))):
+                    content += chunk
+                self.files[path] = status.st_mode & 0o755, bytes(content)
+
+        lend(read)

@@ -1,0 +1,429 @@
+/* The keeper of a detached container: what stays of the caller once it has gone.
+ *
+ * Static, without libc, started from a sealed memfd. The Python process that has started the container becomes it by
+ * execve, so that it is the owner for which the container's init watches, and the parent of the command. When it dies,
+ * however it dies, the container dies. What it is handed:
+ *
+ *   fd 3  the directory of the record        fd 6  a pidfd of the command
+ *   fd 4  the directory of the logs          fd 7  what the command writes: a pipe, or the master of its terminal
+ *   fd 5  a pidfd of the init                fd 8  its standard error, where that is a pipe of its own
+ *   fd 9  the lock of the record, held for as long as the keeper lives
+ *   further descriptors: locks that it holds for the container, and the writing end of the command's stdin
+ *
+ * argv[1..7]: the number of this start; how long to wait before a restart, in ms; the most bytes of one log; the most
+ * logs; the number of the current log; 1 where the record goes with the container; the interpreter. argv[8..]: directories of control groups, which are removed, the inner ones first.
+ *
+ * The record of the end is written to "exit.new", which lies ready with its blocks, and renamed to "exit.N": a full
+ * filesystem can't keep it from being written. Source: pidfd_open(2), renameat(2), the log format of Kubernetes' CRI.
+ */
+#include "syscalls.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/prctl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RECORD 3
+#define LOGS 4
+#define INIT 5
+#define COMMAND 6
+#define OUTPUT 7
+#define LOCK 9
+#define READ_SIZE 65536
+#define PREFIX_SIZE 40
+
+/* Compilers may copy and clear by them, even in a program without libc. */
+__attribute__((used)) void *memcpy(void *target, const void *source, size_t size) {
+    unsigned char *to = target;
+    const unsigned char *from = source;
+    while (size--)
+        *to++ = *from++;
+    return target;
+}
+
+__attribute__((used)) void *memset(void *target, int value, size_t size) {
+    unsigned char *at = target;
+    while (size--)
+        *at++ = (unsigned char)value;
+    return target;
+}
+
+static struct {
+    unsigned long run, delay_ms, most_bytes, most_logs, log, removes;
+    char *interpreter;
+    char **groups, **environment;
+    long file;          /* the current log, or a negative number */
+    unsigned long lost; /* bytes that could not be written */
+    int signals, asked_to_end;
+} keeper = {.file = -1};
+
+static char incoming[READ_SIZE], outgoing[READ_SIZE + 4096];
+
+__attribute__((noreturn)) static void leave(int status) {
+    for (;;)
+        CK_CALL1(exit_group, status);
+}
+
+static size_t length(const char *text) {
+    size_t size = 0;
+    while (text[size])
+        size++;
+    return size;
+}
+
+static char *put_text(char *at, const char *text) {
+    size_t size = length(text);
+    memcpy(at, text, size);
+    return at + size;
+}
+
+/* Write a number in decimal, with at least so many digits. */
+static char *put_number(char *at, unsigned long number, int digits) {
+    char reversed[24];
+    int count = 0;
+    do {
+        reversed[count++] = (char)('0' + number % 10);
+        number /= 10;
+    } while (number || count < digits);
+    while (count)
+        *at++ = reversed[--count];
+    return at;
+}
+
+static unsigned long parse(const char *text) {
+    unsigned long number = 0;
+    while (*text)
+        number = number * 10 + (unsigned long)(*text++ - '0');
+    return number;
+}
+
+static void name_of(char *name, const char *stem, unsigned long number) {
+    *put_number(put_text(name, stem), number, 1) = 0;
+}
+
+/* Write the time as RFC 3339 has it, with nanoseconds. The date is counted in years that begin in March, so that the
+ * leap day is the last of them, and in eras of 400 years. */
+static char *put_time(char *at, const struct timespec *now) {
+    unsigned long days = (unsigned long)now->tv_sec / 86400 + 719468, second = (unsigned long)now->tv_sec % 86400;
+    unsigned long era = days / 146097, of_era = days % 146097;
+    unsigned long year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
+    unsigned long of_year = of_era - (365 * year + year / 4 - year / 100), month = (5 * of_year + 2) / 153;
+    unsigned long day = of_year - (153 * month + 2) / 5 + 1;
+    month = month < 10 ? month + 3 : month - 9;
+    at = put_number(at, era * 400 + year + (month <= 2), 4);
+    *at++ = '-';
+    at = put_number(at, month, 2);
+    *at++ = '-';
+    at = put_number(at, day, 2);
+    *at++ = 'T';
+    at = put_number(at, second / 3600, 2);
+    *at++ = ':';
+    at = put_number(at, second / 60 % 60, 2);
+    *at++ = ':';
+    at = put_number(at, second % 60, 2);
+    *at++ = '.';
+    at = put_number(at, (unsigned long)now->tv_nsec, 9);
+    *at++ = 'Z';
+    return at;
+}
+
+/* --- Logs */
+
+static int open_log(void) {
+    char name[40];
+    if (keeper.file >= 0)
+        return 1;
+    name_of(name, "log.", keeper.log);
+    keeper.file = CK_CALL4(openat, LOGS, name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return keeper.file >= 0;
+}
+
+static void rotate(void) {
+    char name[40];
+    CK_CALL1(close, keeper.file);
+    keeper.file = -1;
+    keeper.log++;
+    if (keeper.log > keeper.most_logs) {
+        name_of(name, "log.", keeper.log - keeper.most_logs);
+        CK_CALL3(unlinkat, LOGS, name, 0);
+    }
+}
+
+static unsigned long log_size(void) {
+    long size = CK_CALL3(lseek, keeper.file, 0, SEEK_END); /* asked each time: others may have emptied it */
+    return size < 0 ? 0 : (unsigned long)size;
+}
+
+/* Append whole records; returns whether all of them are in the log. A part of them is taken back. */
+static int append(const char *records, size_t size) {
+    if (!open_log())
+        return 0;
+    unsigned long before = log_size();
+    if (before && before + size > keeper.most_bytes) {
+        rotate();
+        if (!open_log())
+            return 0;
+        before = log_size();
+    }
+    size_t done = 0;
+    while (done < size) {
+        long written = CK_CALL3(write, keeper.file, records + done, size - done);
+        if (written == -EINTR)
+            continue;
+        if (written <= 0) {
+            CK_CALL2(ftruncate, keeper.file, before);
+            return 0;
+        }
+        done += (size_t)written;
+    }
+    return 1;
+}
+
+static void append_or_count(const char *records, size_t size, size_t content) {
+    char note[128];
+    if (keeper.lost) {
+        struct timespec now;
+        CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
+        char *at = put_text(put_time(note, &now), " stderr F containerkit: ");
+        at = put_text(put_number(at, keeper.lost, 1), " bytes of output are lost: the log could not be written\n");
+        if (!append(note, (size_t)(at - note))) {
+            keeper.lost += content;
+            return;
+        }
+        keeper.lost = 0;
+    }
+    if (!append(records, size))
+        keeper.lost += content;
+}
+
+/* Log what was read: a line is a record with the mark F, a piece of one with P. */
+static void record(const char *read, size_t size, int is_stderr) {
+    char prefix[PREFIX_SIZE + 8];
+    struct timespec now;
+    CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
+    size_t head = (size_t)(put_text(put_time(prefix, &now), is_stderr ? " stderr " : " stdout ") - prefix);
+    size_t filled = 0, content = 0;
+    while (size) {
+        size_t line = 0, most = sizeof outgoing - filled;
+        if (most < head + 4096) {
+            append_or_count(outgoing, filled, content);
+            filled = content = 0;
+            most = sizeof outgoing;
+        }
+        most -= head + 3;
+        while (line < size && line < most && read[line] != '\n')
+            line++;
+        int whole = line < size && read[line] == '\n';
+        memcpy(outgoing + filled, prefix, head);
+        filled += head;
+        outgoing[filled++] = whole ? 'F' : 'P';
+        outgoing[filled++] = ' ';
+        memcpy(outgoing + filled, read, line);
+        filled += line;
+        outgoing[filled++] = '\n';
+        line += (size_t)whole;
+        content += line;
+        read += line;
+        size -= line;
+    }
+    append_or_count(outgoing, filled, content);
+}
+
+/* Read once; returns 0 at the end of a stream, where nobody can write to it any more. */
+static int take(int fd) {
+    long size = CK_CALL3(read, fd, incoming, sizeof incoming);
+    if (size > 0)
+        record(incoming, (size_t)size, fd != OUTPUT);
+    return size > 0 || size == -EAGAIN || size == -EINTR;
+}
+
+/* Once all who could write are dead: read what is left. */
+static void drain(void) {
+    for (int fd = OUTPUT; fd <= OUTPUT + 1; fd++) {
+        struct pollfd left = {fd, POLLIN, 0};
+        struct timespec none = {0, 0};
+        while (CK_CALL5(ppoll, &left, 1, &none, 0, 0) > 0 && (left.revents & POLLIN) && take(fd))
+            ;
+    }
+}
+
+/* --- The end */
+
+/* Wait until a pidfd tells of the end of its process; a signal does not keep it from it. */
+static void wait_for(int pidfd) {
+    struct pollfd ends = {pidfd, POLLIN, 0};
+    while (CK_CALL5(ppoll, &ends, 1, 0, 0, 0) == -EINTR)
+        ;
+}
+
+/* Return whether a report says that the kernel has killed a process of the group: "oom_kill N" with another N than 0. */
+static int tells_of_a_kill(const char *group, const char *report) {
+    static const char wanted[] = "oom_kill ";
+    char path[512], content[1024];
+    size_t matched = 0;
+    if (length(group) > sizeof path - 32)
+        return 0;
+    *put_text(put_text(path, group), report) = 0;
+    long file = CK_CALL4(openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+    if (file < 0)
+        return 0;
+    long size = CK_CALL3(read, file, content, sizeof content);
+    CK_CALL1(close, file);
+    for (long at = 0; at < size; at++) {
+        if (matched == sizeof wanted - 1)
+            return content[at] != '0';
+        matched = content[at] == wanted[matched] ? matched + 1 : content[at] == wanted[0];
+    }
+    return 0;
+}
+
+static int out_of_memory(void) {
+    for (char **group = keeper.groups; *group; group++)
+        if (tells_of_a_kill(*group, "/memory.events") || tells_of_a_kill(*group, "/memory.oom_control"))
+            return 1;
+    return 0;
+}
+
+static void write_end(int status, const struct rusage *usage) {
+    char text[256], name[40];
+    struct timespec now;
+    CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
+    char *at = put_number(put_text(text, "status "), (unsigned long)(unsigned int)status, 1);
+    at = put_time(put_text(at, " finished "), &now);
+    at = put_number(put_text(at, " oom "), (unsigned long)out_of_memory(), 1);
+    at = put_number(put_text(at, " user_us "),
+                    (unsigned long)(usage->ru_utime.tv_sec * 1000000 + usage->ru_utime.tv_usec), 1);
+    at = put_number(put_text(at, " system_us "),
+                    (unsigned long)(usage->ru_stime.tv_sec * 1000000 + usage->ru_stime.tv_usec), 1);
+    at = put_number(put_text(at, " lost "), keeper.lost, 1);
+    *at++ = '\n';
+    long file = CK_CALL4(openat, RECORD, "exit.new", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (file < 0)
+        return;
+    name_of(name, "exit.", keeper.run);
+    if (CK_CALL4(pwrite64, file, text, at - text, 0) == at - text && CK_CALL2(ftruncate, file, at - text) == 0)
+        CK_CALL4(renameat, RECORD, "exit.new", RECORD, name);
+    CK_CALL1(close, file);
+}
+
+static void remove_groups(void) {
+    struct timespec pause = {0, 2000000};
+    for (char **group = keeper.groups; *group; group++)
+        for (int tries = 0; tries < 250 && CK_CALL3(unlinkat, AT_FDCWD, *group, AT_REMOVEDIR) == -EBUSY; tries++)
+            CK_CALL2(nanosleep, &pause, 0);
+}
+
+/* Become the interpreter, which starts the container again or removes its record. It gets the record, the logs and the
+ * lock; what was held for the container that has ended is let go of. */
+static void become_python(const char *what) {
+    char *argv[] = {keeper.interpreter, "-sP", "-m", "containerkit.detached.resumed", (char *)what, 0};
+    uint64_t none = 0;
+    CK_CALL3(close_range, INIT, LOCK - 1, 0);
+    CK_CALL3(close_range, LOCK + 1, ~0U, 0);
+    CK_CALL4(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
+    CK_CALL3(execve, keeper.interpreter, argv, keeper.environment);
+}
+
+static int stopped_by_hand(void) { return CK_CALL4(faccessat, RECORD, "stopped", 0, 0) == 0; }
+
+/* Return the digit in the file "policy": 0 never, 1 on failure, 2 always. It may change while the container runs. */
+static int policy(void) {
+    char digit = '0';
+    long file = CK_CALL4(openat, RECORD, "policy", O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+    if (file >= 0) {
+        CK_CALL3(read, file, &digit, 1);
+        CK_CALL1(close, file);
+    }
+    return digit - '0';
+}
+
+/* Whether it is to be started again; the wait before it ends at once when it is stopped meanwhile. */
+static int restarts(int status) {
+    struct pollfd asked = {keeper.signals, POLLIN, 0};
+    struct timespec wait = {(long)(keeper.delay_ms / 1000), (long)(keeper.delay_ms % 1000) * 1000000};
+    struct signalfd_siginfo info;
+    int wanted = keeper.asked_to_end ? 0 : policy();
+    if (wanted == 0 || (wanted == 1 && status == 0) || stopped_by_hand())
+        return 0;
+    if (CK_CALL5(ppoll, &asked, 1, &wait, 0, 0) > 0)
+        CK_CALL3(read, keeper.signals, &info, sizeof info);
+    return !stopped_by_hand();
+}
+
+__attribute__((noreturn)) static void finish(void) {
+    struct rusage usage = {0}, other;
+    siginfo_t info;
+    int status = SIGKILL;
+    memset(&info, 0, sizeof info);
+    CK_CALL4(pidfd_send_signal, INIT, SIGKILL, 0, 0);
+    wait_for(COMMAND); /* it is in the init's pid namespace, and goes with it */
+    if (CK_CALL5(waitid, P_PIDFD, COMMAND, &info, WEXITED, &usage) == 0)
+        status = info.si_code == CLD_EXITED ? info.si_status << 8 : info.si_status;
+    wait_for(INIT);
+    while (CK_CALL4(wait4, -1, 0, WNOHANG | __WALL, &other) > 0)
+        ;
+    drain();
+    write_end(status, &usage);
+    remove_groups();
+    if (restarts(status))
+        become_python("again");
+    if (keeper.removes)
+        become_python("remove");
+    leave(0);
+}
+
+__attribute__((noreturn)) static void keep(void) {
+    uint64_t asked = 1ULL << (SIGTERM - 1) | 1ULL << (SIGHUP - 1) | 1ULL << (SIGINT - 1), all = ~(uint64_t)0;
+    struct signalfd_siginfo info;
+
+    CK_CALL5(prctl, PR_SET_NAME, "ck-keeper", 0, 0, 0);
+    CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
+    keeper.signals = (int)CK_CALL4(signalfd4, -1, &asked, sizeof asked, SFD_NONBLOCK | SFD_CLOEXEC);
+    struct pollfd watched[] = {
+        {OUTPUT, POLLIN, 0}, {OUTPUT + 1, POLLIN, 0},     {COMMAND, POLLIN, 0},
+        {INIT, POLLIN, 0},   {keeper.signals, POLLIN, 0},
+    };
+    for (;;) {
+        CK_CALL5(ppoll, watched, 5, 0, 0, 0);
+        for (int i = 0; i < 2; i++)
+            if (watched[i].revents && !take(watched[i].fd))
+                watched[i].fd = -1; /* poll passes over it */
+        if (watched[4].revents) {   /* asked to end, as at a shutdown: the container ends with it */
+            while (CK_CALL3(read, keeper.signals, &info, sizeof info) > 0)
+                ;
+            keeper.asked_to_end = 1;
+            finish();
+        }
+        if (watched[2].revents || watched[3].revents)
+            finish();
+    }
+}
+
+__attribute__((noreturn, used)) static void start(long *stack) {
+    long argc = stack[0];
+    char **argv = (char **)(stack + 1);
+    unsigned long *numbers[] = {&keeper.run,       &keeper.delay_ms, &keeper.most_bytes,
+                                &keeper.most_logs, &keeper.log,      &keeper.removes};
+    if (argc < 8)
+        leave(126);
+    for (int i = 0; i < 6; i++)
+        *numbers[i] = parse(argv[i + 1]);
+    keeper.interpreter = argv[7];
+    keeper.groups = argv + 8;
+    keeper.environment = argv + argc + 1;
+    keep();
+}
+
+/* The entry point: hand the initial stack (argc, argv, envp) to start(). */
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall start\n\thlt\n");
+#else
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl start\n\tbrk #0\n");
+#endif

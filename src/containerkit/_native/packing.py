@@ -1,0 +1,144 @@
+"""How steps and their data become the bytes of a tape; the layout is drawn in ``native.h``.
+
+The planner and the OCI command say in different words what a step is. Both pack it here.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from containerkit.failures import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["NO_SLOT", "SLOTS", "Packer"]
+
+SLOTS = 1024
+"""How many registers a tape can have: CK_SLOTS in native.h."""
+
+NO_SLOT = 0xFFFF
+"""The register of a step whose value nobody takes."""
+
+STEP = Struct("=HHi8B4h6q")
+_KINDS, _SKIP, _LEAP, _TOLERATED, _VALUES = 3, 9, 10, 11, 15
+"""Where the fields of a step begin."""
+
+_MOST_ARGUMENTS, _MOST_TOLERATED, _LONGEST_REACH = 6, 4, 255
+
+
+class Packer:
+    """Collects the steps of one tape, and the data that they point into.
+
+    Attributes:
+        steps: the fields of each step.
+        data: the strings and structures.
+        slots: the number of each register by its name.
+    """
+
+    __slots__ = ("_places", "data", "slots", "steps")
+
+    def __init__(self) -> None:
+        self.steps: list[list[int]] = []
+        self.data = bytearray()
+        self.slots: dict[str, int] = {}
+        self._places: dict[bytes, int] = {}
+
+    def number_of(self, name: str) -> int:
+        """Return the number of a register; equal names are the same register.
+
+        Raises:
+            SpecError: there are no more.
+        """
+        number = self.slots.setdefault(name, len(self.slots))
+        if number >= SLOTS:
+            raise SpecError(f"a tape has at most {SLOTS} slots")
+        return number
+
+    def text(self, content: bytes) -> int:
+        """Place a string, and return where it is; equal ones are placed once.
+
+        Raises:
+            SpecError: there is a NUL inside.
+        """
+        if b"\0" in content:
+            raise SpecError(f"a NUL byte inside {content!r}")
+        return self.place(content, shared=True)
+
+    def place(self, content: bytes, *, shared: bool) -> int:
+        """Place bytes, aligned as structures want it, and return where they are.
+
+        A NUL follows them, so that the data always ends in one and no string runs past it.
+
+        Args:
+            content: the bytes.
+            shared: equal ones are placed once: nothing is written over them.
+        """
+        found = self._places.get(content) if shared else None
+        if found is not None:
+            return found
+        data = self.data
+        data += bytes(-len(data) % 8)
+        offset = len(data)
+        data += content
+        data.append(0)
+        if shared:
+            self._places[content] = offset
+        return offset
+
+    def add(
+        self, kind: int, call: int, result: int, kinds: Sequence[int], values: Sequence[int], tolerated: Sequence[int]
+    ) -> int:
+        """Add a step and return its number.
+
+        Args:
+            kind: what it is (``constants.STEP_*``).
+            call: the number of the system call.
+            result: the register that takes the value returned, or ``NO_SLOT``.
+            kinds, values: of its arguments (``constants.ARG_*``), at most six.
+            tolerated: error numbers that count as success, at most four.
+
+        Raises:
+            SpecError: there are more of them.
+        """
+        count = len(values)
+        if count > _MOST_ARGUMENTS or len(tolerated) > _MOST_TOLERATED:
+            raise SpecError("at most six arguments and four tolerated errors")
+        step = [kind, result, call, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        step[_KINDS : _KINDS + count] = kinds
+        step[_VALUES : _VALUES + count] = values
+        if tolerated:
+            step[_TOLERATED : _TOLERATED + len(tolerated)] = tolerated
+        self.steps.append(step)
+        return len(self.steps) - 1
+
+    def skip(self, number: int, count: int) -> None:
+        """Leave the next steps out when a step fails with a tolerated error.
+
+        Raises:
+            SpecError: more than 255.
+        """
+        self.steps[number][_SKIP] = _reach(count)
+
+    def leap(self, number: int, count: int) -> None:
+        """Leave the next steps out when a step succeeds.
+
+        Raises:
+            SpecError: more than 255.
+        """
+        self.steps[number][_LEAP] = _reach(count)
+
+    def aim(self, number: int, target: int) -> None:
+        """Let the process that the clone of a step makes go on at another: the sixth argument of the clone."""
+        self.steps[number][-1] = target
+
+    def packed(self) -> tuple[bytes, bytes]:
+        """Return the packed steps and the data that they point into."""
+        return b"".join([STEP.pack(*step) for step in self.steps]), bytes(self.data)
+
+
+def _reach(count: int) -> int:
+    if count > _LONGEST_REACH:
+        raise SpecError(f"a step can skip at most {_LONGEST_REACH} others")
+    return count

@@ -1,0 +1,242 @@
+"""A backend for llm-sandbox: its sessions in containers of this library, without a daemon.
+
+::
+
+    import containerkit.adapters.llm_sandbox  # registers "containerkit"
+    from llm_sandbox import SandboxSession
+
+    with SandboxSession(backend="containerkit", lang="python") as session:
+        session.run("print(6 * 7)").stdout
+
+Needs llm-sandbox 0.3.40 or later.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import tempfile
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_sandbox.backends import BackendCapabilities, register_backend
+from llm_sandbox.const import SupportedLanguage
+from llm_sandbox.core.config import SessionConfig
+from llm_sandbox.core.session_base import BaseSession
+from llm_sandbox.data import ConsoleOutput
+from llm_sandbox.exceptions import (
+    CommandEmptyError,
+    ContainerError,
+    LibraryInstallationNotSupportedError,
+    NotOpenSessionError,
+    SandboxTimeoutError,
+)
+
+from containerkit.container.lifecycle import Container
+from containerkit.errors import ContainerTimeout, SetupError
+from containerkit.spec.command import DEFAULT_ENVIRONMENT
+from containerkit.spec.rootfs import RootFS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ContainerkitSession"]
+
+_PROGRAMS: Final = "/opt/containerkit/bin"
+"""Where ``python`` is in a root of the host's programs: Debian has ``python3`` alone."""
+
+
+_PATH: Final = {"PATH": f"{DEFAULT_ENVIRONMENT['PATH']}:{_PROGRAMS}"}
+
+
+class ContainerkitSession(BaseSession):
+    """A session of llm-sandbox in a :class:`containerkit.Container`.
+
+    Args:
+        image: a reference; None for the machine's own programs (default).
+        lang: which language (default Python).
+        workdir: where code is run (default ``"/sandbox"``).
+        verbose, security_policy, default_timeout, execution_timeout, session_timeout: as other backends have them.
+        skip_environment_setup: as others have it, but True by default: setting up installs packages, for which these
+            containers have no network unless ``runtime_configs`` says so.
+        runtime_configs: arguments of :class:`containerkit.Container`, such as ``limits``.
+        libraries: packages to install when it opens; only where the environment is set up.
+
+    Raises:
+        ContainerError: an existing container is asked for, which there is none of.
+        LibraryInstallationNotSupportedError: ``libraries`` without setting up.
+    """
+
+    def __init__(
+        self,
+        image: str | None = None,
+        lang: str = SupportedLanguage.PYTHON,
+        *,
+        workdir: str | None = "/sandbox",
+        verbose: bool = False,
+        runtime_configs: dict[str, Any] | None = None,
+        security_policy: Any = None,
+        default_timeout: float | None = None,
+        execution_timeout: float | None = None,
+        session_timeout: float | None = None,
+        container_id: str | None = None,
+        skip_environment_setup: bool = True,
+        libraries: list[str] | None = None,
+    ) -> None:
+        if libraries and skip_environment_setup:
+            raise LibraryInstallationNotSupportedError(lang)
+        if container_id is not None:
+            raise ContainerError("containers of this backend end with their session: there is none to connect to")
+        config = SessionConfig(
+            image=image,
+            lang=SupportedLanguage(lang.upper()),
+            verbose=verbose,
+            workdir=workdir or "/sandbox",
+            runtime_configs=runtime_configs or {},
+            security_policy=security_policy,
+            default_timeout=default_timeout,
+            execution_timeout=execution_timeout,
+            session_timeout=session_timeout,
+            skip_environment_setup=skip_environment_setup,
+        )
+        self.container: Container | None
+        self.stream = False
+        super().__init__(config=config, libraries=libraries)
+        self.container_api = self
+
+    def open(self) -> None:
+        """Start the container."""
+        root = None if self.config.image is None else RootFS.image(self.config.image)
+        self.container = container = Container(root, **self.config.runtime_configs)
+        try:
+            container.start().files.make_folder(self.config.workdir)
+            if root is None:
+                container.files.make_folder(_PROGRAMS)
+                container.run(["ln", "-s", "/usr/bin/python3", f"{_PROGRAMS}/python"], check=True)
+            super().open()
+            self.environment_setup()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the container; harmless when repeated."""
+        super().close()
+        if self.container is not None:
+            self.container.stop()
+            self.container = None
+
+    def _handle_timeout(self) -> None:
+        self.close()
+
+    def _connect_to_existing_container(self, container_id: str) -> None:
+        raise ContainerError(f"{container_id}: containers of this backend end with their session")
+
+    def execute_command(
+        self,
+        command: str,
+        workdir: str | None = None,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
+    ) -> ConsoleOutput:
+        """Run a command by the shell inside, as llm-sandbox's other local backends do.
+
+        Args:
+            command: for ``/bin/sh -c``.
+            workdir: where (default ``/``).
+            on_stdout, on_stderr: called with each line as it comes.
+
+        Raises:
+            CommandEmptyError, NotOpenSessionError, SandboxTimeoutError: as for other backends.
+        """
+        if not command:
+            raise CommandEmptyError
+        if self.container is None:
+            raise NotOpenSessionError
+        try:
+            done = self.container.run(
+                ["/bin/sh", "-c", command],
+                extra_env=None if self.config.image is not None else _PATH,
+                cwd=workdir,
+                timeout=self.config.get_execution_timeout(),
+                errors="replace",
+                on_stdout=_whole(on_stdout),
+                on_stderr=_whole(on_stderr),
+            )
+        except ContainerTimeout as error:
+            raise SandboxTimeoutError(str(error)) from error
+        status = done.returncode if done.returncode >= 0 else 128 - done.returncode
+        return ConsoleOutput(exit_code=status, stdout=done.stdout, stderr=done.stderr)
+
+    def copy_to_container(self, container: Any, src: str, dest: str, **_: Any) -> None:
+        """Copy a file or directory in."""
+        container.files.put(src, dest)
+
+    def copy_from_runtime(self, src: str, dest: str) -> None:
+        """Copy a file or directory out; symlinks and devices in it are left out, and nothing outside is followed.
+
+        Raises:
+            FileNotFoundError: there is nothing.
+            SecurityError: ``..`` is in the path. A relative one begins at the working directory.
+            NotOpenSessionError: as for other backends.
+        """
+        if self.container is None:
+            raise NotOpenSessionError
+        inside = self._validate_container_path(os.path.join(self.config.workdir, src))
+        os.makedirs(os.path.dirname(os.path.abspath(dest)), exist_ok=True)
+        _get(self.container, inside, dest)
+
+    def copy_from_container(self, container: Any, src: str, **_: Any) -> tuple[bytes, dict[str, int]]:
+        """Return a file or directory as a tar archive, and its size; symlinks and devices are left out."""
+        archive = io.BytesIO()
+        with tempfile.TemporaryDirectory(prefix="containerkit-") as place:
+            copy = os.path.join(place, os.path.basename(src.rstrip("/")) or "root")
+            _get(container, src, copy)
+            with tarfile.open(fileobj=archive, mode="w") as tar:
+                tar.add(copy, arcname=os.path.basename(copy))
+        content = archive.getvalue()
+        return content, {"size": len(content)}
+
+    def get_archive(self, path: str) -> tuple[bytes, dict[str, int]]:
+        """Return what :meth:`copy_from_container` does: for the pictures that code has made."""
+        if self.container is None:
+            raise NotOpenSessionError
+        return self.copy_from_container(self.container, path)
+
+    def _ensure_directory_exists(self, path: str) -> None:
+        if self.container is not None:
+            self.container.files.make_folder(path)
+
+    def _ensure_ownership(self, paths: list[str]) -> None:
+        """Do nothing: what is copied in is root's, as the commands are."""
+
+    def _process_non_stream_output(self, output: Any) -> tuple[str, str]:
+        raise NotImplementedError
+
+    def _process_stream_output(self, output: Any, on_stdout: Any = None, on_stderr: Any = None) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+def _get(container: Container, source: str, target: str) -> None:
+    try:
+        container.files.get(source, target)
+    except SetupError as error:
+        raise FileNotFoundError(error.errno, os.strerror(error.errno or 0), source) from error
+
+
+def _whole(hear: Callable[[str], object] | None) -> Callable[[str], object] | None:
+    return None if hear is None else (lambda line: hear(f"{line}\n"))
+
+
+register_backend(
+    "containerkit",
+    ContainerkitSession,
+    capabilities=BackendCapabilities(
+        platforms=("linux",),
+        container_images=True,
+        filesystem_isolation=True,
+        network_isolation=True,
+        seccomp=True,
+        daemon_required=False,
+    ),
+)

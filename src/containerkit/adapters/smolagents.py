@@ -1,0 +1,147 @@
+"""An executor of Python for smolagents' agents: their code runs in a container on this machine.
+
+::
+
+    from containerkit.adapters.smolagents import ContainerPythonExecutor
+    from smolagents import CodeAgent
+
+    agent = CodeAgent(tools=[], model=model, executor=ContainerPythonExecutor(logger=logger))
+
+Needs smolagents 1.20 or later.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from smolagents.local_python_executor import CodeOutput
+from smolagents.remote_executors import RemotePythonExecutor
+from smolagents.utils import AgentError
+
+from containerkit.interpreter import Interpreter
+from containerkit.spec.rootfs import RootFS
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from containerkit.interpreter import Execution
+
+__all__ = ["ContainerPythonExecutor"]
+
+_REMEDY: Final = (
+    "not in the container, which has no network to install from: choose a root that has it, such as "
+    "RootFS.image(...) or RootFS.host(python=sys.prefix)"
+)
+_SHOWN: Final = ("html", "json", "latex", "markdown", "svg", "text")
+"""What the output of a piece of code is taken from, the first that there is."""
+
+
+class ContainerPythonExecutor(RemotePythonExecutor):
+    """Runs the code of an agent in an :class:`Interpreter`, which keeps variables from step to step.
+
+    Args:
+        additional_imports: modules that the code may want; they must be in the container (default none). There is no
+            network to install them from.
+        logger: smolagents' own.
+        allow_pickle: as smolagents has it: whether an answer may be unpickled, which lets the code inside run code
+            outside (default False).
+        timeout: seconds that a piece of code has (default: no limit).
+        options: for :class:`Interpreter`, such as ``limits``, ``root`` and ``python`` (default: the machine's programs
+            and the caller's own virtual environment, since smolagents' tools import numpy and pillow).
+
+    Raises:
+        AgentError: a module is not there.
+        SpecError, SetupError: as for :class:`Interpreter`.
+    """
+
+    def __init__(
+        self,
+        additional_imports: list[str] | None = None,
+        logger: Any = None,
+        *,
+        allow_pickle: bool = False,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> None:
+        if logger is None:
+            from smolagents.monitoring import AgentLogger
+
+            logger = AgentLogger()
+        super().__init__(additional_imports or [], logger, allow_pickle)
+        if "root" not in options:
+            options = {"root": RootFS.host(python=sys.prefix), "python": sys.executable, **options}
+        self.interpreter = Interpreter(timeout=timeout, **options)
+        try:
+            missing = self._missing(additional_imports or [])
+        except BaseException:
+            self.cleanup()
+            raise
+        if missing:
+            self.cleanup()
+            raise AgentError(f"{', '.join(missing)}: {_REMEDY}", self.logger)
+        self.installed_packages = list(additional_imports or [])
+
+    def run_code_raise_errors(self, code: str) -> CodeOutput:
+        """Run a piece of code.
+
+        Raises:
+            AgentError: it has raised, its time was up, or it was killed for memory.
+        """
+        done = self.interpreter.run_code(code)
+        logs = done.stdout
+        if done.error is not None and done.cause == "error":
+            if done.error.name == self.FINAL_ANSWER_EXCEPTION:
+                answer = self._deserialize_final_answer(done.error.value, self.allow_pickle)
+                return CodeOutput(output=answer, logs=logs, is_final_answer=True)
+            told = f"{done.error.name}\n{done.error.value}\n{done.error.traceback}"
+            raise AgentError(f"{logs}\nExecuting code yielded an error:\n{told}", self.logger)
+        if done.cause != "done":
+            lost = "; all variables are lost" if done.state_lost else ""
+            raise AgentError(f"{logs}\nExecuting code was ended: {done.cause}{lost}", self.logger)
+        return CodeOutput(output=_output(done), logs=logs, is_final_answer=False)
+
+    def install_packages(self, additional_imports: list[str]) -> list[str]:
+        """Log which of the packages of tools are not there, and return the others: a tool may do without."""
+        missing = self._missing(additional_imports)
+        if missing:
+            self.logger.log(f"{', '.join(missing)}: {_REMEDY}")
+        return [name for name in additional_imports if name not in missing]
+
+    def _missing(self, names: list[str]) -> list[str]:
+        """Return those of some packages that can't be imported."""
+        missing: list[str] = []
+        for name in names:
+            module = {"pillow": "PIL"}.get(name, name.partition("[")[0].replace("-", "_"))
+            done = self.interpreter.run_code(f"import importlib\nimportlib.import_module({module!r})\nNone")
+            if done.error is not None:
+                missing.append(name)
+        return missing
+
+    def cleanup(self) -> None:
+        """End the container; harmless when repeated."""
+        interpreter = getattr(self, "interpreter", None)
+        if interpreter is not None:
+            interpreter.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cleanup()
+
+
+def _output(done: Execution) -> Any:
+    """Return the value of the last expression as an agent takes it: a picture, else text."""
+    for result in done.results:
+        picture = result.png or result.jpeg
+        if picture is not None:
+            import PIL.Image
+
+            return PIL.Image.open(io.BytesIO(picture))
+        if result.is_main_result:
+            return next((value for name in _SHOWN if (value := getattr(result, name)) is not None), None)
+    return None

@@ -1,0 +1,51 @@
+"""Containers for asyncio: nothing here blocks the event loop, and whoever waits takes no thread.
+
+::
+
+    from containerkit import aio
+
+    done = await aio.run(["uname", "-n"], text=True)
+    async with aio.AsyncContainer() as c:
+        async with c.popen(["sh", "-c", "echo one; echo two"], stdout=PIPE) as p:
+            async for line in p.stdout:
+                print(line)
+
+A task that is cancelled kills and reaps its command, and gives back all that was made, before the cancellation is seen.
+It works under every event loop that has ``add_reader``, uvloop's among them.
+"""
+
+from containerkit.late import load as _load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.aio.calling import call
+    from containerkit.aio.container import AsyncContainer, AsyncFiles
+    from containerkit.aio.images import pull
+    from containerkit.aio.process import AsyncProcess, Opening
+    from containerkit.aio.running import popen, run
+
+__all__ = ["AsyncContainer", "AsyncFiles", "AsyncProcess", "Opening", "call", "popen", "pull", "run"]
+
+_PLACES = {
+    "AsyncContainer": "container",
+    "AsyncFiles": "container",
+    "AsyncProcess": "process",
+    "Opening": "process",
+    "call": "calling",
+    "popen": "running",
+    "pull": "images",
+    "run": "running",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on its first use: asyncio takes longer to import than a container to start."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = _load(f"{__name__}.{_PLACES[name]}:{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

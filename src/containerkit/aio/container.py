@@ -1,0 +1,363 @@
+"""Containers for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from containerkit.aio.calling import call, in_thread, undone
+from containerkit.aio.process import LINE_LIMIT_BYTES, Opening
+from containerkit.aio.running import attended, opened, told_to
+from containerkit.aio.waiting import readable
+from containerkit.container.lifecycle import Container
+from containerkit.errors import SpecError, StateError
+from containerkit.meanings import explained
+from containerkit.process.process import OUTPUT_LIMIT_BYTES
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Iterable
+    from types import TracebackType
+    from typing import Unpack
+
+    from containerkit.cgroup import Limits
+    from containerkit.cgroup.events import EventKind, Events
+    from containerkit.cgroup.pressure import PressureTrigger
+    from containerkit.cgroup.stats import Stats
+    from containerkit.container.live import State
+    from containerkit.options import (
+        AnyPopenOptions,
+        ContainerOptions,
+        Input,
+        Listener,
+        ListOf,
+        PopenOptions,
+        RunOptions,
+        Word,
+    )
+    from containerkit.process.result import CompletedProcess
+    from containerkit.spec.rootfs import RootFS
+
+__all__ = ["AsyncContainer", "AsyncFiles"]
+
+
+@explained
+class AsyncContainer:
+    """A container for asyncio: it runs from ``async with`` (or :meth:`start`) to its end.
+
+    ::
+
+        async with AsyncContainer() as c:
+            done = await c.run(["python3", "-c", "print(6 * 7)"], text=True)
+
+    Args:
+        rootfs: what is seen as ``/`` (default ``RootFS.host()``).
+        id: a name of its own: letters, digits, ``_.-``, at most 64 (default: random).
+        options: see :class:`containerkit.options.ContainerOptions`.
+
+    Raises:
+        SpecError: a value that can't be; nothing was made.
+
+    Attributes:
+        container: the same container for callers that may block.
+    """
+
+    def __init__(
+        self,
+        rootfs: RootFS | None = None,
+        *,
+        id: str | None = None,  # noqa: A002 - as in Container
+        **options: Unpack[ContainerOptions],
+    ) -> None:
+        self.container = Container(rootfs, id=id, **options)
+
+    @classmethod
+    def of(cls, container: Container) -> Self:
+        """Return a container for asyncio of one that was made otherwise: by a template, by attaching, by a restore.
+
+        Args:
+            container: it is stopped at the end of ``async with``; where it does not run yet, that starts it.
+        """
+        self = cls.__new__(cls)
+        self.container = container
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.container)[1:]}"
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        return self.container.id
+
+    @property
+    def state(self) -> State:
+        """What it does, as :attr:`Container.state` tells it."""
+        return self.container.state
+
+    @property
+    def pid(self) -> int:
+        """The pid of its init, outside.
+
+        Raises:
+            StateError: it does not run.
+        """
+        return self.container.pid
+
+    # --- Life
+
+    async def start(self) -> Self:
+        """Start it.
+
+        Raises:
+            StateError, SetupError, SpecError: as for :meth:`Container.start`.
+            CancelledError: the task was cancelled; the container is gone.
+        """
+        await undone(in_thread(self.container.start), Container.stop)
+        return self
+
+    async def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:
+        """Kill all that runs in it and wait until it is gone; harmless when repeated.
+
+        Args:
+            grace_s, stop_signal: as for :meth:`Container.stop`.
+
+        A cancellation is seen once it is gone.
+        """
+        stop = self.container.stop
+        if grace_s:
+            await call(stop, grace_s, stop_signal=stop_signal)
+        else:
+            await undone(in_thread(stop, stop_signal=stop_signal))
+
+    async def __aenter__(self) -> Self:
+        if self.container.state == "created":
+            await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def wait(self) -> None:
+        """Wait until the container has ended, whoever ends it.
+
+        Raises:
+            StateError: it does not run.
+        """
+        await readable(self.container.fileno())
+
+    async def pause(self) -> None:
+        """Stop all of its processes where they are, as :meth:`Container.pause` does.
+
+        Raises:
+            StateError, UnsupportedError: as there.
+            CancelledError: the task was cancelled; it goes on.
+        """
+        await undone(in_thread(self.container.pause), lambda _: self.container.resume())
+
+    async def resume(self) -> None:
+        """Let its processes go on.
+
+        Raises:
+            StateError: it is not paused.
+        """
+        await undone(in_thread(self.container.resume))
+
+    async def update(self, limits: Limits) -> None:
+        """Change the limits while it runs, as :meth:`Container.update` does.
+
+        Raises:
+            StateError, SpecError, UnsupportedError, SetupError: as there.
+        """
+        await undone(in_thread(self.container.update, limits))
+
+    # --- What is known of it
+
+    async def stats(self) -> Stats:
+        """Return the report of every controller that the container's group is in.
+
+        Raises:
+            StateError: it does not run, or has no ``limits`` and so no group.
+        """
+        return await undone(in_thread(self.container.stats))
+
+    async def every(self, seconds: float) -> AsyncIterator[Stats]:
+        """Yield :meth:`stats` again and again, until the container has ended.
+
+        Args:
+            seconds: from one to the next, more than 0.
+
+        Raises:
+            SpecError: no such time.
+            StateError: it was never started, or has no ``limits``.
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise SpecError(f"every: {seconds!r} is not a number of seconds above 0")
+        yield await self.stats()
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                told = await self.stats()
+            except StateError:
+                return
+            yield told
+
+    def events(self, kinds: Iterable[EventKind] | None = None, *, triggers: Iterable[PressureTrigger] = ()) -> Events:
+        """Return the events of its group from now on: ``async for event in c.events():``.
+
+        Args:
+            kinds, triggers: as for :meth:`CGroup.events`.
+
+        It ends with the container. It owns descriptors: use ``with``, or ``close()`` where the loop is left early.
+
+        Raises:
+            StateError: it was never started, or has no ``limits`` and so no group.
+            UnsupportedError: the kernel can't tell such an event.
+        """
+        group = self.container.cgroup
+        if group is None:
+            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+        return group.events(kinds=kinds, triggers=triggers)
+
+    @property
+    def files(self) -> AsyncFiles:
+        """The files inside."""
+        return AsyncFiles(self.container)
+
+    # --- Commands
+
+    @explained
+    def popen(
+        self, argv: ListOf[Word], *, line_limit_bytes: int = LINE_LIMIT_BYTES, **options: Unpack[PopenOptions]
+    ) -> Opening:
+        """Start a command in the container: ``p = await c.popen(...)``, or ``async with c.popen(...) as p:``.
+
+        Args:
+            argv: its words; the first is looked up inside.
+            line_limit_bytes: the longest line that can be read (default 65536).
+            options: see :class:`containerkit.options.PopenOptions`.
+
+        Its streams are of bytes.
+
+        Raises:
+            StateError, SpecError, SetupError: as for :meth:`Container.popen`, when it is awaited.
+            CancelledError: the task was cancelled; the command is dead and reaped.
+        """
+        popen = self.container.popen
+        return Opening(opened(lambda more: (popen(argv, **more), None), options, line_limit_bytes))
+
+    @overload
+    async def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    async def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    async def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: bytes | bytearray | memoryview | None = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[RunOptions],
+    ) -> CompletedProcess[bytes]: ...
+
+    @explained
+    async def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: Input = None,  # noqa: A002 - subprocess's own argument
+        timeout: float | None = None,  # noqa: ASYNC109 - what Container.run has: the command is killed then
+        check: bool = False,
+        capture_output: bool = True,
+        output_limit_bytes: int | None = OUTPUT_LIMIT_BYTES,
+        on_stdout: Listener | None = None,
+        on_stderr: Listener | None = None,
+        **more: Unpack[AnyPopenOptions],
+    ) -> CompletedProcess[Any]:
+        """Run a command in the container and wait for its end, as :meth:`Container.run` does.
+
+        Args:
+            argv: its words.
+            input: what it finds on stdin (default: nothing, /dev/null).
+            text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
+            options: see :class:`containerkit.options.RunOptions`.
+
+        Raises:
+            StateError, SpecError, SetupError, ContainerTimeout, ExitError: as there.
+            CancelledError: the task was cancelled; the command is dead and reaped.
+        """
+        popen = self.container.popen
+        return await attended(
+            lambda streams: (popen(argv, **streams), None),
+            more,
+            given=input,
+            timeout_s=timeout,
+            check=check,
+            capture=capture_output,
+            limit=output_limit_bytes,
+            told=told_to(on_stdout, on_stderr, kept=capture_output),
+        )
+
+    exec = popen
+
+
+class AsyncFiles:
+    """The files inside a container, for asyncio; :func:`containerkit.aio.call` does the rest of what ``files`` can.
+
+    Each raises what the same call of :attr:`Container.files` does.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self._files = container.files
+
+    async def read(self, path: str) -> bytes:
+        """Return the content of a file."""
+        return await call(self._files.read, path)
+
+    async def read_text(self, path: str, encoding: str = "utf-8") -> str:
+        """Return the content of a file as text."""
+        return await call(self._files.read_text, path, encoding)
+
+    async def write(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
+        """Write a file: its permission bits are ``mode`` where it is new."""
+        await call(self._files.write, path, content, mode=mode)
+
+    async def listdir(self, path: str = "/") -> list[str]:
+        """Return the names in a directory."""
+        return await call(self._files.listdir, path)
+
+    async def exists(self, path: str) -> bool:
+        """Tell whether there is something at a path."""
+        return await call(self._files.exists, path)
+
+    async def put(self, source: str | os.PathLike[str], target: str) -> None:
+        """Copy a file or directory of the caller's into the container."""
+        await call(self._files.put, source, target)
+
+    async def get(self, source: str, target: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Copy a file or directory out of the container; return what was left out."""
+        return await call(self._files.get, source, target)

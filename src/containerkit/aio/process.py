@@ -1,0 +1,294 @@
+"""A process in a container, for asyncio: its streams, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from containerkit.aio.calling import in_thread, settled, undone
+from containerkit.aio.streams import Source, Writer
+from containerkit.aio.waiting import readable
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator
+    from types import TracebackType
+
+    from containerkit.container.lifecycle import Container
+    from containerkit.process.process import Process
+    from containerkit.process.result import Cause, Usage
+
+__all__ = ["LINE_LIMIT_BYTES", "AsyncProcess", "Opening", "dispose"]
+
+LINE_LIMIT_BYTES: Final = 2**16
+"""How long a line may be, and half of how much is read ahead: as in asyncio."""
+
+
+def dispose(made: tuple[Process[Any], Container | None]) -> None:
+    """End a command, and the container that was made for it, and wait until both are gone."""
+    process, container = made
+    try:
+        process.close()
+    finally:
+        if container is not None:
+            container.stop()
+
+
+class AsyncProcess:
+    """A process in a container, as ``popen`` of this module returns it; there is no other way to make one.
+
+    In the manner of :class:`asyncio.subprocess.Process`. Streams are of bytes. All signals go through a pidfd. With
+    ``async with`` it is waited for at the end, and killed before where an exception comes.
+
+    Attributes:
+        stdin: writes to its standard input; None where that is no pipe.
+        stdout, stderr: read what it writes, also by ``async for line in p.stdout``; None where that is no pipe.
+    """
+
+    def __init__(self, process: Process[Any], container: Container | None = None) -> None:
+        self.stdin: Writer | None = None
+        self.stdout: asyncio.StreamReader | None = None
+        self.stderr: asyncio.StreamReader | None = None
+        self._process = process
+        self._container = container
+        self._outputs: list[Source] = []
+        self._ending: asyncio.Task[int] | None = None
+        self._closed = False
+
+    @classmethod
+    async def of(cls, made: tuple[Process[Any], Container | None], line_limit_bytes: int = LINE_LIMIT_BYTES) -> Self:
+        """Take over a command that was started, and its container where it has one of its own.
+
+        Args:
+            made: the command, and the container to stop at its end.
+            line_limit_bytes: the longest line.
+
+        Raises:
+            CancelledError: the task was cancelled; the command is dead and reaped.
+        """
+        self = cls(*made)
+        try:
+            self._connect(line_limit_bytes)
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    def _connect(self, limit: int) -> None:
+        """Watch copies of the ends of its pipes, which it then lets go of; those of a terminal it keeps."""
+        process = self._process
+        if process.stdin is not None:
+            self.stdin = Writer.of(process.stdin.fileno())
+        if process.stdout is not None:
+            self.stdout = self._output(process.stdout.fileno(), limit)
+        if process.stderr is not None:
+            self.stderr = self._output(process.stderr.fileno(), limit)
+        if not process.terminal:
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+    def _output(self, fd: int, limit: int) -> asyncio.StreamReader:
+        source = Source.of(fd, limit)
+        self._outputs.append(source)
+        return source.reader
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._process)[1:]}"
+
+    # --- What is known
+
+    @property
+    def args(self) -> list[str]:
+        """Its argv."""
+        return self._process.args
+
+    @property
+    def pid(self) -> int:
+        """Its pid, outside."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, or the negative number of the signal; None until it was waited for."""
+        return self._process.returncode
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used; None until it was waited for."""
+        return self._process.usage
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why it ended; None until it was waited for."""
+        return self._process.cause
+
+    # --- Signals
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended."""
+        self._process.send_signal(number)
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it: SIGKILL."""
+        self._process.kill()
+
+    # --- Waiting
+
+    async def wait(self) -> int:
+        """Wait for the end; any number of tasks may.
+
+        Returns:
+            The exit status, or the negative number of the signal.
+
+        A task that is cancelled here stops waiting, and no more: so is ``asyncio.wait_for(p.wait(), 5)``.
+        """
+        if self._process.returncode is not None and self._container is None:
+            return self._process.returncode
+        if self._ending is None or self._ending.cancelled():
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+        return await asyncio.shield(self._ending)
+
+    async def _end(self) -> int:
+        if self._process.returncode is None:
+            copy = self._process.watched(lambda fd: os.dup(fd) if fd >= 0 else -1)
+            try:
+                await readable(copy)
+            finally:
+                if copy >= 0:
+                    os.close(copy)
+        return await undone(in_thread(self._reap))
+
+    def _reap(self) -> int:
+        status = self._process.wait()
+        container, self._container = self._container, None
+        if container is not None:
+            container.stop()
+        return status
+
+    async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:  # noqa: A002 - asyncio's own argument
+        """Send input, read both outputs, and wait.
+
+        Args:
+            input: bytes for its stdin, which is closed afterwards.
+
+        Returns:
+            What it wrote to stdout and stderr; None where there is no pipe. The end is that of the process: something
+            that it left behind may hold the pipes open.
+
+        Raises:
+            CancelledError: the task was cancelled; it is dead and reaped.
+        """
+        reading = [asyncio.ensure_future(reader.read()) for reader in (self.stdout, self.stderr) if reader is not None]
+        try:
+            await self._feed(input)
+            await self.wait()
+            for source in self._outputs:
+                source.read_all()
+            heard = [await each for each in reading]
+        except BaseException:
+            for each in reading:
+                each.cancel()
+            await self.aclose()
+            raise
+        out = heard.pop(0) if self.stdout is not None else None
+        return out, heard.pop(0) if self.stderr is not None else None
+
+    async def _feed(self, given: bytes | None) -> None:
+        stdin = self.stdin
+        if stdin is None:
+            if given:
+                from containerkit.errors import SpecError
+
+                raise SpecError("input: stdin is no pipe")
+            return
+        feeding = asyncio.ensure_future(self._write(stdin, given or b""))
+        ended = asyncio.ensure_future(self.wait())
+        try:  # it may end without reading
+            await asyncio.wait((feeding, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            feeding.cancel()
+            ended.cancel()
+            stdin.close()
+
+    @staticmethod
+    async def _write(stdin: Writer, given: bytes) -> None:
+        with suppress(BrokenPipeError):  # nobody reads it any more: as in communicate of subprocess that is no error
+            stdin.write(given)
+            await stdin.drain()
+        stdin.close()
+
+    # --- The end
+
+    async def aclose(self) -> None:
+        """Kill it if it runs, wait for it and close its streams; harmless when repeated."""
+        if self._closed:
+            return
+        self._closed = True
+        self._close_streams()
+        container, self._container = self._container, None
+        cancelled = await settled(ended := in_thread(dispose, (self._process, container)))
+        if self._ending is not None and not self._ending.done():
+            cancelled = await settled(self._ending) or cancelled
+        ended.result()
+        if cancelled is not None:
+            raise cancelled
+
+    def _close_streams(self) -> None:
+        for source in self._outputs:
+            source.close()
+        if self.stdin is not None:
+            self.stdin.abort()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if self.stdin is not None:
+                    self.stdin.close()
+                await self.wait()
+        finally:
+            await self.aclose()
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        self._close_streams()
+        if self._process.returncode is None:
+            warnings.warn(
+                f"{self!r} was never waited for: use 'async with', or aclose()", ResourceWarning, stacklevel=2
+            )
+            dispose((self._process, self._container))
+
+
+class Opening:
+    """A process that is about to start: ``p = await popen(...)``, or ``async with popen(...) as p:``."""
+
+    def __init__(self, start: Coroutine[Any, Any, AsyncProcess]) -> None:
+        self._start = start
+        self._process: AsyncProcess | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncProcess]:
+        """Start it."""
+        return self._start.__await__()
+
+    async def __aenter__(self) -> AsyncProcess:
+        """Start it; at the end it is waited for."""
+        self._process = await self._start
+        return self._process
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            await self._process.__aexit__(kind, value, traceback)

@@ -1,0 +1,249 @@
+"""Commands in containers of their own, for asyncio; and what ``run`` is in any container."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from containerkit.aio.calling import in_thread, settled, undone
+from containerkit.aio.process import LINE_LIMIT_BYTES, AsyncProcess, Opening, dispose
+from containerkit.aio.waiting import Hearing
+from containerkit.container.arguments import run_streams
+from containerkit.container.captured import Terms, complete
+from containerkit.container.run import begin
+from containerkit.errors import SpecError
+from containerkit.meanings import explained
+from containerkit.process.communicate import Hearing as Listening
+from containerkit.process.lines import Lines
+from containerkit.process.process import OUTPUT_LIMIT_BYTES
+from containerkit.process.stdio import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Unpack
+
+    from containerkit.container.lifecycle import Container
+    from containerkit.options import AnyLaunchOptions, Input, LaunchOptions, Listener, ListOf, OneShotOptions, Word
+    from containerkit.process.process import Process
+    from containerkit.process.result import CompletedProcess
+
+    Made = tuple[Process[Any], Container | None]
+    Start = Callable[[dict[str, Any]], Made]
+    """Starts a command with these streams, in a thread."""
+
+__all__ = ["attended", "opened", "popen", "run", "told_to"]
+
+_STREAMS = frozenset({"stdin", "stdout", "stderr"})
+
+
+@overload
+async def run(
+    argv: ListOf[Word],
+    *,
+    input: str | None = None,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[OneShotOptions],
+) -> CompletedProcess[str]: ...
+
+
+@overload
+async def run(
+    argv: ListOf[Word],
+    *,
+    input: str | None = None,
+    text: bool | None = None,
+    encoding: str,
+    errors: str | None = None,
+    **options: Unpack[OneShotOptions],
+) -> CompletedProcess[str]: ...
+
+
+@overload
+async def run(
+    argv: ListOf[Word],
+    *,
+    input: bytes | bytearray | memoryview | None = None,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    **options: Unpack[OneShotOptions],
+) -> CompletedProcess[bytes]: ...
+
+
+@explained
+async def run(
+    argv: ListOf[Word],
+    *,
+    input: Input = None,  # noqa: A002 - subprocess's own argument
+    timeout: float | None = None,  # noqa: ASYNC109 - what containerkit.run has: the command is killed then
+    check: bool = False,
+    capture_output: bool = True,
+    output_limit_bytes: int | None = OUTPUT_LIMIT_BYTES,
+    init: bool = True,
+    on_stdout: Listener | None = None,
+    on_stderr: Listener | None = None,
+    **more: Unpack[AnyLaunchOptions],
+) -> CompletedProcess[Any]:
+    """Run one command in a container of its own and wait for its end, as :func:`containerkit.run` does.
+
+    Args:
+        argv: its words; the first is looked up inside.
+        input: what it finds on stdin (default: nothing, /dev/null).
+        text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
+        options: see :class:`containerkit.options.OneShotOptions`.
+
+    Raises:
+        SpecError, SetupError, ContainerTimeout, ExitError: as there.
+        CancelledError: the task was cancelled; the command is dead and reaped, and its container gone.
+    """
+
+    def start(streams: dict[str, Any]) -> Made:
+        return begin(argv, {key: value for key, value in streams.items() if key not in _STREAMS}, streams, init=init)
+
+    return await attended(
+        start,
+        more,
+        given=input,
+        timeout_s=timeout,
+        check=check,
+        capture=capture_output,
+        limit=output_limit_bytes,
+        told=told_to(on_stdout, on_stderr, kept=capture_output),
+    )
+
+
+async def attended(
+    start: Start,
+    more: Mapping[str, Any],
+    *,
+    given: Input,
+    timeout_s: float | None,
+    check: bool,
+    capture: bool,
+    limit: int | None,
+    told: Told | None = None,
+) -> CompletedProcess[Any]:
+    """Do what ``run`` does with a command that ``start`` starts; the arguments are those of ``run``.
+
+    Raises:
+        SpecError, SetupError, ContainerTimeout, ExitError, CancelledError: as there.
+    """
+    terms = Terms.of(timeout_s, limit, check=check, hearing=None if told is None else told.rest)
+    options = run_streams(given, more, capture=capture, hearing=None if told is None else told.rest)
+    fed = _encoded(given, more)
+    made = await undone(in_thread(start, options), dispose)
+    hearing = Hearing(made[0], fed, limit)
+    if told is not None:
+        hearing = Hearing(made[0], fed, limit if capture else None, told.listeners(more))
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    try:
+        await hearing.until(deadline)
+    except BaseException:
+        ended = in_thread(dispose, made)
+        await settled(ended)
+        ended.result()
+        raise
+    try:
+        return await undone(in_thread(_completed, made, terms, hearing.heard, deadline))
+    finally:
+        if told is not None:
+            told.finish()
+
+
+class Told:
+    """Who is told the lines of a command in the event loop: those that come there, and then those that were left.
+
+    Args:
+        hearing: the listeners.
+    """
+
+    def __init__(self, hearing: Listening) -> None:
+        self._calls = hearing.on_stdout, hearing.on_stderr
+        self._told = [0, 0]
+        self._all: tuple[list[Any], list[Any]] = ([], [])
+        out, err = (each.append if call else None for each, call in zip(self._all, self._calls, strict=True))
+        self.rest = Listening(out, err, hearing.kept)
+
+    def listeners(self, more: Mapping[str, Any]) -> Any:
+        """Return what takes the pieces of both streams."""
+        text = Text.of(more.get("text"), more.get("encoding"), more.get("errors"))
+        return tuple(
+            Lines(partial(self._tell, number), text).feed if self._calls[number] else None for number in (0, 1)
+        )
+
+    def _tell(self, number: int, line: Any) -> None:
+        self._told[number] += 1
+        call = self._calls[number]
+        assert call is not None
+        call(line)
+
+    def finish(self) -> None:
+        """Pass on the lines that came after the loop had stopped listening."""
+        for number, lines in enumerate(self._all):
+            for line in lines[self._told[number] :]:
+                self._tell(number, line)
+
+
+def told_to(on_stdout: Listener | None, on_stderr: Listener | None, *, kept: bool) -> Told | None:
+    """Return who is told the lines; None where nobody is.
+
+    Raises:
+        SpecError: what can't be called.
+    """
+    hearing = Listening.of(on_stdout, on_stderr, kept=kept)
+    return None if hearing is None else Told(hearing)
+
+
+def _completed(made: Made, terms: Terms, heard: tuple[bytes, bytes], deadline: float | None) -> CompletedProcess[Any]:
+    process, container = made
+    try:
+        return complete(process, None, terms, heard=heard, deadline=deadline)
+    finally:
+        if container is not None:
+            container.stop()
+
+
+def _encoded(given: Input, more: Mapping[str, Any]) -> bytes:
+    if isinstance(given, str):
+        text = Text.of(True, more.get("encoding"), more.get("errors"))
+        assert text is not None
+        return given.encode(*text)
+    return bytes(given or b"")
+
+
+@explained
+def popen(
+    argv: ListOf[Word], *, init: bool = True, line_limit_bytes: int = LINE_LIMIT_BYTES, **options: Unpack[LaunchOptions]
+) -> Opening:
+    """Start one command in a container of its own: ``p = await popen(...)``, or ``async with popen(...) as p:``.
+
+    Args:
+        argv: its words; the first is looked up inside.
+        init: as for :func:`containerkit.run` (default True).
+        line_limit_bytes: the longest line that can be read (default 65536).
+        options: see :class:`containerkit.options.LaunchOptions`.
+
+    Its streams are of bytes. The container ends with the command.
+
+    Raises:
+        SpecError, SetupError: as for :func:`containerkit.run`, when it is awaited.
+        CancelledError: the task was cancelled; nothing runs, and nothing is left.
+    """
+    return Opening(opened(lambda more: begin(argv, more, {}, init=init), options, line_limit_bytes))
+
+
+async def opened(start: Start, options: Mapping[str, Any], limit: int) -> AsyncProcess:
+    """Return a command that ``start`` starts; the arguments are those of ``popen``.
+
+    Raises:
+        SpecError, SetupError, CancelledError: as there.
+    """
+    if text := {"text", "encoding", "errors"}.intersection(options):
+        raise SpecError(f"popen: {min(text)}: streams of asyncio are of bytes: decode what is read from them")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise SpecError(f"line_limit_bytes: {limit!r} is not a number of bytes")
+    made = await undone(in_thread(start, dict(options)), dispose)
+    return await AsyncProcess.of(made, limit)

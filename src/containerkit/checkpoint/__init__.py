@@ -1,0 +1,12 @@
+"""Checkpoints: a container's processes are written to a directory, and brought back from it, by CRIU.
+
+This is what :meth:`containerkit.Container.checkpoint` and :meth:`containerkit.Container.restore` do.
+"""
+
+from containerkit.checkpoint.calling import find_program
+from containerkit.checkpoint.dump import checkpoint
+from containerkit.checkpoint.guard import Guard
+from containerkit.checkpoint.refusals import Subject
+from containerkit.checkpoint.restored import Restored
+
+__all__ = ["Guard", "Restored", "Subject", "checkpoint", "find_program"]

@@ -1,0 +1,134 @@
+"""Writes the processes of a container to a directory, by CRIU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from errno import EIO
+from typing import TYPE_CHECKING, Final
+
+from containerkit._linux import criu
+from containerkit.checkpoint import record as records
+from containerkit.checkpoint.calling import call, criu_command, find_program, plain_plan
+from containerkit.checkpoint.guard import let_go, shut
+from containerkit.checkpoint.refusals import IMAGES, check, external_mounts
+from containerkit.errors import SetupError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit.checkpoint.refusals import Subject
+
+__all__ = ["checkpoint"]
+
+_LOG: Final = "dump.log"
+_LAST: Final = "stats-dump"
+"""What CRIU writes once all else is written."""
+
+
+def checkpoint(
+    subject: Subject,
+    path: str | os.PathLike[str],
+    guard: Callable[[], None],
+    *,
+    leave_running: bool,
+    arguments: tuple[str, ...],
+    program: str | os.PathLike[str] | None,
+) -> None:
+    """Write a container to a directory.
+
+    Args:
+        subject: the container.
+        path: the directory, which is made unless it is there and empty.
+        guard: has somebody watch over the owner.
+        leave_running: the processes go on; else they are killed.
+        arguments: more for CRIU.
+        program: CRIU's path; None for that along ``PATH``.
+
+    Raises:
+        StateError, UnsupportedError: as :func:`containerkit.checkpoint.refusals.check`; nothing was made.
+        SpecError: the directory is not empty.
+        SetupError: it failed; the container runs on, and the directory is as it was.
+    """
+    check(subject)
+    criu_path = find_program(program)
+    mounts = external_mounts(subject)
+    images = _Images(path)
+    try:
+        guard()
+        owner = let_go(subject.pid, subject.pidfd)
+        record = records.Record(
+            spec=subject.spec,
+            owner=owner,
+            image=criu.file_key(subject.pid, "exe"),
+            mounts=mounts,
+            network=_network(subject),
+            arguments=arguments,
+        )
+        records.write(images.fd, record)
+        words = [criu_path, "dump", "--tree", str(subject.pid), *criu.logged(images.below, images.path, _LOG)]
+        words += ["--manage-cgroups=ignore", *arguments, *(["--leave-running"] if leave_running else [])]
+        keys = [record.image, *(f"mnt[{mount}]:{mount}" for mount, _ in mounts)]
+        keys += [record.network] if record.network else []
+        _run([*words, *criu.external(keys)], images)
+    finally:
+        shut(subject.pidfd)
+        images.close()
+
+
+def _network(subject: Subject) -> str:
+    """Return the key of the caller's network namespace, where the container shares it."""
+    if subject.spec.namespaces.network == "new":
+        return ""
+    name, key = criu.NAMESPACE_KEYS["network"]
+    return f"{name}[{os.stat(f'/proc/{subject.pid}/ns/{name}').st_ino}]:{key}"
+
+
+def _run(words: list[str], images: _Images) -> None:
+    """Run CRIU; the umask lets root of the container read what it writes, by a mount of its own: see trees.py."""
+    command = criu_command(words)
+    status, told = call(command, plain_plan(command), {})
+    if status:
+        raise SetupError("checkpoint", EIO, "", criu.failure("dump", status, told, f"{images.path}/{_LOG}"))
+
+
+class _Images:
+    """The directory of a checkpoint that is being written.
+
+    Args:
+        path: where; made when it is missing.
+
+    Raises:
+        SpecError: it is not empty.
+        SetupError: it can't be made or opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self.below = f"{self.path}/{IMAGES}"
+        self._made = False
+        try:
+            try:
+                os.mkdir(self.path, 0o700)
+                self._made = True
+            except FileExistsError:
+                if os.listdir(self.path):
+                    raise SpecError(f"checkpoint: {self.path} must be missing or empty") from None
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            os.fchmod(self.fd, 0o700)  # the memory of processes is in it
+            os.mkdir(self.below, 0o755)
+            os.chmod(self.below, 0o755)  # whatever the umask is
+        except OSError as error:
+            raise SetupError("mkdir", error.errno or 0, self.path) from None
+
+    def close(self) -> None:
+        """Keep what was written if it is whole, else take it away."""
+        os.close(self.fd)
+        if os.path.exists(f"{self.path}/{_LAST}"):
+            return
+        if self._made:
+            shutil.rmtree(self.path)
+            return
+        shutil.rmtree(self.below)
+        for name in os.listdir(self.path):
+            os.unlink(f"{self.path}/{name}")

@@ -1,0 +1,244 @@
+"""What keeps a container from being checkpointed, found out before anything is made; and what lies outside of it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from errno import EOPNOTSUPP, EPERM
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from containerkit._linux import criu, mountinfo, procfs
+from containerkit.errors import StateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from containerkit._linux.mountinfo import MountInfo
+    from containerkit.spec.container import Spec
+
+__all__ = ["DEV", "IMAGES", "MASKED", "ROOT", "SYS", "Subject", "bind_place", "check", "external_mounts"]
+
+ROOT, DEV, MASKED, SYS, IMAGES = "root", "dev", "masked", "sys", "images"
+"""Where a restore has the root filesystem; the /dev, the empty directory and the machine's /sys that containers share;
+and the images.
+
+The last is their name in the directory of a checkpoint as well."""
+
+_ITS_OWN: Final = frozenset({"proc", "sysfs", "devpts", "tmpfs", "mqueue"})
+"""The filesystems that CRIU makes anew, with what is in them."""
+
+_NEW_ALWAYS: Final = ("mount", "pid")
+_FOR_STREAMS: Final = "start it with its standard streams from /dev/null, or from and to files inside"
+
+
+class Subject(NamedTuple):
+    """A running container, as far as a checkpoint is concerned.
+
+    Attributes:
+        name: what it is called in errors.
+        spec: its description, the root filesystem as its provider had made it.
+        pid, pidfd: of its init.
+        commands: those of the caller's that have not ended.
+        landlocked: a command of it was restricted by Landlock.
+        supervised: system calls of a process of it are decided by the caller.
+    """
+
+    name: str
+    spec: Spec
+    pid: int
+    pidfd: int
+    commands: Sequence[object]
+    landlocked: bool
+    supervised: bool = False
+
+
+def bind_place(number: int) -> str:
+    """Return where a restore has the source of a bind ready: the binds of a description count from 0."""
+    return f"bind{number}"
+
+
+def check(subject: Subject) -> None:
+    """Refuse what can't be written down, or would come back as something less.
+
+    Raises:
+        UnsupportedError: it has what CRIU does not know.
+        StateError: a process of it is not the container's own, or has a file of the host's open.
+    """
+    if os.geteuid() != 0:
+        hint = "CRIU takes root: an unprivileged user can't look into a container's processes as it does"
+        raise UnsupportedError("checkpoint", EPERM, subject.name, hint)
+    _check_description(subject)
+    if subject.commands:
+        listed = ", ".join(f"{command!r}" for command in subject.commands)
+        raise StateError(
+            f"checkpoint {subject.name}: {listed}: it is a child of the caller, and only what comes from the "
+            "container's init can be brought back: wait for it, or let a shell inside start it in the background"
+        )
+    _check_files(subject, _members(subject))
+
+
+def _check_description(subject: Subject) -> None:
+    spec = subject.spec
+    names = spec.namespaces
+    reasons = {
+        "CRIU does not see Landlock rules, and would bring the processes back without: pass landlock=None": (
+            subject.landlocked or spec.confinement.landlock is not None
+        ),
+        "its root is served by fuse-overlayfs: pass union='kernel' to its RootFS": spec.rootfs.union == "fuse",
+        "its volumes are unions in memory: pass volumes=False to the image's rootfs, or mount something on them": bool(
+            spec.rootfs.volumes
+        ),
+        "what was written to its root is in memory, and not in a checkpoint: give it a RootFS.dir(), or an upper "
+        "directory": spec.rootfs.kind not in ("dir", "overlay") or spec.rootfs.in_memory,
+        "its filter asks a supervisor, who would not be there": subject.supervised or spec.confinement.notifies,
+    }
+    for kind in ("mount", "pid", "network", "ipc", "uts", "user", "cgroup", "time"):
+        wish = names[kind]
+        if wish not in ("new", "host") or (kind in _NEW_ALWAYS and wish != "new"):
+            reasons[f"its {kind} namespace is another's: only a new one can be brought back"] = True
+    for reason, holds in reasons.items():
+        if holds:
+            raise UnsupportedError("checkpoint", EOPNOTSUPP, subject.name, reason)
+
+
+def _members(subject: Subject) -> list[int]:
+    """Return the processes that come from the init, without it; refuse where there are others."""
+    from containerkit.namespace import Kind, Namespace
+
+    own = {subject.pid, *procfs.descendants(subject.pid)}
+    with Namespace.from_pidfd(subject.pidfd, Kind.PID) as namespace:
+        strangers = set(namespace.members()) - own - set(procfs.descendants(subject.pid))
+    strangers = {pid for pid in strangers if os.path.exists(f"/proc/{pid}")}
+    if strangers:
+        listed = ", ".join(f"{pid} ({_comm(pid)})" for pid in sorted(strangers))
+        raise StateError(
+            f"checkpoint {subject.name}: {listed}: it has joined the container from outside, and would not be brought "
+            "back: wait for its end"
+        )
+    return sorted(own - {subject.pid})
+
+
+def _comm(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "ended"
+
+
+# --- Open files
+
+
+def _check_files(subject: Subject, pids: list[int]) -> None:
+    """Refuse files of the host's, terminals and pipes whose other end is outside."""
+    inside = {mount.mount_id for mount in mountinfo.read(subject.pid)}
+    ends: dict[str, tuple[set[str], int, int]] = {}
+    for pid, fd in _descriptors(pids):
+        what = _outside(pid, fd, inside)
+        if what.startswith("pipe:"):
+            sides, _, _ = ends.setdefault(what, (set(), pid, fd))
+            sides.add(_side(pid, fd))
+        elif what:
+            raise StateError(_leads_outside(subject, pid, fd, what))
+    alone = {pipe: (pid, fd) for pipe, (sides, pid, fd) in ends.items() if not sides >= {"read", "write"}}
+    for pipe in _held_by_others(set(alone), {subject.pid, *pids}) if alone else ():
+        raise StateError(_leads_outside(subject, *alone[pipe], "a pipe"))
+
+
+def _leads_outside(subject: Subject, pid: int, fd: int, what: str) -> str:
+    return (
+        f"checkpoint {subject.name}: process {pid} ({_comm(pid)}): its descriptor {fd} leads outside: {what} "
+        f"(hint: {_FOR_STREAMS})"
+    )
+
+
+def _descriptors(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
+    for pid in pids:
+        with suppress(FileNotFoundError):  # it has ended
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                yield pid, int(name)
+
+
+def _outside(pid: int, fd: int, inside: set[int]) -> str:
+    """Return what of the host's a descriptor is, a pipe that may be, or an empty string."""
+    try:
+        what = criu.stream(pid, fd, inside)
+        if what.startswith("pipe:"):
+            return what
+        link = os.readlink(f"/proc/{pid}/fd/{fd}")
+        within = criu.mount_of(pid, fd) in inside
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    if what.startswith("tty["):
+        return "" if within else f"the terminal {link}"
+    # What is no file of a mount has a name with a colon, and those in memory have no mount that anybody sees.
+    of_none = not link.startswith("/") or link.startswith(("/memfd:", "/SYSV", "/dev/zero (deleted)", "/[aio]"))
+    return f"the file {link}" if what.startswith("file[") and not of_none else ""
+
+
+def _side(pid: int, fd: int) -> str:
+    with suppress(OSError), open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("flags:"):
+                return "write" if int(line.split()[1], 8) & os.O_ACCMODE == os.O_WRONLY else "read"
+    return "read"
+
+
+def _held_by_others(pipes: set[str], tree: set[int]) -> set[str]:
+    """Return which of these pipes processes hold that are not among those."""
+    found = set()
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        if pid in tree:
+            continue
+        with suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    found |= pipes & {os.readlink(f"/proc/{pid}/fd/{name}")}
+    return found
+
+
+# --- Mounts
+
+
+def external_mounts(subject: Subject) -> tuple[tuple[str, str], ...]:
+    """Return the mount points of what the images don't hold, and where a restore has it, below its place.
+
+    Raises:
+        UnsupportedError: a mount that CRIU can't bring back.
+    """
+    mounts = mountinfo.read(subject.pid)
+    root = mountinfo.at("/", mounts)
+    assert root is not None
+    shared = _shared_devices(subject, mounts)
+    binds = [mount.target for mount in subject.spec.mounts if mount.type == "bind"]
+    found: list[tuple[str, str]] = []
+    for mount in mounts:
+        path = mount.mount_point
+        if mount is root:
+            continue
+        if mount.device in shared:
+            found.append((path, f"{shared[mount.device]}{mount.root}".rstrip("/")))
+        elif path in binds:
+            found.append((path, bind_place(len(binds) - 1 - binds[::-1].index(path))))
+        elif any(path.startswith(f"{target}/") and mount.filesystem not in _ITS_OWN for target in binds):
+            hint = "a bind with mounts below its source can't be brought back: pass recursive=False to it"
+            raise UnsupportedError("checkpoint", EOPNOTSUPP, f"{subject.name}: {path}", hint)
+        elif mount.filesystem not in _ITS_OWN and mount.device != root.device:
+            hint = f"CRIU can't bring back a mount of {mount.filesystem}"
+            raise UnsupportedError("checkpoint", EOPNOTSUPP, f"{subject.name}: {path}", hint)
+    return tuple(found)
+
+
+def _shared_devices(subject: Subject, mounts: list[MountInfo]) -> dict[tuple[int, int], str]:
+    """Return the filesystems that are in all containers, and where a restore has them."""
+    given = {mount.target for mount in subject.spec.mounts}
+    shared: dict[tuple[int, int], str] = {}
+    places = [(DEV, ("/dev",), "tmpfs"), (MASKED, subject.spec.masked_paths, "tmpfs")]
+    if subject.spec.namespaces.network == "host":
+        places.append((SYS, ("/sys",), "sysfs"))
+    for place, paths, filesystem in places:
+        for path in paths:
+            mount = mountinfo.at(path, mounts)
+            if mount is not None and path not in given and mount.filesystem == filesystem:
+                shared.setdefault(mount.device, place)
+    return shared

@@ -1,0 +1,220 @@
+"""The plan by which CRIU is started for a restore: what its images don't hold lies ready where CRIU finds it.
+
+CRIU runs in a mount namespace of its own. There everything that the container has from outside, with the attributes
+and the id maps of any start, is mounted below one directory, :data:`PLACE`; nothing of that is left when CRIU has
+ended. Each is a mount alone: were there others below it, they would be locked for root of the container, who could not
+clone it again (mount_namespaces(7)).
+
+It is in the control groups and in a cgroup namespace of the container's, so that whatever it makes is as well.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOSYS
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from containerkit._native import constants as k
+from containerkit.checkpoint.refusals import DEV, IMAGES, MASKED, ROOT, SYS, bind_place
+from containerkit.compile import mounts, process
+from containerkit.compile.root import overlay_option
+from containerkit.compile.skeleton import write_map
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
+from containerkit.plan.tape import Plan
+from containerkit.spec.idmap import mapping_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from containerkit.compile.joining import Joining
+    from containerkit.spec.command import Command
+    from containerkit.spec.container import Spec
+    from containerkit.spec.rootfs import RootFS
+    from containerkit.start.staging import Mappings
+
+__all__ = ["CHECKPOINT", "HOME", "PLACE", "criu_plan"]
+
+PLACE: Final = "/run/containerkit"
+"""Where that lies, over what else is there: the root of a container must be able to come by."""
+
+HOME, CHECKPOINT = "home", "checkpoint"
+"""The slots of the caller's mount namespace and of the directory of the checkpoint."""
+
+_SECBIT_NO_SETUID_FIXUP: Final = 4
+_LOWER, _UPPER = "lower", "upper"
+_PID, _USERNS, _PLACE = Slot("pid"), Slot("userns"), Slot("place")
+
+
+def criu_plan(spec: Spec, mappings: Mappings, command: Command, *, replaced: Mapping[str, str], joins: Joining) -> Plan:
+    """Return the plan.
+
+    Inputs (slots): ``staging``, ``home``, ``checkpoint``, ``image``, ``caller's proc``; ``stdin``, ``stdout``,
+    ``stderr``; those of the control groups.
+
+    Args:
+        spec: the container.
+        mappings: the ids of its user namespace.
+        command: CRIU.
+        replaced: names of images, and the paths of what is to be read in their place.
+        joins: how it comes into the control groups.
+    """
+    userns = _USERNS if spec.namespaces.user == "new" else None
+    unshares = spec.namespaces.cgroup == "new"
+    return Plan(
+        (
+            calls.call("umask", 0o022),
+            *joins.outside(),
+            *(_map_ids(mappings) if userns else ()),
+            *_root(spec, userns),
+            *_binds(spec, userns),
+            *_images(replaced),
+            *_shared(userns),
+            *((calls.release(), calls.call("wait4", _PID, 0, k.WALL, 0, target="user namespace")) if userns else ()),
+            calls.unshare(k.CLONE_NEWNS, "mount namespace"),
+            calls.propagation(b"/", k.MS_REC | k.MS_SLAVE),
+            *_attach(spec, mappings, replaced),
+            calls.call("keyctl", k.KEYCTL_JOIN_SESSION_KEYRING, 0, target="own session keyring", tolerate=(ENOSYS,)),
+            *process.session(command),
+            calls.enter(Slot("image"), process.passed(command)),
+            *joins.inside(),
+            *((calls.unshare(k.CLONE_NEWCGROUP, "cgroup namespace"),) if unshares else ()),
+            calls.reset_signals(),
+            *process.execute(command),
+            *((calls.await_release("mapped"), calls.leave()) if userns else ()),
+        )
+    )
+
+
+def _map_ids(mappings: Mappings) -> list[Operation]:
+    """Make a user namespace of the same ids, for the id maps of mounts: a process holds it until they are made."""
+    return [
+        calls.clone(k.CLONE_NEWUSER | k.CLONE_FILES, "mapped", pid=_PID, target="user namespace"),
+        *write_map(_PID, "uid_map", mapping_text(mappings[0])),
+        *write_map(_PID, "gid_map", mapping_text(mappings[1])),
+        calls.open_of_process(_PID, "ns/user", k.O_RDONLY, _USERNS),
+    ]
+
+
+def _root(spec: Spec, userns: Slot | None) -> list[Operation]:
+    """Clone what the root is made of: one directory, or the layers of an overlay."""
+    rootfs = spec.rootfs
+    steps: list[Operation] = []
+    for slot, path, readonly in _parts(rootfs):
+        flags = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | (k.MOUNT_ATTR_RDONLY if readonly else 0)
+        hint = "the root filesystem must be there"
+        steps.append(calls.open_tree(k.AT_FDCWD, os.fsencode(path), slot, hint=hint))
+        steps.append(calls.mount_setattr(slot, set_flags=flags, target=path))
+        if userns is not None and rootfs.idmap:
+            steps.append(calls.mount_setattr(slot, userns=userns, target=f"id map of {path}"))
+    return steps
+
+
+def _parts(rootfs: RootFS) -> list[tuple[Slot, str, bool]]:
+    """Return of what a root is made: the slots, the paths, and whether each is only read."""
+    if rootfs.kind == "dir":
+        return [(Slot(ROOT), rootfs.lowers[0], rootfs.readonly)]
+    assert rootfs.upper is not None
+    assert rootfs.work is not None
+    layers = [(Slot(f"{_LOWER}{number}"), path, True) for number, path in enumerate(rootfs.lowers)]
+    return [*layers, (Slot(_UPPER), os.path.commonpath((rootfs.upper, rootfs.work)), False)]
+
+
+def _overlay(spec: Spec, mappings: Mappings) -> list[Operation]:
+    """Mount the union of the layers, which are attached already, on the place of the root.
+
+    What is made in the upper layer is made by who mounts. There root outside has no id, but root of the container has.
+    """
+    rootfs = spec.rootfs
+    if rootfs.kind == "dir":
+        return []
+    assert rootfs.upper is not None
+    assert rootfs.work is not None
+    base = os.path.commonpath((rootfs.upper, rootfs.work))
+    upper, work = (overlay_option(f"{_UPPER}/{os.path.relpath(path, base)}") for path in (rootfs.upper, rootfs.work))
+    lowers = ":".join(f"{_LOWER}{number}" for number in range(len(rootfs.lowers)))
+    options = [f"lowerdir={lowers}", f"upperdir={upper}", f"workdir={work}"]
+    if spec.namespaces.user != "host":  # as it was made: see assembly.py
+        options.append("userxattr")
+    flags = k.MS_NODEV | k.MS_NOSUID
+    data = os.fsencode(",".join(options))
+    union = calls.mount(b"overlay", ROOT.encode(), b"overlay", flags, data, target="overlay on /")
+    return [
+        calls.make_directory(_PLACE, ROOT.encode()),
+        calls.call("fchdir", _PLACE, target=PLACE),
+        *([union] if spec.namespaces.user == "host" else _as_root_inside(mappings, union)),
+        calls.chdir(b"/"),
+    ]
+
+
+def _as_root_inside(mappings: Mappings, operation: Operation) -> list[Operation]:
+    """Return an operation done with the ids of root of the container, and all privileges. Source: capabilities(7)."""
+    uid, gid = (next(m.outside - m.inside for m in each if m.inside == 0) for each in mappings)
+    return [
+        calls.prctl("keep capabilities", k.PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP),
+        calls.call("setresgid", gid, gid, 0, target=f"gid {gid}"),
+        calls.call("setresuid", uid, uid, 0, target=f"uid {uid}"),
+        operation,
+        calls.call("setresuid", 0, 0, 0, target="uid 0"),
+        calls.call("setresgid", 0, 0, 0, target="gid 0"),
+        calls.prctl("usual capabilities", k.PR_SET_SECUREBITS, 0),
+    ]
+
+
+def _binds(spec: Spec, userns: Slot | None) -> list[Operation]:
+    steps: list[Operation] = []
+    for number, bind in enumerate(mount for mount in spec.mounts if mount.type == "bind"):
+        tree = Slot(bind_place(number))
+        alone = attrs.evolve(bind, recursive=False)
+        steps += [*mounts.open_source(alone, tree), *mounts.set_attributes(alone, tree, userns)]
+    return steps
+
+
+def _images(replaced: Mapping[str, str]) -> list[Operation]:
+    """CRIU reads them as root outside and as root of the container, by turns: nobody else comes by this mount."""
+    tree = Slot(IMAGES)
+    return [
+        calls.open_tree(Slot(CHECKPOINT), IMAGES.encode(), tree),
+        calls.mount_setattr(tree, set_flags=k.MOUNT_ATTR_RDONLY, target=IMAGES),
+        *[calls.open_tree(k.AT_FDCWD, os.fsencode(path), Slot(name)) for name, path in replaced.items()],
+    ]
+
+
+def _shared(userns: Slot | None) -> list[Operation]:
+    """Clone what the staging has for all containers."""
+    steps = [
+        calls.setns(Slot("staging"), k.CLONE_NEWNS, "staging"),
+        calls.open_tree(k.AT_FDCWD, b"/dev", Slot(DEV)),
+        calls.open_tree(k.AT_FDCWD, b"/masked", Slot(MASKED)),
+        calls.open_tree(k.AT_FDCWD, b"/sys", Slot(SYS)),
+        calls.setns(Slot(HOME), k.CLONE_NEWNS, "the caller's mounts"),
+    ]
+    if userns is not None:  # before Linux 6.3 filesystems in memory take no id map: see assembly.py
+        steps.append(
+            calls.mount_setattr(Slot(DEV), userns=userns, target="id map of /dev")._replace(tolerate=(EINVAL,))
+        )
+    return steps
+
+
+def _attach(spec: Spec, mappings: Mappings, replaced: Mapping[str, str]) -> list[Operation]:
+    """Mount all of it below the place."""
+    steps = [
+        *calls.new_mount("tmpfs", {"mode": "711"}, _PLACE),
+        calls.move_mount(_PLACE, k.AT_FDCWD, PLACE.encode()),
+    ]
+    folders = [*[slot.name for slot, _, _ in _parts(spec.rootfs)], DEV, MASKED, SYS, IMAGES]
+    for number, bind in enumerate(mount for mount in spec.mounts if mount.type == "bind"):
+        name = bind_place(number)
+        if os.path.isdir(bind.source):
+            folders.append(name)
+        else:
+            steps.append(calls.make_node(_PLACE, name.encode(), 0o100600))
+            steps.append(calls.move_mount(Slot(name), _PLACE, name.encode(), target=bind.source))
+    for name in folders:
+        steps.append(calls.make_directory(_PLACE, name.encode()))
+        steps.append(calls.move_mount(Slot(name), _PLACE, name.encode(), target=name))
+    steps += _overlay(spec, mappings)
+    steps += [calls.move_mount(Slot(name), _PLACE, f"{IMAGES}/{name}".encode(), target=name) for name in replaced]
+    return steps

@@ -1,0 +1,147 @@
+"""Run several services from a compose file: start, list, look into, change and end them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["EPILOG", "define", "main"]
+
+EPILOG: Final = """\
+  containerkit compose config                 what the files say, merged and in full
+  containerkit compose plan                   what 'up' would do
+  containerkit compose up                     start, show the logs, end with Ctrl-C
+  containerkit compose up -d --wait           start, and return when all is healthy
+  containerkit compose exec web sh            a command in a running container
+  containerkit compose down -v                end, and remove the named volumes
+"""
+
+_LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs and their options."""
+    parser.add_argument("-f", "--file", metavar="FILE", **_LISTS, help="a compose file; the later over the earlier")
+    parser.add_argument("-p", "--project-name", metavar="NAME", help="of the project (default: the directory's)")
+    parser.add_argument("--project-directory", metavar="DIR", help="where relative paths start")
+    parser.add_argument("--profile", metavar="NAME", **_LISTS, help="a profile that is active; repeatable")
+    parser.add_argument("--env-file", metavar="FILE", **_LISTS, help="variables (default: .env); repeatable")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _define_looking(verbs)
+    _define_life(verbs)
+    _define_commands(verbs)
+
+
+def _services(parser: argparse.ArgumentParser, what: str = "services (default: all)") -> argparse.ArgumentParser:
+    parser.add_argument("services", metavar="SERVICE", nargs="*", help=what)
+    return parser
+
+
+def _define_looking(verbs: Any) -> None:
+    config = _services(verbs.add_parser("config", aliases=["convert"], help="show what the files say, in full"))
+    config.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    config.add_argument("-q", "--quiet", action="store_true", help="only look for mistakes")
+    config.add_argument("--no-interpolate", action="store_true", help="leave variables as they are")
+    for name in ("services", "volumes", "networks", "images", "profiles", "hash"):
+        config.add_argument(f"--{name}", action="store_true", dest=f"only_{name}", help=f"show the {name} alone")
+    plan = _services(verbs.add_parser("plan", help="show the steps of 'up'"))
+    plan.add_argument("--json", action="store_true")
+    ps = _services(verbs.add_parser("ps", help="list the containers"))
+    ps.add_argument("-q", "--quiet", action="store_true", help="their names alone")
+    ps.add_argument("-a", "--all", action="store_true", help="with those that have ended")
+    ps.add_argument("--services", action="store_true", dest="only_services", help="the services alone")
+    ps.add_argument("--format", choices=("table", "json"), default="table")
+    logs = _services(verbs.add_parser("logs", help="show what the containers write"))
+    logs.add_argument("-f", "--follow", action="store_true", help="and what comes")
+    logs.add_argument("-n", "--tail", metavar="NUMBER", help="only so many lines (default: all)")
+    logs.add_argument("-t", "--timestamps", action="store_true")
+    logs.add_argument("--since", metavar="SECONDS", type=float, help="only those of the last so many seconds")
+    logs.add_argument("--no-log-prefix", action="store_true", help="without the containers' names")
+    _services(verbs.add_parser("top", help="list the processes"))
+    port = verbs.add_parser("port", help="show the port of the host that leads to one of a service")
+    port.add_argument("service", metavar="SERVICE")
+    port.add_argument("port", metavar="PORT", type=int)
+    port.add_argument("--protocol", choices=("tcp", "udp"), default="tcp")
+    port.add_argument("--index", type=int, default=1, metavar="NUMBER")
+    listing = verbs.add_parser("ls", help="list the projects that are up")
+    listing.add_argument("-q", "--quiet", action="store_true")
+    _services(verbs.add_parser("images", help="list the images of the services"))
+    _services(
+        verbs.add_parser("wait", help="wait until containers have ended; the last status is that of this command")
+    )
+
+
+def _define_life(verbs: Any) -> None:
+    up = _services(verbs.add_parser("up", help="start, or change what runs to what the files say"))
+    up.add_argument("-d", "--detach", action="store_true", help="return when it is up; a process of its own holds it")
+    up.add_argument("--wait", action="store_true", help="return when all is healthy; with -d")
+    up.add_argument("--wait-timeout", metavar="SECONDS", type=float, default=300.0)
+    up.add_argument("--build", action="store_true", help="build images even if they are there")
+    up.add_argument("--pull", choices=("missing", "always", "never"))
+    up.add_argument("--scale", metavar="SERVICE=NUMBER", **_LISTS, help="another number of containers; repeatable")
+    up.add_argument("--force-recreate", action="store_true", help="replace containers that are as described, too")
+    up.add_argument("--abort-on-container-exit", action="store_true", help="end all as soon as one has ended")
+    up.add_argument("--exit-code-from", metavar="SERVICE", help="the status of this one; implies the former")
+    up.add_argument("--remove-orphans", action="store_true", help="accepted: what is not in the files is always ended")
+    up.add_argument("-t", "--timeout", metavar="SECONDS", type=float, help="to end by itself, for each")
+    down = verbs.add_parser("down", help="end all")
+    down.add_argument("-v", "--volumes", action="store_true", help="remove the named volumes, too")
+    down.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
+    down.add_argument(
+        "--remove-orphans", action="store_true", help="accepted: what is not in the files is always ended"
+    )
+    for name, what in (("restart", "end services and start them again"), ("stop", "end services")):
+        ending = _services(verbs.add_parser(name, help=what))
+        ending.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
+    _services(verbs.add_parser("start", help="start services that were stopped"))
+    _services(verbs.add_parser("pause", help="stop all processes where they are"))
+    _services(verbs.add_parser("unpause", help="let them go on"))
+    kill = _services(verbs.add_parser("kill", help="send a signal"))
+    kill.add_argument("-s", "--signal", default="SIGKILL", metavar="NAME")
+    scale = verbs.add_parser("scale", help="change how many containers services have")
+    scale.add_argument("numbers", metavar="SERVICE=NUMBER", nargs="+")
+    build = _services(verbs.add_parser("build", help="build images"))
+    build.add_argument("--no-cache", action="store_true")
+    build.add_argument("--pull", action="store_true", help="fetch base images anew")
+    build.add_argument("--build-arg", metavar="NAME=VALUE", **_LISTS)
+    build.add_argument("-q", "--quiet", action="store_true")
+    pull = _services(verbs.add_parser("pull", help="fetch images"))
+    pull.add_argument("-q", "--quiet", action="store_true")
+    pull.add_argument("--ignore-buildable", action="store_true", help="not those that can be built")
+    watch = _services(verbs.add_parser("watch", help="carry changes of files into what runs"))
+    watch.add_argument("--interval", type=float, default=0.5, metavar="SECONDS", help="between two looks (default 0.5)")
+
+
+def _define_commands(verbs: Any) -> None:
+    for name, what in (("exec", "run a command in a running container"), ("run", "run a command in a new container")):
+        parser = verbs.add_parser(name, help=what)
+        parser.add_argument("-e", "--env", metavar="NAME[=VALUE]", **_LISTS)
+        parser.add_argument("-u", "--user", metavar="UID[:GID]")
+        parser.add_argument("-w", "--workdir", metavar="DIR")
+        parser.add_argument(
+            "-T", "--no-tty", action="store_true", help="accepted: the caller's streams are used as they are"
+        )
+        if name == "exec":
+            parser.add_argument("--index", type=int, default=1, metavar="NUMBER")
+            parser.add_argument("--privileged", action="store_true")
+        else:
+            parser.add_argument("--rm", action="store_true", help="accepted: it is always removed")
+            parser.add_argument("--no-deps", action="store_true", help="without the services that it depends on")
+            parser.add_argument("--entrypoint", metavar="PROGRAM")
+            parser.add_argument("-v", "--volume", metavar="SOURCE:TARGET", **_LISTS)
+        parser.add_argument("service", metavar="SERVICE")
+        parser.add_argument("command", metavar="COMMAND", nargs="...")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Do what the verb says.
+
+    Raises:
+        ContainerError: it could not be done.
+    """
+    from containerkit.cli.compose import life, looking, running
+
+    found: int = {**looking.VERBS, **life.VERBS, **running.VERBS}[options.verb](options)
+    return found

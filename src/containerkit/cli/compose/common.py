@@ -1,0 +1,82 @@
+"""What the verbs of projects share."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from containerkit.errors import SpecError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from containerkit.project.project import Project
+    from containerkit.project.remote import Remote
+
+__all__ = ["load", "numbers", "remote", "show", "table"]
+
+
+def load(options: argparse.Namespace, *, services: Sequence[str] = (), interpolate: bool = True) -> Project:
+    """Return the project that the options name.
+
+    Raises:
+        SpecError: whatever is wrong with its files.
+    """
+    from containerkit.project import Project
+
+    missing: set[str] = set()
+    found = Project.load(
+        *options.file, name=options.project_name, directory=options.project_directory,
+        profiles=options.profile or None, env_files=_env_files(options), services=tuple(services),
+        interpolate=interpolate, unset=missing.add,
+    )  # fmt: skip
+    from containerkit.cli.commands import complain
+
+    for name in sorted(missing):
+        complain(f"compose: the variable {name} is not set: it is empty")
+    return found
+
+
+def _env_files(options: argparse.Namespace) -> list[str] | None:
+    return [os.path.abspath(each) for each in options.env_file] or None
+
+
+def remote(options: argparse.Namespace) -> Remote:
+    """Return the project that is up; its files are only read when its name is not given.
+
+    Raises:
+        StateError: it is not up.
+    """
+    from containerkit.project.remote import Remote
+
+    return Remote(options.project_name or load(options).name)
+
+
+def numbers(texts: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of ``SERVICE=NUMBER``.
+
+    Raises:
+        SpecError: no such.
+    """
+    found = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if not number.isdecimal():
+            raise SpecError(f"scale: {text!r:.60} is not SERVICE=NUMBER")
+        found[name] = int(number)
+    return found
+
+
+def show(text: str) -> None:
+    """Print a text that may come from a container's inside."""
+    from containerkit.cli.commands import printable
+
+    print(printable(text), flush=True)  # noqa: T201 - the command line prints its output
+
+
+def table(rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows in columns."""
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        show("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

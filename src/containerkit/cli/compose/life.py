@@ -1,0 +1,173 @@
+"""Verbs that start, change and end a project."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.cli.compose.common import load, numbers, remote, show
+from containerkit.cli.compose.looking import print_line
+from containerkit.errors import SpecError, StateError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from containerkit.project.project import Project
+    from containerkit.project.stack import Stack
+
+__all__ = ["VERBS"]
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line tells what it does
+
+
+def _up(options: argparse.Namespace) -> int:
+    from containerkit.project import realize
+    from containerkit.project.remote import Remote, detach, project_request
+
+    project = load(options, services=options.services)
+    realize.unsupported(project)
+    services = options.services or None
+    wait = options.wait_timeout if options.wait else None
+    scale = numbers(options.scale) or None
+    try:
+        running = Remote(project.name)
+    except StateError:
+        running = None
+    if running is not None:
+        request = project_request(project)
+        for text in running.stream(
+            "apply", **request, services=services, scale=scale, recreate=options.force_recreate, wait=wait
+        ):
+            if text is not None:
+                _note(text)
+        return 0
+    if options.detach or options.wait:
+        detach(project, _note, services=services, scale=scale, wait=wait, build=options.build, pull=options.pull)
+        return 0
+    return _attend(project, options, services, scale)
+
+
+def _attend(
+    project: Project, options: argparse.Namespace, services: list[str] | None, scale: dict[str, int] | None
+) -> int:
+    """Hold the project, show its logs, and end it when all has ended, or at a signal."""
+    from containerkit.project.stack import Stack
+    from containerkit.project.supervisor import Supervisor
+
+    stack = Stack(project, log=_note, build=options.build, pull=options.pull)
+    supervisor = Supervisor(stack)
+    following = threading.Thread(target=_follow, args=(stack,), daemon=True)
+    try:
+        following.start()
+        stack.apply(services=services, scale=scale)
+        return _until_ended(stack, options, supervisor)
+    finally:
+        stack.down(grace_s=options.timeout)
+        supervisor.close()
+        following.join(2)
+
+
+def _follow(stack: Stack) -> None:
+    for line in stack.logs(follow=True):
+        print_line(line)
+
+
+def _until_ended(stack: Stack, options: argparse.Namespace, supervisor: Any) -> int:
+    aborts = options.abort_on_container_exit or options.exit_code_from is not None
+    while not supervisor.ended.wait(0.1):
+        ended = [each for each in stack.containers() if each.status == "exited"]
+        if len(ended) == len(stack.containers()) or (aborts and ended):
+            break
+    if options.exit_code_from is None:
+        return 0
+    codes = [each.exit_code for each in stack.containers(options.exit_code_from)]
+    if not codes:
+        raise SpecError(f"--exit-code-from: no container of {options.exit_code_from!r:.60}")
+    return codes[0] or 0
+
+
+def _down(options: argparse.Namespace) -> int:
+    from containerkit.project import volumes
+
+    try:
+        remote(options).ask("down", grace_s=options.timeout, volumes=options.volumes)
+    except StateError:
+        if not options.volumes:
+            raise
+        for each in load(options).model.get("volumes", {}).values():
+            if not each.get("external"):
+                volumes.remove(each["name"])
+    return 0
+
+
+def _asking(verb: str) -> Callable[[argparse.Namespace], int]:
+    def ask(options: argparse.Namespace) -> int:
+        remote(options).ask(verb, services=options.services, grace_s=options.timeout)
+        return 0
+
+    return ask
+
+
+def _start(options: argparse.Namespace) -> int:
+    from containerkit.project.remote import project_request
+
+    project = load(options, services=options.services)
+    remote(options).ask("apply", **project_request(project), services=options.services or None)
+    return 0
+
+
+def _signalling(word: str | None) -> Callable[[argparse.Namespace], int]:
+    def ask(options: argparse.Namespace) -> int:
+        remote(options).ask("signal", services=options.services, signal=word or options.signal)
+        return 0
+
+    return ask
+
+
+def _scale(options: argparse.Namespace) -> int:
+    remote(options).ask("scale", scale=numbers(options.numbers))
+    return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    from containerkit.project.images import build_image
+
+    project = load(options, services=options.services)
+    extra = dict(each.partition("=")[::2] for each in options.build_arg)
+    log: Callable[[str], object] = (lambda _: None) if options.quiet else _note
+    for name, keys in project.model["services"].items():
+        if "build" in keys and (not options.services or name in options.services):
+            build = {**keys["build"], "args": {**keys["build"].get("args", {}), **extra}}
+            image = build_image(
+                project, name, {**keys, "build": build}, no_cache=options.no_cache, pull=options.pull, log=log
+            )
+            show(f"{name} {image.id}")
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from containerkit.image import Image, silent, terminal_progress
+
+    project = load(options, services=options.services)
+    for name, keys in project.model["services"].items():
+        if (options.services and name not in options.services) or "image" not in keys:
+            continue
+        if "build" in keys and options.ignore_buildable:
+            continue
+        if options.quiet:
+            Image.pull(keys["image"], platform=keys.get("platform"), progress=silent)
+        else:
+            with terminal_progress() as progress:
+                Image.pull(keys["image"], platform=keys.get("platform"), progress=progress)
+    return 0
+
+
+VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
+    "up": _up, "down": _down, "restart": _asking("restart"), "stop": _asking("stop"), "start": _start,
+    "pause": _signalling("pause"), "unpause": _signalling("unpause"), "kill": _signalling(None), "scale": _scale,
+    "build": _build, "pull": _pull,
+}  # fmt: skip

@@ -1,0 +1,195 @@
+"""Verbs that show something of a project."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.cli.compose.common import load, remote, show, table
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+__all__ = ["VERBS", "print_line"]
+
+
+def _config(options: argparse.Namespace) -> int:
+    from containerkit.project.plan import fingerprint
+    from containerkit.project.yaml12 import dump_yaml
+
+    project = load(options, services=options.services, interpolate=not options.no_interpolate)
+    model: dict[str, Any] = dict(project.model)
+    services = model["services"]
+    if options.services:
+        model["services"] = services = {name: services[name] for name in options.services}
+    lists: dict[str, Callable[[], Any]] = {
+        "services": lambda: services, "volumes": lambda: model.get("volumes", {}),
+        "networks": lambda: model.get("networks", {}),
+        "images": lambda: [keys.get("image", f"{project.name}-{name}") for name, keys in services.items()],
+        "profiles": lambda: sorted({each for keys in services.values() for each in keys.get("profiles", ())}),
+        "hash": lambda: [f"{name} {fingerprint(project, name)}" for name in services],
+    }  # fmt: skip
+    for name, listed in lists.items():
+        if getattr(options, f"only_{name}"):
+            for each in listed():
+                show(each)
+            return 0
+    if not options.quiet:
+        escaped = _escaped(model) if not options.no_interpolate else model
+        text = json.dumps(escaped, indent=2) if options.format == "json" else dump_yaml(escaped).rstrip("\n")
+        print(text)  # noqa: T201 - the command line prints its output
+    return 0
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value that means the same when it is read as a compose file again."""
+    if isinstance(value, str):
+        return value.replace("$", "$$")
+    if isinstance(value, dict):
+        return {key: _escaped(each) for key, each in value.items()}
+    return [_escaped(each) for each in value] if isinstance(value, list) else value
+
+
+def _plan(options: argparse.Namespace) -> int:
+    import attrs
+
+    from containerkit.errors import StateError
+    from containerkit.project import plan as plans
+    from containerkit.project import realize
+    from containerkit.project.remote import Remote
+
+    project = load(options, services=options.services)
+    realize.unsupported(project)
+    observed: dict[str, plans.Observed] = {}
+    opened: tuple[str, ...] = ()
+    try:
+        rows = Remote(project.name).ask("ps")
+        observed = {
+            row["Name"]: plans.Observed(row["Service"], row["Fingerprint"]) for row in rows if row["State"] != "exited"
+        }
+        opened = tuple(project.model.get("networks", {})) if observed else ()
+    except StateError:
+        pass  # nothing runs
+    plan = plans.up_plan(project, observed, open_networks=opened, services=options.services or None)
+    show(json.dumps([attrs.asdict(step) for step in plan.steps], indent=2) if options.json else str(plan))
+    return 0
+
+
+def _ps(options: argparse.Namespace) -> int:
+    rows = remote(options).ask("ps", services=options.services)
+    if not options.all:
+        rows = [row for row in rows if row["State"] != "exited"]
+    if options.only_services:
+        for name in dict.fromkeys(row["Service"] for row in rows):
+            show(name)
+    elif options.quiet:
+        for row in rows:
+            show(row["Name"])
+    elif options.format == "json":
+        for row in rows:
+            show(json.dumps(row))
+    else:
+        head = ("NAME", "SERVICE", "STATUS", "PORTS", "COMMAND")
+        table(
+            [
+                head,
+                *(
+                    (row["Name"], row["Service"], _status(row), ", ".join(row["Ports"]), row["Command"][:40])
+                    for row in rows
+                ),
+            ]
+        )
+    return 0
+
+
+def _status(row: dict[str, Any]) -> str:
+    if row["State"] == "exited":
+        return f"exited ({row['ExitCode']})"
+    return f"{row['State']} ({row['Health']})" if row["Health"] else str(row["State"])
+
+
+def print_line(line: Any, *, prefix: bool = True, timestamps: bool = False) -> None:
+    """Print a line of a log."""
+    moment, _, container, _, text = line
+    head = f"{container} | " if prefix else ""
+    stamp = (
+        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment % 1 * 1e6):06}Z " if timestamps else ""
+    )
+    show(f"{head}{stamp}{text}")
+
+
+def _logs(options: argparse.Namespace) -> int:
+    tail = int(options.tail) if options.tail and options.tail != "all" else None
+    since = time.time() - options.since if options.since is not None else None
+    asked = remote(options).stream("logs", services=options.services, follow=options.follow, tail=tail, since=since)
+    for line in asked:
+        if line is not None:
+            print_line(line, prefix=not options.no_log_prefix, timestamps=options.timestamps)
+    return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    rows: list[tuple[Any, ...]] = [("CONTAINER", "PID", "UID", "COMMAND")]
+    for each in remote(options).ask("top", services=options.services):
+        rows += [(each["name"], one["pid"], one["uid"], one["command"]) for one in each["processes"]]
+    table(rows)
+    return 0
+
+
+def _port(options: argparse.Namespace) -> int:
+    asked = remote(options)
+    host, number = asked.ask(
+        "port", service=options.service, target=options.port, protocol=options.protocol, index=options.index
+    )
+    show(f"{host}:{number}")
+    return 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    from containerkit.project.remote import Remote
+    from containerkit.project.supervisor import names
+
+    rows: list[tuple[Any, ...]] = []
+    for name in names():
+        states = [row["State"] for row in Remote(name).ask("ps")]
+        rows.append((name, ", ".join(f"{state}({states.count(state)})" for state in dict.fromkeys(states))))
+    if options.quiet:
+        for name, _ in rows:
+            show(name)
+    else:
+        table([("NAME", "STATUS"), *rows])
+    return 0
+
+
+def _images(options: argparse.Namespace) -> int:
+    from containerkit.errors import ImageError
+    from containerkit.image import Image
+    from containerkit.project.images import tag_of
+
+    project = load(options, services=options.services)
+    rows: list[tuple[Any, ...]] = [("SERVICE", "IMAGE", "ID", "SIZE")]
+    for name, keys in project.model["services"].items():
+        if not options.services or name in options.services:
+            tag = tag_of(project, name, keys)
+            try:
+                image = Image.get(tag, pull="never")
+                rows.append((name, tag, image.id.short, image.size_bytes))
+            except ImageError:
+                rows.append((name, tag, "not here", ""))
+    table(rows)
+    return 0
+
+
+def _wait(options: argparse.Namespace) -> int:
+    codes = remote(options).ask("wait", services=options.services)
+    for name, code in codes.items():
+        show(f"{name} {code}")
+    return int(max(codes.values(), default=0))
+
+
+VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
+    "config": _config, "convert": _config, "plan": _plan, "ps": _ps, "logs": _logs, "top": _top, "port": _port,
+    "ls": _ls, "images": _images, "wait": _wait,
+}  # fmt: skip

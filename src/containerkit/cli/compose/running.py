@@ -1,0 +1,211 @@
+"""Verbs that run commands in a project's containers, and carry files into them."""
+
+from __future__ import annotations
+
+import os
+import time
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.cli.compose.common import load, remote, show
+from containerkit.errors import SpecError, StateError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from containerkit.project.project import Project
+    from containerkit.project.remote import Remote
+
+__all__ = ["VERBS"]
+
+_STREAMS: Final = (0, 1, 2)
+
+
+def _env(texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if equals or name in os.environ:
+            found[name] = value if equals else os.environ[name]
+    return found
+
+
+def _exec(options: argparse.Namespace) -> int:
+    if not options.command:
+        raise SpecError("exec: a command is needed, such as: exec web sh")
+    code: int = remote(options).ask(
+        "exec", fds=_STREAMS, service=options.service, index=options.index, argv=options.command,
+        env=_env(options.env), user=options.user, cwd=options.workdir, privileged=options.privileged,
+    )  # fmt: skip
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    from containerkit.project.remote import Remote, detach, project_request
+
+    project = load(options, services=(options.service,))
+    changed = _changed(project, options)
+    argv: list[str] = options.command
+    if options.entrypoint is not None:
+        argv = [options.entrypoint, *argv]
+    more = {name: value for name, value in (("user", options.user), ("cwd", options.workdir)) if value is not None}
+    needed = list(project.model["services"][options.service].get("depends_on", ()))
+    ours: Remote | None = None
+    try:
+        holder = Remote(project.name)
+        if needed and not options.no_deps:
+            holder.ask("apply", **project_request(project), services=needed)
+    except StateError:
+        # Nobody holds the project: somebody does as long as the command runs.
+        holder = ours = detach(project, lambda _: None, services=[] if options.no_deps else needed)
+    try:
+        code: int = holder.ask(
+            "run", fds=_STREAMS, **project_request(changed), service=options.service,
+            argv=_whole(changed, options, argv), options=more,
+        )  # fmt: skip
+    finally:
+        if ours is not None:
+            ours.ask("down")
+    return code
+
+
+def _whole(project: Project, options: argparse.Namespace, argv: list[str]) -> list[str]:
+    """Return the argv of a command: it follows the entrypoint, unless another is given."""
+    if options.entrypoint is not None or not argv:
+        return argv
+    from containerkit.project.images import image_of
+
+    keys = project.model["services"][options.service]
+    entrypoint = keys.get("entrypoint")
+    if entrypoint is None:
+        entrypoint = image_of(project, options.service, keys).defaults.entrypoint
+    return [*entrypoint, *argv]
+
+
+def _changed(project: Project, options: argparse.Namespace) -> Project:
+    from containerkit.project import Project
+    from containerkit.project.shapes import Place
+    from containerkit.project.short import volume
+
+    if options.service not in project.model["services"]:
+        raise SpecError(f"no service {options.service!r:.60}; there are {', '.join(project.model['services'])}")
+    keys = dict(project.model["services"][options.service])
+    keys["environment"] = {**keys.get("environment", {}), **_env(options.env)}
+    place = Place("--volume", "command line", os.getcwd())
+    keys["volumes"] = [*keys.get("volumes", ()), *(volume(text, place) for text in options.volume)]
+    services = {**project.model["services"], options.service: keys}
+    return Project.of({**project.model, "services": services}, project.directory, project.variables)
+
+
+# --- Watching
+
+
+def _watch(options: argparse.Namespace) -> int:
+    project = load(options, services=options.services)
+    holder = remote(options)
+    rules = [
+        (name, rule)
+        for name, keys in project.model["services"].items()
+        if not options.services or name in options.services
+        for rule in keys.get("develop", {}).get("watch", ())
+    ]
+    if not rules:
+        raise SpecError("watch: no service says what to watch: add develop.watch")
+    for _, rule in rules:
+        if not os.path.exists(rule["path"]):
+            raise SpecError(f"watch: there is no {rule['path']}")
+    seen = [_state(rule) for _, rule in rules]
+    for (service, rule), state in zip(rules, seen, strict=True):
+        if rule.get("initial_sync"):
+            _act(holder, project, service, rule, sorted(state), options)
+    show(f"watching {len(rules)} paths")
+    while True:
+        time.sleep(options.interval)
+        for number, (service, rule) in enumerate(rules):
+            now = _state(rule)
+            changed = sorted(
+                path for path in now.keys() | seen[number].keys() if now.get(path) != seen[number].get(path)
+            )
+            seen[number] = now
+            if changed:
+                _act(holder, project, service, rule, changed, options)
+
+
+def _state(rule: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the files that a rule is about, by their paths below its own."""
+    root = rule["path"]
+    if os.path.isfile(root):
+        status = os.stat(root)
+        return {"": (status.st_mtime_ns, status.st_size)}
+    found = {}
+    for directory, names, files in os.walk(root):
+        below = os.path.relpath(directory, root)
+        names[:] = [name for name in names if not _ignored(rule, os.path.normpath(os.path.join(below, name)))]
+        for name in files:
+            path = os.path.normpath(os.path.join(below, name))
+            if _ignored(rule, path) or (rule.get("include") and not _matches(path, rule["include"])):
+                continue
+            try:
+                status = os.stat(os.path.join(root, path))
+            except OSError:  # gone meanwhile
+                continue
+            found[path] = (status.st_mtime_ns, status.st_size)
+    return found
+
+
+def _ignored(rule: dict[str, Any], path: str) -> bool:
+    return path.split("/", maxsplit=1)[0] == ".git" or _matches(path, rule.get("ignore", ()))
+
+
+def _matches(path: str, patterns: Any) -> bool:
+    cleaned = [each.removeprefix("./").rstrip("/") for each in patterns]
+    return any(fnmatch(path, each) or fnmatch(path, f"*/{each}") or path.startswith(f"{each}/") for each in cleaned)
+
+
+def _act(
+    holder: Remote,
+    project: Project,
+    service: str,
+    rule: dict[str, Any],
+    changed: list[str],
+    options: argparse.Namespace,
+) -> None:
+    action: str = rule["action"]
+    show(f"{service}: {action}: {', '.join(each or rule['path'] for each in changed[:5])}")
+    try:
+        if action == "rebuild":
+            _rebuild(holder, project, service)
+            return
+        count = len([row for row in holder.ask("ps", services=[service]) if row["State"] != "exited"])
+        for index in range(1, count + 1):
+            if action.startswith("sync"):
+                _sync(holder, service, index, rule, changed)
+            if action == "sync+exec":
+                argv = rule["exec"]["command"]
+                holder.ask("exec", fds=_STREAMS, service=service, index=index, argv=argv)
+        if action.endswith("restart"):
+            holder.ask("restart", services=[service])
+    except (StateError, SpecError) as error:
+        from containerkit.cli.commands import complain
+
+        complain(f"watch: {service}: {error}")
+    del options
+
+
+def _rebuild(holder: Remote, project: Project, service: str) -> None:
+    from containerkit.project.images import build_image
+    from containerkit.project.remote import project_request
+
+    build_image(project, service, project.model["services"][service])
+    holder.ask("apply", **project_request(project), services=[service], recreate=True)
+
+
+def _sync(holder: Remote, service: str, index: int, rule: dict[str, Any], changed: list[str]) -> None:
+    for path in changed:
+        outside = os.path.join(rule["path"], path) if path else rule["path"]
+        inside = os.path.join(rule["target"], path) if path else rule["target"]
+        holder.ask("copy", service=service, index=index, outside=outside, inside=inside, out=False)
+
+
+VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {"exec": _exec, "run": _run, "watch": _watch}

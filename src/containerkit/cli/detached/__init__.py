@@ -1,0 +1,101 @@
+"""The commands for detached containers."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from containerkit.cli.commands import complain
+from containerkit.errors import ContainerError, SpecError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Sequence
+
+    from containerkit.detached.container import Detached
+
+__all__ = ["Verb", "check_template", "for_each", "formatted", "say", "table"]
+
+
+class Verb(NamedTuple):
+    """A command.
+
+    Attributes:
+        define: adds its options to a parser.
+        main: does it, and returns the exit status.
+    """
+
+    define: Callable[[argparse.ArgumentParser], None]
+    main: Callable[[argparse.Namespace], int]
+
+
+def say(text: str) -> None:
+    """Write a line to stdout."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def for_each(names: Iterable[str], do: Callable[[Detached], object]) -> int:
+    """Do something for each container, and print what it was called by; one that fails does not keep it from the rest.
+
+    Returns:
+        The exit status: 1 when one has failed.
+    """
+    from containerkit.detached.container import find
+
+    status = 0
+    for name in names:
+        try:
+            do(find(name))
+        except ContainerError as error:
+            complain(str(error))
+            status = 1
+        else:
+            say(name)
+    return status
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text in columns; the first are the titles."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+_FIELD = re.compile(r"\{\{\s*(json\s+)?((?:\.\w+)+|\.)\s*\}\}")
+
+
+def check_template(template: str) -> None:
+    """Refuse a template that has more than fields.
+
+    Raises:
+        SpecError: anything else in double braces.
+    """
+    if "{{" in _FIELD.sub("", template):
+        raise SpecError(f"--format {template!r}: only fields are known, such as {{{{.Name}}}} and {{{{json .State}}}}")
+
+
+def formatted(template: str, value: Any) -> str:
+    """Return a template of Docker's with its fields filled in: ``{{.State.Status}}``, ``{{json .Config}}``.
+
+    Raises:
+        SpecError: anything else in double braces, or a field that is not there.
+    """
+    import json
+
+    check_template(template)
+
+    def fill(found: re.Match[str]) -> str:
+        at = value
+        for name in found[2].split(".")[1:]:
+            if name == "":
+                break
+            if not isinstance(at, dict) or name not in at:
+                known = ", ".join(at) if isinstance(at, dict) else "none"
+                raise SpecError(f"--format: there is no field {found[2]!r}; there are {known}")
+            at = at[name]
+        if found[1] or isinstance(at, (dict, list)):
+            return json.dumps(at)
+        return str(at).lower() if isinstance(at, bool) else "" if at is None else str(at)
+
+    return _FIELD.sub(fill, template)

@@ -1,0 +1,204 @@
+"""The commands that tell what a detached container is, uses and has changed, and that copy from and to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from containerkit.cli.detached import Verb, formatted, say, table
+from containerkit.container.lifecycle import Container
+from containerkit.detached.container import containers, find
+from containerkit.errors import ContainerError, SpecError, StateError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from containerkit.cgroup.stats import Stats
+    from containerkit.detached.container import Detached
+
+__all__ = ["commit", "cp", "diff", "inspect", "stats", "top"]
+
+
+def _define_one(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="CONTAINER", help="its name or id")
+
+
+# --- inspect
+
+
+def _define_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="CONTAINER", help="its name or id")
+    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.State.Status}}")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    import json
+
+    found = [find(name).inspect() for name in options.names]
+    if options.format is None:
+        say(json.dumps(found, indent=2))
+        return 0
+    for one in found:
+        say(formatted(options.format, one))
+    return 0
+
+
+# --- top
+
+
+def _top(options: argparse.Namespace) -> int:
+    one = find(options.name)
+    rows = [["PID", "PPID", "STATE", "TIME", "COMMAND"]]
+    for pid in one.members():
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                head, _, rest = file.read().rpartition(")")
+            with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+                words = file.read().replace("\0", " ").strip()
+        except OSError:  # it has ended meanwhile
+            continue
+        fields = rest.split()
+        seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        shown = words or f"[{head.partition('(')[2]}]"
+        rows.append(
+            [str(pid), fields[1], fields[0], f"{seconds:.2f}", "".join(c if c.isprintable() else "?" for c in shown)]
+        )
+    say(table(rows))
+    return 0
+
+
+# --- stats
+
+
+def _define_stats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="CONTAINER", help="its name or id (default: all that run)")
+    parser.add_argument("--no-stream", action="store_true", help="once, as is the default where stdout is no terminal")
+    parser.add_argument("--json", action="store_true", help="print it for programs, once")
+
+
+def _stats(options: argparse.Namespace) -> int:
+    chosen = [find(name) for name in options.names] or containers()
+    once = options.no_stream or options.json or not sys.stdout.isatty()
+    before = _measured(chosen, given=bool(options.names))
+    while True:
+        time.sleep(0.2 if once else 1.0)
+        now = _measured(chosen, given=bool(options.names))
+        rows = [_figures(one, now[one], before.get(one)) for one in chosen if one in now]
+        if options.json:
+            import json
+
+            say(json.dumps(rows, indent=2))
+            return 0
+        titles = ["ID", "NAME", "CPU%", "MEMORY", "LIMIT", "PIDS"]
+        text = table([titles, *[[str(row[title.lower()]) for title in titles] for row in rows]])
+        if once:
+            say(text)
+            return 0
+        say(f"\x1b[H\x1b[2J{text}")
+        before = now
+
+
+def _measured(chosen: list[Detached], *, given: bool) -> dict[Detached, tuple[float, Stats]]:
+    found = {}
+    for one in chosen:
+        try:
+            found[one] = (time.monotonic(), one.stats())
+        except ContainerError:  # it has ended, or has no control group
+            if given:
+                raise
+    return found
+
+
+def _figures(one: Detached, now: tuple[float, Stats], before: tuple[float, Stats] | None) -> dict[str, Any]:
+    memory, pids = now[1].memory, now[1].pids
+    used = _cpu_us(now[1])
+    former = None if before is None else _cpu_us(before[1])
+    percent = None
+    if before is not None and used is not None and former is not None:
+        percent = round((used - former) / max(1e-6, now[0] - before[0]) / 1e4, 2)
+    return {
+        "id": one.id,
+        "name": one.name,
+        "cpu%": "-" if percent is None else percent,
+        "memory": "-" if memory is None or memory.current_bytes is None else memory.current_bytes,
+        "limit": "-" if memory is None or memory.limit_bytes is None else memory.limit_bytes,
+        "pids": "-" if pids is None or pids.current is None else pids.current,
+    }
+
+
+def _cpu_us(stats: Stats) -> int | None:
+    return None if stats.cpu is None else stats.cpu.usage_us
+
+
+# --- diff, commit, cp
+
+
+def _diff(options: argparse.Namespace) -> int:
+    letters = {"added": "A", "changed": "C", "deleted": "D"}
+    for change in find(options.name).changes():
+        say(f"{letters[change.kind]} {change.path}")
+    return 0
+
+
+def _define_commit(parser: argparse.ArgumentParser) -> None:
+    _define_one(parser)
+    parser.add_argument("reference", metavar="NAME", help="of the new image, such as tools:1")
+    parser.add_argument("-a", "--author", metavar="TEXT", default="", help="who made it")
+    parser.add_argument("-m", "--message", metavar="TEXT", default="", help="goes into the history")
+
+
+def _commit(options: argparse.Namespace) -> int:
+    image = find(options.name).commit(options.reference, author=options.author, message=options.message)
+    say(str(image.digest))
+    return 0
+
+
+def _define_cp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="[CONTAINER:]SOURCE", help="what is copied")
+    parser.add_argument("target", metavar="[CONTAINER:]TARGET", help="where to; one of the two is in a container")
+
+
+def _place(text: str) -> tuple[str, str]:
+    """Return the container and the path of ``NAME:PATH``; a path with a slash before the colon is the host's."""
+    name, colon, path = text.partition(":")
+    return (name, path) if colon and name and "/" not in name else ("", text)
+
+
+def _cp(options: argparse.Namespace) -> int:
+    (source, inside), (target, into) = _place(options.source), _place(options.target)
+    if bool(source) == bool(target):
+        raise SpecError("cp: one of the two must be CONTAINER:PATH, and the other a path of the host")
+    with Container.attach(source or target) as view:
+        if source:
+            goal = os.path.join(into, os.path.basename(inside.rstrip("/"))) if os.path.isdir(into) else into
+            left = view.files.get(_absolute(inside), goal)
+            if left:
+                raise StateError(f"cp: {len(left)} files could not be copied, such as {left[0]}")
+        else:
+            goal = _absolute(into)
+            if goal.endswith("/") or _is_directory(view, goal):
+                goal = f"{goal.rstrip('/')}/{os.path.basename(os.path.abspath(inside))}"
+            view.files.put(inside, goal)
+    return 0
+
+
+def _absolute(path: str) -> str:
+    return path if path.startswith("/") else f"/{path}"
+
+
+def _is_directory(view: Container, path: str) -> bool:
+    try:
+        view.files.listdir(path)
+    except (ContainerError, OSError):
+        return False
+    return True
+
+
+inspect = Verb(_define_inspect, _inspect)
+top = Verb(_define_one, _top)
+stats = Verb(_define_stats, _stats)
+diff = Verb(_define_one, _diff)
+commit = Verb(_define_commit, _commit)
+cp = Verb(_define_cp, _cp)

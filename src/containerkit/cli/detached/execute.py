@@ -1,0 +1,71 @@
+"""Run a command in a detached container, and end with its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from contextlib import ExitStack
+from typing import Any, Final
+
+from containerkit.cli import terminal, values
+from containerkit.cli.attend import Attendant, Relay
+from containerkit.cli.detached import Verb
+from containerkit.cli.signals import FORWARDED, Signals
+from containerkit.container.lifecycle import Container
+from containerkit.errors import SpecError
+from containerkit.spec.command import User, default_environment
+
+__all__ = ["exec"]
+
+_ALSO_TAKEN: Final = frozenset({signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP})
+
+
+def _define(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [OPTIONS] CONTAINER COMMAND [ARGUMENT ...]"
+    parser.add_argument("-i", "--interactive", action="store_true", help="hand on our standard input (else: nothing)")
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal of its own")
+    parser.add_argument(
+        "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[], help="a variable; repeatable"
+    )
+    parser.add_argument("-w", "--workdir", "--cwd", metavar="DIR", dest="cwd", help="the working directory")
+    parser.add_argument("-u", "--user", metavar="UID[:GID]", help="ids, or names as the container knows them")
+    parser.add_argument("name", metavar="CONTAINER", help="its name or id; also one of the OCI command")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+
+
+def _main(options: argparse.Namespace) -> int:
+    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not words:
+        raise SpecError(f"a command is needed, such as: containerkit exec {options.name} sh")
+    with ExitStack() as stack:
+        signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if options.tty else FORWARDED))
+        container = stack.enter_context(Container.attach(options.name))
+        fields = _fields(options, container)
+        if options.tty:
+            process = container.popen(words, pty=terminal.size(), **fields)
+            raw = stack.enter_context(terminal.RawMode(0))
+            attendant: Attendant = Relay(process, signals, raw, None)
+        else:
+            stdin: Any = None if options.interactive else open(os.devnull, "rb")  # noqa: SIM115 - closed with the stack
+            if stdin is not None:
+                stack.callback(stdin.close)
+            process = container.popen(words, stdin=stdin, **fields)
+            attendant = Attendant(process, signals, None)
+        attendant.stay()
+        status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _fields(options: argparse.Namespace, container: Container) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: value for name in ("cwd", "user") if (value := getattr(options, name)) is not None}
+    if options.env or options.tty:
+        of_image: dict[str, Any] = dict(container.rootfs.defaults)
+        base = {**default_environment(User()), **dict(of_image.get("env", ()))}
+        if options.tty and "TERM" in os.environ:
+            base["TERM"] = os.environ["TERM"]
+        fields["env"] = values.environment(options.env, base)
+    return fields
+
+
+exec = Verb(_define, _main)  # noqa: A001 - what the command is called

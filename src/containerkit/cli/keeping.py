@@ -1,0 +1,189 @@
+"""The options of ``run`` for a container that goes on by itself, and Docker's that are spelled otherwise here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import attrs
+
+from containerkit.cli import arguments, values
+from containerkit.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from containerkit.image import Image
+    from containerkit.spec.rootfs import RootFS
+
+__all__ = ["check", "define", "detach"]
+
+_LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
+_ONLY_DETACHED: Final = ("name", "restart", "label", "stop_signal", "stop_timeout", "log_opt", "cidfile", "pidfile")
+
+_ELSEWHERE: Final = {
+    ("--privileged",): "name what it needs: --cap all, --seccomp none, --namespace user=host, --bind /dev/...",
+    ("--device",): "show the node: --bind /dev/NAME; limit access with the library's Limits(devices=...)",
+    ("--gpus",): "bind the nodes and libraries that the driver's documentation names, such as --bind /dev/nvidia0",
+    ("-P", "--publish-all"): "name the ports: --publish",
+    ("--link", "--network-alias", "--ip", "--mac-address"): "use --network NAME:alias=...,ip=...,mac=...",
+    ("--cap-drop",): "no capability is held unless --cap names it",
+    ("--security-opt",): "there are --seccomp and --new-privs; no_new_privs is the default",
+    ("--userns",): "use --namespace user=host or --uid-map",
+    ("--pid",): "use --namespace pid=host",
+    ("--ipc",): "use --namespace ipc=host",
+    ("--uts",): "use --namespace uts=host",
+    ("--cgroupns",): "use --namespace cgroup=host",
+    ("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "--no-healthcheck"): (
+        "health checks of detached containers are not supported; Image.healthcheck() makes one check"
+    ),
+    ("--log-driver",): "logs are files in the format of Kubernetes: --log-opt max-size=... and max-file=...",
+    ("--volumes-from",): "name the volumes: -v NAME:TARGET",
+    ("--memory-swap", "--cpu-shares", "--cpuset-cpus", "--blkio-weight", "--shm-size"): (
+        "use the library's Limits(...), or --mount type=tmpfs,target=/dev/shm,size=..."
+    ),
+}
+"""Options of ``docker run`` that are not options here, and what to use."""
+
+
+class _Elsewhere(argparse.Action):
+    """Refuses an option and says what to use."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        del namespace, values
+        parser.error(f"{option_string} is not an option here: {self.metavar}")
+
+
+def define(group: Any) -> None:
+    """Add the options."""
+    group.add_argument("-d", "--detach", action="store_true", help="leave it to a keeper, and print its id")
+    group.add_argument("--name", metavar="NAME", help="by which it is found")
+    group.add_argument(
+        "--restart", metavar="POLICY", help="start it again: no, on-failure[:N], always, unless-stopped (default: no)"
+    )
+    group.add_argument("--rm", action="store_true", help="remove it at its end, as without --detach")
+    group.add_argument("-i", "--interactive", action="store_true", help="keep its standard input open, for attach")
+    group.add_argument("-l", "--label", metavar="NAME[=VALUE]", **_LISTS, help="a label; repeatable")
+    group.add_argument("--env-file", metavar="FILE", **_LISTS, help="variables, one a line; repeatable")
+    group.add_argument("--stop-signal", metavar="SIGNAL", help="what asks it to end (default: the image's, or TERM)")
+    group.add_argument("--stop-timeout", metavar="SECONDS", help="how long it has to end by itself (default: 10)")
+    group.add_argument("--log-opt", metavar="NAME=VALUE", **_LISTS, help="max-size=SIZE or max-file=NUMBER")
+    group.add_argument("--cidfile", metavar="FILE", help="write the id to a new file")
+    group.add_argument("--pidfile", metavar="FILE", help="write the pid of the keeper")
+    group.add_argument("--init", action="store_true", help="have an init: there always is one")
+    for names, remedy in _ELSEWHERE.items():
+        # The remedy takes the place of the name of the value, which is shown nowhere.
+        group.add_argument(*names, action=_Elsewhere, nargs="?", metavar=remedy, help=argparse.SUPPRESS)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Take Docker's spellings for ours, and refuse what means nothing together.
+
+    Raises:
+        SpecError: options that do not go together.
+    """
+    if not options.detach:
+        for name in _ONLY_DETACHED:
+            if getattr(options, name):
+                raise SpecError(f"--{name.replace('_', '-')} is about a container that goes on by itself: add --detach")
+    elif options.timeout is not None or options.commit is not None or options.time:
+        raise SpecError("--timeout, --commit and --time are about a command that is waited for, not for --detach")
+    for path in reversed(options.env_file):
+        options.env = [*_env_file(path), *options.env]
+
+
+def _env_file(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, ValueError) as error:
+        raise SpecError(f"--env-file {path}: {error}") from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def detach(options: argparse.Namespace, image: Image | None, words: Sequence[str], fields: dict[str, Any]) -> int:
+    """Start a container that goes on, and print its id; returns 0.
+
+    Raises:
+        ContainerError: it can't be started.
+    """
+    from containerkit.container.lifecycle import Container
+
+    if image is not None:
+        fields["rootfs"] = _by_name(options, fields["rootfs"])
+    given = {
+        "restart": options.restart or "no",
+        "labels": {name: value for name, _, value in (text.partition("=") for text in options.label)},
+        "stop_signal": options.stop_signal,
+        "remove": options.rm,
+        "tty": bool(options.pty),
+        "stdin_open": options.interactive,
+        "command_line": tuple(options.words),
+        "folder": os.getcwd(),
+        **_logs(options.log_opt),
+    }
+    if options.stop_timeout is not None:
+        given["stop_timeout_s"] = arguments.number("--stop-timeout", options.stop_timeout, float)
+    command = arguments.command(options, image, terminal="xterm" if options.pty else None)
+    cidfile = _new_file(options.cidfile)
+    try:
+        one = Container(**fields).detach(options.name or "", command=list(words), **given, **command)
+    except BaseException:
+        if options.cidfile is not None:
+            os.unlink(options.cidfile)
+        raise
+    if cidfile is not None:
+        with open(cidfile, "w", encoding="ascii") as file:
+            file.write(one.id)
+    if options.pidfile is not None:
+        from containerkit.cli.generate import write_pidfile
+
+        write_pidfile(options.pidfile, one.keeper)
+    sys.stdout.write(f"{one.id}\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _new_file(path: str | None) -> int | None:
+    if path is None:
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise SpecError(f"--cidfile {path}: {error.strerror}: it must be a new file") from None
+
+
+def _by_name(options: argparse.Namespace, found: RootFS) -> RootFS:
+    """Return the root by the image's name: each start claims the image's layers anew."""
+    from containerkit.spec.rootfs import RootFS
+
+    chosen = {
+        "platform": options.platform,
+        "upper": options.upper,
+        "size": options.root_size,
+        "volumes": not options.no_volumes,
+    }
+    root = RootFS.image(options.image, **{name: value for name, value in chosen.items() if value is not None})
+    return attrs.evolve(root, readonly=found.readonly, idmap=found.idmap)
+
+
+def _logs(texts: Sequence[str]) -> dict[str, int]:
+    from containerkit.cgroup import parse_size
+
+    found: dict[str, int] = {}
+    for name, value in values.pairs("--log-opt", texts).items():
+        if name == "max-size":
+            found["log_max_bytes"] = parse_size(value)
+        elif name == "max-file":
+            found["log_files"] = arguments.number("--log-opt max-file", value, int)
+        else:
+            raise SpecError(f"--log-opt {name!r}: there are max-size and max-file")
+    return found

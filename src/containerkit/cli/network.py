@@ -1,0 +1,102 @@
+"""Make networks that several commands share, list them, look at them, and remove them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from containerkit.cli import FAILED
+from containerkit.cli.commands import complain
+from containerkit.errors import ContainerError
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["EPILOG", "define", "main"]
+
+EPILOG = """\
+A process keeps each network until it is removed; containers of any process of the same user can be on it.
+
+  containerkit network create app
+  containerkit run --network app:alias=db -- ...
+  containerkit run --network app -- ...
+  containerkit network rm app
+"""
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs and their options."""
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    making = verbs.add_parser("create", help="make one")
+    making.add_argument("name", metavar="NAME")
+    making.add_argument(
+        "--subnet", metavar="CIDR", action="append", default=[], help="of IPv4 or IPv6 (default: free ones); repeatable"
+    )
+    making.add_argument("--internal", action="store_true", help="nothing leads out of it")
+    making.add_argument("--isolated", action="store_true", help="its containers can't reach each other")
+    making.add_argument("--mtu", metavar="BYTES", type=int, default=1500)
+    listing = verbs.add_parser("ls", help="list those of this user")
+    listing.add_argument("-q", "--quiet", action="store_true", help="their names alone")
+    removing = verbs.add_parser("rm", help="remove some")
+    removing.add_argument("names", metavar="NAME", nargs="+")
+    removing.add_argument("-f", "--force", action="store_true", help="also with containers on it, which lose it")
+    looking = verbs.add_parser("inspect", help="tell all that is known of some, as JSON")
+    looking.add_argument("names", metavar="NAME", nargs="+")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Do it; returns 0, or 125 when some could not be removed.
+
+    Raises:
+        ContainerError: it could not be done.
+    """
+    from containerkit.network import keeper
+    from containerkit.spec.network import Network
+
+    if options.verb == "create":
+        subnets = options.subnet or ("auto4", "auto6")
+        network = Network(
+            options.name, subnets=subnets, internal=options.internal, isolated=options.isolated, mtu=options.mtu
+        )
+        keeper.create(network)
+        _say(options.name)
+    elif options.verb == "ls":
+        for name, told in keeper.known():
+            _say(name if options.quiet else _line(name, told))
+    elif options.verb == "inspect":
+        json.dump([_asked(name) for name in options.names], sys.stdout, indent=2)
+        _say("")
+    else:
+        return _remove(options.names, force=options.force)
+    return 0
+
+
+def _asked(name: str) -> dict[str, Any]:
+    from containerkit.network.keeper import Kept
+
+    return Kept(name).inspect()
+
+
+def _line(name: str, told: dict[str, Any]) -> str:
+    inside = " internal" if told["internal"] else ""
+    return f"{name:20} {', '.join(told['subnets'])}  {len(told['containers'])} containers{inside}"
+
+
+def _remove(names: list[str], *, force: bool) -> int:
+    from containerkit.network import keeper
+
+    failed = 0
+    for name in names:
+        try:
+            keeper.remove(name, force=force)
+        except ContainerError as error:
+            complain(str(error))
+            failed = FAILED
+        else:
+            _say(name)
+    return failed
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - a command line speaks

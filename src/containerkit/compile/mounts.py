@@ -1,0 +1,195 @@
+"""The operations that make a mount: clone its source outside, set its attributes, attach it inside."""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, EPERM, EROFS
+from typing import TYPE_CHECKING, Final
+
+from containerkit import _native
+from containerkit._native import constants as k
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
+from containerkit.spec.mount import PROPAGATION, inodes_for
+
+if TYPE_CHECKING:
+    from containerkit.spec.mount import Mount
+
+__all__ = ["attach", "make_filesystem", "open_source", "resolve", "set_attributes"]
+
+
+_KIND_HINT: Final = "a file can only be shown on a file, a directory on a directory"
+
+
+_IDMAP_HINT: Final = "the filesystem can't be id-mapped: pass idmap=False, or namespaces=Namespaces(user='host')"
+
+
+_SYMLINK_HINT: Final = "it must be a directory in the root filesystem, and no symlink: masks would follow it"
+
+
+_F_DUPFD_CLOEXEC: Final = 1030
+
+
+_MISSING_HINT: Final = "the target can't be made: the root filesystem is read-only or belongs to unmapped ids"
+
+
+_FULL_HINT: Final = "{0} takes no new names: choose another target, or mount a directory of your own on {0} first"
+
+
+_FULL: Final = ("/dev", "/proc", "/sys")
+"""Directories of the container's own in which nothing can be made."""
+
+
+def open_source(mount: Mount, tree: Slot) -> list[Operation]:
+    """Return the operations, outside, that clone the source of a bind into a detached tree."""
+    hint = "the source of a bind must be there"
+    return [calls.open_tree(k.AT_FDCWD, os.fsencode(mount.source), tree, recursive=mount.recursive, hint=hint)]
+
+
+def set_attributes(mount: Mount, tree: Slot, userns: Slot | None) -> list[Operation]:
+    """Return the operations, by the owner of the mount, that set a detached bind's attributes and id map."""
+    clear = k.MOUNT_ATTR__ATIME if mount.noatime else 0
+    steps = [
+        calls.mount_setattr(
+            tree,
+            set_flags=mount.attributes,
+            clear_flags=clear,
+            propagation_flags=PROPAGATION[mount.propagation],
+            recursive=mount.recursive,
+            target=mount.source,
+        )
+    ]
+    if userns is not None and mount.idmap:
+        steps.append(
+            calls.mount_setattr(
+                tree, userns=userns, recursive=mount.recursive, target=f"id map of {mount.source}", hint=_IDMAP_HINT
+            )
+        )
+    return steps
+
+
+def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
+    """Return the operations, inside, that make the filesystem of a mount that is no bind."""
+    if mount.type == "file":
+        return _make_file(mount, tree)
+    options: dict[str, str | None] = dict(mount.options)
+    if mount.type == "tmpfs" and options.get("size") and "nr_inodes" not in options:
+        options["nr_inodes"] = inodes_for(options["size"] or "")
+    if mount.source and mount.source != mount.type:
+        options["source"] = mount.source
+    steps = calls.new_mount(mount.type, options, tree, attributes=mount.attributes)
+    if mount.propagation != "private":
+        steps.append(calls.mount_setattr(tree, propagation_flags=PROPAGATION[mount.propagation], target=mount.target))
+    return steps
+
+
+def _make_file(mount: Mount, tree: Slot) -> list[Operation]:
+    """Return the operations that make a filesystem for one file, and leave a mount of that file alone."""
+    memory, at = Slot("memory"), Slot("file")
+    flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
+    return [
+        *calls.new_mount("tmpfs", {"mode": "755", "nr_inodes": "2"}, memory),
+        calls.call("openat", memory, b"file", flags, 0o644, target=mount.target, result=at),
+        calls.write(at, mount.content.encode(errors="surrogateescape"), mount.target),
+        calls.close(at),
+        calls.open_tree(memory, b"file", tree, target=mount.target),
+        calls.mount_setattr(tree, set_flags=mount.attributes, target=mount.target),
+        calls.close(memory),
+    ]
+
+
+def attach(
+    tree: Slot,
+    root: Slot,
+    target: str,
+    *,
+    directory: bool,
+    create: bool = True,
+    kept: Slot | None = None,
+    prefix: str = "",
+    optional: bool = False,
+    itself: bool = False,
+) -> list[Operation]:
+    """Return the operations that attach a detached tree below ``root``, making its target when it is missing.
+
+    Args:
+        tree: what is attached.
+        root, target: where.
+        directory: it is a directory.
+        create: make the target when it is missing.
+        kept: a slot that has the tree's descriptor afterwards: what lies in it is found there whatever becomes of the
+            target's name. Such a target is one of the kernel's file systems, and no symlink leads to it.
+        prefix: the path of ``root``, for people.
+        optional: leave it out where the target is missing and can't be made.
+        itself: a target that is a symlink is covered itself, wherever it leads; a dangling one, too.
+    """
+    at = Slot("target")
+    symlinks = kept is None
+    found = resolve(
+        root, target, at, directory=directory, create=create, symlinks=symlinks, prefix=prefix, itself=itself
+    )
+    steps = [
+        *(map(_leaving_out, found) if optional else found),
+        calls.move_mount(tree, at, b"", target=prefix + target, hint=_KIND_HINT),
+        calls.close(at),
+    ]
+    if kept is None:
+        return [*steps, calls.close(tree)]
+    if kept == tree:
+        return steps
+    high = calls.call("fcntl", tree, _F_DUPFD_CLOEXEC, _native.LOWEST, target=target, result=kept)
+    return [*steps, high, calls.close(tree)]
+
+
+def _leaving_out(step: Operation) -> Operation:
+    """Let a step of :func:`resolve` fail where something is missing or can't be made; what follows from it is left out.
+
+    After the opening of a directory these are two steps, the making of a name in it and its closing; after that of the
+    target they are its use and its closing.
+    """
+    if step.name == "openat2":
+        return step._replace(tolerate=(ENOENT, ENOTDIR, ELOOP), skip=2)
+    if step.name in ("mkdirat", "mknodat"):
+        return step._replace(tolerate=(EEXIST, EROFS, EACCES, EPERM))
+    return step
+
+
+def resolve(
+    root: Slot,
+    target: str,
+    result: Slot,
+    *,
+    directory: bool,
+    create: bool = True,
+    symlinks: bool = True,
+    prefix: str = "",
+    itself: bool = False,
+) -> list[Operation]:
+    """Return the operations that open ``target`` below ``root`` without leaving it, making it when it is missing.
+
+    Without ``symlinks`` the target, and what leads to it, must be none. With ``itself`` the target may be one, which is
+    opened and not followed.
+    """
+    parts = target.strip("/").split("/")
+    steps: list[Operation] = []
+    for depth, part in enumerate(parts if create else (), start=1):
+        parent = os.fsencode("/".join(parts[: depth - 1]))
+        below = f"{prefix}/" + "/".join(parts[:depth])
+        if parent:
+            steps.append(calls.open_inside(root, parent, k.O_PATH | k.O_DIRECTORY, result))
+        at = result if parent else root
+        full = next((place for place in _FULL if below.startswith(f"{place}/")), None)
+        hint = _MISSING_HINT if full is None else _FULL_HINT.format(full)
+        if depth < len(parts) or directory:
+            steps.append(calls.make_directory(at, os.fsencode(part), target=below, hint=hint))
+        else:
+            steps.append(calls.make_node(at, os.fsencode(part), 0o100644, target=below, hint=hint))
+        if parent:
+            steps.append(calls.close(result))
+    flags = k.O_PATH | (k.O_DIRECTORY if directory else 0) | (k.O_NOFOLLOW if itself else 0)
+    how, hint = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS, ""
+    if not symlinks:
+        how, hint = how | k.RESOLVE_NO_SYMLINKS, _SYMLINK_HINT
+    path = os.fsencode("/".join(parts))
+    found = calls.open_inside(root, path, flags, result, resolve=how, target=prefix + target, hint=hint)
+    return [*steps, found]

@@ -1,0 +1,130 @@
+"""The operations of stage 1: it joins and makes namespaces, clones stage 2, and maps its ids."""
+
+from __future__ import annotations
+
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from containerkit._native import constants as k
+from containerkit.compile.facts import JOIN_PREFIX, KERNEL_FS, MAP_BYTES, PID, USERNS
+from containerkit.compile.root import clone_staged, clone_trees, tree_attributes
+from containerkit.compile.skeleton import write_map
+from containerkit.namespace import Kind
+from containerkit.plan import calls
+from containerkit.plan.operation import Block, Operation, Slot
+
+if TYPE_CHECKING:
+    from containerkit.compile.facts import Start
+
+_MAKER: Final = "maker of proc"
+_SIOCSIFFLAGS: Final = 0x8914
+_JOINED_IN_STAGE_1: Final = (Kind.CGROUP, Kind.IPC, Kind.UTS, Kind.NETWORK, Kind.PID)
+_SYS_HINT: Final = "/sys of a network namespace is mounted by its owner alone"
+
+
+def outside(start: Start) -> list[Operation]:
+    """Return what stage 1 does before stage 2 is there, and the clone that makes it."""
+    steps: list[Operation] = []
+    if not start.host.privileged:
+        steps += [
+            calls.setns(Slot("holder"), k.CLONE_NEWUSER, "holder user namespace"),
+            calls.setns(Slot("view"), k.CLONE_NEWNS, "view of the host's mounts"),
+        ]
+    if start.assembles:
+        steps += clone_trees(start)
+        steps.append(calls.setns(Slot("staging"), k.CLONE_NEWNS, "staging"))
+        steps += clone_staged(start)
+    for kind in _JOINED_IN_STAGE_1:
+        if start.is_joined(kind.value):
+            steps.append(join(kind))
+    if start.assembles and start.is_joined("pid"):
+        steps += proc_of_joined()
+    if start.assembles and start.is_joined("network"):
+        steps += calls.new_mount("sysfs", {}, Slot("sys"), attributes=KERNEL_FS | k.MOUNT_ATTR_RDONLY, hint=_SYS_HINT)
+    if start.is_joined("mount"):
+        steps.append(join(Kind.MOUNT))
+    if start.is_joined("user"):
+        # From here on the caller's privileges over its mounts are gone: what takes them comes before.
+        if start.assembles:
+            steps += tree_attributes(start, Slot(JOIN_PREFIX + "user") if start.host.privileged else None)
+        steps.append(join(Kind.USER))
+    flags = k.CLONE_PARENT | k.CLONE_FILES
+    for kind in Kind:
+        if kind is not Kind.TIME and start.is_new(kind.value):
+            flags |= kind.flag
+    kinds = ", ".join(kind.value for kind in Kind if flags & kind.flag)
+    if start.joins_later:
+        flags &= ~k.CLONE_NEWCGROUP  # its root would be the group of the one that clones
+    group = start.host.joins.group
+    return [*steps, calls.clone(flags, "inside", pid=PID, group=group, target=f"{kinds} namespaces")]
+
+
+def proc_of_joined() -> list[Operation]:
+    """Let a process in the pid namespace that is joined mount its /proc: stage 1 itself stays in the caller's.
+
+    It still has the caller's privileges: the new user namespace would have none over another's pid namespace.
+    """
+    maker = Slot("maker of proc")
+    flags = k.CLONE_VFORK | k.CLONE_FILES
+    return [
+        calls.clone(flags, _MAKER, pid=maker, target="maker of proc"),
+        calls.call("wait4", maker, 0, k.WALL, 0, target="maker of proc"),
+    ]
+
+
+def proc_maker(start: Start) -> list[Operation]:
+    """Return what that process does; it is reached by its clone alone."""
+    if not (start.assembles and start.is_joined("pid")):
+        return []
+    hint = "the /proc of a pid namespace is mounted by its owner alone: join its user namespace as well"
+    first, *rest = calls.new_mount("proc", {}, Slot("proc"), attributes=KERNEL_FS, hint=hint)
+    return [first._replace(label=_MAKER), *rest, calls.leave()]
+
+
+def join(kind: Kind) -> Operation:
+    """Return the operation that joins the namespace of a kind that was handed in."""
+    return calls.setns(Slot(JOIN_PREFIX + kind.value), kind.flag, f"{kind.value} namespace")
+
+
+def owner(start: Start) -> list[Operation]:
+    """Write the id maps; give each tree its attributes, and the id map of the namespace that is theirs now."""
+    steps: list[Operation] = []
+    userns = None
+    if start.is_new("user"):
+        if not start.host.sets_groups:
+            at = Slot("map")
+            steps += [
+                calls.open_of_process(PID, "setgroups", k.O_WRONLY, at),
+                calls.write(at, b"deny", "setgroups"),
+                calls.close(at),
+            ]
+        placeholder = bytes(MAP_BYTES)
+        steps += write_map(PID, "uid_map", placeholder) + write_map(PID, "gid_map", placeholder)
+        if start.host.privileged:
+            userns = USERNS
+            steps.append(calls.open_of_process(PID, "ns/user", k.O_RDONLY, userns))
+    if start.assembles and not start.is_joined("user"):
+        steps += tree_attributes(start, userns)
+    return [*steps, calls.release(), calls.leave()]
+
+
+def identity(start: Start) -> list[Operation]:
+    """Return the operations that set the names of the host, and bring up its loopback interface."""
+    steps: list[Operation] = []
+    for call, name in (("sethostname", start.spec.hostname), ("setdomainname", start.spec.domainname)):
+        if start.is_new("uts") and name is not None:
+            steps.append(calls.call(call, Block(name.encode()), len(name.encode()), target=name))
+    if start.is_new("network"):
+        steps += _loopback()
+    return steps
+
+
+def _loopback() -> list[Operation]:
+    """Bring up ``lo``; it gets its addresses by itself. Any socket will do for the ioctl. Source: netdevice(7)."""
+    at = Slot("socket")
+    request = pack("=16sH22x", b"lo", 0x41)  # IFF_UP | IFF_RUNNING
+    return [
+        calls.call("socket", 1, 2 | k.O_CLOEXEC, 0, target="for lo", result=at),  # AF_UNIX, SOCK_DGRAM
+        calls.call("ioctl", at, _SIOCSIFFLAGS, Block(request), target="lo up"),
+        calls.close(at),
+    ]

@@ -1,0 +1,142 @@
+"""The last stretch of a plan: how a process inside becomes a command, and how one joins a container that is alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from containerkit._native import constants as k
+from containerkit.compile import process
+from containerkit.compile.joining import NOTHING_TO_JOIN, Joining
+from containerkit.compile.timens import NO_CLOCK, joined_clock
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
+from containerkit.plan.tape import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from containerkit.spec.command import Command
+
+__all__ = [
+    "be_root",
+    "become",
+    "exec_plan",
+    "files_plan",
+    "rest_plan",
+    "strip",
+]
+
+_PID: Final = Slot("pid")
+_OWNER: Final = Slot("owner")
+
+
+def be_root() -> list[Operation]:
+    """Return the operations that make a process root of its user namespace: an exec keeps root's privileges only."""
+    return [calls.call("setresgid", 0, 0, 0, target="gid 0"), calls.call("setresuid", 0, 0, 0, target="uid 0")]
+
+
+def become(
+    command: Command,
+    *,
+    sets_groups: bool,
+    dies_with_parent: bool = False,
+    gate: int | None = None,
+    held: bool = False,
+) -> list[Operation]:
+    """Return the operations by which a process inside, which is in the sealed init already, becomes a command.
+
+    It has its session and standard streams; those that others could look at got them before they entered the init.
+
+    Args:
+        command: what it becomes.
+        sets_groups: whether its user namespace lets it set supplementary groups.
+        dies_with_parent: no init watches over it: it gets SIGKILL when the thread that started it ends.
+        gate: where it waits for PID 1: as late as it can, before a filter may keep it from waiting.
+        held: it waits for its argv then; :func:`rest_plan` is what is left to do.
+    """
+    confinement = command.confinement
+    waiting = [] if gate is None else [calls.await_release(gate=gate)]
+    # All that may take a privilege, or a call that a filter forbids, comes before the filter.
+    early = not confinement.no_new_privs
+    alone = [*waiting, strip(command, held=held, kept=[_OWNER] if early and dies_with_parent else [])]
+    steps = [
+        *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),
+        *([*alone, *confinement.early_walls()] if early else ()),
+        *process.credentials(command.user, may_set_groups=sets_groups),
+        *process.place(command),
+        *confinement.after_user(),
+    ]
+    if dies_with_parent:
+        steps += [*calls.die_with_owner(_OWNER), calls.close(_OWNER)]
+    steps += [calls.reset_signals(), *(() if early else alone)]
+    if held:
+        return [*steps, *(_dress(command) if _can_sleep(command) else ()), calls.hold()]
+    return [*steps, *process.announce(command), *_dress(command), *process.execute(command)]
+
+
+def strip(command: Command, *, held: bool = False, kept: Iterable[Slot] = ()) -> Operation:
+    """Return the operation after which a process has the command's own descriptors, those kept, and no others."""
+    return calls.strip(Slot("image"), [*process.passed(command), *command.confinement.kept, *kept], itself=held)
+
+
+def _dress(command: Command) -> list[Operation]:
+    """The limits come after all that opens files: the numbers of new descriptors may lie beyond them."""
+    confinement = command.confinement
+    return [*confinement.walls(), *process.surroundings(command), *confinement.last()]
+
+
+def _can_sleep(command: Command) -> bool:
+    """Whether it can be held behind its filter: one that somebody has written may not let it."""
+    return command.confinement.seccomp in ("default", None)
+
+
+def rest_plan(command: Command) -> Plan:
+    """Return what is left to do for a command that was held, once its argv is known."""
+    dress = () if _can_sleep(command) else _dress(command)
+    return Plan((*process.announce(command), *dress, *process.execute(command)))
+
+
+def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining = NOTHING_TO_JOIN) -> Plan:
+    """Return the plan that runs a command in a container that is alive.
+
+    Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``caller's proc``; ``time``, a
+    descriptor of its time namespace, where that differs; ``image``, the init.
+
+    Args:
+        command: what to run.
+        kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
+        sets_groups: as for :func:`become`.
+        joins: how it comes into its control groups.
+    """
+    clock = joins.clock((joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK).adjusted(command))
+    steps = [
+        calls.call("umask", 0),
+        *joins.outside(),
+        calls.setns(
+            Slot("target"), kinds & ~k.CLONE_NEWTIME, "the container's namespaces", "the container has stopped"
+        ),
+        calls.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, group=joins.group, target="command"),
+        calls.release(),
+        calls.leave(),
+        calls.await_release("command"),
+        *(be_root() if kinds & k.CLONE_NEWUSER else ()),
+        *process.session(command),
+        *clock.operations(process.passed(command)),
+        *become(command, sets_groups=sets_groups),
+    ]
+    return Plan(tuple(steps))
+
+
+def files_plan(kinds: int, operations: list[Operation], *, user: bool) -> Plan:
+    """Return the plan that does something with the files of a live container, as its root, for the caller.
+
+    Args:
+        kinds: as for :func:`exec_plan`; only the mount and user namespace are joined.
+        operations: what to do; descriptors that they open are the caller's.
+        user: whether the container has a user namespace of its own.
+    """
+    wanted = kinds & (k.CLONE_NEWNS | k.CLONE_NEWUSER)
+    steps = [calls.call("umask", 0), calls.setns(Slot("target"), wanted, "the container", "the container has stopped")]
+    if user:
+        steps += be_root()
+    return Plan((*steps, *operations, calls.leave()))

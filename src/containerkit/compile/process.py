@@ -1,0 +1,151 @@
+"""The operations that make a process the command: its session, its limits, its user, its place, the exec."""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, ENOENT, ENOTDIR, EPERM
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from containerkit._native import constants as k
+from containerkit.errors import SpecError
+from containerkit.plan import calls
+from containerkit.plan.operation import ARGV, ENVP, Block, Operation, Slot
+from containerkit.spec.command import LISTEN_PID, RESOURCES
+
+if TYPE_CHECKING:
+    from containerkit.spec.command import Command, User
+
+__all__ = ["announce", "credentials", "execute", "given", "passed", "place", "session", "socket_slot", "surroundings"]
+
+
+_TIOCSCTTY: Final = 0x540E
+
+
+_STANDARD: Final = (Slot("stdin"), Slot("stdout"), Slot("stderr"))
+
+
+_USER_HINT: Final = "the id is not mapped in the container's user namespace: see uid_mappings and gid_mappings"
+
+
+_SEARCHED_ON: Final = (ENOENT, ENOTDIR, EACCES)
+
+
+def socket_slot(number: int) -> Slot:
+    """Return the slot of a published port's listening socket that commands find under a number."""
+    return Slot(f"socket {number}")
+
+
+def session(command: Command) -> list[Operation]:
+    """Return the operations that give a process a session and its standard streams."""
+    steps = [calls.call("setsid")]
+    if command.terminal:
+        steps += [
+            calls.call("ioctl", Slot("stdin"), _TIOCSCTTY, 0, target="controlling terminal"),
+            # So that the user can open it by its name as well; its group stays tty.
+            calls.call("fchown", Slot("stdin"), command.user.uid, 2**32 - 1, target="terminal", hint=_USER_HINT),
+        ]
+    for number, slot in enumerate(_STANDARD):
+        steps.append(calls.call("dup3", slot, number, 0, target=slot.name))
+    for number in command.sockets:
+        slot = socket_slot(number)
+        steps.append(calls.call("dup3", slot, number, 0, target=slot.name))
+    return steps
+
+
+def surroundings(command: Command) -> list[Operation]:
+    """Return the operations that need no privilege to be kept: limits, priority."""
+    steps = [
+        calls.call(
+            "prlimit64",
+            0,
+            RESOURCES[name],
+            Block(pack("=QQ", soft, hard)),
+            0,
+            target=f"{name} {soft}:{hard}",
+            hint="raising a hard limit needs CAP_SYS_RESOURCE outside",
+        )
+        for name, soft, hard in command.rlimits
+    ]
+    if command.nice is not None:
+        steps.append(
+            calls.call(
+                "setpriority", 0, 0, command.nice, target=f"nice {command.nice}", hint="lower needs CAP_SYS_NICE"
+            )
+        )
+    return steps
+
+
+def credentials(user: User, *, may_set_groups: bool) -> list[Operation]:
+    """Return the operations that make a process that user.
+
+    Args:
+        user: whom.
+        may_set_groups: False where the user namespace denies setgroups(2) and the groups can only stay.
+
+    Raises:
+        SpecError: groups are wanted where they are denied.
+    """
+    if user.groups and not may_set_groups:
+        raise SpecError("user: supplementary groups need a range of ids: give this user one in /etc/subgid")
+    members = Block(pack(f"={len(user.groups)}I", *user.groups))
+    return [
+        calls.call(
+            "setgroups",
+            len(user.groups),
+            members if user.groups else 0,
+            target=str(list(user.groups)),
+            tolerate=() if may_set_groups else (EPERM,),
+            hint=_USER_HINT,
+        ),
+        calls.call("setresgid", user.gid, user.gid, user.gid, target=f"gid {user.gid}", hint=_USER_HINT),
+        calls.call("setresuid", user.uid, user.uid, user.uid, target=f"uid {user.uid}", hint=_USER_HINT),
+    ]
+
+
+def place(command: Command) -> list[Operation]:
+    """Return the operations that set the working directory, as the user that the command is, and the umask.
+
+    No magic link is followed on the way, so it can't lie outside (CVE-2024-21626).
+    """
+    how = pack("=QQQ", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, k.RESOLVE_NO_MAGICLINKS)
+    where = os.fsencode(command.cwd)
+    return [
+        calls.call(
+            "openat2",
+            k.AT_FDCWD,
+            where,
+            Block(how),
+            len(how),
+            *((0, command.confinement.passing) if command.confinement.passing else ()),
+            target=command.cwd,
+            result=Slot("cwd"),
+            hint="the working directory must be a directory inside",
+        ),
+        calls.call("fchdir", Slot("cwd"), target=command.cwd),
+        calls.close(Slot("cwd")),
+        calls.call("umask", command.umask),
+    ]
+
+
+def given(command: Command) -> list[int]:
+    """Return the descriptors of the caller's that a command gets beside the standard ones, in rising order."""
+    return sorted({fd for fd in command.pass_fds if fd > 2})
+
+
+def passed(command: Command) -> list[int]:
+    """Return all that a command gets beside the standard ones, once it has a session, in rising order."""
+    return sorted({*given(command), *command.sockets})
+
+
+def announce(command: Command) -> list[Operation]:
+    """Return the operation that tells a command whose its listening sockets are. Source: sd_listen_fds(3)."""
+    return [calls.own_pid(LISTEN_PID)] if command.announces else []
+
+
+def execute(command: Command) -> list[Operation]:
+    """Return the operations that try each place where the program may be."""
+    *others, last = command.candidates
+    name = os.fsdecode(command.argv[0])
+    steps = [calls.call("execve", path, ARGV, ENVP, target=name, tolerate=_SEARCHED_ON) for path in others]
+    return [*steps, calls.call("execve", last, ARGV, ENVP, target=name)]

@@ -1,0 +1,193 @@
+"""The operations that assemble the root: clone its parts outside, put them together inside, pivot into it."""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOENT, EROFS
+from typing import TYPE_CHECKING, Final
+
+from containerkit._linux.hostroot import HOSTNAME, hosts_line
+from containerkit._native import constants as k
+from containerkit.compile import mounts
+from containerkit.compile.facts import FILES, ROOT, SKELETON, UPPER, bind_slot, lower
+from containerkit.compile.skeleton import LOWERS, skeleton
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
+from containerkit.spec.mount import inodes_for
+
+if TYPE_CHECKING:
+    from containerkit.compile.facts import Start
+
+_FOLDER: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+
+
+def clone_trees(start: Start) -> list[Operation]:
+    """Clone what the description names, while the caller's own mounts are in sight."""
+    rootfs = start.spec.rootfs
+    steps: list[Operation] = []
+    for number, path in enumerate(start.lower_paths()):
+        hint = "the directories of the root filesystem must be there"
+        steps.append(
+            calls.open_tree(k.AT_FDCWD, os.fsencode(path), lower(number), recursive=rootfs.kind == "dir", hint=hint)
+        )
+    if rootfs.upper is not None and not start.by_fuse:
+        steps.append(calls.open_tree(k.AT_FDCWD, os.fsencode(start.upper_base()), Slot("disk")))
+    for number, bind in enumerate(start.binds):
+        steps += mounts.open_source(bind, bind_slot(number))
+    return steps
+
+
+def clone_staged(start: Start) -> list[Operation]:
+    """Clone what the staging keeps ready, and make room for more layers than it has directories for."""
+    steps = [calls.open_tree(k.AT_FDCWD, b"/dev", Slot("dev"), recursive=True)]
+    if start.spec.rootfs.kind == "host" and start.host.skeleton is None:
+        steps.append(calls.open_tree(k.AT_FDCWD, b"/host", Slot("skeleton"), target="skeleton"))
+    if start.names.pid == "host":
+        steps.append(calls.open_tree(k.AT_FDCWD, b"/proc", Slot("proc"), recursive=True))
+    if start.names.network == "host":
+        steps.append(calls.open_tree(k.AT_FDCWD, b"/sys", Slot("sys"), recursive=True))
+    more = range(LOWERS, len(start.lower_paths()))
+    return [*steps, *[calls.make_directory(k.AT_FDCWD, b"/lower/%d" % number) for number in more]]
+
+
+def tree_attributes(start: Start, userns: Slot | None) -> list[Operation]:
+    """Give each cloned tree its attributes and its id map, while nobody else can see it."""
+    rootfs = start.spec.rootfs
+    steps: list[Operation] = []
+    nosuid = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
+    # What lies below a union is never written to, and what a read-only container sees of the host neither: not even
+    # to make the places of mounts.
+    shielded = rootfs.readonly or rootfs.kind == "overlay"
+    lowest = nosuid | (k.MOUNT_ATTR_RDONLY if shielded else 0)
+    own: list[tuple[Slot, int, str]] = [
+        (lower(number), lowest, path) for number, path in enumerate(start.lower_paths())
+    ]
+    if rootfs.kind == "host" and start.host.skeleton is None:
+        own.append((Slot("skeleton"), nosuid, SKELETON))
+    if rootfs.upper is not None and not start.by_fuse:
+        own.append((Slot("disk"), nosuid, rootfs.upper))
+    for tree, flags, target in own:
+        recursive = rootfs.kind == "dir"
+        steps.append(calls.mount_setattr(tree, set_flags=flags, recursive=recursive, target=target))
+        if userns is not None and rootfs.idmap and target not in start.host.unmapped:
+            hint = "its filesystem can't be id-mapped: pass idmap=False to the RootFS (--no-idmap), or user='host'"
+            steps.append(
+                calls.mount_setattr(tree, userns=userns, recursive=recursive, target=f"id map of {target}", hint=hint)
+            )
+    if userns is not None:
+        # Without it, before Linux 6.3, the nodes belong to nobody; what can be done with them is the same.
+        own_dev = calls.mount_setattr(Slot("dev"), userns=userns, target="id map of /dev")
+        steps.append(own_dev._replace(tolerate=(EINVAL,)))
+    for number, bind in enumerate(start.binds):
+        steps += mounts.set_attributes(bind, bind_slot(number), userns)
+    return steps
+
+
+def root(start: Start) -> list[Operation]:
+    """Assemble the root on /newroot of the staging."""
+    rootfs = start.spec.rootfs
+    steps: list[Operation] = []
+    for number in range(len(start.lower_paths())):
+        if rootfs.kind == "dir":
+            steps.append(calls.move_mount(lower(number), k.AT_FDCWD, b"/newroot", target="/"))
+        else:
+            steps.append(calls.move_mount(lower(number), k.AT_FDCWD, b"/lower/%d" % number, target="layer"))
+    if rootfs.kind == "tmpfs":
+        steps += calls.new_mount("tmpfs", memory_options(rootfs.size), UPPER, attributes=k.MOUNT_ATTR_NOSUID)
+        steps.append(calls.move_mount(UPPER, k.AT_FDCWD, b"/newroot", target="/"))
+    if start.by_fuse:
+        steps.append(calls.move_mount(Slot("union"), k.AT_FDCWD, b"/newroot", target="/"))
+    elif rootfs.kind in ("host", "overlay"):
+        steps += overlays(start)
+    return [*steps, calls.call("openat", k.AT_FDCWD, b"/newroot", _FOLDER, 0, target="/", result=ROOT)]
+
+
+def own_name(start: Start) -> list[Operation]:
+    """Let another host name than the usual one be found by itself, in the machine's /etc/hosts as it is inside."""
+    name, at = start.spec.hostname, Slot("hosts")
+    if start.spec.rootfs.kind != "host" or not start.is_new("uts") or name is None or name == HOSTNAME:
+        return []
+    line = hosts_line(name)
+    if not line:
+        return []
+    flags = k.O_WRONLY | os.O_APPEND
+    # Where the machine's is a symlink, what that leads to may not be inside, or not be written to.
+    found = calls.open_inside(ROOT, b"etc/hosts", flags, at, target="/etc/hosts", tolerate=(ENOENT, EROFS))
+    return [found._replace(skip=2), calls.write(at, line, "/etc/hosts"), calls.close(at)]
+
+
+def overlays(start: Start) -> list[Operation]:
+    """Return the operations that put layers, or the skeleton and the programs, together."""
+    rootfs = start.spec.rootfs
+    steps: list[Operation] = []
+    if rootfs.upper is not None:
+        steps.append(calls.move_mount(Slot("disk"), k.AT_FDCWD, b"/upper", target="upper layer"))
+    else:
+        steps += calls.new_mount("tmpfs", memory_options(rootfs.size), UPPER, attributes=k.MOUNT_ATTR_NOSUID)
+        steps.append(calls.move_mount(UPPER, k.AT_FDCWD, b"/upper", target="upper layer"))
+    if rootfs.kind == "overlay":
+        # By names in the directory of the layers: the options of a mount fit on one page.
+        lowers = [str(number) for number in range(len(rootfs.lowers))]
+        return [*steps, calls.chdir(b"/lower"), *union(start, "/newroot", lowers, 0)]
+    # The skeleton lies below the directories of programs: its layer first, then each of them on its place.
+    if start.host.skeleton is not None:
+        steps += calls.new_mount("tmpfs", {"mode": "755"}, Slot("skeleton"), attributes=FILES)
+        steps += skeleton(start.host.skeleton, Slot("skeleton"), "")
+    steps.append(calls.move_mount(Slot("skeleton"), k.AT_FDCWD, b"/host", target=SKELETON))
+    steps += union(start, "/newroot", ["/host"], 0)
+    for number, name in enumerate(start.host.programs):
+        if rootfs.readonly:
+            lower, place = f"/lower/{number}".encode(), f"/newroot/{name}".encode()
+            steps.append(calls.mount(lower, place, b"", k.MS_BIND | k.MS_REC, target=f"/{name}"))
+        else:
+            steps += union(start, f"/newroot/{name}", [f"/lower/{number}"], number + 1)
+    return steps
+
+
+def union(start: Start, place: str, lowers: list[str], number: int) -> list[Operation]:
+    """Return the operations that mount an overlay of layers on a place below the staging."""
+    rootfs = start.spec.rootfs
+    flags = k.MS_NODEV | k.MS_NOSUID
+    steps: list[Operation] = []
+    options = ["lowerdir=" + ":".join(lowers)]
+    if rootfs.upper is not None and rootfs.work is not None:
+        base = start.upper_base()
+        options += [f"upperdir=/upper/{overlay_option(os.path.relpath(rootfs.upper, base))}"]
+        options += [f"workdir=/upper/{overlay_option(os.path.relpath(rootfs.work, base))}"]
+    else:
+        steps += [calls.make_directory(UPPER, b"%s%d" % (name, number)) for name in (b"u", b"w")]
+        options += [f"upperdir=/upper/u{number}", f"workdir=/upper/w{number}", "volatile"]
+    if start.names.user != "host":
+        options.append("userxattr")
+    data = os.fsencode(",".join(options))
+    return [*steps, calls.mount(b"overlay", place.encode(), b"overlay", flags, data, target=f"overlay on {place}")]
+
+
+def pivot() -> list[Operation]:
+    """Return the operations that make the assembled root the root."""
+    return [
+        calls.call("fchdir", ROOT, target="/"),
+        calls.pivot_root(),
+        calls.close(ROOT),
+    ]
+
+
+def leave_outside(start: Start) -> list[Operation]:
+    """Take the old root away, which lies on top of the new one: the kernel waits a grace period for it."""
+    steps = [calls.unmount(b"."), calls.chdir(b"/")]
+    if start.spec.rootfs.readonly:
+        steps.append(calls.mount_setattr(k.AT_FDCWD, path=b"/", set_flags=k.MOUNT_ATTR_RDONLY, target="/"))
+    return steps
+
+
+def memory_options(size: str | None) -> dict[str, str | None]:
+    """Return the options of a tmpfs for what is written to the root."""
+    options: dict[str, str | None] = {"mode": "755"}
+    if size is not None:
+        options |= {"size": size, "nr_inodes": inodes_for(size)}
+    return options
+
+
+def overlay_option(path: str) -> str:
+    """Return a path as an overlay's option takes it. Source: the kernel's fs/overlayfs/params.c, ovl_next_opt()."""
+    return path.replace("\\", "\\\\").replace(",", "\\,")

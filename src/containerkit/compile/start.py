@@ -1,0 +1,188 @@
+"""The plan of a start, from its parts."""
+
+from __future__ import annotations
+
+from errno import EPERM
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from containerkit import _native
+from containerkit._native import constants as k
+from containerkit.compile.contents import covered_paths, own_mounts, standard_mounts, volumes, working_directory
+from containerkit.compile.facts import UPPER, Start
+from containerkit.compile.namespaces import identity, outside, owner, proc_maker
+from containerkit.compile.payload import be_root, become
+from containerkit.compile.process import given, passed, session
+from containerkit.compile.root import leave_outside, own_name, pivot, root
+from containerkit.compile.timens import NO_CLOCK, Clock, clock, clock_alone, exec_enters_time
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
+from containerkit.plan.tape import Plan
+from containerkit.security.confinement import PROC
+
+if TYPE_CHECKING:
+    from containerkit.compile.facts import Host, Mode
+    from containerkit.spec.command import Command
+    from containerkit.spec.container import Spec
+
+__all__ = ["start_plan", "why_not_held"]
+
+OWNER_FD, REPORT_FD, UPPER_FD = 3, 4, 5
+"""Where init finds the owner's pidfd, the pipe for the command's fate, and keeps the writable layer."""
+_F_DUPFD_CLOEXEC: Final = 1030
+
+
+def start_plan(spec: Spec, host: Host, mode: Mode) -> Plan:
+    """Return the plan of a start.
+
+    Inputs (slots): ``staging``, ``holder``, ``view`` of :class:`containerkit.start.staging.Staging`; ``owner``, a
+    pidfd of the caller, and ``caller's proc``; ``image``, the init; ``report``; ``stdin``, ``stdout``, ``stderr``;
+    ``join KIND`` for each namespace that is joined; ``cgroup N`` and ``cgroup`` for the groups. Named blocks:
+    ``uid_map`` and ``gid_map``.
+
+    Raises:
+        SpecError: the description can't be had from where the caller stands.
+    """
+    return plan(Start(spec, host, mode))
+
+
+def plan(start: Start) -> Plan:
+    """Return the whole plan."""
+    steps = [
+        calls.call("umask", 0),
+        *start.host.joins.outside(),
+        *outside(start),
+        *owner(start),
+        *inside(start),
+        *payload(start),
+        *proc_maker(start),
+    ]
+    return Plan(tuple(steps))
+
+
+def inside(start: Start) -> list[Operation]:
+    """Return what stage 2 does until it is in its root."""
+    # What needs no mapped ids is done while stage 1 maps them.
+    steps = [*identity(start), calls.await_release()]
+    steps[0] = steps[0]._replace(label="inside")
+    if start.names.user != "host":
+        steps += be_root()
+    if start.joins_alone:
+        steps += join_alone(start)
+    if start.joins_later and start.is_new("cgroup"):
+        steps.append(calls.unshare(k.CLONE_NEWCGROUP, "cgroup namespace"))
+    if start.assembles:
+        steps += root(start)
+        steps += own_name(start)
+        steps += standard_mounts(start)
+        steps += volumes(start)
+        steps += own_mounts(start)
+        steps += working_directory(start)
+        steps += covered_paths(start)
+        steps += pivot()
+        if not start.clones_command:
+            steps += leave_outside(start)
+    return steps
+
+
+def join_alone(start: Start) -> list[Operation]:
+    """Join with memory of its own; what is made inside from here on is charged to the groups."""
+    kept = () if start.mode.command is None else given(start.mode.command)
+    return [
+        *clock_alone(start).before,
+        calls.enter(Slot("image"), kept, board=start.mode.held),
+        *start.host.joins.inside(),
+    ]
+
+
+def payload(start: Start) -> list[Operation]:
+    """Return what makes stage 2 the init, the command, or both."""
+    command = start.mode.command
+    way = clock(start)
+    if command is None:
+        return become_init(start, way)
+    kept = passed(command)
+    become_command = partial(become, command, sets_groups=start.host.sets_groups)
+    if not start.clones_command:
+        entering = way.adjusted(command).operations(kept)
+        return [*session(command), *entering, *become_command(dies_with_parent=not start.mode.init)]
+    # The kernel gives a score to all that share memory: a command that changes its own enters the init by itstart.
+    alone = NO_CLOCK.adjusted(command)
+    gate = calls.PAYLOAD_GATE
+    waiting = [calls.await_release(gate=gate)] if alone.after else []
+    process = [
+        *session(command),
+        *([*waiting, *alone.operations(kept)] if alone.after else ()),
+        *become_command(gate=None if waiting else gate, held=start.mode.held),
+    ]
+    # The command is made into what it shall be while the old root is taken away, and passes the gate after that.
+    return [
+        *way.operations(given(command), board=start.mode.held),
+        calls.clone(0, "command", pid=Slot("command"), target="command"),
+        *(leave_outside(start) if start.assembles else ()),
+        *let_go(start),
+        calls.release(gate),
+        calls.become_init(Slot("image"), b"run", UPPER_FD),
+        process[0]._replace(label="command"),
+        *process[1:],
+    ]
+
+
+def let_go(start: Start) -> list[Operation]:
+    """Keep the owner's pidfd and the pipe for the report; close what a program of the caller's could be found by.
+
+    A container with ``CAP_SYS_PTRACE`` can name ``/proc/1/fd``. What stays there are pipes, a pidfd and the init.
+    """
+    steps = [
+        calls.call("setsid", tolerate=(EPERM,)),
+        calls.call("dup3", Slot("owner"), OWNER_FD, 0, target="owner"),
+        calls.call("dup3", Slot("report"), REPORT_FD, 0, target="report"),
+        calls.call("close_range", 0, 2, 0, target="standard streams"),
+        calls.call("close_range", UPPER_FD, 2**32 - 1, k.CLOSE_RANGE_CLOEXEC),
+    ]
+    if start.mode.command is not None and start.mode.command.confinement.writes_proc:
+        steps.append(calls.call("close", PROC, target=PROC.name))  # the slot stays the command's
+    return steps
+
+
+def become_init(start: Start, clock: Clock) -> list[Operation]:
+    """Keep what an init without a command needs and nothing else, and become it."""
+    steps = [calls.call("setsid", tolerate=(EPERM,))]
+    if start.mode.reads_upper and start.spec.rootfs.in_memory:
+        # It may lie where the owner's pidfd goes; the caller's own descriptors lie high.
+        steps.append(calls.call("fcntl", UPPER, _F_DUPFD_CLOEXEC, _native.LOWEST, target="upper layer", result=UPPER))
+    steps += clock.operations() if clock.after or clock.entered else clock.before
+    steps.append(calls.call("dup3", Slot("owner"), OWNER_FD, 0, target="owner"))
+    first = REPORT_FD
+    if start.mode.reads_upper and start.spec.rootfs.in_memory:
+        steps.append(calls.call("dup3", UPPER, UPPER_FD, 0, target="upper layer"))
+        steps.append(calls.call("close_range", REPORT_FD, REPORT_FD, 0))
+        first = UPPER_FD + 1
+    steps += [
+        calls.call("close_range", 0, 2, 0),
+        calls.call("close_range", first, 2**32 - 1, k.CLOSE_RANGE_CLOEXEC),
+    ]
+    return [*steps, calls.become_init(Slot("image"), b"stay", first)]
+
+
+def why_not_held(spec: Spec, command: Command) -> str | None:
+    """Return what keeps a command of this container from being held before its exec; None where it can be.
+
+    Until then it shares the caller's memory: nothing else may be in its namespaces, and nothing may be done on the way
+    that takes an address space of its own.
+    """
+    names = spec.namespaces
+    confinement = command.confinement
+    reasons = {
+        "it has no mount namespace of its own": names.mount != "new",
+        "it has no pid namespace of its own": names.pid != "new",
+        "it joins a user namespace": names.user not in ("new", "host"),
+        "it joins a time namespace": names.time not in ("new", "host"),
+        "its clocks are set": spec.time_offsets is not None,
+        "this kernel enters no time namespace at an exec": names.time == "new" and not exec_enters_time(),
+        "its commands may gain privileges (no_new_privs=False)": not confinement.no_new_privs,
+        "its commands have an oom_score_adj": confinement.oom_score_adj is not None,
+        "its filter asks a supervisor": confinement.notifies,
+        "its commands get descriptors": bool(command.pass_fds or command.sockets),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)

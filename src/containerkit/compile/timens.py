@@ -1,0 +1,94 @@
+"""How a process enters the sealed init, and on the way its time namespace. Source: time_namespaces(7)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from containerkit._native import constants as k
+from containerkit.compile.facts import JOIN_PREFIX
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
+from containerkit.security.confinement import PROC
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from containerkit.compile.facts import Start
+    from containerkit.spec.command import Command
+
+
+def clock(start: Start) -> Clock:
+    """How the payload comes into the init, if it is not there yet, and into its time namespace."""
+    return clock_alone(start)._replace(entered=start.joins_alone)
+
+
+def clock_alone(start: Start) -> Clock:
+    """How a process comes into its time namespace, and the init. Source: time_namespaces(7)."""
+    if start.is_joined("time"):
+        return joined_clock(Slot(JOIN_PREFIX + "time"))
+    if not start.is_new("time"):
+        return NO_CLOCK
+    steps = [calls.unshare(k.CLONE_NEWTIME, "time namespace")]
+    at = Slot("timens")
+    if start.spec.time_offsets:
+        offsets = start.spec.time_offsets.encode()
+        steps += [
+            calls.open_at(k.AT_FDCWD, b"/proc/self/timens_offsets", k.O_WRONLY, at),
+            calls.write(at, offsets, "time offsets", "a clock would be set back to before its zero"),
+            calls.close(at),
+        ]
+    if not exec_enters_time():
+        steps += [
+            calls.open_at(PROC, b"self/ns/time_for_children", k.O_RDONLY, at),
+            calls.setns(at, k.CLONE_NEWTIME, "time namespace"),
+            calls.close(at),
+        ]
+        return Clock(after=tuple(steps))
+    return Clock(after=tuple(steps), again=True) if start.spec.time_offsets else Clock(before=tuple(steps))
+
+
+def exec_enters_time() -> bool:
+    """Whether an exec enters the time namespace that the process has left for (Linux 6.3).
+
+    Before that it stays outside, and can neither start threads nor vfork, which would share memory across the two.
+    """
+    numbers = os.uname().release.split("-")[0].split(".")
+    return [int(number) for number in numbers[:2] if number.isdecimal()] >= [6, 3]
+
+
+class Clock(NamedTuple):
+    """How a process enters the sealed init, and on the way its time namespace.
+
+    Attributes:
+        before: the operations that come first: a time namespace that is left for is entered by the next exec (Linux
+            6.3).
+        after: those that take an address space of one's own, as setns(2) to a time namespace does; and /proc/self
+            belongs to the machine's root while the memory is shared with a process that is not dumpable.
+        again: what they have left for is entered by another exec of the init.
+        entered: the process is in the init already.
+    """
+
+    before: tuple[Operation, ...] = ()
+    after: tuple[Operation, ...] = ()
+    again: bool = False
+    entered: bool = False
+
+    def operations(self, kept: Iterable[int] = (), *, board: bool = False) -> list[Operation]:
+        """Return them all, with the entering; the arguments are those of :func:`containerkit.plan.calls.enter`."""
+        entering = calls.enter(Slot("image"), kept, board=board)
+        first = [] if self.entered else [*self.before, entering]
+        return [*first, *self.after, *([entering] if self.again else [])]
+
+    def adjusted(self, command: Command) -> Clock:
+        """Return it with what else of a command takes an address space of one's own."""
+        return self._replace(after=(*self.after, *command.confinement.adjust()))
+
+
+NO_CLOCK: Final = Clock()
+
+
+def joined_clock(namespace: Slot) -> Clock:
+    """Return the way into an existing time namespace."""
+    hint = "its owner alone can join it: join its user namespace as well"
+    return Clock(after=(calls.setns(namespace, k.CLONE_NEWTIME, "time namespace", hint),))

@@ -1,0 +1,445 @@
+"""Commands that are run to their end in one go: what ``run``, ``Container.run`` and ``Template.run`` share.
+
+What their arguments come to is recalled (:class:`Recall`), :class:`Terms` say how long to wait and how much to hear,
+and a :class:`Captured` is the command on its way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from _thread import allocate_lock, get_ident
+from copy import copy
+from errno import EINTR
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+from containerkit import _native
+from containerkit.errors import ContainerTimeout, SpecError
+from containerkit.process.communicate import Conversation
+from containerkit.process.process import Process
+from containerkit.process.stdio import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from containerkit._native.outcome import Left
+    from containerkit.options import Input
+    from containerkit.plan.program import Program
+    from containerkit.process.communicate import Hearing
+    from containerkit.process.result import Cause, CompletedProcess, Usage
+    from containerkit.process.seccomp_notify import Supervision
+    from containerkit.process.stdio import Text
+    from containerkit.spec.command import Command
+
+__all__ = ["FOREVER", "Captured", "Recall", "Terms", "complete"]
+
+
+_PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})
+
+Made = TypeVar("Made")
+
+
+class Recall(Generic[Made]):
+    """Keeps what the last sets of keyword arguments came to, as far as they are values that can't change.
+
+    Args:
+        size: how many.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        self._size = size
+        self._kept: dict[Any, Made] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._kept.clear()
+
+    def get(
+        self, arguments: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Made], lasts: Callable[[Made], bool]
+    ) -> Made:
+        """Return what was made of the same arguments, or make it.
+
+        Args:
+            arguments: the arguments.
+            make: what makes it.
+            lasts: tells whether it would come to the same again.
+        """
+        # With the types: True is no number here.
+        key = tuple((name, type(value), _fixed(value)) for name, value in arguments.items())
+        try:
+            known = self._kept.get(key)
+        except TypeError:  # something in it can change
+            return make(arguments)
+        if known is not None:
+            return known
+        made = make({name: copy(value) if type(value) in (list, dict) else value for name, value in arguments.items()})
+        if all(_is_plain(value) for value in arguments.values()) and lasts(made):
+            while len(self._kept) >= self._size:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[key] = made
+        return made
+
+
+def _fixed(value: Any) -> Any:
+    if type(value) is dict:
+        return tuple(value.items())
+    return tuple(value) if type(value) is list else value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether equal values mean the same: texts, numbers by themselves, and what checks what is in it."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(each) is str for pair in value.items() for each in pair)
+    if kind in (list, tuple, frozenset):
+        return all(type(each) is str or _is_ours(type(each)) for each in value)
+    return kind in _PLAIN or _is_ours(kind)
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("containerkit.")
+
+
+class Terms(NamedTuple):
+    """On what terms a command is run to its end.
+
+    Attributes:
+        began: when it was called for, by the monotonic clock.
+        timeout: how many seconds to wait for it (None for ever).
+        limit: how many bytes it may write at most (None for any).
+        check: raise when its status is not 0.
+        hearing: who hears its lines as they come.
+    """
+
+    began: float
+    timeout: float | None
+    limit: int | None
+    check: bool
+    hearing: Hearing | None = None
+
+    @classmethod
+    def of(cls, timeout: float | None, limit: int | None, *, check: bool, hearing: Hearing | None = None) -> Terms:
+        """Return the terms of a command that is called for now.
+
+        Raises:
+            SpecError: a timeout or a limit that is no such number.
+        """
+        began = time.monotonic()
+        # "not >=" refuses what is no number at all, too
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0
+        ):
+            raise SpecError(f"timeout: {timeout!r} is not a number of seconds")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**63):
+            raise SpecError(f"output_limit_bytes: {limit!r} is not a number of bytes")
+        return cls(began, timeout, limit, check, hearing)
+
+
+FOREVER: Final = Terms(0.0, None, None, check=False)
+"""The terms of a command that is held, until its own are known."""
+
+
+class Captured:
+    """A command that is run in one go: started, heard out and reaped in two calls of C.
+
+    It has nothing on its stdin, and both outputs are heard. In the books of a container it stands for the process, from
+    its start to its end. The handler of a signal may raise at any moment: whoever made it says :meth:`call_off` then.
+
+    Args:
+        command: what it is.
+        text: how its output is text.
+        terms: on what terms it is run.
+        owner: who shall own its pipes, a uid outside; None for the caller.
+        finish: called with it, or with the process that it has become, once that has ended.
+        books: the processes of its container, among which others may find it meanwhile.
+        early: it is over once nothing runs any more, though init has yet to take the namespaces down.
+
+    Attributes:
+        returncode, usage, cause: as of :class:`containerkit.CompletedProcess`; None until it has ended.
+    """
+
+    supervision: Supervision | None = None
+
+    def __init__(
+        self,
+        command: Command,
+        text: Text | None,
+        terms: Terms,
+        owner: int | None,
+        finish: Callable[[Any], None] | None = None,
+        books: set[Process[Any] | Captured] | None = None,
+        *,
+        early: bool = False,
+    ) -> None:
+        self.command = command
+        self.text = text
+        self.terms = terms
+        self.returncode: int | None = None
+        self.usage: Usage | None = None
+        self.cause: Cause | None = None
+        self._owner = owner
+        self._finish = finish
+        self._books = books
+        self._early = early
+        self._program: Program | None = None
+        self._rest: Program | None = None
+        self._run: Any = None
+        self._deadline: float | None = None
+        self._signals = allocate_lock()
+        self._under_way = allocate_lock()
+        self._under_way.acquire()
+        self._over = False
+        self._thread = get_ident()
+        self._heard: tuple[bytes, bytes] | None = None
+        self._streams: Streams | None = None
+        self._taken = False
+        self._process: Process[Any] | None = None
+
+    # --- From its start to its end
+
+    def begin(
+        self,
+        program: Program,
+        inputs: Mapping[str, int],
+        blocks: Mapping[str, bytes] | None = None,
+        flags: int = 0,
+    ) -> None:
+        """Start it; its time runs from now on.
+
+        Args:
+            program: the plan by which it starts.
+            inputs, blocks, flags: as for :meth:`containerkit.plan.program.Program.run`.
+
+        Raises:
+            SetupError: an operation failed; nothing runs.
+        """
+        self._set_deadline()
+        self._start(program, inputs, self.command.argv, self.command.envp, blocks, flags)
+
+    def hold(self, program: Program, inputs: Mapping[str, int], blocks: Mapping[str, bytes]) -> None:
+        """Start it as far as it gets without its argv, for :meth:`go_on`.
+
+        Raises:
+            SetupError: an operation failed; nothing runs.
+        """
+        self._start(program, inputs, (), (), blocks, _native.HOLD)
+
+    def _start(
+        self,
+        program: Program,
+        inputs: Mapping[str, int],
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        blocks: Mapping[str, bytes] | None,
+        flags: int,
+    ) -> None:
+        keep, books = self._books is not None, self._books
+        run = program.heard(self._owner, self.terms.limit, self._deadline, early=self._early, keep=keep)
+        self._program, self._run = program, run
+        if books is not None:
+            books.add(self)
+        program.begin(run, inputs, argv=argv, envp=envp, blocks=blocks, flags=flags)
+
+    def go_on(
+        self, rest: Program, command: Command, text: Text | None, terms: Terms, finish: Callable[[Any], None]
+    ) -> None:
+        """Let a command that was held go on.
+
+        Args:
+            rest: what is left to do for it.
+            command, text, terms, finish: what it is and how it is run, as this is known now.
+
+        Raises:
+            SetupError: it could not be let go.
+        """
+        self.command, self.text, self.terms, self._rest, self._finish = command, text, terms, rest, finish
+        self._set_deadline()
+        rest.go(self._run, command.argv, command.envp, terms.limit, self._deadline)
+
+    def _set_deadline(self) -> None:
+        timeout = self.terms.timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def complete(self) -> CompletedProcess[Any]:
+        """Hear it out, and return what became of it.
+
+        Raises:
+            SetupError: the exec of a command that was held failed; nothing runs.
+            ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
+        """
+        return self._completed(self._hear_out())
+
+    def _hear_out(self) -> Left:
+        run = self._run
+        # Python runs its signal handlers in between: they may raise, or stop the container, and with it this.
+        while not self._over and run.see_out() == EINTR:
+            continue
+        if self._rest is not None and run.failed:  # nobody has waited for the exec
+            assert self._program is not None
+            raise self._program.failure_of_either(run.outcome(), self._rest)
+        left: Left = run.left()
+        self._end()
+        return left if self._heard is None else left._replace(heard=self._heard)
+
+    def _completed(self, left: Left) -> CompletedProcess[Any]:
+        from containerkit.process.result import fate_of
+
+        if left.ending is None:  # time is up, it has written too much, or anything else is odd
+            return complete(self._taken_over(left), None, self.terms, heard=left.heard, deadline=self._deadline)
+        self.returncode, self.usage, self.cause = fate_of(left.ending)
+        if self._finish is not None:
+            self._finish(self)
+            self._finish = None  # it may hold who holds this: no circle is left for the collector
+        written: tuple[Any, Any] = left.heard
+        if self.text is not None:
+            written = self.text.decode(written[0], cut=False), self.text.decode(written[1], cut=False)
+        done = _result(self, written, self.terms.began)
+        if self.terms.check:
+            done.check_returncode()
+        return done
+
+    def call_off(self) -> None:
+        """End it where an exception has come in between, at whatever moment; harmless when repeated."""
+        run = self._run
+        if run is None:
+            return
+        run.drop()
+        if self._process is not None or run.pidfd >= 0:
+            left = run.left()
+            self._heard = self._heard or left.heard
+            self._taken_over(left).close()
+        self._end()
+        self._finish = None
+        if self._books is not None:
+            self._books.discard(self)
+
+    def _end(self) -> None:
+        if self._books is None:
+            return  # nobody else knows of it
+        with self._signals:
+            self._over = True
+            self._run.release()
+        if self._under_way.locked():
+            self._under_way.release()
+
+    def _taken_over(self, left: Left) -> Process[Any]:
+        """Return it as a process that somebody has to look after still: the same one, however often it is asked for."""
+        streams = self._streams
+        if streams is None:
+            streams = self._streams = Streams([], [None, None, None], [])
+        if not self._taken:
+            streams.own = [None, *left.ends]
+            self._taken = True
+        if self._process is None:
+            self._process = Process(
+                self.command, left.pid, left.pidfd, streams, report=left.report, text=self.text, finish=self._finish
+            )
+            if self._books is not None:
+                self._books.add(self._process)
+                self._books.discard(self)
+        return self._process
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is held still."""
+        return bool(self._run.is_held)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it has ended, and all that it has started; init is yet to be reaped."""
+        return bool(self._run.is_leaving)
+
+    def see_off(self) -> None:
+        """End it if it is held, and wait for the end of init if that is leaving; harmless otherwise."""
+        self._run.drop()
+        self._run.reap()
+
+    # --- As a process
+
+    @property
+    def args(self) -> list[str]:
+        """Its argv, as people read it."""
+        return self.command.words
+
+    def poll(self) -> int | None:
+        """Return the exit status if it has ended, else None; does not wait."""
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended."""
+        with self._signals:
+            pidfd = -1 if self._over else self._run.pidfd
+            if pidfd >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, number)
+
+    def kill(self) -> None:
+        """End it: SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for its end.
+
+        Args:
+            timeout: seconds (default: for ever).
+
+        Raises:
+            ContainerTimeout: it still runs.
+        """
+        if self._thread == get_ident():  # whoever was on its way with it is here now, and will not go on
+            self.call_off()
+            return
+        if not self._under_way.acquire(timeout=-1 if timeout is None else timeout):
+            raise ContainerTimeout(self.command.words, timeout or 0)
+        self._under_way.release()
+
+
+def complete(
+    process: Process[Any],
+    given: Input,
+    terms: Terms,
+    *,
+    heard: tuple[bytes, bytes] | None = None,
+    deadline: float | None = None,
+) -> CompletedProcess[Any]:
+    """Talk with a process to its end and return what became of it.
+
+    Args:
+        process: the process.
+        given: what it is fed, as ``input`` of ``run``.
+        terms: on what terms it is run.
+        heard, deadline: what was heard of it already, and until when there is time, by the monotonic clock.
+
+    Raises:
+        ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
+    """
+    try:
+        talk = Conversation(process, given, terms.timeout, terms.limit, terms.hearing)
+        if heard is not None:
+            talk.go_on(heard, deadline)
+        written = talk.hold()
+    except ContainerTimeout as error:
+        process.close()
+        error.result = _result(process, (error.stdout, error.stderr), terms.began)
+        raise
+    except BaseException:
+        process.close()
+        raise
+    done = _result(process, written, terms.began)
+    if process.supervision is not None and process.supervision.error is not None:
+        raise process.supervision.error
+    if terms.check:
+        done.check_returncode()
+    return done
+
+
+def _result(process: Process[Any] | Captured, written: tuple[Any, Any], began: float) -> CompletedProcess[Any]:
+    from containerkit.process.result import CompletedProcess
+
+    assert process.returncode is not None
+    assert process.usage is not None
+    return CompletedProcess.now(process.args, process.returncode, written, process.usage, process.cause, began)

@@ -1,0 +1,429 @@
+"""The commands in a container: started by ``popen``, or run to their end by ``run``."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+from containerkit import _native
+from containerkit.container.arguments import (
+    POPEN_ARGUMENTS,
+    RUN_ARGUMENTS,
+    beside,
+    describe,
+    has_names,
+    run_streams,
+    unresolved_user,
+    with_defaults,
+)
+from containerkit.container.captured import Captured, Recall, Terms, complete
+from containerkit.container.live import Live
+from containerkit.container.starting import Birth, Entering
+from containerkit.descriptors import keep, lend
+from containerkit.errors import StateError, of_descriptors, telling_of_descriptors
+from containerkit.meanings import explained
+from containerkit.process.communicate import Hearing
+from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process, put_down
+from containerkit.process.seccomp_notify import Supervision
+from containerkit.process.stdio import Streams, Text, require_open
+from containerkit.spec.container import Spec, check_names
+from containerkit.spec.words import sequence
+from containerkit.start.cgroup import account, inputs, joining, throttled_us
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Unpack
+
+    from containerkit._native.outcome import Outcome
+    from containerkit.cgroup import CGroup
+    from containerkit.options import (
+        AnyPopenOptions,
+        CommandOptions,
+        Handler,
+        Input,
+        Listener,
+        ListOf,
+        PopenOptions,
+        RunOptions,
+        Stream,
+        Word,
+    )
+    from containerkit.process.result import CompletedProcess
+    from containerkit.spec.command import Command, User
+
+__all__ = ["Commands"]
+
+_BY_HAND: Final = frozenset({"stdin", "stdout", "stderr", "pty", "own_group", "syscall_handler"})
+"""The arguments of a command for which it is not just started and heard out."""
+
+
+class Commands(Live):
+    """A container in which commands are run.
+
+    Args:
+        spec: its description.
+        id: its name (None: a random one).
+        known: the commands that ran in containers of this description.
+    """
+
+    def __init__(self, spec: Spec, id: str | None, known: Recall[Command]) -> None:  # noqa: A002 - what it is in the OCI
+        super().__init__(spec, id)
+        self._commands = known
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[PopenOptions],
+    ) -> Process[str]: ...
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[PopenOptions],
+    ) -> Process[str]: ...
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[PopenOptions],
+    ) -> Process[bytes]: ...
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[PopenOptions],
+    ) -> Process[str] | Process[bytes]: ...
+
+    @explained  # and no decorator that calls it: the process could be lost on the way through
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        pty: bool | tuple[int, int] = False,
+        own_group: bool = True,
+        syscall_handler: Handler | None = None,
+        **command: Unpack[CommandOptions],
+    ) -> Process[Any]:
+        """Start a command in the container.
+
+        One that has ended, and that nobody waits for, is reaped when others are started, or at the container's end.
+
+        Args:
+            argv: the program, which is looked up inside, and its arguments.
+            text, encoding, errors: as in :class:`subprocess.Popen`; text is UTF-8 unless an encoding is given.
+            options: see :class:`containerkit.options.PopenOptions`.
+
+        In a root made from an image ``env``, ``cwd`` and ``user`` are the image's unless they are given here; each
+        replaces the image's as a whole.
+
+        Raises:
+            StateError: the container does not run, or is paused.
+            SpecError: a value that can't be.
+            SetupError: an operation failed; for a program that is not there its ``errno`` is ENOENT.
+        """
+        check_names("popen", command, POPEN_ARGUMENTS)
+        birth = Birth(Text.of(text, encoding, errors))
+        streams = stdin, stdout, stderr
+        try:
+            return self._bear(birth, argv, streams, pty, command, own_group=own_group, handler=syscall_handler)
+        except BaseException as error:
+            self._call_off(birth)
+            if told := of_descriptors("popen", error):
+                raise told from error
+            raise
+
+    def _bear(
+        self,
+        birth: Birth,
+        argv: ListOf[Word],
+        streams: tuple[Stream, Stream, Stream],
+        pty: bool | tuple[int, int],  # noqa: FBT001 - popen's own argument
+        fields: Mapping[str, Any],
+        *,
+        own_group: bool,
+        handler: Handler | None,
+    ) -> Process[Any]:
+        with self._entering() as init:
+            ground = self._standing()
+            command = self._command(argv, fields, terminal=bool(pty))
+            if pty:
+                self._open_terminal(birth.streams, pty, command.user)
+            else:
+                birth.streams.add(*streams, ground.outside(command.user.uid))
+            command = beside(command, birth.streams, self.spec, fields)
+            birth.supervision = Supervision.of(command.confinement, handler)
+            leaf = self._seat(init.pid, own=own_group)
+            birth.leaf = leaf if own_group else None
+            birth.throttled_us = throttled_us(self._group) if self._group is not None and own_group else None
+            calls = birth.supervision.inputs() if birth.supervision is not None else {}
+            birth.outcome = self._join(command, {**birth.streams.inputs(), **calls}, leaf)
+            return self._enter(birth, command)
+
+    def _enter(self, birth: Birth, command: Command) -> Process[Any]:
+        """Enter a process that was born into the books."""
+        outcome, leaf, supervision = birth.outcome, birth.leaf, birth.supervision
+        assert outcome is not None
+        finish, kill_tree = self._forget, None
+        if leaf is not None:
+            finish, kill_tree = partial(self._account, leaf=leaf, throttled_us=birth.throttled_us), leaf.kill
+        birth.process = process = Process(
+            command, outcome.pid, outcome.pidfd, birth.streams, text=birth.text, finish=finish, kill_tree=kill_tree
+        )
+        process.supervision = supervision
+        self._processes.add(process)
+        self._unwaited.add(process)
+        birth.streams.close_child()
+        if supervision is not None:
+            supervision.started()
+            self._supervisions.add(supervision)
+        return process
+
+    def _call_off(self, birth: Birth) -> None:
+        """Take back a start that failed, or in which the handler of a signal has raised."""
+        birth.streams.close()
+        if birth.process is not None:
+            birth.process.close()
+            return
+        if birth.outcome is not None:
+            put_down(birth.outcome.pidfd)
+        if birth.supervision is not None:
+            birth.supervision.close()
+        if birth.leaf is not None:
+            self._retire(birth.leaf)
+
+    def _entering(self) -> Entering:
+        """Return what lets :meth:`stop` wait until a process that is being started is in the books."""
+        if os.getpid() == self._owner:
+            self._unwaited.reap()
+        return Entering(self._idle, self._starting, self._admit)
+
+    def _admit(self) -> Process[Any]:
+        """Return PID 1, if a process may be started now.
+
+        Raises:
+            StateError: it does not run, or is paused.
+        """
+        init = self._running()
+        if self._paused:
+            raise StateError(f"{self!r}: nothing can be started in it while it is paused; resume() it first")
+        return init
+
+    def _join(self, command: Command, slots: dict[str, int], group: CGroup | None) -> Outcome:
+        """Start a command among what runs already."""
+        entrance = self._entrance
+        assert entrance is not None
+        return entrance.program(command, joining(group, self._group)).run(
+            {**entrance.inputs(), **slots, **inputs(group)},
+            argv=command.argv,
+            envp=command.envp,
+            flags=_native.HIDE_MEMORY,
+        )
+
+    exec = popen
+
+    @overload
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: bytes | bytearray | memoryview | None = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[RunOptions],
+    ) -> CompletedProcess[bytes]: ...
+
+    @overload
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> CompletedProcess[str] | CompletedProcess[bytes]: ...
+
+    @explained
+    @telling_of_descriptors("run")
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: Input = None,  # noqa: A002 - subprocess's own argument
+        timeout: float | None = None,
+        check: bool = False,
+        capture_output: bool = True,
+        output_limit_bytes: int | None = OUTPUT_LIMIT_BYTES,
+        on_stdout: Listener | None = None,
+        on_stderr: Listener | None = None,
+        **more: Unpack[AnyPopenOptions],
+    ) -> CompletedProcess[Any]:
+        """Run a command in the container and wait for its end.
+
+        Args:
+            argv: the program and its arguments.
+            input: what it finds on stdin (default: nothing, /dev/null).
+            text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
+            options: see :class:`containerkit.options.RunOptions`.
+
+        Raises:
+            ContainerTimeout: with what it had written by then.
+            ExitError: with ``check``; :class:`OutOfMemory` when the memory limit was why.
+        """
+        check_names("run", more, RUN_ARGUMENTS)
+        hearing: Hearing | None = None
+        if on_stdout is not None or on_stderr is not None:
+            hearing = Hearing.of(on_stdout, on_stderr, kept=capture_output)
+        terms = Terms.of(timeout, output_limit_bytes, check=check, hearing=hearing)
+        if input is None and capture_output and hearing is None and self._captures(more):
+            return self._captured(argv, more, terms)
+        options = run_streams(input, more, capture=capture_output, hearing=hearing)
+        born: list[Process[Any]] = []
+        try:
+            process = keep(born, partial(self.popen, **options), argv)
+            return complete(process, input, terms)
+        except BaseException:
+            for process in born:
+                process.close()
+            raise
+
+    def _captures(self, more: Mapping[str, Any]) -> bool:
+        """Whether nothing has to be done for a command, or asked of it, between its start and its end."""
+        return (
+            self._has_init
+            and self._group is None
+            and _BY_HAND.isdisjoint(more)
+            and _native.interpreter().Run is not None
+        )
+
+    def _captured(self, argv: ListOf[Word], more: Mapping[str, Any], terms: Terms) -> CompletedProcess[Any]:
+        fields = dict(more)
+        text = Text.of(fields.pop("text", None), fields.pop("encoding", None), fields.pop("errors", None))
+        captured: Captured | None = None
+        try:
+            with self._entering():
+                command = self._command(argv, fields, terminal=False)
+                Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
+                owner = self._standing().outside(command.user.uid)
+                entrance = self._entrance
+                assert entrance is not None
+                captured = Captured(command, text, terms, owner, self._forget, self._processes)
+                captured.begin(entrance.program(command), entrance.inputs(), flags=_native.HIDE_MEMORY)
+            return captured.complete()
+        except BaseException:
+            if captured is not None:
+                captured.call_off()
+            raise
+
+    def _command(self, argv: ListOf[Word], fields: Mapping[str, Any], *, terminal: bool) -> Command:
+        if terminal:
+            command = self._described(fields, terminal=True)
+        else:
+            command = self._commands.get(fields, self._described, lambda _: self._is_lasting(fields))
+        command = command.with_argv(argv)
+        if command.confinement.landlock is not None:
+            self._landlocked = True
+        for fd in command.pass_fds:
+            require_open(fd, "pass_fds")
+        return command
+
+    def _is_lasting(self, fields: Mapping[str, Any]) -> bool:
+        """Whether these fields mean the same in each container of this description, whatever files are inside."""
+        return self.rootfs is self.spec.rootfs and not has_names(self.rootfs, fields)
+
+    def _described(self, fields: Mapping[str, Any], *, terminal: bool = False) -> Command:
+        """Return the command of these arguments, with an argv that is to be replaced."""
+        user = unresolved_user(self.rootfs, fields)
+        resolved = with_defaults(self.rootfs, fields, None if user is None else self.files.user(user))
+        if fields.get("groups") is not None:
+            resolved["groups"] = [
+                self.files.group(g) if isinstance(g, str) else g for g in sequence(fields["groups"], "groups")
+            ]
+        return describe(self.spec, ["-"], resolved, terminal=terminal, rootfs=self.rootfs)
+
+    def _open_terminal(self, streams: Streams, size: bool | tuple[int, int], user: User) -> None:  # noqa: FBT001 - popen's
+        def work(opened: list[int]) -> None:
+            self.files.open_terminal(opened, None if isinstance(size, bool) else size, user)
+            streams.add_terminal(opened)
+
+        lend(work)
+
+    def _seat(self, init: int, *, own: bool) -> CGroup | None:
+        membership = self._standing().membership
+        if membership is None:
+            return None
+        return membership.leaf(init) if own else membership.shared(init)
+
+    def _retire(self, leaf: CGroup | None, oom_kills: int = 0) -> None:
+        membership = self._standing().membership
+        if leaf is not None and membership is not None:
+            membership.retire(leaf, oom_kills)
+
+    def _account(self, process: Process[Any], leaf: CGroup, throttled_us: int | None) -> None:
+        """Read what the leaf of a run says, and remove it; with what the run left behind it stays."""
+        self._forget(process)
+        oom_kills = 0
+        try:
+            oom_kills = account(process, leaf, self._group, throttled_us)
+        finally:
+            self._retire(leaf, oom_kills)
+
+    def _forget(self, process: Process[Any] | Captured) -> None:
+        self._processes.discard(process)
+        supervision = process.supervision
+        if supervision is not None and supervision.ended:  # else something that it left behind still has the filter
+            self._supervisions.discard(supervision)
+            supervision.close()

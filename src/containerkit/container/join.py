@@ -1,0 +1,83 @@
+"""How commands come into a live container: by compiled plans, and by descriptors of what they join."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit import _native
+from containerkit.compile import payload
+from containerkit.compile.joining import NOTHING_TO_JOIN, Joining
+from containerkit.descriptors import close_all, keep, keep_above, lend
+from containerkit.namespace import Kind
+from containerkit.plan.program import Program, proc
+from containerkit.security.confinement import PROC
+from containerkit.start.context import programs
+
+if TYPE_CHECKING:
+    from containerkit.process.process import Process
+    from containerkit.spec.command import Command
+    from containerkit.start.context import Ground
+
+__all__ = ["Entrance"]
+
+_PIDFD_GET_TIME_NAMESPACE: Final = 0xFF07
+"""Source: linux/pidfd.h, since Linux 6.11."""
+
+
+class Entrance:
+    """The way into one container; closed by :meth:`close`.
+
+    Args:
+        init: its PID 1.
+        ground: what it stands on.
+    """
+
+    def __init__(self, init: Process[Any], ground: Ground) -> None:
+        self._init = init
+        self._ground = ground
+        self._kinds = ground.spec.kinds
+        self._time: list[int] = []
+        self._opening = allocate_lock()
+
+    def program(self, command: Command, joins: Joining = NOTHING_TO_JOIN) -> Program:
+        """Return the plan by which a command comes in, compiled."""
+        kinds, sets_groups = self._kinds, self._ground.host.sets_groups
+        return programs.get(
+            (command.shape, kinds, sets_groups, joins),
+            lambda: Program(payload.exec_plan(command, kinds, sets_groups=sets_groups, joins=joins)),
+        )
+
+    def inputs(self) -> dict[str, int]:
+        """Return the slots of such a plan, but for those of the command.
+
+        Raises:
+            StateError: the container has stopped.
+        """
+        time = {"time": self._time_namespace()} if self._kinds & Kind.TIME.flag else {}
+        own = {"target": self._init.fileno(), PROC.name: proc(), "image": _native.init_image()}
+        return {**time, **own, **self._ground.sockets()}
+
+    def _time_namespace(self) -> int:
+        """Return what can't be joined by way of the pidfd; it is opened when first needed."""
+        with self._opening:  # two that come at once must not each open one, of which the first is closed again
+            if not self._time:
+                lend(self._open_time)
+            return self._time[0]
+
+    def _open_time(self, opened: list[int]) -> None:
+        import fcntl
+
+        from containerkit.namespace import Namespace
+
+        try:
+            fd = keep(opened, fcntl.ioctl, self._init.fileno(), _PIDFD_GET_TIME_NAMESPACE)
+        except OSError:
+            with Namespace.from_pidfd(self._init.fileno(), Kind.TIME) as namespace:
+                keep_above(self._time, namespace.fileno(), _native.LOWEST)
+        else:
+            keep_above(self._time, fd, _native.LOWEST)
+
+    def close(self) -> None:
+        """Close what was opened; harmless when repeated."""
+        close_all(self._time)

@@ -1,0 +1,500 @@
+"""Containers: their life from the start to the end."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from weakref import WeakSet
+
+from containerkit import late
+from containerkit.compile.facts import Mode
+from containerkit.container.arguments import owns_nothing
+from containerkit.container.captured import Recall
+from containerkit.container.commands import Commands
+from containerkit.container.join import Entrance
+from containerkit.container.live import guests
+from containerkit.container.starting import wait_for_all, wait_for_others
+from containerkit.errors import CleanupError, ContainerTimeout, StateError, telling_of_descriptors
+from containerkit.meanings import explained
+from containerkit.process.process import Process, put_down
+from containerkit.process.stdio import Streams
+from containerkit.spec.command import Command
+from containerkit.spec.container import Spec, build
+from containerkit.start.cgroup import Freezer
+from containerkit.start.context import Ground
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Unpack
+
+    from containerkit._native.outcome import Outcome
+    from containerkit.cgroup import Limits
+    from containerkit.checkpoint import Guard
+    from containerkit.container.template import Template
+    from containerkit.detached.container import Detached
+    from containerkit.options import ConfinementOptions, ContainerOptions, DetachOptions, ListOf, Word
+    from containerkit.spec.rootfs import RootFS
+
+__all__ = ["Container", "Timings"]
+
+
+class Timings(NamedTuple):
+    """How long the phases of a start took, in microseconds.
+
+    Attributes:
+        plan_us: describing and planning, in Python.
+        clone_us: the first process, up to its release of the second.
+        setup_us: from there until the command (or init) had been exec'd.
+        total_us: all of it.
+    """
+
+    plan_us: float
+    clone_us: float
+    setup_us: float
+    total_us: float
+
+
+_alive: WeakSet[Container] = WeakSet()
+
+_specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
+"""Descriptions of containers, each with those of commands that ran in one."""
+
+
+def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, Recall[Command]]:
+    return build(fields), Recall(16)
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop what still runs when the interpreter ends, while there is still an interpreter to do it."""
+    for container in list(_alive):
+        container.stop()
+
+
+@explained
+class Container(Commands):
+    """A Linux container as a context manager: it runs from ``with`` (or :meth:`start`) to its end.
+
+    ::
+
+        with Container() as c:
+            done = c.run(["python3", "-c", "print(6 * 7)"], text=True)
+
+    PID 1 is a tiny init; each ``run`` and ``popen`` is a process of its own beside it, any number at a time, from any
+    thread. When the process that made the container ends, however it ends, the container is dead at once.
+
+    Args:
+        rootfs: what is seen as ``/`` (default ``RootFS.host()``).
+        id: a name of its own: letters, digits, ``_.-``, at most 64 (default: random).
+        options: see :class:`containerkit.options.ContainerOptions`.
+
+    What its commands may do holds for each that is not given something else.
+
+    Raises:
+        SpecError: a value that can't be; nothing was made.
+
+    Source: namespaces(7), OCI runtime-spec config-linux.md.
+    """
+
+    def __init__(
+        self,
+        rootfs: RootFS | None = None,
+        *,
+        id: str | None = None,  # noqa: A002 - what it is in the OCI
+        **options: Unpack[ContainerOptions],
+    ) -> None:
+        fields: Mapping[str, Any] = options if rootfs is None else {**options, "rootfs": rootfs}
+        spec, known = _specs.get(fields, _spec_of, lambda made: owns_nothing(made[0]))
+        super().__init__(spec, id, known)
+        self.timings: Timings | None = None
+        self._guard: Guard | None = None
+
+    @classmethod
+    @explained
+    def attach(
+        cls,
+        id: str,  # noqa: A002 - what it is in the OCI
+        root: str | None = None,
+        **confinement: Unpack[ConfinementOptions],
+    ) -> Container:
+        """Return a view of a container that goes on by itself: a detached one, or one of ``containerkit-oci``.
+
+        ``run``, ``popen``, ``files`` and ``namespace`` are those of any container; commands are in its namespaces and
+        control groups. ``stop()``, and the end of ``with``, let go of it: it goes on, as do the commands.
+
+        Args:
+            id: its id; of a detached one also its name. Detached ones are looked for first, unless ``root`` is given.
+            root: where it is on record: ``--root`` of the OCI command (default: the command's own default).
+            options: see :class:`containerkit.options.ConfinementOptions`.
+
+        The last hold for commands that don't say otherwise (default: a detached container's own, else the library's).
+
+        Raises:
+            StateError: it is not on record, is being created, or has stopped.
+            SetupError: it is not the caller's to look into.
+
+        Source: OCI runtime-spec, runtime.md, "State"; setns(2).
+        """
+        attached: Container = late.load(late.KINDS["attached"])(id, root, confinement)
+        return attached
+
+    @explained
+    def detach(
+        self, name: str = "", *, command: ListOf[Word] | None = None, **options: Unpack[DetachOptions]
+    ) -> Detached:
+        """Start it with one command, and leave it to a keeper: it goes on when this process ends. It is used up here.
+
+        Args:
+            name: by which it is found (default: its id alone).
+            command: the program and its arguments (default: what its image says).
+            options: see :class:`containerkit.options.DetachOptions`.
+
+        Raises:
+            SpecError: a value that can't be; nothing was made.
+            StateError: it was started before, or another container has the name.
+            SetupError, ImageError: the start failed; nothing is left behind.
+
+        Side effects: a record below /run/containerkit, and a directory below /var/lib/containerkit for what it writes.
+        """
+        with self._lock:
+            self._check_unused()
+            self._stopped = True  # another process starts it
+        made: Detached = late.load(late.DETACH)(self.spec, name, command, options)
+        return made
+
+    @classmethod
+    @explained
+    def prepare(
+        cls,
+        rootfs: RootFS | None = None,
+        *,
+        networks: int = 0,
+        ready: int | None = None,
+        **options: Unpack[ContainerOptions],
+    ) -> Template:
+        """Return a template of containers with this description, for which all that can be made beforehand is.
+
+        Args:
+            rootfs: what is seen as ``/`` (default ``RootFS.host()``).
+            networks: how many empty network namespaces are kept ready (default 0).
+            ready: how many containers are kept ready for :meth:`Template.run` (default: as ``networks``, 16 at most).
+            options: see :class:`containerkit.options.ContainerOptions`.
+
+        Raises:
+            SpecError, UnsupportedError, SetupError: as for :class:`containerkit.Template`.
+        """
+        fields: Mapping[str, Any] = options if rootfs is None else {**options, "rootfs": rootfs}
+        template: Template = late.load(late.KINDS["template"])(networks=networks, ready=ready, **fields)
+        return template
+
+    @classmethod
+    def restore(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        id: str | None = None,  # noqa: A002 - as in Container
+        rootfs: RootFS | None = None,
+        limits: Limits | Literal["as before"] | None = "as before",
+        criu: str | os.PathLike[str] | None = None,
+    ) -> Container:
+        """Bring back a container that :meth:`checkpoint` has written to a directory, in this process or another.
+
+        It runs when this returns, and is a container as any other, owned by this process: use ``with``, or
+        :meth:`stop`. The directory stays as it is: any number of containers can come from it, also side by side. It
+        must be root's, and writable by nobody else: who writes to it decides what runs.
+
+        Args:
+            path: the directory.
+            id: a name of its own (default: random).
+            rootfs: where the root filesystem is now, of the same kind (default: where it was). What was written to it
+                is not in the checkpoint.
+            limits: what it may use, None for no control group (default: what it could before).
+            criu: the program, version 4 or later (default: ``criu`` along ``PATH``).
+
+        Raises:
+            UnsupportedError: the caller is not root, or there is no such CRIU.
+            SetupError: it failed, with CRIU's last errors; nothing is left behind.
+            SpecError: no checkpoint, or something that it needs is not there any more.
+
+        Source: criu(8).
+        """
+        made: Container = late.load(late.CHECKPOINT).Restored(path, id=id, rootfs=rootfs, limits=limits, criu=criu)
+        return made
+
+    # --- Life
+
+    @telling_of_descriptors("start")
+    def start(self) -> Self:
+        """Start it.
+
+        Returns:
+            The container itself.
+
+        Raises:
+            StateError: it was started before; a used container is not used again.
+            SetupError: an operation failed; nothing is left behind.
+            SpecError: something that the description names is not there.
+        """
+        ours = False
+        try:
+            with self._lock:
+                self._check_unused()
+                ours = True
+                self._bring_up()
+        except BaseException:
+            if ours and self._init is not None:  # the handler of a signal raised once it ran
+                self.stop()
+            raise
+        return self
+
+    def _check_unused(self) -> None:
+        if self._ground is not None or self._stopped:
+            raise StateError(f"{self!r}: it was started before; make another")
+
+    def _bring_up(self) -> None:
+        began = time.perf_counter()
+        ground = self._prepared()
+        outcome: Outcome | None = None
+        try:
+            planned = time.perf_counter()
+            outcome = self._begin(ground)
+            init = _init_process(outcome)
+            self._entrance = Entrance(init, ground)
+            self.timings = _timings(began, planned, outcome)
+            _alive.add(self)
+            if not self._has_init:
+                guests.add(self)
+            self._ground, self._init = ground, init
+        except BaseException:
+            if outcome is not None:
+                put_down(outcome.pidfd)
+            ground.release()
+            raise
+
+    def _prepared(self) -> Ground:
+        ground = Ground.prepare(self.spec)
+        if tell := getattr(ground.joined.get("network"), "named", None):
+            try:
+                tell(self.id)
+            except BaseException:
+                ground.release()
+                raise
+        return ground
+
+    def _begin(self, ground: Ground) -> Outcome:
+        """Make PID 1 and all that it needs."""
+        return ground.start(Mode(command=None, reads_upper=True), (), (), {})
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:
+        """Kill all that runs in it and wait until it is gone; harmless when repeated, or in a forked child.
+
+        Args:
+            grace_s: seconds that its commands have to end by themselves, once they were asked to (default 0: none).
+            stop_signal: what asks them (default: what their image says, or SIGTERM).
+
+        Source: OCI image specification, config.md, "StopSignal".
+        """
+        if os.getpid() != self._owner:
+            return
+        if grace_s > 0 and self._init is not None and not self._stopped:
+            self._ask_to_end(time.monotonic() + grace_s, stop_signal or self.rootfs.stop_signal)
+        with self._lock:
+            init, self._stopped = self._init, True
+            if init is None or self._ground is None:
+                return
+            init.kill()
+            if self._paused and self._freezer is not None:
+                self._freezer.thaw()  # SIGKILL is queued, but a frozen process can't die of it
+                self._paused = False
+            wait_for_others(self._idle, self._starting)
+            if self._init is None:
+                return  # another thread was sooner
+            # The kernel lets PID 1 go only when all who joined its namespace are reaped.
+            if not self._has_init:
+                self._kill_each()
+            for process in list(self._processes):
+                process.wait()
+            self._wait_for_init(init)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give back what it had, once nothing runs in it any more; what was given back is not given back twice."""
+        assert self._ground is not None
+        _alive.discard(self)
+        guests.discard(self)
+        while self._supervisions:
+            supervision = next(iter(self._supervisions))
+            supervision.close()
+            self._supervisions.discard(supervision)
+        if self._entrance is not None:
+            self._entrance.close()
+        if self._guard is not None:
+            self._guard.close()
+        try:
+            try:
+                if self._freezer is not None:
+                    self._freezer.end()
+            finally:
+                self._ground.release()
+        except CleanupError:  # told once
+            self._init = None
+            raise
+        self._init = None
+
+    def _ask_to_end(self, deadline: float, number: int) -> None:
+        """Send each command a signal, and wait until all have ended or the time is up."""
+        with self._lock:
+            asked = list(self._processes)
+            for process in asked:
+                process.send_signal(number)
+            if self._paused:
+                self.resume()
+        for process in asked:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except ContainerTimeout:
+                return
+
+    def __del__(self) -> None:
+        if getattr(self, "_init", None) is not None and self._owner == os.getpid() and not sys.is_finalizing():
+            warnings.warn(f"{self!r} was never stopped: use 'with', or stop()", ResourceWarning, stacklevel=2)
+            self.stop()
+
+    def update(self, limits: Limits) -> None:
+        """Change the limits while it runs; what is None stays.
+
+        It waits for the commands that others are starting: until its exec one may share the caller's memory, which must
+        not come under a new memory limit.
+
+        Raises:
+            StateError: it does not run, or has no group; or a signal handler calls it in the midst of a start.
+            SpecError, UnsupportedError, SetupError: the limits can't be had; the former ones hold.
+        """
+        with self._lock:
+            wait_for_all(self._idle, self._starting, self._limited)
+            self._limited().update(limits)
+
+    def pause(self) -> None:
+        """Stop all of its processes where they are; :meth:`resume` lets them go on.
+
+        It waits for the commands that others are starting: one that is frozen by then would keep its starter waiting.
+
+        Raises:
+            StateError: it does not run; or a signal handler calls it in the midst of a start.
+            UnsupportedError: no freezer is at hand. Source: cgroup.freeze, and freezer of version 1.
+        """
+        with self._lock:
+            init = self._settled()  # one that is frozen in the midst of its start would keep its starter waiting
+            if self._freezer is None:
+                self._freezer = Freezer(self._group, self.members)
+            self._freezer.freeze(init.pid if self._has_init else None)
+            self._paused = True
+
+    def _settled(self) -> Process[Any]:
+        """Return PID 1 once nobody is in the midst of starting a process; the caller holds the lock."""
+        wait_for_all(self._idle, self._starting, self._running)
+        return self._running()
+
+    def resume(self) -> None:
+        """Let its processes go on.
+
+        Raises:
+            StateError: it is not paused.
+        """
+        with self._lock:
+            if not self._paused or self._freezer is None:
+                raise StateError(f"{self!r}: it is not paused")
+            self._freezer.thaw()
+            self._paused = False
+
+    def checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        leave_running: bool = False,
+        tcp_established: bool = False,
+        file_locks: bool = False,
+        criu: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Write its processes, with their memory, to a directory, from which :meth:`restore` brings them back.
+
+        Only what comes from its init can be: what a command has left running in the background. The caller's own
+        commands must have ended. Files are not in it: the root filesystem must be the same at the restore.
+
+        Args:
+            path: the directory; it must be missing or empty, and is root's alone afterwards.
+            leave_running: let it go on (default False: it is stopped once all is written).
+            tcp_established: keep open TCP connections too (default False: they are refused).
+            file_locks: keep file locks too (default False: they are refused).
+            criu: the program, version 4 or later (default: ``criu`` along ``PATH``).
+
+        Raises:
+            StateError: it does not run, is paused, or has processes or open files that are not its own.
+            UnsupportedError: the caller is not root, there is no such CRIU, or the container has what CRIU can't bring
+                back as it was, such as Landlock rules.
+            SpecError: the directory is not empty.
+            SetupError: CRIU failed, with its last errors; the container runs on.
+
+        Source: criu(8).
+        """
+        room = late.load(late.CHECKPOINT)
+        options = {"--tcp-established": tcp_established, "--file-locks": file_locks}
+        with self._lock:
+            init = self._settled()
+            if self._paused:
+                raise StateError(f"{self!r}: it is paused; resume() it first")
+            ground = self._standing()
+            running = [process for process in self._processes if process.poll() is None]
+            supervised = any(not supervision.ended for supervision in self._supervisions)
+            subject = room.Subject(
+                repr(self), ground.spec, init.pid, init.fileno(), running, self._landlocked, supervised
+            )
+            room.checkpoint(
+                subject,
+                path,
+                self._make_guard,
+                leave_running=leave_running,
+                arguments=tuple(name for name, wanted in options.items() if wanted),
+                program=criu,
+            )
+        if not leave_running:
+            self.stop()
+
+    def _make_guard(self) -> None:
+        """Have a process beside it watch over its owner from now on."""
+        if self._guard is None:
+            self._guard = late.load(late.CHECKPOINT).Guard()
+        self._guard.watch(self._running().fileno())
+
+
+@lru_cache(maxsize=1)
+def _init() -> Command:
+    return Command(argv=["init"])
+
+
+def _init_process(outcome: Outcome) -> Process[Any]:
+    return Process(_init(), outcome.pid, outcome.pidfd, Streams([], [None, None, None], []))
+
+
+def _timings(began: float, planned: float, outcome: Outcome) -> Timings:
+    times = outcome.times_ns
+    return Timings(
+        plan_us=(planned - began) * 1e6,
+        clone_us=(times[1] - times[0]) / 1e3,
+        setup_us=(times[3] - times[1]) / 1e3,
+        total_us=(time.perf_counter() - began) * 1e6,
+    )

@@ -1,0 +1,388 @@
+"""What is known of a container that runs: its processes, control group, namespaces and files.
+
+The calls that start commands (:mod:`containerkit.container.commands`) and those that begin and end the container
+(:mod:`containerkit.container.lifecycle`) are both built on it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from weakref import WeakSet
+
+from containerkit import late
+from containerkit.container.starting import LOOK_AGAIN_S, Unwaited
+from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
+from containerkit.meanings import explained
+from containerkit.namespace import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Unpack
+
+    from containerkit.cgroup import CGroup
+    from containerkit.cgroup.stats import Stats
+    from containerkit.container.captured import Captured
+    from containerkit.container.changes import Change
+    from containerkit.container.files import Files
+    from containerkit.container.inside import InsidePath
+    from containerkit.container.join import Entrance
+    from containerkit.container.starting import Entering
+    from containerkit.image import Image
+    from containerkit.image.options import CommitOptions
+    from containerkit.namespace import Namespace
+    from containerkit.namespace.kind import KindName
+    from containerkit.process.process import Process
+    from containerkit.process.seccomp_notify import Supervision
+    from containerkit.spec.container import Spec
+    from containerkit.spec.rootfs import RootFS
+    from containerkit.start.cgroup import Freezer
+    from containerkit.start.context import Ground
+
+__all__ = ["Live", "State", "checked_id", "guests"]
+
+State = Literal["created", "running", "paused", "stopped", "detached"]
+"""What a container does; ``"detached"`` is a view, by :meth:`Container.attach`, that was let go."""
+
+_FIRST_LOOK_S: Final = 0.001
+"""After how long :meth:`Container.stop` first looks what others have in its pid namespace."""
+
+
+class Handle(Protocol):
+    """Something that a container has a descriptor of, and that is closed with it."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+guests: WeakSet[Live] = WeakSet()
+"""Containers without a pid namespace of their own: their processes may be in that of another."""
+
+
+class Live:
+    """A container: what it was made from, and what there is of it while it runs.
+
+    Args:
+        spec: its description.
+        id: its name (None: a random one).
+
+    Raises:
+        SpecError: the name can't be one.
+    """
+
+    def __init__(self, spec: Spec, id: str | None) -> None:  # noqa: A002 - what it is in the OCI
+        self.spec = spec
+        self.id: str = checked_id(id) if id is not None else os.urandom(6).hex()
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
+        self._starting: WeakSet[Entering] = WeakSet()
+        self._ground: Ground | None = None
+        self._init: Process[Any] | None = None
+        self._processes: set[Process[Any] | Captured] = set()
+        self._unwaited = Unwaited()
+        self._entrance: Entrance | None = None
+        self._supervisions: set[Supervision] = set()
+        self._freezer: Freezer | None = None
+        self._paused = False
+        self._stopped = False
+        self._landlocked = False
+
+    def __repr__(self) -> str:
+        init = self._init
+        pid = f", pid {init.pid}" if init is not None else ""
+        return f"<Container {self.id} {self.state}{pid}>"
+
+    @property
+    def state(self) -> State:
+        """``"created"`` before its start, ``"running"``, ``"paused"``, ``"stopped"``."""
+        if self._stopped:
+            return "stopped"
+        init = self._init
+        if init is None:
+            return "created"
+        if init.poll() is not None:
+            return "stopped"
+        return "paused" if self._paused else "running"
+
+    @property
+    def rootfs(self) -> RootFS:
+        """What it sees as ``/``: what a description such as ``RootFS.image`` stood for when it was started.
+
+        Raises:
+            StateError: it was never started.
+        """
+        return self._standing().spec.rootfs
+
+    def _standing(self) -> Ground:
+        if self._ground is None:
+            raise StateError(f"{self!r}: it does not run")
+        return self._ground
+
+    # --- Processes
+
+    @property
+    def pid(self) -> int:
+        """The pid of its init, outside.
+
+        Raises:
+            StateError: it does not run.
+        """
+        return self._running().pid
+
+    def fileno(self) -> int:
+        """Return a pidfd of its init: readable once the container has ended.
+
+        Raises:
+            StateError: it does not run.
+        """
+        return self._running().fileno()
+
+    def members(self) -> list[int]:
+        """Return the pids, outside, of all its processes.
+
+        Raises:
+            StateError: it does not run, or has neither a pid namespace of its own nor a group that would tell them
+                apart.
+        """
+        if not self._has_init:
+            self._running()
+            if self._group is None:
+                reason = "it shares a pid namespace; without limits its processes can't be told apart"
+                raise StateError(f"{self!r}: {reason}")
+            return sorted(self._group.processes())
+        with self.namespace(Kind.PID) as namespace:
+            return namespace.members()
+
+    def _running(self) -> Process[Any]:
+        init = self._init
+        if init is None or self._stopped:
+            raise StateError(f"{self!r}: it does not run")
+        return init
+
+    @property
+    def _has_init(self) -> bool:
+        return bool(self.spec.namespaces.pid == "new")
+
+    def _wait_for_init(self, init: Process[Any]) -> None:
+        """Wait for PID 1, and reap meanwhile what other containers of this process have in its pid namespace."""
+        pause_s = _FIRST_LOOK_S
+        while init.poll() is None:
+            others = [guest for guest in guests if guest is not self]
+            for guest in others:
+                guest.reap(init)
+            try:
+                init.wait(pause_s if others else None)
+            except ContainerTimeout:
+                pause_s = min(2 * pause_s, LOOK_AGAIN_S)
+
+    def reap(self, dying: Process[Any]) -> None:
+        """Reap what has ended; where it ends with the PID 1 of another container, let it not be frozen meanwhile."""
+        if self._paused and self._freezer is not None and self._stands_in(dying):
+            self._freezer.thaw()
+            self._paused = False
+        for process in (self._init, *self._processes):
+            if process is not None:
+                process.poll()
+
+    def _stands_in(self, dying: Process[Any]) -> bool:
+        """Whether the pid namespace that it has joined is that of another container's PID 1."""
+        from containerkit.namespace import Namespace
+
+        joined = self._ground.joined.get("pid") if self._ground is not None else None
+        try:
+            with Namespace.from_pidfd(dying.fileno(), Kind.PID) as namespace:
+                return bool(namespace == joined)
+        except ContainerError:  # it has ended by now
+            return False
+
+    def _kill_each(self) -> None:
+        """Kill the processes of a container without a PID 1 with which they would go: as far as its group reaches."""
+        for process in list(self._processes):
+            process.kill()
+        group = self._group
+        if group is not None:
+            group.kill()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to each of its commands. SIGKILL ends all processes, and so the container.
+
+        Call :meth:`stop`, or end the ``with`` block, to release what it had.
+
+        Args:
+            number: the signal (default SIGKILL).
+
+        Raises:
+            StateError: it does not run.
+        """
+        with self._lock:
+            init = self._running()
+            for process in list(self._processes):
+                process.send_signal(number)
+            if number == signal.SIGKILL:
+                init.kill()
+                self._kill_each()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until all commands that ``popen`` has started have ended. The container keeps running.
+
+        Args:
+            timeout: seconds (default: for ever).
+
+        Raises:
+            ContainerTimeout: one of them is still running.
+        """
+        from containerkit.process.process import Process
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while running := [
+            process for process in list(self._processes) if isinstance(process, Process) and process.poll() is None
+        ]:
+            process = running[0]
+            process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    @explained
+    def commit(
+        self, reference: str | None = None, *, author: str = "", message: str = "", **defaults: Unpack[CommitOptions]
+    ) -> Image:
+        """Make an image of its changes, on top of the image that it was made from.
+
+        Args:
+            reference: the new image's name, or None.
+            author: who made it.
+            message: goes into the history.
+            options: see :class:`containerkit.image.options.CommitOptions`.
+
+        :func:`containerkit.image.commit` takes more.
+
+        Raises:
+            StateError, SpecError, ImageError: as for :func:`containerkit.image.commit`.
+        """
+        made: Image = late.load(late.COMMIT)(self, reference, author=author, message=message, **defaults)
+        return made
+
+    # --- Control group
+
+    @property
+    def cgroup(self) -> CGroup | None:
+        """The container's control group: its events, its pressure, its counters; None without ``limits``.
+
+        Its limits are changed by :meth:`update`, which waits for commands that are being started.
+
+        Raises:
+            StateError: it was never started.
+        """
+        return self._group
+
+    def stats(self) -> Stats:
+        """Return the report of every controller that the container's group is in.
+
+        Raises:
+            StateError: it does not run, or has no ``limits`` and so no group.
+        """
+        return self._limited().stats()
+
+    def _limited(self) -> CGroup:
+        self._running()
+        group = self._group
+        if group is None:
+            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+        return group
+
+    @property
+    def _group(self) -> CGroup | None:
+        membership = self._standing().membership
+        return None if membership is None else membership.group
+
+    # --- Namespaces
+
+    def namespace(self, kind: Kind | KindName) -> Namespace:
+        """Return a handle on one of its namespaces, for others to join.
+
+        Raises:
+            StateError: it does not run.
+        """
+        from containerkit.namespace import Namespace
+
+        return Namespace.from_pidfd(self._running().fileno(), kind)
+
+    def joined(self) -> dict[str, Any]:
+        """Return what it was given to join, by kind, and what was lent to it since; the handles stay its own.
+
+        Raises:
+            StateError: it was never started.
+        """
+        return dict(self._standing().joined)
+
+    def keep_until_stopped(self, name: str, handle: Handle | None) -> None:
+        """Close a handle when the container ends; None in its place takes it away again.
+
+        Args:
+            name: what it is kept under.
+            handle: something with ``fileno`` and ``close``.
+
+        Raises:
+            StateError: it does not run.
+        """
+        with self._lock:
+            self._running()
+            joined = self._standing().joined
+            if handle is None:
+                joined.pop(name, None)
+            else:
+                joined[name] = handle  # type: ignore[assignment] # a namespace, or what stands for one
+
+    # --- Files
+
+    @property
+    def files(self) -> Files:
+        """The files inside: read, write, put, get; see :class:`containerkit.container.files.Files`."""
+        from containerkit.container.files import Files
+
+        return Files(self, self._standing)
+
+    def path(self, path: str | os.PathLike[str]) -> InsidePath:
+        """Return a path inside with methods like those of :mod:`pathlib`: ``c.path("/etc/hostname").read_text()``.
+
+        Args:
+            path: absolute, as inside.
+
+        Raises:
+            SpecError: a path that can't be.
+        """
+        from containerkit.container.inside import InsidePath
+
+        return InsidePath(self.files, path)
+
+    def changes(self) -> Iterator[Change]:
+        """Yield what the container has added, changed and deleted below its root, read from the writable layer.
+
+        With a ``hostname`` of its own on ``RootFS.host()`` /etc/hosts is among it: the name was added there.
+
+        Raises:
+            StateError: it does not run, or its root has no writable layer of its own.
+        """
+        from containerkit.container.files import changed
+
+        yield from changed(self, self._standing())
+
+
+_ID_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+
+
+def checked_id(value: str) -> str:
+    """Return a name that a container can have.
+
+    Raises:
+        SpecError: it can't.
+    """
+    good = isinstance(value, str) and 0 < len(value) <= 64 and set(value) <= _ID_CHARACTERS
+    if not good or value[0] in ".-":
+        raise SpecError(f"id: {value!r} must be 1 to 64 letters, digits, '_', '.', '-', and begin with none of '.-'")
+    return value

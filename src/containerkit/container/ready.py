@@ -1,0 +1,196 @@
+"""Containers that are started already and wait for their command, for starts that can't wait for a container."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from containerkit import _native
+from containerkit.compile import payload
+from containerkit.compile.facts import Mode
+from containerkit.compile.start import why_not_held
+from containerkit.container.captured import FOREVER, Captured
+from containerkit.errors import SpecError
+from containerkit.plan.program import Program
+from containerkit.pool.background import Supply
+from containerkit.start.cgroup import account
+from containerkit.start.context import Ground, programs, sources
+
+if TYPE_CHECKING:
+    from containerkit.container.captured import Terms
+    from containerkit.process.process import Process
+    from containerkit.process.result import CompletedProcess
+    from containerkit.process.stdio import Text
+    from containerkit.spec.command import Command
+    from containerkit.spec.container import Spec
+
+__all__ = ["Ready", "Stock", "why_never_ready"]
+
+_LARGEST: Final = 1024
+
+
+def why_never_ready(spec: Spec, command: Command | None) -> str | None:
+    """Return what keeps containers of a description from being kept ready; None where they can be.
+
+    Args:
+        spec: the container.
+        command: any of its commands; None when only a live container can tell what that is.
+    """
+    if command is None:
+        return "its user is a name, which a live container has to look up"
+    if spec.rootfs.union == "fuse":
+        return "its root is served by a process of its own"
+    if _native.interpreter().Run is None:
+        return "the compiled module is missing"
+    return why_not_held(spec, command)
+
+
+class Ready:
+    """A container that is started up to the exec of its command, used once.
+
+    Args:
+        stock: whose it was.
+        ground: what it stands on.
+        captured: its command, which is held.
+        seen: what was found at the paths that it shows.
+    """
+
+    __slots__ = ("__weakref__", "_captured", "_ground", "_over", "_seen", "_stock")
+
+    def __init__(self, stock: Stock, ground: Ground, captured: Captured, seen: object) -> None:
+        self._over = False
+        self._stock = stock
+        self._ground = ground
+        self._captured = captured
+        self._seen = seen
+
+    @classmethod
+    def make(cls, stock: Stock) -> Self:
+        """Start one.
+
+        Raises:
+            SpecError: something that the description names is not there.
+            SetupError: an operation failed; nothing is left behind.
+        """
+        spec, command = stock.spec, stock.command
+        seen = sources(spec)
+        ground = Ground.prepare(spec)
+        try:
+            owner = ground.outside(command.user.uid)
+            captured = Captured(command, None, FOREVER, owner, early=_leaves_nothing(spec))
+            ground.walk(Mode(command=command, held=True), captured.hold)
+        except BaseException:
+            ground.release()
+            raise
+        return cls(stock, ground, captured, seen)
+
+    @property
+    def is_true(self) -> bool:
+        """Whether one that is started now would show the same."""
+        return self._seen == sources(self._stock.spec)
+
+    def run(self, command: Command, text: Text | None, terms: Terms) -> CompletedProcess[Any]:
+        """Run a command in it to its end.
+
+        Args:
+            command, text, terms: as for :class:`containerkit.container.captured.Captured`.
+
+        Raises:
+            SetupError: it failed; nothing runs any more.
+            ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
+        """
+        try:
+            rest = programs.get(("rest", command.shape), lambda: Program(payload.rest_plan(command)))
+            self._captured.go_on(rest, command, text, terms, self._finish)
+            return self._captured.complete()
+        except BaseException:
+            self._captured.call_off()
+            self._let_go()
+            raise
+
+    def _finish(self, process: Process[Any] | Captured) -> None:
+        """Read what the group of a command that has ended says, and give back what it stood on."""
+        try:
+            if self._ground.membership is not None:
+                account(process, self._ground.membership.group)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give back what it stood on, once: as soon as the stock knows that it is over, another thread may do so."""
+        if self._over:
+            return
+        if not self._captured.is_leaving:  # else the stock gives it back, once init has ended
+            self._ground.release()
+        self.over()
+
+    def over(self) -> None:
+        """Tell the stock that it was used; harmless when repeated."""
+        if not self._over:
+            self._over = True
+            self._stock.used(self)
+
+    def end(self) -> None:
+        """End what nobody else has in hand, and give back what it stood on then."""
+        self._over = True
+        if self._captured.waits or self._captured.is_leaving:
+            self._captured.see_off()
+            self._ground.release()
+
+    def __del__(self) -> None:
+        # A signal handler has raised where nobody had it in hand.
+        if not self._over and self._stock.is_ours and not sys.is_finalizing():
+            self.over()
+
+
+def _leaves_nothing(spec: Spec) -> bool:
+    """Whether nothing that others could see outlasts its last process: no directory of theirs, no control group."""
+    binds = any(mount.type == "bind" for mount in spec.mounts)
+    return not binds and spec.rootfs.upper is None and spec.limits is None
+
+
+class Stock:
+    """Keeps containers ready, and fills itself up in the background.
+
+    Each is used once. When none is left a start makes its own container. Any number of threads may take from it.
+
+    Args:
+        spec: what they are; :func:`why_never_ready` knows nothing against it.
+        command: what they are made for: its argv and environment don't matter.
+        size: how many it keeps, 1 to 1024; each is two processes, 5 descriptors and about 200 KiB.
+
+    Raises:
+        SpecError: a size that can't be.
+
+    Side effects: a thread, until :meth:`close`.
+    """
+
+    def __init__(self, spec: Spec, command: Command, size: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST:
+            raise SpecError(f"ready: must be from 0 to {_LARGEST}, not {size!r}")
+        self.spec = spec
+        self.command = command
+        self._shape = command.shape[-1]
+        self._supply: Supply[Ready] = Supply(size, lambda: Ready.make(self), Ready.end, "ready containers", eager=False)
+        self.wait_full = self._supply.wait_full
+        self.close = self._supply.close
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that made it."""
+        return self._supply.is_ours
+
+    def take(self, command: Command) -> Ready | None:
+        """Return a container for this command; None where there is none."""
+        if command.shape[-1] != self._shape:
+            return None
+        while (taken := self._supply.take()) is not None and not taken.is_true:
+            taken.over()
+        return taken
+
+    def used(self, ready: Ready) -> None:
+        """Take back what was taken, to end what is left of it."""
+        self._supply.give_back(ready)
+
+    def __len__(self) -> int:
+        return len(self._supply)

@@ -1,0 +1,349 @@
+"""One command in a container of its own: the fastest way."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
+
+import attrs
+
+from containerkit import _native, late
+from containerkit.compile.facts import Mode
+from containerkit.container.arguments import (
+    COMMAND_FIELDS,
+    RUN_ARGUMENTS,
+    STREAM_ARGUMENTS,
+    beside,
+    describe,
+    has_names,
+    owns_nothing,
+    run_streams,
+    with_defaults,
+)
+from containerkit.container.captured import Captured, Recall, Terms, complete
+from containerkit.errors import of_descriptors
+from containerkit.meanings import explained
+from containerkit.process.communicate import Hearing
+from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process
+from containerkit.process.seccomp_notify import Supervision
+from containerkit.process.stdio import Streams, Text, require_open
+from containerkit.security.checks import check_bool
+from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, check_names
+from containerkit.spec.rootfs import resolve
+from containerkit.start.cgroup import account
+from containerkit.start.context import Ground
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Unpack
+
+    from containerkit.container.lifecycle import Container
+    from containerkit.container.ready import Ready
+    from containerkit.options import AnyLaunchOptions, Input, Listener, ListOf, OneShotOptions, Word
+    from containerkit.process.result import CompletedProcess
+    from containerkit.spec.command import Command
+
+__all__ = ["Recipe", "begin", "perform", "recipe_of_run", "run"]
+
+
+@overload
+def run(
+    argv: ListOf[Word],
+    *,
+    input: str | None = None,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[OneShotOptions],
+) -> CompletedProcess[str]: ...
+
+
+@overload
+def run(
+    argv: ListOf[Word],
+    *,
+    input: str | None = None,
+    text: bool | None = None,
+    encoding: str,
+    errors: str | None = None,
+    **options: Unpack[OneShotOptions],
+) -> CompletedProcess[str]: ...
+
+
+@overload
+def run(
+    argv: ListOf[Word],
+    *,
+    input: bytes | bytearray | memoryview | None = None,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    **options: Unpack[OneShotOptions],
+) -> CompletedProcess[bytes]: ...
+
+
+@overload
+def run(
+    argv: ListOf[Word],
+    *,
+    input: None = None,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **options: Unpack[OneShotOptions],
+) -> CompletedProcess[str] | CompletedProcess[bytes]: ...
+
+
+@explained
+def run(
+    argv: ListOf[Word],
+    *,
+    input: Input = None,  # noqa: A002 - subprocess's own argument
+    timeout: float | None = None,
+    check: bool = False,
+    capture_output: bool = True,
+    output_limit_bytes: int | None = OUTPUT_LIMIT_BYTES,
+    init: bool = True,
+    on_stdout: Listener | None = None,
+    on_stderr: Listener | None = None,
+    **more: Unpack[AnyLaunchOptions],
+) -> CompletedProcess[Any]:
+    """Run one command in a container of its own and wait for its end: the fastest way.
+
+    Args:
+        argv: the program, which is looked up inside, and its arguments.
+        input: what it finds on stdin (default: nothing, /dev/null).
+        text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
+        options: see :class:`containerkit.options.OneShotOptions`.
+
+    Raises:
+        SpecError: a value that can't be; nothing was made.
+        SetupError: an operation failed; nothing is left behind.
+        ContainerTimeout: with what it had written by then.
+        ExitError: with ``check``.
+    """
+    hearing: Hearing | None = None
+    if on_stdout is not None or on_stderr is not None:
+        hearing = Hearing.of(on_stdout, on_stderr, kept=capture_output)
+    return perform(
+        recipe_of_run,
+        more,
+        argv,
+        given=input,
+        timeout=timeout,
+        check=check,
+        capture_output=capture_output,
+        limit=output_limit_bytes,
+        init=init,
+        hearing=hearing,
+    )
+
+
+def perform(
+    recipe_of: Callable[[Mapping[str, Any]], Recipe],
+    more: Mapping[str, Any],
+    argv: ListOf[Word],
+    *,
+    given: Input,
+    timeout: float | None,
+    check: bool,
+    capture_output: bool,
+    limit: int | None,
+    init: bool,
+    take: Callable[[Command], Ready | None] | None = None,
+    hearing: Hearing | None = None,
+) -> CompletedProcess[Any]:
+    """Do what :func:`run` does; ``recipe_of`` tells what its other arguments come to, ``take`` what is ready for it."""
+    terms = Terms.of(timeout, limit, check=check, hearing=hearing)
+    if init is not True:
+        check_bool(init, "init")
+    try:
+        recipe = recipe_of(more)
+        if recipe.command is None:
+            return _in_a_container(recipe, argv, terms, given, capture=capture_output)
+        command, mode = _command(recipe, argv, init=init)
+        if given is None and capture_output and recipe.captures and hearing is None:
+            ready = take(command) if take is not None and mode.init else None
+            if ready is not None:
+                return ready.run(command, recipe.text, terms)
+            return _captured(recipe, mode, terms)
+        streams = run_streams(given, recipe.given, capture=capture_output, hearing=hearing)
+        process = _started(recipe, command, mode, streams)
+        return complete(process, given, terms)
+    except OSError as error:
+        if told := of_descriptors("run", error):
+            raise told from error
+        raise
+
+
+def _command(recipe: Recipe, argv: ListOf[Word], *, init: bool) -> tuple[Command, Mode]:
+    assert recipe.command is not None
+    command = recipe.command.with_argv(argv)
+    for fd in command.pass_fds:
+        require_open(fd, "pass_fds")
+    return command, Mode(init=init and recipe.spec.namespaces.pid == "new", command=command)
+
+
+def begin(
+    argv: ListOf[Word], more: Mapping[str, Any], streams: Mapping[str, Any], *, init: bool
+) -> tuple[Process[Any], Container | None]:
+    """Start one command in a container of its own, for somebody who waits for its end in another way than ``run``.
+
+    Args:
+        argv: the program and its arguments.
+        more: the arguments of ``run``, but for those of waiting.
+        streams: its standard streams: ``stdin``, ``stdout``, ``stderr``.
+        init: as for ``run``.
+
+    Returns:
+        The command, and the container that is the caller's to stop afterwards: None where it goes with the command.
+
+    Raises:
+        SpecError, SetupError: as for ``run``.
+    """
+    check_bool(init, "init")
+    recipe = recipe_of_run({**more, **streams})
+    if recipe.command is not None:
+        return _started(recipe, *_command(recipe, argv, init=init), recipe.given), None
+    container: Container = late.load(late.KINDS["container"])(**recipe.description).start()
+    try:
+        return container.popen(argv, **recipe.given), container
+    except BaseException:
+        container.stop()
+        raise
+
+
+class Recipe(NamedTuple):
+    """What the arguments of ``run`` come to, but for its argv.
+
+    Attributes:
+        description: those that describe the container.
+        given: the others.
+        spec: the container.
+        command: the command, with an argv that is to be replaced; None when only a container can run it.
+        text: how its output is text.
+        captures: it can be run as :class:`Captured`: it has the streams that ``run`` gives unless it is told otherwise.
+    """
+
+    description: dict[str, Any]
+    given: dict[str, Any]
+    spec: Spec
+    command: Command | None
+    text: Text | None
+    captures: bool
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Recipe:
+        """Sort the arguments and check them all.
+
+        Raises:
+            SpecError: a value that can't be.
+        """
+        check_names("run", arguments, _ARGUMENTS)
+        names = COMMAND_FIELDS - CONFINEMENT | STREAM_ARGUMENTS
+        given = {name: value for name, value in arguments.items() if name in names}
+        description = {name: value for name, value in arguments.items() if name not in names}
+        spec = build(description)
+        root = resolve(spec.rootfs)  # an image has a say in what the command is
+        if root is not spec.rootfs:
+            spec = attrs.evolve(spec, rootfs=root)
+        if given.get("pty") or given.get("syscall_handler") or has_names(spec.rootfs, given):
+            return cls(description, given, spec, None, None, captures=False)
+        fields = {name: value for name, value in given.items() if name in COMMAND_FIELDS}
+        command = describe(spec, ["-"], with_defaults(spec.rootfs, fields))
+        Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
+        text = Text.of(given.get("text"), given.get("encoding"), given.get("errors"))
+        alone = spec.namespaces.pid == "new" and _STREAMS.isdisjoint(given)
+        return cls(description, given, spec, command, text, alone and _native.interpreter().Run is not None)
+
+
+_ARGUMENTS: Final = RUN_ARGUMENTS | DESCRIPTION | {"init"}
+_STREAMS: Final = frozenset({"stdin", "stdout", "stderr"})
+recipes: Recall[Recipe] = Recall()
+
+
+def recipe_of_run(arguments: Mapping[str, Any]) -> Recipe:
+    """Return what the arguments of ``run`` come to."""
+    return recipes.get(arguments, Recipe.of, _is_lasting)
+
+
+def _is_lasting(recipe: Recipe) -> bool:
+    """Whether it would come to the same again: no image is behind a name."""
+    spec = recipe.spec
+    return spec.rootfs is recipe.description.get("rootfs", spec.rootfs) and owns_nothing(spec)
+
+
+def _in_a_container(
+    recipe: Recipe, argv: ListOf[Word], terms: Terms, given: Input, *, capture: bool
+) -> CompletedProcess[Any]:
+    """Run it in a live container, in which names and terminals are found."""
+    container: Container = late.load(late.KINDS["container"])(**recipe.description)
+    with container:
+        done: CompletedProcess[Any] = container.run(
+            argv,
+            input=given,
+            timeout=terms.timeout,
+            check=terms.check,
+            capture_output=capture,
+            output_limit_bytes=terms.limit,
+            on_stdout=None if terms.hearing is None else terms.hearing.on_stdout,
+            on_stderr=None if terms.hearing is None else terms.hearing.on_stderr,
+            **recipe.given,
+        )
+    return done
+
+
+def _captured(recipe: Recipe, mode: Mode, terms: Terms) -> CompletedProcess[Any]:
+    """Run it in a container of its own, from its start to its end in one go."""
+    assert mode.command is not None
+    captured: Captured | None = None
+    ground = Ground.prepare(recipe.spec)
+    try:
+        owner = ground.outside(mode.command.user.uid)
+        captured = Captured(mode.command, recipe.text, terms, owner, partial(_finish, ground))
+        ground.walk(mode, captured.begin)
+        return captured.complete()
+    except BaseException:
+        if captured is not None:
+            captured.call_off()
+        ground.release()
+        raise
+
+
+def _finish(ground: Ground, process: Process[Any] | Captured) -> None:
+    """Read what the group of a command that has ended says, and give back what it stood on."""
+    try:
+        if ground.membership is not None:
+            account(process, ground.membership.group)
+    finally:
+        ground.release()
+
+
+def _started(recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> Process[Any]:
+    """Start it with these streams."""
+    streams = Streams([], [None, None, None], [])
+    report = (-1, -1)
+    ground = Ground.prepare(recipe.spec)
+    try:
+        stdin, stdout, stderr = (options.get(name) for name in ("stdin", "stdout", "stderr"))
+        streams.add(stdin, stdout, stderr, ground.outside(command.user.uid))
+        command = beside(command, streams, recipe.spec, recipe.given)
+        if mode.init:
+            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # nobody waits at it: PID 1 writes once and ends
+            report = read, -1
+            report = read, _native.high(write)
+        slots = {**streams.inputs(), "report": report[1]}
+        outcome = ground.start(mode._replace(command=command), command.argv, command.envp, slots)
+    except BaseException:
+        ground.release()
+        streams.close()
+        for fd in report:
+            if fd >= 0:
+                os.close(fd)
+        raise
+    streams.close_child()
+    if mode.init:
+        os.close(report[1])
+    finish = partial(_finish, ground)
+    return Process(command, outcome.pid, outcome.pidfd, streams, report=report[0], text=recipe.text, finish=finish)

@@ -1,0 +1,284 @@
+"""What is ready-made for containers of one description."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
+
+import attrs
+
+from containerkit import late
+from containerkit.compile.facts import Mode
+from containerkit.container.arguments import RUN_ARGUMENTS
+from containerkit.container.captured import Recall
+from containerkit.container.lifecycle import Container
+from containerkit.container.ready import Stock, why_never_ready
+from containerkit.container.run import Recipe, perform
+from containerkit.errors import SpecError, StateError
+from containerkit.meanings import explained
+from containerkit.namespace import Namespaces
+from containerkit.pool.networks import NetworkPool
+from containerkit.process.communicate import Hearing
+from containerkit.process.process import OUTPUT_LIMIT_BYTES
+from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, check_names
+from containerkit.spec.rootfs import resolve
+from containerkit.start.context import Ground
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Unpack
+
+    from containerkit.network.pool import EndpointPool
+    from containerkit.options import AnyPopenOptions, Input, Listener, ListOf, TemplateOptions, TemplateRunOptions, Word
+    from containerkit.process.result import CompletedProcess
+
+__all__ = ["Template"]
+
+_OF_NETWORKS: Final = frozenset({"network", "publish", "egress", "dns", "hosts"})
+"""The arguments that a network which is kept ready stands for."""
+
+_READY: Final = 16
+"""How many containers are kept ready unless it was said how many."""
+
+
+def _lasts(_: Recipe) -> bool:
+    """What a name stands for was looked up once, for as long as the template lives."""
+    return True
+
+
+@explained
+class Template:
+    """Containers of one description, for which all that can be made beforehand is: by :meth:`Container.prepare`.
+
+    ::
+
+        with Container.prepare(RootFS.image("python:3.12"), networks=8) as template:
+            template.run(["python3", "-c", code], timeout=5)
+            with template.container() as c:
+                c.run(["true"])
+
+    The description is checked and what it stands for is looked up once: a name of an image means the same image for as
+    long as the template lives. Its plans are compiled. Any number of threads may start from it.
+
+    Args:
+        networks: how many network namespaces are kept ready, 0 for none (default): empty ones, at most 4096, see
+            :class:`NetworkPool`; with ``network`` at most 1023 that are on it already.
+        ready: how many containers are kept ready, each with a network of its own where it is to have one: all of them
+            is done but the exec of the command that :meth:`run` is called with. 0 to 1024; default 0, with
+            ``networks`` as many as these, but 16 at most, where such containers can be kept ready.
+        options: see :class:`containerkit.options.TemplateOptions`.
+
+    Raises:
+        SpecError: a value that can't be; ``networks`` for a container that gets no network namespace of its own;
+            ``ready`` for one that can't wait for its command, and why.
+        UnsupportedError: ``networks`` for an unprivileged user, or something that this host lacks.
+        SetupError: something can't be had.
+
+    A container that is ready shows directories of the host, and what is mounted in them, as they were when it was made.
+    It is not used once one of the directories is another or, for ``RootFS.host()``, the host's mounts have changed.
+    From one that sees nothing of the host's but its root :meth:`run` returns once nothing runs in it any more; the
+    kernel takes down its namespaces meanwhile.
+
+    Side effects, until :meth:`close`: with ``networks`` a thread and as many descriptors; with ``ready`` a thread, and
+    for each container 2 processes and 5 descriptors. Until its exec a process shares the caller's memory, in which
+    setns(2) and unshare(2) then refuse what they refuse a process with threads.
+    """
+
+    def __init__(self, *, networks: int = 0, ready: int | None = None, **options: Unpack[TemplateOptions]) -> None:
+        self.spec: Spec = build(options)
+        if networks and self.spec.namespaces.network != "new":
+            raise SpecError("networks: only containers with a network namespace of their own can have one kept ready")
+        self._owner = os.getpid()
+        self._closed = False
+        self._recipes: Recall[Recipe] = Recall()
+        self._fields: dict[str, Any] = {**options, "rootfs": resolve(self.spec.rootfs)}
+        self._stock: Stock | None = None
+        self._pool: NetworkPool | EndpointPool | None = None
+        if networks and self.spec.wishes_for_network:
+            self._pool, fields = late.load(late.POOLED)(self.spec, networks)
+            self._fields = {name: value for name, value in self._fields.items() if name not in _OF_NETWORKS} | fields
+        elif networks:
+            self._pool = NetworkPool(networks)
+            namespaces = options.get("namespaces", Namespaces())
+            self._fields["namespaces"] = attrs.evolve(namespaces, network=self._pool)
+        try:
+            self.spec = build(self._fields)
+            ground = Ground.prepare(self.spec)
+            try:
+                ground.compile(Mode(command=None, reads_upper=True))
+            finally:
+                ground.release()
+            self._stock = self._stocked(ready, networks)
+        except BaseException:
+            self.close()
+            raise
+
+    def _stocked(self, wanted: int | None, networks: int) -> Stock | None:
+        size = min(networks, _READY) if wanted is None else wanted
+        if size == 0:
+            return None
+        recipe = self._recipe({})
+        spec, command = recipe.spec, recipe.command
+        if isinstance(self._pool, NetworkPool):  # each gets a network in its own start, for which nobody waits
+            spec = attrs.evolve(spec, namespaces=attrs.evolve(spec.namespaces, network="new"))
+        if reason := why_never_ready(spec, command):
+            if wanted is None:
+                return None
+            raise SpecError(f"ready: this container can't wait for its command: {reason}")
+        assert command is not None
+        return Stock(spec, command, size)
+
+    def container(self, id: str | None = None) -> Container:  # noqa: A002 - as in Container
+        """Return a container of this description, to be started.
+
+        Raises:
+            StateError: the template was closed.
+            SpecError: no such id.
+        """
+        self._check_open()
+        return Container(id=id, **self._fields)
+
+    @overload
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[TemplateRunOptions],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[TemplateRunOptions],
+    ) -> CompletedProcess[str]: ...
+
+    @overload
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: bytes | bytearray | memoryview | None = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[TemplateRunOptions],
+    ) -> CompletedProcess[bytes]: ...
+
+    @overload
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[TemplateRunOptions],
+    ) -> CompletedProcess[str] | CompletedProcess[bytes]: ...
+
+    @explained
+    def run(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: Input = None,  # noqa: A002 - subprocess's own argument
+        timeout: float | None = None,
+        check: bool = False,
+        capture_output: bool = True,
+        output_limit_bytes: int | None = OUTPUT_LIMIT_BYTES,
+        init: bool = True,
+        on_stdout: Listener | None = None,
+        on_stderr: Listener | None = None,
+        **more: Unpack[AnyPopenOptions],
+    ) -> CompletedProcess[Any]:
+        """Run one command in a container of its own, as :func:`containerkit.run` does.
+
+        Args:
+            argv, input, text, encoding, errors: as there.
+            options: see :class:`containerkit.options.TemplateRunOptions`.
+
+        The container itself is as the template has it.
+
+        Raises:
+            StateError: the template was closed.
+            SpecError, SetupError, ContainerTimeout, ExitError: as there.
+        """
+        self._check_open()
+        if strange := more.keys() & (DESCRIPTION - CONFINEMENT):
+            raise SpecError(f"{min(strange)!r} is no argument of a command; the container is as the template has it")
+        check_names("run", more, RUN_ARGUMENTS)
+        return perform(
+            self._recipe,
+            more,
+            argv,
+            given=input,
+            timeout=timeout,
+            check=check,
+            capture_output=capture_output,
+            limit=output_limit_bytes,
+            init=init,
+            take=None if self._stock is None else self._stock.take,
+            hearing=Hearing.of(on_stdout, on_stderr, kept=capture_output),
+        )
+
+    def _recipe(self, more: Mapping[str, Any]) -> Recipe:
+        return self._recipes.get(more, self._made_recipe, _lasts)
+
+    def _made_recipe(self, more: Mapping[str, Any]) -> Recipe:
+        return Recipe.of({**self._fields, **more})
+
+    @property
+    def ready(self) -> int:
+        """How many containers are ready at this moment."""
+        return 0 if self._stock is None else len(self._stock)
+
+    def wait_full(self, timeout: float | None = None) -> bool:
+        """Wait until as much is ready as was asked for; return whether that came in time.
+
+        Args:
+            timeout: seconds (default: for ever).
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for kept in (self._pool, self._stock):
+            if kept is not None and not kept.wait_full(None if deadline is None else deadline - time.monotonic()):
+                return False
+        return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError(f"{self!r}: it was closed")
+
+    def close(self) -> None:
+        """Let go of what is ready; containers that run go on. Harmless when repeated, or in a forked child."""
+        if os.getpid() != self._owner or self._closed:
+            return
+        self._closed = True
+        if self._stock is not None:
+            self._stock.close()
+        if self._pool is not None:
+            self._pool.close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Template of {self.spec.rootfs.kind} {self.spec.rootfs.name or ''}".rstrip() + f" {state}>"

@@ -1,0 +1,75 @@
+"""Descriptors that have an owner from the moment they are created.
+
+Python runs signal handlers between two bytecode instructions, and a handler may raise. Then the result of a call is
+lost if it was not stored yet: ``fd = os.open(...)`` can leave a descriptor behind that nobody knows.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, EMFILE
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["close_all", "keep", "keep_above", "lend"]
+
+Made = TypeVar("Made")
+
+
+def keep(into: list[Made], make: Callable[..., Made], *arguments: object) -> Made:
+    """Call a C function and append its result to a list. No signal handler runs in between.
+
+    Args:
+        into: a list of the caller, who closes its content if this function raises.
+        make: a function that runs no Python code, such as ``os.open``.
+        arguments: its arguments, at least one.
+
+    Returns:
+        The result of the call.
+
+    Source: list.extend() and map() run in C; CHECK_EVAL_BREAKER in Python/ceval.c.
+    """
+    into.extend(map(make, *((argument,) for argument in arguments)))
+    return into[-1]
+
+
+def keep_above(into: list[int], fd: int, lowest: int) -> int:
+    """Append a copy of a descriptor, with a number of at least ``lowest``, to a list; see :func:`keep`.
+
+    Raises:
+        OSError: EMFILE, also if the limit on descriptors is below ``lowest``. Source: fcntl(2), F_DUPFD.
+    """
+    import fcntl
+
+    try:
+        return keep(into, fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, lowest)
+    except OSError as error:
+        if error.errno == EINVAL:
+            raise OSError(EMFILE, os.strerror(EMFILE)) from None
+        raise
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close the descriptors in a list, the last one first. Each is removed from the list once it is closed."""
+    while descriptors:
+        fd = descriptors[-1]
+        del descriptors[-1]
+        os.close(fd)
+
+
+def lend(do: Callable[[list[int]], Made]) -> Made:
+    """Call a function with a list for the descriptors that it opens. They are closed afterwards.
+
+    A signal handler can raise before the end of ``with`` or the code in ``finally`` runs. In that case the descriptors
+    are closed by a second attempt.
+    """
+    kept: list[int] = []
+    try:
+        made = do(kept)
+        close_all(kept)
+    except BaseException:
+        close_all(kept)
+        raise
+    return made

@@ -1,0 +1,395 @@
+"""From a record to a container that runs and a keeper that holds it.
+
+The process that becomes the keeper starts the container by the library's own means and then execs the keeper, a small
+static program. It stays the same process: the owner for which the container's init watches, the owner by whose name
+control groups are swept, the parent of the command, and the holder of the locks on ids and images.
+
+Who asks for a start forks where it has a single thread, which takes a millisecond; from a process with threads a new
+interpreter is started instead. Either way the keeper is in a session of its own, and no child of the caller.
+
+Source: fork(2), setsid(2), execveat(2), proc_pid_fdinfo(5), "lock".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from errno import ENOSPC, EOPNOTSUPP
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import attrs
+
+from containerkit import _native
+from containerkit.container.captured import Recall
+from containerkit.container.commands import Commands
+from containerkit.container.lifecycle import Container
+from containerkit.detached.description import Description, Keeping, Policy
+from containerkit.detached.logs import last_log
+from containerkit.errors import ContainerError, SetupError, StateError, UnsupportedError
+from containerkit.process.process import DEVNULL, PIPE
+from containerkit.spec.rootfs import resolve
+
+if TYPE_CHECKING:
+    from containerkit.detached.store import Entry
+    from containerkit.process.process import Process
+    from containerkit.spec.container import Spec
+    from containerkit.spec.rootfs import RootFS
+
+__all__ = ["become_keeper", "begin", "root_of", "write_policy"]
+
+_FIRST_DELAY_MS, _LAST_DELAY_MS, _STEADY_S = 100, 60_000, 10.0
+"""The wait before a first restart, doubled up to the last; a run of so many seconds begins anew. Source: Docker's."""
+
+_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, _LOCK = range(3, 10)
+"""The numbers of the keeper's descriptors; see keeper.c."""
+
+_END_BYTES: Final = 512
+_ABOVE: Final = 64
+"""Copies of descriptors are made above this number, so that none is in the place of another."""
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class _Begun(Container):
+    """A container of a description that was read from a record."""
+
+    def __init__(self, spec: Spec, id: str) -> None:  # noqa: A002 - what it is in the OCI
+        Commands.__init__(self, spec, id, Recall(16))
+        self.timings = None
+        self._guard = None
+
+    def refuse_fuse(self) -> None:
+        """Refuse a root that fuse-overlayfs serves: that would end with the process that started it.
+
+        Raises:
+            UnsupportedError: it does.
+        """
+        if self._standing().union is not None:
+            hint = "fuse-overlayfs serves its root, and ends with its starter: give it a root that the kernel can make"
+            raise UnsupportedError("detach", EOPNOTSUPP, self.rootfs.upper or "/", hint)
+
+    def groups(self) -> tuple[list[str], list[str]]:
+        """Return the directories of its own control groups, and those in which its processes are."""
+        membership = self._standing().membership
+        if membership is None:
+            return [], []
+        own = [part.path for part in membership.group.parts]
+        shared = [part.path for part in membership.shared(self.pid).parts]
+        return own, [] if shared == own else shared
+
+
+def begin(entry: Entry) -> None:
+    """Start a container that is on record; it runs when this returns.
+
+    Raises:
+        StateError: it runs already.
+        ContainerError: the start failed, with the error of the process that tried.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        if len(os.listdir("/proc/self/task")) == 1:
+            _fork(entry, read, write)
+        else:
+            _spawn(entry, write)
+        os.close(write)
+        write = -1
+        _hear(entry, read)
+    finally:
+        os.close(read)
+        if write >= 0:
+            os.close(write)
+
+
+def _fork(entry: Entry, read: int, write: int) -> None:
+    inherited = frozenset(_open_descriptors())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                os.close(read)
+                _quiet()
+                become_keeper(entry, write, inherited=inherited)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+
+
+def _spawn(entry: Entry, write: int) -> None:
+    words = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), entry.id, str(write)]
+    subprocess.run(words, pass_fds=[write], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=False)
+
+
+_PROGRAM: Final = """
+import json, os, sys
+sys.path[:] = json.loads(sys.argv[1])
+from containerkit.detached.begin import become_keeper
+from containerkit.detached.store import Entry
+os.setsid()
+if os.fork() == 0:
+    become_keeper(Entry(sys.argv[2]), int(sys.argv[3]))
+os._exit(0)
+"""
+
+
+def _hear(entry: Entry, read: int) -> None:
+    """Read what the keeper to be says: nothing once it has become one, or why it has not."""
+    said = b""
+    while chunk := os.read(read, 65536):
+        said += chunk
+    if said[:1] == b"+" and len(said) == 1:
+        return
+    if len(said) > 1:
+        error = pickle.loads(said[1:] if said[:1] == b"+" else said)  # noqa: S301 - from our own child
+        raise error
+    raise StateError(f"container {entry.id}: the process that was starting it was killed")
+
+
+def _quiet() -> None:
+    """Let go of the caller's streams: whoever reads them to their end waits for all who have them."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
+def _open_descriptors() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/fd")]
+
+
+def become_keeper(
+    entry: Entry, told: int, *, inherited: frozenset[int] = frozenset(), restarts: int = 0, lock: int = -1
+) -> NoReturn:
+    """Start the container and exec the keeper; a failure is told and ends the process.
+
+    Args:
+        entry: its record.
+        told: a pipe for what is to be told; -1 for none.
+        inherited: descriptors of the caller: no lock of theirs is held on.
+        restarts: how often a policy has started it again.
+        lock: the lock of the record, where it is held already.
+    """
+    try:
+        _become(entry, told, inherited, restarts, lock)
+    except BaseException as error:  # noqa: BLE001 - whoever asked raises it
+        with suppress(Exception):
+            if told >= 0:
+                os.write(told, _dumped(error))
+            else:
+                entry.write("error.json", {"error": str(error)})
+    os._exit(1)
+
+
+def _dumped(error: BaseException) -> bytes:
+    try:
+        if isinstance(error, (ContainerError, OSError)):
+            return pickle.dumps(error)
+    except Exception:  # noqa: BLE001, S110 - told as text below
+        pass
+    return pickle.dumps(StateError(f"the start failed: {type(error).__name__}: {error}"))
+
+
+def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, lock: int) -> None:
+    environment = _environment()
+    os.umask(0o022)
+    os.chdir("/")
+    if lock < 0:
+        lock = entry.lock()
+    description = _load(entry)
+    keeping = Keeping.of(entry.config)
+    former = entry.read("run.json") or {}
+    os.makedirs(entry.state_path, mode=0o700, exist_ok=True)
+    _reserve(entry)
+    spec = attrs.evolve(description.spec, rootfs=root_of(entry, description.spec.rootfs, former))
+    container = _Begun(spec, entry.id)
+    container.start()
+    try:
+        container.refuse_fuse()
+        process = _command(container, description, keeping)
+        ends = [-1 if end is None else end.fileno() for end in process.ends]
+        sources = {
+            _RECORD: os.open(entry.path, _DIRECTORY),
+            _LOGS: os.open(entry.state_path, _DIRECTORY),
+            _INIT: container.fileno(),
+            _COMMAND: process.fileno(),
+            _OUTPUT: ends[1],
+            _ERRORS: ends[2],
+            _LOCK: lock,
+        }
+        handed = Handed(sources, [ends[0], *_locks(inherited | {lock})])
+        delay_ms = _delay(former, restarts)
+        # The keeper reads them once it is there; not sooner, or the command would have them blocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        facts = _facts(container, process)
+        run = int(former.get("run", 0)) + 1
+        write_policy(entry, Policy.parse(keeping.restart), restarts)
+        entry.write(
+            "run.json", {"run": run, "restarts": restarts, "delay_ms": delay_ms, **facts, "stdin": handed.stdin}
+        )
+        _forget_ends(entry, run)
+    except BaseException:
+        container.stop()
+        raise
+    words = (
+        *("keeper", str(run), str(delay_ms)),
+        *(str(keeping.log_max_bytes), str(keeping.log_files), str(last_log(entry.state_path))),
+        *(str(int(keeping.remove)), sys.executable, *facts["leaves"], *facts["groups"]),
+    )
+    handed.become(words, environment, told)  # where that fails, we end, and with us the container
+
+
+def _command(container: Container, description: Description, keeping: Keeping) -> Process[Any]:
+    streams: dict[str, Any] = {"pty": True}
+    if not keeping.tty:
+        streams = {"stdin": PIPE if keeping.stdin_open else DEVNULL, "stdout": PIPE, "stderr": PIPE}
+    process: Process[Any] = container.popen(description.argv, own_group=False, **streams, **description.fields)
+    return process
+
+
+def write_policy(entry: Entry, policy: Policy, restarts: int) -> None:
+    """Put the policy where the keeper looks for it when the container has ended."""
+    entry.write_bytes("policy", str(policy.number(restarts)).encode())
+
+
+def _reserve(entry: Entry) -> None:
+    """Put the file that the keeper's last word goes to in its place, with room for it: the disk may be full by then."""
+    fd = os.open(entry.file("exit.new"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if os.pwrite(fd, b" " * _END_BYTES, 0) != _END_BYTES:
+            raise SetupError("write", ENOSPC, entry.file("exit.new"), "there is no room for the record of its end")
+    except OSError as error:
+        if isinstance(error, SetupError):
+            raise
+        raise SetupError("write", error.errno or 0, entry.file("exit.new")) from None
+    finally:
+        os.close(fd)
+
+
+def _facts(container: _Begun, process: Process[Any]) -> dict[str, Any]:
+    """Return what ``run.json`` says of a start."""
+    groups, leaves = container.groups()
+    root = container.rootfs
+    return {
+        "keeper": os.getpid(),
+        "pid": process.pid,
+        "init": container.pid,
+        "started": time.time(),
+        "groups": groups,
+        "leaves": leaves,
+        "root": pickle.dumps(root).hex(),
+        "stop_signal": root.stop_signal,
+    }
+
+
+def _forget_ends(entry: Entry, run: int) -> None:
+    """Remove what keepers wrote of former starts, now that the record is of another."""
+    for name in os.listdir(entry.path):
+        if name.startswith("exit.") and name not in ("exit.new", f"exit.{run}"):
+            os.unlink(entry.file(name))
+
+
+def _locks(without: frozenset[int]) -> list[int]:
+    """Return the descriptors by which this process holds locks of files: on ids, and on images."""
+    found = []
+    for fd in _open_descriptors():
+        with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            if fd not in without and "\nlock:" in file.read():
+                found.append(fd)
+    return found
+
+
+class Handed:
+    """The descriptors of the keeper to be, first as copies above all that are in use.
+
+    Args:
+        sources: which descriptor is to have which number; -1 for none.
+        others: further ones, whose numbers do not matter; the first is the command's standard input.
+
+    Attributes:
+        stdin: the number of the first of ``others``; -1 for none.
+    """
+
+    def __init__(self, sources: dict[int, int], others: list[int]) -> None:
+        self._placed = {number: self._copy(fd) for number, fd in sources.items()}
+        self._others = [self._copy(fd) for fd in others]
+        self.stdin = self._others[0]
+        self._image = self._copy(_native.keeper_image())
+
+    @staticmethod
+    def _copy(fd: int) -> int:
+        return -1 if fd < 0 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+
+    def become(self, words: tuple[str, ...], environment: dict[str, str], told: int) -> None:
+        """Exec the keeper, with these descriptors and no other; tells ``+`` before.
+
+        Raises:
+            OSError: the kernel refused it; by then other descriptors are gone.
+        """
+        for fd in _open_descriptors():
+            with suppress(OSError):
+                os.set_inheritable(fd, fd in self._others or fd < 3)
+        if told >= 0:
+            told = self._copy(told)
+            with suppress(BrokenPipeError):  # whoever asked was killed meanwhile: it is on record by now
+                os.write(told, b"+")
+        for number, fd in self._placed.items():
+            if fd >= 0:
+                os.dup2(fd, number)
+            else:
+                with suppress(OSError):
+                    os.close(number)
+        os.execve(self._image, words, environment)
+
+
+def _load(entry: Entry) -> Description:
+    with open(entry.file("description"), "rb") as file:
+        return Description.load(file.read())
+
+
+def _environment() -> dict[str, str]:
+    """Return what a later restart needs to find what was found this time."""
+    names = ("HOME", "PATH", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "CONTAINERKIT_IMAGES", "LANG")
+    path = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+    return {"PYTHONPATH": path, **{name: os.environ[name] for name in names if name in os.environ}}
+
+
+def _delay(former: dict[str, Any], restarts: int) -> int:
+    """Return how many milliseconds the keeper waits before the next start."""
+    if not restarts or time.time() - float(former.get("started", 0)) > _STEADY_S:
+        return _FIRST_DELAY_MS
+    return min(2 * int(former.get("delay_ms", _FIRST_DELAY_MS)), _LAST_DELAY_MS)
+
+
+def root_of(entry: Entry, described: RootFS, former: dict[str, Any]) -> RootFS:
+    """Return what the root of a description stands for, with a writable layer on disk where nothing else was asked for.
+
+    Args:
+        entry: the record.
+        described: the root.
+        former: ``run.json`` of the last start; empty before the first.
+
+    Raises:
+        StateError: the image's name means another image by now: what was written belongs on the former.
+    """
+    found = resolve(described)
+    found = attrs.evolve(found, readonly=found.readonly or described.readonly, idmap=found.idmap and described.idmap)
+    if found.kind != "overlay" or found.readonly or found.upper is not None or found.size is not None:
+        return found
+    if former and pickle.loads(bytes.fromhex(former["root"])).lowers != found.lowers:  # noqa: S301 - the user's own
+        raise StateError(
+            f"container {entry.id}: its image has other layers than at the last start, to which its changes belong: "
+            "make another container of the new image"
+        )
+    upper = os.path.join(entry.state_path, "upper")
+    os.makedirs(upper, mode=0o755, exist_ok=True)
+    return attrs.evolve(found, upper=upper, work=f"{upper}.work")

@@ -1,0 +1,443 @@
+"""Detached containers, as a caller sees them."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.container.attached import group_at
+from containerkit.detached import store
+from containerkit.detached.begin import begin, write_policy
+from containerkit.detached.description import Description, Keeping, Policy, signal_number
+from containerkit.detached.known import Known
+from containerkit.detached.logs import LogLine, Moment, moment, read
+from containerkit.errors import ContainerTimeout, SetupError, SpecError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Unpack
+
+    from containerkit.cgroup import CGroup, Limits
+    from containerkit.cgroup.stats import Stats
+    from containerkit.container.changes import Change
+    from containerkit.container.lifecycle import Container
+    from containerkit.image import Image
+    from containerkit.image.options import CommitOptions
+    from containerkit.options import ConfinementOptions, ListOf, Word
+    from containerkit.spec.container import Spec
+
+__all__ = ["Detached", "containers", "detach", "find"]
+
+_END_S: Final = 10.0
+"""How long a killed container may take to be gone."""
+
+
+class Detached(Known):
+    """A container that goes on by itself; made by :meth:`containerkit.Container.detach` and :func:`containers`.
+
+    It owns nothing: any number of them, in any process, may stand for one container.
+
+    Attributes:
+        id: the container's.
+    """
+
+    # --- Life
+
+    def start(self) -> None:
+        """Start it again after its end.
+
+        Raises:
+            StateError: it runs.
+            ContainerError: the start failed.
+        """
+        status = self.status
+        if status in ("running", "paused", "restarting"):
+            raise StateError(f"{self!r}: it is {status}")
+        self._wait_for_keeper()
+        for name in ("stopped", "error.json"):
+            with suppress(FileNotFoundError):
+                os.unlink(self.entry.file(name))
+        begin(self.entry)
+
+    def stop(self, grace_s: float | None = None, *, stop_signal: int | str | None = None) -> None:
+        """Ask it to end, and kill it when the time is up; no policy starts it again. Harmless when it does not run.
+
+        Args:
+            grace_s: seconds that it has (default: its ``stop_timeout_s``).
+            stop_signal: what asks it (default: its own, or that of its image, or SIGTERM).
+
+        Raises:
+            SpecError: no signal.
+            StateError: its record is gone.
+        """
+        keeping = self.keeping
+        status, run, _ = self.looked_at()
+        asked = stop_signal if stop_signal is not None else keeping.stop_signal
+        number = signal_number(asked if asked is not None else run.get("stop_signal", signal.SIGTERM))
+        self._mark_stopped()
+        if status == "paused":
+            self.resume()
+        if status in ("running", "paused"):
+            self._signal(run, number)
+            deadline = time.monotonic() + (keeping.stop_timeout_s if grace_s is None else grace_s)
+            while self.entry.end_of(run["run"]) is None and self.entry.is_kept():
+                if time.monotonic() >= deadline:
+                    break
+                self._sleep_until_end(run, deadline - time.monotonic())
+        self._end()
+
+    def kill(self, signal: int | str = "SIGKILL") -> None:
+        """Send its command a signal. After SIGKILL it is gone when this returns, and no policy starts it again.
+
+        Raises:
+            SpecError: no signal.
+            StateError: it does not run.
+        """
+        number = signal_number(signal)
+        status, run, _ = self.looked_at()
+        if status not in ("running", "paused", "restarting"):
+            raise StateError(f"{self!r}: it does not run")
+        if number != 9:
+            self._signal(run, number)
+            return
+        self._mark_stopped()
+        if status == "paused":
+            self.resume()
+        self._end()
+
+    def restart(self, grace_s: float | None = None) -> None:
+        """Stop it, if it runs, and start it; arguments and errors as for :meth:`stop` and :meth:`start`."""
+        self.stop(grace_s)
+        self.start()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait for the end of the run.
+
+        Args:
+            timeout_s: seconds (default: for ever).
+
+        Returns:
+            As :attr:`exit_code`.
+
+        Raises:
+            ContainerTimeout: it still runs.
+            StateError: it was never started, or its keeper was killed, or the record went with its end.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            status, run, end = self.looked_at()
+            if end is not None:
+                return os.waitstatus_to_exitcode(int(end["status"]))
+            if status in ("created", "dead"):
+                why = (
+                    "it was never started"
+                    if status == "created"
+                    else "its keeper was killed: nobody knows how it ended"
+                )
+                raise StateError(f"{self!r}: {why}")
+            left = 86_400.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise ContainerTimeout(self.argv, timeout_s or 0.0)
+            self._sleep_until_end(run, left)
+
+    def pause(self) -> None:
+        """Stop all of its processes where they are.
+
+        Raises:
+            StateError: it does not run.
+            UnsupportedError: it has no control group that can be frozen.
+        """
+        from containerkit.detached.freezing import freeze
+
+        status, run, _ = self.looked_at()
+        if status != "running":
+            raise StateError(f"{self!r}: it is {status}, not running")
+        freeze(self.id, run)
+
+    def resume(self) -> None:
+        """Let its processes go on.
+
+        Raises:
+            StateError: it is not paused.
+        """
+        from containerkit.detached.freezing import thaw
+
+        status, run, _ = self.looked_at()
+        if status != "paused":
+            raise StateError(f"{self!r}: it is {status}, not paused")
+        thaw(self.id, run)
+
+    def rename(self, name: str) -> None:
+        """Give it another name.
+
+        Raises:
+            SpecError: it can't be one.
+            StateError: another container has it.
+        """
+        config = self.entry.config
+        former = config["name"]
+        self.entry.set_name(name)
+        self.entry.write("config.json", {**config, "name": name})
+        if former and former != name:
+            self.entry.drop_name(former)
+
+    def update(self, limits: Limits | None = None, *, restart: str | None = None) -> None:
+        """Change its limits or its policy, now and for later starts; what is None stays.
+
+        Raises:
+            SpecError, UnsupportedError, SetupError: the limits can't be had; the former ones hold.
+            StateError: it runs without a control group.
+        """
+        if restart is not None:
+            keeping = attrs.evolve(self.keeping, restart=restart)
+            self.entry.write("config.json", {**self.entry.config, **attrs.asdict(keeping)})
+            write_policy(self.entry, Policy.parse(restart), self.restarts)
+        if limits is None:
+            return
+        if self.status in ("running", "paused"):
+            with self._group() as group:
+                group.update(limits)
+        description = self.description()
+        former = description.spec.limits
+        if former is not None:
+            given = {
+                f.name: v for f in attrs.fields(type(limits)) if f.init and (v := getattr(limits, f.name)) is not None
+            }
+            limits = attrs.evolve(former, **given)
+        changed = attrs.evolve(description, spec=attrs.evolve(description.spec, limits=limits))
+        self.entry.write_bytes("description", changed.dump())
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove the record with all that it has written.
+
+        Args:
+            force: kill it first, if it runs (default False).
+
+        Raises:
+            StateError: it runs.
+            CleanupError: something could not be removed.
+        """
+        status = self.status
+        if status in ("running", "paused", "restarting"):
+            if not force:
+                raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True")
+            with suppress(StateError):
+                self.kill()
+        self._wait_for_keeper()
+        self.entry.remove()
+
+    # --- What it says and uses
+
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        tail: int | None = None,
+        pieces: bool = False,
+    ) -> Iterator[LogLine]:
+        """Yield what its command has written.
+
+        Args:
+            follow: wait for more, until it has ended (default False).
+            since, until: only what was written then: a datetime, seconds since 1970, a timedelta or text such as
+                ``"10m"`` for so long ago, or a time as RFC 3339 has it.
+            tail: only so many of the last lines.
+            pieces: also pieces of lines, as they came: a prompt is one (default False: whole lines up to 1 MiB).
+
+        Raises:
+            SpecError: no time, or no number.
+            SetupError: the logs can't be read.
+        """
+        if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
+            raise SpecError(f"tail: {tail!r:.100} is not a number of lines")
+        start = "" if since is None else moment(since, "since")
+        end = "~" if until is None else moment(until, "until")
+        asks = self.goes_on if follow else None
+        return read(self.entry.state_path, since=start, until=end, tail=tail, follow=asks, pieces=pieces)
+
+    def stats(self) -> Stats:
+        """Return the report of its control group.
+
+        Raises:
+            StateError: it does not run, or has no control group.
+        """
+        with self._group() as group:
+            return group.stats()
+
+    def members(self) -> list[int]:
+        """Return the pids, outside, of all its processes.
+
+        Raises:
+            StateError: it does not run.
+        """
+        with self.attach() as view:
+            return view.members()
+
+    def changes(self) -> Iterator[Change]:
+        """Yield what it has added, changed and deleted below its root; also when it does not run.
+
+        Raises:
+            StateError: it was never started, or its root keeps no changes on disk.
+        """
+        from containerkit.detached.view import changes
+
+        yield from changes(self.resolved_root(), self.description().spec, repr(self))
+
+    def commit(
+        self, reference: str | None = None, *, author: str = "", message: str = "", **defaults: Unpack[CommitOptions]
+    ) -> Image:
+        """Make an image of what it has changed; see :func:`containerkit.image.commit`.
+
+        Args:
+            reference: the new image's name, or None.
+            author: who made it.
+            message: goes into the history.
+            defaults: see :class:`containerkit.image.options.CommitOptions`.
+
+        Raises:
+            StateError: it does not run, or its root keeps no changes.
+        """
+        from containerkit.image import Image, commit
+
+        base = Image.get(self.image, pull="never") if self.image else None
+        with self.attach() as view:
+            return commit(view, reference, base=base, author=author, message=message, **defaults)
+
+    def attach(self, **confinement: Unpack[ConfinementOptions]) -> Container:
+        """Return a view on it for ``run``, ``popen`` and ``files``; see :meth:`containerkit.Container.attach`.
+
+        Raises:
+            StateError: it does not run.
+        """
+        from containerkit.detached.view import View
+
+        return View(self.entry, confinement)
+
+    # ---
+
+    @contextmanager
+    def _group(self) -> Iterator[CGroup]:
+        status, run, _ = self.looked_at()
+        if status not in ("running", "paused"):
+            raise StateError(f"{self!r}: it does not run")
+        group = group_at(self.id, run["groups"])
+        if group is None:
+            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+        try:
+            yield group
+        finally:
+            group.close()
+
+    def _mark_stopped(self) -> None:
+        try:
+            os.close(os.open(self.entry.file("stopped"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except FileNotFoundError:
+            raise StateError(f"container {self.id}: its record is gone") from None
+        except OSError as error:
+            raise SetupError("open", error.errno or 0, self.entry.file("stopped")) from None
+
+    def _signal(self, run: Mapping[str, Any], number: int) -> None:
+        """Send the command a signal, if it is the one on record.
+
+        Its pid is not another's while its keeper has not read its status: that is looked at once the pidfd is there.
+        """
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(int(run["pid"]))
+            try:
+                if self.entry.is_kept() and self.entry.end_of(run["run"]) is None:
+                    signal.pidfd_send_signal(pidfd, number)
+            finally:
+                os.close(pidfd)
+
+    def _sleep_until_end(self, run: Mapping[str, Any], most_s: float) -> None:
+        """Sleep until the command has ended, but not longer than some time; a moment where it has ended already."""
+        try:
+            pidfd = os.pidfd_open(int(run["pid"]))
+        except ProcessLookupError:
+            time.sleep(min(0.001, max(0.0, most_s)))
+            return
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if poll.poll(min(most_s, 3600.0) * 1000):
+                time.sleep(0.0005)
+        finally:
+            os.close(pidfd)
+
+    def _end(self) -> None:
+        """End the keeper, and with it all that runs; returns when it has ended."""
+        keeper = self.last_run.get("keeper")
+        if keeper is not None and self.entry.is_kept():
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(int(keeper))
+                try:
+                    if self.entry.is_kept():
+                        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                finally:
+                    os.close(pidfd)
+        self._wait_for_keeper()
+
+    def _wait_for_keeper(self) -> None:
+        deadline, pause_s = time.monotonic() + _END_S, 0.0002
+        while self.entry.is_kept():
+            if time.monotonic() > deadline:
+                raise StateError(f"{self!r}: it has not ended within {_END_S:g} s")
+            time.sleep(pause_s)
+            pause_s = min(0.01, 1.5 * pause_s)
+
+
+def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping[str, Any]) -> Detached:
+    """Put a container on record and start it; see :meth:`containerkit.Container.detach`."""
+    keeping_names = {field.name for field in attrs.fields(Keeping)} - {"name"}
+    given = {key: value for key, value in options.items() if key in keeping_names}
+    fields = {key: value for key, value in options.items() if key not in keeping_names}
+    if spec.rootfs.kind == "image":
+        given.setdefault("image", spec.rootfs.name)
+    keeping = Keeping(name=name, **given)
+    argv = tuple(map(os.fsdecode, command)) if command is not None else _default_command(spec)
+    description = Description(spec=spec, argv=argv, fields=fields)
+    config = {**attrs.asdict(keeping), "created": time.time(), "argv": argv}
+    entry = store.create(config, description.dump())
+    try:
+        begin(entry)
+    except BaseException:
+        entry.remove()
+        raise
+    return Detached(entry)
+
+
+def _default_command(spec: Spec) -> tuple[str, ...]:
+    if spec.rootfs.kind != "image":
+        raise SpecError("detach: this root has no command of its own: pass command=[...]")
+    from containerkit.image import Image
+
+    named = ("pull", "platform", "store")
+    options: dict[str, Any] = {name: value for name, value in spec.rootfs.arguments if name in named}
+    return tuple(Image.get(spec.rootfs.name, **options).defaults.argv(None))
+
+
+def find(name: str) -> Detached:
+    """Return the detached container of a name, an id, or the beginning of an id.
+
+    Raises:
+        StateError: there is none, or there are several.
+    """
+    return Detached(store.find(name))
+
+
+def containers(*, all: bool = False) -> list[Detached]:  # noqa: A002 - as in ps -a
+    """Return the detached containers of this user, the oldest first.
+
+    Args:
+        all: also those that do not run (default False).
+    """
+    found = [Detached(entry) for entry in store.entries()]
+    return found if all else [one for one in found if one.goes_on()]

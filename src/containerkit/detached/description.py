@@ -1,0 +1,195 @@
+"""What a detached container is made from, and how it is kept."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import attrs
+
+from containerkit.container.arguments import COMMAND_FIELDS, owns_nothing
+from containerkit.container.live import checked_id
+from containerkit.errors import SpecError, StateError
+from containerkit.security.checks import check_bool
+from containerkit.spec.container import CONFINEMENT, Spec, check_names
+from containerkit.spec.words import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["NEVER", "Description", "Keeping", "Policy", "signal_number"]
+
+_POLICIES: Final = {"no": 0, "on-failure": 1, "always": 2, "unless-stopped": 2}
+
+
+@attrs.frozen
+class Policy:
+    """When a container is started again after its end.
+
+    Attributes:
+        name: ``"no"``, ``"on-failure"``, ``"always"`` or ``"unless-stopped"``. One that was stopped by hand is not
+            started again by any of them; since there is no daemon that starts, the last two are the same.
+        most: how often in a row, for ``on-failure``; 0 for any number.
+    """
+
+    name: str = "no"
+    most: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the policy of ``no``, ``on-failure[:N]``, ``always`` or ``unless-stopped``.
+
+        Raises:
+            SpecError: none of these.
+        """
+        name, colon, most = text.partition(":") if isinstance(text, str) else ("", "", "")
+        if name not in _POLICIES or (colon and (name != "on-failure" or not most.isascii() or not most.isdecimal())):
+            raise SpecError(f"restart: {text!r:.100} is none of no, on-failure[:N], always, unless-stopped")
+        return cls(name, int(most) if colon else 0)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.most}" if self.most else self.name
+
+    def number(self, restarts: int) -> int:
+        """Return what the keeper is told: 0 never, 1 on failure, 2 always.
+
+        Args:
+            restarts: how often it has been started again.
+        """
+        return 0 if self.most and restarts >= self.most else _POLICIES[self.name]
+
+
+NEVER: Final = Policy()
+
+
+def signal_number(value: int | str) -> int:
+    """Return the number of a signal: 15, ``"15"``, ``"TERM"`` or ``"SIGTERM"``.
+
+    Raises:
+        SpecError: no signal.
+    """
+    text = str(value)
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= signal.SIGRTMAX:
+        return int(text)
+    if name in signal.Signals.__members__:
+        return int(signal.Signals[name])
+    raise SpecError(f"signal: {value!r:.100} is neither a number from 1 to {int(signal.SIGRTMAX)} nor a signal's name")
+
+
+@attrs.frozen(kw_only=True)
+class Keeping:
+    """How a container is kept.
+
+    Attributes:
+        name: by which it is found; empty for none but the id.
+        restart: the policy, as text.
+        labels: free strings.
+        stop_signal: what asks it to end; None for what its image says, or SIGTERM.
+        stop_timeout_s: seconds that it has to end by itself.
+        tty: whether the command gets a terminal.
+        stdin_open: whether its standard input stays open, for ``attach``.
+        remove: whether the record goes with its end.
+        log_max_bytes: the size at which a log is rotated.
+        log_files: how many logs are kept.
+        image: the name of its image, for people.
+        command_line: the options and the command of ``run`` that made it; empty for what was made from Python.
+        folder: the working directory of that.
+    """
+
+    name: str = ""
+    restart: str = "no"
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    stop_signal: int | str | None = None
+    stop_timeout_s: float = 10.0
+    tty: bool = False
+    stdin_open: bool = False
+    remove: bool = False
+    log_max_bytes: int = 16 << 20
+    log_files: int = 3
+    image: str = ""
+    command_line: tuple[str, ...] = ()
+    folder: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if self.name:
+            checked_id(self.name)
+        policy = Policy.parse(self.restart)
+        for name in ("tty", "stdin_open", "remove"):
+            check_bool(getattr(self, name), name)
+        if self.remove and policy.name != "no":
+            raise SpecError(f"remove and restart={self.restart!r} can't both be meant: it would be removed at its end")
+        if self.stop_signal is not None:
+            signal_number(self.stop_signal)
+        for key, value in self.labels.items():
+            if not isinstance(key, str) or not key or not isinstance(value, str):
+                raise SpecError(f"labels: {key!r:.100}: {value!r:.100}: both must be text, and the key not empty")
+        for name, least in (("log_max_bytes", 4096), ("log_files", 1)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**60:
+                raise SpecError(f"{name}: {number!r:.100} is not a number from {least} on")
+        seconds = self.stop_timeout_s
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 2**31:
+            raise SpecError(f"stop_timeout_s: {seconds!r:.100} is not a number of seconds")
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Return what a record's ``config.json`` says."""
+        return cls(**{field.name: config[field.name] for field in attrs.fields(cls)})
+
+
+@attrs.frozen(kw_only=True)
+class Description:
+    """What a container is made from.
+
+    Attributes:
+        spec: the container.
+        argv: the command.
+        fields: its other arguments, as for ``popen``.
+    """
+
+    spec: Spec
+    argv: tuple[str, ...]
+    fields: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.argv:
+            raise SpecError("detach: the image has no command of its own: pass command=[...]")
+        encode(self.argv, "argv")
+        check_names("detach", self.fields, COMMAND_FIELDS - {"pass_fds"} - CONFINEMENT)
+        if self.spec.namespaces.pid != "new":
+            raise SpecError("detach: the pid namespace must be new: with it all that is left of a container ends")
+        if self.spec.wishes_for_network:
+            raise SpecError(
+                "detach: names, ports and rules of a network are served by the process that starts the container, "
+                "which does not stay: pass network='host' or 'none', without publish, egress, dns and hosts"
+            )
+        if not owns_nothing(self.spec):
+            raise SpecError("detach: a namespace that this process holds can't be handed on: make it new or the host's")
+
+    def dump(self) -> bytes:
+        """Return it as bytes for the record.
+
+        Raises:
+            SpecError: something in it belongs to this process.
+        """
+        try:
+            return pickle.dumps(self)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise SpecError(f"detach: something in the description can't outlive this process: {error}") from None
+
+    @classmethod
+    def load(cls, content: bytes) -> Description:
+        """Return what :meth:`dump` made. The record is the user's own, as is whoever reads it.
+
+        Raises:
+            StateError: it was written by another version.
+        """
+        try:
+            found = pickle.loads(content)  # noqa: S301 - nobody but the user can write it
+        except Exception as error:  # noqa: BLE001 - a pickle of another version may fail in any way
+            raise StateError(f"the description was written by another version of containerkit: {error}") from None
+        if not isinstance(found, cls):
+            raise StateError("the description was written by another version of containerkit")
+        return found

@@ -1,0 +1,75 @@
+"""What ``inspect`` tells of a detached container, by the names that Docker's users know."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from containerkit.detached.known import Known
+
+__all__ = ["inspection", "rfc3339", "shell_status"]
+
+
+def rfc3339(seconds: float | None) -> str:
+    """Return a time in seconds since 1970 as text; empty for None."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def shell_status(code: int | None) -> int:
+    """Return an exit status as a shell has it: 128 + N for signal N; -1 where nobody knows."""
+    return -1 if code is None else code if code >= 0 else 128 - code
+
+
+def inspection(one: Known) -> dict[str, Any]:
+    """Return all that is known of a container."""
+    keeping, description = one.keeping, one.description()
+    status, run, end = one.looked_at()
+    spec, runs = description.spec, status in ("running", "paused")
+    limits = {} if spec.limits is None else attrs.asdict(spec.limits, filter=lambda _, value: value is not None)
+    return {
+        "Id": one.id,
+        "Name": keeping.name,
+        "Created": rfc3339(one.created_at),
+        "Path": description.argv[0],
+        "Args": list(description.argv[1:]),
+        "State": {
+            "Status": status,
+            "Running": runs,
+            "Paused": status == "paused",
+            "Restarting": status == "restarting",
+            "OOMKilled": end is not None and end["oom"] == "1",
+            "Dead": status == "dead",
+            "Pid": run["pid"] if runs else 0,
+            "ExitCode": 0 if runs or status == "created" else shell_status(one.exit_code),
+            "Error": one.error or ("its keeper was killed" if status == "dead" else ""),
+            "StartedAt": rfc3339(run.get("started")),
+            "FinishedAt": end["finished"] if end is not None else "",
+        },
+        "Image": keeping.image,
+        "RestartCount": one.restarts,
+        "LogPath": one.entry.state_path,
+        "HostConfig": {
+            "RestartPolicy": keeping.restart,
+            "AutoRemove": keeping.remove,
+            "Limits": limits,
+            "LogConfig": {"max-size": keeping.log_max_bytes, "max-file": keeping.log_files},
+        },
+        "Mounts": [attrs.asdict(mount) for mount in spec.mounts],
+        "Config": {
+            "Hostname": spec.hostname,
+            "User": description.fields.get("user"),
+            "Env": [f"{name}={value}" for name, value in (description.fields.get("env") or {}).items()],
+            "Cmd": list(description.argv),
+            "WorkingDir": description.fields.get("cwd"),
+            "Labels": dict(keeping.labels),
+            "Tty": keeping.tty,
+            "OpenStdin": keeping.stdin_open,
+            "StopSignal": keeping.stop_signal,
+            "StopTimeout": keeping.stop_timeout_s,
+        },
+        "Keeper": run.get("keeper") if runs else None,
+        "CGroups": run.get("groups", []),
+    }

@@ -1,0 +1,262 @@
+"""The logs of a detached container, as its keeper writes them.
+
+They lie in ``log.1``, ``log.2``, ...: a new one is begun when one is full, and the oldest are removed. A line is
+``TIME STREAM F TEXT``, a piece of one that goes on ``TIME STREAM P TEXT``.
+
+Source: the Kubernetes CRI log format; inotify(7).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from containerkit.errors import SetupError, SpecError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["LogLine", "Moment", "last_log", "moment", "read"]
+
+Moment = datetime | timedelta | float | int | str
+"""A time: with time zone, before now, in seconds since 1970, or as text such as ``10m`` or ``2026-01-02T03:04:05Z``."""
+
+_IN_CREATE, _IN_MODIFY, _IN_CLOEXEC = 0x100, 0x2, 0o2000000
+_CHUNK: Final = 1 << 18
+_LONGEST_LINE: Final = 1 << 20
+_LONGEST_WAIT_S: Final = 0.25
+"""After which a follower looks whether the container still runs."""
+
+
+class LogLine(NamedTuple):
+    """What a command wrote: a line, or a piece of one.
+
+    Attributes:
+        time: when the keeper read it, in UTC, as RFC 3339 with nanoseconds.
+        stream: ``"stdout"`` or ``"stderr"``; a terminal has only the former.
+        text: the bytes, with the end of the line where it is whole.
+    """
+
+    time: str
+    stream: str
+    text: bytes
+
+    def __str__(self) -> str:
+        """The text; bytes that are not UTF-8 are replaced."""
+        return self.text.decode("utf-8", "replace")
+
+
+def numbers(folder: str) -> list[int]:
+    """Return the numbers of the logs in a directory, the oldest first."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(int(name[4:]) for name in names if name.startswith("log.") and name[4:].isdecimal())
+
+
+def last_log(folder: str) -> int:
+    """Return the number of the log that is written to; 1 where there is none yet."""
+    return max(numbers(folder), default=1)
+
+
+def moment(value: Moment, what: str) -> str:
+    """Return a time as the logs have it.
+
+    Raises:
+        SpecError: it can't be one.
+    """
+    now = datetime.now(UTC)
+    if isinstance(value, str):
+        value = _parsed(value, what)
+    if isinstance(value, timedelta):
+        value = now - value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = datetime.fromtimestamp(value, UTC)
+    if not isinstance(value, datetime):
+        raise SpecError(f"{what}: {value!r:.100} is no time")
+    if value.tzinfo is None:
+        value = value.astimezone()
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
+
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration_s(text: str, what: str) -> float:
+    """Return the seconds of ``1h30m``, ``90s``, ``500ms``.
+
+    Raises:
+        SpecError: it is no duration.
+    """
+    import re
+
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise SpecError(f"{what}: {text!r:.100} is no duration such as 90s, 10m, 1h30m")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def _parsed(text: str, what: str) -> datetime | timedelta | float:
+    if text[-1:] in ("s", "m", "h", "d"):
+        return timedelta(seconds=duration_s(text, what))
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise SpecError(
+            f"{what}: {text!r:.100} is neither a time such as 2026-01-02T03:04:05Z nor a duration"
+        ) from None
+
+
+def read(
+    folder: str,
+    *,
+    since: str = "",
+    until: str = "~",
+    tail: int | None = None,
+    follow: Callable[[], bool] | None = None,
+    pieces: bool = False,
+) -> Iterator[LogLine]:
+    """Yield what the logs of a directory hold.
+
+    Args:
+        folder: the directory.
+        since, until: only what was written then, as :func:`moment` gives it.
+        tail: only so many of the last lines that are there by now.
+        follow: tells whether more may come: then it is waited for. Default: what is there.
+        pieces: yield pieces of lines as they came, and do not wait for the rest. Default: whole lines, as far as they
+            are not longer than 1 MiB.
+
+    Raises:
+        SetupError: a log can't be read, or there are no inotify instances left.
+    """
+    logs, joined = _Logs(folder), _Joined(pieces=pieces)
+    try:
+        if follow is not None:
+            logs.watch()
+        there = joined.add(logs.more())
+        for line in _last(there if follow is not None else chain(there, joined.rest()), tail):
+            if since <= line.time <= until:
+                yield line
+        while follow is not None:
+            goes_on = follow()  # asked before the logs are read: what was written before its end is not missed
+            for line in joined.add(logs.more()):
+                if line.time > until:
+                    return
+                if since <= line.time:
+                    yield line
+            if not goes_on:
+                break
+            logs.wait(_LONGEST_WAIT_S)
+        yield from (line for line in joined.rest() if since <= line.time <= until)
+    finally:
+        logs.close()
+
+
+class _Joined:
+    """Joins the pieces of lines, each stream's for itself."""
+
+    def __init__(self, *, pieces: bool) -> None:
+        self._pieces = pieces
+        self._begun: dict[str, LogLine] = {}
+
+    def add(self, lines: Iterator[LogLine]) -> Iterator[LogLine]:
+        """Yield the lines that are whole with these."""
+        for line in lines:
+            begun = None if self._pieces else self._begun.pop(line.stream, None)
+            found = line if begun is None else begun._replace(text=begun.text + line.text)
+            if self._pieces or found.text.endswith(b"\n") or len(found.text) > _LONGEST_LINE:
+                yield found
+            else:
+                self._begun[line.stream] = found
+
+    def rest(self) -> Iterator[LogLine]:
+        """Yield what no end of a line has come for."""
+        yield from sorted(self._begun.values())
+        self._begun.clear()
+
+
+def _last(lines: Iterator[LogLine], tail: int | None) -> Iterator[LogLine]:
+    if tail is None:
+        return lines
+    from collections import deque
+
+    return iter(deque(lines, maxlen=tail))
+
+
+class _Logs:
+    """The logs of a directory, read from the oldest on."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._number = min(numbers(folder), default=1)
+        self._fd = -1
+        self._rest = b""
+        self._inotify = -1
+
+    def watch(self) -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._inotify = libc.inotify_init1(_IN_CLOEXEC | os.O_NONBLOCK)
+        folder = os.fsencode(self._folder)
+        if self._inotify < 0 or libc.inotify_add_watch(self._inotify, folder, _IN_CREATE | _IN_MODIFY) < 0:
+            number = ctypes.get_errno()
+            hint = "raise fs.inotify.max_user_instances or max_user_watches"
+            raise SetupError("inotify_init1", number, self._folder, hint)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until something was written."""
+        if select.select([self._inotify], [], [], timeout_s)[0]:
+            os.read(self._inotify, 65536)
+
+    def more(self) -> Iterator[LogLine]:
+        """Yield all that is there and was not read before."""
+        while self._open():
+            while chunk := os.read(self._fd, _CHUNK):
+                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                yield from map(_line, lines)
+            if not self._next():
+                return
+
+    def _open(self) -> bool:
+        if self._fd < 0:
+            try:
+                self._fd = os.open(f"{self._folder}/log.{self._number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                raise SetupError("open", error.errno or 0, f"{self._folder}/log.{self._number}") from None
+        return True
+
+    def _next(self) -> bool:
+        """Go on to the next log, once this one is full and read to its end."""
+        later = [number for number in numbers(self._folder) if number > self._number]
+        if not later:
+            return False
+        if os.lseek(self._fd, 0, os.SEEK_CUR) < os.fstat(self._fd).st_size:
+            return True  # it was written to before the next was begun
+        os.close(self._fd)
+        self._fd, self._number = -1, later[0]
+        return True
+
+    def close(self) -> None:
+        for fd in (self._fd, self._inotify):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._inotify = -1
+
+
+def _line(raw: bytes) -> LogLine:
+    try:
+        time, stream, mark, text = raw.split(b" ", 3)
+        return LogLine(time.decode("ascii"), stream.decode("ascii"), text + b"\n" if mark == b"F" else text)
+    except ValueError:
+        raise StateError(f"the log holds something else: {raw!r:.100}") from None

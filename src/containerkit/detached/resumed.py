@@ -1,0 +1,37 @@
+"""What a keeper becomes when its container has ended and there is more to do: ``again`` or ``remove``.
+
+It has the record in descriptor 3, the logs in 4 and the lock of the record in 9; see keeper.c.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from containerkit.detached.store import Entry
+
+__all__ = ["main"]
+
+_RECORD, _LOGS, _LOCK = 3, 4, 9
+
+
+def main() -> None:
+    """Start the container again, or remove its record."""
+    for fd in (_RECORD, _LOGS, _LOCK):
+        os.set_inheritable(fd, False)
+    entry = Entry(os.path.basename(os.readlink(f"/proc/self/fd/{_RECORD}")))
+    os.close(_RECORD)
+    os.close(_LOGS)
+    if sys.argv[1] == "remove":
+        entry.remove()
+        return
+    if os.path.exists(entry.file("stopped")):
+        return
+    from containerkit.detached.begin import become_keeper
+
+    former = entry.read("run.json") or {}
+    become_keeper(entry, -1, restarts=int(former.get("restarts", 0)) + 1, lock=_LOCK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""The records of detached containers: where they lie, how they are made, found and removed.
+
+A record is a directory below ``/run/containerkit/containers`` (of a user: below ``$XDG_RUNTIME_DIR``):
+
+==================  ==================================================================================================
+``config.json``     name, labels, policy and the like; replaced as a whole
+``description``     what the container and its command are made from, pickled
+``run.json``        the last start: its number, the pids, the control groups
+``exit.N``          how start number N ended; written by the keeper
+``lock``            locked by the keeper for as long as it lives
+``stopped``         it was stopped by hand: no policy starts it again
+==================  ==================================================================================================
+
+Beside them ``names`` holds a symlink from each name to an id. What must not lie in memory, the writable layer and the
+logs, is below ``/var/lib/containerkit/containers/ID`` (of a user: ``$XDG_DATA_HOME``). A reboot takes the records away;
+what it leaves on disk is swept.
+
+Source: fcntl_locking(2), F_OFD_SETLK.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+from contextlib import contextmanager, suppress
+from errno import EACCES, EAGAIN, ENOSPC
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.container.live import checked_id
+from containerkit.errors import SetupError, SpecError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "sweep"]
+
+VERSION: Final = 1
+"""Of the records; those of another version are refused."""
+
+_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock of 64-bit machines
+
+
+def records_root() -> str:
+    """Return the directory of this user's records.
+
+    Raises:
+        StateError: a user without ``XDG_RUNTIME_DIR``.
+    """
+    if os.geteuid() == 0:
+        return "/run/containerkit/containers"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if not runtime:
+        raise StateError(
+            "detached containers are on record below $XDG_RUNTIME_DIR, which is not set: "
+            "log in by way of systemd or PAM, or set it to a directory of your own in memory"
+        )
+    return os.path.join(runtime, "containerkit/containers")
+
+
+def state_root() -> str:
+    """Return the directory on disk of what containers write."""
+    if os.geteuid() == 0:
+        return "/var/lib/containerkit/containers"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(data, "containerkit/containers")
+
+
+class Entry:
+    """One record.
+
+    Attributes:
+        id: of the container.
+        path: its directory.
+        state_path: the directory of its writable layer and logs.
+    """
+
+    __slots__ = ("id", "path", "state_path")
+
+    def __init__(self, id: str) -> None:  # noqa: A002 - what it is in the OCI
+        self.id = id
+        self.path = os.path.join(records_root(), id)
+        self.state_path = os.path.join(state_root(), id)
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.id}>"
+
+    def file(self, name: str) -> str:
+        """Return the path of one of its files."""
+        return os.path.join(self.path, name)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return the content of one of its JSON files, None where there is none.
+
+        Raises:
+            StateError: it is not what this version writes.
+        """
+        try:
+            with open(self.file(name), encoding="utf-8") as file:
+                content: dict[str, Any] = json.load(file)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StateError(f"container {self.id}: its record can't be read: {name}: {error}") from None
+        if not isinstance(content, dict) or content.get("version") != VERSION:
+            raise StateError(f"container {self.id}: its record is of another version of containerkit: {name}")
+        return content
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Replace one of its JSON files."""
+        self.write_bytes(name, json.dumps({"version": VERSION, **content}).encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Replace one of its files as a whole: who reads it sees the former or this.
+
+        Raises:
+            SetupError: the filesystem of the records is full, or the record is gone.
+        """
+        temporary = self.file(f"{name}.{os.getpid()}.new")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                if os.write(fd, content) != len(content):  # the filesystem has become full in the midst of it
+                    raise OSError(ENOSPC, os.strerror(ENOSPC))
+            finally:
+                os.close(fd)
+            os.replace(temporary, self.file(name))
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise SetupError("write", error.errno or 0, self.file(name), "the record could not be changed") from None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What it is called and how it is kept.
+
+        Raises:
+            StateError: it is gone.
+        """
+        content = self.read("config.json")
+        if content is None:
+            raise StateError(f"container {self.id}: its record is gone")
+        return content
+
+    def is_kept(self) -> bool:
+        """Tell whether a keeper lives, or a process that is about to become one."""
+        try:
+            fd = os.open(self.file("lock"), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+        finally:
+            os.close(fd)
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    def lock(self) -> int:
+        """Lock it for a keeper to be; returns the descriptor that holds the lock.
+
+        Raises:
+            StateError: it has a keeper.
+        """
+        fd = os.open(self.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (EACCES, EAGAIN):
+                raise StateError(f"container {self.id}: it runs, or is being started") from None
+            raise
+        return fd
+
+    def end_of(self, run: int) -> dict[str, str] | None:
+        """Return what the keeper wrote of the end of a start; None where it wrote nothing."""
+        try:
+            with open(self.file(f"exit.{run}"), encoding="ascii") as file:
+                words = file.read().split()
+        except FileNotFoundError:
+            return None
+        return dict(zip(words[::2], words[1::2], strict=False))
+
+    def set_name(self, name: str) -> None:
+        """Give it a name.
+
+        Raises:
+            SpecError: it can't be one.
+            StateError: another container has it.
+        """
+        place = _name_path(checked_id(name))
+        os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+        for _ in range(3):
+            try:
+                os.symlink(self.id, place)
+            except FileExistsError:
+                owner = _named(name)
+                if owner == self.id:
+                    return
+                if owner is not None:
+                    raise StateError(
+                        f"the name {name!r} belongs to container {owner}: remove or rename that one, or choose another"
+                    ) from None
+                with suppress(FileNotFoundError):  # of a record that is gone
+                    os.unlink(place)
+            else:
+                return
+        raise StateError(f"the name {name!r} is being taken and given back by others: try again")
+
+    def drop_name(self, name: str) -> None:
+        """Take a name away, if it is this container's."""
+        if _link(name) == self.id:
+            with suppress(FileNotFoundError):
+                os.unlink(_name_path(name))
+
+    def remove(self) -> None:
+        """Remove the record with all that the container has written; the caller has seen to it that nothing runs.
+
+        Raises:
+            CleanupError: something on disk could not be removed; the record is still there.
+        """
+        from pathlib import Path
+
+        from containerkit.errors import CleanupError
+        from containerkit.image.store.locks import remove_tree
+
+        config = self.read("config.json") or {}
+        if os.path.lexists(self.state_path) and not remove_tree(Path(self.state_path)):
+            raise CleanupError((self.state_path,))
+        if name := config.get("name"):
+            self.drop_name(name)
+        with suppress(FileNotFoundError):
+            os.unlink(self.file("config.json"))  # the first: without it there is no container, and a sweep goes on
+        if os.path.lexists(self.path) and not remove_tree(Path(self.path)):
+            raise CleanupError((self.path,))
+
+
+def _name_path(name: str) -> str:
+    return os.path.join(records_root(), ".names", name)
+
+
+def _link(name: str) -> str | None:
+    try:
+        return os.readlink(_name_path(name))
+    except OSError:
+        return None
+
+
+def _named(name: str) -> str | None:
+    """Return the id that a name leads to, None where there is no such record any more."""
+    found = _link(name)
+    return found if found is not None and os.path.isdir(os.path.join(records_root(), found)) else None
+
+
+@contextmanager
+def _gate() -> Iterator[None]:
+    """Let no sweep look at what is half made."""
+    root = records_root()
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def create(config: dict[str, Any], description: bytes) -> Entry:
+    """Put a container on record, as created.
+
+    Args:
+        config: what goes to ``config.json``; ``name`` is the container's, and may be empty.
+        description: what it is made from.
+
+    Raises:
+        SpecError, StateError: the name can't be had.
+        SetupError: the record can't be written.
+    """
+    entry = Entry(os.urandom(6).hex())
+    try:
+        with _gate():
+            os.makedirs(entry.path, mode=0o700)
+            os.makedirs(entry.state_path, mode=0o700)
+            if config["name"]:
+                entry.set_name(config["name"])
+            entry.write_bytes("description", description)
+            entry.write("config.json", config)  # the last: without it there is no container
+    except BaseException as error:
+        if config["name"]:
+            entry.drop_name(config["name"])
+        entry.remove()
+        if isinstance(error, OSError) and not isinstance(error, SetupError):
+            raise SetupError("mkdir", error.errno or 0, entry.path, "the record can't be made") from None
+        raise
+    return entry
+
+
+def entries() -> list[Entry]:
+    """Return all records of this user, the oldest first."""
+    root = records_root()
+    found: list[tuple[int, Entry]] = []
+    try:
+        names = os.listdir(root)
+    except FileNotFoundError:
+        return []
+    for name in names:
+        if name.startswith("."):
+            continue
+        try:
+            status = os.stat(os.path.join(root, name, "description"))
+            os.stat(os.path.join(root, name, "config.json"))
+        except OSError:  # half made, or half gone
+            continue
+        found.append((status.st_mtime_ns, Entry(name)))
+    return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
+
+
+def find(name: str) -> Entry:
+    """Return the record of a name, an id, or the beginning of an id.
+
+    Raises:
+        SpecError: an empty name.
+        StateError: there is none, or there are several.
+    """
+    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+        raise SpecError(f"container {name!r:.100}: it must be a name, an id, or the beginning of an id")
+    if (owner := _named(name)) is not None:
+        return Entry(owner)
+    fitting = [entry for entry in entries() if entry.id.startswith(name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise StateError(f"container {name!r}: there are {len(fitting)} whose ids begin so: give more of it")
+    raise StateError(f"container {name!r}: there is none of that name or id: 'containerkit ps -a' shows all")
+
+
+def sweep() -> tuple[str, ...]:
+    """Remove what records and their disk state have left half made: by killed processes, or a reboot.
+
+    Returns:
+        What is gone.
+    """
+    from pathlib import Path
+
+    from containerkit.image.store.locks import remove_tree
+
+    try:
+        root = records_root()
+    except StateError:
+        return ()
+    removed: list[str] = []
+    if not os.path.isdir(root) and not os.path.isdir(state_root()):
+        return ()
+    with _gate():
+        for name in os.listdir(root):
+            path = os.path.join(root, name)
+            if name[0] != "." and not os.path.exists(os.path.join(path, "config.json")) and remove_tree(Path(path)):
+                removed.append(path)
+        with suppress(FileNotFoundError):
+            for name in os.listdir(state_root()):
+                path = os.path.join(state_root(), name)
+                if not os.path.isdir(os.path.join(root, name)) and remove_tree(Path(path)):
+                    removed.append(path)
+        names = os.path.join(root, ".names")
+        with suppress(FileNotFoundError):
+            for name in os.listdir(names):
+                if _named(name) is None:
+                    os.unlink(os.path.join(names, name))
+    return tuple(removed)

@@ -1,0 +1,209 @@
+"""What the zygote runs, inside its container: its source is handed to the Python in there, whatever its version.
+
+It imports nothing of the library. It may read this file with Python 3.8 and later.
+"""
+
+import array
+import ast
+import contextlib
+import ctypes
+import importlib
+import os
+import signal
+import socket
+import sys
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWPID = 0x20000000
+PIDFD_OPEN = 434
+PR_SET_PDEATHSIG = 1
+
+
+def checked(result, what):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def prepared(operations):
+    """Return the calls of the confinement, with all memory that they point to: nothing of it is made after the fork."""
+    kept = []
+
+    def pointer(content):
+        memory = ctypes.create_string_buffer(content, len(content))
+        kept.append(memory)
+        return memory
+
+    def block(content, patches):
+        memory = pointer(content)
+        for at, kind, value in patches:
+            target = ctypes.addressof(pointer(value) if kind == "bytes" else block(*value))
+            ctypes.memmove(ctypes.addressof(memory) + at, target.to_bytes(8, sys.byteorder), 8)
+        return memory
+
+    def argument(kind, value):
+        if kind == "number":
+            return ctypes.c_ulong(value & (2**64 - 1))
+        if kind == "bytes":
+            return pointer(value + b"\0")
+        return block(*value) if kind == "block" else value  # the name of a slot
+
+    return [
+        (name, call, [argument(*each) for each in arguments], result, tolerated, skip, leap)
+        for name, call, arguments, result, tolerated, skip, leap in operations
+    ], kept
+
+
+def confine(operations):
+    slots = {}
+    left_out = 0
+    for name, call, arguments, result, tolerated, skip, leap in operations:
+        if left_out:
+            left_out -= 1
+            continue
+        values = [ctypes.c_ulong(slots[each]) if isinstance(each, str) else each for each in arguments]
+        if call < 0:
+            os.close(values[0].value)
+            continue
+        done = LIBC.syscall(ctypes.c_long(call), *values)
+        number = ctypes.get_errno() if done < 0 else 0
+        if done < 0 and number not in tolerated:
+            raise OSError(number, os.strerror(number), name)
+        if result and done >= 0:
+            slots[result] = done
+        left_out = skip if done < 0 else leap
+
+
+def close_others(kept):
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(3, 4096)):
+        fd = int(name)
+        if fd > 2 and fd not in kept:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def child(zygote, kinds, fds):
+    sock = socket.socket(fileno=fds[0])
+    try:
+        checked(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "die with the zygote")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        for kind, fd in zip(kinds, fds[2:]):
+            if kind == "group":  # the caller has opened it, by whose rights it is joined
+                os.write(fd, b"0")
+            elif kind != "pid":
+                checked(LIBC.setns(fd, 0), "join the " + kind + " namespace")
+        close_others({sock.fileno()})
+        confine(zygote.operations)
+        signal.set_wakeup_fd(-1)
+    except BaseException as error:
+        what = "%d %s" % (getattr(error, "errno", None) or 0, getattr(error, "filename", None) or error)
+        sock.sendall(b"e" + what.encode()[:1000])
+        os._exit(1)
+    sock.sendall(b"r")
+    code = 1
+    try:
+        zygote.program["main"](sock)
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code & 255)
+
+
+class Zygote:
+    def __init__(self, control):
+        self.control = control
+        self.status = {}
+        self.own_pid_namespace = -1
+
+    def set_up(self):
+        size = int.from_bytes(self.control.recv(4, socket.MSG_WAITALL), "little")
+        told = ast.literal_eval(self.control.recv(size, socket.MSG_WAITALL).decode())
+        sys.path += told["path"]
+        for name in told["preload"]:
+            importlib.import_module(name)
+        self.operations, self.kept = prepared(told["operations"])
+        self.program = {"__name__": "containerkit", "__builtins__": __builtins__}
+        exec(compile(told["program"], "<containerkit>", "exec"), self.program)
+
+    def reap(self, *_):
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            fd = self.status.pop(pid, None)
+            if fd is not None:
+                numbers = (status, usage.ru_utime * 1e6, usage.ru_stime * 1e6, usage.ru_maxrss)
+                with contextlib.suppress(OSError):
+                    os.write(fd, " ".join(str(int(each)) for each in numbers).encode())
+                os.close(fd)
+
+    def fork(self, kinds, fds):
+        """Fork for one request; a socket and the pipe for its end come first, then the namespaces."""
+        if "pid" in kinds:
+            checked(LIBC.setns(fds[2 + kinds.index("pid")], 0), "join the pid namespace")
+        else:
+            if self.own_pid_namespace < 0:
+                self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            checked(LIBC.setns(self.own_pid_namespace, 0), "join the pid namespace")
+            checked(LIBC.unshare(CLONE_NEWPID), "make a pid namespace")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            pid = os.fork()
+            if pid == 0:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+                child(self, kinds, fds)
+            pidfd = checked(LIBC.syscall(PIDFD_OPEN, pid, 0), "pidfd_open")
+            self.status[pid] = fds.pop(1)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        return pid, pidfd
+
+    def serve(self):
+        signal.signal(signal.SIGCHLD, self.reap)
+        self.control.sendall(b"ready")
+        while True:
+            message, fds = receive(self.control)
+            if not message:
+                return
+            try:
+                pid, pidfd = self.fork(message.decode().split()[1:], fds)
+            except OSError as error:
+                self.control.sendall(("error %s" % error).encode())
+            else:
+                ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))
+                self.control.sendmsg([b"%d" % pid], [ancillary])
+                os.close(pidfd)
+            for fd in fds:
+                os.close(fd)
+
+
+def receive(control):
+    message, ancillary, _, _ = control.recvmsg(200, socket.CMSG_SPACE(4 * 16))
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % 4])
+    return message, list(fds)
+
+
+if __name__ == "__main__":
+    zygote = Zygote(socket.socket(fileno=int(sys.argv[1])))
+    sys.argv[:] = [""]
+    try:
+        zygote.set_up()
+    except BaseException as error:
+        zygote.control.sendall(("%s: %s" % (type(error).__name__, error)).encode()[:1000])
+        raise
+    zygote.serve()

@@ -1,0 +1,385 @@
+"""An executor whose tasks run in containers: :class:`concurrent.futures.Executor` as it is."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
+
+from containerkit.container.captured import Terms
+from containerkit.errors import ContainerError, OutOfMemory, SetupError, SpecError
+from containerkit.executor._calling import dumped, shown_directories
+from containerkit.executor.errors import RemoteError, TaskError, TaskTimeout, WorkerLost
+from containerkit.executor.messages import EndedError, OverdueError, receive, send
+from containerkit.executor.plain import exception_of, unpacked
+from containerkit.executor.zygote import Ended, Forked, Zygote, source_of
+from containerkit.meanings import explained
+from containerkit.process.process import DEVNULL
+from containerkit.spec.mount import Mount
+from containerkit.spec.words import sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Unpack
+
+    from containerkit.options import ContainerOptions, ListOf, Stream
+    from containerkit.process.result import Cause, Usage
+    from containerkit.spec.rootfs import RootFS
+
+__all__ = ["ContainerExecutor", "TaskFuture"]
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+Isolation = Literal["container", "fork", "worker"]
+
+RESULT_LIMIT_BYTES: Final = 2**31
+"""The most that a result may be, unless it was said otherwise."""
+
+
+class TaskFuture(Future[Result]):
+    """The future of a task in a container.
+
+    Attributes:
+        usage: what its interpreter used; None until it is done, and with ``isolation="worker"``.
+        cause: why its interpreter ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``; None until it is done.
+    """
+
+    usage: Usage | None = None
+    cause: Cause | None = None
+
+
+class _Work:
+    __slots__ = ("args", "function", "future", "kwargs")
+
+    def __init__(self, future: TaskFuture[Any], function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.future = future
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+    def clear(self) -> None:
+        """Let go of the call: a thread holds this for longer than the call takes."""
+        del self.future, self.function, self.args, self.kwargs
+
+
+@explained
+class ContainerExecutor(Executor):
+    """Runs calls in containers, each in a fresh one with an interpreter that is warm.
+
+    ::
+
+        with ContainerExecutor(4, preload=["numpy"], limits=Limits(memory="512M"), timeout=30) as executor:
+            future = executor.submit(function, argument)
+            print(future.result(), future.usage)
+
+    It is used as any :class:`concurrent.futures.Executor`, also by ``loop.run_in_executor``. What a task does harms
+    neither the caller nor other tasks: one that kills its interpreter loses its own result, and no other.
+
+    Args:
+        max_workers: how many tasks run at a time (default: as many as processors).
+        rootfs: what tasks see as ``/`` (default ``RootFS.host()`` with the caller's Python and its packages).
+        isolation: ``"container"`` for a fresh container for each task (default); ``"fork"`` for a fresh interpreter in
+            one container, as PID 1 of a pid namespace of its own: files and network the tasks share; ``"worker"`` for
+            containers that are used again.
+        preload: modules that are imported once, before the first task.
+        path: directories of the caller's with modules for the tasks: shown read-only at the same paths with the default
+            root, else looked for inside. Functions of other modules are sent by value, which takes cloudpickle.
+        python: the interpreter, inside (default: the caller's with the default root, else ``python3``).
+        timeout: seconds that a task may take; then its interpreter is killed (default: for ever).
+        results: ``"plain"`` for numbers, texts, bytes, containers of them, and arrays of numpy, which are read without
+            running any code (default); ``"pickle"`` for anything, for tasks that are trusted: unpickling runs their
+            code in the caller.
+        result_limit_bytes: the most that a result may be (default 2 GiB).
+        initializer, initargs: called in each interpreter before its first task.
+        env: the environment of tasks (default: as of any command).
+        stdout, stderr: where tasks write to (default ``DEVNULL``).
+        user: who tasks are, an id or a pair of ids (default: root of the container).
+        options: see :class:`containerkit.options.ContainerOptions`.
+
+    Limits are of each task with ``"container"``, of each worker with ``"worker"``, of all together with ``"fork"``.
+
+    Raises:
+        SpecError: a value that can't be; nothing was made.
+        SetupError: the interpreter does not start, or a module of ``preload`` can't be imported.
+
+    Side effects, until :meth:`shutdown`: a container with an interpreter, up to ``max_workers`` threads and as many
+    containers that are ready.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        rootfs: RootFS | None = None,
+        *,
+        isolation: Isolation = "container",
+        preload: ListOf[str] = (),
+        path: ListOf[str | os.PathLike[str]] = (),
+        python: str | None = None,
+        timeout: float | None = None,
+        results: Literal["plain", "pickle"] = "plain",
+        result_limit_bytes: int = RESULT_LIMIT_BYTES,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[object, ...] = (),
+        env: Mapping[str, str] | None = None,
+        stdout: Stream = DEVNULL,
+        stderr: Stream = DEVNULL,
+        user: int | tuple[int, int] | None = None,
+        **options: Unpack[ContainerOptions],
+    ) -> None:
+        self._workers = _number_of_workers(max_workers)
+        Terms.of(timeout, result_limit_bytes, check=False)
+        _check_choices(isolation, results, initializer)
+        self._isolation = isolation
+        self._timeout = timeout
+        self._results = results
+        self._limit = result_limit_bytes
+        self._initializer = None if initializer is None else (initializer, tuple(initargs))
+        self._owner = os.getpid()
+        self._visible: list[str] | None = None
+        directories = [os.fspath(each) for each in sequence(path, "path")]
+        self._fields: dict[str, Any] = {
+            **options, "rootfs": rootfs, "python": python or "python3", "path": directories, "env": env, "user": user,
+            "stdout": stdout, "stderr": stderr, "preload": [*sequence(preload, "preload")],
+        }  # fmt: skip
+        if rootfs is None:
+            self._show_python(python, directories)
+        self._lock = threading.Lock()
+        self._replacing = threading.Lock()  # for long: submit() does not wait for it
+        self._ready: deque[Forked] = deque()
+        self._pending: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
+        self._down = False
+        self._zygote = self._made_zygote()
+        self._retired: list[Zygote] = []
+        self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="containerkit executor")
+
+    def _show_python(self, python: str | None, path: list[str]) -> None:
+        """Show the caller's Python, its packages and the directories of its modules, to be read only."""
+        shown = shown_directories(path)
+        mounts = [Mount.bind(each, each, readonly=True) for each in shown]
+        self._fields["mounts"] = [*mounts, *sequence(self._fields.get("mounts") or (), "mounts")]
+        # A virtual environment may be reached through a symlink: inside there is only the directory that it leads to.
+        directory, name = os.path.split(sys.executable)
+        self._fields["python"] = python or os.path.join(os.path.realpath(directory), name)
+        self._visible = [os.path.realpath(each) for each in ("/usr", *shown)]
+
+    def _made_zygote(self) -> Zygote:
+        kind: Any = "fork" if self._isolation == "fork" else "container"
+        return Zygote(source_of("containerkit.executor._inside_task"), isolation=kind, **self._fields)
+
+    # --- As an executor
+
+    def submit(self, fn: Callable[Given, Result], /, *args: Given.args, **kwargs: Given.kwargs) -> TaskFuture[Result]:
+        """Let a call be made in a container, and return its future.
+
+        Args:
+            fn, args, kwargs: the call; all of it is pickled.
+
+        The future raises, beside what the call does: :class:`TaskTimeout`, :class:`WorkerLost`,
+        :class:`containerkit.OutOfMemory`, and :class:`TaskError` for what can't be sent.
+
+        Raises:
+            RuntimeError: it was shut down.
+        """
+        if os.getpid() != self._owner:
+            raise RuntimeError("cannot schedule new futures: this executor is that of the process that was forked from")
+        future: TaskFuture[Result] = TaskFuture()
+        with self._lock:
+            if self._down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._threads.submit(self._serve, _Work(future, fn, args, kwargs))
+            self._pending.add(future)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's own
+        """Take no more calls, and end once those that were taken are through. Harmless when repeated.
+
+        Args:
+            wait: return only then, when nothing is left behind (default True).
+            cancel_futures: cancel those that have not begun (default False).
+        """
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            first, self._down = not self._down, True
+            pending = list(self._pending) if cancel_futures else []
+        for future in pending:
+            future.cancel()
+        if first and not wait:
+            threading.Thread(target=self._wind_up, name="containerkit executor ends").start()
+            self._threads.shutdown(wait=False)
+            return
+        self._wind_up()
+
+    def _wind_up(self) -> None:
+        self._threads.shutdown(wait=True)
+        while self._ready:
+            self._ready.popleft().close()
+        self._zygote.close()
+        self._close_retired()
+
+    # --- A task, in a thread
+
+    def _serve(self, work: _Work) -> None:
+        future = work.future
+        if not future.set_running_or_notify_cancel():
+            return
+        worker: Forked | None = None
+        lasts = False
+        try:
+            content = (b"p" if self._results == "pickle" else b"d") + self._dumped(work)
+            worker = self._taken(content)
+            value, error = self._answer(worker)
+            lasts = self._isolation == "worker"
+        except BaseException as problem:  # noqa: BLE001 - it is raised in the caller
+            value, error = None, self._explained(problem, worker, work)
+        if worker is not None and not lasts:
+            self._count(worker.end(), future)
+        work.clear()  # who called may want to be the only one who has the result
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+        del value, error, future, work
+        if worker is not None:
+            self._go_on(worker, lasts=lasts)
+
+    def _dumped(self, work: _Work) -> bytes:
+        return dumped((work.function, work.args, work.kwargs), work.function, self._visible)
+
+    def _taken(self, content: bytes) -> Forked:
+        """Return an interpreter that has got the task: one that was ready and is gone by now is replaced."""
+        while True:
+            try:
+                worker = self._ready.popleft()
+            except IndexError:
+                break
+            try:
+                send(worker, b"t", content)
+            except EndedError:
+                worker.close()
+            else:
+                return worker
+        worker = self._made()
+        try:
+            send(worker, b"t", content)
+        except BaseException:
+            worker.close()
+            raise
+        return worker
+
+    def _made(self) -> Forked:
+        worker = self._forked()
+        try:
+            if self._initializer is not None:
+                self._initialize(worker, self._initializer)
+        except BaseException:
+            worker.close()
+            raise
+        return worker
+
+    def _forked(self) -> Forked:
+        with self._replacing:
+            zygote = self._zygote
+        try:
+            return zygote.fork()
+        except SetupError:  # it has ended, or the host has changed; if it is anything else, another fails too
+            with self._replacing:
+                if self._zygote is zygote:
+                    self._zygote = self._made_zygote()
+                    self._retired.append(zygote)
+                zygote = self._zygote
+            return zygote.fork()
+
+    def _close_retired(self) -> None:
+        """Close the zygotes that have made room for others, once nothing comes from them any more."""
+        with self._replacing:
+            idle = [each for each in self._retired if not each.busy]
+            self._retired = [each for each in self._retired if each not in idle]
+        for each in idle:
+            each.close()
+
+    def _initialize(self, worker: Forked, initializer: tuple[Callable[..., object], tuple[Any, ...]]) -> None:
+        send(worker, b"i", dumped(initializer, initializer[0], self._visible))
+        _, error = self._answer(worker)
+        if error is not None:
+            raise TaskError(f"initializer: {type(error).__name__}: {error}") from error
+
+    def _answer(self, worker: Forked) -> tuple[Any, BaseException | None]:
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        kind, content = receive(worker, deadline, self._limit)
+        if kind == b"i":
+            return None, None
+        if kind == b"d":
+            return unpacked(content), None
+        if kind == b"f":
+            return None, exception_of(unpacked(content))
+        if self._results == "pickle" and kind == b"p":
+            return pickle.loads(content), None  # noqa: S301 - asked for by results="pickle"
+        if self._results == "pickle" and kind == b"x":
+            error, trace = pickle.loads(content)  # noqa: S301 - as above
+            error.__cause__ = RemoteError(trace)
+            return None, error
+        raise TaskError("a task sent what is no message")
+
+    def _explained(self, problem: BaseException, worker: Forked | None, work: _Work) -> BaseException:
+        """Return what the caller is told of an exception that came in the place of an answer."""
+        if worker is None or not isinstance(problem, (EndedError, OverdueError)):
+            return problem
+        name = getattr(work.function, "__qualname__", repr(work.function))
+        if isinstance(problem, OverdueError):
+            work.future.cause = "timeout"
+            assert self._timeout is not None
+            return TaskTimeout(f"{name}: it took longer than {self._timeout} seconds, and was killed", self._timeout)
+        fate = worker.end()
+        assert fate.returncode is not None
+        if fate.cause == "oom":
+            return OutOfMemory(fate.returncode, [name], cause="oom")
+        how = f"exited with {fate.returncode}" if fate.returncode >= 0 else f"was ended by signal {-fate.returncode}"
+        lost = f"{name}: its interpreter {how} before there was a result"
+        return WorkerLost(lost, fate.cause or "exit", fate.returncode, fate.usage)
+
+    @staticmethod
+    def _count(fate: Ended, future: TaskFuture[Any]) -> None:
+        future.usage = fate.usage
+        if future.cause is None:
+            # One that has answered was killed by us: that it was a signal tells nothing.
+            future.cause = fate.cause if fate.cause == "oom" else "exit"
+
+    def _go_on(self, worker: Forked, *, lasts: bool) -> None:
+        """Have an interpreter ready for the next task, once nobody waits for the last one."""
+        if lasts and not self._down:
+            self._ready.append(worker)
+            return
+        worker.close()
+        if self._retired:
+            self._close_retired()
+        if self._down or len(self._ready) >= self._workers:
+            return
+        try:
+            self._ready.append(self._made())
+        except (ContainerError, OSError):  # the next task tries again, and tells of it
+            return
+
+
+def _number_of_workers(wanted: int | None) -> int:
+    if wanted is None:
+        return len(os.sched_getaffinity(0))
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise SpecError(f"max_workers must be greater than 0, not {wanted!r}")
+    return wanted
+
+
+def _check_choices(isolation: str, results: str, initializer: object) -> None:
+    if isolation not in ("container", "fork", "worker"):
+        raise SpecError(f"isolation: {isolation!r} is none of 'container', 'fork', 'worker'")
+    if results not in ("plain", "pickle"):
+        raise SpecError(f"results: {results!r} is neither 'plain' nor 'pickle'")
+    if initializer is not None and not callable(initializer):
+        raise SpecError(f"initializer: {initializer!r} can't be called")

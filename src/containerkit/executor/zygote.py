@@ -1,0 +1,434 @@
+"""An interpreter that has imported what is needed, and from which others are forked, each in a place of its own.
+
+The zygote runs in a container, as root of a user namespace in which it may enter others: the *fresh* containers of its
+forks join that same user namespace, and nothing else of it. A fork enters one, gives up all privileges and takes on
+the confinement of any command there: the very system calls of it, which come along as data. Only then it sees a task.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+from errno import ECHILD
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from weakref import WeakSet
+
+import attrs
+
+from containerkit._native import constants as k
+from containerkit.compile import process as steps
+from containerkit.container.arguments import describe
+from containerkit.container.lifecycle import Container
+from containerkit.descriptors import close_all
+from containerkit.errors import SetupError, SpecError, StateError
+from containerkit.namespace import Kind, Namespace
+from containerkit.plan import calls
+from containerkit.plan.operation import Block, Operation, Slot
+from containerkit.process.process import DEVNULL
+from containerkit.process.result import Usage, decode, fate_of
+from containerkit.security.capabilities import Capabilities
+from containerkit.security.seccomp import Seccomp
+from containerkit.spec.container import CONFINEMENT, build
+from containerkit.start.cgroup import account
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Unpack
+
+    from containerkit.options import ContainerOptions, ListOf, Stream
+    from containerkit.process.process import Process
+    from containerkit.process.result import Cause
+    from containerkit.spec.command import Command
+    from containerkit.spec.container import Spec
+    from containerkit.spec.rootfs import RootFS
+
+    Isolation = Literal["container", "fork"]
+
+__all__ = ["Forked", "Zygote", "confinement_of", "group_files", "source_of"]
+
+_CAPABILITIES: Final = Capabilities.of("CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
+"""What it takes to enter namespaces of one's own user namespace, and to become a command there."""
+
+_LONGEST_S: Final = 60.0
+"""For so long a fork may take that has to wait for a busy machine."""
+
+
+def source_of(module: str) -> str:
+    """Return the source of a module of this package, which runs inside."""
+    from importlib.util import find_spec
+
+    found = find_spec(module)
+    loader: Any = None if found is None else found.loader
+    try:
+        return str(loader.get_data(found.origin if found is not None else "").decode())
+    except (AttributeError, OSError):  # from an archive of compiled modules, say
+        raise StateError(f"{module}: its source is not there, which is what runs inside") from None
+
+
+class Zygote:
+    """A Python interpreter in a container, from which others are forked.
+
+    Args:
+        program: source text that defines ``main(sock)``, which each fork calls.
+        rootfs: what is seen as ``/`` (default ``RootFS.host()``).
+        python: the interpreter, inside; version 3.8 or later with ctypes.
+        preload: the modules that it imports before the first fork.
+        path: directories, inside, in which modules are looked for besides.
+        isolation: ``"container"`` for a fresh container for each fork, ``"fork"`` for one container for all, in which
+            each has its own pid namespace.
+        env: its environment (default: as of any command).
+        stdout, stderr: where it and its forks write to (default ``DEVNULL``).
+        user: who the forks are, as for a command; ids only.
+        options: see :class:`containerkit.options.ContainerOptions`.
+
+    Raises:
+        SpecError: a value that can't be, or a confinement that a fork can't take on.
+        SetupError: it does not start: no such interpreter, or a module that can't be imported.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        rootfs: RootFS | None = None,
+        *,
+        python: str = "python3",
+        preload: ListOf[str] = (),
+        path: ListOf[str] = (),
+        isolation: Isolation = "container",
+        env: Mapping[str, str] | None = None,
+        stdout: Stream = DEVNULL,
+        stderr: Stream = DEVNULL,
+        user: int | tuple[int, int] | None = None,
+        **options: Unpack[ContainerOptions],
+    ) -> None:
+        if isolation not in ("container", "fork"):
+            raise SpecError(f"isolation: {isolation!r} is neither 'container' nor 'fork'")
+        fields: dict[str, Any] = {**options} if rootfs is None else {**options, "rootfs": rootfs}
+        self.isolation: Isolation = isolation
+        self.spec: Spec = build(fields)
+        _check(self.spec)
+        self._command = describe(self.spec, [python], {"env": env, "user": user})
+        self._fields = {name: value for name, value in fields.items() if name not in ("uid_mappings", "gid_mappings")}
+        self._lock = threading.Lock()
+        self._forks: WeakSet[Forked] = WeakSet()
+        self._owner = os.getpid()
+        self._nursery = self._made_nursery(fields)
+        self._process: Process[Any] | None = None
+        self._user: Namespace | None = None
+        self._control, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._nursery.start()
+                self._begin(theirs, python, env, stdout, stderr)
+            self._set_up({"program": program, "preload": list(preload), "path": list(path)})
+            self._user = self._nursery.namespace(Kind.USER)
+        except BaseException:
+            self.close()
+            raise
+
+    def _made_nursery(self, fields: Mapping[str, Any]) -> Container:
+        description = {name: value for name, value in fields.items() if name not in CONFINEMENT}
+        description.pop("confinement", None)
+        if (
+            self.isolation == "container"
+        ):  # a pid namespace can be joined only from above; and the limits are of each fork
+            description["namespaces"] = attrs.evolve(self.spec.namespaces, pid="host")
+            description["masked_paths"] = ["/proc"]  # it would show the processes of the host
+            description.pop("limits", None)
+        # Its filter is beneath those of its forks, which leave the caller's keys behind.
+        seccomp = Seccomp.default(_CAPABILITIES.bounding).allow("keyctl")
+        return Container(capabilities=_CAPABILITIES, seccomp=seccomp, **description)
+
+    def _begin(
+        self, theirs: socket.socket, python: str, env: Mapping[str, str] | None, stdout: Stream, stderr: Stream
+    ) -> None:
+        number = theirs.fileno()
+        argv = [python, "-I", "-c", source_of("containerkit.executor._inside_zygote"), str(number)]
+        self._process = self._nursery.popen(
+            argv, stdin=DEVNULL, stdout=stdout, stderr=stderr, env=env, pass_fds=[number], own_group=False
+        )
+
+    def _set_up(self, told: dict[str, Any]) -> None:
+        with open(f"/proc/{self._nursery.pid}/setgroups", encoding="ascii") as file:
+            sets_groups = file.read().strip() == "allow"
+        told["operations"] = [_encoded(each) for each in confinement_of(self._command, sets_groups=sets_groups)]
+        text = repr(told).encode()
+        try:
+            self._control.sendall(len(text).to_bytes(4, "little") + text)
+            answer = self._control.recv(4096)
+        except OSError:
+            answer = b""
+        if answer != b"ready":
+            why = answer.decode(errors="replace") or "the interpreter ended; it takes Python 3.8 with ctypes"
+            raise SetupError("start", ECHILD, f"zygote of {self._command.words[0]}", why)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can fork still."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a fork of it is not closed."""
+        return any(not each.closed for each in list(self._forks))
+
+    # --- Forks
+
+    def fork(self) -> Forked:
+        """Fork, and return once the fork is confined and calls ``main``. Any thread may; they take turns.
+
+        Raises:
+            StateError: it was closed, or belongs to a process that this one was forked from.
+            SetupError: it failed, or the zygote has ended; nothing is left behind. Also, for an unprivileged user with
+                the default root, once the mounts of the host have changed: then make another zygote.
+        """
+        if os.getpid() != self._owner or self._user is None:
+            raise StateError("zygote: it was closed, or belongs to the process that this one was forked from")
+        made = Forked()
+        self._forks.add(made)
+        try:
+            if self.isolation == "container":
+                namespaces = attrs.evolve(self.spec.namespaces, user=self._user)
+                made.container = Container(**{**self._fields, "namespaces": namespaces}).start()
+            self._ask(made)
+            made.await_start()
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _ask(self, made: Forked) -> None:
+        given: list[int] = []
+        ours, theirs = socket.socketpair()
+        made.sock = ours
+        made.status, told = os.pipe2(os.O_CLOEXEC)
+        try:
+            kinds = [] if made.container is None else _entered(made.container, self.spec, given)
+            request = " ".join(["fork", *kinds]).encode()
+            with self._lock:
+                try:
+                    socket.send_fds(self._control, [request], [theirs.fileno(), told, *given])
+                    answer, passed, _, _ = socket.recv_fds(self._control, 4096, 1)
+                except OSError:
+                    answer, passed = b"", []
+        finally:
+            theirs.close()
+            close_all([told, *given])
+        if not passed:
+            raise SetupError("fork", ECHILD, "zygote", answer.decode(errors="replace") or "it has ended")
+        made.pidfd, made.pid = passed[0], int(answer)
+
+    def close(self) -> None:
+        """End it, with all of its forks that are in its own container. Harmless when repeated, or in a forked child."""
+        if os.getpid() != self._owner:
+            return
+        user, self._user = self._user, None
+        if user is not None:
+            user.close()
+        self._control.close()
+        if self._process is not None:
+            self._process.close()
+        self._nursery.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Ended:
+    """How a fork ended.
+
+    Attributes:
+        returncode: its exit status, or the negative number of the signal.
+        usage: what it used.
+        cause: why it ended.
+    """
+
+    def __init__(self, returncode: int, usage: Usage, cause: Cause) -> None:
+        self.returncode: int | None = returncode
+        self.usage: Usage | None = usage
+        self.cause: Cause | None = cause
+
+
+class Forked:
+    """An interpreter that was forked from a zygote; made by :meth:`Zygote.fork`, to be closed by :meth:`close`.
+
+    Attributes:
+        sock: the caller's end of the socket that its ``main`` has.
+        container: the container that it has for itself; None with ``isolation="fork"``.
+        pid: its pid outside; with ``isolation="fork"`` that in the pid namespace of the zygote.
+        pidfd, status: descriptors: readable once it has ended.
+        closed: whether it was closed.
+    """
+
+    def __init__(self) -> None:
+        self.sock: socket.socket | None = None
+        self.container: Container | None = None
+        self.pid = -1
+        self.pidfd = -1
+        self.status = -1
+        self.fate: Ended | None = None
+        self.closed = False
+
+    def await_start(self) -> None:
+        """Wait until it is confined.
+
+        Raises:
+            SetupError: it could not be.
+        """
+        assert self.sock is not None
+        self.sock.settimeout(_LONGEST_S)
+        try:
+            answer = self.sock.recv(1)
+            told = self.sock.recv(1000).decode(errors="replace") if answer == b"e" else ""
+        except OSError:
+            answer, told = b"", ""
+        if answer != b"r":
+            number, _, what = told.partition(" ")
+            raise SetupError(what or "fork", int(number) if number.isdigit() else ECHILD, "a fork of the zygote")
+        self.sock.settimeout(None)
+
+    def kill(self) -> None:
+        """End it, and what it has started: SIGKILL to PID 1 of its pid namespace, or to itself."""
+        if self.pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def end(self) -> Ended:
+        """Kill it if it runs, wait for its end and return how it ended and what it used."""
+        if self.fate is None:
+            self.kill()
+            self.fate = self._fate()
+        return self.fate
+
+    def _fate(self) -> Ended:
+        poll = select.poll()
+        poll.register(self.status, select.POLLIN)
+        raw = os.read(self.status, 200) if poll.poll(_LONGEST_S * 1000) else b""
+        try:
+            status, user_us, system_us, rss_kib = map(int, raw.split())
+        except ValueError:  # the zygote is gone, and with it what it knew
+            fate = Ended(-signal.SIGKILL, Usage(), "signal")
+        else:
+            ending = decode(self.pid, status, (0,) * 18)
+            returncode, _, cause = fate_of(ending)
+            fate = Ended(returncode, Usage(user_us=user_us, system_us=system_us, max_rss_bytes=rss_kib * 1024), cause)
+        group = None if self.container is None else self.container.cgroup
+        if group is not None:
+            account(fate, group)
+        return fate
+
+    def close(self) -> None:
+        """End it and its container, and close what it has; harmless when repeated."""
+        self.closed = True
+        self.kill()
+        if self.sock is not None:
+            self.sock.close()
+        container, self.container = self.container, None
+        if container is not None:
+            container.stop()
+        for name in ("pidfd", "status"):
+            fd = getattr(self, name)
+            setattr(self, name, -1)
+            if fd >= 0:
+                os.close(fd)
+
+
+# --- What a fork takes on
+
+
+def _check(spec: Spec) -> None:
+    """Refuse what a fork can't have.
+
+    Raises:
+        SpecError: and why.
+    """
+    shared = [kind for kind in ("user", "pid", "mount") if getattr(spec.namespaces, kind) != "new"]
+    if shared:
+        raise SpecError(f"{shared[0]} namespace: interpreters are forked into containers that have a new one")
+    if spec.rootfs.upper is not None:
+        raise SpecError("rootfs: an upper directory can't be that of several containers: leave it out")
+    confinement = spec.confinement
+    if confinement.notifies:
+        raise SpecError("seccomp: a filter that notifies needs a supervisor, which a fork has none of")
+    if confinement.landlock is not None or confinement.writes_proc or not confinement.no_new_privs:
+        raise SpecError(
+            "confinement: a fork can't have landlock, apparmor, selinux, oom_score_adj, nor be without no_new_privs"
+        )
+
+
+def _entered(container: Container, spec: Spec, given: list[int]) -> list[str]:
+    """Return what a fork enters, in that order; the descriptors of it are added to a list.
+
+    Its control groups come first, and the mounts last: what comes before may need the root.
+    """
+    group_files(container, given)
+    entered = ["group"] * len(given)
+    for kind in sorted(Kind, key=lambda kind: kind is Kind.MOUNT):
+        if kind is not Kind.USER and (spec.namespaces[kind] == "new" or hasattr(spec.namespaces[kind], "take")):
+            with container.namespace(kind) as handle:
+                given.append(os.dup(handle.fileno()))
+            entered.append(kind.value)
+    return entered
+
+
+def group_files(container: Container, opened: list[int]) -> None:
+    """Open the files by which a process of one thread joins the container's groups: it writes ``0`` to each."""
+    group = container.cgroup
+    if group is None:
+        return
+    old = [(fd, "tasks") for fd in group.join_directories()]  # moves a thread, and waits for nobody
+    new = [] if group.directory_fd is None else [(group.directory_fd, "cgroup.procs")]
+    for directory, name in (*old, *new):
+        opened.append(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory))
+
+
+def confinement_of(command: Command, *, sets_groups: bool) -> list[Operation]:
+    """Return the system calls by which a process inside becomes a command, but for the exec."""
+    confinement = command.confinement
+    keep = command.user.uid != 0 and bool(confinement.capabilities.permitted)
+    return [
+        *confinement.before_user(keep=keep),
+        *steps.credentials(command.user, may_set_groups=sets_groups),
+        # As the user that it is; no magic link leads outside, since a fork has no directory of the caller's open.
+        calls.call("chdir", os.fsencode(command.cwd), target=command.cwd),
+        calls.call("umask", command.umask),
+        *confinement.after_user(),
+        *confinement.walls(),
+        *steps.surroundings(command),
+        # As after an exec: a change of user has taken /proc/self from it.
+        calls.prctl("let it see itself", k.PR_SET_DUMPABLE, 1),
+        *confinement.last(),
+    ]
+
+
+def _encoded(step: Operation) -> tuple[Any, ...]:
+    """Return an operation as data that :func:`ast.literal_eval` reads."""
+    if step.step not in (k.STEP_CALL, k.STEP_CLOSE):
+        raise SpecError(f"{step.describe()}: not a system call, a fork can't do it")
+    call = -1 if step.step == k.STEP_CLOSE else step.call
+    result = "" if step.result is None else step.result.name
+    arguments = [_argument(each, step) for each in step.args]
+    return step.describe(), call, arguments, result, list(step.tolerate), step.skip, step.leap
+
+
+def _argument(value: object, step: Operation) -> tuple[str, Any]:
+    if isinstance(value, Slot):
+        return "slot", value.name
+    if isinstance(value, int):
+        return "number", int(value)
+    if isinstance(value, bytes):
+        return "bytes", value
+    if isinstance(value, Block):
+        return "block", (value.content, [(at, *_argument(each, step)) for at, each in value.patches])
+    raise SpecError(f"{step.describe()}: an argument that a fork has not")

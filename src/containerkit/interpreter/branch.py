@@ -1,0 +1,348 @@
+"""A process inside that runs code, as the caller talks to it.
+
+::
+
+    caller                          process inside
+    run, code                   ->
+                                <-  {"display": {...}}     any number
+                                <-  {"result": {...}, "error": {...}, "usage": {...}}
+    fork, save, restore + fds   ->                         the child takes socket, stdout, stderr
+                                <-  {"ready": pid} + pidfd on the child's own socket
+
+Each message is its length, 4 bytes in network order, and then words with a NUL between, or JSON. Nothing that comes
+from there is trusted: what is not as above ends the process.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Heard = Callable[[str], object] | None
+
+__all__ = ["Branch", "LostError", "Talk"]
+
+_LONGEST: Final = 64 * 1024 * 1024
+_CHUNK: Final = 65536
+_ANSWERS_S: Final = 10.0
+"""How long a fork may take; it copies the files of the workspace."""
+
+_GROUP: Final = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+
+
+class LostError(Exception):
+    """The process has ended, or says what can't be."""
+
+
+class Branch:
+    """One process: its socket, what it writes, and a handle on it.
+
+    Args:
+        sock: the caller's side.
+        streams: the reading ends of its stdout and stderr.
+        pidfd: of it; -1 where there is none.
+    """
+
+    def __init__(self, sock: socket.socket, streams: tuple[int, int], pidfd: int = -1) -> None:
+        self.sock = sock
+        self.streams = streams
+        self.pidfd = pidfd
+        self._owner = os.getpid()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed."""
+        return self.sock.fileno() >= 0
+
+    def send(self, *words: str, fds: tuple[int, ...] = (), deadline: float | None = None) -> None:
+        """Send a message.
+
+        Raises:
+            LostError: nobody takes it.
+        """
+        raw = "\0".join(words).encode("utf-8", "surrogatepass")
+        data = memoryview(struct.pack("!I", len(raw)) + raw)
+        try:
+            self.sock.settimeout(_left(deadline))
+            sent = socket.send_fds(self.sock, [data], list(fds)) if fds else self.sock.send(data)
+            while sent < len(data):
+                self.sock.settimeout(_left(deadline))
+                sent += self.sock.send(data[sent:])
+        except OSError as error:
+            raise LostError(str(error)) from None
+
+    def fork(self, *, save: str = "", restore: str = "") -> Branch:
+        """Make another process that is as this one is now.
+
+        Args:
+            save, restore: directories inside that take, or give, what is in the workspace (default none).
+
+        Raises:
+            LostError: it can't.
+        """
+        if not self.is_open:
+            raise LostError("it was closed")
+        ours, theirs = socket.socketpair()
+        made: list[int] = []
+        try:
+            pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+            made = [fd for pair in pairs for fd in pair]
+            ends = theirs.fileno(), pairs[0][1], pairs[1][1]
+            self.send("fork", save, restore, fds=ends, deadline=time.monotonic() + _ANSWERS_S)
+            theirs.close()
+            for _, write in pairs:
+                os.close(write)
+                made.remove(write)
+            child = Branch(ours, (pairs[0][0], pairs[1][0]))
+            child.greet()
+        except BaseException:
+            ours.close()
+            theirs.close()
+            for fd in made:
+                os.close(fd)
+            raise
+        return child
+
+    def greet(self) -> None:
+        """Wait until it is there, and take its pidfd.
+
+        Raises:
+            LostError: it is not.
+        """
+        deadline = time.monotonic() + _ANSWERS_S
+        message, fds = self._receive(deadline)
+        for extra in fds[1:]:
+            os.close(extra)
+        self.pidfd = fds[0] if fds else -1
+        for fd in self.streams:
+            os.set_blocking(fd, False)
+        if not isinstance(message.get("ready"), int):
+            self.kill()
+            raise LostError(f"it could not be forked: {message.get('error')!r:.300}")
+
+    def _receive(self, deadline: float) -> tuple[dict[str, Any], list[int]]:
+        fds: list[int] = []
+        try:
+            self.sock.settimeout(_left(deadline))
+            head, fds, _, _ = socket.recv_fds(self.sock, 4, 4, socket.MSG_CMSG_CLOEXEC)
+            raw = self._exactly(4 - len(head), deadline, head)
+            body = self._exactly(_length(raw), deadline)
+            return _message(body), fds
+        except (OSError, LostError) as error:
+            for fd in fds:
+                os.close(fd)
+            raise LostError(str(error)) from None
+
+    def _exactly(self, size: int, deadline: float, before: bytes = b"") -> bytes:
+        pieces, left = [before], size
+        while left:
+            self.sock.settimeout(_left(deadline))
+            piece = self.sock.recv(min(left, _CHUNK))
+            if not piece:
+                raise LostError("it has ended")
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the code that it runs."""
+        self._signal(signal.SIGINT, 0)
+
+    def kill(self) -> None:
+        """End it, and what it has started in its session's own group; harmless when repeated."""
+        if not self._signal(signal.SIGKILL, _GROUP):
+            self._signal(signal.SIGKILL, 0)
+
+    def _signal(self, number: int, flags: int) -> bool:
+        if self.pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self.pidfd, number, None, flags)
+        except OSError:  # it has ended; or what it has sent is no pidfd; or an older kernel
+            return False
+        return True
+
+    def close(self) -> None:
+        """End it and let go of it; harmless when repeated. A forked child only lets go."""
+        if not self.is_open:
+            return
+        if os.getpid() == self._owner:
+            self.kill()
+        self.sock.close()
+        for fd in self.streams:
+            os.close(fd)
+        if self.pidfd >= 0:
+            fd, self.pidfd = self.pidfd, -1
+            os.close(fd)
+
+
+class Talk:
+    """What comes from a process while it runs a piece of code.
+
+    Args:
+        branch: the process.
+        on_stdout, on_stderr: called with each piece of text.
+        on_result: called with what is shown.
+        limit: how many bytes are kept of what it writes and shows.
+    """
+
+    def __init__(
+        self, branch: Branch, on_stdout: Heard, on_stderr: Heard, on_result: Callable[[Any], object] | None, limit: int
+    ) -> None:
+        self._branch = branch
+        self._poll = select.poll()
+        self._poll.register(branch.sock, select.POLLIN)
+        self._outputs = {fd: _Output(hear) for fd, hear in zip(branch.streams, (on_stdout, on_stderr), strict=True)}
+        for fd in branch.streams:
+            self._poll.register(fd, select.POLLIN)
+        self._raw = bytearray()
+        self._on_result = on_result
+        self._left = limit
+        self.shown: list[dict[str, Any]] = []
+        self.truncated = False
+        self.answer: dict[str, Any] | None = None
+
+    @property
+    def texts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What was written to stdout and stderr."""
+        out, err = self._outputs.values()
+        return tuple(out.pieces), tuple(err.pieces)
+
+    def hold(self, deadline: float | None) -> bool:
+        """Listen until there is an answer; False when the time is up before.
+
+        Raises:
+            LostError: the process has ended, or says what can't be.
+        """
+        while self.answer is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000 + 0.5
+            ready = self._poll.poll(left)
+            if not ready and deadline is not None and time.monotonic() >= deadline:
+                return False
+            for fd, _ in ready:
+                if fd in self._outputs:
+                    self._read(fd)
+                else:
+                    self._hear()
+        return True
+
+    def finish(self) -> None:
+        """Take what was written by now."""
+        for fd in self._outputs:
+            while self._read(fd):
+                pass
+        for output in self._outputs.values():
+            output.take(b"", last=True)
+
+    def _read(self, fd: int) -> bool:
+        try:
+            raw = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            raw = b""
+        if not raw:  # everybody has closed it
+            with suppress(KeyError):
+                self._poll.unregister(fd)
+            return False
+        kept = raw[: self._left]
+        self._left -= len(kept)
+        self.truncated |= len(kept) < len(raw)
+        if kept:
+            self._outputs[fd].take(kept)
+        return bool(kept)
+
+    def _hear(self) -> None:
+        try:
+            self._branch.sock.settimeout(_ANSWERS_S)
+            piece = self._branch.sock.recv(1 << 20)
+        except OSError as error:
+            raise LostError(str(error)) from None
+        if not piece:
+            raise LostError("it has ended")
+        self._raw += piece
+        while self.answer is None and len(self._raw) >= 4:
+            size = _length(self._raw[:4])
+            if len(self._raw) < 4 + size:
+                return
+            message = _message(bytes(self._raw[4 : 4 + size]))
+            del self._raw[: 4 + size]
+            self._take(message, size)
+
+    def _take(self, message: dict[str, Any], size: int) -> None:
+        shown = message.get("display")
+        if not isinstance(shown, dict):
+            self.answer = message
+            return
+        if size > self._left:
+            self.truncated = True
+            return
+        self._left -= size
+        self.shown.append(shown)
+        if self._on_result is not None:
+            self._on_result(shown)
+
+
+class _Output:
+    """What is written to one stream, as text."""
+
+    def __init__(self, hear: Heard) -> None:
+        self.pieces: list[str] = []
+        self._hear = hear
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def take(self, raw: bytes, *, last: bool = False) -> None:
+        text = self._decode(raw, last)
+        if text:
+            self.pieces.append(text)
+            if self._hear is not None:
+                self._hear(text)
+
+
+def _left(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise LostError("it does not answer")
+    return left
+
+
+def _length(raw: bytes | bytearray) -> int:
+    size: int = struct.unpack("!I", raw)[0]
+    if size > _LONGEST:
+        raise LostError("it says too much")
+    return size
+
+
+def _message(raw: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise LostError("what it says is no JSON") from None
+    if not isinstance(message, dict):
+        raise LostError("what it says is no message")
+    return message
+
+
+def check_open(branch: Branch, what: str) -> None:
+    """Refuse what was closed.
+
+    Raises:
+        StateError: it was.
+    """
+    if not branch.is_open:
+        raise StateError(f"{what}: it was closed, or its process has ended")

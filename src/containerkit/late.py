@@ -1,0 +1,156 @@
+"""Modules that are imported late, because they are above the modules that use them, or are rarely needed.
+
+Each table names a module, or ``module:attribute``. There are no other upward imports.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing takes longer than importing this module
+    from typing import Any, Final
+
+__all__ = [
+    "CHECKPOINT",
+    "COMMIT",
+    "CONNECT",
+    "DETACH",
+    "KEEPERS",
+    "KINDS",
+    "NETWORK",
+    "POOLED",
+    "PROVIDERS",
+    "PUBLIC",
+    "REFUSALS",
+    "SWEEPERS",
+    "load",
+]
+
+PUBLIC: Final = {
+    "AppArmor": "security.lsm",
+    "Attach": "spec.network",
+    "Build": "image",
+    "CGroup": "cgroup",
+    "CNI": "spec.network",
+    "CONTINUE": "security.listener",
+    "Capabilities": "security.capabilities",
+    "Change": "container.changes",
+    "CleanupError": "errors",
+    "Command": "spec.command",
+    "CompletedProcess": "process.result",
+    "Condition": "security.seccomp",
+    "Container": "container.lifecycle",
+    "ContainerError": "errors",
+    "ContainerTimeout": "errors",
+    "Continue": "security.listener",
+    "DEVNULL": "process.process",
+    "DNS": "spec.network",
+    "Detached": "detached.container",
+    "Egress": "spec.network",
+    "EgressRule": "spec.network",
+    "ExitError": "errors",
+    "Fail": "security.listener",
+    "IdMapping": "spec.idmap",
+    "Image": "image",
+    "ImageError": "errors",
+    "Inject": "security.listener",
+    "Kind": "namespace",
+    "Landlock": "security.landlock",
+    "Limits": "cgroup",
+    "LiveNetwork": "network",
+    "Macvlan": "spec.network",
+    "Mount": "spec.mount",
+    "Namespace": "namespace",
+    "Namespaces": "namespace",
+    "Network": "spec.network",
+    "NetworkPool": "pool.networks",
+    "OutOfMemory": "errors",
+    "PIPE": "process.process",
+    "Personality": "security.personality",
+    "Port": "spec.network",
+    "Process": "process.process",
+    "ProgramNotFoundError": "errors",
+    "Rate": "spec.network",
+    "Refusal": "network.refusals",
+    "Return": "security.listener",
+    "RootFS": "spec.rootfs",
+    "SELinux": "security.lsm",
+    "STDOUT": "process.process",
+    "Sandbox": "sandbox",
+    "Seccomp": "security.seccomp",
+    "SetupError": "errors",
+    "SpecError": "errors",
+    "StateError": "errors",
+    "SyscallRequest": "security.listener",
+    "Template": "container.template",
+    "TimeOffsets": "namespace",
+    "Timings": "container.lifecycle",
+    "UnsupportedError": "errors",
+    "Usage": "process.result",
+    "User": "spec.command",
+    "containers": "detached.container",
+    "popen": "container.launch",
+    "probe": "_linux.features",
+    "run": "container.run",
+}
+"""The module of each public name, relative to this package."""
+
+CHECKPOINT: Final = "containerkit.checkpoint"
+"""The module that writes containers to a directory and restores them."""
+
+COMMIT: Final = "containerkit.image.snapshot:commit"
+"""What makes an image of what a container has changed."""
+
+KEEPERS: Final = {"detached": "containerkit.detached.view", "oci": "containerkit.oci.records"}
+"""Who keeps records of containers that outlive their maker: modules with ``view(id, confinement)``, and with
+``find(id, root)`` and ``states(root)``."""
+
+DETACH: Final = "containerkit.detached.container:detach"
+"""What starts a container that goes on after its caller."""
+
+REFUSALS: Final = "containerkit._linux.refusals"
+"""What looks for the meaning of a refusal, after it."""
+
+PROVIDERS: Final = {
+    "image": "containerkit.image.provider:image",
+    "template": "containerkit.image.provider:template",
+}
+"""Functions that convert a kind of root filesystem to ``dir`` or ``overlay``. They are called with the RootFS."""
+
+SWEEPERS: Final = {
+    "control group": "containerkit.cgroup.sweeping:sweep",
+    "detached container": "containerkit.detached.store:sweep",
+    "network": "containerkit.network.sweeping:sweep",
+    "image": "containerkit.image.store.collect:sweep",
+}
+"""Functions that remove what killed owners have left behind. They return the names of what they removed, and raise
+:class:`containerkit.errors.CleanupError` for what could not be removed."""
+
+
+NETWORK: Final = "containerkit.network"
+"""What opens networks."""
+
+CONNECT: Final = "containerkit.network:connected_once"
+"""Turns a description that wishes for a network into one that joins a namespace."""
+
+POOLED: Final = "containerkit.network.pool:pooled"
+"""Keeps networks of one description ready."""
+
+KINDS: Final = {
+    "attached": "containerkit.container.attached:attach",
+    "container": "containerkit.container.lifecycle:Container",
+    "template": "containerkit.container.template:Template",
+}
+"""Objects that :class:`containerkit.Container` creates on first use."""
+
+
+def load(place: str) -> Any:
+    """Import a module. Return it or its attribute.
+
+    Args:
+        place: ``module`` or ``module:attribute``.
+    """
+    from importlib import import_module
+
+    module, _, name = place.partition(":")
+    found = import_module(module)
+    return getattr(found, name) if name else found

@@ -1,0 +1,288 @@
+"""The end of a network in a container: its network namespace, with an interface for each network that it is on."""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOENT
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import attrs
+
+from containerkit import _native
+from containerkit._native import constants as k
+from containerkit.errors import SetupError
+from containerkit.namespace import Kind, Namespace
+from containerkit.network import links
+from containerkit.network.router import entering, has_ipv6, write_sysctl
+from containerkit.plan import calls
+from containerkit.plan.operation import Block, Operation, Slot
+from containerkit.plan.program import Program
+from containerkit.plan.tape import Plan
+from containerkit.start.staging import opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from containerkit.network.router import Router
+
+__all__ = ["Endpoint", "Wire", "join", "make"]
+
+_PROC: Final = Slot("proc")
+_ROUTER: Final = Slot("net")
+_OWN: Final = Slot("endpoint")
+_THERE: Final = Slot("router's rtnetlink")
+_HERE: Final = Slot("rtnetlink")
+_HINT: Final = "a limit on network namespaces may be reached: see user.max_net_namespaces"
+_SETTINGS: Final = {
+    # Nobody inside has privileges over this namespace: what they are asked for elsewhere is let be.
+    "ipv4/ip_unprivileged_port_start": "0",
+}
+_SETTINGS6: Final = {
+    "ipv6/conf/default/accept_ra": "0",
+    "ipv6/conf/default/accept_redirects": "0",
+    "ipv6/conf/default/addr_gen_mode": "1",  # no addresses but those that it is given
+}
+
+
+_OF_ONE: Final = {"accept_ra": "0", "addr_gen_mode": "1"}
+
+
+class Wire(NamedTuple):
+    """One interface of a container, and the port of the bridge at its other end.
+
+    Attributes:
+        bridge, bridge_index: the bridge, in the router.
+        port, port_index: the port, in the router.
+        mac, port_mac: of the interface, and of the port.
+        interface, number: the interface, inside, and its index.
+        addresses: with their prefixes.
+        gateways: the bridge's addresses, and with them its MAC.
+        gateway_mac: that.
+        leads_out: whether all else goes to the gateways.
+        mtu: bytes.
+        isolated: whether it reaches no other port.
+        down, up: bits per second, None for any.
+    """
+
+    bridge: str
+    bridge_index: int
+    port: str
+    port_index: int
+    mac: str
+    port_mac: str
+    interface: str
+    number: int
+    addresses: tuple[str, ...]
+    gateways: tuple[str, ...]
+    gateway_mac: str
+    leads_out: bool
+    mtu: int
+    isolated: bool
+    down: int | None
+    up: int | None
+
+
+def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
+    """Return the operations that make one interface, once both namespaces have a socket.
+
+    Args:
+        wire: the interface.
+        later: the namespace is not of our making.
+    """
+    name, index = wire.interface, wire.number
+    plain = [text.partition("/")[0] for text in wire.addresses]
+    steps = [
+        links.veth(
+            _THERE,
+            wire.port,
+            name,
+            _OWN,
+            index=wire.port_index,
+            peer_index=index,
+            mac=wire.port_mac,
+            peer_mac=wire.mac,
+            mtu=wire.mtu,
+            master=wire.bridge_index,
+        )
+    ]
+    if wire.isolated:
+        steps.append(links.isolate(_THERE, wire.port_index, wire.port))
+    if wire.down is not None:
+        steps.append(links.rate(_THERE, wire.port_index, wire.down, wire.port, mtu=wire.mtu))
+    # The gateway knows the container, and the container the gateway: neither asks, so nobody else can answer.
+    steps += [links.neighbour(_THERE, wire.bridge_index, address, wire.mac, wire.bridge) for address in plain]
+    if later and has_ipv6():
+        steps += [step for key, value in _OF_ONE.items() for step in write_sysctl(f"ipv6/conf/{name}/{key}", value)]
+    steps.append(links.set_up(_HERE, name, index))
+    if wire.up is not None:
+        steps.append(links.rate(_HERE, index, wire.up, name, mtu=wire.mtu))
+    steps += [links.address(_HERE, index, address, name) for address in wire.addresses]
+    steps += [links.neighbour(_HERE, index, gateway, wire.gateway_mac, name) for gateway in wire.gateways]
+    if wire.leads_out:
+        steps += [links.default_route(_HERE, index, gateway, name) for gateway in wire.gateways]
+    # Once the kernel has answered for each, what it defers of bringing them up is done: the first packet goes through.
+    steps += [links.look_at(_THERE, wire.port), links.look_at(_THERE, wire.bridge), links.look_at(_HERE, name)]
+    return steps
+
+
+def _sockets(enter: list[Operation], *, privileged: bool) -> list[Operation]:
+    return [
+        *entering(privileged=privileged),
+        calls.setns(_ROUTER, k.CLONE_NEWNET, "router"),
+        *calls.netlink_socket(0, _THERE),
+        *enter,
+        *calls.netlink_socket(0, _HERE),
+    ]
+
+
+def settings_of(sysctls: Mapping[str, str], last_group: int = 2**31 - 1) -> list[Operation]:
+    """Return the operations that set what a namespace of a container is to have.
+
+    Args:
+        sysctls: more parameters, by their path below ``net``.
+        last_group: the last that there is in the user namespace that owns it: those up to it may use ping.
+    """
+    # A range of groups that are not all mapped here is refused: then ping takes a privilege inside.
+    ping = write_sysctl("ipv4/ping_group_range", f"0 {last_group}", refused=(EINVAL,))
+    settings = {**_SETTINGS, **(_SETTINGS6 if has_ipv6() else {}), **sysctls}
+    return [*ping, *(step for name, value in settings.items() for step in write_sysctl(name, value))]
+
+
+def making(wires: Iterable[Wire], settings: list[Operation], *, privileged: bool) -> list[Operation]:
+    """Return the plan of a network namespace with these interfaces; the slot ``endpoint`` has its descriptor."""
+    enter = [
+        calls.unshare(k.CLONE_NEWNET, "network namespace", _HINT),
+        calls.open_at(_PROC, b"thread-self/ns/net", k.O_RDONLY, _OWN),
+    ]
+    return [
+        *_sockets(enter, privileged=privileged),
+        *settings,
+        links.set_up(_HERE, "lo", 1),
+        *_named(step for wire in wires for step in wiring(wire)),
+        calls.close(_HERE),
+        calls.close(_THERE),
+    ]
+
+
+def plan_of(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> list[Operation]:
+    """Return the plan by which a router's process makes the network namespace of a container."""
+    return making(wires, settings_of(sysctls, router.last_group), privileged=router.privileged)
+
+
+def make(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> int:
+    """Make the network namespace of a container, and return its descriptor, the caller's from now on.
+
+    Raises:
+        SetupError: an operation failed; nothing is left behind.
+    """
+    wires = tuple(wires)
+    messages = {f"message {number}": text for number, text in enumerate(_messages(wires))}
+    lengths = tuple(map(len, messages.values()))
+    key = (router.privileged, router.last_group, tuple(sysctls.items()), tuple(map(_shape, wires)), lengths)
+    program = _compiled.get(key)
+    if program is None:
+        program = _remember(key, Program(Plan(plan_of(router, wires, sysctls))))
+    try:
+        return opened(program, router.inputs(), (_OWN.name,), messages).pop()
+    except SetupError:
+        # What that plan was compiled for was another container's: its error would name that one.
+        return opened(plan_of(router, wires, sysctls), router.inputs(), (_OWN.name,)).pop()
+
+
+_compiled: dict[object, Program] = {}
+"""Plans, for all containers of a shape: only the content of their messages differs."""
+
+_MOST_COMPILED: Final = 64
+
+
+def _remember(key: object, program: Program) -> Program:
+    while len(_compiled) >= _MOST_COMPILED:
+        _compiled.pop(next(iter(_compiled)), None)
+    _compiled[key] = program
+    return program
+
+
+def _shape(wire: Wire) -> tuple[object, ...]:
+    """Return what the operations depend on, but for the content of messages."""
+    return (
+        len(wire.addresses),
+        len(wire.gateways),
+        wire.leads_out,
+        wire.isolated,
+        wire.down is None,
+        wire.up is None,
+    )
+
+
+def _messages(wires: tuple[Wire, ...]) -> list[bytes]:
+    steps = [step for wire in wires for step in wiring(wire)]
+    return [block.content for step in steps if isinstance(block := step.args[1], Block)]
+
+
+def _named(steps: Iterable[Operation]) -> list[Operation]:
+    """Give names to messages, so that their content can be another's."""
+    named: list[Operation] = []
+    for number, step in enumerate(steps):
+        socket, block, length = step.args
+        assert isinstance(block, Block)
+        named.append(step._replace(args=(socket, block._replace(name=f"message {number}"), length)))
+    return named
+
+
+def join(router: Router, wire: Wire, namespace: int) -> None:
+    """Make one more interface in a network namespace that is there.
+
+    Raises:
+        SetupError: an operation failed; nothing is left behind.
+    """
+    enter = [calls.setns(_OWN, k.CLONE_NEWNET, "network namespace of the container")]
+    steps = [
+        *_sockets(enter, privileged=router.privileged),
+        *wiring(wire, later=True),
+        calls.close(_HERE),
+        calls.close(_THERE),
+    ]
+    try:
+        _walk(router, steps, {_OWN.name: namespace})
+    except BaseException:
+        part(router, wire.port)
+        raise
+
+
+def part(router: Router, port: str) -> None:
+    """Remove an interface by its port; harmless when it is gone with its namespace."""
+    steps = [
+        *router.inside(),
+        *calls.netlink_socket(0, _THERE),
+        links.delete_link(_THERE, port, tolerate=(ENOENT, 19)),  # ENODEV
+        calls.close(_THERE),
+    ]
+    _walk(router, steps, {})
+
+
+def _walk(router: Router, steps: list[Operation], slots: Mapping[str, int]) -> None:
+    flags = _native.SHARE_FILES | _native.NO_PROCESS
+    Program(Plan(tuple(steps))).run({**router.inputs(), **slots}, flags=flags)
+
+
+@attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
+class Endpoint(Namespace):
+    """The network namespace of one container; closing it gives back all that its networks had for it."""
+
+    _ends: list[Callable[[], Any]] = attrs.field(factory=list)
+
+    @classmethod
+    def adopt(cls, fd: int, ends: list[Callable[[], Any]]) -> Endpoint:
+        """Take over a descriptor, and what is to be called once nothing runs in it any more, the last first."""
+        status = os.fstat(fd)
+        return cls(kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, ends=ends)
+
+    def also(self, end: Callable[[], Any]) -> None:
+        """Call this, too, at its end."""
+        self._ends.append(end)
+
+    def close(self) -> None:
+        """Let go of the namespace, and of all that goes with it; harmless when repeated."""
+        super(Endpoint, self).close()  # noqa: UP008 - a class of slots is made anew, and loses the short form
+        while self._ends:
+            self._ends.pop()()

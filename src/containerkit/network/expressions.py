@@ -1,0 +1,170 @@
+"""Expressions of nf_tables as bytes: what the rules are made of.
+
+A rule loads fields of the packet into registers of 32 bits, compares them or looks them up, and ends in a verdict.
+
+Source: linux/netfilter/nf_tables.h, nft_expr_attributes and below.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from containerkit.network.nfnetlink import attribute, nested, text, u32, value, verdict
+
+__all__ = ["compare", "conntrack", "local", "log", "lookup", "masquerade", "meta", "payload", "reject", "say"]
+
+# Where a payload's offset counts from.
+LINK: Final = 0
+NETWORK: Final = 1
+TRANSPORT: Final = 2
+
+# Keys of meta.
+PROTOCOL: Final = 1
+IIF: Final = 4
+IIFNAME: Final = 6
+OIFNAME: Final = 7
+NFPROTO: Final = 15
+L4PROTO: Final = 16
+
+EQUAL: Final = 0
+UNEQUAL: Final = 1
+
+ESTABLISHED: Final = 2  # NF_CT_STATE_BIT
+RELATED: Final = 4
+INVALID: Final = 1
+NEW: Final = 8
+STATUS_DNAT: Final = 0x20  # IPS_DST_NAT
+
+_FIRST: Final = 8  # NFT_REG32_00
+_VERDICT: Final = 0  # NFT_REG_VERDICT
+
+
+def _expression(name: str, *data: bytes) -> bytes:
+    return nested(1, text(1, name), nested(2, *data))
+
+
+def meta(what: int, register: int = 0) -> bytes:
+    """Load what is known about a packet, such as ``IIFNAME``; ``register`` counts 32-bit registers from 0."""
+    return _expression("meta", u32(1, _FIRST + register), u32(2, what))
+
+
+def payload(base: int, offset: int, length: int, register: int = 0) -> bytes:
+    """Load bytes of the packet."""
+    return _expression("payload", u32(1, _FIRST + register), u32(2, base), u32(3, offset), u32(4, length))
+
+
+def compare(data: bytes, register: int = 0, operator: int = EQUAL) -> bytes:
+    """Go on with the rule when a register equals (or does not equal) some bytes."""
+    return _expression("cmp", u32(1, _FIRST + register), u32(2, operator), nested(3, attribute(1, data)))
+
+
+def mask(bits: bytes, register: int = 0) -> bytes:
+    """Keep only these bits of a register."""
+    place = u32(1, _FIRST + register) + u32(2, _FIRST + register) + u32(3, len(bits))
+    return _expression("bitwise", place, nested(4, attribute(1, bits)), nested(5, attribute(1, bytes(len(bits)))))
+
+
+def constant(data: bytes, register: int = 0) -> bytes:
+    """Load bytes that are known."""
+    return _expression("immediate", u32(1, _FIRST + register), nested(2, value(data)))
+
+
+def say(code: int, to: str = "") -> bytes:
+    """End the rule with a verdict, such as ``ACCEPT`` or ``JUMP`` to a chain."""
+    return _expression("immediate", u32(1, _VERDICT), nested(2, verdict(code, to)))
+
+
+def lookup(name: str, register: int = 0, *, inverted: bool = False, into: int | None = None) -> bytes:
+    """Go on when the key that begins at a register is (or is not) in a set.
+
+    Args:
+        name: of the set, made before in the same table.
+        register: where the key begins.
+        inverted: go on when it is not in it.
+        into: for a map, the register that takes the data; -1 takes it as a verdict.
+    """
+    data = text(1, name) + u32(2, _FIRST + register)
+    if into is not None:
+        data += u32(3, _VERDICT if into < 0 else _FIRST + into)
+    if inverted:
+        data += u32(5, 1)
+    return _expression("lookup", data)
+
+
+def conntrack(bits: int, key: int = 0, *, absent: bool = False) -> bytes:
+    """Go on when the connection's state (key 0) or status (key 2) has one of these bits, or (absent) none of them."""
+    loaded = _expression("ct", u32(1, _FIRST), u32(2, key))
+    return loaded + mask(struct.pack("=I", bits)) + compare(bytes(4), operator=EQUAL if absent else UNEQUAL)
+
+
+def local() -> bytes:
+    """Go on when the destination is an address of this namespace's own: ``fib daddr type local``."""
+    loaded = _expression("fib", u32(1, _FIRST), u32(2, 3), u32(3, 1 << 1))
+    return loaded + compare(struct.pack("=I", 2))  # RTN_LOCAL
+
+
+def log(group: int, prefix: str) -> bytes:
+    """Send the packet's head to the listener of a group of this namespace's; nobody listening is no error."""
+    return _expression("log", attribute(1, struct.pack(">H", group)), text(2, prefix), u32(3, 128))
+
+
+def limit(rate: int, burst: int) -> bytes:
+    """Go on at most so many times a second."""
+    return _expression(
+        "limit",
+        attribute(1, struct.pack(">Q", rate)),
+        attribute(2, struct.pack(">Q", 1)),
+        u32(3, burst),
+        u32(4, 0),
+    )
+
+
+def at_most(name: str, rate: int, burst: int, timeout_s: int) -> bytes:
+    """Go on when the key that begins at register 0 came more often than so many times a second.
+
+    Args:
+        name: a set with ``TIMEOUT`` and ``EVAL``, which counts for each key by itself.
+        rate: times a second.
+        burst: more than that at first.
+        timeout_s: after which a key that did not come is forgotten.
+    """
+    counted = (
+        attribute(1, struct.pack(">Q", rate)),
+        attribute(2, struct.pack(">Q", 1)),
+        u32(3, burst),
+        u32(4, 0),
+        u32(5, 1),  # NFT_LIMIT_F_INV: over it
+    )
+    expression = nested(7, text(1, "limit"), nested(2, *counted))
+    forgotten = attribute(6, struct.pack(">Q", timeout_s * 1000))
+    return _expression("dynset", text(1, name), u32(3, 1), u32(4, _FIRST), forgotten, expression)
+
+
+def masquerade() -> bytes:
+    """Give the packet the address of the interface that it leaves by."""
+    return _expression("masq")
+
+
+def destination(family: int, address: int, port: int) -> bytes:
+    """Send the connection to the address and the port that lie in two registers.
+
+    Args:
+        family: ``IPV4`` or ``IPV6``.
+        address: register of the address.
+        port: register of the port.
+    """
+    return _expression(
+        "nat",
+        u32(1, 1),
+        u32(2, family),
+        u32(3, _FIRST + address),
+        u32(4, _FIRST + address),
+        u32(5, _FIRST + port),
+        u32(6, _FIRST + port),
+    )
+
+
+def reject() -> bytes:
+    """Refuse with "administratively prohibited", in whichever family."""
+    return _expression("reject", u32(1, 2), attribute(2, bytes((3,))))

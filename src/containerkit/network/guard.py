@@ -1,0 +1,136 @@
+"""The guard of a router's bridges: from each port pass frames with the port's own MAC and addresses alone.
+
+It sees what containers send before anybody else does: spoofed sources, answers about addresses of others (ARP,
+neighbour advertisements), router advertisements, redirects, and kinds of frames that are neither ARP nor IP stop here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from typing import TYPE_CHECKING, Final
+
+from containerkit.network import expressions as e
+from containerkit.network import nfnetlink as nft
+from containerkit.network.nfnetlink import Element, Hook, Message, Set
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["GROUP", "NAME", "elements", "ifname", "link_local", "logged", "packed", "table"]
+
+NAME: Final = "containerkit"
+GROUP: Final = 1  # of the log of what a router refused, in its own namespace
+
+_ADDRESS: Final = {4: 7, 6: 8}  # nft's types: ipv4_addr, ipv6_addr
+_MAC, _ETHERTYPE, _IFNAME = 9, 10, 41
+
+
+def ifname(name: str) -> bytes:
+    """Return an interface's name as the kernel compares it."""
+    return name.encode().ljust(16, b"\0")
+
+
+def packed(address: str) -> tuple[int, bytes]:
+    """Return the version and the bytes of an address."""
+    parsed = ipaddress.ip_address(address)
+    return parsed.version, parsed.packed
+
+
+def logged(prefix: str) -> bytes:
+    """Log, but never so much that a flood of what is refused becomes a flood of events."""
+    return e.limit(50, 100) + e.log(GROUP, prefix)
+
+
+def table() -> list[Message]:
+    """Return the messages that make the table, with nothing allowed yet."""
+    family = nft.BRIDGE
+    sets = [
+        Set("macs", (16, 6), (_IFNAME, _MAC)),
+        Set("arps", (16, 6, 4), (_IFNAME, _MAC, _ADDRESS[4])),
+        Set("sources4", (16, 4), (_IFNAME, _ADDRESS[4])),
+        Set("sources6", (16, 16), (_IFNAME, _ADDRESS[6])),
+        Set("kinds", (2,), (_ETHERTYPE,), nft.MAP, (nft.VERDICT, 0)),
+    ]
+    made = [nft.table(family, NAME)]
+    made += [nft.new_set(family, NAME, each, number) for number, each in enumerate(sets, 1)]
+    made += [nft.chain(family, NAME, name) for name in ("spoofed", "arp", "ip", "ip6")]
+    made.append(nft.chain(family, NAME, "prerouting", Hook("filter", nft.PREROUTING, -300, nft.DROP)))
+    kinds = ((0x0806, "arp"), (0x0800, "ip"), (0x86DD, "ip6"))
+    jumps = [Element(struct.pack(">H", number), data=nft.verdict(nft.GOTO, name)) for number, name in kinds]
+    made += nft.elements(family, NAME, "kinds", jumps)
+    port = e.meta(e.IIFNAME)
+    chains = {
+        "prerouting": [
+            port + e.payload(e.LINK, 6, 6, 4) + e.lookup("macs", inverted=True) + e.say(nft.GOTO, "spoofed"),
+            e.meta(e.PROTOCOL) + e.lookup("kinds", into=-1),
+        ],
+        "arp": _arp(),
+        "ip": [port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.say(nft.ACCEPT)],
+        "ip6": _ip6(),
+        # The kernel of a container that ends leaves its groups when its addresses are gone: nobody has tried anything.
+        "spoofed": [_leaves_a_group() + e.say(nft.DROP), logged("spoofed"), e.say(nft.DROP)],
+    }
+    chains["ip"].append(e.say(nft.GOTO, "spoofed"))
+    made += [nft.rule(family, NAME, name, each) for name, rules in chains.items() for each in rules]
+    return made
+
+
+def _leaves_a_group() -> bytes:
+    """Match what is sent from no address to all routers that keep track of groups. Source: RFC 3810, 5.2.14."""
+    nobody = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
+    routers = e.payload(e.NETWORK, 24, 16) + e.compare(bytes.fromhex("ff020000000000000000000000000016"))
+    return e.meta(e.PROTOCOL) + e.compare(b"\x86\xdd") + nobody + routers
+
+
+def _arp() -> list[bytes]:
+    # Ethernet and IPv4 alone; the sender's MAC and address in the message must be the port's own.
+    form = e.payload(e.NETWORK, 0, 6) + e.compare(bytes.fromhex("000108000604"))
+    sender = e.meta(e.IIFNAME) + e.payload(e.NETWORK, 8, 6, 4) + e.payload(e.NETWORK, 14, 4, 6)
+    return [form + sender + e.lookup("arps") + e.say(nft.ACCEPT), e.say(nft.GOTO, "spoofed")]
+
+
+def _ip6() -> list[bytes]:
+    port = e.meta(e.IIFNAME)
+    icmp = e.meta(e.L4PROTO) + e.compare(bytes((58,)))
+
+    def kind(number: int) -> bytes:
+        return icmp + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((number,)))
+
+    own_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6")
+    foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
+    unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
+    return [
+        *(kind(number) + e.say(nft.GOTO, "spoofed") for number in (134, 137)),  # router advertisement, redirect
+        kind(136) + foreign_target + e.say(nft.GOTO, "spoofed"),
+        # Without a source: is an address of its own taken already, and which groups does it listen to.
+        unspecified + kind(135) + own_target + e.say(nft.ACCEPT),
+        unspecified + kind(143) + e.say(nft.ACCEPT),
+        port + e.payload(e.NETWORK, 8, 16, 4) + e.lookup("sources6") + e.say(nft.ACCEPT),
+        e.say(nft.GOTO, "spoofed"),
+    ]
+
+
+def elements(port: str, mac: str, addresses: Sequence[str]) -> list[Message]:
+    """Return the messages that let frames of these addresses pass from a port."""
+    name, hardware = ifname(port), bytes.fromhex(mac.replace(":", ""))
+    four = [packed(each)[1] for each in addresses if packed(each)[0] == 4]
+    six = [packed(each)[1] for each in addresses if packed(each)[0] == 6]
+    six.append(link_local(mac))
+    wanted = {
+        "macs": [nft.key(name, hardware)],
+        "arps": [nft.key(name, hardware, each) for each in four],
+        "sources4": [nft.key(name, each) for each in four],
+        "sources6": [nft.key(name, each) for each in six],
+    }
+    return [
+        each
+        for where, keys in wanted.items()
+        for each in nft.elements(nft.BRIDGE, NAME, where, [Element(found) for found in keys])
+    ]
+
+
+def link_local(mac: str) -> bytes:
+    """Return the link-local address that the kernel makes of a MAC. Source: RFC 4291, appendix A."""
+    raw = bytes.fromhex(mac.replace(":", ""))
+    return bytes.fromhex("fe80000000000000") + bytes((raw[0] ^ 2,)) + raw[1:3] + b"\xff\xfe" + raw[3:]

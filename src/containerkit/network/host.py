@@ -1,0 +1,177 @@
+"""What of the host's own settings an uplink takes: forwarding, where it is off, for as long as an owner lives.
+
+A link and a route end with their owner, a setting does not. So a guard, a shell that waits at a pipe, puts back what
+was changed once the last owner on the machine has ended, and a record of it in /run lets ``containerkit gc`` do so
+where even the guard was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import subprocess
+from typing import Final
+
+from containerkit.errors import SetupError, UnsupportedError
+from containerkit.network.forked import closed_in_children
+from containerkit.network.leases import DIRECTORY
+
+__all__ = ["PREFIX", "Forwarding", "put_back"]
+
+PREFIX: Final = "ck"
+"""How the host's ends of all uplinks begin."""
+
+_RECORD: Final = f"{DIRECTORY}/forwarding"
+_V4, _V6 = "/proc/sys/net/ipv4", "/proc/sys/net/ipv6"
+_GUARD: Final = """
+read -r _
+n=0
+while [ -e "/sys/class/net/$1" ] && [ $n -lt 100 ]; do sleep 0.05; n=$((n+1)); done
+for other in /sys/class/net/ck*; do [ -e "$other" ] && exit 0; done
+while read -r path value; do
+    case $path in */ipv4/*) [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] && continue;; esac
+    echo "$value" > "$path"
+done < "$2"
+rm -f "$2"
+"""
+"""What was switched on for all interfaces meanwhile, as other engines do it, stays on."""
+
+
+class Forwarding:
+    """The host forwards what comes from an uplink, and what answers it, until :meth:`close`.
+
+    Args:
+        uplink: the host's end of it.
+        ipv6: for IPv6, too.
+
+    Attributes:
+        changed: the interfaces that forwarded nothing before.
+
+    Raises:
+        SetupError: /proc/sys can't be written to.
+
+    Side effects: where it was off, ``forwarding`` of the host's interfaces is on, and a process watches over that.
+    """
+
+    def __init__(self, uplink: str, *, ipv6: bool) -> None:
+        self.changed: tuple[str, ...] = ()
+        self._guard: subprocess.Popen[bytes] | None = None
+        closed_in_children(self)
+        wanted = _wanted(uplink)
+        wanted += _wanted6(uplink) if ipv6 else []
+        recorded = os.path.exists(_RECORD)
+        others = [(path, old) for path, old, name in wanted if name != uplink]
+        if others:
+            self._record(others)
+        if others or recorded:
+            self._watch(uplink)
+        self.changed = tuple(dict.fromkeys(name for _, _, name in wanted if name not in (uplink, "all")))
+        for path, _, _ in wanted:
+            _write(path, "1")
+
+    @staticmethod
+    def _record(changes: list[tuple[str, str]]) -> None:
+        os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
+        fd = os.open(_RECORD, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, "".join(f"{path} {old}\n" for path, old in changes).encode())
+        finally:
+            os.close(fd)
+
+    def _watch(self, uplink: str) -> None:
+        arguments = ["/bin/sh", "-c", _GUARD, "containerkit-guard", uplink, _RECORD]
+        try:
+            self._guard = subprocess.Popen(
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            hint = "a shell puts the host's forwarding back; or switch it on yourself: sysctl net.ipv4.ip_forward=1"
+            raise UnsupportedError("execve", error.errno or 0, "/bin/sh", hint) from None
+
+    def detach(self) -> int:
+        """Return the descriptor that the guard waits at, -1 without one; the guard is nobody's to end then."""
+        guard, self._guard = self._guard, None
+        if guard is None or guard.stdin is None:
+            return -1
+        guard.returncode = 0  # a child of another process: neither waited for nor missed
+        fd = os.dup(guard.stdin.fileno())
+        guard.stdin.close()
+        return fd
+
+    def close(self) -> None:
+        """Let the guard put back what was changed, once the uplink is gone; harmless when repeated."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            assert guard.stdin is not None
+            with contextlib.suppress(OSError):
+                guard.stdin.close()
+            guard.wait()
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError as error:
+        hint = "the host has to forward: make /proc/sys writable, or set net.ipv4.ip_forward=1 outside"
+        raise SetupError("write", error.errno or 0, path, hint) from None
+
+
+def _routed(path: str, column: int) -> list[str]:
+    """Return the interfaces that routes of the host's lead to."""
+    names = (line.split()[column] for line in _read(path).splitlines() if not line.startswith("Iface"))
+    return sorted({name for name in names if name != "lo" and not name.startswith(PREFIX)})
+
+
+def _wanted(uplink: str) -> list[tuple[str, str, str]]:
+    """Return path, present value and interface of each setting that is off."""
+    names = [uplink, *_routed("/proc/net/route", 0)]
+    paths = [(f"{_V4}/conf/{name}/forwarding", name) for name in names]
+    return [(path, "0", name) for path, name in paths if _read(path) == "0"]
+
+
+def _wanted6(uplink: str) -> list[tuple[str, str, str]]:
+    """Do the same for IPv6, where forwarding was one setting for all interfaces before Linux 6.17."""
+    if _read(f"{_V6}/conf/all/forwarding") != "0":
+        return []
+    names = [uplink, *_routed("/proc/net/ipv6_route", 9)]
+    if os.path.exists(f"{_V6}/conf/{uplink}/force_forwarding"):
+        paths = [(f"{_V6}/conf/{name}/force_forwarding", name) for name in names]
+        return [(path, "0", name) for path, name in paths if _read(path) == "0"]
+    # A router takes no advertisements of others unless it is told to: the host would lose its own default route.
+    advertised = [(f"{_V6}/conf/{name}/accept_ra", name) for name in names[1:]]
+    for path, _ in [each for each in advertised if _read(each[0]) == "1"]:
+        _write(path, "2")
+    return [(f"{_V6}/conf/all/forwarding", "0", "all")]
+
+
+def put_back() -> list[str]:
+    """Put back what owners have changed that are dead, with their guards; return what, for people."""
+    if not os.path.exists(_RECORD) or glob.glob(f"/sys/class/net/{PREFIX}*"):
+        return []
+    done: list[str] = []
+    for line in _read(_RECORD).splitlines():
+        path, _, value = line.partition(" ")
+        if "/ipv4/" in path and _read(f"{_V4}/ip_forward") == "1":
+            continue
+        with contextlib.suppress(SetupError):  # the interface is gone
+            _write(path, value)
+            done.append(f"forwarding of the host ({path})")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_RECORD)
+    return done

@@ -1,0 +1,234 @@
+"""Subnets that no other network has: neither the machine's own, nor one of another owner's.
+
+A lease is a lock on a file in /run/containerkit/networks, which the kernel drops when its owner ends, however that
+ends. The file is named after the subnet, so that another owner sees what is taken. Networks of an unprivileged user lie
+in namespaces of its own, which no other owner sees: they only keep clear of the host's routes and of each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import socket
+import threading
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from containerkit._native import high
+from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
+from containerkit.network.forked import closed_in_children
+from containerkit.plan.netlink import DUMP, attributes, message, messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Subnet = IPv4Network | IPv6Network
+
+__all__ = ["DIRECTORY", "Lease", "lease", "routes", "sweep"]
+
+DIRECTORY: Final = "/run/containerkit/networks"
+
+_POOLS: Final = (IPv4Network("10.176.0.0/12"), IPv4Network("172.24.0.0/13"), IPv4Network("100.96.0.0/11"))
+_PREFIX: Final = 20
+"""4,093 containers: a bridge takes 1,023, and an address comes again only after all others."""
+
+_GETROUTE, _NEWROUTE = 26, 24
+
+
+class Lease:
+    """A subnet that one network has; :meth:`release` gives it back, and may be called twice."""
+
+    __slots__ = ("__weakref__", "_fd", "_path", "subnet")
+
+    def __init__(self, subnet: Subnet, fd: int, path: str) -> None:
+        self.subnet = subnet
+        self._fd = fd
+        self._path = path
+        _ours.add(subnet)
+        closed_in_children(self)
+
+    def detach(self) -> int:
+        """Return the locked descriptor, -1 without one; the lease is nobody's to release then."""
+        fd, self._fd = self._fd, -2
+        return fd
+
+    def release(self) -> None:
+        """Let another network have it."""
+        fd, self._fd = self._fd, -2
+        if fd == -2:
+            return
+        _ours.discard(self.subnet)
+        if fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to the copy of a forked child
+            os.close(fd)
+
+
+_ours: set[Subnet] = set()
+_lock = threading.Lock()
+
+
+def routes() -> list[Subnet]:
+    """Return the subnets that this process's network namespace has routes to, in any table; not the default ones.
+
+    Raises:
+        SetupError: the kernel does not tell.
+    """
+    found: list[Subnet] = []
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as asking:
+            asking.send(message(_GETROUTE, DUMP, pack("=BBBBBBBBI", *[0] * 9)))
+            while True:
+                data = asking.recv(1 << 17)
+                for kind, body in messages(data):
+                    if kind != _NEWROUTE:
+                        return found
+                    if (subnet := _destination(body)) is not None:
+                        found.append(subnet)
+    except OSError as error:
+        raise SetupError("netlink", error.errno or 0, "RTM_GETROUTE", "") from None
+
+
+def _destination(body: bytes) -> Subnet | None:
+    prefix = body[1]
+    packed = dict(attributes(body[12:])).get(1)
+    if packed is None or prefix == 0:
+        return None
+    found = ip_network((packed, prefix), strict=False)
+    return None if found.is_loopback or found.is_multicast or found.is_link_local else found
+
+
+def lease(wanted: str, *, shared: bool) -> Lease:
+    """Take a subnet.
+
+    Args:
+        wanted: ``"auto4"``, ``"auto6"``, or a subnet.
+        shared: the subnet is to be routed by the host, where other owners are.
+
+    Raises:
+        StateError: a network of this machine has it, or a part of it.
+        SpecError: the host has a route into it.
+        UnsupportedError: none is left.
+        SetupError: the lock files can't be made.
+
+    Side effects: with ``shared`` a file in :data:`DIRECTORY`.
+    """
+    taken = routes()
+    with _lock, _gate(shared=shared) as listed:
+        others = [*(subnet for subnet in listed()), *_ours]
+        if wanted not in ("auto4", "auto6"):
+            subnet = ip_network(wanted)
+            if met := _meeting(subnet, others):
+                raise StateError(
+                    f"subnet {subnet}: the network {met} of this machine has it; choose another, or 'auto4'"
+                )
+            if met := _meeting(subnet, taken):
+                raise SpecError(f"subnet {subnet}: the host has a route to {met}; choose another, or 'auto4'")
+            return _hold(subnet, shared=shared)
+        for subnet in _candidates(wanted):
+            if not _meeting(subnet, others) and not _meeting(subnet, taken):
+                return _hold(subnet, shared=shared)
+    raise UnsupportedError("lease", 28, f"subnet {wanted}", "all are in use: say which one, subnets=('10.9.0.0/24',)")
+
+
+def _candidates(wanted: str) -> Iterator[Subnet]:
+    if wanted == "auto4":
+        for pool in _POOLS:
+            yield from pool.subnets(new_prefix=_PREFIX)
+        return
+    seed = b"containerkit"
+    with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
+        seed += file.read()
+    # 40 bits that hardly anybody else has, as RFC 4193 wants it, then one subnet for each network.
+    prefix = b"\xfd" + hashlib.sha256(seed).digest()[:5]
+    for number in range(1 << 16):
+        yield IPv6Network((prefix + number.to_bytes(2, "big") + bytes(8), 64))
+
+
+def _meeting(subnet: Subnet, others: list[Subnet]) -> Subnet | None:
+    return next((other for other in others if other.version == subnet.version and _overlap(subnet, other)), None)
+
+
+def _overlap(one: Subnet, other: Subnet) -> bool:
+    shorter = min(one.prefixlen, other.prefixlen)
+    shift = one.max_prefixlen - shorter
+    return int(one.network_address) >> shift == int(other.network_address) >> shift
+
+
+def _file(subnet: Subnet) -> str:
+    return f"{DIRECTORY}/{subnet.network_address}-{subnet.prefixlen}"
+
+
+def _open(path: str) -> int:
+    try:
+        os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
+        return high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        hint = f"{DIRECTORY} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
+        raise SetupError("open", error.errno or 0, path, hint) from None
+
+
+def _hold(subnet: Subnet, *, shared: bool) -> Lease:
+    if not shared:
+        return Lease(subnet, -1, "")
+    path = _file(subnet)
+    fd = _open(path)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.ftruncate(fd, 0)
+    os.write(fd, b"%d\n" % os.getpid())
+    return Lease(subnet, fd, path)
+
+
+@contextlib.contextmanager
+def _gate(*, shared: bool) -> Iterator[Callable[[], list[Subnet]]]:
+    """Let one owner at a time choose; yields what returns the subnets that are leased. Stale files are removed."""
+    if not shared:
+        yield list
+        return
+    fd = _open(f"{DIRECTORY}/gate")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield lambda: _leased()[0]
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+
+def _leased() -> tuple[list[Subnet], list[str]]:
+    """Return the subnets that somebody holds, and remove the files of those that nobody does; the gate is held."""
+    held: list[Subnet] = []
+    removed: list[str] = []
+    for name in sorted(os.listdir(DIRECTORY)):
+        base, _, prefix = name.rpartition("-")
+        try:
+            subnet = ip_network(f"{base}/{prefix}")
+            fd = os.open(f"{DIRECTORY}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (OSError, ValueError):
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.append(subnet)
+        else:
+            os.unlink(f"{DIRECTORY}/{name}")
+            removed.append(f"lease of {subnet}")
+        finally:
+            os.close(fd)
+    return held, removed
+
+
+def sweep() -> list[str]:
+    """Remove the leases of owners that are dead; return what they were, for people."""
+    if not os.path.isdir(DIRECTORY) or not os.access(DIRECTORY, os.W_OK):
+        return []
+    fd = _open(f"{DIRECTORY}/gate")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return _leased()[1]
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)

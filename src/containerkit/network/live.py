@@ -1,0 +1,355 @@
+"""A network that is open: its bridge in the router of this process, its subnets, and who is on it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from contextlib import ExitStack
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
+from containerkit.network import endpoint, links, router
+from containerkit.network.leases import lease
+from containerkit.plan import calls
+from containerkit.plan.operation import Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from containerkit.container.lifecycle import Container
+    from containerkit.network.endpoint import Wire
+    from containerkit.network.leases import Lease
+    from containerkit.network.refusals import Refusal
+    from containerkit.spec.network import Attach, Network
+    from containerkit.spec.traffic import Port
+
+__all__ = ["Claim", "LiveNetwork"]
+
+_FIRST_INDEX: Final = 100
+_MOST_PORTS: Final = 1023
+"""What a bridge takes: BR_PORT_BITS in the kernel's net/bridge/br_private.h."""
+
+
+class Claim(NamedTuple):
+    """What a container has of a network: where, and under which addresses.
+
+    Attributes:
+        live: the network.
+        wire: its interface.
+        addresses: without their prefixes.
+        names: those by which others find it there.
+    """
+
+    live: LiveNetwork
+    wire: Wire
+    addresses: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+class LiveNetwork:
+    """A network that is open, until :meth:`close` or the end of ``with``; made by :meth:`containerkit.Network.open`.
+
+    Any thread may use it. Containers are given it as ``network=``, or :class:`containerkit.Attach` of it.
+
+    Attributes:
+        network: the description.
+        subnets: the subnets that it has, of IPv4 first.
+        gateways: the addresses of its bridge, which answers names, too.
+    """
+
+    containerkit_network = True
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.subnets: tuple[str, ...] = ()
+        self.gateways: tuple[str, ...] = ()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._used: set[int] = set()
+        self._next = 0
+        self._claims: dict[str, Claim] = {}
+        self._attached: dict[tuple[int, int], Claim] = {}
+        self._leases: list[Lease] = []
+        with ExitStack() as undo:
+            self.router = router.current()
+            undo.callback(router.leave, self.router)
+            number = self.router.number()
+            self.bridge = f"br{number}"
+            self.index = _FIRST_INDEX + number
+            self.mac = f"02:63:6b:01:{number >> 8 & 0xFF:02x}:{number & 0xFF:02x}"
+            for wanted in sorted(network.subnets, key=lambda text: text == "auto6" or ":" in text):
+                if wanted == "auto6" and not router.has_ipv6():
+                    continue
+                self._leases.append(lease(wanted, shared=self.router.privileged))
+                undo.callback(self._leases[-1].release)
+            networks = [each.subnet for each in self._leases]
+            if not networks:
+                raise UnsupportedError("open", 97, f"network {network.name}", "this kernel has no IPv6: add 'auto4'")
+            self.subnets = tuple(map(str, networks))
+            self.gateways = tuple(str(each.network_address + 1) for each in networks)
+            self._make(undo)
+            undo.pop_all()
+
+    def _make(self, undo: ExitStack) -> None:
+        rules, host_rules = self.router.rules, self.router.host_rules
+        if not self.network.internal:
+            self.router.lead_out()
+        rules.add_bridge(self.bridge, internal=self.network.internal)
+        undo.callback(rules.remove_bridge, self.bridge)
+        at = Slot("rtnetlink")
+        prefixes = [text.partition("/")[2] for text in self.subnets]
+        steps = [
+            *self.router.inside(),
+            *calls.netlink_socket(0, at),
+            links.bridge(at, self.index, self.bridge, mac=self.mac, mtu=self.network.mtu),
+        ]
+        for gateway, prefix in zip(self.gateways, prefixes, strict=True):
+            steps.append(links.address(at, self.index, f"{gateway}/{prefix}", self.bridge))
+        steps += [links.look_at(at, self.bridge), calls.close(at)]
+        self.router.run(steps)
+        undo.callback(self._unmake)
+        for subnet in () if self.network.internal else self.subnets:
+            self.router.add_route(subnet)
+            undo.callback(self.router.drop_route, subnet)
+            if host_rules is not None:
+                host_rules.add_subnet(subnet)
+                undo.callback(host_rules.remove_subnet, subnet)
+        self.router.attendant.add_network(self.bridge, self.gateways, internal=self.network.internal)
+
+    def _unmake(self) -> None:
+        at = Slot("rtnetlink")
+        gone = links.delete_link(at, self.bridge, tolerate=(19,))
+        self.router.run([*self.router.inside(), *calls.netlink_socket(0, at), gone, calls.close(at)])
+
+    # --- Addresses
+
+    def claim(self, attach: Attach, position: int, names: tuple[str, ...], *, leads_out: bool) -> Claim:
+        """Take addresses and a port for a container; :meth:`release` gives them back.
+
+        Args:
+            attach: how it is to be attached.
+            position: which of its interfaces that is, from 0.
+            names: by which others find it, beside the aliases.
+            leads_out: whether all that is not on its networks goes this way.
+
+        Raises:
+            StateError: the network was closed; a fixed address is another's.
+            SpecError: a fixed address is none of the network's.
+            SetupError: no port or no address is left.
+        """
+        with self._lock:
+            self._check_open()
+            if len(self._claims) >= _MOST_PORTS:
+                hint = f"a bridge has {_MOST_PORTS} ports; put the next containers on another network"
+                raise SetupError("attach", 54, f"network {self.network.name}", hint)  # EXFULL
+            number, fixed = self._place(attach)
+            port = self.router.number()
+            addresses = tuple(self._addresses(number, fixed))
+            mac = attach.mac or _mac_of(addresses, port)
+            wire = endpoint.Wire(
+                bridge=self.bridge,
+                bridge_index=self.index,
+                port=f"p{port}",
+                port_index=_FIRST_INDEX + port,
+                mac=mac,
+                port_mac=f"02:63:6b:{port >> 16 & 0x3F | 0x40:02x}:{port >> 8 & 0xFF:02x}:{port & 0xFF:02x}",
+                interface=attach.interface or f"eth{position}",
+                number=2 + position,
+                addresses=addresses,
+                gateways=self.gateways,
+                gateway_mac=self.mac,
+                leads_out=leads_out and not self.network.internal,
+                mtu=self.network.mtu,
+                isolated=self.network.isolated,
+                down=attach.rate.down,
+                up=attach.rate.up,
+            )
+            plain = tuple(text.partition("/")[0] for text in addresses)
+            claim = Claim(self, wire, plain, tuple(dict.fromkeys((*names, *attach.aliases))))
+            self._claims[wire.port] = claim
+            return claim
+
+    def _place(self, attach: Attach) -> tuple[int, dict[int, str]]:
+        """Choose a number within the subnets that nobody has, and check the fixed addresses."""
+        fixed: dict[int, str] = {}
+        for text in attach.addresses:
+            version = ip_address(text).version
+            subnet = next((each for each in self.subnets if ip_network(each).version == version), None)
+            network = None if subnet is None else ip_network(subnet)
+            if network is None or ip_address(text) not in network:
+                raise SpecError(f"address {text}: network {self.network.name} has {', '.join(self.subnets)}")
+            offset = int(ip_address(text)) - int(network.network_address)
+            if offset < 2 or (version == 4 and offset >= network.num_addresses - 1):
+                raise SpecError(f"address {text}: it is the network's own; choose another of {subnet}")
+            if offset in self._used:
+                raise StateError(f"address {text}: another container of network {self.network.name} has it")
+            fixed[version] = text
+        taken = [int(ip_address(text)) - int(self._base(version)) for version, text in fixed.items()]
+        number = taken[0] if len(fixed) == len(self.subnets) else self._free()
+        self._used.update({number, *taken})
+        return number, fixed
+
+    def _base(self, version: int) -> int:
+        networks = (ip_network(each) for each in self.subnets)
+        return next(int(each.network_address) for each in networks if each.version == version)
+
+    def _free(self) -> int:
+        """Return a number that nobody has; one that was used comes again after all others."""
+        most = min(ip_network(each).num_addresses for each in self.subnets) - 3
+        for _ in range(most):
+            number = 2 + self._next % most
+            self._next += 1
+            if number not in self._used:
+                return number
+        raise SetupError("lease", 99, f"network {self.network.name}", f"no address of {self.subnets[0]} is left")
+
+    def _addresses(self, number: int, fixed: dict[int, str]) -> list[str]:
+        found = []
+        for each in self.subnets:
+            network = ip_network(each)
+            found.append(f"{fixed.get(network.version) or network.network_address + number}/{network.prefixlen}")
+        return found
+
+    def release(self, claim: Claim) -> None:
+        """Give back what a container had; harmless when repeated."""
+        with self._lock:
+            if self._claims.pop(claim.wire.port, None) is None:
+                return
+            for text in claim.addresses:
+                self._used.discard(int(ip_address(text)) - self._base(ip_address(text).version))
+
+    # --- At run time
+
+    def attach(self, container: Container, how: Attach | None = None) -> tuple[str, ...]:
+        """Attach a container that runs, with one more interface, and return its addresses.
+
+        Args:
+            container: it has a network namespace of its own.
+            how: its aliases, addresses and so on (default: as it comes).
+
+        Raises:
+            StateError: it does not run, or is on the network already; the network was closed.
+            SpecError: an address that can't be.
+            SetupError: it failed; nothing is left behind.
+        """
+        from containerkit.network.connect import attach_running
+
+        return attach_running(self, container, how)
+
+    def detach(self, container: Container) -> None:
+        """Take a container off this network; its interface is gone, and so are the connections over it.
+
+        Raises:
+            StateError: it is not on it.
+        """
+        from containerkit.network.connect import detach_running
+
+        detach_running(self, container)
+
+    def addresses(self, container: Container) -> tuple[str, ...]:
+        """Return the addresses that a container has on this network, IPv4 first; none where it is not on it."""
+        from containerkit.network.connect import claims_of
+
+        return tuple(text for claim in claims_of(container) if claim.live is self for text in claim.addresses)
+
+    def inspect(self) -> dict[str, Any]:
+        """Return what it is and who is on it, as plain values."""
+        with self._lock:
+            members = [
+                {"addresses": list(each.addresses), "mac": each.wire.mac, "names": list(each.names)}
+                for each in self._claims.values()
+            ]
+        return {
+            "name": self.network.name,
+            "subnets": list(self.subnets),
+            "gateways": list(self.gateways),
+            "internal": self.network.internal,
+            "mtu": self.network.mtu,
+            "containers": members,
+        }
+
+    def ports(self, container: Container) -> tuple[Port, ...]:
+        """Return the published ports of a container on this network, with the host's ports that they have got."""
+        import attrs
+
+        from containerkit.network.connect import published_of
+
+        found = published_of(container) if self.addresses(container) else ()
+        return tuple(attrs.evolve(each.port, host_port=each.host_port) for each in found)
+
+    # --- What was refused
+
+    def refusals(self) -> list[Refusal]:
+        """Return what its containers tried and might not, since this was last called; at most the latest 1,000."""
+        return self.router.attendant.refusals(self.subnets)
+
+    def on_refused(self, told: Callable[[Refusal], object] | None) -> None:
+        """Let a function be called with each refusal from now on, in a thread of its own; it must not wait.
+
+        Args:
+            told: the function; None calls it no more.
+        """
+        self.router.attendant.tell(self.bridge, told, self.subnets)
+
+    # --- Its end
+
+    @property
+    def closed(self) -> bool:
+        """True once :meth:`close` was called."""
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError(f"{self!r}: it was closed; open another")
+        if os.getpid() != self._pid:
+            raise StateError(f"{self!r}: it is the parent's; a forked child opens one of its own")
+
+    def close(self) -> None:
+        """Take it down; containers that are still on it lose it. Harmless when repeated, or in a forked child."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        with ExitStack() as ends:
+            ends.callback(router.leave, self.router)
+            for each in self._leases:
+                ends.callback(each.release)
+            ends.callback(self.router.rules.remove_bridge, self.bridge)
+            ends.callback(self._unmake)
+            for subnet in () if self.network.internal else self.subnets:
+                ends.callback(self.router.drop_route, subnet)
+                if self.router.host_rules is not None:
+                    ends.callback(self.router.host_rules.remove_subnet, subnet)
+            ends.callback(self.router.attendant.remove_network, self.bridge)
+            ends.callback(self.router.attendant.tell, self.bridge, None)
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and getattr(self, "_leases", None) and self._pid == os.getpid():
+            warnings.warn(f"{self!r} was never closed: use 'with', or close()", ResourceWarning, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{', '.join(self.subnets)}, {len(self._claims)} containers"
+        return f"<LiveNetwork {self.network.name}: {state}>"
+
+
+def _mac_of(addresses: tuple[str, ...], port: int) -> str:
+    """Make an address that no other interface of the network has: from the IPv4 address, as others do."""
+    four = next((text for text in addresses if ":" not in text), None)
+    own = ip_address(four.partition("/")[0]).packed if four else b"\xfe" + port.to_bytes(3, "big")
+    return "0a:58:" + own.hex(":")

@@ -1,0 +1,226 @@
+"""Ports of the host's that lead to a container.
+
+For each a socket is bound, whoever carries the packets: so a port in use is an error at once, and no other user takes
+it over. Packets from outside go by the host's rules (see host_rules); what comes by the loopback, and all of it where
+there are no such rules, is taken from the socket and handed on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import threading
+import time
+from functools import partial
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+from containerkit.errors import SetupError
+from containerkit.network.forked import closed_in_children
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from containerkit.network.host_rules import HostRules
+    from containerkit.network.splice import Splicer
+    from containerkit.spec.network import Port
+
+    SocketMaker = Callable[[socket.AddressFamily, socket.SocketKind, int], socket.socket]
+
+__all__ = ["Published"]
+
+_IDLE_S: Final = 60.0  # after which a client of a UDP port is forgotten; as conntrack does
+_MOST_CLIENTS: Final = 1024
+_BACKLOG: Final = 4096
+_HINTS: Final = {
+    errno.EADDRINUSE: "somebody has that port already: choose another one, or 0 for any that is free",
+    errno.EACCES: "below net.ipv4.ip_unprivileged_port_start it takes CAP_NET_BIND_SERVICE: take a higher one",
+    errno.EADDRNOTAVAIL: "it is no address of this host's",
+    errno.EMFILE: "each published port takes a descriptor of this process: raise RLIMIT_NOFILE",
+}
+
+
+class Published:
+    """A published port; made by the attendant.
+
+    Attributes:
+        port: what was asked for.
+        host_port: the first port of the host's, also where any free one was asked for.
+
+    Raises:
+        SetupError: ``EADDRINUSE`` when somebody has a port; ``EACCES`` for one below 1024 that the user may not have;
+            ``EADDRNOTAVAIL`` for an address that is not the host's. Nothing is left bound.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        addresses: Sequence[str],
+        *,
+        splicer: Splicer,
+        in_router: SocketMaker,
+        rules: HostRules | None,
+    ) -> None:
+        self.port = port
+        self.host_port = port.host_port
+        self._splicer = splicer
+        self._in_router = in_router
+        self._rules: HostRules | None = None
+        self._held: list[socket.socket] = []
+        self._relays: list[_Relay] = []
+        self._target = _target(port, addresses) if port.fd is None else ""
+        try:
+            for number in range(port.host_port, port.host_port + port.count):
+                self._held.append(_bound(port, number))
+            self.host_port = self._held[0].getsockname()[1]
+            if port.fd is None:
+                self._carry(rules)
+        except BaseException:
+            self.close()
+            raise
+
+    def _carry(self, rules: HostRules | None) -> None:
+        for index, held in enumerate(self._held):
+            place = (self._target, self.port.container_port + index)
+            if self.port.protocol == "tcp":
+                self._splicer.listen(held, partial(self._connect, place))
+            else:
+                self._relays.append(_Relay(held, place, self._in_router))
+        where = ip_address(self.port.host)
+        if rules is not None and not where.is_loopback and where.version == ip_address(self._target).version:
+            rules.publish(*self._rule, count=self.port.count)
+            self._rules = rules
+
+    @property
+    def _rule(self) -> tuple[str, int, str, str, int]:
+        return self.port.host, self.host_port, self.port.protocol, self._target, self.port.container_port
+
+    def _connect(self, place: tuple[str, int]) -> socket.socket:
+        made = self._in_router(_family(place[0]), socket.SOCK_STREAM, 0)
+        made.setblocking(False)
+        failed = made.connect_ex(place)
+        if failed not in (0, errno.EINPROGRESS):
+            made.close()
+            raise OSError(failed, os.strerror(failed))
+        return made
+
+    def fileno(self) -> int:
+        """Return the descriptor of the (first) bound socket, which stays the port's own."""
+        return self._held[0].fileno()
+
+    def close(self) -> None:
+        """Give the port back, and end the connections that were handed on; harmless when repeated."""
+        rules, self._rules = self._rules, None
+        if rules is not None:
+            rules.unpublish(*self._rule, count=self.port.count)
+        for relay in self._relays:
+            relay.close()
+        self._relays.clear()
+        for held in self._held:
+            if self.port.protocol == "tcp" and self.port.fd is None:
+                self._splicer.forget(held)
+            held.close()
+        self._held.clear()
+
+    def __repr__(self) -> str:
+        state = "" if self._held else " closed"
+        return f"<Published {self.port.host}:{self.host_port}/{self.port.protocol} to {self._target}{state}>"
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _target(port: Port, addresses: Sequence[str]) -> str:
+    """Return the container's address of the version of the host's, or else its first."""
+    same = [each for each in addresses if (":" in each) == (":" in port.host)]
+    return (same or list(addresses))[0]
+
+
+def _bound(port: Port, number: int) -> socket.socket:
+    kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
+    made = None
+    try:
+        made = closed_in_children(socket.socket(_family(port.host), kind))
+        if made.family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_STREAM:
+            # Only past connections are no obstacle: where somebody listens, it is an error all the same.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((port.host, number))
+        if kind == socket.SOCK_STREAM:
+            made.listen(_BACKLOG)
+    except OSError as error:
+        if made is not None:
+            made.close()
+        shown = f"[{port.host}]" if ":" in port.host else port.host
+        hint = _HINTS.get(error.errno or 0, "")
+        raise SetupError("publish", error.errno or 0, f"{shown}:{number}/{port.protocol}", hint) from None
+    return made
+
+
+class _Relay:
+    """Datagrams of one bound socket, to a container and back; a thread of its own."""
+
+    def __init__(self, held: socket.socket, place: tuple[str, int], in_router: SocketMaker) -> None:
+        self._held, self._place, self._in_router = held, place, in_router
+        held.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._clients: dict[object, tuple[socket.socket, float]] = {}
+        self._wake, self._waker = socket.socketpair()
+        self._selector.register(held, selectors.EVENT_READ, None)
+        self._selector.register(self._wake, selectors.EVENT_READ, self)
+        self._thread = threading.Thread(target=self._run, name="containerkit-udp", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select(_IDLE_S if self._clients else None):
+                if key.data is self:
+                    return
+                try:
+                    self._forth() if key.data is None else self._back(key.data)
+                except OSError:  # nobody listens inside, as with any datagram: it is lost
+                    continue
+            self._expire()
+
+    def _forth(self) -> None:
+        data, client = self._held.recvfrom(65535)
+        known = self._clients.get(client)
+        if known is None:
+            if len(self._clients) >= _MOST_CLIENTS:
+                return
+            made = self._in_router(_family(self._place[0]), socket.SOCK_DGRAM, 0)
+            made.setblocking(False)
+            made.connect(self._place)
+            self._selector.register(made, selectors.EVENT_READ, client)
+        else:
+            made = known[0]
+        self._clients[client] = made, time.monotonic()
+        made.send(data)
+
+    def _back(self, client: tuple[str, int]) -> None:
+        made, _ = self._clients[client]
+        data = made.recv(65535)
+        self._clients[client] = made, time.monotonic()
+        self._held.sendto(data, client)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for client, (made, used) in list(self._clients.items()):
+            if now - used > _IDLE_S:
+                self._selector.unregister(made)
+                made.close()
+                del self._clients[client]
+
+    def close(self) -> None:
+        """End the thread and close what it made."""
+        self._waker.send(b"\0")
+        self._thread.join()
+        self._selector.close()
+        for made, _ in self._clients.values():
+            made.close()
+        self._wake.close()
+        self._waker.close()

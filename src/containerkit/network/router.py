@@ -1,0 +1,384 @@
+"""The router of a process: a network namespace with a bridge for each of its networks, and one link to the outside.
+
+It lives by the descriptor that its owner has: when that ends, however it ends, the kernel takes down the namespace,
+with its bridges, links, addresses, routes and packet filters, and with it the host's end of the link.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+from errno import ENOENT
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from containerkit import _native
+from containerkit._native import constants as k
+from containerkit.network import links
+from containerkit.network.forked import closed_in_children
+from containerkit.network.host import PREFIX, Forwarding
+from containerkit.plan import calls
+from containerkit.plan.operation import Operation, Slot
+from containerkit.plan.program import Program, proc
+from containerkit.plan.tape import Plan
+from containerkit.start.staging import opened, staging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from containerkit.network.attendant import Attendant
+    from containerkit.network.host_rules import HostRules
+    from containerkit.network.rules import RouterRules
+    from containerkit.spec.idmap import IdMapping
+
+__all__ = ["UPLINK", "Router", "current", "entering", "write_sysctl"]
+
+UPLINK: Final = "up0"
+"""The router's end of the link to the outside."""
+
+_UPLINK_INDEX: Final = 2
+_NETFILTER: Final = 12
+_HOST_NEXT, _ROUTER_NEXT = "169.254.254.1", "169.254.254.2"
+_HOST_NEXT6, _ROUTER_NEXT6 = "fe80::1", "fe80::2"
+_ROUTER_MAC, _HOST_MAC = "02:63:6b:00:00:02", "02:63:6b:00:00:01"
+_PROC: Final = Slot("proc")
+_NET: Final = Slot("net")
+_ROUTE: Final = Slot("rtnetlink")
+_HOLDER: Final = Slot("holder")
+_FORWARDING: Final = {
+    "ipv4/ip_forward": "1",
+    "ipv4/ip_unprivileged_port_start": "0",
+    "ipv4/conf/all/rp_filter": "0",
+    "ipv4/conf/all/send_redirects": "0",
+    "ipv4/conf/default/send_redirects": "0",
+}
+_FORWARDING6: Final = {
+    "ipv6/conf/default/accept_ra": "0",
+    "ipv6/conf/default/addr_gen_mode": "1",  # no addresses but those that it is given
+    "ipv6/conf/all/forwarding": "1",
+}
+
+
+_BRIDGED: Final = tuple(f"bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables", "arptables"))
+"""What passes a bridge alone is not judged as if it were routed."""
+
+
+_READ_ONLY: Final = "networks need a /proc/sys that can be written to; in a container, start that one with it unmasked"
+
+
+def has_ipv6() -> bool:
+    """Whether interfaces of this kernel can have addresses of IPv6."""
+    return os.path.exists("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+
+
+def write_sysctl(
+    name: str, value: str, *, tolerate: tuple[int, ...] = (), refused: tuple[int, ...] = ()
+) -> list[Operation]:
+    """Return the operations that write a parameter of the network namespace that they run in.
+
+    Args:
+        name: below ``net``, with slashes.
+        value: what to write.
+        tolerate: errors of the opening after which it is left out.
+        refused: errors of the writing that count as success.
+    """
+    at = Slot("sysctl")
+    path = f"sys/net/{name}"
+    return [
+        calls.open_at(_PROC, path.encode(), k.O_WRONLY, at, target=path, tolerate=tolerate, hint=_READ_ONLY)._replace(
+            skip=2 if tolerate else 0
+        ),
+        calls.write(at, value.encode(), f"{path}={value}", tolerate=refused),
+        calls.close(at),
+    ]
+
+
+def entering(*, privileged: bool) -> list[Operation]:
+    """Return what an unprivileged user does first: in its own user namespace it may have network namespaces."""
+    return [] if privileged else [calls.setns(_HOLDER, k.CLONE_NEWUSER, "holder user namespace")]
+
+
+def _making(*, privileged: bool, uplink: str) -> list[Operation]:
+    """Return the plan of a router; ``host`` is a slot with the host's network namespace."""
+    settings = {**_FORWARDING, **(_FORWARDING6 if has_ipv6() else {})}
+    steps = [
+        *entering(privileged=privileged),
+        calls.unshare(k.CLONE_NEWNET, "network namespace of the router", "see user.max_net_namespaces"),
+        calls.open_at(_PROC, b"thread-self/ns/net", k.O_RDONLY, _NET),
+        *[step for name, value in settings.items() for step in write_sysctl(name, value)],
+        *[step for name in _BRIDGED for step in write_sysctl(name, "0", tolerate=(ENOENT,))],
+        *calls.netlink_socket(0, _ROUTE),
+        links.set_up(_ROUTE, "lo"),
+    ]
+    if uplink:
+        steps.append(
+            links.veth(
+                _ROUTE,
+                UPLINK,
+                uplink,
+                Slot("host"),
+                index=_UPLINK_INDEX,
+                mac=_ROUTER_MAC,
+                peer_mac=_HOST_MAC,
+                mtu=1500,
+                alias=f"containerkit, process {os.getpid()}",
+            )
+        )
+    return [*steps, calls.close(_ROUTE)]
+
+
+def _linking(uplink: str, index: int, *, ipv6: bool) -> list[Operation]:
+    """Return the plan that brings the host's end up, then leads all that the router does not know to the host.
+
+    Neither end has an address: each knows the other by a fixed neighbour. So the host speaks to containers from the
+    address that it has anyhow, and nobody is ever asked who has which.
+    """
+    inside, there = Slot("inside"), Slot("outside")
+    steps = [
+        *(write_sysctl(f"ipv6/conf/{uplink}/addr_gen_mode", "1") if ipv6 else ()),
+        *calls.netlink_socket(0, there),
+        links.set_up(there, uplink, index),
+        links.neighbour(there, index, _ROUTER_NEXT, _ROUTER_MAC, uplink),
+        calls.setns(_NET, k.CLONE_NEWNET, "router"),
+        *calls.netlink_socket(0, inside),
+        links.neighbour(inside, _UPLINK_INDEX, _HOST_NEXT, _HOST_MAC, UPLINK),
+        links.default_route(inside, _UPLINK_INDEX, _HOST_NEXT, UPLINK),
+    ]
+    if ipv6:
+        steps += [
+            links.neighbour(there, index, _ROUTER_NEXT6, _ROUTER_MAC, uplink),
+            links.neighbour(inside, _UPLINK_INDEX, _HOST_NEXT6, _HOST_MAC, UPLINK),
+            links.default_route(inside, _UPLINK_INDEX, _HOST_NEXT6, UPLINK),
+        ]
+    return [*steps, calls.close(inside), calls.close(there)]
+
+
+class Router:
+    """The router of this process; made by :func:`current`.
+
+    Attributes:
+        netns: the descriptor of its network namespace.
+        holder: that of the user namespace that owns it; -1 for the machine's own.
+        privileged: whether that is so.
+        last_group: the last group that it knows, of those in a row from 0.
+        rules: the packet filters inside.
+        host_rules: those of the host's; None without privileges.
+        attendant: answers names, and holds published ports.
+        uplink: the host's end of the link; "" for an unprivileged user, and where the host drops what is forwarded.
+    """
+
+    def __init__(self) -> None:
+        from containerkit.network.attendant import Attendant
+        from containerkit.network.firewalls import others_drop_forwarded
+        from containerkit.network.nfnetlink import Nfnetlink
+        from containerkit.network.rules import RouterRules
+
+        stage = staging(host=False)
+        self._stage = stage  # keeps the holder's descriptor
+        self.privileged = stage.privileged
+        self.holder = stage.holder
+        self.last_group = 2**31 - 1 if self.privileged else _last(stage.mappings[1])
+        linked = self.privileged and not others_drop_forwarded()
+        self.uplink = f"{PREFIX}{secrets.token_hex(4)}" if linked else ""
+        self.pid = os.getpid()
+        self._closing: list[object] = []
+        self.host_rules: HostRules | None = None
+        self._numbers = iter(range(1, 1 << 30))
+        self.lock = threading.RLock()
+        self.users = 0
+        self._leads_out = False
+        self._fds = self._made()
+        closed_in_children(self)
+        (self.netns,) = self._fds
+        try:
+            rules = Nfnetlink(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER))
+            self.rules: RouterRules = RouterRules(rules, UPLINK, masquerade=not self.uplink)
+            self._closing.append(self.rules)
+            if self.uplink:
+                self._open_uplink()
+            self.attendant: Attendant = Attendant(self.socket, self.rules, self.host_rules)
+            self._closing.append(self.attendant)
+        except BaseException:
+            self.close()
+            raise
+
+    def _made(self) -> list[int]:
+        plan = _making(privileged=self.privileged, uplink=self.uplink)
+        host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return opened(plan, {**self.inputs(), "host": host}, ("net",))
+        finally:
+            os.close(host)
+
+    def inputs(self) -> dict[str, int]:
+        """Return the slots that plans take from here."""
+        made = {"net": self.netns} if hasattr(self, "netns") else {}
+        return {_PROC.name: proc(), _HOLDER.name: self.holder, **made}
+
+    def run(self, steps: list[Operation]) -> None:
+        """Walk operations in a process of their own; they begin where the caller is.
+
+        Raises:
+            SetupError: one failed.
+        """
+        Program(Plan(tuple(steps))).run(self.inputs(), flags=_native.SHARE_FILES | _native.NO_PROCESS)
+
+    def inside(self) -> list[Operation]:
+        """Return the operations that enter the router."""
+        return [
+            *entering(privileged=self.privileged),
+            calls.setns(_NET, k.CLONE_NEWNET, "router"),
+        ]
+
+    def lead_out(self) -> None:
+        """Have a way out; one without a link, which is a process, starts when the first network needs it.
+
+        Raises:
+            UnsupportedError, SetupError: it can't be had.
+        """
+        with self.lock:
+            if self.uplink or self._leads_out:
+                return
+            from containerkit.network import uplinks
+
+            self._closing.append(uplinks.start(self))
+            self._leads_out = True
+
+    def _open_uplink(self) -> None:
+        from containerkit.network.host_rules import HostRules
+        from containerkit.network.nfnetlink import Nfnetlink
+
+        ipv6 = has_ipv6()
+        index = socket.if_nametoindex(self.uplink)
+        self.run(_linking(self.uplink, index, ipv6=ipv6))
+        forwarding = Forwarding(self.uplink, ipv6=ipv6)
+        self._closing.append(forwarding)
+        self.host_rules = HostRules(Nfnetlink(), self.uplink, forwards_only_ours=forwarding.changed)
+        self._closing.append(self.host_rules)
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Return a socket in the router's network namespace.
+
+        Raises:
+            SetupError: it can't be had.
+        """
+        program = _socket_program(family, kind | socket.SOCK_CLOEXEC, protocol, privileged=self.privileged)
+        made = opened(program, self.inputs(), ("socket",))
+        return closed_in_children(socket.socket(family, kind, protocol, fileno=made.pop()))
+
+    def detach(self) -> int:
+        """Return the descriptor by which the namespace lives, which is the caller's from now on; -1 without one."""
+        return self._fds.pop() if self._fds else -1
+
+    def while_open(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call something that takes back what is in the router; once that is down nothing is left to take back."""
+        if self._fds and os.getpid() == self.pid:
+            call(*arguments)
+
+    def number(self) -> int:
+        """Return a number that nothing in the router has had."""
+        with self.lock:
+            return next(self._numbers)
+
+    def add_route(self, subnet: str) -> None:
+        """Lead the host's packets for a subnet to the router; nothing to do without privileges."""
+        if not self.uplink:
+            return
+        at = Slot("outside")
+        index = socket.if_nametoindex(self.uplink)
+        via = _ROUTER_NEXT6 if ":" in subnet else _ROUTER_NEXT
+        step = links.route(at, index, subnet, self.uplink, via=via)
+        self.run([*calls.netlink_socket(0, at), step, calls.close(at)])
+
+    def drop_route(self, subnet: str) -> None:
+        """Take that back; harmless where the link is gone."""
+        if not self.uplink:
+            return
+        at = Slot("outside")
+        try:
+            index = socket.if_nametoindex(self.uplink)
+        except OSError:
+            return
+        step = links.gone_route(at, index, subnet, self.uplink, tolerate=(3,))
+        self.run([*calls.netlink_socket(0, at), step, calls.close(at)])
+
+    def close(self) -> None:
+        """Take it down; harmless when repeated, or in a forked child."""
+        if os.getpid() != self.pid:
+            return
+        closing, self._closing = self._closing, []
+        forwarding = [each for each in closing if isinstance(each, Forwarding)]
+        for each in reversed(closing):
+            if each not in forwarding:
+                each.close()  # type: ignore[attr-defined] # each has one
+        self._gone()
+        for last in forwarding:
+            last.close()
+
+    def _gone(self) -> None:
+        if not self._fds:
+            return
+        if self.uplink:  # the kernel takes a namespace down in the background: the host's end shall be gone now
+            at = Slot("outside")
+            gone = links.delete_link(at, self.uplink, tolerate=(19,))
+            self.run([*calls.netlink_socket(0, at), gone, calls.close(at)])
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def __repr__(self) -> str:
+        return f"<Router {self.uplink or 'without a link'} {'open' if self._fds else 'closed'}>"
+
+
+def _last(mappings: Iterable[IdMapping]) -> int:
+    last = -1
+    for each in sorted(mappings, key=lambda mapping: mapping.inside):
+        if each.inside == last + 1:
+            last = each.inside + each.count - 1
+    return max(0, last)
+
+
+@lru_cache(maxsize=32)
+def _socket_program(family: int, kind: int, protocol: int, *, privileged: bool) -> tuple[Operation, ...]:
+    return (
+        *entering(privileged=privileged),
+        calls.setns(_NET, k.CLONE_NEWNET, "router"),
+        calls.call("socket", family, kind, protocol, target="in the router", result=Slot("socket")),
+    )
+
+
+_routers: dict[int, Router] = {}
+_making_one = threading.Lock()
+
+
+def current() -> Router:
+    """Return the router of this process, making it when there is none; the caller is one more of its users.
+
+    Raises:
+        UnsupportedError: something that this host lacks.
+        SetupError: something can't be made; nothing is left behind.
+    """
+    with _making_one:
+        router = _routers.get(os.getpid())
+        if router is None:
+            router = _routers[os.getpid()] = Router()
+        router.users += 1
+        return router
+
+
+def leave(router: Router) -> None:
+    """Be no user of it any more; the last one takes it down."""
+    with _making_one:
+        router.users -= 1
+        if router.users == 0 and _routers.get(router.pid) is router:
+            del _routers[router.pid]
+            router.close()
+
+
+def _renew() -> None:
+    global _making_one  # noqa: PLW0603 - a lock that another thread held at the fork would stay so
+    _making_one = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew)

@@ -1,0 +1,250 @@
+"""Bytes between two sockets without a copy through this process, for ports that are published on the loopback.
+
+One thread moves all of them; it sleeps when nothing moves. Source: splice(2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import threading
+from errno import EAGAIN
+from typing import TYPE_CHECKING, Final
+
+from containerkit.network.forked import closed_in_children
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Splicer"]
+
+_PIPE: Final = 1 << 20
+_FLAGS: Final = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+_TURNS: Final = 8  # that one direction moves before others have theirs
+
+
+class _Direction:
+    """One way of a connection: what is read of the one socket and not yet written to the other lies in a pipe."""
+
+    __slots__ = ("done", "ended", "held", "pipe_in", "pipe_out", "room", "source", "target")
+
+    def __init__(self, source: socket.socket, target: socket.socket) -> None:
+        self.source, self.target = source, target
+        self.pipe_out, self.pipe_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.held, self.ended, self.done = 0, False, False
+        try:
+            self.room = fcntl.fcntl(self.pipe_in, fcntl.F_SETPIPE_SZ, _PIPE)
+        except OSError:  # the user's limit on pipes: the usual size does as well
+            self.room = fcntl.fcntl(self.pipe_in, fcntl.F_GETPIPE_SZ)
+
+    def move(self) -> None:
+        """Move what can be moved now.
+
+        Raises:
+            OSError: one of the sockets failed.
+        """
+        for _ in range(_TURNS):
+            moved = 0
+            if not self.ended and not self.held:
+                taken = self._splice(self.source.fileno(), self.pipe_in, self.room)
+                if taken is not None:
+                    self.ended = taken == 0
+                    self.held += taken
+                    moved = taken
+            if self.held:
+                given = self._splice(self.pipe_out, self.target.fileno(), self.held)
+                self.held -= given or 0
+                moved += given or 0
+            if self.ended and not self.held and not self.done:
+                self.done = True
+                self.target.shutdown(socket.SHUT_WR)
+            if not moved:
+                return
+
+    @staticmethod
+    def _splice(source: int, target: int, count: int) -> int | None:
+        try:
+            return os.splice(source, target, count, flags=_FLAGS)
+        except OSError as error:
+            if error.errno == EAGAIN:
+                return None
+            raise
+
+    @property
+    def reads(self) -> bool:
+        """It waits for something to read."""
+        return not self.ended and not self.held
+
+    @property
+    def writes(self) -> bool:
+        """It waits for room to write."""
+        return self.held > 0
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self.pipe_in)
+        os.close(self.pipe_out)
+
+
+class _Pair:
+    """A connection and its continuation."""
+
+    __slots__ = ("connecting", "directions", "owner", "sockets")
+
+    def __init__(self, near: socket.socket, far: socket.socket, owner: object) -> None:
+        self.sockets = near, far
+        self.owner = owner
+        self.connecting = True
+        forth = _Direction(near, far)
+        try:
+            self.directions = forth, _Direction(far, near)
+        except OSError:
+            forth.close()
+            raise
+
+    def mask(self, index: int) -> int:
+        """Return what one of its sockets waits for."""
+        if self.connecting:
+            return select.EPOLLOUT if index else 0
+        reading, writing = self.directions[index], self.directions[1 - index]
+        return (select.EPOLLIN if reading.reads else 0) | (select.EPOLLOUT if writing.writes else 0)
+
+    def move(self) -> bool:
+        """Move both directions; return False at the end of the connection."""
+        if self.connecting:
+            if self.sockets[1].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return False
+            self.connecting = False
+        try:
+            for direction in self.directions:
+                direction.move()
+        except OSError:
+            return False
+        return not all(direction.done for direction in self.directions)
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close sockets and pipes; with a reset the client learns that it was no orderly end."""
+        if reset:
+            linger = b"\1\0\0\0\0\0\0\0"
+            for each in self.sockets:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        for each in self.sockets:
+            each.close()
+        for direction in self.directions:
+            direction.close()
+
+
+class Splicer:
+    """Accepts connections and joins each to one that it makes; a thread of its own, from the first port on."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._lock = threading.Lock()
+        self._listeners: dict[int, tuple[socket.socket, Callable[[], socket.socket]]] = {}
+        self._pairs: dict[int, tuple[_Pair, int]] = {}
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._jobs: list[Callable[[], None]] = []
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def listen(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
+        """Accept from a listening socket.
+
+        Args:
+            listener: stays the caller's; :meth:`forget` it before it is closed.
+            connect: returns a socket that does not block, and that is being connected; called in the thread.
+        """
+        listener.setblocking(False)
+        with self._lock:
+            self._listeners[listener.fileno()] = listener, connect
+            self._epoll.register(listener.fileno(), select.EPOLLIN)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="containerkit-splice", daemon=True)
+                self._thread.start()
+
+    def forget(self, listener: socket.socket) -> None:
+        """Accept no more from it, and end the connections that came by it."""
+        with self._lock:
+            if self._listeners.pop(listener.fileno(), None) is None:
+                return
+            self._epoll.unregister(listener.fileno())
+            running = self._thread is not None and not self._stopping
+        if running:
+            done = threading.Event()
+
+            def end() -> None:
+                self._end(listener)
+                done.set()
+
+            self._jobs.append(end)
+            os.eventfd_write(self._wake, 1)
+            done.wait(5)
+
+    def _end(self, owner: object) -> None:
+        for pair in {id(pair): pair for pair, _ in self._pairs.values() if owner in (None, pair.owner)}.values():
+            self._drop(pair, reset=True)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for fd, _ in self._epoll.poll():
+                if fd == self._wake:
+                    os.eventfd_read(self._wake)
+                    while self._jobs:
+                        self._jobs.pop(0)()
+                elif fd in self._pairs:
+                    self._moved(self._pairs[fd][0])
+                elif fd in self._listeners:
+                    self._accept(fd)
+        self._end(None)
+
+    def _accept(self, fd: int) -> None:
+        with self._lock:
+            listener, connect = self._listeners.get(fd, (None, None))
+        if listener is None or connect is None:
+            return
+        try:
+            near = closed_in_children(listener.accept()[0])
+        except OSError:  # it gave up, or there is no descriptor left: then those that wait are taken later
+            return
+        far = None
+        try:
+            near.setblocking(False)
+            far = connect()
+            pair = _Pair(near, far, listener)
+        except OSError:  # the container is gone, or has no route: the client sees a reset
+            for each in (near, far):
+                if each is not None:
+                    each.close()
+            return
+        for index, each in enumerate(pair.sockets):
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._pairs[each.fileno()] = pair, index
+            self._epoll.register(each.fileno(), pair.mask(index))
+
+    def _moved(self, pair: _Pair) -> None:
+        if not pair.move():
+            self._drop(pair, reset=not all(direction.done for direction in pair.directions))
+            return
+        for index, each in enumerate(pair.sockets):
+            self._epoll.modify(each.fileno(), pair.mask(index))
+
+    def _drop(self, pair: _Pair, *, reset: bool) -> None:
+        for each in pair.sockets:
+            self._pairs.pop(each.fileno(), None)
+            self._epoll.unregister(each.fileno())
+        pair.close(reset=reset)
+
+    def close(self) -> None:
+        """End all connections and the thread; harmless when repeated."""
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread is not None:
+            self._thread.join()
+        self._epoll.close()
+        os.close(self._wake)

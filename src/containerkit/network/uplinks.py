@@ -1,0 +1,293 @@
+"""The way out of an unprivileged user's router: a program that speaks for it with this user's own sockets.
+
+One for each router, whatever the number of its containers: ``pasta`` or ``slirp4netns``, whichever this machine has. It
+ends with its owner, because it (or the shell above it) reads a pipe that only the owner holds open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import struct
+import time
+from errno import EACCES, ENOENT, ETIMEDOUT
+from fcntl import ioctl
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, Protocol
+
+from containerkit.errors import SetupError, UnsupportedError
+from containerkit.network import links
+from containerkit.network.forked import closed_in_children
+from containerkit.plan import calls
+from containerkit.plan.netlink import attributes
+from containerkit.plan.operation import Slot
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from containerkit.network.rules import RouterRules
+    from containerkit.plan.operation import Operation
+
+__all__ = ["HostAddresses", "Uplink", "host_addresses", "start"]
+
+_NAME: Final = "up0"
+_DEVICE: Final = "/dev/net/tun"
+_START_S: Final = 10.0
+_GOOD_PASTA: Final = 20240101
+"""Before it, pasta sent at a thirtieth of what slirp4netns does: it is taken only where there is no slirp4netns."""
+_SLIRP_NETWORK: Final = "100.127.254.0/24"  # of the range that carriers use among themselves: no host has it
+_SLIRP_ADDRESS, _SLIRP_GATEWAY = "fd00::100/64", "fd00::2"  # the network is the program's own, and can't be chosen
+_GUARDIAN: Final = '"$@" <&- & child=$!; trap "" HUP INT; read -r _ <&"$LIFE"; kill -9 $child'
+"""Runs a program for as long as the pipe ``$LIFE`` is open: it never is written to, so that reading it waits."""
+
+
+class Owner(Protocol):
+    """What a router must have."""
+
+    netns: int
+    holder: int
+
+    def socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        """Return a socket of its namespace."""
+
+    def inside(self) -> list[Operation]:
+        """Return the operations that enter its namespace."""
+
+    def run(self, steps: list[Operation]) -> None:
+        """Walk operations in a process of their own."""
+
+
+class Uplink:
+    """A program that carries what leaves a router. It owns the process; :meth:`close` ends it.
+
+    Attributes:
+        program: ``"pasta"`` or ``"slirp4netns"``.
+    """
+
+    def __init__(self, program: str, process: subprocess.Popen[bytes], life: int, words: int) -> None:
+        self.program = program
+        self._process, self._life, self._words = process, life, words
+        closed_in_children(self)
+
+    @property
+    def pid(self) -> int:
+        """The pid of the program, or of the shell above it."""
+        return self._process.pid
+
+    def detach(self) -> int:
+        """Return the descriptor by which the program lives; without it :meth:`close` does nothing."""
+        life, self._life = self._life, -1
+        return life
+
+    def words(self) -> str:
+        """Return the end of what the program has said."""
+        size = os.fstat(self._words).st_size
+        return os.pread(self._words, 500, max(0, size - 500)).decode("utf-8", "replace").strip()
+
+    def close(self) -> None:
+        """End the program and wait for it; harmless when repeated."""
+        if self._life < 0:
+            return
+        os.close(self._life)
+        self._life = -1
+        try:
+            self._process.wait(5)
+        except Exception:  # noqa: BLE001 - subprocess.TimeoutExpired, without its import; whatever it is, kill
+            self._process.kill()
+            self._process.wait()
+        os.close(self._words)
+
+    def __repr__(self) -> str:
+        return f"<Uplink {self.program} pid {self.pid}{' closed' if self._life < 0 else ''}>"
+
+
+def start(owner: Owner, *, program: str | None = None) -> Uplink:
+    """Start a program for a router, and wait until its interface is up.
+
+    Args:
+        owner: the router.
+        program: ``"pasta"`` or ``"slirp4netns"``; None takes the better one of those that are there.
+
+    Raises:
+        UnsupportedError: neither is there, or this user may not open /dev/net/tun.
+        SetupError: it ended, or its interface was not up within 10 s; the error holds what it said.
+
+    Side effects: a process, until the uplink's ``close()`` or the end of this process.
+    """
+    name, path = _found(program)
+    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+        hint = "it must be there and open to this user (mode 0666, which udev gives it), for packets to leave by"
+        raise UnsupportedError("open", EACCES if os.path.exists(_DEVICE) else ENOENT, _DEVICE, hint)
+    life_out, life_in = os.pipe()
+    words = os.memfd_create(name)
+    try:
+        process = _spawned(name, path, owner, life_out, words)
+    except BaseException:
+        os.close(life_in)
+        os.close(words)
+        raise
+    finally:
+        os.close(life_out)
+    uplink = Uplink(name, process, life_in, words)
+    try:
+        _await(owner, uplink, process)
+        if name == "slirp4netns" and _leads_out_by_ipv6():
+            _configure_ipv6(owner)
+    except BaseException:
+        uplink.close()
+        raise
+    return uplink
+
+
+def _found(program: str | None) -> tuple[str, str]:
+    from shutil import which
+
+    places = {name: which(name) for name in ("pasta", "slirp4netns") if program in (None, name)}
+    there = {name: path for name, path in places.items() if path is not None}
+    if not there:
+        hint = "install the package passt or slirp4netns; without one, use internal networks or Port.socket"
+        raise UnsupportedError("start", ENOENT, " or ".join(places), hint)
+    if "pasta" in there and ("slirp4netns" not in there or _dated(there["pasta"]) >= _GOOD_PASTA):
+        return "pasta", there["pasta"]
+    name = next(each for each in ("slirp4netns", "pasta") if each in there)
+    return name, there[name]
+
+
+def _dated(path: str) -> int:
+    """Return the date in the version of pasta, such as 20230309; 0 when it says none."""
+    import subprocess
+
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    found = re.search(r"(20\d\d)_?([01]\d)_?([0-3]\d)", said.stdout)
+    return int("".join(found.groups())) if found else 0
+
+
+def _spawned(name: str, path: str, owner: Owner, life: int, words: int) -> subprocess.Popen[bytes]:
+    import subprocess
+
+    netns, holder = f"/proc/self/fd/{owner.netns}", f"/proc/self/fd/{owner.holder}"
+    if name == "slirp4netns":
+        argv = [path, "--configure", "--mtu=65520", f"--cidr={_SLIRP_NETWORK}", f"--exit-fd={life}"]
+        # Neither the host's loopback nor its resolver: names are asked for by the router's own.
+        argv += ["--disable-host-loopback", "--disable-dns", "--enable-ipv6", "--netns-type=path"]
+        argv += [f"--userns-path={holder}"] if owner.holder >= 0 else []
+        argv += [netns, _NAME]
+    else:
+        argv = [path, "--foreground", "--quiet", "--config-net", "--ns-ifname", _NAME, "--no-map-gw"]
+        argv += ["-t", "none", "-u", "none", "-T", "none", "-U", "none", "--netns", netns]
+        argv += ["--userns", holder] if owner.holder >= 0 else ["--netns-only", "--runas", "0:0"]
+        argv = ["/bin/sh", "-c", _GUARDIAN, "containerkit-uplink", *argv]
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=words,
+        stderr=words,
+        pass_fds=(life, owner.netns, *([owner.holder] if owner.holder >= 0 else [])),
+        env={**os.environ, "LIFE": str(life)},
+        start_new_session=True,  # a terminal's signals are for the container, not for what it stands on
+    )
+
+
+def _await(owner: Owner, uplink: Uplink, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the interface has an address, which the program gives it last."""
+    until = time.monotonic() + _START_S
+    with owner.socket(socket.AF_INET, socket.SOCK_DGRAM, 0) as asking:
+        request = _NAME.encode().ljust(40, b"\0")
+        while True:
+            with contextlib.suppress(OSError):
+                flags = struct.unpack_from("H", ioctl(asking, 0x8913, request), 16)[0]  # SIOCGIFFLAGS
+                ioctl(asking, 0x8915, request)  # SIOCGIFADDR
+                if flags & 1:
+                    return
+            if process.poll() is not None:
+                raise SetupError(
+                    "start", ENOENT, uplink.program, uplink.words() or f"it ended with {process.returncode}"
+                )
+            if time.monotonic() > until:
+                raise SetupError("start", ETIMEDOUT, uplink.program, uplink.words() or "its interface is not there")
+            time.sleep(0.002)
+
+
+def _leads_out_by_ipv6() -> bool:
+    """Tell whether the host has a default route of IPv6: without one, addresses of it would be tried in vain."""
+    try:
+        with open("/proc/thread-self/net/ipv6_route", encoding="ascii") as file:
+            return any(line.startswith("0" * 32 + " 00 ") and line.split()[-1] != "lo" for line in file)
+    except OSError:
+        return False
+
+
+def _configure_ipv6(owner: Owner) -> None:
+    """Give the interface what slirp4netns leaves to router advertisements, which a router takes none of."""
+    with owner.socket(socket.AF_INET, socket.SOCK_DGRAM, 0) as asking:
+        index = struct.unpack_from("=i", ioctl(asking, 0x8933, _NAME.encode().ljust(40, b"\0")), 16)[0]  # SIOCGIFINDEX
+    at = Slot("rtnetlink")
+    steps = [
+        links.address(at, index, _SLIRP_ADDRESS, _NAME),
+        links.default_route(at, index, _SLIRP_GATEWAY, _NAME),
+    ]
+    owner.run([*owner.inside(), *calls.netlink_socket(0, at), *steps, calls.close(at)])
+
+
+# --- The host's own addresses
+
+
+def _addresses_message() -> bytes:
+    return struct.pack("=IHHIIB3xI", 24, 22, 0x301, 1, 0, 0, 0)  # RTM_GETADDR, a dump
+
+
+def host_addresses() -> set[str]:
+    """Return the addresses of all interfaces of the calling thread's network namespace."""
+    found: set[str] = set()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as asking:
+        asking.settimeout(5)
+        asking.send(_addresses_message())
+        while True:
+            data = asking.recv(1 << 16)
+            while len(data) >= 16:
+                length, kind = struct.unpack_from("=IH", data)
+                if kind in (2, 3):  # an error, or the end
+                    return found
+                if kind == 20:
+                    found |= _of_message(data[16:length])
+                data = data[length + -length % 4 :]
+
+
+def _of_message(body: bytes) -> set[str]:
+    parts = dict(attributes(body[8:]))
+    packed = parts.get(2) or parts.get(1)  # IFA_LOCAL, else IFA_ADDRESS
+    return {str(ip_address(packed))} if packed and len(packed) in (4, 16) else set()
+
+
+class HostAddresses:
+    """Keeps containers of an unprivileged user from the host's own services: who speaks for them is on the host.
+
+    Args:
+        rules: of the router; told the host's addresses, now and whenever they change.
+
+    Attributes:
+        socket: readable when they may have changed; then call :meth:`changed`.
+    """
+
+    def __init__(self, rules: RouterRules) -> None:
+        self._rules = rules
+        self.socket: Final = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        self.socket.bind((0, 0x10 | 0x100))  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+        self.socket.setblocking(False)
+        rules.set_host_addresses(host_addresses())
+
+    def changed(self) -> None:
+        """Read the addresses again."""
+        with contextlib.suppress(OSError):  # nothing more, or more than it holds: what they are now counts
+            while self.socket.recv(1 << 16):
+                pass
+        self._rules.set_host_addresses(host_addresses())
+
+    def close(self) -> None:
+        """Follow them no more."""
+        self.socket.close()

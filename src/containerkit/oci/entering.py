@@ -1,0 +1,93 @@
+"""The steps by which the first process settles in namespaces of its own, before anything is mounted."""
+
+from __future__ import annotations
+
+import os
+from struct import pack
+
+from containerkit._native import constants as k
+from containerkit.oci import protocol
+from containerkit.oci.errors import RuntimeFailure, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.config import Config
+    from containerkit.oci.namespaces import Stage
+    from containerkit.oci.tape import Tape
+
+__all__ = ["enter_late", "offsets", "set_names", "set_time_offsets"]
+
+_SIOCSIFFLAGS = 0x8914
+
+
+def enter_late(tape: Tape, config: Config, stage: Stage, proc: int, channel: int) -> None:
+    """Add the steps for what only a process can enter that is alone in its memory, or in its control groups already.
+
+    Args:
+        tape: where to.
+        config: the container's configuration.
+        stage: its namespaces.
+        proc: the host's procfs.
+        channel: leads to the runtime.
+    """
+    for kind, fd in stage.joins:
+        if kind == "time":
+            tape.call("setns", fd, k.CLONE_NEWTIME, target="time namespace")
+    if config.is_new("cgroup"):
+        tape.call("unshare", k.CLONE_NEWCGROUP, target="cgroup namespace")
+    if config.is_new("time") and not stage.sets_time_early:
+        tape.call("unshare", k.CLONE_NEWTIME, target="time namespace")
+        if config.linux.time_offsets:
+            _time_offsets(tape, config, stage, proc, channel)
+    if config.is_new("network"):
+        _loopback(tape)
+
+
+def _time_offsets(tape: Tape, config: Config, stage: Stage, proc: int, channel: int) -> None:
+    """Files of a process that nobody may look into are the host's root's, whom a user of a namespace is not."""
+    if stage.changes_user and stage.privileged:
+        protocol.pause(tape, channel, b"o", "time namespace is there")
+        return
+    at = tape.slot("time offsets")
+    text = offsets(config)
+    flags = k.O_WRONLY | k.O_CLOEXEC
+    tape.call("openat", proc, b"self/timens_offsets", flags, 0, target="linux.timeOffsets", result=at)
+    tape.call("write", at, tape.block(text), len(text), target="linux.timeOffsets")
+    tape.step(k.STEP_CLOSE, "close", at)
+
+
+def offsets(config: Config) -> bytes:
+    """Return the offsets as the kernel takes them. Source: time_namespaces(7)."""
+    return "".join(f"{name} {each.secs} {each.nanosecs}\n" for name, each in config.linux.time_offsets.items()).encode()
+
+
+def set_time_offsets(pid: int, config: Config) -> None:
+    """Set the offsets from outside, for a process that waits.
+
+    Raises:
+        RuntimeFailure: the kernel does not take them.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, offsets(config))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise RuntimeFailure(f"write linux.timeOffsets: {strerror(error.errno or 0)}") from None
+
+
+def _loopback(tape: Tape) -> None:
+    """Add the steps that bring up ``lo``. Source: netdevice(7)."""
+    at = tape.slot("socket")
+    tape.call("socket", 1, 2 | k.O_CLOEXEC, 0, target="for lo", result=at)
+    tape.call("ioctl", at, _SIOCSIFFLAGS, tape.block(pack("=16sH22x", b"lo", 0x41)), target="lo up")
+    tape.step(k.STEP_CLOSE, "close", at)
+
+
+def set_names(tape: Tape, config: Config) -> None:
+    """Add the steps that set the host and domain name."""
+    for name, value in (("sethostname", config.hostname), ("setdomainname", config.domainname)):
+        if value:
+            text = os.fsencode(value)
+            tape.call(name, tape.block(text), len(text), target=value)

@@ -1,0 +1,183 @@
+"""``NOTIFY_SOCKET``: a container tells the caller's service manager that it is ready.
+
+The manager takes messages only of processes that it knows, so the program gets a socket of the runtime's, in a
+directory of its own. ``start`` and ``run`` wait there until the program says ``READY=1`` or ends, and pass on that it
+is ready. Nothing else is passed on: other messages would let a program give the manager orders.
+
+Source: sd_notify(3), sd_pid_notify_barrier(3).
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+from struct import pack
+
+from containerkit.oci.errors import RuntimeFailure, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+    from containerkit.oci.config import Config
+    from containerkit.oci.log import Log
+    from containerkit.oci.store import Entry
+
+__all__ = ["DIRECTORY", "Listener", "add_socket", "manager"]
+
+DIRECTORY = "notify"
+"""The directory in the container's record whose only file is the socket."""
+
+_VARIABLE = "NOTIFY_SOCKET"
+_NAME = "notify"
+_READY = b"READY=1"
+_BARRIER_MS = 5000
+
+
+def manager() -> str:
+    """Return where the caller's service manager listens: a path, or with ``@`` an abstract name; empty for nowhere."""
+    name = os.environ.get(_VARIABLE, "")
+    return name if name[:1] in ("/", "@") and len(name) > 1 else ""
+
+
+def add_socket(config: Config, entry: Entry) -> bool:
+    """Give a container its directory for the socket, where the manager has its own, and the variable that names it.
+
+    Args:
+        config: the container's configuration, which is changed.
+        entry: its record.
+
+    Returns:
+        Whether there is a manager to notify. Where the configuration names a socket, its writer serves that.
+    """
+    from containerkit.oci.config import Mount
+
+    process = config.process
+    name = manager()
+    if not name or process is None or any(each.startswith(f"{_VARIABLE}=") for each in process.env):
+        return False
+    os.mkdir(DIRECTORY, 0o755, dir_fd=entry.fd)
+    place = name if name.startswith("/") else "/run/notify"
+    options = ["bind", "private", "ro", "nosuid", "nodev", "noexec"]
+    content = {"destination": place, "type": "bind", "source": f"{entry.path}/{DIRECTORY}", "options": options}
+    config.mounts = [*config.mounts, Mount.read(content, f"mounts[{len(config.mounts)}]")]
+    process.env = [*process.env, f"{_VARIABLE}={place}/{_NAME}"]
+    return True
+
+
+class Listener:
+    """The runtime's end of the socket, until the container is ready.
+
+    Args:
+        entry: the container's record; its first process is alive.
+        name: where the manager listens.
+        journal: takes a warning if the manager can't be told: the container runs all the same.
+
+    Raises:
+        RuntimeFailure: the socket can't be made.
+    """
+
+    def __init__(self, entry: Entry, name: str, journal: Log) -> None:
+        self.manager = name
+        self.journal = journal
+        self.pid = entry.pid
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+        self._pidfd = -1
+        path = f"/proc/self/fd/{entry.fd}/{DIRECTORY}/{_NAME}"  # a longer one may not fit into an address
+        try:
+            self._pidfd = os.pidfd_open(entry.pid)
+            self._socket.bind(path)
+            os.chmod(path, 0o777)  # whatever user the program has
+        except OSError as error:
+            self.close()
+            raise RuntimeFailure(f"make {entry.path}/{DIRECTORY}/{_NAME}: {strerror(error.errno or 0)}") from None
+
+    @classmethod
+    def of(cls, entry: Entry, journal: Log) -> Listener | None:
+        """Return the listener of a container that was made to notify a manager, if this call has one."""
+        name = manager()
+        return cls(entry, name, journal) if name and entry.record.get("notifies") else None
+
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable when there is a message."""
+        return self._socket.fileno()
+
+    def wait(self) -> None:
+        """Wait until the container is ready and tell the manager so, or until it ends; close the socket."""
+        with self:
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            poller.register(self.fileno(), select.POLLIN)
+            while True:
+                ready = dict(poller.poll())
+                if self.fileno() in ready:
+                    if self._is_ready():
+                        self._tell(self.pid)
+                        return
+                elif self._pidfd in ready:
+                    return
+
+    def serve(self) -> bool:
+        """Take a message; once the container is ready, tell the manager so and close the socket.
+
+        The manager goes on watching the runtime, whose exit status is the container's.
+
+        Returns:
+            Whether the container is ready.
+        """
+        if not self._is_ready():
+            return False
+        with self:
+            self._tell(0)
+        return True
+
+    def _is_ready(self) -> bool:
+        return _READY in self._socket.recv(4096).split(b"\n")
+
+    def _tell(self, main: int) -> None:
+        """Tell the manager that the container is ready, and to watch process ``main`` if that is not 0."""
+        outside = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+        try:
+            outside.connect("\0" + self.manager[1:] if self.manager[0] == "@" else self.manager)
+            outside.send(_READY)
+            if main:
+                outside.send(b"MAINPID=%d" % main)
+            self._await_barrier(outside)
+        except OSError as error:
+            self.journal.warning(f"{_VARIABLE} {self.manager}: {strerror(error.errno or 0)}")
+        finally:
+            outside.close()
+
+    def _await_barrier(self, outside: _socket.socket) -> None:
+        """Wait until the manager has looked: it knows a sender by its process, so that must still be there.
+
+        It closes the pipe when it has come to the message.
+        """
+        reading, writing = os.pipe()
+        try:
+            outside.sendmsg([b"BARRIER=1"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", writing))])
+            os.close(writing)
+            writing = -1
+            poller = select.poll()
+            poller.register(reading, select.POLLIN)
+            if not poller.poll(_BARRIER_MS):
+                seconds = _BARRIER_MS // 1000
+                self.journal.warning(f"{_VARIABLE} {self.manager}: nobody has looked at the message for {seconds} s")
+        finally:
+            os.close(reading)
+            if writing >= 0:
+                os.close(writing)
+
+    def close(self) -> None:
+        """Close the socket; may be called twice."""
+        self._socket.close()
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,96 @@
+"""How the first process leaves the host's root behind.
+
+It pivots wherever the kernel lets it, whether ``--no-pivot`` was given or not: after that nothing of the host is in the
+container's mount namespace. On an initial ramfs the kernel does not. There ``--no-pivot`` moves the container's root
+over the host's and takes away what is mounted on that, so that nothing leads around the masks either.
+
+Source: pivot_root(2); Documentation/filesystems/ramfs-rootfs-initramfs.rst.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOENT, ENOTDIR, EPERM
+
+from containerkit._native import constants as k
+from containerkit.oci.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from containerkit.oci.capabilities import Masks
+    from containerkit.oci.rootfs import Builder
+
+__all__ = ["leave_host"]
+
+_CAP_SYS_ADMIN = 21
+_GONE = (EINVAL, ENOENT, ENOTDIR, EPERM)
+"""The errors of what can't be unmounted, or was unmounted with what is above it."""
+
+
+class _Mount:
+    """A line of mountinfo. Source: proc_pid_mountinfo(5)."""
+
+    __slots__ = ("id", "kind", "parent", "path", "whole")
+
+    def __init__(self, line: str) -> None:
+        fields = line.split(" ")
+        self.id, self.parent = int(fields[0]), int(fields[1])
+        self.whole = fields[3] == "/"
+        self.path = os.fsencode(fields[4]).decode("unicode_escape").encode("latin-1")
+        self.kind = fields[fields.index("-") + 1]
+
+    @property
+    def reveals(self) -> bool:
+        """Whether the kernel lets another namespace mount such a filesystem as long as this one is there."""
+        return self.whole and self.kind in ("proc", "sysfs")
+
+
+def leave_host(builder: Builder, masks: Masks, *, at_home: bool, may_move: bool) -> None:
+    """Add the steps that make the container's root the root.
+
+    Args:
+        builder: the root.
+        masks: the capabilities of the container's program.
+        at_home: whether the root is attached over its own place.
+        may_move: whether ``--no-pivot`` was given.
+
+    Raises:
+        ConfigError: the root would have to be moved, and the program could move it away again.
+    """
+    tape = builder.tape
+    mounts = _mounts() if may_move else []
+    lowest = next((each for each in mounts if each.id == each.parent), None)
+    if lowest is None:
+        tape.call("fchdir", builder.root, target="root filesystem")
+        tape.call("pivot_root", b".", b".", target="root filesystem", hint="in an initial ramfs pass --no-pivot")
+        if builder.parking is not None and not at_home:  # it lies on the host's root, which lies on this one now
+            tape.call("umount2", b".", k.MNT_DETACH, target="parking")
+        tape.call("umount2", b".", k.MNT_DETACH, target="the host's root")
+    else:
+        if masks.bounding >> _CAP_SYS_ADMIN & 1:
+            why = "CAP_SYS_ADMIN can unmount a root that was only moved: leave it out, or start from a mounted root"
+            raise ConfigError("process.capabilities.bounding", f"{why} and without --no-pivot")
+        _move(builder, mounts, lowest.id, at_home=at_home)
+    tape.call("chdir", b"/", target="/")
+
+
+def _mounts() -> list[_Mount]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [_Mount(line) for line in file]
+
+
+def _move(builder: Builder, mounts: list[_Mount], lowest: int, *, at_home: bool) -> None:
+    """The root of this process stays the host's until the chroot: paths lead below what is moved over it."""
+    tape = builder.tape
+    if at_home:
+        tape.call("move_mount", builder.root, b"", k.AT_FDCWD, b"/", k.MOVE_MOUNT_F_EMPTY_PATH, target="move the root")
+    for mount in reversed(mounts):
+        if mount.id == lowest or not (mount.reveals or mount.parent == lowest):
+            continue
+        target = f"the host's {mount.kind} on {os.fsdecode(mount.path)}"
+        gone = tape.call("umount2", mount.path, k.MNT_DETACH, target=target, ok=_GONE)
+        if mount.reveals:  # locked by the change of user namespace: cover it
+            tape.call("mount", b"none", mount.path, b"tmpfs", k.MS_RDONLY, 0, target=target, ok=(ENOENT, ENOTDIR))
+            tape.leap_here(gone)
+    tape.call("fchdir", builder.root, target="root filesystem")
+    tape.call("chroot", b".", target="root filesystem")

@@ -1,0 +1,220 @@
+"""Compiles a plan once and runs it many times; turns a step that failed into an error for people."""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ETIMEDOUT
+from typing import TYPE_CHECKING, Any
+
+from containerkit import _native, late
+from containerkit._native import constants as k
+from containerkit.errors import SetupError, SpecError
+from containerkit.plan.operation import Operation, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from containerkit._native.outcome import Outcome
+    from containerkit.plan.tape import Plan
+
+__all__ = ["Program", "proc"]
+
+_kept: dict[str, int] = {}
+
+
+def proc() -> int:
+    """Return a descriptor of the caller's /proc, opened once.
+
+    Raises:
+        SetupError: there is no procfs at /proc.
+    """
+    if "proc" not in _kept:
+        fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.stat("self/ns", dir_fd=fd)
+        except OSError as error:
+            os.close(fd)
+            hint = "mount a procfs on /proc, which shows this process: mount -t proc proc /proc"
+            raise SetupError("stat", error.errno or 0, "/proc/self/ns", hint) from None
+        fd = _native.high(fd)
+        if _kept.setdefault("proc", fd) != fd:
+            os.close(fd)  # another thread was sooner
+    return _kept["proc"]
+
+
+def _not_begun(name: str, error: int) -> SetupError:
+    """Return the error of a start that came to no operation, or only to its first."""
+    made: SetupError = late.load(late.REFUSALS).not_begun(Operation(name), error)
+    return made
+
+
+class Program:
+    """A plan that was compiled once.
+
+    Args:
+        plan: what to run.
+
+    Raises:
+        SpecError: the plan can't be encoded.
+        SetupError: there is no procfs at /proc.
+    """
+
+    __slots__ = ("_interpreter", "_last", "_names", "_own", "_proc", "_program", "_tape", "plan")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._tape = plan.encode()
+        self._proc = proc()
+        self._interpreter = _native.interpreter()
+        self._program = self._interpreter.Program(self._tape.steps, self._tape.data)
+        self._names = list(self._tape.slots)
+        self._own = tuple(self._tape.slots.get(name, -1) for name in ("stdin", "stdout", "stderr", "report"))
+        self._last: tuple[Mapping[str, bytes] | None, bytes] = None, b""
+
+    def run(
+        self,
+        inputs: Mapping[str, int],
+        *,
+        argv: Sequence[bytes] = (),
+        envp: Sequence[bytes] = (),
+        blocks: Mapping[str, bytes] | None = None,
+        flags: int = 0,
+    ) -> Outcome:
+        """Run it.
+
+        Args:
+            inputs: the values of slots that the caller fills, by name; names that the plan lacks are left out.
+            argv, envp: the vectors for the exec.
+            blocks: other bytes for named blocks, each of the length that it has in the plan.
+            flags: ``_native.SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        slots = [inputs.get(name, -1) for name in self._names]
+        data = self._patched(blocks) if blocks else None
+        try:
+            opens = self._tape.descriptors if flags & _native.SHARE_FILES else frozenset()
+            outcome: Outcome = self._program.run(argv, envp, slots, self._proc, flags, data, opens)
+        except SetupError:
+            raise
+        except OSError as error:
+            raise _not_begun("clone", error.errno or EINVAL) from None
+        if outcome.failed_index >= 0:
+            failure = self._failure(outcome)
+            if flags & _native.SHARE_FILES:
+                self._close_rest(outcome)
+            raise failure
+        return outcome
+
+    def heard(self, owner: int | None, limit: int | None, deadline: float | None, *, early: bool, keep: bool) -> Any:
+        """Return what a command of this plan runs as in two calls: nothing on its stdin, both outputs heard.
+
+        It owns nothing until it is begun, and ends what is left of a held command when it is collected.
+
+        Args:
+            owner: who shall own the pipes, a uid outside; None for the caller.
+            limit: how many bytes it may write at most (None for any).
+            deadline: until when to wait for it, by the monotonic clock (None for ever).
+            early: it is over once nothing runs any more, though init has yet to take the namespaces down.
+            keep: its pidfd stays open at its end.
+        """
+        return self._interpreter.Run(self._own, owner, limit, deadline, early=early, keep=keep)
+
+    def begin(
+        self,
+        run: Any,
+        inputs: Mapping[str, int],
+        *,
+        argv: Sequence[bytes] = (),
+        envp: Sequence[bytes] = (),
+        blocks: Mapping[str, bytes] | None = None,
+        flags: int = 0,
+    ) -> None:
+        """Start a command that is :meth:`heard`; with ``_native.HOLD`` it waits for :meth:`go`.
+
+        Args:
+            run: what it runs as.
+            inputs, argv, envp, blocks, flags: as for :meth:`run`; the three streams, and ``report``, are made here.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        slots = [inputs.get(name, -1) for name in self._names]
+        data = self._patched(blocks) if blocks else None
+        if problem := run.start(self._program, argv, envp, slots, self._proc, flags, data):
+            raise _not_begun("clone", problem)
+        if run.failed:
+            raise self._failure(run.outcome())
+
+    def go(
+        self, run: Any, argv: Sequence[bytes], envp: Sequence[bytes], limit: int | None, deadline: float | None
+    ) -> None:
+        """Let a command that was held go on with this plan; what fails is known once it was heard out.
+
+        Raises:
+            SetupError: it could not be let go.
+        """
+        if problem := run.go(self._program, argv, envp, limit, deadline):
+            raise _not_begun("execve", problem)
+
+    def failure_of_either(self, outcome: Outcome, rest: Program) -> SetupError:
+        """Return the error of a start that this plan had brought to where another went on."""
+        if _native.SECOND <= outcome.failed_index < _native.CALLER:
+            return rest._failure(outcome._replace(failed_index=outcome.failed_index - _native.SECOND))
+        return self._failure(outcome)
+
+    @property
+    def slots(self) -> frozenset[str]:
+        """The names of the slots that the plan uses."""
+        return frozenset(self._names)
+
+    def slot(self, outcome: Outcome, name: str) -> int:
+        """Return what a slot held at the end of a run."""
+        return outcome.slots[self._tape.slots[name]]
+
+    def _patched(self, blocks: Mapping[str, bytes]) -> bytes:
+        """Return the data with these blocks; that of the last ones is kept, since they often come again."""
+        last, made = self._last
+        if last is not blocks:
+            made = self._with_blocks(blocks)
+            self._last = blocks, made
+        return made
+
+    def _with_blocks(self, blocks: Mapping[str, bytes]) -> bytes:
+        data = bytearray(self._tape.data)
+        for name, content in blocks.items():
+            if name not in self._tape.blocks:
+                continue
+            offset, length = self._tape.blocks[name]
+            if len(content) != length:
+                raise SpecError(f"block {name}: {len(content)} bytes where the plan has room for {length}")
+            data[offset : offset + length] = content
+        return bytes(data)
+
+    def _close_rest(self, outcome: Outcome) -> None:
+        for number in self._tape.descriptors:
+            if number < len(outcome.slots) and outcome.slots[number] >= 0:
+                os.close(outcome.slots[number])
+
+    def _failure(self, outcome: Outcome) -> SetupError:
+        if outcome.failed_index == _native.CALLER:
+            if outcome.error == ETIMEDOUT:
+                return SetupError("execve", ETIMEDOUT, "", "something inside may have stopped the process that joined")
+            return SetupError("pidfd_open", outcome.error, "", "raise the limit on open files: ulimit -n")
+        operation = self.plan.operations[self._tape.origin[outcome.failed_index]]
+        if operation.step == k.STEP_NETLINK:
+            operation = self._told(operation, outcome)
+        made: SetupError = late.load(late.REFUSALS).explained(operation, outcome.error)
+        return made
+
+    def _told(self, operation: Operation, outcome: Outcome) -> Operation:
+        """Return a netlink message with the kernel's own words as its hint, where its ack is still to be read."""
+        from containerkit.plan.netlink import reason
+
+        socket = operation.args[0]
+        assert isinstance(socket, Slot)
+        number = self._tape.slots[socket.name]
+        fd = outcome.slots[number] if number < len(outcome.slots) else -1
+        words = reason(fd) if fd >= 0 else ""
+        return operation._replace(hint=words or operation.hint)

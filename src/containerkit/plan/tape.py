@@ -1,0 +1,195 @@
+"""A plan, and the flat tape that it compiles to; its layout is drawn in ``_native/native.h``."""
+
+from __future__ import annotations
+
+from struct import Struct as _Layout
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from containerkit._native import constants as k
+from containerkit._native.packing import NO_SLOT, Packer
+from containerkit.errors import SpecError
+from containerkit.plan.operation import ARGV, Block, Operation, Slot, Vector, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Plan", "Tape"]
+
+
+class Tape(NamedTuple):
+    """A plan, compiled.
+
+    Attributes:
+        steps: the packed steps.
+        data: the strings and structures that the steps point into.
+        slots: the register number of each slot's name.
+        descriptors: the numbers of the slots that take a descriptor.
+        blocks: offset and length in ``data`` of each named block.
+        origin: for each step the index of the operation that it came from.
+    """
+
+    steps: bytes
+    data: bytes
+    slots: dict[str, int]
+    descriptors: frozenset[int]
+    blocks: dict[str, tuple[int, int]]
+    origin: tuple[int, ...]
+
+
+class Plan:
+    """An ordered tuple of operations that can be printed, compared, encoded and run many times."""
+
+    __slots__ = ("operations",)
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self.operations = tuple(operations)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.operations == other.operations
+
+    def __hash__(self) -> int:
+        return hash(self.operations)
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self.operations)
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{number:3} {step.describe()}" for number, step in enumerate(self))
+
+    def encode(self) -> Tape:
+        """Compile to a tape.
+
+        Raises:
+            SpecError: too many slots, arguments or tolerated errors, a NUL inside a string, a jump to nowhere.
+        """
+        return _Encoder().encode(self.operations)
+
+
+_OPENING: Final = frozenset(
+    {"open", "openat", "openat2", "open_tree", "fsopen", "fspick", "fsmount", "socket", "seccomp"}
+)
+
+
+class _Encoder:
+    """Collects the tape of one plan."""
+
+    def __init__(self) -> None:
+        self.packer = Packer()
+        self.origin: list[int] = []
+        self.blocks: dict[str, tuple[int, int]] = {}
+        self.descriptors: set[int] = set()
+
+    def encode(self, operations: Iterable[Operation]) -> Tape:
+        operations = tuple(operations)
+        starts: dict[str, int] = {}
+        jumps: list[tuple[int, Operation]] = []
+        for index, operation in enumerate(operations):
+            if operation.label:
+                starts[operation.label] = len(self.origin)
+            try:
+                number = self._add(_listed(operation, operations[index + 1 :]), index)
+            except SpecError as error:
+                raise SpecError(f"{operation.describe()}: {error}") from None
+            if operation.jump:
+                jumps.append((number, operation))
+        self._skips(operations)
+        for at, operation in jumps:
+            if operation.jump not in starts:
+                raise SpecError(f"{operation.describe()}: no operation is labelled {operation.jump!r}")
+            self.packer.aim(at, starts[operation.jump])
+        steps, data = self.packer.packed()
+        return Tape(steps, data, self.packer.slots, frozenset(self.descriptors), self.blocks, tuple(self.origin))
+
+    def _skips(self, operations: tuple[Operation, ...]) -> None:
+        """Turn what is skipped from operations into steps."""
+        for at, index in enumerate(self.origin):
+            operation = operations[index]
+            if not (operation.skip or operation.leap) or self.origin[at + 1 : at + 2] == [index]:
+                continue  # nothing to skip, or not yet the step itself
+            skipped, leapt = (
+                sum(index < other <= index + reach for other in self.origin)
+                for reach in (operation.skip, operation.leap)
+            )
+            try:
+                self.packer.skip(at, skipped)
+                self.packer.leap(at, leapt)
+            except SpecError as error:
+                raise SpecError(f"{operation.describe()}: {error}") from None
+
+    def _add(self, operation: Operation, index: int) -> int:
+        kinds: list[int] = []
+        values: list[int] = []
+        for argument in operation.args:
+            if isinstance(argument, int):
+                kind, value = k.ARG_INTEGER, argument
+            elif isinstance(argument, bytes):
+                kind, value = k.ARG_DATA, self.packer.text(argument)
+            elif isinstance(argument, Slot):
+                kind, value = k.ARG_SLOT, self.packer.number_of(argument.name)
+            elif isinstance(argument, Vector):
+                kind, value = (k.ARG_ARGV if argument is ARGV else k.ARG_ENVP), 0
+            else:
+                kind, value = k.ARG_DATA, self._block(argument, index)
+            kinds.append(kind)
+            values.append(value)
+        result = NO_SLOT if operation.result is None else self.packer.number_of(operation.result.name)
+        if operation.name in _OPENING:
+            self.descriptors.add(result)
+        self.origin.append(index)
+        return self.packer.add(operation.step, operation.call, result, kinds, values, operation.tolerate)
+
+    def _block(self, block: Block, index: int) -> int:
+        offset = self.packer.place(block.content, shared=not (block.patches or block.name))
+        if block.name:
+            self.blocks[block.name] = offset, len(block.content)
+        for at, source in block.patches:
+            taken = source if isinstance(source, (Slot, Block)) else Block(source)
+            kind = k.STEP_STORE_SLOT if isinstance(taken, Slot) else k.STEP_STORE_ADDRESS
+            self._add(Operation("store", step=kind, args=(offset + at, taken)), index)
+        return offset
+
+
+def _listed(operation: Operation, later: tuple[Operation, ...]) -> Operation:
+    """Return an operation with what an interpreter must know of its lists of descriptors.
+
+    Those that enter the init take along whatever slot is used later: that one of them holds a pid does no harm.
+    """
+    if operation.step == k.STEP_ENTER:
+        image, kept, _, board = operation.args
+        assert isinstance(kept, Block)
+        taken = numbers([*_unpacked(kept.content), *_used(later)])
+        return operation._replace(args=(image, taken, len(taken.content) // 4, board))
+    if operation.step == k.STEP_STRIP:
+        kept, _, telling, image = operation.args
+        assert isinstance(kept, Block)
+        return operation._replace(args=(kept, len(kept.content) // 4, telling, image))
+    return operation
+
+
+def _unpacked(content: bytes) -> Iterator[int]:
+    """Return the 32-bit numbers of an array."""
+    return (number for (number,) in _NUMBER.iter_unpack(content))
+
+
+_NUMBER: Final = _Layout("=i")
+
+
+def _used(operations: Iterable[Operation]) -> list[Slot]:
+    """Return the slots whose values operations take, in order of first use."""
+    found: dict[Slot, None] = {}
+    for operation in operations:
+        for argument in operation.args:
+            if isinstance(argument, Slot):
+                found[argument] = None
+            elif isinstance(argument, Block):
+                found.update(dict.fromkeys(_patched_with(argument)))
+    return list(found)
+
+
+def _patched_with(block: Block) -> list[Slot]:
+    sources = [source for _, source in block.patches]
+    inner = [slot for source in sources if isinstance(source, Block) for slot in _patched_with(source)]
+    return [*(source for source in sources if isinstance(source, Slot)), *inner]

@@ -1,0 +1,1 @@
+"""What is made beforehand: networks, and containers that wait for their command."""

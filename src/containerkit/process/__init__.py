@@ -1,0 +1,1 @@
+"""A process in a container: its streams, its end, what became of it."""

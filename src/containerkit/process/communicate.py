@@ -1,0 +1,343 @@
+"""Feeding a process and draining it, as ``communicate`` does."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from containerkit import _native
+from containerkit.errors import ContainerTimeout, SpecError
+from containerkit.process.lines import Lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from containerkit.process.process import Process
+    from containerkit.process.stdio import End
+
+__all__ = ["LONGEST_POLL_MS", "Conversation", "Hearing", "check_input"]
+
+LONGEST_POLL_MS: Final = 2**31 - 1
+"""What poll(2) takes, some 24 days; who wants to wait longer asks again."""
+
+_CHUNK: Final = 65536
+_FIONREAD: Final = 0x541B
+_TERMINAL_BYTES: Final = 1024 * 1024  # more than a terminal buffers
+_HANGUP_S: Final = 0.2  # after the end of its session a terminal hangs up within some milliseconds
+
+
+class Conversation:
+    """Feeds a process and drains it, until the process has ended and its pipes have nothing more to give.
+
+    The end is the end of the process, not the end of the pipe: something that it left behind may hold the pipe open.
+    """
+
+    def __init__(
+        self,
+        process: Process[Any],
+        given: Any,
+        timeout: float | None,
+        limit: int | None,
+        hearing: Hearing | None = None,
+    ) -> None:
+        self.process = process
+        self._hears = hearing is not None
+        self.timeout = timeout
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.limit = limit
+        self.total = 0
+        self.cut = False
+        self.rest = memoryview(b"")
+        self.stdin, out, err = process.ends
+        on_out, on_err, kept = hearing or (None, None, True)
+        self.out = None if out is None else _Output(out, on_out, kept=kept or on_out is None)
+        self.err = None if err is None else _Output(err, on_err, kept=kept or on_err is None)
+        self._prepare_input(given)
+
+    def _prepare_input(self, given: Any) -> None:
+        stdin = self.stdin
+        if stdin is None or stdin.closed:
+            if given:
+                raise SpecError("input: stdin is no pipe")
+            return
+        check_input(given, text=stdin.text is not None)
+        stdin.flush()
+        if given is None or len(given) == 0:
+            if not self.process.terminal:
+                stdin.close()
+            return
+        if isinstance(given, str):
+            assert stdin.text is not None
+            given = given.encode(stdin.text.encoding, stdin.text.errors)
+        self.rest = memoryview(given).cast("B")
+
+    def go_on(self, heard: Sequence[bytes], deadline: float | None) -> None:
+        """Take over a conversation of which another has heard a part, with its end by the monotonic clock."""
+        self.deadline = deadline
+        self._keep(heard)
+
+    def _keep(self, heard: Sequence[bytes]) -> None:
+        for output, chunk in zip((self.out, self.err), heard, strict=True):
+            if output is not None and chunk:
+                output.take(chunk)
+                self.total += len(chunk)
+
+    def hold(self) -> tuple[Any, Any]:
+        """Talk to the end, and return what was said on both outputs."""
+        self.process.watched(self._hold)
+        for end in self.process.ends:
+            if end is not None:
+                end.close()
+        self.process.wait()
+        self.finish()
+        return self.results()
+
+    def finish(self) -> None:
+        """Pass on what is no whole line."""
+        for output in (self.out, self.err):
+            if output is not None:
+                output.finish()
+
+    def _hold(self, pidfd: int) -> None:
+        if pidfd < 0 or not self._heard_out(pidfd):
+            _Exchange(self).hold(pidfd)
+
+    def _heard_out(self, pidfd: int) -> bool:
+        """Hear both outputs out in one call, where nothing has to be said meanwhile; False if that did not come to it.
+
+        What was heard until then is kept.
+        """
+        if self.rest or self.process.terminal or self._hears:
+            return False
+        fds = [-1 if output is None or output.end.closed else output.end.fileno() for output in (self.out, self.err)]
+        left = None if self.limit is None else max(0, self.limit - self.total)
+        problem, *heard = _native.interpreter().listen(pidfd, *fds, left, self.deadline)
+        self._keep(heard)
+        return not problem
+
+    def results(self) -> tuple[Any, Any]:
+        """Return what was said so far."""
+        return self.out and self.out.result(cut=self.cut), self.err and self.err.result(cut=self.cut)
+
+
+class _Exchange:
+    """A conversation in which both sides have something to say, or that does not end as it should."""
+
+    def __init__(self, talk: Conversation) -> None:
+        self.talk = talk
+        self.process = talk.process
+        self.poll = select.poll()
+        self.open: dict[int, _Output] = {}
+        self.input_fd = -1
+        for output in (talk.out, talk.err):
+            if output is not None and not output.end.closed:
+                fd = output.end.fileno()
+                self.open[fd] = output
+                os.set_blocking(fd, False)
+                self.poll.register(fd, select.POLLIN)
+        if talk.rest and talk.stdin is not None:
+            self.input_fd = talk.stdin.fileno()
+            os.set_blocking(self.input_fd, False)
+            self.poll.register(self.input_fd, select.POLLOUT)
+
+    def hold(self, pidfd: int) -> None:
+        """Talk to the end; a ``pidfd`` of -1 says that it has ended already."""
+        if pidfd >= 0:
+            self.poll.register(pidfd, select.POLLIN)
+            self._until_ended(pidfd)
+        self._drain()
+
+    def _until_ended(self, pidfd: int) -> None:
+        while True:
+            for fd, _ in self.poll.poll(self._milliseconds()):
+                if fd == pidfd:
+                    return
+                if fd == self.input_fd:
+                    self._feed()
+                else:
+                    self._read(fd)
+            if self.talk.deadline is not None and time.monotonic() >= self.talk.deadline:
+                self._give_up()
+
+    def _milliseconds(self) -> float | None:
+        if self.talk.deadline is None:
+            return None
+        return min(max(0.0, (self.talk.deadline - time.monotonic()) * 1000 + 0.5), LONGEST_POLL_MS)
+
+    def _give_up(self) -> None:
+        process, talk = self.process, self.talk
+        process.kill_all("timeout")
+        process.wait()
+        talk.cut = True
+        self._drain()
+        talk.finish()
+        assert talk.timeout is not None
+        raise ContainerTimeout(process.args, talk.timeout, *talk.results())
+
+    def _feed(self) -> None:
+        talk = self.talk
+        try:
+            sent = os.write(self.input_fd, talk.rest[:_CHUNK])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            sent = len(talk.rest)
+        talk.rest = talk.rest[sent:]
+        if not talk.rest:
+            self.poll.unregister(self.input_fd)
+            if not self.process.terminal and talk.stdin is not None:
+                talk.stdin.close()
+
+    def _read(self, fd: int) -> bool:
+        """Read once; False when there is nothing more, now or ever."""
+        talk = self.talk
+        try:
+            chunk = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:  # EIO: the other side of a terminal is gone
+            chunk = b""
+        if not chunk:
+            self.poll.unregister(fd)
+            self.open.pop(fd).end.close()
+            return False
+        output = self.open[fd]
+        if output.kept:
+            talk.total += len(chunk)
+        if output.kept and talk.limit is not None and talk.total > talk.limit:
+            self._overflow(fd, chunk, talk.limit)
+        else:
+            output.take(chunk)
+        return True
+
+    def _overflow(self, fd: int, chunk: bytes, limit: int) -> None:
+        kept = len(chunk) - (self.talk.total - limit)
+        if kept > 0:
+            self.open[fd].take(chunk[:kept])
+        self.talk.cut = True
+        process = self.process
+        process.kill_all()
+        process.wait()
+        process.cause = "output"
+
+    def _drain(self) -> None:
+        """Take what lies in the pipes; what comes after the end of the process is nobody's.
+
+        Something that it left behind may write on and on: no more is taken than there is now.
+        """
+        talk = self.talk
+        for fd in list(self.open):
+            if self.process.terminal:
+                self._drain_terminal(fd)
+                continue
+            left = self._lying(fd)
+            output = self.open[fd]
+            while left > 0 and (talk.limit is None or talk.total <= talk.limit):
+                before = output.size
+                if not self._read(fd):
+                    break
+                left -= output.size - before
+        for end in self.process.ends:
+            if end is not None:
+                end.close()
+
+    def _drain_terminal(self, fd: int) -> None:
+        """Read until it hangs up: what was written comes through a worker of the kernel, perhaps a moment later.
+
+        What the command left behind may keep it from hanging up, and write on.
+        """
+        until = time.monotonic() + _HANGUP_S
+        most = self.talk.total + _TERMINAL_BYTES
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while self.talk.total < most and (self.talk.limit is None or self.talk.total <= self.talk.limit):
+            if self._read(fd):
+                continue
+            left = until - time.monotonic()
+            if fd not in self.open or left <= 0 or not poll.poll(left * 1000):
+                return
+
+    def _lying(self, fd: int) -> int:
+        """Return how many bytes there are to read. Source: ioctl(2), FIONREAD."""
+        import fcntl
+
+        return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
+
+
+def check_input(given: Any, *, text: bool) -> None:
+    """Refuse an input that does not fit its pipe.
+
+    Raises:
+        SpecError: str where bytes are wanted, or the other way round, or neither.
+    """
+    if given is None or isinstance(given, str if text else (bytes, bytearray, memoryview)):
+        return
+    wanted = "str, since text, encoding or errors is given" if text else "bytes (or say text=True for str)"
+    raise SpecError(f"input: must be {wanted}, not {type(given).__name__}")
+
+
+class Hearing(NamedTuple):
+    """Who hears the lines of a command as they come.
+
+    Attributes:
+        on_stdout, on_stderr: called with each line, without its end.
+        kept: whether what is heard is kept as well.
+    """
+
+    on_stdout: Callable[[Any], object] | None
+    on_stderr: Callable[[Any], object] | None
+    kept: bool = True
+
+    @classmethod
+    def of(
+        cls, on_stdout: Callable[[Any], object] | None, on_stderr: Callable[[Any], object] | None, *, kept: bool
+    ) -> Hearing | None:
+        """Return who hears; None where nobody does.
+
+        Raises:
+            SpecError: what can't be called.
+        """
+        for name, call in (("on_stdout", on_stdout), ("on_stderr", on_stderr)):
+            if call is not None and not callable(call):
+                raise SpecError(f"{name}: {call!r:.100} can't be called with a line; say on_stdout=print, for example")
+        return None if on_stdout is None and on_stderr is None else cls(on_stdout, on_stderr, kept)
+
+
+class _Output:
+    """One output of a process, and what came out of it.
+
+    Args:
+        end: the caller's end.
+        hear: called with each line.
+        kept: whether what came is kept.
+    """
+
+    def __init__(self, end: End, hear: Callable[[Any], object] | None, *, kept: bool) -> None:
+        self.end = end
+        self.kept = kept
+        self.size = 0
+        self._chunks: list[bytes] = []
+        self._lines = None if hear is None else Lines(hear, end.text)
+
+    def take(self, chunk: bytes) -> None:
+        """Take what has come."""
+        self.size += len(chunk)
+        if self.kept:
+            self._chunks.append(chunk)
+        if self._lines is not None:
+            self._lines.feed(chunk)
+
+    def finish(self) -> None:
+        """Say that nothing more comes."""
+        if self._lines is not None:
+            self._lines.finish()
+
+    def result(self, *, cut: bool) -> Any:
+        """Return all of it; None where it was not kept."""
+        if not self.kept:
+            return None
+        raw = b"".join(self._chunks)
+        return raw if self.end.text is None else self.end.text.decode(raw, cut=cut)

@@ -1,0 +1,388 @@
+"""A process that runs in a container, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import struct
+import threading
+import time
+from errno import ECHILD, EINTR
+from subprocess import DEVNULL, PIPE, STDOUT
+from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, TypeVar
+
+from containerkit import _native
+from containerkit.errors import ContainerTimeout, StateError
+from containerkit.process.communicate import LONGEST_POLL_MS, Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from containerkit._native.outcome import Ending
+    from containerkit.process.result import Cause, Usage
+    from containerkit.process.seccomp_notify import Supervision
+    from containerkit.process.stdio import End, Streams, Text
+    from containerkit.spec.command import Command
+
+__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process", "put_down"]
+
+OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
+"""What ``run`` keeps of a command's output unless it is told otherwise; a command that writes more is killed."""
+
+_REPORT: Final = struct.Struct("=ii18q")  # struct report in init.c
+_TIOCSWINSZ: Final = 0x5414
+
+
+Result = TypeVar("Result")
+
+
+class Process(Generic[AnyStr]):
+    """A process in a container, as ``popen`` returns it; there is no other way to make one.
+
+    In the manner of :class:`subprocess.Popen`: ``stdin``, ``stdout``, ``stderr`` are files or None, ``returncode`` is
+    None while it runs. All signals go through a pidfd, so none can hit another process.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        pid: int,
+        pidfd: int,
+        streams: Streams,
+        *,
+        report: int = -1,
+        text: Text | None = None,
+        finish: Callable[[Process[Any]], None] | None = None,
+        kill_tree: Callable[[], None] | None = None,
+    ) -> None:
+        self.args: list[str] = command.words
+        self.pid: int = pid
+        self.returncode: int | None = None
+        self.usage: Usage | None = None
+        self.cause: Cause | None = None
+        self.supervision: Supervision | None = None
+        self.terminal: bool = streams.terminal
+        self._pidfd = pidfd
+        self._report = report
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._watchers: set[object] = set()
+        self._finish = finish
+        self._kill_tree = kill_tree
+        self._killed_for: Cause | None = None
+        self.ends: list[End | None] = streams.ends(text)
+
+    @property
+    def stdin(self) -> IO[AnyStr] | None:
+        """The file that feeds its standard input; None where that is no pipe."""
+        return self._file(0)
+
+    @property
+    def stdout(self) -> IO[AnyStr] | None:
+        """The file of what it writes to its standard output; None where that is no pipe."""
+        return self._file(1)
+
+    @property
+    def stderr(self) -> IO[AnyStr] | None:
+        """The file of what it writes to its standard error; None where that is no pipe."""
+        return self._file(2)
+
+    def _file(self, number: int) -> IO[Any] | None:
+        end = self.ends[number]
+        return None if end is None else end.file
+
+    def __repr__(self) -> str:
+        state = "running" if self.returncode is None else f"ended with {self.returncode}"
+        return f"<Process {self.pid} {' '.join(self.args)[:60]!r} {state}>"
+
+    def fileno(self) -> int:
+        """Return the pidfd: readable once the process has ended.
+
+        Raises:
+            StateError: it was waited for.
+        """
+        if self.returncode is not None:
+            raise StateError(f"{self!r}: it was waited for, its descriptor is closed")
+        return self._pidfd
+
+    # --- Waiting
+
+    def poll(self) -> int | None:
+        """Return the exit status if it has ended, else None; does not wait."""
+        return self._collect()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end.
+
+        Args:
+            timeout: seconds (default: for ever).
+
+        Returns:
+            The exit status, or the negative number of the signal.
+
+        Raises:
+            ContainerTimeout: it still runs; nothing was done to it.
+        """
+        if timeout is not None and self.returncode is None and not self._ended_within(timeout):
+            raise ContainerTimeout(self.args, timeout)
+        while (status := self._collect()) is None:
+            self._ended_within(86_400.0)  # asleep without the lock: poll() of another thread must not wait for us
+        return status
+
+    def _ended_within(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+
+        def look(pidfd: int) -> bool:
+            if pidfd < 0:
+                return True
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            while True:
+                left = deadline - time.monotonic()
+                if poll.poll(min(max(0.0, left * 1000), LONGEST_POLL_MS)):
+                    return True
+                if left <= 0:
+                    return False
+
+        return self.watched(look)
+
+    def watched(self, do: Callable[[int], Result]) -> Result:
+        """Call a function with the pidfd, which no other thread closes meanwhile; -1 after the end."""
+        mark = object()
+        try:
+            with self._lock:
+                self._watchers.add(mark)
+            result = do(self._pidfd)
+            self._unwatch(mark)
+        except BaseException:  # once more, where the handler of a signal has come before it
+            self._unwatch(mark)
+            raise
+        return result
+
+    def _unwatch(self, mark: object) -> None:
+        with self._lock:
+            self._watchers.discard(mark)
+            self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self.returncode is not None and not self._watchers and self._pidfd >= 0:
+            fd, self._pidfd = self._pidfd, -1
+            os.close(fd)
+
+    def _collect(self) -> int | None:
+        """Reap it once if it has ended, whoever asks first; the others find what was found."""
+        if self.returncode is not None and self._pidfd < 0:
+            return self.returncode
+        with self._lock:
+            if self.returncode is not None:
+                self._close_pidfd()  # where the handler of a signal has come before it
+                return self.returncode
+            if os.getpid() != self._owner:
+                raise StateError(f"{self!r}: it is a child of the process that this one was forked from")
+            try:
+                ending = _native.interpreter().wait(self._pidfd, os.WEXITED | os.WNOHANG)
+            except OSError as error:
+                if error.errno == EINTR:
+                    return None
+                if error.errno != ECHILD:
+                    raise
+                ending = self._reaped_by_another()
+            if ending is None:
+                return None
+            self._settle(ending)
+        return self.returncode
+
+    def _reaped_by_another(self) -> Ending:
+        """Ask the pidfd what became of a child that another's wait(-1) took. Source: PIDFD_GET_INFO, Linux 6.15."""
+        import fcntl
+
+        from containerkit.process import result
+
+        request = bytearray(64)
+        struct.pack_into("=Q", request, 0, 1 << 3)  # PIDFD_INFO_EXIT
+        try:
+            fcntl.ioctl(self._pidfd, 0xC040_FF0B, request)
+            known = struct.unpack_from("=Q", request, 0)[0] & 1 << 3
+        except OSError:
+            known = 0
+        status = struct.unpack_from("=i", request, 60)[0] if known else 255 << 8
+        return result.decode(self.pid, status, (0,) * 18)
+
+    def _settle(self, ending: Ending) -> None:
+        """Take over how it ended; the report of init, where there is one, tells it of the command itself."""
+        from containerkit.process import result
+
+        if self._report >= 0:
+            ending = self._from_report(ending)
+        returncode, self.usage, cause = result.fate_of(ending)
+        self.cause = self._killed_for or cause
+        try:
+            if self._finish is not None:
+                self._finish(self)
+        finally:
+            self.returncode = returncode
+            self._close_pidfd()
+
+    def _from_report(self, ending: Ending) -> Ending:
+        from containerkit.process import result
+
+        try:
+            raw = os.read(self._report, _REPORT.size)
+        except BlockingIOError:
+            raw = b""
+        finally:
+            os.close(self._report)
+            self._report = -1
+        if len(raw) != _REPORT.size:
+            return ending._replace(code=os.CLD_KILLED, status=signal.SIGKILL)
+        status, _, *usage = _REPORT.unpack(raw)
+        return result.decode(ending.pid, status, tuple(usage))
+
+    def at_end(self, do: Callable[[], object]) -> None:
+        """Have something done when it is first known that it has ended: in whichever thread waits for it.
+
+        Args:
+            do: called once, after those that were given before, and before ``returncode`` is there; it must not wait
+                for the end.
+        """
+        with self._lock:
+            former = self._finish
+
+            def finish(process: Process[Any]) -> None:
+                try:
+                    if former is not None:
+                        former(process)
+                finally:
+                    do()
+
+            if self.returncode is None:
+                self._finish = finish
+                return
+        do()
+
+    # --- Signals
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended. Source: pidfd_send_signal(2)."""
+        with self._lock:
+            if self.returncode is not None:
+                return
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                return
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it: SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def kill_all(self, cause: Cause | None = None) -> None:
+        """End it with all that it has started, as far as that can be told apart from what others have started.
+
+        Args:
+            cause: why, for :attr:`cause` (default: what its end says).
+        """
+        if self.returncode is not None:
+            return
+        self._killed_for = cause
+        if self._kill_tree is not None:
+            self._kill_tree()
+        elif self._report < 0:  # else it is the init: with it goes the whole pid namespace
+            from containerkit.process.kill_tree import kill_tree
+
+            self.send_signal(signal.SIGSTOP)
+            self.watched(lambda pidfd: kill_tree(self.pid, pidfd) if pidfd >= 0 else None)
+        self.kill()
+
+    # --- Talking
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of its terminal. Source: ioctl_tty(2), TIOCSWINSZ.
+
+        Raises:
+            StateError: it has none.
+            SpecError: no such size.
+        """
+        import fcntl
+
+        from containerkit.process.stdio import window_size
+
+        master = self.ends[0]
+        if not self.terminal or master is None:
+            raise StateError(f"{self!r}: it has no terminal; start it with pty=True")
+        rows, columns = window_size((rows, columns))
+        fcntl.ioctl(master.fileno(), _TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
+
+    def communicate(
+        self,
+        input: AnyStr | None = None,  # noqa: A002 - subprocess's own argument
+        timeout: float | None = None,
+        *,
+        limit_bytes: int | None = None,
+    ) -> tuple[AnyStr, AnyStr]:
+        """Send input, read both outputs to the end, and wait.
+
+        Args:
+            input: bytes, or str if the files are text.
+            timeout: seconds (default: for ever).
+            limit_bytes: kill it once it has written more than this to both outputs together (default: no limit).
+
+        Returns:
+            What it wrote to stdout and stderr; None where there is no pipe, of which the types say nothing.
+
+        Raises:
+            ContainerTimeout: the time was up; it and what it started are dead, the error holds what came by then.
+        """
+        return Conversation(self, input, timeout, limit_bytes).hold()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close_files()
+        if kind is not None:
+            self.kill_all()
+        self.wait()
+
+    def _close_files(self) -> None:
+        for end in self.ends:
+            if end is not None:
+                end.close()
+
+    def close(self) -> None:
+        """Kill it if it runs, wait for it and close its files; harmless when repeated."""
+        if os.getpid() != self._owner:
+            return
+        self._close_files()
+        self.kill_all()
+        self.wait()
+
+
+def put_down(pidfd: int) -> None:
+    """Kill and reap a child that nobody has taken charge of, and close its pidfd.
+
+    Args:
+        pidfd: of a child; -1 for none.
+    """
+    if pidfd < 0:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        while True:
+            try:
+                _native.interpreter().wait(pidfd, os.WEXITED)
+            except InterruptedError:
+                continue
+            return
+    except (ProcessLookupError, ChildProcessError):
+        return
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,72 @@
+"""The process that holds one project: ``python -m containerkit.project.detached FD < REQUEST``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from containerkit.errors import ContainerError
+from containerkit.project.project import Project
+from containerkit.project.stack import Stack
+from containerkit.project.supervisor import Supervisor
+
+__all__ = ["hold", "main"]
+
+
+def hold(supervisor: Supervisor) -> None:
+    """Wait until the project is down, by a request or by SIGTERM."""
+    supervisor.ended.wait()
+
+
+def main() -> int:
+    """Start the project that stands on stdin, tell of it by a descriptor, and hold it."""
+    told = int(sys.argv[1])
+    os.set_inheritable(told, False)
+
+    def tell(kind: str, value: Any) -> None:
+        os.write(told, json.dumps({kind: value}).encode() + b"\n")
+
+    request = json.loads(sys.stdin.buffer.read())
+    options = request["options"]
+    project = Project.of(request["model"], request["directory"], request["variables"])
+    stack = Stack(
+        project, log=lambda text: tell("item", text) if not quiet.is_set() else None, build=options.pop("build", False),
+        pull=options.pop("pull", None),
+    )  # fmt: skip
+    quiet = threading.Event()
+    wait = options.pop("wait", None)
+    try:
+        supervisor = Supervisor(stack)
+        try:
+            stack.apply(**options)
+            if wait is not None:
+                stack.wait_ready(wait)
+        except BaseException:
+            stack.down(grace_s=0)
+            supervisor.close()
+            raise
+    except ContainerError as error:
+        tell("error", ": ".join((*getattr(error, "__notes__", ()), str(error))))
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end, args=(stack, supervisor)).start())
+    quiet.set()
+    tell("done", None)
+    os.close(told)
+    hold(supervisor)
+    stack.down()
+    return 0
+
+
+def _end(stack: Stack, supervisor: Supervisor) -> None:
+    try:
+        stack.down()
+    finally:
+        supervisor.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

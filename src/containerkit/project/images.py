@@ -1,0 +1,130 @@
+"""The image of a service: pulled, or built."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.errors import ImageError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from containerkit.image import Image
+    from containerkit.project.project import Project
+
+__all__ = ["build_image", "image_of", "tag_of"]
+
+_REFUSED: Final = (
+    "additional_contexts", "cache_from", "cache_to", "entitlements", "extra_hosts", "isolation", "labels", "privileged",
+    "shm_size", "ssh", "ulimits",
+)  # fmt: skip
+_POLICIES: Final = {"always": "always", "never": "never", "missing": "missing", "build": "never"}
+
+
+def tag_of(project: Project, service: str, keys: Mapping[str, Any]) -> str:
+    """Return the name of a service's image."""
+    found: str = keys.get("image", f"{project.name}-{service}")
+    return found
+
+
+def image_of(
+    project: Project,
+    service: str,
+    keys: Mapping[str, Any],
+    *,
+    build: bool = False,
+    pull: str | None = None,
+    log: Callable[[str], object] = lambda _: None,
+) -> Image:
+    """Return the image of a service; it is built or pulled when it is missing.
+
+    Args:
+        project: the project.
+        service: the service's name.
+        keys: its keys.
+        build: build it even if it is there (default False).
+        pull: ``"missing"``, ``"always"`` or ``"never"`` (default: as the service says, or missing).
+        log: called with what a build writes.
+
+    Raises:
+        SpecError: a key that can't be had.
+        ImageError: it can't be had.
+        ExitError: a command of the build failed.
+    """
+    from containerkit.image import Image
+
+    name = tag_of(project, service, keys)
+    policy = pull or keys.get("pull_policy", "missing")
+    if policy not in _POLICIES:
+        raise SpecError(
+            f"services.{service}.pull_policy: {policy!r:.60} can't be had; there are {', '.join(_POLICIES)}"
+        )
+    wanted: Any = _POLICIES[policy]
+    if "build" not in keys:
+        return Image.get(name, pull=wanted, platform=keys.get("platform"))
+    if not build and policy != "build":
+        try:
+            return Image.get(name, pull="never", platform=keys.get("platform"))
+        except ImageError:
+            pass  # it is built
+    return build_image(project, service, keys, log=log)
+
+
+def build_image(
+    project: Project,
+    service: str,
+    keys: Mapping[str, Any],
+    *,
+    no_cache: bool = False,
+    pull: bool = False,
+    log: Callable[[str], object] = lambda _: None,
+) -> Image:
+    """Build the image of a service.
+
+    Raises:
+        SpecError: a key that can't be had.
+        ImageError, ExitError: the build failed.
+    """
+    from containerkit.image import Image
+
+    build = keys["build"]
+    for key in _REFUSED:
+        if build.get(key):
+            raise SpecError(f"services.{service}.build.{key}: it can't be had")
+    context = build["context"]
+    options: dict[str, Any] = {
+        "tag": tag_of(project, service, keys), "args": build.get("args", {}), "target": build.get("target", ""),
+        "cache": not (no_cache or build.get("no_cache")), "pull": "always" if pull or build.get("pull") else "missing",
+        "network": _network(build.get("network"), service), "secrets": _secrets(project, build), "log": log,
+    }  # fmt: skip
+    platform = keys.get("platform") or next(iter(build.get("platforms", ())), None)
+    if platform:
+        options["platform"] = platform
+    if "dockerfile_inline" in build:
+        options["text"] = build["dockerfile_inline"]
+    elif build["dockerfile"] != "Dockerfile":
+        options["dockerfile"] = os.path.join(context, build["dockerfile"])
+    image = Image.build(context, **options)
+    for tag in build.get("tags", ()):
+        image.tag(tag)
+    return image
+
+
+def _network(text: str | None, service: str) -> str:
+    known = {None: "internet", "default": "internet", "none": "none", "host": "host"}
+    if text not in known:
+        raise SpecError(
+            f"services.{service}.build.network: {text!r:.60} can't be had; there are default, none and host"
+        )
+    return known[text]
+
+
+def _secrets(project: Project, build: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for each in build.get("secrets", ()):
+        source = project.model["secrets"][each["source"]]
+        name = each.get("target", each["source"])
+        found[name] = Path(source["file"]) if "file" in source else project.variables.get(source["environment"], "")
+    return found

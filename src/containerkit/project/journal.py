@@ -1,0 +1,112 @@
+"""What the containers of a project write, line by line, for any number of readers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+__all__ = ["Journal", "LogLine"]
+
+_LINES: Final = 200_000
+_LONGEST: Final = 16_384
+
+
+class LogLine(NamedTuple):
+    """One line.
+
+    Attributes:
+        time: when it was read, in seconds since 1970.
+        service: whose it is.
+        container: the container's name.
+        stream: ``"stdout"`` or ``"stderr"``.
+        text: without its newline; bytes that are no UTF-8 are replaced. Longer lines than 16 KiB are cut in pieces.
+    """
+
+    time: float
+    service: str
+    container: str
+    stream: str
+    text: str
+
+
+class Journal:
+    """The latest 200,000 lines, in memory; older ones are gone."""
+
+    def __init__(self) -> None:
+        self._lines: deque[LogLine] = deque(maxlen=_LINES)
+        self._count = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def add(self, lines: list[LogLine]) -> None:
+        """Add lines, and wake those who follow."""
+        with self._changed:
+            self._lines.extend(lines)
+            self._count += len(lines)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End: those who follow come to their end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def read(
+        self,
+        services: Collection[str] = (),
+        *,
+        follow: bool = False,
+        since: float = 0.0,
+        tail: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[LogLine]:
+        """Go through the lines, oldest first.
+
+        Args:
+            services: of which services (default: all).
+            follow: wait for more, until the project has ended (default False).
+            since: seconds since 1970; older lines are left out.
+            tail: only so many of the lines that are there (default: all).
+            stop: asked twice a second while it waits; True ends it.
+        """
+        with self._changed:
+            at = self._count
+            there = [line for line in self._lines if self._wanted(line, services, since)]
+        yield from there if tail is None else there[len(there) - min(tail, len(there)) :]
+        while follow:
+            with self._changed:
+                while at == self._count and not self._closed and not stop():
+                    self._changed.wait(0.5)
+                if at == self._count:
+                    return
+                new = [self._lines[index] for index in range(-min(self._count - at, len(self._lines)), 0)]
+                at = self._count
+            yield from (line for line in new if self._wanted(line, services, since))
+
+    @staticmethod
+    def _wanted(line: LogLine, services: Collection[str], since: float) -> bool:
+        return line.time >= since and (not services or line.service in services)
+
+
+class Splitter:
+    """Cuts what is read from one stream into lines."""
+
+    def __init__(self, service: str, container: str, stream: str) -> None:
+        self._whose = (service, container, stream)
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[LogLine]:
+        """Return the lines that are whole by now; with no data what is left, too."""
+        *whole, rest = (self._rest + data).split(b"\n")
+        if not data and rest:
+            whole, rest = [*whole, rest], b""
+        while len(rest) > _LONGEST:
+            whole, rest = [*whole, rest[:_LONGEST]], rest[_LONGEST:]
+        self._rest = rest
+        now = time.time()
+        return [LogLine(now, *self._whose, raw.decode("utf-8", "replace").removesuffix("\r")) for raw in whole]

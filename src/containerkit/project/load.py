@@ -1,0 +1,193 @@
+"""Load compose files: read, interpolate, extend, include, merge; pure but for the files that are read.
+
+Source: the compose specification, "Interpolation", "Include", "Extends", "Merge", "Profiles".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.errors import SpecError
+from containerkit.project.dotenv import read_dotenv
+from containerkit.project.merge import merged, merged_service, without_marks
+from containerkit.project.schema import MODEL, absolute
+from containerkit.project.shapes import Place, fields
+from containerkit.project.template import interpolated, substitute
+from containerkit.project.yaml12 import parse_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["FILES", "Loading", "find_files", "project_name"]
+
+FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+"""Names that are looked for, in this order."""
+
+_KEPT: Final = ("services", "networks", "volumes", "secrets", "configs", "models")
+_REMOTE: Final = re.compile(r"(?:https?|git|ssh|oci)://|git@|.*\.git(?:[#?].*)?\Z")
+_file: Final = fields(MODEL)
+
+
+def project_name(text: str) -> str:
+    """Return a text as a project's name: lower case, without what can't be in one."""
+    return re.sub(r"[^a-z0-9_-]", "", text.lower()).lstrip("_-")
+
+
+def find_files(directory: str) -> list[str]:
+    """Return the file that stands in a directory or above it, and its override.
+
+    Raises:
+        SpecError: there is none.
+    """
+    at = os.path.abspath(directory)
+    while True:
+        for name in FILES:
+            if os.path.isfile(path := os.path.join(at, name)):
+                stem, dot, _ = name.rpartition(".")
+                overrides = (os.path.join(at, f"{stem}.override{dot}{end}") for end in ("yml", "yaml"))
+                return [path, *[each for each in overrides if os.path.isfile(each)][:1]]
+        if at == "/":
+            raise SpecError(f"no compose file in {directory} or above: there is none of {', '.join(FILES)}")
+        at = os.path.dirname(at)
+
+
+@attrs.define
+class Loading:
+    """The loading of one project.
+
+    Args:
+        variables: for interpolation.
+        interpolate: whether variables are replaced (default True).
+        unset: called with the name of each variable that is missing.
+    """
+
+    variables: Mapping[str, str]
+    interpolate: bool = True
+    unset: Callable[[str], object] = lambda _: None
+
+    def model(self, files: list[str], base: str, included: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Return the merged model of files.
+
+        Args:
+            files: paths, the later over the earlier.
+            base: where relative paths start.
+            included: the files that have led here by ``include``.
+
+        Raises:
+            SpecError: whatever is wrong with them.
+        """
+        found: dict[str, Any] = {}
+        for path in files:
+            for document in self._documents(path):
+                found = merged(found, self._one(document, Place("", path, base), included))
+        return without_marks(found)  # type: ignore[no-any-return] # of a mapping it is one
+
+    def named(self, files: list[str]) -> str:
+        """Return the name that the last of the files that have one gives the project; empty without one."""
+        found = ""
+        for path in files:
+            for document in self._documents(path):
+                given = document.get("name")
+                if isinstance(given, str) and given:
+                    found = given
+        return substitute(found, self.variables, place="name") if self.interpolate else found
+
+    def _documents(self, path: str) -> list[dict[str, Any]]:
+        if _REMOTE.match(path):
+            raise SpecError(f"{path}: remote files are not fetched; download it and name the local file")
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
+            raise SpecError(f"{path}: {reason}") from error
+        found = parse_yaml(text, path)
+        if not any(each for each in found):
+            raise SpecError(f"{path}: an empty compose file")
+        for each in found:
+            if each is not None and not isinstance(each, dict):
+                raise SpecError(f"{path}: a mapping is wanted, with 'services' and the like")
+        return [each for each in found if each is not None]
+
+    def _one(self, document: dict[str, Any], place: Place, included: tuple[str, ...]) -> dict[str, Any]:
+        model = self._shaped(document, place)
+        services = model.get("services")
+        if services:
+            for name in list(services):
+                services[name] = self._extended(name, services, place, ())
+        for each in model.pop("include", ()):
+            model = self._with_included(each, model, place, (*included, os.path.realpath(place.file)))
+        return model
+
+    def _shaped(self, document: dict[str, Any], place: Place) -> dict[str, Any]:
+        if self.interpolate:
+            document = interpolated(document, self.variables, place=place.file, unset=self.unset)
+        model: dict[str, Any] = _file(document, place)
+        model.pop("version", None)
+        return model
+
+    # --- Extends
+
+    def _extended(self, name: str, services: dict[str, Any], place: Place, chain: tuple[tuple[str, str], ...]) -> Any:
+        service = services[name]
+        if not isinstance(service, dict) or "extends" not in service:
+            return service
+        step = (place.file, name)
+        if step in chain:
+            shown = " -> ".join(each for _, each in (*chain, step))
+            raise SpecError(f"{place.file}: services extend each other in a circle: {shown}")
+        of = service["extends"]
+        others, where = services, place
+        if of.get("file"):
+            others, where = self._other_file(of["file"], place)
+        base_name = of["service"]
+        if base_name not in others:
+            raise SpecError(f"{place.file}: services.{name}.extends: there is no service {base_name!r} in {where.file}")
+        base = self._extended(base_name, others, where, (*chain, step))
+        own = {key: each for key, each in service.items() if key != "extends"}
+        return merged_service(without_marks(base or {}), own)
+
+    def _other_file(self, name: str, place: Place) -> tuple[dict[str, Any], Place]:
+        path = name if _REMOTE.match(name) else absolute(name, place.base)
+        where = Place("", path, os.path.dirname(path))
+        found: dict[str, Any] = {}
+        for document in self._documents(path):
+            kept = {key: each for key, each in document.items() if key == "services"}
+            found = merged(found, self._shaped(kept, where))
+        return found.get("services") or {}, where
+
+    # --- Include
+
+    def _with_included(
+        self, include: dict[str, Any], model: dict[str, Any], place: Place, included: tuple[str, ...]
+    ) -> dict[str, Any]:
+        files = [path if _REMOTE.match(path) else absolute(path, place.base) for path in include["path"]]
+        if not files:
+            raise SpecError(f"{place.file}: include: 'path' is empty")
+        if os.path.realpath(files[0]) in included:
+            raise SpecError(f"include goes in a circle: {' -> '.join((*included, files[0]))}")
+        given = include.get("project_directory")
+        base = absolute(given, place.base) if given else os.path.dirname(files[0])
+        named = [absolute(path, place.base) for path in include.get("env_file", ()) if path != "/dev/null"]
+        beside = os.path.join(base, ".env")
+        if "env_file" not in include and os.path.isfile(beside):
+            named = [beside]
+        variables: dict[str, str] = {}
+        for path in named:
+            variables |= read_dotenv(path, {**variables, **self.variables})
+        other = attrs.evolve(self, variables={**variables, **self.variables}).model(files, base, included)
+        for service in (other.get("services") or {}).values():
+            if "build" in service:
+                service["build"] = {"context": base, **service["build"]}
+        made = dict(model)
+        for kind in _KEPT:
+            for name, each in (other.get(kind) or {}).items():
+                there = (made.get(kind) or {}).get(name)
+                if there is not None and there != each:
+                    raise SpecError(f"{place.file}: {kind}.{name} is in the included {files[0]} too, and differs")
+                made[kind] = {**(made.get(kind) or {}), name: each}
+        return made

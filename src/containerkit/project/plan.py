@@ -1,0 +1,245 @@
+"""What has to be done so that a project is as it is described: a graph of steps, as a value.
+
+A plan comes of a project and of what runs. It touches nothing; :class:`containerkit.project.stack.Stack` performs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from containerkit.project import normal
+from containerkit.project.realize import WITHOUT_EFFECT
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from containerkit.project.project import Project
+
+    Action = Literal["image", "network", "volume", "wait", "start", "stop", "close"]
+
+__all__ = ["Observed", "Plan", "Step", "down_plan", "fingerprint", "replica_names", "up_plan"]
+
+
+@attrs.frozen
+class Step:
+    """One step.
+
+    Attributes:
+        action: what is done.
+        target: to what: a service, a network, a volume or a container.
+        after: the steps that must be done before, by their names.
+        detail: for people, and the condition of a wait.
+    """
+
+    action: Action
+    target: str
+    after: tuple[str, ...] = ()
+    detail: str = ""
+    service: str = ""
+
+    @property
+    def name(self) -> str:
+        """What others call it by."""
+        return f"{self.action} {self.target}{f' {self.detail}' if self.action == 'wait' else ''}"
+
+
+@attrs.frozen
+class Observed:
+    """A container that is there.
+
+    Attributes:
+        service: whose it is.
+        fingerprint: of the service as it was then.
+    """
+
+    service: str
+    fingerprint: str
+
+
+@attrs.frozen
+class Plan:
+    """The steps, each after those that it needs. ``print(plan)`` shows them.
+
+    Attributes:
+        steps: in an order in which they could be done one by one.
+        notes: keys that have no effect here.
+    """
+
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "nothing to do"
+        numbers = {step.name: number for number, step in enumerate(self.steps, 1)}
+        lines = []
+        for number, step in enumerate(self.steps, 1):
+            needed = ", ".join(str(numbers[each]) for each in step.after)
+            detail = f"  {step.detail}" if step.detail else ""
+            lines.append(f"{number:3}  {step.action:8} {step.target}{detail}{f'  (after {needed})' if needed else ''}")
+        return "\n".join((*lines, *(f"note: {each} has no effect on one machine" for each in self.notes)))
+
+
+def fingerprint(project: Project, service: str) -> str:
+    """Return what changes exactly when a service's containers have to be replaced."""
+    keys = {key: value for key, value in project.model["services"][service].items() if key not in _NOT_OF_CONTAINERS}
+    deploy = {key: value for key, value in keys.get("deploy", {}).items() if key in ("resources", "restart_policy")}
+    used = {
+        kind: {name: project.model.get(kind, {}).get(name) for name in names}
+        for kind, names in normal.references(keys).items()
+        if kind != "services"
+    }
+    text = json.dumps([{**keys, "deploy": deploy}, used], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_NOT_OF_CONTAINERS = frozenset({"scale", "profiles", "depends_on", "develop", "attach", "pull_policy"})
+
+
+def replica_names(project: Project, service: str, count: int | None = None) -> list[str]:
+    """Return the names of a service's containers."""
+    described = project.services[service]
+    if "container_name" in described.keys:
+        return [described.keys["container_name"]][: described.scale if count is None else count]
+    many = described.scale if count is None else count
+    return [f"{project.name}-{service}-{number}" for number in range(1, many + 1)]
+
+
+def up_plan(
+    project: Project,
+    observed: Mapping[str, Observed],
+    *,
+    open_networks: Collection[str] = (),
+    services: Collection[str] | None = None,
+    scale: Mapping[str, int] | None = None,
+    recreate: bool = False,
+) -> Plan:
+    """Return what has to be done so that services run as described.
+
+    Args:
+        project: the project.
+        observed: the containers that run, by name.
+        open_networks: the networks that are open.
+        services: which, with what they depend on (default: all, and what the project has no more is stopped).
+        scale: other numbers of containers, by service.
+        recreate: replace containers that are as described, too.
+    """
+    return _Planning(project, observed, frozenset(open_networks), dict(scale or {}), recreate).up(services)
+
+
+class _Planning:
+    def __init__(
+        self,
+        project: Project,
+        observed: Mapping[str, Observed],
+        opened: frozenset[str],
+        scale: dict[str, int],
+        recreate: bool,  # noqa: FBT001 - it is passed by one function alone
+    ) -> None:
+        self._project, self._observed, self._opened = project, observed, opened
+        self._scale, self._recreate = scale, recreate
+        self._services: dict[str, dict[str, Any]] = project.model["services"]
+        self._steps: dict[str, Step] = {}
+        self._starts: dict[str, list[str]] = {}
+
+    def up(self, services: Collection[str] | None) -> Plan:
+        chosen = [name for name in normal.order(self._services) if services is None or name in self._wanted(services)]
+        if services is None:
+            for name, each in self._observed.items():
+                if each.service not in self._services:
+                    self._add(Step("stop", name, detail="it is not in the project any more", service=each.service))
+        for service in chosen:
+            self._service(service)
+        notes = sorted({note for keys in self._services.values() for note in _notes(keys)})
+        return Plan(tuple(self._steps.values()), tuple(notes))
+
+    def _wanted(self, services: Collection[str]) -> set[str]:
+        found: set[str] = set()
+        left = list(services)
+        while left:
+            name = left.pop()
+            if name not in found and name in self._services:
+                found.add(name)
+                left += self._services[name].get("depends_on", ())
+        return found
+
+    def _add(self, step: Step) -> str:
+        self._steps.setdefault(step.name, step)
+        return step.name
+
+    def _service(self, service: str) -> None:
+        keys, mark = self._services[service], fingerprint(self._project, service)
+        names = replica_names(self._project, service, self._scale.get(service))
+        there = {name: each for name, each in self._observed.items() if each.service == service}
+        for name in there.keys() - set(names):
+            self._add(Step("stop", name, detail="one less is wanted", service=service))
+        stale = [name for name in names if name in there and (there[name].fingerprint != mark or self._recreate)]
+        fresh = [name for name in names if name not in there]
+        self._starts[service] = []
+        if not stale and not fresh:
+            return
+        needed = [*self._resources(service, keys), *self._conditions(keys)]
+        for name in fresh:
+            self._starts[service].append(self._add(Step("start", name, tuple(needed), service=service)))
+        before: tuple[str, ...] = ()
+        for name in stale:  # one at a time, so that the others serve meanwhile
+            stopped = self._add(Step("stop", name, (*needed, *before), "its description has changed", service))
+            start = self._add(Step("start", name, (*needed, stopped), service=service))
+            self._starts[service].append(start)
+            before = (start,)
+            if len(stale) > 1 and _is_checked(keys):
+                before = (self._add(Step("wait", name, (start,), "service_healthy", service)),)
+
+    def _resources(self, service: str, keys: Mapping[str, Any]) -> list[str]:
+        used = normal.references(keys)
+        found = [self._add(Step("image", service, detail=keys.get("image", "built"), service=service))]
+        found += [self._add(Step("network", name)) for name in used["networks"] if name not in self._opened]
+        return found + [self._add(Step("volume", name)) for name in used["volumes"]]
+
+    def _conditions(self, keys: Mapping[str, Any]) -> list[str]:
+        found: list[str] = []
+        for other, how in keys.get("depends_on", {}).items():
+            if other in self._services:
+                started = tuple(self._starts.get(other, ()))
+                if how["condition"] == "service_started":
+                    found += started
+                else:
+                    found.append(self._add(Step("wait", other, started, how["condition"], other)))
+        return found
+
+
+def _is_checked(keys: Mapping[str, Any]) -> bool:
+    return bool(keys.get("healthcheck", {}).get("test"))
+
+
+def _notes(keys: Mapping[str, Any]) -> list[str]:
+    found = []
+    for path in WITHOUT_EFFECT:
+        value: Any = keys
+        for part in path.split("."):
+            value = value.get(part, {}) if isinstance(value, dict) else {}
+        if value:
+            found.append(path)
+    return found
+
+
+def down_plan(project: Project, observed: Mapping[str, Observed], networks: Collection[str]) -> Plan:
+    """Return what has to be done so that nothing runs: each service ends before those that it depends on."""
+    steps: list[Step] = []
+    stops: dict[str, list[str]] = {}
+    services = project.model["services"]
+    order = normal.order(services)
+    gone = sorted({each.service for each in observed.values()} - set(order))
+    for service in (*reversed(order), *gone):
+        users = [name for name, keys in services.items() if service in keys.get("depends_on", {})]
+        after = tuple(stop for user in users for stop in stops.get(user, ()))
+        for name, each in observed.items():
+            if each.service == service:
+                steps.append(Step("stop", name, after, service=service))
+                stops.setdefault(service, []).append(steps[-1].name)
+    every = tuple(step.name for step in steps)
+    return Plan((*steps, *(Step("close", name, every) for name in networks)))

@@ -1,0 +1,338 @@
+"""Projects: several services, networks and volumes under one name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping as MappingABC
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from containerkit.errors import SpecError
+from containerkit.project import normal
+from containerkit.project.dotenv import read_dotenv
+from containerkit.project.load import Loading, find_files, project_name
+from containerkit.project.schema import MODEL, SERVICE
+from containerkit.project.shapes import Place, duration_s, fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from typing import Literal, Unpack
+
+    from containerkit.options import ListOf
+    from containerkit.project.options import ServiceOptions
+    from containerkit.project.plan import Observed, Plan
+    from containerkit.project.remote import Remote
+    from containerkit.project.stack import Stack
+
+__all__ = ["Project", "Service"]
+
+_service = fields(SERVICE)
+_model = fields(MODEL)
+
+
+class Service:
+    """One service of a project: what a compose file says below ``services.NAME``.
+
+    ::
+
+        Service(image="postgres:16", environment={"POSTGRES_PASSWORD": "x"}, healthcheck={"test": "pg_isready"})
+
+    Args:
+        keys: the keys of the compose specification, in their short or long forms.
+
+    Attributes:
+        keys: the same in their long forms.
+
+    Raises:
+        SpecError: an unknown key, or a value that can't be.
+
+    Source: the compose specification, "Services".
+    """
+
+    __slots__ = ("keys",)
+
+    def __init__(self, **keys: Unpack[ServiceOptions]) -> None:
+        self.keys: Mapping[str, Any] = _service(_plain(keys), Place("Service", "python", os.getcwd()))
+
+    @classmethod
+    def of(cls, keys: Mapping[str, Any]) -> Service:
+        """Return the service with keys that are in their long forms already."""
+        made = cls.__new__(cls)
+        made.keys = dict(keys)
+        return made
+
+    def __repr__(self) -> str:
+        return f"Service({', '.join(f'{key}={value!r:.60}' for key, value in self.keys.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Service) and self.keys == other.keys
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.keys)))
+
+    @property
+    def image(self) -> str | None:
+        """The name of its image, None where it is only built."""
+        return self.keys.get("image")
+
+    @property
+    def scale(self) -> int:
+        """How many containers it has."""
+        deploy = self.keys.get("deploy", {})
+        count: int = self.keys.get("scale", deploy.get("replicas", 1))
+        return count
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """The services that must run before it, each with the condition."""
+        return {name: how["condition"] for name, how in self.keys.get("depends_on", {}).items()}
+
+    @property
+    def stop_grace_s(self) -> float:
+        """Seconds that it has to end by itself (default 10)."""
+        return duration_s(self.keys.get("stop_grace_period", "10s"))
+
+
+@attrs.frozen(kw_only=True, eq=False, init=False)
+class Project:
+    """Several services, networks and volumes under one name.
+
+    ::
+
+        project = Project.load("compose.yaml")
+        with project.up(wait=60) as stack:
+            stack["web"].run(["true"])
+
+    Args:
+        services: by name, a :class:`Service` each.
+        name: of the project: lower-case letters, digits, ``_`` and ``-`` (default: ``"project"``).
+        networks, volumes, configs, secrets: as in a compose file, by name.
+        directory: where relative paths start (default: the working directory).
+
+    Attributes:
+        model: all of it in its long form, as ``containerkit compose config`` shows it.
+        variables: of the caller and of ``.env``, for interpolation and for what is taken from the environment.
+
+    Raises:
+        SpecError: an unknown key, a value that can't be, or names that mean nothing.
+
+    Source: the compose specification.
+    """
+
+    model: Mapping[str, Any]
+    directory: str
+    variables: Mapping[str, str] = attrs.field(repr=False)
+
+    def __init__(
+        self,
+        *,
+        services: Mapping[str, Service],
+        name: str = "project",
+        networks: Mapping[str, Any] | None = None,
+        volumes: Mapping[str, Any] | None = None,
+        configs: Mapping[str, Any] | None = None,
+        secrets: Mapping[str, Any] | None = None,
+        directory: str | os.PathLike[str] = ".",
+    ) -> None:
+        base = os.path.abspath(directory)
+        _check_name(name)
+        for key, each in services.items():
+            if not isinstance(each, Service):
+                raise SpecError(f"services: {key!r:.60}: {each!r:.60} is no Service")
+        given = {"networks": networks, "volumes": volumes, "configs": configs, "secrets": secrets}
+        model = _model(_plain({key: each for key, each in given.items() if each}), Place("", "python", base))
+        model["services"] = {key: dict(each.keys) for key, each in services.items()}
+        self._set(model, name, base, os.environ, ("*",), ())
+
+    def _set(
+        self,
+        model: dict[str, Any],
+        name: str,
+        base: str,
+        variables: Mapping[str, str],
+        profiles: Iterable[str],
+        services: Iterable[str],
+    ) -> None:
+        made = normal.select(normal.fill(model, name, base, variables), profiles, services)
+        normal.check(made)
+        made = normal.without_unused(made)
+        made["services"] = {key: normal.with_files(each, key, variables) for key, each in made["services"].items()}
+        self.__attrs_init__(model=made, directory=base, variables=variables)
+
+    @classmethod
+    def load(
+        cls,
+        *files: str | os.PathLike[str],
+        name: str | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        profiles: ListOf[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        env_files: ListOf[str] | None = None,
+        services: ListOf[str] = (),
+        interpolate: bool = True,
+        unset: Callable[[str], object] = lambda _: None,
+    ) -> Project:
+        """Read compose files. Nothing is started.
+
+        Args:
+            files: the later are merged over the earlier (default: ``COMPOSE_FILE``, else ``compose.yaml`` or its like
+                in the working directory or above, with its override).
+            name: of the project (default: ``COMPOSE_PROJECT_NAME``, the files' ``name``, the directory's name).
+            directory: where relative paths start (default: that of the first file).
+            profiles: which are active (default: ``COMPOSE_PROFILES``).
+            env: variables for interpolation (default: ``os.environ``); they win over those of ``.env``.
+            env_files: files of variables (default: ``.env`` in the directory).
+            services: services that are asked for by name; their profiles become active.
+            interpolate: whether variables are replaced (default True).
+            unset: called with the name of each variable that is missing and has no default.
+
+        Raises:
+            SpecError: whatever is wrong with the files, with path and line or key.
+            UnsupportedError: PyYAML is not installed.
+        """
+        caller = dict(os.environ if env is None else env)
+        paths = [os.path.abspath(each) for each in files] or _from_environment(caller)
+        if not paths:
+            paths = find_files(os.fspath(directory or "."))
+        base = os.path.abspath(directory or os.path.dirname(paths[0]))
+        variables = {**_variables(env_files, base, caller), **caller}
+        chosen = name or variables.get("COMPOSE_PROJECT_NAME")
+        if name is not None:
+            _check_name(name)
+        known = {**variables, "COMPOSE_PROJECT_NAME": chosen or ""}
+        loading = Loading(variables=known, interpolate=interpolate, unset=unset)
+        if not chosen:
+            chosen = project_name(loading.named(paths)) or project_name(os.path.basename(base)) or "project"
+            loading.variables = {**variables, "COMPOSE_PROJECT_NAME": chosen}
+        model = loading.model(paths, base)
+        active = frozenset(
+            profiles if profiles is not None else filter(None, variables.get("COMPOSE_PROFILES", "").split(","))
+        )
+        made = cls.__new__(cls)
+        made._set(model, chosen, base, loading.variables, active, services)  # noqa: SLF001 - it is one of this class
+        return made
+
+    @classmethod
+    def of(cls, model: Mapping[str, Any], directory: str, variables: Mapping[str, str]) -> Project:
+        """Return the project with a model that is whole and checked already, such as another process's."""
+        made = cls.__new__(cls)
+        made.__attrs_init__(model=model, directory=directory, variables=variables)
+        return made
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        found: str = self.model["name"]
+        return found
+
+    @property
+    def services(self) -> dict[str, Service]:
+        """Its services, each after those that it depends on."""
+        every = self.model["services"]
+        return {name: Service.of(every[name]) for name in normal.order(every)}
+
+    def plan(self, observed: Mapping[str, Observed] | None = None) -> Plan:
+        """Return what has to be done so that it runs; nothing is touched, and ``print()`` shows it.
+
+        Args:
+            observed: what runs already, of :meth:`containerkit.project.stack.Stack.observed` (default: nothing).
+
+        Raises:
+            SpecError: the project says what can't be had.
+        """
+        from containerkit.project import plan, realize
+
+        realize.unsupported(self)
+        return plan.up_plan(self, observed or {})
+
+    def up(
+        self,
+        *,
+        wait: float | None = None,
+        services: Collection[str] | None = None,
+        scale: Mapping[str, int] | None = None,
+        build: bool = False,
+        pull: Literal["missing", "always", "never"] | None = None,
+        log: Callable[[str], object] = lambda _: None,
+    ) -> Stack:
+        """Start it, as the caller's own: when the caller ends, or leaves the ``with``, all of it is gone.
+
+        Args:
+            wait: seconds to wait until all of it is ready: runs, and is healthy where that is checked (default: no
+                longer than conditions of dependencies ask for).
+            services: which, with what they depend on (default: all).
+            scale: numbers of containers, by service (default: as described).
+            build: build images even if they are there (default False).
+            pull: when images are pulled (default: as the services say, or missing).
+            log: called with each step.
+
+        Raises:
+            SpecError: the project says what can't be had; nothing was made.
+            ContainerError: a step failed; nothing is left behind.
+            ContainerTimeout: it was not ready in time; nothing is left behind.
+        """
+        from containerkit.project.stack import Stack
+
+        stack = Stack(self, log=log, build=build, pull=pull)
+        try:
+            stack.apply(services=services, scale=scale)
+            if wait is not None:
+                stack.wait_ready(wait)
+        except BaseException:
+            stack.down(grace_s=0)
+            raise
+        return stack
+
+    def detach(
+        self,
+        *,
+        wait: float | None = None,
+        services: ListOf[str] | None = None,
+        log: Callable[[str], object] = lambda _: None,
+    ) -> Remote:
+        """Start it in a process of its own, which holds it until ``down``; the caller may end.
+
+        Args:
+            wait, services, log: as for :meth:`up`.
+
+        Raises:
+            SpecError: the project says what can't be had; nothing was made.
+            StateError: it is up already, or could not be started; nothing is left behind.
+        """
+        from containerkit.project import realize
+        from containerkit.project.remote import detach
+
+        realize.unsupported(self)
+        return detach(self, log, wait=wait, services=None if services is None else list(services))
+
+    def __repr__(self) -> str:
+        return f"<Project {self.name}: {', '.join(self.model['services']) or 'no services'}>"
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings and sequences of any type as those that a file has."""
+    if isinstance(value, MappingABC):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple, set, frozenset)) else value
+
+
+def _check_name(name: str) -> None:
+    if not name or project_name(name) != name:
+        raise SpecError(
+            f"project name {name!r:.60}: lower-case letters, digits, '_' and '-' alone, first a letter or digit"
+        )
+
+
+def _from_environment(variables: Mapping[str, str]) -> list[str]:
+    given = variables.get("COMPOSE_FILE", "")
+    return [os.path.abspath(each) for each in given.split(variables.get("COMPOSE_PATH_SEPARATOR", ":")) if each]
+
+
+def _variables(env_files: ListOf[str] | None, base: str, caller: Mapping[str, str]) -> dict[str, str]:
+    beside = os.path.join(base, ".env")
+    named = list(env_files) if env_files is not None else [beside] if os.path.isfile(beside) else []
+    found: dict[str, str] = {}
+    for path in named:
+        found |= read_dotenv(os.path.join(base, path), {**found, **caller})
+    return found

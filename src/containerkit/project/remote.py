@@ -1,0 +1,119 @@
+"""A project that another process holds, as seen from here."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from containerkit.errors import StateError
+from containerkit.project.supervisor import socket_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from containerkit.project.project import Project
+
+__all__ = ["Remote", "detach"]
+
+
+class Remote:
+    """A project that is up, held by a process of its own.
+
+    Args:
+        name: of the project.
+
+    Raises:
+        StateError: it is not up.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._connect().close()
+
+    def _connect(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.connect(socket_path(self.name))
+        except OSError:
+            made.close()
+            raise StateError(f"project {self.name}: it is not up; 'up' starts it") from None
+        return made
+
+    def ask(self, verb: str, *, fds: tuple[int, ...] = (), **request: Any) -> Any:
+        """Send a request and return its result.
+
+        Raises:
+            StateError: it could not be done, or the project went down meanwhile.
+        """
+        items = list(self.stream(verb, fds=fds, **request))
+        return items[-1]
+
+    def stream(self, verb: str, *, fds: tuple[int, ...] = (), **request: Any) -> Iterator[Any]:
+        """Send a request and go through what comes; the result is last.
+
+        Raises:
+            StateError: it could not be done, or the project went down meanwhile.
+        """
+        line = json.dumps({"verb": verb, **request}).encode() + b"\n"
+        with self._connect() as connection:
+            if fds:
+                sent = socket.send_fds(connection, [line], list(fds))
+                connection.sendall(line[sent:])
+            else:
+                connection.sendall(line)
+            with connection.makefile("rb") as answers:
+                for answer in answers:
+                    (kind, value), *_ = json.loads(answer).items()
+                    if kind == "error":
+                        raise StateError(value)
+                    yield value
+                    if kind == "done":
+                        return
+        raise StateError(f"project {self.name}: it went down")
+
+
+def project_request(project: Project) -> dict[str, Any]:
+    """Return a project as a request has it."""
+    return {"model": project.model, "directory": project.directory, "variables": dict(project.variables)}
+
+
+def detach(project: Project, log: Callable[[str], object], **options: Any) -> Remote:
+    """Start a project in a process of its own, and return when it is up.
+
+    Args:
+        project: the project.
+        log: called with each step.
+        options: of :meth:`containerkit.project.project.Project.up`.
+
+    Raises:
+        StateError: it could not be started; nothing is left behind.
+    """
+    ready, told = os.pipe()
+    request = json.dumps({**project_request(project), "options": options}).encode()
+    command = [sys.executable, "-m", "containerkit.project.detached", str(told)]
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(told,),
+            start_new_session=True, cwd="/",
+        )  # fmt: skip
+    finally:
+        os.close(told)
+    assert process.stdin is not None
+    with process.stdin, os.fdopen(ready) as answers:
+        process.stdin.write(request)
+        process.stdin.close()
+        for line in answers:
+            (kind, value), *_ = json.loads(line).items()
+            if kind == "error":
+                process.wait()
+                raise StateError(value)
+            if kind == "done":
+                process.returncode = 0  # it goes on: nobody here waits for it
+                return Remote(project.name)
+            log(value)
+    process.wait()
+    raise StateError(f"project {project.name}: its supervisor ended while it started (status {process.returncode})")

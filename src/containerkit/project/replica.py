@@ -1,0 +1,381 @@
+"""One container of a service, from its start to its end: its command, log, health and restarts."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import threading
+import time
+from contextlib import suppress
+from subprocess import PIPE
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from containerkit.container.lifecycle import Container
+from containerkit.errors import ContainerError, ContainerTimeout, SetupError, SpecError, StateError
+from containerkit.project.journal import Splitter
+from containerkit.project.shapes import duration_s
+from containerkit.spec.command import User
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from containerkit.process.process import Process
+    from containerkit.project.journal import Journal
+    from containerkit.project.realize import Check, Recipe
+
+__all__ = ["Replica", "Restart", "signal_number"]
+
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 60.0
+_LASTING_S: Final = 10.0  # who ran so long begins anew with short pauses
+_CHUNK: Final = 65536
+
+Status = Literal["created", "running", "restarting", "paused", "exited"]
+
+
+def signal_number(text: str) -> int:
+    """Return the number of a signal.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    try:
+        if text.isdecimal():
+            return int(signal.Signals(int(text)))
+        return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])
+    except (KeyError, ValueError):
+        raise SpecError(f"{text!r:.60} is no signal") from None
+
+
+class Restart:
+    """When a command that has ended is started again.
+
+    Args:
+        keys: of the service.
+
+    Raises:
+        SpecError: a policy that there is not.
+
+    Source: the compose specification, "restart"; deploy specification, "restart_policy".
+    """
+
+    def __init__(self, keys: Mapping[str, Any]) -> None:
+        policy = keys.get("deploy", {}).get("restart_policy", {})
+        words = {"none": "no", "any": "always"}
+        text = keys.get("restart") or words.get(policy.get("condition", ""), policy.get("condition", "no"))
+        name, _, count = text.partition(":")
+        if name not in ("no", "always", "unless-stopped", "on-failure") or (count and not count.isdecimal()):
+            raise SpecError(f"restart: {text!r:.60} is none of no, always, unless-stopped, on-failure[:NUMBER]")
+        self.policy = name
+        self.most = int(count) if count else policy.get("max_attempts")
+        self.delay_s = duration_s(policy["delay"]) if "delay" in policy else None
+
+    def wanted(self, code: int, times: int) -> bool:
+        """Return whether a command that has ended with a status is started again, having been so many times."""
+        if self.policy == "no" or (self.policy == "on-failure" and code == 0):
+            return False
+        return self.most is None or times < self.most
+
+
+class Replica:
+    """One container of a service.
+
+    Attributes:
+        name: of the container.
+        service: whose it is.
+        fingerprint: of the service when it was made.
+        status: ``"created"``, ``"running"``, ``"restarting"``, ``"paused"`` or ``"exited"``.
+        health: ``None`` without a check, else ``"starting"``, ``"healthy"`` or ``"unhealthy"``.
+        exit_code: of the command when it ended last; 128+N if signal N ended it.
+        restarts: how often it was started again.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        service: str,
+        keys: Mapping[str, Any],
+        recipe: Recipe,
+        *,
+        fingerprint: str,
+        network: Mapping[str, Any],
+        journal: Journal,
+        changed: Callable[[], object],
+    ) -> None:
+        self.name, self.service, self.fingerprint = name, service, fingerprint
+        self.status: Status = "created"
+        self.health: str | None = None if recipe.check is None else "starting"
+        self.exit_code: int | None = None
+        self.restarts = 0
+        self.started_at = 0.0
+        self.container = Container(**recipe.container, **network)
+        self._keys, self._recipe, self._journal, self._changed = keys, recipe, journal, changed
+        self._restart = Restart(keys)
+        self._grace_s = duration_s(keys.get("stop_grace_period", "10s"))
+        self._stopping = threading.Event()
+        self._again = threading.Event()
+        self._process: Process[Any] | None = None
+        self._thread: threading.Thread | None = None
+        self._stdin: Any = None
+        self._end = -1
+
+    def __repr__(self) -> str:
+        return f"<Replica {self.name}: {self.status}>"
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the container for all else: ``run``, ``popen``, ``files`` and the like."""
+        if name.startswith("_") or name == "container":
+            raise AttributeError(name)
+        return getattr(self.container, name)
+
+    # --- Life
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            SetupError: it could not be started; nothing is left behind.
+        """
+        try:
+            self.container.start()
+            for path, content, mode, uid, gid in self._recipe.files:
+                self.container.files.make_folder(os.path.dirname(path))
+                raw = content.encode(errors="surrogateescape")
+                self.container.files.write(path, raw, mode=mode, user=User(uid, gid))
+            self._begin()
+            for hook in self._keys.get("post_start", ()):
+                self._hook(hook)
+        except BaseException:
+            self.container.stop()
+            self.status = "exited"
+            raise
+        self._thread = threading.Thread(target=self._attend, name=self.name, daemon=True)
+        self._thread.start()
+        if self._recipe.check is not None:
+            threading.Thread(target=self._check, args=(self._recipe.check,), name=self.name, daemon=True).start()
+
+    def _begin(self) -> None:
+        options: dict[str, Any] = dict(self._recipe.command)
+        if self._keys.get("tty"):
+            options["pty"] = True
+        else:
+            options |= {"stdin": PIPE if self._keys.get("stdin_open") else -3, "stdout": PIPE, "stderr": PIPE}
+        self._process = self.container.popen(self._recipe.argv, **options)
+        self._end = os.dup(self._process.fileno())  # its own is closed by whoever waits for the process first
+        self._stdin = self._process.stdin  # kept open as long as the command runs
+        self.status, self.started_at = "running", time.time()
+        self._changed()
+
+    def _hook(self, hook: Mapping[str, Any]) -> None:
+        options: dict[str, Any] = {**self._recipe.command}
+        if "user" in hook:
+            options["user"] = hook["user"]
+        if "working_dir" in hook:
+            options["cwd"] = hook["working_dir"]
+        env = {name: value for name, value in hook.get("environment", {}).items() if value is not None}
+        options["env"] = {**options.get("env", {}), **env}
+        self.container.run(hook["command"], check=True, **options)
+
+    def _attend(self) -> None:
+        """Read the log, and start the command again, as long as there is one."""
+        pause = _FIRST_PAUSE_S
+        while True:
+            assert self._process is not None
+            began = time.monotonic()
+            try:
+                self._follow(self._process)
+            finally:
+                os.close(self._end)
+            code = self._process.wait()
+            self._process.close()
+            self.exit_code = code if code >= 0 else 128 - code
+            asked = self._again.is_set()
+            self._again.clear()
+            if self._stopping.is_set() or not (asked or self._restart.wanted(self.exit_code, self.restarts)):
+                break
+            if time.monotonic() - began > _LASTING_S:
+                pause = _FIRST_PAUSE_S
+            self.status = "restarting"
+            self._changed()
+            if not asked:
+                self._stopping.wait(self._restart.delay_s if self._restart.delay_s is not None else pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+                self.restarts += 1
+            if self._stopping.is_set() or not self._begun_again():
+                break
+        self.status = "exited"
+        with suppress(ContainerError):
+            self.container.stop()
+        self._changed()
+
+    def _begun_again(self) -> bool:
+        try:
+            self._begin()
+        except ContainerError as error:
+            self._journal.add(Splitter(self.service, self.name, "stderr").feed(f"containerkit: {error}\n".encode()))
+            return False
+        return True
+
+    def _follow(self, process: Process[Any]) -> None:
+        streams = {"stdout": process.stdout, "stderr": process.stderr}
+        with selectors.DefaultSelector() as selector:
+            for name, file in streams.items():
+                if file is not None:
+                    os.set_blocking(file.fileno(), False)
+                    selector.register(file.fileno(), selectors.EVENT_READ, Splitter(self.service, self.name, name))
+            end = self._end
+            selector.register(end, selectors.EVENT_READ, None)
+            ended = False
+            while True:
+                events = selector.select(0 if ended else None)
+                read = [key for key, _ in events if key.data is not None and self._take(selector, key)]
+                ended = ended or any(key.fd == end for key, _ in events)
+                if ended and not read:  # what its children still hold open is not waited for
+                    break
+            for key in selector.get_map().values():
+                if key.data is not None:
+                    self._journal.add(key.data.feed(b""))
+
+    def _take(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
+        try:
+            data = os.read(key.fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:  # the other side of a terminal is gone
+            data = b""
+        self._journal.add(key.data.feed(data))
+        if not data:
+            selector.unregister(key.fd)
+        return bool(data)
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Ask the command to end, wait for as long as it may take, and kill what is left; harmless when repeated.
+
+        Args:
+            grace_s: seconds (default: as the service says, or 10).
+        """
+        if not self._stopping.is_set() and self.status == "running":
+            for hook in self._keys.get("pre_stop", ()):
+                with suppress(ContainerError):
+                    self._hook(hook)
+        self._stopping.set()
+        number = self._stop_signal()
+        process = self._process
+        if process is not None and process.returncode is None:
+            with suppress(ContainerError, OSError):
+                process.send_signal(number)
+                if self.status == "paused":
+                    self.container.resume()
+                process.wait(self._grace_s if grace_s is None else grace_s)
+        self.container.stop()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self.status = "exited"
+        self._changed()
+
+    def _stop_signal(self) -> int:
+        text = self._recipe.stop_signal
+        return self.container.rootfs.stop_signal if text is None else signal_number(text)
+
+    def restart(self, grace_s: float | None = None) -> None:
+        """End the command and start it again, in the same container.
+
+        Raises:
+            StateError: it does not run.
+        """
+        process = self._process
+        if process is None or self.status not in ("running", "restarting"):
+            raise StateError(f"{self.name}: it does not run; 'up' starts it")
+        self._again.set()
+        with suppress(ContainerError):
+            process.send_signal(self._stop_signal())
+            try:
+                process.wait(self._grace_s if grace_s is None else grace_s)
+            except ContainerTimeout:
+                process.kill()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send the command a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def pause(self) -> None:
+        """Stop all of its processes where they are."""
+        self.container.pause()
+        self.status = "paused"
+
+    def unpause(self) -> None:
+        """Let them go on."""
+        self.container.resume()
+        self.status = "running"
+
+    @property
+    def pid(self) -> int | None:
+        """The command's process id outside; None when it does not run."""
+        return self._process.pid if self._process is not None and self.status == "running" else None
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """Its command."""
+        return self._recipe.argv
+
+    def options(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a command beside its own: those of the service, and what a caller says of them."""
+        found = {**self._recipe.command}
+        if request.get("env"):
+            found["env"] = {**found.get("env", {}), **request["env"]}
+        for name in ("user", "cwd"):
+            if request.get(name):
+                found[name] = request[name]
+        if request.get("privileged"):
+            from containerkit.security.capabilities import Capabilities
+
+            found |= {"capabilities": Capabilities.all(), "seccomp": None}
+        return found
+
+    def ports(self) -> list[str]:
+        """Return the host's ports that lead to it, such as ``0.0.0.0:8080->80/tcp``."""
+        from containerkit.network.connect import published_of
+
+        if self.status == "exited":
+            return []
+        return [
+            f"{each.port.host}:{each.host_port}->{each.port.container_port}/{each.port.protocol}"
+            for each in published_of(self.container)
+        ]
+
+    # --- Health
+
+    def _check(self, check: Check) -> None:
+        began, failures = time.monotonic(), 0
+        while not self._stopping.is_set() and self.status != "exited":
+            starting = self.health == "starting" and time.monotonic() - began < check.start_period_s
+            # The first look is early: most are ready at once, and who waits for them waits no longer than needed.
+            pause = check.start_interval_s if starting else check.interval_s
+            passed = self.status == "running" and self._passes(check)
+            if passed:
+                failures = 0
+                self._set_health("healthy")
+            elif not starting and self.status == "running":
+                failures += 1
+                if failures >= check.retries:
+                    self._set_health("unhealthy")
+                    if self._keys.get("x-restart-unhealthy"):
+                        failures, began = 0, time.monotonic()
+                        self._set_health("starting")
+                        with suppress(StateError):
+                            self.restart()
+            self._stopping.wait(pause)
+
+    def _passes(self, check: Check) -> bool:
+        try:
+            options = {**self._recipe.command}
+            return self.container.run(check.argv, timeout=check.timeout_s, **options).returncode == 0
+        except (ContainerTimeout, SetupError, StateError):
+            return False
+
+    def _set_health(self, health: str) -> None:
+        if self.health != health:
+            self.health = health
+            self._changed()

@@ -1,0 +1,461 @@
+"""A project that runs: its containers, networks and volumes, held by this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
+from containerkit.project import plan as plans
+from containerkit.project import realize, volumes
+from containerkit.project.images import image_of
+from containerkit.project.journal import Journal
+from containerkit.project.replica import Replica
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from types import TracebackType
+
+    from containerkit.container.lifecycle import Container
+    from containerkit.image import Image
+    from containerkit.network import LiveNetwork
+    from containerkit.project.journal import LogLine
+    from containerkit.project.plan import Plan, Step
+    from containerkit.project.project import Project
+    from containerkit.project.realize import Recipe
+
+__all__ = ["Stack"]
+
+_POLL_S: Final = 0.5
+
+
+class Stack:
+    """A project that runs. Made by :meth:`containerkit.project.Project.up`.
+
+    Its containers live by this process: when it ends, by SIGKILL too, all of them are dead. Named volumes stay.
+
+    Args:
+        project: the project.
+        log: called with each step that is done.
+        build: build images even if they are there.
+        pull: when images are pulled: ``"missing"`` (default), ``"always"`` or ``"never"``.
+
+    Attributes:
+        project: the project as it runs.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        *,
+        log: Callable[[str], object] = lambda _: None,
+        build: bool = False,
+        pull: str | None = None,
+    ) -> None:
+        self.project = project
+        self._log, self._build, self._pull = log, build, pull
+        self._replicas: dict[str, Replica] = {}
+        self._networks: dict[str, LiveNetwork] = {}
+        self._images: dict[str, Image] = {}
+        self._journal = Journal()
+        self._changed = threading.Condition()
+        self._acting = threading.RLock()
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"<Stack {self.project.name}: {len(self._replicas)} containers>"
+
+    # --- What is there
+
+    def containers(self, service: str | None = None) -> list[Replica]:
+        """Return the containers of a service, or all, by name."""
+        every = sorted(self._replicas.values(), key=lambda each: each.name)
+        return [each for each in every if service is None or each.service == service]
+
+    def __getitem__(self, service: str) -> Replica:
+        """Return the first container of a service.
+
+        Raises:
+            KeyError: it has none.
+        """
+        found = self.containers(service)
+        if not found:
+            raise KeyError(service)
+        return found[0]
+
+    def observed(self, *, completed: bool = False) -> dict[str, plans.Observed]:
+        """Return what runs, for a plan.
+
+        Args:
+            completed: with what has ended well (default False).
+        """
+        return {
+            each.name: plans.Observed(each.service, each.fingerprint)
+            for each in self._replicas.values()
+            if each.status != "exited" or (completed and not each.exit_code)
+        }
+
+    def logs(
+        self,
+        *services: str,
+        follow: bool = False,
+        since: float = 0.0,
+        tail: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[LogLine]:
+        """Go through what the containers have written; see :meth:`containerkit.project.journal.Journal.read`."""
+        self._check_names(services)
+        return self._journal.read(services, follow=follow, since=since, tail=tail, stop=stop)
+
+    def port(self, service: str, target: int, protocol: str = "tcp", index: int = 1) -> tuple[str, int]:
+        """Return the address and port of the host that lead to a port of a service.
+
+        Raises:
+            StateError: none leads there.
+        """
+        from containerkit.network.connect import published_of
+
+        found = self.containers(service)
+        for each in published_of(found[index - 1].container) if len(found) >= index else ():
+            if each.port.container_port == target and each.port.protocol == protocol:
+                return each.port.host, each.host_port
+        raise StateError(f"{service}: no port of the host leads to {target}/{protocol}")
+
+    def _check_names(self, services: Collection[str]) -> None:
+        for name in services:
+            if name not in self.project.model["services"]:
+                known = ", ".join(self.project.model["services"])
+                raise SpecError(f"no service {name!r:.60}; there are {known or 'none'}")
+
+    # --- Changing it
+
+    def apply(
+        self,
+        project: Project | None = None,
+        *,
+        services: Collection[str] | None = None,
+        scale: Mapping[str, int] | None = None,
+        recreate: bool = False,
+    ) -> Plan:
+        """Make it as a project describes: start what is missing, replace what differs, stop what is too much.
+
+        Args:
+            project: the project (default: the one that it has).
+            services: which, with what they depend on (default: all).
+            scale: other numbers of containers, by service.
+            recreate: replace containers that are as described, too.
+
+        Returns:
+            The plan that was performed.
+
+        Raises:
+            SpecError: the project says what can't be had; nothing was changed.
+            ContainerError: a step failed; what had been started before it runs on.
+        """
+        wanted = project or self.project
+        realize.unsupported(wanted)
+        with self._acting:
+            if self._ended:
+                raise StateError(f"{self!r}: it is down")
+            self.project = wanted
+            self._check_names(services or ())
+            plan = plans.up_plan(
+                wanted,
+                self.observed(completed=scale is not None),
+                open_networks=self._networks,
+                services=services,
+                scale=scale,
+                recreate=recreate,
+            )
+            self._perform(plan)
+            return plan
+
+    def scale(self, service: str, count: int) -> None:
+        """Let a service have so many containers.
+
+        Raises:
+            SpecError: no such service, or a number that can't be.
+            ContainerError: as for :meth:`apply`.
+        """
+        self._check_names((service,))
+        if count < 0 or (count > 1 and "container_name" in self.project.model["services"][service]):
+            raise SpecError(f"scale: {service} can't have {count} containers")
+        self.apply(services=(service,), scale={service: count, **self._numbers(service)})
+
+    def _numbers(self, but: str) -> dict[str, int]:
+        """Return how many containers services have, so that those that one depends on stay as many."""
+        found = {name: len(self.containers(name)) for name in self.project.model["services"] if name != but}
+        return {name: count for name, count in found.items() if count}
+
+    def restart(self, *services: str, grace_s: float | None = None) -> None:
+        """Restart services in the order of their dependencies (default: all), and those that ask for it with them.
+
+        Raises:
+            SpecError: no such service.
+            StateError: a container does not run.
+        """
+        self._check_names(services)
+        every = self.project.services
+        chosen = set(services or every)
+        for name, each in every.items():
+            for other, how in each.keys.get("depends_on", {}).items():
+                if how.get("restart") and other in chosen:
+                    chosen.add(name)
+        for name in every:
+            if name in chosen:
+                for container in self.containers(name):
+                    container.restart(grace_s)
+
+    def stop(self, *services: str, grace_s: float | None = None) -> None:
+        """Stop services (default: all), each before those that it depends on; ``apply`` starts them again."""
+        self._check_names(services)
+        with self._acting:
+            chosen = {name: each for name, each in self.observed().items() if not services or each.service in services}
+            self._perform(plans.down_plan(self.project, chosen, ()), grace_s=grace_s)
+
+    def down(self, *, grace_s: float | None = None, remove_volumes: bool = False) -> None:
+        """Stop everything, each service before those that it depends on; harmless when repeated.
+
+        Args:
+            grace_s: seconds for each to end by itself (default: as the services say).
+            remove_volumes: remove the named volumes of the project, too (default False).
+
+        Raises:
+            CleanupError: something could not be given back.
+        """
+        with self._acting:
+            if not self._ended:
+                self._ended = True
+                plan = plans.down_plan(self.project, self.observed(), tuple(self._networks))
+                try:
+                    self._perform(plan, grace_s=grace_s)
+                finally:
+                    self._let_go()
+        if remove_volumes:
+            for each in self.project.model.get("volumes", {}).values():
+                if not each.get("external"):
+                    volumes.remove(each["name"])
+
+    def _let_go(self) -> None:
+        with ExitStack() as stack:  # each is tried, whatever becomes of the others
+            for network in self._networks.values():
+                stack.callback(network.close)
+            for replica in self._replicas.values():
+                stack.callback(replica.stop, 0)
+            stack.callback(self._journal.close)
+        self._networks.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.down()
+
+    @contextmanager
+    def one_off(self, project: Project, service: str) -> Iterator[tuple[Container, Recipe]]:
+        """Give a container of a service beside the others, whose command the caller starts; without the ports.
+
+        Args:
+            project: the project, in which the service may be described otherwise.
+            service: the service's name.
+
+        Raises:
+            SpecError, ContainerError: it can't be had.
+        """
+        from containerkit.container.lifecycle import Container
+        from containerkit.project.networks import connection
+
+        keys = project.model["services"][service]
+        name = f"{project.name}-{service}-run-{os.urandom(4).hex()}"
+        image = image_of(project, service, keys, build=self._build, pull=self._pull, log=self._log)
+        made = realize.recipe(project, service, image, name, self._volume_path)
+        with Container(
+            **made.container, **connection(project, service, name, self._networks, self._shared)
+        ) as container:
+            yield container, made
+
+    # --- Waiting
+
+    def wait(self, *services: str, timeout: float | None = None) -> dict[str, int]:
+        """Wait until the containers of services (default: all) have ended; return their statuses by name.
+
+        Raises:
+            ContainerTimeout: they still run.
+        """
+        self._check_names(services)
+
+        def ended() -> dict[str, int] | None:
+            chosen = [each for each in self.containers() if not services or each.service in services]
+            codes = {each.name: each.exit_code for each in chosen if each.status == "exited"}
+            return {name: code or 0 for name, code in codes.items()} if len(codes) == len(chosen) else None
+
+        found: dict[str, int] = self._until(ended, timeout, "end")
+        return found
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until all containers run or have ended well, and those with a health check are healthy.
+
+        Raises:
+            ContainerTimeout: they are not yet.
+            StateError: one has failed, or is unhealthy.
+        """
+
+        def ready() -> bool | None:
+            return True if all(self._is_ready(each) for each in self.containers()) else None
+
+        self._until(ready, timeout, "be ready")
+
+    def _is_ready(self, each: Replica) -> bool:
+        if each.status == "exited" and each.exit_code:
+            raise StateError(f"{each.name}: it has ended with status {each.exit_code}{self._last_words(each)}")
+        if each.health == "unhealthy":
+            raise StateError(f"{each.name}: it is unhealthy{self._last_words(each)}")
+        return each.status == "exited" or (each.status == "running" and each.health in (None, "healthy"))
+
+    def _last_words(self, each: Replica) -> str:
+        lines = [line.text for line in self._journal.read((each.service,)) if line.container == each.name][-3:]
+        return f": {' / '.join(lines)}" if lines else ""
+
+    def _until(self, look: Callable[[], Any], timeout: float | None, what: str) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while (found := look()) is None:
+                left = _POLL_S if deadline is None else min(_POLL_S, deadline - time.monotonic())
+                if left <= 0:
+                    raise ContainerTimeout([f"wait for {self.project.name} to {what}"], timeout or 0)
+                self._changed.wait(left)
+        return found
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # --- Performing
+
+    def _perform(self, plan: Plan, *, grace_s: float | None = None) -> None:
+        """Perform the steps of a plan, side by side as far as their order allows.
+
+        Raises:
+            ContainerError: the first that failed; the steps after it were not begun.
+        """
+        done: dict[str, threading.Event] = {step.name: threading.Event() for step in plan.steps}
+        errors: list[BaseException] = []
+
+        def act(step: Step) -> None:
+            try:
+                for name in step.after:
+                    if name in done:
+                        done[name].wait()
+                if errors and step.action not in ("stop", "close"):
+                    return
+                self._log(f"{step.action} {step.target}")
+                self._do(step, grace_s, errors)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the plan is performed
+                errors.append(error)
+                self._tell()
+            finally:
+                done[step.name].set()
+
+        threads = [threading.Thread(target=act, args=(step,), daemon=True) for step in plan.steps]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def _do(self, step: Step, grace_s: float | None, errors: list[BaseException]) -> None:
+        match step.action:
+            case "image":
+                keys = self.project.model["services"][step.service]
+                self._images[step.service] = image_of(
+                    self.project, step.service, keys, build=self._build, pull=self._pull, log=self._log
+                )
+            case "network":
+                self._open_network(step.target)
+            case "volume":
+                self._check_volume(step.target)
+            case "start":
+                self._start(step)
+            case "wait":
+                self._wait_condition(step, errors)
+            case "stop":
+                self._replicas[step.target].stop(grace_s)
+                if not self._ended:
+                    del self._replicas[step.target]
+            case "close":
+                self._networks.pop(step.target).close()
+
+    def _open_network(self, name: str) -> None:
+        from containerkit.project.networks import described
+
+        network = described(name, self.project.model["networks"][name])
+        if network is not None:
+            self._networks[name] = network.open()
+
+    def _check_volume(self, name: str) -> None:
+        described = self.project.model["volumes"][name]
+        if described.get("external"):
+            volumes.existing(described["name"])
+
+    def _volume_path(self, name: str, target: str, image: Image) -> str:
+        described = self.project.model["volumes"][name]
+        if "device" in described.get("driver_opts", {}):
+            found: str = described["driver_opts"]["device"]
+            return found
+        return volumes.make(described["name"], described.get("labels", {}), image, target)
+
+    def _start(self, step: Step) -> None:
+        from containerkit.project.networks import connection
+
+        service, keys = step.service, self.project.model["services"][step.service]
+        made = realize.recipe(self.project, service, self._images[service], step.target, self._volume_path)
+        network = connection(self.project, service, step.target, self._networks, self._shared)
+        replica = Replica(
+            step.target, service, keys, made, fingerprint=plans.fingerprint(self.project, service), network=network,
+            journal=self._journal, changed=self._tell,
+        )  # fmt: skip
+        try:
+            replica.start()
+        except ContainerError as error:
+            error.add_note(f"services.{service}")
+            raise
+        self._replicas[step.target] = replica
+
+    def _shared(self, service: str) -> Any:
+        return self[service].container
+
+    def _wait_condition(self, step: Step, errors: list[BaseException]) -> None:
+        of = [each for each in self.containers(step.service) if step.target in (step.service, each.name)]
+        wanted = step.detail
+
+        def met() -> bool | None:
+            if errors:
+                return True
+            return True if all(_meets(each, wanted) for each in of) else None
+
+        self._until(met, None, wanted)
+
+
+def _meets(each: Replica, condition: str) -> bool:
+    """Return whether a container meets a condition.
+
+    Raises:
+        StateError: it never will.
+    """
+    if condition == "service_completed_successfully":
+        if each.status == "exited" and each.exit_code:
+            raise StateError(f"{each.name}: it was to complete, and has ended with status {each.exit_code}")
+        return each.status == "exited"
+    if each.health is None:
+        raise StateError(f"{each.name}: it is to be healthy, and has no health check")
+    if each.status == "exited":
+        raise StateError(f"{each.name}: it was to be healthy, and has ended with status {each.exit_code}")
+    if each.health == "unhealthy":
+        raise StateError(f"{each.name}: it was to be healthy, and is unhealthy")
+    return each.health == "healthy"

@@ -1,0 +1,304 @@
+"""A project that outlives who has started it: one process holds it, and answers requests on a socket.
+
+A request is one line of JSON, with the descriptors that a command is to have. Answers are lines of JSON: any number of
+``{"item": ...}``, then ``{"done": ...}`` or ``{"error": ...}``. The socket's directory is the user's alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.errors import ContainerError, SpecError, StateError
+from containerkit.project.project import Project
+from containerkit.project.replica import signal_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from containerkit.project.replica import Replica
+    from containerkit.project.stack import Stack
+
+__all__ = ["Supervisor", "directory", "names", "socket_path"]
+
+_LINE: Final = 1 << 26
+_FDS: Final = 3
+
+
+def directory() -> str:
+    """Return where the sockets of this user's projects are."""
+    if os.geteuid() == 0:
+        return "/run/containerkit/projects"
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if not base:
+        raise StateError("projects: XDG_RUNTIME_DIR is not set: log in by a session manager, or set it")
+    return os.path.join(base, "containerkit", "projects")
+
+
+def socket_path(name: str) -> str:
+    """Return the path of a project's socket."""
+    return os.path.join(directory(), f"{name}.sock")
+
+
+class Supervisor:
+    """Answers requests about a stack, each in a thread of its own, until it is down.
+
+    Args:
+        stack: what runs.
+
+    Raises:
+        StateError: the project is held by another process already.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.ended = threading.Event()
+        self._path = socket_path(stack.project.name)
+        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._bind()
+        except BaseException:
+            self._listening.close()
+            raise
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _bind(self) -> None:
+        # Bound aside and renamed: a socket that stands there always has somebody behind it, or a dead one's name.
+        aside = f"{self._path}.{os.getpid()}"
+        self._listening.bind(aside)
+        self._listening.listen(64)
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with probe:
+            try:
+                probe.connect(self._path)
+            except OSError:
+                os.rename(aside, self._path)
+                return
+        os.unlink(aside)
+        raise StateError(f"project {self.stack.project.name}: it is up already; 'down' ends it")
+
+    def close(self) -> None:
+        """Answer no more."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.ended.set()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        fds: list[int] = []
+        try:
+            with connection:
+                _, uid, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                if uid not in (0, os.geteuid()):
+                    return
+                request, fds = _received(connection)
+                reply = _Reply(connection)
+                try:
+                    reply.send("done", self._do(request, fds, reply))
+                except ContainerError as error:
+                    text = ": ".join((*getattr(error, "__notes__", ()), str(error)))
+                    reply.send("error", text)
+                if request.get("verb") == "down":
+                    self.close()
+        except (OSError, ValueError):
+            return
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _do(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> Any:
+        verb = str(request["verb"])
+        known: dict[str, Callable[..., Any]] = {
+            "apply": self._apply, "down": self._down, "ps": self._ps, "logs": self._logs, "exec": self._exec,
+            "run": self._run, "top": self._top, "scale": self._scale, "restart": self._restart, "wait": self._wait,
+            "port": self._port, "signal": self._signal, "stop": self._stop, "copy": self._copy,
+        }  # fmt: skip
+        if verb not in known:
+            raise SpecError(f"unknown request {verb!r:.60}")
+        return known[verb](request, fds, reply)
+
+    def _apply(self, request: dict[str, Any], _: list[int], reply: _Reply) -> Any:
+        project = Project.of(request["model"], request["directory"], request["variables"])
+        plan = self.stack.apply(
+            project,
+            services=request.get("services"),
+            scale=request.get("scale"),
+            recreate=bool(request.get("recreate")),
+        )
+        for step in plan.steps:
+            reply.send("item", f"{step.action} {step.target}")
+        if request.get("wait") is not None:
+            self.stack.wait_ready(request["wait"])
+
+    def _down(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
+        self.stack.down(grace_s=request.get("grace_s"), remove_volumes=bool(request.get("volumes")))
+
+    def _chosen(self, request: dict[str, Any]) -> list[Replica]:
+        services = request.get("services") or ()
+        return [each for each in self.stack.containers() if not services or each.service in services]
+
+    def _ps(self, request: dict[str, Any], _: list[int], __: _Reply) -> list[dict[str, Any]]:
+        return [_row(each) for each in self._chosen(request)]
+
+    def _logs(self, request: dict[str, Any], _: list[int], reply: _Reply) -> None:
+        lines = self.stack.logs(
+            *(request.get("services") or ()), follow=bool(request.get("follow")), since=request.get("since") or 0.0,
+            tail=request.get("tail"), stop=reply.is_gone,
+        )  # fmt: skip
+        for line in lines:
+            reply.send("item", line)
+
+    def _one(self, request: dict[str, Any]) -> Replica:
+        found = self.stack.containers(request["service"])
+        index = int(request.get("index") or 1)
+        if len(found) < index or found[index - 1].status == "exited":
+            raise StateError(f"service {request['service']}: no container {index} of it runs")
+        return found[index - 1]
+
+    def _exec(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
+        replica = self._one(request)
+        return _commanded(replica.container, replica.options(request), request["argv"], fds, reply)
+
+    def _run(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
+        project = Project.of(request["model"], request["directory"], request["variables"])
+        with self.stack.one_off(project, request["service"]) as (container, recipe):
+            argv = request["argv"] or recipe.argv
+            return _commanded(container, {**recipe.command, **request.get("options", {})}, argv, fds, reply)
+
+    def _top(self, request: dict[str, Any], _: list[int], __: _Reply) -> Any:
+        return [
+            {"name": each.name, "processes": [_process(pid) for pid in each.container.members()]}
+            for each in self._chosen(request)
+            if each.status != "exited"
+        ]
+
+    def _scale(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
+        for service, count in request["scale"].items():
+            self.stack.scale(service, count)
+
+    def _restart(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
+        self.stack.restart(*(request.get("services") or ()), grace_s=request.get("grace_s"))
+
+    def _stop(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
+        self.stack.stop(*(request.get("services") or ()), grace_s=request.get("grace_s"))
+
+    def _wait(self, request: dict[str, Any], _: list[int], __: _Reply) -> dict[str, int]:
+        return self.stack.wait(*(request.get("services") or ()))
+
+    def _port(self, request: dict[str, Any], _: list[int], __: _Reply) -> list[Any]:
+        found = self.stack.port(request["service"], request["target"], request["protocol"], request.get("index") or 1)
+        return list(found)
+
+    def _signal(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
+        what = request["signal"]
+        for each in self._chosen(request):
+            if what in ("pause", "unpause"):
+                each.pause() if what == "pause" else each.unpause()
+            elif each.status == "running":
+                each.kill(signal_number(what))
+
+    def _copy(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
+        files = self._one(request).container.files
+        if request["out"]:
+            files.get(request["inside"], request["outside"])
+        else:
+            files.put(request["outside"], request["inside"])
+
+
+def _row(each: Replica) -> dict[str, Any]:
+    return {
+        "Name": each.name, "Service": each.service, "State": each.status, "Health": each.health or "",
+        "ExitCode": each.exit_code, "Pid": each.pid, "Restarts": each.restarts, "StartedAt": each.started_at,
+        "Command": " ".join(each.argv), "Ports": each.ports(),
+        "Fingerprint": each.fingerprint,
+    }  # fmt: skip
+
+
+def _process(pid: int) -> dict[str, Any]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            argv = file.read().decode("utf-8", "replace").rstrip("\0").split("\0")
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return {"pid": pid, "uid": None, "command": ""}
+    return {"pid": pid, "uid": uid, "command": " ".join(argv)}
+
+
+def _commanded(container: Any, options: dict[str, Any], argv: Sequence[str], fds: list[int], reply: _Reply) -> int:
+    """Run a command with the caller's own streams; it dies when the caller goes away."""
+    stdin, stdout, stderr = fds
+    with container.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, **options) as process:
+        with suppress(ContainerError):
+            poll = select.poll()
+            poll.register(process.fileno(), select.POLLIN)
+            poll.register(reply.fileno(), select.POLLIN | select.POLLHUP)
+            if any(fd == reply.fileno() for fd, _ in poll.poll()):
+                process.kill_all()
+        code: int = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+class _Reply:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def is_gone(self) -> bool:
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        return bool(readable)
+
+    def send(self, kind: str, value: Any) -> None:
+        self._connection.sendall(json.dumps({kind: value}).encode() + b"\n")
+
+
+def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    data, fds, _, _ = socket.recv_fds(connection, 65536, _FDS)
+    while not data.endswith(b"\n"):
+        more = connection.recv(1 << 20)
+        if not more or len(data) > _LINE:
+            break
+        data += more
+    try:
+        request = json.loads(data)
+        return {**request, "verb": request["verb"]}, fds
+    except (ValueError, TypeError, KeyError):
+        for fd in fds:
+            os.close(fd)
+        raise ValueError("no request") from None
+
+
+def names() -> Iterator[str]:
+    """Go through the names of this user's projects that are up."""
+    try:
+        entries = sorted(os.listdir(directory()))
+    except (FileNotFoundError, StateError):
+        return
+    for entry in entries:
+        if entry.endswith(".sock"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(os.path.join(directory(), entry))
+                except OSError:  # its process was killed
+                    with suppress(FileNotFoundError):
+                        os.unlink(os.path.join(directory(), entry))
+                    continue
+            yield entry.removesuffix(".sock")

@@ -1,0 +1,409 @@
+"""What a container's network shall be, as values: networks, how one is attached, ports, egress rules, DNS, rates."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import attrs
+
+from containerkit import late
+from containerkit.errors import SpecError
+from containerkit.security.checks import check_bool
+from containerkit.spec.traffic import Egress, EgressRule, Port, address, check_ports, host_name, number
+from containerkit.spec.words import sequence
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from containerkit.options import ListOf
+
+__all__ = [
+    "CNI",
+    "DNS",
+    "Attach",
+    "Egress",
+    "EgressRule",
+    "Macvlan",
+    "Network",
+    "Port",
+    "Rate",
+    "check_connection",
+    "check_hosts",
+    "check_ports",
+    "host_name",
+    "is_network",
+    "network_choice",
+]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_DEVICE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+_AUTO: Final = ("auto4", "auto6")
+_LEAST_MTU, _LARGEST_MTU = 1280, 65_535
+_RATE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_SMALLEST_RATE: Final = 8_000
+
+
+def _name(value: object, what: str) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise SpecError(f"{what}: {value!r:.100} must be 1 to 63 letters, digits, '_', '.' or '-'")
+    return value
+
+
+def _subnet(value: object) -> str:
+    if isinstance(value, str) and value in _AUTO:
+        return value
+    if not isinstance(value, str):
+        raise SpecError(f"subnets: {value!r:.100} is no subnet such as '10.9.0.0/24', 'auto4' or 'auto6'")
+    try:
+        network = ip_network(value)
+    except ValueError as error:
+        raise SpecError(f"subnets: {value!r:.100}: {error}") from None
+    least = 4 if network.version == 4 else 8
+    if network.max_prefixlen - network.prefixlen < least - 1 or network.prefixlen < 8:
+        raise SpecError(f"subnets: {value!r} is too small, or larger than a /8")
+    if network.is_multicast or network.is_loopback or network.is_link_local or network.is_unspecified:
+        raise SpecError(f"subnets: {value!r} has addresses that no container can have")
+    return str(network)
+
+
+def _subnets(values: ListOf[str]) -> tuple[str, ...]:
+    subnets = tuple(_subnet(value) for value in sequence(values, "subnets"))
+    versions = [6 if value == "auto6" or ":" in value else 4 for value in subnets]
+    if not subnets or len(set(versions)) != len(versions):
+        raise SpecError(f"subnets: one of IPv4, one of IPv6, or one of each, not {values!r:.100}")
+    return subnets
+
+
+def _network_name(value: str) -> str:
+    return _name(value, "network")
+
+
+@attrs.frozen
+class Network:
+    """A network of containers: a bridge of their own, addresses, names, and, unless it is internal, a way out.
+
+    ::
+
+        with Network("app").open() as net, Container(network=Attach(net, aliases=["db"])) as db: ...
+
+    Given to a container as it is, it is open from then on until this process ends: all containers that are given an
+    equal one are on the same network.
+
+    Args:
+        name: what people call it; it is no resource of the machine's, two processes may have one of the same name.
+        subnets: one of IPv4, one of IPv6, or one of each: ``"auto4"`` and ``"auto6"`` (default both) are chosen so that
+            they meet no route of the host's and no other network of this library's.
+        internal: nothing leads out of it, nor to the host (default False).
+        mtu: bytes, 1280 to 65535 (default 1500).
+        isolated: its containers can't reach each other, only what lies outside (default False).
+
+    Raises:
+        SpecError: a value that can't be.
+    """
+
+    name: str = attrs.field(default="default", converter=_network_name)
+    subnets: tuple[str, ...] = attrs.field(default=_AUTO, converter=_subnets, kw_only=True)
+    internal: bool = attrs.field(default=False, kw_only=True)
+    mtu: int = attrs.field(default=1500, kw_only=True)
+    isolated: bool = attrs.field(default=False, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        check_bool(self.internal, "internal")
+        check_bool(self.isolated, "isolated")
+        number(self.mtu, "mtu", _LEAST_MTU, _LARGEST_MTU)
+
+    def open(self) -> Any:
+        """Make it, and return the live network, a :class:`containerkit.network.LiveNetwork`.
+
+        Raises:
+            UnsupportedError: something that this host lacks.
+            SetupError: something can't be made; nothing is left behind.
+
+        Side effects: until its ``close()``: a network namespace with a bridge, which ends with this process, however
+        that ends; for root a link, routes and a table of packet filters of the host's, which end likewise.
+        """
+        return late.load(late.NETWORK).open_network(self)
+
+
+def _rate(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    number: float = -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", value)):
+        number = float(found[1]) * _RATE_UNITS[found[2]]
+    if not _SMALLEST_RATE <= number <= 10**12:
+        raise SpecError(f"rate: {value!r:.100} is no number of bits per second from 8000, such as '100M'")
+    return int(number)
+
+
+@attrs.frozen(kw_only=True)
+class Rate:
+    """How much goes through an interface, at most.
+
+    Args:
+        down: bits per second to the container, a number or such as ``"100M"`` (powers of 1000); default any.
+        up: bits per second from it; default any.
+
+    Raises:
+        SpecError: below 8 kbit/s, or no rate.
+
+    Source: tc-tbf(8).
+    """
+
+    down: int | None = attrs.field(default=None, converter=_rate)
+    up: int | None = attrs.field(default=None, converter=_rate)
+
+
+def _aliases(values: ListOf[str]) -> tuple[str, ...]:
+    return tuple(host_name(value, "aliases") for value in sequence(values, "aliases"))
+
+
+def _addresses(values: ListOf[str]) -> tuple[str, ...]:
+    found = tuple(address(value, "addresses") for value in sequence(values, "addresses"))
+    versions = [":" in value for value in found]
+    if len(set(versions)) != len(versions):
+        raise SpecError("addresses: at most one of IPv4 and one of IPv6")
+    return found
+
+
+def _mac(value: str | None) -> str | None:
+    if value is None:
+        return None
+    text = value.lower() if isinstance(value, str) else ""
+    if not _MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
+        raise SpecError(f"mac: {value!r:.100} is no address of one interface, such as '02:00:00:00:00:01'")
+    return text
+
+
+@attrs.frozen
+class Attach:
+    """How a container is attached to a network.
+
+    Args:
+        network: a :class:`Network`, one that is open, or ``"internet"``.
+        aliases: more names by which others on it find the container.
+        addresses: fixed addresses, at most one of IPv4 and one of IPv6 (default: free ones).
+        mac: the fixed address of its interface (default: made from the IPv4 address).
+        rate: how much goes through it (default any).
+        interface: what the interface is called inside (default eth0, eth1 and so on).
+
+    Raises:
+        SpecError: a value that can't be.
+    """
+
+    network: Any
+    aliases: tuple[str, ...] = attrs.field(default=(), converter=_aliases, kw_only=True)
+    addresses: tuple[str, ...] = attrs.field(default=(), converter=_addresses, kw_only=True)
+    mac: str | None = attrs.field(default=None, converter=_mac, kw_only=True)
+    rate: Rate = attrs.field(default=Rate(), kw_only=True)
+    interface: str | None = attrs.field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.network != "internet" and not is_network(self.network):
+            raise SpecError(f"attach: {self.network!r:.100} is no Network; say Attach(Network('app'), ...)")
+        if not isinstance(self.rate, Rate):
+            raise SpecError(f"attach: {self.rate!r:.100} is no Rate; say Rate(down='100M')")
+        if self.interface is not None:
+            _device(self.interface, "interface")
+            if self.interface in ("lo", ".", ".."):
+                raise SpecError(f"interface: {self.interface!r} can't be the name of one")
+
+
+def _device(value: object, what: str) -> str:
+    if not isinstance(value, str) or not _DEVICE.fullmatch(value):
+        raise SpecError(f"{what}: {value!r:.100} must be 1 to 15 letters, digits, '_', '.' or '-'")
+    return value
+
+
+def is_network(value: object) -> bool:
+    """Whether something is a network: a description, or one that is open."""
+    return isinstance(value, Network) or hasattr(value, "containerkit_network")
+
+
+def _servers(values: Any) -> Any:
+    if values == "host":
+        return values
+    return tuple(address(value, "dns servers") for value in sequence(values, "dns servers"))
+
+
+def _search(values: ListOf[str]) -> tuple[str, ...]:
+    return tuple(host_name(value, "dns search") for value in sequence(values, "dns search"))
+
+
+def _options(values: ListOf[str]) -> tuple[str, ...]:
+    options = sequence(values, "dns options")
+    for option in options:
+        if not isinstance(option, str) or not re.fullmatch(r"[a-z0-9-]+(:[0-9]+)?", option):
+            raise SpecError(f"dns options: {option!r:.100} is none of resolv.conf(5)")
+    return options
+
+
+@attrs.frozen(kw_only=True)
+class DNS:
+    """How a container finds names that are none of its networks'.
+
+    Args:
+        servers: addresses that are asked, or ``"host"`` (default) for those that the host asks.
+        search: domains that are tried for a name without dots.
+        options: of resolv.conf(5), such as ``"ndots:2"``.
+
+    Raises:
+        SpecError: a value that can't be.
+    """
+
+    servers: Literal["host"] | tuple[str, ...] = attrs.field(default="host", converter=_servers)
+    search: tuple[str, ...] = attrs.field(default=(), converter=_search)
+    options: tuple[str, ...] = attrs.field(default=(), converter=_options)
+
+
+def _parent(value: str) -> str:
+    return _device(value, "macvlan: parent")
+
+
+@attrs.frozen
+class Macvlan:
+    """An interface of its own on one of the host's networks, beside the host: none of our rules is between.
+
+    Args:
+        parent: the host's interface, such as ``"eth0"``.
+        addresses: with prefix, such as ``"192.0.2.9/24"``; none leaves it to the container, which has no privileges
+            over its network, so give them.
+        gateway: addresses of routers (default none).
+        mode: ``"bridge"`` (default), ``"private"``, ``"vepa"`` or ``"passthru"``.
+        mac, mtu: as for :class:`Attach` and :class:`Network` (default: the kernel's choice).
+
+    Only root can. Source: ip-link(8), "macvlan".
+    """
+
+    parent: str = attrs.field(converter=_parent)
+    addresses: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    gateway: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    mode: Literal["bridge", "private", "vepa", "passthru"] = attrs.field(default="bridge", kw_only=True)
+    mac: str | None = attrs.field(default=None, converter=_mac, kw_only=True)
+    mtu: int | None = attrs.field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.mode not in ("bridge", "private", "vepa", "passthru"):
+            raise SpecError(f"macvlan: the mode {self.mode!r:.100} is none of bridge, private, vepa, passthru")
+        object.__setattr__(self, "addresses", tuple(map(_interface, sequence(self.addresses, "macvlan: addresses"))))
+        gateways = tuple(address(value, "macvlan: gateway") for value in sequence(self.gateway, "macvlan: gateway"))
+        object.__setattr__(self, "gateway", gateways)
+        if self.mtu is not None:
+            number(self.mtu, "mtu", 68, _LARGEST_MTU)
+
+
+def _interface(value: object) -> str:
+    text = value if isinstance(value, str) else ""
+    base, slash, prefix = text.partition("/")
+    most = 128 if ":" in base else 32
+    if not slash or not prefix.isdecimal() or not 1 <= int(prefix) <= most:
+        raise SpecError(f"addresses: {value!r:.100} is no address with a prefix, such as '192.0.2.9/24'")
+    return f"{address(base, 'addresses')}/{int(prefix)}"
+
+
+def _plugins(values: ListOf[str]) -> tuple[str, ...]:
+    return sequence(values, "cni: plugins")
+
+
+@attrs.frozen
+class CNI:
+    """A network that the plugins of the Container Network Interface make, by a configuration list.
+
+    Args:
+        config: the path of a ``.conflist`` (or ``.conf``), or the name of a network in /etc/cni/net.d.
+        plugins: directories in which plugins are looked for (default ``/opt/cni/bin``, ``/usr/lib/cni`` and
+            ``/usr/libexec/cni``).
+        aliases: handed to the plugins as the capability of that name.
+
+    Only root can. What the plugins make is theirs: a crash of this process leaves it until ``containerkit gc``.
+    Source: the CNI specification 1.0.0.
+    """
+
+    config: str | os.PathLike[str]
+    plugins: tuple[str, ...] = attrs.field(
+        default=("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"), converter=_plugins, kw_only=True
+    )
+    aliases: tuple[str, ...] = attrs.field(default=(), converter=_aliases, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        import os
+
+        try:
+            text = os.fspath(self.config)
+        except TypeError as error:
+            raise SpecError(f"cni: {error}") from None
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise SpecError(f"cni: {self.config!r:.100} is no path and no name")
+
+
+_GATEWAY: Final = "host-gateway"
+
+
+def check_hosts(pairs: Iterable[object]) -> tuple[tuple[str, str], ...]:
+    """Return names and addresses of /etc/hosts; an address may be ``"host-gateway"``.
+
+    Raises:
+        SpecError: one that can't be.
+    """
+    found: list[tuple[str, str]] = []
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise SpecError(f"hosts: must be a mapping of names to addresses, not {pair!r:.100}")
+        name, where = pair
+        known = _GATEWAY if where == _GATEWAY else address(where, f"hosts: {name!r:.100}")
+        found.append((host_name(name, "hosts"), known))
+    return tuple(found)
+
+
+def network_choice(value: Any) -> Any:
+    """Return what ``network=`` may be, several networks as a tuple of :class:`Attach`.
+
+    Raises:
+        SpecError: it is none of these.
+    """
+    if isinstance(value, (list, tuple)):
+        listed = tuple(each if isinstance(each, Attach) else Attach(each) for each in value)
+        names = [each.interface for each in listed if each.interface]
+        if not listed or len(set(names)) != len(names) or len({id(each.network) for each in listed}) != len(listed):
+            raise SpecError("network: several are different networks, each with an interface of its own name")
+        return listed
+    if isinstance(value, (Attach, Macvlan, CNI)) or is_network(value) or hasattr(value, "keep_until_stopped"):
+        return value
+    known = "'none', 'host', 'internet', a Network, an Attach or several, a container, a Macvlan or a CNI"
+    raise SpecError(f"network: {value!r:.100} is not {known}")
+
+
+def check_connection(spec: Any) -> None:
+    """Refuse a description whose network options do not go together.
+
+    Args:
+        spec: the :class:`containerkit.spec.container.Spec`.
+
+    Raises:
+        SpecError: they do not.
+    """
+    network = spec.network
+    told = (("egress", Egress, "Egress.only('pypi.org')"), ("dns", DNS, "DNS(servers=['192.0.2.53'])"))
+    for name, kind, example in told:
+        value = getattr(spec, name)
+        if value is not None and not isinstance(value, kind):
+            raise SpecError(f"{name}: {value!r:.100} is no {kind.__name__}; say {example}")
+    if network not in ("none", "host") and spec.namespaces.network != "new":
+        raise SpecError("network: namespaces.network names one already; say one of them")
+    if network == "host" and spec.namespaces.network != "host":
+        raise SpecError("network: 'host' and namespaces.network differ; say one of them")
+    bridged = network == "internet" or is_network(network) or isinstance(network, (Attach, tuple))
+    if spec.publish and not (bridged or isinstance(network, CNI)):
+        raise SpecError("publish: ports lead to a container on a network of its own: network='internet', or a Network")
+    if spec.egress is not None and not bridged:
+        raise SpecError("egress: rules hold on a network of ours: network='internet', or a Network")
+    if hasattr(network, "keep_until_stopped") and (spec.hosts or spec.dns is not None):
+        raise SpecError("network: a container that shares another's network has its hosts and dns, too")
+    if any(key.startswith("net.") for key, _ in spec.sysctls) and hasattr(network, "keep_until_stopped"):
+        raise SpecError("sysctls: the network is another container's; set net.* there")

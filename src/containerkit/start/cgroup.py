@@ -1,0 +1,396 @@
+"""Which control groups a container and its runs are in.
+
+A container with limits has a group of its own; a one-shot run has just that. In a container each ``exec`` gets a leaf
+within it, so that what it used can be told from what the others did. Processes join in the child, before the first
+instruction of the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from _thread import allocate_lock
+from errno import ENOMEM, ESRCH
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.compile.joining import GROUP, NOTHING_TO_JOIN, Joining
+from containerkit.errors import CleanupError, SetupError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Protocol
+
+    from containerkit.cgroup import CGroup, Limits
+    from containerkit.process.result import Cause, Usage
+    from containerkit.spec.mount import Mount
+
+    class Ended(Protocol):
+        """A process that has ended, or what stands for it."""
+
+        usage: Usage | None
+        cause: Cause | None
+
+
+__all__ = [
+    "SLOT_PREFIX",
+    "Freezer",
+    "Membership",
+    "account",
+    "inputs",
+    "joining",
+    "joining_first",
+    "lift",
+    "throttled_us",
+]
+
+SLOT_PREFIX: Final = "cgroup "
+"""The slots of the directories of version 1 are called ``cgroup 0``, ``cgroup 1``, ..."""
+
+_REPORTED: Final = ("memory", "io", "pids", "cpu")
+"""What a leaf counts."""
+
+_UNCOUNTED: Final = ("cpuset", "devices", "hugetlb", "misc", "net_cls", "net_prio", "perf_event", "rdma")
+"""Version 1 hierarchies in which a run is in the container's group itself: there is nothing to tell apart, and a
+cpuset that has groups below can't be made smaller."""
+
+_ROUNDS: Final = 100
+_RETRIED: Final = 4
+"""How many leaves that were still in use are tried again when the next one is made."""
+
+_swept: list[int] = []
+_sweeping = allocate_lock()
+
+
+def _after_fork() -> None:
+    global _sweeping  # noqa: PLW0603 - another thread of the parent may hold it, and that thread is not here
+    _sweeping = allocate_lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _sweep_once() -> None:
+    """Remove what killed owners left where this process makes its groups, the first time that it makes one."""
+    if _swept and _swept[-1] == os.getpid():
+        return
+    from containerkit.cgroup import sweep
+
+    with _sweeping:
+        if os.getpid() in _swept:
+            return
+        with contextlib.suppress(CleanupError):  # others' remains are no reason not to start; gc() tells of them
+            sweep(everywhere=False, timeout_s=2.0)
+        _swept.append(os.getpid())
+
+
+class Membership:
+    """The group of one container; closed by :meth:`end`, which may be called twice.
+
+    Args:
+        limits: what it may use.
+
+    Raises:
+        SpecError, UnsupportedError, SetupError: as for :meth:`containerkit.CGroup.create`.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        from containerkit.cgroup import CGroup
+
+        _sweep_once()
+        self.group: CGroup = CGroup.create(limits=limits)
+        self._heir: tuple[int, int, frozenset[str]] | None = None
+        self._shared: CGroup | None = None
+        self._used: list[tuple[str, int]] = []
+        self._lock = threading.Lock()
+
+    def hand_over(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
+        """Give the group away to a user, as far as it is shown writable by one of the mounts.
+
+        Raises:
+            SetupError: the kernel refused it.
+        """
+        shown: set[str] = set()
+        for mount in mounts:
+            if mount.type in {"cgroup", "cgroup2"} and not mount.readonly:
+                shown.update(name for name, _ in mount.options) if mount.type == "cgroup" else shown.add("")
+        if shown:
+            self._heir = uid, gid, frozenset(shown)
+            self._bequeath(self.group)
+
+    def _bequeath(self, group: CGroup) -> None:
+        if self._heir is None:
+            return
+        from containerkit.cgroup.create import delegate
+
+        uid, gid, shown = self._heir
+        for part in group.parts:
+            if shown & (part.names or {""}):
+                delegate(part, uid, gid)
+
+    def check_started(self) -> None:
+        """Look whether the start itself has used up the memory, and the kernel has ended it.
+
+        Raises:
+            SetupError: so it has.
+        """
+        if self.group.oom_kills:
+            hint = "the memory limit is less than this start takes: raise memory= in the Limits"
+            raise SetupError("start", ENOMEM, f"in {self.group.path}", hint)
+
+    def shared(self, init: int) -> CGroup:
+        """Return the group for PID 1 and for runs without a leaf of their own.
+
+        Args:
+            init: the pid of PID 1. On version 2 a group that hands controllers on has no processes of its own: they
+                are in a leaf.
+        """
+        with self._lock:
+            if self._shared is None:
+                self._shared = self._make_room(init)
+            return self._shared
+
+    def for_first(self) -> CGroup:
+        """Return the group for processes that all come at once, before there is a PID 1 that could be moved."""
+        with self._lock:
+            if self._shared is None:
+                self._shared = self._make_room(None)
+            return self._shared
+
+    def _make_room(self, init: int | None) -> CGroup:
+        unified = self.group.unified
+        if unified is None or not unified.available().intersection(_REPORTED):
+            return self.group
+        leaf = self.group.create_leaf("init", without=_UNCOUNTED)
+        if init is None:
+            return leaf
+        try:
+            leaf.add(init)
+        except SetupError as error:
+            leaf.retire()
+            if error.errno == ESRCH:
+                raise StateError("the container has stopped") from None
+            raise
+        return leaf
+
+    def leaf(self, init: int) -> CGroup:
+        """Make a leaf for one run; ``init`` is as for :meth:`shared`."""
+        self.shared(init)
+        self._remove_used()
+        leaf = self.group.create_leaf(controllers=_REPORTED, without=_UNCOUNTED)
+        self._bequeath(leaf)
+        return leaf
+
+    def retire(self, leaf: CGroup, oom_kills: int = 0) -> None:
+        """Remove a leaf; one that a run has left something behind in stays until that has ended."""
+        leaf.close()
+        if not self.group.remove_leaf(leaf.name, oom_kills):
+            self._used.append((leaf.name, oom_kills))
+
+    def _remove_used(self) -> None:
+        """Try again what could not be removed: for a moment a process counts that has ended already."""
+        for _ in range(min(_RETRIED, len(self._used))):
+            try:
+                name, oom_kills = self._used.pop(0)
+            except IndexError:  # another thread was sooner
+                return
+            if not self.group.remove_leaf(name, oom_kills):
+                self._used.append((name, oom_kills))
+
+    def end(self) -> None:
+        """Kill what is still in the group, and remove it.
+
+        Raises:
+            CleanupError: it could not be removed, and why.
+        """
+        if self._shared is not None and self._shared is not self.group:
+            self._shared.close()
+        self.group.remove(kill=True)
+
+
+class Freezer:
+    """Holds the processes of a container where they are; closed by :meth:`end`, which may be called twice.
+
+    PID 1 goes on: it does nothing but watch over the owner, whom a container must not outlive, paused or not.
+
+    Args:
+        group: the group of the container, None where it has none.
+        members: tells the processes of the container.
+    """
+
+    def __init__(self, group: CGroup | None, members: Callable[[], Iterable[int]]) -> None:
+        self._group = group
+        self._members = members
+        self._gathered: CGroup | None = None
+        self._aside: CGroup | None = None
+
+    def freeze(self, init: int | None) -> None:
+        """Stop the processes, and return when they have stopped.
+
+        Args:
+            init: the pid of PID 1, None where the container has none.
+
+        Raises:
+            StateError: they multiply faster than they can be gathered, or one does not stop.
+            UnsupportedError: no freezer is at hand.
+        """
+        from containerkit.cgroup import CGroup
+
+        group = self._group
+        if group is None or not group.can_freeze:
+            group = self._gather(init)
+        elif init is not None and self._aside is None:
+            aside = CGroup.create(controllers=("freezer",) if group.unified is None else ())
+            try:
+                aside.add(init)
+            except BaseException:
+                aside.retire()
+                raise
+            self._aside = aside
+        group.freeze()
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        group = self._gathered or self._group
+        if group is not None:
+            group.thaw()
+
+    def _gather(self, init: int | None) -> CGroup:
+        """Move all processes into one group, until none is left outside."""
+        from containerkit.cgroup import CGroup
+
+        if self._gathered is None:
+            self._gathered = CGroup.create(controllers=("freezer",))
+        group = self._gathered
+        for _ in range(_ROUNDS):
+            outside = set(self._members()) - group.processes() - {init}
+            if not outside:
+                return group
+            for pid in outside:
+                try:
+                    group.add(pid)
+                except SetupError as error:
+                    if error.errno != ESRCH:  # else it has ended meanwhile
+                        raise
+        raise StateError("the processes of the container multiply faster than they can be moved to a group")
+
+    def end(self) -> None:
+        """Remove its groups, once all processes have ended.
+
+        Raises:
+            CleanupError: one could not be removed, and why.
+        """
+        left: list[str] = []
+        for group in (self._gathered, self._aside):
+            try:
+                if group is not None:
+                    group.remove(kill=True)
+            except CleanupError as error:
+                left += error.left
+        if left:
+            raise CleanupError(tuple(left))
+
+
+def joining(group: CGroup | None, within: CGroup | None = None) -> Joining:
+    """Return how a child joins a group.
+
+    Args:
+        group: the group.
+        within: that of a live container which it belongs to.
+    """
+    if group is None:
+        return NOTHING_TO_JOIN
+    late = within is not None and (not within.owned or _limits_memory(within.limits))
+    return Joining(len(group.join_directories()), group.limiting_memory(), group.directory_fd is not None, late)
+
+
+def _limits_memory(limits: Limits) -> bool:
+    return limits.memory is not None or any(name.startswith("memory.") for name, _ in limits.unified or ())
+
+
+def joining_first(group: CGroup) -> Joining:
+    """Return how the first process joins a group, which sets its memory limit of version 2 when it has joined.
+
+    It is born into the group, and shares the caller's memory until it is in the sealed init.
+    """
+    unified = group.unified
+    most = (unified.read("memory.max") or "").strip() if unified is not None else ""
+    return joining(group)._replace(limit=b"" if most in {"", "max"} else most.encode())
+
+
+def lift(group: CGroup, joins: Joining) -> None:
+    """Let a new group have no memory limit until its first process sets it.
+
+    Raises:
+        SetupError: the kernel refused it.
+    """
+    if joins.limit and group.unified is not None:
+        try:
+            group.unified.write("memory.max", b"max")
+        except OSError as error:
+            raise SetupError("write", error.errno or 0, f"max to {group.path}/memory.max") from None
+
+
+def inputs(group: CGroup | None) -> dict[str, int]:
+    """Return the slots by which a child joins a group."""
+    if group is None:
+        return {}
+    slots = {f"{SLOT_PREFIX}{number}": fd for number, fd in enumerate(group.join_directories())}
+    if group.directory_fd is not None:
+        slots[GROUP.name] = group.directory_fd
+    return slots
+
+
+def throttled_us(group: CGroup) -> int | None:
+    """Return for how long the processor limit of a container has held it back; None where it has none."""
+    limits = group.limits
+    if limits.cpus is None and limits.cpu_quota_us is None and "cpu.max" not in dict(limits.unified or ()):
+        return None
+    from containerkit.cgroup import usage
+
+    return usage.throttled_us(group.parts)
+
+
+def account(process: Ended, group: CGroup, within: CGroup | None = None, before_us: int | None = None) -> int:
+    """Tell a process that has ended what its group says of it: what it used, and whether memory was why it ended.
+
+    Args:
+        process: the process.
+        group: its own group.
+        within: the container's, where its own is a leaf of that.
+        before_us: :func:`throttled_us` of that at the start of the process.
+
+    Returns:
+        How many processes of the group were killed for memory.
+    """
+    used: Any = group.usage()
+    limit = (group if within is None else within).limits.memory
+    most = limit if isinstance(limit, int) else None
+    if within is not None:
+        used = _beside_others(used, within, most, before_us)
+    assert process.usage is not None
+    process.usage = attrs.evolve(
+        process.usage,
+        memory_peak_bytes=used.memory_peak_bytes,
+        memory_limit_bytes=most,
+        throttled_us=used.throttled_us,
+        group=used,
+    )
+    if used.oom_killed and process.cause in ("signal", "exit"):
+        process.cause = "oom"
+    return used.oom_kills or 0
+
+
+def _beside_others(used: Any, within: CGroup, most: int | None, before_us: int | None) -> Any:
+    """Return what a leaf reports, corrected where the limit is that of the group above and counted there."""
+    if most is not None and (used.memory_peak_bytes or 0) > most:
+        # The leaf was charged with what the limit above refused then; the peak of the group above is the true one.
+        peak = min(used.memory_peak_bytes, within.usage().memory_peak_bytes or most)
+        used = attrs.evolve(used, memory_peak_bytes=peak)
+    now_us = throttled_us(within)
+    if now_us is None:
+        return used
+    # A limit that came meanwhile is not taken apart: it may have held others back before.
+    return attrs.evolve(used, throttled_us=None if before_us is None else now_us - before_us)

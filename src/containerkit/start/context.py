@@ -1,0 +1,461 @@
+"""What a start stands on: compiled plans, the staging, the ids, and the namespaces that are joined."""
+
+from __future__ import annotations
+
+import os
+import threading
+from errno import EINVAL, EPERM
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+
+from containerkit import _native, late
+from containerkit.compile.facts import JOIN_PREFIX, MAP_BYTES, SKELETON, TTY_GROUP, Host, Mode
+from containerkit.compile.process import socket_slot
+from containerkit.compile.start import start_plan
+from containerkit.errors import CleanupError, SetupError, SpecError, UnsupportedError
+from containerkit.plan.program import Program, proc
+from containerkit.process.process import put_down
+from containerkit.security.confinement import PROC
+from containerkit.spec import rootfs
+from containerkit.spec.idmap import IdMapping, mapping_text
+from containerkit.start.cgroup import Membership, inputs, joining_first, lift
+from containerkit.start.id_ranges import RANGE, IdRange, lease
+from containerkit.start.staging import Mappings, Staging, staging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from containerkit._linux.hostroot import HostRoot
+    from containerkit._native.outcome import Outcome
+    from containerkit.namespace import Namespace
+    from containerkit.spec.container import Spec
+    from containerkit.spec.mount import Mount
+    from containerkit.spec.rootfs import RootFS
+    from containerkit.start.fuse_overlayfs import FuseUnion
+
+__all__ = ["Ground", "own_pidfd", "programs", "sealed_init", "sources"]
+
+Started = TypeVar("Started")
+
+_PROGRAMS_KEPT: Final = 256
+
+
+class Programs:
+    """Compiled plans, the last ones made."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, Program] = {}
+        self.lock = threading.Lock()
+
+    def get(self, key: Any, make: Callable[[], Program]) -> Program:
+        program = self.kept.get(key)  # needs no lock, and hashes the description once
+        if program is None:
+            program = make()
+            with self.lock:
+                self.kept[key] = program
+                while len(self.kept) > _PROGRAMS_KEPT:
+                    del self.kept[next(iter(self.kept))]
+        return program
+
+
+programs = Programs()
+_owners: dict[int, int] = {}
+_slots: dict[int, dict[str, int]] = {}
+
+
+def _after_fork() -> None:
+    programs.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _told(operation: str, call: Callable[[], int]) -> int:
+    """Return what a call returns that an outer filter may refuse.
+
+    Raises:
+        SetupError: it is refused.
+    """
+    try:
+        return call()
+    except SetupError:
+        raise
+    except OSError as error:
+        from containerkit._linux.outer import why_refused
+
+        number = error.errno or 0
+        raise SetupError(operation, number, error.filename or "", why_refused(operation, number)) from None
+
+
+def own_pidfd() -> int:
+    """Return a pidfd of this process, by which inits notice its end."""
+    pid = os.getpid()
+    if pid not in _owners:  # one for a process; a forked child opens its own
+        fd = _native.high(_told("pidfd_open", lambda: os.pidfd_open(pid)))
+        if _owners.setdefault(pid, fd) != fd:
+            os.close(fd)  # another thread was sooner
+    return _owners[pid]
+
+
+def sealed_init() -> int:
+    """Return the descriptor of the init: see :func:`containerkit._native.init_image`.
+
+    Raises:
+        SetupError: an outer filter refuses it.
+    """
+    return _told("memfd_create", _native.init_image)
+
+
+def _own_slots() -> dict[str, int]:
+    """Return the slots that are the same for each start of this process."""
+    pid = os.getpid()
+    slots = _slots.get(pid)
+    if slots is None:
+        slots = _slots[pid] = {"owner": own_pidfd(), "image": sealed_init(), PROC.name: proc()}
+    return slots
+
+
+class Ground:
+    """What a start stands on: the staging, the ids, the facts for the plan, and what is joined.
+
+    ``release`` gives the ids back, once nothing runs under them any more.
+    """
+
+    union: FuseUnion | None = None
+    """What serves the root, where that is fuse-overlayfs."""
+
+    def __init__(self, spec: Spec, stage: Staging, host: Host, mappings: Mappings, ids: IdRange | None) -> None:
+        self.spec = spec
+        self.staging = stage
+        self.host = host
+        self.mappings = mappings
+        self.ids = ids
+        self.joined: dict[str, Namespace] = {}
+        self.membership: Membership | None = None
+
+    @classmethod
+    def prepare(cls, spec: Spec) -> Ground:
+        """Check that what the description names is there, and take what the container alone shall have.
+
+        Raises:
+            SpecError: something is not there.
+            SetupError: something can't be had; nothing is kept.
+        """
+        if spec.wishes_for_network:
+            spec = late.load(late.CONNECT)(spec)
+        root = spec.rootfs
+        resolved = _without_links(root if root.kind in rootfs.OWN_KINDS else rootfs.resolve(root))
+        if resolved is not spec.rootfs:
+            spec = attrs.evolve(spec, rootfs=resolved)
+        _check_paths(resolved)
+        directories = check_directories(spec.mounts)
+        stage = staging(host=resolved.kind == "host")
+        mappings, ids = _map_ids(spec, stage)
+        # Of a user namespace that is joined nobody here knows whether the group of terminals is mapped.
+        shared = spec.namespaces.user == "host"
+        terminals = shared or any(m.inside <= TTY_GROUP < m.inside + m.count for m in mappings[1])
+        sets_groups = stage.privileged or len(stage.mappings[1]) > 1
+        host = Host(
+            privileged=stage.privileged,
+            programs=stage.programs,
+            terminals=terminals,
+            directories=directories,
+            sets_groups=sets_groups,
+            skeleton=_own_skeleton(spec, stage),
+            unmapped=_unmapped(spec),
+        )
+        ground = cls(spec, stage, host, mappings, ids)
+        try:
+            ground._join()
+            if resolved.union == "fuse":
+                ground._make_union()
+        except BaseException:
+            ground.release()
+            raise
+        return ground
+
+    def _join(self) -> None:
+        if self.spec.joins:
+            self.joined = {kind.value: handle for kind, handle in self.spec.namespaces.open().items()}
+        if self.spec.limits is not None:
+            self.membership = Membership(self.spec.limits)
+            root = self.outside(0), self._outside(self.mappings[1], 0)
+            if root[0] is not None and root[1] is not None:
+                self.membership.hand_over(self.spec.mounts, root[0], root[1])
+            self.host = self.host._replace(joins=joining_first(self.membership.group))
+
+    def outside(self, uid: int) -> int | None:
+        """Return who a user of the container is to the caller; None where the caller can't give things away."""
+        return self._outside(self.mappings[0], uid)
+
+    def _outside(self, mappings: tuple[IdMapping, ...], number: int) -> int | None:
+        if not self.host.privileged:
+            return None
+        return next((m.outside + number - m.inside for m in mappings if 0 <= number - m.inside < m.count), None)
+
+    def sockets(self) -> dict[str, int]:
+        """Return the slots of listening sockets that commands find inside."""
+        found: dict[int, int] = getattr(self.joined.get("network"), "sockets", {})
+        return {socket_slot(number).name: fd for number, fd in found.items()}
+
+    def inputs(self) -> dict[str, int]:
+        """Return the slots that a start takes from here."""
+        joined = {JOIN_PREFIX + kind: handle.fileno() for kind, handle in self.joined.items()}
+        groups = inputs(self.membership.group) if self.membership is not None else {}
+        inherited = {**self.staging.slots, **joined, **groups, **_own_slots(), **self.sockets()}
+        return inherited if self.union is None else {**inherited, **self.union.inputs()}
+
+    def blocks(self) -> dict[str, bytes]:
+        """Return the id maps, as the plan wants them.
+
+        Raises:
+            SpecError: they are too long for the kernel.
+        """
+        return _blocks(self.mappings) if self.ids is None else _of_range(self.ids.base, self.ids.gid_base)[1]
+
+    def start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], slots: Mapping[str, int]) -> Outcome:
+        """Start; ``slots`` are those that belong to this start alone.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
+        outcome = self.walk(
+            mode,
+            lambda program, own, blocks: program.run({**own, **slots}, argv=argv, envp=envp, blocks=blocks),
+        )
+        if self.union is not None:
+            self.union.attached()
+        if mode.command is None and self.membership is not None:
+            try:
+                self.membership.check_started()
+            except BaseException:
+                put_down(outcome.pidfd)
+                raise
+        return outcome
+
+    def compile(self, mode: Mode) -> None:
+        """Compile the plan of a start, unless it is there already."""
+        self._program(mode)
+
+    def _program(self, mode: Mode) -> Program:
+        shape = None if mode.command is None else mode.command.shape
+        key = (self.spec.shape, self.host, mode.init, mode.reads_upper, mode.held, shape)
+        return programs.get(key, lambda: Program(start_plan(self.spec, self.host, mode)))
+
+    def walk(self, mode: Mode, begin: Callable[[Program, Mapping[str, int], Mapping[str, bytes]], Started]) -> Started:
+        """Start, and again in another way for each thing that this kernel turns out not to do in the usual one.
+
+        Args:
+            mode: what becomes of PID 1.
+            begin: starts by a program, with the slots and blocks that are taken from here.
+
+        Raises:
+            SetupError: an operation failed; all that it had made is gone.
+        """
+        while True:
+            if self.membership is not None:
+                lift(self.membership.group, self.host.joins)
+            try:
+                return begin(self._program(mode), self.inputs(), self.blocks())
+            except SetupError as error:
+                self._find_another_way(error)
+
+    def _find_another_way(self, error: SetupError) -> None:
+        if self.spec.rootfs.kind == "overlay":
+            self._leave_to_fuse(error)
+        elif error.errno == EINVAL and error.target == f"id map of {SKELETON}":
+            # Linux before 6.3 maps no ids of filesystems in memory: from now on each start makes that of its own.
+            _memory["maps ids"] = False
+            self.host = self.host._replace(skeleton=_own_skeleton(self.spec, self.staging))
+        elif not self._leave_unmapped(error):
+            raise error
+
+    def _leave_unmapped(self, error: SetupError) -> bool:
+        """Show a directory of programs under the host's ids, where its filesystem takes no id map: nobody's inside."""
+        path = error.target.removeprefix("id map of ")
+        if self.spec.rootfs.kind != "host" or path == error.target or error.errno not in (EINVAL, EPERM):
+            return False
+        if path[1:] not in self.host.programs or path in self.host.unmapped:
+            return False
+        _refusing.add(path)
+        self.host = self.host._replace(unmapped=_unmapped(self.spec))
+        return True
+
+    def _leave_to_fuse(self, error: SetupError) -> None:
+        from containerkit.start import fuse_overlayfs
+
+        if self.union is not None:
+            raise self.union.explained(error) from None
+        if not fuse_overlayfs.could_help(self.spec.rootfs, error):
+            raise error
+        if not fuse_overlayfs.is_installed():
+            raise fuse_overlayfs.explained(error) from None
+        self.spec = attrs.evolve(self.spec, rootfs=attrs.evolve(self.spec.rootfs, union="fuse"))
+        self._make_union()
+
+    def _make_union(self) -> None:
+        """Let fuse-overlayfs make the union."""
+        from containerkit.start.fuse_overlayfs import FuseUnion
+
+        if self.spec.namespaces.user not in ("new", "host"):
+            hint = "whose ids they are in a user namespace that is joined is not known here: pass union='kernel'"
+            raise UnsupportedError("start", EINVAL, "fuse-overlayfs", hint)
+        translates = self.host.privileged and self.spec.rootfs.idmap
+        self.union = FuseUnion(self.spec.rootfs, self.staging.holder, self.mappings if translates else ((), ()))
+
+    def release(self) -> None:
+        """Give back what was taken, once nothing runs on it any more; harmless when repeated.
+
+        Raises:
+            CleanupError: a control group could not be removed.
+        """
+        if self.union is not None:
+            self.union.close()
+        if self.ids is not None:
+            self.ids.release()
+        for handle in self.joined.values():
+            handle.close()
+        if self.membership is not None:
+            try:
+                self.membership.end()
+            except CleanupError:  # told once
+                self.membership = None
+                raise
+            self.membership = None
+
+
+def sources(spec: Spec) -> object:
+    """Return what there is of what a start takes from the machine: while it is the same, so is what starts show."""
+    paths = [*spec.rootfs.lowers, *(mount.source for mount in spec.mounts if mount.type == "bind")]
+    found: list[object] = [staging(host=spec.rootfs.kind == "host")]
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino))
+    return found
+
+
+def _without_links(resolved: RootFS) -> RootFS:
+    """Resolve symlinks on the way to an upper layer here, since it is opened where they would lead somewhere else."""
+    if resolved.upper is None or resolved.work is None:
+        return resolved
+    upper, work = os.path.realpath(resolved.upper), os.path.realpath(resolved.work)
+    return attrs.evolve(resolved, upper=upper, work=work)
+
+
+def _check_paths(resolved: RootFS) -> None:
+    for path in (*resolved.lowers, *([resolved.upper] if resolved.upper else [])):
+        try:
+            is_directory = os.stat(path).st_mode & 0o170000 == 0o040000
+        except (OSError, ValueError):
+            is_directory = False
+        if not is_directory:
+            raise SpecError(f"rootfs: {path} is missing, or not a directory")
+    if resolved.upper is None or resolved.work is None:
+        return
+    if not os.path.isdir(resolved.work):
+        os.makedirs(resolved.work, mode=0o700)
+    _check_one_mount(resolved.upper, resolved.work)
+
+
+def _check_one_mount(upper: str, work: str) -> None:
+    """Refuse an upper and a work directory between which, or on which, something is mounted.
+
+    Both are reached through a copy of the mount that holds the directory above them; a mount on the way would not be in
+    it, and the changes would go to what lies hidden below.
+    """
+    from containerkit._linux import mountinfo
+
+    base = os.path.commonpath((upper, work)).rstrip("/") + "/"
+    for point in (mount.mount_point for mount in mountinfo.read()):
+        if point.startswith(base) and any(f"{path}/".startswith(f"{point}/") for path in (upper, work)):
+            raise SpecError(f"rootfs: {point} is a mount of its own: make upper and work directories of one mount")
+
+
+_memory: Final = {"maps ids": True}
+"""What was found out about filesystems in memory."""
+_refusing: Final[set[str]] = set()
+"""The directories of programs that were found to take no id map, as those of an overlay."""
+
+
+def _unmapped(spec: Spec) -> frozenset[str]:
+    return frozenset(_refusing) if spec.rootfs.kind == "host" else frozenset()
+
+
+def _own_skeleton(spec: Spec, stage: Staging) -> HostRoot | None:
+    """Return what a container has to make itself of what the staging has ready for those whose ids can be mapped."""
+    if spec.rootfs.kind != "host" or not stage.privileged or spec.namespaces.user == "host":
+        return None
+    if spec.rootfs.idmap and _memory["maps ids"]:
+        return None
+    from containerkit._linux import hostroot
+
+    return hostroot.read()
+
+
+def _map_ids(spec: Spec, stage: Staging) -> tuple[Mappings, IdRange | None]:
+    if spec.namespaces.user != "new":
+        return ((), ()), None
+    if not stage.privileged:
+        return _nested_mappings(spec, stage), None
+    if spec.uid_mappings is not None and spec.gid_mappings is not None:
+        return (spec.uid_mappings, spec.gid_mappings), None
+    ids = lease()
+    return _of_range(ids.base, ids.gid_base)[0], ids
+
+
+@lru_cache(maxsize=64)
+def _of_range(base: int, gid_base: int) -> tuple[Mappings, dict[str, bytes]]:
+    """Return the id maps of a range and their blocks: there are but few ranges, used over and over."""
+    mappings = (IdMapping(0, base, RANGE),), (IdMapping(0, gid_base, RANGE),)
+    return mappings, _blocks(mappings)
+
+
+def _blocks(mappings: Mappings) -> dict[str, bytes]:
+    uid, gid = (mapping_text(mapping).rjust(MAP_BYTES) for mapping in mappings)
+    if len(uid) > MAP_BYTES or len(gid) > MAP_BYTES:
+        raise SpecError(f"id mappings: their text is longer than the {MAP_BYTES} bytes that the kernel surely takes")
+    return {"uid_map": uid, "gid_map": gid}
+
+
+def _nested_mappings(spec: Spec, stage: Staging) -> Mappings:
+    """An unprivileged user's container lies in the holder's namespace: its outside ids are the holder's inside ids."""
+    if spec.uid_mappings is None or spec.gid_mappings is None:
+        # Range by range: one that spans two of the outer namespace's is refused.
+        uids, gids = (tuple(IdMapping(m.inside, m.inside, m.count) for m in outer) for outer in stage.mappings)
+        return uids, gids
+    return (
+        tuple(_within(m, stage.mappings[0]) for m in spec.uid_mappings),
+        tuple(_within(m, stage.mappings[1]) for m in spec.gid_mappings),
+    )
+
+
+def _within(mapping: IdMapping, granted: tuple[IdMapping, ...]) -> IdMapping:
+    for grant in granted:
+        if grant.outside <= mapping.outside and mapping.outside + mapping.count <= grant.outside + grant.count:
+            return IdMapping(mapping.inside, grant.inside + mapping.outside - grant.outside, mapping.count)
+    raise SpecError(f"id mappings: {mapping} is not granted to this user in /etc/subuid and /etc/subgid")
+
+
+def check_directories(mounts_: tuple[Mount, ...]) -> tuple[bool, ...]:
+    """Return for each bind whether its source is a directory.
+
+    Raises:
+        SpecError: a source is not there.
+    """
+    directories: list[bool] = []
+    for mount in mounts_:
+        if mount.type != "bind":
+            continue
+        try:
+            status = os.stat(mount.source)
+        except OSError as error:
+            raise SpecError(f"mount on {mount.target}: the source {mount.source}: {error.strerror}") from None
+        directories.append(status.st_mode & 0o170000 == 0o040000)
+    return tuple(directories)

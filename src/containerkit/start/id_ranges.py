@@ -1,0 +1,268 @@
+"""Ranges of ids, one for each container that runs.
+
+A privileged caller gives every container a range of 65,536 ids of its own, far from the ids of people, and holds it by
+a file lock for as long as the container lives: no two live containers on the machine share one. An unprivileged user
+maps its own id alone, or the ranges that /etc/subuid grants it, by newuidmap(1) and newgidmap(1).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from errno import EAGAIN, EPERM
+from typing import TYPE_CHECKING, Final
+
+from containerkit._linux.privileges import FIRST_BASE, RANGE, has_ids_to_spare, maps_range
+from containerkit._native import high
+from containerkit.errors import SetupError, UnsupportedError
+from containerkit.spec.idmap import LARGEST_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["RANGE", "IdRange", "lease", "subordinate"]
+
+
+_BLOCK_RANGES: Final = 256  # ranges under one lock file
+
+
+_BLOCKS: Final = 224  # up to 0xF000_0000
+
+
+_FOLDER: Final = "/run/containerkit/ids"
+
+
+_GRANTEES: Final = ("containerkit", "root")
+"""Who may be granted ranges for the containers of a privileged caller; the first that is has them."""
+
+
+class IdRange:
+    """A range that one container holds; :meth:`release` gives it back, and may be called twice.
+
+    Attributes:
+        base: the first user id, outside.
+        gid_base: the first group id.
+    """
+
+    __slots__ = ("_give_back", "base", "gid_base")
+
+    def __init__(self, base: int, gid_base: int, give_back: Callable[[], None]) -> None:
+        self.base = base
+        self.gid_base = gid_base
+        self._give_back: Callable[[], None] | None = give_back
+
+    def release(self) -> None:
+        """Let another container have it; only once nothing runs under these ids any more."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+    def __repr__(self) -> str:
+        state = "held" if self._give_back is not None else "released"
+        return f"<IdRange {self.base} to {self.base + RANGE - 1}, {state}>"
+
+
+def _hold(name: str) -> int | None:
+    """Lock a file of that name; returns the descriptor that holds the lock, None where another has it."""
+    import fcntl
+
+    try:
+        os.makedirs(_FOLDER, mode=0o700, exist_ok=True)
+        fd = high(os.open(f"{_FOLDER}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        hint = f"{_FOLDER} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
+        raise SetupError("open", error.errno or 0, f"{_FOLDER}/{name}", hint) from None
+    try:
+        # Of the open file, so that a forked child, which has a copy, does not count as another holder.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _let_go(fd: int) -> None:
+    import fcntl
+
+    fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to the copy of a forked child
+    os.close(fd)
+
+
+class _Granted:
+    """The ranges that the administrator has set aside: each has locks of its own, for as long as it is in use."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.files: tuple[tuple[int, ...], ...] | None = None
+        self.ranges: tuple[tuple[int, int], ...] = ()
+        self.used: set[tuple[int, int]] = set()
+
+    def take(self) -> IdRange | None:
+        """Return one that nobody holds, None where there is none."""
+        with self.lock:
+            self._read()
+            for pair in self.ranges:
+                if pair not in self.used and (locks := self._locks(*pair)) is not None:
+                    self.used.add(pair)
+                    return IdRange(*pair, lambda pair=pair, locks=locks: self._give_back(pair, locks))  # type: ignore[misc] # mypy does not infer a lambda with a default
+        return None
+
+    def _locks(self, uid: int, gid: int) -> tuple[int, int] | None:
+        user = _hold(f"uid-{uid}")
+        if user is None:
+            return None
+        group = _hold(f"gid-{gid}")
+        if group is None:
+            _let_go(user)
+            return None
+        return user, group
+
+    def _give_back(self, pair: tuple[int, int], locks: tuple[int, int]) -> None:
+        with self.lock:
+            for fd in locks:
+                _let_go(fd)
+            self.used.discard(pair)
+
+    def _read(self) -> None:
+        """Read the files again if they have changed."""
+        now = _signature(_SUBUID), _signature(_SUBGID)
+        if now == self.files:
+            return
+        self.files, self.ranges = now, ()
+        for name in _GRANTEES:
+            uids, gids = (_of_names(path, _names(name)) for path in (_SUBUID, _SUBGID))
+            found = tuple(zip(_split(uids, "uid_map"), _split(gids, "gid_map"), strict=False))
+            if found:
+                self.ranges = found
+                return
+
+
+def _signature(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _split(granted: tuple[tuple[int, int], ...], mapped: str) -> Iterator[int]:
+    """Yield the first id of each whole range, of those that the caller's own user namespace maps."""
+    for first, count in granted:
+        for number in range(count // RANGE):
+            base = first + number * RANGE
+            if base + RANGE - 1 <= LARGEST_ID and maps_range(mapped, base):
+                yield base
+
+
+class _Ranges:
+    """The library's own ranges: whole blocks, each held by a lock that the kernel drops when the process ends."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.free: list[int] = []
+        self.locks: list[int] = []
+        self.granted = _Granted()
+
+    def take(self) -> IdRange:
+        found = self.granted.take()
+        if found is not None:
+            return found
+        with self.lock:
+            if not self.free:
+                self._take_block()
+            base = self.free.pop()
+        return IdRange(base, base, lambda: self._give_back(base))
+
+    def _give_back(self, base: int) -> None:
+        with self.lock:
+            self.free.append(base)
+
+    def _take_block(self) -> None:
+        if not has_ids_to_spare():
+            hint = "the user namespace of the caller has no such ids to give: pass uid_mappings and gid_mappings"
+            raise UnsupportedError("lease", EPERM, "id range", hint)
+        # Not always the first: when a process is killed its lock is gone a moment before its containers are.
+        offset = os.getpid() % _BLOCKS
+        for number in range(_BLOCKS):
+            block = (offset + number) % _BLOCKS
+            fd = _hold(str(block))
+            if fd is None:
+                continue
+            self.locks.append(fd)
+            first = FIRST_BASE + block * _BLOCK_RANGES * RANGE
+            # The lowest comes off the end first and is used again first: its caches are warm.
+            self.free.extend(first + number * RANGE for number in reversed(range(_BLOCK_RANGES)))
+            return
+        hint = f"all {_BLOCKS} blocks in {_FOLDER} are held by live processes"
+        raise UnsupportedError("lease", EAGAIN, "id range", hint)
+
+
+_ranges: _Ranges | None = None
+
+
+def lease() -> IdRange:
+    """Take a range of 65,536 ids that no other live container on this machine has.
+
+    Raises:
+        UnsupportedError: every range is taken, or the caller's own user namespace has none to give.
+        SetupError: the lock files can't be made.
+
+    Side effects: a lock file under /run/containerkit/ids, held until the process ends; for a range that was granted,
+        two, held until it is released.
+
+    Source: subuid(5), user_namespaces(7).
+    """
+    global _ranges  # noqa: PLW0603 - one set of ranges for a process, made when first asked for
+    with _making:
+        if _ranges is None or _ranges.pid != os.getpid():
+            _ranges = _Ranges()
+        owner = _ranges
+    return owner.take()
+
+
+def subordinate(path: str, uid: int) -> tuple[tuple[int, int], ...]:
+    """Return the (first, count) ranges that a file such as /etc/subuid grants to a user.
+
+    Args:
+        path: ``/etc/subuid`` or ``/etc/subgid``.
+        uid: the user.
+
+    Returns:
+        An empty tuple where there is no file or no line of that user. Malformed lines grant nothing.
+
+    Source: subuid(5).
+    """
+    return _of_names(path, _names(uid))
+
+
+def _names(user: int | str) -> frozenset[str]:
+    """Return the name and the number of a user, as far as there are both."""
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(user) if isinstance(user, str) else pwd.getpwuid(user)
+    except KeyError:
+        return frozenset({str(user)})
+    return frozenset({entry.pw_name, str(entry.pw_uid)})
+
+
+def _of_names(path: str, names: frozenset[str]) -> tuple[tuple[int, int], ...]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ()
+    found: list[tuple[int, int]] = []
+    for line in lines:
+        owner, _, rest = line.partition(":")
+        first, _, count = rest.partition(":")
+        if owner in names and first.isdecimal() and count.isdecimal() and int(count) > 0:
+            found.append((int(first), int(count)))
+    return tuple(found)
+
+
+_SUBUID, _SUBGID = "/etc/subuid", "/etc/subgid"
+
+
+_making = threading.Lock()

@@ -1,0 +1,61 @@
+"""How tests build the C parts for aarch64: by Debian's cross compiler, with this machine's headers of Python."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import containerkit
+
+COMPILER = "aarch64-linux-gnu-gcc"
+NATIVE = Path(containerkit.__file__).parent / "_native"
+_STABLE = "-DPy_LIMITED_API=0x030b0000"
+
+
+def needs_compiler():
+    """Skip where the C parts can't be compiled for aarch64."""
+    if shutil.which(COMPILER) is None:
+        pytest.skip("no cross compiler: apt-get install gcc-aarch64-linux-gnu")
+    if not Path("/usr/aarch64-linux-gnu/include/asm/types.h").exists():
+        pytest.skip("no headers for the cross compiler: apt-get install libc6-dev-arm64-cross")
+    if not (NATIVE / "init.c").exists():
+        pytest.skip("no C sources beside what is installed")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        pytest.skip("no headers of Python: apt-get install python3-dev")
+
+
+def python_headers(folder):
+    """Return the options that find Python's headers; the machines are alike in what Debian's pyconfig.h tells apart.
+
+    Args:
+        folder: for a copy of pyconfig.h, where Debian's looks for that of another machine.
+    """
+    include = Path(sysconfig.get_path("include"))
+    own = Path("/usr/include", sysconfig.get_config_var("MULTIARCH") or "", include.name, "pyconfig.h")
+    if own.exists():
+        other = folder / "aarch64-linux-gnu" / include.name
+        other.mkdir(parents=True)
+        shutil.copy(own, other)
+    return [f"-I{include}", f"-I{folder}"]
+
+
+def build(target, folder):
+    """Build the init and the extension, by the stable ABI, without a warning.
+
+    Args:
+        target: where they go.
+        folder: for what is made on the way.
+    """
+    parts = runpy.run_path(str(NATIVE / "build.py"))
+    parts["build_programs"]([COMPILER, "-Werror"], target)
+    code = folder / "_lib.c"
+    parts["ffibuilder"].emit_c_code(str(code))
+    command = [COMPILER, "-shared", "-fPIC", *parts["COMPILE"], _STABLE, f"-I{NATIVE}", *python_headers(folder)]
+    sources = [code, *(NATIVE / name for name in parts["SOURCES"])]
+    done = subprocess.run([*command, "-o", target / "_lib.abi3.so", *sources], capture_output=True, text=True)
+    assert (0, "") == (done.returncode, done.stderr)

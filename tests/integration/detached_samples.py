@@ -1,0 +1,48 @@
+"""What the tests of detached containers share."""
+
+import contextlib
+import os
+import time
+
+from containerkit import Container, containers
+from containerkit.errors import ContainerError
+
+
+def wait_for(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be in time"
+        time.sleep(0.002)
+
+
+def runs(pid):
+    """Tell whether a process is there and no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+class Kept:
+    """Makes detached containers, and removes them and all that others have made meanwhile."""
+
+    def __init__(self):
+        self.before = {one.id for one in containers(all=True)}
+
+    def make(self, *command, rootfs=None, limits=None, **options):
+        spec = {} if limits is None else {"limits": limits}
+        return Container(rootfs, **spec).detach(options.pop("name", ""), command=list(command), **options)
+
+    def shell(self, script, **options):
+        return self.make("sh", "-c", script, **options)
+
+    def new(self):
+        return [one for one in containers(all=True) if one.id not in self.before]
+
+    def remove(self):
+        for one in self.new():
+            path = one.entry.state_path
+            with contextlib.suppress(ContainerError):
+                one.remove(force=True)
+            assert not os.path.exists(path)

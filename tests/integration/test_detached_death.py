@@ -1,0 +1,175 @@
+"""Keepers and starters that are killed, and disks that are full: no record lies, and nothing runs without one."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from detached_samples import Kept, runs, wait_for
+
+from containerkit import Limits, containers
+from containerkit.detached.container import find
+from containerkit.errors import StateError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
+
+
+@pytest.fixture
+def kept():
+    made = Kept()
+    yield made
+    made.remove()
+
+
+def test_killed_keeper_takes_the_container_and_the_record_says_so(kept):
+    one = kept.make("sleep", "100", limits=Limits(pids=100))
+    pid, groups = one.pid, one.last_run["groups"]
+    os.kill(one.keeper, signal.SIGKILL)
+    wait_for(lambda: not runs(pid), 1)
+    assert ("dead", None, None) == (one.status, one.exit_code, one.pid)
+    with pytest.raises(StateError, match="its keeper was killed"):
+        one.wait()
+    one.start()
+    assert one.status == "running"
+    one.stop(0)
+    assert groups != one.last_run["groups"]
+
+
+def test_keeper_that_is_asked_to_end_ends_the_container(kept):
+    one = kept.make("sleep", "100", restart="always")
+    os.kill(one.keeper, signal.SIGTERM)
+    wait_for(lambda: one.status == "exited")
+    assert one.exit_code == -9
+
+
+def test_keepers_killed_at_random_moments(kept):
+    seed = random.Random(1)
+    for number in range(25):
+        one = kept.shell("sleep 0.0$((RANDOM % 9)); exit 4", restart="always" if number % 2 else "no")
+        time.sleep(seed.random() * 0.15)
+        keeper, pid = one.keeper, one.pid
+        if keeper is not None:
+            os.kill(keeper, signal.SIGKILL)
+        wait_for(lambda one=one: one.status in ("dead", "exited"))
+        if pid is not None:
+            wait_for(lambda pid=pid: not runs(pid), 2)
+        assert (one.status == "exited") == (one.exit_code is not None)
+        assert one.exit_code in (None, 4)
+        one.remove()
+
+
+_STARTER = """
+import sys
+from containerkit import Container
+for number in range(100):
+    Container().detach(f"{sys.argv[1]}-{number}", command=["sleep", "321"])
+"""
+
+
+def sleepers():
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    if file.read() == b"sleep\x00321\x00" and runs(name):
+                        found.append(int(name))
+            except OSError:
+                continue
+    return set(found)
+
+
+def test_starters_killed_at_random_moments(kept):
+    seed = random.Random(2)
+    before = sleepers()
+    for number in range(12):
+        starter = subprocess.Popen([sys.executable, "-c", _STARTER, f"k{os.getpid()}-{number}"], start_new_session=True)
+        time.sleep(0.1 + seed.random() * 0.3)
+        starter.kill()
+        starter.wait()
+    time.sleep(0.5)  # what had been begun is through, with its record
+    on_record = {one.pid for one in kept.new() if one.status == "running"}
+    assert on_record == sleepers() - before
+    assert {one.status for one in kept.new()} <= {"running", "created"}
+
+
+def test_names_of_killed_starters_are_free_again(kept):
+    from containerkit.detached import store
+
+    name = f"free{os.getpid()}"
+    os.symlink("0123456789ab", os.path.join(store.records_root(), ".names", name))
+    one = kept.make("sleep", "100", name=name)
+    assert find(name) == one
+
+
+def in_mounts_of_its_own(program):
+    """Run a program as root of the machine, but with mounts that nobody else sees."""
+    words = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_full_disk_of_the_logs_loses_output_and_says_so():
+    done = in_mounts_of_its_own("""
+        import os, subprocess, time
+        from containerkit import Container
+        os.makedirs("/var/lib/containerkit/containers", exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "none", "/var/lib/containerkit/containers"], check=True)
+        script = "seq 200000; sleep 2; echo after; exit 6"
+        one = Container().detach(command=["sh", "-c", script], log_max_bytes=64 << 20)
+        time.sleep(1.5)
+        assert one.status == "running"  # a full disk holds nothing up
+        subprocess.run(["mount", "-o", "remount,size=64M", "/var/lib/containerkit/containers"], check=True)
+        try:
+            assert one.wait(20) == 6
+            text = [str(line) for line in one.logs()]
+            kept = sum(len(line) for line in text if line.strip().isdecimal())
+            lost = sum(int(line.split()[1]) for line in text if "are lost" in line)
+            piece = text[-1].removesuffix("after\\n")  # of a line whose rest is lost
+            print(kept + len(piece) + lost, text[-1].removeprefix(piece), end="")
+        finally:
+            one.remove(force=True)
+    """)
+    assert f"{sum(len(str(number)) + 1 for number in range(1, 200001))} after\n" == done.stdout, done
+
+
+def test_full_filesystem_of_the_records_does_not_hide_the_end():
+    done = in_mounts_of_its_own("""
+        import subprocess
+        from containerkit import Container
+        place = "/run/containerkit/containers"
+        import os; os.makedirs(place, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=40", "none", place], check=True)
+        one = Container().detach("full", command=["sh", "-c", "sleep 1; exit 6"])
+        try:
+            with open(f"{place}/filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 4096)
+        except OSError as error:
+            assert error.errno == 28, error
+        try:
+            number = 0
+            while True:
+                open(f"{place}/{number}", "w").close()
+                number += 1
+        except OSError as error:
+            assert error.errno == 28, error
+        print(one.wait(20), one.status)
+        try:
+            Container().detach(command=["true"])
+        except OSError as error:
+            print("refused", error.errno)
+        os.unlink(f"{place}/filler")
+        one.remove(force=True)
+    """)
+    assert done.stdout == "6 exited\nrefused 28\n", done
+
+
+def test_containers_are_listed_while_others_come_and_go(kept):
+    for _ in range(5):
+        one = kept.make("true")
+        assert one.id in {each.id for each in containers(all=True)}
+        one.remove(force=True)

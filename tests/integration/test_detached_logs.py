@@ -1,0 +1,94 @@
+"""The logs of detached containers: nothing is lost, and they are bounded."""
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from detached_samples import Kept, wait_for
+
+from containerkit.errors import SpecError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
+
+
+@pytest.fixture
+def kept():
+    made = Kept()
+    yield made
+    made.remove()
+
+
+def test_follower_gets_every_line_in_order(kept):
+    one = kept.make("seq", "200000", log_max_bytes=64 << 20)
+    assert list(range(1, 200001)) == [int(line.text) for line in one.logs(follow=True)]
+
+
+def test_follower_crosses_rotations(kept):
+    one = kept.make("seq", "100000", log_max_bytes=1 << 19, log_files=50)
+    assert list(range(1, 100001)) == [int(line.text) for line in one.logs(follow=True)]
+    assert len([name for name in os.listdir(one.entry.state_path) if name.startswith("log.")]) > 5
+
+
+def test_logs_are_bounded_by_size_and_count(kept):
+    one = kept.make("seq", "100000", log_max_bytes=1 << 17, log_files=2)
+    one.wait(30)
+    wait_for(lambda: one.status == "exited")
+    sizes = [os.path.getsize(f"{one.entry.state_path}/{n}") for n in os.listdir(one.entry.state_path) if "log." in n]
+    assert len(sizes) == 2
+    assert max(sizes) <= 1 << 17
+    assert list(one.logs())[-1].text == b"100000\n"
+
+
+def test_streams_and_bytes_are_kept_apart(kept):
+    one = kept.shell(r"printf 'a\377b\n'; sleep 0.1; echo err >&2; sleep 0.1; printf tail")
+    one.wait(10)
+    wait_for(lambda: one.status == "exited")
+    assert [("stdout", b"a\xffb\n"), ("stderr", b"err\n"), ("stdout", b"tail")] == [
+        (line.stream, line.text) for line in one.logs()
+    ]
+
+
+def test_long_lines_are_whole(kept):
+    one = kept.make("python3", "-c", "print('x' * 300000); print('y')")
+    one.wait(10)
+    wait_for(lambda: one.status == "exited")
+    assert [b"x" * 300000 + b"\n", b"y\n"] == [line.text for line in one.logs()]
+
+
+def test_pieces_come_before_their_line_is_whole(kept):
+    one = kept.shell("printf 'prompt> '; sleep 30")
+    line = next(one.logs(follow=True, pieces=True))
+    assert line.text == b"prompt> "
+
+
+def test_tail_since_and_until(kept):
+    one = kept.shell("echo one; sleep 0.3; echo two; sleep 0.1; printf three")
+    one.wait(10)
+    wait_for(lambda: one.status == "exited")
+    lines = list(one.logs())
+    assert ["two\n", "three"] == [str(line) for line in one.logs(tail=2)]
+    assert [] == list(one.logs(tail=0))
+    between = datetime.fromisoformat(lines[0].time[:26]).replace(tzinfo=UTC) + timedelta(seconds=0.15)
+    assert ["two\n", "three"] == [str(line) for line in one.logs(since=between)]
+    assert ["one\n"] == [str(line) for line in one.logs(until=between)]
+    assert 3 == len(list(one.logs(since="1h")))
+    assert [] == list(one.logs(since=time.time() + 5))
+
+
+@pytest.mark.parametrize("options", [{"since": "yesterday"}, {"until": object()}, {"tail": -1}, {"tail": True}])
+def test_times_and_numbers_that_can_not_be_are_refused(kept, options):
+    one = kept.make("true")
+    with pytest.raises(SpecError):
+        one.logs(**options)
+
+
+def test_time_is_of_the_reading(kept):
+    before = time.time()
+    one = kept.shell("echo x")
+    one.wait(10)
+    wait_for(lambda: list(one.logs()))
+    (line,) = one.logs()
+    stamp = datetime.fromisoformat(line.time[:26]).replace(tzinfo=UTC).timestamp()
+    assert before - 0.001 <= stamp <= time.time() + 0.001
+    assert len(line.time) == len("2026-11-26T10:00:00.123456789Z")

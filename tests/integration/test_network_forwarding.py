@@ -1,0 +1,80 @@
+"""What is switched on of the host's forwarding, and that it is put back, in a network namespace that stands for a host."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: it is about the host's own settings")
+
+HOST = """
+set -e
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /run
+ip link set lo up
+ip link add lan type veth peer name lan2
+ip address add 203.0.113.1/24 dev lan
+ip -6 address add 2001:db8:7::1/64 dev lan nodad
+ip link set lan up; ip link set lan2 up
+ip link add spare type veth peer name spare2
+for each in all default lan spare; do echo 0 > /proc/sys/net/ipv4/conf/$each/forwarding; done
+exec "$@"
+"""
+
+SCENARIO = """
+import os, signal, subprocess, sys, time
+from containerkit.gc import gc
+
+OWNER = "import sys, time\\nfrom containerkit import Network\\nlive = Network('x').open()\\nprint('up', flush=True)\\n"
+V6 = "/proc/sys/net/ipv6/conf/lan/force_forwarding"
+
+def state():
+    paths = ["/proc/sys/net/ipv4/conf/lan/forwarding", "/proc/sys/net/ipv4/conf/spare/forwarding"]
+    return " ".join(open(path).read().strip() for path in [*paths, *([V6] if os.path.exists(V6) else paths[:1])])
+
+def owner():
+    process = subprocess.Popen([sys.executable, "-c", OWNER + "time.sleep(1000)"], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+def settled(expected):
+    end = time.monotonic() + 10
+    while time.monotonic() < end and state() != expected:
+        time.sleep(0.02)
+    return state()
+
+print(state())
+first, second = owner(), owner()
+print(state())
+first.kill(); first.wait()
+time.sleep(1)
+print(state())
+if sys.argv[1] == "guards killed":
+    subprocess.run(["pkill", "-9", "-f", "containerkit-guard"], check=True)  # of this pid namespace alone
+second.kill(); second.wait()
+if sys.argv[1] == "guards killed":
+    time.sleep(1)
+    print(state())
+    gc()
+print(settled("0 0 0"))
+if sys.argv[1] == "closed":
+    subprocess.run([sys.executable, "-c", OWNER + "live.close()"], stdout=subprocess.DEVNULL, check=True)
+    print(settled("0 0 0"))
+"""
+
+
+def on_a_host(scenario):
+    shell = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", HOST, "sh"]
+    command = [sys.executable, "-c", SCENARIO, scenario]
+    done = subprocess.run([*shell, *command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split("\n")[:-1]
+
+
+def test_forwarding_is_on_for_the_interfaces_with_routes_until_the_last_owner_ends():
+    assert on_a_host("closed") == ["0 0 0", "1 0 1", "1 0 1", "0 0 0", "0 0 0"]
+
+
+def test_gc_puts_back_what_a_guard_that_was_killed_did_not():
+    assert on_a_host("guards killed") == ["0 0 0", "1 0 1", "1 0 1", "1 0 1", "0 0 0"]

@@ -1,0 +1,142 @@
+"""Networks that several processes share, by the command line: their keeper, what is on them, and what is left."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from containerkit import Attach, Container, StateError
+from containerkit.network import keeper
+
+CLI = [sys.executable, "-m", "containerkit"]
+NAME = f"test{os.getpid()}"
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the uplink is a link of the host's")
+
+
+def cli(*words, check=True):
+    done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def shared():
+    cli("network", "create", NAME)
+    yield NAME
+    cli("network", "rm", "--force", NAME, check=False)
+
+
+@contextlib.contextmanager
+def server(*options):
+    words = [*CLI, "run", *options, "--", "python3", "-m", "http.server", "80"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        yield process
+        if process.poll() is None:
+            process.terminate()
+
+
+def members(name):
+    return json.loads(cli("network", "inspect", name).stdout)[0]["containers"]
+
+
+def wait_for(condition):
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not come to that")
+
+
+FETCH = """
+import sys, time, urllib.request
+for _ in range(100):
+    try:
+        print(urllib.request.urlopen(sys.argv[1], timeout=5).status)
+        break
+    except OSError:
+        time.sleep(0.1)
+"""
+
+
+def test_commands_of_several_processes_find_each_other_by_name(shared):
+    with server("--id", "web", "--network", f"{shared}:alias=db", "-p", "127.0.0.1:0:80"):
+        wait_for(lambda: members(shared))
+        for host in ("web", "db"):
+            done = cli("run", "--network", shared, "--", "python3", "-c", FETCH, f"http://{host}/")
+            assert done.stdout == "200\n", host
+
+
+def test_a_network_is_listed_until_it_is_removed(shared):
+    assert shared in cli("network", "ls", "-q").stdout.split()
+    assert cli("network", "create", shared, check=False).returncode == 125
+    with Container(network=keeper.Kept(shared)):
+        refused = cli("network", "rm", shared, check=False)
+        assert refused.returncode == 125
+        assert "containers are on it" in refused.stderr
+    wait_for(lambda: not members(shared))
+    assert cli("network", "rm", shared).stdout == f"{shared}\n"
+    assert shared not in cli("network", "ls", "-q").stdout.split()
+    with pytest.raises(StateError, match="nobody keeps"):
+        Container(network=keeper.Kept(shared)).start()
+
+
+def test_what_a_container_has_ends_with_its_owner_when_that_is_killed(shared):
+    with server("--id", "doomed", "--network", shared) as process:
+        wait_for(lambda: members(shared))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not members(shared))
+
+
+def test_the_network_ends_with_its_keeper_and_gc_removes_its_name(shared):
+    pid = json.loads(cli("network", "inspect", shared).stdout)[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: cli("network", "inspect", shared, check=False).returncode == 125)
+    cli("gc")
+    assert not os.path.lexists(f"{keeper.directory()}/{shared}")
+    cli("network", "create", shared)
+
+
+def test_published_ports_and_fixed_addresses_are_the_keepers_to_give(shared):
+    told = json.loads(cli("network", "inspect", shared).stdout)[0]
+    address = told["subnets"][0].partition("/")[0].rpartition(".")[0] + ".77"
+    with Container(network=Attach(keeper.Kept(shared), addresses=[address]), publish=["0:80"]) as container:
+        out = container.run(["ip", "-br", "address"], text=True).stdout
+        assert f"{address}/" in out
+        with pytest.raises(StateError, match="another container"):
+            Container(network=Attach(keeper.Kept(shared), addresses=[address])).start()
+
+
+def test_options_of_run_reach_the_container():
+    words = ("--add-host", "x:10.0.0.9", "--dns", "192.0.2.53", "--dns-search", "a.example", "--egress", "none")
+    done = cli("run", "--network", "internet", *words, "--", "cat", "/etc/hosts", "/etc/resolv.conf")
+    assert "10.0.0.9\tx\n" in done.stdout
+    assert "search a.example\n" in done.stdout
+    for bad in (["--network", "nobody-has-it"], ["-p", "80"], ["--network", "internet", "--add-host", "x"]):
+        assert cli("run", *bad, "--", "true", check=False).returncode == 125
+
+
+def test_a_published_port_of_the_command_line_leads_inside():
+    with server("--network", "internet", "-p", "18931:80"):
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                assert urllib.request.urlopen("http://127.0.0.1:18931/", timeout=5).status == 200
+                return
+            time.sleep(0.1)
+        pytest.fail("nobody answers")
+
+
+def test_explain_lists_the_messages_that_make_a_containers_end_of_a_network():
+    told = cli("explain", "--network", "internet", "--", "true").stdout
+    network, container = told.split("\n\n")[:2]
+    assert network.startswith("the network: ")
+    assert "netlink RTM_NEWLINK veth" in network
+    assert "netlink RTM_NEWROUTE 0.0.0.0/0 via" in network
+    assert "setns network namespace" in container

@@ -1,0 +1,157 @@
+"""The examples of the pages and of the README do what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from image_registry import REGISTRY, registry
+from image_samples import BUSYBOX, busybox_root
+
+from containerkit.image import Defaults, Image, Store
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# What an example needs that is neither made here nor had by every user: by its first line.
+NEEDS = {
+    "# as root\n": "needs root: control groups, or CAP_SYS_ADMIN over the machine's namespaces",
+    "# needs images of a registry, and packages\n": "needs docker.io and mirrors of Alpine and Debian",
+    "# needs CRIU, and a root filesystem at /srv/root\n": "needs CRIU, and a root filesystem at /srv/root",
+    "# needs smolagents and a model\n": "needs a model; test_adapters.py lets an agent follow a script",
+    "# needs llm-sandbox\n": "test_adapters.py runs the backend",
+    '# needs a container "web" on record\n': "test_attach.py runs Container.attach on containers that it creates",
+}
+
+# Command lines that can't be run as they stand.
+NOT_RUN = {
+    "containerkit run --bind .:/work --cwd /work --memory 1G --timeout 60 -- make test": "needs a Makefile, and root",
+    'containerkit run --image postgres:16 --bind "$PWD/data:/var/lib/postgresql/data"': "needs docker.io",
+    "containerkit image build --tag app:1 --network host .": "needs docker.io and a Dockerfile",
+    "containerkit login registry.example.org && containerkit image push app:1 registry.example.org/team/app:1": (
+        "needs a registry and its password"
+    ),
+    "containerkit run --network internet -p 8080:80 -- python3 -m http.server 80": (
+        "serves until it is interrupted; test_network.py reaches ports that are published"
+    ),
+    "containerkit compose config": "needs a compose file; test_project_cli.py runs it",
+    "containerkit compose plan": "needs a compose file; test_project_cli.py runs it",
+    "containerkit compose up -d --wait": "needs a compose file; test_project_cli.py runs it",
+    "containerkit compose exec web sh": "needs a compose file; test_project_cli.py runs it",
+    "containerkit compose logs -f web": "needs a compose file; test_project_cli.py runs it",
+    "containerkit compose down -v": "needs a compose file; test_project_cli.py runs it",
+    "containerkit template debian --suite bookworm --tag mine:2": "needs a mirror of Debian",
+}
+
+
+def blocks(*languages):
+    """Yield each example of one of the languages: its page, its line there, its text."""
+    for page in PAGES:
+        text = page.read_text()
+        for found in BLOCK.finditer(text):
+            if found[1] in languages:
+                yield page.relative_to(ROOT), text.count("\n", 0, found.start()) + 1, found[2]
+
+
+def commands():
+    """Yield each command line of the examples for a shell that calls containerkit, without its remark."""
+    for page, _, text in blocks("sh", "console"):
+        for line in text.replace("\\\n", " ").splitlines():
+            command = re.sub(r"\s+#.*", "", line).removeprefix("$ ").strip()
+            if command.startswith("containerkit"):
+                yield page, command
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    """Run a registry with an image that is called alpine:3.20; return the settings that have it asked for docker.io."""
+    if REGISTRY is None or not os.path.exists(BUSYBOX):
+        pytest.skip("needs Debian's packages docker-registry and busybox-static")
+    made = tmp_path_factory.mktemp("mirror")
+    busybox_root(made / "root")
+    (made / "root/etc/alpine-release").write_text("3.20.0\n")
+    with registry(made / "registry") as host:
+        image = Image.from_folder(made / "root", defaults=Defaults(command=("/bin/sh",)), store=Store(made / "store"))
+        image.push(f"{host}/library/alpine:3.20")
+        (made / "containerkit").mkdir()
+        (made / "containerkit/registries.toml").write_text(f'["docker.io"]\nmirrors = ["{host}"]\n')
+        yield {"XDG_CONFIG_HOME": str(made)}
+
+
+@pytest.fixture
+def surroundings(request, tmp_path):
+    """Return a function that gives the environment of an example: a store of its own, and the mirror where it needs one."""
+
+    def made_for(text):
+        more = request.getfixturevalue("mirror") if "alpine:3.20" in text else {}
+        return {**os.environ, "CONTAINERKIT_IMAGES": str(tmp_path / "images"), **more}
+
+    return made_for
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(text, id=f"{page} line {line}") for page, line, text in blocks("python")]
+)
+def test_example_holds(code, tmp_path, surroundings):
+    needs = next((reason for first, reason in NEEDS.items() if code.startswith(first)), None)
+    if needs is not None and (os.geteuid() != 0 or not code.startswith("# as root\n")):
+        pytest.skip(needs)
+    if "\nContainer(limits=" in code and os.geteuid() != 0:
+        code = re.sub(r"^Container\(limits=.*\n", "", code, flags=re.MULTILINE)
+    # As a program of its own, for nothing to be there that the example does not bring about.
+    path = tmp_path / "example.py"
+    path.write_text(code)
+    tests = len(re.findall("^def test_", code, re.MULTILINE))
+    started = [
+        sys.executable,
+        "-W",
+        "error",
+        *(("-m", "pytest", "-q", "-p", "no:cacheprovider") if tests else ()),
+        path,
+    ]
+    done = subprocess.run(started, cwd=tmp_path, env=surroundings(code), capture_output=True, text=True, timeout=90)
+    if tests:
+        assert f"{tests} passed" in done.stdout
+        return
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, id=f"{page} {command}") for page, command in commands()])
+def test_command_works(command, tmp_path, surroundings):
+    if command in NOT_RUN:
+        pytest.skip(NOT_RUN[command])
+    line = command.replace("containerkit", f"{sys.executable} -m containerkit", 1)
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env=surroundings(command),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_examples_that_are_not_run_are_there():
+    firsts = {text.splitlines(keepends=True)[0] for _, _, text in blocks("python")}
+    assert set(NEEDS) <= firsts
+    assert {first for first in firsts if first.startswith("# needs")} <= set(NEEDS)
+    assert set(NOT_RUN) <= {command for _, command in commands()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_for_python_say_so(page):
+    """An example that is merely indented, or in no language, would not be run."""
+    prose = BLOCK.sub("", page.read_text())
+    assert not re.search(r"^(?:    |```\n)(?:from|import) \w+|^(?:    |```\n)containerkit ", prose, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_what_is_there(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target

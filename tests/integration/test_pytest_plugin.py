@@ -1,0 +1,354 @@
+"""The plugin for pytest: whole runs of small suites, each in an interpreter of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAD = "import os, sys, time, pytest\n"
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Return a function that runs a suite, and returns what became of each test: its outcome, and all that was shown."""
+
+    def run(text, *options, conftest="", env=None):
+        (tmp_path / "test_it.py").write_text(HEAD + text)
+        (tmp_path / "conftest.py").write_text(CONFTEST + conftest)
+        (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider --strict-markers -W error\n")
+        told = tmp_path / "told"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-rA", *options],
+            cwd=tmp_path,
+            env={**os.environ, "TOLD": str(told), "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        outcomes = {}
+        for line in told.read_text().splitlines() if told.exists() else ():
+            name, when, outcome = json.loads(line)
+            if when == "call" or outcome != "passed":
+                outcomes[name] = outcome if when == "call" or outcome == "skipped" else f"{when} {outcome}"
+        return outcomes, done.stdout + done.stderr
+
+    return run
+
+
+CONFTEST = """
+import json, os
+def pytest_runtest_logreport(report):
+    with open(os.environ["TOLD"], "a") as file:
+        name = report.nodeid.partition("::")[2]
+        file.write(json.dumps([name, report.when, report.outcome]) + "\\n")
+"""
+
+
+def test_function_runs_in_a_container_of_its_own(suite):
+    outcomes, shown = suite(
+        """
+@pytest.mark.container
+@pytest.mark.parametrize("n", [1, 2])
+def test_inside(n):
+    assert (os.getpid(), os.getppid(), os.uname().nodename) == (2, 0, "container")
+    assert os.listdir("/sys/class/net") == ["lo"]
+    assert not os.path.exists("/tmp/left")
+    open("/tmp/left", "w").close()
+
+@pytest.mark.container(hostname="here")
+class TestClass:
+    def test_options(self):
+        assert os.uname().nodename == "here"
+
+def test_outside():
+    assert os.uname().nodename != "container" and not os.path.exists("/tmp/left")
+"""
+    )
+    assert outcomes == {
+        "test_inside[1]": "passed",
+        "test_inside[2]": "passed",
+        "TestClass::test_options": "passed",
+        "test_outside": "passed",
+    }, shown
+
+
+def test_confinement_is_that_of_any_command(suite):
+    outcomes, shown = suite(
+        """
+@pytest.mark.container
+def test_it():
+    with open("/proc/self/status") as file:
+        status = dict(line.split(":\\t") for line in file.read().splitlines() if ":\\t" in line)
+    assert {status[name] for name in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    with pytest.raises(PermissionError):
+        os.sethostname("x") if hasattr(os, "sethostname") else __import__("socket").sethostname("x")
+"""
+    )
+    assert outcomes == {"test_it": "passed"}, shown
+
+
+def test_each_outcome(suite):
+    outcomes, shown = suite(
+        """
+@pytest.mark.container
+def test_fails():
+    print("printed")
+    value = {"a": 2}
+    assert value == {"a": 1}
+
+@pytest.mark.container
+@pytest.mark.skip(reason="mine")
+def test_skipped(): pass
+
+@pytest.mark.container
+def test_skips(): pytest.skip("inside")
+
+@pytest.mark.container
+@pytest.mark.xfail
+def test_xfails(): assert 0
+
+@pytest.fixture
+def broken(): raise RuntimeError("of the fixture")
+
+@pytest.mark.container
+def test_broken(broken): pass
+
+@pytest.fixture
+def late():
+    yield
+    raise RuntimeError("at the end")
+
+@pytest.mark.container
+def test_late(late): pass
+"""
+    )
+    assert outcomes == {
+        "test_fails": "failed",
+        "test_skipped": "skipped",
+        "test_skips": "skipped",
+        "test_xfails": "skipped",
+        "test_broken": "setup failed",
+        "test_late": "teardown failed",
+    }, shown
+    for text in ("printed", "assert {'a': 2} == {'a': 1}", "of the fixture", "at the end", "mine", "inside"):
+        assert text in shown
+
+
+def test_crashes_are_told(suite):
+    outcomes, shown = suite(
+        """
+import signal
+@pytest.mark.container
+def test_exits(): os._exit(3)
+
+@pytest.mark.container
+def test_crashes(): os.kill(os.getpid(), signal.SIGKILL)
+
+@pytest.mark.container(timeout=0.5)
+def test_sleeps(): time.sleep(1000)
+
+@pytest.mark.container
+def test_kills_all():
+    for pid in range(1, 30):
+        try:
+            os.kill(pid, signal.SIGKILL) if pid != os.getpid() else None
+        except OSError:
+            pass
+
+@pytest.mark.container(hostnmae="x")
+def test_mistake(): pass
+
+def test_after(): pass
+"""
+    )
+    assert outcomes == {
+        "test_exits": "failed",
+        "test_crashes": "failed",
+        "test_sleeps": "failed",
+        "test_kills_all": "passed",
+        "test_mistake": "failed",
+        "test_after": "passed",
+    }, shown
+    for text in ("exited with 3", "signal 9", "longer than 0.5 seconds", "did you mean 'hostname'"):
+        assert text in shown
+
+
+def test_fixtures_of_each_scope(suite):
+    outcomes, shown = suite(
+        """
+log = []
+
+@pytest.fixture(scope="module")
+def wide():
+    log.append("up")
+    yield log
+    print("taken down in", os.uname().nodename, file=open("/dev/stderr", "w") if 0 else sys.stderr)
+
+@pytest.fixture
+def narrow(tmp_path):
+    (tmp_path / "file").write_text("x")
+    yield tmp_path / "file"
+
+def test_outside(wide): assert wide == ["up"]
+
+@pytest.mark.container
+def test_inside(wide, narrow, monkeypatch, capsys):
+    assert wide == ["up"]
+    assert narrow.read_text() == "x"
+    wide.append("inside")
+    print("out")
+    assert capsys.readouterr().out == "out\\n"
+
+def test_outside_again(wide): assert wide == ["up"]
+"""
+    )
+    assert set(outcomes.values()) == {"passed"}, shown
+    assert len(outcomes) == 3
+
+
+def test_modules_imported_inside_and_directories(suite, tmp_path):
+    (tmp_path / "beside.py").write_text("value = 5\n")
+    writable = tmp_path / "writable"
+    writable.mkdir()
+    outcomes, shown = suite(
+        f"""
+@pytest.mark.container(writable=[{str(writable)!r}])
+def test_it(tmp_path):
+    import beside, colorsys
+    assert beside.value == 5
+    assert os.getcwd() == {str(tmp_path)!r}
+    open({str(writable / "new")!r}, "w").close()
+    with pytest.raises(OSError):
+        open({str(tmp_path / "new")!r}, "w")
+"""
+    )
+    assert outcomes == {"test_it": "passed"}, shown
+    assert (writable / "new").exists()
+
+
+@pytest.mark.root
+def test_limits(suite):
+    if os.geteuid() != 0:
+        pytest.skip("needs root: control groups")
+    outcomes, shown = suite(
+        """
+from containerkit import Limits
+@pytest.mark.container(limits=Limits(memory="200M"))
+def test_too_large(): bytearray(500_000_000)
+
+@pytest.mark.container(limits=Limits(pids=20))
+def test_bomb():
+    with pytest.raises(OSError):
+        for _ in range(100):
+            if os.fork() == 0:
+                time.sleep(1000)
+"""
+    )
+    assert outcomes == {"test_too_large": "failed", "test_bomb": "passed"}, shown
+    assert "out of memory" in shown
+
+
+def test_fixtures_of_containers(suite):
+    outcomes, shown = suite(
+        """
+def test_one(container):
+    assert container.run(["hostname"], text=True).stdout == "container\\n"
+
+@pytest.mark.parametrize("container", [{"hostname": "here"}], indirect=True)
+def test_with_options(container):
+    assert container.run(["hostname"], text=True).stdout == "here\\n"
+
+made = []
+def test_factory(container_factory):
+    made.extend(container_factory(hostname=name) for name in "ab")
+    assert [each.run(["hostname"], text=True).stdout for each in made] == ["a\\n", "b\\n"]
+
+def test_stopped():
+    assert [each.state for each in made] == ["stopped", "stopped"]
+
+def test_image(image):
+    from containerkit import ImageError
+    with pytest.raises(ImageError):
+        image("no-such-image.example/x:1", pull="never")
+"""
+    )
+    assert set(outcomes.values()) == {"passed"}, shown
+    assert len(outcomes) == 5
+
+
+def test_leaks_are_told(suite):
+    outcomes, shown = suite(
+        """
+kept = []
+def test_clean(container): container.run(["true"])
+
+def test_descriptor(): kept.append(os.pipe())
+
+def test_child():
+    import subprocess
+    kept.append(subprocess.Popen(["sleep", "3"]))
+
+@pytest.mark.container
+def test_inside(): os.pipe()
+""",
+        "--container-leaks",
+    )
+    assert outcomes == {
+        "test_clean": "passed",
+        "test_descriptor": "teardown failed",
+        "test_child": "teardown failed",
+        "test_inside": "passed",
+    }, shown
+    assert "left behind: {'descriptors': {'pipe:[N]': 2}}" in shown
+    assert "left behind: {'children': " in shown
+
+
+def test_with_xdist(suite):
+    pytest.importorskip("xdist")
+    outcomes, shown = suite(
+        """
+@pytest.mark.container
+@pytest.mark.parametrize("n", range(6))
+def test_it(n): assert os.getpid() == 2
+
+@pytest.mark.container
+def test_dies(): os._exit(3)
+""",
+        "-n2",
+    )
+    assert outcomes == {**{f"test_it[{n}]": "passed" for n in range(6)}, "test_dies": "failed"}, shown
+
+
+def test_suite_that_does_not_use_it_is_not_touched(suite):
+    outcomes, shown = suite(
+        """
+def test_it():
+    mine = [name for name in sys.modules if name.startswith("containerkit")]
+    assert sorted(mine) == ["containerkit", "containerkit.late", "containerkit.pytest_plugin"]
+"""
+    )
+    assert outcomes == {"test_it": "passed"}, shown
+
+
+def test_names_of_others_come_first(suite):
+    outcomes, shown = suite(
+        """
+@pytest.fixture
+def container(): return "mine"
+
+@pytest.fixture
+def image(): return "mine"
+
+def test_it(container, image): assert container == image == "mine"
+"""
+    )
+    assert outcomes == {"test_it": "passed"}, shown
+
+
+def test_nothing_is_run_for_show(suite):
+    outcomes, shown = suite("@pytest.mark.container\ndef test_it(tmp_path): os._exit(3)\n", "--setup-plan")
+    assert outcomes == {}, shown
+    assert "tmp_path" in shown

@@ -1,0 +1,350 @@
+"""Signal handlers that raise at any moment: the operation is undone, and nothing is left behind.
+
+No process inside causes this, but a program that embeds the library can, with a timeout of its own or Ctrl-C.
+"""
+
+import contextlib
+import gc
+import io
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+
+from containerkit import PIPE, Container, Limits, Namespaces, StateError, run
+from containerkit.descriptors import close_all, keep
+from containerkit.start import staging
+
+pytestmark = pytest.mark.usefixtures("groups_found", "nothing_left")
+
+ROUNDS = 200
+
+
+class InterruptError(Exception):
+    """The exception of the handler."""
+
+
+@pytest.fixture(scope="module")
+def groups_found():
+    """Find the place for control groups in advance, because a process does it only once."""
+    if os.geteuid() == 0:
+        run(["true"], limits=Limits(pids=20))
+
+
+@pytest.fixture
+def interrupt():
+    """Return a function that runs an operation and raises in it after a delay. It returns whether it raised.
+
+    It raises at most once. A signal that woke another thread may arrive in the next round, and undoing an interrupted
+    start is not protected against another interruption.
+    """
+    due = []
+
+    def ring(*_):
+        if due:
+            due.clear()
+            raise InterruptError
+
+    def within(delay_s, do):
+        due.append(True)
+        gc.disable()  # what a handler raises in what somebody does at a collection is lost
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay_s)
+                do()
+            finally:
+                due.clear()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except InterruptError:
+            return True
+        finally:
+            gc.enable()
+        return False
+
+    former = signal.signal(signal.SIGALRM, ring)
+    yield within
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, former)
+
+
+@pytest.fixture
+def deadline():
+    """End a test that hangs, and report where."""
+
+    def ring(*_):
+        pytest.fail("it hangs")
+
+    former = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+
+
+def a_run(_):
+    run(["true"])
+
+
+def a_first_run(_):
+    """The first start makes the staging. For an unprivileged user it is made again when the machine's mounts change."""
+    keeper = staging._keeper
+    known = dict(keeper.kept)
+    try:
+        keeper.kept.clear()
+        run(["true"])
+    finally:  # objects are released only after the timer is off: an exception in a __del__ would be lost
+        made.extend(keeper.kept.values())
+        keeper.kept.update(known)
+
+
+made = []
+
+
+def a_command(container):
+    container.run(["true"])
+
+
+def a_piped_command(container):
+    process = container.popen(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    try:  # a handler can run before the end of 'with' or before 'finally'
+        process.communicate(b"x")
+        process.close()
+    except BaseException:
+        process.close()
+        raise
+
+
+def a_fed_command(container):
+    container.run(["cat"], input=b"x")
+
+
+def a_life(_):
+    container = Container()
+    try:
+        container.start()
+        container.run(["true"])
+        container.stop()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        container.stop()
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """Return functions that copy a tree into a container and out of it, and walk down and back in the same way."""
+    place = tmp_path / "tree"
+    for name in ("a", "b"):
+        below = place / "/".join(name * 20)  # deeper than the number of directories that a walk keeps open
+        below.mkdir(parents=True)
+        (below / "file").write_bytes(b"x")
+    numbers = itertools.count()
+
+    def put(container):
+        container.files.put(place, "/tmp/tree")
+
+    def get(container):
+        container.files.get("/tmp/got", tmp_path / f"got{next(numbers)}")
+
+    return {"put": put, "get": get, "tree": place}
+
+
+def typical_s(do):
+    began = time.perf_counter()
+    for _ in range(5):
+        do()
+    return (time.perf_counter() - began) / 5
+
+
+@pytest.mark.parametrize("kind", [a_run, a_first_run, a_command, a_life])
+def test_nothing_stays_of_what_was_interrupted(kind, interrupt, left_of):
+    moments = random.Random(kind.__name__)
+    hits: list[bool] = []
+    with Container() as container:
+        kind(container)  # creates what is created only once
+
+        def work():
+            for number in range(ROUNDS):
+                if number % 20 == 0:  # the load of the machine changes
+                    span_s = typical_s(lambda: kind(container))
+                hits.append(interrupt(max(1e-6, moments.random() * span_s), lambda: kind(container)))
+                made.clear()
+
+        assert {} == left_of(work)
+        assert sum(hits) > ROUNDS / 4
+        assert b"on\n" == container.run(["echo", "on"]).stdout
+        began = time.monotonic()
+    assert time.monotonic() - began < 2, "stop() waits for nobody who is gone"
+
+
+def holders_of(fd):
+    """Return the files that hold a descriptor, each with the kinds of objects that hold it; and the threads."""
+    files = [
+        each for each in gc.get_objects() if isinstance(each, io.FileIO) and not each.closed and each.fileno() == fd
+    ]
+    return [[type(holder).__qualname__ for holder in gc.get_referrers(each)] for each in files], threading.enumerate()
+
+
+@pytest.mark.parametrize("kind", [a_fed_command, a_piped_command])
+def test_almost_nothing_stays_of_a_command_with_pipes_that_was_interrupted(kind, interrupt, left_of):
+    """Known: late in a long run of the tests, once in some hundred interruptions, the pipes of one command stayed.
+
+    Why is not known yet: it never came in tens of thousands of interruptions alone.
+    """
+    with Container() as container:
+        kind(container)
+        before = set(os.listdir("/proc/self/fd"))
+
+        def work():
+            moments = random.Random(1)
+            for number in range(ROUNDS):
+                if number % 20 == 0:
+                    span_s = typical_s(lambda: kind(container))
+                interrupt(max(1e-6, moments.random() * span_s), lambda: kind(container))
+
+        left = left_of(work)
+        holders = {}
+        for name in set(os.listdir("/proc/self/fd")) - before:
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/self/fd/{name}")
+                if target.startswith("pipe:"):
+                    holders[name, target] = holders_of(int(name))
+                    os.close(int(name))
+        assert left in ({}, *({"descriptors": {"pipe:[N]": count}} for count in (1, 2, 3))), holders
+        assert b"x" == container.run(["cat"], input=b"x").stdout
+
+
+@pytest.mark.parametrize("kind", ["put", "get"])
+def test_no_descriptor_stays_of_a_copy_that_was_interrupted(kind, copies, interrupt):
+    moments = random.Random(kind)
+    with Container() as container:
+        container.files.put(copies["tree"], "/tmp/got")
+        hits = []
+        copies[kind](container)
+        before = os.listdir("/proc/self/fd")
+        for number in range(ROUNDS):
+            if number % 20 == 0:
+                span_s = typical_s(lambda: copies[kind](container))
+            hits.append(interrupt(max(1e-6, moments.random() * span_s), lambda: copies[kind](container)))
+        assert before == os.listdir("/proc/self/fd")
+        assert sum(hits) > ROUNDS / 4
+        copies[kind](container)
+
+
+def test_descriptor_has_an_owner_from_the_moment_it_is_made(interrupt):
+    """A handler can run between a call and the assignment of its result, but not before a list has the result."""
+    named: list[int] = []
+    kept: list[int] = []
+
+    def bare():
+        for _ in range(100_000):
+            fd = os.open("/dev/null", os.O_RDONLY)
+            named[:] = [fd]
+            del named[:]
+            os.close(fd)
+
+    def owned():
+        for _ in range(100_000):
+            keep(kept, os.open, "/dev/null", os.O_RDONLY)
+            close_all(kept)
+
+    def numbers():
+        return {int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")}
+
+    def left_by(do):
+        before = numbers()
+        for _ in range(500):
+            assert interrupt(0.0003, do)
+            close_all(kept)
+        left = numbers() - before
+        for fd in left:
+            os.close(fd)
+        return left
+
+    assert len(left_by(bare)) > 20, "the control"
+    assert set() == left_by(owned)
+
+
+@pytest.mark.parametrize("delay_ms", [0.3, 1, 2, 20])
+def test_container_whose_command_is_interrupted_is_stopped_while_the_error_is_on_its_way(interrupt, delay_ms):
+    """The end of ``with`` runs while the error and the objects in its frames are still referenced."""
+
+    def work():
+        with Container() as container:
+            signal.setitimer(signal.ITIMER_REAL, delay_ms / 1000)
+            container.run(["sleep", "30"])
+
+    began = time.monotonic()
+    for _ in range(20):
+        assert interrupt(30, work)
+    assert time.monotonic() - began < 20
+
+
+def test_handler_may_stop_the_container_whose_command_is_under_way(deadline):
+    container = Container().start()
+    former = signal.signal(signal.SIGUSR1, lambda *_: container.stop())
+    try:
+        threading.Timer(0.2, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)).start()
+        done = container.run(["sh", "-c", "echo begun; sleep 30"])
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert (-signal.SIGKILL, b"begun\n") == (done.returncode, done.stdout)
+    with pytest.raises(StateError):
+        container.run(["true"])
+
+
+# --- Containers in the pid namespace of another one
+
+
+def in_its_pid_namespace(container, **more):
+    return Container(namespaces=Namespaces(pid=container.namespace("pid")), **more)
+
+
+def test_container_whose_pid_namespace_another_shares_is_stopped_first(deadline):
+    """The kernel ends PID 1 only after all others in its namespace are reaped, and we must reap those."""
+    first = Container().start()
+    second = in_its_pid_namespace(first).start()
+    sleeper = second.popen(["sleep", "100"])
+    began = time.monotonic()
+    first.stop()
+    assert time.monotonic() - began < 1
+    assert -signal.SIGKILL == sleeper.wait()
+    assert "stopped" == second.state
+    second.stop()
+
+
+@pytest.mark.several_ids
+def test_container_is_stopped_though_what_shares_its_pid_namespace_is_frozen(deadline):
+    first = Container().start()
+    second = in_its_pid_namespace(first, limits=Limits(pids=20)).start()
+    sleeper = second.popen(["sleep", "100"])
+    second.pause()
+    first.stop()
+    assert -signal.SIGKILL == sleeper.wait()
+    second.stop()
+
+
+def test_container_is_stopped_while_others_keep_starting_in_its_pid_namespace(deadline):
+    first = Container().start()
+    errors = []
+
+    def work():
+        try:
+            while True:
+                with in_its_pid_namespace(first) as guest:
+                    guest.run(["true"])
+        except (StateError, OSError) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    first.stop()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(threads) == len(errors)

@@ -1,0 +1,322 @@
+"""The program that a container names can't be anything of the caller's. Each name is attempted in each way to start it.
+
+While the kernel looks up a program it follows the path, its symlinks, its ``#!`` line and its ELF interpreter. The
+container controls all of them. So the process that executes it must have nothing of the caller: no descriptor
+(``/proc/self/fd``) and no program (``/proc/self/exe``).
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import lookup_child
+import pytest
+
+import containerkit
+from containerkit import RootFS, SetupError, SpecError, run
+from containerkit.plan import calls
+from containerkit.start import context as ground
+
+MARK = "program of the host"
+NUMBERS = range(3, 48)
+PRIVILEGED = [way for way in lookup_child.WAYS if "user host" in way or "limits" in way or "full group" in way]
+# If a start needs its own address space, or the memory of PID 1, it can't run without the remedy at all.
+CONTROLS = ["run", "run without init", "run, time host", "container, time host", "sandbox"]
+
+VICTIM = f"""
+static long call(long n, long a, long b, long c) {{
+    long r;
+#if defined(__x86_64__)
+    __asm__ volatile("syscall" : "=a"(r) : "0"(n), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
+#else
+    register long x8 __asm__("x8") = n, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c;
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2) : "memory");
+    r = x0;
+#endif
+    return r;
+}}
+#include <sys/syscall.h>
+void _start(void) {{
+    static const char said[] = "{MARK}\\n";
+    call(SYS_write, 1, (long)said, sizeof said - 1);
+    call(SYS_exit_group, 0, 0, 0);
+    for (;;) {{ }}
+}}
+"""
+
+
+def elf(interpreter):
+    """Return a program that consists only of the name of its ELF interpreter."""
+    name = interpreter.encode() + b"\0"
+    machine = {"x86_64": 62, "aarch64": 183}[os.uname().machine]
+    header = struct.pack(
+        "=16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, machine, 1, 0x400000, 64, 0, 0, 64, 56, 2, 0, 0, 0
+    )
+    at = 64 + 2 * 56
+    segments = struct.pack("=IIQQQQQQ", 3, 4, at, 0x400000 + at, 0, len(name), len(name), 1)
+    segments += struct.pack("=IIQQQQQQ", 1, 5, 0, 0x400000, 0, at + len(name), at + len(name), 0x1000)
+    return header + segments + name
+
+
+def write(path, content, mode=0o755):
+    Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
+    os.chmod(path, mode)
+
+
+@contextlib.contextmanager
+def open_folder():
+    """A directory that every user can enter. Those of pytest are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="containerkit-lookup-") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def victim():
+    """A program of the host that is shown to no container."""
+    with open_folder() as folder:
+        yield compiled_victim(folder)
+
+
+def compiled_victim(folder):
+    source, program = folder / "victim.c", folder / "victim"
+    source.write_text(VICTIM)
+    flags = ("-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie")
+    subprocess.run(["gcc", "-O1", *flags, "-o", str(program), str(source)], check=True)
+    assert f"{MARK}\n" == subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+    return program
+
+
+@pytest.fixture(scope="module")
+def root(victim):
+    """A root filesystem with names that lead to something of the caller, if possible."""
+    with open_folder() as folder:
+        yield filled_root(folder, victim)
+
+
+def filled_root(folder, victim):
+    for name in ("proc", "sys", "dev", "tmp"):
+        (folder / name).mkdir()
+    for number in NUMBERS:
+        plant(folder, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
+    for name, path in {
+        "exe": "/proc/self/exe",
+        "thread": "/proc/thread-self/exe",
+        "task": "/proc/self/task/1/exe",
+        "init": "/proc/1/exe",
+        "cwd": "/proc/self/cwd" + "/.." * 12 + str(victim),
+        "root": "/proc/self/root" + "/.." * 12 + str(victim),
+        "roots": "/proc/1/root" + "/.." * 12 + str(victim),
+    }.items():
+        plant(folder, name, path)
+    return folder
+
+
+def plant(folder, name, path):
+    """Make programs that name a path in each way that the kernel follows."""
+    code = f"print({MARK!r})\n"
+    (folder / f"link-{name}").symlink_to(path)
+    write(folder / f"script-{name}", f"#!{path}\n{code}")
+    write(folder / f"relative-{name}", f"#!{path[1:]}\n{code}")
+    write(folder / f"chain-{name}", f"#!/script-{name}\n{code}")
+    write(folder / f"elf-{name}", elf(path))
+
+
+def programs(root):
+    return sorted(f"/{entry.name}" for entry in root.iterdir() if "-" in entry.name)
+
+
+def direct(victim):
+    """Return paths to the same files that are not in the root at all: argv[0] itself."""
+    above = "/.." * 12 + str(victim)
+    return ["/proc/self/exe", "/proc/1/exe", *[f"/proc/self/fd/{number}{above}" for number in NUMBERS]]
+
+
+def attempts(way, root, names, guard="guarded", words=()):
+    """Start each program. Return the results by name."""
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(containerkit.__file__))}
+    command = [*words, sys.executable, lookup_child.__file__, way, str(root), guard, *names]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, env=environment, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+
+
+@pytest.fixture
+def way(request):
+    if request.param in PRIVILEGED and os.geteuid() != 0:
+        pytest.skip(f"{request.param}: root")
+    return request.param
+
+
+@pytest.mark.parametrize("way", lookup_child.WAYS, indirect=True)
+def test_nothing_of_the_callers_can_be_named_as_a_program(way, root, victim):
+    names = programs(root) + (direct(victim) if way != "sandbox" else [])
+    found = attempts(way, root, names)
+    assert set(names) == set(found)
+    if way == "sandbox":  # it has the host's files, if they are allowed; only the caller's own things count
+        found = {name: told for name, told in found.items() if not re.search("-(cwd|root|roots|init)$", name)}
+    assert {} == {name: told for name, told in found.items() if MARK in told or "status 0" in told}
+
+
+@pytest.mark.parametrize("way", CONTROLS, indirect=True)
+def test_names_lead_to_the_caller_without_the_remedy(way, root):
+    found = attempts(way, root, programs(root), "unguarded")
+    reached = {re.sub("[0-9]+", "N", name) for name, told in found.items() if MARK in told}
+    assert {"/link-N", "/script-N", "/elf-N"} <= reached, found
+    if way != "sandbox":  # it has the host's names: no /script-N, and no procfs in its working directory
+        assert {"/chain-N", "/script-exe", "/relative-N"} <= reached, found
+
+
+def test_nothing_of_the_callers_can_be_named_as_the_working_directory(root, victim):
+    """CVE-2024-21626."""
+    shutil.copy(victim, root / "quick")
+    for number in NUMBERS:
+        for below, error in (("", SetupError), ("/..", SpecError), ("/tmp", SetupError)):
+            with pytest.raises(error, match=r"/proc/self/fd"):
+                run(["/quick"], rootfs=RootFS.dir(root), cwd=f"/proc/self/fd/{number}{below}", init=number % 2 == 0)
+
+
+def test_program_that_is_the_sealed_init_says_so(root):
+    done = run(["/script-exe"], rootfs=RootFS.dir(root), text=True, timeout=10)
+    assert (126, "containerkit: the sealed init of a container is no interpreter\n") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_no_program_is_looked_up_in_memory_that_is_shared(root, victim, monkeypatch, init):
+    """A plan that does not enter the init does not reach its exec."""
+    shutil.copy(victim, root / "quick")
+    monkeypatch.setattr(calls, "enter", lambda *_, **__: calls.call("getuid"))
+    ground.programs.kept.clear()
+    try:
+        with pytest.raises(SetupError, match=r"strip .*Invalid argument"):
+            run(["/quick"], rootfs=RootFS.dir(root), init=init)
+    finally:
+        ground.programs.kept.clear()
+
+
+def test_argument_that_is_a_mode_of_the_init_does_not_wake_it(root):
+    """``#!/proc/self/exe walk`` is at most taken for a start, but it runs as the container's own process."""
+    for mode in ("walk", "run", "stay"):
+        write(root / f"mode-{mode}", f"#!/proc/self/exe {mode}\n")
+        done = run([f"/mode-{mode}", "0", "0"], rootfs=RootFS.dir(root), text=True, timeout=10)
+        assert done.cause in ("exit", "signal")
+        assert done.returncode != 0
+
+
+# --- Names that change under the look-up --------------------------------------------------------------------------------
+
+
+def test_program_that_is_swapped_while_it_is_looked_up(root, victim):
+    """A process outside continuously exchanges a harmless program and one that names the host's."""
+    write(root / "harmless", victim.read_bytes().replace(MARK.encode(), b"h" * len(MARK)))
+    ended = threading.Event()
+
+    def swap():
+        turn = 0
+        targets = ["harmless", *[f"script-{number}" for number in range(14, 24)], "script-exe"]
+        while not ended.is_set():
+            turn += 1
+            other = root / "swapped.new"
+            other.symlink_to(targets[turn % len(targets)])
+            other.rename(root / "swapped")
+
+    (root / "swapped").symlink_to("harmless")
+    thread = threading.Thread(target=swap)
+    thread.start()
+    seen = set()
+    try:
+        for turn in range(300):
+            try:
+                done = run(["/swapped"], rootfs=RootFS.dir(root), text=True, timeout=10, init=turn % 2 == 0)
+                seen.add(done.stdout.strip())
+            except OSError:
+                seen.add("refused")
+    finally:
+        ended.set()
+        thread.join()
+    assert MARK not in seen
+    assert "h" * len(MARK) in seen  # the harmless one was executed too
+
+
+# --- What exists at the exec --------------------------------------------------------------------------------------------
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace: apt-get install strace")
+SCANNED = [way for way in lookup_child.WAYS if "full group" not in way]
+
+
+def at_the_exec(process, belongs=None):
+    """Return the descriptors of processes that are about to execute a program by path, where strace stops them.
+
+    Args:
+        process: the caller. The search ends with it.
+        belongs: tells of a pid, and of the caller's, whether it is one of them (default: by descent).
+    """
+    belongs = belongs or is_below
+    found = set()
+    while process.poll() is None:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                call, path = Path(f"/proc/{pid}/syscall").read_text().split()[:2]
+                if path == "0x0":  # it has just executed the init, which the kernel reports as an execve too
+                    continue
+                program = os.readlink(f"/proc/{pid}/exe")
+                if call != EXECVE or "memfd:init" not in program:
+                    if call == EXECVE and "python" in program and belongs(pid, process.pid):
+                        found.add("the interpreter")
+                    continue
+                if not belongs(pid, process.pid):
+                    continue
+                found.update(os.listdir(f"/proc/{pid}/fd"))
+            except (OSError, ValueError):
+                continue
+        time.sleep(0.005)
+    return found
+
+
+EXECVE = {"x86_64": "59", "aarch64": "221"}[os.uname().machine]
+
+
+def is_below(pid, ancestor):
+    """Return whether a process descends from another."""
+    while pid not in ("0", "1"):
+        pid = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
+        if pid == str(ancestor):
+            return True
+    return False
+
+
+@needs_strace
+@pytest.mark.parametrize("way", SCANNED, indirect=True)
+def test_command_holds_its_own_descriptors_alone_at_its_exec(way, root, victim):
+    if os.geteuid() != 0 and ("sandbox" in way or "joined" in way):
+        pytest.skip(f"{way}: root: such a process is out of an unprivileged user's sight until its exec")
+    assert {"0", "1", "2"} == scan(way, root, victim, "guarded")
+
+
+@needs_strace
+def test_command_holds_more_without_the_remedy(root, victim):
+    assert "the interpreter" in scan("run", root, victim, "unguarded")
+
+
+def scan(way, root, victim, guard):
+    """Start a program under strace(1), which delays each process before its execve."""
+    shutil.copy(victim, root / "quick")
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(containerkit.__file__))}
+    words = ["strace", "-f", "-q", "-o", "/dev/null", "-e", "trace=execve", "-e", "inject=execve:delay_enter=300000"]
+    command = [*words, sys.executable, lookup_child.__file__, way, str(root), guard, "/quick"]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for _ in range(4):  # on a busy machine it may be over before it is inspected
+        with subprocess.Popen(command, env=environment, **streams) as traced:
+            if found := at_the_exec(traced):
+                break
+    return found

@@ -1,0 +1,58 @@
+"""The attempts of test_lookup.py for programs of images: RUN of a build, and health checks."""
+
+import attrs
+import pytest
+from oci_bundles import make_rootfs, needs_busybox
+from test_lookup import MARK, compiled_victim, open_folder, plant
+
+from containerkit import Container, ContainerError
+from containerkit.image import Healthcheck, Image, Store
+from containerkit.image.standing import release
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+FEW = range(3, 40)
+
+
+@pytest.fixture
+def image(tmp_path):
+    """An image with programs that name something of the caller, and a busybox."""
+    needs_busybox()
+    with open_folder() as folder:
+        victim = compiled_victim(folder)
+        root = make_rootfs(tmp_path / "root")
+        for number in FEW:
+            plant(root, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
+        plant(root, "exe", "/proc/self/exe")
+        yield Image.from_folder(root, "localhost/planted:1", store=Store(tmp_path / "store"))
+        release()
+
+
+def names(*kinds):
+    return [f"/{kind}-{which}" for kind in kinds for which in (*FEW, "exe")]
+
+
+def test_nothing_of_the_builders_can_be_named_by_run(image, tmp_path):
+    """Each step continues if the program can't be found, and prints its output."""
+    context = tmp_path / "context"
+    context.mkdir()
+    shell = " ; ".join(f"{name} >> /seen 2>&1" for name in names("link", "script"))
+    text = f"FROM localhost/planted:1\nRUN {shell} ; true\nRUN cat /seen > /told\n"
+    built = Image.build(context, text=text, store=image.store)
+    with Container(built.rootfs()) as container:
+        told = container.files.read("/told").decode(errors="replace")
+    assert MARK not in told
+    for name in names("link", "elf")[::3]:
+        with pytest.raises(ContainerError) as failed:
+            Image.build(context, text=f'FROM localhost/planted:1\nRUN ["{name}"]\n', store=image.store)
+        assert MARK not in str(failed.value)
+
+
+def test_nothing_of_the_callers_can_be_named_by_a_health_check(image):
+    for name in names("link", "script", "elf"):
+        defaults = attrs.evolve(image.defaults, healthcheck=Healthcheck(test=("CMD", name), retries=1))
+        made = Image.from_folder(image.unpack()[0], store=image.store, defaults=defaults)
+        with Container(made.rootfs()) as container:
+            health = made.healthcheck(container)
+            assert not health.check()
+            assert MARK not in health.last.output

@@ -1,0 +1,216 @@
+"""What test_lookup.py attempts, in containers that were brought back; and what the processes around a checkpoint hold."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lookup_restored_child
+import pytest
+from lookup_child import SHOWN
+from oci_bundles import BUSYBOX, needs_busybox
+from test_lookup import MARK, at_the_exec, compiled_victim, filled_root, needs_strace, open_folder, programs
+
+import containerkit
+from containerkit import Container, RootFS
+from containerkit.checkpoint.guard import Guard
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU takes root")
+
+CRIU = os.environ.get("CONTAINERKIT_CRIU", "")
+needs_criu = pytest.mark.skipif(
+    not CRIU,
+    reason="CONTAINERKIT_CRIU names no criu of version 4: Debian 12's 3.17 fails on the vDSO of newer kernels",
+)
+HOLDS = "exec 7</own/file 8<>/own/pipe 9>/own/written; echo there >/own/ready; while true; do sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def root():
+    needs_busybox()
+    with open_folder() as folder:
+        (folder / "root/bin").mkdir(parents=True)
+        victim = compiled_victim(folder)
+        filled_root(folder / "root", victim)
+        for name in ("busybox", "sh", "sleep", "mkfifo"):
+            shutil.copy(BUSYBOX, folder / "root/bin" / name)
+        shutil.copy(victim, folder / "root/quick")
+        (folder / "root/own").mkdir()
+        (folder / "root/own/file").write_text("of the image\n")
+        os.mkfifo(folder / "root/own/pipe")
+        yield folder / "root"
+
+
+@pytest.fixture(scope="module")
+def images(root, tmp_path_factory):
+    """A checkpoint of a container whose process has descriptors of its own, and what all its processes held."""
+    place = tmp_path_factory.mktemp("restored") / "images"
+    with Container(RootFS.dir(root), mounts=SHOWN) as c:
+        c.run(["/bin/sh", "-c", f"({HOLDS}) </dev/null >/dev/null 2>&1 &"], check=True)
+        eventually((root / "own/ready").exists)
+        before = by_program(c)
+        c.checkpoint(place, criu=CRIU)
+    return place, before
+
+
+def eventually(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def held(pid):
+    """Return what a process has open, by number; numbers of inodes do not matter."""
+    found = {}
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(number)] = re.sub(r"\d+", "N", os.readlink(f"/proc/{pid}/fd/{number}"))
+    return found
+
+
+def by_program(container):
+    """Return what the processes of a container hold, but for those that end at once."""
+    found = {}
+    for pid in container.members():
+        with contextlib.suppress(OSError):
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name != "sleep":
+                found[name] = held(pid)
+    return found
+
+
+# --- What is brought back
+
+
+@needs_criu
+def test_processes_that_are_brought_back_hold_what_they_held(images):
+    place, before = images
+    assert {"init", "sh"} == set(before)
+    assert {7, 8, 9} <= set(before["sh"])  # the control: more than the standard streams is seen
+    with Container.restore(place, criu=CRIU) as c:
+        after = by_program(c)
+    assert before["sh"] == after["sh"]
+    # Both ends of the pipe that took the place of the owner's pidfd before the checkpoint are pidfds now.
+    assert {0: "anon_inode:[signalfd]", 3: "anon_inode:[pidfd]"} == before["init"]
+    assert {**before["init"], 4: "anon_inode:[pidfd]"} == after["init"]
+
+
+# --- What is started there
+
+
+@contextlib.contextmanager
+def caller(place, how, *names):
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(containerkit.__file__))}
+    words = [sys.executable, lookup_restored_child.__file__, str(place), CRIU, how, *names]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(words, env=environment, text=True, **pipes) as process:
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.stdin.close()
+            process.wait(60)
+
+
+@needs_criu
+def test_nothing_of_the_callers_can_be_named_in_a_container_that_was_brought_back(images, root):
+    names = [*programs(root), "/quick"]
+    with caller(images[0], "alone", *names) as (process, _):
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        found = dict(process.stdout.readline().strip().split(" ", 1) for _ in names)
+    assert f"status 0 {MARK}" == found.pop("/quick")  # the control: a program of the container's own is started
+    assert {} == {name: told for name, told in found.items() if MARK in told or "status 0" in told}
+
+
+def scan(place, how):
+    """Attach strace(1) once the container is there: CRIU itself has to trace what it brings back."""
+    with caller(place, how, "/quick") as (process, init):
+        space = os.stat(f"/proc/{init}/ns/pid").st_ino
+
+        def is_inside(pid, _):
+            return os.stat(f"/proc/{pid}/ns/pid_for_children").st_ino == space
+
+        delay = ["-e", "trace=execve", "-e", "inject=execve:delay_enter=300000"]
+        strace = ["strace", "-f", "-q", "-o", "/dev/null", *delay, "-p", str(process.pid), "-p", init]
+        with subprocess.Popen(strace) as tracer:
+            eventually(lambda: all(is_traced(pid) for pid in (process.pid, init)))
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            found = at_the_exec(process, is_inside)
+            tracer.send_signal(signal.SIGINT)
+    return found
+
+
+def is_traced(pid):
+    return "\nTracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
+
+
+@needs_criu
+@needs_strace
+def test_command_in_a_container_that_was_brought_back_holds_its_own_descriptors_alone(images):
+    assert {"0", "1", "2"} == scan(images[0], "alone")
+
+
+@needs_criu
+@needs_strace
+def test_command_in_a_container_that_was_brought_back_holds_what_it_is_passed(images):
+    """The control: one more is seen."""
+    found = scan(images[0], "passing")
+    assert {"0", "1", "2"} < found
+    assert 4 == len(found)
+
+
+# --- The guard of an owner
+
+
+@pytest.fixture
+def inherited():
+    """A descriptor that every program inherits which is started without care."""
+    fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(fd, True)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def guard(inherited):
+    with Container() as c:
+        pidfd = os.pidfd_open(c.pid)
+        made = Guard()
+        try:
+            made.watch(pidfd)
+            yield made._pids[0]
+        finally:
+            made.close()
+            os.close(pidfd)
+
+
+def test_guard_holds_two_processes_and_nothing_else(guard, inherited):
+    eventually(lambda: Path(f"/proc/{guard}/comm").read_text() == "guard\n" and len(held(guard)) == 2)
+    assert {3: "anon_inode:[pidfd]", 4: "anon_inode:[pidfd]"} == held(guard)
+    assert b"" == Path(f"/proc/{guard}/environ").read_bytes()
+    assert "memfd:init" in os.readlink(f"/proc/{guard}/exe")
+    assert {str(os.getpid())} < {number_of(guard, fd) for fd in (3, 4)}
+
+
+def test_program_that_is_started_without_care_holds_what_is_inherited(inherited):
+    """The control."""
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+    try:
+        eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+        assert "/" == held(pid)[inherited]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def number_of(pid, fd):
+    """Return the process that a pidfd stands for. Source: pidfd_open(2)."""
+    lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("Pid:"))

@@ -1,0 +1,111 @@
+"""A hostile container on a bridge: it has all capabilities over its namespace, and sends whatever frames it likes.
+
+Each attack is sent a second time with the guard taken away, and arrives: so it is the guard that stops it.
+"""
+
+from __future__ import annotations
+
+import network_lab as lab
+import pytest
+
+pytestmark = lab.NEEDS
+
+OTHER = lab.MACS["c2"]
+MAC = lab.MACS["c1"]
+LOCAL = "fe80::aff:fe58:5"
+
+HOP_BY_HOP = bytes((58, 0, 1, 4, 0, 0, 0, 0))
+
+ATTACKS = {
+    "a frame with another's MAC": lab.udp4(OTHER, "10.88.0.5", "10.88.255.255"),
+    "a frame with a MAC of nobody's": lab.udp4("02:12:34:56:78:9a", "10.88.0.5", "10.88.255.255"),
+    "a source address of another's": lab.udp4(MAC, "10.88.0.6", "10.88.255.255"),
+    "a source address of the gateway's": lab.udp4(MAC, "10.88.0.1", "10.88.255.255"),
+    "ARP: the gateway is at mine": lab.arp(MAC, MAC, "10.88.0.1", "10.88.0.6"),
+    "ARP: the gateway is at mine, as a question": lab.arp(MAC, MAC, "10.88.0.1", "10.88.0.6", 1),
+    "ARP: my address is at another's": lab.arp(MAC, OTHER, "10.88.0.5", "10.88.0.6"),
+    "ND: the gateway is at mine": lab.icmp6(MAC, "fd00:88::5", "ff02::1", lab.advertisement("fd00:88::1", MAC)),
+    "ND: the neighbour is at mine": lab.icmp6(MAC, LOCAL, "ff02::1", lab.advertisement("fd00:88::6", MAC)),
+    "a router advertisement": lab.icmp6(MAC, LOCAL, "ff02::1", lab.router_advertisement()),
+    "a router advertisement behind an extension": lab.icmp6(
+        MAC, LOCAL, "ff02::1", lab.router_advertisement(), HOP_BY_HOP
+    ),
+    "a redirect": lab.icmp6(MAC, LOCAL, "ff02::1", bytes((137, 0)) + bytes(38)),
+    "a source address of another's, v6": lab.icmp6(MAC, "fd00:88::6", "ff02::1", bytes((128, 0)) + bytes(6)),
+    "a question whether another's address is taken": lab.icmp6(
+        MAC, "::", "ff02::1", bytes((135, 0)) + bytes(6) + bytes.fromhex("fd000088") + bytes(11) + b"\6"
+    ),
+    "a frame of another kind": lab.ethernet(MAC, 0x88B5, bytes(46)),
+}
+
+FAIR = {
+    "its own ARP": lab.arp(MAC, MAC, "10.88.0.5", "10.88.0.6", 1),
+    "its own datagram": lab.udp4(MAC, "10.88.0.5", "10.88.255.255"),
+    "its own advertisement": lab.icmp6(MAC, "fd00:88::5", "ff02::1", lab.advertisement("fd00:88::5", MAC)),
+}
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    with lab.Lab() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def open_lab():
+    with lab.Lab(rules=False) as made:
+        yield made
+
+
+def arrives(where: lab.Lab, frame: bytes) -> bool:
+    victim, hostile = where.wire("c2"), where.wire("c1")
+    try:
+        hostile.send(frame)
+        return where.hears(victim, frame)
+    finally:
+        victim.close()
+        hostile.close()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_guard_stops_what_is_not_the_containers_own(guarded, open_lab, name):
+    assert not arrives(guarded, ATTACKS[name])
+    assert arrives(open_lab, ATTACKS[name])  # the control
+
+
+@pytest.mark.parametrize("name", FAIR)
+def test_guard_lets_pass_what_is_the_containers_own(guarded, name):
+    assert arrives(guarded, FAIR[name])
+
+
+def test_guard_holds_for_what_goes_to_the_router_too(guarded, open_lab):
+    frame = lab.arp(MAC, MAC, "10.88.0.6", "10.88.0.1", 1)
+    for where, learned in ((guarded, False), (open_lab, True)):
+        where.ip("router", "neigh flush dev br0")
+        wire = where.wire("c1")
+        wire.send(frame)
+        where.hears(wire, b"never")  # half a second
+        said = where.run("router", "ip neigh show 10.88.0.6 dev br0")
+        assert (MAC in said) == learned
+        where.ip("router", "neigh flush dev br0")
+
+
+def test_guard_is_nobody_elses_to_change(guarded):
+    guarded.run("router", "nft flush ruleset")
+    assert "table bridge containerkit" in guarded.run("router", "nft list tables")
+    with guarded.spaces["router"].enter():
+        import subprocess
+
+        done = subprocess.run(
+            ["nft", "delete", "table", "bridge", "containerkit"], capture_output=True, text=True, check=False
+        )
+    assert done.returncode != 0
+    assert "Operation not permitted" in done.stderr
+
+
+def test_guard_lets_nothing_pass_of_a_port_that_is_gone():
+    with lab.Lab() as where:
+        frame = FAIR["its own datagram"]
+        assert arrives(where, frame)
+        where.router_rules.remove_endpoint("p1")
+        assert not arrives(where, frame)
