@@ -11,7 +11,8 @@ import urllib.request
 
 import pytest
 
-from containerkit import Attach, Container, StateError
+from containerkit import Attach, Container, Network, SpecError, StateError, run
+from containerkit.container import running
 from containerkit.network import keeper
 
 CLI = [sys.executable, "-m", "containerkit"]
@@ -112,6 +113,47 @@ def test_published_ports_and_fixed_addresses_are_the_keepers_to_give(shared):
         assert f"{address}/" in out
         with pytest.raises(StateError, match="another container"):
             Container(network=Attach(keeper.Kept(shared), addresses=[address])).start()
+
+
+IN_ANOTHER = "import sys; from containerkit import run; sys.exit(run(sys.argv[2:], network=sys.argv[1]).returncode)"
+
+
+def test_the_network_of_another_processs_container_is_joined_by_its_id():
+    name = f"pod{os.getpid()}"
+    with Container(id=name, network=Network("pod", internal=True), hosts={"x": "10.0.0.9"}) as first:
+        inode = first.run(["readlink", "/proc/self/ns/net"], text=True).stdout
+        words = ["sh", "-c", "readlink /proc/self/ns/net; grep -c 10.0.0.9 /etc/hosts"]
+        assert cli("run", "--network", f"container:{name}", "--", *words).stdout == f"{inode}1\n"
+        code = [sys.executable, "-c", IN_ANOTHER, f"container:{name}", "true"]
+        subprocess.run(code, check=True, timeout=60)
+        with pytest.raises(SpecError, match="has its hosts"):
+            run(["true"], network=f"container:{name}", hosts={"y": "10.0.0.8"})
+    refused = cli("run", "--network", f"container:{name}", "--", "true", check=False)
+    assert refused.returncode == 125
+    assert "no container of that name runs" in refused.stderr
+
+
+def test_the_network_of_a_detached_container_is_joined_by_its_name():
+    name = f"det{os.getpid()}"
+    made = cli("run", "-d", "--name", name, "--", "sleep", "100").stdout.strip()
+    try:
+        inode = cli("exec", name, "readlink", "/proc/self/ns/net").stdout
+        for known in (name, made):
+            assert cli("run", "--network", f"container:{known}", "--", "readlink", "/proc/self/ns/net").stdout == inode
+    finally:
+        cli("rm", "-f", name)
+
+
+def test_a_record_of_a_container_whose_owner_was_killed_misleads_nobody():
+    name = f"dead{os.getpid()}"
+    code = f"from containerkit import Container; import time; c = Container(id={name!r}).start(); print(c.pid, flush=True); "
+    with subprocess.Popen([sys.executable, "-c", code + "time.sleep(1000)"], stdout=subprocess.PIPE) as owner:
+        owner.stdout.readline()
+        owner.kill()
+    with pytest.raises(StateError, match="no container of that name runs"):
+        run(["true"], network=f"container:{name}")
+    assert any(name in each for each in running.sweep())
+    assert running.sweep() == []
 
 
 def test_options_of_run_reach_the_container():

@@ -15,11 +15,11 @@ from containerkit import _native
 from containerkit._linux.hostroot import HOSTNAME
 from containerkit.errors import SpecError, StateError
 from containerkit.namespace import Kind
-from containerkit.network import endpoint, files
+from containerkit.network import elsewhere, endpoint, files
 from containerkit.network.endpoint import Endpoint
 from containerkit.network.live import Claim, LiveNetwork
 from containerkit.plan.tape import Plan
-from containerkit.spec.network import CNI, Attach, Macvlan, Network, Port, host_name
+from containerkit.spec.network import CNI, OTHER, Attach, Macvlan, Network, Port, host_name
 
 if TYPE_CHECKING:
     from containerkit.container.lifecycle import Container
@@ -233,6 +233,9 @@ def connected(spec: Spec) -> Spec:
         return attrs.evolve(spec, network="none", hosts=(), dns=None, mounts=files.mounts(spec.mounts, hosts, resolv))
     if hasattr(network, "namespace"):
         return _of_pod(spec, network)
+    if isinstance(network, str) and network.startswith(OTHER):
+        other = elsewhere.find(network.removeprefix(OTHER))
+        return _joining(spec, other, *other.files())
     if isinstance(network, (Macvlan, CNI)):
         return _outside(spec, network)
     attachments = _attachments(network)
@@ -328,7 +331,8 @@ def connected_once(spec: Spec) -> Spec:
 
 def _is_stale(spec: Spec) -> bool:
     choice = spec.namespaces.network
-    if hasattr(choice, "kept"):  # another keeper may have taken the place of the one that was asked
+    # Another may have taken the place of the keeper, or of the container, that was asked.
+    if hasattr(choice, "kept") or isinstance(choice, elsewhere.Elsewhere):
         return True
     return isinstance(choice, Connector) and any(
         live.closed or live.router.pid != os.getpid() for live, _ in choice.attached

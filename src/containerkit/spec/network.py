@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CNI",
     "DNS",
+    "OTHER",
     "Attach",
     "Egress",
     "EgressRule",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,253}")
+OTHER: Final = "container:"
+"""How the network of a container begins that another process has, before its id or name."""
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _DEVICE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _AUTO: Final = ("auto4", "auto6")
@@ -375,7 +379,9 @@ def network_choice(value: Any) -> Any:
         return listed
     if isinstance(value, (Attach, Macvlan, CNI)) or is_network(value) or hasattr(value, "keep_until_stopped"):
         return value
-    known = "'none', 'host', 'internet', a Network, an Attach or several, a container, a Macvlan or a CNI"
+    if isinstance(value, str) and value.startswith(OTHER) and _ID.fullmatch(value.removeprefix(OTHER)):
+        return value
+    known = "'none', 'host', 'internet', a Network, an Attach or several, a container or 'container:ID', a Macvlan or a CNI"
     raise SpecError(f"network: {value!r:.100} is not {known}")
 
 
@@ -403,7 +409,8 @@ def check_connection(spec: Any) -> None:
         raise SpecError("publish: ports lead to a container on a network of its own: network='internet', or a Network")
     if spec.egress is not None and not bridged:
         raise SpecError("egress: rules hold on a network of ours: network='internet', or a Network")
-    if hasattr(network, "keep_until_stopped") and (spec.hosts or spec.dns is not None):
+    shares = hasattr(network, "keep_until_stopped") or (isinstance(network, str) and network.startswith(OTHER))
+    if shares and (spec.hosts or spec.dns is not None):
         raise SpecError("network: a container that shares another's network has its hosts and dns, too")
-    if any(key.startswith("net.") for key, _ in spec.sysctls) and hasattr(network, "keep_until_stopped"):
+    if any(key.startswith("net.") for key, _ in spec.sysctls) and shares:
         raise SpecError("sysctls: the network is another container's; set net.* there")
