@@ -150,6 +150,7 @@ def test_a_record_of_a_container_whose_owner_was_killed_misleads_nobody():
     with subprocess.Popen([sys.executable, "-c", code + "time.sleep(1000)"], stdout=subprocess.PIPE) as owner:
         owner.stdout.readline()
         owner.kill()
+    wait_for(lambda: running.find(name) is None)
     with pytest.raises(StateError, match="no container of that name runs"):
         run(["true"], network=f"container:{name}")
     assert any(name in each for each in running.sweep())
@@ -182,3 +183,56 @@ def test_explain_lists_the_messages_that_make_a_containers_end_of_a_network():
     assert "netlink RTM_NEWLINK veth" in network
     assert "netlink RTM_NEWROUTE 0.0.0.0/0 via" in network
     assert "setns network namespace" in container
+
+
+@pytest.fixture
+def inner():
+    cli("network", "create", f"{NAME}i", "--internal")
+    yield f"{NAME}i"
+    cli("network", "rm", "--force", f"{NAME}i", check=False)
+
+
+ADDRESS = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"
+
+
+def test_a_container_is_on_several_networks_that_are_kept_and_finds_the_names_of_each(shared, inner):
+    with (
+        Container(id="front", network=keeper.Kept(shared)),
+        Container(id="back", network=Attach(keeper.Kept(inner), aliases=["db"])) as back,
+    ):
+        own = {each["names"][0]: each["addresses"][0] for name in (shared, inner) for each in members(name)}
+        for order in ((shared, inner), (inner, shared)):
+            words = [word for name in order for word in ("--network", name)]
+            code = "import socket; print(*map(socket.gethostbyname, ('front', 'back', 'db')))"
+            done = cli("run", *words, "--", "sh", "-c", f'ip -br link; ip route; python3 -c "{code}"').stdout
+            assert "eth0" in done
+            assert "eth1" in done
+            assert f"default via {cli_gateway(shared)} dev eth{order.index(shared)}" in done
+            assert done.splitlines()[-1] == f"{own['front']} {own['back']} {own['back']}"
+        # The others find it by its id, on each of them.
+        with Container(id="both", network=[keeper.Kept(inner), keeper.Kept(shared)]):
+            assert back.run(["python3", "-c", ADDRESS, "both"], text=True).stdout.strip() in {
+                each["addresses"][0] for each in members(inner)
+            }
+    wait_for(lambda: not members(shared) and not members(inner))
+
+
+def cli_gateway(name):
+    return json.loads(cli("network", "inspect", name).stdout)[0]["gateways"][0]
+
+
+def test_a_network_that_is_kept_goes_beside_one_of_the_processs_own(shared):
+    with (
+        Network("own", internal=True).open() as own,
+        Container(id="front", network=keeper.Kept(shared)),
+        Container(id="near", network=own) as near,
+        Container(id="both", network=[own, keeper.Kept(shared)], publish=["0:80"]) as both,
+    ):
+        (front,) = (each["addresses"][0] for each in members(shared) if "front" in each["names"])
+        found = [both.run(["python3", "-c", ADDRESS, name], text=True).stdout.strip() for name in ("near", "front")]
+        assert found == [own.addresses(near)[0], front]
+        assert f"default via {cli_gateway(shared)} dev eth1" in both.run(["ip", "route"], text=True).stdout
+        assert near.run(["python3", "-c", ADDRESS, "both"], text=True).stdout.strip() == own.addresses(both)[0]
+    wait_for(lambda: not members(shared))
+    with pytest.raises(SpecError, match="different networks"):
+        Container(network=[keeper.Kept(shared), keeper.Kept(shared)]).start()

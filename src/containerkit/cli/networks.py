@@ -23,7 +23,8 @@ def define(group: Any) -> None:
         metavar="NAME[:OPTION=VALUE,...]",
         **_LISTS,
         help="none (default), host, internet, one that 'containerkit network create' has made, container:ID (or its "
-        f"name) for that container's own, macvlan:INTERFACE or cni:NAME; options of a network are {', '.join(_KEYS)}; repeatable",
+        f"name) for that container's own, macvlan:INTERFACE or "
+        f"cni:NAME; options of a network are {', '.join(_KEYS)}; repeatable",
     )
     group.add_argument(
         "-p",

@@ -1,7 +1,7 @@
 """Running containers that were given an id, for other processes of the same user that know nothing but that id.
 
-Each is a file below /run (for a user: $XDG_RUNTIME_DIR), named after the id and the pid of its PID 1. It holds when that
-process started: so a file whose owner was killed is known for what it is.
+Each is a file below /run (for a user: $XDG_RUNTIME_DIR), named after the id and the pid of its PID 1. It holds when
+that process started: so a file whose owner was killed is known for what it is.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from errno import ENOENT, ESRCH
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -46,7 +47,7 @@ class Elsewhere:
         """
         pidfd = _pidfd(self.name)
         try:
-            return Namespace.from_pidfd(pidfd, "network")
+            return _network(pidfd, self.name)
         finally:
             os.close(pidfd)
 
@@ -58,7 +59,7 @@ class Elsewhere:
         """
         pidfd = _pidfd(self.name)
         try:
-            with Namespace.from_pidfd(pidfd, "network") as network:
+            with _network(pidfd, self.name) as network:
                 if os.geteuid() != 0 and (above := _outermost(network)) is not None:
                     share_holder(above)
             return _content(pidfd, files.HOSTS), _content(pidfd, files.RESOLV)
@@ -87,8 +88,21 @@ def _pidfd(name: str) -> int:
     except (SpecError, StateError) as error:
         if "does not run" in str(error):
             raise
-        hint = "found are detached containers, by id or name, and those that their owner gave an id"
-        raise StateError(f"network container:{name}: no container of that name runs; {hint}") from None
+        raise _unknown(name) from None
+
+
+def _unknown(name: str) -> StateError:
+    hint = "found are detached containers, by id or name, and those that their owner gave an id"
+    return StateError(f"network container:{name}: no container of that name runs; {hint}")
+
+
+def _network(pidfd: int, name: str) -> Namespace:
+    try:
+        return Namespace.from_pidfd(pidfd, "network")
+    except SetupError as error:
+        if error.errno in (ESRCH, ENOENT):  # it has ended meanwhile
+            raise _unknown(name) from None
+        raise
 
 
 def _outermost(network: Namespace) -> int | None:
@@ -124,7 +138,9 @@ def _content(pidfd: int, path: str) -> bytes | None:
     except OSError:
         return None
     try:
-        fd = calls.openat2(root, path.lstrip("/"), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, resolve=k.RESOLVE_IN_ROOT)
+        fd = calls.openat2(
+            root, path.lstrip("/"), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, resolve=k.RESOLVE_IN_ROOT
+        )
     except (OSError, SetupError):
         return None
     finally:

@@ -270,6 +270,7 @@ class Endpoint(Namespace):
     """The network namespace of one container; closing it gives back all that its networks had for it."""
 
     _ends: list[Callable[[], Any]] = attrs.field(factory=list)
+    _beside: list[Any] = attrs.field(factory=list)
 
     @classmethod
     def adopt(cls, fd: int, ends: list[Callable[[], Any]]) -> Endpoint:
@@ -280,6 +281,11 @@ class Endpoint(Namespace):
     def also(self, end: Callable[[], Any]) -> None:
         """Call this, too, at its end."""
         self._ends.append(end)
+
+    def beside(self, other: Any) -> None:
+        """Keep what another network has of the same namespace: it is told names, and closed, with this."""
+        self._beside.append(other)
+        self.also(other.close)
 
     def close(self) -> None:
         """Let go of the namespace, and of all that goes with it; harmless when repeated."""

@@ -2,7 +2,8 @@
 
 A lease is a lock on a file in /run/containerkit/networks, which the kernel drops when its owner ends, however that
 ends. The file is named after the subnet, so that another owner sees what is taken. Networks of an unprivileged user lie
-in namespaces of its own, which no other owner sees: they only keep clear of the host's routes and of each other.
+in namespaces of its own, which no other owner sees. Their leases are below $XDG_RUNTIME_DIR, and only keep apart what is
+chosen for them, so that a container can be on networks of several processes.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def lease(wanted: str, *, shared: bool) -> Lease:
 
     Args:
         wanted: ``"auto4"``, ``"auto6"``, or a subnet.
-        shared: the subnet is to be routed by the host, where other owners are.
+        shared: the subnet is to be routed by the host, where other owners are: what one of them has is refused.
 
     Raises:
         StateError: a network of this machine has it, or a part of it.
@@ -115,23 +116,24 @@ def lease(wanted: str, *, shared: bool) -> Lease:
         UnsupportedError: none is left.
         SetupError: the lock files can't be made.
 
-    Side effects: with ``shared`` a file in :data:`DIRECTORY`.
+    Side effects: a file in :data:`DIRECTORY`, or below $XDG_RUNTIME_DIR where there is one.
     """
     taken = routes()
-    with _lock, _gate(shared=shared) as listed:
-        others = [*(subnet for subnet in listed()), *_ours]
+    place = DIRECTORY if shared else _of_user()
+    with _lock, _gate(place) as listed:
+        others = [*listed(), *_ours]
         if wanted not in ("auto4", "auto6"):
             subnet = ip_network(wanted)
-            if met := _meeting(subnet, others):
+            if met := _meeting(subnet, others if shared else list(_ours)):
                 raise StateError(
                     f"subnet {subnet}: the network {met} of this machine has it; choose another, or 'auto4'"
                 )
             if met := _meeting(subnet, taken):
                 raise SpecError(f"subnet {subnet}: the host has a route to {met}; choose another, or 'auto4'")
-            return _hold(subnet, shared=shared)
+            return _hold(subnet, None if _meeting(subnet, others) else place)
         for subnet in _candidates(wanted):
             if not _meeting(subnet, others) and not _meeting(subnet, taken):
-                return _hold(subnet, shared=shared)
+                return _hold(subnet, place)
     raise UnsupportedError("lease", 28, f"subnet {wanted}", "all are in use: say which one, subnets=('10.9.0.0/24',)")
 
 
@@ -159,54 +161,57 @@ def _overlap(one: Subnet, other: Subnet) -> bool:
     return int(one.network_address) >> shift == int(other.network_address) >> shift
 
 
-def _file(subnet: Subnet) -> str:
-    return f"{DIRECTORY}/{subnet.network_address}-{subnet.prefixlen}"
+def _of_user() -> str | None:
+    """Return where the leases of an unprivileged user are; None without a directory for what is running."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    return f"{base}/containerkit/leases" if os.access(base, os.W_OK) else None
 
 
-def _open(path: str) -> int:
+def _open(place: str, name: str) -> int:
+    path = f"{place}/{name}"
     try:
-        os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
+        os.makedirs(place, mode=0o700, exist_ok=True)
         return high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
-        hint = f"{DIRECTORY} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
+        hint = f"{place} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
         raise SetupError("open", error.errno or 0, path, hint) from None
 
 
-def _hold(subnet: Subnet, *, shared: bool) -> Lease:
-    if not shared:
+def _hold(subnet: Subnet, place: str | None) -> Lease:
+    if place is None:
         return Lease(subnet, -1, "")
-    path = _file(subnet)
-    fd = _open(path)
+    name = f"{subnet.network_address}-{subnet.prefixlen}"
+    fd = _open(place, name)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.ftruncate(fd, 0)
     os.write(fd, b"%d\n" % os.getpid())
-    return Lease(subnet, fd, path)
+    return Lease(subnet, fd, f"{place}/{name}")
 
 
 @contextlib.contextmanager
-def _gate(*, shared: bool) -> Iterator[Callable[[], list[Subnet]]]:
+def _gate(place: str | None) -> Iterator[Callable[[], list[Subnet]]]:
     """Let one owner at a time choose; yields what returns the subnets that are leased. Stale files are removed."""
-    if not shared:
+    if place is None:
         yield list
         return
-    fd = _open(f"{DIRECTORY}/gate")
+    fd = _open(place, "gate")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield lambda: _leased()[0]
+        yield lambda: _leased(place)[0]
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
-def _leased() -> tuple[list[Subnet], list[str]]:
+def _leased(place: str) -> tuple[list[Subnet], list[str]]:
     """Return the subnets that somebody holds, and remove the files of those that nobody does; the gate is held."""
     held: list[Subnet] = []
     removed: list[str] = []
-    for name in sorted(os.listdir(DIRECTORY)):
+    for name in sorted(os.listdir(place)):
         base, _, prefix = name.rpartition("-")
         try:
             subnet = ip_network(f"{base}/{prefix}")
-            fd = os.open(f"{DIRECTORY}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(f"{place}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (OSError, ValueError):
             continue
         try:
@@ -214,7 +219,7 @@ def _leased() -> tuple[list[Subnet], list[str]]:
         except BlockingIOError:
             held.append(subnet)
         else:
-            os.unlink(f"{DIRECTORY}/{name}")
+            os.unlink(f"{place}/{name}")
             removed.append(f"lease of {subnet}")
         finally:
             os.close(fd)
@@ -223,12 +228,13 @@ def _leased() -> tuple[list[Subnet], list[str]]:
 
 def sweep() -> list[str]:
     """Remove the leases of owners that are dead; return what they were, for people."""
-    if not os.path.isdir(DIRECTORY) or not os.access(DIRECTORY, os.W_OK):
+    place = DIRECTORY if os.geteuid() == 0 else _of_user()
+    if place is None or not os.path.isdir(place) or not os.access(place, os.W_OK):
         return []
-    fd = _open(f"{DIRECTORY}/gate")
+    fd = _open(place, "gate")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        return _leased()[1]
+        return _leased(place)[1]
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)

@@ -72,7 +72,6 @@ class LiveNetwork:
         self._used: set[int] = set()
         self._next = 0
         self._claims: dict[str, Claim] = {}
-        self._attached: dict[tuple[int, int], Claim] = {}
         self._leases: list[Lease] = []
         with ExitStack() as undo:
             self.router = router.current()
@@ -214,6 +213,12 @@ class LiveNetwork:
             found.append(f"{fixed.get(network.version) or network.network_address + number}/{network.prefixlen}")
         return found
 
+    def renamed(self, claim: Claim) -> None:
+        """Tell of a container by the names that it has by now."""
+        with self._lock:
+            if claim.wire.port in self._claims:
+                self._claims[claim.wire.port] = claim
+
     def release(self, claim: Claim) -> None:
         """Give back what a container had; harmless when repeated."""
         with self._lock:
@@ -236,7 +241,7 @@ class LiveNetwork:
             SpecError: an address that can't be.
             SetupError: it failed; nothing is left behind.
         """
-        from containerkit.network.connect import attach_running
+        from containerkit.network.later import attach_running
 
         return attach_running(self, container, how)
 
@@ -246,13 +251,13 @@ class LiveNetwork:
         Raises:
             StateError: it is not on it.
         """
-        from containerkit.network.connect import detach_running
+        from containerkit.network.later import detach_running
 
         detach_running(self, container)
 
     def addresses(self, container: Container) -> tuple[str, ...]:
         """Return the addresses that a container has on this network, IPv4 first; none where it is not on it."""
-        from containerkit.network.connect import claims_of
+        from containerkit.network.later import claims_of
 
         return tuple(text for claim in claims_of(container) if claim.live is self for text in claim.addresses)
 
@@ -276,7 +281,7 @@ class LiveNetwork:
         """Return the published ports of a container on this network, with the host's ports that they have got."""
         import attrs
 
-        from containerkit.network.connect import published_of
+        from containerkit.network.later import published_of
 
         found = published_of(container) if self.addresses(container) else ()
         return tuple(attrs.evolve(each.port, host_port=each.host_port) for each in found)

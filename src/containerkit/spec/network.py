@@ -381,7 +381,9 @@ def network_choice(value: Any) -> Any:
         return value
     if isinstance(value, str) and value.startswith(OTHER) and _ID.fullmatch(value.removeprefix(OTHER)):
         return value
-    known = "'none', 'host', 'internet', a Network, an Attach or several, a container or 'container:ID', a Macvlan or a CNI"
+    known = (
+        "'none', 'host', 'internet', a Network, an Attach or several, a container or 'container:ID', a Macvlan or a CNI"
+    )
     raise SpecError(f"network: {value!r:.100} is not {known}")
 
 
