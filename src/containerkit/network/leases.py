@@ -2,8 +2,8 @@
 
 A lease is a lock on a file in /run/containerkit/networks, which the kernel drops when its owner ends, however that
 ends. The file is named after the subnet, so that another owner sees what is taken. Networks of an unprivileged user lie
-in namespaces of its own, which no other owner sees. Their leases are below $XDG_RUNTIME_DIR, and only keep apart what is
-chosen for them, so that a container can be on networks of several processes.
+in namespaces of its own, which no other owner sees. Their leases are below $XDG_RUNTIME_DIR, and only keep apart what
+is chosen for them, so that a container can be on networks of several processes.
 """
 
 from __future__ import annotations

@@ -138,8 +138,10 @@ class LiveNetwork:
         Raises:
             StateError: the network was closed; a fixed address is another's.
             SpecError: a fixed address is none of the network's.
-            SetupError: no port or no address is left.
+            SetupError: no port or no address is left; a packet filter of the host's drops what is forwarded by now.
         """
+        if not self.network.internal:
+            self.router.check_forwarding()
         with self._lock:
             self._check_open()
             if len(self._claims) >= _MOST_PORTS:
