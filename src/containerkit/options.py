@@ -153,8 +153,8 @@ class DescriptionOptions(TypedDict, total=False):
     """``"none"`` (default): a loopback interface alone. ``"internet"``: the outside, and no other container. A
     :class:`~containerkit.Network`, or one that is open: its other containers, and the outside. An
     :class:`~containerkit.Attach` says more about how, a list of them gives several. Another container, or
-    ``"container:ID"`` for one of another process: its network is shared. ``"host"``: the host's, without any isolation. A :class:`~containerkit.Macvlan` or
-    :class:`~containerkit.CNI`."""
+    ``"container:ID"`` for one of another process: its network is shared. ``"host"``: the host's, without any isolation.
+    A :class:`~containerkit.Macvlan` or :class:`~containerkit.CNI`."""
     publish: ListOf[Port | int | str]
     """Ports of the host's that lead inside: a :class:`~containerkit.Port`, a number for the same on 127.0.0.1, or a
     text as docker's ``-p`` has it (default none)."""

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import threading
 import time
 import urllib.request
+import warnings
+from gc import collect
 
 import pytest
 
@@ -491,6 +494,12 @@ def test_a_closed_network_takes_nobody(net):
 def test_a_subnet_of_the_host_or_of_another_network_is_refused(net):
     with pytest.raises(StateError, match="of this machine has it"):
         Network("again", subnets=[net.subnets[0]]).open()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        with pytest.raises(StateError, match="of this machine has it"):  # once it has leased the other
+            Network("again", subnets=["auto4", net.subnets[1]]).open()
+        collect()
+    assert caught == []
     own = next(str(each) for each in leases.routes() if each.version == 4 and each.prefixlen < 32)
     with pytest.raises((SpecError, StateError), match="subnet"):
         Network("again", subnets=[own]).open()
@@ -721,6 +730,31 @@ def test_a_plugin_that_fails_is_an_error_with_its_own_words_and_those_before_tak
     with pytest.raises(SetupError, match=r"CNI plugin bandwidth ADD.*hint: \w"):
         Container(network=CNI(conflist)).start()
     assert "10.213.99.2" not in os.listdir(next((tmp_path / "leases").iterdir()))
+
+
+PORTMAP = """
+import json, sys, urllib.request
+from containerkit import CNI, Container, Port
+with Container(network=CNI(sys.argv[1]), publish=[Port(18765, 80)]) as container:
+    serve = "import http.server; s = http.server.HTTPServer(('', 80), http.server.SimpleHTTPRequestHandler); "
+    with container.popen(["python3", "-c", serve + "print(1, flush=True); s.serve_forever()"], stdout=-1) as server:
+        server.stdout.readline()
+        print(urllib.request.urlopen("http://127.0.0.1:18765/", timeout=20).status)
+        server.kill()
+"""
+
+
+@with_plugins
+@pytest.mark.skipif(not shutil.which("iptables"), reason="needs Debian's package iptables, for the plugin portmap")
+def test_ports_are_published_by_the_plugin_portmap(conflist):
+    """In a network namespace that stands for the host: the plugin leaves chains of iptables there."""
+    config = json.loads(conflist.read_text())
+    config["plugins"].append({"type": "portmap", "capabilities": {"portMappings": True}, "snat": True})
+    conflist.write_text(json.dumps(config))
+    host = 'mount -t sysfs sysfs /sys && mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"'
+    words = ["unshare", "--net", "--mount", "sh", "-c", host, "sh", sys.executable, "-c", PORTMAP, conflist]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "200\n", done.stderr[-2000:]
 
 
 def test_cni_that_cannot_be_is_refused(tmp_path):

@@ -1,7 +1,8 @@
 """The guard of a router's bridges: from each port pass frames with the port's own MAC and addresses alone.
 
 It sees what containers send before anybody else does: spoofed sources, answers about addresses of others (ARP,
-neighbour advertisements), router advertisements, redirects, and kinds of frames that are neither ARP nor IP stop here.
+neighbour advertisements), router advertisements, redirects, answers of DHCP, queries for members of groups, and kinds
+of frames that are neither ARP nor IP stop here.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ def table() -> list[Message]:
             e.meta(e.PROTOCOL) + e.lookup("kinds", into=-1),
         ],
         "arp": _arp(),
-        "ip": [port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.say(nft.ACCEPT)],
+        "ip": [
+            _of(1, 0, b"\x05") + e.say(nft.GOTO, "spoofed"),  # a redirect
+            _of(17, 0, b"\0\x43") + e.say(nft.GOTO, "spoofed"),  # an answer of DHCP
+            port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.say(nft.ACCEPT),
+        ],
         "ip6": _ip6(),
         # The kernel of a container that ends leaves its groups when its addresses are gone: nobody has tried anything.
         "spoofed": [_leaves_a_group() + e.say(nft.DROP), logged("spoofed"), e.say(nft.DROP)],
@@ -83,6 +88,12 @@ def _leaves_a_group() -> bytes:
     return e.meta(e.PROTOCOL) + e.compare(b"\x86\xdd") + nobody + routers
 
 
+def _of(protocol: int, offset: int, content: bytes) -> bytes:
+    """Match what a packet of a protocol has at a place of its header."""
+    kind = e.meta(e.L4PROTO) + e.compare(bytes((protocol,)))
+    return kind + e.payload(e.TRANSPORT, offset, len(content)) + e.compare(content)
+
+
 def _arp() -> list[bytes]:
     # Ethernet and IPv4 alone; the sender's MAC and address in the message must be the port's own.
     form = e.payload(e.NETWORK, 0, 6) + e.compare(bytes.fromhex("000108000604"))
@@ -92,16 +103,17 @@ def _arp() -> list[bytes]:
 
 def _ip6() -> list[bytes]:
     port = e.meta(e.IIFNAME)
-    icmp = e.meta(e.L4PROTO) + e.compare(bytes((58,)))
 
     def kind(number: int) -> bytes:
-        return icmp + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((number,)))
+        return _of(58, 0, bytes((number,)))
 
     own_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6")
     foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
     unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
     return [
-        *(kind(number) + e.say(nft.GOTO, "spoofed") for number in (134, 137)),  # router advertisement, redirect
+        # Who asks for members of groups decides where these go; advertisements and redirects are routers'; DHCP.
+        *(kind(number) + e.say(nft.GOTO, "spoofed") for number in (130, 134, 137)),
+        _of(17, 0, b"\x02\x23") + e.say(nft.GOTO, "spoofed"),
         kind(136) + foreign_target + e.say(nft.GOTO, "spoofed"),
         # Without a source: is an address of its own taken already, and which groups does it listen to.
         unspecified + kind(135) + own_target + e.say(nft.ACCEPT),

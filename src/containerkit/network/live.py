@@ -68,7 +68,7 @@ class LiveNetwork:
         self.gateways: tuple[str, ...] = ()
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = True  # until it is open: one that could not be opened has given back all that it had
         self._used: set[int] = set()
         self._next = 0
         self._claims: dict[str, Claim] = {}
@@ -92,6 +92,7 @@ class LiveNetwork:
             self.gateways = tuple(str(each.network_address + 1) for each in networks)
             self._make(undo)
             undo.pop_all()
+            self._closed = False
 
     def _make(self, undo: ExitStack) -> None:
         rules, host_rules = self.router.rules, self.router.host_rules
