@@ -48,7 +48,7 @@ from containerkit.plan.tape import Plan
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the uplink is a link of the host's")
 
 SERVE = ["python3", "-m", "http.server", "80", "--bind", "::"]
-FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).status)"
+FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=float(sys.argv[2])).status)"
 
 
 @pytest.fixture
@@ -67,15 +67,15 @@ def serving(container, port=80):
 
 def wait_for_port(container, port):
     look = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"
-    for _ in range(100):
+    for _ in range(500):
         if container.run(["python3", "-c", look]).returncode == 0:
             return
         time.sleep(0.02)
     pytest.fail("the server did not come up")
 
 
-def fetch(container, host):
-    return container.run(["python3", "-c", FETCH, f"http://{host}/"], text=True, timeout=20)
+def fetch(container, host, patience_s=20):
+    return container.run(["python3", "-c", FETCH, f"http://{host}/", str(patience_s)], text=True, timeout=60)
 
 
 def interfaces(container):
@@ -115,7 +115,7 @@ def test_the_host_reaches_a_container_by_its_addresses(net):
     with Container(network=net) as container, serving(container):
         four, six = net.addresses(container)
         for host in (four, f"[{six}]"):
-            assert urllib.request.urlopen(f"http://{host}/", timeout=5).status == 200
+            assert urllib.request.urlopen(f"http://{host}/", timeout=30).status == 200
 
 
 def test_run_with_the_internet_has_a_way_out_and_no_neighbours():
@@ -124,7 +124,7 @@ def test_run_with_the_internet_has_a_way_out_and_no_neighbours():
         assert "default via" in done.stdout
         with Container(network="internet") as one, Container(network="internet") as two, serving(one):
             address = interfaces(one)["eth0"][0].partition("/")[0]
-            assert fetch(two, address).returncode != 0
+            assert fetch(two, address, 1).returncode != 0
             assert fetch(one, address).stdout == "200\n"
     finally:
         close_shared()
@@ -133,7 +133,7 @@ def test_run_with_the_internet_has_a_way_out_and_no_neighbours():
 def test_what_leaves_has_an_address_of_the_host(net):
     """A server in a namespace beyond the host's own stands for the internet."""
     with outside() as (address, seen), Container(network=net) as container:
-        done = container.run(["python3", "-c", FETCH, f"http://{address}:8099/"], text=True, timeout=10)
+        done = fetch(container, f"{address}:8099")
         assert done.stdout == "200\n", done.stderr
         assert seen() == ["203.0.113.1"]
 
@@ -165,7 +165,7 @@ def outside():
             file.write("1")
         words = ["ip", "netns", "exec", name, "python3", "-c", server]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        for _ in range(100):
+        for _ in range(500):
             with contextlib.suppress(OSError):
                 socket.create_connection(("203.0.113.2", 8099), 1).close()
                 break
@@ -199,7 +199,7 @@ def test_containers_of_an_isolated_network_do_not_reach_each_other():
         Container(network=net) as two,
         serving(one),
     ):
-        assert fetch(two, net.addresses(one)[0]).returncode != 0
+        assert fetch(two, net.addresses(one)[0], 1).returncode != 0
 
 
 def test_an_ipv4_network_has_no_ipv6():
@@ -266,26 +266,26 @@ def test_a_rate_limits_what_goes_through(net):
     )
     send = (
         "import socket, sys, time\n"
-        "c = socket.create_connection((sys.argv[1], 80)); end = time.time() + 1.5\n"
+        "c = socket.create_connection((sys.argv[1], 80)); end = time.time() + float(sys.argv[2])\n"
         "while time.time() < end: c.sendall(b'x' * 65536)\n"
     )
 
-    def measured(rate):
+    def measured(rate, seconds):
         with (
             Container(network=Attach(net, rate=rate)) as sink,
             Container(network=net) as source,
             sink.popen(["python3", "-c", code], stdout=-1, text=True) as reading,
         ):
             wait_for_listener(sink)
-            source.run(["python3", "-c", send, net.addresses(sink)[0]], timeout=30)
-            return float(reading.communicate(timeout=30)[0])
+            source.run(["python3", "-c", send, net.addresses(sink)[0], str(seconds)], timeout=60)
+            return float(reading.communicate(timeout=60)[0])
 
-    assert measured(Rate(down="8M")) < 12e6
-    assert measured(Rate()) > 100e6
+    assert measured(Rate(down="8M"), 1.5) < 12e6
+    assert measured(Rate(), 0.5) > 24e6
 
 
 def wait_for_listener(container):
-    for _ in range(200):
+    for _ in range(500):
         if ":0050 " in container.run(["cat", "/proc/net/tcp"], text=True).stdout:
             return
         time.sleep(0.02)
@@ -318,7 +318,7 @@ def test_networks_can_be_joined_and_left_at_run_time(net):
         net.detach(container)
         assert net.addresses(container) == ()
         assert set(interfaces(container)) == {"lo"}
-        assert fetch(other, "late:8080").returncode != 0
+        assert fetch(other, "late:8080", 1).returncode != 0
         with pytest.raises(StateError, match="not on"):
             net.detach(container)
 
@@ -370,7 +370,7 @@ def test_published_ports_lead_inside(net):
     with Container(network=net, publish=[Port(0, 80), Port(0, 80, host="0.0.0.0")]) as container, serving(container):
         joined = container.joined()["network"]
         for published in joined.published:
-            assert urllib.request.urlopen(f"http://127.0.0.1:{published.host_port}/", timeout=5).status == 200
+            assert urllib.request.urlopen(f"http://127.0.0.1:{published.host_port}/", timeout=30).status == 200
 
 
 def test_a_port_in_use_is_an_error_at_once_and_leaves_nothing(net):
@@ -452,7 +452,7 @@ def test_a_listening_socket_is_handed_inside(net, way):
 
 def answer_of(port):
     """Connect to a port; return whether what answers names this very connection."""
-    for _ in range(100):
+    for _ in range(500):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as connection:
             own = connection.getsockname()
             return connection.recv(100).decode() == f"{own[0]} {own[1]}"
@@ -538,7 +538,7 @@ def test_nothing_outlives_an_owner_that_is_killed():
         assert link in links_of_the_host()
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while link in links_of_the_host() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert link not in links_of_the_host()
@@ -782,7 +782,7 @@ def test_the_end_of_a_container_is_not_told_as_something_refused(net):
     for _ in range(4):
         with Container(network=net) as container:
             container.run(["true"])
-    time.sleep(1)
+    time.sleep(0.5)
     assert net.refusals() == []
 
 

@@ -48,7 +48,7 @@ def members(name):
 
 
 def wait_for(condition):
-    for _ in range(200):
+    for _ in range(600):
         if condition():
             return
         time.sleep(0.05)
@@ -57,9 +57,9 @@ def wait_for(condition):
 
 FETCH = """
 import sys, time, urllib.request
-for _ in range(100):
+for _ in range(500):
     try:
-        print(urllib.request.urlopen(sys.argv[1], timeout=5).status)
+        print(urllib.request.urlopen(sys.argv[1], timeout=20).status)
         break
     except OSError:
         time.sleep(0.1)
@@ -168,9 +168,9 @@ def test_options_of_run_reach_the_container():
 
 def test_a_published_port_of_the_command_line_leads_inside():
     with server("--network", "internet", "-p", "18931:80"):
-        for _ in range(100):
+        for _ in range(500):
             with contextlib.suppress(OSError):
-                assert urllib.request.urlopen("http://127.0.0.1:18931/", timeout=5).status == 200
+                assert urllib.request.urlopen("http://127.0.0.1:18931/", timeout=20).status == 200
                 return
             time.sleep(0.1)
         pytest.fail("nobody answers")
