@@ -141,10 +141,10 @@ class LiveNetwork:
             SpecError: a fixed address is none of the network's.
             SetupError: no port or no address is left; a packet filter of the host's drops what is forwarded by now.
         """
-        if not self.network.internal:
-            self.router.check_forwarding()
         with self._lock:
             self._check_open()
+            if not self.network.internal:
+                self.router.check_forwarding()
             if len(self._claims) >= _MOST_PORTS:
                 hint = f"a bridge has {_MOST_PORTS} ports; put the next containers on another network"
                 raise SetupError("attach", 54, f"network {self.network.name}", hint)  # EXFULL
