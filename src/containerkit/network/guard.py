@@ -7,13 +7,13 @@ of frames that are neither ARP nor IP stop here.
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from typing import TYPE_CHECKING, Final
 
 from containerkit.network import expressions as e
 from containerkit.network import nfnetlink as nft
 from containerkit.network.nfnetlink import Element, Hook, Message, Set
+from containerkit.network.parsed import ip_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ def ifname(name: str) -> bytes:
 
 def packed(address: str) -> tuple[int, bytes]:
     """Return the version and the bytes of an address."""
-    parsed = ipaddress.ip_address(address)
+    parsed = ip_address(address)
     return parsed.version, parsed.packed
 
 

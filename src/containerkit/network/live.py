@@ -6,12 +6,12 @@ import os
 import threading
 import warnings
 from contextlib import ExitStack
-from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.network import endpoint, links, router
 from containerkit.network.leases import lease
+from containerkit.network.parsed import ip_address, ip_network
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
 
