@@ -119,7 +119,7 @@ def measure(asked: argparse.Namespace) -> Report:
         seen.append(program)
         return real(program, *arguments, **more)
 
-    wish: dict[str, Any] = {"rootfs": RootFS.dir(asked.folder)} if asked.folder else {}
+    wish: dict[str, Any] = {"rootfs": RootFS.dir(asked.directory)} if asked.directory else {}
     taken: dict[int, list[float]] = defaultdict(list)
     engine.Program.run = remember  # type: ignore[assignment, method-assign]
     try:
@@ -147,7 +147,7 @@ def measure(asked: argparse.Namespace) -> Report:
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
     own = options(__doc__ or "", samples=100)
-    own.add_argument("--folder", default="", help="a root filesystem (default: the machine's own programs)")
+    own.add_argument("--directory", default="", help="a root filesystem (default: the machine's own programs)")
     own.add_argument("--top", type=int, default=30, help="how many steps are shown, 0 for all (default 30)")
     own.add_argument("command", nargs="*", default=["/bin/true"], help="the command to run (default /bin/true)")
     return own

@@ -288,7 +288,7 @@ class KeepingOptions(TypedDict, total=False):
     """The name of its image, for people (default: that of ``RootFS.image``)."""
     command_line: tuple[str, ...]
     """The options and the command of ``containerkit run`` that would make it again (default: not known)."""
-    folder: str
+    directory: str
     """The working directory of that."""
 
 

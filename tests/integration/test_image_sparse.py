@@ -40,9 +40,9 @@ def put(path, size, *stretches):
         file.truncate(size)
 
 
-def written(folder):
+def written(directory):
     sink = io.BytesIO()
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         writer = TreeWriter(sink, Writing())
         writer.add_tree(descriptor)

@@ -233,11 +233,11 @@ def as_user(home, *words, ranges):
 
 @pytest.fixture
 def home():
-    """A folder of the user's own, that the user can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="containerkit-templates-"))
-    os.chown(folder, 65534, 65534)
-    yield folder
-    shutil.rmtree(folder)
+    """A directory of the user's own, that the user can reach."""
+    directory = Path(tempfile.mkdtemp(prefix="containerkit-templates-"))
+    os.chown(directory, 65534, 65534)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @NEEDS_MMDEBSTRAP

@@ -72,7 +72,7 @@ def write(path, content, mode=0o755):
 
 
 @contextlib.contextmanager
-def open_folder():
+def open_directory():
     """A directory that every user can enter. Those of pytest are closed to others."""
     with tempfile.TemporaryDirectory(prefix="containerkit-lookup-") as path:
         os.chmod(path, 0o755)
@@ -82,12 +82,12 @@ def open_folder():
 @pytest.fixture(scope="module")
 def victim():
     """A program of the host that is shown to no container."""
-    with open_folder() as folder:
-        yield compiled_victim(folder)
+    with open_directory() as directory:
+        yield compiled_victim(directory)
 
 
-def compiled_victim(folder):
-    source, program = folder / "victim.c", folder / "victim"
+def compiled_victim(directory):
+    source, program = directory / "victim.c", directory / "victim"
     source.write_text(VICTIM)
     flags = ("-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie")
     subprocess.run(["gcc", "-O1", *flags, "-o", str(program), str(source)], check=True)
@@ -98,15 +98,15 @@ def compiled_victim(folder):
 @pytest.fixture(scope="module")
 def root(victim):
     """A root filesystem with names that lead to something of the caller, if possible."""
-    with open_folder() as folder:
-        yield filled_root(folder, victim)
+    with open_directory() as directory:
+        yield filled_root(directory, victim)
 
 
-def filled_root(folder, victim):
+def filled_root(directory, victim):
     for name in ("proc", "sys", "dev", "tmp"):
-        (folder / name).mkdir()
+        (directory / name).mkdir()
     for number in NUMBERS:
-        plant(folder, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
+        plant(directory, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
     for name, path in {
         "exe": "/proc/self/exe",
         "thread": "/proc/thread-self/exe",
@@ -116,18 +116,18 @@ def filled_root(folder, victim):
         "root": "/proc/self/root" + "/.." * 12 + str(victim),
         "roots": "/proc/1/root" + "/.." * 12 + str(victim),
     }.items():
-        plant(folder, name, path)
-    return folder
+        plant(directory, name, path)
+    return directory
 
 
-def plant(folder, name, path):
+def plant(directory, name, path):
     """Make programs that name a path in each way that the kernel follows."""
     code = f"print({MARK!r})\n"
-    (folder / f"link-{name}").symlink_to(path)
-    write(folder / f"script-{name}", f"#!{path}\n{code}")
-    write(folder / f"relative-{name}", f"#!{path[1:]}\n{code}")
-    write(folder / f"chain-{name}", f"#!/script-{name}\n{code}")
-    write(folder / f"elf-{name}", elf(path))
+    (directory / f"link-{name}").symlink_to(path)
+    write(directory / f"script-{name}", f"#!{path}\n{code}")
+    write(directory / f"relative-{name}", f"#!{path[1:]}\n{code}")
+    write(directory / f"chain-{name}", f"#!/script-{name}\n{code}")
+    write(directory / f"elf-{name}", elf(path))
 
 
 def programs(root):

@@ -5,7 +5,7 @@ import os
 import pytest
 from oci_bundles import ONE
 from oci_escapes import group, oci, own_rootfs, rootfs, spoilt  # noqa: F401 - fixtures
-from test_lookup import MARK, at_the_exec, compiled_victim, needs_strace, open_folder, plant
+from test_lookup import MARK, at_the_exec, compiled_victim, needs_strace, open_directory, plant
 
 from containerkit import Container
 
@@ -17,8 +17,8 @@ FEW = range(3, 26)
 
 @pytest.fixture
 def planted(own_rootfs):  # noqa: F811 - a fixture
-    with open_folder() as folder:
-        victim = compiled_victim(folder)
+    with open_directory() as directory:
+        victim = compiled_victim(directory)
         for number in FEW:
             plant(own_rootfs, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
         for name, path in {"exe": "/proc/self/exe", "cwd": "/proc/self/cwd" + "/.." * 12 + str(victim)}.items():

@@ -103,8 +103,8 @@ FLOODED = {
 def test_inode_flood_where_bytes_are_limited(place):
     if place == "overlay" and os.geteuid() != 0:
         pytest.skip("a union of / as it is: root")
-    folder, fields, most = FLOODED[place]
-    made, why = run(["python3", "-c", FLOOD, folder, "20000"], text=True, **fields).stdout.split(maxsplit=1)
+    directory, fields, most = FLOODED[place]
+    made, why = run(["python3", "-c", FLOOD, directory, "20000"], text=True, **fields).stdout.split(maxsplit=1)
     assert why == "No space left on device\n"
     assert most - 100 < int(made) <= most
 

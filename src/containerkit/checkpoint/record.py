@@ -55,7 +55,7 @@ class Record:
     arguments: tuple[str, ...] = ()
 
 
-def write(folder: int, record: Record) -> None:
+def write(directory: int, record: Record) -> None:
     """Write a record to an open directory.
 
     Raises:
@@ -64,16 +64,16 @@ def write(folder: int, record: Record) -> None:
     """
     text = json.dumps({"version": _VERSION, "record": _plain(record)}, indent=1)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with os.fdopen(os.open(NAME, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
+    with os.fdopen(os.open(NAME, flags, 0o600, dir_fd=directory), "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def read(path: str, folder: int) -> Record:
+def read(path: str, directory: int) -> Record:
     """Read the record of a checkpoint.
 
     Args:
         path: the directory, for people.
-        folder: a descriptor of it.
+        directory: a descriptor of it.
 
     Raises:
         SetupError: there is none, it can't be read, or others than root could have written it.
@@ -81,8 +81,8 @@ def read(path: str, folder: int) -> Record:
     """
     name = os.path.join(path, NAME)
     try:
-        _check_owner(path, os.fstat(folder))
-        fd = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+        _check_owner(path, os.fstat(directory))
+        fd = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
         with os.fdopen(fd, encoding="utf-8") as file:
             _check_owner(name, os.fstat(file.fileno()))
             content = json.load(file)

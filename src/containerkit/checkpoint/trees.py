@@ -204,15 +204,15 @@ def _attach(spec: Spec, mappings: Mappings, replaced: Mapping[str, str]) -> list
         *calls.new_mount("tmpfs", {"mode": "711"}, _PLACE),
         calls.move_mount(_PLACE, k.AT_FDCWD, PLACE.encode()),
     ]
-    folders = [*[slot.name for slot, _, _ in _parts(spec.rootfs)], DEV, MASKED, SYS, IMAGES]
+    directories = [*[slot.name for slot, _, _ in _parts(spec.rootfs)], DEV, MASKED, SYS, IMAGES]
     for number, bind in enumerate(mount for mount in spec.mounts if mount.type == "bind"):
         name = bind_place(number)
         if os.path.isdir(bind.source):
-            folders.append(name)
+            directories.append(name)
         else:
             steps.append(calls.make_node(_PLACE, name.encode(), 0o100600))
             steps.append(calls.move_mount(Slot(name), _PLACE, name.encode(), target=bind.source))
-    for name in folders:
+    for name in directories:
         steps.append(calls.make_directory(_PLACE, name.encode()))
         steps.append(calls.move_mount(Slot(name), _PLACE, name.encode(), target=name))
     steps += _overlay(spec, mappings)

@@ -18,7 +18,7 @@ from containerkit.spec.mount import inodes_for
 if TYPE_CHECKING:
     from containerkit.compile.facts import Start
 
-_FOLDER: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+_DIRECTORY: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
 
 
 def clone_trees(start: Start) -> list[Operation]:
@@ -99,7 +99,7 @@ def root(start: Start) -> list[Operation]:
         steps.append(calls.move_mount(Slot("union"), k.AT_FDCWD, b"/newroot", target="/"))
     elif rootfs.kind in ("host", "overlay"):
         steps += overlays(start)
-    return [*steps, calls.call("openat", k.AT_FDCWD, b"/newroot", _FOLDER, 0, target="/", result=ROOT)]
+    return [*steps, calls.call("openat", k.AT_FDCWD, b"/newroot", _DIRECTORY, 0, target="/", result=ROOT)]
 
 
 def own_name(start: Start) -> list[Operation]:

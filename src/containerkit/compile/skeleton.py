@@ -36,7 +36,7 @@ def skeleton(root: hostroot.HostRoot, directory: Slot = STAGING_ROOT, below: str
     """Return the operations that make the skeleton of ``RootFS.host()`` in a directory, or below it."""
     at = Slot("file")
     steps: list[Operation] = []
-    for path, mode in root.folders:
+    for path, mode in root.directories:
         steps.append(calls.make_directory(directory, os.fsencode(f"{below}{path}"), mode))
     for path, content in root.links:
         steps.append(calls.make_symlink(directory, os.fsencode(f"{below}{path}"), os.fsencode(content)))

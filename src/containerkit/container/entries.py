@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from containerkit.plan.tape import Plan
     from containerkit.spec.command import User
 
-__all__ = ["FOLDER_SLOT", "Entries", "Listed", "inside_path"]
+__all__ = ["DIRECTORY_SLOT", "Entries", "Listed", "inside_path"]
 
 Names = list[str]
 
-FOLDER_SLOT: Final = Slot("folder")
+DIRECTORY_SLOT: Final = Slot("directory")
 """The slot of an open directory below which something is done."""
 
 _AT_REMOVEDIR: Final = 0x200
@@ -152,7 +152,7 @@ class Entries:
         return self._open_below(kept, name, directory, _DIRECTORY | k.O_NOFOLLOW)
 
     def _unlink(self, directory: int, names: list[bytes], flags: int = 0) -> None:
-        steps = [calls.call("unlinkat", FOLDER_SLOT, name, flags, target=os.fsdecode(name)) for name in names]
+        steps = [calls.call("unlinkat", DIRECTORY_SLOT, name, flags, target=os.fsdecode(name)) for name in names]
         self._run(Program(self._plan(steps)), {}, directory)
 
 

@@ -18,7 +18,7 @@ from containerkit._native import constants as k
 from containerkit.compile import payload
 from containerkit.compile.start import UPPER_FD
 from containerkit.container.changes import Change, listed
-from containerkit.container.entries import FOLDER_SLOT, Entries, Listed, inside_path
+from containerkit.container.entries import DIRECTORY_SLOT, Entries, Listed, inside_path
 from containerkit.descriptors import Made, keep, lend
 from containerkit.errors import DESCRIPTORS_HINT, SetupError, SpecError, StateError, telling_of_descriptors
 from containerkit.plan import calls
@@ -105,7 +105,7 @@ class Files(Entries, Listed):
             parents: make the directories above it where they are missing (default False: they must be there).
         """
         if parents:
-            self.make_folder(os.path.dirname(inside_path(path)))
+            self.make_directory(os.path.dirname(inside_path(path)))
         self._put(path, content, os.O_TRUNC, mode, user)
 
     def append(self, path: str | os.PathLike[str], content: bytes | str, *, mode: int = 0o644) -> None:
@@ -142,7 +142,7 @@ class Files(Entries, Listed):
 
     # --- Directories
 
-    def make_folder(self, path: str | os.PathLike[str], *, mode: int = 0o755) -> None:
+    def make_directory(self, path: str | os.PathLike[str], *, mode: int = 0o755) -> None:
         """Make a directory and those above it, where they are missing."""
         parts = inside_path(path).strip("/").split("/")
         steps = [
@@ -180,15 +180,15 @@ class Files(Entries, Listed):
         status = os.stat(outside)
         inside = inside_path(target)
         if stat.S_ISDIR(status.st_mode):
-            self._put_folder(outside, inside, status.st_mode)
+            self._put_directory(outside, inside, status.st_mode)
         elif stat.S_ISREG(status.st_mode):
             self._put_file(outside, inside, status.st_mode)
         else:
             raise SpecError(f"files.put: {outside} is neither a file nor a directory")
 
-    def _put_folder(self, outside: str, inside: str, mode: int) -> None:
+    def _put_directory(self, outside: str, inside: str, mode: int) -> None:
         if inside != "/":
-            self.make_folder(inside, mode=mode & 0o777)
+            self.make_directory(inside, mode=mode & 0o777)
         flags = k.O_RDONLY | k.O_DIRECTORY
         _lend_for_a_copy(inside, lambda kept: copy_in(outside, self._open(kept, inside, flags), self))
 
@@ -206,13 +206,13 @@ class Files(Entries, Listed):
         """Open a directory below an open one; symlinks lead where they lead inside."""
         return self._open_below(kept, path, directory, k.O_RDONLY | k.O_DIRECTORY)
 
-    def make_directory(self, name: bytes, directory: int, mode: int) -> None:
+    def make_directory_at(self, name: bytes, directory: int, mode: int) -> None:
         """Make a directory in an open one, unless something of that name is there."""
-        self._run(Program(self._plan([calls.make_directory(FOLDER_SLOT, name, mode)])), {}, directory)
+        self._run(Program(self._plan([calls.make_directory(DIRECTORY_SLOT, name, mode)])), {}, directory)
 
     def make_symlink(self, name: bytes, directory: int, content: bytes) -> None:
         """Make a symlink in an open directory, unless something of that name is there."""
-        self._run(Program(self._plan([calls.make_symlink(FOLDER_SLOT, name, content)])), {}, directory)
+        self._run(Program(self._plan([calls.make_symlink(DIRECTORY_SLOT, name, content)])), {}, directory)
 
     def new_file(self, kept: list[int], name: bytes, directory: int, mode: int) -> int:
         """Open a regular file in an open directory for writing, made or emptied."""
@@ -357,7 +357,7 @@ class Files(Entries, Listed):
         how = struct.pack("=QQQ", flags, mode if flags & k.O_CREAT else 0, k.RESOLVE_NO_MAGICLINKS)
         block = Block(bytes(_PATH_BYTES), name="path")
         step = calls.call(
-            "openat2", FOLDER_SLOT, block, Block(how), len(how), target="a name in a directory", result=_OPENED
+            "openat2", DIRECTORY_SLOT, block, Block(how), len(how), target="a name in a directory", result=_OPENED
         )
         program = self._program(("below", flags, mode), [step])
         try:
@@ -377,7 +377,7 @@ class Files(Entries, Listed):
         return payload.files_plan(spec.kinds, steps, user=spec.namespaces.user != "host")
 
     def _run(self, program: Program, blocks: dict[str, bytes], directory: int = -1) -> Outcome:
-        inputs = {"target": self._container.fileno(), FOLDER_SLOT.name: directory}
+        inputs = {"target": self._container.fileno(), DIRECTORY_SLOT.name: directory}
         flags = _native.SHARE_FILES | _native.NO_PROCESS | _native.HIDE_MEMORY
         return program.run(inputs, blocks=blocks, flags=flags)
 
@@ -406,7 +406,7 @@ def _changed(container: Live, ground: Ground) -> Iterator[Change]:
         return
     if not rootfs.in_memory:
         raise StateError(f"{container!r}: its root filesystem has no writable layer of its own")
-    upper = os.open(f"/proc/{container.pid}/fd/{UPPER_FD}", _FOLDER)
+    upper = os.open(f"/proc/{container.pid}/fd/{UPPER_FD}", _DIRECTORY)
     try:
         pairs: list[tuple[str, tuple[str, ...], str]]
         if rootfs.kind == "tmpfs":
@@ -422,7 +422,7 @@ def _changed(container: Live, ground: Ground) -> Iterator[Change]:
         os.close(upper)
 
 
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open_upper: Any) -> Iterator[Change]:
@@ -431,7 +431,7 @@ def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open
     made = {"/proc", "/sys", "/dev", *apart}
     marks = spec.rootfs.union == "fuse"
     for name, lowers, prefix in pairs:
-        opened = [open_upper(name, _FOLDER)]
+        opened = [open_upper(name, _DIRECTORY)]
         below: list[str | userns_helper.Lent] = []
         try:
             for lower in lowers:

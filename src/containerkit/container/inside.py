@@ -173,7 +173,7 @@ class InsidePath:
             raise SetupError("mkdir", EEXIST, str(self))
         if not parents and not self.parent.is_dir():
             raise SetupError("mkdir", ENOENT, str(self), "pass parents=True")
-        self._files.make_folder(str(self), mode=mode)
+        self._files.make_directory(str(self), mode=mode)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove the file or symlink."""

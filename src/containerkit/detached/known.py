@@ -174,7 +174,7 @@ class Known:
     def command_line(self) -> tuple[list[str], str]:
         """The words of ``run`` that made it, and the working directory of that; empty for what Python made."""
         keeping = self.keeping
-        return list(keeping.command_line), keeping.folder
+        return list(keeping.command_line), keeping.directory
 
     @property
     def stop_timeout_s(self) -> float:

@@ -140,7 +140,7 @@ class Replica:
         try:
             self.container.start()
             for path, content, mode, uid, gid in self._recipe.files:
-                self.container.files.make_folder(os.path.dirname(path))
+                self.container.files.make_directory(os.path.dirname(path))
                 raw = content.encode(errors="surrogateescape")
                 self.container.files.write(path, raw, mode=mode, user=User(uid, gid))
             self._begin()

@@ -333,7 +333,7 @@ class Command:
         if b"/" in program:
             return (program,)
         path = os.fsencode(dict(self.env).get("PATH", DEFAULT_ENVIRONMENT["PATH"]))
-        return tuple((folder or b".") + b"/" + program for folder in path.split(b":"))
+        return tuple((directory or b".") + b"/" + program for directory in path.split(b":"))
 
     @cached_property
     def shape(self) -> tuple[bytes, str | None, Shape]:

@@ -29,7 +29,7 @@ _BLOCK_RANGES: Final = 256  # ranges under one lock file
 _BLOCKS: Final = 224  # up to 0xF000_0000
 
 
-_FOLDER: Final = "/run/containerkit/ids"
+_DIRECTORY: Final = "/run/containerkit/ids"
 
 
 _GRANTEES: Final = ("containerkit", "root")
@@ -67,11 +67,11 @@ def _hold(name: str) -> int | None:
     import fcntl
 
     try:
-        os.makedirs(_FOLDER, mode=0o700, exist_ok=True)
-        fd = high(os.open(f"{_FOLDER}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.makedirs(_DIRECTORY, mode=0o700, exist_ok=True)
+        fd = high(os.open(f"{_DIRECTORY}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
-        hint = f"{_FOLDER} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
-        raise SetupError("open", error.errno or 0, f"{_FOLDER}/{name}", hint) from None
+        hint = f"{_DIRECTORY} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
+        raise SetupError("open", error.errno or 0, f"{_DIRECTORY}/{name}", hint) from None
     try:
         # Of the open file, so that a forked child, which has a copy, does not count as another holder.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +194,7 @@ class _Ranges:
             # The lowest comes off the end first and is used again first: its caches are warm.
             self.free.extend(first + number * RANGE for number in reversed(range(_BLOCK_RANGES)))
             return
-        hint = f"all {_BLOCKS} blocks in {_FOLDER} are held by live processes"
+        hint = f"all {_BLOCKS} blocks in {_DIRECTORY} are held by live processes"
         raise UnsupportedError("lease", EAGAIN, "id range", hint)
 
 

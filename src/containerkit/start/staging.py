@@ -62,7 +62,7 @@ _LINKS: Final = {
     "core": "/proc/kcore",
     "ptmx": "pts/ptmx",
 }
-_FOLDERS: Final = ("proc", "sys", "dev", "host", "masked", "newroot", "upper", "lower")
+_DIRECTORIES: Final = ("proc", "sys", "dev", "host", "masked", "newroot", "upper", "lower")
 _PROC = Slot("proc")
 _ROOT = STAGING_ROOT
 _DEV = Slot("dev tree")
@@ -427,7 +427,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
         *calls.new_mount("tmpfs", {"mode": "755"}, _ROOT, attributes=k.MOUNT_ATTR_NOSUID),
         # Any directory that is surely there will do to come into this namespace's tree; pivot_root leaves it behind.
         calls.move_mount(_ROOT, k.AT_FDCWD, b"/proc", target="staging"),
-        *[calls.make_directory(_ROOT, name.encode()) for name in _FOLDERS],
+        *[calls.make_directory(_ROOT, name.encode()) for name in _DIRECTORIES],
         *[calls.make_directory(_ROOT, b"lower/%d" % number) for number in range(LOWERS)],
         calls.move_mount(_PROC_TREE, _ROOT, b"proc"),
         calls.move_mount(_SYS_TREE, _ROOT, b"sys"),
