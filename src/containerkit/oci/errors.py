@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from containerkit.failures import ContainerError, SetupError, SpecError
+from containerkit.errors import ContainerError, SetupError, SpecError
 
 __all__ = ["ConfigError", "RuntimeFailure", "StepError", "refused_file", "strerror"]
 

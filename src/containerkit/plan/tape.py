@@ -91,7 +91,7 @@ class _Encoder:
                 starts[operation.label] = len(self.origin)
             try:
                 number = self._add(_listed(operation, operations[index + 1 :]), index)
-            except SpecError as error:
+            except ValueError as error:
                 raise SpecError(f"{operation.describe()}: {error}") from None
             if operation.jump:
                 jumps.append((number, operation))
@@ -116,7 +116,7 @@ class _Encoder:
             try:
                 self.packer.skip(at, skipped)
                 self.packer.leap(at, leapt)
-            except SpecError as error:
+            except ValueError as error:
                 raise SpecError(f"{operation.describe()}: {error}") from None
 
     def _add(self, operation: Operation, index: int) -> int:
