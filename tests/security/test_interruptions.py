@@ -327,6 +327,22 @@ def test_container_is_stopped_though_what_shares_its_pid_namespace_is_frozen(dea
     second.stop()
 
 
+def test_pidfd_of_init_stays_open_until_its_container_is_released(deadline):
+    """Or a thread that starts a command would join whatever has the same number by then."""
+    first = Container().start()
+    second = in_its_pid_namespace(first).start()
+    pidfd = second.fileno()
+    of_init = os.fstat(pidfd)
+    first.stop()  # reaps the init of the second, which is not stopped
+    assert "stopped" == second.state
+    assert os.path.samestat(of_init, os.fstat(pidfd))
+    with pytest.raises(StateError):
+        second.run(["true"])
+    second.stop()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pidfd)
+
+
 def test_container_is_stopped_while_others_keep_starting_in_its_pid_namespace(deadline):
     first = Container().start()
     errors = []
