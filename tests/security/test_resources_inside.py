@@ -8,8 +8,8 @@ import pytest
 from attacker import armed, attempt, attempt_in, outcome
 
 from containerkit import Container, ContainerTimeout, Limits, Mount, RootFS, UnsupportedError, run
+from containerkit._linux.tmpfs import inodes_for
 from containerkit.errors import SetupError
-from containerkit.spec.mount import inodes_for
 from containerkit.spec.words import size_text
 
 pytestmark = pytest.mark.usefixtures("controllers", "nothing_left")

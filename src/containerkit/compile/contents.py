@@ -13,10 +13,10 @@ from containerkit.compile.root import memory_options
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 from containerkit.security.paths import make_readonly, mask, may_exist
-from containerkit.spec.mount import Mount
 
 if TYPE_CHECKING:
     from containerkit.compile.facts import Start
+    from containerkit.spec.mount import Mount
     from containerkit.spec.rootfs import Volume
 
 _OF_THE_KERNEL: Final = frozenset({"/dev", "/proc", "/sys"})
@@ -37,23 +37,9 @@ def standard_mounts(start: Start) -> list[Operation]:
         steps += mounts.attach(Slot("sys"), ROOT, "/sys", directory=True, kept=Slot("sys"))
     if "/dev" not in covered:
         steps += mounts.attach(Slot("dev"), ROOT, "/dev", directory=True, kept=Slot("dev"))
-        steps += [step for mount in device_mounts(start) if mount.target not in covered for step in made(mount)]
+        devices = start.spec.device_mounts(TTY_GROUP if start.host.terminals else None)
+        steps += [step for mount in devices if mount.target not in covered for step in made(mount)]
     return steps
-
-
-def device_mounts(start: Start) -> list[Mount]:
-    """Return the mounts below /dev that every container has."""
-    terminals: list[tuple[str, str | None]] = [("ptmxmode", "666"), ("mode", "620")]
-    if start.host.terminals:
-        terminals.append(("gid", str(TTY_GROUP)))
-    mounts_ = [
-        Mount(type="devpts", target="/dev/pts", options=tuple(terminals), noexec=True, nodev=False, create=False),
-        Mount.tmpfs("/dev/shm", size="64M", noexec=True, create=False),
-    ]
-    # The queues of an ipc namespace are mounted by its owner alone; without them /dev/mqueue stays an empty directory.
-    if start.is_new("ipc") or not start.is_new("user"):
-        mounts_.append(Mount(type="mqueue", target="/dev/mqueue", noexec=True, create=False))
-    return mounts_
 
 
 def made(mount: Mount) -> list[Operation]:

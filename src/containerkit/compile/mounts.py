@@ -7,10 +7,11 @@ from errno import EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, EPERM, EROFS
 from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
+from containerkit._linux.tmpfs import inodes_for
 from containerkit._native import constants as k
+from containerkit._native.names import PROPAGATION
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
-from containerkit.spec.mount import PROPAGATION, inodes_for
 
 if TYPE_CHECKING:
     from containerkit.spec.mount import Mount

@@ -8,10 +8,10 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
+from containerkit._native.names import RESOURCES
 from containerkit.errors import SpecError
 from containerkit.plan import calls
 from containerkit.plan.operation import ARGV, ENVP, Block, Operation, Slot
-from containerkit.spec.command import LISTEN_PID, RESOURCES
 
 if TYPE_CHECKING:
     from containerkit.spec.command import Command, User
@@ -140,7 +140,7 @@ def passed(command: Command) -> list[int]:
 
 def announce(command: Command) -> list[Operation]:
     """Return the operation that tells a command whose its listening sockets are. Source: sd_listen_fds(3)."""
-    return [calls.own_pid(LISTEN_PID)] if command.announces else []
+    return [calls.own_pid(command.pid_variable)] if command.pid_variable else []
 
 
 def execute(command: Command) -> list[Operation]:

@@ -7,13 +7,13 @@ from errno import EINVAL, ENOENT, EROFS
 from typing import TYPE_CHECKING, Final
 
 from containerkit._linux.hostroot import HOSTNAME, hosts_line
+from containerkit._linux.tmpfs import inodes_for
 from containerkit._native import constants as k
 from containerkit.compile import mounts
 from containerkit.compile.facts import FILES, ROOT, SKELETON, UPPER, bind_slot, lower
 from containerkit.compile.skeleton import LOWERS, skeleton
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
-from containerkit.spec.mount import inodes_for
 
 if TYPE_CHECKING:
     from containerkit.compile.facts import Start

@@ -17,20 +17,19 @@
 All of them can be pickled, because test runners pass errors between processes.
 
 All of them can be imported from here. Those that are also errors of :mod:`subprocess` are in ``commands.py``,
-which is imported on first use, because the OCI command must start fast.
+which is imported on first use: :mod:`subprocess` takes long to load, and the OCI command must start fast.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from errno import EMFILE, ENFILE
 
 TYPE_CHECKING = False  # typing takes long to import
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from containerkit.errors.commands import ContainerTimeout, ExitError, OutOfMemory
+    from containerkit.errors.descriptors import of_descriptors as of_descriptors
+    from containerkit.errors.descriptors import telling_of_descriptors as telling_of_descriptors
 
 __all__ = [
     "CleanupError",
@@ -46,7 +45,13 @@ __all__ = [
     "UnsupportedError",
 ]
 
-_OF_COMMANDS = ("ContainerTimeout", "ExitError", "OutOfMemory")
+_LATE = {
+    "ContainerTimeout": "commands",
+    "ExitError": "commands",
+    "OutOfMemory": "commands",
+    "of_descriptors": "descriptors",
+    "telling_of_descriptors": "descriptors",
+}
 
 DESCRIPTORS_HINT = "no file descriptor is free: close some, or raise RLIMIT_NOFILE (ulimit -n)"
 
@@ -95,35 +100,6 @@ class SetupError(ContainerError, OSError):
         return type(self), (self.operation, self.errno, self.target, self.hint)
 
 
-@contextmanager
-def telling_of_descriptors(operation: str) -> Iterator[None]:
-    """Convert an error for lack of file descriptors to a :class:`SetupError` that says so. Other errors pass unchanged.
-
-    It decorates functions, too; what they return must not have to be closed: the handler of a signal may raise between
-    the function and its caller.
-
-    Args:
-        operation: the name of the operation, for the error.
-
-    Source: errno(3), EMFILE and ENFILE.
-    """
-    try:
-        yield
-    except OSError as error:
-        told = of_descriptors(operation, error)
-        if told is None:
-            raise
-        raise told from error
-
-
-def of_descriptors(operation: str, error: BaseException) -> SetupError | None:
-    """Return an error that reports missing descriptors if this is the cause and no other error has reported it."""
-    if not isinstance(error, OSError) or isinstance(error, ContainerError) or error.errno not in (EMFILE, ENFILE):
-        return None
-    target = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
-    return SetupError(operation, error.errno, target)
-
-
 class UnsupportedError(SetupError):
     """The host can't do what was requested. ``hint`` says which argument to change or what would provide it."""
 
@@ -162,10 +138,10 @@ class CleanupError(ContainerError):
 
 
 def __getattr__(name: str) -> object:
-    """Import the errors of commands on first use. Source: PEP 562."""
-    if name not in _OF_COMMANDS:
+    """Import on first use what needs other modules. Source: PEP 562."""
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = globals()[name] = getattr(import_module(f"{__name__}.commands"), name)
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
     return found

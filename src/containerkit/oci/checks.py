@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from containerkit._native.names import RESOURCES
 from containerkit.oci.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -140,10 +141,5 @@ def check_process(process: Process, path: str) -> None:
         seen.add(limit.type)
 
 
-RLIMITS = {
-    f"RLIMIT_{name}": number
-    for number, name in enumerate(
-        "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME".split()  # noqa: SIM905 - reads better as one text
-    )
-}
+RLIMITS = {f"RLIMIT_{name.upper()}": number for name, number in RESOURCES.items()}
 """The limits of setrlimit(2), by name."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from containerkit._native.names import RESOURCES
 from containerkit.errors import SpecError
 from containerkit.plan.operation import Shape
 from containerkit.security.checks import check_bool, text_of
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENVIRONMENT",
     "LISTEN_FDS",
-    "LISTEN_PID",
     "NAMED",
-    "RESOURCES",
     "Command",
     "User",
     "default_environment",
@@ -70,17 +69,6 @@ def extend_environment(fields: dict[str, Any]) -> None:
 LISTEN_PID: Final = "LISTEN_PID"
 LISTEN_FDS: Final = "LISTEN_FDS"
 """What tells a command of listening sockets that it has from its start. Source: sd_listen_fds(3)."""
-
-RESOURCES: Final = {
-    name: number
-    for number, name in enumerate(
-        (
-            *("cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile"),
-            *("memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime"),
-        )
-    )
-}
-"""The resources of setrlimit(2), by name."""
 
 UNLIMITED: Final = 2**64 - 1
 
@@ -325,6 +313,11 @@ class Command:
         """
         in_a_row = sorted(self.sockets) == list(range(3, 3 + len(self.sockets)))
         return bool(self.sockets) and in_a_row and not {LISTEN_PID, LISTEN_FDS} & {name for name, _ in self.env}
+
+    @property
+    def pid_variable(self) -> str:
+        """The variable of the environment that gets the command's own pid, or an empty string."""
+        return LISTEN_PID if self.announces else ""
 
     @property
     def candidates(self) -> tuple[bytes, ...]:

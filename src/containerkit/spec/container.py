@@ -15,7 +15,7 @@ from containerkit.security.checks import check_bool, text_of
 from containerkit.security.confinement import Confinement
 from containerkit.security.paths import MASKED, READONLY
 from containerkit.spec.idmap import IdMapping, check_mappings
-from containerkit.spec.mount import Mount
+from containerkit.spec.mount import Mount, device_mounts
 from containerkit.spec.rootfs import RootFS
 from containerkit.spec.words import mapping_items, path_inside, sequence
 
@@ -229,6 +229,15 @@ class Spec:
             kind = next(kind for prefix, kind in _SYSCTLS.items() if key.startswith(prefix))
             if getattr(names, kind) != "new":
                 raise SpecError(f"sysctls: {key} needs a new {kind} namespace: namespaces.{kind} must be 'new'")
+
+    def device_mounts(self, tty_group: int | None) -> tuple[Mount, ...]:
+        """Return the mounts below /dev that the container has beside those described.
+
+        Args:
+            tty_group: the group of the terminals in /dev/pts, or None for that of their opener.
+        """
+        # Only the owner of an ipc namespace can mount its queues.
+        return device_mounts(tty_group, queues=self.namespaces.ipc == "new" or self.namespaces.user != "new")
 
     def writes_to_host(self, confinement: Confinement, rootfs: RootFS | None = None) -> bool:
         """Return whether a command can write a file of the host: a file that processes outside can reach by a path.
