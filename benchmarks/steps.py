@@ -121,7 +121,7 @@ def measure(asked: argparse.Namespace) -> Report:
 
     wish: dict[str, Any] = {"rootfs": RootFS.dir(asked.directory)} if asked.directory else {}
     taken: dict[int, list[float]] = defaultdict(list)
-    engine.Program.run = remember  # type: ignore[assignment, method-assign]
+    engine.Program.run = remember  # type: ignore[assignment, method-assign] # measured in its place
     try:
         with Stopwatch() as watch:
             for number in range(asked.samples + 5):
@@ -134,7 +134,7 @@ def measure(asked: argparse.Namespace) -> Report:
                         if watch.ended[step] > watch.began[step]:
                             taken[step].append(time_us)
     finally:
-        engine.Program.run = real  # type: ignore[method-assign]
+        engine.Program.run = real  # type: ignore[method-assign] # put back
     middle = {step: quantile(sorted(values), 0.5) for step, values in taken.items()}
     order = sorted(middle, key=lambda step: -middle[step])
     shown = order[: asked.top] if asked.top else order

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
-from benchmarks import __main__ as everything  # noqa: E402
-from benchmarks import density, growth, imports, latency, machine, measure, peers, plot, promises  # noqa: E402
-from benchmarks.measure import Ratio, Report, Rung, Series  # noqa: E402
+from benchmarks import __main__ as everything  # noqa: E402 - after the path is set
+from benchmarks import density, growth, imports, latency, machine, measure, peers, plot, promises  # noqa: E402 - after the path is set
+from benchmarks.measure import Ratio, Report, Rung, Series  # noqa: E402 - after the path is set
 
 times = st.lists(st.floats(min_value=0.1, max_value=1e6), min_size=1, max_size=40)
 

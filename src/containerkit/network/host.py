@@ -13,6 +13,7 @@ import os
 import subprocess
 from typing import Final
 
+from containerkit._linux.textfile import read_or_empty
 from containerkit.errors import SetupError, UnsupportedError
 from containerkit.network.forked import closed_in_children
 from containerkit.network.leases import DIRECTORY
@@ -115,14 +116,6 @@ class Forwarding:
             guard.wait()
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
 def _write(path: str, value: str) -> None:
     try:
         with open(path, "w", encoding="ascii") as file:
@@ -134,7 +127,7 @@ def _write(path: str, value: str) -> None:
 
 def _routed(path: str, column: int) -> list[str]:
     """Return the interfaces that routes of the host's lead to."""
-    names = (line.split()[column] for line in _read(path).splitlines() if not line.startswith("Iface"))
+    names = (line.split()[column] for line in read_or_empty(path).splitlines() if not line.startswith("Iface"))
     return sorted({name for name in names if name != "lo" and not name.startswith(PREFIX)})
 
 
@@ -142,20 +135,20 @@ def _wanted(uplink: str) -> list[tuple[str, str, str]]:
     """Return path, present value and interface of each setting that is off."""
     names = [uplink, *_routed("/proc/net/route", 0)]
     paths = [(f"{_V4}/conf/{name}/forwarding", name) for name in names]
-    return [(path, "0", name) for path, name in paths if _read(path) == "0"]
+    return [(path, "0", name) for path, name in paths if read_or_empty(path) == "0"]
 
 
 def _wanted6(uplink: str) -> list[tuple[str, str, str]]:
     """Do the same for IPv6, where forwarding was one setting for all interfaces before Linux 6.17."""
-    if _read(f"{_V6}/conf/all/forwarding") != "0":
+    if read_or_empty(f"{_V6}/conf/all/forwarding") != "0":
         return []
     names = [uplink, *_routed("/proc/net/ipv6_route", 9)]
     if os.path.exists(f"{_V6}/conf/{uplink}/force_forwarding"):
         paths = [(f"{_V6}/conf/{name}/force_forwarding", name) for name in names]
-        return [(path, "0", name) for path, name in paths if _read(path) == "0"]
+        return [(path, "0", name) for path, name in paths if read_or_empty(path) == "0"]
     # A router takes no advertisements of others unless it is told to: the host would lose its own default route.
     advertised = [(f"{_V6}/conf/{name}/accept_ra", name) for name in names[1:]]
-    for path, _ in [each for each in advertised if _read(each[0]) == "1"]:
+    for path, _ in [each for each in advertised if read_or_empty(each[0]) == "1"]:
         _write(path, "2")
     return [(f"{_V6}/conf/all/forwarding", "0", "all")]
 
@@ -165,9 +158,9 @@ def put_back() -> list[str]:
     if not os.path.exists(_RECORD) or glob.glob(f"/sys/class/net/{PREFIX}*"):
         return []
     done: list[str] = []
-    for line in _read(_RECORD).splitlines():
+    for line in read_or_empty(_RECORD).splitlines():
         path, _, value = line.partition(" ")
-        if "/ipv4/" in path and _read(f"{_V4}/ip_forward") == "1":
+        if "/ipv4/" in path and read_or_empty(f"{_V4}/ip_forward") == "1":
             continue
         with contextlib.suppress(SetupError):  # the interface is gone
             _write(path, value)

@@ -298,7 +298,7 @@ class Birth(Partner):
         payload.session(terminal)
         if terminal is not None:
             protocol.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
-        self._write_process(payload, proc, channel)
+        payload.configure(self.config.linux, self.host, proc, channel)
         protocol.pause(tape, channel, b"r", "ready")
         # It may wait for long, and who may trace it looks in.
         strip(tape, sorted([*self.preserved(), gate]), k.TELL_ITSELF)
@@ -320,19 +320,6 @@ class Birth(Partner):
         builder.make_cwd(self.process.cwd)
         builder.late_attributes()
         return terminal
-
-    def _write_process(self, payload: Payload, proc: int, channel: int) -> None:
-        """Add the steps that make the process what the configuration says, but for its exec."""
-        linux = self.config.linux
-        payload.labels(proc)
-        payload.scheduling()
-        payload.personality(linux.personality)
-        payload.memory_policy(linux.memory_policy)
-        if not self.host.raises_limits:
-            payload.limits()
-        payload.identity(self.host.last_cap)
-        if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
-            payload.listen(channel)
 
     def _terminal(self, payload: Payload) -> Slot:
         base, rest = self.builder.targets.base("/dev/pts/ptmx")

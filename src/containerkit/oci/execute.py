@@ -296,15 +296,7 @@ class Joining(Partner):
         payload.session(terminal)
         if terminal is not None:
             protocol.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
-        payload.labels(proc)
-        payload.scheduling()
-        payload.personality(linux.personality)
-        payload.memory_policy(linux.memory_policy)
-        if not self.host.raises_limits:
-            payload.limits()
-        payload.identity(self.host.last_cap)
-        if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
-            payload.listen(channel)
+        payload.configure(linux, self.host, proc, channel)
         protocol.pause(tape, channel, b"r", "ready")
         payload.finish(self.preserved())
 

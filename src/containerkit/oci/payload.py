@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from containerkit.oci.capabilities import Masks
-    from containerkit.oci.config import MemoryPolicy, Personality, Process, Scheduler
+    from containerkit.oci.config import Linux, MemoryPolicy, Personality, Process, Scheduler
+    from containerkit.oci.host import Host
     from containerkit.oci.tape import Slot, Tape
 
 __all__ = ["Payload", "candidates", "unique"]
@@ -156,6 +157,25 @@ class Payload:
         """Add the step that leaves the caller's session keyring. Source: KEYCTL_JOIN_SESSION_KEYRING."""
         label = f"_ses.{name}".encode()
         self.tape.call("keyctl", k.KEYCTL_JOIN_SESSION_KEYRING, label, target="session keyring", ok=(ENOSYS, EPERM))
+
+    def configure(self, linux: Linux, host: Host, proc: Slot | int, channel: int) -> None:
+        """Add the steps that set the attributes of the process in their order, up to its exec.
+
+        Args:
+            linux: that section of the configuration.
+            host: facts about the machine.
+            proc: the descriptor of the procfs.
+            channel: the descriptor of the socket to the caller, for a listener's descriptor.
+        """
+        self.labels(proc)
+        self.scheduling()
+        self.personality(linux.personality)
+        self.memory_policy(linux.memory_policy)
+        if not host.raises_limits:
+            self.limits()
+        self.identity(host.last_cap)
+        if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
+            self.listen(channel)
 
     def labels(self, proc: Slot | int) -> None:
         """Add the steps that ask for the labels of AppArmor and SELinux at the exec.
