@@ -168,9 +168,9 @@ class Spec:
     dns: DNS | None = None
     hosts: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_hosts)
     wishes_for_network: bool = attrs.field(default=False, init=False, eq=False, repr=False)
-    """Whether its network is one that is made for it, or its files of /etc are."""
+    """Whether a network, or files in /etc, must be made for it."""
     connected: Spec | None = attrs.field(default=None, init=False, eq=False, repr=False)
-    """The same with the network as a namespace to join; by :mod:`containerkit.network`."""
+    """A copy whose network is a namespace to join. :mod:`containerkit.network` sets it."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.rootfs, RootFS):
@@ -231,10 +231,10 @@ class Spec:
                 raise SpecError(f"sysctls: {key} needs a new {kind} namespace: namespaces.{kind} must be 'new'")
 
     def device_mounts(self, tty_group: int | None) -> tuple[Mount, ...]:
-        """Return the mounts below /dev that the container has beside those described.
+        """Return the standard mounts below /dev.
 
         Args:
-            tty_group: the group of the terminals in /dev/pts, or None for that of their opener.
+            tty_group: the group of the terminals in /dev/pts, or None for the group of the process that opens them.
         """
         # Only the owner of an ipc namespace can mount its queues.
         return device_mounts(tty_group, queues=self.namespaces.ipc == "new" or self.namespaces.user != "new")
@@ -268,12 +268,12 @@ class Spec:
 
     @cached_property
     def joins(self) -> bool:
-        """Whether it joins a namespace that is there already."""
+        """Whether it joins an existing namespace."""
         return bool(self.namespaces.joined())
 
     @cached_property
     def shape(self) -> Shape:
-        """All of it that the plan depends on: that a namespace is joined is a part of it, which one is not."""
+        """Everything in it that a plan depends on. Whether a namespace is joined is part of it, but not which one."""
         names = self.namespaces
         kinds = (names.mount, names.pid, names.network, names.ipc, names.uts, names.user, names.cgroup, names.time)
         return Shape(

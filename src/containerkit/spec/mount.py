@@ -1,9 +1,4 @@
-"""Mounts inside a container as values, and the operations that make them.
-
-A bind mount is cloned outside (``outside_operations``), where the caller's files are visible. It gets its attributes
-while it is still detached. Then it is attached inside (``inside_operations``) to a descriptor that was resolved below
-the new root, so a symlink inside can't redirect the mount.
-"""
+"""Mounts inside a container as values. ``compile/mounts.py`` turns them into operations."""
 
 from __future__ import annotations
 
@@ -100,11 +95,11 @@ class Mount:
         if not isinstance(self.content, str):
             raise SpecError(f"{what}: the content must be text or bytes, not {self.content!r:.100}")
         if self.content and self.type != "file":
-            raise SpecError(f"{what}: only a file has content: say Mount.file(target, content)")
+            raise SpecError(f"{what}: only a file has content: use Mount.file(target, content)")
         try:
             size = len(self.content.encode(errors="surrogateescape"))
         except UnicodeEncodeError:
-            raise SpecError(f"{what}: the content has lone surrogates: give bytes") from None
+            raise SpecError(f"{what}: the content has lone surrogates: pass bytes") from None
         if size > _LARGEST_FILE:
             raise SpecError(f"{what}: the content has {size} bytes, more than {_LARGEST_FILE}")
 
@@ -209,11 +204,11 @@ class Mount:
 
     @classmethod
     def file(cls, target: str, content: bytes | str) -> Mount:
-        """Show a file of given content, in memory and read-only; nothing of it is on the host.
+        """Add a file with the given content. It is read-only, in memory, and not on the host.
 
         Args:
-            target: the path inside; made when it is missing, and a symlink there is covered, not followed.
-            content: at most 1 MiB; text is UTF-8.
+            target: the path inside. It is created if it does not exist. A symlink there is covered, not followed.
+            content: at most 1 MiB. Text is encoded as UTF-8.
 
         Raises:
             SpecError: it is larger.
