@@ -208,7 +208,7 @@ def test_limits_are_set_anew(root, images):
         assert 33 == c.stats().pids.limit
         c.update(Limits(pids=44))
         assert 44 == c.stats().pids.limit
-    with pytest.raises(ValueError, match=r"limits: '1G' is no containerkit\.Limits"):
+    with pytest.raises(ValueError, match=r"limits: '1G' is not a containerkit\.Limits"):
         Container.restore(images, criu=CRIU, limits="1G")
     with Container.restore(images, criu=CRIU) as c:
         assert c.cgroup is None

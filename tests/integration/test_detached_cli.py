@@ -92,7 +92,7 @@ def test_life_by_commands(kept, name):
     assert ck("wait", name) == "143\n"
     assert "exited (143)" in ck("ps", "-a")
     ck("start", name)
-    ck("start", name)  # runs already, and is no error
+    ck("start", name)  # runs already, and is not an error
     ck("update", "--pids", "60", "--restart", "on-failure:4", name)
     assert ck("inspect", "-f", "{{.HostConfig.RestartPolicy}} {{.HostConfig.Limits.pids}}", name) == "on-failure:4 60\n"
     ck("rename", name, f"{name}b")

@@ -237,7 +237,7 @@ def test_parameter_of_a_namespace_that_is_the_hosts_is_refused(oci, bundle, kind
     told = oci.refused("run", "--bundle", bundle.path, ONE)
     assert f"linux.sysctl.{parameter}: would be the host's" in told
     bundle.linux["sysctl"] = {}
-    assert "here\n" == oci.run(bundle.runs("echo", "here")).stdout  # the namespace alone is no mistake
+    assert "here\n" == oci.run(bundle.runs("echo", "here")).stdout  # the namespace alone is not a mistake
 
 
 def test_name_of_a_uts_namespace_that_is_the_hosts_is_refused(oci, bundle):

@@ -1,4 +1,4 @@
-"""What the program gets: its environment, sockets of the caller's, capabilities; and verbs for many containers."""
+"""What the program gets: its environment, sockets of the caller, capabilities; and verbs for many containers."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -80,7 +80,7 @@ def test_kill_and_delete_take_a_regular_expression(oci, bundle):
     oci("kill", "--regex", "web", "KILL")
     oci("delete", "--regex", "^web")
     assert ["base"] == oci("list", "--quiet").stdout.split()
-    assert "--regex: '(' is no regular expression" in oci.refused("kill", "--regex", "(")
+    assert "--regex: '(' is not a regular expression" in oci.refused("kill", "--regex", "(")
     oci("delete", "--force", "--regex", "a.e$")
     assert "" == oci("list", "--quiet").stdout
 

@@ -1,4 +1,4 @@
-"""The program that a container names can't be anything of the caller's. Each name is attempted in each way to start it.
+"""The program that a container names can't be anything of the caller. Each name is attempted in each way to start it.
 
 While the kernel looks up a program it follows the path, its symlinks, its ``#!`` line and its ELF interpreter. The
 container controls all of them. So the process that executes it must have nothing of the caller: no descriptor
@@ -188,7 +188,10 @@ def test_nothing_of_the_callers_can_be_named_as_the_working_directory(root, vict
 
 def test_program_that_is_the_sealed_init_says_so(root):
     done = run(["/script-exe"], rootfs=RootFS.dir(root), text=True, timeout=10)
-    assert (126, "containerkit: the sealed init of a container is no interpreter\n") == (done.returncode, done.stderr)
+    assert (126, "containerkit: the sealed init of a container is not an interpreter\n") == (
+        done.returncode,
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize("init", [True, False])
@@ -259,7 +262,7 @@ def at_the_exec(process, belongs=None):
 
     Args:
         process: the caller. The search ends with it.
-        belongs: tells of a pid, and of the caller's, whether it is one of them (default: by descent).
+        belongs: tells of a pid, and of the caller, whether it is one of them (default: by descent).
     """
     belongs = belongs or is_below
     found = set()

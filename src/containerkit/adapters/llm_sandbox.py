@@ -120,7 +120,7 @@ class ContainerkitSession(BaseSession):
             raise
 
     def close(self) -> None:
-        """End the container; harmless when repeated."""
+        """End the container. May be called twice."""
         super().close()
         if self.container is not None:
             self.container.stop()

@@ -35,7 +35,7 @@ def id_maps_name(images: str) -> str:
     """
     found = [name for name in os.listdir(images) if name.startswith("userns-")]
     if len(found) != 1:
-        raise SetupError("restore", ENOENT, f"{images}/userns-*.img", "it is no whole checkpoint")
+        raise SetupError("restore", ENOENT, f"{images}/userns-*.img", "it is not a whole checkpoint")
     return found[0]
 
 

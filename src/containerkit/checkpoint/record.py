@@ -59,7 +59,7 @@ def write(directory: int, record: Record) -> None:
     """Write a record to an open directory.
 
     Raises:
-        SpecError: the description has a value that can't be written down.
+        SpecError: the description has a value that can't be saved.
         OSError: it can't be written.
     """
     text = json.dumps({"version": _VERSION, "record": _plain(record)}, indent=1)
@@ -92,9 +92,9 @@ def read(path: str, directory: int) -> Record:
         hint = "Container.checkpoint() writes it" if error.errno == ENOENT else ""
         raise SetupError("read", error.errno or 0, name, hint) from None
     except ValueError:
-        raise SetupError("read", EINVAL, name, "it is no JSON") from None
+        raise SetupError("read", EINVAL, name, "it is not JSON") from None
     if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise SetupError("read", EINVAL, name, f"it is no checkpoint of version {_VERSION}")
+        raise SetupError("read", EINVAL, name, f"it is not a checkpoint of version {_VERSION}")
     try:
         record = _value(content.get("record"))
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
@@ -135,5 +135,5 @@ def _value(plain: Any) -> Any:
     module, _, name = plain[_CLASS].partition(":")
     kind = getattr(import_module(_PACKAGE + module), name)
     if not (isinstance(kind, type) and attrs.has(kind)):
-        raise SpecError(f"checkpoint: {plain[_CLASS]!r} is no description")
+        raise SpecError(f"checkpoint: {plain[_CLASS]!r} is not a description")
     return kind(**{name: _value(each) for name, each in plain.items() if name != _CLASS})

@@ -94,7 +94,7 @@ def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as 
     spec = record.spec
     if rootfs is not None:
         if not isinstance(rootfs, RootFS):
-            raise SpecError(f"rootfs: {rootfs!r} is no RootFS; say RootFS.dir(path), ...")
+            raise SpecError(f"rootfs: {rootfs!r} is not a RootFS; use RootFS.dir(path), ...")
         resolved = resolve(rootfs)
         if resolved.kind != spec.rootfs.kind:
             raise SpecError(f"rootfs: it was of the kind {spec.rootfs.kind!r}, not {resolved.kind!r}")
@@ -102,7 +102,7 @@ def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as 
     if not isinstance(limits, str):
         spec = attrs.evolve(spec, limits=limits)
     elif limits != "as before":
-        raise SpecError(f"limits: {limits!r:.100} is no containerkit.Limits; say Limits(memory='256M', pids=64)")
+        raise SpecError(f"limits: {limits!r:.100} is not a containerkit.Limits; use Limits(memory='256M', pids=64)")
     fields = {field.name: getattr(spec, field.name) for field in attrs.fields(Spec) if field.init}
     confinement = fields.pop("confinement")
     return {**fields, **{field.name: getattr(confinement, field.name) for field in attrs.fields(Confinement)}}

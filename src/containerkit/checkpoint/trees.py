@@ -5,7 +5,7 @@ and the id maps of any start, is mounted below one directory, :data:`PLACE`; not
 ended. Each is a mount alone: were there others below it, they would be locked for root of the container, who could not
 clone it again (mount_namespaces(7)).
 
-It is in the control groups and in a cgroup namespace of the container's, so that whatever it makes is as well.
+It is in the control groups and in a cgroup namespace of the container, so that whatever it makes is as well.
 """
 
 from __future__ import annotations

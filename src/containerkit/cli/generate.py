@@ -75,7 +75,7 @@ def _named(words: Sequence[str], name: str) -> list[str]:
     """Return the command line with the present name, which comes after all others and so counts."""
     from containerkit.cli.commands import parser_of
 
-    # What follows the first word that is no option is the command's own: the name must stand before it.
+    # What follows the first word that is not an option is the command's own: the name must stand before it.
     count = len(parser_of("run").parse_args(words).command)
     options, command = list(words[: len(words) - count]), list(words[len(words) - count :])
     return [*options, "--name", name, *command]

@@ -70,7 +70,7 @@ def set_attributes(mount: Mount, tree: Slot, userns: Slot | None) -> list[Operat
 
 
 def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
-    """Return the operations, inside, that make the filesystem of a mount that is no bind."""
+    """Return the operations, inside, that make the filesystem of a mount that is not a bind."""
     if mount.type == "file":
         return _make_file(mount, tree)
     options: dict[str, str | None] = dict(mount.options)

@@ -129,7 +129,7 @@ def place(command: Command) -> list[Operation]:
 
 
 def given(command: Command) -> list[int]:
-    """Return the descriptors of the caller's that a command gets beside the standard ones, in rising order."""
+    """Return the descriptors of the caller that a command gets beside the standard ones, in rising order."""
     return sorted({fd for fd in command.pass_fds if fd > 2})
 
 

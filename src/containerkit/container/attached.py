@@ -76,7 +76,10 @@ class Attached(Container):
         return self
 
     def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:  # noqa: ARG002 - there is no end
-        """Let go of it; it goes on, so nothing is asked to end. Harmless when repeated, or in a forked child."""
+        """Let go of it; it goes on, so nothing is asked to end.
+
+        May be called twice, and has no effect in a forked child.
+        """
         if os.getpid() != self._owner:
             return
         with self._lock:

@@ -68,7 +68,7 @@ class Recall(Generic[Made]):
             make: what makes it.
             lasts: tells whether it would come to the same again.
         """
-        # With the types: True is no number here.
+        # With the types: True is not a number here.
         key = tuple((name, type(value), _fixed(value)) for name, value in arguments.items())
         try:
             known = self._kept.get(key)
@@ -129,7 +129,7 @@ class Terms(NamedTuple):
             SpecError: a timeout or a limit that is no such number.
         """
         began = time.monotonic()
-        # "not >=" refuses what is no number at all, too
+        # "not >=" refuses what is not a number at all, too
         if timeout is not None and (
             isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0
         ):
@@ -303,7 +303,7 @@ class Captured:
         return done
 
     def call_off(self) -> None:
-        """End it where an exception has come in between, at whatever moment; harmless when repeated."""
+        """End it where an exception has come in between, at whatever moment. May be called twice."""
         run = self._run
         if run is None:
             return

@@ -81,7 +81,7 @@ class Entries:
         def read(kept: list[int]) -> str:
             fd = self._open(kept, inside_path(path), k.O_PATH | k.O_NOFOLLOW)
             if not stat.S_ISLNK(os.fstat(fd).st_mode):
-                raise SetupError("readlink", 22, inside_path(path), "it is no symlink")  # EINVAL
+                raise SetupError("readlink", 22, inside_path(path), "it is not a symlink")  # EINVAL
             return os.readlink("", dir_fd=fd)
 
         return lend(read)
@@ -140,7 +140,7 @@ class Entries:
                 self._unlink(trail.fd, [left], _AT_REMOVEDIR)
 
     def _one_below(self, directory: int) -> Any:
-        """Remove what is no directory, and yield the names of those that are."""
+        """Remove what is not a directory, and yield the names of those that are."""
         with os.scandir(directory) as entries:
             found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
         files = [name for name, is_directory in found if not is_directory]

@@ -158,7 +158,7 @@ class Files(Entries, Listed):
         return lend(lambda kept: sorted(os.listdir(self._open(kept, where, k.O_RDONLY | k.O_DIRECTORY))))
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
-        """Tell whether there is something at a path, symlinks followed."""
+        """Return whether there is something at a path, symlinks followed."""
         try:
             lend(lambda kept: self._open(kept, inside_path(path), k.O_PATH))
         except SetupError as error:
@@ -325,7 +325,7 @@ class Files(Entries, Listed):
         keep(kept, fcntl.ioctl, master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
     def _open(self, kept: list[int], path: str, flags: int, *, mode: int = 0, user: User | None = None) -> int:
-        """Open a path inside; the descriptor, which is returned, is appended to a list of the caller's."""
+        """Open a path inside; the descriptor, which is returned, is appended to a list of the caller."""
         raw = os.fsencode(inside_path(path))
         if len(raw) >= _PATH_BYTES:
             raise SpecError(f"path: longer than {_PATH_BYTES - 1} bytes")
@@ -466,7 +466,7 @@ def _open_staged(ground: Ground, path: str) -> int:
 
 
 def _home(entry: list[str] | None) -> str:
-    """Return the home directory of a line of /etc/passwd; what is no path is none. Source: passwd(5)."""
+    """Return the home directory of a line of /etc/passwd; what is not a path is none. Source: passwd(5)."""
     path = entry[5] if entry is not None and len(entry) > 5 else ""
     return path if path.startswith("/") and path.isprintable() else "/"
 

@@ -125,7 +125,7 @@ class Ready:
         self.over()
 
     def over(self) -> None:
-        """Tell the stock that it was used; harmless when repeated."""
+        """Tell the stock that it was used. May be called twice."""
         if not self._over:
             self._over = True
             self._stock.used(self)

@@ -71,7 +71,7 @@ class Template:
         options: see :class:`containerkit.options.TemplateOptions`.
 
     Raises:
-        SpecError: a value that can't be; ``networks`` for a container that gets no network namespace of its own;
+        SpecError: a value is invalid; ``networks`` for a container that gets no network namespace of its own;
             ``ready`` for one that can't wait for its command, and why.
         UnsupportedError: ``networks`` for an unprivileged user, or something that this host lacks.
         SetupError: something can't be had.
@@ -217,7 +217,9 @@ class Template:
         """
         self._check_open()
         if strange := more.keys() & (DESCRIPTION - CONFINEMENT):
-            raise SpecError(f"{min(strange)!r} is no argument of a command; the container is as the template has it")
+            raise SpecError(
+                f"{min(strange)!r} is not an argument of a command; the container is as the template has it"
+            )
         check_names("run", more, RUN_ARGUMENTS)
         return perform(
             self._recipe,
@@ -261,7 +263,10 @@ class Template:
             raise StateError(f"{self!r}: it was closed")
 
     def close(self) -> None:
-        """Let go of what is ready; containers that run go on. Harmless when repeated, or in a forked child."""
+        """Let go of what is ready; containers that run go on.
+
+        May be called twice, and has no effect in a forked child.
+        """
         if os.getpid() != self._owner or self._closed:
             return
         self._closed = True

@@ -244,7 +244,7 @@ class Known:
             raise StateError(f"container {self.id}: its record is gone") from None
 
     def goes_on(self) -> bool:
-        """Tell whether it runs, or will by its policy."""
+        """Return whether it runs, or will by its policy."""
         try:
             return self.status in ("running", "paused", "restarting")
         except StateError:

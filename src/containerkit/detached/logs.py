@@ -90,13 +90,13 @@ def duration_s(text: str, what: str) -> float:
     """Return the seconds of ``1h30m``, ``90s``, ``500ms``.
 
     Raises:
-        SpecError: it is no duration.
+        SpecError: it is not a duration.
     """
     import re
 
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise SpecError(f"{what}: {text!r:.100} is no duration such as 90s, 10m, 1h30m")
+        raise SpecError(f"{what}: {text!r:.100} is not a duration such as 90s, 10m, 1h30m")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 

@@ -94,7 +94,7 @@ class Plugins:
             raise SpecError(f"cni: {path}: it has no name, or no plugins")
         version = config.get("cniVersion", "0.3.0")
         if version not in _VERSIONS:
-            raise SpecError(f"cni: {path}: cniVersion {version!r:.50} is none of {', '.join(_VERSIONS)}")
+            raise SpecError(f"cni: {path}: cniVersion {version!r:.50} is not one of {', '.join(_VERSIONS)}")
         for plugin in plugins:
             kind = plugin.get("type") if isinstance(plugin, dict) else None
             if not isinstance(kind, str) or not _TYPE.fullmatch(kind):

@@ -1,5 +1,7 @@
-"""Connects containers to their networks: prepares descriptions, makes the networks of starts, attaches running
-containers."""
+"""Connects containers to their networks.
+
+Prepares descriptions, makes the networks of starts, attaches running containers.
+"""
 
 from __future__ import annotations
 
@@ -423,8 +425,10 @@ def attach_running(live: LiveNetwork, container: Container, how: Attach | None) 
 
 
 def _policy(container: Container) -> tuple[object, DNS | None, Egress | None]:
-    """Return the attendant's token for a container, its name servers and its egress rules. They are the same on all its
-    networks."""
+    """Return the attendant's token for a container, its name servers and its egress rules.
+
+    They are the same on all its networks.
+    """
     first = container.joined().get("network")
     if isinstance(first, Connection):
         return first.token, first.dns, first.egress

@@ -56,7 +56,7 @@ class Hierarchy:
         return self.mountpoint + group.rstrip("/")
 
     def lets_make(self, group: str) -> bool:
-        """Tell whether this process may make a group: whether the nearest directory above that is there is its own.
+        """Return whether this process may make a group: whether the nearest directory above that is there is its own.
 
         Args:
             group: the path of the group in the hierarchy.
@@ -255,7 +255,7 @@ class Groups:
 
 
 def is_busy(group: str) -> bool:
-    """Tell whether processes of its own keep a group of version 2 from handing controllers on.
+    """Return whether processes of its own keep a group of version 2 from handing controllers on.
 
     The root may have some: it alone has no type.
     """
@@ -386,7 +386,7 @@ def processes(places: Iterable[str]) -> list[int]:
 
 
 def thaw(freezer: str) -> None:
-    """Let a frozen group go on: a process that is frozen does not die. One that is gone is no error."""
+    """Let a frozen group go on: a process that is frozen does not die. One that is gone is not an error."""
     if not freezer:
         return
     try:

@@ -25,7 +25,7 @@ def check(config: Config) -> None:
     seen: set[str] = set()
     for index, namespace in enumerate(config.linux.namespaces):
         if namespace.type in seen:
-            raise ConfigError(f"linux.namespaces[{index}].type", f"{namespace.type} is there twice")
+            raise ConfigError(f"linux.namespaces[{index}].type", f"{namespace.type} is given twice")
         seen.add(namespace.type)
     _check_namespaces(config)
     for index, mount in enumerate(config.mounts):
@@ -82,7 +82,7 @@ def _owner_of(name: str) -> str:
     path = f"linux.sysctl.{name}"
     plain = name.replace("/", ".")
     if ".." in plain or plain.startswith("."):
-        raise ConfigError(path, "is no name of a kernel parameter")
+        raise ConfigError(path, "is not a name of a kernel parameter")
     if plain in _IPC_SYSCTLS or plain.startswith("fs.mqueue."):
         return "ipc"
     if plain.startswith("net."):
@@ -135,7 +135,7 @@ def check_process(process: Process, path: str) -> None:
         if limit.type not in RLIMITS:
             raise ConfigError(f"{where}.type", f"unknown limit {limit.type!r}")
         if limit.type in seen:
-            raise ConfigError(f"{where}.type", f"{limit.type} is there twice")
+            raise ConfigError(f"{where}.type", f"{limit.type} is given twice")
         if limit.soft > limit.hard:
             raise ConfigError(f"{where}.soft", f"{limit.soft} is over the hard limit {limit.hard}")
         seen.add(limit.type)

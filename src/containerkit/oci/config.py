@@ -415,7 +415,7 @@ class Config(Model):
         return next((each for each in self.linux.namespaces if each.type == kind), None)
 
     def is_new(self, kind: str) -> bool:
-        """Tell whether the container has a new namespace of a kind."""
+        """Return whether the container has a new namespace of a kind."""
         found = self.namespace(kind)
         return found is not None and not found.path
 

@@ -36,7 +36,7 @@ def send_descriptor(path: str, fd: int, message: bytes) -> None:
 
 
 def is_master(fd: int) -> bool:
-    """Tell whether a descriptor is a terminal's master, and not what an image has put in its place (CVE-2025-52565)."""
+    """Return whether a descriptor is a terminal's master, and not a file of the image in its place (CVE-2025-52565)."""
     return os.fstat(fd).st_rdev == os.makedev(5, 2) and kernel.filesystem_of(fd) == kernel.DEVPTS_SUPER_MAGIC
 
 

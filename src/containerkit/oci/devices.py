@@ -109,7 +109,7 @@ class Devices:
         tape.step(k.STEP_CLOSE, "close", at)
 
     def _is_hosts(self) -> bool:
-        """Tell whether /dev is the host's, which must not be changed."""
+        """Return whether /dev is the host's, which must not be changed."""
         return any(
             os.path.normpath("/" + mount.destination) == "/dev" and self.builder.is_bind(number)
             for number, mount in enumerate(self.builder.config.mounts)

@@ -123,7 +123,7 @@ def read(words: Sequence[str], path: str) -> Options:
         if not _take(found, word) and word:
             name, equals, value = word.partition("=")
             if not name:
-                raise ConfigError(f"{path}[{index}]", f"{word!r} is no option")
+                raise ConfigError(f"{path}[{index}]", f"{word!r} is not an option")
             found.take(name, value if equals else None)
     if found.copy_up and found.bind:
         raise ConfigError(path, "tmpcopyup is for tmpfs, not for a bind")

@@ -99,7 +99,7 @@ class Builder:
         self.options = [mountoptions.read(each.options, f"mounts[{n}].options") for n, each in enumerate(config.mounts)]
 
     def is_bind(self, number: int) -> bool:
-        """Tell whether a mount of the configuration is a bind."""
+        """Return whether a mount of the configuration is a bind."""
         return self.options[number].bind or self.config.mounts[number].type == "bind"
 
     @property
@@ -328,7 +328,7 @@ class Builder:
         self.tape.step(k.STEP_CLOSE, "close", at)
 
     def attach_clone(self, source: str, attributes: int, target: str, *, what: str) -> int | Slot:
-        """Add the steps that attach a private clone of a mount of the host's to a directory; return its descriptor."""
+        """Add the steps that attach a private clone of a mount of the host to a directory; return its descriptor."""
         clone = self.clone(source, recursive=False, what=what)
         self._setattr(clone, set_flags=attributes, propagation=k.MS_PRIVATE, target=target)
         self.attach(clone, target, directory=True)

@@ -61,7 +61,7 @@ class Conversation:
         stdin = self.stdin
         if stdin is None or stdin.closed:
             if given:
-                raise SpecError("input: stdin is no pipe")
+                raise SpecError("input: stdin is not a pipe")
             return
         check_input(given, text=stdin.text is not None)
         stdin.flush()
@@ -96,7 +96,7 @@ class Conversation:
         return self.results()
 
     def finish(self) -> None:
-        """Pass on what is no whole line."""
+        """Pass on what is not a whole line."""
         for output in (self.out, self.err):
             if output is not None:
                 output.finish()
@@ -302,7 +302,7 @@ class Hearing(NamedTuple):
         """
         for name, call in (("on_stdout", on_stdout), ("on_stderr", on_stderr)):
             if call is not None and not callable(call):
-                raise SpecError(f"{name}: {call!r:.100} can't be called with a line; say on_stdout=print, for example")
+                raise SpecError(f"{name}: {call!r:.100} can't be called with a line; pass for example on_stdout=print")
         return None if on_stdout is None and on_stderr is None else cls(on_stdout, on_stderr, kept)
 
 

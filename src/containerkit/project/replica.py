@@ -45,7 +45,7 @@ def signal_number(text: str) -> int:
             return int(signal.Signals(int(text)))
         return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])
     except (KeyError, ValueError):
-        raise SpecError(f"{text!r:.60} is no signal") from None
+        raise SpecError(f"{text!r:.60} is not a signal") from None
 
 
 class Restart:
@@ -250,7 +250,7 @@ class Replica:
         return bool(data)
 
     def stop(self, grace_s: float | None = None) -> None:
-        """Ask the command to end, wait for as long as it may take, and kill what is left; harmless when repeated.
+        """Ask the command to end, wait for as long as it may take, and kill what is left. May be called twice.
 
         Args:
             grace_s: seconds (default: as the service says, or 10).

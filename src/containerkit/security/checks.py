@@ -85,7 +85,7 @@ def path(value: object, what: str) -> str:
         SpecError: the value is not a path.
     """
     if not isinstance(value, (str, os.PathLike)):
-        raise SpecError(f"{what}: {value!r} is no path")
+        raise SpecError(f"{what}: {value!r} is not a path")
     return text_of(os.fspath(value), what)
 
 

@@ -271,7 +271,7 @@ class Command:
         if not isinstance(self.user, User):
             raise SpecError(f"user: {self.user!r:.100} is not a User")
         if not isinstance(self.confinement, Confinement):
-            raise SpecError(f"confinement: {self.confinement!r:.100} is no Confinement")
+            raise SpecError(f"confinement: {self.confinement!r:.100} is not a Confinement")
         check_bool(self.terminal, "terminal")
 
     def with_argv(self, argv: ListOf[Word]) -> Command:
@@ -307,8 +307,9 @@ class Command:
 
     @cached_property
     def announces(self) -> bool:
-        """Whether the environment announces its listening sockets: they are numbered from 3 without gaps, and ``env``
-        sets neither variable itself.
+        """Whether the environment announces its listening sockets.
+
+        They are numbered from 3 without gaps, and ``env`` sets neither variable itself.
 
         Source: sd_listen_fds(3).
         """
@@ -331,8 +332,10 @@ class Command:
 
     @cached_property
     def shape(self) -> tuple[bytes, str | None, Shape]:
-        """Everything in it that a plan depends on: the program, where it is looked up, and the attributes of the
-        process."""
+        """Everything in it that a plan depends on.
+
+        The program, where it is looked up, and the attributes of the process.
+        """
         program = self.argv[0]
         return program, None if b"/" in program else self._path, self._others
 

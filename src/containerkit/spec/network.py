@@ -60,7 +60,7 @@ def _subnet(value: object) -> str:
     if isinstance(value, str) and value in _AUTO:
         return value
     if not isinstance(value, str):
-        raise SpecError(f"subnets: {value!r:.100} is no subnet such as '10.9.0.0/24', 'auto4' or 'auto6'")
+        raise SpecError(f"subnets: {value!r:.100} is not a subnet such as '10.9.0.0/24', 'auto4' or 'auto6'")
     try:
         network = ip_network(value)
     except ValueError as error:
@@ -141,7 +141,7 @@ def _rate(value: int | str | None) -> int | None:
     elif isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", value)):
         number = float(found[1]) * _RATE_UNITS[found[2]]
     if not _SMALLEST_RATE <= number <= 10**12:
-        raise SpecError(f"rate: {value!r:.100} is no number of bits per second from 8000, such as '100M'")
+        raise SpecError(f"rate: {value!r:.100} is not a number of bits per second from 8000, such as '100M'")
     return int(number)
 
 
@@ -181,7 +181,7 @@ def _mac(value: str | None) -> str | None:
         return None
     text = value.lower() if isinstance(value, str) else ""
     if not _MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
-        raise SpecError(f"mac: {value!r:.100} is no address of one interface, such as '02:00:00:00:00:01'")
+        raise SpecError(f"mac: {value!r:.100} is not an address of one interface, such as '02:00:00:00:00:01'")
     return text
 
 
@@ -272,8 +272,9 @@ def _parent(value: str) -> str:
 
 @attrs.frozen
 class Macvlan:
-    """An interface of the container directly on one of the host's networks. The rules of this library do not apply to
-    it.
+    """An interface of the container directly on one of the host's networks.
+
+    The rules of this library do not apply to it.
 
     Args:
         parent: the host's interface, such as ``"eth0"``.

@@ -307,7 +307,7 @@ class Ground:
         self.union = FuseUnion(self.spec.rootfs, self.staging.holder, self.mappings if translates else ((), ()))
 
     def release(self) -> None:
-        """Give back what was taken, once nothing runs on it any more; harmless when repeated.
+        """Give back what was taken, once nothing runs on it any more. May be called twice.
 
         Raises:
             CleanupError: a control group could not be removed.

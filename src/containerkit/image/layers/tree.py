@@ -251,7 +251,7 @@ class Tree:
         return os.path.samestat(one, other)
 
     def remove(self, parts: Parts) -> None:
-        """Remove a file, or a directory with its content. It is no error if it does not exist."""
+        """Remove a file, or a directory with its content. It is not an error if it does not exist."""
         try:
             parent = self.directory(parts[:-1], make=False)
         except FileNotFoundError:
