@@ -466,15 +466,15 @@ def answer_of(port):
         ({"network": "bridge"}, "network: 'bridge'"),
         ({"network": []}, "network: several"),
         ({"network": None}, "network: None"),
-        ({"publish": [80]}, "publish: ports lead"),
-        ({"network": "host", "publish": [80]}, "publish: ports lead"),
+        ({"publish": [80]}, "publish: ports can be published"),
+        ({"network": "host", "publish": [80]}, "publish: ports can be published"),
         ({"network": "internet", "publish": [80, 80]}, "twice"),
         ({"network": "internet", "publish": ["80:x"]}, "publish: '80:x'"),
         ({"network": "internet", "egress": "pypi.org"}, "egress: 'pypi.org'"),
         ({"network": "internet", "dns": "1.1.1.1"}, "dns: '1.1.1.1'"),
         ({"network": "internet", "hosts": {"a b": "1.2.3.4"}}, "hosts: 'a b'"),
         ({"network": "internet", "hosts": {"a": "1.2.3"}}, "1.2.3"),
-        ({"network": "internet", "namespaces": Namespaces(network="host")}, "say one of them"),
+        ({"network": "internet", "namespaces": Namespaces(network="host")}, "pass only one of them"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(options, message):

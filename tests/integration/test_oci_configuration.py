@@ -486,7 +486,7 @@ def test_group_in_use_is_refused(oci, bundle, tmp_path):
     oci.start_one(bundle.runs("sleep", "100"))
     second = bundle.clone(tmp_path / "second")
     second.write()
-    assert "has processes already" in oci.refused("create", "--bundle", second.path, TWO)
+    assert "already has processes" in oci.refused("create", "--bundle", second.path, TWO)
     assert oci.status(ONE) == "running"
 
 

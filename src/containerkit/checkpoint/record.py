@@ -59,7 +59,7 @@ def write(directory: int, record: Record) -> None:
     """Write a record to an open directory.
 
     Raises:
-        SpecError: the description has a value that can't be saved.
+        SpecError: the description has a value is invalid saved.
         OSError: it can't be written.
     """
     text = json.dumps({"version": _VERSION, "record": _plain(record)}, indent=1)

@@ -1,4 +1,4 @@
-"""What one member of config.json alone can't tell: whether they fit together."""
+"""Checks whether the members of config.json fit together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RLIMITS", "check", "check_host", "check_process"]
 
 
 def check(config: Config) -> None:
-    """Check what one member alone can't tell."""
+    """Check whether the members fit together."""
     version = config.oci_version
     major, _, rest = version.partition(".")
     if major != "1" or not rest.partition(".")[0].isdigit():
@@ -67,7 +67,7 @@ _IPC_SYSCTLS = frozenset(
 
 
 def _check_sysctl(config: Config, name: str) -> None:
-    """A parameter that is not the namespace's own would be the host's."""
+    """Refuse a parameter that does not belong to a new namespace, because it would change the host."""
     path = f"linux.sysctl.{name}"
     if config.namespace(owner := _owner_of(name)) is None:
         raise ConfigError(path, f"can be set in a container with a {owner} namespace of its own only")
@@ -97,7 +97,7 @@ def _owner_of(name: str) -> str:
 
 
 def check_host(config: Config, kind: str) -> None:
-    """Refuse what would change the host, since a namespace that is joined is the runtime's own.
+    """Refuse what would change the host, because a joined namespace is the runtime's own.
 
     Args:
         config: the configuration.
@@ -106,7 +106,7 @@ def check_host(config: Config, kind: str) -> None:
     Raises:
         ConfigError: it sets a kernel parameter, or a name, of that namespace.
     """
-    hint = f"leave it out, or have a new {kind} namespace"
+    hint = f"remove it, or use a new {kind} namespace"
     why = f"would be the host's: the {kind} namespace that is joined is the runtime's own (hint: {hint})"
     for name in config.linux.sysctl:
         if _owner_of(name) == kind:
@@ -117,13 +117,13 @@ def check_host(config: Config, kind: str) -> None:
 
 
 def check_process(process: Process, path: str) -> None:
-    """Check what one member of a process alone can't tell.
+    """Check whether the members of a process fit together.
 
     Raises:
         ConfigError: something does not fit.
     """
     if not process.args:
-        raise ConfigError(f"{path}.args", "must have at least one word")
+        raise ConfigError(f"{path}.args", "must have at least one argument")
     if not process.args[0]:
         raise ConfigError(f"{path}.args[0]", "is empty")
     for index, variable in enumerate(process.env):

@@ -1,4 +1,4 @@
-"""Terminals: how the master reaches whoever holds it, and a proxy between it and the caller's own terminal."""
+"""Terminals: sends the master to its holder, or copies between it and the caller's own terminal."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TIOCGWINSZ, _TIOCSWINSZ = 0x5413, 0x5414
 
 
 def send_descriptor(path: str, fd: int, message: bytes) -> None:
-    """Connect to a socket and hand a descriptor over.
+    """Connect to a socket and send a descriptor.
 
     Raises:
-        RuntimeFailure: nobody takes it.
+        RuntimeFailure: nobody accepts it.
 
     Source: SCM_RIGHTS in unix(7).
     """
@@ -49,7 +49,7 @@ def set_size(master: int, box: Box | None) -> None:
 
 
 def pass_newlines(master: int) -> None:
-    """Let a terminal pass on newlines as they are: whoever reads its output from a pipe wants no carriage returns.
+    """Turn off the conversion of newlines, because readers of its output expect no carriage returns.
 
     Source: termios(3).
     """
@@ -97,7 +97,7 @@ class Proxy:
 
     @staticmethod
     def _process_output() -> None:
-        """Have the caller's terminal begin lines at their left, which the container's does not do."""
+        """Make the caller's terminal convert newlines, because the container's terminal does not."""
         import termios
 
         attributes = termios.tcgetattr(0)
@@ -116,7 +116,7 @@ class Proxy:
             fcntl.ioctl(self.master, _TIOCSWINSZ, size)
 
     def copy(self, source: int, sink: int) -> bool:
-        """Copy what is there; False at the end."""
+        """Copy what is there. Return False at the end."""
         try:
             content = os.read(source, 65536)
         except OSError:  # the other end of the terminal is closed
