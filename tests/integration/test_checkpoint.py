@@ -550,7 +550,11 @@ def test_record_that_is_none_is_refused(tmp_path):
         Container.restore(tmp_path / "missing", criu=CRIU)
     with pytest.raises(SetupError, match=r"containerkit.json: No such file.*Container.checkpoint\(\) writes it"):
         Container.restore(tmp_path, criu=CRIU)
-    for text, told in (("{", "no JSON"), ("[]", "not a checkpoint of version 1"), ('{"version": 9}', "no checkpoint of")):
+    for text, told in (
+        ("{", "not JSON"),
+        ("[]", "not a checkpoint of version 1"),
+        ('{"version": 9}', "not a checkpoint of"),
+    ):
         (tmp_path / "containerkit.json").write_text(text)
         with pytest.raises(SetupError, match=told):
             Container.restore(tmp_path, criu=CRIU)

@@ -193,7 +193,7 @@ def test_program_ends_when_the_owner_is_killed(box):
 @needs_root
 def test_commit_has_what_was_deleted(box, on_overlay, tmp_path):
     from containerkit.image import Image, Store, commit
-    from containerkit.image.standing import release
+    from containerkit.image.claimed import release
 
     store = Store(tmp_path / "store")
     image = Image.from_directory(box, "box", store=store)

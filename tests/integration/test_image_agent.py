@@ -19,9 +19,9 @@ from containerkit.errors import ExitError, ImageError, SetupError, SpecError
 from containerkit.image import Image, Store
 from containerkit.image.build import build_dockerfile
 from containerkit.image.build.agent import forwarded_agent
+from containerkit.image.claimed import release
 from containerkit.image.registry import settings as registry_settings
 from containerkit.image.registry.settings import RegistrySettings
-from containerkit.image.standing import release
 from containerkit.image.templates import make_template
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root")

@@ -17,8 +17,8 @@ from containerkit import Container
 from containerkit.errors import ExitError, ImageError, SpecError
 from containerkit.image import Build, Defaults, Digest, Image, Store
 from containerkit.image.build import build_dockerfile
+from containerkit.image.claimed import release
 from containerkit.image.layers.compression import Plain
-from containerkit.image.standing import release
 from containerkit.network.connect import close_shared
 
 pytestmark = [

@@ -12,7 +12,7 @@ import pytest
 
 from containerkit import PIPE, Capabilities, Container, Mount, RootFS, SpecError, StateError
 from containerkit.image import Defaults, Healthcheck, Image, Store, commit
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), None)
 pytestmark = [

@@ -276,7 +276,7 @@ def test_what_belongs_to_the_range_is_collected(run_as, archive, home):
     script = (
         HEAD
         + """
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 image = Image.load(sys.argv[2], store=store)[0]
 directory = Path(image.unpack()[0])
 release()
@@ -308,7 +308,7 @@ print(json.dumps(shell(image.rootfs(), "stat -c %u:%g /srv/page /bin")))
     assert ["sha256", "sha256"] == collected
 
 
-def test_nothing_is_left_of_the_deputy_and_of_its_calls(run_as, archive, home):
+def test_nothing_is_left_of_the_helper_process_and_of_its_calls(run_as, archive, home):
     script = (
         HEAD
         + """

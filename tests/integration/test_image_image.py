@@ -19,10 +19,10 @@ import containerkit
 from containerkit import Container, IdMapping, RootFS, run
 from containerkit.errors import ContainerError, ImageError, SetupError, SpecError, StateError
 from containerkit.image import Defaults, Image, Store, commit
+from containerkit.image.claimed import release
 from containerkit.image.flatten import mounted_filesystem
 from containerkit.image.layers.blob import LayerWriter
 from containerkit.image.reference import Reference
-from containerkit.image.standing import release
 from containerkit.security.capabilities import Capabilities
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners needs root")

@@ -13,7 +13,7 @@ from image_samples import BUSYBOX, busybox_root
 
 from containerkit.image import Defaults, Image, Store
 from containerkit.image.build import build_dockerfile
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),

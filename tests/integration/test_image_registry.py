@@ -37,6 +37,7 @@ from image_samples import add_image, layers_of, small_disk, tar_of
 
 from containerkit.errors import ImageError, SetupError
 from containerkit.image import media
+from containerkit.image.claimed import release
 from containerkit.image.digest import Digest
 from containerkit.image.layers.unpack import unpack_layers
 from containerkit.image.manifest import Descriptor, Index, Manifest
@@ -44,7 +45,6 @@ from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference
 from containerkit.image.registry import Credentials, Registry, RegistrySettings, pull, push, save_credentials
 from containerkit.image.registry.credentials import find_credentials, forget_credentials
-from containerkit.image.standing import release
 from containerkit.image.store import Store
 
 pytestmark = [needs_registry, pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners needs root")]

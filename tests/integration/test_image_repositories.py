@@ -18,7 +18,7 @@ from containerkit.errors import ImageError, SpecError, UnsupportedError
 from containerkit.image import Build, Store
 from containerkit.image.build import build_dockerfile
 from containerkit.image.build.repositories import Repository
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),

@@ -18,11 +18,11 @@ from image_samples import add_image, layers_of, small_disk
 
 from containerkit.errors import ImageError, SetupError
 from containerkit.image import media
+from containerkit.image.claimed import release
 from containerkit.image.digest import Digest
 from containerkit.image.layers.unpack import layer_paths, unpack_layers
 from containerkit.image.manifest import Descriptor
 from containerkit.image.reference import Reference
-from containerkit.image.standing import release
 from containerkit.image.store import Store, default_root
 from containerkit.image.store.collect import sweep
 from containerkit.image.store.locks import workspace

@@ -22,7 +22,7 @@ import containerkit
 from containerkit import Container, RootFS
 from containerkit.errors import ContainerError, ImageError, SpecError, UnsupportedError
 from containerkit.image import Defaults, Image, Store
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 from containerkit.image.templates import Template, make_template, template_names
 from containerkit.image.templates.elf import closure
 

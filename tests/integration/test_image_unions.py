@@ -19,9 +19,9 @@ from test_image_archives import _member, chroot_tar, gnu_tar, made, spelled_once
 from containerkit import Container
 from containerkit.errors import ImageError
 from containerkit.image import Image, Store
+from containerkit.image.claimed import release
 from containerkit.image.layers.merge import merge_layers
 from containerkit.image.layers.unpack import layer_paths, on_top_id, unpack_layers
-from containerkit.image.standing import release
 from containerkit.image.store.collect import unpacked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and mounts need root")

@@ -7,7 +7,7 @@ from test_lookup import MARK, compiled_victim, open_directory, plant
 
 from containerkit import Container, ContainerError
 from containerkit.image import Healthcheck, Image, Store
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

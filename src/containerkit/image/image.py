@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import attrs
 
 from containerkit.errors import SpecError, telling_of_descriptors
+from containerkit.image.claimed import process_lease, ready
 from containerkit.image.config import Defaults, History, ImageConfig
 from containerkit.image.diff import compare_images, layer_from_directory
 from containerkit.image.layers.extract import Extraction
@@ -19,7 +20,6 @@ from containerkit.image.layers.unpack import extract_blob, layer_paths, unpack_l
 from containerkit.image.progress import silent
 from containerkit.image.reference import Reference
 from containerkit.image.sources import Sources, as_reference, opened
-from containerkit.image.standing import process_lease, ready
 from containerkit.image.store.locks import workspace
 from containerkit.meanings import explained
 from containerkit.start import userns_helper

@@ -388,7 +388,7 @@ def fetch(url: str, place: Path, checksum: str = "", settings: RegistrySettings 
 
     from urllib3.exceptions import HTTPError
 
-    from containerkit.image.registry.patience import Meter
+    from containerkit.image.registry.deadlines import Meter
     from containerkit.image.registry.settings import RegistrySettings
     from containerkit.image.registry.transport import Transport, error_text
 
