@@ -534,11 +534,11 @@ def test_directory_that_others_can_write_to_is_refused(root, images):
     for path in (images, images / "containerkit.json"):
         mode = path.stat().st_mode
         path.chmod(mode | 0o020)
-        with pytest.raises(SetupError, match="must be root's, and nobody else's to write"):
+        with pytest.raises(SetupError, match="it must belong to root, and only root may write to it"):
             Container.restore(images, criu=CRIU)
         path.chmod(mode)
         os.chown(path, 1234, -1)
-        with pytest.raises(SetupError, match="must be root's, and nobody else's to write"):
+        with pytest.raises(SetupError, match="it must belong to root, and only root may write to it"):
             Container.restore(images, criu=CRIU)
         os.chown(path, 0, -1)
     with Container.restore(images, criu=CRIU) as c:

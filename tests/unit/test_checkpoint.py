@@ -182,7 +182,7 @@ def test_record_that_others_can_write_to_is_refused(tmp_path):
     (tmp_path / record.NAME).chmod(0o620)
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        with pytest.raises(SetupError, match="nobody else's to write"):
+        with pytest.raises(SetupError, match="only root may write to it"):
             record.read(str(tmp_path), directory)
     finally:
         os.close(directory)

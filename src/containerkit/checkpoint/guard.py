@@ -1,4 +1,4 @@
-"""Watches over the owner of a container whose init has let go of it, as it must before a checkpoint.
+"""Watches the owner of a container whose init no longer does so, which a checkpoint requires.
 
 An init has a pidfd of its owner, to end with it. CRIU can't write that down: the owner is not a process of the
 container.

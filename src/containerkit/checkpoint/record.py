@@ -1,4 +1,4 @@
-"""What is kept beside CRIU's images: the description of the container, and what lies outside of the images.
+"""The record beside CRIU's images: the description of the container, and its state outside of the images.
 
 A record is JSON. A value of the library is written as its class and its fields, and read back by that class, which
 checks it as it checks any other; nothing but such values can be made by it.
@@ -29,7 +29,7 @@ _CLASS: Final = "class"
 _SET: Final = "set"
 _PACKAGE: Final = "containerkit."
 _OWN_TO_READ_HINT: Final = (
-    "who can write to it can have anything run as root: it must be root's, and nobody else's to write"
+    "anyone who can write to it can run anything as root: it must belong to root, and only root may write to it"
 )
 
 

@@ -1,4 +1,4 @@
-"""What keeps a container from being checkpointed, found out before anything is made; and what lies outside of it."""
+"""Checks whether a container can be checkpointed, before anything is made, and finds its external mounts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ and the images.
 The last is their name in the directory of a checkpoint as well."""
 
 _ITS_OWN: Final = frozenset({"proc", "sysfs", "devpts", "tmpfs", "mqueue"})
-"""The filesystems that CRIU makes anew, with what is in them."""
+"""The filesystems that CRIU restores with their content."""
 
 _NEW_ALWAYS: Final = ("mount", "pid")
 _FOR_STREAMS: Final = "start it with its standard streams from /dev/null, or from and to files inside"

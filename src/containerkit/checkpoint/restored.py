@@ -90,7 +90,7 @@ class Restored(Container):
 
 
 def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as before"] | None) -> dict[str, Any]:
-    """Return the arguments of the container: those of the one that was checkpointed, but for what is given anew."""
+    """Return the arguments of the container: those of the checkpointed one, except those given again."""
     spec = record.spec
     if rootfs is not None:
         if not isinstance(rootfs, RootFS):

@@ -173,7 +173,7 @@ def _binds(spec: Spec, userns: Slot | None) -> list[Operation]:
 
 
 def _images(replaced: Mapping[str, str]) -> list[Operation]:
-    """CRIU reads them as root outside and as root of the container, by turns: nobody else comes by this mount."""
+    """CRIU reads them as root outside and as root of the container. Nobody else can reach this mount."""
     tree = Slot(IMAGES)
     return [
         calls.open_tree(Slot(CHECKPOINT), IMAGES.encode(), tree),

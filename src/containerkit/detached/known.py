@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Known", "Status"]
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
-"""What a detached container does. ``"dead"``: its keeper was killed, so that nobody knows how it ended."""
+"""The status of a detached container. ``"dead"``: its keeper was killed, so it is not known how the container ended."""
 
 
 class Known:
