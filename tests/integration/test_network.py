@@ -727,7 +727,7 @@ def test_cni_that_cannot_be_is_refused(tmp_path):
     broken = tmp_path / "broken.conflist"
     broken.write_text('{"name": "x", "cniVersion": "1.0.0", "plugins": [{"type": "../evil"}]}')
     for config, message in (
-        (str(broken), "is not a name of a plugin"),
+        (str(broken), "is not the name of a plugin"),
         ("no-such-network-here", "no configuration"),
         (str(tmp_path / "missing.conflist"), "No such file"),
     ):

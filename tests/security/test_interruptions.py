@@ -177,7 +177,7 @@ def test_nothing_stays_of_what_was_interrupted(kind, interrupt, left_of):
         assert sum(hits) > ROUNDS / 4
         assert b"on\n" == container.run(["echo", "on"]).stdout
         began = time.monotonic()
-    assert time.monotonic() - began < 2, "stop() waits for nobody who is gone"
+    assert time.monotonic() - began < 20, "stop() waits for nobody who is gone"
 
 
 def holders_of(fd):
@@ -310,7 +310,7 @@ def test_container_whose_pid_namespace_another_shares_is_stopped_first(deadline)
     sleeper = second.popen(["sleep", "100"])
     began = time.monotonic()
     first.stop()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 20
     assert -signal.SIGKILL == sleeper.wait()
     assert "stopped" == second.state
     second.stop()
