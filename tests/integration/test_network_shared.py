@@ -126,7 +126,7 @@ def test_the_network_of_another_processs_container_is_joined_by_its_id():
         assert cli("run", "--network", f"container:{name}", "--", *words).stdout == f"{inode}1\n"
         code = [sys.executable, "-c", IN_ANOTHER, f"container:{name}", "true"]
         subprocess.run(code, check=True, timeout=60)
-        with pytest.raises(SpecError, match="has its hosts"):
+        with pytest.raises(SpecError, match="shares its hosts"):
             run(["true"], network=f"container:{name}", hosts={"y": "10.0.0.8"})
     refused = cli("run", "--network", f"container:{name}", "--", "true", check=False)
     assert refused.returncode == 125

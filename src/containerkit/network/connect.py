@@ -1,4 +1,7 @@
-"""Connects containers to their networks: what a description means, and what a start, and a live container, is given."""
+"""Connects containers to their networks.
+
+Prepares descriptions, makes the networks of starts, attaches running containers.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Connector", "as_names", "connected", "connected_once", "joining", "restrict", "shared"]
 
 _INTERNET: Final = Network("internet", isolated=True)
-"""What ``network="internet"`` stands for: containers on it reach the outside, and not each other."""
+"""The network of ``network="internet"``: containers on it reach the outside but not each other."""
 
 _shared: dict[tuple[int, Network], LiveNetwork] = {}
 _lock = threading.Lock()
@@ -62,7 +65,7 @@ os.register_at_fork(after_in_child=_renew)
 
 
 def close_shared() -> None:
-    """Take down the networks that were opened for descriptions."""
+    """Close the networks that were opened for descriptions."""
     with _lock:
         for key in [each for each in _shared if each[0] == os.getpid()]:
             _shared.pop(key).close()
@@ -73,8 +76,8 @@ class Connector:
     """Makes the network of each start of one description.
 
     Attributes:
-        attached: the networks, and how it is attached to each.
-        names: by which others find it.
+        attached: the networks, and how the container is attached to each.
+        names: the names of the container.
         ports, egress, dns: of the description.
         sysctls: parameters of the network namespace, by their path below ``net``.
         leads_out: whether one of these networks may be its way out.
@@ -90,15 +93,15 @@ class Connector:
 
     @property
     def router(self) -> Router:
-        """The router that they all are in."""
+        """The router of all its networks."""
         return self.attached[0][0].router
 
     def take(self) -> Connection:
-        """Make the network of one container; what is returned owns all of it.
+        """Make the network of one container. The returned object owns all of it.
 
         Raises:
-            StateError: a network was closed, or an address or port is another's.
-            SetupError: something can't be had; nothing is left behind.
+            StateError: a network was closed, or an address or port belongs to another container.
+            SetupError: an operation failed. Nothing is left behind.
         """
         router = self.router
         token = object()
@@ -141,7 +144,7 @@ class Connector:
 
 
 def _listening(published: Published) -> int:
-    """Return a descriptor of a port's socket, which listens, out of the way of the numbers that a start gives away."""
+    """Return a descriptor of a port's listening socket whose number a start does not use for anything else."""
     fd = fcntl.fcntl(published.fileno(), fcntl.F_DUPFD_CLOEXEC, _native.LOWEST)
     with socket.socket(fileno=os.dup(fd)) as listening:
         listening.listen()
@@ -150,16 +153,16 @@ def _listening(published: Published) -> int:
 
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class Connection(Endpoint):
-    """The network namespace of a container on networks of ours.
+    """The network namespace of a container on networks of this library.
 
     Attributes:
-        claims: what it has of each.
-        token: what the attendant knows it by.
-        dns, egress: whom it may ask, and for what.
-        published: its ports.
+        claims: its claim on each network.
+        token: identifies it to the attendant.
+        dns, egress: the name servers, and the egress rules.
+        published: its published ports.
         peers: ask the resolvers of its networks that other processes have.
-        sockets: descriptors of those whose listening sockets its commands get, by their numbers inside.
-        ending: gives back all of that.
+        sockets: descriptors of the listening sockets that its commands inherit, by their numbers inside.
+        ending: releases all of that.
     """
 
     claims: list[Claim]
@@ -175,7 +178,7 @@ class Connection(Endpoint):
     def owning(
         cls, fd: int, token: object, claims: list[Claim], dns: DNS | None = None, egress: Egress | None = None
     ) -> Connection:
-        """Return it with a descriptor that is closed with all else."""
+        """Return a descriptor of it that is closed together with everything else."""
         status = os.fstat(fd)
         return cls(
             kind=Kind.NETWORK,
@@ -189,12 +192,12 @@ class Connection(Endpoint):
         )
 
     def plan(self) -> Plan:
-        """Return the operations that have made it, for people to read."""
+        """Return the operations that made it, for people to read."""
         router = self.claims[0].live.router
         return Plan(endpoint.plan_of(router, [claim.wire for claim in self.claims], {}))
 
     def named(self, name: str) -> None:
-        """Let others find it by one more name, as far as that can be the name of a host."""
+        """Add a name by which others find it, if it is valid as a hostname."""
         try:
             known = host_name(name, "id")
         except SpecError:
@@ -212,7 +215,7 @@ class Connection(Endpoint):
         self.attend()
 
     def attend(self) -> None:
-        """Let the router's attendant know it, with the names that it has by now."""
+        """Register it with the router's attendant, with its present names."""
         attendant = self.claims[0].live.router.attendant
         attendant.remove_container(self.token)
         for claim in self.claims:
@@ -220,7 +223,7 @@ class Connection(Endpoint):
         attendant.set_policy(self.token, self.dns, self.egress, self.peers)
 
     def close(self) -> None:
-        """Give back all that its networks had for it; harmless when repeated."""
+        """Release everything that its networks hold for it. May be called twice."""
         self._fd = -1  # it is among what ends here
         ending, self.ending = self.ending, ExitStack()
         ending.close()
@@ -236,10 +239,10 @@ def open_network(network: Network) -> LiveNetwork:
 
 
 def connected(spec: Spec) -> Spec:
-    """Return a description with the network that it wishes for as a namespace to join, and the files of /etc.
+    """Return a description whose requested network is a namespace to join, with the files in /etc.
 
     Raises:
-        SpecError: it can't be had as it is described.
+        SpecError: the network is not possible as described.
         UnsupportedError, SetupError: a network can't be opened.
     """
     network = spec.network
@@ -276,7 +279,7 @@ def attached_to(attachments: Iterable[Attach]) -> tuple[tuple[LiveNetwork, Attac
     """
     attached = tuple((_live(attach.network), attach) for attach in attachments)
     if any(live.router is not attached[0][0].router for live, _ in attached):
-        raise StateError("networks: they are of different processes")
+        raise StateError("networks: they belong to different processes")
     return attached
 
 
@@ -322,7 +325,7 @@ def joining(spec: Spec, choice: Any, hosts: bytes | str | None, resolv: bytes | 
 
 @attrs.frozen(eq=False)
 class _Pod:
-    """Hands out the network of another container."""
+    """Provides the network of another container."""
 
     other: Any
 
@@ -338,7 +341,7 @@ def _of_pod(spec: Spec, other: Container) -> Spec:
 
 
 def connected_once(spec: Spec) -> Spec:
-    """Return what :func:`connected` does, made once for a description."""
+    """Return the result of :func:`connected`, which is computed once for each description."""
     known = spec.connected
     if known is None or _is_stale(known):
         known = connected(spec)
@@ -371,7 +374,7 @@ def _outside(spec: Spec, network: Macvlan | CNI) -> Spec:
 
 
 def restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, undo: ExitStack) -> None:
-    """Let addresses reach what the rules name, and no more."""
+    """Allow addresses to reach only what the rules name."""
     if egress is None:
         return
     for rules in (router.rules, router.host_rules):

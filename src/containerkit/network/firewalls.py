@@ -1,4 +1,4 @@
-"""What packet filters of others do to what the host forwards. They are read, never changed."""
+"""Whether packet filters of other programs drop forwarded packets. They are read, never changed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def dropping() -> str:
     Returns:
         The chain with its family and table, such as ``"ip filter FORWARD"``; empty where there is none.
 
-    Docker's does, where it switched forwarding on itself. No rule of ours can overrule it, and it is not ours to
-    change: packets must not be forwarded then, but sent by a program. Chains of iptables-legacy are not seen.
+    Docker's chain does if Docker enabled forwarding. No rule of this library can overrule it, and it must not be
+    changed. Then packets are not forwarded, but sent by a program. Chains of iptables-legacy are not seen.
 
     Raises:
         SetupError: they can't be listed.

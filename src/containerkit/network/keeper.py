@@ -1,9 +1,9 @@
-"""Networks that several processes share: one process keeps each, for as long as somebody wants it.
+"""Networks that several processes share. Each is kept by one process until it is removed.
 
-``containerkit network create`` starts the keeper, which opens the network and answers at a socket; a container on it is
-connected by the keeper, which hands over the descriptor of its network namespace. What the container has there lasts
-as long as the connection, so nothing is left of it when the container's owner ends, however that ends. When the keeper
-ends, so do the network and all that containers have of it.
+``containerkit network create`` starts the keeper, which opens the network and listens on a socket. To connect a
+container, the keeper makes its network namespace and sends the descriptor. The container's resources last as long as
+the connection, so nothing is left when its owner ends, even if it is killed. When the keeper ends, the network ends
+too.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def _close(fds: list[int]) -> None:
 
 
 def serve(network: Network, listening: socket.socket, ready: int) -> None:
-    """Keep a network until somebody asks for its end; the process does nothing else.
+    """Keep a network until its removal is requested. The process does nothing else.
 
     Args:
-        network: what is kept.
-        listening: where it answers.
-        ready: a descriptor that is told how the opening went.
+        network: the network to keep.
+        listening: the listening socket.
+        ready: a descriptor to which the result of the opening is written.
     """
     try:
         live = network.open()
@@ -103,7 +103,7 @@ def _attend(connection: socket.socket, live: LiveNetwork, ending: threading.Even
 
 def _check_removable(live: LiveNetwork, request: dict[str, Any]) -> None:
     if live.inspect()["containers"] and not request.get("force"):
-        raise StateError(f"network {live.network.name}: containers are on it; or say --force")
+        raise StateError(f"network {live.network.name}: containers are on it; stop them, or pass --force")
 
 
 def _resolved(live: LiveNetwork, question: bytes, request: dict[str, Any]) -> bytes | None:
@@ -128,7 +128,7 @@ def _rules(request: dict[str, Any]) -> tuple[Egress | None, DNS | None]:
 
 
 def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwork) -> None:
-    """Make the network of a container, and hold what it has for as long as the connection lasts."""
+    """Make the network of a container, and hold its resources as long as the connection lasts."""
     connector = Connector(
         ((live, _how(live, request)),),
         tuple(request["names"]),
@@ -183,8 +183,8 @@ def create(network: Network) -> int:
     """Start the keeper of a network, and return its pid once the network is open.
 
     Raises:
-        StateError: one of that name is kept already.
-        SpecError, SetupError: it can't be opened.
+        StateError: a network of that name is already kept.
+        SpecError, SetupError: the network can't be opened.
 
     Side effects: a process, until the network is removed.
     """
@@ -237,13 +237,13 @@ def _holder_of_others() -> list[int]:
 
 
 def _bind(listening: socket.socket, path: str, name: str) -> None:
-    """Take the name; what a keeper that is dead has left in its place is removed."""
+    """Take the name. Remove what a dead keeper has left in its place."""
     for _ in range(2):
         try:
             listening.bind(path)
         except OSError as error:
             if name in [each for each, _ in known()]:
-                raise StateError(f"network {name}: it is kept already; see 'containerkit network ls'") from None
+                raise StateError(f"network {name}: it is already kept; see 'containerkit network ls'") from None
             if not os.path.lexists(path):
                 raise SetupError("bind", error.errno or 0, path, "") from None
             os.unlink(path)
@@ -251,11 +251,11 @@ def _bind(listening: socket.socket, path: str, name: str) -> None:
             os.chmod(path, 0o600)
             listening.listen(64)
             return
-    raise StateError(f"network {name}: another is being made of that name")
+    raise StateError(f"network {name}: another process is creating a network of that name")
 
 
 def known() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name of each network that is kept, and what its keeper tells of it."""
+    """Yield the name of each kept network and its keeper's description."""
     if not os.path.isdir(directory()):
         return
     for name in sorted(os.listdir(directory())):
@@ -264,10 +264,10 @@ def known() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def remove(name: str, *, force: bool) -> None:
-    """Let a keeper end, and with it the network.
+    """Stop a keeper, and with it its network.
 
     Raises:
-        StateError: nobody keeps it; containers are on it, and it was not forced.
+        StateError: it is not kept, or containers are on it and ``force`` is false.
     """
     _, _, connection = Kept(name).ask({"verb": "remove", "force": force})
     with contextlib.suppress(FileNotFoundError):
@@ -282,7 +282,7 @@ def remove(name: str, *, force: bool) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove the sockets of keepers that are dead; return what they were, for people."""
+    """Remove the sockets of dead keepers. Return descriptions of them."""
     try:
         at = directory()
         names = set(os.listdir(at))

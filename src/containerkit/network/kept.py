@@ -28,11 +28,11 @@ __all__ = ["Joined", "Kept", "Peer", "Remote", "directory", "error_of", "path_of
 
 _LARGEST: Final = 1 << 20
 _PATH: Final = 100
-"""Bytes that the path of a socket can surely have. Source: unix(7)."""
+"""The longest path of a socket in bytes that works everywhere. Source: unix(7)."""
 
 
 def directory() -> str:
-    """Return where the sockets of this user's keepers are."""
+    """Return the directory of the sockets of this user's keepers."""
     if os.geteuid() == 0:
         return f"{DIRECTORY}/kept"
     base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
@@ -48,7 +48,7 @@ def path_of(name: str) -> str:
     Raises:
         SpecError: the name is none, or too long.
     """
-    Network(name)  # refuses what is no name
+    Network(name)  # refuses what is not a name
     path = f"{directory()}/{name}"
     if len(os.fsencode(path)) > _PATH:
         raise SpecError(f"network: the name {name!r:.100} is too long for a socket in {directory()}")
@@ -57,20 +57,20 @@ def path_of(name: str) -> str:
 
 @attrs.frozen
 class Kept:
-    """A network that a keeper has, by its name; given to a container as a network."""
+    """A network that a keeper keeps, by its name. It can be passed to a container as a network."""
 
     name: str
     containerkit_network = True
 
     def inspect(self, *, joins: bool = False) -> dict[str, Any]:
-        """Return what the keeper tells of the network.
+        """Return the keeper's description of the network.
 
         Args:
-            joins: let containers of this process lie where they can be on it: for an unprivileged user in the user
-                namespace of the keeper's.
+            joins: whether containers of this process must be able to join it. Those of an unprivileged user are then
+                made in the keeper's user namespace.
 
         Raises:
-            StateError: nobody keeps a network of that name.
+            StateError: no network of that name is kept.
         """
         answer, fds, connection = self.ask({"verb": "inspect"})
         connection.close()
@@ -85,8 +85,8 @@ class Kept:
         """Ask the keeper, which is lent some descriptors; returns answer, descriptors that came, and connection.
 
         Raises:
-            StateError: nobody keeps a network of that name; or what the keeper says.
-            SpecError, SetupError: what the keeper says.
+            StateError: no network of that name is kept, or the keeper refused the request.
+            SpecError, SetupError: the keeper refused the request.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -96,7 +96,7 @@ class Kept:
             answer, fds = receive(connection)
         except (ConnectionError, FileNotFoundError):
             connection.close()
-            hint = f"make it first: containerkit network create {self.name}"
+            hint = f"create it first: containerkit network create {self.name}"
             raise StateError(f"network {self.name}: nobody keeps one of that name; {hint}") from None
         except BaseException:
             connection.close()
@@ -159,7 +159,7 @@ def error_of(told: dict[str, Any]) -> Exception:
 
 @attrs.frozen(eq=False)
 class Remote:
-    """Lets a keeper make the network of each start of one description.
+    """Asks a keeper for the network of each start of one description.
 
     Attributes:
         kept: the network.
@@ -171,7 +171,7 @@ class Remote:
 
     @classmethod
     def of(cls, attach: Attach, connector: Connector) -> Remote:
-        """Return it for how a container is attached, and what else it wishes for."""
+        """Return the connector for an attachment and the other network options of a container."""
         wish = {
             "verb": "connect",
             "attach": {**attrs.asdict(attach, filter=lambda field, _: field.name != "network")},
@@ -185,10 +185,10 @@ class Remote:
         return cls(attach.network, wish)
 
     def take(self) -> Endpoint:
-        """Have the network of one container made.
+        """Ask the keeper to make the network of one container.
 
         Raises:
-            StateError, SpecError, SetupError: what the keeper says.
+            StateError, SpecError, SetupError: the keeper refused the request.
         """
         _, fds, connection = self.kept.ask(self.wish)
         return _Remote.connected(fds[0], connection)
@@ -201,7 +201,7 @@ class Remote:
             position: which of the container's interfaces it is.
 
         Raises:
-            StateError, SpecError, SetupError: what the keeper says.
+            StateError, SpecError, SetupError: the keeper refused the request.
         """
         wish = {**self.wish, "verb": "join", "position": position}
         answer, fds, connection = self.kept.ask(wish, (namespace,))
@@ -228,7 +228,7 @@ class Joined:
     outward: bool = attrs.field(kw_only=True)
 
     def named(self, name: str) -> None:
-        """Let others find it by one more name."""
+        """Add a name by which others find it."""
         send(self.connection, {"name": name})
         receive(self.connection)
 
@@ -274,14 +274,14 @@ class _Remote(Endpoint):
 
     @classmethod
     def connected(cls, fd: int, connection: socket.socket) -> _Remote:
-        """Take over a descriptor, and the connection on which all that the container has depends."""
+        """Take ownership of a descriptor, and of the connection on which the container's resources depend."""
         status = os.fstat(fd)
         made = cls(kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection)
         made.also(connection.close)
         return made
 
     def named(self, name: str) -> None:
-        """Let others find it by one more name."""
+        """Add a name by which others find it."""
         send(self.connection, {"name": name})
         receive(self.connection)
         for each in self._beside:

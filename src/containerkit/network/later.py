@@ -21,7 +21,7 @@ __all__ = ["Later", "Who", "attach_running", "claims_of", "detach_running", "joi
 
 
 def claims_of(container: Container) -> list[Claim]:
-    """Return what a container has of networks of ours, as it was started and as it was attached later."""
+    """Return the attachments of a container to networks of this library, from its start and later ones."""
     joined = container.joined()
     first = joined.get("network")
     claims = list(first.claims) if isinstance(first, Connection) else []
@@ -30,7 +30,7 @@ def claims_of(container: Container) -> list[Claim]:
 
 
 def published_of(container: Container) -> list[Published]:
-    """Return the published ports of a container that is on networks of ours."""
+    """Return the published ports of a container on networks of this library."""
     first = container.joined().get("network")
     return list(first.published) if isinstance(first, Connection) else []
 
@@ -45,12 +45,12 @@ class Later:
         self._namespace = namespace
 
     def fileno(self) -> int:
-        """Return the descriptor of the namespace that it is in."""
+        """Return the descriptor of its namespace."""
         number: int = self._namespace.fileno()
         return number
 
     def named(self, name: str) -> None:
-        """Let others find it by one more name, as far as that can be the name of a host."""
+        """Add a name by which others find it, if it is valid as a hostname."""
         known = as_names(name)
         self.claim = self.claim._replace(names=tuple(dict.fromkeys((*known, *self.claim.names))))
         self.claim.live.renamed(self.claim)
@@ -60,7 +60,7 @@ class Later:
         attendant.set_policy(self.who.token, self.who.dns, self.who.egress)
 
     def close(self) -> None:
-        """Give back what the network had for it; harmless when repeated."""
+        """Release what the network holds for it. May be called twice."""
         self._ending.close()
         self._namespace.close()
 
@@ -105,7 +105,7 @@ def join(attach: Attach, namespace: Namespace, who: Who, names: tuple[str, ...],
 
 
 def attach_running(live: LiveNetwork, container: Container, how: Attach | None) -> tuple[str, ...]:
-    """Attach a container that runs; see :meth:`LiveNetwork.attach`."""
+    """Attach a running container; see :meth:`LiveNetwork.attach`."""
     attach = Attach(live) if how is None else how
     if attach.network is not live:
         raise SpecError(f"attach: {attach.network!r} is another network than {live!r}")
@@ -113,7 +113,7 @@ def attach_running(live: LiveNetwork, container: Container, how: Attach | None) 
     if any(claim.live is live for claim in present):
         raise StateError(f"{container!r} is on {live!r} already")
     if container.spec.namespaces.network == "host":
-        raise SpecError(f"{container!r} has the host's network; give it one of its own")
+        raise SpecError(f"{container!r} has the host's network; start it with a network of its own")
     names = tuple(dict.fromkeys((container.id.lower(), *as_names(container.spec.hostname))))
     taken = {claim.wire.number for claim in present}
     position = next(number for number in range(1024) if number + 2 not in taken)
@@ -137,7 +137,7 @@ def _policy(container: Container) -> Who:
 
 
 def detach_running(live: LiveNetwork, container: Container) -> None:
-    """Take a container off a network; see :meth:`LiveNetwork.detach`."""
+    """Detach a container from a network; see :meth:`LiveNetwork.detach`."""
     joined = container.joined()
     for name, each in joined.items():
         if isinstance(each, Later) and each.claim.live is live:

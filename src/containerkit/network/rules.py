@@ -1,11 +1,11 @@
-"""The rules of a router: what containers may send, to whom, and what is said of what they may not.
+"""The rules of a router: which packets of containers pass, and which are refused and logged.
 
-Two tables lie in the router's network namespace, owned by one socket. The table of family *bridge* guards each port: a
-frame passes with the port's own MAC and addresses alone. The table of family *inet* decides what is forwarded: nothing
-between networks, nothing out of an internal one, and what the egress rules of an address allow.
+There are two tables in the router's network namespace, owned by one socket. The table of family *bridge* guards each
+port: only frames with the port's own MAC and addresses pass. The table of family *inet* decides what is forwarded:
+nothing between networks, nothing out of an internal one, and otherwise what the egress rules of an address allow.
 
-A rule is never added after the start: ports, addresses and destinations are elements of sets, so that the cost of one
-does not grow with how many there are.
+No rule is added after the start. Ports, addresses and destinations are elements of sets, so the cost of a lookup does
+not grow with their number.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "NAME", "NEVER", "RouterRules", "asked_elements", "asked_sets", "ifname", "opened", "packed"]
 
 _MOST_NAMED: Final = 4096
-"""Elements for the names of one address: who answers for an allowed name can't fill the kernel's memory."""
+"""The most elements for the names of one address, so that a name server can't fill the kernel's memory."""
 
 
 class RouterRules:
-    """The tables of one router, and what of ports, addresses and destinations is in them.
+    """The tables of one router, with the ports, addresses and destinations in them.
 
     Any thread may use it.
 
     Args:
-        socket: in the router's network namespace; it owns the tables, and they go with it.
+        socket: a socket in the router's network namespace. It owns the tables, which are deleted with it.
         uplink: the router's interface towards the outside.
-        masquerade: let what leaves by the uplink have the uplink's address (where nobody does so further out).
+        masquerade: give packets that leave by the uplink the uplink's address (if nothing outside does so).
 
     Raises:
         UnsupportedError: the kernel lacks what the rules need.
@@ -56,7 +56,7 @@ class RouterRules:
         self._bridges: dict[str, bool] = {}
         self._ports: dict[str, tuple[list[Message], tuple[str, ...]]] = {}
         self._restricted: dict[str, dict[str, list[Element]]] = {}
-        self._named: dict[str, dict[bytes, float]] = {}  # of each address: elements, and when they go by themselves
+        self._named: dict[str, dict[bytes, float]] = {}  # the elements of each address, and when they time out
         self._host: set[str] = set()
         self._judged: set[str] = set()  # addresses that may have connections
         socket.batch([*inet_table(uplink, masquerade=masquerade), *guard.table()])
@@ -64,11 +64,11 @@ class RouterRules:
     # --- Bridges and ports
 
     def add_bridge(self, name: str, *, internal: bool = False) -> None:
-        """Let a bridge's containers out by the uplink, unless it is internal.
+        """Add a bridge. Its containers may use the uplink unless it is internal.
 
         Args:
             name: the interface.
-            internal: nothing leaves it, and nothing enters it from the outside.
+            internal: whether to let nothing in or out.
         """
         with self._lock:
             if not internal and not self._bridges.get(name):
@@ -76,21 +76,21 @@ class RouterRules:
             self._bridges[name] = not internal
 
     def remove_bridge(self, name: str) -> None:
-        """Forget a bridge; harmless when it is not there."""
+        """Remove a bridge. An unknown one is not an error."""
         with self._lock:
             if self._bridges.pop(name, False):
                 self._socket.batch(nft.elements(nft.INET, NAME, "outbound", [Element(ifname(name))], delete=True))
 
     def add_endpoint(self, port: str, mac: str, addresses: Sequence[str]) -> None:
-        """Let frames of these addresses pass from a port of a bridge; before it is called the port passes nothing.
+        """Let frames with these addresses pass from a port of a bridge. Before this, nothing passes.
 
         Args:
             port: the interface, in the router.
-            mac: of the container's end, such as ``"02:00:0a:58:00:05"``.
-            addresses: of the container, of both versions.
+            mac: the MAC of the container's interface, such as ``"02:00:0a:58:00:05"``.
+            addresses: the container's addresses, of both IP versions.
 
         Raises:
-            SetupError: ``EEXIST`` when the port is known already.
+            SetupError: ``EEXIST`` if the port was already added.
         """
         with self._lock:
             if port in self._ports:
@@ -100,7 +100,7 @@ class RouterRules:
             self._ports[port] = wanted, tuple(addresses)
 
     def remove_endpoint(self, port: str) -> None:
-        """Let nothing pass from a port any more; harmless when it is not there."""
+        """Remove a port, from which nothing passes any more. An unknown one is not an error."""
         with self._lock:
             known, addresses = self._ports.pop(port, ([], ()))
             if known:
@@ -110,16 +110,16 @@ class RouterRules:
     # --- Egress
 
     def set_egress(self, addresses: Sequence[str], egress: Egress | None) -> None:
-        """Decide what a container may reach outside, instead of what was decided before.
+        """Replace the egress rules of a container.
 
         Args:
             addresses: of the container.
-            egress: None is all of the internet; else what its rules say, and what :meth:`allow` adds for its names.
+            egress: the rules, to which :meth:`allow` adds the addresses of names. None allows all of the internet.
 
         Raises:
             SpecError: a rule by name with more than 256 ports.
 
-        Side effects: connections that were made from these addresses before, by whomever, are judged again.
+        Side effects: existing connections from these addresses are checked again.
         """
         check_named(egress)
         with self._lock:
@@ -145,20 +145,20 @@ class RouterRules:
             self._judged.update(addresses)
 
     def clear_egress(self, addresses: Sequence[str]) -> None:
-        """Forget what was decided for addresses; harmless when nothing was."""
+        """Remove the egress rules of addresses. It is not an error if there are none."""
         self.set_egress(addresses, None)
 
     def allow(self, address: str, destination: str, rules: Iterable[EgressRule], timeout_s: float) -> None:
-        """Let an address of a container reach an address that a name of its rules has, for some time.
+        """Allow a container's address to reach an address of a name in its rules, for some time.
 
         Args:
             address: the container's.
             destination: what the name's answer says.
             rules: those that name it.
-            timeout_s: new connections may be made for so long; those made go on.
+            timeout_s: for how many seconds new connections are allowed. Existing ones continue.
 
         Raises:
-            SetupError: ``ENOSPC`` when its names have 4,096 addresses and ports already.
+            SetupError: ``ENOSPC`` if its names already have 4,096 addresses and ports.
         """
         version, source = packed(address)
         found, target = packed(destination)
@@ -166,26 +166,26 @@ class RouterRules:
             return
         keys = {nft.key(source, target, bytes((p,)), struct.pack(">H", port)) for p, port in _services(rules)}
         with self._lock:
-            if address not in self._restricted:  # it went while its question was answered
+            if address not in self._restricted:  # it ended while its question was answered
                 return
             now = time.monotonic()
             known = self._named.setdefault(address, {})
             if len(known) + len(keys) > _MOST_NAMED:
                 known = self._named[address] = {k: until for k, until in known.items() if until > now}
             if len(keys | known.keys()) > _MOST_NAMED:
-                hint = f"its names have {_MOST_NAMED} addresses and ports, as many as may be at once"
+                hint = f"its names already have {_MOST_NAMED} addresses and ports, the most that are allowed"
                 raise SetupError("nft new element", ENOSPC, f"{NAME} named{version} of {address}", hint)
             add = nft.elements(nft.INET, NAME, f"named{version}", [Element(k, timeout_s=timeout_s) for k in keys])
-            # The kernel lets an element that is there keep its old timeout: it goes first.
+            # The kernel keeps the old timeout of an existing element, so it is deleted first.
             again = [Element(k) for k in keys & known.keys()]
             self._gone(version, again)
             self._socket.batch(add)
             known.update(dict.fromkeys(keys, now + timeout_s))
 
     def set_host_addresses(self, addresses: Iterable[str]) -> None:
-        """Refuse these addresses, instead of those given before, unless egress rules name them as networks.
+        """Refuse these addresses unless egress rules name them as networks. They replace those of the last call.
 
-        For a router whose packets are sent by a program on the host: that one reaches the host's services.
+        This is for a router whose packets are sent by a program on the host, which can reach the host's services.
         """
         with self._lock:
             wanted = {each for each in addresses if not ipaddress.ip_address(each).is_loopback}
@@ -223,7 +223,7 @@ class RouterRules:
         return restricted
 
     def close(self) -> None:
-        """Delete the tables; harmless when repeated."""
+        """Delete the tables. May be called twice."""
         self._socket.close()
 
 

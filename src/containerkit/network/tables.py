@@ -29,14 +29,14 @@ __all__ = [
 ]
 
 NEVER: Final = (
-    # Not of the internet: this host, its neighbours on the link, and where clouds keep the credentials of a machine.
+    # Not part of the internet: this host, its neighbours on the link, and the addresses where clouds serve credentials.
     *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "224.0.0.0/3"),
     *("::/127", "fd00:ec2::/32", "fe80::/10", "ff00::/8", "fd20:ce::254/128", "::ffff:0:0/96"),
 )
 _QUESTIONS: Final = (2000, 500, 60)
-"""Packets to the resolver a second that a container may send, more at first, and when it is forgotten, in seconds.
+"""The packets per second that a container may send to the resolver, the burst, and the timeout in seconds.
 
-A question that is answered at once takes 14 us of the owner's time, so one container takes 3 % of a core at most.
+Answering a question takes 14 us of the owner's time, so one container uses at most 3 % of a core.
 """
 _MOST_OPEN: Final = 8192
 """Connections that one address of a container may have open outside at once."""
@@ -47,7 +47,7 @@ The table holds 262,144 usually, for the host and for all containers: without th
 """
 _PRIVATE: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7")
 _SPECIAL: Final = tuple(ipaddress.ip_network(each) for each in (*NEVER, *_PRIVATE))
-MOST_PORTS: Final = 256  # of one rule by name: each is an element for each address that the name has
+MOST_PORTS: Final = 256  # of one rule by name: each is an element for each address of the name
 
 _ADDRESS = {4: 7, 6: 8}  # nft's types: ipv4_addr, ipv6_addr
 _LENGTH = {4: 4, 6: 16}
@@ -60,7 +60,7 @@ PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 
 
 def asked_sets(*names: str) -> tuple[Set, ...]:
-    """Return sets of what is allowed by address: ``source . destination . protocol . port``, by ranges."""
+    """Return the sets of allowed destinations: ``source . destination . protocol . port``, as ranges."""
     return tuple(
         Set(
             f"{name}{v}",
@@ -74,17 +74,17 @@ def asked_sets(*names: str) -> tuple[Set, ...]:
 
 
 def opened(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> list[tuple[bytes, bytes]]:
-    """Return the ranges of addresses that a rule with a network opens.
+    """Return the ranges of addresses that a rule with a network allows.
 
-    A range that is private, or never of the internet, is opened only by a network that lies within it: ``0.0.0.0/0`` is
-    the internet, and not the neighbours and the credentials of the machine.
+    A range that is private, or not part of the internet, is allowed only by a network within it: ``0.0.0.0/0`` allows
+    the internet, but not the machine's neighbours and credentials.
     """
     start, end, found = int(network.network_address), int(network.broadcast_address), []
     width = _LENGTH[network.version]
     for special in sorted((each for each in _SPECIAL if each.version == network.version), key=lambda each: each[0]):
         first, last = int(special[0]), int(special[-1])
         if first <= int(network[0]) and end <= last:
-            continue  # said by name
+            continue  # named explicitly
         if first > end or last < start:
             continue
         if first > start:
@@ -96,12 +96,12 @@ def opened(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> list[tuple
 
 
 def asked_elements(address: str, rules: Iterable[EgressRule], *, exact: bool) -> list[Element]:
-    """Return the elements that allow an address what rules with networks say.
+    """Return the elements by which rules with networks allow destinations to an address.
 
     Args:
         address: the container's.
-        rules: those by network.
-        exact: take those with a single address, which open the host's own too; else the others.
+        rules: the rules with networks.
+        exact: whether to use the rules with a single address, which also allow the host's own, or the others.
     """
     version, source = packed(address)
     found = set()
@@ -111,7 +111,7 @@ def asked_elements(address: str, rules: Iterable[EgressRule], *, exact: bool) ->
             continue
         protocols = (PROTOCOLS[rule.protocol],) * 2 if rule.protocol else (0, 255)
         for low, high in rule.ports or _ANY_PORTS:
-            # Without a protocol ports mean both of those that have some.
+            # Without a protocol, ports mean both TCP and UDP.
             spans = ((6, 6), (17, 17)) if rule.ports and not rule.protocol else (protocols,)
             for of, to in spans:
                 for first, last in opened(network):
@@ -121,19 +121,19 @@ def asked_elements(address: str, rules: Iterable[EgressRule], *, exact: bool) ->
 
 
 def asked_rule(version: int, name: str) -> bytes:
-    """Return the lookup of a packet in such a set."""
+    """Return the expressions that look a packet up in such a set."""
     width = _LENGTH[version] // 4
     loaded = _addresses(version) + e.meta(e.L4PROTO, 2 * width) + e.payload(e.TRANSPORT, 2, 2, 2 * width + 1)
     return loaded + e.lookup(f"{name}{version}")
 
 
 def only(version: int) -> bytes:
-    """Go on with a packet of this version of IP."""
+    """Continue with packets of this IP version."""
     return e.meta(e.NFPROTO) + e.compare(bytes((_FAMILY[version],)))
 
 
 def never_sets() -> list[Set]:
-    """Return the sets of what is never of the internet."""
+    """Return the sets of addresses that are not part of the internet."""
     return [Set(f"never{v}", (_LENGTH[v],), (_ADDRESS[v],), nft.INTERVAL) for v in (4, 6)]
 
 
@@ -267,9 +267,9 @@ def _egress() -> list[bytes]:
 
 
 def _input(uplink: str) -> list[bytes]:
-    """What may reach the router itself: the resolver, and the questions without which there is no address."""
+    """The packets that may reach the router itself: DNS, and the messages that address configuration needs."""
     rules = [_iif("lo") + e.say(nft.ACCEPT)]
-    for v in (4, 6):  # before known connections: a client that asks from one port all the time is one
+    for v in (4, 6):  # before known connections, because a client that always asks from the same port is one
         source = e.payload(e.NETWORK, *_SOURCE[v])
         often = e.at_most(f"asking{v}", *_QUESTIONS)
         rules += [only(v) + _protocol(number, 53) + source + often + e.say(nft.DROP) for number in (17, 6)]
@@ -284,7 +284,7 @@ def _input(uplink: str) -> list[bytes]:
         _protocol(58) + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.say(nft.ACCEPT)
         for kind in (128, 135, 136)
     ]
-    # Who listens to which group, and whether there is a router: every kernel says and asks it, nobody need be told.
+    # Multicast reports and router solicitations: every kernel sends them, so they are not logged.
     rules += [
         _protocol(58) + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.say(nft.DROP)
         for kind in (131, 132, 133, 143)
