@@ -110,7 +110,7 @@ class ContainerExecutor(Executor):
         SetupError: the interpreter does not start, or a module of ``preload`` can't be imported.
 
     Side effects, until :meth:`shutdown`: a container with an interpreter, up to ``max_workers`` threads and as many
-    containers that are ready.
+    more that replace what was used, and up to ``max_workers`` containers that are ready.
     """
 
     def __init__(
@@ -158,6 +158,8 @@ class ContainerExecutor(Executor):
         self._zygote = self._made_zygote()
         self._retired: list[Zygote] = []
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="containerkit executor")
+        self._replacers = ThreadPoolExecutor(self._workers, thread_name_prefix="containerkit executor replaces")
+        self._unreplaced = threading.BoundedSemaphore(self._workers)
 
     def _show_python(self, python: str | None, path: list[str]) -> None:
         """Show the caller's Python, its packages and the directories of its modules, to be read only."""
@@ -219,6 +221,7 @@ class ContainerExecutor(Executor):
 
     def _wind_up(self) -> None:
         self._threads.shutdown(wait=True)
+        self._replacers.shutdown(wait=True)
         while self._ready:
             self._ready.popleft().close()
         self._zygote.close()
@@ -353,10 +356,25 @@ class ContainerExecutor(Executor):
             future.cause = fate.cause if fate.cause == "oom" else "exit"
 
     def _go_on(self, worker: Forked, *, lasts: bool) -> None:
-        """Have an interpreter ready for the next task, once nobody waits for the last one."""
+        """Have an interpreter ready for the next task, once nobody waits for the last one.
+
+        Another thread replaces the last one, while this one has the next task: the kernel takes its time to take a
+        container down. If there is much to replace already this one helps.
+        """
         if lasts and not self._down:
             self._ready.append(worker)
-            return
+        elif self._unreplaced.acquire(blocking=False):
+            self._replacers.submit(self._replace_behind, worker)
+        else:
+            self._replace(worker)
+
+    def _replace_behind(self, worker: Forked) -> None:
+        try:
+            self._replace(worker)
+        finally:
+            self._unreplaced.release()
+
+    def _replace(self, worker: Forked) -> None:
         worker.close()
         if self._retired:
             self._close_retired()
