@@ -195,13 +195,6 @@ def test_in_asyncio(pool):
     assert asyncio.run(main()) == [1, 2, 4, 8, 16]
 
 
-def test_in_dask():
-    dask = pytest.importorskip("dask")
-    with ContainerExecutor(2, results="pickle") as made:
-        total = dask.delayed(sum)([dask.delayed(pow)(n, 2) for n in range(5)])
-        assert total.compute(scheduler=made) == 30
-
-
 @pytest.mark.parametrize("kind", ISOLATIONS)
 def test_nothing_is_left_behind(kind, left_of):
     def work():
