@@ -13,20 +13,20 @@ import sys
 import time
 import warnings
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
+from containerkit.pytest_plugin.fixtures import container, container_factory, image, network, project
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
     from containerkit.container.lifecycle import Container
-    from containerkit.image import Image
     from containerkit.spec.mount import Mount
-    from containerkit.spec.rootfs import RootFS
 
-__all__: list[str] = []
+__all__ = ["container", "container_factory", "image", "network", "project"]
 
 _MARK: Final = "container"
 _LEAKS: Final = "containerkit leaks"
@@ -70,43 +70,6 @@ def _leave_as_it_is(config: pytest.Config) -> None:
             known.discard("containerkit")
         elif isinstance(known, dict):
             known.clear()
-
-
-# --- Fixtures
-
-
-@pytest.fixture
-def container_factory() -> Iterator[Callable[..., Container]]:
-    """A function that starts a container: the arguments are those of :class:`containerkit.Container`.
-
-    All are stopped at the end of the test.
-    """
-    from containerkit import Container
-
-    with ExitStack() as stack:
-
-        def start(rootfs: RootFS | None = None, **options: Any) -> Container:
-            return stack.enter_context(Container(rootfs, **options))
-
-        yield start
-
-
-@pytest.fixture
-def container(request: pytest.FixtureRequest, container_factory: Callable[..., Container]) -> Container:
-    """A container that runs, stopped at the end of the test.
-
-    Its options are the mapping with which it is parametrized: ``@pytest.mark.parametrize("container", [{"hostname":
-    "here"}], indirect=True)``.
-    """
-    return container_factory(**getattr(request, "param", {}))
-
-
-@pytest.fixture(scope="session")
-def image() -> Callable[..., Image]:
-    """A function that returns an image, pulled where it is not in the store: :meth:`containerkit.Image.get`."""
-    from containerkit import Image
-
-    return Image.get
 
 
 # --- Tests that run in a container
