@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from containerkit.aio.calling import call, in_thread, undone
-from containerkit.aio.process import LINE_LIMIT_BYTES, Opening
+from containerkit.aio.process import LINE_LIMIT_BYTES, AsyncProcess, AsyncTextProcess, Opening
 from containerkit.aio.running import attended, opened, told_to
 from containerkit.aio.waiting import readable
 from containerkit.container.lifecycle import Container
@@ -228,18 +228,54 @@ class AsyncContainer:
 
     # --- Commands
 
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        line_limit_bytes: int = LINE_LIMIT_BYTES,
+        **options: Unpack[PopenOptions],
+    ) -> Opening[AsyncTextProcess]: ...
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        line_limit_bytes: int = LINE_LIMIT_BYTES,
+        **options: Unpack[PopenOptions],
+    ) -> Opening[AsyncTextProcess]: ...
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        line_limit_bytes: int = LINE_LIMIT_BYTES,
+        **options: Unpack[PopenOptions],
+    ) -> Opening[AsyncProcess]: ...
+
     @explained
     def popen(
-        self, argv: ListOf[Word], *, line_limit_bytes: int = LINE_LIMIT_BYTES, **options: Unpack[PopenOptions]
-    ) -> Opening:
+        self, argv: ListOf[Word], *, line_limit_bytes: int = LINE_LIMIT_BYTES, **options: Unpack[AnyPopenOptions]
+    ) -> Opening[Any]:
         """Start a command in the container: ``p = await c.popen(...)``, or ``async with c.popen(...) as p:``.
 
         Args:
             argv: its words; the first is looked up inside.
             line_limit_bytes: the longest line that can be read (default 65536).
-            options: see :class:`containerkit.options.PopenOptions`.
+            options: see :class:`containerkit.options.AnyPopenOptions`.
 
-        Its streams are of bytes.
+        Its streams are of bytes, or of str, as for :func:`containerkit.aio.popen`.
 
         Raises:
             StateError, SpecError, SetupError: as for :meth:`Container.popen`, when it is awaited.
