@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup.pressure import PressureTrigger
     from containerkit.cgroup.stats import Stats
     from containerkit.container.live import State
+    from containerkit.container.log import Log
     from containerkit.options import (
         AnyPopenOptions,
         ContainerOptions,
@@ -220,6 +221,26 @@ class AsyncContainer:
         if group is None:
             raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
         return group.events(kinds=kinds, triggers=triggers)
+
+    @property
+    def log(self) -> Log:
+        """Where its commands can write to, as :attr:`Container.log`.
+
+        Raises:
+            StateError: it does not run.
+        """
+        return self.container.log
+
+    async def logs(self, *, tail: int | None = None) -> str:
+        """Return what its commands have written to :attr:`log`, as :meth:`Container.logs` does.
+
+        Args:
+            tail: only so many of the last lines (default: all).
+
+        Raises:
+            SpecError: no number of lines.
+        """
+        return await call(self.container.logs, tail=tail)
 
     @property
     def files(self) -> AsyncFiles:

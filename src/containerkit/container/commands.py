@@ -20,9 +20,10 @@ from containerkit.container.arguments import (
 from containerkit.container.birth import Birth
 from containerkit.container.captured import Captured, Recall, Terms, complete
 from containerkit.container.live import Live
+from containerkit.container.log import Log
 from containerkit.container.starting import Entering
 from containerkit.descriptors import keep, lend
-from containerkit.errors import StateError, of_descriptors, telling_of_descriptors
+from containerkit.errors import SpecError, StateError, of_descriptors, telling_of_descriptors
 from containerkit.meanings import explained
 from containerkit.process.communicate import Hearing
 from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process
@@ -70,6 +71,7 @@ class Commands(Live):
     def __init__(self, spec: Spec, id: str | None, known: Recall[Command]) -> None:  # noqa: A002 - what it is in the OCI
         super().__init__(spec, id)
         self._commands = known
+        self._log: Log | None = None
 
     @overload
     def popen(
@@ -330,6 +332,38 @@ class Commands(Live):
             for process in born:
                 process.close()
             raise
+
+    @property
+    def log(self) -> Log:
+        """Where its commands can write to: ``c.popen(argv, stdout=c.log, stderr=c.log)``; :meth:`logs` returns it.
+
+        The first use starts a thread, which reads the logs of all containers of this process.
+
+        Raises:
+            StateError: it does not run.
+        """
+        with self._lock:
+            if self._log is None:
+                self._running()
+                self._log = Log(self._standing().outside(0))
+                self.keep_until_stopped("log", self._log)
+            return self._log
+
+    def logs(self, *, tail: int | None = None) -> str:
+        """Return what its commands have written to :attr:`log`, the latest MiB of it; also once it has stopped.
+
+        The outputs of other commands belong to who has started them: to ``run``'s result, to ``popen``'s streams.
+
+        Args:
+            tail: only so many of the last lines (default: all).
+
+        Raises:
+            SpecError: no number of lines.
+        """
+        if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
+            raise SpecError(f"tail: {tail!r:.100} is not a number of lines")
+        text = "" if self._log is None else self._log.read().decode(errors="replace")
+        return text if tail is None else "".join(text.splitlines(keepends=True)[-tail:] if tail else ())
 
     def _captures(self, more: Mapping[str, Any]) -> bool:
         """Whether nothing has to be done for a command, or asked of it, between its start and its end."""
