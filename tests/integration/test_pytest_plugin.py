@@ -146,7 +146,17 @@ import signal
 def test_exits(): os._exit(3)
 
 @pytest.mark.container
-def test_crashes(): os.kill(os.getpid(), signal.SIGKILL)
+def test_crashes():
+    print("its last words")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@pytest.mark.xfail(reason="it is known to crash", strict=True)
+@pytest.mark.container
+def test_crashes_as_expected(): os.kill(os.getpid(), signal.SIGSEGV)
+
+@pytest.mark.xfail(raises=ValueError)
+@pytest.mark.container
+def test_crashes_instead(): os._exit(5)
 
 @pytest.mark.container(timeout=0.5)
 def test_sleeps(): time.sleep(1000)
@@ -168,12 +178,21 @@ def test_after(): pass
     assert outcomes == {
         "test_exits": "failed",
         "test_crashes": "failed",
+        "test_crashes_as_expected": "skipped",
+        "test_crashes_instead": "failed",
         "test_sleeps": "failed",
         "test_kills_all": "passed",
         "test_mistake": "failed",
         "test_after": "passed",
     }, shown
-    for text in ("exited with 3", "signal 9", "longer than 0.5 seconds", "did you mean 'hostname'"):
+    assert 1 == shown.count("its last words\n")
+    for text in (
+        "exited with 3",
+        "signal 9",
+        "XFAIL test_it.py::test_crashes_as_expected",
+        "longer than 0.5 seconds",
+        "did you mean 'hostname'",
+    ):
         assert text in shown
 
 

@@ -112,8 +112,25 @@ def _reports(item: pytest.Item, marker: pytest.Mark) -> list[Any]:
     hook = item.config.hook
     reports = [hook.pytest_report_from_serializable(config=item.config, data=_tuples(each)) for each in told]
     if why:
-        reports.append(_failed(item, why, "call", time.monotonic() - began))
+        reports.append(_lost(item, why, time.monotonic() - began))
     return reports
+
+
+def _lost(item: pytest.Item, why: str, duration: float) -> pytest.TestReport:
+    """Return the report of a test that could not tell of itself, with what it had written by then."""
+    from _pytest.skipping import evaluate_xfail_marks
+
+    report = _failed(item, why, "call", duration)
+    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None and capture.is_globally_capturing():
+        # The file that its output went to is pytest's own, and the fork had the same.
+        for name, text in zip(("stdout", "stderr"), capture.read_global_capture(), strict=True):
+            if text:
+                report.sections.append((f"Captured {name} call", text))
+    expected = None if item.config.getoption("runxfail", default=False) else evaluate_xfail_marks(item)
+    if expected is not None and expected.raises is None:
+        report.outcome, report.wasxfail = "skipped", expected.reason
+    return report
 
 
 def _tuples(told: dict[str, Any]) -> dict[str, Any]:
