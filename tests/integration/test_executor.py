@@ -175,6 +175,18 @@ def test_what_cannot_be_sent(pool):
     assert pool.submit(abs, -1).result() == 1
 
 
+class Leaving:
+    def __reduce__(self):
+        raise SystemExit(3)
+
+
+def test_what_leaves_when_it_is_sent_does_not_end_who_waits(pool):
+    with pytest.raises(TaskError, match="SystemExit"):
+        pool.submit(len, Leaving()).result()
+    with pytest.raises(TaskError, match="SystemExit"):
+        pool.submit(exec, "raise SystemExit(3)").result()
+
+
 def test_at_the_end_of_the_interpreter_tasks_are_done(tmp_path):
     code = (
         "from containerkit.executor import ContainerExecutor\n"

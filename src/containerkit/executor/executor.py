@@ -264,7 +264,10 @@ class ContainerExecutor(Executor):
             self._go_on(worker, lasts=lasts)
 
     def _dumped(self, work: _Work) -> bytes:
-        return dumped((work.function, work.args, work.kwargs), work.function, self._shown)
+        try:
+            return dumped((work.function, work.args, work.kwargs), work.function, self._shown)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:  # it would end who asks for the result
+            raise TaskError(f"{work.function!r:.100}: it can't be sent: pickling raised {error!r:.100}") from error
 
     def _taken(self, content: bytes) -> Forked:
         """Return an interpreter that has got the task: one that was ready and is gone by now is replaced."""
