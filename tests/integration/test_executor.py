@@ -70,9 +70,9 @@ def test_many_at_once(pool):
     assert list(pool.map(abs, range(-100, 0), chunksize=7)) == list(range(100, 0, -1))
 
 
-def test_wait_and_as_completed(pool):
-    list(pool.map(time.sleep, [0.2, 0.2]))  # both are there
-    slow, quick = pool.submit(time.sleep, 2), pool.submit(pow, 2, 3)
+def test_wait_and_as_completed(fresh):
+    list(fresh.map(time.sleep, [0.2, 0.2]))  # both are there
+    slow, quick = fresh.submit(time.sleep, 2), fresh.submit(pow, 2, 3)
     done, _ = cf.wait([slow, quick], return_when=cf.FIRST_COMPLETED)
     assert done == {quick}
     assert [each.result() for each in cf.as_completed([slow, quick])] == [8, None]
@@ -572,8 +572,12 @@ def test_fork_bomb():
 
 def test_zygote_that_was_lost_is_replaced(fresh):
     assert fresh.submit(good, 1).result() == 2
-    os.kill(fresh._zygote._process.pid, signal.SIGKILL)
-    time.sleep(0.2)
+    zygote = fresh._zygote
+    os.kill(zygote._process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while zygote.alive:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     results = []
     for number in range(6):
         try:
