@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from containerkit.errors import StateError
+from containerkit.process.process import Process
+from containerkit.process.stdio import Streams
+from containerkit.spec.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from weakref import WeakSet
 
-    from containerkit.process.process import Process
+    from containerkit._native.outcome import Outcome
 
-__all__ = ["LOOK_AGAIN_S", "Entering", "Unwaited", "wait_for_all", "wait_for_others"]
+__all__ = ["LOOK_AGAIN_S", "Entering", "Unwaited", "init_process", "wait_for_all", "wait_for_others"]
 
 LOOK_AGAIN_S: Final = 0.05
 """How often somebody looks who may not be woken."""
@@ -117,3 +121,19 @@ def wait_for_all(idle: threading.Condition, books: WeakSet[Entering], check: Cal
             )
         idle.wait(LOOK_AGAIN_S)
         check()
+
+
+@lru_cache(maxsize=1)
+def _init_command() -> Command:
+    return Command(argv=["init"])
+
+
+def init_process(outcome: Outcome) -> Process[Any]:
+    """Return PID 1, whose pidfd stays open until the container is released.
+
+    Whoever asks for its state reaps it, or the container whose pid namespace it has joined does, while a thread that
+    starts a command here is about to hand the descriptor's number to the kernel.
+    """
+    init: Process[Any] = Process(_init_command(), outcome.pid, outcome.pidfd, Streams([], [None, None, None], []))
+    init.hold()
+    return init
