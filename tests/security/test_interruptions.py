@@ -227,7 +227,7 @@ CHECKED = {
     opcode for name, opcode in dis.opmap.items() if name.startswith(("CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD"))
 }
 """After these Python looks whether a handler is due, and where a function begins; after calls that C makes alone."""
-STRIDE = 3
+STRIDE = 5
 """Every so many of them are tried: some hundred in each kind of start."""
 
 
