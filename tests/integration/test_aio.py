@@ -12,7 +12,6 @@ import time
 import warnings
 
 import pytest
-from detached_samples import Kept
 from image_registry import REGISTRY, registry
 from image_samples import BUSYBOX, busybox_root
 
@@ -738,7 +737,7 @@ def test_import_of_the_package_loads_none_of_it():
     assert done.stdout == "\n"
 
 
-# --- Networks and logs
+# --- Networks
 
 
 @pytest.mark.root
@@ -765,38 +764,3 @@ def test_networks(go):
     go(main())
     with pytest.raises(SpecError):
         aio.OpenNetwork("app")
-
-
-def test_logs_of_detached_containers(go):
-    if os.geteuid() != 0:
-        pytest.skip("needs to run as root")
-    kept = Kept()
-    try:
-        container = kept.shell("trap 'echo last; exit' USR1; echo first; echo second >&2; while :; do sleep 0.01; done")
-
-        async def main():
-            seen = []
-            async for line in aio.logs(container, follow=True):
-                seen.append((line.stream, str(line)))
-                if len(seen) == 2:
-                    container.kill(signal.SIGUSR1)
-            return seen
-
-        assert sorted(go(main())) == [("stderr", "second\n"), ("stdout", "first\n"), ("stdout", "last\n")]
-
-        async def last():
-            return [str(line) async for line in aio.logs(container, tail=1)]
-
-        assert go(last()) == ["last\n"]
-
-        async def leave():
-            lines = aio.logs(container, follow=True)
-            first = str(await anext(lines))
-            await lines.aclose()
-            return first
-
-        assert go(leave()) in ("first\n", "second\n")
-        with pytest.raises(SpecError):
-            go(anext(aio.logs(container, tail=-1)))
-    finally:
-        kept.remove()
