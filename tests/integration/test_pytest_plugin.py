@@ -336,7 +336,7 @@ def test_fixture_of_projects(suite, tmp_path):
     busybox_root(root, "proc", "dev", "sys")
     (tmp_path / "stack.yaml").write_text(PROJECT)
     (tmp_path / "make.py").write_text(
-        f"from containerkit.image import Image\nImage.from_folder({str(root)!r}, 'box:1')\n"
+        f"from containerkit.image import Image\nImage.from_directory({str(root)!r}, 'box:1')\n"
     )
     env = {"CONTAINERKIT_IMAGES": str(tmp_path / "images")}
     subprocess.run([sys.executable, tmp_path / "make.py"], env={**os.environ, **env}, check=True, timeout=60)

@@ -215,7 +215,7 @@ class Attended(Generic[AnyStr]):
         stdin = self.stdin
         if stdin is None:
             if given:
-                raise SpecError("input: stdin is no pipe")
+                raise SpecError("input: stdin is not a pipe")
             return
         check_input(given, text=isinstance(stdin, TextWriter))
         feeding = asyncio.ensure_future(self._write(stdin, given))
@@ -229,7 +229,7 @@ class Attended(Generic[AnyStr]):
 
     @staticmethod
     async def _write(stdin: Any, given: Any) -> None:
-        with suppress(BrokenPipeError):  # nobody reads it any more: as in communicate of subprocess that is no error
+        with suppress(BrokenPipeError):  # nobody reads it any more: not an error, as in communicate of subprocess
             if given:
                 stdin.write(given)
                 await stdin.drain()
@@ -238,7 +238,7 @@ class Attended(Generic[AnyStr]):
     # --- The end
 
     async def aclose(self) -> None:
-        """Kill it if it runs, wait for it and close its streams; harmless when repeated."""
+        """Kill it if it runs, wait for it and close its streams. May be called twice."""
         if self._closed:
             return
         self._closed = True

@@ -156,7 +156,7 @@ class _Place:
         marker: what it says of the container.
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
 
     def __init__(self, item: pytest.Item, marker: pytest.Mark) -> None:

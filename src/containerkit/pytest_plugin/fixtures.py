@@ -43,7 +43,7 @@ def container_factory() -> Iterator[Callable[..., Container]]:
 
 @pytest.fixture
 def container(request: pytest.FixtureRequest, container_factory: Callable[..., Container]) -> Container:
-    """A container that runs, stopped at the end of the test.
+    """A running container, stopped at the end of the test.
 
     Its options are the mapping with which it is parametrized: ``@pytest.mark.parametrize("container", [{"hostname":
     "here"}], indirect=True)``.
