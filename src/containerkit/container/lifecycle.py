@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from containerkit import late
 from containerkit.compile.facts import Mode
+from containerkit.container import running
 from containerkit.container.arguments import owns_nothing
 from containerkit.container.captured import Recall
 from containerkit.container.commands import Commands
@@ -246,6 +247,8 @@ class Container(Commands):
                 self._check_unused()
                 ours = True
                 self._bring_up()
+                if self._has_name and self._init is not None:
+                    self._note = running.note(self.id, self._init.pid)
         except BaseException:
             if ours and self._init is not None:  # the handler of a signal raised once it ran
                 self.stop()
@@ -337,6 +340,7 @@ class Container(Commands):
         self._init.release()
         _alive.discard(self)
         guests.discard(self)
+        running.forget(self._note)
         while self._supervisions:
             supervision = next(iter(self._supervisions))
             supervision.close()
