@@ -262,10 +262,10 @@ class Container(Commands):
     def _bring_up(self) -> None:
         began = time.perf_counter()
         ground = self._prepared()
-        outcome: Outcome | None = None
+        born: list[Outcome] = []  # gets the outcome from whoever makes the process: it has an owner from then on
         try:
             planned = time.perf_counter()
-            outcome = self._begin(ground)
+            outcome = self._begin(ground, born)
             init = init_process(outcome)
             self._entrance = Entrance(init, ground)
             self.timings = _timings(began, planned, outcome)
@@ -274,8 +274,8 @@ class Container(Commands):
                 guests.add(self)
             self._ground, self._init = ground, init
         except BaseException:
-            if outcome is not None:
-                put_down(outcome.pidfd)
+            while born:
+                put_down(born.pop().pidfd)
             ground.release()
             raise
 
@@ -289,9 +289,9 @@ class Container(Commands):
                 raise
         return ground
 
-    def _begin(self, ground: Ground) -> Outcome:
+    def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
         """Make PID 1 and all that it needs."""
-        return ground.start(Mode(command=None, reads_upper=True), (), (), {})
+        return ground.start(Mode(command=None, reads_upper=True), (), (), {}, born)
 
     def __enter__(self) -> Self:
         return self.start()
