@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -232,7 +231,7 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
     """
     fields: dict[str, Any] = {
         "rootfs": _rootfs(options, image),
-        "mounts": tuple(_mount(option, text) for option, text in options.mounts),
+        "mounts": tuple(_mount(option, text, image) for option, text in options.mounts),
         "namespaces": _namespaces(options),
         "sysctls": values.pairs("--sysctl", options.sysctl),
         **_id_mappings(options),
@@ -266,22 +265,18 @@ def _rootfs(options: argparse.Namespace, image: Image | None) -> RootFS:
     return attrs.evolve(root, readonly=root.readonly or options.readonly, idmap=root.idmap and not options.no_idmap)
 
 
-def _mount(option: str, text: str) -> Mount:
+def _mount(option: str, text: str, image: Image | None) -> Mount:
     if option in ("-v", "--volume"):
-        return _volume(text)
+        from containerkit.cli import mounting
+
+        return mounting.volume(text, image)
+    if option == "--mount" and "volume" in text:
+        from containerkit.cli import mounting
+
+        if (found := mounting.mount(text, image)) is not None:
+            return found
     parse = {"--bind": values.bind, "--tmpfs": values.tmpfs, "--mount": values.mount}[option]
     return parse(text)
-
-
-def _volume(text: str) -> Mount:
-    source, _, rest = text.partition(":")
-    if source[:1] == "~":
-        return values.bind(os.path.expanduser(text))
-    if source[:1] in ("", "/", ".") or not rest.startswith("/"):
-        return values.bind(text)
-    from containerkit.detached.volumes import create
-
-    return values.bind(f"{create(source, exist_ok=True).path}:{rest}")
 
 
 def _namespaces(options: argparse.Namespace) -> Namespaces:
