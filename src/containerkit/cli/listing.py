@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Listing", "formatted", "say"]
+__all__ = ["Listing", "check_template", "formatted", "say"]
 
 
 @attrs.frozen

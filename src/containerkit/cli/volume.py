@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 from containerkit import volume as volumes
 from containerkit.cli import values
 from containerkit.cli.commands import complain
+from containerkit.cli.image.streams import as_file
 from containerkit.cli.listing import Listing, formatted, say
 from containerkit.errors import ContainerError, SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["EPILOG", "define", "main"]
+__all__ = ["EPILOG", "define", "facts", "main"]
 
 EPILOG: Final = """\
 A volume that is empty gets what the image has where it is mounted, with owners and modes.
@@ -87,7 +88,7 @@ def _create(options: argparse.Namespace) -> int:
 
 def _ls(options: argparse.Namespace) -> int:
     chosen = [volume for volume in volumes.volumes() if all(_fits(volume, *each) for each in _filters(options.filter))]
-    LISTING.show(options, [_facts(volume) for volume in chosen])
+    LISTING.show(options, [facts(volume) for volume in chosen])
     return 0
 
 
@@ -113,7 +114,7 @@ def _fits(volume: volumes.Volume, name: str, value: str) -> bool:
 def _inspect(options: argparse.Namespace) -> int:
     import json
 
-    chosen = [_facts(volumes.get(name)) for name in options.names]
+    chosen = [facts(volumes.get(name)) for name in options.names]
     if options.format is None:
         say(json.dumps(chosen, indent=2))
     else:
@@ -166,37 +167,16 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    if options.file == "-" and os.isatty(sys.stdin.fileno()):
-        raise SpecError("volume import: the input is a terminal; name a file, or use a pipe")
     volume = volumes.create(options.name, exist_ok=True)
     if not options.replace and not volume.is_empty:
         raise StateError(f"volume {volume.name}: there are files in it; pass --replace to remove them")
-    if options.file != "-":
-        volume.replace(options.file)
-    else:
-        with _seekable() as path:
-            volume.replace(path)
+    with as_file(options.file) as path:
+        volume.replace(path)
     return 0
 
 
-def _seekable() -> Any:
-    """Return the path of what stdin has, copied to a file if it can't be read from its start again."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def copied() -> Any:
-        import shutil
-        import tempfile
-
-        with tempfile.NamedTemporaryFile() as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-            file.flush()
-            yield file.name
-
-    return copied()
-
-
-def _facts(volume: volumes.Volume) -> dict[str, Any]:
+def facts(volume: volumes.Volume) -> dict[str, Any]:
+    """Return all that is known of a volume."""
     from containerkit.detached.inspection import rfc3339
 
     return {

@@ -1,7 +1,7 @@
 """Volumes: how they are made, found and removed.
 
 They lie below ``/var/lib/containerkit/volumes`` (of a user: ``$XDG_DATA_HOME/containerkit/volumes``), or where
-``$CONTAINERKIT_VOLUMES`` says, each with its files in ``data``. The files have the ids that they have inside containers.
+``$CONTAINERKIT_VOLUMES`` says, each with its files in ``data``. The files have the ids that they have in containers.
 """
 
 from __future__ import annotations
