@@ -12,10 +12,10 @@ import pytest
 from detached_samples import Kept, wait_for
 from image_samples import BUSYBOX, busybox_root
 
+from containerkit import volume as volumes
 from containerkit.cli.detached import formatted
 from containerkit.cli.detached.output import keys_of
 from containerkit.cli.generate import quoted
-from containerkit.detached import volumes
 from containerkit.detached.container import find
 from containerkit.errors import SpecError, StateError
 from containerkit.image import Defaults, Image, Store

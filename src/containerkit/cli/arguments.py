@@ -96,9 +96,8 @@ def _define_files(group: Any) -> None:
 def _define_isolation(group: Any) -> None:
     group.add_argument("--id", metavar="NAME", help="the id of the container (default: random)")
     own_help = "-h" in group._option_string_actions  # noqa: SLF001 - where it is not the help, it is as in Docker
-    group.add_argument(
-        *(() if own_help else ("-h",)), "--hostname", metavar="NAME", help="its host name (default: container)"
-    )
+    names = ("--hostname",) if own_help else ("-h", "--hostname")
+    group.add_argument(*names, metavar="NAME", help="its host name (default: container)")
     group.add_argument("--domainname", metavar="NAME", help="its domain name")
     group.add_argument(
         "--namespace",

@@ -29,26 +29,26 @@ _LISTS: Final = {
 
 _BASH: Final = """\
 _containerkit() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} path= words= list= i=1 each
+    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} at= offer= list= i=1 each
     COMPREPLY=()
     while [ $i -lt $COMP_CWORD ]; do
         each=${{COMP_WORDS[i]}}
-        [ "$path" = container ] && [ "$each" != prune ] && [ "${{each#-}}" = "$each" ] && path=
+        [ "$at" = container ] && [ "$each" != prune ] && [ "${{each#-}}" = "$each" ] && at=
         [ "$each" = -- ] && break
-        case "${{path:+$path }}$each" in
-            {paths}) path="${{path:+$path }}$each" ;;
+        case "${{at:+$at }}$each" in
+            {paths}) at="${{at:+$at }}$each" ;;
         esac
         i=$((i+1))
     done
-    case $path in
-        ls|list) path=ps ;;
-        remove) path=rm ;;
+    case $at in
+        ls|list) at=ps ;;
+        remove) at=rm ;;
     esac
-    case "$path $before" in
+    case "$at $before" in
 {values}
     esac
-    if [ -z "$words$list" ]; then
-        case $path in
+    if [ -z "$offer$list" ]; then
+        case $at in
 {cases}
         esac
         case $word in -*) list= ;; esac
@@ -58,9 +58,9 @@ _containerkit() {{
     esac
     case $word in
         -*|'') ;;
-        *:*) words=${{words//:/\\\\:}} ;;
+        *:*) offer=${{offer//:/\\\\:}} ;;
     esac
-    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    COMPREPLY=($(compgen -W "$offer" -- "$word"))
     [ ${{#COMPREPLY[@]}} -eq 0 ] && compopt -o default 2>/dev/null
     return 0
 }}
@@ -73,8 +73,8 @@ function __containerkit_path
         if test "$path" = container; and not string match -q -- '-*' $word; and test $word != prune
             set path
         end
-        if contains -- (string join ' ' $path $word) {paths}
-            set path (string join ' ' $path $word)
+        if contains -- (string join -- ' ' $path $word) {paths}
+            set path (string join -- ' ' $path $word)
         end
     end
     switch "$path"
@@ -117,19 +117,19 @@ def _verbs_of(command: Command) -> list[str]:
 def _bash(known: list[Command]) -> str:
     values, cases = [], []
     top = " ".join(command.path[0] for command in known if len(command.path) == 1)
-    cases.append(f'            "") words="{top} --help --version" ;;')
+    cases.append(f'            "") offer="{top} --help --version" ;;')
     for command in known:
         for action in command.options():
             found = values_of(action)
             if found:
-                given = f'words="{" ".join(found)}"' if isinstance(found, tuple) else f"list={found}"
+                given = f'offer="{" ".join(found)}"' if isinstance(found, tuple) else f"list={found}"
                 places = "|".join(f"'{_path(command)} {name}'" for name in action.option_strings)
                 values.append(f"        {places}) {given} ;;")
         options = " ".join(name for action in command.options() for name in action.option_strings)
         words = " ".join([*_verbs_of(command), *command.choices, options])
         more = f" list={command.subject}" if command.subject else ""
-        cases.append(f"            '{_path(command)}') words=\"{words}\"{more} ;;")
-    lists = [f'        {name}) words="$words $({program} 2>/dev/null)" ;;' for name, program in _LISTS.items()]
+        cases.append(f"            '{_path(command)}') offer=\"{words}\"{more} ;;")
+    lists = [f'        {name}) offer="$offer $({program} 2>/dev/null)" ;;' for name, program in _LISTS.items()]
     paths = "|".join(f"'{path}'" for path in _all_paths(known))
     return _BASH.format(
         paths=paths, values="\n".join(values), cases="\n".join(cases), lists="\n".join(lists)
@@ -138,10 +138,8 @@ def _bash(known: list[Command]) -> str:
 
 def _zsh(known: list[Command]) -> str:
     # zsh runs the function of bash.
-    start = (
-        "#compdef containerkit\nautoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit\n"
-    )
-    return start + _bash(known)
+    loads = ("autoload -U +X compinit && compinit -u", "autoload -U +X bashcompinit && bashcompinit")
+    return "\n".join(("#compdef containerkit", *loads, _bash(known)))
 
 
 def _fish(known: list[Command]) -> str:

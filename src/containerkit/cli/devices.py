@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _PLACES: Final = ("/etc/cdi", "/var/run/cdi")
+_STANDARD: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu")
 
 
@@ -72,6 +73,12 @@ def _bound(options: argparse.Namespace, source: str, target: str, access: str, w
         raise SpecError(
             f"{what}: the mode of {source} is {stat.S_IMODE(mode):o}: only its owner and group may use it, and root of "
             "the container's user namespace is neither; add --userns host, or give others access (chmod, udev)"
+        )
+    has_own_dev = any("/dev" in text.split(":")[1:2] or "target=/dev" in text.split(",") for _, text in options.mounts)
+    if os.path.dirname(target) == "/dev" and os.path.basename(target) not in _STANDARD and not has_own_dev:
+        raise SpecError(
+            f"{what}: the /dev of containers is one for all and takes no new names: choose another target, such as "
+            f"--device {source}:/run{target}, or put a directory of your own there first: --bind DIR:/dev"
         )
     return Mount.bind(source, target, readonly="w" not in access, idmap=False)
 

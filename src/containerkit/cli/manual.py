@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from typing import Final
 
 from containerkit.cli.parsers import Command, commands
@@ -46,10 +47,16 @@ def _head(name: str, purpose: str) -> list[str]:
     from containerkit import __version__
 
     return [
-        f'.TH "{_escaped(name).upper()}" 1 "" "containerkit {__version__}" "containerkit"',
+        f'.TH "{_escaped(name).upper()}" 1 "{_date()}" "containerkit {__version__}" "containerkit"',
         ".SH NAME",
         f"{_escaped(name)} \\- {_escaped(purpose or 'a command of containerkit')}",
     ]
+
+
+def _date() -> str:
+    """Return today's date, or that of ``SOURCE_DATE_EPOCH``."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return time.strftime("%Y-%m-%d", time.gmtime(int(epoch) if epoch.isdecimal() else None))
 
 
 def _overview(known: list[Command]) -> str:

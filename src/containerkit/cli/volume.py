@@ -118,8 +118,8 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.format is None:
         say(json.dumps(chosen, indent=2))
     else:
-        for facts in chosen:
-            say(formatted(options.format, facts))
+        for each in chosen:
+            say(formatted(options.format, each))
     return 0
 
 

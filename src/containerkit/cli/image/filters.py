@@ -58,7 +58,7 @@ def _fits(image: Image, name: str, value: str) -> bool:
 def docker_fields(image: Image) -> dict[str, Any]:
     """Return the fields of an image that templates know."""
     full = image.reference.familiar_with_tag if image.reference else ""
-    repository, _, tag = full.rpartition(":")
+    repository, _, tag = full.partition("@")[0].rpartition(":")
     try:
         created, labels = image.config.created, dict(image.defaults.labels)
     except ImageError:  # another artifact
