@@ -121,7 +121,7 @@ def test_modules_are_there_from_the_start(i):
         assert other.run_code("import sys; 'email.mime.text' in sys.modules").text == "True"
     with pytest.raises(SetupError, match="no_such_module"):
         Interpreter(preload=["no_such_module"])
-    with pytest.raises(SpecError, match="no name of a module"):
+    with pytest.raises(SpecError, match="not a name of a module"):
         Interpreter(preload=["os; import sys"])
 
 
@@ -149,7 +149,7 @@ def test_time_that_is_up_keeps_the_variables(i):
         False,
         "begun\n",
     )
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert i.run_code("x").text == "1"
 
 

@@ -133,7 +133,7 @@ def detach(
         "tty": bool(options.pty),
         "stdin_open": options.interactive,
         "command_line": tuple(options.words),
-        "folder": os.getcwd(),
+        "directory": os.getcwd(),
         "start": start,
         **_logs(options.log_opt),
     }

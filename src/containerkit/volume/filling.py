@@ -34,7 +34,7 @@ def _fill(folders: tuple[str, ...], target: str, data: str) -> bool:
     view = View(folders)
     start = view.resolve(os.fsencode(target))
     found = view.find(start)
-    if found is None or not found.is_folder or os.listdir(data):
+    if found is None or not found.is_directory or os.listdir(data):
         return False
     root = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -65,7 +65,7 @@ def _copy(view: View, start: Parts, root: int) -> None:
                 found = view.find((*parts, name))
                 if found is None:
                     continue
-                if not found.is_folder:
+                if not found.is_directory:
                     _one(found, name, trail.fd)
                     continue
                 os.mkdir(name, 0o700, dir_fd=trail.fd)
