@@ -96,7 +96,7 @@ def _page(command: Command) -> str:
 def _arguments(parser: argparse.ArgumentParser) -> list[str]:
     lines: list[str] = []
     for action in parser._actions:  # noqa: SLF001 - argparse has no other list of them
-        if action.option_strings or isinstance(action, argparse._SubParsersAction) or action.help == argparse.SUPPRESS:  # noqa: SLF001
+        if action.option_strings or isinstance(action, argparse._SubParsersAction) or action.help == argparse.SUPPRESS:  # noqa: SLF001 - as above
             continue
         name = action.metavar or (
             f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper()

@@ -61,7 +61,8 @@ class Command:
     def choices(self) -> tuple[str, ...]:
         """What its first argument may be, where that is a choice."""
         for action in self.parser._actions:  # noqa: SLF001 - as above
-            if not action.option_strings and action.choices and not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            is_verb = isinstance(action, argparse._SubParsersAction)  # noqa: SLF001 - as above
+            if not action.option_strings and action.choices and not is_verb:
                 return tuple(map(str, action.choices))
         return ()
 

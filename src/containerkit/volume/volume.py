@@ -212,6 +212,11 @@ def create(
         if exist_ok:
             return get(name)
         raise StateError(f"volume {name}: there is one of that name already")
+    return _made(name, place, limit, dict(labels or {}), exist_ok=exist_ok)
+
+
+def _made(name: str, place: str, limit: int | None, labels: dict[str, str], *, exist_ok: bool) -> Volume:
+    """Make the directory of a volume beside its place, and move it there when it is complete."""
     from containerkit.image.store.locks import remove_tree
 
     temporary = os.path.join(_root(), f".{name[:200]}.{os.urandom(4).hex()}")
@@ -221,10 +226,11 @@ def create(
         if limit is not None:
             from containerkit.volume.quota import limited
 
-            project = limited(temporary, limit, taken={volume._project for volume in volumes()})  # noqa: SLF001 - of this class
+            taken = {volume._project for volume in volumes()}  # noqa: SLF001 - of this class
+            project = limited(temporary, limit, taken=taken)
         os.mkdir(os.path.join(temporary, "data"))
         os.chmod(os.path.join(temporary, "data"), 0o755)
-        facts = {"labels": dict(labels or {}), "created": time.time(), "size": limit, "project": project}
+        facts = {"labels": labels, "created": time.time(), "size": limit, "project": project}
         with open(os.path.join(temporary, _RECORD), "w", encoding="utf-8") as file:
             json.dump(facts, file)
         os.rename(temporary, place)  # as a whole, or not at all
@@ -237,7 +243,7 @@ def create(
         if not isinstance(error, OSError) or isinstance(error, SetupError):
             raise
         if os.path.isdir(place):  # another was sooner
-            return create(name, labels=labels, size=size, exist_ok=exist_ok)
+            return create(name, labels=labels, size=limit, exist_ok=exist_ok)
         raise SetupError("mkdir", error.errno or 0, place, "the volume can't be made") from None
     return get(name)
 
