@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit import volume as volumes
-from containerkit.cli import values
+from containerkit.cli import FAILED, values
 from containerkit.cli.commands import complain
 from containerkit.cli.image.streams import as_file
 from containerkit.cli.listing import Listing, formatted, say
@@ -66,7 +66,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do it; returns 0, or 1 when some could not be removed.
+    """Do it; returns 0, or 125 when some could not be removed.
 
     Raises:
         ContainerError: it can't be done.
@@ -132,10 +132,10 @@ def _rm(options: argparse.Namespace) -> int:
             if options.force and not os.path.exists(volumes.Volume(name=name).path):
                 continue
             complain(str(error))
-            status = 1
+            status = FAILED
         except ContainerError as error:
             complain(str(error))
-            status = 1
+            status = FAILED
         else:
             say(name)
     return status
