@@ -23,6 +23,7 @@ __all__ = [
     "PUBLIC",
     "REFUSALS",
     "SWEEPERS",
+    "VOLUME_USERS",
     "lazy",
     "load",
 ]
@@ -128,6 +129,9 @@ SWEEPERS: Final = {
 """Functions that remove what killed owners have left behind. They return the names of what they removed, and raise
 :class:`containerkit.errors.CleanupError` for what could not be removed."""
 
+
+VOLUME_USERS: Final = {"detached": "containerkit.detached.volumes:users"}
+"""Functions that return the ids of the containers on record that mount a directory."""
 
 NETWORK: Final = "containerkit.network"
 """What opens networks."""

@@ -67,7 +67,10 @@ def _define_looking(verbs: Any) -> None:
     port.add_argument("--index", type=int, default=1, metavar="NUMBER")
     listing = verbs.add_parser("ls", help="list the projects that are up")
     listing.add_argument("-q", "--quiet", action="store_true")
-    _services(verbs.add_parser("images", help="list the images of the services"))
+    listing.add_argument("-a", "--all", action="store_true", help="accepted: projects that are down are not on record")
+    listing.add_argument("--format", choices=("table", "json"), default="table")
+    images = _services(verbs.add_parser("images", help="list the images of the services"))
+    images.add_argument("--format", choices=("table", "json"), default="table")
     _services(
         verbs.add_parser("wait", help="wait until containers have ended; the last status is that of this command")
     )

@@ -158,6 +158,8 @@ def _ls(options: argparse.Namespace) -> int:
     if options.quiet:
         for name, _ in rows:
             show(name)
+    elif options.format == "json":
+        show(json.dumps([{"Name": name, "Status": status} for name, status in rows]))
     else:
         table([("NAME", "STATUS"), *rows])
     return 0
@@ -178,7 +180,10 @@ def _images(options: argparse.Namespace) -> int:
                 rows.append((name, tag, image.id.short, image.size_bytes))
             except ImageError:
                 rows.append((name, tag, "not here", ""))
-    table(rows)
+    if options.format == "json":
+        show(json.dumps([dict(zip(("Service", "Image", "ID", "Size"), row, strict=True)) for row in rows[1:]]))
+    else:
+        table(rows)
     return 0
 
 
