@@ -10,9 +10,10 @@ import time
 import pytest
 from image_samples import BUSYBOX, busybox_root
 
+from containerkit import Pod, Project, Service, Stack
 from containerkit.errors import ContainerTimeout, SpecError, StateError
 from containerkit.image import Image
-from containerkit.project import Pod, Project, Service, volumes
+from containerkit.project import volumes
 
 pytestmark = [
     pytest.mark.root,
@@ -63,6 +64,7 @@ def until(look, seconds=10):
 
 def test_a_project_runs_and_is_gone(name):
     with project(name, a={"command": SLEEP}, b={"command": SLEEP}).up(wait=10) as stack:
+        assert isinstance(stack, Stack)
         pids = [each.pid for each in stack.containers()]
         assert [each.name for each in stack.containers()] == [f"{name}-a-1", f"{name}-b-1"]
         assert stack["a"].run(["echo", "hi"], text=True).stdout == "hi\n"
@@ -105,8 +107,8 @@ def test_a_condition_that_is_never_met_ends_all(name, condition, keys, message):
 
 def test_what_cannot_be_had_is_refused_before_anything_is_made(name):
     for keys in (
-        {"gpus": "all"}, {"devices": ["/dev/kvm"]}, {"logging": {"driver": "syslog"}}, {"network_mode": "container:x"},
-        {"volumes_from": ["b"]}, {"security_opt": ["label=type:x"]}, {"ipc": "service:b"}, {"cgroup_parent": "x"},
+        {"gpus": "all"}, {"devices": ["a/b=c"]}, {"logging": {"driver": "syslog"}}, {"network_mode": "container:x"},
+        {"security_opt": ["label=type:x"]}, {"pid": "service:b"}, {"cgroup_parent": "x"},
     ):  # fmt: skip
         made = project(name, a={"command": SLEEP, **keys}, b={"command": SLEEP})
         for attempt in (made.plan, made.up, made.detach):
@@ -242,6 +244,56 @@ def test_services_share_a_network_and_publish(name):
         assert done.stdout == "hi\n"
         with pytest.raises(StateError, match="no port of the host leads to 81/tcp"):
             stack.port("web", 81)
+
+
+def test_services_share_volumes_and_ipc(name):
+    made = Pod(
+        name,
+        {
+            "a": Service(image="box:1", command=SLEEP, volumes=["v:/v"], ipc="shareable", **AT_ONCE),
+            "b": Service(image="box:1", command=SLEEP, volumes_from=["a:ro"], **AT_ONCE),
+        },
+        share=["network", "ipc"],
+    ).project(volumes={"v": {}})
+    with made.up() as stack:
+        stack["a"].run(["sh", "-c", "echo shared > /v/f"], check=True)
+        assert stack["b"].run(["cat", "/v/f"], text=True).stdout == "shared\n"
+        assert stack["b"].run(["sh", "-c", "echo x > /v/f"], text=True).returncode != 0
+        same = {stack[each].run(["readlink", "/proc/self/ns/ipc"], text=True).stdout for each in "ab"}
+        assert len(same) == 1
+        stack.down(remove_volumes=True)
+
+
+def test_devices_are_shown_and_limited(name):
+    keys = {"command": SLEEP, "devices": ["/dev/zero:/dev/mine:r"], "device_cgroup_rules": ["c 1:3 rwm"]}
+    with project(name, a=keys).up() as stack:
+        assert stack["a"].run(["head", "-c", "2", "/dev/mine"]).stdout == b"\0\0"
+    with pytest.raises(SpecError, match="devices: there is no /dev/nothing-like-it"):
+        project(name, a={"command": SLEEP, "devices": ["/dev/nothing-like-it"]}).up()
+
+
+def test_logs_are_kept_as_the_service_says(name):
+    script = ["sh", "-c", "seq 1000"]
+    with project(
+        name,
+        none={"command": script, "logging": {"driver": "none"}},
+        few={"command": script, "logging": {"options": {"max-size": "10", "max-file": "2"}}},
+    ).up() as stack:
+        stack.wait(timeout=20)
+        assert lines(stack, "none") == []
+        assert lines(stack, "few") == ["997", "998", "999", "1000"]
+
+
+def test_an_update_that_fails_is_rolled_back(name):
+    deploy = {"replicas": 2, "update_config": {"failure_action": "rollback", "monitor": "100ms"}}
+    with project(name, a={"command": SLEEP, "deploy": deploy}).up() as stack:
+        second = stack.containers("a")[1].pid
+        with pytest.raises(StateError, match="has ended with status 1") as caught:
+            stack.apply(project(name, a={"command": ["false"], "deploy": deploy}))
+        assert "runs again" in caught.value.__notes__[0]
+        assert [each.argv for each in stack.containers("a")] == [SLEEP, SLEEP]
+        assert stack.containers("a")[1].pid == second
+        assert not stack.apply().steps
 
 
 def test_networks_keep_services_apart(name):

@@ -107,6 +107,8 @@ OPEN = {("Live.program", "key"), ("CompletedProcess.now", "written"), ("Live.rea
     ("AsyncProcess.__init__", "process"),
     ("AsyncProcess.of", "made"),
     ("Opening.__init__", "start"),
+    ("Project.of", "model"),
+    ("Service.of", "keys"),
 }
 """Parameters that only the library passes."""
 

@@ -321,7 +321,7 @@ class Router:
             last.close()
 
     def _cut(self) -> None:
-        """Delete the link: the kernel takes a namespace down in the background, and the host's end shall be gone now."""
+        """Delete the link; the kernel takes a namespace down in the background, and the host's end is to go now."""
         if self._fds and self.uplink:
             at = Slot("outside")
             gone = links.delete_link(at, self.uplink, tolerate=(19,))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from containerkit.errors import SpecError
 from containerkit.project.kubeschema import CONFIG_MAP, DEPLOYMENT, POD, SECRET, VOLUME_CLAIM
@@ -17,10 +17,13 @@ from containerkit.project.shapes import Place
 from containerkit.project.yaml12 import parse_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from containerkit.project.options import Keys
 
 __all__ = ["Pod", "load_kube"]
 
+_SHARED: Final = ("network", "ipc")
 _MEMORY: Final = re.compile(r"(\d+(?:\.\d+)?)([EPTGMk]i?|Ki|m)?\Z")
 _POWERS: Final = {"k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6, "K": 1}
 _RESTART: Final = {"Always": "always", "OnFailure": "on-failure", "Never": "no"}
@@ -28,7 +31,7 @@ _PULL: Final = {"Always": "always", "IfNotPresent": "missing", "Never": "never"}
 
 
 class Pod:
-    """Containers that share one network: they reach each other on localhost.
+    """Containers that share one network, and more where that is wished: they reach each other on localhost.
 
     ::
 
@@ -37,19 +40,41 @@ class Pod:
 
     Args:
         name: of the pod (default ``"pod"``).
-        containers: by name; the first holds the network, and the ports of all are published there.
+        containers: by name; the first holds what is shared, and the ports of all are published there.
+        share: ``"network"``, ``"ipc"`` (default the network).
+        others: more containers, by name.
 
     Raises:
-        SpecError: a container with a network of its own, or none at all.
+        SpecError: a container with a network of its own, or none at all; something that can't be shared.
     """
 
-    def __init__(self, name: str = "pod", /, **containers: Service) -> None:
-        if not containers:
+    def __init__(
+        self,
+        name: str = "pod",
+        containers: Mapping[str, Service] | None = None,
+        /,
+        *,
+        share: Sequence[Literal["network", "ipc"]] = ("network",),
+        **others: Service,
+    ) -> None:
+        self.name, self.containers, self.share = name, {**(containers or {}), **others}, tuple(share)
+        if not self.containers:
             raise SpecError("Pod: at least one container is needed")
-        self.name, self.containers = name, containers
+        for each in self.share:
+            if each not in _SHARED:
+                raise SpecError(f"Pod: share: {each!r:.60} can't be shared; there are {', '.join(_SHARED)}")
 
-    def project(self) -> Project:
+    def project(
+        self,
+        *,
+        volumes: Mapping[str, Keys] | None = None,
+        configs: Mapping[str, Keys] | None = None,
+        secrets: Mapping[str, Keys] | None = None,
+    ) -> Project:
         """Return the project that it is.
+
+        Args:
+            volumes, configs, secrets: what its containers refer to, as for :class:`Project`.
 
         Raises:
             SpecError: what it says can't be.
@@ -57,12 +82,16 @@ class Pod:
         first, *others = self.containers
         services = {name: dict(each.keys) for name, each in self.containers.items()}
         for name, keys in services.items():
-            if keys.get("networks") or keys.get("network_mode"):
+            if "network" in self.share and (keys.get("networks") or keys.get("network_mode")):
                 raise SpecError(f"Pod: {name}: it shares the network of {first}; say neither networks nor network_mode")
         for name in others:
-            services[first].setdefault("ports", []).extend(services[name].pop("ports", ()))
-            services[name]["network_mode"] = f"service:{first}"
-        return Project(name=self.name, services={name: Service.of(keys) for name, keys in services.items()})
+            if "network" in self.share:
+                services[first]["ports"] = [*services[first].get("ports", ()), *services[name].pop("ports", ())]
+                services[name]["network_mode"] = f"service:{first}"
+            if "ipc" in self.share:
+                services[name]["ipc"] = f"service:{first}"
+        made = {name: Service.of(keys) for name, keys in services.items()}
+        return Project(name=self.name, services=made, volumes=volumes, configs=configs, secrets=secrets)
 
 
 def load_kube(path: str) -> Project:

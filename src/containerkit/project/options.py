@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     Pairs = Mapping[str, str | int | float | bool | None] | Sequence[str]
+    Keys = Mapping[str, object] | None
     Many = Sequence[str | Mapping[str, Any]]
 
 __all__ = ["ServiceOptions"]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from containerkit.project import normal
-from containerkit.project.realize import WITHOUT_EFFECT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -66,11 +65,9 @@ class Plan:
 
     Attributes:
         steps: in an order in which they could be done one by one.
-        notes: keys that have no effect here.
     """
 
     steps: tuple[Step, ...]
-    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.steps:
@@ -81,7 +78,7 @@ class Plan:
             needed = ", ".join(str(numbers[each]) for each in step.after)
             detail = f"  {step.detail}" if step.detail else ""
             lines.append(f"{number:3}  {step.action:8} {step.target}{detail}{f'  (after {needed})' if needed else ''}")
-        return "\n".join((*lines, *(f"note: {each} has no effect on one machine" for each in self.notes)))
+        return "\n".join(lines)
 
 
 def fingerprint(project: Project, service: str) -> str:
@@ -93,7 +90,9 @@ def fingerprint(project: Project, service: str) -> str:
         for kind, names in normal.references(keys).items()
         if kind != "services"
     }
-    text = json.dumps([{**keys, "deploy": deploy}, used], sort_keys=True, default=str)
+    others = [text.partition(":")[0] for text in keys.get("volumes_from", ())]
+    shown = [project.model["services"][name].get("volumes") for name in others]
+    text = json.dumps([{**keys, "deploy": deploy}, used, shown], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -117,6 +116,7 @@ def up_plan(
     services: Collection[str] | None = None,
     scale: Mapping[str, int] | None = None,
     recreate: bool = False,
+    back: bool = False,
 ) -> Plan:
     """Return what has to be done so that services run as described.
 
@@ -127,8 +127,10 @@ def up_plan(
         services: which, with what they depend on (default: all, and what the project has no more is stopped).
         scale: other numbers of containers, by service.
         recreate: replace containers that are as described, too.
+        back: it is a return to what was before, which goes by ``rollback_config``.
     """
-    return _Planning(project, observed, frozenset(open_networks), dict(scale or {}), recreate).up(services)
+    planning = _Planning(project, observed, frozenset(open_networks), dict(scale or {}), recreate=recreate, back=back)
+    return planning.up(services)
 
 
 class _Planning:
@@ -138,10 +140,12 @@ class _Planning:
         observed: Mapping[str, Observed],
         opened: frozenset[str],
         scale: dict[str, int],
-        recreate: bool,  # noqa: FBT001 - it is passed by one function alone
+        *,
+        recreate: bool,
+        back: bool,
     ) -> None:
         self._project, self._observed, self._opened = project, observed, opened
-        self._scale, self._recreate = scale, recreate
+        self._scale, self._recreate, self._back = scale, recreate, back
         self._services: dict[str, dict[str, Any]] = project.model["services"]
         self._steps: dict[str, Step] = {}
         self._starts: dict[str, list[str]] = {}
@@ -154,8 +158,7 @@ class _Planning:
                     self._add(Step("stop", name, detail="it is not in the project any more", service=each.service))
         for service in chosen:
             self._service(service)
-        notes = sorted({note for keys in self._services.values() for note in _notes(keys)})
-        return Plan(tuple(self._steps.values()), tuple(notes))
+        return Plan(tuple(self._steps.values()))
 
     def _wanted(self, services: Collection[str]) -> set[str]:
         found: set[str] = set()
@@ -185,14 +188,27 @@ class _Planning:
         needed = [*self._resources(service, keys), *self._conditions(keys)]
         for name in fresh:
             self._starts[service].append(self._add(Step("start", name, tuple(needed), service=service)))
+        self._replace(service, keys, stale, needed)
+
+    def _replace(self, service: str, keys: Mapping[str, Any], stale: list[str], needed: list[str]) -> None:
+        """Replace containers, by default one at a time, so that the others serve meanwhile."""
+        how = keys.get("deploy", {}).get("rollback_config" if self._back else "update_config", {})
+        together = how.get("parallelism", 1) or len(stale)
         before: tuple[str, ...] = ()
-        for name in stale:  # one at a time, so that the others serve meanwhile
-            stopped = self._add(Step("stop", name, (*needed, *before), "its description has changed", service))
-            start = self._add(Step("start", name, (*needed, stopped), service=service))
-            self._starts[service].append(start)
-            before = (start,)
-            if len(stale) > 1 and _is_checked(keys):
-                before = (self._add(Step("wait", name, (start,), "service_healthy", service)),)
+        for at in range(0, len(stale), together):
+            group, is_last = stale[at : at + together], at + together >= len(stale)
+            done: list[str] = []
+            for name in group:
+                stopped = self._add(Step("stop", name, (*needed, *before), "its description has changed", service))
+                done.append(self._add(Step("start", name, (*needed, stopped), service=service)))
+                self._starts[service].append(done[-1])
+                if _is_checked(keys) and not is_last:
+                    done.append(self._add(Step("wait", name, (done[-1],), "service_healthy", service)))
+                if "monitor" in how:
+                    done.append(self._add(Step("wait", name, (done[-1],), f"running_for {how['monitor']}", service)))
+            if "delay" in how and not is_last:
+                done = [self._add(Step("wait", group[-1], tuple(done), f"delay {how['delay']}", service))]
+            before = tuple(done)
 
     def _resources(self, service: str, keys: Mapping[str, Any]) -> list[str]:
         used = normal.references(keys)
@@ -214,17 +230,6 @@ class _Planning:
 
 def _is_checked(keys: Mapping[str, Any]) -> bool:
     return bool(keys.get("healthcheck", {}).get("test"))
-
-
-def _notes(keys: Mapping[str, Any]) -> list[str]:
-    found = []
-    for path in WITHOUT_EFFECT:
-        value: Any = keys
-        for part in path.split("."):
-            value = value.get(part, {}) if isinstance(value, dict) else {}
-        if value:
-            found.append(path)
-    return found
 
 
 def down_plan(project: Project, observed: Mapping[str, Observed], networks: Collection[str]) -> Plan:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Literal, Unpack
 
     from containerkit.options import ListOf
-    from containerkit.project.options import ServiceOptions
+    from containerkit.project.options import Keys, ServiceOptions
     from containerkit.project.plan import Observed, Plan
     from containerkit.project.remote import Remote
     from containerkit.project.stack import Stack
@@ -129,10 +129,10 @@ class Project:
         *,
         services: Mapping[str, Service],
         name: str = "project",
-        networks: Mapping[str, Any] | None = None,
-        volumes: Mapping[str, Any] | None = None,
-        configs: Mapping[str, Any] | None = None,
-        secrets: Mapping[str, Any] | None = None,
+        networks: Mapping[str, Keys] | None = None,
+        volumes: Mapping[str, Keys] | None = None,
+        configs: Mapping[str, Keys] | None = None,
+        secrets: Mapping[str, Keys] | None = None,
         directory: str | os.PathLike[str] = ".",
     ) -> None:
         base = os.path.abspath(directory)
@@ -241,9 +241,9 @@ class Project:
         Raises:
             SpecError: the project says what can't be had.
         """
-        from containerkit.project import plan, realize
+        from containerkit.project import plan, support
 
-        realize.unsupported(self)
+        support.unsupported(self)
         return plan.up_plan(self, observed or {})
 
     def up(
@@ -300,10 +300,10 @@ class Project:
             SpecError: the project says what can't be had; nothing was made.
             StateError: it is up already, or could not be started; nothing is left behind.
         """
-        from containerkit.project import realize
+        from containerkit.project import support
         from containerkit.project.remote import detach
 
-        realize.unsupported(self)
+        support.unsupported(self)
         return detach(self, log, wait=wait, services=None if services is None else list(services))
 
     def __repr__(self) -> str:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from containerkit.container.lifecycle import Container
 from containerkit.errors import ContainerError, ContainerTimeout, SetupError, SpecError, StateError
 from containerkit.project.journal import Splitter
-from containerkit.project.shapes import duration_s
+from containerkit.project.shapes import duration_s, size_of
 from containerkit.spec.command import User
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from containerkit.process.process import Process
-    from containerkit.project.journal import Journal
+    from containerkit.project.journal import Journal, LogLine
     from containerkit.project.realize import Check, Recipe
 
 __all__ = ["Replica", "Restart", "signal_number"]
@@ -70,6 +70,7 @@ class Restart:
         self.policy = name
         self.most = int(count) if count else policy.get("max_attempts")
         self.delay_s = duration_s(policy["delay"]) if "delay" in policy else None
+        self.window_s = duration_s(policy["window"]) if "window" in policy else None
 
     def wanted(self, code: int, times: int) -> bool:
         """Return whether a command that has ended with a status is started again, having been so many times."""
@@ -78,8 +79,14 @@ class Restart:
         return self.most is None or times < self.most
 
 
-class Replica:
-    """One container of a service.
+if TYPE_CHECKING:
+    from containerkit.container.commands import Commands as _LikeContainer
+else:
+    _LikeContainer = object
+
+
+class Replica(_LikeContainer):
+    """One container of a service, with the methods of a running container: ``run``, ``popen``, ``files``.
 
     Attributes:
         name: of the container.
@@ -112,6 +119,10 @@ class Replica:
         self.container = Container(**recipe.container, **network)
         self._keys, self._recipe, self._journal, self._changed = keys, recipe, journal, changed
         self._restart = Restart(keys)
+        self._logging = keys.get("logging", {})
+        options = self._logging.get("options", {})
+        size = size_of(options["max-size"]) if "max-size" in options else None
+        self._log_bytes = None if size is None else size * int(options.get("max-file", "1"))
         self._grace_s = duration_s(keys.get("stop_grace_period", "10s"))
         self._stopping = threading.Event()
         self._again = threading.Event()
@@ -179,7 +190,7 @@ class Replica:
 
     def _attend(self) -> None:
         """Read the log, and start the command again, as long as there is one."""
-        pause = _FIRST_PAUSE_S
+        pause, tries = _FIRST_PAUSE_S, 0
         while True:
             assert self._process is not None
             began = time.monotonic()
@@ -190,9 +201,11 @@ class Replica:
             code = self._process.wait()
             self._process.close()
             self.exit_code = code if code >= 0 else 128 - code
+            if self._restart.window_s is not None and time.monotonic() - began > self._restart.window_s:
+                tries = 0
             asked = self._again.is_set()
             self._again.clear()
-            if self._stopping.is_set() or not (asked or self._restart.wanted(self.exit_code, self.restarts)):
+            if self._stopping.is_set() or not (asked or self._restart.wanted(self.exit_code, tries)):
                 break
             if time.monotonic() - began > _LASTING_S:
                 pause = _FIRST_PAUSE_S
@@ -202,6 +215,7 @@ class Replica:
                 self._stopping.wait(self._restart.delay_s if self._restart.delay_s is not None else pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 self.restarts += 1
+                tries += 1
             if self._stopping.is_set() or not self._begun_again():
                 break
         self.status = "exited"
@@ -213,7 +227,7 @@ class Replica:
         try:
             self._begin()
         except ContainerError as error:
-            self._journal.add(Splitter(self.service, self.name, "stderr").feed(f"containerkit: {error}\n".encode()))
+            self._log(Splitter(self.service, self.name, "stderr").feed(f"containerkit: {error}\n".encode()))
             return False
         return True
 
@@ -235,7 +249,11 @@ class Replica:
                     break
             for key in selector.get_map().values():
                 if key.data is not None:
-                    self._journal.add(key.data.feed(b""))
+                    self._log(key.data.feed(b""))
+
+    def _log(self, lines: list[LogLine]) -> None:
+        if self._logging.get("driver") != "none":
+            self._journal.add(lines, self._log_bytes)
 
     def _take(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
         try:
@@ -244,7 +262,7 @@ class Replica:
             return False
         except OSError:  # the other side of a terminal is gone
             data = b""
-        self._journal.add(key.data.feed(data))
+        self._log(key.data.feed(data))
         if not data:
             selector.unregister(key.fd)
         return bool(data)
@@ -311,9 +329,19 @@ class Replica:
         self.status = "running"
 
     @property
-    def pid(self) -> int | None:
+    def pid(self) -> int | None:  # type: ignore[override] # None between two commands
         """The command's process id outside; None when it does not run."""
         return self._process.pid if self._process is not None and self.status == "running" else None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its labels."""
+        return dict(self._keys.get("labels", {}))
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Its annotations."""
+        return dict(self._keys.get("annotations", {}))
 
     @property
     def argv(self) -> tuple[str, ...]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
 from containerkit.project import plan as plans
-from containerkit.project import realize, volumes
+from containerkit.project import realize, support, volumes
 from containerkit.project.images import image_of
 from containerkit.project.journal import Journal
 from containerkit.project.replica import Replica
+from containerkit.project.shapes import duration_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -156,11 +157,11 @@ class Stack:
             ContainerError: a step failed; what had been started before it runs on.
         """
         wanted = project or self.project
-        realize.unsupported(wanted)
+        support.unsupported(wanted)
         with self._acting:
             if self._ended:
                 raise StateError(f"{self!r}: it is down")
-            self.project = wanted
+            before, self.project = self.project, wanted
             self._check_names(services or ())
             plan = plans.up_plan(
                 wanted,
@@ -170,7 +171,14 @@ class Stack:
                 scale=scale,
                 recreate=recreate,
             )
-            self._perform(plan)
+            try:
+                self._perform(plan)
+            except ContainerError as error:
+                if before is not wanted and _rolls_back(wanted, plan):
+                    self.project = before
+                    self._perform(plans.up_plan(before, self.observed(), open_networks=self._networks, back=True))
+                    error.add_note("deploy.update_config.failure_action: what was before runs again")
+                raise
             return plan
 
     def scale(self, service: str, count: int) -> None:
@@ -273,7 +281,7 @@ class Stack:
         keys = project.model["services"][service]
         name = f"{project.name}-{service}-run-{os.urandom(4).hex()}"
         image = image_of(project, service, keys, build=self._build, pull=self._pull, log=self._log)
-        made = realize.recipe(project, service, image, name, self._volume_path)
+        made = realize.recipe(project, service, image, name, self._volume_path, self._shared)
         with Container(
             **made.container, **connection(project, service, name, self._networks, self._shared)
         ) as container:
@@ -345,13 +353,14 @@ class Stack:
         """
         done: dict[str, threading.Event] = {step.name: threading.Event() for step in plan.steps}
         errors: list[BaseException] = []
+        only_ends = all(step.action in ("stop", "close") for step in plan.steps)
 
         def act(step: Step) -> None:
             try:
                 for name in step.after:
                     if name in done:
                         done[name].wait()
-                if errors and step.action not in ("stop", "close"):
+                if errors and not only_ends:
                     return
                 self._log(f"{step.action} {step.target}")
                 self._do(step, grace_s, errors)
@@ -414,7 +423,9 @@ class Stack:
         from containerkit.project.networks import connection
 
         service, keys = step.service, self.project.model["services"][step.service]
-        made = realize.recipe(self.project, service, self._images[service], step.target, self._volume_path)
+        made = realize.recipe(
+            self.project, service, self._images[service], step.target, self._volume_path, self._shared
+        )
         network = connection(self.project, service, step.target, self._networks, self._shared)
         replica = Replica(
             step.target, service, keys, made, fingerprint=plans.fingerprint(self.project, service), network=network,
@@ -432,14 +443,29 @@ class Stack:
 
     def _wait_condition(self, step: Step, errors: list[BaseException]) -> None:
         of = [each for each in self.containers(step.service) if step.target in (step.service, each.name)]
-        wanted = step.detail
+        wanted, _, time_text = step.detail.partition(" ")
+        end = time.monotonic() + duration_s(time_text)
 
         def met() -> bool | None:
             if errors:
                 return True
+            if wanted == "running_for":
+                for each in of:
+                    self._is_ready(each)
+            if time_text:
+                return True if time.monotonic() >= end else None
             return True if all(_meets(each, wanted) for each in of) else None
 
         self._until(met, None, wanted)
+
+
+def _rolls_back(project: Project, plan: Plan) -> bool:
+    """Return whether a service that a plan replaces is to be as before when that fails."""
+    for step in plan.steps:
+        deploy = project.model["services"].get(step.service, {}).get("deploy", {}) if step.action == "stop" else {}
+        if deploy.get("update_config", {}).get("failure_action") == "rollback":
+            return True
+    return False
 
 
 def _meets(each: Replica, condition: str) -> bool:

@@ -227,7 +227,7 @@ def _row(each: Replica) -> dict[str, Any]:
         "Name": each.name, "Service": each.service, "State": each.status, "Health": each.health or "",
         "ExitCode": each.exit_code, "Pid": each.pid, "Restarts": each.restarts, "StartedAt": each.started_at,
         "Command": " ".join(each.argv), "Ports": each.ports(),
-        "Fingerprint": each.fingerprint,
+        "Fingerprint": each.fingerprint, "Labels": each.labels, "Annotations": each.annotations,
     }  # fmt: skip
 
 

@@ -25,11 +25,11 @@ def _note(text: str) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from containerkit.project import realize
+    from containerkit.project import support
     from containerkit.project.remote import Remote, detach, project_request
 
     project = load(options, services=options.services)
-    realize.unsupported(project)
+    support.unsupported(project)
     services = options.services or None
     wait = options.wait_timeout if options.wait else None
     scale = numbers(options.scale) or None
@@ -73,7 +73,8 @@ def _attend(
 
 def _follow(stack: Stack) -> None:
     for line in stack.logs(follow=True):
-        print_line(line)
+        if stack.project.model["services"].get(line.service, {}).get("attach", True):
+            print_line(line)
 
 
 def _until_ended(stack: Stack, options: argparse.Namespace, supervisor: Any) -> int:

@@ -57,11 +57,11 @@ def _plan(options: argparse.Namespace) -> int:
 
     from containerkit.errors import StateError
     from containerkit.project import plan as plans
-    from containerkit.project import realize
+    from containerkit.project import support
     from containerkit.project.remote import Remote
 
     project = load(options, services=options.services)
-    realize.unsupported(project)
+    support.unsupported(project)
     observed: dict[str, plans.Observed] = {}
     opened: tuple[str, ...] = ()
     try:
