@@ -264,12 +264,12 @@ def test_services_share_volumes_and_ipc(name):
         stack.down(remove_volumes=True)
 
 
-def test_devices_are_shown_and_limited(name):
-    keys = {"command": SLEEP, "devices": ["/dev/zero:/dev/mine:r"], "device_cgroup_rules": ["c 1:3 rwm"]}
+def test_the_kernels_own_filesystems_are_shown_too(name):
+    keys = {"command": SLEEP, "volumes": ["/sys:/outside/sys:ro", "/proc:/outside/proc:ro", "/dev/zero:/mine"],
+            "device_cgroup_rules": ["c 1:3 rwm"]}  # fmt: skip
     with project(name, a=keys).up() as stack:
-        assert stack["a"].run(["head", "-c", "2", "/dev/mine"]).stdout == b"\0\0"
-    with pytest.raises(SpecError, match="devices: there is no /dev/nothing-like-it"):
-        project(name, a={"command": SLEEP, "devices": ["/dev/nothing-like-it"]}).up()
+        assert stack["a"].run(["head", "-c", "2", "/mine"]).stdout == b"\0\0"
+        assert stack["a"].run(["ls", "/outside/sys/kernel", "/outside/proc/1/comm"]).returncode == 0
 
 
 def test_logs_are_kept_as_the_service_says(name):

@@ -78,7 +78,7 @@ SAMPLES = {
     "services.storage_opt": {"size": "1G"}, "services.volumes.image": {"subpath": "x"},
     "services.volumes.volume.labels": {"a": "b"}, "networks.ipam.config.aux_addresses": {"a": "10.9.8.7"},
     "networks.ipam.options": {"a": "b"}, "secrets.driver_opts": {"a": "b"}, "services.cpu_percent": 5,
-    "services.cpu_count": 2, "services.build.shm_size": "1m", "services.gpus": "all",
+    "services.cpu_count": 2, "services.build.shm_size": "1m", "services.gpus": "all", "services.devices": ["/dev/fuse"],
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_what_is_refused_is_refused_by_its_name(path):
         ({"deploy": {"placement": {"constraints": ["node.role!=manager"]}}}, "does not meet"),
         ({"deploy": {"placement": {"max_replicas_per_node": 1}, "replicas": 2}}, "max_replicas_per_node"),
         ({"deploy": {"resources": {"reservations": {"cpus": 10000}}}}, "10000 are wanted"),
-        ({"devices": ["vendor.com/gpu=0"]}, "by CDI"), ({"volumes_from": ["container:x"]}, "volumes_from"),
+        ({"volumes_from": ["container:x"]}, "volumes_from"),
         ({"build": {"context": "/", "platforms": ["linux/amd64", "linux/arm64"]}}, "for one platform"),
         ({"restart": "sometimes"}, "restart: 'sometimes'"), ({"pull_policy": "daily"}, "pull_policy: 'daily'"),
         ({"volumes": [{"type": "bind", "source": "/", "target": "/x", "bind": {"propagation": "some"}}]}, "propagation: 'some'"),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import SpecError
 from containerkit.project.shapes import duration_us
 from containerkit.security.capabilities import Capabilities
-from containerkit.spec.mount import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from containerkit.container.lifecycle import Container
 
-__all__ = ["confinement", "device_mounts", "limits_of", "namespaces", "security_options"]
+__all__ = ["confinement", "limits_of", "namespaces", "security_options"]
 
 
 def confinement(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,21 +150,6 @@ _OF_EVERY_CONTAINER: Final = (
 
 
 def _device_rules(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the devices that may be used, where that is less than all that are shown."""
+    """Return the devices that may be used: beside those of every container, those that the service's rules name."""
     given = tuple(keys.get("device_cgroup_rules", ()))
-    devices = keys.get("devices", ())
-    if not given and all(set(each["permissions"]) >= set("rw") for each in devices):
-        return None
-    return (*_OF_EVERY_CONTAINER, *given, *(f"{each['source']} {each['permissions']}" for each in devices))
-
-
-def device_mounts(keys: Mapping[str, Any]) -> list[Mount]:
-    """Return the mounts of devices of the host.
-
-    Raises:
-        SpecError: there is no such device.
-    """
-    for each in keys.get("devices", ()):
-        if not os.path.exists(each["source"]):
-            raise SpecError(f"devices: there is no {each['source']}")
-    return [Mount.bind(each["source"], each["target"]) for each in keys.get("devices", ())]
+    return (*_OF_EVERY_CONTAINER, *given) if given else None

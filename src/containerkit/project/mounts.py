@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from containerkit.errors import SpecError
@@ -61,7 +62,11 @@ def _bind(each: Mapping[str, Any], target: str, *, readonly: bool) -> Mount:
         os.makedirs(source)
     propagation: Any = options.get("propagation", "private").removeprefix("r")
     recursive = options.get("recursive", "enabled") != "disabled"
-    return Mount.bind(source, target, readonly=readonly, recursive=recursive, propagation=propagation)
+    # The kernel's own filesystems take no id map; others' files in them are nobody's inside.
+    own = not re.match(r"/(proc|sys|dev(?!/shm/))(/|\Z)", os.path.realpath(source))
+    return Mount.bind(
+        source, target, readonly=readonly, recursive=recursive, propagation=propagation, idmap=own, nodev=own
+    )
 
 
 def _named(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from containerkit.errors import SpecError
-from containerkit.project.confinement import confinement, device_mounts, limits_of, namespaces
+from containerkit.project.confinement import confinement, limits_of, namespaces
 from containerkit.project.mounts import files_of, mounts_of
 from containerkit.project.shapes import duration_s
 from containerkit.spec.network import DNS
@@ -95,9 +95,7 @@ def recipe(
         raise SpecError("configs and secrets with uid, gid or mode need a root that can be written to")
     container: dict[str, Any] = {
         "rootfs": attrs.evolve(root, volumes=volumes, readonly=bool(keys.get("read_only"))),
-        "mounts": tuple(
-            sorted((*mounts, *file_mounts, *device_mounts(keys)), key=lambda mount: mount.target.count("/"))
-        ),
+        "mounts": tuple(sorted((*mounts, *file_mounts), key=lambda mount: mount.target.count("/"))),
         "hostname": keys.get("hostname", name)[:64],
         "sysctls": keys.get("sysctls", {}),
         **confinement(keys),

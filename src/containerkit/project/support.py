@@ -128,11 +128,6 @@ def check_service(keys: Mapping[str, Any], project: Project) -> None:
             raise SpecError("volumes.bind.selinux: files are not relabelled here; do it with chcon, and leave it out")
         if options.get("recursive") == "writable" and each.get("read_only"):
             raise SpecError("volumes.bind.recursive: 'writable' can't be had where read_only is true")
-    for each in keys.get("devices", ()):
-        if "=" in each["source"]:
-            raise SpecError(
-                f"devices: {each['source']!r:.60}: devices by CDI can't be had; name nodes, such as /dev/fuse"
-            )
     if len(keys.get("build", {}).get("platforms", ())) > 1:
         raise SpecError("build.platforms: an image is built for one platform")
     for each in keys.get("volumes_from", ()):
