@@ -84,11 +84,22 @@ def test_a_project_from_up_to_down(cli):
     assert cli.name in cli("ls", "-q").stdout.split()
     cli("up", more={"WHO": "you"})
     assert cli("logs", "--no-log-prefix", "-n", "1", "web").stdout == "you\n"
+    (cli.place / "file").write_text("carried")
+    cli("cp", "file", "web:/file")
+    cli("cp", "web:/file", "back")
+    assert (cli.place / "back").read_text() == "carried"
+    assert cli("volumes", "-q").stdout.split() == [f"{cli.name}_data"]
+    cli("up", "--force-recreate", "--no-deps", "web", more={"WHO": "you"})
     cli("stop", "web")
     assert cli("ps", "--services").stdout.split() == ["db"]
     cli("start", "web")
     cli("kill", "-s", "KILL", "web")
     assert cli("wait", "web", check=False).stdout == f"{cli.name}-web-1 137\n"
+    assert cli("rm", "-f").stdout == f"{cli.name}-web-1\n"
+    cli("up", "-d", "web", more={"WHO": "you"})
+    cli("down", "db")
+    assert "NAME" in cli("ps", "-a").stdout
+    assert cli("ps", "-aq").stdout == ""
     cli("down")
     assert "it is not up" in cli("ps", check=False).stderr
     assert not os.path.exists(socket_path(cli.name))
@@ -121,6 +132,7 @@ def test_config_is_what_the_files_mean(cli):
     assert cli("--profile", "extra", "config", "--services").stdout.split() == ["db", "web", "extra"]
     (cli.place / "again.yaml").write_text(cli("config").stdout)
     assert json.loads(cli("-f", "again.yaml", "config", "--format", "json").stdout) == model
+    assert "echoed" in cli("-f", "-", "config", input="services: {a: {image: box:1, command: echoed}}").stdout
     (cli.place / "bad.yaml").write_text("services: {a: {imagee: x}}")
     done = cli("-f", "bad.yaml", "config", "-q", check=False)
     assert (done.returncode, "did you mean 'image'?" in done.stderr) == (125, True)

@@ -115,7 +115,9 @@ def up_plan(
     open_networks: Collection[str] = (),
     services: Collection[str] | None = None,
     scale: Mapping[str, int] | None = None,
-    recreate: bool = False,
+    deps: bool = True,
+    recreate: Collection[str] = (),
+    keep: bool = False,
     back: bool = False,
 ) -> Plan:
     """Return what has to be done so that services run as described.
@@ -126,10 +128,13 @@ def up_plan(
         open_networks: the networks that are open.
         services: which, with what they depend on (default: all, and what the project has no more is stopped).
         scale: other numbers of containers, by service.
-        recreate: replace containers that are as described, too.
+        deps: whether what the services depend on is started and waited for, too (default True).
+        recreate: services whose containers are replaced even if they are as described.
+        keep: let containers run that are not as described any more (default False).
         back: it is a return to what was before, which goes by ``rollback_config``.
     """
-    planning = _Planning(project, observed, frozenset(open_networks), dict(scale or {}), recreate=recreate, back=back)
+    planning = _Planning(project, observed, frozenset(open_networks), dict(scale or {}))
+    planning.deps, planning.recreate, planning.keep, planning.back = deps, frozenset(recreate), keep, back
     return planning.up(services)
 
 
@@ -140,12 +145,11 @@ class _Planning:
         observed: Mapping[str, Observed],
         opened: frozenset[str],
         scale: dict[str, int],
-        *,
-        recreate: bool,
-        back: bool,
     ) -> None:
         self._project, self._observed, self._opened = project, observed, opened
-        self._scale, self._recreate, self._back = scale, recreate, back
+        self._scale = scale
+        self.deps, self.keep, self.back = True, False, False
+        self.recreate: frozenset[str] = frozenset()
         self._services: dict[str, dict[str, Any]] = project.model["services"]
         self._steps: dict[str, Step] = {}
         self._starts: dict[str, list[str]] = {}
@@ -167,7 +171,7 @@ class _Planning:
             name = left.pop()
             if name not in found and name in self._services:
                 found.add(name)
-                left += self._services[name].get("depends_on", ())
+                left += self._services[name].get("depends_on", ()) if self.deps else ()
         return found
 
     def _add(self, step: Step) -> str:
@@ -180,7 +184,9 @@ class _Planning:
         there = {name: each for name, each in self._observed.items() if each.service == service}
         for name in there.keys() - set(names):
             self._add(Step("stop", name, detail="one less is wanted", service=service))
-        stale = [name for name in names if name in there and (there[name].fingerprint != mark or self._recreate)]
+        again = service in self.recreate
+        differs = [name for name in names if name in there and (there[name].fingerprint != mark or again)]
+        stale = [] if self.keep else differs
         fresh = [name for name in names if name not in there]
         self._starts[service] = []
         if not stale and not fresh:
@@ -192,7 +198,7 @@ class _Planning:
 
     def _replace(self, service: str, keys: Mapping[str, Any], stale: list[str], needed: list[str]) -> None:
         """Replace containers, by default one at a time, so that the others serve meanwhile."""
-        how = keys.get("deploy", {}).get("rollback_config" if self._back else "update_config", {})
+        how = keys.get("deploy", {}).get("rollback_config" if self.back else "update_config", {})
         together = how.get("parallelism", 1) or len(stale)
         before: tuple[str, ...] = ()
         for at in range(0, len(stale), together):
@@ -218,7 +224,7 @@ class _Planning:
 
     def _conditions(self, keys: Mapping[str, Any]) -> list[str]:
         found: list[str] = []
-        for other, how in keys.get("depends_on", {}).items():
+        for other, how in keys.get("depends_on", {}).items() if self.deps else ():
             if other in self._services:
                 started = tuple(self._starts.get(other, ()))
                 if how["condition"] == "service_started":

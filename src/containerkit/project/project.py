@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping as MappingABC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Project", "Service"]
 
+_STDIN: Final = "/dev/stdin"
 _service = fields(SERVICE)
 _model = fields(MODEL)
 
@@ -176,8 +177,8 @@ class Project:
         """Read compose files. Nothing is started.
 
         Args:
-            files: the later are merged over the earlier (default: ``COMPOSE_FILE``, else ``compose.yaml`` or its like
-                in the working directory or above, with its override).
+            files: the later are merged over the earlier; ``-`` is standard input (default: ``COMPOSE_FILE``, else
+                ``compose.yaml`` or its like in the working directory or above, with its override).
             name: of the project (default: ``COMPOSE_PROJECT_NAME``, the files' ``name``, the directory's name).
             directory: where relative paths start (default: that of the first file).
             profiles: which are active (default: ``COMPOSE_PROFILES``).
@@ -192,10 +193,10 @@ class Project:
             UnsupportedError: PyYAML is not installed.
         """
         caller = dict(os.environ if env is None else env)
-        paths = [os.path.abspath(each) for each in files] or _from_environment(caller)
+        paths = [_STDIN if each == "-" else os.path.abspath(each) for each in files] or _from_environment(caller)
         if not paths:
             paths = find_files(os.fspath(directory or "."))
-        base = os.path.abspath(directory or os.path.dirname(paths[0]))
+        base = os.path.abspath(directory or ("." if paths[0] == _STDIN else os.path.dirname(paths[0])))
         variables = {**_variables(env_files, base, caller), **caller}
         chosen = name or variables.get("COMPOSE_PROJECT_NAME")
         if name is not None:

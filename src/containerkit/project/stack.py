@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
+from containerkit.errors import ContainerError, SpecError, StateError
 from containerkit.project import plan as plans
 from containerkit.project import realize, support, volumes
 from containerkit.project.images import image_of
 from containerkit.project.journal import Journal
 from containerkit.project.replica import Replica
-from containerkit.project.shapes import duration_s
+from containerkit.project.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -30,10 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Stack"]
 
-_POLL_S: Final = 0.5
 
-
-class Stack:
+class Stack(Waiting):
     """A project that runs. Made by :meth:`containerkit.project.Project.up`.
 
     Its containers live by this process: when it ends, by SIGKILL too, all of them are dead. Named volumes stay.
@@ -139,7 +136,9 @@ class Stack:
         *,
         services: Collection[str] | None = None,
         scale: Mapping[str, int] | None = None,
-        recreate: bool = False,
+        deps: bool = True,
+        recreate: bool | Collection[str] = False,
+        keep: bool = False,
     ) -> Plan:
         """Make it as a project describes: start what is missing, replace what differs, stop what is too much.
 
@@ -147,7 +146,10 @@ class Stack:
             project: the project (default: the one that it has).
             services: which, with what they depend on (default: all).
             scale: other numbers of containers, by service.
-            recreate: replace containers that are as described, too.
+            deps: whether what the services depend on is started, too (default True).
+            recreate: replace containers that are as described, too: those of the services that are asked for (True),
+                or those of other services, by name (default False).
+            keep: let containers run that are not as described any more (default False).
 
         Returns:
             The plan that was performed.
@@ -169,7 +171,9 @@ class Stack:
                 open_networks=self._networks,
                 services=services,
                 scale=scale,
-                recreate=recreate,
+                deps=deps,
+                recreate=(services or wanted.model["services"]) if recreate is True else recreate or (),
+                keep=keep,
             )
             try:
                 self._perform(plan)
@@ -223,6 +227,36 @@ class Stack:
         with self._acting:
             chosen = {name: each for name, each in self.observed().items() if not services or each.service in services}
             self._perform(plans.down_plan(self.project, chosen, ()), grace_s=grace_s)
+
+    def remove(self, *services: str, grace_s: float | None = None) -> None:
+        """Stop services and those that depend on them, and forget them; ``apply`` makes them anew.
+
+        Raises:
+            SpecError: no such service.
+        """
+        self._check_names(services)
+        chosen = set(services)
+        for name, each in self.project.services.items():  # each after those that it depends on
+            if chosen & each.depends_on.keys():
+                chosen.add(name)
+        with self._acting:
+            self.stop(*chosen, grace_s=grace_s)
+            for replica in self.containers():
+                if replica.service in chosen:
+                    del self._replicas[replica.name]
+
+    def forget(self, *services: str) -> list[str]:
+        """Forget the containers of services (default: all) that have ended; return their names."""
+        self._check_names(services)
+        with self._acting:
+            gone = [
+                each.name
+                for each in self.containers()
+                if each.status == "exited" and (not services or each.service in services)
+            ]
+            for name in gone:
+                del self._replicas[name]
+        return gone
 
     def down(self, *, grace_s: float | None = None, remove_volumes: bool = False) -> None:
         """Stop everything, each service before those that it depends on; harmless when repeated.
@@ -287,62 +321,6 @@ class Stack:
         ) as container:
             yield container, made
 
-    # --- Waiting
-
-    def wait(self, *services: str, timeout: float | None = None) -> dict[str, int]:
-        """Wait until the containers of services (default: all) have ended; return their statuses by name.
-
-        Raises:
-            ContainerTimeout: they still run.
-        """
-        self._check_names(services)
-
-        def ended() -> dict[str, int] | None:
-            chosen = [each for each in self.containers() if not services or each.service in services]
-            codes = {each.name: each.exit_code for each in chosen if each.status == "exited"}
-            return {name: code or 0 for name, code in codes.items()} if len(codes) == len(chosen) else None
-
-        found: dict[str, int] = self._until(ended, timeout, "end")
-        return found
-
-    def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until all containers run or have ended well, and those with a health check are healthy.
-
-        Raises:
-            ContainerTimeout: they are not yet.
-            StateError: one has failed, or is unhealthy.
-        """
-
-        def ready() -> bool | None:
-            return True if all(self._is_ready(each) for each in self.containers()) else None
-
-        self._until(ready, timeout, "be ready")
-
-    def _is_ready(self, each: Replica) -> bool:
-        if each.status == "exited" and each.exit_code:
-            raise StateError(f"{each.name}: it has ended with status {each.exit_code}{self._last_words(each)}")
-        if each.health == "unhealthy":
-            raise StateError(f"{each.name}: it is unhealthy{self._last_words(each)}")
-        return each.status == "exited" or (each.status == "running" and each.health in (None, "healthy"))
-
-    def _last_words(self, each: Replica) -> str:
-        lines = [line.text for line in self._journal.read((each.service,)) if line.container == each.name][-3:]
-        return f": {' / '.join(lines)}" if lines else ""
-
-    def _until(self, look: Callable[[], Any], timeout: float | None, what: str) -> Any:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while (found := look()) is None:
-                left = _POLL_S if deadline is None else min(_POLL_S, deadline - time.monotonic())
-                if left <= 0:
-                    raise ContainerTimeout([f"wait for {self.project.name} to {what}"], timeout or 0)
-                self._changed.wait(left)
-        return found
-
-    def _tell(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
     # --- Performing
 
     def _perform(self, plan: Plan, *, grace_s: float | None = None) -> None:
@@ -392,7 +370,7 @@ class Stack:
             case "start":
                 self._start(step)
             case "wait":
-                self._wait_condition(step, errors)
+                self._wait_step(step, errors)
             case "stop":
                 self._replicas[step.target].stop(grace_s)
                 if not self._ended:
@@ -441,23 +419,6 @@ class Stack:
     def _shared(self, service: str) -> Any:
         return self[service].container
 
-    def _wait_condition(self, step: Step, errors: list[BaseException]) -> None:
-        of = [each for each in self.containers(step.service) if step.target in (step.service, each.name)]
-        wanted, _, time_text = step.detail.partition(" ")
-        end = time.monotonic() + duration_s(time_text)
-
-        def met() -> bool | None:
-            if errors:
-                return True
-            if wanted == "running_for":
-                for each in of:
-                    self._is_ready(each)
-            if time_text:
-                return True if time.monotonic() >= end else None
-            return True if all(_meets(each, wanted) for each in of) else None
-
-        self._until(met, None, wanted)
-
 
 def _rolls_back(project: Project, plan: Plan) -> bool:
     """Return whether a service that a plan replaces is to be as before when that fails."""
@@ -466,22 +427,3 @@ def _rolls_back(project: Project, plan: Plan) -> bool:
         if deploy.get("update_config", {}).get("failure_action") == "rollback":
             return True
     return False
-
-
-def _meets(each: Replica, condition: str) -> bool:
-    """Return whether a container meets a condition.
-
-    Raises:
-        StateError: it never will.
-    """
-    if condition == "service_completed_successfully":
-        if each.status == "exited" and each.exit_code:
-            raise StateError(f"{each.name}: it was to complete, and has ended with status {each.exit_code}")
-        return each.status == "exited"
-    if each.health is None:
-        raise StateError(f"{each.name}: it is to be healthy, and has no health check")
-    if each.status == "exited":
-        raise StateError(f"{each.name}: it was to be healthy, and has ended with status {each.exit_code}")
-    if each.health == "unhealthy":
-        raise StateError(f"{each.name}: it was to be healthy, and is unhealthy")
-    return each.health == "healthy"

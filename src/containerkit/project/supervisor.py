@@ -115,7 +115,7 @@ class Supervisor:
                 except ContainerError as error:
                     text = ": ".join((*getattr(error, "__notes__", ()), str(error)))
                     reply.send("error", text)
-                if request.get("verb") == "down":
+                if request.get("verb") == "down" and not request.get("services"):
                     self.close()
         except (OSError, ValueError):
             return
@@ -128,7 +128,7 @@ class Supervisor:
         known: dict[str, Callable[..., Any]] = {
             "apply": self._apply, "down": self._down, "ps": self._ps, "logs": self._logs, "exec": self._exec,
             "run": self._run, "top": self._top, "scale": self._scale, "restart": self._restart, "wait": self._wait,
-            "port": self._port, "signal": self._signal, "stop": self._stop, "copy": self._copy,
+            "port": self._port, "signal": self._signal, "stop": self._stop, "copy": self._copy, "remove": self._remove,
         }  # fmt: skip
         if verb not in known:
             raise SpecError(f"unknown request {verb!r:.60}")
@@ -140,7 +140,9 @@ class Supervisor:
             project,
             services=request.get("services"),
             scale=request.get("scale"),
-            recreate=bool(request.get("recreate")),
+            deps=request.get("deps", True),
+            recreate=request.get("recreate", False),
+            keep=request.get("keep", False),
         )
         for step in plan.steps:
             reply.send("item", f"{step.action} {step.target}")
@@ -148,6 +150,9 @@ class Supervisor:
             self.stack.wait_ready(request["wait"])
 
     def _down(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
+        if request.get("services"):
+            self.stack.remove(*request["services"], grace_s=request.get("grace_s"))
+            return
         self.stack.down(grace_s=request.get("grace_s"), remove_volumes=bool(request.get("volumes")))
 
     def _chosen(self, request: dict[str, Any]) -> list[Replica]:
@@ -213,6 +218,12 @@ class Supervisor:
                 each.pause() if what == "pause" else each.unpause()
             elif each.status == "running":
                 each.kill(signal_number(what))
+
+    def _remove(self, request: dict[str, Any], _: list[int], __: _Reply) -> list[str]:
+        """Forget containers that have ended; with ``stop`` those that run are ended first."""
+        if request.get("stop"):
+            self.stack.stop(*(request.get("services") or ()))
+        return self.stack.forget(*(request.get("services") or ()))
 
     def _copy(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
         files = self._one(request).container.files
