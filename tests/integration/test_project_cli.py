@@ -240,15 +240,119 @@ def test_a_pod_is_played(cli):
 
 
 def test_a_pod_is_written(cli):
+    (cli.place / "secret").write_text("hush")
     (cli.place / "compose.yaml").write_text(
-        "services: {a: {image: box:1, command: [sleep, '9'], ports: ['8080:80'], mem_limit: 64m, volumes: [data:/d]}}\nvolumes: {data: }"
+        """
+        services:
+          first: {image: box:1, command: [sh, -c, "echo $$(HOME) > /d/f"], volumes: ["data:/d"]}
+          a:
+            image: box:1
+            command: [sleep, '9']
+            ports: ['8080:80']
+            expose: [81]
+            mem_limit: 64m
+            cpu_shares: 512
+            volumes: ["data:/d:ro", /own]
+            tmpfs: /t:size=1m
+            environment: {A: b}
+            labels: {l: v}
+            stop_grace_period: 10s
+            healthcheck: {test: "true", interval: 2s, timeout: 1s, start_period: 10s}
+            depends_on: {first: {condition: service_completed_successfully}}
+            secrets: [s]
+            configs: [{source: c, target: /c, mode: 0440}]
+            user: "1:2"
+            security_opt: ["no-new-privileges:true"]
+            post_start: [{command: ["true"]}]
+            extra_hosts: ["h=10.0.0.9"]
+        volumes: {data: }
+        secrets: {s: {file: ./secret}}
+        configs: {c: {content: told}}
+        """
     )
     (cli.place / "pod.yaml").write_text(cli("generate", kind="kube").stdout)
     from containerkit.project.kube import load_kube
 
-    keys = load_kube(str(cli.place / "pod.yaml")).model["services"][f"{cli.name}-a"]
+    model = load_kube(str(cli.place / "pod.yaml")).model
+    keys = model["services"][f"{cli.name}-a"]
     assert keys["command"] == ["sleep", "9"]
-    assert keys["mem_limit"] == "67108864"
+    assert (keys["mem_limit"], keys["cpu_shares"], keys["user"], keys["stop_grace_period"]) == (
+        "67108864",
+        512,
+        "1:2",
+        "10s",
+    )
     assert (keys["ports"][0]["published"], keys["ports"][0]["target"]) == ("8080", 80)
-    (cli.place / "compose.yaml").write_text("services: {a: {image: box:1, gpus: all}}")
-    assert "a Pod can't say it" in cli("generate", kind="kube", check=False).stderr
+    assert (keys["environment"], keys["labels"], keys["extra_hosts"]) == ({"A": "b"}, {"l": "v"}, ["h=10.0.0.9"])
+    assert keys["depends_on"] == {
+        f"{cli.name}-first": {"condition": "service_completed_successfully", "required": True}
+    }
+    assert model["services"][f"{cli.name}-first"]["command"][2] == "echo $(HOME) > /d/f"
+    probes = keys["x-probes"]
+    assert (probes["ready"]["interval_s"], probes["started"]["retries"], probes["started"]["interval_s"]) == (2, 5, 5)
+    assert keys["security_opt"] == ["no-new-privileges:true"]
+    assert keys["post_start"][0]["command"] == ["true"]
+    assert {each["target"]: each["type"] for each in keys["volumes"]} == {
+        "/d": "volume",
+        "/own": "volume",
+        "/t": "tmpfs",
+    }
+    files = {each["target"]: model["configs"][each["source"]]["content"] for each in keys["configs"]}
+    assert files == {"/run/secrets/s": "hush", "/c": "told"}
+    assert [each.get("mode") for each in keys["configs"]] == ["0440", None]
+    for key, message in (("gpus: all", "a Pod can't say it"), ("restart: 'on-failure:3'", "how often"), ("scale: 2", "one container"),
+                         ("networks: {default: {aliases: [x]}}", "one network"), ("stop_grace_period: 1500ms", "whole seconds")):  # fmt: skip
+        (cli.place / "compose.yaml").write_text(f"services: {{a: {{image: box:1, {key}}}}}")
+        assert message in cli("generate", kind="kube", check=False).stderr
+
+
+def test_probes_keep_a_container_alive(cli):
+    (cli.place / "pod.yaml").write_text(
+        f"""
+        kind: Pod
+        apiVersion: v1
+        metadata: {{name: {cli.name}}}
+        spec:
+          terminationGracePeriodSeconds: 0
+          containers:
+          - name: a
+            image: "box:1"
+            command: [sh, -c, "echo begun; rm -f /ok; touch /up; exec httpd -f -p 80 -h /"]
+            startupProbe: {{exec: {{command: [test, -e, /up]}}, periodSeconds: 1}}
+            livenessProbe: {{httpGet: {{path: /up, port: 80}}, periodSeconds: 1, failureThreshold: 1}}
+            readinessProbe: {{tcpSocket: {{port: 80}}, periodSeconds: 1}}
+        """
+    )
+    cli("play", "--wait", "pod.yaml", kind="kube")
+    try:
+        service = f"{cli.name}-a"
+        cli("-p", cli.name, "exec", service, "rm", "/up")
+        end = time.monotonic() + 20
+        while cli("-p", cli.name, "logs", "--no-log-prefix", service).stdout != "begun\nbegun\n":
+            assert time.monotonic() < end
+    finally:
+        cli("down", "pod.yaml", kind="kube")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("enableServiceLinks: true", "no services of a cluster"),
+        ("initContainers: [{name: i, image: x, readinessProbe: {exec: {command: [x]}}}]", "readinessProbe"),
+        ("volumes: [{name: v, hostPath: {path: /etc/hostname, type: Directory}}]", "is no Directory"),
+        ("volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]", "it takes medium: Memory"),
+        ("dnsPolicy: None", "dnsPolicy"),
+    ],
+)  # fmt: skip
+def test_what_a_pod_cannot_have_is_refused(tmp_path, text, message):
+    from containerkit.errors import SpecError
+    from containerkit.project.kube import load_kube
+
+    containers = (
+        "[{name: a, image: x, volumeMounts: [{name: v, mountPath: /v}]}]"
+        if "volumes" in text
+        else "[{name: a, image: x}]"
+    )
+    (tmp_path / "p.yaml").write_text(f"kind: Pod\nmetadata: {{name: p}}\nspec:\n  containers: {containers}\n  {text}\n")
+    with pytest.raises(SpecError, match=message):
+        load_kube(str(tmp_path / "p.yaml"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from containerkit.image import Image
     from containerkit.project.project import Project
 
-__all__ = ["files_of", "mounts_of"]
+__all__ = ["content_of", "files_of", "mounts_of"]
 
 
 def mounts_of(
@@ -120,7 +120,7 @@ def files_of(
                     raise SpecError(f"{kind}.{each['source']}: there is no file {source['file']}")
                 mounts.append(Mount.bind(source["file"], target, readonly=True))
                 continue
-            content = _content(project, kind, each["source"])
+            content = content_of(project, kind, each["source"])
             if own:
                 ids = (int(each.get("uid", 0)), int(each.get("gid", 0)))
                 written.append((target, content, int(each.get("mode", "0444"), 8), *ids))
@@ -129,7 +129,12 @@ def files_of(
     return mounts, tuple(written)
 
 
-def _content(project: Project, kind: str, name: str) -> str:
+def content_of(project: Project, kind: str, name: str) -> str:
+    """Return what a config or secret holds.
+
+    Raises:
+        SpecError: its file can't be read, or its variable is not set.
+    """
     source = project.model[kind][name]
     if "content" in source:
         found: str = source["content"]

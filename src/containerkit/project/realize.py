@@ -6,12 +6,13 @@ What can't be had is refused before, by :mod:`containerkit.project.support`.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from containerkit.errors import SpecError
 from containerkit.project.confinement import confinement, limits_of, namespaces
+from containerkit.project.health import Check
 from containerkit.project.mounts import files_of, mounts_of
 from containerkit.project.shapes import duration_s
 from containerkit.spec.network import DNS
@@ -24,21 +25,12 @@ if TYPE_CHECKING:
     from containerkit.image import Image
     from containerkit.project.project import Project
 
-__all__ = ["Check", "Recipe", "health_of", "network_options", "ports_of", "recipe"]
+__all__ = ["PROBES", "Recipe", "health_of", "network_options", "ports_of", "recipe"]
 
-_DEFAULT_INTERVAL_S, _DEFAULT_TIMEOUT_S, _DEFAULT_RETRIES = 30.0, 30.0, 3
+PROBES: Final = "x-probes"
+"""The key of a service by which a pod gives the checks that compose files have no words for."""
 
-
-@attrs.frozen(kw_only=True)
-class Check:
-    """How the health of a container is looked at; times in seconds."""
-
-    argv: tuple[str, ...]
-    interval_s: float = _DEFAULT_INTERVAL_S
-    timeout_s: float = _DEFAULT_TIMEOUT_S
-    retries: int = _DEFAULT_RETRIES
-    start_period_s: float = 0.0
-    start_interval_s: float = 5.0
+_DEFAULT_RETRIES: Final = 3
 
 
 @attrs.frozen(kw_only=True)
@@ -51,6 +43,8 @@ class Recipe:
         argv: the program and its arguments.
         files: path, content, mode, uid and gid of what is written inside before the command starts.
         check: how its health is looked at, or None.
+        alive: where this fails the command starts again, or None.
+        started: the other two only begin once this has passed, or None.
         stop_signal: the name or number of what asks it to end; None for that of the image.
     """
 
@@ -59,7 +53,14 @@ class Recipe:
     argv: tuple[str, ...]
     files: tuple[tuple[str, str, int, int, int], ...] = ()
     check: Check | None = None
+    alive: Check | None = None
+    started: Check | None = None
     stop_signal: str | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anything of it is looked at again and again."""
+        return any(each is not None for each in (self.check, self.alive, self.started))
 
 
 def recipe(
@@ -108,9 +109,13 @@ def recipe(
     argv = _argv(keys, image)
     if not argv:
         raise SpecError(f"services.{service}.command: the image names none: say which")
+    probes = {
+        kind: Check(**{**each, "argv": tuple(each.get("argv", ()))}) for kind, each in keys.get(PROBES, {}).items()
+    }
     return Recipe(
-        container=container, command=command, argv=argv, files=files, check=health_of(keys, image),
-        stop_signal=keys.get("stop_signal"),
+        container=container, command=command, argv=argv, files=files,
+        check=probes.get("ready") if PROBES in keys else health_of(keys, image),
+        alive=probes.get("alive"), started=probes.get("started"), stop_signal=keys.get("stop_signal"),
     )  # fmt: skip
 
 

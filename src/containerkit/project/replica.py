@@ -12,7 +12,8 @@ from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from containerkit.container.lifecycle import Container
-from containerkit.errors import ContainerError, ContainerTimeout, SetupError, SpecError, StateError
+from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
+from containerkit.project.health import watch
 from containerkit.project.journal import Splitter
 from containerkit.project.shapes import duration_s, size_of
 from containerkit.spec.command import User
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from containerkit.process.process import Process
     from containerkit.project.journal import Journal, LogLine
-    from containerkit.project.realize import Check, Recipe
+    from containerkit.project.realize import Recipe
 
 __all__ = ["Replica", "Restart", "signal_number"]
 
@@ -112,7 +113,7 @@ class Replica(_LikeContainer):
     ) -> None:
         self.name, self.service, self.fingerprint = name, service, fingerprint
         self.status: Status = "created"
-        self.health: str | None = None if recipe.check is None else "starting"
+        self.health: str | None = "starting" if recipe.check is not None or recipe.started is not None else None
         self.exit_code: int | None = None
         self.restarts = 0
         self.started_at = 0.0
@@ -163,8 +164,8 @@ class Replica(_LikeContainer):
             raise
         self._thread = threading.Thread(target=self._attend, name=self.name, daemon=True)
         self._thread.start()
-        if self._recipe.check is not None:
-            threading.Thread(target=self._check, args=(self._recipe.check,), name=self.name, daemon=True).start()
+        if self._recipe.is_watched:
+            threading.Thread(target=self._watch, name=self.name, daemon=True).start()
 
     def _begin(self) -> None:
         options: dict[str, Any] = dict(self._recipe.command)
@@ -375,35 +376,12 @@ class Replica(_LikeContainer):
 
     # --- Health
 
-    def _check(self, check: Check) -> None:
-        began, failures = time.monotonic(), 0
-        while not self._stopping.is_set() and self.status != "exited":
-            starting = self.health == "starting" and time.monotonic() - began < check.start_period_s
-            # The first look is early: most are ready at once, and who waits for them waits no longer than needed.
-            pause = check.start_interval_s if starting else check.interval_s
-            passed = self.status == "running" and self._passes(check)
-            if passed:
-                failures = 0
-                self._set_health("healthy")
-            elif not starting and self.status == "running":
-                failures += 1
-                if failures >= check.retries:
-                    self._set_health("unhealthy")
-                    if self._keys.get("x-restart-unhealthy"):
-                        failures, began = 0, time.monotonic()
-                        self._set_health("starting")
-                        with suppress(StateError):
-                            self.restart()
-            self._stopping.wait(pause)
+    def _watch(self) -> None:
+        made = self._recipe
+        watch(self, made.command, self._stopping, ready=made.check, alive=made.alive, started=made.started)
 
-    def _passes(self, check: Check) -> bool:
-        try:
-            options = {**self._recipe.command}
-            return self.container.run(check.argv, timeout=check.timeout_s, **options).returncode == 0
-        except (ContainerTimeout, SetupError, StateError):
-            return False
-
-    def _set_health(self, health: str) -> None:
+    def set_health(self, health: str) -> None:
+        """Know how it is, and tell those who wait for it."""
         if self.health != health:
             self.health = health
             self._changed()

@@ -395,7 +395,11 @@ class Stack(Waiting):
         if "device" in described.get("driver_opts", {}):
             found: str = described["driver_opts"]["device"]
             return found
-        return volumes.make(described["name"], described.get("labels", {}), image, target)
+        path = volumes.make(described["name"], described.get("labels", {}), image, target)
+        if "x-group" in described:  # a pod's: its group may write, and new files are the group's
+            os.chown(path, -1, described["x-group"])
+            os.chmod(path, os.stat(path).st_mode | 0o2070)
+        return path
 
     def _start(self, step: Step) -> None:
         from containerkit.project.networks import connection
