@@ -11,7 +11,7 @@ import pytest
 from image_samples import BUSYBOX, busybox_root
 
 from containerkit.image import Image, Store
-from containerkit.project.supervisor import socket_path
+from containerkit.project.sockets import socket_path
 
 pytestmark = [
     pytest.mark.root,
@@ -161,7 +161,7 @@ def test_a_killed_supervisor_takes_all_with_it(cli):
     supervisor = next(
         int(pid)
         for pid in os.listdir("/proc")
-        if pid.isdecimal() and _command(pid)[1:3] == ["-m", "containerkit.project.detached"] and _env(pid) == cli.name
+        if pid.isdecimal() and _command(pid)[1:4] == ["-m", "containerkit", "compose"] and _env(pid) == cli.name
     )
     os.kill(supervisor, signal.SIGKILL)
     end = time.monotonic() + 10

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
-import ssl
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -65,7 +63,7 @@ class Check:
             if self.argv:
                 return container.run(self.argv, timeout=self.timeout_s, **options).returncode == 0
             return self._answers(container)
-        except (ContainerTimeout, SetupError, StateError, OSError, http.client.HTTPException):
+        except (ContainerTimeout, SetupError, StateError, OSError):
             return False
 
     def _answers(self, container: Container) -> bool:
@@ -82,6 +80,9 @@ class Check:
         return True
 
     def _serves(self) -> bool:
+        import http.client  # compose files have no such checks
+        import ssl
+
         if self.scheme == "https":
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -93,6 +94,8 @@ class Check:
         try:
             made.request("GET", self.path or "/", headers={"User-Agent": "containerkit"})
             return _LEAST_SUCCESS <= made.getresponse().status < _FIRST_FAILURE
+        except http.client.HTTPException:
+            return False
         finally:
             made.close()
 

@@ -11,7 +11,6 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from containerkit.errors import SpecError
-from containerkit.image.store import default_root
 from containerkit.project.kubecheck import check_path, check_pod
 from containerkit.project.kubeschema import CONFIG_MAP, DEPLOYMENT, POD, SECRET, VOLUME_CLAIM
 from containerkit.project.project import Project, Service
@@ -351,6 +350,8 @@ def _check_claim(spec: dict[str, Any], place: Place) -> None:
     """Refuse a claim for more than is free where volumes lie; who asks for a size gets at least that."""
     wanted = spec.get("resources", {}).get("requests", {}).get("storage")
     if wanted is not None:
+        from containerkit.image.store import default_root
+
         at = str(default_root().parent)
         while not os.path.isdir(at):
             at = os.path.dirname(at)

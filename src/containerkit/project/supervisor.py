@@ -18,32 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 from containerkit.errors import ContainerError, SpecError, StateError
 from containerkit.project.project import Project
 from containerkit.project.replica import signal_number
+from containerkit.project.sockets import socket_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from containerkit.project.replica import Replica
     from containerkit.project.stack import Stack
 
-__all__ = ["Supervisor", "directory", "names", "socket_path"]
+__all__ = ["Supervisor"]
 
 _LINE: Final = 1 << 26
 _FDS: Final = 3
-
-
-def directory() -> str:
-    """Return where the sockets of this user's projects are."""
-    if os.geteuid() == 0:
-        return "/run/containerkit/projects"
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if not base:
-        raise StateError("projects: XDG_RUNTIME_DIR is not set: log in by a session manager, or set it")
-    return os.path.join(base, "containerkit", "projects")
-
-
-def socket_path(name: str) -> str:
-    """Return the path of a project's socket."""
-    return os.path.join(directory(), f"{name}.sock")
 
 
 class Supervisor:
@@ -295,21 +281,3 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         for fd in fds:
             os.close(fd)
         raise ValueError("no request") from None
-
-
-def names() -> Iterator[str]:
-    """Go through the names of this user's projects that are up."""
-    try:
-        entries = sorted(os.listdir(directory()))
-    except (FileNotFoundError, StateError):
-        return
-    for entry in entries:
-        if entry.endswith(".sock"):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                try:
-                    probe.connect(os.path.join(directory(), entry))
-                except OSError:  # its process was killed
-                    with suppress(FileNotFoundError):
-                        os.unlink(os.path.join(directory(), entry))
-                    continue
-            yield entry.removesuffix(".sock")

@@ -45,8 +45,8 @@ def _up(options: argparse.Namespace) -> int:
         return 0
     if options.detach or options.wait:
         detach(
-            project, _note, **_how(options), services=services, scale=scale, wait=wait, build=options.build,
-            pull=options.pull,
+            project, _note, by_fork=True, **_how(options), services=services, scale=scale, wait=wait,
+            build=options.build, pull=options.pull,
         )  # fmt: skip
         return 0
     return _attend(project, options, services, scale)
@@ -118,13 +118,13 @@ def _until_ended(stack: Stack, options: argparse.Namespace, supervisor: Any) -> 
 
 
 def _down(options: argparse.Namespace) -> int:
-    from containerkit.project import volumes
-
     try:
         remote(options).ask("down", grace_s=options.timeout, volumes=options.volumes, services=options.services)
     except StateError:
         if not options.volumes:
             raise
+        from containerkit.project import volumes
+
         for each in load(options).model.get("volumes", {}).values():
             if not each.get("external"):
                 volumes.remove(each["name"])

@@ -196,7 +196,7 @@ def _port(options: argparse.Namespace) -> int:
 
 def _ls(options: argparse.Namespace) -> int:
     from containerkit.project.remote import Remote
-    from containerkit.project.supervisor import names
+    from containerkit.project.sockets import names
 
     rows: list[tuple[Any, ...]] = []
     for name in names():

@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
             holder.ask("apply", **project_request(project), services=needed)
     except StateError:
         # Nobody holds the project: somebody does as long as the command runs.
-        holder = ours = detach(project, lambda _: None, services=[] if options.no_deps else needed)
+        holder = ours = detach(project, lambda _: None, by_fork=True, services=[] if options.no_deps else needed)
     try:
         code: int = holder.ask(
             "run", fds=_STREAMS, **project_request(changed), service=options.service,
