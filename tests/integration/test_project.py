@@ -315,6 +315,8 @@ def test_a_service_gets_its_grace(name):
         until(lambda: lines(stack, "a"))
         stack.stop("a")
         assert lines(stack, "a") == ["up", "bye"]
+        assert (stack["a"].status, stack["a"].exit_code) == ("exited", 0)
+        stack.wait_ready(5)
         stack.apply()
         until(lambda: lines(stack, "a") == ["up", "bye", "up"])
 
@@ -358,7 +360,7 @@ def test_all_die_with_a_killed_owner(name, images):
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     pids = owner.stdout.readline().split()
     assert len(pids) == 3
-    assert all(_is_ours(pid) for pid in pids)
+    until(lambda: all(_is_ours(pid) for pid in pids))  # each is just about to be the program
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()

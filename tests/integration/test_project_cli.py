@@ -155,21 +155,53 @@ def test_watch_carries_files_inside(cli):
             process.terminate()
 
 
-def test_a_killed_supervisor_takes_all_with_it(cli):
-    cli("up", "-d")
-    rows = [json.loads(line) for line in cli("ps", "--format", "json").stdout.splitlines()]
-    supervisor = next(
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, None])
+def test_a_killed_supervisor_takes_all_with_it(cli, after_s):
+    """It is killed at some moment of the start, or after it."""
+    mark = f"9{os.getpid()}"
+    (cli.place / "compose.yaml").write_text(COMPOSE.replace("sleep 1000", f"sleep {mark}"))
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "containerkit", "compose", "up", "-d"], cwd=cli.place, env=cli.env, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    until(lambda: _supervisors(cli.name) or starting.poll() is not None)
+    if after_s is None:
+        starting.wait(60)
+    else:
+        time.sleep(after_s)
+    for pid in _supervisors(cli.name):
+        os.kill(pid, signal.SIGKILL)
+    told = starting.communicate(timeout=60)[1]
+    assert starting.returncode == 0 or "its supervisor ended while it started" in told
+    until(lambda: not [pid for pid in os.listdir("/proc") if pid.isdecimal() and _command(pid)[:2] == ["sleep", mark]])
+    assert "it is not up" in cli("ps", check=False).stderr
+    if after_s is None:
+        assert cli.name not in cli("ls", "-q").stdout.split()
+        cli("up", "-d")
+
+
+def until(look, seconds=30):
+    end = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def _supervisors(name):
+    """Return the process that holds a project: it is the leader of a session."""
+    return [
         int(pid)
         for pid in os.listdir("/proc")
-        if pid.isdecimal() and _command(pid)[1:4] == ["-m", "containerkit", "compose"] and _env(pid) == cli.name
-    )
-    os.kill(supervisor, signal.SIGKILL)
-    end = time.monotonic() + 10
-    while any(_command(row["Pid"])[:1] == ["sleep"] for row in rows):
-        assert time.monotonic() < end
-    assert "it is not up" in cli("ps", check=False).stderr
-    assert cli.name not in cli("ls", "-q").stdout.split()
-    cli("up", "-d")
+        if pid.isdecimal() and _command(pid)[1:4] == ["-m", "containerkit", "compose"] and _env(pid) == name
+        and _session(pid) == int(pid)
+    ]  # fmt: skip
+
+
+def _session(pid):
+    try:
+        return os.getsid(int(pid))
+    except OSError:
+        return None
 
 
 def _command(pid):

@@ -335,6 +335,11 @@ class Replica(_LikeContainer):
         return self._process.pid if self._process is not None and self.status == "running" else None
 
     @property
+    def was_stopped(self) -> bool:
+        """Whether it has been asked to end, other than to start again."""
+        return self._stopping.is_set()
+
+    @property
     def labels(self) -> dict[str, str]:
         """Its labels."""
         return dict(self._keys.get("labels", {}))

@@ -93,7 +93,7 @@ class Stack(Waiting):
         return {
             each.name: plans.Observed(each.service, each.fingerprint)
             for each in self._replicas.values()
-            if each.status != "exited" or (completed and not each.exit_code)
+            if each.status != "exited" or (completed and not each.exit_code and not each.was_stopped)
         }
 
     def logs(
@@ -373,7 +373,7 @@ class Stack(Waiting):
                 self._wait_step(step, errors)
             case "stop":
                 self._replicas[step.target].stop(grace_s)
-                if not self._ended:
+                if step.detail:  # it is replaced, or too much; others stay on record until they start or are forgotten
                     del self._replicas[step.target]
             case "close":
                 self._networks.pop(step.target).close()

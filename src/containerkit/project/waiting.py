@@ -66,7 +66,7 @@ class Waiting:
         self._until(ready, timeout, "be ready")
 
     def _is_ready(self, each: Replica) -> bool:
-        if each.status == "exited" and each.exit_code:
+        if each.status == "exited" and each.exit_code and not each.was_stopped:
             raise StateError(f"{each.name}: it has ended with status {each.exit_code}{self._last_words(each)}")
         if each.health == "unhealthy":
             raise StateError(f"{each.name}: it is unhealthy{self._last_words(each)}")
