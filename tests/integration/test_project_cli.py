@@ -117,6 +117,18 @@ def test_up_in_the_foreground_ends_with_a_signal(cli):
     assert "it is not up" in cli("ps", check=False).stderr
 
 
+def test_a_command_runs_in_a_project_that_is_not_up(cli):
+    (cli.place / "compose.yaml").write_text(
+        "services:\n  db: {image: box:1, command: sleep 1000, stop_signal: KILL}\n"
+        "  web: {image: box:1, command: [echo, said], depends_on: [db], networks: [n]}\n  one: {image: box:1}\n"
+        "networks: {n: }\n"
+    )
+    assert cli("run", "one", "cat", input="in").stdout == "in"
+    assert cli("run", "--no-deps", "web").stdout == "said\n"
+    assert cli("run", "--rm", "web", "nslookup", "db", check=False).returncode != 0  # it is on another network
+    assert "it is not up" in cli("ps", check=False).stderr
+
+
 def test_the_status_of_one_can_be_that_of_all(cli):
     (cli.place / "compose.yaml").write_text(
         "services:\n  test: {image: box:1, command: sh -c 'exit 7'}\n  db: {image: box:1, command: sleep 1000, stop_signal: KILL}\n"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from containerkit.project.journal import Journal, LogLine
     from containerkit.project.realize import Recipe
 
-__all__ = ["Replica", "Restart", "signal_number"]
+__all__ = ["Replica", "Restart", "signal_number", "write_files"]
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 60.0
@@ -47,6 +47,17 @@ def signal_number(text: str) -> int:
         return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])
     except (KeyError, ValueError):
         raise SpecError(f"{text!r:.60} is no signal") from None
+
+
+def write_files(container: Container, recipe: Recipe) -> None:
+    """Write what is to be in a container that runs, before its command starts.
+
+    Raises:
+        SetupError: it can't be written.
+    """
+    for path, content, mode, uid, gid in recipe.files:
+        container.files.make_folder(os.path.dirname(path))
+        container.files.write(path, content.encode(errors="surrogateescape"), mode=mode, user=User(uid, gid))
 
 
 class Restart:
@@ -151,10 +162,7 @@ class Replica(_LikeContainer):
         """
         try:
             self.container.start()
-            for path, content, mode, uid, gid in self._recipe.files:
-                self.container.files.make_folder(os.path.dirname(path))
-                raw = content.encode(errors="surrogateescape")
-                self.container.files.write(path, raw, mode=mode, user=User(uid, gid))
+            write_files(self.container, self._recipe)
             self._begin()
             for hook in self._keys.get("post_start", ()):
                 self._hook(hook)

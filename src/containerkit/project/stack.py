@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from containerkit.errors import ContainerError, SpecError, StateError
+from containerkit.project import normal, realize, support, volumes
 from containerkit.project import plan as plans
-from containerkit.project import realize, support, volumes
 from containerkit.project.images import image_of
 from containerkit.project.journal import Journal
-from containerkit.project.replica import Replica
+from containerkit.project.replica import Replica, write_files
 from containerkit.project.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -315,10 +315,15 @@ class Stack(Waiting):
         keys = project.model["services"][service]
         name = f"{project.name}-{service}-run-{os.urandom(4).hex()}"
         image = image_of(project, service, keys, build=self._build, pull=self._pull, log=self._log)
+        with self._acting:
+            for network in normal.references(keys)["networks"]:
+                if network not in self._networks:
+                    self._open_network(network)
         made = realize.recipe(project, service, image, name, self._volume_path, self._shared)
         with Container(
             **made.container, **connection(project, service, name, self._networks, self._shared)
         ) as container:
+            write_files(container, made)
             yield container, made
 
     # --- Performing

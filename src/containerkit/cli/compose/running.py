@@ -92,6 +92,8 @@ def _changed(project: Project, options: argparse.Namespace) -> Project:
         raise SpecError(f"no service {options.service!r:.60}; there are {', '.join(project.model['services'])}")
     keys = dict(project.model["services"][options.service])
     keys["environment"] = {**keys.get("environment", {}), **_env(options.env)}
+    if options.command:
+        keys["command"] = list(options.command)
     place = Place("--volume", "command line", os.getcwd())
     keys["volumes"] = [*keys.get("volumes", ()), *(volume(text, place) for text in options.volume)]
     services = {**project.model["services"], options.service: keys}
