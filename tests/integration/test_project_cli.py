@@ -44,7 +44,7 @@ def images(tmp_path_factory):
     place = tmp_path_factory.mktemp("store") / "images"
     root = tmp_path_factory.mktemp("root")
     busybox_root(root, "proc", "dev", "sys", "run", "var", "src")
-    Image.from_folder(root, "box:1", store=Store(place))
+    Image.from_directory(root, "box:1", store=Store(place))
     return place
 
 
@@ -383,7 +383,7 @@ def test_probes_keep_a_container_alive(cli):
     [
         ("enableServiceLinks: true", "no services of a cluster"),
         ("initContainers: [{name: i, image: x, readinessProbe: {exec: {command: [x]}}}]", "readinessProbe"),
-        ("volumes: [{name: v, hostPath: {path: /etc/hostname, type: Directory}}]", "is no Directory"),
+        ("volumes: [{name: v, hostPath: {path: /etc/hostname, type: Directory}}]", "is not a Directory"),
         ("volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]", "it takes medium: Memory"),
         ("dnsPolicy: None", "dnsPolicy"),
     ],

@@ -48,7 +48,7 @@ def security_options(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``security_opt`` means.
 
     Raises:
-        SpecError: an option that can't be had.
+        SpecError: an option that is not supported.
     """
     found: dict[str, Any] = {}
     for option in keys.get("security_opt", ()):
@@ -62,7 +62,9 @@ def security_options(keys: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "apparmor" and value != "unconfined":
             found["apparmor"] = value
         elif (name, value) not in (("apparmor", "unconfined"), ("label", "disable")):
-            raise SpecError(f"security_opt: {option!r} can't be had; there are no-new-privileges, seccomp and apparmor")
+            raise SpecError(
+                f"security_opt: {option!r} is not supported; choose from no-new-privileges, seccomp and apparmor"
+            )
     return found
 
 

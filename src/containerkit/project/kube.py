@@ -86,7 +86,7 @@ class Pod:
         services = {name: dict(each.keys) for name, each in self.containers.items()}
         for name, keys in services.items():
             if "network" in self.share and (keys.get("networks") or keys.get("network_mode")):
-                raise SpecError(f"Pod: {name}: it shares the network of {first}; say neither networks nor network_mode")
+                raise SpecError(f"Pod: {name}: it shares the network of {first}; remove its networks and network_mode")
         for name in others:
             if "network" in self.share:
                 services[first]["ports"] = [*services[first].get("ports", ()), *services[name].pop("ports", ())]
@@ -130,11 +130,11 @@ class _Kube:
             "PersistentVolumeClaim": VOLUME_CLAIM,
         }  # fmt: skip
         if kind not in shapes:
-            raise place.error(f"the kind {kind!r:.60} can't be had; there are {', '.join(shapes)}")
+            raise place.error(f"the kind {kind!r:.60} is not supported; choose from {', '.join(shapes)}")
         found = shapes[kind](document, place)
         name = found["metadata"].get("name", "")
         if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
-            raise place.error(f"metadata.name: {name!r:.60} is no name")
+            raise place.error(f"metadata.name: {name!r:.60} is not a name")
         if kind == "Pod":
             self._pods.append((name, found["metadata"], found["spec"]))
         elif kind == "Deployment":
@@ -254,7 +254,7 @@ class _Kube:
         for kind in ("labels", "annotations"):
             known |= {f"metadata.{kind}['{name}']": value for name, value in meta.get(kind, {}).items()}
         if field not in known:
-            raise SpecError(f"{self._path}: fieldRef {field!r:.60} can't be had; there are {', '.join(known)}")
+            raise SpecError(f"{self._path}: fieldRef {field!r:.60} is not supported; choose from {', '.join(known)}")
         found: str = known[field]
         return found
 
@@ -364,7 +364,7 @@ def _decoded(value: str, place: Place) -> str:
     try:
         return base64.b64decode(value, validate=True).decode("utf-8", "surrogateescape")
     except ValueError:
-        raise place.error("data: the values of a Secret are base64; say stringData for plain text") from None
+        raise place.error("data: the values of a Secret are base64; use stringData for plain text") from None
 
 
 def _expand(text: str, variables: Mapping[str, str]) -> str:
@@ -389,7 +389,7 @@ def _port(each: dict[str, Any]) -> dict[str, Any]:
 def _quantity(text: Any, what: str) -> float:
     found = _MEMORY.match(str(text))
     if found is None:
-        raise SpecError(f"{what}: {text!r:.60} is no quantity; say such as 500m or 64Mi")
+        raise SpecError(f"{what}: {text!r:.60} is not a quantity; use for example 500m or 64Mi")
     number, unit = float(found[1]), found[2] or ""
     if unit == "m":
         return number / 1000
@@ -400,7 +400,7 @@ def _resources(resources: dict[str, Any]) -> dict[str, Any]:
     limits, requests = resources.get("limits", {}), resources.get("requests", {})
     for kind, given in (("limits", limits), ("requests", requests)):
         for name in given.keys() - {"cpu", "memory"}:
-            raise SpecError(f"resources.{kind}.{name}: it can't be had; there are cpu and memory")
+            raise SpecError(f"resources.{kind}.{name}: is not supported; choose from cpu and memory")
     found: dict[str, Any] = {}
     if "cpu" in limits:
         found["cpus"] = _quantity(limits["cpu"], "resources.limits.cpu")

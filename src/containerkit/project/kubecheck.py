@@ -1,4 +1,4 @@
-"""What Kubernetes' objects say and can't be had here is refused by name."""
+"""What Kubernetes' objects say and is not supported here is refused by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPES: Final[dict[str, Callable[[int], bool]]] = {
 
 
 def check_pod(spec: dict[str, Any], place: str) -> None:
-    """Refuse what a pod says and can't be had.
+    """Refuse what a pod says and is not supported.
 
     Raises:
         SpecError: a key, and why.
@@ -33,7 +33,7 @@ def check_pod(spec: dict[str, Any], place: str) -> None:
         if spec.get(key, value) != value:
             raise SpecError(f"{place}: {key}: {why}; say {str(value).lower()}, or leave it out")
     if spec.get("dnsPolicy", "Default") not in ("Default", "ClusterFirst"):
-        raise SpecError(f"{place}: dnsPolicy: {spec['dnsPolicy']!r:.60} can't be had; there is Default")
+        raise SpecError(f"{place}: dnsPolicy: {spec['dnsPolicy']!r:.60} is not supported; choose from Default")
     for each in (*spec.get("initContainers", ()), *spec["containers"]):
         for key, usual in (("terminationMessagePath", "/dev/termination-log"), ("terminationMessagePolicy", "File")):
             if each.get(key, usual) != usual:
@@ -55,6 +55,6 @@ def check_path(host: dict[str, Any], place: str) -> None:
         return
     if kind not in _TYPES:
         known = ", ".join(["DirectoryOrCreate", *_TYPES])
-        raise SpecError(f"{place}: hostPath.type: {kind!r:.60} can't be had; there are {known}")
+        raise SpecError(f"{place}: hostPath.type: {kind!r:.60} is not supported; choose from {known}")
     if not os.path.exists(path) or not _TYPES[kind](os.stat(path).st_mode):
-        raise SpecError(f"{place}: hostPath: {path} is no {kind}")
+        raise SpecError(f"{place}: hostPath: {path} is not a {kind}")

@@ -22,7 +22,7 @@ def described(name: str, keys: Mapping[str, Any]) -> Network | None:
     """Return the description of a network, None for one that is there without the project.
 
     Raises:
-        SpecError: what can't be had.
+        SpecError: something is not supported.
     """
     if keys.get("external"):
         return None

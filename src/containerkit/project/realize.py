@@ -1,6 +1,6 @@
 """What a service's keys mean for a container: its description, its command, its mounts.
 
-What can't be had is refused before, by :mod:`containerkit.project.support`.
+What is not supported is refused before, by :mod:`containerkit.project.support`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def recipe(
         shared: returns the container of a service, of which something is shared.
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
     keys = project.model["services"][service]
     mounts, anonymous = mounts_of(project, keys, image, volume_path)
@@ -172,14 +172,14 @@ def health_of(keys: Mapping[str, Any], image: Image) -> Check | None:
 
 
 def ports_of(keys: Mapping[str, Any]) -> tuple[Port, ...]:
-    """Return the ports of the host's that lead to a service; without an address, those of all its addresses."""
+    """Return the ports of the host that lead to a service; without an address, those of all its addresses."""
     found = []
     for each in keys.get("ports", ()):
         published = each.get("published", "0")
         if "-" in published:
-            raise SpecError(f"ports: one port can't be published on the range {published}; say one, or none")
+            raise SpecError(f"ports: one port can't be published on the range {published}; give one port, or none")
         if each["protocol"] == "sctp":
-            raise SpecError("ports: sctp can't be had; there are tcp and udp")
+            raise SpecError("ports: sctp is not supported; choose from tcp and udp")
         host = each.get("host_ip") or "0.0.0.0"  # noqa: S104 - what the specification says of a port without address
         found.append(Port(int(published), each["target"], each["protocol"], host=host))
     return tuple(found)

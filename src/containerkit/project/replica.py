@@ -46,7 +46,7 @@ def signal_number(text: str) -> int:
             return int(signal.Signals(int(text)))
         return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])
     except (KeyError, ValueError):
-        raise SpecError(f"{text!r:.60} is no signal") from None
+        raise SpecError(f"{text!r:.60} is not a signal") from None
 
 
 def write_files(container: Container, recipe: Recipe) -> None:
@@ -56,7 +56,7 @@ def write_files(container: Container, recipe: Recipe) -> None:
         SetupError: it can't be written.
     """
     for path, content, mode, uid, gid in recipe.files:
-        container.files.make_folder(os.path.dirname(path))
+        container.files.make_directory(os.path.dirname(path))
         container.files.write(path, content.encode(errors="surrogateescape"), mode=mode, user=User(uid, gid))
 
 
@@ -277,7 +277,7 @@ class Replica(_LikeContainer):
         return bool(data)
 
     def stop(self, grace_s: float | None = None) -> None:
-        """Ask the command to end, wait for as long as it may take, and kill what is left; harmless when repeated.
+        """Ask the command to end, wait for as long as it may take, and kill what is left. May be called twice.
 
         Args:
             grace_s: seconds (default: as the service says, or 10).

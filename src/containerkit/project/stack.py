@@ -155,7 +155,7 @@ class Stack(Waiting):
             The plan that was performed.
 
         Raises:
-            SpecError: the project says what can't be had; nothing was changed.
+            SpecError: the project uses something that is not supported; nothing was changed.
             ContainerError: a step failed; what had been started before it runs on.
         """
         wanted = project or self.project
@@ -259,7 +259,7 @@ class Stack(Waiting):
         return gone
 
     def down(self, *, grace_s: float | None = None, remove_volumes: bool = False) -> None:
-        """Stop everything, each service before those that it depends on; harmless when repeated.
+        """Stop everything, each service before those that it depends on. May be called twice.
 
         Args:
             grace_s: seconds for each to end by itself (default: as the services say).
@@ -307,7 +307,7 @@ class Stack(Waiting):
             service: the service's name.
 
         Raises:
-            SpecError, ContainerError: it can't be had.
+            SpecError, ContainerError: is not supported.
         """
         from containerkit.container.lifecycle import Container
         from containerkit.project.networks import connection

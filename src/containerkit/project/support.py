@@ -1,4 +1,4 @@
-"""What a project says and can't be had is refused by name, before anything is made."""
+"""What a project says and is not supported is refused by name, before anything is made."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def unsupported(project: Project) -> None:
-    """Refuse what a project says and can't be had, before anything is made.
+    """Refuse what a project says and is not supported, before anything is made.
 
     Raises:
         SpecError: a key, with its place and what would do instead.
@@ -60,13 +60,13 @@ def unsupported(project: Project) -> None:
     for path, why in REFUSED.items():
         for place, value in _found(project.model, path):
             if value and value != "false" and not (path.endswith("isolation") and value == "default"):
-                raise SpecError(f"{place}: it can't be had: {why}")
+                raise SpecError(f"{place}: is not supported: {why}")
     for path, known in _CHOICES.items():
         for place, value in _found(project.model, path):
             for each in value if isinstance(value, dict) else (value,):
                 if each and each not in known and not (":" in each and f"{each.partition(':')[0]}:*" in known):
                     there = ", ".join(word.replace("*", "NAME") for word in known)
-                    raise SpecError(f"{place}: {each!r:.60} can't be had; there is {there}")
+                    raise SpecError(f"{place}: {each!r:.60} is not supported; choose from {there}")
     for name, keys in project.model["services"].items():
         try:
             check_service(keys, project)
@@ -108,7 +108,7 @@ def _below(value: Any, place: str, parts: list[str]) -> Iterator[tuple[str, Any]
 
 
 def check_service(keys: Mapping[str, Any], project: Project) -> None:
-    """Refuse values of one service that can't be had.
+    """Refuse values of one service that are not supported.
 
     Raises:
         SpecError: the key, and why.
@@ -127,13 +127,13 @@ def check_service(keys: Mapping[str, Any], project: Project) -> None:
         if options.get("selinux") and os.path.exists("/sys/fs/selinux/enforce"):
             raise SpecError("volumes.bind.selinux: files are not relabelled here; do it with chcon, and leave it out")
         if options.get("recursive") == "writable" and each.get("read_only"):
-            raise SpecError("volumes.bind.recursive: 'writable' can't be had where read_only is true")
+            raise SpecError("volumes.bind.recursive: 'writable' is not supported where read_only is true")
     if len(keys.get("build", {}).get("platforms", ())) > 1:
         raise SpecError("build.platforms: an image is built for one platform")
     for each in keys.get("volumes_from", ()):
         source, _, access = each.partition(":")
         if source == "container" or access not in ("", "ro", "rw"):
-            raise SpecError(f"volumes_from: {each!r:.60} can't be had; say SERVICE or SERVICE:ro")
+            raise SpecError(f"volumes_from: {each!r:.60} is not supported; use SERVICE or SERVICE:ro")
         if any("source" not in volume for volume in project.model["services"][source].get("volumes", ())):
             raise SpecError(f"volumes_from: a volume of {source} has no name: give it one")
 
@@ -143,9 +143,9 @@ def _check_logging(keys: Mapping[str, Any]) -> None:
     if options and keys["logging"].get("driver") == "none":
         raise SpecError("logging.options: there is nothing to limit with the driver none")
     if "max-size" in options and size_of(options["max-size"]) is None:
-        raise SpecError(f"logging.options.max-size: {options['max-size']!r:.60} is no size; say such as 10m")
+        raise SpecError(f"logging.options.max-size: {options['max-size']!r:.60} is not a size; use a value such as 10m")
     if not re.fullmatch("[1-9][0-9]*", options.get("max-file", "1")):
-        raise SpecError(f"logging.options.max-file: {options['max-file']!r:.60} is no number from 1")
+        raise SpecError(f"logging.options.max-file: {options['max-file']!r:.60} is not a number from 1")
 
 
 def _check_deploy(keys: Mapping[str, Any]) -> None:
