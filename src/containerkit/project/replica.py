@@ -236,7 +236,7 @@ class Replica(_LikeContainer):
         try:
             self._begin()
         except ContainerError as error:
-            self._log(Splitter(self.service, self.name, "stderr").feed(f"containerkit: {error}\n".encode()))
+            self._keep(Splitter(self.service, self.name, "stderr").feed(f"containerkit: {error}\n".encode()))
             return False
         return True
 
@@ -258,9 +258,9 @@ class Replica(_LikeContainer):
                     break
             for key in selector.get_map().values():
                 if key.data is not None:
-                    self._log(key.data.feed(b""))
+                    self._keep(key.data.feed(b""))
 
-    def _log(self, lines: list[LogLine]) -> None:
+    def _keep(self, lines: list[LogLine]) -> None:
         if self._logging.get("driver") != "none":
             self._journal.add(lines, self._log_bytes)
 
@@ -271,7 +271,7 @@ class Replica(_LikeContainer):
             return False
         except OSError:  # the other side of a terminal is gone
             data = b""
-        self._log(key.data.feed(data))
+        self._keep(key.data.feed(data))
         if not data:
             selector.unregister(key.fd)
         return bool(data)
