@@ -1,0 +1,1 @@
+"""Containers on many machines: an engine that exists distributes them, such as Ray, Dask or Kubernetes."""
