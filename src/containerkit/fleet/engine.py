@@ -97,8 +97,11 @@ class Watcher(Protocol):
     def began(self, node: str) -> None:
         """Hear that a node begins with it. Called at most once, before the others."""
 
-    def wrote(self, stream: StreamName, data: bytes) -> None:
-        """Hear what the command has written: whole lines without their ends, only of streams that are listened to."""
+    def wrote(self, stream: StreamName, data: str | bytes) -> None:
+        """Hear a line of the command, without its end, of a stream that is listened to.
+
+        Text of a task in text mode may come as bytes, too: it is decoded then.
+        """
 
     def ended(self, outcome: Outcome) -> None:
         """Hear that it is over and that nothing of it runs any more. Called exactly once, the last of all."""
