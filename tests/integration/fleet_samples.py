@@ -77,9 +77,14 @@ class RayNodes:
         return Fleet.ray(self.address, **options)
 
     def kill_node(self, name):
-        """Kill the raylet of a node; its workers go with it, as with a machine."""
-        (process,) = self.nodes.pop(name).all_processes["raylet"]
-        os.kill(process.process.pid, signal.SIGKILL)
+        """Kill the raylet of a node and its workers, as if the machine were gone: workers go on without a raylet."""
+        (raylet,) = self.nodes.pop(name).all_processes["raylet"]
+        pid = raylet.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            workers = [int(each) for each in file.read().split()]
+        for each in (*workers, pid):
+            os.kill(each, signal.SIGKILL)
 
     def close(self):
         import ray

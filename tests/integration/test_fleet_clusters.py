@@ -9,11 +9,12 @@ import sys
 from collections import Counter
 
 import pytest
-from fleet_samples import KINDS, NODES, cluster_of, lasting, none_of, runs_of, wait_for
+from fleet_samples import KINDS, NODES, cluster_of, lasting, none_of, processes_of, runs_of, wait_for
 from image_registry import REGISTRY, registry, relay, server
 from image_samples import BUSYBOX, busybox_root
 
 from containerkit import Limits, SpecError
+from containerkit.fleet import NodeLost, workers
 from containerkit.image import Image, Store
 
 pytestmark = pytest.mark.timeout(240)
@@ -70,12 +71,13 @@ def test_lines_files_and_errors_pass_the_engine(fleet):
     ]  # fmt: skip
 
 
-def test_force_ends_a_worker_that_does_not_answer(fleet):
+def test_force_ends_a_worker_that_does_not_answer(fleet, monkeypatch):
     """A stopped process stands for one that hangs: its connection stands, and nothing comes of what is sent."""
+    monkeypatch.setattr(workers, "FORCE_AFTER_S", 0.2)
     command = lasting()
     future = fleet.submit(command, limits=LIMITS)
     wait_for(runs_of(command), 100)
-    worker = _parent_of_all(command)
+    worker = _owner_of(command)
     os.kill(worker, 19)
     try:
         future.cancel(force=True)
@@ -85,10 +87,8 @@ def test_force_ends_a_worker_that_does_not_answer(fleet):
     wait_for(none_of(command))
 
 
-def _parent_of_all(command):
+def _owner_of(command):
     """Return the pid of the process that owns the container of a command: the first above it that is a Python."""
-    from fleet_samples import processes_of
-
     (pid,) = processes_of(command)
     while True:
         with open(f"/proc/{pid}/stat") as file:
@@ -158,18 +158,22 @@ def test_containers_end_when_their_driver_is_killed(nodes, tmp_path):
 
 def test_results_survive_a_node(fleet, nodes):
     """The last one: it leaves a cluster of two."""
-    futures = [fleet.submit(["sh", "-c", f"sleep 0.1; echo {number}"], text=True, limits=LIMITS, retries=2)
-               for number in range(60)]  # fmt: skip
-    command = lasting()
-    while not (lost := fleet.submit(command)).node or not lost.node.startswith("n1"):
-        wait_for(lambda each=lost: each.running() or each.done(), 100)
-        if lost.node.startswith("n1"):
-            break
-        lost.cancel()
-        assert lost.gone(30)
-    wait_for(runs_of(command))
+    commands = [lasting() for _ in range(2 * NODES)]
+    lasting_ones = [fleet.submit(command) for command in commands]
+    wait_for(runs_of(*commands), 100)
+    wait_for(lambda: all(future.running() for future in lasting_ones))
+    lost = [future for future in lasting_ones if future.node.startswith("n1")]
+    assert len(lost) == 2
+    futures = [
+        fleet.submit(["sh", "-c", f"sleep 0.1; echo {number}"], text=True, limits=LIMITS, retries=2)
+        for number in range(40)
+    ]
     nodes.kill_node("n1")
-    assert [future.result(100).stdout for future in futures] == [f"{number}\n" for number in range(60)]
-    assert "lost" in str(type(lost.exception(100))).lower()
-    assert (lost.cause, lost.attempts) == ("lost", 1)
-    wait_for(none_of(command))
+    for future in lasting_ones:
+        if future in lost:
+            assert isinstance(future.exception(100), NodeLost)
+            assert (future.cause, future.attempts) == ("lost", 1)
+        else:
+            assert future.cancel()
+    assert [future.result(100).stdout for future in futures] == [f"{number}\n" for number in range(40)]
+    wait_for(none_of(*commands))
