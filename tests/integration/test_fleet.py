@@ -472,9 +472,13 @@ def test_a_held_container_ends_with_its_worker(processes):
 
 
 def test_no_room_for_a_held_container_in_time():
-    with ThreadPoolExecutor(1) as executor, Fleet.executor(executor) as fleet, fleet.container():
-        with pytest.raises(TimeoutError, match="no node had room"):
-            fleet.container().start(timeout=0.1)
+    with (
+        ThreadPoolExecutor(1) as executor,
+        Fleet.executor(executor) as fleet,
+        fleet.container(),
+        pytest.raises(TimeoutError, match="no node had room"),
+    ):
+        fleet.container().start(timeout=0.1)
 
 
 def test_importing_it_imports_no_engine():

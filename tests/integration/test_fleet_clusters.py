@@ -4,6 +4,7 @@ A cluster takes seconds to start: there is one of each kind for all tests here, 
 """
 
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -13,13 +14,14 @@ from fleet_samples import KINDS, NODES, cluster_of, lasting, none_of, processes_
 from image_registry import REGISTRY, registry, relay, server
 from image_samples import BUSYBOX, busybox_root
 
+import containerkit
 from containerkit import Limits, SpecError
 from containerkit.fleet import NodeLost, workers
 from containerkit.image import Image, Store
 
 pytestmark = pytest.mark.timeout(240)
 privileged = os.geteuid() == 0
-LIMITS = Limits(cpus=0.25, memory="100M") if privileged else None
+LIMITS = Limits(cpus=1, memory="100M") if privileged else None
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -30,8 +32,9 @@ def nodes(request, tmp_path_factory):
 
 @pytest.fixture
 def fleet(nodes):
-    with nodes.fleet() as fleet:
-        yield fleet
+    fleet = nodes.fleet()
+    yield fleet
+    fleet.close(cancel=True)  # what a test that failed has left
 
 
 def test_tasks_run_on_all_nodes_as_far_as_their_limits_leave_room(fleet):
@@ -154,6 +157,40 @@ def test_containers_end_when_their_driver_is_killed(nodes, tmp_path):
         finally:
             driver.kill()
     wait_for(none_of(*commands))
+
+
+def _inside(rest):
+    """Return a command line that runs something in a container, with this Python and its packages."""
+    source = os.path.dirname(os.path.dirname(containerkit.__file__))
+    return (
+        f"{sys.executable} -m containerkit run --share-net --hostname inside --python {sys.prefix} "
+        f"--bind {source}:{source}:ro {rest} "
+    )
+
+
+@pytest.mark.skipif(not privileged, reason="needs root: files of the cluster's session are its own")
+def test_workers_run_in_containers(nodes):
+    """All that Ray and Dask do on a node can be in a container, too: this is what docs/fleet.md tells."""
+    if nodes.kind == "ray":
+        import ray
+
+        shared = "--namespace pid=host --namespace ipc=host --bind /tmp/ray --bind /dev/shm"
+        python = _inside(f"{shared} $(compgen -e RAY_ | sed 's/^/-e /') -- {sys.executable}")
+        call = ray.remote(lambda: (socket.gethostname(), os.path.exists("/run/containerkit")))
+        found = ray.get(call.options(runtime_env={"py_executable": python}).remote(), timeout=100)
+    else:
+        command = f"exec {_inside(f'-- {sys.executable} -m distributed.cli.dask_worker')}"
+        options = f"{nodes.address} --name inside --no-dashboard --no-nanny --local-directory /tmp"
+        with subprocess.Popen(["bash", "-c", f"{command} {options}"], stderr=subprocess.DEVNULL) as worker:
+            try:
+                nodes.client.wait_for_workers(NODES + 1, timeout=60)
+                call = nodes.client.submit(
+                    lambda: (socket.gethostname(), os.path.exists("/run/containerkit")), workers=["inside"]
+                )
+                found = call.result(timeout=100)
+            finally:
+                worker.kill()
+    assert found == ("inside", False)
 
 
 def test_results_survive_a_node(fleet, nodes):

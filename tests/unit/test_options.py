@@ -13,6 +13,7 @@ from containerkit import meanings, options, sandbox
 from containerkit.cgroup.events import KINDS, EventKind
 from containerkit.container import arguments as invocation
 from containerkit.detached.description import Keeping
+from containerkit.fleet import describe
 from containerkit.image import Build, Defaults, Descriptor, Image, ImageConfig, commit
 from containerkit.image import options as image_options
 from containerkit.image.build import api
@@ -55,6 +56,8 @@ TOLD_AND_TAKEN = [
     (options.RunOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"}),
     (options.TemplateRunOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"} | {"init"}),
     (options.OneShotOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"} | spec.DESCRIPTION | {"init"}),
+    (options.FleetOptions, describe._KNOWN - TEXT - {"input"}),
+    (options.AnyFleetOptions, describe._KNOWN - {"input"}),
     (options.KeepingOptions, fields(Keeping, "name")),
     (options.DetachOptions, fields(Keeping, "name") | invocation.COMMAND_FIELDS - {"pass_fds"} - spec.CONFINEMENT),
     (options.SandboxCommandOptions, sandbox._FIELDS),
