@@ -16,7 +16,7 @@ from image_samples import BUSYBOX, busybox_root
 
 import containerkit
 from containerkit import Limits, SpecError
-from containerkit.fleet import NodeLost, workers
+from containerkit.fleet import NodeLost, channel, workers
 from containerkit.image import Image, Store
 
 pytestmark = pytest.mark.timeout(240)
@@ -39,12 +39,12 @@ def fleet(nodes):
 
 def test_tasks_run_on_all_nodes_as_far_as_their_limits_leave_room(fleet):
     known = {node.name: node.cpus for node in fleet.nodes()}
-    assert (len(known), set(known.values())) == (NODES, {2})
+    assert (len(known), set(known.values())) == (NODES, {1})
     if not privileged:
         assert fleet.submit(["echo", "here"], text=True).result(100).stdout == "here\n"
         pytest.skip("needs root: control groups")
     commands = [lasting() for _ in range(NODES)]
-    futures = [fleet.submit(command, limits=Limits(cpus=2)) for command in commands]
+    futures = [fleet.submit(command, limits=Limits(cpus=1)) for command in commands]
     wait_for(runs_of(*commands), 100)
     assert {future.node for future in futures} == set(known)
     waiting = fleet.submit(["echo", "then"], text=True, limits=Limits(cpus=1))
@@ -52,8 +52,8 @@ def test_tasks_run_on_all_nodes_as_far_as_their_limits_leave_room(fleet):
     futures[0].cancel()
     assert waiting.result(100).stdout == "then\n"
     assert waiting.node == futures[0].node
-    with pytest.raises(SpecError, match="largest of 3 nodes has 2"):
-        fleet.submit(["true"], limits=Limits(cpus=3))
+    with pytest.raises(SpecError, match="largest of 3 nodes has 1"):
+        fleet.submit(["true"], limits=Limits(cpus=2))
     for future in futures:
         future.cancel()
     assert all(future.gone(30) for future in futures)
@@ -77,6 +77,7 @@ def test_lines_files_and_errors_pass_the_engine(fleet):
 def test_force_ends_a_worker_that_does_not_answer(fleet, monkeypatch):
     """A stopped process stands for one that hangs: its connection stands, and nothing comes of what is sent."""
     monkeypatch.setattr(workers, "FORCE_AFTER_S", 0.2)
+    monkeypatch.setattr(channel, "_ANSWERS_WITHIN_S", 0.2)
     command = lasting()
     future = fleet.submit(command, limits=LIMITS)
     wait_for(runs_of(command), 100)
@@ -120,7 +121,7 @@ def test_an_image_is_resolved_once_and_pulled_once_for_each_node(fleet, nodes, t
             made.push(name)
             layer = str(made.manifest.layers[0].digest)
             handler.seen.clear()
-            futures = [fleet.submit(["true"], image=name, limits=LIMITS) for _ in range(30)]
+            futures = [fleet.submit(["true"], image=name, limits=LIMITS) for _ in range(12)]
             assert {future.result(100).returncode for future in futures} == {0}
             asked = Counter((method, path.rpartition("/")[2]) for method, path, _ in handler.seen)
     used = {future.node.partition("/")[0] for future in futures}
@@ -149,7 +150,7 @@ if __name__ == "__main__":
 def test_containers_end_when_their_driver_is_killed(nodes, tmp_path):
     path = tmp_path / "driver.py"
     path.write_text(DRIVER)
-    commands = [lasting(), lasting()]
+    commands = [lasting()]
     arguments = [nodes.kind, nodes.address, *(command[1] for command in commands)]
     with subprocess.Popen([sys.executable, path, *arguments], stderr=subprocess.DEVNULL) as driver:
         try:
@@ -195,15 +196,15 @@ def test_workers_run_in_containers(nodes):
 
 def test_results_survive_a_node(fleet, nodes):
     """The last one: it leaves a cluster of two."""
-    commands = [lasting() for _ in range(2 * NODES)]
+    commands = [lasting() for _ in range(NODES)]
     lasting_ones = [fleet.submit(command) for command in commands]
     wait_for(runs_of(*commands), 100)
     wait_for(lambda: all(future.running() for future in lasting_ones))
     lost = [future for future in lasting_ones if future.node.startswith("n1")]
-    assert len(lost) == 2
+    assert len(lost) == 1
     futures = [
         fleet.submit(["sh", "-c", f"sleep 0.1; echo {number}"], text=True, limits=LIMITS, retries=2)
-        for number in range(40)
+        for number in range(20)
     ]
     nodes.kill_node("n1")
     for future in lasting_ones:
@@ -212,5 +213,5 @@ def test_results_survive_a_node(fleet, nodes):
             assert (future.cause, future.attempts) == ("lost", 1)
         else:
             assert future.cancel()
-    assert [future.result(100).stdout for future in futures] == [f"{number}\n" for number in range(40)]
+    assert [future.result(100).stdout for future in futures] == [f"{number}\n" for number in range(20)]
     wait_for(none_of(*commands))
