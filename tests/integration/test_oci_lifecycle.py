@@ -481,7 +481,7 @@ def test_exec_takes_its_flags(oci, bundle):
     )
     assert "uid=1000(worker) gid=1000(worker) groups=7" in done.stdout
     assert "/tmp\nb /home/worker\n" in done.stdout
-    assert "is no id" in oci.refused("exec", "--user", "worker", ONE, "id")
+    assert "is not an id" in oci.refused("exec", "--user", "worker", ONE, "id")
     caps = oci("exec", "--cap", "CAP_NET_RAW", ONE, "grep", "CapEff", "/proc/self/status").stdout
     assert int(caps.split()[1], 16) & 1 << 13
 
@@ -573,7 +573,7 @@ def test_update_changes_limits(oci, bundle, tmp_path):
         "resources.pids.limit"
         in oci.refused("update", "--resources", "/proc/self/nosuch", ONE) + "resources.pids.limit"
     )
-    assert "no size" in oci.refused("update", "--memory", "lots", ONE)
+    assert "is not a size" in oci.refused("update", "--memory", "lots", ONE)
 
 
 def test_events_stats_ps_and_list(oci, bundle):

@@ -24,6 +24,7 @@ NEEDS = {
     "# needs smolagents and a model\n": "needs a model; test_adapters.py lets an agent follow a script",
     "# needs Ray\n": "needs a Ray cluster; test_fleet_clusters.py runs fleets and workers in containers on one",
     "# needs llm-sandbox\n": "test_adapters.py runs the backend",
+    "# needs a compose.yaml\n": "test_pytest_plugin.py starts one",
     '# needs a container "web" on record\n': "test_attach.py runs Container.attach on containers that it creates",
 }
 
@@ -75,7 +76,9 @@ def mirror(tmp_path_factory):
     busybox_root(made / "root")
     (made / "root/etc/alpine-release").write_text("3.20.0\n")
     with registry(made / "registry") as host:
-        image = Image.from_folder(made / "root", defaults=Defaults(command=("/bin/sh",)), store=Store(made / "store"))
+        image = Image.from_directory(
+            made / "root", defaults=Defaults(command=("/bin/sh",)), store=Store(made / "store")
+        )
         image.push(f"{host}/library/alpine:3.20")
         (made / "containerkit").mkdir()
         (made / "containerkit/registries.toml").write_text(f'["docker.io"]\nmirrors = ["{host}"]\n')

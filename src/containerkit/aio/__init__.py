@@ -14,38 +14,44 @@ A task that is cancelled kills and reaps its command, and gives back all that wa
 It works under every event loop that has ``add_reader``, uvloop's among them.
 """
 
-from containerkit.late import load as _load
+from containerkit.late import lazy as _lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.aio.calling import call
     from containerkit.aio.container import AsyncContainer, AsyncFiles
     from containerkit.aio.images import pull
-    from containerkit.aio.process import AsyncProcess, Opening
+    from containerkit.aio.logs import logs
+    from containerkit.aio.networks import OpenNetwork
+    from containerkit.aio.process import AsyncProcess, AsyncTextProcess, Opening
     from containerkit.aio.running import popen, run
 
-__all__ = ["AsyncContainer", "AsyncFiles", "AsyncProcess", "Opening", "call", "popen", "pull", "run"]
+__all__ = [
+    "AsyncContainer",
+    "AsyncFiles",
+    "AsyncProcess",
+    "AsyncTextProcess",
+    "OpenNetwork",
+    "Opening",
+    "call",
+    "logs",
+    "popen",
+    "pull",
+    "run",
+]
 
 _PLACES = {
     "AsyncContainer": "container",
     "AsyncFiles": "container",
     "AsyncProcess": "process",
+    "AsyncTextProcess": "process",
+    "OpenNetwork": "networks",
     "Opening": "process",
     "call": "calling",
+    "logs": "logs",
     "popen": "running",
     "pull": "images",
     "run": "running",
 }
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name on its first use: asyncio takes longer to import than a container to start."""
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = _load(f"{__name__}.{_PLACES[name]}:{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = _lazy(globals(), _PLACES)

@@ -1,4 +1,4 @@
-"""What is known of a container that runs: its processes, control group, namespaces and files.
+"""What is known of a running container: its processes, control group, namespaces and files.
 
 The calls that start commands (:mod:`containerkit.container.commands`) and those that begin and end the container
 (:mod:`containerkit.container.lifecycle`) are both built on it.
@@ -93,6 +93,8 @@ class Live:
         self._paused = False
         self._stopped = False
         self._landlocked = False
+        self._has_name = id is not None
+        self._note: str | None = None
 
     def __repr__(self) -> str:
         init = self._init

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from containerkit.errors import SetupError, SpecError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
-__all__ = ["LogLine", "Moment", "last_log", "moment", "read"]
+__all__ = ["LogLine", "Moment", "last_log", "moment", "read", "steps"]
 
 Moment = datetime | timedelta | float | int | str
 """A time: with time zone, before now, in seconds since 1970, or as text such as ``10m`` or ``2026-01-02T03:04:05Z``."""
@@ -49,18 +50,18 @@ class LogLine(NamedTuple):
         return self.text.decode("utf-8", "replace")
 
 
-def numbers(folder: str) -> list[int]:
+def numbers(directory: str) -> list[int]:
     """Return the numbers of the logs in a directory, the oldest first."""
     try:
-        names = os.listdir(folder)
+        names = os.listdir(directory)
     except FileNotFoundError:
         return []
     return sorted(int(name[4:]) for name in names if name.startswith("log.") and name[4:].isdecimal())
 
 
-def last_log(folder: str) -> int:
+def last_log(directory: str) -> int:
     """Return the number of the log that is written to; 1 where there is none yet."""
-    return max(numbers(folder), default=1)
+    return max(numbers(directory), default=1)
 
 
 def moment(value: Moment, what: str) -> str:
@@ -90,13 +91,13 @@ def duration_s(text: str, what: str) -> float:
     """Return the seconds of ``1h30m``, ``90s``, ``500ms``.
 
     Raises:
-        SpecError: it is no duration.
+        SpecError: it is not a duration.
     """
     import re
 
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise SpecError(f"{what}: {text!r:.100} is no duration such as 90s, 10m, 1h30m")
+        raise SpecError(f"{what}: {text!r:.100} is not a duration such as 90s, 10m, 1h30m")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
@@ -116,7 +117,7 @@ def _parsed(text: str, what: str) -> datetime | timedelta | float:
 
 
 def read(
-    folder: str,
+    directory: str,
     *,
     since: str = "",
     until: str = "~",
@@ -127,7 +128,7 @@ def read(
     """Yield what the logs of a directory hold.
 
     Args:
-        folder: the directory.
+        directory: the directory.
         since, until: only what was written then, as :func:`moment` gives it.
         tail: only so many of the last lines that are there by now.
         follow: tells whether more may come: then it is waited for. Default: what is there.
@@ -137,7 +138,33 @@ def read(
     Raises:
         SetupError: a log can't be read, or there are no inotify instances left.
     """
-    logs, joined = _Logs(folder), _Joined(pieces=pieces)
+    for each in steps(directory, since=since, until=until, tail=tail, follow=follow, pieces=pieces):
+        if isinstance(each, LogLine):
+            yield each
+        else:
+            select.select([each], [], [], _LONGEST_WAIT_S)
+
+
+def steps(
+    directory: str,
+    *,
+    since: str = "",
+    until: str = "~",
+    tail: int | None = None,
+    follow: Callable[[], bool] | None = None,
+    pieces: bool = False,
+) -> Generator[LogLine | int, None, None]:
+    """Yield what :func:`read` does, and each time that it would wait a descriptor: it is readable once there is more.
+
+    Whoever waits goes on after a quarter of a second in any case, since the end of the container is no news.
+
+    Args:
+        directory, since, until, tail, follow, pieces: as for :func:`read`.
+
+    Raises:
+        SetupError: as for :func:`read`.
+    """
+    logs, joined = _Logs(directory), _Joined(pieces=pieces)
     try:
         if follow is not None:
             logs.watch()
@@ -154,7 +181,8 @@ def read(
                     yield line
             if not goes_on:
                 break
-            logs.wait(_LONGEST_WAIT_S)
+            yield logs.inotify
+            logs.take_news()
         yield from (line for line in joined.rest() if since <= line.time <= until)
     finally:
         logs.close()
@@ -194,28 +222,28 @@ def _last(lines: Iterator[LogLine], tail: int | None) -> Iterator[LogLine]:
 class _Logs:
     """The logs of a directory, read from the oldest on."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._number = min(numbers(folder), default=1)
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._number = min(numbers(directory), default=1)
         self._fd = -1
         self._rest = b""
-        self._inotify = -1
+        self.inotify = -1
 
     def watch(self) -> None:
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
-        self._inotify = libc.inotify_init1(_IN_CLOEXEC | os.O_NONBLOCK)
-        folder = os.fsencode(self._folder)
-        if self._inotify < 0 or libc.inotify_add_watch(self._inotify, folder, _IN_CREATE | _IN_MODIFY) < 0:
+        self.inotify = libc.inotify_init1(_IN_CLOEXEC | os.O_NONBLOCK)
+        directory = os.fsencode(self._directory)
+        if self.inotify < 0 or libc.inotify_add_watch(self.inotify, directory, _IN_CREATE | _IN_MODIFY) < 0:
             number = ctypes.get_errno()
             hint = "raise fs.inotify.max_user_instances or max_user_watches"
-            raise SetupError("inotify_init1", number, self._folder, hint)
+            raise SetupError("inotify_init1", number, self._directory, hint)
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until something was written."""
-        if select.select([self._inotify], [], [], timeout_s)[0]:
-            os.read(self._inotify, 65536)
+    def take_news(self) -> None:
+        """Read what inotify has to tell, which is only that there is something to read."""
+        with suppress(BlockingIOError):
+            os.read(self.inotify, 65536)
 
     def more(self) -> Iterator[LogLine]:
         """Yield all that is there and was not read before."""
@@ -229,16 +257,16 @@ class _Logs:
     def _open(self) -> bool:
         if self._fd < 0:
             try:
-                self._fd = os.open(f"{self._folder}/log.{self._number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self._fd = os.open(f"{self._directory}/log.{self._number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
                 return False
             except OSError as error:
-                raise SetupError("open", error.errno or 0, f"{self._folder}/log.{self._number}") from None
+                raise SetupError("open", error.errno or 0, f"{self._directory}/log.{self._number}") from None
         return True
 
     def _next(self) -> bool:
         """Go on to the next log, once this one is full and read to its end."""
-        later = [number for number in numbers(self._folder) if number > self._number]
+        later = [number for number in numbers(self._directory) if number > self._number]
         if not later:
             return False
         if os.lseek(self._fd, 0, os.SEEK_CUR) < os.fstat(self._fd).st_size:
@@ -248,10 +276,10 @@ class _Logs:
         return True
 
     def close(self) -> None:
-        for fd in (self._fd, self._inotify):
+        for fd in (self._fd, self.inotify):
             if fd >= 0:
                 os.close(fd)
-        self._fd = self._inotify = -1
+        self._fd = self.inotify = -1
 
 
 def _line(raw: bytes) -> LogLine:

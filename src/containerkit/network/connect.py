@@ -1,4 +1,7 @@
-"""Connects containers to their networks: what a description means, and what a start, and a live container, is given."""
+"""Connects containers to their networks.
+
+Prepares descriptions, makes the networks of starts, attaches running containers.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,26 @@ from containerkit import _native
 from containerkit._linux.hostroot import HOSTNAME
 from containerkit.errors import SpecError, StateError
 from containerkit.namespace import Kind
-from containerkit.network import endpoint, files
+from containerkit.network import elsewhere, endpoint, files
 from containerkit.network.endpoint import Endpoint
 from containerkit.network.live import Claim, LiveNetwork
 from containerkit.plan.tape import Plan
-from containerkit.spec.network import CNI, Attach, Macvlan, Network, Port, host_name
+from containerkit.spec.network import CNI, OTHER, Attach, Macvlan, Network, Port, host_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from containerkit.container.lifecycle import Container
     from containerkit.network.published import Published
+    from containerkit.network.resolver import Peer
     from containerkit.network.router import Router
     from containerkit.spec.container import Spec
     from containerkit.spec.network import DNS, Egress
 
-__all__ = ["Connector", "attach_running", "claims_of", "connected", "detach_running", "shared"]
+__all__ = ["Connection", "Connector", "as_names", "connected", "connected_once", "joining", "restrict", "shared"]
 
 _INTERNET: Final = Network("internet", isolated=True)
-"""What ``network="internet"`` stands for: containers on it reach the outside, and not each other."""
+"""The network of ``network="internet"``: containers on it reach the outside but not each other."""
 
 _shared: dict[tuple[int, Network], LiveNetwork] = {}
 _lock = threading.Lock()
@@ -59,7 +65,7 @@ os.register_at_fork(after_in_child=_renew)
 
 
 def close_shared() -> None:
-    """Take down the networks that were opened for descriptions."""
+    """Close the networks that were opened for descriptions."""
     with _lock:
         for key in [each for each in _shared if each[0] == os.getpid()]:
             _shared.pop(key).close()
@@ -70,10 +76,11 @@ class Connector:
     """Makes the network of each start of one description.
 
     Attributes:
-        attached: the networks, and how it is attached to each.
-        names: by which others find it.
+        attached: the networks, and how the container is attached to each.
+        names: the names of the container.
         ports, egress, dns: of the description.
         sysctls: parameters of the network namespace, by their path below ``net``.
+        leads_out: whether one of these networks may be its way out.
     """
 
     attached: tuple[tuple[LiveNetwork, Attach], ...]
@@ -82,18 +89,19 @@ class Connector:
     egress: Egress | None
     dns: DNS | None
     sysctls: dict[str, str]
+    leads_out: bool = True
 
     @property
     def router(self) -> Router:
-        """The router that they all are in."""
+        """The router of all its networks."""
         return self.attached[0][0].router
 
     def take(self) -> Connection:
-        """Make the network of one container; what is returned owns all of it.
+        """Make the network of one container. The returned object owns all of it.
 
         Raises:
-            StateError: a network was closed, or an address or port is another's.
-            SetupError: something can't be had; nothing is left behind.
+            StateError: a network was closed, or an address or port belongs to another container.
+            SetupError: an operation failed. Nothing is left behind.
         """
         router = self.router
         token = object()
@@ -107,8 +115,9 @@ class Connector:
             attendant = router.attendant
             undo.callback(router.while_open, attendant.remove_container, token)
             made.attend()
+            outward = next((claim for claim in claims if claim.wire.leads_out), claims[0])
             for port in self.ports:
-                published = attendant.publish(port, claims[0].addresses)
+                published = attendant.publish(port, outward.addresses)
                 made.published.append(published)
                 undo.callback(published.close)
                 if port.fd is not None:
@@ -119,7 +128,7 @@ class Connector:
 
     def _claims(self, undo: ExitStack) -> list[Claim]:
         claims: list[Claim] = []
-        leads_out = True
+        leads_out = self.leads_out
         for position, (live, attach) in enumerate(self.attached):
             claim = live.claim(attach, position, self.names, leads_out=leads_out)
             undo.callback(live.release, claim)
@@ -131,11 +140,11 @@ class Connector:
         for claim in claims:
             router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
             undo.callback(router.while_open, router.rules.remove_endpoint, claim.wire.port)
-        _restrict(router, addresses, self.egress, undo)
+        restrict(router, addresses, self.egress, undo)
 
 
 def _listening(published: Published) -> int:
-    """Return a descriptor of a port's socket, which listens, out of the way of the numbers that a start gives away."""
+    """Return a descriptor of a port's listening socket whose number a start does not use for anything else."""
     fd = fcntl.fcntl(published.fileno(), fcntl.F_DUPFD_CLOEXEC, _native.LOWEST)
     with socket.socket(fileno=os.dup(fd)) as listening:
         listening.listen()
@@ -144,21 +153,23 @@ def _listening(published: Published) -> int:
 
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class Connection(Endpoint):
-    """The network namespace of a container on networks of ours.
+    """The network namespace of a container on networks of this library.
 
     Attributes:
-        claims: what it has of each.
-        token: what the attendant knows it by.
-        dns, egress: whom it may ask, and for what.
-        published: its ports.
-        sockets: descriptors of those whose listening sockets its commands get, by their numbers inside.
-        ending: gives back all of that.
+        claims: its claim on each network.
+        token: identifies it to the attendant.
+        dns, egress: the name servers, and the egress rules.
+        published: its published ports.
+        peers: ask the resolvers of its networks that other processes have.
+        sockets: descriptors of the listening sockets that its commands inherit, by their numbers inside.
+        ending: releases all of that.
     """
 
     claims: list[Claim]
     token: object
     dns: DNS | None = None
     egress: Egress | None = None
+    peers: tuple[Peer, ...] = ()
     published: list[Any] = attrs.field(factory=list)
     sockets: dict[int, int] = attrs.field(factory=dict)
     ending: ExitStack = attrs.field(factory=ExitStack)
@@ -167,7 +178,7 @@ class Connection(Endpoint):
     def owning(
         cls, fd: int, token: object, claims: list[Claim], dns: DNS | None = None, egress: Egress | None = None
     ) -> Connection:
-        """Return it with a descriptor that is closed with all else."""
+        """Return a descriptor of it that is closed together with everything else."""
         status = os.fstat(fd)
         return cls(
             kind=Kind.NETWORK,
@@ -181,29 +192,38 @@ class Connection(Endpoint):
         )
 
     def plan(self) -> Plan:
-        """Return the operations that have made it, for people to read."""
+        """Return the operations that made it, for people to read."""
         router = self.claims[0].live.router
         return Plan(endpoint.plan_of(router, [claim.wire for claim in self.claims], {}))
 
     def named(self, name: str) -> None:
-        """Let others find it by one more name, as far as that can be the name of a host."""
+        """Add a name by which others find it, if it is valid as a hostname."""
         try:
             known = host_name(name, "id")
         except SpecError:
             return
         self.claims[:] = [each._replace(names=tuple(dict.fromkeys((known, *each.names)))) for each in self.claims]
+        for claim in self.claims:
+            claim.live.renamed(claim)
+        self.attend()
+        for each in self._beside:
+            each.named(name)
+
+    def ask(self, peers: tuple[Peer, ...]) -> None:
+        """Let what its own networks do not know be asked of these."""
+        self.peers = peers
         self.attend()
 
     def attend(self) -> None:
-        """Let the router's attendant know it, with the names that it has by now."""
+        """Register it with the router's attendant, with its present names."""
         attendant = self.claims[0].live.router.attendant
         attendant.remove_container(self.token)
         for claim in self.claims:
             attendant.add_container(self.token, claim.live.bridge, claim.addresses, claim.names)
-        attendant.set_policy(self.token, self.dns, self.egress)
+        attendant.set_policy(self.token, self.dns, self.egress, self.peers)
 
     def close(self) -> None:
-        """Give back all that its networks had for it; harmless when repeated."""
+        """Release everything that its networks hold for it. May be called twice."""
         self._fd = -1  # it is among what ends here
         ending, self.ending = self.ending, ExitStack()
         ending.close()
@@ -219,10 +239,10 @@ def open_network(network: Network) -> LiveNetwork:
 
 
 def connected(spec: Spec) -> Spec:
-    """Return a description with the network that it wishes for as a namespace to join, and the files of /etc.
+    """Return a description whose requested network is a namespace to join, with the files in /etc.
 
     Raises:
-        SpecError: it can't be had as it is described.
+        SpecError: the network is not possible as described.
         UnsupportedError, SetupError: a network can't be opened.
     """
     network = spec.network
@@ -233,37 +253,38 @@ def connected(spec: Spec) -> Spec:
         return attrs.evolve(spec, network="none", hosts=(), dns=None, mounts=files.mounts(spec.mounts, hosts, resolv))
     if hasattr(network, "namespace"):
         return _of_pod(spec, network)
+    if isinstance(network, str) and network.startswith(OTHER):
+        other = elsewhere.find(network.removeprefix(OTHER))
+        return joining(spec, other, *other.files())
     if isinstance(network, (Macvlan, CNI)):
         return _outside(spec, network)
     attachments = _attachments(network)
     if any(not isinstance(attach.network, (Network, LiveNetwork, str)) for attach in attachments):
-        return _of_keeper(spec, attachments)
+        from containerkit.network.several import of_keepers
+
+        return of_keepers(spec, attachments)
+    attached = attached_to(attachments)
+    gateways = attached[0][0].gateways
+    names = () if spec.hostname in (None, HOSTNAME) else as_names(spec.hostname)
+    connector = Connector(attached, names, spec.publish, spec.egress, spec.dns, network_sysctls(spec))
+    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
+    return joining(spec, connector, hosts, files.resolv_conf(gateways[:1], spec.dns))
+
+
+def attached_to(attachments: Iterable[Attach]) -> tuple[tuple[LiveNetwork, Attach], ...]:
+    """Return networks of this process, each with how a container is attached to it; those that were not open are now.
+
+    Raises:
+        StateError: one is of another process.
+    """
     attached = tuple((_live(attach.network), attach) for attach in attachments)
     if any(live.router is not attached[0][0].router for live, _ in attached):
-        raise StateError("networks: they are of different processes")
-    gateways = attached[0][0].gateways
-    names = () if spec.hostname in (None, HOSTNAME) else _as_names(spec.hostname)
-    connector = Connector(attached, names, spec.publish, spec.egress, spec.dns, _network_sysctls(spec))
-    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
-    return _joining(spec, connector, hosts, files.resolv_conf(gateways[:1], spec.dns))
+        raise StateError("networks: they belong to different processes")
+    return attached
 
 
-def _of_keeper(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
-    """Return a description whose network another process keeps."""
-    from containerkit.network.keeper import Remote
-
-    if len(attachments) > 1:
-        raise SpecError("network: one that another process keeps is a container's only network")
-    names = () if spec.hostname in (None, HOSTNAME) else _as_names(spec.hostname)
-    connector = Connector((), names, spec.publish, spec.egress, spec.dns, _network_sysctls(spec))
-    remote = Remote.of(attachments[0], connector)
-    told = remote.kept.inspect(joins=True)
-    gateways = tuple(told["gateways"])
-    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
-    return _joining(spec, remote, hosts, files.resolv_conf(gateways[:1], spec.dns))
-
-
-def _as_names(hostname: str | None) -> tuple[str, ...]:
+def as_names(hostname: str | None) -> tuple[str, ...]:
+    """Return what others may find a container by; none where that can't be the name of a host."""
     try:
         return (host_name(hostname, "hostname"),)
     except SpecError:
@@ -281,12 +302,14 @@ def _attachments(network: Any) -> tuple[Attach, ...]:
     return tuple(each if isinstance(each, Attach) else Attach(each) for each in listed)
 
 
-def _network_sysctls(spec: Spec) -> dict[str, str]:
+def network_sysctls(spec: Spec) -> dict[str, str]:
+    """Return the parameters of its network namespace, by their path below ``net``."""
     prefix = "net."
     return {name[len(prefix) :].replace(".", "/"): value for name, value in spec.sysctls if name.startswith(prefix)}
 
 
-def _joining(spec: Spec, choice: Any, hosts: bytes | str | None, resolv: bytes | str | None) -> Spec:
+def joining(spec: Spec, choice: Any, hosts: bytes | str | None, resolv: bytes | str | None) -> Spec:
+    """Return a description that joins what is chosen, with these files in its /etc."""
     return attrs.evolve(
         spec,
         network="none",
@@ -302,7 +325,7 @@ def _joining(spec: Spec, choice: Any, hosts: bytes | str | None, resolv: bytes |
 
 @attrs.frozen(eq=False)
 class _Pod:
-    """Hands out the network of another container."""
+    """Provides the network of another container."""
 
     other: Any
 
@@ -314,11 +337,11 @@ def _of_pod(spec: Spec, other: Container) -> Spec:
     wishes = other.spec
     theirs = wishes if wishes.network in ("none", "host") else connected_once(wishes)
     found = {mount.target: mount.content for mount in theirs.mounts if mount.type == "file"}
-    return _joining(spec, _Pod(other), found.get(files.HOSTS), found.get(files.RESOLV))
+    return joining(spec, _Pod(other), found.get(files.HOSTS), found.get(files.RESOLV))
 
 
 def connected_once(spec: Spec) -> Spec:
-    """Return what :func:`connected` does, made once for a description."""
+    """Return the result of :func:`connected`, which is computed once for each description."""
     known = spec.connected
     if known is None or _is_stale(known):
         known = connected(spec)
@@ -328,7 +351,8 @@ def connected_once(spec: Spec) -> Spec:
 
 def _is_stale(spec: Spec) -> bool:
     choice = spec.namespaces.network
-    if hasattr(choice, "kept"):  # another keeper may have taken the place of the one that was asked
+    # Another may have taken the place of the keeper, or of the container, that was asked.
+    if hasattr(choice, "kept") or isinstance(choice, elsewhere.Elsewhere):
         return True
     return isinstance(choice, Connector) and any(
         live.closed or live.router.pid != os.getpid() for live, _ in choice.attached
@@ -339,130 +363,21 @@ def _outside(spec: Spec, network: Macvlan | CNI) -> Spec:
     if isinstance(network, Macvlan):
         from containerkit.network.macvlan import Maker
 
-        maker: Any = Maker(network, _network_sysctls(spec))
+        maker: Any = Maker(network, network_sysctls(spec))
     else:
         from containerkit.network.cni import Plugins
 
-        maker = Plugins.of(network, spec.publish, _network_sysctls(spec))
+        maker = Plugins.of(network, spec.publish, network_sysctls(spec))
     servers = () if spec.dns is None or spec.dns.servers == "host" else spec.dns.servers
     resolv = files.resolv_conf(servers, spec.dns) if servers else maker.resolv_conf()
-    return _joining(spec, maker, files.hosts_file(spec.hosts, spec.hostname, ()), resolv)
+    return joining(spec, maker, files.hosts_file(spec.hosts, spec.hostname, ()), resolv)
 
 
-# --- Containers that run
-
-
-def claims_of(container: Container) -> list[Claim]:
-    """Return what a container has of networks of ours, as it was started and as it was attached later."""
-    joined = container.joined()
-    first = joined.get("network")
-    claims = list(first.claims) if isinstance(first, Connection) else []
-    claims += [each.claim for each in joined.values() if isinstance(each, _Later)]
-    return claims
-
-
-def published_of(container: Container) -> list[Published]:
-    """Return the published ports of a container that is on networks of ours."""
-    first = container.joined().get("network")
-    return list(first.published) if isinstance(first, Connection) else []
-
-
-class _Later:
-    """One more interface of a container that runs; closed when it ends."""
-
-    def __init__(self, claim: Claim, ending: ExitStack, namespace: Any) -> None:
-        self.claim = claim
-        self._ending = ending
-        self._namespace = namespace
-
-    def fileno(self) -> int:
-        """Return the descriptor of the namespace that it is in."""
-        number: int = self._namespace.fileno()
-        return number
-
-    def close(self) -> None:
-        """Give back what the network had for it; harmless when repeated."""
-        self._ending.close()
-        self._namespace.close()
-
-
-def attach_running(live: LiveNetwork, container: Container, how: Attach | None) -> tuple[str, ...]:
-    """Attach a container that runs; see :meth:`LiveNetwork.attach`."""
-    attach = Attach(live) if how is None else how
-    if attach.network is not live:
-        raise SpecError(f"attach: {attach.network!r} is another network than {live!r}")
-    present = claims_of(container)
-    if any(claim.live is live for claim in present):
-        raise StateError(f"{container!r} is on {live!r} already")
-    if container.spec.namespaces.network == "host":
-        raise SpecError(f"{container!r} has the host's network; give it one of its own")
-    namespace = container.namespace("network")
-    with ExitStack() as undo:
-        undo.callback(namespace.close)
-        names = tuple(dict.fromkeys((container.id.lower(), *_as_names(container.spec.hostname))))
-        taken = {claim.wire.number for claim in present}
-        position = next(number for number in range(1024) if number + 2 not in taken)
-        leads_out = not any(claim.wire.leads_out for claim in present)
-        claim = live.claim(attach, position, names, leads_out=leads_out)
-        undo.callback(live.release, claim)
-        live.router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
-        undo.callback(live.router.while_open, live.router.rules.remove_endpoint, claim.wire.port)
-        _restrict(live.router, claim.addresses, _policy(container)[2], undo)
-        endpoint.join(live.router, claim.wire, namespace.fileno())
-        undo.callback(live.router.while_open, endpoint.part, live.router, claim.wire.port)
-        _permit_later(live, container, claim, undo)
-        later = _Later(claim, undo.pop_all(), namespace)
-        try:
-            container.keep_until_stopped(claim.wire.port, later)
-        except BaseException:
-            later.close()
-            raise
-    addresses: tuple[str, ...] = claim.addresses
-    return addresses
-
-
-def _policy(container: Container) -> tuple[object, DNS | None, Egress | None]:
-    """Return what the attendant knows a container by, whom it may ask, and for what: the same on all its networks."""
-    first = container.joined().get("network")
-    if isinstance(first, Connection):
-        return first.token, first.dns, first.egress
-    return object(), container.spec.dns, container.spec.egress
-
-
-def _permit_later(live: LiveNetwork, container: Container, claim: Claim, undo: ExitStack) -> None:
-    token, dns, egress = _policy(container)
-    attendant = live.router.attendant
-    undo.callback(live.router.while_open, attendant.remove_container, token, live.bridge)
-    attendant.set_policy(token, dns, egress)
-    attendant.add_container(token, live.bridge, claim.addresses, claim.names)
-
-
-def _restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, undo: ExitStack) -> None:
-    """Let addresses reach what the rules name, and no more."""
+def restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, undo: ExitStack) -> None:
+    """Allow addresses to reach only what the rules name."""
     if egress is None:
         return
     for rules in (router.rules, router.host_rules):
         if rules is not None:
             rules.set_egress(addresses, egress)
             undo.callback(router.while_open, rules.set_egress, addresses, None)
-
-
-def detach_running(live: LiveNetwork, container: Container) -> None:
-    """Take a container off a network; see :meth:`LiveNetwork.detach`."""
-    joined = container.joined()
-    for name, each in joined.items():
-        if isinstance(each, _Later) and each.claim.live is live:
-            container.keep_until_stopped(name, None)
-            each.close()
-            return
-    first = joined.get("network")
-    if isinstance(first, Connection):
-        for claim in first.claims:
-            if claim.live is live:
-                endpoint.part(live.router, claim.wire.port)
-                live.router.attendant.remove_container(first.token, live.bridge)
-                live.router.rules.remove_endpoint(claim.wire.port)
-                first.claims.remove(claim)
-                live.release(claim)
-                return
-    raise StateError(f"{container!r} is not on {live!r}")

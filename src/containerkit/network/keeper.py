@@ -1,9 +1,9 @@
-"""Networks that several processes share: one process keeps each, for as long as somebody wants it.
+"""Networks that several processes share. Each is kept by one process until it is removed.
 
-``containerkit network create`` starts the keeper, which opens the network and answers at a socket; a container on it is
-connected by the keeper, which hands over the descriptor of its network namespace. What the container has there lasts
-as long as the connection, so nothing is left of it when the container's owner ends, however that ends. When the keeper
-ends, so do the network and all that containers have of it.
+``containerkit network create`` starts the keeper, which opens the network and listens on a socket. To connect a
+container, the keeper makes its network namespace and sends the descriptor. The container's resources last as long as
+the connection, so nothing is left when its owner ends, even if it is killed. When the keeper ends, the network ends
+too.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import contextlib
 import json
 import os
 import socket
-import struct
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit import _native
 from containerkit.errors import SetupError, SpecError, StateError
-from containerkit.namespace import Kind
-from containerkit.network.connect import Connector
-from containerkit.network.endpoint import Endpoint
-from containerkit.network.leases import DIRECTORY
+from containerkit.namespace import Namespace
+from containerkit.network import later
+from containerkit.network.connect import Connection, Connector
+from containerkit.network.kept import Kept, Peer, directory, error_of, path_of, receive, send
 from containerkit.spec.network import DNS, Attach, Network, Rate
 from containerkit.spec.traffic import Egress, EgressRule, Port
 from containerkit.start.staging import share_holder
@@ -35,121 +34,10 @@ if TYPE_CHECKING:
 
     from containerkit.network.live import LiveNetwork
 
-__all__ = ["Kept", "Remote", "create", "known", "serve"]
+__all__ = ["Kept", "create", "directory", "known", "serve"]
 
-_LARGEST: Final = 1 << 20
 _START_S: Final = 20.0
-_PATH: Final = 100
-"""Bytes that the path of a socket can surely have. Source: unix(7)."""
-
-
-def directory() -> str:
-    """Return where the sockets of this user's keepers are."""
-    if os.geteuid() == 0:
-        return f"{DIRECTORY}/kept"
-    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    if not os.path.isdir(base):
-        hint = "networks that are kept need a directory of the user's own: set XDG_RUNTIME_DIR"
-        raise SetupError("open", 2, base, hint)
-    return f"{base}/containerkit/networks"
-
-
-def _path(name: str) -> str:
-    Network(name)  # refuses what is no name
-    path = f"{directory()}/{name}"
-    if len(os.fsencode(path)) > _PATH:
-        raise SpecError(f"network: the name {name!r:.100} is too long for a socket in {directory()}")
-    return path
-
-
-@attrs.frozen
-class Kept:
-    """A network that a keeper has, by its name; given to a container as a network."""
-
-    name: str
-    containerkit_network = True
-
-    def inspect(self, *, joins: bool = False) -> dict[str, Any]:
-        """Return what the keeper tells of the network.
-
-        Args:
-            joins: let containers of this process lie where they can be on it: for an unprivileged user in the user
-                namespace of the keeper's.
-
-        Raises:
-            StateError: nobody keeps a network of that name.
-        """
-        answer, fds, connection = self.ask({"verb": "inspect"})
-        connection.close()
-        if joins and fds:
-            share_holder(fds.pop())
-        _close(fds)
-        return answer
-
-    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int], socket.socket]:
-        """Ask the keeper; returns the answer, the descriptors that come with it, and the connection.
-
-        Raises:
-            StateError: nobody keeps a network of that name; or what the keeper says.
-            SpecError, SetupError: what the keeper says.
-        """
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            connection.connect(_path(self.name))
-            _check_peer(connection, self.name)
-            _send(connection, request)
-            answer, fds = _receive(connection)
-        except (ConnectionError, FileNotFoundError):
-            connection.close()
-            hint = f"make it first: containerkit network create {self.name}"
-            raise StateError(f"network {self.name}: nobody keeps one of that name; {hint}") from None
-        except BaseException:
-            connection.close()
-            raise
-        if "error" in answer:
-            connection.close()
-            raise _error(answer["error"])
-        return answer, fds, connection
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def _check_peer(connection: socket.socket, name: str) -> None:
-    _, uid, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in (os.geteuid(), 0):
-        raise StateError(f"network {name}: its keeper is another user's (uid {uid})")
-
-
-def _send(connection: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-    data = json.dumps(message).encode()
-    socket.send_fds(connection, [struct.pack("=I", len(data))], list(fds))
-    connection.sendall(data)
-
-
-def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    head, fds, _, _ = socket.recv_fds(connection, 4, 4)
-    if len(head) < 4:
-        raise ConnectionResetError
-    (left,) = struct.unpack("=I", head)
-    if left > _LARGEST:
-        raise ConnectionResetError
-    data = bytearray()
-    while len(data) < left:
-        piece = connection.recv(left - len(data))
-        if not piece:
-            raise ConnectionResetError
-        data += piece
-    answer: dict[str, Any] = json.loads(data)
-    return answer, [_native.high(fd) for fd in fds]
-
-
-def _error(told: dict[str, Any]) -> Exception:
-    if told["kind"] == "SetupError":
-        return SetupError(*told["arguments"])
-    return (SpecError if told["kind"] == "SpecError" else StateError)(told["text"])
+_LARGEST: Final = 1 << 20
 
 
 def _as_told(error: Exception) -> dict[str, Any]:
@@ -159,73 +47,18 @@ def _as_told(error: Exception) -> dict[str, Any]:
     return {"kind": kind, "text": str(error)}
 
 
-# --- The container's side
-
-
-@attrs.frozen(eq=False)
-class Remote:
-    """Lets a keeper make the network of each start of one description.
-
-    Attributes:
-        kept: the network.
-        wish: the request.
-    """
-
-    kept: Kept
-    wish: dict[str, Any]
-
-    @classmethod
-    def of(cls, attach: Attach, connector: Connector) -> Remote:
-        """Return it for how a container is attached, and what else it wishes for."""
-        wish = {
-            "verb": "connect",
-            "attach": {**attrs.asdict(attach, filter=lambda field, _: field.name != "network")},
-            "names": list(connector.names),
-            "ports": [attrs.asdict(port) for port in connector.ports],
-            "egress": None if connector.egress is None else [attrs.asdict(rule) for rule in connector.egress.rules],
-            "dns": None if connector.dns is None else attrs.asdict(connector.dns),
-            "sysctls": connector.sysctls,
-        }
-        return cls(attach.network, wish)
-
-    def take(self) -> Endpoint:
-        """Have the network of one container made.
-
-        Raises:
-            StateError, SpecError, SetupError: what the keeper says.
-        """
-        _, fds, connection = self.kept.ask(self.wish)
-        return _Remote.connected(fds[0], connection)
-
-
-@attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
-class _Remote(Endpoint):
-    connection: socket.socket
-
-    @classmethod
-    def connected(cls, fd: int, connection: socket.socket) -> _Remote:
-        """Take over a descriptor, and the connection on which all that the container has depends."""
-        status = os.fstat(fd)
-        made = cls(kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection)
-        made.also(connection.close)
-        return made
-
-    def named(self, name: str) -> None:
-        """Let others find it by one more name."""
-        _send(self.connection, {"name": name})
-        _receive(self.connection)
-
-
-# --- The keeper
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def serve(network: Network, listening: socket.socket, ready: int) -> None:
-    """Keep a network until somebody asks for its end; the process does nothing else.
+    """Keep a network until its removal is requested. The process does nothing else.
 
     Args:
-        network: what is kept.
-        listening: where it answers.
-        ready: a descriptor that is told how the opening went.
+        network: the network to keep.
+        listening: the listening socket.
+        ready: a descriptor to which the result of the opening is written.
     """
     try:
         live = network.open()
@@ -243,49 +76,103 @@ def serve(network: Network, listening: socket.socket, ready: int) -> None:
 
 def _attend(connection: socket.socket, live: LiveNetwork, ending: threading.Event, listening: socket.socket) -> None:
     with connection, contextlib.suppress(OSError, ValueError):
-        request, _ = _receive(connection)
+        request, lent = receive(connection)
         try:
             match request.get("verb"):
                 case "inspect":
                     holder = () if live.router.privileged else (live.router.holder,)
-                    _send(connection, {**live.inspect(), "pid": os.getpid()}, holder)
+                    within = os.fstat(holder[0]).st_ino if holder else 0
+                    send(connection, {**live.inspect(), "pid": os.getpid(), "user_namespace": within}, holder)
                 case "remove":
                     _check_removable(live, request)
                     ending.set()
-                    _send(connection, {})
+                    send(connection, {})
                     listening.shutdown(socket.SHUT_RDWR)
                 case "connect":
                     _connect(connection, request, live)
+                case "join":
+                    _join(connection, request, live, lent.pop())
+                case "ask":
+                    reply = _resolved(live, bytes.fromhex(request["question"]), request)
+                    send(connection, {"reply": None if reply is None else reply.hex()})
         except (SetupError, SpecError, StateError) as error:
-            _send(connection, {"error": _as_told(error)})
+            send(connection, {"error": _as_told(error)})
+        finally:
+            _close(lent)
 
 
 def _check_removable(live: LiveNetwork, request: dict[str, Any]) -> None:
     if live.inspect()["containers"] and not request.get("force"):
-        raise StateError(f"network {live.network.name}: containers are on it; or say --force")
+        raise StateError(f"network {live.network.name}: containers are on it; stop them, or pass --force")
+
+
+def _resolved(live: LiveNetwork, question: bytes, request: dict[str, Any]) -> bytes | None:
+    resolver, source = live.router.attendant.resolver, str(request["source"])
+    if not request["outward"]:
+        return resolver.known(question, source)
+    reply, asked = resolver.at_once(question, source)
+    return reply if asked is None else resolver.forward(asked, source)
+
+
+def _how(live: LiveNetwork, request: dict[str, Any]) -> Attach:
+    how = request["attach"]
+    return Attach(live, **{**how, "rate": Rate(**how["rate"])})
+
+
+def _rules(request: dict[str, Any]) -> tuple[Egress | None, DNS | None]:
+    egress = request["egress"]
+    return (
+        None if egress is None else Egress([_rule(rule) for rule in egress]),
+        None if request["dns"] is None else DNS(**request["dns"]),
+    )
 
 
 def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwork) -> None:
-    """Make the network of a container, and hold what it has for as long as the connection lasts."""
-    egress = request["egress"]
-    how = request["attach"]
+    """Make the network of a container, and hold its resources as long as the connection lasts."""
     connector = Connector(
-        ((live, Attach(live, **{**how, "rate": Rate(**how["rate"])})),),
+        ((live, _how(live, request)),),
         tuple(request["names"]),
         tuple(Port(**port) for port in request["ports"]),
-        None if egress is None else Egress([_rule(rule) for rule in egress]),
-        None if request["dns"] is None else DNS(**request["dns"]),
+        *_rules(request),
         request["sysctls"],
+        request["leads_out"],
     )
     made = connector.take()
     try:
-        _send(connection, {"addresses": list(made.claims[0].addresses)}, (made.fileno(),))
-        while True:
-            more, _ = _receive(connection)
-            made.named(str(more.get("name")))
-            _send(connection, {})
+        send(connection, {"addresses": list(made.claims[0].addresses)}, (made.fileno(),))
+        _hold(connection, made)
     finally:
         made.close()
+
+
+def _join(connection: socket.socket, request: dict[str, Any], live: LiveNetwork, namespace: int) -> None:
+    """Make one more interface of a container, and hold it for as long as the connection lasts."""
+    egress, dns = _rules(request)
+    who = later.Who(object(), dns, egress)
+    names, position, out = tuple(request["names"]), int(request["position"]), bool(request["leads_out"])
+    try:
+        handle = Namespace.from_fd(namespace, "network")
+    finally:
+        os.close(namespace)
+    with ExitStack() as stack:
+        made = later.join(_how(live, request), handle, who, names, position=position, out=out)
+        stack.callback(made.close)
+        for port in request["ports"]:
+            stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses).close)
+        told = {"addresses": list(made.claim.addresses), "leads_out": made.claim.wire.leads_out}
+        send(connection, told)
+        _hold(connection, made)
+
+
+def _hold(connection: socket.socket, made: Connection | later.Later) -> None:
+    """Do what a container's owner asks for, until the connection ends."""
+    while True:
+        more, _ = receive(connection)
+        if "peers" in more and isinstance(made, Connection):
+            made.ask(tuple(Peer(**each) for each in more["peers"]))
+        else:
+            made.named(str(more.get("name")))
+        send(connection, {})
 
 
 def _rule(told: dict[str, Any]) -> EgressRule:
@@ -296,24 +183,25 @@ def create(network: Network) -> int:
     """Start the keeper of a network, and return its pid once the network is open.
 
     Raises:
-        StateError: one of that name is kept already.
-        SpecError, SetupError: it can't be opened.
+        StateError: a network of that name is already kept.
+        SpecError, SetupError: the network can't be opened.
 
     Side effects: a process, until the network is removed.
     """
     import subprocess
 
-    path = _path(network.name)
+    path = path_of(network.name)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     read, write = os.pipe2(os.O_CLOEXEC)
+    holder = _holder_of_others()
     try:
         _bind(listening, path, network.name)
         description = json.dumps(attrs.asdict(network))
-        words = [sys.executable, "-m", "containerkit.network.keeper", str(listening.fileno()), str(write), description]
+        numbers = [str(fd) for fd in (listening.fileno(), write, *holder)]
         keeper = subprocess.Popen(
-            words,
-            pass_fds=(listening.fileno(), write),
+            [sys.executable, "-m", "containerkit.network.keeper", description, *numbers],
+            pass_fds=(listening.fileno(), write, *holder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -327,23 +215,35 @@ def create(network: Network) -> int:
         if answer:
             keeper.wait(_START_S)
             os.unlink(path)
-            raise _error(answer)
+            raise error_of(answer)
         return keeper.pid
     finally:
         listening.close()
-        for fd in (read, write):
+        for fd in (read, write, *holder):
             if fd >= 0:
                 os.close(fd)
 
 
+def _holder_of_others() -> list[int]:
+    """Return the user namespace of the networks that this user has: a container can be on all that share one."""
+    for name, _ in known() if os.geteuid() != 0 else ():
+        with contextlib.suppress(StateError, SpecError, SetupError):
+            _, fds, connection = Kept(name).ask({"verb": "inspect"})
+            connection.close()
+            if fds:
+                _close(fds[1:])
+                return fds[:1]
+    return []
+
+
 def _bind(listening: socket.socket, path: str, name: str) -> None:
-    """Take the name; what a keeper that is dead has left in its place is removed."""
+    """Take the name. Remove what a dead keeper has left in its place."""
     for _ in range(2):
         try:
             listening.bind(path)
         except OSError as error:
             if name in [each for each, _ in known()]:
-                raise StateError(f"network {name}: it is kept already; see 'containerkit network ls'") from None
+                raise StateError(f"network {name}: it is already kept; see 'containerkit network ls'") from None
             if not os.path.lexists(path):
                 raise SetupError("bind", error.errno or 0, path, "") from None
             os.unlink(path)
@@ -351,11 +251,11 @@ def _bind(listening: socket.socket, path: str, name: str) -> None:
             os.chmod(path, 0o600)
             listening.listen(64)
             return
-    raise StateError(f"network {name}: another is being made of that name")
+    raise StateError(f"network {name}: another process is creating a network of that name")
 
 
 def known() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name of each network that is kept, and what its keeper tells of it."""
+    """Yield the name of each kept network and its keeper's description."""
     if not os.path.isdir(directory()):
         return
     for name in sorted(os.listdir(directory())):
@@ -364,14 +264,14 @@ def known() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def remove(name: str, *, force: bool) -> None:
-    """Let a keeper end, and with it the network.
+    """Stop a keeper, and with it its network.
 
     Raises:
-        StateError: nobody keeps it; containers are on it, and it was not forced.
+        StateError: it is not kept, or containers are on it and ``force`` is false.
     """
     _, _, connection = Kept(name).ask({"verb": "remove", "force": force})
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_path(name))
+        os.unlink(path_of(name))
     connection.settimeout(_START_S)
     with contextlib.suppress(OSError):
         connection.recv(1)
@@ -382,7 +282,7 @@ def remove(name: str, *, force: bool) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove the sockets of keepers that are dead; return what they were, for people."""
+    """Remove the sockets of dead keepers. Return descriptions of them."""
     try:
         at = directory()
         names = set(os.listdir(at))
@@ -396,12 +296,13 @@ def sweep() -> list[str]:
 
 
 def _main(words: list[str]) -> None:
-    listening = socket.socket(fileno=int(words[0]))
-    ready = int(words[1])
-    for fd in (listening.fileno(), ready):
+    description, *numbers = words
+    fds = [int(each) for each in numbers]
+    for fd in fds:
         os.set_inheritable(fd, False)
-    told = json.loads(words[2])
-    serve(Network(**told), listening, ready)
+    if len(fds) > 2:
+        share_holder(fds[2])
+    serve(Network(**json.loads(description)), socket.socket(fileno=fds[0]), fds[1])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Subnets that no other network has: neither the machine's own, nor one of another owner's.
+"""Leases of subnets, so that networks of different owners and of the machine do not overlap.
 
-A lease is a lock on a file in /run/containerkit/networks, which the kernel drops when its owner ends, however that
-ends. The file is named after the subnet, so that another owner sees what is taken. Networks of an unprivileged user lie
-in namespaces of its own, which no other owner sees: they only keep clear of the host's routes and of each other.
+A lease is a lock on a file in /run/containerkit/networks. The kernel drops it when the owner ends, even if it is
+killed. The file is named after the subnet, so that other owners see which subnets are taken. Networks of an
+in namespaces of its own, which no other owner sees. Their leases are below $XDG_RUNTIME_DIR, and only keep apart what
+is chosen for them, so that a container can be on networks of several processes.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ DIRECTORY: Final = "/run/containerkit/networks"
 
 _POOLS: Final = (IPv4Network("10.176.0.0/12"), IPv4Network("172.24.0.0/13"), IPv4Network("100.96.0.0/11"))
 _PREFIX: Final = 20
-"""4,093 containers: a bridge takes 1,023, and an address comes again only after all others."""
+"""4,093 containers. A bridge has 1,023 ports, and an address is reused only after all others were used."""
 
 _GETROUTE, _NEWROUTE = 26, 24
 
 
 class Lease:
-    """A subnet that one network has; :meth:`release` gives it back, and may be called twice."""
+    """A subnet of one network, until :meth:`release`, which may be called twice."""
 
     __slots__ = ("__weakref__", "_fd", "_path", "subnet")
 
@@ -51,12 +52,12 @@ class Lease:
         closed_in_children(self)
 
     def detach(self) -> int:
-        """Return the locked descriptor, -1 without one; the lease is nobody's to release then."""
+        """Detach the lease. Return the locked descriptor, or -1 without one."""
         fd, self._fd = self._fd, -2
         return fd
 
     def release(self) -> None:
-        """Let another network have it."""
+        """Release it for other networks."""
         fd, self._fd = self._fd, -2
         if fd == -2:
             return
@@ -64,7 +65,7 @@ class Lease:
         if fd >= 0:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to the copy of a forked child
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if a forked child has a copy
             os.close(fd)
 
 
@@ -76,7 +77,7 @@ def routes() -> list[Subnet]:
     """Return the subnets that this process's network namespace has routes to, in any table; not the default ones.
 
     Raises:
-        SetupError: the kernel does not tell.
+        SetupError: the kernel refused the request.
     """
     found: list[Subnet] = []
     try:
@@ -103,36 +104,39 @@ def _destination(body: bytes) -> Subnet | None:
 
 
 def lease(wanted: str, *, shared: bool) -> Lease:
-    """Take a subnet.
+    """Lease a subnet.
 
     Args:
         wanted: ``"auto4"``, ``"auto6"``, or a subnet.
-        shared: the subnet is to be routed by the host, where other owners are.
+        shared: the subnet is to be routed by the host, where other owners are: what one of them has is refused.
 
     Raises:
-        StateError: a network of this machine has it, or a part of it.
-        SpecError: the host has a route into it.
+        StateError: it overlaps a network of this machine.
+        SpecError: it overlaps a route of the host.
         UnsupportedError: none is left.
         SetupError: the lock files can't be made.
 
-    Side effects: with ``shared`` a file in :data:`DIRECTORY`.
+    Side effects: a file in :data:`DIRECTORY`, or below $XDG_RUNTIME_DIR where there is one.
     """
     taken = routes()
-    with _lock, _gate(shared=shared) as listed:
-        others = [*(subnet for subnet in listed()), *_ours]
+    place = DIRECTORY if shared else _of_user()
+    with _lock, _gate(place) as listed:
+        others = [*listed(), *_ours]
         if wanted not in ("auto4", "auto6"):
             subnet = ip_network(wanted)
-            if met := _meeting(subnet, others):
+            if met := _meeting(subnet, others if shared else list(_ours)):
                 raise StateError(
                     f"subnet {subnet}: the network {met} of this machine has it; choose another, or 'auto4'"
                 )
             if met := _meeting(subnet, taken):
                 raise SpecError(f"subnet {subnet}: the host has a route to {met}; choose another, or 'auto4'")
-            return _hold(subnet, shared=shared)
+            return _hold(subnet, None if _meeting(subnet, others) else place)
         for subnet in _candidates(wanted):
             if not _meeting(subnet, others) and not _meeting(subnet, taken):
-                return _hold(subnet, shared=shared)
-    raise UnsupportedError("lease", 28, f"subnet {wanted}", "all are in use: say which one, subnets=('10.9.0.0/24',)")
+                return _hold(subnet, place)
+    raise UnsupportedError(
+        "lease", 28, f"subnet {wanted}", "all are in use: choose one yourself, subnets=('10.9.0.0/24',)"
+    )
 
 
 def _candidates(wanted: str) -> Iterator[Subnet]:
@@ -143,7 +147,7 @@ def _candidates(wanted: str) -> Iterator[Subnet]:
     seed = b"containerkit"
     with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
         seed += file.read()
-    # 40 bits that hardly anybody else has, as RFC 4193 wants it, then one subnet for each network.
+    # 40 random bits, as RFC 4193 requires, then one subnet for each network
     prefix = b"\xfd" + hashlib.sha256(seed).digest()[:5]
     for number in range(1 << 16):
         yield IPv6Network((prefix + number.to_bytes(2, "big") + bytes(8), 64))
@@ -159,54 +163,57 @@ def _overlap(one: Subnet, other: Subnet) -> bool:
     return int(one.network_address) >> shift == int(other.network_address) >> shift
 
 
-def _file(subnet: Subnet) -> str:
-    return f"{DIRECTORY}/{subnet.network_address}-{subnet.prefixlen}"
+def _of_user() -> str | None:
+    """Return where the leases of an unprivileged user are; None without a directory for what is running."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    return f"{base}/containerkit/leases" if os.access(base, os.W_OK) else None
 
 
-def _open(path: str) -> int:
+def _open(place: str, name: str) -> int:
+    path = f"{place}/{name}"
     try:
-        os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
+        os.makedirs(place, mode=0o700, exist_ok=True)
         return high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
-        hint = f"{DIRECTORY} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
+        hint = f"{place} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
         raise SetupError("open", error.errno or 0, path, hint) from None
 
 
-def _hold(subnet: Subnet, *, shared: bool) -> Lease:
-    if not shared:
+def _hold(subnet: Subnet, place: str | None) -> Lease:
+    if place is None:
         return Lease(subnet, -1, "")
-    path = _file(subnet)
-    fd = _open(path)
+    name = f"{subnet.network_address}-{subnet.prefixlen}"
+    fd = _open(place, name)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.ftruncate(fd, 0)
     os.write(fd, b"%d\n" % os.getpid())
-    return Lease(subnet, fd, path)
+    return Lease(subnet, fd, f"{place}/{name}")
 
 
 @contextlib.contextmanager
-def _gate(*, shared: bool) -> Iterator[Callable[[], list[Subnet]]]:
-    """Let one owner at a time choose; yields what returns the subnets that are leased. Stale files are removed."""
-    if not shared:
+def _gate(place: str | None) -> Iterator[Callable[[], list[Subnet]]]:
+    """Let one owner at a time choose a subnet. Yield a function that returns the leased subnets. Remove stale files."""
+    if place is None:
         yield list
         return
-    fd = _open(f"{DIRECTORY}/gate")
+    fd = _open(place, "gate")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield lambda: _leased()[0]
+        yield lambda: _leased(place)[0]
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
-def _leased() -> tuple[list[Subnet], list[str]]:
-    """Return the subnets that somebody holds, and remove the files of those that nobody does; the gate is held."""
+def _leased(place: str) -> tuple[list[Subnet], list[str]]:
+    """Return the leased subnets, and remove stale files. The gate must be held."""
     held: list[Subnet] = []
     removed: list[str] = []
-    for name in sorted(os.listdir(DIRECTORY)):
+    for name in sorted(os.listdir(place)):
         base, _, prefix = name.rpartition("-")
         try:
             subnet = ip_network(f"{base}/{prefix}")
-            fd = os.open(f"{DIRECTORY}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(f"{place}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (OSError, ValueError):
             continue
         try:
@@ -214,7 +221,7 @@ def _leased() -> tuple[list[Subnet], list[str]]:
         except BlockingIOError:
             held.append(subnet)
         else:
-            os.unlink(f"{DIRECTORY}/{name}")
+            os.unlink(f"{place}/{name}")
             removed.append(f"lease of {subnet}")
         finally:
             os.close(fd)
@@ -222,13 +229,14 @@ def _leased() -> tuple[list[Subnet], list[str]]:
 
 
 def sweep() -> list[str]:
-    """Remove the leases of owners that are dead; return what they were, for people."""
-    if not os.path.isdir(DIRECTORY) or not os.access(DIRECTORY, os.W_OK):
+    """Remove the leases of dead owners. Return descriptions of them."""
+    place = DIRECTORY if os.geteuid() == 0 else _of_user()
+    if place is None or not os.path.isdir(place) or not os.access(place, os.W_OK):
         return []
-    fd = _open(f"{DIRECTORY}/gate")
+    fd = _open(place, "gate")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        return _leased()[1]
+        return _leased(place)[1]
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)

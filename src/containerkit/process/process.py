@@ -13,6 +13,7 @@ from subprocess import DEVNULL, PIPE, STDOUT
 from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, TypeVar
 
 from containerkit import _native
+from containerkit.descriptors import keep
 from containerkit.errors import ContainerTimeout, StateError
 from containerkit.process.communicate import LONGEST_POLL_MS, Conversation
 
@@ -66,6 +67,7 @@ class Process(Generic[AnyStr]):
         self.terminal: bool = streams.terminal
         self._pidfd = pidfd
         self._report = report
+        self._reported: list[bytes] = []
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._watchers: set[object] = set()
@@ -76,17 +78,17 @@ class Process(Generic[AnyStr]):
 
     @property
     def stdin(self) -> IO[AnyStr] | None:
-        """The file that feeds its standard input; None where that is no pipe."""
+        """The file that feeds its standard input; None where that is not a pipe."""
         return self._file(0)
 
     @property
     def stdout(self) -> IO[AnyStr] | None:
-        """The file of what it writes to its standard output; None where that is no pipe."""
+        """The file of what it writes to its standard output; None where that is not a pipe."""
         return self._file(1)
 
     @property
     def stderr(self) -> IO[AnyStr] | None:
-        """The file of what it writes to its standard error; None where that is no pipe."""
+        """The file of what it writes to its standard error; None where that is not a pipe."""
         return self._file(2)
 
     def _file(self, number: int) -> IO[Any] | None:
@@ -166,7 +168,7 @@ class Process(Generic[AnyStr]):
         self._watchers.add(self)
 
     def release(self) -> None:
-        """Close the pidfd that :meth:`hold` kept, once the process has ended; harmless when repeated."""
+        """Close the pidfd that :meth:`hold` kept, once the process has ended. May be called twice."""
         self._unwatch(self)
 
     def _unwatch(self, mark: object) -> None:
@@ -236,13 +238,14 @@ class Process(Generic[AnyStr]):
     def _from_report(self, ending: Ending) -> Ending:
         from containerkit.process import result
 
-        try:
-            raw = os.read(self._report, _REPORT.size)
-        except BlockingIOError:
-            raw = b""
-        finally:
-            os.close(self._report)
-            self._report = -1
+        if not self._reported:  # else the handler of a signal has raised once it was read
+            try:
+                keep(self._reported, os.read, self._report, _REPORT.size)
+            except BlockingIOError:
+                self._reported.append(b"")
+        raw = self._reported[-1]
+        fd, self._report = self._report, -1
+        os.close(fd)
         if len(raw) != _REPORT.size:
             return ending._replace(code=os.CLD_KILLED, status=signal.SIGKILL)
         status, _, *usage = _REPORT.unpack(raw)
@@ -366,7 +369,7 @@ class Process(Generic[AnyStr]):
                 end.close()
 
     def close(self) -> None:
-        """Kill it if it runs, wait for it and close its files; harmless when repeated."""
+        """Kill it if it runs, wait for it and close its files. May be called twice."""
         if os.getpid() != self._owner:
             return
         self._close_files()
