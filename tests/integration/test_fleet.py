@@ -419,7 +419,7 @@ def test_map_returns_results_in_order_and_takes_items_as_they_are_needed(threads
 def test_a_container_is_held_for_many_commands(nothing_left, processes):
     with processes.container(hostname="held") as container:
         assert isinstance(container, FleetContainer)
-        container.files.make_folder("/tmp/a/b")
+        container.files.make_directory("/tmp/a/b")
         container.files.write("/tmp/a/b/file", "one\n")
         container.files.append("/tmp/a/b/file", b"two\n")
         assert container.files.read("/tmp/a/b/file") == b"one\ntwo\n"

@@ -381,9 +381,9 @@ class FleetFiles:
         """Write to the end of a file, which is made if it is not there."""
         self._ask("append", path, content, mode=mode)
 
-    def make_folder(self, path: str, *, mode: int = 0o755) -> None:
+    def make_directory(self, path: str, *, mode: int = 0o755) -> None:
         """Make a directory and those above it; harmless if it is there."""
-        self._ask("make_folder", path, mode=mode)
+        self._ask("make_directory", path, mode=mode)
 
     def listdir(self, path: str = "/") -> list[str]:
         """Return the names in a directory, sorted."""

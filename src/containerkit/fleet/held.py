@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["FILE_CALLS", "Holding"]
 
 FILE_CALLS: Final = frozenset(
-    {"read", "read_text", "write", "append", "make_folder", "listdir", "exists"}
+    {"read", "read_text", "write", "append", "make_directory", "listdir", "exists"}
 )  # fmt: skip
 """What the driver may ask of the files of a held container."""
 
