@@ -30,6 +30,7 @@ _MACHINE_WIDE = frozenset({
     "test_oci_engines",  # daemons
     "test_oci_engines_rootless",
     "test_outer_containers",
+    "test_fleet_clusters",  # clusters: their processes, and what they find by looking through all of the machine's
     "test_identity",  # ranges of ids
     "test_interruptions",  # times
     "test_liveness",
