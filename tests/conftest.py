@@ -25,7 +25,9 @@ _MACHINE_WIDE = frozenset({
     "test_project",
     "test_project_cli",
     "test_oci_engines",  # daemons
+    "test_oci_cri",
     "test_oci_engines_rootless",
+    "test_oci_swarm",
     "test_outer_containers",
     "test_identity",  # ranges of ids
     "test_interruptions",  # times
