@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddedEnvironmentOptions",
+    "AnyFleetOptions",
     "AnyLaunchOptions",
     "AnyPopenOptions",
     "AnySandboxPopenOptions",
@@ -429,6 +430,10 @@ class FleetOptions(
     retries: int
     """How many more attempts are made if the node, its worker or the connection is lost (default 0). Nobody knows how
     far a lost attempt had come: with retries a command runs at least once, without them at most once."""
+
+
+class AnyFleetOptions(FleetOptions, TextOptions, total=False):
+    """The same, and those for text mode."""
 
 
 class HeldRunOptions(

@@ -21,7 +21,7 @@ import pickle
 import secrets
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from containerkit.fleet.engine import Task, Watcher
 
 __all__ = ["Channel", "Held", "Ticket"]
+
+_ANSWERS_WITHIN_S: Final = 5.0
+"""How long a worker has that the engine has given up, to say how its task ended."""
 
 
 class Ticket(NamedTuple):
@@ -67,6 +70,7 @@ class Held:
         heard: takes what a held container says: its answers, and lines of its commands.
         wire: the connection to its worker; None before one has claimed it.
         node: where it runs; empty before.
+        given_up: why the engine is through with it although its worker is not; None otherwise.
         over: whether it has ended.
     """
 
@@ -76,6 +80,7 @@ class Held:
     heard: Callable[..., None] | None = None
     wire: Wire | None = None
     node: str = ""
+    given_up: NodeLost | None = None
     over: bool = False
 
 
@@ -160,8 +165,15 @@ class Channel:
         why = f"{type(error).__name__}: {error}" if error is not None else "the engine dropped it"
         lost = NodeLost(f"task {held.id}: lost before it began: {why}")
         lost.__cause__ = error
-        if not self._end(held, Outcome(error=lost, lost=True), waiting=True) and error is not None:
-            self.tell(held, "cancel", held.id)
+        if self._end(held, Outcome(error=lost, lost=True), waiting=True) or error is None or held.over:
+            return
+        why = f"task {held.id}: the engine gave up the worker on node {held.node}: {why}"
+        held.given_up = NodeLost(why, held.node)
+        held.given_up.__cause__ = error
+        self.tell(held, "cancel", held.id)
+        timer = threading.Timer(_ANSWERS_WITHIN_S, self._end, (held, Outcome(error=held.given_up, lost=True)))
+        timer.daemon = True
+        timer.start()
 
     def _end(self, held: Held, outcome: Outcome, *, waiting: bool = False) -> bool:
         """End it here; ``waiting`` for only if no worker has claimed it. Return whether this call did."""
@@ -218,7 +230,8 @@ class Channel:
         elif word == "ended":
             held = self._held.get(rest[0])
             if held is not None and held.wire is wire:
-                self._end(held, rest[1])
+                lost = held.given_up is not None and rest[1].result is None
+                self._end(held, Outcome(error=held.given_up, lost=True) if lost else rest[1])
 
     def _claimed(self, wire: Wire, task: str, node: str) -> None:
         with self._lock:

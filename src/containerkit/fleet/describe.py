@@ -26,7 +26,7 @@ __all__ = ["check_container", "check_fits", "check_retries", "task_of"]
 _WAIT: Final = frozenset({"timeout", "check", "capture_output", "output_limit_bytes", "on_stdout", "on_stderr"})
 _TEXT: Final = frozenset({"text", "encoding", "errors"})
 _COMMAND: Final = COMMAND_FIELDS - {"pass_fds"}
-_KNOWN: Final = DESCRIPTION | _COMMAND | _WAIT | _TEXT | {"image", "init"}
+_KNOWN: Final = DESCRIPTION | _COMMAND | _WAIT | _TEXT | {"image", "init", "input", "retries"}
 _STREAMS: Final[tuple[StreamName, ...]] = ("stdout", "stderr")
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from containerkit.fleet.engine import Node
     from containerkit.fleet.future import FleetFuture
     from containerkit.fleet.report import Report
-    from containerkit.options import ContainerOptions, FleetOptions, Input, ListOf, Word
+    from containerkit.options import AnyFleetOptions, ContainerOptions, FleetOptions, Input, ListOf, Word
     from containerkit.process.result import CompletedProcess
     from containerkit.spec.rootfs import RootFS
 
@@ -98,7 +98,7 @@ class Fleet:
         return cls(load("containerkit.fleet.ray:RayEngine")(address, listen), elastic=elastic)
 
     @classmethod
-    def dask(cls, client: Any, *, listen: str | None = None, elastic: bool = False) -> Self:
+    def dask(cls, client: object, *, listen: str | None = None, elastic: bool = False) -> Self:
         """Return a fleet on a Dask cluster.
 
         Args:
@@ -130,7 +130,7 @@ class Fleet:
         return cls(load("containerkit.fleet.executor:ExecutorEngine")(executor, listen))
 
     @classmethod
-    def kubernetes(cls, **options: Any) -> Self:
+    def kubernetes(cls, **options: object) -> Self:
         """Return a fleet on a Kubernetes cluster, each task a Job.
 
         Args:
@@ -182,8 +182,7 @@ class Fleet:
         argv: ListOf[Word],
         *,
         input: Input = None,  # noqa: A002 - subprocess's own argument
-        retries: int = 0,
-        **options: Any,
+        **options: Unpack[AnyFleetOptions],
     ) -> FleetFuture[Any]:
         """Have a command run in a container of its own on some node, and return its future.
 
@@ -204,17 +203,18 @@ class Fleet:
             StateError: the fleet is closed.
             FleetError: the engine does not take it.
         """
-        check_retries(retries)
-        task = task_of(self._next_name(), argv, input, options)
+        more: dict[str, Any] = dict(options)
+        retries = check_retries(more.pop("retries", 0))
+        task = task_of(self._next_name(), argv, input, more)
         flight = Flight(
             self._engine,
             self._placed(task),
             retries=retries,
             books=self._books,
             listeners={
-                each: options[f"on_{each}"] for each in ("stdout", "stderr") if options.get(f"on_{each}") is not None
+                each: more[f"on_{each}"] for each in ("stdout", "stderr") if more.get(f"on_{each}") is not None
             },
-            text=Text.of(options.get("text"), options.get("encoding"), options.get("errors")),
+            text=Text.of(more.get("text"), more.get("encoding"), more.get("errors")),
         )
         future = flight.future
         self._books.submitted()
@@ -236,7 +236,7 @@ class Fleet:
         *,
         progress: bool = False,
         buffersize: int | None = None,
-        **options: Unpack[FleetOptions],
+        **options: Unpack[AnyFleetOptions],
     ) -> Iterator[CompletedProcess[Any]]:
         """Run a command for each item, and return their results in the order of the items.
 

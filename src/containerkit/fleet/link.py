@@ -46,6 +46,7 @@ class Link:
     """
 
     def __init__(self, ticket: Ticket) -> None:
+        self._where = ticket[:3]
         self._condition = threading.Condition()
         self._sending = threading.Lock()
         self._jobs: dict[str, Job] = {}
@@ -166,6 +167,9 @@ class Link:
                 if job is not None:
                     job.cancel() if word == "cancel" else job.call(*rest)
         self._wire.close()
+        with _known_lock:
+            if _known.get(self._where) is self:
+                del _known[self._where]
         with self._condition:
             self.closed = True
             jobs = list(self._jobs.values())
