@@ -211,9 +211,7 @@ class Fleet:
             self._placed(task),
             retries=retries,
             books=self._books,
-            listeners={
-                each: more[f"on_{each}"] for each in ("stdout", "stderr") if more.get(f"on_{each}") is not None
-            },
+            listeners={each: more[f"on_{each}"] for each in ("stdout", "stderr") if more.get(f"on_{each}") is not None},
             text=Text.of(more.get("text"), more.get("encoding"), more.get("errors")),
         )
         future = flight.future

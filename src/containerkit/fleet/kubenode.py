@@ -1,4 +1,4 @@
-"""Puts the OCI runtime on a node of Kubernetes, and tells containerd of it. The node may have no Python and no C library."""
+"""Puts the OCI runtime on a node of Kubernetes, and names it to containerd. The node needs no Python of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from errno import ENOENT
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import SpecError, UnsupportedError
@@ -46,8 +47,8 @@ from containerkit.oci.main import leave, main
 leave(main())
 """
 _UNUSED: Final = frozenset({
-    "__pycache__", "config-3", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test",
-    "tests", "tkinter", "turtledemo", "venv",
+    "__pycache__", "config-3", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages",
+    "test", "tests", "tkinter", "turtledemo", "venv",
 })  # fmt: skip
 
 
@@ -158,13 +159,13 @@ def _libraries(files: Iterable[str]) -> tuple[str, dict[str, str]]:
             name, arrow, rest = line.strip().partition(" => ")
             path = (rest if arrow else name).rpartition(" (")[0]
             if arrow and path.startswith("not found"):
-                raise UnsupportedError(f"copy {file}: its library {name} is missing here")
+                raise UnsupportedError("copy", ENOENT, file, f"its library {name} is missing here")
             if not arrow and path.startswith("/"):
                 loader = path
             elif path.startswith("/"):
                 found[name] = path
     if not loader:
-        raise UnsupportedError(f"copy {sys.executable}: ldd names no dynamic loader for it")
+        raise UnsupportedError("copy", ENOENT, sys.executable, "ldd names no dynamic loader for it")
     return loader, found
 
 
