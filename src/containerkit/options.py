@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddedEnvironmentOptions",
-    "AnyFleetOptions",
     "AnyLaunchOptions",
     "AnyPopenOptions",
     "AnySandboxPopenOptions",
@@ -69,9 +68,7 @@ __all__ = [
     "DirectoryOptions",
     "EnvironmentOptions",
     "FilesystemOptions",
-    "FleetOptions",
     "HasDescriptor",
-    "HeldRunOptions",
     "InitOptions",
     "KeepingOptions",
     "LaunchOptions",
@@ -408,44 +405,6 @@ class AnyLaunchOptions(LaunchOptions, TextOptions, total=False):
 
 class OneShotOptions(LaunchOptions, WaitOptions, InitOptions, total=False):
     """The arguments of :func:`containerkit.run`, apart from the input and those for text mode."""
-
-
-class FleetOptions(
-    DescriptionOptions,
-    EnvironmentOptions,
-    DirectoryOptions,
-    ResourceOptions,
-    UserOptions,
-    ConfinementOptions,
-    WaitOptions,
-    InitOptions,
-    total=False,
-):
-    """The arguments of :meth:`containerkit.fleet.Fleet.submit`, apart from the input and those for text mode."""
-
-    image: str | None
-    """The image, in place of ``rootfs``. Its name is resolved to a digest once, here; each node pulls that once."""
-    rootfs: RootFS
-    """The root filesystem, seen as ``/``, of the node that runs it (default ``RootFS.host()``)."""
-    retries: int
-    """How many more attempts are made if the node, its worker or the connection is lost (default 0). Nobody knows how
-    far a lost attempt had come: with retries a command runs at least once, without them at most once."""
-
-
-class AnyFleetOptions(FleetOptions, TextOptions, total=False):
-    """The same, and those for text mode."""
-
-
-class HeldRunOptions(
-    EnvironmentOptions,
-    DirectoryOptions,
-    ResourceOptions,
-    UserOptions,
-    ConfinementOptions,
-    WaitOptions,
-    total=False,
-):
-    """The arguments of :meth:`containerkit.fleet.FleetContainer.run`, apart from the input and text mode."""
 
 
 class OnePopenOptions(LaunchOptions, InitOptions, total=False):

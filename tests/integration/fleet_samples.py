@@ -53,7 +53,7 @@ class RayNodes:
 
         self.directory = directory
         self._head = {
-            "num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False, **self._options("n0")
+            "num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False, **self._options("n0")
         }  # fmt: skip
         self.cluster = Cluster(initialize_head=True, head_node_args=self._head)
         self.nodes = {f"n{number}": self._add(f"n{number}") for number in range(1, NODES)}
@@ -63,7 +63,7 @@ class RayNodes:
         return {"node_name": name, "env_vars": {"CONTAINERKIT_IMAGES": f"{self.directory}/{name}"}}
 
     def _add(self, name):
-        return self.cluster.add_node(num_cpus=2, object_store_memory=80 << 20, wait=False, **self._options(name))
+        return self.cluster.add_node(num_cpus=1, object_store_memory=80 << 20, wait=False, **self._options(name))
 
     def connect(self):
         import ray
@@ -106,9 +106,9 @@ class DaskNodes:
             f"n{number}": {
                 "cls": Nanny,
                 "options": {
-                    "nthreads": 2,
+                    "nthreads": 1,
                     "name": f"n{number}",
-                    "resources": {"cpus": 2},
+                    "resources": {"cpus": 1},
                     "env": {"CONTAINERKIT_IMAGES": f"{directory}/n{number}"},
                     "dashboard": False,
                     "memory_limit": 0,

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from containerkit.fleet.engine import Outcome, StreamName, Task
+    from containerkit.fleet.options import HeldRunOptions
     from containerkit.fleet.workers import Carried, WorkerEngine
-    from containerkit.options import HeldRunOptions, Input, ListOf, Word
+    from containerkit.options import Input, ListOf, Word
     from containerkit.process.result import CompletedProcess
 
 __all__ = ["FleetContainer", "FleetFiles", "FleetProcess"]
@@ -154,7 +155,7 @@ class FleetContainer:
             argv: the program, which is looked up inside, and its arguments.
             input: what it finds on stdin (default: nothing, /dev/null).
             text: whether its output is text, in UTF-8 (default: bytes).
-            options: see :class:`containerkit.options.HeldRunOptions`.
+            options: see :class:`containerkit.fleet.options.HeldRunOptions`.
 
         Raises:
             SpecError, SetupError, ContainerTimeout, ExitError: as for :meth:`Container.run`.
@@ -183,7 +184,9 @@ class FleetContainer:
             argv: the program, which is looked up inside, and its arguments.
             input: what it finds on stdin (default: nothing, /dev/null).
             text: whether its output is text, in UTF-8 (default: bytes).
-            options: see :class:`containerkit.options.HeldRunOptions`. ``capture_output`` is False unless it is given.
+            options: see :class:`containerkit.fleet.options.HeldRunOptions`.
+
+        Its output is not kept unless ``capture_output=True`` is given.
 
         Raises:
             StateError: the container does not run.

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from containerkit.fleet.engine import Node
     from containerkit.fleet.future import FleetFuture
+    from containerkit.fleet.options import AnyFleetOptions, FleetOptions
     from containerkit.fleet.report import Report
-    from containerkit.options import AnyFleetOptions, ContainerOptions, FleetOptions, Input, ListOf, Word
+    from containerkit.options import ContainerOptions, Input, ListOf, Word
     from containerkit.process.result import CompletedProcess
     from containerkit.spec.rootfs import RootFS
 
@@ -190,7 +191,7 @@ class Fleet:
             argv: the program, which is looked up inside, and its arguments.
             input: what it finds on stdin (default: nothing, /dev/null).
             text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
-            options: see :class:`containerkit.options.FleetOptions`.
+            options: see :class:`containerkit.fleet.options.FleetOptions`.
 
         Paths in it, of binds and roots, are those of the node. Functions that hear lines are called here, in another
         thread; one that takes long holds up the other tasks of that worker.
@@ -250,7 +251,7 @@ class Fleet:
             buffersize: how many may be under way or not taken yet (default: all). With a number, items are taken from
                 an endless iterable as well.
             text, encoding, errors: as for :meth:`submit`.
-            options: see :class:`containerkit.options.FleetOptions`.
+            options: see :class:`containerkit.fleet.options.FleetOptions`.
 
         Iterating raises what the task at that place raised. The tasks that are left are cancelled then, and when the
         iterator is closed.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from concurrent.futures import InvalidStateError
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -66,6 +64,7 @@ class Flight:
         self._attempt: Attempt | None = None
         self._cancelled: bool | None = None
         self._problem: BaseException | None = None
+        self._settled = False
         self._submitted = 0.0
 
     # --- Attempts
@@ -107,15 +106,14 @@ class Flight:
         """Cancel it; see :meth:`FleetFuture.cancel`."""
         with self._lock:
             first = self._cancelled is None
-            if first and self.future.done():
+            if first and self._settled:
                 return False
             self._cancelled = force or bool(self._cancelled)
             attempt = self._attempt
         if first:
             self.future.cause = "cancelled"
-            if not self.future.settle_cancelled():
-                return False
             self._books.settled("cancelled")
+            self.future.settle_cancelled()
         if attempt is not None:
             attempt.cancel(force=force)
         return True
@@ -168,19 +166,20 @@ class Flight:
         self._settle(outcome.result, outcome.error, cause)
 
     def _settle(self, result: CompletedProcess[Any] | None, error: BaseException | None, cause: FleetCause) -> None:
+        """Give the future its result, unless it was cancelled. It is in the books before anybody is told."""
         future = self.future
-        future.settle_gone()
         with self._lock:
-            if self._cancelled is not None:
-                return
-        future.usage = None if result is None else result.usage
-        future.cause = cause
-        if error is None and result is None:
-            error = FleetError(f"task {self._task.id}: the engine told neither a result nor an error")
-        with contextlib.suppress(InvalidStateError):  # cancelled at this very moment
+            first, self._settled = not self._settled, True
+            cancelled = self._cancelled is not None
+        if first and not cancelled:
+            future.usage = None if result is None else result.usage
+            future.cause = cause
+            if error is None and result is None:
+                error = FleetError(f"task {self._task.id}: the engine told neither a result nor an error")
+            failed = error is not None or (result is not None and result.returncode != 0)
+            self._books.settled(cause if failed else None)
             if error is not None:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            failed = error is not None or (result is not None and result.returncode != 0)
-            self._books.settled(cause if failed else None)
+        future.settle_gone()

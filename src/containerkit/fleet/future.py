@@ -67,9 +67,10 @@ class FleetFuture(Future[Result]):
         """
         return self._gone.wait(timeout)
 
-    def settle_cancelled(self) -> bool:
-        """Become cancelled and tell who waits; False if it is done."""
-        return super().cancel() and not self.set_running_or_notify_cancel()
+    def settle_cancelled(self) -> None:
+        """Become cancelled and tell who waits."""
+        super().cancel()
+        self.set_running_or_notify_cancel()
 
     def settle_gone(self) -> None:
         """Know that nothing of it runs any more."""

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from containerkit.errors import StateError
 from containerkit.fleet.engine import Outcome
 from containerkit.fleet.errors import FleetError
 from containerkit.fleet.perform import Attending, root_of
@@ -95,7 +96,8 @@ class Holding(Attending):
                 value = self._of_files(*given)
             answer: tuple[bool, Any] = (True, value)
         except Exception as error:  # noqa: BLE001 - the driver raises it
-            answer = (False, error)
+            stopped = StateError(f"container {self.id}: it was stopped")
+            answer = (False, stopped if self._stop.is_set() else error)
         self._early.pop(number, None)
         try:
             self._say("answer", number, *answer)
