@@ -30,6 +30,8 @@ _MACHINE_WIDE = frozenset({
     "test_oci_engines",  # daemons
     "test_oci_cri",
     "test_oci_engines_rootless",
+    "test_oci_slurm",
+    "test_kube_node",
     "test_oci_swarm",
     "test_outer_containers",
     "test_fleet_clusters",  # clusters: their processes, and what they find by looking through all of the machine's
@@ -203,8 +205,8 @@ def mounts():
 def own_cgroups():
     """Return the control groups that this process has made."""
     found = set()
-    for folder, names, _ in os.walk("/sys/fs/cgroup"):
-        found.update(f"{folder}/{name}" for name in names if name.startswith(f"containerkit.{os.getpid()}."))
+    for directory, names, _ in os.walk("/sys/fs/cgroup"):
+        found.update(f"{directory}/{name}" for name in names if name.startswith(f"containerkit.{os.getpid()}."))
     return found
 
 

@@ -26,7 +26,7 @@ from oci_engines import (
 from containerkit.fleet.kubenode import configured
 from containerkit.oci.cgroups import hierarchies
 
-pytestmark = [*as_root, pytest.mark.slow]
+pytestmark = as_root
 
 GROUP = f"ck-cri-{RUN}"
 """The control group of all pods, as a kubelet's kubepods."""

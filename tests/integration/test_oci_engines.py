@@ -1,13 +1,12 @@
 """podman, containerd and Docker, as Debian packages them, with this runtime below.
 
-Each engine keeps to folders and sockets of the test's own, and is stopped at its end.
+Each engine keeps to directories and sockets of the test's own, and is stopped at its end.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,8 +40,8 @@ def parent_groups():
     """Remove the control groups that engines make for their containers' groups, and leave."""
     yield
     for place in groups_named(GROUP):
-        for folder, _, _ in os.walk(place, topdown=False):
-            os.rmdir(folder)
+        for directory, _, _ in os.walk(place, topdown=False):
+            os.rmdir(directory)
 
 
 # --- podman
@@ -500,37 +499,3 @@ def test_docker_three_services_talk_through_a_volume_and_shared_namespaces(docke
     eventually(lambda: "page" in docker("exec", "reader", "sh", "-c", "cat /shared/page 2>/dev/null; true"))
     docker("rm", "-f", "web", "cache", "reader")
     docker("volume", "rm", "shared")
-
-
-def test_docker_swarm_has_a_service_of_three(docker):
-    done = subprocess.run(
-        [*docker.words, "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:24377"],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.skip(f"swarm can't be set up here: {done.stderr.strip()}")
-    try:
-        docker(
-            "service",
-            "create",
-            "--detach",
-            "--name",
-            "s",
-            "--replicas",
-            "3",
-            "--network",
-            "host",
-            "--no-resolve-image",
-            "box",
-            "sleep",
-            "100",
-        )
-        eventually(lambda: docker("service", "ls", "--format", "{{.Replicas}}").strip() == "3/3", 60)
-        assert {"ck"} == set(
-            docker("inspect", "--format", "{{.HostConfig.Runtime}}", *docker("ps", "-q").split()).split()
-        )
-        docker("service", "rm", "s")
-        eventually(lambda: docker("ps", "-q") == "", 60)
-    finally:
-        docker("swarm", "leave", "--force")

@@ -19,7 +19,7 @@ from oci_engines import (
     runtime_of_engines,  # noqa: F401 - a fixture
 )
 
-pytestmark = [*as_root, pytest.mark.slow]
+pytestmark = as_root
 
 GROUP = f"ck-swarm-{RUN}"
 NAMES = ("one", "two")

@@ -95,7 +95,7 @@ class Keeping:
         log_files: how many logs are kept.
         image: the name of its image, for people.
         command_line: the options and the command of ``run`` that made it; empty for what was made from Python.
-        folder: the working directory of that.
+        directory: the working directory of that.
     """
 
     name: str = ""
@@ -110,7 +110,7 @@ class Keeping:
     log_files: int = 3
     image: str = ""
     command_line: tuple[str, ...] = ()
-    folder: str = ""
+    directory: str = ""
 
     def __attrs_post_init__(self) -> None:
         if self.name:
