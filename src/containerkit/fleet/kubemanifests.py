@@ -13,6 +13,8 @@ LABEL: Final = "containerkit/runtime"
 """The label of the nodes that the runtime is installed on, and that pods of the RuntimeClass are placed on."""
 
 _NAME: Final = "containerkit-node"
+_WAIT: Final = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, {15}); s.sigwait({15})"
+"""PID 1 gets no signal that it neither handles nor blocks."""
 
 
 def manifests(
@@ -24,7 +26,7 @@ def manifests(
     systemd start containerd again, where the configuration has changed.
 
     Args:
-        image: an image with Python and containerkit, such as one made by ``docs/examples/kubernetes/Dockerfile``.
+        image: an image with Python and containerkit; docs/kubernetes.md has a Dockerfile.
         namespace: of the DaemonSet (default ``"kube-system"``).
         configuration: containerd's configuration on the nodes.
 
@@ -44,30 +46,7 @@ def manifests(
         "handler": HANDLER,
         "scheduling": {"nodeSelector": nodes},
     }
-    install = ["containerkit", "kube", "node", "install", "--root", "/host", "--prefix", PREFIX]
-    installer = {
-        "name": "install",
-        "image": image,
-        "command": [*install, "--configuration", configuration, "--restart"],
-        "securityContext": {"privileged": True},
-        "volumeMounts": [{"name": "host", "mountPath": "/host"}],
-    }
-    waiter = {
-        "name": "installed",
-        "image": image,
-        "command": ["python3", "-c", "import signal; signal.sigwait({signal.SIGTERM})"],
-        "resources": {"limits": {"cpu": "10m", "memory": "32Mi"}},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    }
-    pod = {
-        "nodeSelector": nodes,
-        "hostPID": True,  # for the mount namespace of the node's systemd
-        "automountServiceAccountToken": False,
-        "tolerations": [{"operator": "Exists"}],
-        "initContainers": [installer],
-        "containers": [waiter],
-        "volumes": [{"name": "host", "hostPath": {"path": "/", "type": "Directory"}}],
-    }
+    pod = _pod(image, configuration)
     daemon_set = {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
@@ -79,3 +58,31 @@ def manifests(
         },
     }
     return runtime_class, daemon_set
+
+
+def _pod(image: str, configuration: str) -> dict[str, Any]:
+    """Return the pod that installs the runtime on its node, and then waits for its own end."""
+    install = ["containerkit", "kube", "node", "install", "--root", "/host", "--prefix", PREFIX]
+    installer = {
+        "name": "install",
+        "image": image,
+        "command": [*install, "--configuration", configuration, "--restart"],
+        "securityContext": {"privileged": True},
+        "volumeMounts": [{"name": "host", "mountPath": "/host"}],
+    }
+    waiter = {
+        "name": "installed",
+        "image": image,
+        "command": ["python3", "-c", _WAIT],
+        "resources": {"limits": {"cpu": "10m", "memory": "32Mi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    return {
+        "nodeSelector": {LABEL: "true"},
+        "hostPID": True,  # for the mount namespace of the node's systemd
+        "automountServiceAccountToken": False,
+        "tolerations": [{"operator": "Exists"}],
+        "initContainers": [installer],
+        "containers": [waiter],
+        "volumes": [{"name": "host", "hostPath": {"path": "/", "type": "Directory"}}],
+    }
