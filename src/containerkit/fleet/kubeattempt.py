@@ -65,10 +65,6 @@ class KubeAttempt(Attempt):
         self._lines = 0
         self._listening: threading.Thread | None = None
 
-    def submitted(self) -> None:
-        """Note that the Job was taken."""
-        self.made = min(self.made, time.monotonic())
-
     # --- What is told of it
 
     def look(self, pod: dict[str, Any], *, deleted: bool = False) -> None:

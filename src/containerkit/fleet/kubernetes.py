@@ -114,7 +114,6 @@ class KubernetesEngine(Engine):
         except BaseException:
             self.forget(attempt)
             raise
-        attempt.submitted()
         return attempt
 
     def _begin(self, *functions: Any) -> None:
