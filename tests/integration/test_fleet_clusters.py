@@ -74,6 +74,7 @@ def test_lines_files_and_errors_pass_the_engine(fleet):
     ]  # fmt: skip
 
 
+@pytest.mark.slow  # both engines take seconds to give up a worker
 def test_force_ends_a_worker_that_does_not_answer(fleet, monkeypatch):
     """A stopped process stands for one that hangs: its connection stands, and nothing comes of what is sent."""
     monkeypatch.setattr(workers, "FORCE_AFTER_S", 0.2)

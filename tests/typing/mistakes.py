@@ -38,6 +38,7 @@ from containerkit import (
 )
 from containerkit.aio import AsyncContainer
 from containerkit.executor import ContainerExecutor
+from containerkit.fleet import Fleet
 from containerkit.image import Reference, Store, commit
 from containerkit.interpreter import Interpreter
 from containerkit.measure import RunExecutor
@@ -337,6 +338,16 @@ def the_rest(group: CGroup, error: ExitError, late: ContainerTimeout, memory: Ou
     late.result.stdout  # mistake
     memory.limit  # mistake
     os.close(DEVNULL.fileno())  # mistake
+
+
+def fleets(fleet: Fleet) -> None:
+    fleet.submit("true")  # mistake
+    fleet.submit(["true"], retries="2")  # mistake
+    fleet.submit(["true"], pass_fds=[0])  # mistake
+    fleet.submit(["true"], input="text")  # mistake
+    fleet.submit(["true"]).result().stdout.encode()  # mistake
+    fleet.map(["true"], [1])  # mistake
+    fleet.container(imaeg="alpine")  # mistake
 
 
 def in_short(c: Container) -> None:

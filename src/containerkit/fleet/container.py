@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, AnyStr, Generic, Literal, Self, overload
 
 from containerkit.errors import SpecError, StateError
 from containerkit.fleet.errors import FleetError, NodeLost
@@ -169,6 +169,26 @@ class FleetContainer:
         done: CompletedProcess[Any] = self._begun(argv, input, text, more, listener, heard)[1].result()
         return done
 
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: Literal[True],
+        **options: Unpack[HeldRunOptions],
+    ) -> FleetProcess[str]: ...
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: bytes | bytearray | memoryview | None = None,
+        text: Literal[False] | None = None,
+        **options: Unpack[HeldRunOptions],
+    ) -> FleetProcess[bytes]: ...
+
     @explained
     def popen(
         self,
@@ -177,7 +197,7 @@ class FleetContainer:
         input: Input = None,  # noqa: A002 - subprocess's own argument
         text: bool | None = None,
         **options: Unpack[HeldRunOptions],
-    ) -> FleetProcess:
+    ) -> FleetProcess[Any]:
         """Start a command in it, whose output is streamed to here.
 
         Args:
@@ -280,7 +300,7 @@ class FleetContainer:
             future.set_exception(kind)
 
 
-class FleetProcess:
+class FleetProcess(Generic[AnyStr]):
     """A command in a container on a node; made by :meth:`FleetContainer.popen`.
 
     ``for stream, line in process`` gives its output as it comes, without the ends of lines: ``("stdout", b"...")``.
@@ -295,7 +315,7 @@ class FleetProcess:
         self._future = future
         self._lines = lines
 
-    def __iter__(self) -> Iterator[tuple[StreamName, Any]]:
+    def __iter__(self) -> Iterator[tuple[StreamName, AnyStr]]:
         while (line := self._lines.get()) is not _END:
             yield line
         self._lines.put(_END)  # for whoever iterates again
@@ -308,7 +328,7 @@ class FleetProcess:
         """
         return self.wait().returncode if self._future.done() else None
 
-    def wait(self, timeout: float | None = None) -> CompletedProcess[Any]:
+    def wait(self, timeout: float | None = None) -> CompletedProcess[AnyStr]:
         """Wait for the end.
 
         Args:
@@ -322,7 +342,7 @@ class FleetProcess:
             SetupError, ContainerTimeout, ExitError: as for ``run``.
             NodeLost, StateError: its node was lost, or its container was stopped.
         """
-        done: CompletedProcess[Any] = self._future.result(timeout)
+        done: CompletedProcess[AnyStr] = self._future.result(timeout)
         return done
 
     def send_signal(self, number: int) -> None:

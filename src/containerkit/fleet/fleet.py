@@ -227,6 +227,48 @@ class Fleet:
             raise
         return future
 
+    @overload
+    def map(
+        self,
+        argv_of: Callable[[Item], ListOf[Word]],
+        items: Iterable[Item],
+        *,
+        progress: bool = False,
+        buffersize: int | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[FleetOptions],
+    ) -> Iterator[CompletedProcess[str]]: ...
+
+    @overload
+    def map(
+        self,
+        argv_of: Callable[[Item], ListOf[Word]],
+        items: Iterable[Item],
+        *,
+        progress: bool = False,
+        buffersize: int | None = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[FleetOptions],
+    ) -> Iterator[CompletedProcess[bytes]]: ...
+
+    @overload
+    def map(
+        self,
+        argv_of: Callable[[Item], ListOf[Word]],
+        items: Iterable[Item],
+        *,
+        progress: bool = False,
+        buffersize: int | None = None,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[FleetOptions],
+    ) -> Iterator[CompletedProcess[str]]: ...
+
     @explained
     def map(
         self,
