@@ -28,6 +28,7 @@ def inspection(one: Known) -> dict[str, Any]:
     keeping, description = one.keeping, one.description()
     status, run, end = one.looked_at()
     spec, runs = description.spec, status in ("running", "paused")
+    health = one.health_state(status, run)
     limits = {} if spec.limits is None else attrs.asdict(spec.limits, filter=lambda _, value: value is not None)
     return {
         "Id": one.id,
@@ -47,6 +48,9 @@ def inspection(one: Known) -> dict[str, Any]:
             "Error": one.error or ("its keeper was killed" if status == "dead" else ""),
             "StartedAt": rfc3339(run.get("started")),
             "FinishedAt": end["finished"] if end is not None else "",
+            "Health": None
+            if health is None
+            else {"Status": health["status"], "FailingStreak": health["streak"], "Log": health["log"]},
         },
         "Image": keeping.image,
         "RestartCount": one.restarts,
@@ -70,6 +74,18 @@ def inspection(one: Known) -> dict[str, Any]:
             "StopSignal": keeping.stop_signal,
             "StopTimeout": keeping.stop_timeout_s,
         },
+        "NetworkSettings": {
+            "Network": _network(spec.network),
+            "Addresses": run.get("network", {}).get("addresses", []) if runs else [],
+            "Ports": run.get("network", {}).get("ports", []) if runs else [],
+            "Attendant": run.get("attendant") if runs else None,
+        },
         "Keeper": run.get("keeper") if runs else None,
         "CGroups": run.get("groups", []),
     }
+
+
+def _network(choice: Any) -> str:
+    """Return the name of a network, as people know it."""
+    found = getattr(choice, "network", choice)
+    return found if isinstance(found, str) else str(getattr(found, "name", found))

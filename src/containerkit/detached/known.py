@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from containerkit.detached.description import Description, Keeping
+from containerkit.detached.health import state
 from containerkit.errors import StateError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from containerkit.detached.store import Entry
     from containerkit.spec.mount import Mount
+    from containerkit.spec.network import Port
     from containerkit.spec.rootfs import RootFS
 
 __all__ = ["Known", "Status"]
@@ -198,6 +200,34 @@ class Known:
         return float(self.entry.config["created"])
 
     @property
+    def health(self) -> str | None:
+        """``"starting"``, ``"healthy"`` or ``"unhealthy"`` while it runs; None where its health is not checked."""
+        status, run, _ = self.looked_at()
+        found = self.health_state(status, run)
+        return None if found is None else str(found["status"])
+
+    def health_state(self, status: Status, run: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what is on record of the health checks of a run: ``status``, ``streak``, ``log``; None for none."""
+        if not run.get("checked") or status not in ("running", "paused"):
+            return None
+        return state(self.entry, int(run["run"]))
+
+    @property
+    def addresses(self) -> list[str]:
+        """Its addresses on a network; empty while it does not run, and where it is on none that others serve."""
+        status, run, _ = self.looked_at()
+        return list(run.get("network", {}).get("addresses", ())) if status in ("running", "paused") else []
+
+    @property
+    def ports(self) -> list[Port]:
+        """Its published ports, with the host's ports that they have got; empty while it does not run."""
+        from containerkit.spec.network import Port
+
+        status, run, _ = self.looked_at()
+        told = run.get("network", {}).get("ports", ()) if status in ("running", "paused") else ()
+        return [Port(**each) for each in told]
+
+    @property
     def error(self) -> str | None:
         """Why its policy could not start it again; None where it could."""
         content = self.entry.read("error.json")
@@ -206,7 +236,8 @@ class Known:
     def summary(self) -> dict[str, Any]:
         """Return what a list of containers shows of it, with a single look at the record.
 
-        ``status``, ``pid``, ``exit_code``, ``created`` and ``labels`` are those of the attributes.
+        ``status``, ``pid``, ``exit_code``, ``created``, ``health`` and ``labels`` are those of the attributes;
+        ``init`` is the pid of the last run's init.
         """
         status, run, end = self.looked_at()
         config = self.entry.config
@@ -217,8 +248,11 @@ class Known:
             "command": config["argv"],
             "created": config["created"],
             "status": status,
+            "init": run.get("init"),
             "pid": run["pid"] if status in ("running", "paused") else None,
             "exit_code": None if end is None else os.waitstatus_to_exitcode(int(end["status"])),
+            "health": None if (found := self.health_state(status, run)) is None else found["status"],
+            "ports": run.get("network", {}).get("ports", []) if status in ("running", "paused") else [],
             "labels": config["labels"],
         }
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from containerkit.network.live import LiveNetwork
 
-__all__ = ["Kept", "Remote", "create", "known", "serve"]
+__all__ = ["Kept", "Remote", "as_error", "create", "known", "serve"]
 
 _LARGEST: Final = 1 << 20
 _START_S: Final = 20.0
@@ -64,9 +66,15 @@ def _path(name: str) -> str:
 
 @attrs.frozen
 class Kept:
-    """A network that a keeper has, by its name; given to a container as a network."""
+    """A network that a keeper has, by its name; given to a container as a network.
+
+    Attributes:
+        name: of the network.
+        at: the path of the keeper's socket, where it is not that of a shared network; at most 100 bytes.
+    """
 
     name: str
+    at: str | None = None
     containerkit_network = True
 
     def inspect(self, *, joins: bool = False) -> dict[str, Any]:
@@ -95,7 +103,7 @@ class Kept:
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            connection.connect(_path(self.name))
+            connection.connect(self.at or _path(self.name))
             _check_peer(connection, self.name)
             _send(connection, request)
             answer, fds = _receive(connection)
@@ -108,7 +116,7 @@ class Kept:
             raise
         if "error" in answer:
             connection.close()
-            raise _error(answer["error"])
+            raise as_error(answer["error"])
         return answer, fds, connection
 
 
@@ -146,7 +154,8 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return answer, [_native.high(fd) for fd in fds]
 
 
-def _error(told: dict[str, Any]) -> Exception:
+def as_error(told: dict[str, Any]) -> Exception:
+    """Return the error that a keeper has told of."""
     if told["kind"] == "SetupError":
         return SetupError(*told["arguments"])
     return (SpecError if told["kind"] == "SpecError" else StateError)(told["text"])
@@ -194,19 +203,28 @@ class Remote:
         Raises:
             StateError, SpecError, SetupError: what the keeper says.
         """
-        _, fds, connection = self.kept.ask(self.wish)
-        return _Remote.connected(fds[0], connection)
+        told, fds, connection = self.kept.ask(self.wish)
+        return _Remote.connected(fds[0], connection, told)
 
 
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class _Remote(Endpoint):
     connection: socket.socket
+    told: dict[str, Any]
 
     @classmethod
-    def connected(cls, fd: int, connection: socket.socket) -> _Remote:
-        """Take over a descriptor, and the connection on which all that the container has depends."""
+    def connected(cls, fd: int, connection: socket.socket, told: dict[str, Any]) -> _Remote:
+        """Take over a descriptor, and the connection on which all that the container has depends.
+
+        Args:
+            fd: of the network namespace.
+            connection: to the keeper.
+            told: what the container has of the network: ``addresses``, and ``ports`` that are published.
+        """
         status = os.fstat(fd)
-        made = cls(kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection)
+        made = cls(
+            kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection, told=told
+        )
         made.also(connection.close)
         return made
 
@@ -219,13 +237,14 @@ class _Remote(Endpoint):
 # --- The keeper
 
 
-def serve(network: Network, listening: socket.socket, ready: int) -> None:
+def serve(network: Network, listening: socket.socket, ready: int, life: socket.socket | None = None) -> None:
     """Keep a network until somebody asks for its end; the process does nothing else.
 
     Args:
         network: what is kept.
         listening: where it answers.
         ready: a descriptor that is told how the opening went.
+        life: at its end the network ends, too.
     """
     try:
         live = network.open()
@@ -235,7 +254,11 @@ def serve(network: Network, listening: socket.socket, ready: int) -> None:
     os.write(ready, b"{}")
     os.close(ready)
     ending = threading.Event()
+    asked = [listening] if life is None else [listening, life]
     while not ending.is_set():
+        found = select.select(asked, [], [])[0]
+        if life in found or ending.is_set():
+            break
         connection, _ = listening.accept()
         threading.Thread(target=_attend, args=(connection, live, ending, listening), daemon=True).start()
     live.close()
@@ -279,7 +302,8 @@ def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwo
     )
     made = connector.take()
     try:
-        _send(connection, {"addresses": list(made.claims[0].addresses)}, (made.fileno(),))
+        ports = [{**attrs.asdict(each.port), "host_port": each.host_port} for each in made.published]
+        _send(connection, {"addresses": list(made.claims[0].addresses), "ports": ports}, (made.fileno(),))
         while True:
             more, _ = _receive(connection)
             made.named(str(more.get("name")))
@@ -292,6 +316,14 @@ def _rule(told: dict[str, Any]) -> EgressRule:
     return EgressRule(told["what"], tuple((first, last) for first, last in told["ports"]), told["protocol"])
 
 
+_children: Final[list[subprocess.Popen[bytes]]] = []
+"""Keepers that this process has started: it reaps them if it is still there at their end."""
+
+
+def _reap() -> None:
+    _children[:] = [each for each in _children if each.poll() is None]
+
+
 def create(network: Network) -> int:
     """Start the keeper of a network, and return its pid once the network is open.
 
@@ -301,8 +333,6 @@ def create(network: Network) -> int:
 
     Side effects: a process, until the network is removed.
     """
-    import subprocess
-
     path = _path(network.name)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -327,7 +357,9 @@ def create(network: Network) -> int:
         if answer:
             keeper.wait(_START_S)
             os.unlink(path)
-            raise _error(answer)
+            raise as_error(answer)
+        _reap()
+        _children.append(keeper)
         return keeper.pid
     finally:
         listening.close()
@@ -379,6 +411,7 @@ def remove(name: str, *, force: bool) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and any(each == name for each, _ in known()):
         time.sleep(0.01)
+    _reap()
 
 
 def sweep() -> list[str]:
