@@ -69,11 +69,13 @@ class Detached(Known):
                 os.unlink(self.entry.file(name))
         begin(self.entry)
 
-    def ask_to_end(self, run: Mapping[str, Any]) -> None:
-        """Ask it to end as :meth:`stop` does, and do not wait: whoever calls it ends with it."""
+    def ask_to_end(self, run: int) -> None:
+        """Ask a run to end as :meth:`stop` does, and do not wait: for who ends with it."""
         asked = self.keeping.stop_signal
         self._mark_stopped()
-        self.signal_command(run, signal_number(asked if asked is not None else run.get("stop_signal", signal.SIGTERM)))
+        self.signal_command(
+            signal_number(asked if asked is not None else self.last_run.get("stop_signal", signal.SIGTERM)), run
+        )
         emit(self.entry, "stop")
 
     def stop(self, grace_s: float | None = None, *, stop_signal: int | str | None = None) -> None:
@@ -95,7 +97,7 @@ class Detached(Known):
         if status == "paused":
             self.resume()
         if status in ("running", "paused"):
-            self.signal_command(run, number)
+            self.signal_command(number, int(run["run"]))
             deadline = time.monotonic() + (keeping.stop_timeout_s if grace_s is None else grace_s)
             while self.entry.end_of(run["run"]) is None and self.entry.is_kept():
                 if time.monotonic() >= deadline:
@@ -118,7 +120,7 @@ class Detached(Known):
             raise StateError(f"{self!r}: it does not run")
         emit(self.entry, "kill", signal=number)
         if number != 9:
-            self.signal_command(run, number)
+            self.signal_command(number, int(run["run"]))
             return
         self._mark_stopped()
         if status == "paused":
@@ -386,15 +388,18 @@ class Detached(Known):
         except OSError as error:
             raise SetupError("open", error.errno or 0, self.entry.file("stopped")) from None
 
-    def signal_command(self, run: Mapping[str, Any], number: int) -> None:
-        """Send the command a signal, if it is the one on record.
+    def signal_command(self, number: int, run: int) -> None:
+        """Send the command of a run a signal; nothing happens where that has ended.
 
         Its pid is not another's while its keeper has not read its status: that is looked at once the pidfd is there.
         """
+        last = self.last_run
+        if last.get("run") != run:
+            return
         with suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(int(run["pid"]))
+            pidfd = os.pidfd_open(int(last["pid"]))
             try:
-                if self.entry.is_kept() and self.entry.end_of(run["run"]) is None:
+                if self.entry.is_kept() and self.entry.end_of(run) is None:
                     signal.pidfd_send_signal(pidfd, number)
             finally:
                 os.close(pidfd)

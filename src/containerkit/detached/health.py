@@ -19,6 +19,9 @@ import attrs
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from containerkit.detached.container import Detached
     from containerkit.detached.description import Keeping
     from containerkit.detached.store import Entry
     from containerkit.image import Image
@@ -141,10 +144,18 @@ def begin(entry: Entry, check: Check | None, run: int) -> None:
         entry.write(_FILE, {"run": run, "check": attrs.asdict(check), "status": "starting", "streak": 0, "log": []})
 
 
-def state(entry: Entry, run: int) -> dict[str, Any] | None:
-    """Return ``status``, ``streak`` and ``log`` of a run; None where it has no checks."""
+def state(entry: Entry, status: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return ``status``, ``streak`` and ``log`` of the checks of a run; None where there are none, or it is over.
+
+    Args:
+        entry: the record.
+        status: what the container does.
+        run: its last start.
+    """
+    if not run.get("checked") or status not in ("running", "paused"):
+        return None
     content = entry.read(_FILE)
-    return content if content is not None and content["run"] == run else None
+    return content if content is not None and content["run"] == run["run"] else None
 
 
 def check(entry: Entry) -> bool:
@@ -161,7 +172,7 @@ def check(entry: Entry) -> bool:
 
     one = Detached(entry)
     status, run, _ = one.looked_at()
-    found = state(entry, int(run.get("run", 0)))
+    found = state(entry, status, run)
     if found is None or status != "running":
         return False
     options = Check(**{**found["check"], "argv": tuple(found["check"]["argv"])})
@@ -178,18 +189,18 @@ def check(entry: Entry) -> bool:
     if found["status"] != former:
         emit(entry, "health_status", health=found["status"])
         if found["status"] == "unhealthy":
-            _act(one, run, options.on_failure)
+            _act(one, int(run["run"]), options.on_failure)
     return bool(passed)
 
 
-def _act(one: Any, run: dict[str, Any], action: str) -> None:
+def _act(one: Detached, run: int, action: str) -> None:
     if action == "kill":  # not as by hand: the policy decides what comes after
-        one.signal_command(run, signal.SIGKILL)
+        one.signal_command(signal.SIGKILL, run)
     elif action == "stop":
         one.ask_to_end(run)
 
 
-def _probe(one: Any, options: Check) -> dict[str, Any]:
+def _probe(one: Detached, options: Check) -> dict[str, Any]:
     from containerkit.errors import ContainerTimeout, SetupError
 
     began, code = time.time(), -1

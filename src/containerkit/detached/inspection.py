@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from containerkit.detached.health import state
+
 if TYPE_CHECKING:
     from containerkit.detached.known import Known
 
@@ -28,7 +30,7 @@ def inspection(one: Known) -> dict[str, Any]:
     keeping, description = one.keeping, one.description()
     status, run, end = one.looked_at()
     spec, runs = description.spec, status in ("running", "paused")
-    health = one.health_state(status, run)
+    health = state(one.entry, status, run)
     limits = {} if spec.limits is None else attrs.asdict(spec.limits, filter=lambda _, value: value is not None)
     return {
         "Id": one.id,

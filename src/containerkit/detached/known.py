@@ -203,14 +203,8 @@ class Known:
     def health(self) -> str | None:
         """``"starting"``, ``"healthy"`` or ``"unhealthy"`` while it runs; None where its health is not checked."""
         status, run, _ = self.looked_at()
-        found = self.health_state(status, run)
+        found = state(self.entry, status, run)
         return None if found is None else str(found["status"])
-
-    def health_state(self, status: Status, run: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what is on record of the health checks of a run: ``status``, ``streak``, ``log``; None for none."""
-        if not run.get("checked") or status not in ("running", "paused"):
-            return None
-        return state(self.entry, int(run["run"]))
 
     @property
     def addresses(self) -> list[str]:
@@ -251,7 +245,7 @@ class Known:
             "init": run.get("init"),
             "pid": run["pid"] if status in ("running", "paused") else None,
             "exit_code": None if end is None else os.waitstatus_to_exitcode(int(end["status"])),
-            "health": None if (found := self.health_state(status, run)) is None else found["status"],
+            "health": None if (found := state(self.entry, status, run)) is None else found["status"],
             "ports": run.get("network", {}).get("ports", []) if status in ("running", "paused") else [],
             "labels": config["labels"],
         }
