@@ -121,6 +121,22 @@ def test_containers_of_one_network_find_each_other(kept, network):
     assert len(members) == 2
 
 
+def test_fixed_port_and_address_are_had_again_at_once(kept):
+    network = Network(f"f{os.getpid()}", subnets=["10.177.66.0/24"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    try:
+        attach = Attach(network, addresses=["10.177.66.77"])
+        one = Container(network=attach, publish=[Port(number, 80)]).detach(command=["sleep", "100"])
+        for _ in range(3):
+            one.restart(0)
+            assert ([each.host_port for each in one.ports], one.addresses) == ([number], ["10.177.66.77"])
+        one.remove(force=True)
+    finally:
+        keeper.remove(network.name, force=True)
+
+
 def test_network_of_another_kind_by_the_same_name_is_refused(kept, network):
     Container(network=network).detach(command=["sleep", "100"])
     with pytest.raises(StateError, match="differs"):

@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> int:
     from containerkit.cli.detached import check_template, formatted, table
 
     check_template(options.format or "")
-    filters = _filters(options.filter)
+    filters = _filters(options.filter) if options.filter else []
     rows = [row for row in _rows(all_of_them=options.all) if all(_fits(row, *each) for each in filters)]
     if options.quiet:
         return _say("\n".join(row["id"] for row in rows if row["id"]))
@@ -97,13 +97,14 @@ def _ago(seconds: float) -> str:
 
 
 def _rows(*, all_of_them: bool) -> list[dict[str, Any]]:
-    from containerkit.detached.container import containers
-    from containerkit.detached.inspection import shell_status
+    # Not by way of the class that starts them, which takes as long to import as to list hundreds.
+    from containerkit.detached import store
+    from containerkit.detached.known import Known, shell_status
     from containerkit.detached.owned import owned
 
     rows = []
     inits = set()
-    for one in containers(all=True):
+    for one in map(Known, store.entries()):
         with suppress(StateError):  # it is gone meanwhile
             row = one.summary()
             inits.add(row.pop("init"))

@@ -19,7 +19,7 @@ from containerkit.detached.events import emit, identify
 from containerkit.detached.health import image_of
 from containerkit.detached.known import Known
 from containerkit.detached.logs import LogLine, Moment, moment, read
-from containerkit.detached.wiring import drop_network, kept_network, refuse_bound
+from containerkit.detached.wiring import drop_network, kept_network
 from containerkit.errors import ContainerTimeout, SetupError, SpecError, StateError
 
 if TYPE_CHECKING:
@@ -449,10 +449,9 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
     if spec.rootfs.kind == "image":
         given.setdefault("image", spec.rootfs.name)
     keeping = Keeping(name=name, **given)
-    refuse_bound(spec)
     argv = tuple(map(os.fsdecode, command)) if command is not None else _default_command(spec)
     description = Description(spec=spec, argv=argv, fields=fields)
-    spec, network = kept_network(spec)
+    spec, network = kept_network(spec) if spec.wishes_for_network else (spec, None)
     description = attrs.evolve(description, spec=spec)
     config = {**attrs.asdict(keeping), "created": time.time(), "argv": argv}
     entry: Entry | None = None

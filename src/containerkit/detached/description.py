@@ -161,7 +161,7 @@ class Keeping:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
         """Return what a record's ``config.json`` says."""
-        return cls(**{field.name: config[field.name] for field in attrs.fields(cls)})
+        return cls(**{field.name: config[field.name] for field in attrs.fields(cls) if field.name in config})
 
 
 @attrs.frozen(kw_only=True)

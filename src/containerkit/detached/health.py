@@ -16,20 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from containerkit.detached.known import HEALTH_FILE, health_state
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from containerkit.detached.container import Detached
     from containerkit.detached.description import Keeping
     from containerkit.detached.store import Entry
     from containerkit.image import Image
     from containerkit.spec.container import Spec
 
-__all__ = ["Check", "begin", "check", "check_options", "image_of", "state"]
+__all__ = ["Check", "begin", "check", "check_options", "image_of"]
 
-_FILE: Final = "health.json"
 _DEFAULTS: Final = {"interval_s": 30.0, "timeout_s": 30.0, "start_period_s": 0.0, "start_interval_s": 5.0}
 _RETRIES: Final = 3
 _OUTPUT_BYTES: Final = 4096
@@ -141,21 +139,9 @@ def check_options(keeping: Keeping) -> None:
 def begin(entry: Entry, check: Check | None, run: int) -> None:
     """Put it on record that a run begins, of which nothing is known yet."""
     if check is not None:
-        entry.write(_FILE, {"run": run, "check": attrs.asdict(check), "status": "starting", "streak": 0, "log": []})
-
-
-def state(entry: Entry, status: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return ``status``, ``streak`` and ``log`` of the checks of a run; None where there are none, or it is over.
-
-    Args:
-        entry: the record.
-        status: what the container does.
-        run: its last start.
-    """
-    if not run.get("checked") or status not in ("running", "paused"):
-        return None
-    content = entry.read(_FILE)
-    return content if content is not None and content["run"] == run["run"] else None
+        entry.write(
+            HEALTH_FILE, {"run": run, "check": attrs.asdict(check), "status": "starting", "streak": 0, "log": []}
+        )
 
 
 def check(entry: Entry) -> bool:
@@ -172,7 +158,7 @@ def check(entry: Entry) -> bool:
 
     one = Detached(entry)
     status, run, _ = one.looked_at()
-    found = state(entry, status, run)
+    found = health_state(entry, status, run)
     if found is None or status != "running":
         return False
     options = Check(**{**found["check"], "argv": tuple(found["check"]["argv"])})
@@ -185,7 +171,7 @@ def check(entry: Entry) -> bool:
         found["streak"] += 1
         if found["streak"] >= options.retries:
             found["status"] = "unhealthy"
-    entry.write(_FILE, {key: value for key, value in found.items() if key != "version"})
+    entry.write(HEALTH_FILE, {key: value for key, value in found.items() if key != "version"})
     if found["status"] != former:
         emit(entry, "health_status", health=found["status"])
         if found["status"] == "unhealthy":

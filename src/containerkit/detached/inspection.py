@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from containerkit.detached.health import state
+from containerkit.detached.known import health_state, shell_status
 
 if TYPE_CHECKING:
     from containerkit.detached.known import Known
 
-__all__ = ["inspection", "rfc3339", "shell_status"]
+__all__ = ["inspection", "rfc3339"]
 
 
 def rfc3339(seconds: float | None) -> str:
@@ -20,17 +20,12 @@ def rfc3339(seconds: float | None) -> str:
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def shell_status(code: int | None) -> int:
-    """Return an exit status as a shell has it: 128 + N for signal N; -1 where nobody knows."""
-    return -1 if code is None else code if code >= 0 else 128 - code
-
-
 def inspection(one: Known) -> dict[str, Any]:
     """Return all that is known of a container."""
     keeping, description = one.keeping, one.description()
     status, run, end = one.looked_at()
     spec, runs = description.spec, status in ("running", "paused")
-    health = state(one.entry, status, run)
+    health = health_state(one.entry, status, run)
     limits = {} if spec.limits is None else attrs.asdict(spec.limits, filter=lambda _, value: value is not None)
     return {
         "Id": one.id,

@@ -5,24 +5,45 @@ from __future__ import annotations
 import os
 import pickle
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from containerkit.detached.description import Description, Keeping
-from containerkit.detached.health import state
 from containerkit.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from containerkit.detached.description import Description, Keeping
     from containerkit.detached.store import Entry
     from containerkit.spec.mount import Mount
     from containerkit.spec.network import Port
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["Known", "Status"]
+__all__ = ["Known", "Status", "health_state", "shell_status"]
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
 """What a detached container does. ``"dead"``: its keeper was killed, so that nobody knows how it ended."""
+
+HEALTH_FILE: Final = "health.json"
+"""The file of a record that tells what its health checks have found."""
+
+
+def shell_status(code: int | None) -> int:
+    """Return an exit status as a shell has it: 128 + N for signal N; -1 where nobody knows."""
+    return -1 if code is None else code if code >= 0 else 128 - code
+
+
+def health_state(entry: Entry, status: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return ``status``, ``streak`` and ``log`` of the checks of a run; None where there are none, or it is over.
+
+    Args:
+        entry: the record.
+        status: what the container does.
+        run: its last start.
+    """
+    if not run.get("checked") or status not in ("running", "paused"):
+        return None
+    content = entry.read(HEALTH_FILE)
+    return content if content is not None and content["run"] == run["run"] else None
 
 
 class Known:
@@ -58,6 +79,8 @@ class Known:
         Raises:
             StateError: its record is gone.
         """
+        from containerkit.detached.description import Keeping
+
         return Keeping.of(self.entry.config)
 
     @property
@@ -203,7 +226,7 @@ class Known:
     def health(self) -> str | None:
         """``"starting"``, ``"healthy"`` or ``"unhealthy"`` while it runs; None where its health is not checked."""
         status, run, _ = self.looked_at()
-        found = state(self.entry, status, run)
+        found = health_state(self.entry, status, run)
         return None if found is None else str(found["status"])
 
     @property
@@ -245,7 +268,7 @@ class Known:
             "init": run.get("init"),
             "pid": run["pid"] if status in ("running", "paused") else None,
             "exit_code": None if end is None else os.waitstatus_to_exitcode(int(end["status"])),
-            "health": None if (found := state(self.entry, status, run)) is None else found["status"],
+            "health": None if (found := health_state(self.entry, status, run)) is None else found["status"],
             "ports": run.get("network", {}).get("ports", []) if status in ("running", "paused") else [],
             "labels": config["labels"],
         }
@@ -265,6 +288,8 @@ class Known:
         Raises:
             StateError: its record is gone, or another version's.
         """
+        from containerkit.detached.description import Description
+
         try:
             with open(self.entry.file("description"), "rb") as file:
                 return Description.load(file.read())

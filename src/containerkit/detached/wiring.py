@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Attendant", "drop_network", "kept_network", "main", "refuse_bound", "wired"]
 
 _LARGEST: Final = 1 << 16
+_LEFT_S: Final = 5.0
 
 
 def refuse_bound(spec: Spec) -> None:
@@ -165,6 +167,13 @@ def main(given: list[int]) -> None:
     serve(Network("internet", isolated=True), socket.socket(fileno=listening), ready, socket.socket(fileno=life))
 
 
+def _wait_until_left(network: Kept, own: str) -> None:
+    """Wait until the network has let go of what a former run had there: its ports and addresses may be asked for."""
+    deadline = time.monotonic() + _LEFT_S
+    while any(own in each["names"] for each in network.inspect()["containers"]) and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
     """Return a description that can be started, and who serves its network where that is the container's alone.
 
@@ -176,7 +185,7 @@ def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
     Raises:
         StateError, SetupError, UnsupportedError: the network can't be had.
     """
-    from containerkit.spec.network import Attach, host_name
+    from containerkit.spec.network import Attach
 
     network = spec.network
     if network in ("none", "host") or type(network).__name__ == "Macvlan":
@@ -186,8 +195,18 @@ def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
     if attach.network == "internet":
         attendant = Attendant(entry)
         attach = attrs.evolve(attach, network=attendant.network)
-    try:
-        aliases = (host_name(name, "name"), *attach.aliases) if name else attach.aliases
-    except SpecError:  # it can be the name of a container, and not of a host
-        aliases = attach.aliases
+    else:
+        _wait_until_left(attach.network, entry.id)
+    aliases = (*_host_names(name, entry.id), *attach.aliases)
     return attrs.evolve(spec, network=attrs.evolve(attach, aliases=tuple(dict.fromkeys(aliases)))), attendant
+
+
+def _host_names(*names: str) -> list[str]:
+    """Return those that can be the name of a host, too."""
+    from containerkit.spec.network import host_name
+
+    found = []
+    for name in names:
+        with suppress(SpecError):
+            found.append(host_name(name, "name"))
+    return found

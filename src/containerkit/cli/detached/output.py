@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from containerkit.cli import arguments, terminal
 from containerkit.cli.detached import Verb
 from containerkit.detached.container import find
-from containerkit.detached.inspection import shell_status
+from containerkit.detached.known import shell_status
 from containerkit.detached.stdin import end_input, stdin_of
 from containerkit.errors import SpecError, StateError
 
