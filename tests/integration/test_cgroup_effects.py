@@ -122,7 +122,7 @@ def test_pids_stop_a_fork_bomb():
     with CGroup.create(limits=Limits(pids=16)) as group:
         with python(group, FORK_BOMB) as process:
             assert process.stdout.readline() == "185\n"
-            assert len(group.processes()) == 16
+            assert eventually(lambda: len(group.processes()) == 16)
             stats = group.stats().pids
             assert (stats.current, stats.limit) == (16, 16)
             assert stats.limit_hits >= 1

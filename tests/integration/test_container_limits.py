@@ -277,7 +277,7 @@ def test_pids_stop_a_fork_bomb(start):
     began = time.monotonic()
     with pytest.raises(ContainerTimeout) as caught:  # the children hold on: nothing of them is left afterwards
         start([*PYTHON, BOMB + "time.sleep(60)"], Limits(pids=16), text=True, timeout=3)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
     assert caught.value.stdout in ("", None) or int(caught.value.stdout) >= 60 - 16
 
 
@@ -756,7 +756,6 @@ def test_many_runs_at_a_time_in_one_container():
     assert [] == own_groups()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @needs("memory", "cpu", "pids")
 def test_five_hundred_containers_leave_no_group():

@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),
     pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static"),
     pytest.mark.skipif(shutil.which("buildah") is None, reason="needs Debian's package buildah"),
-    pytest.mark.slow,
 ]
 
 DOCKERFILES = {

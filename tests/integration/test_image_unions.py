@@ -189,7 +189,6 @@ def test_container_of_an_image_with_merged_folders_keeps_its_programs(tmp_path):
 @settings(max_examples=examples(ci=50, nightly=400), deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 @given(st.lists(st.lists(_member, min_size=1, max_size=6), min_size=2, max_size=3))
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_layers_made_by_chance_are_stacked_like_gnu_tar_in_a_chroot_or_refused(tmp_path, chroot_tar, layers):  # noqa: F811
     archives = [archive(*spelled_once(map(made, layer))) for layer in layers]

@@ -149,7 +149,7 @@ def test_time_that_is_up_keeps_the_variables(i):
         False,
         "begun\n",
     )
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert i.run_code("x").text == "1"
 
 

@@ -368,6 +368,7 @@ def test_reference_takes_over_with_a_warning_where_nothing_was_compiled():
     assert "hi\nhi\nhi\n['containerkit runs without its compiled module']\n" == done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.several_ids
 def test_both_interpreters_pass_the_tests_of_processes_and_containers(request):
     """The same tests, the other interpreter; the slow ones are left to ``--interpreter reference``."""

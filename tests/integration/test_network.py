@@ -672,14 +672,23 @@ def conflist(tmp_path):
     subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True)
 
 
+def cni_records():
+    """Return the records of what plugins made, for any owner on this machine."""
+    try:
+        return set(os.listdir(f"{leases.DIRECTORY}/cni"))
+    except FileNotFoundError:
+        return set()
+
+
 @with_plugins
 def test_cni_plugins_make_the_network_and_take_it_back(conflist, tmp_path):
+    before = cni_records()
     with Container(network=CNI(conflist)) as container:
         assert interfaces(container)["eth0"] == ["10.213.99.2/24"]
         assert "default via 10.213.99.1" in container.run(["ip", "route"], text=True).stdout
         assert "10.213.99.2" in os.listdir(next((tmp_path / "leases").iterdir()))
     assert "10.213.99.2" not in os.listdir(next((tmp_path / "leases").iterdir()))
-    assert os.listdir(f"{leases.DIRECTORY}/cni") == []
+    assert cni_records() <= before
 
 
 CNI_OWNER = """
@@ -693,6 +702,7 @@ time.sleep(1000)
 
 @with_plugins
 def test_gc_takes_back_what_plugins_made_for_an_owner_that_was_killed(conflist, tmp_path):
+    before = cni_records()
     with subprocess.Popen([sys.executable, "-c", CNI_OWNER, conflist], stdout=subprocess.PIPE) as owner:
         assert owner.stdout.readline() == b"up\n"
         owner.kill()
@@ -700,7 +710,7 @@ def test_gc_takes_back_what_plugins_made_for_an_owner_that_was_killed(conflist, 
     assert "10.213.99.2" in os.listdir(held)
     gc()
     assert "10.213.99.2" not in os.listdir(held)
-    assert os.listdir(f"{leases.DIRECTORY}/cni") == []
+    assert cni_records() <= before
 
 
 @with_plugins

@@ -22,7 +22,7 @@ from oci_notify import Manager, say  # noqa: F401 - a fixture
 from containerkit.oci.cgroups import hierarchies
 from containerkit.oci.launcher import text
 
-pytestmark = [*as_root, pytest.mark.slow]
+pytestmark = as_root
 
 GROUP = f"ck-engines-{RUN}"
 """The control group that engines make for their containers' groups: their own default is the whole machine's."""

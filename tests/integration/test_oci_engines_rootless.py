@@ -15,7 +15,7 @@ from oci_engines import Engine, needs, user_with_ids
 
 import containerkit
 
-pytestmark = [*as_root, pytest.mark.slow]
+pytestmark = as_root
 
 PYTHON = os.environ.get("CONTAINERKIT_TEST_PYTHON", sys.executable)
 SOURCE = os.path.dirname(os.path.dirname(containerkit.__file__))

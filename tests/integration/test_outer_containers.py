@@ -127,7 +127,6 @@ def test_refusal_of_podmans_filter_is_named_with_its_remedy(podman, options):
 
 
 @needs_podman
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -143,7 +142,6 @@ def test_job_runs_in_podman_of_a_user(rootless, options):
 
 
 @needs_podman
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--security-opt=unmask=ALL"]], ids=["default", "unmasked"])
 def test_refusal_of_the_filter_of_podman_of_a_user_is_named_with_its_remedy(rootless, options):
     done = rootless(*options)
@@ -153,7 +151,6 @@ def test_refusal_of_the_filter_of_podman_of_a_user_is_named_with_its_remedy(root
 
 
 @needs_podman
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--cap-add=SYS_ADMIN"], ["--security-opt=seccomp=unconfined"]], ids=" ".join)
 def test_mask_of_podman_of_a_user_is_named_with_its_remedy(rootless, options):
     done = rootless(*options)

@@ -327,7 +327,7 @@ def test_timeout_kills_and_carries_the_partial_output(runner):
     began = time.monotonic()
     with pytest.raises(ContainerTimeout) as caught:
         runner(["sh", "-c", "echo partial; echo bits >&2; sleep 60"], timeout=0.3, text=True)
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < 20
     assert (0.3, "partial\n", "bits\n") == (caught.value.timeout, caught.value.stdout, caught.value.stderr)
     assert isinstance(caught.value, subprocess.TimeoutExpired)
     assert isinstance(caught.value, TimeoutError)
@@ -950,7 +950,7 @@ def test_embedding_program_is_interrupted_by_its_own_signals(runner):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("delay_us", range(100, 3100, 200))
@@ -970,7 +970,7 @@ def test_embedding_program_is_interrupted_in_the_midst_of_a_start(runner, delay_
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_embedding_program_goes_on_after_signals(runner):

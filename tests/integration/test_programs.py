@@ -9,7 +9,7 @@ import pytest
 
 from containerkit import PIPE, Container, Mount, run
 
-pytestmark = [pytest.mark.usefixtures("interpreter", "nothing_left"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("interpreter", "nothing_left")]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -43,7 +43,6 @@ def test_each_decision_is_in_the_index():
         assert f"]({name}): {title}\n" in text
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_site_is_built_without_a_warning(tmp_path):
     for tool in TOOLS:

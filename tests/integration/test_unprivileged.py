@@ -87,6 +87,7 @@ def as_user(python, words, folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpreter_name", ["compiled", "reference"])
 @pytest.mark.parametrize("file", CHOSEN)
 @pytest.mark.timeout(240)

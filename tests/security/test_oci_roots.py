@@ -88,7 +88,6 @@ def race(oci, bundle, names, starts, words=None):
     return opened, ran
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_masks_hold_while_proc_is_renamed(oci, spoilt, own_rootfs, tmp_path):
     """A process with write access to the root continuously exchanges /proc with another directory.
@@ -104,7 +103,6 @@ def test_masks_hold_while_proc_is_renamed(oci, spoilt, own_rootfs, tmp_path):
     assert 1 == opened
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_devices_are_made_nowhere_else_while_dev_is_renamed(oci, spoilt, own_rootfs, tmp_path):
     """Nodes and mount targets of the new /dev are never created in the image. The control creates them there."""

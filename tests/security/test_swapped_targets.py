@@ -17,7 +17,7 @@ from containerkit import Container, Mount, RootFS, SetupError, run
 from containerkit.plan import calls
 from containerkit.start import context as ground
 
-pytestmark = [pytest.mark.usefixtures("nothing_left"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("nothing_left")]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming the other user, who swaps, takes root")
 
 STARTS = 80

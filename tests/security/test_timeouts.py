@@ -9,7 +9,7 @@ import pytest
 from containerkit import PIPE, Container, ContainerTimeout, Limits, run
 from containerkit.process import kill_tree
 
-pytestmark = [pytest.mark.usefixtures("groups_found", "nothing_left"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("groups_found", "nothing_left")]
 
 TIMEOUT_S = 1.0
 LATE_S = 2.0
@@ -73,9 +73,10 @@ def test_command_in_a_container_comes_back_in_time(name):
             # With 200 processes that never sleep, the kernel takes long to end one. A group of its own is killed as a whole.
             assert TIMEOUT_S <= spent < TIMEOUT_S + (LATE_S if own_group else 60)
             began = time.monotonic()
-        assert time.monotonic() - began < 5, "and its end"
+        assert time.monotonic() - began < 20, "and its end"
 
 
+@pytest.mark.slow
 @pytest.mark.several_ids
 def test_fork_bomb_without_a_group_does_not_keep_a_timeout_waiting(monkeypatch):
     """Searching for processes outside its session takes long while they use the processors, so it is aborted.

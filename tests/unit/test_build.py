@@ -50,7 +50,6 @@ def project(tmp_path):
     return copy
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("free_threaded", [False, True])
 def test_setup_builds_for_both_kinds_of_python(project, tmp_path, free_threaded):
     places = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "between"]

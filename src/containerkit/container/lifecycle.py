@@ -7,7 +7,6 @@ import os
 import sys
 import time
 import warnings
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from weakref import WeakSet
 
@@ -18,12 +17,10 @@ from containerkit.container.captured import Recall
 from containerkit.container.commands import Commands
 from containerkit.container.join import Entrance
 from containerkit.container.live import guests
-from containerkit.container.starting import wait_for_all, wait_for_others
+from containerkit.container.starting import init_process, wait_for_all, wait_for_others
 from containerkit.errors import CleanupError, ContainerTimeout, StateError, telling_of_descriptors
 from containerkit.meanings import explained
-from containerkit.process.process import Process, put_down
-from containerkit.process.stdio import Streams
-from containerkit.spec.command import Command
+from containerkit.process.process import put_down
 from containerkit.spec.container import Spec, build
 from containerkit.start.cgroup import Freezer
 from containerkit.start.context import Ground
@@ -39,6 +36,8 @@ if TYPE_CHECKING:
     from containerkit.container.template import Template
     from containerkit.detached.container import Detached
     from containerkit.options import ConfinementOptions, ContainerOptions, DetachOptions, ListOf, Word
+    from containerkit.process.process import Process
+    from containerkit.spec.command import Command
     from containerkit.spec.rootfs import RootFS
 
 __all__ = ["Container", "Timings"]
@@ -264,7 +263,7 @@ class Container(Commands):
         try:
             planned = time.perf_counter()
             outcome = self._begin(ground)
-            init = _init_process(outcome)
+            init = init_process(outcome)
             self._entrance = Entrance(init, ground)
             self.timings = _timings(began, planned, outcome)
             _alive.add(self)
@@ -334,6 +333,8 @@ class Container(Commands):
     def _let_go(self) -> None:
         """Give back what it had, once nothing runs in it any more; what was given back is not given back twice."""
         assert self._ground is not None
+        assert self._init is not None
+        self._init.release()
         _alive.discard(self)
         guests.discard(self)
         while self._supervisions:
@@ -479,15 +480,6 @@ class Container(Commands):
         if self._guard is None:
             self._guard = late.load(late.CHECKPOINT).Guard()
         self._guard.watch(self._running().fileno())
-
-
-@lru_cache(maxsize=1)
-def _init() -> Command:
-    return Command(argv=["init"])
-
-
-def _init_process(outcome: Outcome) -> Process[Any]:
-    return Process(_init(), outcome.pid, outcome.pidfd, Streams([], [None, None, None], []))
 
 
 def _timings(began: float, planned: float, outcome: Outcome) -> Timings:

@@ -310,7 +310,12 @@ class Live:
         """
         from containerkit.namespace import Namespace
 
-        return Namespace.from_pidfd(self._running().fileno(), kind)
+        def opened(pidfd: int) -> Namespace:
+            if pidfd < 0:  # another thread has stopped it meanwhile
+                raise StateError(f"{self!r}: it does not run")
+            return Namespace.from_pidfd(pidfd, kind)
+
+        return self._running().watched(opened)
 
     def joined(self) -> dict[str, Any]:
         """Return what it was given to join, by kind, and what was lent to it since; the handles stay its own.

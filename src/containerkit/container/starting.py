@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from containerkit.errors import StateError
+from containerkit.process.process import Process
 from containerkit.process.stdio import Streams
+from containerkit.spec.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +22,10 @@ if TYPE_CHECKING:
 
     from containerkit._native.outcome import Outcome
     from containerkit.cgroup import CGroup
-    from containerkit.process.process import Process
     from containerkit.process.seccomp_notify import Supervision
     from containerkit.process.stdio import Text
 
-__all__ = ["LOOK_AGAIN_S", "Birth", "Entering", "Unwaited", "wait_for_all", "wait_for_others"]
+__all__ = ["LOOK_AGAIN_S", "Birth", "Entering", "Unwaited", "init_process", "wait_for_all", "wait_for_others"]
 
 LOOK_AGAIN_S: Final = 0.05
 """How often somebody looks who may not be woken."""
@@ -141,3 +143,19 @@ def wait_for_all(idle: threading.Condition, books: WeakSet[Entering], check: Cal
             )
         idle.wait(LOOK_AGAIN_S)
         check()
+
+
+@lru_cache(maxsize=1)
+def _init_command() -> Command:
+    return Command(argv=["init"])
+
+
+def init_process(outcome: Outcome) -> Process[Any]:
+    """Return PID 1, whose pidfd stays open until the container is released.
+
+    Whoever asks for its state reaps it, or the container whose pid namespace it has joined does, while a thread that
+    starts a command here is about to hand the descriptor's number to the kernel.
+    """
+    init: Process[Any] = Process(_init_command(), outcome.pid, outcome.pidfd, Streams([], [None, None, None], []))
+    init.hold()
+    return init

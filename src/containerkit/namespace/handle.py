@@ -344,7 +344,8 @@ class Namespace:
         Raises:
             SetupError: ``EEXIST`` if a namespace is mounted there; ``EPERM`` without CAP_SYS_ADMIN; ``ELOOP`` or
                 ``EISDIR`` if it is not a regular file; ``EINVAL``, on some kernels ``ELOOP``, for a mount namespace
-                that is not newer than the caller's own.
+                that is not newer than the caller's own. Linux 6.18 may say so of a newer one that was made on
+                another processor, because it numbers namespaces by processor.
 
         Source: namespaces(7), "The /proc/pid/ns/ directory"; move_mount(2).
         """

@@ -90,7 +90,8 @@ class _Encoder:
             if operation.label:
                 starts[operation.label] = len(self.origin)
             try:
-                number = self._add(_listed(operation, operations[index + 1 :]), index)
+                plain = operation.step not in _WITH_LISTS
+                number = self._add(operation if plain else _listed(operation, operations[index + 1 :]), index)
             except SpecError as error:
                 raise SpecError(f"{operation.describe()}: {error}") from None
             if operation.jump:
@@ -150,6 +151,9 @@ class _Encoder:
             kind = k.STEP_STORE_SLOT if isinstance(taken, Slot) else k.STEP_STORE_ADDRESS
             self._add(Operation("store", step=kind, args=(offset + at, taken)), index)
         return offset
+
+
+_WITH_LISTS: Final = frozenset({k.STEP_ENTER, k.STEP_STRIP})
 
 
 def _listed(operation: Operation, later: tuple[Operation, ...]) -> Operation:

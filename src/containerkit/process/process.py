@@ -161,6 +161,14 @@ class Process(Generic[AnyStr]):
             raise
         return result
 
+    def hold(self) -> None:
+        """Keep the pidfd open after the end too, until :meth:`release`: other threads use its number meanwhile."""
+        self._watchers.add(self)
+
+    def release(self) -> None:
+        """Close the pidfd that :meth:`hold` kept, once the process has ended; harmless when repeated."""
+        self._unwatch(self)
+
     def _unwatch(self, mark: object) -> None:
         with self._lock:
             self._watchers.discard(mark)
