@@ -20,8 +20,8 @@ class BuildNative(build_ext):
     def run(self) -> None:
         super().run()
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[:1]
-        folder = NATIVE if self.inplace else Path(self.build_lib) / "containerkit" / "_native"
-        NATIVE_BUILD["build_programs"](compiler, folder)
+        directory = NATIVE if self.inplace else Path(self.build_lib) / "containerkit" / "_native"
+        NATIVE_BUILD["build_programs"](compiler, directory)
 
     def get_outputs(self) -> list[str]:
         return [

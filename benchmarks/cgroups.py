@@ -47,8 +47,8 @@ class Floor:
         if compiler is None:
             raise RuntimeError("the floor is written in C: install gcc, or set CC")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with tempfile.TemporaryDirectory() as folder, theirs:
-            program = os.path.join(folder, "cgroups")
+        with tempfile.TemporaryDirectory() as directory, theirs:
+            program = os.path.join(directory, "cgroups")
             source = os.path.join(HERE, "cgroups.c")
             subprocess.run([compiler, "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-o", program, source], check=True)
             words = [program, str(theirs.fileno()), *self.words()]

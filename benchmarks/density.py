@@ -61,7 +61,7 @@ def measure(asked: argparse.Namespace) -> Report:
     """Measure containers with their own network namespace, and containers that share one."""
     with ExitStack() as stack:
         floor = stack.enter_context(Floor())
-        root = RootFS.dir(floor.folder, readonly=True)
+        root = RootFS.dir(floor.directory, readonly=True)
         first = stack.enter_context(Container(root, namespaces=Namespaces(user="host")))
         shared = stack.enter_context(first.namespace("network"))
         own = _middle([weigh(asked.containers, root, Namespaces()) for _ in range(asked.samples)])

@@ -1,13 +1,13 @@
 /* The floors with which containerkit is compared: the cost of the kernel when it is called from C.
  *
- *   floor INIT FOLDER        serve: a request is one line on stdin, its words separated by tabs; so is the answer on
+ *   floor INIT DIRECTORY        serve: a request is one line on stdin, its words separated by tabs; so is the answer on
  * stdout
  *
  *     spawn PROGRAM WORD...  vfork, exec, wait
  *     twin WISH,WISH...      the C twin of containerkit.run() (twin.c); the wishes are listed below and in floor.h
  *     filter HEX             the BPF program that twins with the wish `security` install from now on
  *
- * INIT is containerkit's own PID 1, FOLDER a root filesystem with the programs /true and /static. The answer is the
+ * INIT is containerkit's own PID 1, DIRECTORY a root filesystem with the programs /true and /static. The answer is the
  * time from the call until the last process was reaped and the last pipe read, in nanoseconds, or `failed REQUEST`.
  */
 #include "floor.h"
@@ -82,7 +82,7 @@ static void answer(FILE *to, char **words) {
 
 int main(int argc, char **argv) {
     if (argc != 3) {
-        fprintf(stderr, "usage: floor INIT FOLDER\n");
+        fprintf(stderr, "usage: floor INIT DIRECTORY\n");
         return 2;
     }
     prepare(argv[1], argv[2]);

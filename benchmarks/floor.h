@@ -35,7 +35,7 @@
 #include <unistd.h>
 
 enum wish {
-    HOST = 1,      /* the machine's /usr under overlays in memory; otherwise FOLDER, read-only */
+    HOST = 1,      /* the machine's /usr under overlays in memory; otherwise DIRECTORY, read-only */
     INIT = 2,      /* PID 1 is INIT, the command its child; otherwise the command is PID 1 */
     NET = 4,       /* a fresh network namespace */
     POOLED = 8,    /* join a prepared network namespace */
@@ -47,18 +47,18 @@ enum wish {
 /* What is prepared once, in prepare.c. */
 struct cover {
     const char *path;
-    enum { READ_ONLY, NO_FOLDER, NO_FILE } how;
+    enum { READ_ONLY, NO_DIRECTORY, NO_FILE } how;
 };
 
 extern struct prepared {
-    const char *folder;
+    const char *directory;
     int proc, owner, image, staging, net;
     struct sock_fprog filter;
     struct cover covers[32];
     int cover_count;
 } ready;
 
-void prepare(const char *init, const char *folder);
+void prepare(const char *init, const char *directory);
 
 /* One start; shared with the children until they exec. twin.c */
 extern struct start {

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FOLDERS = ("proc", "sys", "dev", "etc", "tmp", "run", "bin", "usr", "var")  # systemd-nspawn requires a /usr
+DIRECTORIES = ("proc", "sys", "dev", "etc", "tmp", "run", "bin", "usr", "var")  # systemd-nspawn requires a /usr
 
 
 class Floor:
     """A process that performs requests in C, with a root filesystem that contains only the program ``/true``.
 
     Attributes:
-        folder: the directory of that root filesystem.
+        directory: the directory of that root filesystem.
         true: a program without libc that exits at once; ``/true`` inside.
         static_true: the same with libc, linked statically; ``/static`` inside.
         dynamic_true: the machine's own ``/bin/true``.
@@ -38,17 +38,17 @@ class Floor:
             raise RuntimeError("the floors are written in C: install gcc, or set CC")
         self._compiler = compiler
         self._place = tempfile.TemporaryDirectory(prefix="containerkit-bench-")
-        self.folder = os.path.join(self._place.name, "root")
+        self.directory = os.path.join(self._place.name, "root")
         os.chmod(self._place.name, 0o755)
-        for name in FOLDERS:
-            os.makedirs(os.path.join(self.folder, name))
+        for name in DIRECTORIES:
+            os.makedirs(os.path.join(self.directory, name))
         self.true = self._build("root/true", ("true.c",), "-static", "-nostdlib")
         self.static_true = self._build("root/static", ("static.c",), "-static")
         self.dynamic_true = "/bin/true"
         program = self._build("floor", ("floor.c", "prepare.c", "twin.c"), "-O2", "-std=gnu11")
         init = os.path.join(os.path.dirname(containerkit.__file__), "_native", "init")
         self._process = subprocess.Popen(
-            [program, init, self.folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [program, init, self.directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         if self._read() != "ready":
             self.close()

@@ -44,8 +44,8 @@ CHURN = (500, 20_000)
 class Worker:
     """A process that was made large in one way, and starts a container on request."""
 
-    def __init__(self, kind: str, size: int, folder: str) -> None:
-        words = [sys.executable, "-m", "benchmarks.growth", "--worker", kind, str(size), folder]
+    def __init__(self, kind: str, size: int, directory: str) -> None:
+        words = [sys.executable, "-m", "benchmarks.growth", "--worker", kind, str(size), directory]
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=_environment()
         )
@@ -80,9 +80,9 @@ def _environment() -> dict[str, str]:
 # --- In the worker
 
 
-def _grow(kind: str, size: int, folder: str, stack: ExitStack) -> Callable[[], object]:
+def _grow(kind: str, size: int, directory: str, stack: ExitStack) -> Callable[[], object]:
     """Make this process large. Return a function that starts a container."""
-    root = RootFS.dir(folder, readonly=True)
+    root = RootFS.dir(directory, readonly=True)
     start: Callable[[], object] = partial(run, ["/true"], rootfs=root, check=True)
     if kind == "heap MiB":
         heap = bytearray(size << 20)
@@ -122,10 +122,10 @@ def _mounts(count: int, stack: ExitStack) -> None:
         calls.mount("tmpfs", below, "tmpfs", 0, None)
 
 
-def work(kind: str, size: int, folder: str) -> None:
+def work(kind: str, size: int, directory: str) -> None:
     """Run as a worker: answer each line with the nanoseconds of a start, until the input ends."""
     with ExitStack() as stack:
-        start = _grow(kind, size, folder, stack)
+        start = _grow(kind, size, directory, stack)
         start()
         print("ready", flush=True)
         for _ in sys.stdin:
@@ -137,20 +137,20 @@ def work(kind: str, size: int, folder: str) -> None:
 # --- Outside
 
 
-def compare(kind: str, sizes: tuple[int, ...], folder: str, samples: int) -> dict[int, Series]:
+def compare(kind: str, sizes: tuple[int, ...], directory: str, samples: int) -> dict[int, Series]:
     """Return the samples of each size."""
     with ExitStack() as stack:
         rungs = []
         for size in sizes:
-            worker = Worker(kind, size, folder)
+            worker = Worker(kind, size, directory)
             stack.callback(worker.close)
             rungs.append(Rung(str(size), worker.ask))
         return {int(name): series for name, series in interleave(rungs, samples).items()}
 
 
-def churn(folder: str, count: int) -> tuple[Ratio, int]:
+def churn(directory: str, count: int) -> tuple[Ratio, int]:
     """Start this many containers in sequence. Return the last tenth over the first, and the leaked descriptors."""
-    root = RootFS.dir(folder, readonly=True)
+    root = RootFS.dir(directory, readonly=True)
     run(["/true"], rootfs=root)
     before = len(os.listdir("/proc/self/fd"))
     taken = []
@@ -170,7 +170,7 @@ def measure(asked: argparse.Namespace) -> Report:
     with Floor() as floor:
         for kind, (few, all_of_them) in SIZES.items():
             try:
-                taken = compare(kind, all_of_them if asked.full else few, floor.folder, asked.samples)
+                taken = compare(kind, all_of_them if asked.full else few, floor.directory, asked.samples)
             except RuntimeError as error:
                 rows.append((f"{kind}: left out", "", str(error)))
                 continue
@@ -182,7 +182,7 @@ def measure(asked: argparse.Namespace) -> Report:
                 rows.append((f"{kind}: {size}", f"{taken[size].median:,.0f}", str(found)))
             data[kind] = {str(size): series.summary() for size, series in taken.items()}
         count = CHURN[1] if asked.full else CHURN[0]
-        found, left = churn(floor.folder, count)
+        found, left = churn(floor.directory, count)
         ratios[f"churn: last tenth of {count} / first"] = found
         rows.append((f"churn: {count} starts, last tenth over first; {left} descriptors left", "", str(found)))
     header = ("", "p50 us", "over the smallest")
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the options."""
     own = options(__doc__ or "", samples=60)
     own.add_argument("--full", action="store_true", help="the largest sizes as well: 8 GiB, 5,000 mounts, 1,000 alive")
-    own.add_argument("--worker", nargs=3, metavar=("KIND", "SIZE", "FOLDER"), help=argparse.SUPPRESS)
+    own.add_argument("--worker", nargs=3, metavar=("KIND", "SIZE", "DIRECTORY"), help=argparse.SUPPRESS)
     return own
 
 

@@ -47,16 +47,16 @@ def timed(work):
     return time.perf_counter() - began
 
 
-def debian_image(folder):
+def debian_image(directory):
     """Make a Debian image with a dozen layers, about 300 MB unpacked."""
-    store = Store(folder / "made")
-    root = folder / "deb"
+    store = Store(directory / "made")
+    root = directory / "deb"
     command = ["mmdebstrap", "--variant=minbase", "--include=python3,perl,git", "bookworm", root]
     subprocess.run(command, check=True, capture_output=True)
     parts = (
         sorted((root / "usr").iterdir()) + sorted((root / "usr/lib").iterdir()) + sorted((root / "usr/share").iterdir())
     )
-    layers = [folder / f"layer{number}" for number in range(LAYERS - 1)]
+    layers = [directory / f"layer{number}" for number in range(LAYERS - 1)]
     for number, path in enumerate(parts):
         if path.is_dir() and not path.is_symlink() and path.name not in ("lib", "share"):
             target = layers[number % len(layers)] / path.relative_to(root)
@@ -65,7 +65,7 @@ def debian_image(folder):
     build = Build.from_("scratch").copy("deb", "/")
     for layer in layers:
         build = build.copy(layer.name, "/")
-    return build.build(context=folder, store=store, tag="deb:1")
+    return build.build(context=directory, store=store, tag="deb:1")
 
 
 def pull_and_unpack(reference, target):
@@ -89,17 +89,17 @@ def skopeo_and_umoci(reference, target):
     )
 
 
-def bench_pull(folder):
-    image = debian_image(folder)
-    with registry(folder / "registry") as host:
+def bench_pull(directory):
+    image = debian_image(directory)
+    with registry(directory / "registry") as host:
         reference = f"{host}/deb:1"
         image.push(reference)
         ours, theirs, peaks = [], [], []
         for number in range(ROUNDS):
-            ours.append(timed(lambda n=number: peaks.append(pull_and_unpack(reference, str(folder / f"a{n}")))))
-            theirs.append(timed(lambda n=number: skopeo_and_umoci(reference, str(folder / f"b{n}"))))
+            ours.append(timed(lambda n=number: peaks.append(pull_and_unpack(reference, str(directory / f"a{n}")))))
+            theirs.append(timed(lambda n=number: skopeo_and_umoci(reference, str(directory / f"b{n}"))))
             for name in "ab":
-                shutil.rmtree(folder / f"{name}{number}")
+                shutil.rmtree(directory / f"{name}{number}")
     return {
         "compressed_mb": round(image.size_bytes / 1e6, 1),
         "layers": len(image.manifest.layers),
@@ -110,8 +110,8 @@ def bench_pull(folder):
     }
 
 
-def bench_extract(folder):
-    image = debian_image(folder).squash()
+def bench_extract(directory):
+    image = debian_image(directory).squash()
     blob = image.store.blobs.path(image.manifest.layers[0].digest)
     found = {"ours": [], "tar": []}
 
@@ -139,16 +139,16 @@ def bench_extract(folder):
     }
 
 
-def bench_start(folder):
+def bench_start(directory):
     """Start from an image with one layer and from one with forty, alternately."""
-    store = Store(folder / "s")
+    store = Store(directory / "s")
     build = Build.from_("scratch").copy("busybox", "/bin/")
-    shutil.copy("/bin/busybox", folder / "busybox")
-    one = build.build(context=folder, store=store, tag="one")
+    shutil.copy("/bin/busybox", directory / "busybox")
+    one = build.build(context=directory, store=store, tag="one")
     for number in range(39):
-        (folder / f"f{number}").write_text(str(number))
+        (directory / f"f{number}").write_text(str(number))
         build = build.copy(f"f{number}", "/")
-    forty = build.build(context=folder, store=store, tag="forty")
+    forty = build.build(context=directory, store=store, tag="forty")
     found = {"one": [], "forty": []}
 
     def start(image):
@@ -172,8 +172,8 @@ def main():
     wanted = sys.argv[1:] or ["extract", "pull", "start"]
     result = {"machine": platform.machine(), "kernel": platform.release(), "cpus": os.cpu_count()}
     for name in wanted:
-        with tempfile.TemporaryDirectory(prefix="containerkit-bench-") as folder:
-            result[name] = globals()[f"bench_{name}"](Path(folder))
+        with tempfile.TemporaryDirectory(prefix="containerkit-bench-") as directory:
+            result[name] = globals()[f"bench_{name}"](Path(directory))
     result["own_peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
     print(json.dumps(result, indent=2))
 

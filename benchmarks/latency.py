@@ -33,19 +33,19 @@ COMPARISONS = (
     ("run(), host root", "C twin, host root"),
     ("run(), host root", DYNAMIC),
     ("run(), host root", "subprocess.run, dynamic"),
-    ("run(), folder", "C twin, folder"),
-    ("run(), folder, no init", "C twin, folder, no init"),
-    ("run(), folder, pooled net", "C twin, folder, pooled net"),
-    ("run(), folder, security off", "C twin, folder, security off"),
-    ("run(), folder, pooled net, security off", "C twin, folder, pooled net, security off"),
-    ("run(), folder, pooled net", FLOOR),
+    ("run(), directory", "C twin, directory"),
+    ("run(), directory, no init", "C twin, directory, no init"),
+    ("run(), directory, pooled net", "C twin, directory, pooled net"),
+    ("run(), directory, security off", "C twin, directory, security off"),
+    ("run(), directory, pooled net, security off", "C twin, directory, pooled net, security off"),
+    ("run(), directory, pooled net", FLOOR),
     ("exec in a live container", FLOOR),
     ("with Container(), whole", FLOOR),
-    ("C twin, folder, pooled net, static libc", STATIC),
-    ("run(), folder, static libc", STATIC),
+    ("C twin, directory, pooled net, static libc", STATIC),
+    ("run(), directory, static libc", STATIC),
     ("template, pooled net, static libc", STATIC),
     ("template, ready, static libc", STATIC),
-    ("template, pooled net", "C twin, folder, pooled net"),
+    ("template, pooled net", "C twin, directory, pooled net"),
     ("exec in a live container, static libc", STATIC),
     ("with Container(), whole, static libc", STATIC),
 )
@@ -73,18 +73,18 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 
 def floors(floor: Floor) -> Group:
     """Return the rungs in C."""
-    folder = ("init", "net", "time", "security")
+    directory = ("init", "net", "time", "security")
     pooled = ("init", "pooled", "time", "security")
     twins = {
-        "host root": ("host", *folder),
+        "host root": ("host", *directory),
         "host root, pooled net": ("host", *pooled),
-        "folder": folder,
-        "folder, no init": ("net", "time", "security"),
-        "folder, no time namespace": ("init", "net", "security"),
-        "folder, security off": ("init", "net", "time"),
-        "folder, pooled net": pooled,
-        "folder, pooled net, security off": ("init", "pooled", "time"),
-        "folder, pooled net, static libc": (*pooled, "static"),
+        "directory": directory,
+        "directory, no init": ("net", "time", "security"),
+        "directory, no time namespace": ("init", "net", "security"),
+        "directory, security off": ("init", "net", "time"),
+        "directory, pooled net": pooled,
+        "directory, pooled net, security off": ("init", "pooled", "time"),
+        "directory, pooled net, static libc": (*pooled, "static"),
     }
     return Group(
         "floor",
@@ -112,46 +112,46 @@ def _unconfined() -> dict[str, Any]:
 
 def ours(floor: Floor, stack: ExitStack) -> Group:
     """Return the rungs of containerkit. The stack closes what they need."""
-    folder = RootFS.dir(floor.folder, readonly=True)
+    directory = RootFS.dir(floor.directory, readonly=True)
     pool = stack.enter_context(
-        stack.enter_context(Container(folder, namespaces=Namespaces(user="host"))).namespace("network")
+        stack.enter_context(Container(directory, namespaces=Namespaces(user="host"))).namespace("network")
     )
     pooled = Namespaces(network=pool)
     mount_alone = Namespaces(**dict.fromkeys(("pid", "network", "ipc", "uts", "user", "cgroup", "time"), "host"))
     some = Namespaces(network="host", user="host", cgroup="host", time="host")
     off = _unconfined()
-    true = (["/true"], {"rootfs": folder})
-    static = (["/static"], {"rootfs": folder})
+    true = (["/true"], {"rootfs": directory})
+    static = (["/static"], {"rootfs": directory})
     host: tuple[list[str], dict[str, Any]] = (["/bin/true"], {})
     wishes: dict[str, tuple[tuple[list[str], dict[str, Any]], dict[str, Any]]] = {
         "host root": (host, {}),
         "host root, no init": (host, {"init": False}),
         "host root, read-only": (host, {"rootfs": RootFS.host(readonly=True)}),
         "host root, pooled net": (host, {"namespaces": pooled}),
-        "folder": (true, {}),
-        "folder, no init": (true, {"init": False}),
-        "folder, no time namespace": (true, {"namespaces": Namespaces(time="host")}),
-        "folder, mount+pid+ipc+uts": (true, {"namespaces": some}),
-        "folder, mount alone": (true, {"namespaces": mount_alone}),
-        "folder, nothing captured": (true, {"capture_output": False}),
-        "folder, security off": (true, off),
-        "folder, limits": (true, _limits()),
-        "folder, pooled net": (true, {"namespaces": pooled}),
-        "folder, pooled net, security off": (true, {"namespaces": pooled, **off}),
-        "folder, static libc": (static, {}),
+        "directory": (true, {}),
+        "directory, no init": (true, {"init": False}),
+        "directory, no time namespace": (true, {"namespaces": Namespaces(time="host")}),
+        "directory, mount+pid+ipc+uts": (true, {"namespaces": some}),
+        "directory, mount alone": (true, {"namespaces": mount_alone}),
+        "directory, nothing captured": (true, {"capture_output": False}),
+        "directory, security off": (true, off),
+        "directory, limits": (true, _limits()),
+        "directory, pooled net": (true, {"namespaces": pooled}),
+        "directory, pooled net, security off": (true, {"namespaces": pooled, **off}),
+        "directory, static libc": (static, {}),
     }
     rungs = [
         Rung(f"run(), {name}", timed(partial(run, argv, check=True, **{**base, **more})))
         for name, ((argv, base), more) in wishes.items()
     ]
-    template = stack.enter_context(Container.prepare(folder, namespaces=pooled))
-    stocked = stack.enter_context(Container.prepare(folder, ready=4))
-    live = stack.enter_context(Container(folder))
+    template = stack.enter_context(Container.prepare(directory, namespaces=pooled))
+    stocked = stack.enter_context(Container.prepare(directory, ready=4))
+    live = stack.enter_context(Container(directory))
     for end, words in (("", true[0]), (", static libc", static[0])):
         rungs.append(Rung(f"template, pooled net{end}", timed(partial(template.run, words, check=True))))
         rungs.append(Rung(f"template, ready{end}", partial(_ready, stocked, words)))
         rungs.append(Rung(f"exec in a live container{end}", timed(partial(live.run, words, check=True))))
-        rungs.append(Rung(f"with Container(), whole{end}", timed(partial(_whole, folder, words))))
+        rungs.append(Rung(f"with Container(), whole{end}", timed(partial(_whole, directory, words))))
     return Group("containerkit", tuple(rungs))
 
 
@@ -174,7 +174,7 @@ def peers(floor: Floor, scratch: str) -> Group:
     """Return the rungs of other installed programs."""
     plainly = partial(run_plainly, stdin=DEVNULL, capture_output=True, check=True)
     others = [
-        Rung(peer.name, partial(floor.spawn, *peer.words(floor.folder, scratch)), 0.2 if peer.slow else 1.0)
+        Rung(peer.name, partial(floor.spawn, *peer.words(floor.directory, scratch)), 0.2 if peer.slow else 1.0)
         for peer in PEERS
         if peer.installed
     ]
@@ -191,7 +191,7 @@ def peers(floor: Floor, scratch: str) -> Group:
 def compare(taken: dict[str, Series], group_of: dict[str, str]) -> dict[str, Ratio]:
     """Return the reported ratios, by ``one / two``."""
     others = [name for name, group in group_of.items() if group == "peer" and name != "subprocess.run, dynamic"]
-    pairs = [*COMPARISONS, *[(ours, name) for name in others for ours in ("run(), folder", "template, ready")]]
+    pairs = [*COMPARISONS, *[(ours, name) for name in others for ours in ("run(), directory", "template, ready")]]
     return {
         f"{one} / {two}": ratio(taken[one].samples, taken[two].samples)
         for one, two in pairs

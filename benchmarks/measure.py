@@ -163,10 +163,10 @@ class Report:
     def text(self) -> str:
         return f"{self.title}\n\n{table(self.rows, self.header)}\n"
 
-    def write(self, folder: str, facts: dict[str, object]) -> str:
-        """Write the report as JSON below ``folder``. Return the path."""
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, f"{self.name}.json")
+    def write(self, directory: str, facts: dict[str, object]) -> str:
+        """Write the report as JSON below ``directory``. Return the path."""
+        os.makedirs(directory, exist_ok=True)
+        path = os.path.join(directory, f"{self.name}.json")
         ratios = {name: attrs.asdict(value) for name, value in self.ratios.items()}
         content = {"benchmark": self.name, "machine": facts, **self.data, "ratios": ratios}
         with open(path, "w", encoding="utf-8") as file:

@@ -171,17 +171,17 @@ def host_addresses() -> list[str]:
     return sorted(each for each in uplinks.host_addresses() if ":" not in each)
 
 
-def with_files_of_etc(folder: str) -> None:
+def with_files_of_etc(directory: str) -> None:
     """Make what the files of a network's are mounted on."""
-    os.makedirs(os.path.join(folder, "etc"), exist_ok=True)
+    os.makedirs(os.path.join(directory, "etc"), exist_ok=True)
     for name in ("hosts", "resolv.conf"):
-        with open(os.path.join(folder, "etc", name), "a", encoding="ascii"):
+        with open(os.path.join(directory, "etc", name), "a", encoding="ascii"):
             pass
 
 
 def podman(floor: Floor, network: str) -> Callable[[], float]:
     """Return what starts one container by podman."""
-    words = ["podman", "run", "--rm", f"--network={network}", "--rootfs", floor.folder, "/true"]
+    words = ["podman", "run", "--rm", f"--network={network}", "--rootfs", floor.directory, "/true"]
     return lambda: floor.spawn(*words)
 
 
@@ -199,8 +199,8 @@ def look(asked: argparse.Namespace) -> Found:
     """Measure all of it."""
     with ExitStack() as stack:
         floor = stack.enter_context(Floor())
-        with_files_of_etc(floor.folder)
-        root = RootFS.dir(floor.folder, readonly=True)
+        with_files_of_etc(floor.directory)
+        root = RootFS.dir(floor.directory, readonly=True)
         net = stack.enter_context(Network("benchmark").open())
         bare = stack.enter_context(Container.prepare(root, networks=8, ready=0))
         pooled = stack.enter_context(Container.prepare(root, networks=8, ready=0, network=net))

@@ -94,13 +94,13 @@ def main():
         sys.exit("needs root, runc and busybox-static")
     machine = f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}"
     print(f"{machine}, Python {platform.python_version()}")
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
         cwd = bundle(place)
         runtime = place / "containerkit-oci"
         runtime.write_text(text())
         runtime.chmod(0o755)
-        ours = [str(runtime), "--root", f"{folder}/root"]
+        ours = [str(runtime), "--root", f"{directory}/root"]
         pairs("run", [*ours, "run", "bench"], ["runc", "run", "bench"], cwd, samples)
         pairs("state", [*ours, "state", "nobody"], ["runc", "state", "nobody"], cwd, samples)
         pairs("kill", [*ours, "kill", "nobody"], ["runc", "kill", "nobody"], cwd, samples)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 COLOURS = {"floor": "#8c8c8c", "containerkit": "#1f6fb4", "peer": "#d9822b"}
 
 
-def draw(report: Report, folder: str) -> list[str]:
+def draw(report: Report, directory: str) -> list[str]:
     """Draw the ``bars`` or ``lines`` in a report's data. Return the paths of the files.
 
     Without matplotlib nothing is drawn.
@@ -35,7 +35,7 @@ def draw(report: Report, folder: str) -> list[str]:
         return []
     axes.set_title(report.title.partition(" (")[0], fontsize=10, loc="left")
     axes.grid(alpha=0.3)
-    paths = [os.path.join(folder, f"{report.name}.{kind}") for kind in ("svg", "png")]
+    paths = [os.path.join(directory, f"{report.name}.{kind}") for kind in ("svg", "png")]
     for path in paths:
         figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -27,16 +27,16 @@ static void fill_dev(int dev) {
     check(mknodat(dev, "console", S_IFREG | 0600, 0), "console");
     check(symlinkat("pts/ptmx", dev, "ptmx"), "ptmx");
     check(symlinkat("/proc/self/fd", dev, "fd"), "fd");
-    static const char *const folders[] = {"pts", "shm", "mqueue"};
+    static const char *const directories[] = {"pts", "shm", "mqueue"};
     for (int i = 0; i < 3; i++)
-        check(mkdirat(dev, folders[i], 0755), folders[i]);
+        check(mkdirat(dev, directories[i], 0755), directories[i]);
 }
 
 static void fill_skeleton(int root) {
-    static const char *const folders[] = {"host/usr", "host/etc", "host/proc", "host/sys",  "host/dev", "host/tmp",
-                                          "host/run", "host/var", "host/home", "host/root", "host/opt", "host/srv"};
-    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
-        check(mkdirat(root, folders[i], 0755), folders[i]);
+    static const char *const directories[] = {"host/usr", "host/etc", "host/proc", "host/sys",  "host/dev", "host/tmp",
+                                              "host/run", "host/var", "host/home", "host/root", "host/opt", "host/srv"};
+    for (size_t i = 0; i < sizeof directories / sizeof *directories; i++)
+        check(mkdirat(root, directories[i], 0755), directories[i]);
     static const char *const links[][2] = {
         {"usr/bin", "host/bin"}, {"usr/lib", "host/lib"}, {"usr/lib64", "host/lib64"}};
     for (int i = 0; i < 3; i++)
@@ -52,7 +52,7 @@ static void fill_skeleton(int root) {
 
 static void build_staging(void) {
     static const char *const mode[] = {"mode", "755", NULL};
-    static const char *const folders[] = {"proc", "sys", "dev", "host", "newroot", "upper", "lower"};
+    static const char *const directories[] = {"proc", "sys", "dev", "host", "newroot", "upper", "lower"};
     check(unshare(CLONE_NEWNS), "unshare");
     umask(0);
     check(mount("none", "/", 0, MS_REC | MS_PRIVATE, 0), "private");
@@ -60,8 +60,8 @@ static void build_staging(void) {
     int sys = filesystem("sysfs", none, 0);
     int root = filesystem("tmpfs", mode, MOUNT_ATTR_NOSUID);
     move(root, AT_FDCWD, "/proc");
-    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
-        check(mkdirat(root, folders[i], 0755), folders[i]);
+    for (size_t i = 0; i < sizeof directories / sizeof *directories; i++)
+        check(mkdirat(root, directories[i], 0755), directories[i]);
     check(mkdirat(root, "lower/0", 0755), "lower");
     move(proc, root, "proc");
     move(sys, root, "sys");
@@ -107,13 +107,13 @@ static void find_covers(void) {
     for (size_t i = 0; i < sizeof masked_paths / sizeof *masked_paths; i++)
         if (!lstat(masked_paths[i], &status))
             ready.covers[ready.cover_count++] =
-                (struct cover){masked_paths[i], S_ISDIR(status.st_mode) ? NO_FOLDER : NO_FILE};
+                (struct cover){masked_paths[i], S_ISDIR(status.st_mode) ? NO_DIRECTORY : NO_FILE};
 }
 
 static void leave_network(void) { check(unshare(CLONE_NEWNET), "unshare network"); }
 
-void prepare(const char *init, const char *folder) {
-    ready.folder = folder;
+void prepare(const char *init, const char *directory) {
+    ready.directory = directory;
     /* Own mounts without the second hierarchy of a machine that has both, because some runtimes refuse it. */
     check(unshare(CLONE_NEWNS), "unshare");
     check(mount("none", "/", 0, MS_REC | MS_PRIVATE, 0), "private");

@@ -87,9 +87,11 @@ def rungs(stack: ExitStack) -> list[Rung]:
         found.append(Rung(f"task, {name}", partial(_one, executor), few))
         if not name.endswith("fresh"):
             found.append(Rung(f"100 tasks, {name}", partial(_many, executor), 0.2))
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    found += [Rung("pytest, 100 tests, container", partial(_pytest, folder, SUITE), 0.05)]
-    found += [Rung("pytest, 100 tests", partial(_pytest, folder, SUITE.replace("@pytest.mark.container\n", "")), 0.05)]
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
+    found += [Rung("pytest, 100 tests, container", partial(_pytest, directory, SUITE), 0.05)]
+    found += [
+        Rung("pytest, 100 tests", partial(_pytest, directory, SUITE.replace("@pytest.mark.container\n", "")), 0.05)
+    ]
     return found
 
 
@@ -102,11 +104,11 @@ def _many(executor: Executor) -> float:
     return timed(lambda: list(executor.map(abs, range(TASKS))))
 
 
-def _pytest(folder: str, text: str) -> float:
-    with open(os.path.join(folder, "test_it.py"), "w", encoding="utf-8") as file:
+def _pytest(directory: str, text: str) -> float:
+    with open(os.path.join(directory, "test_it.py"), "w", encoding="utf-8") as file:
         file.write(text)
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder]
-    return timed(lambda: run_plainly(argv, stdout=DEVNULL, check=True, cwd=folder))
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", directory]
+    return timed(lambda: run_plainly(argv, stdout=DEVNULL, check=True, cwd=directory))
 
 
 def measure(asked: argparse.Namespace) -> Report:

@@ -119,9 +119,9 @@ def measure(asked: argparse.Namespace) -> Report:
         seen.append(program)
         return real(program, *arguments, **more)
 
-    wish: dict[str, Any] = {"rootfs": RootFS.dir(asked.folder)} if asked.folder else {}
+    wish: dict[str, Any] = {"rootfs": RootFS.dir(asked.directory)} if asked.directory else {}
     taken: dict[int, list[float]] = defaultdict(list)
-    engine.Program.run = remember  # type: ignore[assignment, method-assign]
+    engine.Program.run = remember  # type: ignore[assignment, method-assign] # measured in its place
     try:
         with Stopwatch() as watch:
             for number in range(asked.samples + 5):
@@ -134,7 +134,7 @@ def measure(asked: argparse.Namespace) -> Report:
                         if watch.ended[step] > watch.began[step]:
                             taken[step].append(time_us)
     finally:
-        engine.Program.run = real  # type: ignore[method-assign]
+        engine.Program.run = real  # type: ignore[method-assign] # put back
     middle = {step: quantile(sorted(values), 0.5) for step, values in taken.items()}
     order = sorted(middle, key=lambda step: -middle[step])
     shown = order[: asked.top] if asked.top else order
@@ -147,7 +147,7 @@ def measure(asked: argparse.Namespace) -> Report:
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
     own = options(__doc__ or "", samples=100)
-    own.add_argument("--folder", default="", help="a root filesystem (default: the machine's own programs)")
+    own.add_argument("--directory", default="", help="a root filesystem (default: the machine's own programs)")
     own.add_argument("--top", type=int, default=30, help="how many steps are shown, 0 for all (default 30)")
     own.add_argument("command", nargs="*", default=["/bin/true"], help="the command to run (default /bin/true)")
     return own

@@ -126,7 +126,7 @@ def measure(asked: argparse.Namespace) -> Report:
     """Run all loads in sequence."""
     with ExitStack() as stack:
         floor = stack.enter_context(Floor())
-        root = RootFS.dir(floor.folder, readonly=True)
+        root = RootFS.dir(floor.directory, readonly=True)
         first = stack.enter_context(Container(root, namespaces=Namespaces(user="host")))
         pool = stack.enter_context(first.namespace("network"))
         fresh = partial(run, ["/true"], rootfs=root)

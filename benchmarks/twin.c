@@ -18,7 +18,7 @@ static void cover_paths(void) {
                 syscall(SYS_open_tree, at, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE),
                 ready.covers[i].path);
             set_attributes(tree, MOUNT_ATTR_RDONLY, 0, AT_RECURSIVE);
-        } else if (ready.covers[i].how == NO_FOLDER) {
+        } else if (ready.covers[i].how == NO_DIRECTORY) {
             tree = filesystem("tmpfs", nothing, NO_SIDE_EFFECTS | MOUNT_ATTR_RDONLY);
         } else {
             tree = clone_tree("/dev/null", 0);
@@ -206,7 +206,7 @@ static int stage1(void *unused) {
     int host = now.wishes & HOST;
     int recursive = host ? 0 : AT_RECURSIVE;
     umask(0);
-    now.tree = clone_tree(host ? "/usr" : ready.folder, recursive);
+    now.tree = clone_tree(host ? "/usr" : ready.directory, recursive);
     check(setns(ready.staging, CLONE_NEWNS), "setns staging");
     now.dev = clone_tree("/dev", AT_RECURSIVE);
     if (host)

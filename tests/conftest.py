@@ -202,8 +202,8 @@ def mounts():
 def own_cgroups():
     """Return the control groups that this process has made."""
     found = set()
-    for folder, names, _ in os.walk("/sys/fs/cgroup"):
-        found.update(f"{folder}/{name}" for name in names if name.startswith(f"containerkit.{os.getpid()}."))
+    for directory, names, _ in os.walk("/sys/fs/cgroup"):
+        found.update(f"{directory}/{name}" for name in names if name.startswith(f"containerkit.{os.getpid()}."))
     return found
 
 

@@ -13,7 +13,7 @@ Importing this package is cheap: each public name is imported on first use.
 """
 
 from containerkit.late import PUBLIC as _PUBLIC
-from containerkit.late import load as _load
+from containerkit.late import lazy as _lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,15 +131,4 @@ __all__ = [
     "run",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use. Source: PEP 562."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = _load(f"{__name__}.{_PUBLIC[name]}:{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = _lazy(globals(), _PUBLIC)

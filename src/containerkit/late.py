@@ -7,6 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing takes longer than importing this module
+    from collections.abc import Callable, Iterable
     from typing import Any, Final
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PUBLIC",
     "REFUSALS",
     "SWEEPERS",
+    "lazy",
     "load",
 ]
 
@@ -156,3 +158,23 @@ def load(place: str) -> Any:
     module, _, name = place.partition(":")
     found = import_module(module)
     return getattr(found, name) if name else found
+
+
+def lazy(names: dict[str, Any], places: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], Iterable[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` for a package that imports its public names on first use.
+
+    Args:
+        names: the ``globals()`` of the package.
+        places: the module of each name, relative to the package.
+
+    Source: PEP 562.
+    """
+    package = names["__name__"]
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = names[name] = load(f"{package}.{places[name]}:{name}")
+        return value
+
+    return find, lambda: sorted({*names, *places})

@@ -156,7 +156,7 @@ class DescriptionOptions(TypedDict, total=False):
     shared. ``"host"``: the host's, without any isolation. A :class:`~containerkit.Macvlan` or
     :class:`~containerkit.CNI`."""
     publish: ListOf[Port | int | str]
-    """Ports of the host's that lead inside: a :class:`~containerkit.Port`, a number for the same on 127.0.0.1, or a
+    """Ports of the host that lead inside: a :class:`~containerkit.Port`, a number for the same on 127.0.0.1, or a
     text as docker's ``-p`` has it (default none)."""
     egress: Egress | None
     """What it may reach outside of its networks (default: with ``"internet"`` or a network all of the internet, but
@@ -288,7 +288,7 @@ class KeepingOptions(TypedDict, total=False):
     """The name of its image, for people (default: that of ``RootFS.image``)."""
     command_line: tuple[str, ...]
     """The options and the command of ``containerkit run`` that would make it again (default: not known)."""
-    folder: str
+    directory: str
     """The working directory of that."""
     healthcheck: bool
     """Whether its health is checked, as told here or as its image says (default True)."""

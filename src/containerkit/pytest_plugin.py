@@ -93,7 +93,7 @@ def container_factory() -> Iterator[Callable[..., Container]]:
 
 @pytest.fixture
 def container(request: pytest.FixtureRequest, container_factory: Callable[..., Container]) -> Container:
-    """A container that runs, stopped at the end of the test.
+    """A running container, stopped at the end of the test.
 
     Its options are the mapping with which it is parametrized: ``@pytest.mark.parametrize("container", [{"hostname":
     "here"}], indirect=True)``.
@@ -176,7 +176,7 @@ class _Place:
         marker: what it says of the container.
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
 
     def __init__(self, item: pytest.Item, marker: pytest.Mark) -> None:

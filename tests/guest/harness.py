@@ -179,10 +179,10 @@ def why_not() -> str:
     return missing()
 
 
-def _module_files(folder: Path) -> list[Path]:
+def _module_files(directory: Path) -> list[Path]:
     """Return the modules with what each depends on before it; one that is built in has no file."""
     needs = {}
-    for line in (folder / "modules.dep").read_text().splitlines():
+    for line in (directory / "modules.dep").read_text().splitlines():
         name, _, rest = line.partition(":")
         needs[name.rpartition("/")[2].partition(".ko")[0]] = [*reversed(rest.split()), name]
     ordered: list[str] = []
@@ -190,7 +190,7 @@ def _module_files(folder: Path) -> list[Path]:
         for path in needs.get(module, []):
             if path not in ordered:
                 ordered.append(path)
-    return [folder / path for path in ordered]
+    return [directory / path for path in ordered]
 
 
 def _archive(entries: list[tuple[str, int, bytes]]) -> bytes:
@@ -204,7 +204,9 @@ def _archive(entries: list[tuple[str, int, bytes]]) -> bytes:
     return b"".join(parts)
 
 
-def _initramfs(command: list[str], folder: Path, machine: Machine, layout: Layout, environment: dict[str, str]) -> Path:
+def _initramfs(
+    command: list[str], directory: Path, machine: Machine, layout: Layout, environment: dict[str, str]
+) -> Path:
     assert machine.kernel is not None
     files = _module_files(machine.kernel[1])
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(environment.items()))
@@ -220,15 +222,15 @@ def _initramfs(command: list[str], folder: Path, machine: Machine, layout: Layou
         ("command", 0o100644, script.encode()),
         *[(f"lib/{file.name}", 0o100644, file.read_bytes()) for file in files],
     ]
-    path = folder / "initramfs"
+    path = directory / "initramfs"
     path.write_bytes(_archive(entries))
     return path
 
 
-def _share_root(root: Path, folder: Path, stack: ExitStack) -> Path:
+def _share_root(root: Path, directory: Path, stack: ExitStack) -> Path:
     """Offer the root file system and return the socket."""
-    socket = folder / "root.sock"
-    log = stack.enter_context((folder / "virtiofsd.log").open("wb"))
+    socket = directory / "root.sock"
+    log = stack.enter_context((directory / "virtiofsd.log").open("wb"))
     server = subprocess.Popen(
         [
             str(VIRTIOFSD),
@@ -246,18 +248,18 @@ def _share_root(root: Path, folder: Path, stack: ExitStack) -> Path:
     deadline = time.monotonic() + 10
     while not socket.exists():
         if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"virtiofsd did not start: {(folder / 'virtiofsd.log').read_text()}")
+            raise RuntimeError(f"virtiofsd did not start: {(directory / 'virtiofsd.log').read_text()}")
         time.sleep(0.01)
     return socket
 
 
-def _qemu(machine: Machine, initramfs: Path, socket: Path, folder: Path, layout: Layout) -> list[str]:
+def _qemu(machine: Machine, initramfs: Path, socket: Path, directory: Path, layout: Layout) -> list[str]:
     assert machine.kernel is not None
     arguments = "quiet panic=-1 mitigations=off nokaslr psi=1 console=ttyS2 rdinit=/init"
     if layout != "legacy":
         arguments += " cgroup_no_v1=all"
     program, *board = machine.qemu
-    ports = [word for name in PORTS for word in ("-chardev", f"file,id={name},path={folder / name}")]
+    ports = [word for name in PORTS for word in ("-chardev", f"file,id={name},path={directory / name}")]
     return [
         *(program, "-nodefaults", "-no-user-config", *ports, *board),
         *("-accel", "tcg,thread=multi", "-smp", "2"),
@@ -284,7 +286,7 @@ def run_in_guest(
             ``"systemd"`` for version 2 with systemd as the init, which runs the command as a service.
         timeout_s: after so many seconds the guest is killed.
         environment: more of it.
-        machine: of what it is made; on this machine's files the command is run from the project's folder.
+        machine: of what it is made; on this machine's files the command is run from the project's directory.
 
     Raises:
         RuntimeError: the guest could not be started, took too long, or ended without a status.
@@ -295,12 +297,12 @@ def run_in_guest(
         environment or {}
     )
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="containerkit-guest-")))
-        initramfs = _initramfs(command, folder, machine, layout, whole)
-        socket = _share_root(machine.root, folder, stack)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="containerkit-guest-")))
+        initramfs = _initramfs(command, directory, machine, layout, whole)
+        socket = _share_root(machine.root, directory, stack)
         started = time.monotonic()
         guest = subprocess.Popen(
-            _qemu(machine, initramfs, socket, folder, layout), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+            _qemu(machine, initramfs, socket, directory, layout), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         late = False
         try:
@@ -311,7 +313,7 @@ def run_in_guest(
             guest.kill()
             _, complaint = guest.communicate()
         output, status, log = (
-            (folder / name).read_bytes().decode(errors="replace").replace("\r\n", "\n") for name in PORTS
+            (directory / name).read_bytes().decode(errors="replace").replace("\r\n", "\n") for name in PORTS
         )
     text = f"{output}\n{log}\n{complaint.decode(errors='replace')}"
     if late:

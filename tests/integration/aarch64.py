@@ -29,33 +29,33 @@ def needs_compiler():
         pytest.skip("no headers of Python: apt-get install python3-dev")
 
 
-def python_headers(folder):
+def python_headers(directory):
     """Return the options that find Python's headers; the machines are alike in what Debian's pyconfig.h tells apart.
 
     Args:
-        folder: for a copy of pyconfig.h, where Debian's looks for that of another machine.
+        directory: for a copy of pyconfig.h, where Debian's looks for that of another machine.
     """
     include = Path(sysconfig.get_path("include"))
     own = Path("/usr/include", sysconfig.get_config_var("MULTIARCH") or "", include.name, "pyconfig.h")
     if own.exists():
-        other = folder / "aarch64-linux-gnu" / include.name
+        other = directory / "aarch64-linux-gnu" / include.name
         other.mkdir(parents=True)
         shutil.copy(own, other)
-    return [f"-I{include}", f"-I{folder}"]
+    return [f"-I{include}", f"-I{directory}"]
 
 
-def build(target, folder):
+def build(target, directory):
     """Build the init and the extension, by the stable ABI, without a warning.
 
     Args:
         target: where they go.
-        folder: for what is made on the way.
+        directory: for what is made on the way.
     """
     parts = runpy.run_path(str(NATIVE / "build.py"))
     parts["build_programs"]([COMPILER, "-Werror"], target)
-    code = folder / "_lib.c"
+    code = directory / "_lib.c"
     parts["ffibuilder"].emit_c_code(str(code))
-    command = [COMPILER, "-shared", "-fPIC", *parts["COMPILE"], _STABLE, f"-I{NATIVE}", *python_headers(folder)]
+    command = [COMPILER, "-shared", "-fPIC", *parts["COMPILE"], _STABLE, f"-I{NATIVE}", *python_headers(directory)]
     sources = [code, *(NATIVE / name for name in parts["SOURCES"])]
     done = subprocess.run([*command, "-o", target / "_lib.abi3.so", *sources], capture_output=True, text=True)
     assert (0, "") == (done.returncode, done.stderr)

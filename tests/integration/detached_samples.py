@@ -16,7 +16,7 @@ def wait_for(condition, timeout_s=10.0):
 
 
 def runs(pid):
-    """Tell whether a process is there and no zombie."""
+    """Return whether a process is there and no zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"

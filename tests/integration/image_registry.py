@@ -29,11 +29,11 @@ def free_port():
 
 
 @contextmanager
-def registry(folder, *, tls=None, users=None, token=None, clients=None):
+def registry(directory, *, tls=None, users=None, token=None, clients=None):
     """Run docker-registry.
 
     Args:
-        folder: where it keeps its data.
+        directory: where it keeps its data.
         tls: (certificate, key).
         users: a table of passwords: basic authentication.
         token: (realm, certificate of the signer): tokens.
@@ -41,12 +41,12 @@ def registry(folder, *, tls=None, users=None, token=None, clients=None):
     """
     if users and shutil.which("htpasswd") is None:
         pytest.skip("needs Debian's package apache2-utils")
-    folder.mkdir(exist_ok=True)
+    directory.mkdir(exist_ok=True)
     port = free_port()
     config = {
         "version": "0.1",
         "log": {"level": "warn", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "data")}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}", "secret": "x"},
     }
     if tls:
@@ -58,11 +58,11 @@ def registry(folder, *, tls=None, users=None, token=None, clients=None):
             subprocess.run(["htpasswd", "-Bbn", *pair], capture_output=True, text=True, check=True).stdout.strip()
             for pair in users.items()
         ]
-        (folder / "htpasswd").write_text("\n".join(lines))
-        config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
-    (folder / "config.json").write_text(json.dumps(config))  # JSON is YAML as well
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([REGISTRY, "serve", folder / "config.json"], stdout=log, stderr=log)
+        (directory / "htpasswd").write_text("\n".join(lines))
+        config["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}
+    (directory / "config.json").write_text(json.dumps(config))  # JSON is YAML as well
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen([REGISTRY, "serve", directory / "config.json"], stdout=log, stderr=log)
     try:
         wait_for(port)
         yield f"127.0.0.1:{port}"
@@ -82,9 +82,9 @@ def wait_for(port):
     raise AssertionError("the server does not start")
 
 
-def certificate(folder):
+def certificate(directory):
     """A certificate for 127.0.0.1 that signs itself."""
-    paths = folder / "cert.pem", folder / "key.pem"
+    paths = directory / "cert.pem", directory / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
          "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-out", paths[0], "-keyout", paths[1]],

@@ -19,7 +19,7 @@ BUSYBOX = "/bin/busybox"
 
 
 def busybox_root(root, *more):
-    """Make a root with busybox under all of its names, a few folders and ``more``, and /lib as a link to usr/lib."""
+    """Make a root with busybox under all of its names, a few directories and ``more``, and /lib as a link to usr/lib."""
     for name in ("bin", "etc", "tmp", "usr/lib", *more):
         (root / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin/busybox")

@@ -36,7 +36,7 @@ def needs_busybox():
 
 
 def make_rootfs(path):
-    """Fill a folder with busybox and its names."""
+    """Fill a directory with busybox and its names."""
     root = Path(path)
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "root", "run", "var/tmp"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def make_rootfs(path):
 
 
 class Bundle:
-    """A folder with a root filesystem and a configuration that can be changed before use."""
+    """A directory with a root filesystem and a configuration that can be changed before use."""
 
     def __init__(self, path, rootfs):
         self.path = Path(path)
@@ -172,7 +172,7 @@ class Runtime:
 
 
 def mounts_below(path):
-    """Return the mounts of this machine that have to do with a folder."""
+    """Return the mounts of this machine that have to do with a directory."""
     with open("/proc/self/mountinfo") as file:
         return [line for line in file if str(path) in line]
 
@@ -180,8 +180,8 @@ def mounts_below(path):
 def groups_named(name):
     """Return the control groups of that name in any hierarchy."""
     found = []
-    for place, folders, _ in os.walk(HIERARCHIES):
-        found += [os.path.join(place, folder) for folder in folders if folder == name]
+    for place, directories, _ in os.walk(HIERARCHIES):
+        found += [os.path.join(place, directory) for directory in directories if directory == name]
     return found
 
 

@@ -32,10 +32,10 @@ def say(tmp_path_factory):
     """A static program that sends each of its arguments to the socket."""
     if shutil.which("gcc") is None:
         pytest.skip("no compiler: apt-get install gcc libc6-dev")
-    folder = tmp_path_factory.mktemp("say")
-    (folder / "say.c").write_text(SAY)
-    subprocess.run(["gcc", "-static", "-o", str(folder / "say"), str(folder / "say.c")], check=True)
-    return folder / "say"
+    directory = tmp_path_factory.mktemp("say")
+    (directory / "say.c").write_text(SAY)
+    subprocess.run(["gcc", "-static", "-o", str(directory / "say"), str(directory / "say.c")], check=True)
+    return directory / "say"
 
 
 class Manager:

@@ -51,11 +51,13 @@ def in_child(work, *, timeout_s=20):
     return answer["value"]
 
 
-def compiled(source, folder, name, *flags):
+def compiled(source, directory, name, *flags):
     """Compile a C program and return its path."""
-    path = folder / name
-    (folder / f"{name}.c").write_text(source)
-    subprocess.run(["gcc", "-O1", "-o", str(path), str(folder / f"{name}.c"), *flags], check=True, capture_output=True)
+    path = directory / name
+    (directory / f"{name}.c").write_text(source)
+    subprocess.run(
+        ["gcc", "-O1", "-o", str(path), str(directory / f"{name}.c"), *flags], check=True, capture_output=True
+    )
     return path
 
 

@@ -40,4 +40,4 @@ def test_extension_takes_from_libc_and_python_alone(built):
 def test_init_runs(built):
     done = subprocess.run([RUNNER, built / "init"], capture_output=True, text=True, timeout=20)
     assert (126, "") == (done.returncode, done.stdout)
-    assert "the sealed init of a container is no interpreter" in done.stderr
+    assert "the sealed init of a container is not an interpreter" in done.stderr

@@ -509,7 +509,7 @@ def pulled_from(tmp_path_factory):
     made = tmp_path_factory.mktemp("registry")
     busybox_root(made / "root")
     with registry(made / "registry") as host:
-        Image.from_folder(made / "root", store=Store(made / "store")).push(f"{host}/library/small:1")
+        Image.from_directory(made / "root", store=Store(made / "store")).push(f"{host}/library/small:1")
         yield f"{host}/library/small:1"
 
 

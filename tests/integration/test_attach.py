@@ -223,7 +223,7 @@ def test_ps_of_nothing(tmp_path):
     assert [] == json.loads(ps("--json", "--root", str(tmp_path / "none")))
 
 
-def test_ps_of_no_folder(tmp_path):
+def test_ps_of_no_directory(tmp_path):
     (tmp_path / "file").write_text("")
     words = [sys.executable, "-m", "containerkit", "ps", "--root", str(tmp_path / "file")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)

@@ -185,15 +185,15 @@ def test_clone_is_born_into_a_cgroup():
     tree = next((mount for mount in mountinfo.read() if mount.filesystem == "cgroup2" and not mount.read_only), None)
     if tree is None:
         pytest.skip("no cgroup2 is mounted here")
-    folder = f"{tree.mount_point}/containerkit-test-{os.getpid()}"
-    os.mkdir(folder)
+    directory = f"{tree.mount_point}/containerkit-test-{os.getpid()}"
+    os.mkdir(directory)
     try:
-        group = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        name = os.path.basename(folder)
+        group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        name = os.path.basename(directory)
         assert 0 == child(lambda: f"/{name}\n" not in read("/proc/self/cgroup"), cgroup_fd=group)
         os.close(group)
     finally:
-        os.rmdir(folder)
+        os.rmdir(directory)
 
 
 def test_clone_of_flags_that_exclude_each_other_is_refused():

@@ -208,7 +208,7 @@ def test_limits_are_set_anew(root, images):
         assert 33 == c.stats().pids.limit
         c.update(Limits(pids=44))
         assert 44 == c.stats().pids.limit
-    with pytest.raises(ValueError, match=r"limits: '1G' is no containerkit\.Limits"):
+    with pytest.raises(ValueError, match=r"limits: '1G' is not a containerkit\.Limits"):
         Container.restore(images, criu=CRIU, limits="1G")
     with Container.restore(images, criu=CRIU) as c:
         assert c.cgroup is None
@@ -534,11 +534,11 @@ def test_directory_that_others_can_write_to_is_refused(root, images):
     for path in (images, images / "containerkit.json"):
         mode = path.stat().st_mode
         path.chmod(mode | 0o020)
-        with pytest.raises(SetupError, match="must be root's, and nobody else's to write"):
+        with pytest.raises(SetupError, match="it must belong to root, and only root may write to it"):
             Container.restore(images, criu=CRIU)
         path.chmod(mode)
         os.chown(path, 1234, -1)
-        with pytest.raises(SetupError, match="must be root's, and nobody else's to write"):
+        with pytest.raises(SetupError, match="it must belong to root, and only root may write to it"):
             Container.restore(images, criu=CRIU)
         os.chown(path, 0, -1)
     with Container.restore(images, criu=CRIU) as c:
@@ -550,7 +550,11 @@ def test_record_that_is_none_is_refused(tmp_path):
         Container.restore(tmp_path / "missing", criu=CRIU)
     with pytest.raises(SetupError, match=r"containerkit.json: No such file.*Container.checkpoint\(\) writes it"):
         Container.restore(tmp_path, criu=CRIU)
-    for text, told in (("{", "no JSON"), ("[]", "no checkpoint of version 1"), ('{"version": 9}', "no checkpoint of")):
+    for text, told in (
+        ("{", "not JSON"),
+        ("[]", "not a checkpoint of version 1"),
+        ('{"version": 9}', "not a checkpoint of"),
+    ):
         (tmp_path / "containerkit.json").write_text(text)
         with pytest.raises(SetupError, match=told):
             Container.restore(tmp_path, criu=CRIU)

@@ -116,7 +116,7 @@ def test_run_hands_on_nothing_where_a_stream_is_closed(closing, closed, tmp_path
 def test_run_gives_the_command_no_descriptor_of_the_caller():
     with open("/etc/hostname") as file:
         shown = output("--", "ls", "/proc/self/fd", pass_fds=[file.fileno()])
-    assert ["0", "1", "2", "3"] == shown.split()  # 3 is the folder that ls reads
+    assert ["0", "1", "2", "3"] == shown.split()  # 3 is the directory that ls reads
 
 
 @pytest.mark.parametrize("words", [["explain", "true"], ["--help"]])
@@ -149,8 +149,8 @@ def test_run_takes_names_and_variables():
 
 def test_run_takes_roots(tmp_path):
     lower, upper = tmp_path / "lower", tmp_path / "upper"
-    for folder in (lower, upper):
-        folder.mkdir()
+    for directory in (lower, upper):
+        directory.mkdir()
     (lower / "file").write_text("below\n")
     for name in ("usr", "bin", "lib", "lib64"):
         place = lower / name

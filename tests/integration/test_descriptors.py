@@ -65,7 +65,7 @@ class Place:
         self.count += 1
         return self.path / f"out{self.count}"
 
-    def folder(self):
+    def directory(self):
         (made := self.fresh()).mkdir()
         return made
 
@@ -84,13 +84,13 @@ ASKED = {
     "Image.open": lambda at: Image.open("localhost/x:1", store=at.store),
     "Image.list": lambda at: Image.list(store=at.store),
     "Image.tag": lambda at: at.image.tag("localhost/y:1"),
-    "Image.unpack_into": lambda at: at.image.unpack_into(at.folder()),
+    "Image.unpack_into": lambda at: at.image.unpack_into(at.directory()),
     "Image.export": lambda at: at.image.export(at.fresh()),
     "Image.squash": lambda at: at.image.squash(),
     "Image.save": lambda at: at.image.save(at.fresh()),
     "Image.load": loaded,
     "Image.import_tar": lambda at: Image.import_tar(at.path / "root.tar", store=at.store),
-    "Image.from_folder": lambda at: Image.from_folder(at.path / "context", store=at.store),
+    "Image.from_directory": lambda at: Image.from_directory(at.path / "context", store=at.store),
     "Image.diff": lambda at: at.image.diff(at.image),
     "Image.build": lambda at: Image.build(
         at.path / "context", text=f"FROM scratch\nCOPY f /f{at.count}\n", store=at.store

@@ -92,7 +92,7 @@ def test_life_by_commands(kept, name):
     assert ck("wait", name) == "143\n"
     assert "exited (143)" in ck("ps", "-a")
     ck("start", name)
-    ck("start", name)  # runs already, and is no error
+    ck("start", name)  # runs already, and is not an error
     ck("update", "--pids", "60", "--restart", "on-failure:4", name)
     assert ck("inspect", "-f", "{{.HostConfig.RestartPolicy}} {{.HostConfig.Limits.pids}}", name) == "on-failure:4 60\n"
     ck("rename", name, f"{name}b")
@@ -171,7 +171,7 @@ def test_image_is_run_changed_and_committed(kept, name, tmp_path):
     environment = {**os.environ, "CONTAINERKIT_IMAGES": str(tmp_path / "store")}
     busybox_root(tmp_path / "root")
     defaults = Defaults(command=("/bin/sh", "-c", "echo x >> /made; cat /made; exec sleep 100"), env={"MINE": "1"})
-    made = Image.from_folder(tmp_path / "root", defaults=defaults, store=Store(tmp_path / "store")).tag("mine:1")
+    made = Image.from_directory(tmp_path / "root", defaults=defaults, store=Store(tmp_path / "store")).tag("mine:1")
     ck("run", "-d", "--name", name, "--image", "mine:1", env=environment)
     wait_for(lambda: ck("logs", name) == "x\n")
     assert ck("exec", name, "sh", "-c", "echo $MINE", env=environment) == "1\n"
@@ -188,7 +188,7 @@ def test_image_is_run_changed_and_committed(kept, name, tmp_path):
     assert ck("run", "--image", "mine:3", "--", "cat", "/made", "/copied", env=environment) == "x\nx\nfrom outside"
     ck("start", name, env=environment)
     (tmp_path / "root/other").write_text("another layer")
-    Image.from_folder(tmp_path / "root", store=made.store).tag("mine:1")
+    Image.from_directory(tmp_path / "root", store=made.store).tag("mine:1")
     assert "other layers" in ck("restart", "-t", "0", name, status=1, env=environment)
 
 

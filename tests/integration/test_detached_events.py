@@ -191,7 +191,7 @@ def test_image_says_how_it_is_checked(kept, tmp_path):
     store = Store(tmp_path / "store")
     check = Healthcheck(test=("CMD", "true"), interval_ns=20_000_000)
     busybox_root(tmp_path / "root")
-    Image.from_folder(tmp_path / "root", defaults=Defaults(healthcheck=check), store=store).tag("checked:1")
+    Image.from_directory(tmp_path / "root", defaults=Defaults(healthcheck=check), store=store).tag("checked:1")
     root = containerkit.RootFS.image("checked:1", store=str(tmp_path / "store"))
     one = kept.make("/bin/sleep", "100", rootfs=root)
     wait_for(lambda: one.health == "healthy", 30)

@@ -259,7 +259,7 @@ def test_probe_without_an_interpreter_is_one_clear_error(monkeypatch):
 )
 def test_probe_names_the_rule_that_forbids_user_namespaces(monkeypatch, path, content, remedy):
     """No host has all of these rules, so what the files say is given here."""
-    monkeypatch.setattr(features, "_content", lambda asked: content if asked == path else "")
+    monkeypatch.setattr(features, "read_or_empty", lambda asked: content if asked == path else "")
     assert remedy in features._hint("user_namespaces", "needed", 1)
     assert "needed" == features._hint("overlay", "needed", 1)
 

@@ -100,9 +100,9 @@ def test_strange_names(box, name):
     assert box.files.exists(f"/tmp/{name}")
 
 
-def test_folders(box):
-    box.files.make_folder("/tmp/a/b/c")
-    box.files.make_folder("/tmp/a/b/c")
+def test_directories(box):
+    box.files.make_directory("/tmp/a/b/c")
+    box.files.make_directory("/tmp/a/b/c")
     assert ["b"] == box.files.listdir("/tmp/a")
     assert [] == box.files.listdir("/tmp/a/b/c")
     assert box.files.exists("/tmp/a/b")
@@ -131,7 +131,7 @@ def test_put_and_get_a_file(box, tmp_path):
     assert 0o750 == stat.S_IMODE((tmp_path / "back").stat().st_mode)
 
 
-def test_put_and_get_a_folder(box, tmp_path):
+def test_put_and_get_a_directory(box, tmp_path):
     (tmp_path / "tree" / "sub").mkdir(parents=True)
     (tmp_path / "tree" / "a").write_text("1")
     (tmp_path / "tree" / "sub" / "b").write_text("2")
@@ -186,8 +186,8 @@ def test_writes_through_links_stay_inside(box, tmp_path):
         try:
             box.files.write(path, "x")
         except SetupError as error:
-            assert errno.ENOENT == error.errno  # noqa: PT017
-    box.files.make_folder(f"{tmp_path}")
+            assert errno.ENOENT == error.errno  # noqa: PT017 - the error is one of two outcomes
+    box.files.make_directory(f"{tmp_path}")
     box.files.write("/tmp/trap/x", "x")
     assert [] == os.listdir(tmp_path)
 
@@ -200,7 +200,7 @@ def test_magic_links_are_not_followed(box):
 
 
 def test_copies_out_while_everything_is_swapped_for_links(box, tmp_path):
-    """The copy walks a folder in which names turn from files to links to the host's secrets and back."""
+    """The copy walks a directory in which names turn from files to links to the host's secrets and back."""
     script = "mkdir -p /tmp/t/d; echo ok >/tmp/t/f; while :; do ln -sfn /etc/shadow /tmp/t/f; rm -f /tmp/t/f; echo ok >/tmp/t/f; rm -rf /tmp/t/d; ln -s / /tmp/t/d; rm /tmp/t/d; mkdir /tmp/t/d; done"
     process = box.popen(["sh", "-c", script])
     try:

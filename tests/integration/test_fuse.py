@@ -1,4 +1,4 @@
-"""Unions by fuse-overlayfs, where the kernel refuses: an upper folder on an overlay."""
+"""Unions by fuse-overlayfs, where the kernel refuses: an upper directory on an overlay."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.usefixtures("nothing_left"),
 ]
 needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="needs root, to make an overlay for the upper folder to lie on"
+    os.geteuid() != 0, reason="needs root, to make an overlay for the upper directory to lie on"
 )
 WORK = "stat -c %u:%g /data/one; chown 5:6 /data/one; echo new > /data/new; rm /data/two; rm -r /gone; mkdir /gone; cat /data/new"
 CHANGES = {("/data/one", "changed"), ("/data/new", "added"), ("/data/two", "deleted"), ("/gone", "changed")}
@@ -45,7 +45,7 @@ def box(tmp_path):
 
 @pytest.fixture
 def on_overlay(tmp_path):
-    """A folder on which the kernel makes no overlay."""
+    """A directory on which the kernel makes no overlay."""
     for name in ("l", "u", "w", "merged"):
         (tmp_path / "under" / name).mkdir(parents=True)
     at = tmp_path / "under"
@@ -193,10 +193,10 @@ def test_program_ends_when_the_owner_is_killed(box):
 @needs_root
 def test_commit_has_what_was_deleted(box, on_overlay, tmp_path):
     from containerkit.image import Image, Store, commit
-    from containerkit.image.standing import release
+    from containerkit.image.claimed import release
 
     store = Store(tmp_path / "store")
-    image = Image.from_folder(box, "box", store=store)
+    image = Image.from_directory(box, "box", store=store)
     with Container(image.rootfs(upper=on_overlay), capabilities=Capabilities.docker()) as c:
         assert "fuse" == c.rootfs.union
         c.run(["sh", "-c", WORK], check=True)

@@ -19,9 +19,9 @@ from containerkit.errors import ExitError, ImageError, SetupError, SpecError
 from containerkit.image import Image, Store
 from containerkit.image.build import build_dockerfile
 from containerkit.image.build.agent import forwarded_agent
+from containerkit.image.claimed import release
 from containerkit.image.registry import settings as registry_settings
 from containerkit.image.registry.settings import RegistrySettings
-from containerkit.image.standing import release
 from containerkit.image.templates import make_template
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root")
@@ -146,13 +146,13 @@ def authority(tmp_path):
 
 @needs_registry
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs Debian's package openssl")
-def test_registry_that_asks_for_a_certificate_gets_the_one_of_its_folder(authority, tmp_path, monkeypatch):
+def test_registry_that_asks_for_a_certificate_gets_the_one_of_its_directory(authority, tmp_path, monkeypatch):
     served, ca, (client, key) = authority
-    folder = tmp_path / "certs.d"
-    monkeypatch.setattr(registry_settings, "_CERTIFICATES", (folder,))
+    directory = tmp_path / "certs.d"
+    monkeypatch.setattr(registry_settings, "_CERTIFICATES", (directory,))
     store, other = Store(tmp_path / "s"), Store(tmp_path / "o")
     with registry(tmp_path / "registry", tls=served, clients=ca) as host:
-        own = folder / host
+        own = directory / host
         own.mkdir(parents=True)
         shutil.copy(served[0], own / "ca.crt")
         add_image(store, f"{host}/a:1", {"f": b"x"})

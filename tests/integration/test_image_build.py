@@ -17,8 +17,8 @@ from containerkit import Container
 from containerkit.errors import ExitError, ImageError, SpecError
 from containerkit.image import Build, Defaults, Digest, Image, Store
 from containerkit.image.build import build_dockerfile
+from containerkit.image.claimed import release
 from containerkit.image.layers.compression import Plain
-from containerkit.image.standing import release
 from containerkit.network.connect import close_shared
 
 pytestmark = [
@@ -36,14 +36,14 @@ def nothing_is_left(nothing_left):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A store with the image box:1."""
-    folder = tmp_path_factory.mktemp("base")
-    root = folder / "root"
+    directory = tmp_path_factory.mktemp("base")
+    root = directory / "root"
     busybox_root(root)
     (root / "tmp").chmod(0o1777)
     (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nweb:x:101:102:web:/:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\nweb:x:102:\nstaff:x:50:\n")
-    store = Store(folder / "store")
-    Image.from_folder(root, "box:1", store=store, defaults=Defaults(env={"PATH": "/bin"}, command=("/bin/sh",)))
+    store = Store(directory / "store")
+    Image.from_directory(root, "box:1", store=store, defaults=Defaults(env={"PATH": "/bin"}, command=("/bin/sh",)))
     return store
 
 
@@ -58,9 +58,9 @@ def store(base, tmp_path):
 
 @pytest.fixture
 def context(tmp_path):
-    folder = tmp_path / "context"
-    folder.mkdir()
-    return folder
+    directory = tmp_path / "context"
+    directory.mkdir()
+    return directory
 
 
 def build(store, text, context=None, **options):
@@ -355,7 +355,7 @@ def members(image):
 
 def test_build_twice_in_different_stores_gives_the_same_digest(store, base, context):
     (context / "f").write_text("1")
-    text = "FROM box:1\nRUN mkdir /a && echo x > /a/b && ln /a/b /a/c\nCOPY f /new/folder/f\nWORKDIR /w/x\nENV A=1\n"
+    text = "FROM box:1\nRUN mkdir /a && echo x > /a/b && ln /a/b /a/c\nCOPY f /new/directory/f\nWORKDIR /w/x\nENV A=1\n"
     one, two = (build(where, text, context, epoch=1_000_000_000) for where in (store, base))
     assert one.digest == two.digest
     assert 1_000_000_000 == max(member.mtime for member in members(two))
@@ -425,7 +425,7 @@ def test_build_command_is_insecure_only_where_that_is_allowed(store):
     made.build(store=store, pull="never", allow={"security.insecure"})
 
 
-def test_build_command_runs_as_the_user_in_the_folder_with_the_environment(store):
+def test_build_command_runs_as_the_user_in_the_directory_with_the_environment(store):
     text = "FROM box:1\nENV X=1\nWORKDIR /tmp/w\nRUN chmod 777 .\nUSER web\nRUN id -u > out; echo $X$PWD >> out\n"
     assert "101\n1/tmp/w\n" == output(build(store, text), "cat", "/tmp/w/out")
 

@@ -12,7 +12,7 @@ import pytest
 
 from containerkit import PIPE, Capabilities, Container, Mount, RootFS, SpecError, StateError
 from containerkit.image import Defaults, Healthcheck, Image, Store, commit
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), None)
 pytestmark = [
@@ -47,7 +47,7 @@ def claims_released():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def directory(tmp_path):
     root = tmp_path / "root"
     (root / "bin").mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin/busybox")
@@ -69,9 +69,9 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def image(folder, tmp_path):
+def image(directory, tmp_path):
     defaults = Defaults(env={"PATH": "/bin"}, volumes=VOLUMES, stop_signal="SIGUSR1")
-    return Image.from_folder(folder, "v:1", store=Store(tmp_path / "store"), defaults=defaults)
+    return Image.from_directory(directory, "v:1", store=Store(tmp_path / "store"), defaults=defaults)
 
 
 def shell(c, line, **more):
@@ -150,13 +150,13 @@ def test_commit_is_without_what_volumes_hold(image):
         assert ["x"] == shell(c, "cat /data/one")
 
 
-def test_volume_behind_a_link_out_of_the_root_stays_inside(folder, tmp_path):
+def test_volume_behind_a_link_out_of_the_root_stays_inside(directory, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("s")
-    (folder / "escape").symlink_to("../" * 20 + str(outside).lstrip("/"))
+    (directory / "escape").symlink_to("../" * 20 + str(outside).lstrip("/"))
     defaults = Defaults(env={"PATH": "/bin"}, volumes=("/escape",))
-    image = Image.from_folder(folder, store=Store(tmp_path / "store"), defaults=defaults)
+    image = Image.from_directory(directory, store=Store(tmp_path / "store"), defaults=defaults)
     with Container(image.rootfs()) as c:
         assert [] == shell(c, "ls /escape")
     assert ["secret"] == os.listdir(outside)
@@ -246,7 +246,7 @@ def test_command_line_sends_the_stop_signal_for_sigterm(image):
 def checked(image, test, **fields):
     health = Healthcheck(test=test, **fields)
     defaults = attrs.evolve(image.defaults, healthcheck=health)
-    return Image.from_folder(image.unpack()[0], store=image.store, defaults=defaults)
+    return Image.from_directory(image.unpack()[0], store=image.store, defaults=defaults)
 
 
 def ms(number):

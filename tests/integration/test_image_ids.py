@@ -41,13 +41,13 @@ def user_python(paths):
 
 @pytest.fixture
 def home(tmp_path_factory):
-    """A folder of the user's own, that the user can reach."""
+    """A directory of the user's own, that the user can reach."""
     import tempfile
 
-    folder = tempfile.mkdtemp(prefix="containerkit-ids-")
-    os.chown(folder, NOBODY, NOBODY)
-    yield Path(folder)
-    shutil.rmtree(folder)
+    directory = tempfile.mkdtemp(prefix="containerkit-ids-")
+    os.chown(directory, NOBODY, NOBODY)
+    yield Path(directory)
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def archive(tmp_path, home):
     (root / "far").write_text("far")
     os.chown(root / "far", 123_456, 7)
     store = Store(tmp_path / "store")
-    image = Image.from_folder(root, "box:1", store=store, defaults=Defaults(env={"PATH": "/bin"}))
+    image = Image.from_directory(root, "box:1", store=store, defaults=Defaults(env={"PATH": "/bin"}))
     image.save(home / "box.tar")
     (home / "box.tar").chmod(0o644)
     return home / "box.tar"
@@ -137,10 +137,10 @@ inside = shell(image.rootfs(), {OWNERS!r})
 with Container(image.rootfs()) as c:
     read = c.run(["cat", "/srv/secret/key"], user="33:34", text=True, check=True).stdout
     refused = c.run(["cat", "/srv/secret/key"], user="5:5", stderr=-3).returncode
-folder = image.unpack()[0]
-status = os.stat(folder + "/srv/page")
-able = os.getxattr(folder + "/able", "security.capability").hex()
-print(json.dumps([inside, read, refused, [status.st_uid, status.st_gid], able, os.listxattr(folder + "/far")]))
+directory = image.unpack()[0]
+status = os.stat(directory + "/srv/page")
+able = os.getxattr(directory + "/able", "security.capability").hex()
+print(json.dumps([inside, read, refused, [status.st_uid, status.st_gid], able, os.listxattr(directory + "/far")]))
 """
     )
     inside, read, refused, outside, able, far = run_as(script, home / "store", archive)
@@ -248,8 +248,8 @@ def test_union_by_fuse_overlayfs_has_the_owners(run_as, archive, home, count):
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, home / "m"], check=True)
     try:
         (home / "m/upper").mkdir()
-        for folder in (home / "m", home / "m/upper"):
-            os.chown(folder, NOBODY, NOBODY)
+        for directory in (home / "m", home / "m/upper"):
+            os.chown(directory, NOBODY, NOBODY)
         script = (
             HEAD
             + """
@@ -276,13 +276,13 @@ def test_what_belongs_to_the_range_is_collected(run_as, archive, home):
     script = (
         HEAD
         + """
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 image = Image.load(sys.argv[2], store=store)[0]
-folder = Path(image.unpack()[0])
+directory = Path(image.unpack()[0])
 release()
 image.remove()
 gone = store.collect(unnamed=True)
-print(json.dumps([folder.exists(), len(gone.layers), os.listdir(store.root / "trash"), os.listdir(folder.parents[1])]))
+print(json.dumps([directory.exists(), len(gone.layers), os.listdir(store.root / "trash"), os.listdir(directory.parents[1])]))
 """
     )
     assert [False, 1, [], []] == run_as(script, home / "store", archive)
@@ -308,7 +308,7 @@ print(json.dumps(shell(image.rootfs(), "stat -c %u:%g /srv/page /bin")))
     assert ["sha256", "sha256"] == collected
 
 
-def test_nothing_is_left_of_the_deputy_and_of_its_calls(run_as, archive, home):
+def test_nothing_is_left_of_the_helper_process_and_of_its_calls(run_as, archive, home):
     script = (
         HEAD
         + """

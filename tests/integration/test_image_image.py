@@ -19,10 +19,10 @@ import containerkit
 from containerkit import Container, IdMapping, RootFS, run
 from containerkit.errors import ContainerError, ImageError, SetupError, SpecError, StateError
 from containerkit.image import Defaults, Image, Store, commit
+from containerkit.image.claimed import release
 from containerkit.image.flatten import mounted_filesystem
 from containerkit.image.layers.blob import LayerWriter
 from containerkit.image.reference import Reference
-from containerkit.image.standing import release
 from containerkit.security.capabilities import Capabilities
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners needs root")
@@ -57,13 +57,15 @@ def box(store, tmp_path):
     (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
     (root / "data").mkdir()
     (root / "data/old").write_text("old")
-    return Image.from_folder(root, "box:1", store=store, defaults=Defaults(command=("/bin/sh",), env={"PATH": "/bin"}))
+    return Image.from_directory(
+        root, "box:1", store=store, defaults=Defaults(command=("/bin/sh",), env={"PATH": "/bin"})
+    )
 
 
-def tree_of(image, folder):
-    folder.mkdir()
-    image.unpack_into(folder)
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+def tree_of(image, directory):
+    directory.mkdir()
+    image.unpack_into(directory)
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
 @needs_busybox
@@ -89,8 +91,8 @@ def test_container_runs_from_a_description_of_an_image(box, store):
 
 @needs_busybox
 def test_image_runs_its_own_program_as_its_config_says(box, store):
-    image = Image.from_folder(
-        store.layer_folder(box.config.diff_ids[0]) / "fs" if box.unpack() else "", "run:1", store=store,
+    image = Image.from_directory(
+        store.layer_directory(box.config.diff_ids[0]) / "fs" if box.unpack() else "", "run:1", store=store,
         defaults=Defaults(
             entrypoint=("/bin/sh", "-c"), command=("echo $A $B; pwd; id -u",), env={"PATH": "/bin", "A": "1"}, user="7:8",
             working_dir="/data",
@@ -99,7 +101,7 @@ def test_image_runs_its_own_program_as_its_config_says(box, store):
     assert "1\n/data\n7\n" == image.run(text=True, check=True).stdout
     assert "1 2\n" == image.run(["echo $A $B"], env={"B": "2"}, user="0:0", text=True, check=True).stdout
     with pytest.raises(SpecError, match="pass a command"):
-        Image.from_folder(box.unpack()[0], store=store).run()
+        Image.from_directory(box.unpack()[0], store=store).run()
 
 
 @needs_busybox
@@ -175,11 +177,11 @@ def test_commit_follows_no_link_out_of_the_container(box, tmp_path):
         script = f"ln -s {tmp_path} /up; ln -s {tmp_path}/secret /direct; ln -s /proc/self/root /self"
         c.run(["/bin/sh", "-c", script], check=True)
         image = commit(c, base=box)
-    folder = tmp_path / "t"
-    folder.mkdir()
-    image.unpack_into(folder)
+    directory = tmp_path / "t"
+    directory.mkdir()
+    image.unpack_into(directory)
     assert [str(tmp_path), f"{tmp_path}/secret", "/proc/self/root"] == [
-        os.readlink(folder / name) for name in ("up", "direct", "self")
+        os.readlink(directory / name) for name in ("up", "direct", "self")
     ]
 
 
@@ -270,9 +272,9 @@ def full_tree(root):
     os.lchown(root / "soft", 12, 13)
     os.mkfifo(root / "pipe")
     os.mknod(root / "null", 0o20666, os.makedev(1, 3))
-    (root / "folder").mkdir()
-    (root / "folder").chmod(0o2750)
-    os.chown(root / "folder", 4_000_000, 5)
+    (root / "directory").mkdir()
+    (root / "directory").chmod(0o2750)
+    os.chown(root / "directory", 4_000_000, 5)
     (root / "setuid").write_text("s")
     os.chown(root / "setuid", 7, 7)
     (root / "setuid").chmod(0o4711)
@@ -280,16 +282,16 @@ def full_tree(root):
 
 @tool("setcap")
 @tool("setfacl")
-def test_image_from_a_folder_keeps_everything(store, tmp_path):
+def test_image_from_a_directory_keeps_everything(store, tmp_path):
     full_tree(tmp_path / "full")
-    image = Image.from_folder(tmp_path / "full", "full", store=store)
+    image = Image.from_directory(tmp_path / "full", "full", store=store)
     target = tmp_path / "out"
     target.mkdir()
     image.unpack_into(target)
     for name in sorted(os.listdir(tmp_path / "full")):
         one, two = os.lstat(tmp_path / "full" / name), os.lstat(target / name)
         for field in ("st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_rdev", "st_nlink"):
-            if name != "folder" or field != "st_size":
+            if name != "directory" or field != "st_size":
                 assert getattr(one, field) == getattr(two, field), (name, field)
         attributes = [
             {
@@ -332,7 +334,7 @@ def test_image_from_an_archive_of_gnu_tar_keeps_everything(store, tmp_path):
         sparse = (target / "sparse").stat()
         assert (60 << 20, True) == (sparse.st_size, sparse.st_blocks < 4096)
         subprocess.run(["cmp", tmp_path / "full/sparse", target / "sparse"], check=True)
-        assert os.lstat(target / "folder").st_uid == 4_000_000
+        assert os.lstat(target / "directory").st_uid == 4_000_000
         if form == "posix":
             assert 1_600_000_000_123_456_789 == (target / "plain").stat().st_mtime_ns
             kept = {name: os.getxattr(target / "plain", name) for name in os.listxattr(target / "plain")}
@@ -495,9 +497,9 @@ def test_image_made_by_buildah_runs_here_and_ours_is_taken_by_buildah(box, tmp_p
 )
 def test_flattened_image_is_mounted_and_runs(box, tmp_path, form):
     box.flatten(tmp_path / "fs", form=form)
-    with mounted_filesystem(tmp_path / "fs") as folder:
-        assert "old" == (folder / "data/old").read_text()
-        with Container(RootFS.overlay(folder, idmap=form != "squashfs")) as c:
+    with mounted_filesystem(tmp_path / "fs") as directory:
+        assert "old" == (directory / "data/old").read_text()
+        with Container(RootFS.overlay(directory, idmap=form != "squashfs")) as c:
             assert "old" == c.run(["/bin/cat", "/data/old"], text=True).stdout
     with pytest.raises(SpecError):
         box.flatten(tmp_path / "x", form="ext4")
@@ -514,7 +516,7 @@ def test_flattened_image_is_reproducible(box, tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_layers_are_merged_into_one_folder_that_shows_the_same(store, tmp_path):
+def test_layers_are_merged_into_one_directory_that_shows_the_same(store, tmp_path):
     trees = [
         {"a": b"1", "d/x": b"1", "d/gone": b"1", "o/old": b"1", "r/in": b"1"},
         {"b": b"2", "d/.wh.gone": b"", "o/.wh..wh..opq": b"", "o/new": b"2"},
@@ -533,7 +535,7 @@ def test_layers_are_merged_into_one_folder_that_shows_the_same(store, tmp_path):
     assert 2 == len(Image.open("few", store=store).rootfs().lowers)
 
 
-def test_merged_folder_goes_with_its_image(store):
+def test_merged_directory_goes_with_its_image(store):
     add_image(store, "many", *[{f"f{number}": b"1"} for number in range(4)])
     merged = Path(Image.open("many", store=store).rootfs().lowers[0])
     other = Store(store.root)
@@ -606,12 +608,12 @@ def test_ordinary_user_unpacks_runs_commits_and_builds(box, tmp_path):
 
 
 @needs_busybox
-def test_folder_that_a_layer_does_not_name_keeps_what_it_was_below(box, store, tmp_path):
+def test_directory_that_a_layer_does_not_name_keeps_what_it_was_below(box, store, tmp_path):
     root = tmp_path / "sticky"
     (root / "tmp").mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
     shutil.copytree(tmp_path / "box/bin", root / "bin", symlinks=True)
-    base = Image.from_folder(root, store=store)
+    base = Image.from_directory(root, store=store)
     with store.lease() as lease, LayerWriter(store, lease) as writer:
         writer.write(tar_of({"tmp/file": b"1", "new/file": b"2"}))
         blob, diff_id = writer.commit()
@@ -652,7 +654,7 @@ def configured(box, tmp_path, store):
     (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nserver:x:70:71::/srv:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\nserver:x:71:\nlog:x:72:server\n")
     defaults = Defaults(env={"PATH": "/bin", "GREETING": "hello"}, working_dir="data/", user="server")
-    return Image.from_folder(root, "configured:1", store=store, defaults=defaults)
+    return Image.from_directory(root, "configured:1", store=store, defaults=defaults)
 
 
 BOX_SHOW = ["sh", "-c", 'echo "$GREETING $(pwd) $(id -u) $(id -g) $(id -G)"']
@@ -696,7 +698,7 @@ def test_arguments_of_a_command_replace_what_the_image_says(configured, given, e
 def with_home(configured, store):
     """The same, with a home directory in its environment."""
     defaults = attrs.evolve(configured.defaults, env={"PATH": "/bin", "HOME": "/app"})
-    return Image.from_folder(configured.unpack()[0], "with_home:1", store=store, defaults=defaults)
+    return Image.from_directory(configured.unpack()[0], "with_home:1", store=store, defaults=defaults)
 
 
 @needs_busybox
@@ -735,7 +737,7 @@ def test_command_line_has_the_home_of_the_user_of_an_image(configured, with_home
 
 @needs_busybox
 @pytest.mark.parametrize(
-    ("folder", "made"),
+    ("directory", "made"),
     [
         ("/srv/app", [("/srv", "added"), ("/srv/app", "added")]),
         ("srv/./../app/", [("/app", "added")]),
@@ -745,15 +747,15 @@ def test_command_line_has_the_home_of_the_user_of_an_image(configured, with_home
         ("/out/app", [("/tmp/app", "added")]),
     ],
 )
-def test_working_folder_that_an_image_lacks_is_made_in_the_container(box, store, tmp_path, folder, made):
+def test_working_directory_that_an_image_lacks_is_made_in_the_container(box, store, tmp_path, directory, made):
     root = tmp_path / "lacks"
     shutil.copytree(box.unpack()[0], root, symlinks=True)
     (root / "tmp").mkdir()
     (root / "way").symlink_to("data")
     (root / "out").symlink_to("../../../../../../../../tmp")
-    defaults = Defaults(env={"PATH": "/bin"}, working_dir=folder, user="5:6")
-    image = Image.from_folder(root, "lacks:1", store=store, defaults=defaults)
-    where = "/" + "/".join(os.path.normpath("/" + folder).strip("/").split("/"))
+    defaults = Defaults(env={"PATH": "/bin"}, working_dir=directory, user="5:6")
+    image = Image.from_directory(root, "lacks:1", store=store, defaults=defaults)
+    where = "/" + "/".join(os.path.normpath("/" + directory).strip("/").split("/"))
     real = where.replace("/way", "/data").replace("/out", "/tmp")
     show = ["sh", "-c", "pwd; stat -c '%u:%g %a' ."]
     expected = f"{real}\n0:0 755\n"
@@ -771,14 +773,14 @@ def test_working_folder_that_an_image_lacks_is_made_in_the_container(box, store,
 
 
 @needs_busybox
-@pytest.mark.parametrize("folder", ["/data/old", "/data/old/below", "/nowhere/app", "/round/app", "/magic/x"])
-def test_working_folder_that_can_not_be_is_an_error(box, store, tmp_path, folder):
+@pytest.mark.parametrize("directory", ["/data/old", "/data/old/below", "/nowhere/app", "/round/app", "/magic/x"])
+def test_working_directory_that_can_not_be_is_an_error(box, store, tmp_path, directory):
     root = tmp_path / "bad"
     shutil.copytree(box.unpack()[0], root, symlinks=True)
     (root / "nowhere").symlink_to("missing")
     (root / "round").symlink_to("round")
     (root / "magic").symlink_to("/proc/self/fd/3")
-    image = Image.from_folder(root, store=store, defaults=Defaults(env={"PATH": "/bin"}, working_dir=folder))
+    image = Image.from_directory(root, store=store, defaults=Defaults(env={"PATH": "/bin"}, working_dir=directory))
     with pytest.raises(SetupError), Container(image.rootfs()):
         pass
 
@@ -790,7 +792,7 @@ def test_working_folder_that_can_not_be_is_an_error(box, store, tmp_path, folder
 )
 def test_ids_of_an_image_get_the_groups_that_its_files_give_them(configured, store, user, expected):
     show = ["sh", "-c", 'echo "$(id -u) $(id -g) $(id -G)"']
-    image = Image.from_folder(configured.unpack()[0], "ids:1", store=store, defaults=Defaults(user=user))
+    image = Image.from_directory(configured.unpack()[0], "ids:1", store=store, defaults=Defaults(user=user))
     with Container(image.rootfs()) as c:
         assert expected == c.run(show, text=True, check=True).stdout
     assert expected == run(show, rootfs=image.rootfs(), text=True, check=True).stdout
@@ -799,7 +801,7 @@ def test_ids_of_an_image_get_the_groups_that_its_files_give_them(configured, sto
 
 @needs_busybox
 def test_user_that_an_image_does_not_know_is_an_error(configured, store):
-    image = Image.from_folder(configured.unpack()[0], "who:1", store=store, defaults=Defaults(user="nobody-knows"))
+    image = Image.from_directory(configured.unpack()[0], "who:1", store=store, defaults=Defaults(user="nobody-knows"))
     for go in (lambda: run(["id"], rootfs=image.rootfs()), lambda: image.run(["id"])):
         with pytest.raises(SpecError, match="the container's /etc/passwd has no 'nobody-knows'"):
             go()
@@ -810,7 +812,7 @@ def test_environment_of_an_image_tells_where_programs_are(box, store, tmp_path):
     root = tmp_path / "elsewhere"
     (root / "opt").mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "opt/sh")
-    image = Image.from_folder(root, store=store, defaults=Defaults(env={"PATH": "/opt"}))
+    image = Image.from_directory(root, store=store, defaults=Defaults(env={"PATH": "/opt"}))
     assert "/opt\n" == run(["sh", "-c", "echo $PATH"], rootfs=image.rootfs(), text=True, check=True).stdout
     with pytest.raises(SetupError, match="execve"):
         run(["sh"], rootfs=image.rootfs(), env={"PATH": "/bin"})

@@ -13,7 +13,7 @@ from image_samples import BUSYBOX, busybox_root
 
 from containerkit.image import Defaults, Image, Store
 from containerkit.image.build import build_dockerfile
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),
@@ -139,17 +139,17 @@ def nothing_is_left(nothing_left):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A store and a storage of buildah that both have localhost/box:1."""
-    folder = tmp_path_factory.mktemp("base")
-    root = folder / "root"
+    directory = tmp_path_factory.mktemp("base")
+    root = directory / "root"
     busybox_root(root, "usr/bin")
     (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nweb:x:101:101:web:/:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\nweb:x:101:\n")
-    store = Store(folder / "store")
+    store = Store(directory / "store")
     defaults = Defaults(env={"PATH": "/bin"}, command=("/bin/sh",))
-    image = Image.from_folder(root, "localhost/box:1", store=store, defaults=defaults)
-    image.save(folder / "box.tar", form="docker-archive")
-    buildah = ("buildah", "--root", folder / "b", "--runroot", folder / "r", "--storage-driver", "vfs")
-    run(*buildah, "pull", "-q", f"docker-archive:{folder}/box.tar")
+    image = Image.from_directory(root, "localhost/box:1", store=store, defaults=defaults)
+    image.save(directory / "box.tar", form="docker-archive")
+    buildah = ("buildah", "--root", directory / "b", "--runroot", directory / "r", "--storage-driver", "vfs")
+    run(*buildah, "pull", "-q", f"docker-archive:{directory}/box.tar")
     yield store, buildah
     run(*buildah, "rm", "--all")
     run(*buildah, "rmi", "--all", "--force")
@@ -157,21 +157,21 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def context(tmp_path):
-    folder = tmp_path / "context"
-    (folder / "app/pkg").mkdir(parents=True)
-    (folder / "empty").mkdir()
+    directory = tmp_path / "context"
+    (directory / "app/pkg").mkdir(parents=True)
+    (directory / "empty").mkdir()
     for name, content in {
         "app/pkg/__init__.py": "print()\n", "app/pkg/a.pyc": "junk", "app/with space": "s", "requirements.txt": "dep\n",
         "package.json": "{}", "package-lock.json": "{}", "README.md": "r", "CHANGES.md": "c", "keep.pyc": "k",
         "site.conf": "server_name ${HOST};\n", "entry.sh": "#!/bin/sh\n",
         ".dockerignore": "**/*.pyc\n!keep.pyc\n*.md\n!README.md\n.git\n",
     }.items():  # fmt: skip
-        (folder / name).write_text(content)
-    (folder / "entry.sh").chmod(0o640)
-    (folder / "link.txt").symlink_to("app/pkg/__init__.py")
-    with tarfile.open(folder / "site.tgz", "w:gz") as tar:
-        tar.add(folder / "site.conf", "conf/site.conf")
-    return folder
+        (directory / name).write_text(content)
+    (directory / "entry.sh").chmod(0o640)
+    (directory / "link.txt").symlink_to("app/pkg/__init__.py")
+    with tarfile.open(directory / "site.tgz", "w:gz") as tar:
+        tar.add(directory / "site.conf", "conf/site.conf")
+    return directory
 
 
 def run(*command):
@@ -182,8 +182,8 @@ def run(*command):
 
 def tree(top):
     found = {}
-    for here, folders, names in os.walk(top):
-        for name in (*folders, *names):
+    for here, directories, names in os.walk(top):
+        for name in (*directories, *names):
             path = os.path.join(here, name)
             inside = os.path.relpath(path, top)
             if inside in MADE or inside.split("/")[0] in MADE:

@@ -37,6 +37,7 @@ from image_samples import add_image, layers_of, small_disk, tar_of
 
 from containerkit.errors import ImageError, SetupError
 from containerkit.image import media
+from containerkit.image.claimed import release
 from containerkit.image.digest import Digest
 from containerkit.image.layers.unpack import unpack_layers
 from containerkit.image.manifest import Descriptor, Index, Manifest
@@ -44,7 +45,6 @@ from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference
 from containerkit.image.registry import Credentials, Registry, RegistrySettings, pull, push, save_credentials
 from containerkit.image.registry.credentials import find_credentials, forget_credentials
-from containerkit.image.standing import release
 from containerkit.image.store import Store
 
 pytestmark = [needs_registry, pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners needs root")]
@@ -65,9 +65,9 @@ def home(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """A registry without TLS and login, which holds the image made:1."""
-    folder = tmp_path_factory.mktemp("registry")
-    with registry(folder) as host:
-        store = Store(folder / "store")
+    directory = tmp_path_factory.mktemp("registry")
+    with registry(directory) as host:
+        store = Store(directory / "store")
         random.seed(1)
         trees = [{f"f{number}": random.randbytes(400_000)} for number in range(4)]
         manifest = add_image(store, "made:1", *trees)
@@ -267,9 +267,9 @@ def test_referrers_are_listed_by_their_tag_where_the_registry_has_no_api(plain, 
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("secure")
-    pair = certificate(folder)
-    with registry(folder / "r", tls=pair, users={"me": "secret"}) as host:
+    directory = tmp_path_factory.mktemp("secure")
+    pair = certificate(directory)
+    with registry(directory / "r", tls=pair, users={"me": "secret"}) as host:
         yield host, pair[0]
 
 
@@ -637,8 +637,8 @@ def test_pull_killed_at_any_moment_leaves_a_store_that_the_next_pull_completes(p
     store.collect()
     assert [path for path in (tmp_path / "s/layers").iterdir() if path.name.startswith(".new")] == []
     with store.lease() as lease:
-        folders = unpack_layers(store, layers_of(store, manifest), lease)
-    assert os.listdir(folders[0]) == ["f0"]
+        directories = unpack_layers(store, layers_of(store, manifest), lease)
+    assert os.listdir(directories[0]) == ["f0"]
     assert os.listdir(tmp_path / "s/leases") == []
 
 

@@ -18,7 +18,7 @@ from containerkit.errors import ImageError, SpecError, UnsupportedError
 from containerkit.image import Build, Store
 from containerkit.image.build import build_dockerfile
 from containerkit.image.build.repositories import Repository
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building with owners needs root"),
@@ -33,18 +33,18 @@ def nothing_is_left(nothing_left):
     release()
 
 
-def git(folder, *words, when=WHEN):
+def git(directory, *words, when=WHEN):
     who = {f"GIT_{role}_{what}": "x@y" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     dates = {f"GIT_{role}_DATE": f"{when} +0000" for role in ("AUTHOR", "COMMITTER")}
     environment = {"PATH": os.environ["PATH"], "HOME": "/", **who, **dates, "GIT_ALLOW_PROTOCOL": "file"}
     return subprocess.run(
-        ["git", *words], cwd=folder, check=True, capture_output=True, text=True, env=environment
+        ["git", *words], cwd=directory, check=True, capture_output=True, text=True, env=environment
     ).stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A bare repository with two commits, a tag, a branch and links, below a folder that is served."""
+    """A bare repository with two commits, a tag, a branch and links, below a directory that is served."""
     top = tmp_path_factory.mktemp("git")
     work = top / "work"
     work.mkdir()
@@ -161,7 +161,7 @@ def test_repository_gives_the_same_digest_in_another_store_at_another_time(daemo
     assert 1 == len(found)
 
 
-def test_repository_keeps_its_git_folder_where_told(daemon, web, served, tmp_path):
+def test_repository_keeps_its_git_directory_where_told(daemon, web, served, tmp_path):
     layers = set()
     for number, address in enumerate((daemon, daemon)):
         store = Store(tmp_path / str(number))
@@ -234,4 +234,4 @@ def test_repository_is_fetched_without_the_users_settings(daemon, store, tmp_pat
 )
 def test_repository_is_known_by_its_address(text, expected):
     found = Repository.parse(text)
-    assert expected == (found and (found.address, found.ref, found.folder))
+    assert expected == (found and (found.address, found.ref, found.directory))

@@ -17,9 +17,9 @@ from image_archives import unpack
 
 from containerkit import Container
 from containerkit.image import Build, Image, Store, commit
+from containerkit.image.claimed import release
 from containerkit.image.layers.sparse import data_map, data_stretches
 from containerkit.image.layers.tarwrite import Head, TreeWriter, Writing, _record
-from containerkit.image.standing import release
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and mounts need root")
 MIB = 1 << 20
@@ -40,9 +40,9 @@ def put(path, size, *stretches):
         file.truncate(size)
 
 
-def written(folder):
+def written(directory):
     sink = io.BytesIO()
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         writer = TreeWriter(sink, Writing())
         writer.add_tree(descriptor)

@@ -18,11 +18,11 @@ from image_samples import add_image, layers_of, small_disk
 
 from containerkit.errors import ImageError, SetupError
 from containerkit.image import media
+from containerkit.image.claimed import release
 from containerkit.image.digest import Digest
 from containerkit.image.layers.unpack import layer_paths, unpack_layers
 from containerkit.image.manifest import Descriptor
 from containerkit.image.reference import Reference
-from containerkit.image.standing import release
 from containerkit.image.store import Store, default_root
 from containerkit.image.store.collect import sweep
 from containerkit.image.store.locks import workspace
@@ -60,7 +60,7 @@ def test_store_of_another_layout_version_is_refused(tmp_path):
         Store(tmp_path)
 
 
-def test_store_lies_in_xdg_folders_unless_told_otherwise(monkeypatch, tmp_path):
+def test_store_lies_in_xdg_directories_unless_told_otherwise(monkeypatch, tmp_path):
     monkeypatch.setenv("CONTAINERKIT_IMAGES", "/x")
     assert Path("/x") == default_root()
     monkeypatch.delenv("CONTAINERKIT_IMAGES")
@@ -218,13 +218,13 @@ def test_layer_unpacked_before_a_crash_of_the_machine_is_unpacked_again(tmp_path
     store = Store(tmp_path)
     layers = layers_of(store, add_image(store, "a", {"f": b"x"}))
     with store.lease() as lease:
-        folder = unpack_layers(store, layers, lease)[0]
-        marker = folder.parent / "layer.json"
+        directory = unpack_layers(store, layers, lease)[0]
+        marker = directory.parent / "layer.json"
         marker.write_text(json.dumps(json.loads(marker.read_text()) | {"boot": "another"}))
-        (folder / "f").write_text("lost")
+        (directory / "f").write_text("lost")
         assert (unpack_layers(store, layers, lease)[0] / "f").read_bytes() == b"x"
         marker.write_text(json.dumps(json.loads(marker.read_text()) | {"boot": "another", "durable": True}))
-        (folder / "f").write_text("kept")
+        (directory / "f").write_text("kept")
         assert (unpack_layers(store, layers, lease)[0] / "f").read_text() == "kept"
 
 
@@ -249,8 +249,8 @@ def test_layer_keeps_deletions_as_overlayfs_wants_them(tmp_path):
          ".wh.redone": b"", "redone/y": b"2", ".wh..wh.plnk": b"", "deep/er/.wh.x": b""},
     )  # fmt: skip
     with store.lease() as lease:
-        folders = unpack_layers(store, layers_of(store, manifest), lease)
-    top = folders[1]
+        directories = unpack_layers(store, layers_of(store, manifest), lease)
+    top = directories[1]
     assert sorted(os.listdir(top)) == ["again", "deep", "dir", "gone", "redone"]
     gone = (top / "gone").lstat()
     assert (stat.S_ISCHR(gone.st_mode), gone.st_rdev) == (True, 0)
@@ -259,10 +259,10 @@ def test_layer_keeps_deletions_as_overlayfs_wants_them(tmp_path):
         == os.getxattr(top / "dir", "trusted.overlay.opaque")
         == os.getxattr(top / "redone", "trusted.overlay.opaque")
     )
-    assert (str(top), str(folders[0])) == layer_paths(folders)
+    assert (str(top), str(directories[0])) == layer_paths(directories)
     merged = tmp_path / "merged"
     merged.mkdir()
-    options = f"lowerdir={':'.join(layer_paths(folders))}"
+    options = f"lowerdir={':'.join(layer_paths(directories))}"
     subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged], check=True)
     try:
         found = {str(path.relative_to(merged)): path.read_bytes() for path in merged.rglob("*") if path.is_file()}
@@ -276,8 +276,8 @@ def test_layer_with_an_opaque_root_hides_all_below(tmp_path):
     store = Store(tmp_path)
     manifest = add_image(store, "a", {"gone": b"1"}, {".wh..wh..opq": b"", "new": b"2"}, {"top": b"3"})
     with store.lease() as lease:
-        folders = unpack_layers(store, layers_of(store, manifest), lease)
-    assert (str(folders[2]), str(folders[1])) == layer_paths(folders)
+        directories = unpack_layers(store, layers_of(store, manifest), lease)
+    assert (str(directories[2]), str(directories[1])) == layer_paths(directories)
 
 
 @needs_root
@@ -285,8 +285,8 @@ def test_layer_that_lies_there_twice_counts_once(tmp_path):
     store = Store(tmp_path)
     manifest = add_image(store, "a", {"f": b"1"}, {"g": b"1"}, {"f": b"1"})
     with store.lease() as lease:
-        folders = unpack_layers(store, layers_of(store, manifest), lease)
-    assert (str(folders[0]), str(folders[1])) == layer_paths(folders)
+        directories = unpack_layers(store, layers_of(store, manifest), lease)
+    assert (str(directories[0]), str(directories[1])) == layer_paths(directories)
 
 
 @needs_root
@@ -351,8 +351,8 @@ def test_sweep_takes_what_killed_processes_have_left_and_no_image(tmp_path, monk
     store = Store()
     add_image(store, "a", {"f": b"1"})
     left = [store.root / name for name in ("build/.new-dead", "layers/.new-dead")]
-    for folder in left:
-        (folder / "in").mkdir(parents=True)
+    for directory in left:
+        (directory / "in").mkdir(parents=True)
     (store.root / "leases/dead").write_text("sha256:")
     left.append(store.root / "leases/dead")
     with store.lease(), workspace(store.root / "build") as alive:

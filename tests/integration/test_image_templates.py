@@ -22,7 +22,7 @@ import containerkit
 from containerkit import Container, RootFS
 from containerkit.errors import ContainerError, ImageError, SpecError, UnsupportedError
 from containerkit.image import Defaults, Image, Store
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 from containerkit.image.templates import Template, make_template, template_names
 from containerkit.image.templates.elf import closure
 
@@ -233,11 +233,11 @@ def as_user(home, *words, ranges):
 
 @pytest.fixture
 def home():
-    """A folder of the user's own, that the user can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="containerkit-templates-"))
-    os.chown(folder, 65534, 65534)
-    yield folder
-    shutil.rmtree(folder)
+    """A directory of the user's own, that the user can reach."""
+    directory = Path(tempfile.mkdtemp(prefix="containerkit-templates-"))
+    os.chown(directory, 65534, 65534)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @NEEDS_MMDEBSTRAP

@@ -12,16 +12,16 @@ import pytest
 from examples import examples
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from image_archives import archive, folder, hardlink, member, snapshot, symlink
+from image_archives import archive, directory, hardlink, member, snapshot, symlink
 from image_samples import add_image, layers_of
 from test_image_archives import _member, chroot_tar, gnu_tar, made, spelled_once  # noqa: F401 - one is a fixture
 
 from containerkit import Container
 from containerkit.errors import ImageError
 from containerkit.image import Image, Store
+from containerkit.image.claimed import release
 from containerkit.image.layers.merge import merge_layers
 from containerkit.image.layers.unpack import layer_paths, on_top_id, unpack_layers
-from containerkit.image.standing import release
 from containerkit.image.store.collect import unpacked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and mounts need root")
@@ -38,8 +38,8 @@ def nothing_is_left(nothing_left):
 def shown(store, manifest, place):
     """The root as a container sees it: merged, or by overlayfs."""
     with store.lease() as lease:
-        folders = unpack_layers(store, layers_of(store, manifest), lease)
-        paths = merge_layers(store, layer_paths(folders), store.config(manifest).chain_ids[-1], lease)
+        directories = unpack_layers(store, layers_of(store, manifest), lease)
+        paths = merge_layers(store, layer_paths(directories), store.config(manifest).chain_ids[-1], lease)
         if len(paths) == 1:
             yield Path(paths[0])
             return
@@ -66,8 +66,8 @@ def content(root):
 
 
 BASE = archive(
-    folder("usr"), folder("usr/lib", mode=0o750, uid=7), member("usr/lib/libc", data=b"c", mode=0o755, uid=5),
-    symlink("lib", "usr/lib"), symlink("abs", "/usr/lib/"), symlink("alias", "usr/lib/libc"), folder("d"),
+    directory("usr"), directory("usr/lib", mode=0o750, uid=7), member("usr/lib/libc", data=b"c", mode=0o755, uid=5),
+    symlink("lib", "usr/lib"), symlink("abs", "/usr/lib/"), symlink("alias", "usr/lib/libc"), directory("d"),
     member("d/gone", data=b"g"),
 )  # fmt: skip
 LIBC = {"usr/lib/libc": b"c", "lib": "usr/lib", "abs": "/usr/lib/", "alias": "usr/lib/libc", "d/gone": b"g"}
@@ -85,14 +85,14 @@ LIBC = {"usr/lib/libc": b"c", "lib": "usr/lib", "abs": "/usr/lib/", "alias": "us
         ([symlink("mine", "lib"), member("mine/x", data=b"x")], {"mine": "lib", "usr/lib/x": b"x"}),
         ([symlink("mine", "/d"), hardlink("lib/x", "mine/gone")], {"mine": "/d", "usr/lib/x": b"g"}),
         ([member("lib/libc", data=b"new")], {"usr/lib/libc": b"new"}),
-        ([folder("lib"), member("lib/x", data=b"x")], {"lib": None, "lib/x": b"x"}),
+        ([directory("lib"), member("lib/x", data=b"x")], {"lib": None, "lib/x": b"x"}),
         ([member(".wh.lib"), member("lib/x", data=b"x")], {"lib": None, "lib/x": b"x"}),
         ([member("lib/.wh.libc")], {"usr/lib/libc": None}),
         ([member("lib/.wh..wh..opq"), member("lib/x", data=b"x")], {"usr/lib/libc": None, "usr/lib/x": b"x"}),
         ([hardlink("d/gone", "usr/lib/libc")], {"d/gone": b"c"}),
         ([member(".wh.usr"), member("usr/lib/x", data=b"x")], {"usr/lib/libc": None, "usr/lib/x": b"x"}),
         (
-            [folder("usr/lib"), member("usr/lib/x", data=b"x"), member("usr/.wh..wh..opq")],
+            [directory("usr/lib"), member("usr/lib/x", data=b"x"), member("usr/.wh..wh..opq")],
             {"usr/lib/libc": None, "usr/lib/x": b"x"},
         ),
         ([hardlink("b", "lib/libc"), member("b", data=b"other")], {"b": b"other"}),
@@ -143,9 +143,9 @@ def test_layer_at_the_bottom_has_nothing_to_refer_to(tmp_path):
 def test_layer_on_different_bases_is_unpacked_for_each(tmp_path):
     store = Store(tmp_path / "s")
     top = archive(member("lib/x", data=b"x"), hardlink("l", "f"))
-    one = add_image(store, "one", archive(symlink("lib", "a"), folder("a"), member("f", data=b"1")), top)
-    two = add_image(store, "two", archive(symlink("lib", "b"), folder("b"), member("f", data=b"2")), top)
-    three = add_image(store, "three", archive(folder("lib"), member("f", data=b"3")), top)
+    one = add_image(store, "one", archive(symlink("lib", "a"), directory("a"), member("f", data=b"1")), top)
+    two = add_image(store, "two", archive(symlink("lib", "b"), directory("b"), member("f", data=b"2")), top)
+    three = add_image(store, "three", archive(directory("lib"), member("f", data=b"3")), top)
     found = []
     for manifest in (one, two, three, one):
         with shown(store, manifest, tmp_path / "view") as root:
@@ -166,12 +166,12 @@ def test_layers_on_top_are_collected_with_their_images(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static")
-def test_container_of_an_image_with_merged_folders_keeps_its_programs(tmp_path):
+def test_container_of_an_image_with_merged_directories_keeps_its_programs(tmp_path):
     """The shape of a package that brings ``bin/tool`` to a base whose ``/bin`` is a link."""
     store = Store(tmp_path / "s")
     with open(BUSYBOX, "rb") as file:
         busybox = member("usr/bin/busybox", data=file.read(), mode=0o755)
-    base = archive(folder("usr"), folder("usr/bin"), symlink("bin", "usr/bin"), busybox)
+    base = archive(directory("usr"), directory("usr/bin"), symlink("bin", "usr/bin"), busybox)
     tool = archive(
         member("bin/tool", data=b"#!/bin/busybox sh\necho made it\n", mode=0o755), hardlink("bin/sh", "bin/busybox")
     )
@@ -190,7 +190,7 @@ def test_container_of_an_image_with_merged_folders_keeps_its_programs(tmp_path):
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 @given(st.lists(st.lists(_member, min_size=1, max_size=6), min_size=2, max_size=3))
 @pytest.mark.timeout(600)
-def test_layers_made_by_chance_are_stacked_like_gnu_tar_in_a_chroot_or_refused(tmp_path, chroot_tar, layers):  # noqa: F811
+def test_layers_made_by_chance_are_stacked_like_gnu_tar_in_a_chroot_or_refused(tmp_path, chroot_tar, layers):  # noqa: F811 - the fixture, not a new function
     archives = [archive(*spelled_once(map(made, layer))) for layer in layers]
     base = tmp_path / "run"
     base.mkdir()

@@ -121,7 +121,7 @@ def test_modules_are_there_from_the_start(i):
         assert other.run_code("import sys; 'email.mime.text' in sys.modules").text == "True"
     with pytest.raises(SetupError, match="no_such_module"):
         Interpreter(preload=["no_such_module"])
-    with pytest.raises(SpecError, match="no name of a module"):
+    with pytest.raises(SpecError, match="not a name of a module"):
         Interpreter(preload=["os; import sys"])
 
 

@@ -40,7 +40,7 @@ tolerated = st.sampled_from([(), (), (), (2,), (17,), (2, 17, 20, 9), (38,), (22
 
 @st.composite
 def operations(draw):
-    """One harmless operation below the folder in ROOT, or one that surely fails."""
+    """One harmless operation below the directory in ROOT, or one that surely fails."""
     more = {
         "tolerate": draw(tolerated),
         "skip": draw(st.sampled_from([0, 0, 1, 2])),
@@ -101,11 +101,11 @@ def operations(draw):
     return table[choice]()
 
 
-def tree(folder):
-    """All that a plan can have left in its folder."""
+def tree(directory):
+    """All that a plan can have left in its directory."""
     found = {}
-    for at, folders, files in os.walk(folder):
-        for name in (*folders, *files):
+    for at, directories, files in os.walk(directory):
+        for name in (*directories, *files):
             path = os.path.join(at, name)
             status = os.lstat(path)
             said = os.readlink(path) if stat.S_ISLNK(status.st_mode) else b""
@@ -113,12 +113,12 @@ def tree(folder):
                 os.chmod(path, 0o600)
                 with open(path, "rb") as file:
                     said = file.read()
-            found[os.path.relpath(path, folder)] = oct(status.st_mode), said
+            found[os.path.relpath(path, directory)] = oct(status.st_mode), said
     return found
 
 
 class Floor:
-    """Runs one plan by one interpreter in an empty folder, and looks at what came of it."""
+    """Runs one plan by one interpreter in an empty directory, and looks at what came of it."""
 
     def __init__(self, base):
         self.base = str(base)
@@ -126,9 +126,9 @@ class Floor:
 
     def run(self, module, plan, flags):
         self.number += 1
-        folder = f"{self.base}/{self.number}"
-        os.mkdir(folder)
-        root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        directory = f"{self.base}/{self.number}"
+        os.mkdir(directory)
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         tape = plan.encode()
         values = [root if name == "root" else -1 for name in tape.slots]
         before = set(os.listdir("/proc/self/fd"))
@@ -148,7 +148,7 @@ class Floor:
         if outcome.pidfd >= 0:
             ending = module.wait(outcome.pidfd, os.WEXITED)[1:3]
             os.close(outcome.pidfd)
-        return origin, outcome.error, held, ending, tree(folder)
+        return origin, outcome.error, held, ending, tree(directory)
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_without_the_ruleset_the_same_succeeds(tree):
     )
 
 
-def test_reading_is_allowed_below_one_folder_only(tree):
+def test_reading_is_allowed_below_one_directory_only(tree):
     works = (
         lambda: open(tree / "open/file").close(),
         lambda: os.listdir(tree / "open"),
@@ -98,10 +98,10 @@ def test_writing_makes_moves_and_removes_but_executes_nothing(tree):
     program = shutil.copy("/bin/true", tree / "open/program")
     works = (
         lambda: (tree / "open/new").write_text("y"),
-        (tree / "open/folder").mkdir,
-        lambda: os.rename(tree / "open/new", tree / "open/folder/moved"),
+        (tree / "open/directory").mkdir,
+        lambda: os.rename(tree / "open/new", tree / "open/directory/moved"),
         lambda: os.symlink("x", tree / "open/link"),
-        (tree / "open/folder/moved").unlink,
+        (tree / "open/directory/moved").unlink,
         lambda: os.rename(tree / "open/file", tree / "shut/file"),
         lambda: os.execv(program, ["program"]),
     )
@@ -130,13 +130,13 @@ def test_device_requests_are_a_right_of_their_own():
     assert ["ENOTTY"] == under(relaxed().allow("/dev/zero", rights=["read_file", "ioctl_dev"]), request)
 
 
-def test_a_rule_on_a_file_leaves_out_what_only_a_folder_has(tree):
+def test_a_rule_on_a_file_leaves_out_what_only_a_directory_has(tree):
     file = tree / "open/file"
     works = (lambda: open(file, "a").close(), file.unlink)
     assert [None, "EACCES"] == under(relaxed().allow_write(file), *works)
 
 
-def test_a_rule_on_a_file_with_rights_of_folders_alone_is_refused(tree):
+def test_a_rule_on_a_file_with_rights_of_directories_alone_is_refused(tree):
     def work():
         try:
             relaxed().allow(tree / "open/file", rights=["make_dir"]).apply()

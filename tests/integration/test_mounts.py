@@ -1,4 +1,4 @@
-"""Mounts inside: binds of files and folders, memory, unions, proc; what they show, whose it is, and where it lands."""
+"""Mounts inside: binds of files and directories, memory, unions, proc; what they show, whose it is, and where it lands."""
 
 import errno
 import os
@@ -15,10 +15,10 @@ pytestmark = pytest.mark.usefixtures("interpreter", "nothing_left")
 
 @pytest.fixture
 def source(tmp_path):
-    folder = tmp_path / "source"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "file").write_text("content")
-    return folder
+    directory = tmp_path / "source"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "file").write_text("content")
+    return directory
 
 
 def inside(script, *mounts, **more):
@@ -30,7 +30,7 @@ def options_of(target, *mounts):
     return next(set(line[5].split(",")) for line in lines if line[4] == target)
 
 
-def test_bind_of_a_folder_is_the_same_folder(source):
+def test_bind_of_a_directory_is_the_same_directory(source):
     done = inside("cat /mnt/x/file; echo new >/mnt/x/made; ls -A /mnt/x", Mount.bind(source, "/mnt/x"))
     assert "contentfile\nmade\nsub\n" == done.stdout
     assert "new\n" == (source / "made").read_text()
@@ -274,7 +274,7 @@ def test_target_behind_a_link_lands_inside(tmp_path, source, link, below):
     try:
         run(["/bin/true"], rootfs=RootFS.dir(root), mounts=[Mount.bind(source, f"/trap{below}")])
     except SetupError as error:
-        assert error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.EEXIST)  # noqa: PT017
+        assert error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.EEXIST)  # noqa: PT017 - several errors will do
     assert [] == os.listdir(outside)
     assert not os.path.ismount(outside)
 

@@ -377,7 +377,7 @@ def test_namespace_persist_keeps_what_is_kept(tmp_path):
 
 
 @needs_root
-def test_namespace_persist_refuses_links_and_folders(tmp_path):
+def test_namespace_persist_refuses_links_and_directories(tmp_path):
     (tmp_path / "link").symlink_to("/etc/passwd")
     with Namespace.current("uts") as own:
         for name, error in [("link", errno.ELOOP), (".", errno.EISDIR), ("no/file", errno.ENOENT)]:
@@ -399,8 +399,8 @@ def test_namespace_unpersist_touches_nothing_else(tmp_path):
 
 def test_namespace_persist_without_the_capability_hints(tmp_path):
     tmp_path.chmod(0o777)
-    for folder in list(tmp_path.parents)[:-2]:
-        folder.chmod(folder.stat().st_mode | 0o011)
+    for directory in list(tmp_path.parents)[:-2]:
+        directory.chmod(directory.stat().st_mode | 0o011)
 
     def body():
         if os.geteuid() == 0:
@@ -457,7 +457,7 @@ def test_visit_comes_back_when_the_block_raises(inside):
         Namespace.of(inside.pid, "uts") as theirs,
         theirs.enter(),
     ):
-        1 / 0  # noqa: B018
+        1 / 0  # noqa: B018 - it raises
     assert "inside" != os.uname().nodename
 
 

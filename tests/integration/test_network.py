@@ -466,15 +466,15 @@ def answer_of(port):
         ({"network": "bridge"}, "network: 'bridge'"),
         ({"network": []}, "network: several"),
         ({"network": None}, "network: None"),
-        ({"publish": [80]}, "publish: ports lead"),
-        ({"network": "host", "publish": [80]}, "publish: ports lead"),
+        ({"publish": [80]}, "publish: ports can be published"),
+        ({"network": "host", "publish": [80]}, "publish: ports can be published"),
         ({"network": "internet", "publish": [80, 80]}, "twice"),
         ({"network": "internet", "publish": ["80:x"]}, "publish: '80:x'"),
         ({"network": "internet", "egress": "pypi.org"}, "egress: 'pypi.org'"),
         ({"network": "internet", "dns": "1.1.1.1"}, "dns: '1.1.1.1'"),
         ({"network": "internet", "hosts": {"a b": "1.2.3.4"}}, "hosts: 'a b'"),
         ({"network": "internet", "hosts": {"a": "1.2.3"}}, "1.2.3"),
-        ({"network": "internet", "namespaces": Namespaces(network="host")}, "say one of them"),
+        ({"network": "internet", "namespaces": Namespaces(network="host")}, "pass only one of them"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(options, message):
@@ -727,7 +727,7 @@ def test_cni_that_cannot_be_is_refused(tmp_path):
     broken = tmp_path / "broken.conflist"
     broken.write_text('{"name": "x", "cniVersion": "1.0.0", "plugins": [{"type": "../evil"}]}')
     for config, message in (
-        (str(broken), "is no name of a plugin"),
+        (str(broken), "is not the name of a plugin"),
         ("no-such-network-here", "no configuration"),
         (str(tmp_path / "missing.conflist"), "No such file"),
     ):

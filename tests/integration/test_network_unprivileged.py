@@ -67,7 +67,7 @@ def test_two_containers_of_a_user_with_a_way_out_reach_each_other():
 
 
 def test_a_user_reaches_what_listens_beyond_the_host():
-    """An address of the host's that is not its loopback stands for the outside; it takes a rule, since it is the host."""
+    """An address of the host that is not its loopback stands for the outside; it takes a rule, since it is the host."""
     code = """
     import socket, threading
     from containerkit import Egress, run

@@ -43,7 +43,7 @@ def test_mount_target_that_is_a_link_stays_inside(oci, spoilt, own_rootfs, tmp_p
     assert [] == list(victim.iterdir())
 
 
-def test_device_folder_that_is_a_link_stays_inside(oci, spoilt, own_rootfs, tmp_path):
+def test_device_directory_that_is_a_link_stays_inside(oci, spoilt, own_rootfs, tmp_path):
     """mknod through a /dev that leads out."""
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -76,7 +76,7 @@ def test_masked_path_that_is_a_link_stays_inside(oci, spoilt, own_rootfs, tmp_pa
     assert "untouched" == victim.read_text()
 
 
-def test_working_folder_can_not_be_a_descriptor_of_the_runtime(oci, spoilt):
+def test_working_directory_can_not_be_a_descriptor_of_the_runtime(oci, spoilt):
     """CVE-2024-21626: /proc/self/fd/N as the working directory."""
     for number in range(3, 24):
         spoilt.process["cwd"] = f"/proc/self/fd/{number}"

@@ -33,7 +33,7 @@ def test_user_groups_and_umask(oci, bundle):
     assert ["1000", "1001", "Groups:", "5", "6", "0027", "/home/worker"] == out.split()
 
 
-def test_environment_and_folder(oci, bundle):
+def test_environment_and_directory(oci, bundle):
     bundle.process.update(env=["PATH=/bin", "A=1", "EMPTY="], cwd="/made/for/it")
     assert "/made/for/it\n1::\n" == told(oci, bundle, "pwd; echo $A:$EMPTY:")
 
@@ -486,7 +486,7 @@ def test_group_in_use_is_refused(oci, bundle, tmp_path):
     oci.start_one(bundle.runs("sleep", "100"))
     second = bundle.clone(tmp_path / "second")
     second.write()
-    assert "has processes already" in oci.refused("create", "--bundle", second.path, TWO)
+    assert "already has processes" in oci.refused("create", "--bundle", second.path, TWO)
     assert oci.status(ONE) == "running"
 
 

@@ -1,6 +1,6 @@
 """podman, containerd and Docker, as Debian packages them, with this runtime below.
 
-Each engine keeps to folders and sockets of the test's own, and is stopped at its end.
+Each engine keeps to directories and sockets of the test's own, and is stopped at its end.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def parent_groups():
     """Remove the control groups that engines make for their containers' groups, and leave."""
     yield
     for place in groups_named(GROUP):
-        for folder, _, _ in os.walk(place, topdown=False):
-            os.rmdir(folder)
+        for directory, _, _ in os.walk(place, topdown=False):
+            os.rmdir(directory)
 
 
 # --- podman
@@ -382,12 +382,12 @@ def oci_archive(place, layer):
     """Write an OCI image archive of one layer. Source: OCI image-spec, image-layout.md."""
     from hashlib import sha256
 
-    folder = place / "layout"
-    (folder / "blobs/sha256").mkdir(parents=True)
+    directory = place / "layout"
+    (directory / "blobs/sha256").mkdir(parents=True)
 
     def blob(content, kind):
         digest = sha256(content).hexdigest()
-        (folder / "blobs/sha256" / digest).write_bytes(content)
+        (directory / "blobs/sha256" / digest).write_bytes(content)
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
 
     tar = blob(layer.read_bytes(), "layer.v1.tar")
@@ -407,9 +407,9 @@ def oci_archive(place, layer):
     entry = blob(json.dumps(manifest).encode(), "manifest.v1+json") | {
         "annotations": {"io.containerd.image.name": "docker.io/library/box:latest"}
     }
-    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    subprocess.run(["tar", "-C", folder, "-cf", place / "layout.tar", "."], check=True)
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    subprocess.run(["tar", "-C", directory, "-cf", place / "layout.tar", "."], check=True)
     return place / "layout.tar"
 
 

@@ -92,7 +92,7 @@ def test_group_above_that_is_busy_is_named(oci, bundle, group, unified):
         bundle.write()
         told = oci.refused("run", "--bundle", bundle.path, ONE)
         assert f"unified.{file}: {busy} has processes of its own, and so hands no controller on (hint: move" in told
-        assert "domain\n" == (busy / "cgroup.type").read_text(), "it is no threaded subtree now"
+        assert "domain\n" == (busy / "cgroup.type").read_text(), "it is not a threaded subtree now"
     finally:
         process.kill()
         process.wait()

@@ -481,7 +481,7 @@ def test_exec_takes_its_flags(oci, bundle):
     )
     assert "uid=1000(worker) gid=1000(worker) groups=7" in done.stdout
     assert "/tmp\nb /home/worker\n" in done.stdout
-    assert "is no id" in oci.refused("exec", "--user", "worker", ONE, "id")
+    assert "is not an id" in oci.refused("exec", "--user", "worker", ONE, "id")
     caps = oci("exec", "--cap", "CAP_NET_RAW", ONE, "grep", "CapEff", "/proc/self/status").stdout
     assert int(caps.split()[1], 16) & 1 << 13
 

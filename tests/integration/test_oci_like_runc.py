@@ -25,9 +25,9 @@ def own(tmp_path):
 
 
 def owned_by(path, number):
-    for folder, folders, files in os.walk(path):
-        for name in (".", *folders, *files):
-            os.chown(os.path.join(folder, name), number, number, follow_symlinks=False)
+    for directory, directories, files in os.walk(path):
+        for name in (".", *directories, *files):
+            os.chown(os.path.join(directory, name), number, number, follow_symlinks=False)
 
 
 # --- sources and targets that are named below the host's path of the root
@@ -164,10 +164,10 @@ ALLOWED = (
 def calls(tmp_path_factory):
     if shutil.which("gcc") is None:
         pytest.skip("no compiler: apt-get install gcc libc6-dev")
-    folder = tmp_path_factory.mktemp("calls")
-    (folder / "calls.c").write_text(CALLS)
-    subprocess.run(["gcc", "-static", "-o", folder / "calls", folder / "calls.c"], check=True)
-    return folder / "calls"
+    directory = tmp_path_factory.mktemp("calls")
+    (directory / "calls.c").write_text(CALLS)
+    subprocess.run(["gcc", "-static", "-o", directory / "calls", directory / "calls.c"], check=True)
+    return directory / "calls"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_parameter_of_a_namespace_that_is_the_hosts_is_refused(oci, bundle, kind
     told = oci.refused("run", "--bundle", bundle.path, ONE)
     assert f"linux.sysctl.{parameter}: would be the host's" in told
     bundle.linux["sysctl"] = {}
-    assert "here\n" == oci.run(bundle.runs("echo", "here")).stdout  # the namespace alone is no mistake
+    assert "here\n" == oci.run(bundle.runs("echo", "here")).stdout  # the namespace alone is not a mistake
 
 
 def test_name_of_a_uts_namespace_that_is_the_hosts_is_refused(oci, bundle):

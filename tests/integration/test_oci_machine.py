@@ -29,8 +29,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     @initialize()
     def begin(self):
-        self.folder = tempfile.mkdtemp(dir=self.place)
-        self.oci = Runtime(Path(self.folder) / "state")
+        self.directory = tempfile.mkdtemp(dir=self.place)
+        self.oci = Runtime(Path(self.directory) / "state")
         self.oci.words = [str(self.place / "runtime"), "--root", self.oci.root]
         self.model: dict[str, str] = {}
 
@@ -116,7 +116,7 @@ class Lifecycle(RuleBasedStateMachine):
             for name in (ONE, TWO):
                 self.attempt(True, "delete", "--force", name)
                 assert [] == groups_named(name)
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.directory)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the program gets: its environment, sockets of the caller's, capabilities; and verbs for many containers."""
+"""What the program gets: its environment, sockets of the caller, capabilities; and verbs for many containers."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -53,7 +53,7 @@ def test_unknown_capability_is_a_warning(oci, bundle, tmp_path):
         names.append("CAP_NOSUCH")
     done = oci.run(bundle.runs("echo", "up"))
     assert "up\n" == done.stdout
-    assert 1 == done.stderr.count("unknown and left out: CAP_NOSUCH")
+    assert 1 == done.stderr.count("unknown, ignored: CAP_NOSUCH")
     log = tmp_path / "log"
     oci("--log", log, "--log-format", "json", "run", "--bundle", bundle.path, ONE)
     (line,) = log.read_text().splitlines()
@@ -80,7 +80,7 @@ def test_kill_and_delete_take_a_regular_expression(oci, bundle):
     oci("kill", "--regex", "web", "KILL")
     oci("delete", "--regex", "^web")
     assert ["base"] == oci("list", "--quiet").stdout.split()
-    assert "--regex: '(' is no regular expression" in oci.refused("kill", "--regex", "(")
+    assert "--regex: '(' is not a regular expression" in oci.refused("kill", "--regex", "(")
     oci("delete", "--force", "--regex", "a.e$")
     assert "" == oci("list", "--quiet").stdout
 
@@ -128,7 +128,7 @@ def test_capability_that_can_not_be_ambient_is_a_warning(oci, bundle):
     sets["inheritable"], sets["ambient"] = ["CAP_KILL"], ["CAP_KILL", "CAP_CHOWN"]
     done = oci.run(bundle.runs("grep CapAmb /proc/self/status"))
     assert int(done.stdout.split()[1], 16) == 1 << 5
-    assert "capabilities.ambient: not both permitted and inheritable, and left out: CAP_CHOWN" in done.stderr
+    assert "capabilities.ambient: not both permitted and inheritable, ignored: CAP_CHOWN" in done.stderr
 
 
 def test_exec_adds_ambient_capabilities_where_they_are_inheritable(oci, bundle):

@@ -26,7 +26,7 @@ SOURCE = os.path.dirname(os.path.dirname(containerkit.__file__))
 
 @pytest.fixture
 def place():
-    """A folder that everybody can reach."""
+    """A directory that everybody can reach."""
     needs_busybox()
     with tempfile.TemporaryDirectory(prefix="ck-oci-", dir="/var/tmp") as path:
         Path(path).chmod(0o755)
@@ -58,9 +58,9 @@ def ordinary(place):
     bundle.config = rootless(USER, USER)
     bundle.process.update(terminal=False)
     bundle.config["root"] = {"path": str(place / "rootfs"), "readonly": True}
-    for folder, folders, files in os.walk(place):
-        for name in (".", *folders, *files):
-            os.chown(os.path.join(folder, name), USER, USER, follow_symlinks=False)
+    for directory, directories, files in os.walk(place):
+        for name in (".", *directories, *files):
+            os.chown(os.path.join(directory, name), USER, USER, follow_symlinks=False)
 
     def verb(*more, check=True):
         bundle.write()
@@ -177,9 +177,9 @@ def test_time_offsets_where_the_users_own_id_is_not_inside(ordinary):
             bundle.linux[which] = [{"containerID": 0, "hostID": int(ids.split(":")[1]), "size": 65_536}]
         has_offsets(bundle)
         bundle.write()
-        for folder, folders, files in os.walk(home):
-            for each in (".", *folders, *files):
-                os.chown(os.path.join(folder, each), user.pw_uid, user.pw_gid, follow_symlinks=False)
+        for directory, directories, files in os.walk(home):
+            for each in (".", *directories, *files):
+                os.chown(os.path.join(directory, each), user.pw_uid, user.pw_gid, follow_symlinks=False)
         who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         done = runs([], words(home, "run", ONE), bundle.path, **who)
         assert 0 == done.returncode, done.stderr

@@ -58,7 +58,7 @@ def test_input_that_has_no_bytes_is_refused(options):
 
 
 @pytest.mark.parametrize("path", ["/\ud800", "/a\0b", "x", "", None, 7, b"/x"])
-@pytest.mark.parametrize("method", ["read", "write", "listdir", "exists", "make_folder", "put", "get"])
+@pytest.mark.parametrize("method", ["read", "write", "listdir", "exists", "make_directory", "put", "get"])
 def test_odd_path_of_a_file_is_refused(tmp_path, path, method):
     more = {"write": [b""], "get": [tmp_path / "out"]}.get(method, [])
     first = [os.fspath(tmp_path), path] if method == "put" else [path, *more]

@@ -79,8 +79,8 @@ def rootless():
         shown = make_root(home / "root")
         (home / "storage.conf").write_text(f'[storage]\ndriver="vfs"\ngraphroot="{home}/graph"\nrunroot="{home}/run"\n')
         (home / "runtime-dir").mkdir(mode=0o700)
-        for folder, names, files in os.walk(home):
-            for path in (folder, *(os.path.join(folder, one) for one in (*names, *files))):
+        for directory, names, files in os.walk(home):
+            for path in (directory, *(os.path.join(directory, one) for one in (*names, *files))):
                 os.chown(path, pwd.getpwnam(name).pw_uid, -1, follow_symlinks=False)
         environment = {
             "PATH": os.environ["PATH"],

@@ -50,7 +50,7 @@ def test_the_first_example_runs(on_overlay):
     assert "" == done.stderr
     first, *_, mapping = done.stdout.split("\n")[:2]
     assert "0" == first
-    assert mapping.split()[1] != "0"  # the container's root is still nobody of the machine's
+    assert mapping.split()[1] != "0"  # the container's root is still nobody of the machine
 
 
 def test_programs_of_an_overlay_belong_to_nobody_and_the_rest_is_as_ever(on_overlay):

@@ -74,7 +74,9 @@ def mirror(tmp_path_factory):
     busybox_root(made / "root")
     (made / "root/etc/alpine-release").write_text("3.20.0\n")
     with registry(made / "registry") as host:
-        image = Image.from_folder(made / "root", defaults=Defaults(command=("/bin/sh",)), store=Store(made / "store"))
+        image = Image.from_directory(
+            made / "root", defaults=Defaults(command=("/bin/sh",)), store=Store(made / "store")
+        )
         image.push(f"{host}/library/alpine:3.20")
         (made / "containerkit").mkdir()
         (made / "containerkit/registries.toml").write_text(f'["docker.io"]\nmirrors = ["{host}"]\n')

@@ -581,7 +581,7 @@ def test_cwd_that_is_a_file(runner):
 
 
 def test_cwd_of_strange_text(box):
-    box.files.make_folder("/grüße\udcff")
+    box.files.make_directory("/grüße\udcff")
     assert "/grüße\udcff\n" == os.fsdecode(box.run(["pwd"], cwd="/grüße\udcff").stdout)
 
 

@@ -19,16 +19,16 @@ def needs(program, package):
     return pytest.mark.skipif(found is None, reason=f"{program} is not there: install {package}")
 
 
-def database_folder():
+def database_directory():
     """Where Debian, or a build of one's own, keeps initdb."""
-    folders = (
+    directories = (
         [f"/usr/lib/postgresql/{name}/bin" for name in sorted(os.listdir("/usr/lib/postgresql"))]
         if os.path.isdir("/usr/lib/postgresql")
         else []
     )
-    for folder in (*reversed(folders), "/usr/local/bin", "/usr/bin", "/usr/local/pgsql/bin"):
-        if all(os.access(f"{folder}/{name}", os.X_OK) for name in ("initdb", "pg_ctl", "psql", "postgres")):
-            return folder
+    for directory in (*reversed(directories), "/usr/local/bin", "/usr/bin", "/usr/local/pgsql/bin"):
+        if all(os.access(f"{directory}/{name}", os.X_OK) for name in ("initdb", "pg_ctl", "psql", "postgres")):
+            return directory
     return None
 
 
@@ -54,8 +54,8 @@ class Suite(unittest.TestCase):
             client.sendall(b"x")
             self.assertEqual(server.accept()[0].recv(1), b"x")
     def test_database_in_a_file(self):
-        with tempfile.TemporaryDirectory() as folder:
-            base = sqlite3.connect(folder + "/base")
+        with tempfile.TemporaryDirectory() as directory:
+            base = sqlite3.connect(directory + "/base")
             base.execute("create table t (a)"); base.execute("insert into t values (1)"); base.commit()
             self.assertEqual(base.execute("select a from t").fetchall(), [(1,)])
     def test_terminal(self):
@@ -82,7 +82,7 @@ class Suite(unittest.TestCase):
 def test_this_projects_own_unit_tests():
     """With the very interpreter that runs here, bound where it is."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    prefix = os.path.realpath(sys.prefix)  # what the way there leads through may be no folder inside
+    prefix = os.path.realpath(sys.prefix)  # what the way there leads through may be no directory inside
     places = {prefix, os.path.realpath(sys.base_prefix), os.path.realpath(root)}
     mounts = [Mount.bind(place, place, readonly=True) for place in sorted(places) if not place.startswith("/usr")]
     if any(os.stat(mount.source).st_uid != os.geteuid() for mount in mounts) and os.geteuid():
@@ -109,10 +109,10 @@ def test_this_projects_own_unit_tests():
     assert " passed" in done.stdout
 
 
-@pytest.mark.skipif(database_folder() is None, reason="initdb is not there: install postgresql")
+@pytest.mark.skipif(database_directory() is None, reason="initdb is not there: install postgresql")
 def test_postgresql_initdb_and_a_query_over_its_socket():
-    folder = database_folder()
-    env = {"PATH": f"{folder}:{PATH}", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
+    directory = database_directory()
+    env = {"PATH": f"{directory}:{PATH}", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
     # The server refuses to be root; where a single id is mapped there is nobody else to be.
     if os.geteuid():
         pytest.skip("PostgreSQL refuses to run as root, and this user has no other id")

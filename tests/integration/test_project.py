@@ -32,7 +32,7 @@ def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     busybox_root(root, "proc", "dev", "sys", "run", "var", "seed")
     (root / "seed" / "file").write_text("from the image\n")
-    Image.from_folder(root, "box:1")
+    Image.from_directory(root, "box:1")
     yield place
     if before is None:
         del os.environ["CONTAINERKIT_IMAGES"]

@@ -44,7 +44,7 @@ def images(tmp_path_factory):
     place = tmp_path_factory.mktemp("store") / "images"
     root = tmp_path_factory.mktemp("root")
     busybox_root(root, "proc", "dev", "sys", "run", "var", "src")
-    Image.from_folder(root, "box:1", store=Store(place))
+    Image.from_directory(root, "box:1", store=Store(place))
     return place
 
 

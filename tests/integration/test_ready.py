@@ -191,7 +191,7 @@ def test_nothing_of_it_runs_when_run_returns():
             assert 0 == alive(mark.encode())
 
 
-def test_a_folder_of_the_hosts_is_let_go_of_before_run_returns(tmp_path):
+def test_a_directory_of_the_hosts_is_let_go_of_before_run_returns(tmp_path):
     with prepared(1, mounts=[Mount.bind(tmp_path, "/data", readonly=False)]) as template:
         for number in range(5):
             assert template.wait_full(ENOUGH_S)
@@ -201,11 +201,11 @@ def test_a_folder_of_the_hosts_is_let_go_of_before_run_returns(tmp_path):
         assert [] == list(tmp_path.iterdir())
 
 
-def test_a_folder_that_was_put_in_the_place_of_another_is_seen(tmp_path):
+def test_a_directory_that_was_put_in_the_place_of_another_is_seen(tmp_path):
     old, new = tmp_path / "data", tmp_path / "new"
-    for folder, text in ((old, "old"), (new, "new")):
-        folder.mkdir()
-        (folder / "file").write_text(text)
+    for directory, text in ((old, "old"), (new, "new")):
+        directory.mkdir()
+        (directory / "file").write_text(text)
     with prepared(2, mounts=[Mount.bind(old, "/data")]) as template:
         assert b"old" == template.run(["cat", "/data/file"]).stdout
         old.rename(tmp_path / "away")
@@ -348,17 +348,17 @@ def test_a_signal_whose_handler_raises_leaves_nothing_behind(delay_ms):
 
 
 def test_what_cant_be_made_ready_does_not_keep_a_start_from_its_error(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    with prepared(2, mounts=[Mount.bind(folder, "/data")]) as template:
-        folder.rmdir()
+    directory = tmp_path / "data"
+    directory.mkdir()
+    with prepared(2, mounts=[Mount.bind(directory, "/data")]) as template:
+        directory.rmdir()
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             with pytest.raises(SpecError, match="the source"):
                 template.run(["true"])
             time.sleep(0.1)
         assert ["ready containers"] == [str(each.message).split(":")[0] for each in told]
-        folder.mkdir()
+        directory.mkdir()
         assert template.wait_full(ENOUGH_S)
         assert 0 == template.run(["true"]).returncode
 
@@ -405,7 +405,7 @@ def test_networks_come_with_ready_containers_unless_they_are_not_wanted():
         assert 0 == template.ready
 
 
-def test_a_folder_as_root_serves_too(tmp_path):
+def test_a_directory_as_root_serves_too(tmp_path):
     with Container.prepare(RootFS.tmpfs(size="4M"), ready=1) as template:
         assert template.wait_full(ENOUGH_S)
         with pytest.raises(SetupError):

@@ -23,21 +23,21 @@ HOST_PROGRAMS = [
 
 @pytest.fixture
 def layers(tmp_path):
-    """A maker of folders with files, as layers of an overlay."""
+    """A maker of directories with files, as layers of an overlay."""
 
     def make(name, **files):
-        folder = tmp_path / name
-        folder.mkdir()
+        directory = tmp_path / name
+        directory.mkdir()
         for path, content in files.items():
-            (folder / path).write_text(content)
-        return folder
+            (directory / path).write_text(content)
+        return directory
 
     return make
 
 
 @pytest.fixture
 def small_root(tmp_path):
-    """A folder with a shell in it, as static as can be had: the host's own programs are bound over it."""
+    """A directory with a shell in it, as static as can be had: the host's own programs are bound over it."""
     root = tmp_path / "root"
     for name in ("usr", "etc", "proc", "sys", "dev", "tmp"):
         (root / name).mkdir(parents=True)
@@ -166,7 +166,7 @@ def test_host_standard_filesystems(box):
     assert "ro" in kinds["/sys"][1]
 
 
-# --- A folder -------------------------------------------------------------------------------------------------------------
+# --- A directory -------------------------------------------------------------------------------------------------------------
 
 
 def test_dir_takes_writes_that_the_host_sees(small_root):
@@ -237,12 +237,14 @@ def test_overlay_topmost_first(layers):
     assert ("top", ["one"]) == ((top / "one").read_text(), os.listdir(top))
 
 
-def test_overlay_to_an_upper_folder_keeps_the_changes(layers, tmp_path):
+def test_overlay_to_an_upper_directory_keeps_the_changes(layers, tmp_path):
     lower = layers("lower", keep="k", drop="d", edit="e")
     upper = tmp_path / "upper"
     upper.mkdir()
     rootfs = RootFS.overlay(lower, upper=upper)
-    assert "" == run_in(rootfs, "rm /drop; echo more >>/edit; echo n >/new; mkdir /folder; echo f >/folder/f").stderr
+    assert (
+        "" == run_in(rootfs, "rm /drop; echo more >>/edit; echo n >/new; mkdir /directory; echo f >/directory/f").stderr
+    )
     assert "emore\n" == (upper / "edit").read_text()
     assert "n\n" == (upper / "new").read_text()
     assert os.path.isdir(tmp_path / "upper.work")
@@ -251,7 +253,7 @@ def test_overlay_to_an_upper_folder_keeps_the_changes(layers, tmp_path):
 
 
 @needs_root
-def test_overlay_to_an_upper_folder_writes_ids_as_inside(layers, tmp_path):
+def test_overlay_to_an_upper_directory_writes_ids_as_inside(layers, tmp_path):
     upper = tmp_path / "upper"
     upper.mkdir()
     may = Capabilities.of("CHOWN")
@@ -261,7 +263,7 @@ def test_overlay_to_an_upper_folder_writes_ids_as_inside(layers, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a,b", "a:b", "a\\b", "a b", "lowerdir=x", "ü", "a,upperdir=x", "a,b\\,c"])
-def test_overlay_of_folders_with_strange_names(layers, tmp_path, name):
+def test_overlay_of_directories_with_strange_names(layers, tmp_path, name):
     lower = layers(f"lower {name}", file="seen")
     upper = tmp_path / name
     upper.mkdir()
@@ -270,7 +272,7 @@ def test_overlay_of_folders_with_strange_names(layers, tmp_path, name):
     assert "x\n" == (upper / "new").read_text()
 
 
-def test_overlay_with_a_work_folder_of_ones_own(layers, tmp_path):
+def test_overlay_with_a_work_directory_of_ones_own(layers, tmp_path):
     upper, work = tmp_path / "u" / "upper", tmp_path / "w" / "work"
     upper.mkdir(parents=True)
     work.mkdir(parents=True)
@@ -280,14 +282,14 @@ def test_overlay_with_a_work_folder_of_ones_own(layers, tmp_path):
 
 @pytest.mark.parametrize("count", [2, 64, 65, 200, 500])
 def test_overlay_of_many_layers(tmp_path, count):
-    folders = []
+    directories = []
     for number in range(count):
-        folder = tmp_path / f"layer{number}"
-        folder.mkdir()
-        (folder / f"f{number}").write_text(str(number))
-        (folder / "top").write_text(str(number))
-        folders.append(folder)
-    done = run_in(RootFS.overlay(*folders), "ls -d /f* | wc -l; cat /top")
+        directory = tmp_path / f"layer{number}"
+        directory.mkdir()
+        (directory / f"f{number}").write_text(str(number))
+        (directory / "top").write_text(str(number))
+        directories.append(directory)
+    done = run_in(RootFS.overlay(*directories), "ls -d /f* | wc -l; cat /top")
     assert f"{count}\n0" == done.stdout
 
 
@@ -311,7 +313,7 @@ def test_overlay_whose_upper_is_another_filesystem_than_its_work(layers, tmp_pat
     assert [] == os.listdir(upper)
 
 
-def test_overlay_that_is_one_folder_twice_is_one_clear_error(tmp_path):
+def test_overlay_that_is_one_directory_twice_is_one_clear_error(tmp_path):
     inner = tmp_path / "inner"
     inner.mkdir()
     with pytest.raises(SetupError) as caught:
@@ -361,25 +363,29 @@ def test_changes_of_nothing(box):
 
 def test_changes_of_an_overlay(layers):
     top, bottom = layers("top", one="1"), layers("bottom", two="2", three="3")
-    (bottom / "folder").mkdir()
-    (bottom / "folder" / "in").write_text("x")
+    (bottom / "directory").mkdir()
+    (bottom / "directory" / "in").write_text("x")
     with Container(RootFS.overlay(top, bottom), mounts=HOST_PROGRAMS) as box:
         box.run(
-            ["sh", "-c", "rm /one; echo >>/two; rm -r /folder; mkdir /folder; echo >/folder/other; echo >/four"],
+            [
+                "sh",
+                "-c",
+                "rm /one; echo >>/two; rm -r /directory; mkdir /directory; echo >/directory/other; echo >/four",
+            ],
             check=True,
         )
         found = {change for change in box.changes() if not change.path.startswith(("/usr", "/bin", "/lib"))}
     wanted = {
         Change("/one", "deleted"),
         Change("/two", "changed"),
-        Change("/folder", "changed"),
-        Change("/folder/other", "added"),
+        Change("/directory", "changed"),
+        Change("/directory/other", "added"),
         Change("/four", "added"),
     }
     assert wanted == found
 
 
-def test_changes_of_an_upper_folder(layers, tmp_path):
+def test_changes_of_an_upper_directory(layers, tmp_path):
     upper = tmp_path / "upper"
     upper.mkdir()
     with Container(RootFS.overlay(layers("lower", a="1"), upper=upper), mounts=HOST_PROGRAMS) as box:
@@ -418,7 +424,7 @@ def test_readonly_root_is_read_only_to_the_root_inside(box):
     assert not os.path.exists("/usr/written")
 
 
-def test_readonly_folder_without_places_for_mounts_says_so(tmp_path):
+def test_readonly_directory_without_places_for_mounts_says_so(tmp_path):
     with pytest.raises(SetupError) as caught:
         run(["true"], rootfs=RootFS.dir(tmp_path, readonly=True))
     assert (errno.EROFS, "mkdirat") == (caught.value.errno, caught.value.operation)

@@ -56,13 +56,13 @@ class Confined:
 
     def _take_listener(self):
         """Copy the descriptor out of the child, which may be unable to make any call before it is supervised."""
-        folder = f"/proc/{self._pid}/fd"
+        directory = f"/proc/{self._pid}/fd"
         pidfd = os.pidfd_open(self._pid)
         try:
             for _ in range(1000):
-                for name in os.listdir(folder):
+                for name in os.listdir(directory):
                     with contextlib.suppress(OSError):
-                        if "seccomp notify" in os.readlink(f"{folder}/{name}"):
+                        if "seccomp notify" in os.readlink(f"{directory}/{name}"):
                             return attempt(CALLS["pidfd_getfd"], pidfd, int(name), 0)
                 time.sleep(0.005)
         finally:

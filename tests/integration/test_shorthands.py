@@ -377,7 +377,7 @@ def test_virtual_environment_of_the_caller_is_shown(tmp_path):
     shown = run([sys.executable, "-c", code], rootfs=RootFS.host(python=sys.prefix), text=True, check=True).stdout
     assert shown == f"{sys.prefix} {attr.__file__}\n"
     for wrong in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(SpecError, match="is no installation of Python"):
+        with pytest.raises(SpecError, match="is not an installation of Python"):
             RootFS.host(python=wrong)
     done = run([sys.executable, "-c", f"open({sys.prefix!r} + '/x', 'w')"], rootfs=RootFS.host(python=sys.prefix))
     assert b"Read-only file system" in done.stderr or b"Permission denied" in done.stderr

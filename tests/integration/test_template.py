@@ -63,7 +63,7 @@ def test_template_serves_many_threads():
 
 
 def test_template_refuses_what_is_not_a_commands():
-    with Container.prepare() as template, pytest.raises(SpecError, match="'hostname' is no argument of a command"):
+    with Container.prepare() as template, pytest.raises(SpecError, match="'hostname' is not an argument of a command"):
         template.run(["true"], hostname="other")
 
 

@@ -64,19 +64,19 @@ def python_for_all():
 
 @pytest.fixture
 def home():
-    """A folder of that user's own, beside those of the tests, which are root's alone."""
-    folder = tempfile.mkdtemp(prefix="containerkit-user-")
-    os.chown(folder, USER, USER)
-    yield pathlib.Path(folder)
-    shutil.rmtree(folder)
+    """A directory of that user's own, beside those of the tests, which are root's alone."""
+    directory = tempfile.mkdtemp(prefix="containerkit-user-")
+    os.chown(directory, USER, USER)
+    yield pathlib.Path(directory)
+    shutil.rmtree(directory)
 
 
-def as_user(python, words, folder):
+def as_user(python, words, directory):
     program, env = python
     return subprocess.run(
         [program, *words],
-        env={**env, "TMPDIR": str(folder)},
-        cwd=folder,
+        env={**env, "TMPDIR": str(directory)},
+        cwd=directory,
         user=USER,
         group=USER,
         extra_groups=[],

@@ -36,11 +36,11 @@ def program(name="attacks"):
     """Compile attacks.c, or another program of this directory. Return the path of the program."""
     if shutil.which("gcc") is None:
         pytest.skip("the attacks are compiled with gcc")
-    folder = tempfile.mkdtemp(prefix="containerkit-attacks-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.chmod(folder, 0o755)
+    directory = tempfile.mkdtemp(prefix="containerkit-attacks-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    os.chmod(directory, 0o755)
     source = Path(__file__).with_name(f"{name}.c")
-    path = f"{folder}/{name}"
+    path = f"{directory}/{name}"
     command = ["gcc", "-O1", "-static", "-pthread", "-o", path, str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -20,7 +20,7 @@ def member(name, kind=tarfile.REGTYPE, data=b"", link="", mode=0o644, **more):
     return info, data
 
 
-def folder(name, **more):
+def directory(name, **more):
     return member(name, tarfile.DIRTYPE, mode=more.pop("mode", 0o755), **more)
 
 
@@ -53,10 +53,10 @@ def snapshot(root, *, skip=(), times=True):
     """Return everything visible in a tree, without following symlinks."""
     found = {}
     inodes = {}
-    for here, folders, files in os.walk(root):
+    for here, directories, files in os.walk(root):
         if here == str(root):
-            folders[:] = [name for name in folders if name not in skip]
-        for name in [".", *folders, *files] if here == str(root) else [*folders, *files]:
+            directories[:] = [name for name in directories if name not in skip]
+        for name in [".", *directories, *files] if here == str(root) else [*directories, *files]:
             path = os.path.join(here, name)
             state = os.lstat(path)
             content = None
@@ -67,11 +67,11 @@ def snapshot(root, *, skip=(), times=True):
                 content = os.readlink(path)
             relative = os.path.relpath(path, root)
             first = inodes.setdefault((state.st_dev, state.st_ino), relative)
-            is_folder = stat.S_ISDIR(state.st_mode)
+            is_directory = stat.S_ISDIR(state.st_mode)
             found[relative] = (
                 state.st_mode if relative != "." else None,
                 (state.st_uid, state.st_gid) if relative != "." else None,
-                None if is_folder or not times else state.st_mtime_ns,
+                None if is_directory or not times else state.st_mtime_ns,
                 state.st_rdev,
                 content,
                 first,

@@ -43,9 +43,9 @@ def test_pivot_root():
 
 def test_device_can_not_be_made_even_with_every_capability():
     """In a user namespace nobody can create one. Containers of Docker without one can; the device cgroup restricts them."""
-    for folder in ("/tmp", "/dev/shm", "/etc"):
-        assert "EPERM" == attempt("make-device", f"{folder}/null")
-        assert "EPERM" == attempt("make-device", f"{folder}/null", **EVERYTHING)
+    for directory in ("/tmp", "/dev/shm", "/etc"):
+        assert "EPERM" == attempt("make-device", f"{directory}/null")
+        assert "EPERM" == attempt("make-device", f"{directory}/null", **EVERYTHING)
 
 
 @pytest.mark.several_ids

@@ -10,7 +10,7 @@ import tarfile
 from contextlib import contextmanager, suppress
 
 import pytest
-from image_archives import archive, folder, hardlink, member, unpack
+from image_archives import archive, directory, hardlink, member, unpack
 from image_samples import add_image
 
 from containerkit import Container, Mount, RootFS, SetupError, SpecError
@@ -253,7 +253,7 @@ def test_put_follows_the_symlinks_that_the_container_has(tmp_path):
 
 
 def deep_archive(depth, *more):
-    return archive(*[folder("/".join("d" * at)) for at in range(1, depth + 1)], member("d/" * depth + "end"), *more)
+    return archive(*[directory("/".join("d" * at)) for at in range(1, depth + 1)], member("d/" * depth + "end"), *more)
 
 
 def imported(store, tmp_path, content, name=None):
@@ -270,7 +270,7 @@ def test_image_of_a_deep_layer(tmp_path, store, depth):
         assert max(name.count("/") for name in tar.getnames()) == depth
     squashed = image.squash()
     assert squashed.diff(image) == []
-    assert image.diff(imported(store, tmp_path, archive(folder("d")))) != []
+    assert image.diff(imported(store, tmp_path, archive(directory("d")))) != []
     (tmp_path / "into").mkdir()
     image.unpack_into(tmp_path / "into")
     assert depth_of(tmp_path / "into") == depth

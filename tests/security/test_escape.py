@@ -78,7 +78,7 @@ while time.monotonic() < end:
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 try: seen.add(("fd", os.readlink(f"/proc/{pid}/fd/{fd}").split(":")[0]))
                 except OSError: pass
-                try: seen.add(("folder", ",".join(sorted(set(os.listdir(f"/proc/{pid}/fd/{fd}")) & INTEREST))))
+                try: seen.add(("directory", ",".join(sorted(set(os.listdir(f"/proc/{pid}/fd/{fd}")) & INTEREST))))
                 except OSError: pass
         except OSError: pass
 for what, where in sorted(seen): print(what, where)
@@ -121,7 +121,7 @@ def test_the_window_of_an_exec_shows_no_program_of_the_host(mighty, tmp_path):
         for what, where in seen
         if what == "fd" and where not in own and not where.startswith(("/etc/ld", "/usr/lib"))
     ]
-    assert {where for what, where in seen if what == "folder"} <= {"", "usr"}
+    assert {where for what, where in seen if what == "directory"} <= {"", "usr"}
     assert "venv" not in str(seen)
 
 
@@ -163,7 +163,7 @@ print(tries > 0, found)
     assert secret.value.startswith(b"SECRET-")
 
 
-# --- Descriptors and folders: CVE-2024-21626 --------------------------------------------------------------------------------
+# --- Descriptors and directories: CVE-2024-21626 --------------------------------------------------------------------------------
 
 
 def test_no_descriptor_of_a_process_or_of_init_leads_out(mighty):

@@ -14,7 +14,7 @@ import pytest
 from examples import examples
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from image_archives import archive, folder, hardlink, member, snapshot, symlink, unpack, watched
+from image_archives import archive, directory, hardlink, member, snapshot, symlink, unpack, watched
 
 from containerkit.errors import ImageError
 from containerkit.image.layers.extract import Extraction
@@ -33,16 +33,16 @@ OUT = "/../../outside/secret"
         [member("../secret", data=b"x")],
         [member("a/../../secret", data=b"x")],
         [member("a/..", data=b"x")],
-        [folder("..")],
+        [directory("..")],
         [symlink("../secret", "/etc/passwd")],
         [member(".", data=b"x")],
         [symlink("abs", "/tmp"), member("abs/evil-of-containerkit", data=b"x")],
         [symlink("a", "b"), symlink("b", "a"), member("a/evil", data=b"x")],
         [symlink("a", "a/b"), member("a/evil", data=b"x")],
         [symlink("a", "f"), member("f", data=b"x"), member("a/evil", data=b"x")],
-        [symlink("a", "gone"), folder("a/b")],
+        [symlink("a", "gone"), directory("a/b")],
         [symlink("a", "/proc/self/cwd"), member("a/evil", data=b"x")],
-        [symlink("a", ".wh.b"), folder("b"), member("a/evil", data=b"x")],
+        [symlink("a", ".wh.b"), directory("b"), member("a/evil", data=b"x")],
         [symlink("up", "../.."), hardlink("mine", "up/secret")],
         [hardlink("mine", "../../secret")],
         [hardlink("mine", "../secret")],
@@ -56,8 +56,8 @@ OUT = "/../../outside/secret"
         [hardlink("a", "missing")],
         [member(".wh.gone"), hardlink("a", "gone")],
         [hardlink("a", ".wh.b")],
-        [folder("d"), hardlink("a", "d")],
-        [folder("d"), member("d/f", data=b"1"), member("d", data=b"2")],
+        [directory("d"), hardlink("a", "d")],
+        [directory("d"), member("d/f", data=b"1"), member("d", data=b"2")],
         [member("f", data=b"1"), member("f/g", data=b"2")],
         [member("x" * 300, data=b"x")],
         [member("/".join(["d" * 200] * 200), data=b"x")],
@@ -74,9 +74,9 @@ def test_archive_that_leads_out_is_refused(tmp_path, members, whiteouts):
     [
         ([symlink("up", ".."), member("up/evil", data=b"x")], ["evil", "up"]),
         ([symlink("up", "../../.."), member("up/outside/secret", data=b"x")], ["outside", "outside/secret", "up"]),
-        ([folder("d"), symlink("l", "/d"), member("l/evil", data=b"x")], ["d", "d/evil", "l"]),
+        ([directory("d"), symlink("l", "/d"), member("l/evil", data=b"x")], ["d", "d/evil", "l"]),
         ([symlink("a", "b"), symlink("b", ".."), member("a/evil", data=b"x")], ["a", "b", "evil"]),
-        ([folder("d"), symlink("d/l", "../.."), folder("d/l/evil")], ["d", "d/l", "evil"]),
+        ([directory("d"), symlink("d/l", "../.."), directory("d/l/evil")], ["d", "d/l", "evil"]),
         ([symlink("up", "../.."), symlink("up/evil", "x")], ["evil", "up"]),
         ([symlink("up", "../.."), hardlink("up/evil", "up")], ["evil", "up"]),
         ([symlink("up", "../.."), member("f", data=b"x"), hardlink("mine", "up/f")], ["f", "mine", "up"]),
@@ -115,7 +115,7 @@ def test_archive_written_through_a_link_is_what_the_watch_would_see(tmp_path):
 
 def test_archive_with_absolute_names_stays_inside(tmp_path):
     with watched(tmp_path) as (root, _):
-        unpack(archive(folder("/etc"), member("//etc///passwd", data=b"x"), hardlink("/l", "/etc/passwd")), root)
+        unpack(archive(directory("/etc"), member("//etc///passwd", data=b"x"), hardlink("/l", "/etc/passwd")), root)
         assert b"x" == (root / "etc/passwd").read_bytes() == (root / "l").read_bytes()
 
 
@@ -133,9 +133,9 @@ def test_archive_replaces_a_link_and_not_what_it_points_to(tmp_path):
         assert not (root / "a").is_symlink()
 
 
-def test_archive_folder_over_a_link_replaces_it(tmp_path):
+def test_archive_directory_over_a_link_replaces_it(tmp_path):
     with watched(tmp_path) as (root, _):
-        unpack(archive(symlink("a", "../.."), folder("a", mode=0o700), member("a/f", data=b"x")), root)
+        unpack(archive(symlink("a", "../.."), directory("a", mode=0o700), member("a/f", data=b"x")), root)
         assert stat.S_ISDIR((root / "a").lstat().st_mode)
 
 
@@ -177,7 +177,7 @@ def test_archive_can_not_steer_overlayfs_or_the_hosts_security(tmp_path):
         )
     }
     found = unpack(
-        archive(folder("d", pax_headers=attributes), member("f", data=b"x", pax_headers=attributes)), tmp_path
+        archive(directory("d", pax_headers=attributes), member("f", data=b"x", pax_headers=attributes)), tmp_path
     )
     assert (os.listxattr(tmp_path / "d"), os.listxattr(tmp_path / "f")) == ([], [])
     assert 2 * len(attributes) == len(found.skipped)
@@ -317,7 +317,7 @@ def made(parts):
 
 
 def spelled_once(members):
-    """Leave out a folder that is named again in another way (``a``, ``a/.``): GNU tar then mixes what the two say."""
+    """Leave out a directory that is named again in another way (``a``, ``a/.``): GNU tar then mixes what the two say."""
     names, seen = {}, set()
     for info, data in members:
         plain = os.path.normpath("/" + info.name)

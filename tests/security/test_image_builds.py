@@ -227,7 +227,10 @@ def left(store):
     found = [path for name in ("incoming", "leases", "trash") for path in (root / name).iterdir()]
     found += [path for name in ("layers", "build") for path in (root / name).glob(".new-*")]
     return found + [
-        path for folder in (root, root / "build/cache") for path in folder.iterdir() if UNPLACED.fullmatch(path.name)
+        path
+        for directory in (root, root / "build/cache")
+        for path in directory.iterdir()
+        if UNPLACED.fullmatch(path.name)
     ]
 
 
@@ -271,8 +274,8 @@ def test_store_is_whole_after_a_kill_at_any_moment(place, work):
 
 
 def test_file_that_was_to_take_the_place_of_another_is_swept_when_it_is_old(place):
-    for folder in (place.store.root, place.store.root / "build/cache"):
-        (folder / ".index.json.0123456789ab").write_text("x")
+    for directory in (place.store.root, place.store.root / "build/cache"):
+        (directory / ".index.json.0123456789ab").write_text("x")
     place.store.collect()
     assert len(left(place.store)) == 2, "somebody may be about to put it in its place"
     for path in left(place.store):

@@ -1,4 +1,4 @@
-"""The program that a container names can't be anything of the caller's. Each name is attempted in each way to start it.
+"""The program that a container names can't be anything of the caller. Each name is attempted in each way to start it.
 
 While the kernel looks up a program it follows the path, its symlinks, its ``#!`` line and its ELF interpreter. The
 container controls all of them. So the process that executes it must have nothing of the caller: no descriptor
@@ -72,7 +72,7 @@ def write(path, content, mode=0o755):
 
 
 @contextlib.contextmanager
-def open_folder():
+def open_directory():
     """A directory that every user can enter. Those of pytest are closed to others."""
     with tempfile.TemporaryDirectory(prefix="containerkit-lookup-") as path:
         os.chmod(path, 0o755)
@@ -82,12 +82,12 @@ def open_folder():
 @pytest.fixture(scope="module")
 def victim():
     """A program of the host that is shown to no container."""
-    with open_folder() as folder:
-        yield compiled_victim(folder)
+    with open_directory() as directory:
+        yield compiled_victim(directory)
 
 
-def compiled_victim(folder):
-    source, program = folder / "victim.c", folder / "victim"
+def compiled_victim(directory):
+    source, program = directory / "victim.c", directory / "victim"
     source.write_text(VICTIM)
     flags = ("-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie")
     subprocess.run(["gcc", "-O1", *flags, "-o", str(program), str(source)], check=True)
@@ -98,15 +98,15 @@ def compiled_victim(folder):
 @pytest.fixture(scope="module")
 def root(victim):
     """A root filesystem with names that lead to something of the caller, if possible."""
-    with open_folder() as folder:
-        yield filled_root(folder, victim)
+    with open_directory() as directory:
+        yield filled_root(directory, victim)
 
 
-def filled_root(folder, victim):
+def filled_root(directory, victim):
     for name in ("proc", "sys", "dev", "tmp"):
-        (folder / name).mkdir()
+        (directory / name).mkdir()
     for number in NUMBERS:
-        plant(folder, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
+        plant(directory, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
     for name, path in {
         "exe": "/proc/self/exe",
         "thread": "/proc/thread-self/exe",
@@ -116,18 +116,18 @@ def filled_root(folder, victim):
         "root": "/proc/self/root" + "/.." * 12 + str(victim),
         "roots": "/proc/1/root" + "/.." * 12 + str(victim),
     }.items():
-        plant(folder, name, path)
-    return folder
+        plant(directory, name, path)
+    return directory
 
 
-def plant(folder, name, path):
+def plant(directory, name, path):
     """Make programs that name a path in each way that the kernel follows."""
     code = f"print({MARK!r})\n"
-    (folder / f"link-{name}").symlink_to(path)
-    write(folder / f"script-{name}", f"#!{path}\n{code}")
-    write(folder / f"relative-{name}", f"#!{path[1:]}\n{code}")
-    write(folder / f"chain-{name}", f"#!/script-{name}\n{code}")
-    write(folder / f"elf-{name}", elf(path))
+    (directory / f"link-{name}").symlink_to(path)
+    write(directory / f"script-{name}", f"#!{path}\n{code}")
+    write(directory / f"relative-{name}", f"#!{path[1:]}\n{code}")
+    write(directory / f"chain-{name}", f"#!/script-{name}\n{code}")
+    write(directory / f"elf-{name}", elf(path))
 
 
 def programs(root):
@@ -188,7 +188,10 @@ def test_nothing_of_the_callers_can_be_named_as_the_working_directory(root, vict
 
 def test_program_that_is_the_sealed_init_says_so(root):
     done = run(["/script-exe"], rootfs=RootFS.dir(root), text=True, timeout=10)
-    assert (126, "containerkit: the sealed init of a container is no interpreter\n") == (done.returncode, done.stderr)
+    assert (126, "containerkit: the sealed init of a container is not an interpreter\n") == (
+        done.returncode,
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize("init", [True, False])
@@ -259,7 +262,7 @@ def at_the_exec(process, belongs=None):
 
     Args:
         process: the caller. The search ends with it.
-        belongs: tells of a pid, and of the caller's, whether it is one of them (default: by descent).
+        belongs: tells of a pid, and of the caller, whether it is one of them (default: by descent).
     """
     belongs = belongs or is_below
     found = set()

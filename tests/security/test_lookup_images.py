@@ -3,11 +3,11 @@
 import attrs
 import pytest
 from oci_bundles import make_rootfs, needs_busybox
-from test_lookup import MARK, compiled_victim, open_folder, plant
+from test_lookup import MARK, compiled_victim, open_directory, plant
 
 from containerkit import Container, ContainerError
 from containerkit.image import Healthcheck, Image, Store
-from containerkit.image.standing import release
+from containerkit.image.claimed import release
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -18,13 +18,13 @@ FEW = range(3, 40)
 def image(tmp_path):
     """An image with programs that name something of the caller, and a busybox."""
     needs_busybox()
-    with open_folder() as folder:
-        victim = compiled_victim(folder)
+    with open_directory() as directory:
+        victim = compiled_victim(directory)
         root = make_rootfs(tmp_path / "root")
         for number in FEW:
             plant(root, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
         plant(root, "exe", "/proc/self/exe")
-        yield Image.from_folder(root, "localhost/planted:1", store=Store(tmp_path / "store"))
+        yield Image.from_directory(root, "localhost/planted:1", store=Store(tmp_path / "store"))
         release()
 
 
@@ -51,7 +51,7 @@ def test_nothing_of_the_builders_can_be_named_by_run(image, tmp_path):
 def test_nothing_of_the_callers_can_be_named_by_a_health_check(image):
     for name in names("link", "script", "elf"):
         defaults = attrs.evolve(image.defaults, healthcheck=Healthcheck(test=("CMD", name), retries=1))
-        made = Image.from_folder(image.unpack()[0], store=image.store, defaults=defaults)
+        made = Image.from_directory(image.unpack()[0], store=image.store, defaults=defaults)
         with Container(made.rootfs()) as container:
             health = made.healthcheck(container)
             assert not health.check()

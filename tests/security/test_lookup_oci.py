@@ -5,7 +5,7 @@ import os
 import pytest
 from oci_bundles import ONE
 from oci_escapes import group, oci, own_rootfs, rootfs, spoilt  # noqa: F401 - fixtures
-from test_lookup import MARK, at_the_exec, compiled_victim, needs_strace, open_folder, plant
+from test_lookup import MARK, at_the_exec, compiled_victim, needs_strace, open_directory, plant
 
 from containerkit import Container
 
@@ -17,8 +17,8 @@ FEW = range(3, 26)
 
 @pytest.fixture
 def planted(own_rootfs):  # noqa: F811 - a fixture
-    with open_folder() as folder:
-        victim = compiled_victim(folder)
+    with open_directory() as directory:
+        victim = compiled_victim(directory)
         for number in FEW:
             plant(own_rootfs, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
         for name, path in {"exe": "/proc/self/exe", "cwd": "/proc/self/cwd" + "/.." * 12 + str(victim)}.items():
@@ -31,7 +31,7 @@ def chosen(names):
     return [name for name in names if "link" in name or name.endswith(("exe", "cwd", "-7"))]
 
 
-def test_nothing_of_the_runtimes_can_be_named_by_exec(oci, spoilt, planted):  # noqa: F811
+def test_nothing_of_the_runtimes_can_be_named_by_exec(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
     oci.start_one(spoilt.runs("sleep 60"))
     for name in chosen(planted):
         done = oci("exec", ONE, name, check=False)
@@ -39,7 +39,7 @@ def test_nothing_of_the_runtimes_can_be_named_by_exec(oci, spoilt, planted):  # 
         assert MARK not in done.stdout + done.stderr, name
 
 
-def test_nothing_of_the_runtimes_can_be_named_as_the_program(oci, spoilt, planted):  # noqa: F811
+def test_nothing_of_the_runtimes_can_be_named_as_the_program(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
     for name in chosen(planted):
         done = oci.run(spoilt.runs(name), check=False)
         assert done.returncode != 0, name
@@ -47,7 +47,7 @@ def test_nothing_of_the_runtimes_can_be_named_as_the_program(oci, spoilt, plante
         oci("delete", "--force", ONE, check=False)
 
 
-def test_nothing_of_the_callers_can_be_named_in_an_attached_container(oci, spoilt, planted):  # noqa: F811
+def test_nothing_of_the_callers_can_be_named_in_an_attached_container(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
     oci.start_one(spoilt.runs("sleep 60"))
     with Container.attach(ONE, oci.root) as attached:
         for name in planted:
@@ -61,7 +61,7 @@ def test_nothing_of_the_callers_can_be_named_in_an_attached_container(oci, spoil
 
 @needs_strace
 @pytest.mark.parametrize("verb", ["run", "exec"])
-def test_program_holds_its_own_descriptors_alone_at_its_exec(oci, spoilt, verb):  # noqa: F811
+def test_program_holds_its_own_descriptors_alone_at_its_exec(oci, spoilt, verb):  # noqa: F811 - the fixture, not a new function
     if verb == "exec":
         oci.start_one(spoilt.runs("sleep 60"))
         words = ("exec", ONE, "/bin/true")

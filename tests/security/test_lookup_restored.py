@@ -14,7 +14,7 @@ import lookup_restored_child
 import pytest
 from lookup_child import SHOWN
 from oci_bundles import BUSYBOX, needs_busybox
-from test_lookup import MARK, at_the_exec, compiled_victim, filled_root, needs_strace, open_folder, programs
+from test_lookup import MARK, at_the_exec, compiled_victim, filled_root, needs_strace, open_directory, programs
 
 import containerkit
 from containerkit import Container, RootFS
@@ -33,17 +33,17 @@ HOLDS = "exec 7</own/file 8<>/own/pipe 9>/own/written; echo there >/own/ready; w
 @pytest.fixture(scope="module")
 def root():
     needs_busybox()
-    with open_folder() as folder:
-        (folder / "root/bin").mkdir(parents=True)
-        victim = compiled_victim(folder)
-        filled_root(folder / "root", victim)
+    with open_directory() as directory:
+        (directory / "root/bin").mkdir(parents=True)
+        victim = compiled_victim(directory)
+        filled_root(directory / "root", victim)
         for name in ("busybox", "sh", "sleep", "mkfifo"):
-            shutil.copy(BUSYBOX, folder / "root/bin" / name)
-        shutil.copy(victim, folder / "root/quick")
-        (folder / "root/own").mkdir()
-        (folder / "root/own/file").write_text("of the image\n")
-        os.mkfifo(folder / "root/own/pipe")
-        yield folder / "root"
+            shutil.copy(BUSYBOX, directory / "root/bin" / name)
+        shutil.copy(victim, directory / "root/quick")
+        (directory / "root/own").mkdir()
+        (directory / "root/own/file").write_text("of the image\n")
+        os.mkfifo(directory / "root/own/pipe")
+        yield directory / "root"
 
 
 @pytest.fixture(scope="module")

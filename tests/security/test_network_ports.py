@@ -160,7 +160,7 @@ def test_range_of_ports(where):
 
 def test_port_in_use_is_an_error_and_leaves_nothing(where):
     where.listen("host", "127.0.0.1", 8083)
-    with pytest.raises(SetupError, match=r"8083/tcp.*has that port already") as caught:
+    with pytest.raises(SetupError, match=r"8083/tcp.*that port is in use") as caught:
         publish(where, Port(8080, 80, host="0.0.0.0", count=10))
     assert caught.value.errno == errno.EADDRINUSE
     where.listen("host", "0.0.0.0", 8080).close()
@@ -181,7 +181,7 @@ def test_port_of_one_owner_is_not_taken_by_another(where):
                 ["python3", "-c", thief.format(address)], capture_output=True, text=True, timeout=20, check=False
             )
         assert "Address already in use" in done.stderr
-    with pytest.raises(SetupError, match="has that port already"):
+    with pytest.raises(SetupError, match="that port is in use"):
         publish(where, Port(8080, 80), "c2")
 
 

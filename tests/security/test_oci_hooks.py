@@ -263,7 +263,7 @@ def test_hook_whose_interpreter_is_the_image_that_executes_it_does_not_reach_pyt
     oci.create(spoilt)
     said = oci.refused("start", ONE)
     assert "applet not found" not in said
-    assert "the sealed init of a container is no interpreter" in said
+    assert "the sealed init of a container is not an interpreter" in said
 
 
 def reaching(own_rootfs, tmp_path, number):

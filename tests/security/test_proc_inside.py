@@ -89,11 +89,11 @@ def test_symlink_is_refused_below_a_mount_of_ones_own(root, mount):
 class Exchanger:
     """Exchange two names in a directory continuously, in a separate process, because a thread would wait for the starts."""
 
-    def __init__(self, folder, one, other):
+    def __init__(self, directory, one, other):
         code = f"""
 import ctypes, os
 libc = ctypes.CDLL(None)
-one, other = {os.fsencode(folder / one)!r}, {os.fsencode(folder / other)!r}
+one, other = {os.fsencode(directory / one)!r}, {os.fsencode(directory / other)!r}
 while os.getppid() == {os.getpid()}:
     for _ in range(1000):
         libc.renameat2(-100, one, -100, other, 2)

@@ -8,8 +8,8 @@ import pytest
 from attacker import armed, attempt, attempt_in, outcome
 
 from containerkit import Container, ContainerTimeout, Limits, Mount, RootFS, UnsupportedError, run
+from containerkit._linux.tmpfs import inodes_for
 from containerkit.errors import SetupError
-from containerkit.spec.mount import inodes_for
 from containerkit.spec.words import size_text
 
 pytestmark = pytest.mark.usefixtures("controllers", "nothing_left")
@@ -103,8 +103,8 @@ FLOODED = {
 def test_inode_flood_where_bytes_are_limited(place):
     if place == "overlay" and os.geteuid() != 0:
         pytest.skip("a union of / as it is: root")
-    folder, fields, most = FLOODED[place]
-    made, why = run(["python3", "-c", FLOOD, folder, "20000"], text=True, **fields).stdout.split(maxsplit=1)
+    directory, fields, most = FLOODED[place]
+    made, why = run(["python3", "-c", FLOOD, directory, "20000"], text=True, **fields).stdout.split(maxsplit=1)
     assert why == "No space left on device\n"
     assert most - 100 < int(made) <= most
 

@@ -268,7 +268,7 @@ JUDGED = {
 }
 
 
-def test_only_the_deputy_unpickles():
+def test_only_the_helper_process_unpickles():
     root = Path(containerkit.__file__).parent
     found = set()
     for path in root.rglob("*.py"):

@@ -26,38 +26,41 @@ def planted():
     return {number: line.strip() for number, line in enumerate(lines, 1) if line.endswith("# mistake")}
 
 
-def mypy(folder):
+def mypy(directory):
     if find_spec("mypy") is None:
         pytest.skip("mypy is not installed: pip install containerkit[typing]")
     stems = "".join(f"[mypy-{path.stem}]\ndisallow_any_expr = True\n" for path in PROGRAMS)
-    (folder / "mypy.ini").write_text(
+    (directory / "mypy.ini").write_text(
         f"[mypy]\nstrict = True\npython_executable = {sys.executable}\nexclude_gitignore = False\n"
         f"[mypy-containerkit.*]\nfollow_imports = silent\n{stems}"
     )
     more = {} if "-packages" in PACKAGE.name else {"MYPYPATH": f"{PACKAGE}"}
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", *PROGRAMS, MISTAKES],
-        cwd=folder,
+        cwd=directory,
         env={**os.environ, **more},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     found = re.findall(r"^(.*?\.py):(\d+): error: (.*)$", done.stdout, re.MULTILINE)
-    return [((folder / path).resolve(), int(line), message) for path, line, message in found]
+    return [((directory / path).resolve(), int(line), message) for path, line, message in found]
 
 
-def pyright(folder):
+def pyright(directory):
     program = next(filter(None, map(shutil.which, ("pyright", "basedpyright"))), None)
     beside = Path(sys.executable).with_name("basedpyright")
     if program is None and not beside.exists():
         pytest.skip("neither pyright nor basedpyright is installed: pip install containerkit[typing]")
-    roots = [os.path.relpath(path, folder) for path in (*PROGRAMS, MISTAKES, PACKAGE)]
-    (folder / "pyrightconfig.json").write_text(
+    roots = [os.path.relpath(path, directory) for path in (*PROGRAMS, MISTAKES, PACKAGE)]
+    (directory / "pyrightconfig.json").write_text(
         json.dumps({"include": roots[:-1], "extraPaths": roots[-1:], "typeCheckingMode": "strict"})
     )
     done = subprocess.run(
-        [program or beside, "--pythonpath", sys.executable, "--outputjson"], cwd=folder, capture_output=True, text=True
+        [program or beside, "--pythonpath", sys.executable, "--outputjson"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
     )
     report = json.loads(done.stdout)
     assert report["summary"]["filesAnalyzed"] > len(PROGRAMS), done.stdout + done.stderr

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
-from benchmarks import __main__ as everything  # noqa: E402
-from benchmarks import density, growth, imports, latency, machine, measure, peers, plot, promises  # noqa: E402
-from benchmarks.measure import Ratio, Report, Rung, Series  # noqa: E402
+from benchmarks import __main__ as everything  # noqa: E402 - after the path is set
+from benchmarks import density, growth, imports, latency, machine, measure, peers, plot, promises  # noqa: E402 - after the path is set
+from benchmarks.measure import Ratio, Report, Rung, Series  # noqa: E402 - after the path is set
 
 times = st.lists(st.floats(min_value=0.1, max_value=1e6), min_size=1, max_size=40)
 
@@ -124,7 +124,7 @@ def test_promise_verdict_tells_what_was_not_measured():
 
 def test_promises_are_of_ratios_that_the_benchmarks_make():
     told = {f"{one} / {two}" for one, two in latency.COMPARISONS}
-    told |= {f"{ours} / {peer.name}" for peer in peers.PEERS for ours in ("run(), folder", "template, ready")}
+    told |= {f"{ours} / {peer.name}" for peer in peers.PEERS for ours in ("run(), directory", "template, ready")}
     for kind, (few, full) in growth.SIZES.items():
         told |= {f"{kind}: {size} / {sizes[0]}" for sizes in (few, full) for size in sizes[1:]}
     told |= {density.MEMORY, density.MEMORY_WITHOUT_NET, density.DESCRIPTORS, density.THREADS}
@@ -230,7 +230,7 @@ def test_floor_leaves_nothing_behind():
     descriptors = len(os.listdir("/proc/self/fd"))
     with Floor() as started:
         started.twin("init", "net")
-        place = started.folder
+        place = started.directory
     with open("/proc/self/mounts", encoding="utf-8") as file:
         assert mounts == file.read()
     assert descriptors == len(os.listdir("/proc/self/fd"))

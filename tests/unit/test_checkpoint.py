@@ -166,12 +166,12 @@ def test_record_is_read_as_it_was_written(tmp_path, fields):
     written = record.Record(
         spec=spec, owner="pipe:[1]", image="file[0:1]", mounts=(("/dev", "dev"),), arguments=("--file-locks",)
     )
-    folder = os.open(tmp_path, os.O_RDONLY)
+    directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        record.write(folder, written)
-        read = record.read(str(tmp_path), folder)
+        record.write(directory, written)
+        read = record.read(str(tmp_path), directory)
     finally:
-        os.close(folder)
+        os.close(directory)
     assert written == read
     assert attrs.asdict(written, recurse=False).keys() == attrs.asdict(read, recurse=False).keys()
     assert 0o600 == (tmp_path / record.NAME).stat().st_mode & 0o777
@@ -180,12 +180,12 @@ def test_record_is_read_as_it_was_written(tmp_path, fields):
 def test_record_that_others_can_write_to_is_refused(tmp_path):
     (tmp_path / record.NAME).write_text("{}")
     (tmp_path / record.NAME).chmod(0o620)
-    folder = os.open(tmp_path, os.O_RDONLY)
+    directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        with pytest.raises(SetupError, match="nobody else's to write"):
-            record.read(str(tmp_path), folder)
+        with pytest.raises(SetupError, match="only root may write to it"):
+            record.read(str(tmp_path), directory)
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
 def test_signals_are_those_of_the_init():

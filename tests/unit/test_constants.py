@@ -54,9 +54,9 @@ def c_name(name):
     return name
 
 
-def run_c(folder, text):
-    source = folder / "values.c"
-    program = folder / "values"
+def run_c(directory, text):
+    source = directory / "values.c"
+    program = directory / "values"
     source.write_text(text)
     done = subprocess.run(
         [COMPILER, "-std=gnu11", "-w", f"-I{NATIVE}", "-o", program, source],
@@ -69,7 +69,7 @@ def run_c(folder, text):
     return {name: int(value) for name, value in (line.split() for line in output.splitlines())}
 
 
-def values_of(folder, names, headers):
+def values_of(directory, names, headers):
     lines = ["#define _GNU_SOURCE", "#include <stdio.h>", *(f"#include <{header}>" for header in headers)]
     lines.append("int main(void) {")
     for name in names:
@@ -80,7 +80,7 @@ def values_of(folder, names, headers):
         elif home is None:
             lines += [f"#ifdef {name}", show, "#endif"]
     lines.append("    return 0;\n}\n")
-    return run_c(folder, "\n".join(lines))
+    return run_c(directory, "\n".join(lines))
 
 
 def written_out():
@@ -93,9 +93,9 @@ def written_out():
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("constants")
+    directory = tmp_path_factory.mktemp("constants")
     names = written_out()
-    return [values_of(folder, names, headers) for headers in (LIBC, KERNEL, OURS)]
+    return [values_of(directory, names, headers) for headers in (LIBC, KERNEL, OURS)]
 
 
 def test_constants_have_the_compilers_value(compiled):

@@ -181,6 +181,12 @@ def test_sizes_as_tmpfs_takes_them(size, expected):
     assert expected == size_text(size, "size")
 
 
+def test_tmpfs_of_an_invalid_size_is_refused_by_its_description():
+    Mount(type="tmpfs", target="/x", options=(("size", "50%"),))
+    with pytest.raises(SpecError, match="mount on /x: option size: '1x' is not a size"):
+        Mount(type="tmpfs", target="/x", options=(("size", "1x"),))
+
+
 @given(st.one_of(st.text(max_size=8), st.integers(), st.booleans(), st.floats(), st.none()))
 def test_sizes_are_numbers_or_refused(size):
     try:

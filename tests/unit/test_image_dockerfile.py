@@ -190,7 +190,7 @@ def test_build_in_python_is_the_same_as_a_dockerfile():
 
 
 @pytest.mark.parametrize(
-    ("text", "mode", "folder", "expected"),
+    ("text", "mode", "directory", "expected"),
     [
         ("755", 0o600, False, 0o755), ("0640", 0o777, True, 0o640), ("u=rwX,go=rX", 0o600, True, 0o755),
         ("u=rwX,go=rX", 0o600, False, 0o644), ("+x", 0o644, False, 0o755), ("go-w,o-r", 0o666, False, 0o640),
@@ -198,8 +198,8 @@ def test_build_in_python_is_the_same_as_a_dockerfile():
         ("u=rw+x", 0o000, False, 0o700), ("o=", 0o777, False, 0o770),
     ],
 )  # fmt: skip
-def test_chmod_of_numbers_and_of_symbols(text, mode, folder, expected):
-    assert oct(expected) == oct(mode_of(text)(mode, folder))
+def test_chmod_of_numbers_and_of_symbols(text, mode, directory, expected):
+    assert oct(expected) == oct(mode_of(text)(mode, directory))
 
 
 @pytest.mark.parametrize("text", ["", "9", "u", "u=q", "77777", "u=r,,g=w"])

@@ -131,7 +131,7 @@ def test_json_errors_say_where(content):
 
 
 @given(st.text())
-def test_id_is_a_name_of_one_folder(name):
+def test_id_is_a_name_of_one_directory(name):
     try:
         assert name == store.check_id(name)
     except RuntimeFailure:

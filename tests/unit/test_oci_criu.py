@@ -39,7 +39,7 @@ def test_mode_of_control_groups_is_one_argument(tmp_path):
     words = criu.common(read("--manage-cgroups-mode", "full"), str(tmp_path), "dump.log")
     assert "--manage-cgroups=full" in words
     assert not any(word.startswith("--manage-cgroups-mode") for word in words)
-    with pytest.raises(RuntimeFailure, match="'nosuch' is none of none, props, soft"):
+    with pytest.raises(RuntimeFailure, match="'nosuch' is not one of none, props, soft"):
         criu.common(read("--manage-cgroups-mode", "nosuch"), str(tmp_path), "dump.log")
 
 

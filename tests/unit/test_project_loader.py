@@ -265,17 +265,17 @@ def test_services_extend_each_other(load, tmp_path):
         ("services: {a: {image: x, networks: [n]}}", "it refers to 'n', which is not among networks"),
         ("services: {a: {image: x, volumes: ['v:/v']}}", "it refers to 'v', which is not among volumes"),
         ("services: {a: {}}", "services.a: it has neither an image nor a build"),
-        ("services: {a: {image: 5}}", "services.a.image: a string is wanted, not a number (5); quote it"),
+        ("services: {a: {image: 5}}", "services.a.image: must be a string, not a number (5); quote it"),
         ("services: {a: {image: x, scale: 2, container_name: c}}", "several containers can't have one name"),
         ("services: {a: {image: x, network_mode: host, networks: [default]}}", "exclude each other"),
         ("services: {a: {image: x, healthcheck: {test: [ls]}}}", "it must start with CMD, CMD-SHELL or NONE"),
-        ("services: {a: {image: x, mem_limit: lots}}", "services.a.mem_limit: 'lots' is no size"),
+        ("services: {a: {image: x, mem_limit: lots}}", "services.a.mem_limit: 'lots' is not a size"),
         ("services: {a: {image: x, tmpfs: /x, volumes: [/x]}}", "two mounts have the target /x"),
         ("services: {a: {image: x, container_name: c}, b: {image: x, container_name: c}}", "two services have the name 'c'"),
-        ("services: {'a b': {image: x}}", "'a b' is no name"),
+        ("services: {'a b': {image: x}}", "'a b' is not a name"),
         ("secrets: {s: {}}\nservices: {}", "secrets.s: one of file, environment is needed"),
         ("[]", "an empty compose file"),
-        ("[1]", "a mapping is wanted"),
+        ("[1]", "must be a mapping"),
         ("services: {a: {image: '${TAG:?which}'}}", "services.a.image: the variable TAG is required: which"),
         ("services: {a: {image: x, extends: {file: https://example.org/c.yaml, service: s}}}", "remote files are not fetched"),
         ("services: {a: {image: x, mem_limit: 1g, deploy: {resources: {limits: {memory: 2g}}}}}", "differ"),
@@ -367,7 +367,7 @@ def test_the_same_project_from_python(load):
     assert made.services["web"].depends_on == {"db": "service_started"}
     with pytest.raises(SpecError, match="unknown key 'imagee'"):
         Service(imagee="x")
-    with pytest.raises(SpecError, match="is no Service"):
+    with pytest.raises(SpecError, match="is not a Service"):
         Project(services={"a": {"image": "x"}})
 
 

@@ -17,34 +17,34 @@ CONTEXT = "system_u:system_r:container_t:s0:c1,c2"
 @pytest.fixture
 def proc(tmp_path):
     """A directory that looks like procfs, and its descriptor."""
-    folder = tmp_path / "thread-self/attr"
-    folder.mkdir(parents=True)
-    (folder / "exec").write_text("")
+    directory = tmp_path / "thread-self/attr"
+    directory.mkdir(parents=True)
+    (directory / "exec").write_text("")
     descriptor = os.open(tmp_path, os.O_PATH)
-    yield folder, descriptor
+    yield directory, descriptor
     os.close(descriptor)
 
 
 def test_apparmor_profile_is_asked_for_with_the_next_exec(proc):
-    folder, descriptor = proc
+    directory, descriptor = proc
     assert perform(
         AppArmor("docker-default").operations(modules={"apparmor"}, proc=Slot("proc")), {"proc": descriptor}
     ) == {"proc": descriptor}
-    assert (folder / "exec").read_text() == "exec docker-default"
+    assert (directory / "exec").read_text() == "exec docker-default"
 
 
-def test_apparmor_has_its_own_folder_where_modules_are_stacked(proc):
-    folder, descriptor = proc
-    (folder / "apparmor").mkdir()
-    (folder / "apparmor/exec").write_text("")
+def test_apparmor_has_its_own_directory_where_modules_are_stacked(proc):
+    directory, descriptor = proc
+    (directory / "apparmor").mkdir()
+    (directory / "apparmor/exec").write_text("")
     perform(AppArmor("docker-default").operations(modules={"apparmor"}, proc=descriptor))
-    assert ("", "exec docker-default") == ((folder / "exec").read_text(), (folder / "apparmor/exec").read_text())
+    assert ("", "exec docker-default") == ((directory / "exec").read_text(), (directory / "apparmor/exec").read_text())
 
 
 def test_selinux_context_is_written_as_it_is(proc):
-    folder, descriptor = proc
+    directory, descriptor = proc
     perform(SELinux(CONTEXT).operations(modules={"selinux"}, proc=descriptor))
-    assert (folder / "exec").read_text() == CONTEXT
+    assert (directory / "exec").read_text() == CONTEXT
 
 
 @pytest.mark.parametrize(("label", "module"), [(AppArmor("x"), "apparmor"), (SELinux(CONTEXT), "selinux")])

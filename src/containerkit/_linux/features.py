@@ -9,6 +9,7 @@ from errno import EACCES, ENOSPC, ENOSYS, EPERM, EROFS, EUSERS
 import attrs
 
 from containerkit._linux import outer
+from containerkit._linux.textfile import read_or_empty
 from containerkit.errors import SetupError
 
 __all__ = ["Feature", "HostReport", "probe", "why_no_namespaces"]
@@ -298,7 +299,7 @@ def _hint(name: str, hint: str, number: int) -> str:
 
 def _forbidding() -> str:
     """Return the remedy for the rule that forbids user namespaces, or an empty string."""
-    return next((remedy for path, forbids, remedy in _USERNS_RULES if _content(path) == forbids), "")
+    return next((remedy for path, forbids, remedy in _USERNS_RULES if read_or_empty(path) == forbids), "")
 
 
 def why_no_namespaces(number: int) -> str:
@@ -312,7 +313,7 @@ def why_no_namespaces(number: int) -> str:
     """
     if number in (ENOSPC, EUSERS):
         for name in _LIMITS:
-            if _content(f"/proc/sys/user/{name}") == "0":
+            if read_or_empty(f"/proc/sys/user/{name}") == "0":
                 return (
                     f"sysctl user.{name} is 0 here, which forbids them: raise it where it was lowered, such as to 65536"
                 )
@@ -364,14 +365,6 @@ def _controllers(first: Feature, second: Feature) -> frozenset[str]:
     return frozenset(names)
 
 
-def _content(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
 def _number(path: str) -> int:
-    content = _content(path)
+    content = read_or_empty(path)
     return int(content) if content.isdecimal() else -1

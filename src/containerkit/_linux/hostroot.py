@@ -23,7 +23,7 @@ _LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 
 _PROGRAMS: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32", "nix", "gnu")
 
-_FOLDERS: Final = {
+_DIRECTORIES: Final = {
     "dev": 0o755,
     "etc": 0o755,
     "home": 0o755,
@@ -67,13 +67,13 @@ class HostRoot(NamedTuple):
 
     Attributes:
         programs: top-level directories of the machine that are mounted completely, such as ``"usr"``.
-        folders: (path, mode) of directories to create, parents first.
+        directories: (path, mode) of directories to create, parents first.
         links: (path, content) of symlinks.
         files: (path, mode, content).
     """
 
     programs: tuple[str, ...]
-    folders: tuple[tuple[str, int], ...]
+    directories: tuple[tuple[str, int], ...]
     links: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, int, bytes], ...]
 
@@ -89,8 +89,8 @@ def read() -> HostRoot:
     Side effects: reads files and creates nothing.
     """
     collector = _Collector()
-    for path, mode in _FOLDERS.items():
-        collector.folders[path] = mode
+    for path, mode in _DIRECTORIES.items():
+        collector.directories[path] = mode
     for name in _PROGRAMS:
         collector.program(name)
     for name in sorted(_names("/etc")):
@@ -102,7 +102,7 @@ def read() -> HostRoot:
     collector.links["var/lock"] = "../run/lock"
     return HostRoot(
         tuple(collector.programs),
-        tuple(collector.folders.items()),
+        tuple(collector.directories.items()),
         tuple(collector.links.items()),
         tuple((path, mode, content) for path, (mode, content) in collector.files.items()),
     )
@@ -125,7 +125,7 @@ class _Collector:
 
     def __init__(self) -> None:
         self.programs: list[str] = []
-        self.folders: dict[str, int] = {}
+        self.directories: dict[str, int] = {}
         self.links: dict[str, str] = {}
         self.files: dict[str, tuple[int, bytes]] = {}
         self._parents: dict[str, str] = {}
@@ -136,7 +136,7 @@ class _Collector:
             self.links[name] = os.readlink(path)
         elif os.path.isdir(path):
             self.programs.append(name)
-            self.folders[name] = 0o755
+            self.directories[name] = 0o755
 
     def copy(self, path: str) -> None:
         """Copy a file that everybody may read. A symlink that leads out of the listed directories is followed."""
@@ -148,7 +148,7 @@ class _Collector:
         if len(self.files) + len(self.links) >= _MOST:
             return
         if stat.S_ISDIR(mode) and mode & 0o005 == 0o005:
-            self.folders[path] = 0o755
+            self.directories[path] = 0o755
             with os.scandir(source) as entries:
                 found = sorted(entries, key=attrgetter("name"))
             for entry in found:

@@ -252,9 +252,9 @@ def namespaces(pid: Pid = "self", proc: str = "/proc") -> dict[str, int]:
 
     Source: proc_pid_ns(5).
     """
-    folder = f"{proc}/{pid}/ns"
+    directory = f"{proc}/{pid}/ns"
     try:
-        links = {name: os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}
+        links = {name: os.readlink(f"{directory}/{name}") for name in os.listdir(directory)}
     except (FileNotFoundError, ProcessLookupError):
         raise _gone(pid) from None
     return {name: int(link.partition("[")[2].rstrip("]")) for name, link in sorted(links.items())}

@@ -37,7 +37,7 @@ class Inside(Protocol):
     def open_directory(self, kept: list[int], path: bytes, directory: int) -> int:
         """Open a directory. Symlinks are resolved inside."""
 
-    def make_directory(self, name: bytes, directory: int, mode: int) -> None:
+    def make_directory_at(self, name: bytes, directory: int, mode: int) -> None:
         """Create a directory, unless something with this name exists."""
 
     def make_symlink(self, name: bytes, directory: int, content: bytes) -> None:
@@ -150,7 +150,7 @@ def copy_in(source: str, target: int, inside: Inside) -> None:
             if trail.names:
                 while len(goal.names) >= len(trail.names):
                     goal.leave()
-                inside.make_directory(trail.names[-1], goal.fd, os.fstat(trail.fd).st_mode & 0o777)
+                inside.make_directory_at(trail.names[-1], goal.fd, os.fstat(trail.fd).st_mode & 0o777)
                 goal.enter(trail.names[-1])
             for name in others:
                 _one_in(trail.fd, name, goal.fd, inside)
@@ -158,14 +158,14 @@ def copy_in(source: str, target: int, inside: Inside) -> None:
     lend(lambda kept: lend(lambda below: lend(lambda made: copy(kept, below, made))))
 
 
-def _one_in(folder: int, name: bytes, goal: int, inside: Inside) -> None:
-    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+def _one_in(directory: int, name: bytes, goal: int, inside: Inside) -> None:
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if stat.S_ISLNK(status.st_mode):
-        inside.make_symlink(name, goal, os.readlink(name, dir_fd=folder))
+        inside.make_symlink(name, goal, os.readlink(name, dir_fd=directory))
     elif stat.S_ISREG(status.st_mode):
 
         def copy(kept: list[int]) -> None:
-            source = keep(kept, partial(os.open, dir_fd=folder), name, _IN)
+            source = keep(kept, partial(os.open, dir_fd=directory), name, _IN)
             pour(source, inside.new_file(kept, name, goal, status.st_mode & 0o777))
 
         lend(copy)

@@ -4,7 +4,7 @@ Each function has the name of its system call and the arguments in the order of 
 conventions of Python:
 
 * A refusal is an :class:`OSError` with ``errno`` and, as ``filename``, the target of the call. A wrong argument (a NUL
-  inside a path, a flag that would break the interpreter) is a :class:`~containerkit.errors.SpecError`.
+  inside a path, a flag that would break the interpreter) is a :class:`ValueError`.
 * A file descriptor that a call creates is closed on exec (PEP 446), whatever its flags. The caller owns it.
 * The GIL is released during the call, and a call that a signal interrupts is made again (PEP 475).
 * Nothing is emulated: a call that this kernel lacks fails with ``ENOSYS``, which the caller can catch.

@@ -62,7 +62,7 @@ def clone(flags: int = 0, *, exit_signal: int = 17, cgroup_fd: int | None = None
         The child's pid, and 0 in the child.
 
     Raises:
-        SpecError: flags that would break one of the two interpreters, such as ``CLONE_VM``.
+        ValueError: flags that would break one of the two interpreters, such as ``CLONE_VM``.
         OSError: ``EPERM`` without CAP_SYS_ADMIN for a namespace; ``EINVAL`` for flags that exclude each other;
             ``ENOSPC`` or ``EUSERS`` at a limit of ``/proc/sys/user``.
 

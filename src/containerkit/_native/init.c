@@ -126,7 +126,7 @@ static void on_signal(int signals, int has_command) {
 
 /* A container can name /proc/self/exe as an interpreter, which is this program while a command is looked up. */
 __attribute__((noreturn)) static void refuse(void) {
-    static const char said[] = "containerkit: the sealed init of a container is no interpreter\n";
+    static const char said[] = "containerkit: the sealed init of a container is not an interpreter\n";
     CK_CALL3(write, 2, said, sizeof said - 1);
     leave(126);
 }

@@ -45,7 +45,7 @@
 #define LOCK 9
 #define ATTENDANT 10
 #define LIFE 11
-#define GRACE_MS 2000
+#define GRACE_MS 10000
 #define READ_SIZE 65536
 #define PREFIX_SIZE 40
 

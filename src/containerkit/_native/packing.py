@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from struct import Struct
 
-from containerkit.failures import SpecError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,21 +47,21 @@ class Packer:
         """Return the number of a register; equal names are the same register.
 
         Raises:
-            SpecError: there are no more.
+            ValueError: there are no more.
         """
         number = self.slots.setdefault(name, len(self.slots))
         if number >= SLOTS:
-            raise SpecError(f"a tape has at most {SLOTS} slots")
+            raise ValueError(f"a tape has at most {SLOTS} slots")
         return number
 
     def text(self, content: bytes) -> int:
         """Place a string, and return where it is; equal ones are placed once.
 
         Raises:
-            SpecError: there is a NUL inside.
+            ValueError: there is a NUL inside.
         """
         if b"\0" in content:
-            raise SpecError(f"a NUL byte inside {content!r}")
+            raise ValueError(f"a NUL byte inside {content!r}")
         return self.place(content, shared=True)
 
     def place(self, content: bytes, *, shared: bool) -> int:
@@ -100,11 +98,11 @@ class Packer:
             tolerated: error numbers that count as success, at most four.
 
         Raises:
-            SpecError: there are more of them.
+            ValueError: there are more of them.
         """
         count = len(values)
         if count > _MOST_ARGUMENTS or len(tolerated) > _MOST_TOLERATED:
-            raise SpecError("at most six arguments and four tolerated errors")
+            raise ValueError("at most six arguments and four tolerated errors")
         step = [kind, result, call, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         step[_KINDS : _KINDS + count] = kinds
         step[_VALUES : _VALUES + count] = values
@@ -117,7 +115,7 @@ class Packer:
         """Leave the next steps out when a step fails with a tolerated error.
 
         Raises:
-            SpecError: more than 255.
+            ValueError: more than 255.
         """
         self.steps[number][_SKIP] = _reach(count)
 
@@ -125,7 +123,7 @@ class Packer:
         """Leave the next steps out when a step succeeds.
 
         Raises:
-            SpecError: more than 255.
+            ValueError: more than 255.
         """
         self.steps[number][_LEAP] = _reach(count)
 
@@ -140,5 +138,5 @@ class Packer:
 
 def _reach(count: int) -> int:
     if count > _LONGEST_REACH:
-        raise SpecError(f"a step can skip at most {_LONGEST_REACH} others")
+        raise ValueError(f"a step can skip at most {_LONGEST_REACH} others")
     return count

@@ -109,9 +109,9 @@ class ContainerkitSession(BaseSession):
         root = None if self.config.image is None else RootFS.image(self.config.image)
         self.container = container = Container(root, **self.config.runtime_configs)
         try:
-            container.start().files.make_folder(self.config.workdir)
+            container.start().files.make_directory(self.config.workdir)
             if root is None:
-                container.files.make_folder(_PROGRAMS)
+                container.files.make_directory(_PROGRAMS)
                 container.run(["ln", "-s", "/usr/bin/python3", f"{_PROGRAMS}/python"], check=True)
             super().open()
             self.environment_setup()
@@ -120,7 +120,7 @@ class ContainerkitSession(BaseSession):
             raise
 
     def close(self) -> None:
-        """End the container; harmless when repeated."""
+        """End the container. May be called twice."""
         super().close()
         if self.container is not None:
             self.container.stop()
@@ -205,7 +205,7 @@ class ContainerkitSession(BaseSession):
 
     def _ensure_directory_exists(self, path: str) -> None:
         if self.container is not None:
-            self.container.files.make_folder(path)
+            self.container.files.make_directory(path)
 
     def _ensure_ownership(self, paths: list[str]) -> None:
         """Do nothing: what is copied in is root's, as the commands are."""

@@ -120,7 +120,7 @@ class ContainerPythonExecutor(RemotePythonExecutor):
         return missing
 
     def cleanup(self) -> None:
-        """End the container; harmless when repeated."""
+        """End the container. May be called twice."""
         interpreter = getattr(self, "interpreter", None)
         if interpreter is not None:
             interpreter.close()

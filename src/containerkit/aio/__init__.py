@@ -14,7 +14,7 @@ A task that is cancelled kills and reaps its command, and gives back all that wa
 It works under every event loop that has ``add_reader``, uvloop's among them.
 """
 
-from containerkit.late import load as _load
+from containerkit.late import lazy as _lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,15 +37,4 @@ _PLACES = {
     "run": "running",
 }
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name on its first use: asyncio takes longer to import than a container to start."""
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = _load(f"{__name__}.{_PLACES[name]}:{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = _lazy(globals(), _PLACES)

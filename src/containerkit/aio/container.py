@@ -56,7 +56,7 @@ class AsyncContainer:
         options: see :class:`containerkit.options.ContainerOptions`.
 
     Raises:
-        SpecError: a value that can't be; nothing was made.
+        SpecError: a value is invalid; nothing was made.
 
     Attributes:
         container: the same container for callers that may block.
@@ -117,7 +117,7 @@ class AsyncContainer:
         return self
 
     async def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:
-        """Kill all that runs in it and wait until it is gone; harmless when repeated.
+        """Kill all that runs in it and wait until it is gone. May be called twice.
 
         Args:
             grace_s, stop_signal: as for :meth:`Container.stop`.
@@ -235,7 +235,7 @@ class AsyncContainer:
         """Start a command in the container: ``p = await c.popen(...)``, or ``async with c.popen(...) as p:``.
 
         Args:
-            argv: its words; the first is looked up inside.
+            argv: the program, which is looked up inside, and its arguments.
             line_limit_bytes: the longest line that can be read (default 65536).
             options: see :class:`containerkit.options.PopenOptions`.
 
@@ -301,8 +301,8 @@ class AsyncContainer:
         """Run a command in the container and wait for its end, as :meth:`Container.run` does.
 
         Args:
-            argv: its words.
-            input: what it finds on stdin (default: nothing, /dev/null).
+            argv: the program and its arguments.
+            input: its standard input (default: empty, /dev/null).
             text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
             options: see :class:`containerkit.options.RunOptions`.
 
@@ -351,7 +351,7 @@ class AsyncFiles:
         return await call(self._files.listdir, path)
 
     async def exists(self, path: str) -> bool:
-        """Tell whether there is something at a path."""
+        """Return whether there is something at a path."""
         return await call(self._files.exists, path)
 
     async def put(self, source: str | os.PathLike[str], target: str) -> None:

@@ -43,8 +43,8 @@ class AsyncProcess:
     ``async with`` it is waited for at the end, and killed before where an exception comes.
 
     Attributes:
-        stdin: writes to its standard input; None where that is no pipe.
-        stdout, stderr: read what it writes, also by ``async for line in p.stdout``; None where that is no pipe.
+        stdin: writes to its standard input; None where that is not a pipe.
+        stdout, stderr: read what it writes, also by ``async for line in p.stdout``; None where that is not a pipe.
     """
 
     def __init__(self, process: Process[Any], container: Container | None = None) -> None:
@@ -206,7 +206,7 @@ class AsyncProcess:
             if given:
                 from containerkit.errors import SpecError
 
-                raise SpecError("input: stdin is no pipe")
+                raise SpecError("input: stdin is not a pipe")
             return
         feeding = asyncio.ensure_future(self._write(stdin, given or b""))
         ended = asyncio.ensure_future(self.wait())
@@ -219,7 +219,9 @@ class AsyncProcess:
 
     @staticmethod
     async def _write(stdin: Writer, given: bytes) -> None:
-        with suppress(BrokenPipeError):  # nobody reads it any more: as in communicate of subprocess that is no error
+        with suppress(
+            BrokenPipeError
+        ):  # nobody reads it any more: as in communicate of subprocess that is not an error
             stdin.write(given)
             await stdin.drain()
         stdin.close()
@@ -227,7 +229,7 @@ class AsyncProcess:
     # --- The end
 
     async def aclose(self) -> None:
-        """Kill it if it runs, wait for it and close its streams; harmless when repeated."""
+        """Kill it if it runs, wait for it and close its streams. May be called twice."""
         if self._closed:
             return
         self._closed = True

@@ -90,8 +90,8 @@ async def run(
     """Run one command in a container of its own and wait for its end, as :func:`containerkit.run` does.
 
     Args:
-        argv: its words; the first is looked up inside.
-        input: what it finds on stdin (default: nothing, /dev/null).
+        argv: the program, which is looked up inside, and its arguments.
+        input: its standard input (default: empty, /dev/null).
         text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
         options: see :class:`containerkit.options.OneShotOptions`.
 
@@ -221,7 +221,7 @@ def popen(
     """Start one command in a container of its own: ``p = await popen(...)``, or ``async with popen(...) as p:``.
 
     Args:
-        argv: its words; the first is looked up inside.
+        argv: the program, which is looked up inside, and its arguments.
         init: as for :func:`containerkit.run` (default True).
         line_limit_bytes: the longest line that can be read (default 65536).
         options: see :class:`containerkit.options.LaunchOptions`.

@@ -84,7 +84,7 @@ class Source(asyncio.ReadTransport):
         return self._fd < 0
 
     def close(self) -> None:
-        """Close it: the reader is at its end. Harmless when repeated."""
+        """Close it: the reader is at its end. May be called twice."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
@@ -182,7 +182,7 @@ class Writer:
         self.close()
 
     def close(self) -> None:
-        """Close it, once what was written is through; harmless when repeated."""
+        """Close it, once what was written is through. May be called twice."""
         self._closing = True
         if not self._rest:
             self._close()

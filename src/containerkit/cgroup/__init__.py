@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from containerkit.cgroup.limits import Limits
+from containerkit.late import lazy
 
 if TYPE_CHECKING:
     from containerkit.cgroup.device_rules import DeviceRule, IOLimit
@@ -56,12 +57,4 @@ _LATE = {
     "sweep": "sweeping",
 }
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use, so that describing limits loads only what it needs."""
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
-    return value
+__getattr__, __dir__ = lazy(globals(), _LATE)

@@ -78,7 +78,7 @@ class Directory:
             os.close(self.fd)
 
     def remove_self(self) -> None:
-        """Remove the directory, which must not contain processes or groups. It is no error if it does not exist.
+        """Remove the directory, which must not contain processes or groups. It is not an error if it does not exist.
 
         Raises:
             OSError: EBUSY if it contains something.

@@ -1,4 +1,4 @@
-"""The owner of a group, written into its name, so that groups left by killed owners can be found and removed.
+"""The owner of a group is part of its name, so that groups of killed owners can be found and removed.
 
 The name is ``containerkit.PID.START.NAMESPACE.NAME``: the owner's pid, its start time in clock ticks after boot (which
 distinguishes processes that had the same pid), and the inode of the pid namespace of both.
@@ -17,10 +17,10 @@ PREFIX: Final = "containerkit."
 
 
 class Owner(NamedTuple):
-    """A process, distinguished from every earlier or later process with the same pid.
+    """Identifies a process, also among earlier and later processes with the same pid.
 
     Attributes:
-        pid: in its pid namespace.
+        pid: the pid in its pid namespace.
         start: clock ticks from the boot to its start, field 22 of /proc/PID/stat.
         namespace: the inode of the pid namespace.
     """

@@ -23,9 +23,9 @@ __all__ = ["sweep"]
 def sweep(*, everywhere: bool = True, timeout_s: float = 10.0) -> tuple[str, ...]:
     """Remove the groups of owners that have ended. Processes that are still in them are killed.
 
-    A group is told by its name, which holds the owner's pid, start time and pid namespace. Groups of live owners, of
-    another pid namespace, and such that are not this project's are left alone; so are those below a directory that the
-    caller may not write: they are another user's, whose sweep removes them.
+    A group is recognised by its name, which contains the owner's pid, start time and pid namespace. Groups of live
+    owners, of other pid namespaces, and of other programs are left alone. So are groups below a directory that the
+    caller may not write to: they belong to another user, whose own sweep removes them.
 
     Args:
         everywhere: whether to search every hierarchy completely. False searches only where this process creates its own

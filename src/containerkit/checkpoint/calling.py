@@ -1,6 +1,6 @@
-"""Runs CRIU, always to its end: killed in the midst it would leave processes stopped, or such that nobody knows.
+"""Runs CRIU, always to its end. If it were killed, it would leave stopped or unknown processes behind.
 
-A signal handler of the caller's may raise meanwhile; its exception goes on once CRIU has ended.
+A signal handler of the caller may raise meanwhile. Its exception is raised when CRIU has ended.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def checkpoint(
     Args:
         subject: the container.
         path: the directory, which is made unless it is there and empty.
-        guard: has somebody watch over the owner.
+        guard: starts the process that watches the owner.
         leave_running: the processes go on; else they are killed.
         arguments: more for CRIU.
         program: CRIU's path; None for that along ``PATH``.
@@ -48,7 +48,7 @@ def checkpoint(
     Raises:
         StateError, UnsupportedError: as :func:`containerkit.checkpoint.refusals.check`; nothing was made.
         SpecError: the directory is not empty.
-        SetupError: it failed; the container runs on, and the directory is as it was.
+        SetupError: it failed. The container continues to run, and the directory is unchanged.
     """
     check(subject)
     criu_path = find_program(program)

@@ -1,6 +1,7 @@
-"""Watches over the owner of a container whose init has let go of it, as it must before a checkpoint.
+"""Watches the owner of a container whose init no longer does so, which a checkpoint requires.
 
-An init has a pidfd of its owner, to end with it. CRIU can't write that down: the owner is no process of the container.
+An init has a pidfd of its owner, to end with it. CRIU can't write that down: the owner is not a process of the
+container.
 So the init puts a pipe in its place, and until the container ends a process beside it, the same sealed program in
 another mode, holds both pidfds: when the owner ends it kills the init.
 """
@@ -60,7 +61,7 @@ class Guard:
             raise SetupError("posix_spawn", error.errno or 0, "the guard of an owner") from None
 
     def close(self) -> None:
-        """End it; harmless when repeated."""
+        """End it. May be called twice."""
         if self._pids and not self._pidfds:  # the handler of a signal has raised in between
             with suppress(ProcessLookupError):
                 keep(self._pidfds, os.pidfd_open, self._pids[0])

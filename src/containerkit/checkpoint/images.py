@@ -1,7 +1,7 @@
-"""The one image of CRIU's that a restore does not take as it is: the id maps of the user namespace.
+"""The one CRIU image that a restore replaces: the id maps of the user namespace.
 
-All other images tell ids as they are inside. So a container that is brought back can have a range of its own, and any
-number can come from the same images.
+All other images contain the ids inside. So a restored container can have a range of its own, and any number of
+containers can be restored from the same images.
 
 Source: CRIU's images/userns.proto and https://criu.org/Images; the protocol buffers' encoding of "varint" and "LEN".
 """
@@ -35,7 +35,7 @@ def id_maps_name(images: str) -> str:
     """
     found = [name for name in os.listdir(images) if name.startswith("userns-")]
     if len(found) != 1:
-        raise SetupError("restore", ENOENT, f"{images}/userns-*.img", "it is no whole checkpoint")
+        raise SetupError("restore", ENOENT, f"{images}/userns-*.img", "it is not a whole checkpoint")
     return found[0]
 
 

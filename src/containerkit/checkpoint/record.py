@@ -1,4 +1,4 @@
-"""What is kept beside CRIU's images: the description of the container, and what lies outside of the images.
+"""The record beside CRIU's images: the description of the container, and its state outside of the images.
 
 A record is JSON. A value of the library is written as its class and its fields, and read back by that class, which
 checks it as it checks any other; nothing but such values can be made by it.
@@ -29,7 +29,7 @@ _CLASS: Final = "class"
 _SET: Final = "set"
 _PACKAGE: Final = "containerkit."
 _OWN_TO_READ_HINT: Final = (
-    "who can write to it can have anything run as root: it must be root's, and nobody else's to write"
+    "anyone who can write to it can run anything as root: it must belong to root, and only root may write to it"
 )
 
 
@@ -55,25 +55,25 @@ class Record:
     arguments: tuple[str, ...] = ()
 
 
-def write(folder: int, record: Record) -> None:
+def write(directory: int, record: Record) -> None:
     """Write a record to an open directory.
 
     Raises:
-        SpecError: the description has a value that can't be written down.
+        SpecError: the description has a value is invalid saved.
         OSError: it can't be written.
     """
     text = json.dumps({"version": _VERSION, "record": _plain(record)}, indent=1)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with os.fdopen(os.open(NAME, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
+    with os.fdopen(os.open(NAME, flags, 0o600, dir_fd=directory), "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def read(path: str, folder: int) -> Record:
+def read(path: str, directory: int) -> Record:
     """Read the record of a checkpoint.
 
     Args:
         path: the directory, for people.
-        folder: a descriptor of it.
+        directory: a descriptor of it.
 
     Raises:
         SetupError: there is none, it can't be read, or others than root could have written it.
@@ -81,8 +81,8 @@ def read(path: str, folder: int) -> Record:
     """
     name = os.path.join(path, NAME)
     try:
-        _check_owner(path, os.fstat(folder))
-        fd = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+        _check_owner(path, os.fstat(directory))
+        fd = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
         with os.fdopen(fd, encoding="utf-8") as file:
             _check_owner(name, os.fstat(file.fileno()))
             content = json.load(file)
@@ -92,9 +92,9 @@ def read(path: str, folder: int) -> Record:
         hint = "Container.checkpoint() writes it" if error.errno == ENOENT else ""
         raise SetupError("read", error.errno or 0, name, hint) from None
     except ValueError:
-        raise SetupError("read", EINVAL, name, "it is no JSON") from None
+        raise SetupError("read", EINVAL, name, "it is not JSON") from None
     if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise SetupError("read", EINVAL, name, f"it is no checkpoint of version {_VERSION}")
+        raise SetupError("read", EINVAL, name, f"it is not a checkpoint of version {_VERSION}")
     try:
         record = _value(content.get("record"))
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
@@ -135,5 +135,5 @@ def _value(plain: Any) -> Any:
     module, _, name = plain[_CLASS].partition(":")
     kind = getattr(import_module(_PACKAGE + module), name)
     if not (isinstance(kind, type) and attrs.has(kind)):
-        raise SpecError(f"checkpoint: {plain[_CLASS]!r} is no description")
+        raise SpecError(f"checkpoint: {plain[_CLASS]!r} is not a description")
     return kind(**{name: _value(each) for name, each in plain.items() if name != _CLASS})

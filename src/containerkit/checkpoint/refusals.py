@@ -1,4 +1,4 @@
-"""What keeps a container from being checkpointed, found out before anything is made; and what lies outside of it."""
+"""Checks whether a container can be checkpointed, before anything is made, and finds its external mounts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ and the images.
 The last is their name in the directory of a checkpoint as well."""
 
 _ITS_OWN: Final = frozenset({"proc", "sysfs", "devpts", "tmpfs", "mqueue"})
-"""The filesystems that CRIU makes anew, with what is in them."""
+"""The filesystems that CRIU restores with their content."""
 
 _NEW_ALWAYS: Final = ("mount", "pid")
 _FOR_STREAMS: Final = "start it with its standard streams from /dev/null, or from and to files inside"
@@ -38,7 +38,7 @@ class Subject(NamedTuple):
         name: what it is called in errors.
         spec: its description, the root filesystem as its provider had made it.
         pid, pidfd: of its init.
-        commands: those of the caller's that have not ended.
+        commands: those of the caller that have not ended.
         landlocked: a command of it was restricted by Landlock.
         supervised: system calls of a process of it are decided by the caller.
     """
@@ -130,7 +130,7 @@ def _comm(pid: int) -> str:
 
 
 def _check_files(subject: Subject, pids: list[int]) -> None:
-    """Refuse files of the host's, terminals and pipes whose other end is outside."""
+    """Refuse files of the host, terminals and pipes whose other end is outside."""
     inside = {mount.mount_id for mount in mountinfo.read(subject.pid)}
     ends: dict[str, tuple[set[str], int, int]] = {}
     for pid, fd in _descriptors(pids):
@@ -171,7 +171,7 @@ def _outside(pid: int, fd: int, inside: set[int]) -> str:
         return ""
     if what.startswith("tty["):
         return "" if within else f"the terminal {link}"
-    # What is no file of a mount has a name with a colon, and those in memory have no mount that anybody sees.
+    # What is not a file of a mount has a name with a colon, and those in memory have no mount that anybody sees.
     of_none = not link.startswith("/") or link.startswith(("/memfd:", "/SYSV", "/dev/zero (deleted)", "/[aio]"))
     return f"the file {link}" if what.startswith("file[") and not of_none else ""
 

@@ -66,8 +66,8 @@ class Restored(Container):
             raise UnsupportedError("restore", EPERM, self._images, "CRIU takes root to bring processes back")
 
         def work(kept: list[int]) -> None:
-            self._folder = self._open(kept)
-            self._record = records.read(self._images, self._folder)
+            self._directory = self._open(kept)
+            self._record = records.read(self._images, self._directory)
             self._criu = find_program(criu)
             super(Restored, self).__init__(id=id, **_fields(self._record, rootfs, limits))
             self.start()
@@ -86,15 +86,15 @@ class Restored(Container):
         return self
 
     def _begin(self, ground: Ground) -> Outcome:
-        return _Revival(ground, self._record, self._images, self._folder, self._criu).make()
+        return _Revival(ground, self._record, self._images, self._directory, self._criu).make()
 
 
 def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as before"] | None) -> dict[str, Any]:
-    """Return the arguments of the container: those of the one that was checkpointed, but for what is given anew."""
+    """Return the arguments of the container: those of the checkpointed one, except those given again."""
     spec = record.spec
     if rootfs is not None:
         if not isinstance(rootfs, RootFS):
-            raise SpecError(f"rootfs: {rootfs!r} is no RootFS; say RootFS.dir(path), ...")
+            raise SpecError(f"rootfs: {rootfs!r} is not a RootFS; use RootFS.dir(path), ...")
         resolved = resolve(rootfs)
         if resolved.kind != spec.rootfs.kind:
             raise SpecError(f"rootfs: it was of the kind {spec.rootfs.kind!r}, not {resolved.kind!r}")
@@ -102,7 +102,7 @@ def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as 
     if not isinstance(limits, str):
         spec = attrs.evolve(spec, limits=limits)
     elif limits != "as before":
-        raise SpecError(f"limits: {limits!r:.100} is no containerkit.Limits; say Limits(memory='256M', pids=64)")
+        raise SpecError(f"limits: {limits!r:.100} is not a containerkit.Limits; use Limits(memory='256M', pids=64)")
     fields = {field.name: getattr(spec, field.name) for field in attrs.fields(Spec) if field.init}
     confinement = fields.pop("confinement")
     return {**fields, **{field.name: getattr(confinement, field.name) for field in attrs.fields(Confinement)}}
@@ -115,15 +115,15 @@ class _Revival:
         ground: what it stands on.
         record: what the checkpoint says.
         images: its directory, for people.
-        folder: a descriptor of it.
+        directory: a descriptor of it.
         program: CRIU.
     """
 
-    def __init__(self, ground: Ground, record: Record, images: str, folder: int, program: str) -> None:
+    def __init__(self, ground: Ground, record: Record, images: str, directory: int, program: str) -> None:
         self._ground = ground
         self._record = record
         self._images = images
-        self._folder = folder
+        self._directory = directory
         self._program = program
         self._outcome: Outcome | None = None
 
@@ -183,7 +183,7 @@ class _Revival:
         joins = _joining(group)
         replaced = {}
         if ground.spec.namespaces.user == "new":
-            replaced[id_maps_name(f"/proc/self/fd/{self._folder}/{IMAGES}")] = f"{work}/{_ID_MAPS}"
+            replaced[id_maps_name(f"/proc/self/fd/{self._directory}/{IMAGES}")] = f"{work}/{_ID_MAPS}"
             with open(f"{work}/{_ID_MAPS}", "wb") as file:
                 file.write(id_maps(ground.mappings))
         plan = criu_plan(ground.spec, ground.mappings, command, replaced=replaced, joins=joins)
@@ -191,7 +191,7 @@ class _Revival:
             **ground.staging.slots,
             **inputs(group),
             PROC.name: proc(),
-            CHECKPOINT: self._folder,
+            CHECKPOINT: self._directory,
             HOME: opened(kept, "/proc/thread-self/ns/mnt", os.O_RDONLY),
         }
         status, told = call(command, plan, slots)

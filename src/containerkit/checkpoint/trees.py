@@ -5,7 +5,7 @@ and the id maps of any start, is mounted below one directory, :data:`PLACE`; not
 ended. Each is a mount alone: were there others below it, they would be locked for root of the container, who could not
 clone it again (mount_namespaces(7)).
 
-It is in the control groups and in a cgroup namespace of the container's, so that whatever it makes is as well.
+It is in the control groups and in a cgroup namespace of the container, so that whatever it makes is as well.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _binds(spec: Spec, userns: Slot | None) -> list[Operation]:
 
 
 def _images(replaced: Mapping[str, str]) -> list[Operation]:
-    """CRIU reads them as root outside and as root of the container, by turns: nobody else comes by this mount."""
+    """CRIU reads them as root outside and as root of the container. Nobody else can reach this mount."""
     tree = Slot(IMAGES)
     return [
         calls.open_tree(Slot(CHECKPOINT), IMAGES.encode(), tree),
@@ -204,15 +204,15 @@ def _attach(spec: Spec, mappings: Mappings, replaced: Mapping[str, str]) -> list
         *calls.new_mount("tmpfs", {"mode": "711"}, _PLACE),
         calls.move_mount(_PLACE, k.AT_FDCWD, PLACE.encode()),
     ]
-    folders = [*[slot.name for slot, _, _ in _parts(spec.rootfs)], DEV, MASKED, SYS, IMAGES]
+    directories = [*[slot.name for slot, _, _ in _parts(spec.rootfs)], DEV, MASKED, SYS, IMAGES]
     for number, bind in enumerate(mount for mount in spec.mounts if mount.type == "bind"):
         name = bind_place(number)
         if os.path.isdir(bind.source):
-            folders.append(name)
+            directories.append(name)
         else:
             steps.append(calls.make_node(_PLACE, name.encode(), 0o100600))
             steps.append(calls.move_mount(Slot(name), _PLACE, name.encode(), target=bind.source))
-    for name in folders:
+    for name in directories:
         steps.append(calls.make_directory(_PLACE, name.encode()))
         steps.append(calls.move_mount(Slot(name), _PLACE, name.encode(), target=name))
     steps += _overlay(spec, mappings)

@@ -32,7 +32,7 @@ After=network-online.target
 [Service]
 Type=forking
 PIDFile=/run/containerkit-{name}.pid
-WorkingDirectory={folder}
+WorkingDirectory={directory}
 ExecStartPre=-{program} rm --force {name}
 ExecStart={program} run --pidfile /run/containerkit-{name}.pid {words}
 ExecStop={program} stop {name}
@@ -61,13 +61,13 @@ def main(options: argparse.Namespace) -> int:
     one = find(options.name)
     if not one.name:
         raise StateError(f"{one!r}: it has no name, by which the unit could find it: containerkit rename {one.id} NAME")
-    words, folder = one.command_line
+    words, directory = one.command_line
     if not words:
         raise StateError(f"{one!r}: it was made from Python: no command line is known that would make it again")
     program = shutil.which("containerkit") or f"{sys.executable} -m containerkit"
     shown = " ".join(map(quoted, _named(words, one.name)))
     stop_s = one.stop_timeout_s + 10
-    say(_UNIT.format(name=one.name, folder=quoted(folder), program=program, words=shown, stop_s=stop_s).rstrip())
+    say(_UNIT.format(name=one.name, directory=quoted(directory), program=program, words=shown, stop_s=stop_s).rstrip())
     return 0
 
 
@@ -75,7 +75,7 @@ def _named(words: Sequence[str], name: str) -> list[str]:
     """Return the command line with the present name, which comes after all others and so counts."""
     from containerkit.cli.commands import parser_of
 
-    # What follows the first word that is no option is the command's own: the name must stand before it.
+    # What follows the first word that is not an option is the command's own: the name must stand before it.
     count = len(parser_of("run").parse_args(words).command)
     options, command = list(words[: len(words) - count]), list(words[len(words) - count :])
     return [*options, "--name", name, *command]

@@ -139,7 +139,7 @@ def detach(options: argparse.Namespace, image: Image | None, words: Sequence[str
         "tty": bool(options.pty),
         "stdin_open": options.interactive,
         "command_line": tuple(options.words),
-        "folder": os.getcwd(),
+        "directory": os.getcwd(),
         **_logs(options.log_opt),
         **_health(options),
     }

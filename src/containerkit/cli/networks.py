@@ -49,7 +49,7 @@ def fields(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of :class:`containerkit.Container` about its network.
 
     Raises:
-        SpecError: a value that can't be, or options that do not go together.
+        SpecError: a value is invalid, or options that do not go together.
     """
     found: dict[str, Any] = {}
     if options.network:

@@ -71,11 +71,11 @@ def _make(name: str, words: list[str]) -> int:
     return 0
 
 
-def _fill(image: Any, folder: str) -> None:
+def _fill(image: Any, directory: str) -> None:
     import os
 
-    os.makedirs(folder, exist_ok=True)
-    image.unpack_into(folder)
+    os.makedirs(directory, exist_ok=True)
+    image.unpack_into(directory)
 
 
 def _maker(name: str) -> Callable[..., Any]:

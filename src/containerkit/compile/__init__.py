@@ -1,1 +1,1 @@
-"""From a description to the plan of a start: which operations, in which order."""
+"""Compiles a description to the plan of a start: the operations and their order."""

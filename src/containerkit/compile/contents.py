@@ -1,4 +1,7 @@
-"""The operations that fill the root: the kernel's filesystems, volumes, mounts, masked and read-only paths."""
+"""The operations that mount inside the root.
+
+Kernel filesystems, volumes, described mounts, masked and read-only paths.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,20 @@ from containerkit.compile.root import memory_options
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 from containerkit.security.paths import make_readonly, mask, may_exist
-from containerkit.spec.mount import Mount
 
 if TYPE_CHECKING:
     from containerkit.compile.facts import Start
+    from containerkit.spec.mount import Mount
     from containerkit.spec.rootfs import Volume
 
 _OF_THE_KERNEL: Final = frozenset({"/dev", "/proc", "/sys"})
 
 
 def standard_mounts(start: Start) -> list[Operation]:
-    """The filesystems that every container has. Source: OCI runtime-spec, config-linux.md, default filesystems."""
+    """Mount the filesystems that every container has.
+
+    Source: OCI runtime-spec, config-linux.md, default filesystems.
+    """
     covered = {mount.target for mount in start.spec.mounts}
     steps: list[Operation] = []
     if "/proc" not in covered:
@@ -37,23 +43,9 @@ def standard_mounts(start: Start) -> list[Operation]:
         steps += mounts.attach(Slot("sys"), ROOT, "/sys", directory=True, kept=Slot("sys"))
     if "/dev" not in covered:
         steps += mounts.attach(Slot("dev"), ROOT, "/dev", directory=True, kept=Slot("dev"))
-        steps += [step for mount in device_mounts(start) if mount.target not in covered for step in made(mount)]
+        devices = start.spec.device_mounts(TTY_GROUP if start.host.terminals else None)
+        steps += [step for mount in devices if mount.target not in covered for step in made(mount)]
     return steps
-
-
-def device_mounts(start: Start) -> list[Mount]:
-    """Return the mounts below /dev that every container has."""
-    terminals: list[tuple[str, str | None]] = [("ptmxmode", "666"), ("mode", "620")]
-    if start.host.terminals:
-        terminals.append(("gid", str(TTY_GROUP)))
-    mounts_ = [
-        Mount(type="devpts", target="/dev/pts", options=tuple(terminals), noexec=True, nodev=False, create=False),
-        Mount.tmpfs("/dev/shm", size="64M", noexec=True, create=False),
-    ]
-    # The queues of an ipc namespace are mounted by its owner alone; without them /dev/mqueue stays an empty directory.
-    if start.is_new("ipc") or not start.is_new("user"):
-        mounts_.append(Mount(type="mqueue", target="/dev/mqueue", noexec=True, create=False))
-    return mounts_
 
 
 def made(mount: Mount) -> list[Operation]:
@@ -63,8 +55,8 @@ def made(mount: Mount) -> list[Operation]:
 
 
 def attached(mount: Mount, tree: Slot, *, directory: bool) -> list[Operation]:
-    """Return the operations that attach a detached tree where a mount of the description wants it."""
-    """Attach a mount; what it covers of the kernel's is what is covered later, whatever its path leads to then."""
+    """Return the operations that attach a detached tree at the target of a described mount."""
+    """Attach a mount. If it covers a kernel filesystem, later masks use this descriptor, not the path."""
     kept = Slot(mount.target[1:]) if mount.target in _OF_THE_KERNEL else None
     root, target = (ROOT, mount.target) if kept else _below(mount.target)
     prefix = mount.target.removesuffix(target)
@@ -78,13 +70,13 @@ def attached(mount: Mount, tree: Slot, *, directory: bool) -> list[Operation]:
         kept=kept,
         prefix=prefix,
         optional=optional,
-        # An image's /etc/resolv.conf may lead to what a daemon makes, which does not run here.
+        # An image's /etc/resolv.conf may be a symlink to a file of a daemon that does not run here.
         itself=mount.type == "file",
     )
 
 
 def own_mounts(start: Start) -> list[Operation]:
-    """Return the operations that make the mounts of the description, in its order."""
+    """Return the operations that make the described mounts, in their order."""
     steps: list[Operation] = []
     number = 0
     for mount in start.spec.mounts:
@@ -97,9 +89,9 @@ def own_mounts(start: Start) -> list[Operation]:
 
 
 def volumes(start: Start) -> list[Operation]:
-    """Give the container its own of each directory that its image says holds data, unless its maker mounts one there.
+    """Make the volumes of the image, except where the description mounts something.
 
-    One that begins with what the image has is a union of that and memory: nothing is copied before it is written.
+    A volume with content in the image is a union of that and memory, so nothing is copied before it is written.
     """
     covered = [mount.target.rstrip("/") + "/" for mount in start.spec.mounts]
     steps: list[Operation] = []
@@ -119,7 +111,7 @@ def one_volume(start: Start, volume: Volume) -> list[Operation]:
     )
     if not volume.filled:
         return [*steps, give, *mounts.attach(tree, ROOT, volume.target, directory=True)]
-    # Over the upper layer of the root, which has its place in the union already; what lies here is left behind.
+    # This covers the upper layer of the root, which is already part of the union.
     steps.append(calls.move_mount(tree, k.AT_FDCWD, b"/upper", target=volume.target))
     steps += [
         calls.make_directory(tree, b"u", volume.mode),
@@ -141,7 +133,7 @@ def one_volume(start: Start, volume: Volume) -> list[Operation]:
 
 
 def working_directory(start: Start) -> list[Operation]:
-    """Make the directory that commands start in by default when it is missing, as an image may leave it.
+    """Make the default working directory if it is missing in the image.
 
     Source: OCI image specification, config.md, "WorkingDir".
     """
@@ -158,10 +150,10 @@ def working_directory(start: Start) -> list[Operation]:
 
 
 def covered_paths(start: Start) -> list[Operation]:
-    """Hide the masked paths, and make the read-only ones so. Source: OCI runtime-spec, config-linux.md.
+    """Hide the masked paths, and make the read-only paths read-only. Source: OCI runtime-spec, config-linux.md.
 
-    Those of the kernel are looked up in its own file systems: somebody who can write to the root may have renamed
-    the directories on which these were mounted.
+    Paths in kernel filesystems are looked up by the descriptors of those, because someone who can write to the root may
+    have renamed their mount points.
     """
     steps: list[Operation] = []
     for cover, paths in ((make_readonly, start.spec.readonly_paths), (mask, start.spec.masked_paths)):
@@ -172,7 +164,7 @@ def covered_paths(start: Start) -> list[Operation]:
 
 
 def sysctl_writes(start: Start) -> list[Operation]:
-    """Write kernel parameters through the container's own procfs, before anybody can put another in its place."""
+    """Write kernel parameters through the container's own procfs, before anything can be mounted over it."""
     at = Slot("sysctl")
     steps: list[Operation] = []
     wanted = dict(start.spec.sysctls)
@@ -180,7 +172,7 @@ def sysctl_writes(start: Start) -> list[Operation]:
         wanted.setdefault("user.max_user_namespaces", "0")
     for name, value in wanted.items():
         path = ("sys/" + name.replace(".", "/")).encode()
-        hint = "the kernel does not know it, or does not let a container set it"
+        hint = "the kernel does not know it, or a container may not set it"
         steps += [
             calls.open_inside(Slot("proc"), path, k.O_WRONLY, at, target=f"sysctl {name}", hint=hint),
             calls.write(at, value.encode(), f"sysctl {name}={value}", hint),
@@ -190,6 +182,6 @@ def sysctl_writes(start: Start) -> list[Operation]:
 
 
 def _below(path: str) -> tuple[Slot, str]:
-    """Return where a path is looked up, and its name there: the kernel's in its own file systems."""
+    """Return the directory in which a path is looked up, and its name there."""
     top, _, rest = path[1:].partition("/")
     return (Slot(top), f"/{rest}") if rest and f"/{top}" in _OF_THE_KERNEL else (ROOT, path)

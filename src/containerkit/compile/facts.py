@@ -1,4 +1,4 @@
-"""What a plan must know of the description, of the caller and of the machine, and the names that its parts share."""
+"""The facts about the caller and the machine that a plan depends on, and the slots that its parts share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TTY_GROUP: Final = 5
 JOIN_PREFIX: Final = "join "
 SKELETON: Final = "skeleton"
 MAP_BYTES: Final = 2048
-"""Room for the text of an id map in a plan; padded with spaces, which the kernel skips."""
+"""The room for the text of an id map in a plan. It is padded with spaces, which the kernel skips."""
 
 PID: Final = Slot("pid")
 ROOT: Final = Slot("root")
@@ -34,17 +34,17 @@ KERNEL_FS: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXE
 
 
 class Host(NamedTuple):
-    """What a plan must know of the caller and of the machine.
+    """The facts about the caller and the machine that a plan depends on.
 
     Attributes:
         privileged: whether the caller may make id maps and mounts in its own namespaces.
-        programs: the directories that ``RootFS.host()`` shows whole.
-        terminals: whether terminals can belong to their group, which the container must map for it.
-        directories: for each bind of the description whether its source is a directory.
+        programs: the directories that ``RootFS.host()`` shows completely.
+        terminals: whether terminals can belong to the group tty, which the container must map.
+        directories: for each described bind, whether its source is a directory.
         sets_groups: whether setgroups(2) is allowed inside.
-        joins: how it comes into its control groups.
-        skeleton: what is to be made of ``RootFS.host()`` at the start itself, since the one in the staging can't be
-            id-mapped; None where it can.
+        joins: how it joins its control groups.
+        skeleton: the skeleton of ``RootFS.host()`` that the start must make itself, because the one in the staging
+            can't be id-mapped. None if it can.
         unmapped: the top-level directories of ``programs`` whose filesystems can't be id-mapped.
     """
 
@@ -59,13 +59,13 @@ class Host(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """What becomes of PID 1.
+    """The role of PID 1.
 
     Attributes:
-        init: it is the init; otherwise the command itself.
-        command: what is run, or None for a container that waits for ``exec``.
-        reads_upper: the writable layer stays within reach of the caller.
-        held: the command waits for its argv: the one that it has here stands for any.
+        init: whether it is the init; otherwise it is the command.
+        command: the command, or None for a container that waits for ``exec``.
+        reads_upper: whether the caller keeps access to the writable layer.
+        held: whether the command waits for its argv. Its present argv is a placeholder.
     """
 
     init: bool = True
@@ -75,7 +75,7 @@ class Mode(NamedTuple):
 
 
 class Start:
-    """One start: what is started, where, and how."""
+    """The inputs of one plan: the description, the facts, and the role of PID 1."""
 
     def __init__(self, spec: Spec, host: Host, mode: Mode) -> None:
         self.spec = spec
@@ -103,12 +103,12 @@ class Start:
 
     @property
     def joins_alone(self) -> bool:
-        """Whether stage 2 has to share no memory to join a group, or to set its limit."""
+        """Whether stage 2 must have its own memory before it joins a group or sets its limit."""
         return bool(self.host.joins.inside())
 
     @property
     def joins_later(self) -> bool:
-        """Whether stage 2 is in its groups later than stage 1 clones it."""
+        """Whether stage 2 joins its groups after stage 1 has cloned it."""
         return self.joins_alone or self.host.joins.new
 
     def lower_paths(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ class Start:
         return tuple(f"/{name}" for name in self.host.programs) if rootfs.kind == "host" else rootfs.lowers
 
     def upper_base(self) -> str:
-        """The directory that holds upper and work: an overlay wants both on one mount."""
+        """The directory that contains upper and work. An overlay needs both on one mount."""
         rootfs = self.spec.rootfs
         assert rootfs.upper is not None
         assert rootfs.work is not None
@@ -132,5 +132,5 @@ def lower(number: int) -> Slot:
 
 
 def bind_slot(number: int) -> Slot:
-    """Return the slot of a bind of the description."""
+    """Return the slot of a described bind."""
     return Slot(f"bind {number}")

@@ -1,4 +1,4 @@
-"""How a process comes into its control groups, before the first instruction of the command."""
+"""How a process joins its control groups before the first instruction of the command."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ GROUP: Final = Slot("cgroup")
 
 
 class Joining(NamedTuple):
-    """How a process comes into its control groups, before the first instruction of the command.
+    """How a process joins its control groups before the first instruction of the command.
 
-    When a group is out of memory the kernel may end a process in it, and with it every other that shares its memory. So
-    nobody is in a group with a memory limit while it still shares the caller's: such files are opened outside, and
-    written to once the process is in the sealed init.
+    When a group is out of memory, the kernel may kill a process in it, and with it every other process that shares its
+    memory. So a process must not be in a group with a memory limit while it shares the caller's memory. The files of
+    such groups are opened outside, and written to when the process is in the sealed init.
 
     Attributes:
-        old: how many groups of version 1 it joins; the slots of their directories are ``cgroup 0``, ``cgroup 1``, ...
-        alone: the numbers of those that limit memory. The others are joined before the clone, which ``pids.max``
-            may then refuse.
+        old: the number of version 1 groups that it joins. The slots of their directories are ``cgroup 0``, ``cgroup
+            1``, ...
+        alone: the numbers of those with a memory limit. The others are joined before the clone, so that ``pids.max``
+            can refuse it.
         new: whether it joins a version 2 group, whose directory is in the slot ``cgroup``.
         late: that group has a memory limit already, as a live container's has, or may have one, as that of another
             owner's: it is joined by its file, and not by the clone, which is faster by an RCU grace period.
-        limit: what is written to ``memory.max`` of that group when it has none before: empty for nothing.
+        limit: the text for ``memory.max`` of that group if it has no limit yet, or an empty string.
     """
 
     old: int = 0
@@ -40,11 +41,11 @@ class Joining(NamedTuple):
 
     @property
     def group(self) -> Slot | None:
-        """What the clone is to be born into."""
+        """The group into which the process is cloned."""
         return GROUP if self.new and not self.late else None
 
     def outside(self) -> list[Operation]:
-        """Return the operations of the process that is about to clone, which shares the caller's memory."""
+        """Return the operations before the clone, in a process that shares the caller's memory."""
         steps: list[Operation] = []
         for number in range(self.old):
             opened, *written = self._tasks(number)
@@ -52,7 +53,7 @@ class Joining(NamedTuple):
         return [*steps, *[opened for opened, *_ in self._unified()]]
 
     def inside(self) -> list[Operation]:
-        """Return the operations of a process that shares its memory with nobody."""
+        """Return the operations of a process with its own memory."""
         files = [*map(self._tasks, self.alone), *self._unified()]
         return [step for _, *written in files for step in written]
 
@@ -61,7 +62,7 @@ class Joining(NamedTuple):
         return clock._replace(after=(*self.inside(), *clock.after))
 
     def _tasks(self, number: int) -> list[Operation]:
-        """A thread moves through ``tasks`` without a grace period; ``0`` is the writer. Source: cgroups(7)."""
+        """Writing to ``tasks`` moves a thread without a grace period; ``0`` is the writer. Source: cgroups(7)."""
         return _entry(Slot(f"cgroup {number}"), b"tasks", b"0", Slot(f"tasks {number}"), _GROUP_HINT)
 
     def _unified(self) -> list[list[Operation]]:
@@ -74,7 +75,7 @@ class Joining(NamedTuple):
 
 
 def _entry(directory: Slot, name: bytes, value: bytes, at: Slot, hint: str = "") -> list[Operation]:
-    """Return how a file of a group is opened, then how it is written to."""
+    """Return the operations that open a file of a group, and those that write to it."""
     target = name.decode()
     opened = calls.open_at(directory, name, k.O_WRONLY | k.O_CLOEXEC, at, target=target, hint=hint)
     return [opened, calls.write(at, value, target, hint), calls.close(at)]
@@ -83,6 +84,4 @@ def _entry(directory: Slot, name: bytes, value: bytes, at: Slot, hint: str = "")
 NOTHING_TO_JOIN: Final = Joining()
 
 
-_GROUP_HINT: Final = (
-    "the group is gone; or a real-time process joins a cpu group of version 1 without cpu_rt_runtime_us"
-)
+_GROUP_HINT: Final = "the group is gone, or a real-time process joins a version 1 cpu group without cpu_rt_runtime_us"

@@ -7,10 +7,11 @@ from errno import EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, EPERM, EROFS
 from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
+from containerkit._linux.tmpfs import inodes_for
 from containerkit._native import constants as k
+from containerkit._native.names import PROPAGATION
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
-from containerkit.spec.mount import PROPAGATION, inodes_for
 
 if TYPE_CHECKING:
     from containerkit.spec.mount import Mount
@@ -18,31 +19,33 @@ if TYPE_CHECKING:
 __all__ = ["attach", "make_filesystem", "open_source", "resolve", "set_attributes"]
 
 
-_KIND_HINT: Final = "a file can only be shown on a file, a directory on a directory"
+_KIND_HINT: Final = "a file can only be mounted on a file, a directory on a directory"
 
 
 _IDMAP_HINT: Final = "the filesystem can't be id-mapped: pass idmap=False, or namespaces=Namespaces(user='host')"
 
 
-_SYMLINK_HINT: Final = "it must be a directory in the root filesystem, and no symlink: masks would follow it"
+_SYMLINK_HINT: Final = "it must be a directory in the root filesystem and not a symlink, which masks would follow"
 
 
 _F_DUPFD_CLOEXEC: Final = 1030
 
 
-_MISSING_HINT: Final = "the target can't be made: the root filesystem is read-only or belongs to unmapped ids"
+_MISSING_HINT: Final = "the target can't be created: the root filesystem is read-only or belongs to unmapped ids"
 
 
-_FULL_HINT: Final = "{0} takes no new names: choose another target, or mount a directory of your own on {0} first"
+_FULL_HINT: Final = (
+    "nothing can be created in {0}: choose another target, or mount a directory of your own on {0} first"
+)
 
 
 _FULL: Final = ("/dev", "/proc", "/sys")
-"""Directories of the container's own in which nothing can be made."""
+"""Directories in which nothing can be created."""
 
 
 def open_source(mount: Mount, tree: Slot) -> list[Operation]:
     """Return the operations, outside, that clone the source of a bind into a detached tree."""
-    hint = "the source of a bind must be there"
+    hint = "the source of a bind must exist"
     return [calls.open_tree(k.AT_FDCWD, os.fsencode(mount.source), tree, recursive=mount.recursive, hint=hint)]
 
 
@@ -69,7 +72,7 @@ def set_attributes(mount: Mount, tree: Slot, userns: Slot | None) -> list[Operat
 
 
 def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
-    """Return the operations, inside, that make the filesystem of a mount that is no bind."""
+    """Return the operations, inside, that make the filesystem of a mount other than a bind."""
     if mount.type == "file":
         return _make_file(mount, tree)
     options: dict[str, str | None] = dict(mount.options)
@@ -84,7 +87,7 @@ def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
 
 
 def _make_file(mount: Mount, tree: Slot) -> list[Operation]:
-    """Return the operations that make a filesystem for one file, and leave a mount of that file alone."""
+    """Return the operations that make a filesystem with one file, and a detached mount of only that file."""
     memory, at = Slot("memory"), Slot("file")
     flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
     return [
@@ -110,18 +113,18 @@ def attach(
     optional: bool = False,
     itself: bool = False,
 ) -> list[Operation]:
-    """Return the operations that attach a detached tree below ``root``, making its target when it is missing.
+    """Return the operations that attach a detached tree below ``root``, and create its target if it is missing.
 
     Args:
-        tree: what is attached.
-        root, target: where.
-        directory: it is a directory.
-        create: make the target when it is missing.
-        kept: a slot that has the tree's descriptor afterwards: what lies in it is found there whatever becomes of the
-            target's name. Such a target is one of the kernel's file systems, and no symlink leads to it.
+        tree: the tree.
+        root, target: where to attach it.
+        directory: whether it is a directory.
+        create: whether to create a missing target.
+        kept: a slot that keeps the tree's descriptor, so that its content can be found even if the target is renamed.
+            It is used for kernel filesystems, whose target must not be a symlink.
         prefix: the path of ``root``, for people.
-        optional: leave it out where the target is missing and can't be made.
-        itself: a target that is a symlink is covered itself, wherever it leads; a dangling one, too.
+        optional: whether to skip the mount if the target is missing and can't be created.
+        itself: whether to cover a target that is a symlink, even a dangling one, instead of following it.
     """
     at = Slot("target")
     symlinks = kept is None
@@ -142,7 +145,7 @@ def attach(
 
 
 def _leaving_out(step: Operation) -> Operation:
-    """Let a step of :func:`resolve` fail where something is missing or can't be made; what follows from it is left out.
+    """Let a step of :func:`resolve` fail if something is missing or can't be created, and skip the dependent steps.
 
     After the opening of a directory these are two steps, the making of a name in it and its closing; after that of the
     target they are its use and its closing.
@@ -165,10 +168,10 @@ def resolve(
     prefix: str = "",
     itself: bool = False,
 ) -> list[Operation]:
-    """Return the operations that open ``target`` below ``root`` without leaving it, making it when it is missing.
+    """Return the operations that open ``target`` below ``root`` without leaving it, and create it if it is missing.
 
-    Without ``symlinks`` the target, and what leads to it, must be none. With ``itself`` the target may be one, which is
-    opened and not followed.
+    Without ``symlinks`` no component may be a symlink. With ``itself`` the target may be one, which is opened and not
+    followed.
     """
     parts = target.strip("/").split("/")
     steps: list[Operation] = []

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 _MAKER: Final = "maker of proc"
 _SIOCSIFFLAGS: Final = 0x8914
 _JOINED_IN_STAGE_1: Final = (Kind.CGROUP, Kind.IPC, Kind.UTS, Kind.NETWORK, Kind.PID)
-_SYS_HINT: Final = "/sys of a network namespace is mounted by its owner alone"
+_SYS_HINT: Final = "only the owner of a network namespace can mount its /sys"
 
 
 def outside(start: Start) -> list[Operation]:
-    """Return what stage 1 does before stage 2 is there, and the clone that makes it."""
+    """Return the operations of stage 1 before stage 2 exists, and the clone of stage 2."""
     steps: list[Operation] = []
     if not start.host.privileged:
         steps += [
@@ -44,7 +44,7 @@ def outside(start: Start) -> list[Operation]:
     if start.is_joined("mount"):
         steps.append(join(Kind.MOUNT))
     if start.is_joined("user"):
-        # From here on the caller's privileges over its mounts are gone: what takes them comes before.
+        # From here on the caller's privileges over its mounts are gone.
         if start.assembles:
             steps += tree_attributes(start, Slot(JOIN_PREFIX + "user") if start.host.privileged else None)
         steps.append(join(Kind.USER))
@@ -54,13 +54,13 @@ def outside(start: Start) -> list[Operation]:
             flags |= kind.flag
     kinds = ", ".join(kind.value for kind in Kind if flags & kind.flag)
     if start.joins_later:
-        flags &= ~k.CLONE_NEWCGROUP  # its root would be the group of the one that clones
+        flags &= ~k.CLONE_NEWCGROUP  # otherwise its root would be the group of the cloning process
     group = start.host.joins.group
     return [*steps, calls.clone(flags, "inside", pid=PID, group=group, target=f"{kinds} namespaces")]
 
 
 def proc_of_joined() -> list[Operation]:
-    """Let a process in the pid namespace that is joined mount its /proc: stage 1 itself stays in the caller's.
+    """Let a process in the joined pid namespace mount its /proc, because stage 1 itself stays in the caller's.
 
     It still has the caller's privileges: the new user namespace would have none over another's pid namespace.
     """
@@ -73,21 +73,21 @@ def proc_of_joined() -> list[Operation]:
 
 
 def proc_maker(start: Start) -> list[Operation]:
-    """Return what that process does; it is reached by its clone alone."""
+    """Return the operations of that process, which is started only by its clone."""
     if not (start.assembles and start.is_joined("pid")):
         return []
-    hint = "the /proc of a pid namespace is mounted by its owner alone: join its user namespace as well"
+    hint = "only the owner of a pid namespace can mount its /proc: join its user namespace as well"
     first, *rest = calls.new_mount("proc", {}, Slot("proc"), attributes=KERNEL_FS, hint=hint)
     return [first._replace(label=_MAKER), *rest, calls.leave()]
 
 
 def join(kind: Kind) -> Operation:
-    """Return the operation that joins the namespace of a kind that was handed in."""
+    """Return the operation that joins the given namespace of a kind."""
     return calls.setns(Slot(JOIN_PREFIX + kind.value), kind.flag, f"{kind.value} namespace")
 
 
 def owner(start: Start) -> list[Operation]:
-    """Write the id maps; give each tree its attributes, and the id map of the namespace that is theirs now."""
+    """Write the id maps, and set the attributes and the id map of each tree."""
     steps: list[Operation] = []
     userns = None
     if start.is_new("user"):
@@ -120,7 +120,10 @@ def identity(start: Start) -> list[Operation]:
 
 
 def _loopback() -> list[Operation]:
-    """Bring up ``lo``; it gets its addresses by itself. Any socket will do for the ioctl. Source: netdevice(7)."""
+    """Bring up ``lo``, which gets its addresses automatically.
+
+    The ioctl works with any socket. Source: netdevice(7).
+    """
     at = Slot("socket")
     request = pack("=16sH22x", b"lo", 0x41)  # IFF_UP | IFF_RUNNING
     return [

@@ -1,4 +1,4 @@
-"""The last stretch of a plan: how a process inside becomes a command, and how one joins a container that is alive."""
+"""The last part of a plan: how a process inside becomes a command, and how one joins a running container."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OWNER: Final = Slot("owner")
 
 
 def be_root() -> list[Operation]:
-    """Return the operations that make a process root of its user namespace: an exec keeps root's privileges only."""
+    """Return the operations that make a process root of its user namespace: an exec only keeps privileges of root."""
     return [calls.call("setresgid", 0, 0, 0, target="gid 0"), calls.call("setresuid", 0, 0, 0, target="uid 0")]
 
 
@@ -43,20 +43,20 @@ def become(
     gate: int | None = None,
     held: bool = False,
 ) -> list[Operation]:
-    """Return the operations by which a process inside, which is in the sealed init already, becomes a command.
+    """Return the operations by which a process in the sealed init becomes a command.
 
-    It has its session and standard streams; those that others could look at got them before they entered the init.
+    It already has its session and standard streams.
 
     Args:
-        command: what it becomes.
+        command: the command.
         sets_groups: whether its user namespace lets it set supplementary groups.
-        dies_with_parent: no init watches over it: it gets SIGKILL when the thread that started it ends.
-        gate: where it waits for PID 1: as late as it can, before a filter may keep it from waiting.
-        held: it waits for its argv then; :func:`rest_plan` is what is left to do.
+        dies_with_parent: whether it gets SIGKILL when the thread that started it ends, because there is no init.
+        gate: where it waits for PID 1: as late as possible, but before a filter that may forbid waiting.
+        held: whether it then waits for its argv; :func:`rest_plan` returns the remaining operations.
     """
     confinement = command.confinement
     waiting = [] if gate is None else [calls.await_release(gate=gate)]
-    # All that may take a privilege, or a call that a filter forbids, comes before the filter.
+    # Everything that may need a privilege, or a call that a filter forbids, comes before the filter.
     early = not confinement.no_new_privs
     alone = [*waiting, strip(command, held=held, kept=[_OWNER] if early and dies_with_parent else [])]
     steps = [
@@ -75,32 +75,32 @@ def become(
 
 
 def strip(command: Command, *, held: bool = False, kept: Iterable[Slot] = ()) -> Operation:
-    """Return the operation after which a process has the command's own descriptors, those kept, and no others."""
+    """Return the operation that closes all descriptors except the command's own and those to keep."""
     return calls.strip(Slot("image"), [*process.passed(command), *command.confinement.kept, *kept], itself=held)
 
 
 def _dress(command: Command) -> list[Operation]:
-    """The limits come after all that opens files: the numbers of new descriptors may lie beyond them."""
+    """The limits come after everything that opens files, because new descriptors may have numbers above the limit."""
     confinement = command.confinement
     return [*confinement.walls(), *process.surroundings(command), *confinement.last()]
 
 
 def _can_sleep(command: Command) -> bool:
-    """Whether it can be held behind its filter: one that somebody has written may not let it."""
+    """Whether it can wait behind its filter. A custom filter may forbid that."""
     return command.confinement.seccomp in ("default", None)
 
 
 def rest_plan(command: Command) -> Plan:
-    """Return what is left to do for a command that was held, once its argv is known."""
+    """Return the remaining operations of a held command, when its argv is known."""
     dress = () if _can_sleep(command) else _dress(command)
     return Plan((*process.announce(command), *dress, *process.execute(command)))
 
 
 def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining = NOTHING_TO_JOIN) -> Plan:
-    """Return the plan that runs a command in a container that is alive.
+    """Return the plan that runs a command in a running container.
 
     Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``caller's proc``; ``time``, a
-    descriptor of its time namespace, where that differs; ``image``, the init.
+    descriptor of its time namespace, if that differs; ``image``, the init.
 
     Args:
         command: what to run.
@@ -128,11 +128,11 @@ def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining
 
 
 def files_plan(kinds: int, operations: list[Operation], *, user: bool) -> Plan:
-    """Return the plan that does something with the files of a live container, as its root, for the caller.
+    """Return the plan that works on the files of a running container, as its root, for the caller.
 
     Args:
         kinds: as for :func:`exec_plan`; only the mount and user namespace are joined.
-        operations: what to do; descriptors that they open are the caller's.
+        operations: the operations. The caller gets the descriptors that they open.
         user: whether the container has a user namespace of its own.
     """
     wanted = kinds & (k.CLONE_NEWNS | k.CLONE_NEWUSER)

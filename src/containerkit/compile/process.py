@@ -1,4 +1,4 @@
-"""The operations that make a process the command: its session, its limits, its user, its place, the exec."""
+"""The operations by which a process becomes the command: session, limits, user, working directory, exec."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
+from containerkit._native.names import RESOURCES
 from containerkit.errors import SpecError
 from containerkit.plan import calls
 from containerkit.plan.operation import ARGV, ENVP, Block, Operation, Slot
-from containerkit.spec.command import LISTEN_PID, RESOURCES
 
 if TYPE_CHECKING:
     from containerkit.spec.command import Command, User
@@ -32,7 +32,7 @@ _SEARCHED_ON: Final = (ENOENT, ENOTDIR, EACCES)
 
 
 def socket_slot(number: int) -> Slot:
-    """Return the slot of a published port's listening socket that commands find under a number."""
+    """Return the slot of the listening socket that commands inherit under a number."""
     return Slot(f"socket {number}")
 
 
@@ -42,7 +42,7 @@ def session(command: Command) -> list[Operation]:
     if command.terminal:
         steps += [
             calls.call("ioctl", Slot("stdin"), _TIOCSCTTY, 0, target="controlling terminal"),
-            # So that the user can open it by its name as well; its group stays tty.
+            # so that the user can open it by its name; its group stays tty
             calls.call("fchown", Slot("stdin"), command.user.uid, 2**32 - 1, target="terminal", hint=_USER_HINT),
         ]
     for number, slot in enumerate(_STANDARD):
@@ -54,7 +54,7 @@ def session(command: Command) -> list[Operation]:
 
 
 def surroundings(command: Command) -> list[Operation]:
-    """Return the operations that need no privilege to be kept: limits, priority."""
+    """Return the operations whose effect stays without privileges: limits, priority."""
     steps = [
         calls.call(
             "prlimit64",
@@ -77,14 +77,14 @@ def surroundings(command: Command) -> list[Operation]:
 
 
 def credentials(user: User, *, may_set_groups: bool) -> list[Operation]:
-    """Return the operations that make a process that user.
+    """Return the operations that change the user of a process.
 
     Args:
-        user: whom.
-        may_set_groups: False where the user namespace denies setgroups(2) and the groups can only stay.
+        user: the user.
+        may_set_groups: whether the user namespace allows setgroups(2).
 
     Raises:
-        SpecError: groups are wanted where they are denied.
+        SpecError: groups are given, but can't be set.
     """
     if user.groups and not may_set_groups:
         raise SpecError("user: supplementary groups need a range of ids: give this user one in /etc/subgid")
@@ -104,9 +104,9 @@ def credentials(user: User, *, may_set_groups: bool) -> list[Operation]:
 
 
 def place(command: Command) -> list[Operation]:
-    """Return the operations that set the working directory, as the user that the command is, and the umask.
+    """Return the operations that set the working directory, as the command's user, and the umask.
 
-    No magic link is followed on the way, so it can't lie outside (CVE-2024-21626).
+    No magic link is followed, so it can't be outside (CVE-2024-21626).
     """
     how = pack("=QQQ", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, k.RESOLVE_NO_MAGICLINKS)
     where = os.fsencode(command.cwd)
@@ -129,22 +129,22 @@ def place(command: Command) -> list[Operation]:
 
 
 def given(command: Command) -> list[int]:
-    """Return the descriptors of the caller's that a command gets beside the standard ones, in rising order."""
+    """Return the caller's descriptors that a command inherits besides the standard ones, in ascending order."""
     return sorted({fd for fd in command.pass_fds if fd > 2})
 
 
 def passed(command: Command) -> list[int]:
-    """Return all that a command gets beside the standard ones, once it has a session, in rising order."""
+    """Return all descriptors that a command inherits besides the standard ones, in ascending order."""
     return sorted({*given(command), *command.sockets})
 
 
 def announce(command: Command) -> list[Operation]:
-    """Return the operation that tells a command whose its listening sockets are. Source: sd_listen_fds(3)."""
-    return [calls.own_pid(LISTEN_PID)] if command.announces else []
+    """Return the operation that writes the command's pid into ``LISTEN_PID``. Source: sd_listen_fds(3)."""
+    return [calls.own_pid(command.pid_variable)] if command.pid_variable else []
 
 
 def execute(command: Command) -> list[Operation]:
-    """Return the operations that try each place where the program may be."""
+    """Return the operations that try each path of the program."""
     *others, last = command.candidates
     name = os.fsdecode(command.argv[0])
     steps = [calls.call("execve", path, ARGV, ENVP, target=name, tolerate=_SEARCHED_ON) for path in others]

@@ -1,4 +1,4 @@
-"""The operations that assemble the root: clone its parts outside, put them together inside, pivot into it."""
+"""The operations that assemble the root: clone its parts outside, combine them inside, pivot into it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from errno import EINVAL, ENOENT, EROFS
 from typing import TYPE_CHECKING, Final
 
 from containerkit._linux.hostroot import HOSTNAME, hosts_line
+from containerkit._linux.tmpfs import inodes_for
 from containerkit._native import constants as k
 from containerkit.compile import mounts
 from containerkit.compile.facts import FILES, ROOT, SKELETON, UPPER, bind_slot, lower
 from containerkit.compile.skeleton import LOWERS, skeleton
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
-from containerkit.spec.mount import inodes_for
 
 if TYPE_CHECKING:
     from containerkit.compile.facts import Start
 
-_FOLDER: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
+_DIRECTORY: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
 
 
 def clone_trees(start: Start) -> list[Operation]:
-    """Clone what the description names, while the caller's own mounts are in sight."""
+    """Clone the described directories while the caller's own mounts are visible."""
     rootfs = start.spec.rootfs
     steps: list[Operation] = []
     for number, path in enumerate(start.lower_paths()):
-        hint = "the directories of the root filesystem must be there"
+        hint = "the directories of the root filesystem must exist"
         steps.append(
             calls.open_tree(k.AT_FDCWD, os.fsencode(path), lower(number), recursive=rootfs.kind == "dir", hint=hint)
         )
@@ -38,7 +38,7 @@ def clone_trees(start: Start) -> list[Operation]:
 
 
 def clone_staged(start: Start) -> list[Operation]:
-    """Clone what the staging keeps ready, and make room for more layers than it has directories for."""
+    """Clone the prepared mounts of the staging, and make more directories if there are many layers."""
     steps = [calls.open_tree(k.AT_FDCWD, b"/dev", Slot("dev"), recursive=True)]
     if start.spec.rootfs.kind == "host" and start.host.skeleton is None:
         steps.append(calls.open_tree(k.AT_FDCWD, b"/host", Slot("skeleton"), target="skeleton"))
@@ -51,12 +51,12 @@ def clone_staged(start: Start) -> list[Operation]:
 
 
 def tree_attributes(start: Start, userns: Slot | None) -> list[Operation]:
-    """Give each cloned tree its attributes and its id map, while nobody else can see it."""
+    """Set the attributes and the id map of each cloned tree while nobody else can see it."""
     rootfs = start.spec.rootfs
     steps: list[Operation] = []
     nosuid = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
-    # What lies below a union is never written to, and what a read-only container sees of the host neither: not even
-    # to make the places of mounts.
+    # Lower layers, and the host's directories in a read-only container, are never written to, not even to create mount
+    # points.
     shielded = rootfs.readonly or rootfs.kind == "overlay"
     lowest = nosuid | (k.MOUNT_ATTR_RDONLY if shielded else 0)
     own: list[tuple[Slot, int, str]] = [
@@ -75,7 +75,7 @@ def tree_attributes(start: Start, userns: Slot | None) -> list[Operation]:
                 calls.mount_setattr(tree, userns=userns, recursive=recursive, target=f"id map of {target}", hint=hint)
             )
     if userns is not None:
-        # Without it, before Linux 6.3, the nodes belong to nobody; what can be done with them is the same.
+        # Without it, before Linux 6.3, the nodes belong to nobody, but work in the same way.
         own_dev = calls.mount_setattr(Slot("dev"), userns=userns, target="id map of /dev")
         steps.append(own_dev._replace(tolerate=(EINVAL,)))
     for number, bind in enumerate(start.binds):
@@ -99,11 +99,11 @@ def root(start: Start) -> list[Operation]:
         steps.append(calls.move_mount(Slot("union"), k.AT_FDCWD, b"/newroot", target="/"))
     elif rootfs.kind in ("host", "overlay"):
         steps += overlays(start)
-    return [*steps, calls.call("openat", k.AT_FDCWD, b"/newroot", _FOLDER, 0, target="/", result=ROOT)]
+    return [*steps, calls.call("openat", k.AT_FDCWD, b"/newroot", _DIRECTORY, 0, target="/", result=ROOT)]
 
 
 def own_name(start: Start) -> list[Operation]:
-    """Let another host name than the usual one be found by itself, in the machine's /etc/hosts as it is inside."""
+    """Add a hostname other than the default to /etc/hosts inside, so that it resolves."""
     name, at = start.spec.hostname, Slot("hosts")
     if start.spec.rootfs.kind != "host" or not start.is_new("uts") or name is None or name == HOSTNAME:
         return []
@@ -111,13 +111,13 @@ def own_name(start: Start) -> list[Operation]:
     if not line:
         return []
     flags = k.O_WRONLY | os.O_APPEND
-    # Where the machine's is a symlink, what that leads to may not be inside, or not be written to.
+    # If the host's file is a symlink, its target may be missing inside, or not writable.
     found = calls.open_inside(ROOT, b"etc/hosts", flags, at, target="/etc/hosts", tolerate=(ENOENT, EROFS))
     return [found._replace(skip=2), calls.write(at, line, "/etc/hosts"), calls.close(at)]
 
 
 def overlays(start: Start) -> list[Operation]:
-    """Return the operations that put layers, or the skeleton and the programs, together."""
+    """Return the operations that combine the layers, or the skeleton and the programs."""
     rootfs = start.spec.rootfs
     steps: list[Operation] = []
     if rootfs.upper is not None:
@@ -126,10 +126,10 @@ def overlays(start: Start) -> list[Operation]:
         steps += calls.new_mount("tmpfs", memory_options(rootfs.size), UPPER, attributes=k.MOUNT_ATTR_NOSUID)
         steps.append(calls.move_mount(UPPER, k.AT_FDCWD, b"/upper", target="upper layer"))
     if rootfs.kind == "overlay":
-        # By names in the directory of the layers: the options of a mount fit on one page.
+        # Short names in the directory of the layers, because the options of a mount must fit on one page.
         lowers = [str(number) for number in range(len(rootfs.lowers))]
         return [*steps, calls.chdir(b"/lower"), *union(start, "/newroot", lowers, 0)]
-    # The skeleton lies below the directories of programs: its layer first, then each of them on its place.
+    # First the layer of the skeleton, then each directory of programs on its mount point.
     if start.host.skeleton is not None:
         steps += calls.new_mount("tmpfs", {"mode": "755"}, Slot("skeleton"), attributes=FILES)
         steps += skeleton(start.host.skeleton, Slot("skeleton"), "")
@@ -173,7 +173,7 @@ def pivot() -> list[Operation]:
 
 
 def leave_outside(start: Start) -> list[Operation]:
-    """Take the old root away, which lies on top of the new one: the kernel waits a grace period for it."""
+    """Unmount the old root, which covers the new one. The kernel waits a grace period for this."""
     steps = [calls.unmount(b"."), calls.chdir(b"/")]
     if start.spec.rootfs.readonly:
         steps.append(calls.mount_setattr(k.AT_FDCWD, path=b"/", set_flags=k.MOUNT_ATTR_RDONLY, target="/"))
@@ -181,7 +181,7 @@ def leave_outside(start: Start) -> list[Operation]:
 
 
 def memory_options(size: str | None) -> dict[str, str | None]:
-    """Return the options of a tmpfs for what is written to the root."""
+    """Return the options of the tmpfs for writes to the root."""
     options: dict[str, str | None] = {"mode": "755"}
     if size is not None:
         options |= {"size": size, "nr_inodes": inodes_for(size)}

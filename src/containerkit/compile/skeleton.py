@@ -18,11 +18,11 @@ STAGING_ROOT: Final = Slot("staging root")
 
 
 LOWERS: Final = 64
-"""Directories that wait for the layers of overlays; more are made where they are needed."""
+"""The number of prepared directories for the layers of overlays. More are made if needed."""
 
 
 def write_map(pid: Slot, name: str, content: bytes) -> list[Operation]:
-    """Return the operations that write one id map; the text is the named block ``name``."""
+    """Return the operations that write one id map. Its text is the block ``name``."""
     at = Slot("map")
     hint = "the ids must be the caller's own, or it must be privileged"
     return [
@@ -36,7 +36,7 @@ def skeleton(root: hostroot.HostRoot, directory: Slot = STAGING_ROOT, below: str
     """Return the operations that make the skeleton of ``RootFS.host()`` in a directory, or below it."""
     at = Slot("file")
     steps: list[Operation] = []
-    for path, mode in root.folders:
+    for path, mode in root.directories:
         steps.append(calls.make_directory(directory, os.fsencode(f"{below}{path}"), mode))
     for path, content in root.links:
         steps.append(calls.make_symlink(directory, os.fsencode(f"{below}{path}"), os.fsencode(content)))

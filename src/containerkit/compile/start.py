@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["start_plan", "why_not_held"]
 
 OWNER_FD, REPORT_FD, UPPER_FD = 3, 4, 5
-"""Where init finds the owner's pidfd, the pipe for the command's fate, and keeps the writable layer."""
+"""The descriptor numbers in init of the owner's pidfd, the pipe for the report, and the writable layer."""
 _F_DUPFD_CLOEXEC: Final = 1030
 
 
@@ -41,7 +41,7 @@ def start_plan(spec: Spec, host: Host, mode: Mode) -> Plan:
     ``uid_map`` and ``gid_map``.
 
     Raises:
-        SpecError: the description can't be had from where the caller stands.
+        SpecError: the caller can't start this description.
     """
     return plan(Start(spec, host, mode))
 
@@ -61,8 +61,8 @@ def plan(start: Start) -> Plan:
 
 
 def inside(start: Start) -> list[Operation]:
-    """Return what stage 2 does until it is in its root."""
-    # What needs no mapped ids is done while stage 1 maps them.
+    """Return the operations of stage 2 until it is in its root."""
+    # These operations need no mapped ids, so they run while stage 1 maps them.
     steps = [*identity(start), calls.await_release()]
     steps[0] = steps[0]._replace(label="inside")
     if start.names.user != "host":
@@ -86,7 +86,7 @@ def inside(start: Start) -> list[Operation]:
 
 
 def join_alone(start: Start) -> list[Operation]:
-    """Join with memory of its own; what is made inside from here on is charged to the groups."""
+    """Join the groups with memory of its own. From here on, what is made inside is charged to the groups."""
     kept = () if start.mode.command is None else given(start.mode.command)
     return [
         *clock_alone(start).before,
@@ -96,7 +96,7 @@ def join_alone(start: Start) -> list[Operation]:
 
 
 def payload(start: Start) -> list[Operation]:
-    """Return what makes stage 2 the init, the command, or both."""
+    """Return the operations by which stage 2 becomes the init, the command, or both."""
     command = start.mode.command
     way = clock(start)
     if command is None:
@@ -106,7 +106,7 @@ def payload(start: Start) -> list[Operation]:
     if not start.clones_command:
         entering = way.adjusted(command).operations(kept)
         return [*session(command), *entering, *become_command(dies_with_parent=not start.mode.init)]
-    # The kernel gives a score to all that share memory: a command that changes its own enters the init by itstart.
+    # The kernel sets the score of all processes that share memory, so such a command enters the init on its own.
     alone = NO_CLOCK.adjusted(command)
     gate = calls.PAYLOAD_GATE
     waiting = [calls.await_release(gate=gate)] if alone.after else []
@@ -115,7 +115,7 @@ def payload(start: Start) -> list[Operation]:
         *([*waiting, *alone.operations(kept)] if alone.after else ()),
         *become_command(gate=None if waiting else gate, held=start.mode.held),
     ]
-    # The command is made into what it shall be while the old root is taken away, and passes the gate after that.
+    # The command is set up while the old root is unmounted, and passes the gate after that.
     return [
         *way.operations(given(command), board=start.mode.held),
         calls.clone(0, "command", pid=Slot("command"), target="command"),
@@ -129,9 +129,11 @@ def payload(start: Start) -> list[Operation]:
 
 
 def let_go(start: Start) -> list[Operation]:
-    """Keep the owner's pidfd and the pipe for the report; close what a program of the caller's could be found by.
+    """Keep the owner's pidfd and the pipe for the report.
 
-    A container with ``CAP_SYS_PTRACE`` can name ``/proc/1/fd``. What stays there are pipes, a pidfd and the init.
+    Close everything through which programs of the caller can be found.
+
+    A container with ``CAP_SYS_PTRACE`` can read ``/proc/1/fd``. Only pipes, a pidfd and the init stay there.
     """
     steps = [
         calls.call("setsid", tolerate=(EPERM,)),
@@ -146,10 +148,10 @@ def let_go(start: Start) -> list[Operation]:
 
 
 def become_init(start: Start, clock: Clock) -> list[Operation]:
-    """Keep what an init without a command needs and nothing else, and become it."""
+    """Keep only the descriptors that an init without a command needs, and become it."""
     steps = [calls.call("setsid", tolerate=(EPERM,))]
     if start.mode.reads_upper and start.spec.rootfs.in_memory:
-        # It may lie where the owner's pidfd goes; the caller's own descriptors lie high.
+        # Its number may be that of the owner's pidfd; the caller's own descriptors have high numbers.
         steps.append(calls.call("fcntl", UPPER, _F_DUPFD_CLOEXEC, _native.LOWEST, target="upper layer", result=UPPER))
     steps += clock.operations() if clock.after or clock.entered else clock.before
     steps.append(calls.call("dup3", Slot("owner"), OWNER_FD, 0, target="owner"))
@@ -166,10 +168,10 @@ def become_init(start: Start, clock: Clock) -> list[Operation]:
 
 
 def why_not_held(spec: Spec, command: Command) -> str | None:
-    """Return what keeps a command of this container from being held before its exec; None where it can be.
+    """Return why commands of this container can't be held before their exec, or None if they can.
 
-    Until then it shares the caller's memory: nothing else may be in its namespaces, and nothing may be done on the way
-    that takes an address space of its own.
+    Until then a command shares the caller's memory, so nothing else may be in its namespaces, and nothing may be done
+    that needs an address space of its own.
     """
     names = spec.namespaces
     confinement = command.confinement
@@ -179,7 +181,7 @@ def why_not_held(spec: Spec, command: Command) -> str | None:
         "it joins a user namespace": names.user not in ("new", "host"),
         "it joins a time namespace": names.time not in ("new", "host"),
         "its clocks are set": spec.time_offsets is not None,
-        "this kernel enters no time namespace at an exec": names.time == "new" and not exec_enters_time(),
+        "this kernel does not enter a time namespace at an exec": names.time == "new" and not exec_enters_time(),
         "its commands may gain privileges (no_new_privs=False)": not confinement.no_new_privs,
         "its commands have an oom_score_adj": confinement.oom_score_adj is not None,
         "its filter asks a supervisor": confinement.notifies,

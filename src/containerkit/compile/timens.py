@@ -1,4 +1,4 @@
-"""How a process enters the sealed init, and on the way its time namespace. Source: time_namespaces(7)."""
+"""How a process enters the sealed init and its time namespace. Source: time_namespaces(7)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def clock(start: Start) -> Clock:
-    """How the payload comes into the init, if it is not there yet, and into its time namespace."""
+    """How the payload enters the init, if it is not in it yet, and its time namespace."""
     return clock_alone(start)._replace(entered=start.joins_alone)
 
 
 def clock_alone(start: Start) -> Clock:
-    """How a process comes into its time namespace, and the init. Source: time_namespaces(7)."""
+    """How a process enters its time namespace and the init. Source: time_namespaces(7)."""
     if start.is_joined("time"):
         return joined_clock(Slot(JOIN_PREFIX + "time"))
     if not start.is_new("time"):
@@ -35,7 +35,7 @@ def clock_alone(start: Start) -> Clock:
         offsets = start.spec.time_offsets.encode()
         steps += [
             calls.open_at(k.AT_FDCWD, b"/proc/self/timens_offsets", k.O_WRONLY, at),
-            calls.write(at, offsets, "time offsets", "a clock would be set back to before its zero"),
+            calls.write(at, offsets, "time offsets", "the offset would make a clock negative"),
             calls.close(at),
         ]
     if not exec_enters_time():
@@ -51,14 +51,15 @@ def clock_alone(start: Start) -> Clock:
 def exec_enters_time() -> bool:
     """Whether an exec enters the time namespace that the process has left for (Linux 6.3).
 
-    Before that it stays outside, and can neither start threads nor vfork, which would share memory across the two.
+    Older kernels leave it outside. It can then neither start threads nor vfork, which would share memory across the two
+    namespaces.
     """
     numbers = os.uname().release.split("-")[0].split(".")
     return [int(number) for number in numbers[:2] if number.isdecimal()] >= [6, 3]
 
 
 class Clock(NamedTuple):
-    """How a process enters the sealed init, and on the way its time namespace.
+    """How a process enters the sealed init and its time namespace.
 
     Attributes:
         before: the operations that come first: a time namespace that is left for is entered by the next exec (Linux
@@ -66,7 +67,7 @@ class Clock(NamedTuple):
         after: those that take an address space of one's own, as setns(2) to a time namespace does; and /proc/self
             belongs to the machine's root while the memory is shared with a process that is not dumpable.
         again: what they have left for is entered by another exec of the init.
-        entered: the process is in the init already.
+        entered: whether the process is already in the init.
     """
 
     before: tuple[Operation, ...] = ()
@@ -75,7 +76,7 @@ class Clock(NamedTuple):
     entered: bool = False
 
     def operations(self, kept: Iterable[int] = (), *, board: bool = False) -> list[Operation]:
-        """Return them all, with the entering; the arguments are those of :func:`containerkit.plan.calls.enter`."""
+        """Return all operations. The arguments are those of :func:`containerkit.plan.calls.enter`."""
         entering = calls.enter(Slot("image"), kept, board=board)
         first = [] if self.entered else [*self.before, entering]
         return [*first, *self.after, *([entering] if self.again else [])]
@@ -89,6 +90,6 @@ NO_CLOCK: Final = Clock()
 
 
 def joined_clock(namespace: Slot) -> Clock:
-    """Return the way into an existing time namespace."""
-    hint = "its owner alone can join it: join its user namespace as well"
+    """Return how to enter an existing time namespace."""
+    hint = "only its owner can join it: join its user namespace as well"
     return Clock(after=(calls.setns(namespace, k.CLONE_NEWTIME, "time namespace", hint),))

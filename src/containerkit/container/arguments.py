@@ -89,7 +89,7 @@ def describe(
     user = fields.get("user")
     parsed = User() if user is None else User.parse(user)
     if parsed is None:
-        raise SpecError(f"user {user!r}: a name can only be looked up in a container that runs")
+        raise SpecError(f"user {user!r}: a name can only be looked up in a running container")
     if fields.get("groups") is not None:
         parsed = attrs.evolve(parsed, groups=sequence(fields["groups"], "groups"))
     if own.get("env") is None and parsed.uid:
@@ -159,7 +159,7 @@ def with_defaults(rootfs: RootFS, fields: Mapping[str, Any], found: tuple[User, 
 
 
 def unresolved_user(rootfs: RootFS, fields: Mapping[str, Any]) -> str | None:
-    """Return the user of a command if only a container that runs can look it up, else None.
+    """Return the user of a command if only a running container can look it up, else None.
 
     These are names, and an image's ids without a group: theirs is the one in the image's /etc/passwd.
     Source: OCI image specification, config.md, "User".
@@ -173,7 +173,7 @@ def unresolved_user(rootfs: RootFS, fields: Mapping[str, Any]) -> str | None:
 
 
 def has_names(rootfs: RootFS, fields: Mapping[str, Any]) -> bool:
-    """Tell whether a user or group of a command is one that only a container that runs can look up."""
+    """Return whether a user or group of a command is one that only a running container can look up."""
     if unresolved_user(rootfs, fields) is not None:
         return True
     return any(isinstance(group, str) for group in sequence(fields.get("groups") or (), "groups"))

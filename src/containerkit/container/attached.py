@@ -1,4 +1,4 @@
-"""Containers that somebody else has started: the library's view of one that the OCI command has on record."""
+"""Containers that another process has started: the view of a recorded container of the OCI command."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ __all__ = ["Attached", "attach", "group_at"]
 
 
 class Attached(Container):
-    """A container that goes on without us; made by :meth:`containerkit.Container.attach`.
+    """A container that another process owns, made by :meth:`containerkit.Container.attach`.
 
-    ``stop()``, and the end of ``with``, let go of it and no more: neither it nor what was started in it ends.
+    ``stop()``, and the end of ``with``, only detach from it: neither the container nor the commands started in it end.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Attached(Container):
         self._adopt(record, lambda: {"rootfs": RootFS.dir(record.rootfs or "/"), **confinement})
 
     def _adopt(self, record: Any, fields: Callable[[], dict[str, Any]]) -> None:
-        """Become a view of a container on record; the record, and its pidfd, are this object's from now on."""
+        """Become a view of a recorded container. This object owns the record and its pidfd."""
         group: CGroup | None = None
         try:
             super().__init__(namespaces=_differing(record.pid), **fields())
@@ -76,7 +76,10 @@ class Attached(Container):
         return self
 
     def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:  # noqa: ARG002 - there is no end
-        """Let go of it; it goes on, so nothing is asked to end. Harmless when repeated, or in a forked child."""
+        """Detach from it. It continues to run.
+
+        May be called twice, and has no effect in a forked child.
+        """
         if os.getpid() != self._owner:
             return
         with self._lock:
@@ -93,7 +96,10 @@ class Attached(Container):
 
     @property
     def state(self) -> State:
-        """``"created"`` before its start, ``"running"``, ``"paused"``, ``"stopped"``; ``"detached"`` once let go."""
+        """``"created"`` before its start, ``"running"``, ``"paused"``, ``"stopped"``.
+
+        ``"detached"`` after :meth:`stop`.
+        """
         if self._init is None:
             return "detached"
         status: State = self._record.status()
@@ -104,7 +110,7 @@ class Attached(Container):
         state = self.state
         if state == "stopped":
             raise StateError(f"{self!r}: it has stopped")
-        if state == "paused":  # what joins its group would be frozen in the midst of its start
+        if state == "paused":  # a process that joins its group would freeze during its start
             remedy = self._remedy("resume")
             raise StateError(f"{self!r}: nothing can be started in it while it is paused: {remedy}")
         return init
@@ -122,14 +128,14 @@ class Attached(Container):
         self._running()
         return super().members() if self._group is None else sorted(self._group.processes())
 
-    # --- What belongs to whoever keeps it on record
+    # --- What only the command with the record can do
 
     def update(self, limits: Limits) -> None:  # noqa: ARG002 - the base class's
-        """Raise StateError: the command has its limits on record."""
+        """Raise StateError: its limits are in the record of the command."""
         self._refuse("its limits are on record", "update")
 
     def pause(self) -> None:
-        """Raise StateError: the command would not know of it."""
+        """Raise StateError: the command would not know that it is paused."""
         self._refuse("who pauses it must tell its record", "pause")
 
     def resume(self) -> None:
@@ -137,12 +143,12 @@ class Attached(Container):
         self._refuse("who resumes it must tell its record", "resume")
 
     def checkpoint(self, path: str | os.PathLike[str], **options: Any) -> None:  # noqa: ARG002 - the base class's
-        """Raise StateError: the command that has it on record writes it down."""
+        """Raise StateError: only the command with the record can do it."""
         self._refuse("it is on record", "checkpoint")
 
     def changes(self) -> Iterator[Change]:
-        """Raise StateError: whoever made the root knows what was below it."""
-        raise StateError(f"{self!r}: its root was made by another, who alone can tell what has changed in it")
+        """Raise StateError: only the maker of the root knows its lower layers."""
+        raise StateError(f"{self!r}: its root was made by another program, which alone knows what has changed")
 
     def _limited(self) -> CGroup:
         self._running()
@@ -159,13 +165,13 @@ class Attached(Container):
 
 
 def attach(name: str, root: str | None, confinement: Mapping[str, Any]) -> Container:
-    """Return a view of a container on record: a detached one unless ``root`` is given, or one of the OCI command."""
+    """Return a view of a recorded container: a detached one unless ``root`` is given, or one of the OCI command."""
     kept: Container | None = late.load(late.KEEPERS["detached"]).view(name, confinement) if root is None else None
     return Attached(name, root, **confinement) if kept is None else kept
 
 
 class _Standing(Ground):
-    """What is known of a start that another made: there is no staging, and nothing to give back."""
+    """The context of a start by another process: there is no staging, and nothing to release."""
 
     def __init__(self, spec: Spec, pid: int, group: CGroup | None) -> None:
         self.spec = spec
@@ -177,7 +183,7 @@ class _Standing(Ground):
 
 
 class _Seat(Membership):
-    """The groups of a container that another looks after: what joins them is in the midst of it."""
+    """The groups of a container that another process owns."""
 
     def __init__(self, group: CGroup) -> None:
         self.group = group
@@ -190,14 +196,14 @@ class _Seat(Membership):
 
 
 def _differing(pid: int) -> Namespaces:
-    """Return in which namespaces a process is that are not ours: as new ones, the others as the host's."""
+    """Return the namespaces of a process: those that differ from the caller's as new, the others as the host's."""
     wishes: dict[str, str] = {}
     for kind in Kind:
         path = f"/proc/{pid}/ns/{kind.file}"
         try:
             same = os.readlink(path) == os.readlink(f"/proc/self/ns/{kind.file}")
         except OSError as error:
-            hint = "only its user, or root, can attach to it" if os.path.exists(f"/proc/{pid}") else "it has stopped"
+            hint = "only its user or root can attach to it" if os.path.exists(f"/proc/{pid}") else "it has stopped"
             raise SetupError("readlink", error.errno or 0, path, hint) from None
         wishes[kind.value] = "host" if same else "new"
     return Namespaces(**wishes)
@@ -217,10 +223,10 @@ def _text(pid: int, name: str) -> str:
 
 
 def group_at(name: str, places: Sequence[str]) -> CGroup | None:
-    """Return the groups at these directories as one; None where there are none.
+    """Return the groups at these directories as one, or None if there are none.
 
     Raises:
-        SetupError: one of them can't be opened: a command outside of them would be outside of their limits.
+        SetupError: one of them can't be opened. A command outside of them would not have their limits.
     """
     if not places:
         return None
@@ -242,7 +248,7 @@ def group_at(name: str, places: Sequence[str]) -> CGroup | None:
 def _part(place: str, hierarchies: Sequence[Hierarchy]) -> Directory:
     from containerkit.cgroup.directory import Directory, refused
 
-    # The mount on which it lies is the one with the longest path.
+    # Its mount is the one with the longest path.
     above = [each for each in hierarchies if f"{place}/".startswith(f"{each.mountpoint.rstrip('/')}/")]
     if not above:
         raise StateError(f"{place}: the container's control group is on no hierarchy that is mounted here")

@@ -1,7 +1,7 @@
 """Commands that are run to their end in one go: what ``run``, ``Container.run`` and ``Template.run`` share.
 
-What their arguments come to is recalled (:class:`Recall`), :class:`Terms` say how long to wait and how much to hear,
-and a :class:`Captured` is the command on its way.
+:class:`Recall` caches what was made of their arguments, :class:`Terms` has the timeout and the output limit, and
+:class:`Captured` is the running command.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ Made = TypeVar("Made")
 
 
 class Recall(Generic[Made]):
-    """Keeps what the last sets of keyword arguments came to, as far as they are values that can't change.
+    """Caches what was made of the last sets of keyword arguments, if they are immutable values.
 
     Args:
-        size: how many.
+        size: the number of sets.
     """
 
     def __init__(self, size: int = 64) -> None:
@@ -61,18 +61,18 @@ class Recall(Generic[Made]):
     def get(
         self, arguments: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Made], lasts: Callable[[Made], bool]
     ) -> Made:
-        """Return what was made of the same arguments, or make it.
+        """Return the cached object for the same arguments, or make it.
 
         Args:
             arguments: the arguments.
-            make: what makes it.
-            lasts: tells whether it would come to the same again.
+            make: makes the object.
+            lasts: returns whether the same arguments would give the same object again.
         """
-        # With the types: True is no number here.
+        # With the types: True is not a number here.
         key = tuple((name, type(value), _fixed(value)) for name, value in arguments.items())
         try:
             known = self._kept.get(key)
-        except TypeError:  # something in it can change
+        except TypeError:  # something in it is mutable
             return make(arguments)
         if known is not None:
             return known
@@ -91,7 +91,7 @@ def _fixed(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether equal values mean the same: texts, numbers by themselves, and what checks what is in it."""
+    """Return whether equal values of a type always have the same meaning."""
     kind = type(value)
     if kind is dict:
         return all(type(each) is str for pair in value.items() for each in pair)
@@ -105,14 +105,14 @@ def _is_ours(kind: type) -> bool:
 
 
 class Terms(NamedTuple):
-    """On what terms a command is run to its end.
+    """The terms of a command that is run to its end.
 
     Attributes:
-        began: when it was called for, by the monotonic clock.
-        timeout: how many seconds to wait for it (None for ever).
-        limit: how many bytes it may write at most (None for any).
-        check: raise when its status is not 0.
-        hearing: who hears its lines as they come.
+        began: when the call began, by the monotonic clock.
+        timeout: how many seconds to wait for it (None for no limit).
+        limit: how many bytes it may write (None for no limit).
+        check: whether to raise if its status is not 0.
+        hearing: the functions that get its lines.
     """
 
     began: float
@@ -123,13 +123,13 @@ class Terms(NamedTuple):
 
     @classmethod
     def of(cls, timeout: float | None, limit: int | None, *, check: bool, hearing: Hearing | None = None) -> Terms:
-        """Return the terms of a command that is called for now.
+        """Return the terms of a call that begins now.
 
         Raises:
-            SpecError: a timeout or a limit that is no such number.
+            SpecError: the timeout or the limit is invalid.
         """
         began = time.monotonic()
-        # "not >=" refuses what is no number at all, too
+        # "not >=" refuses what is not a number at all, too
         if timeout is not None and (
             isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0
         ):
@@ -140,23 +140,23 @@ class Terms(NamedTuple):
 
 
 FOREVER: Final = Terms(0.0, None, None, check=False)
-"""The terms of a command that is held, until its own are known."""
+"""The terms of a held command until its own are known."""
 
 
 class Captured:
-    """A command that is run in one go: started, heard out and reaped in two calls of C.
+    """A command that is started, read to its end and reaped in two calls of C.
 
-    It has nothing on its stdin, and both outputs are heard. In the books of a container it stands for the process, from
-    its start to its end. The handler of a signal may raise at any moment: whoever made it says :meth:`call_off` then.
+    Its stdin is empty, and both outputs are captured. It represents the process in a container's list, from its start
+    to its end. A signal handler may raise at any moment. The caller must then call :meth:`call_off`.
 
     Args:
-        command: what it is.
-        text: how its output is text.
-        terms: on what terms it is run.
-        owner: who shall own its pipes, a uid outside; None for the caller.
-        finish: called with it, or with the process that it has become, once that has ended.
-        books: the processes of its container, among which others may find it meanwhile.
-        early: it is over once nothing runs any more, though init has yet to take the namespaces down.
+        command: the command.
+        text: how to decode its output.
+        terms: its terms.
+        owner: the owner of its pipes, a uid outside. None for the caller.
+        finish: called at its end, with this object or with the process that it has become.
+        books: the processes of its container, where other threads may find it.
+        early: whether to return when nothing runs any more, before the kernel has removed the namespaces.
 
     Attributes:
         returncode, usage, cause: as of :class:`containerkit.CompletedProcess`; None until it has ended.
@@ -208,23 +208,23 @@ class Captured:
         blocks: Mapping[str, bytes] | None = None,
         flags: int = 0,
     ) -> None:
-        """Start it; its time runs from now on.
+        """Start it.
 
         Args:
             program: the plan by which it starts.
             inputs, blocks, flags: as for :meth:`containerkit.plan.program.Program.run`.
 
         Raises:
-            SetupError: an operation failed; nothing runs.
+            SetupError: an operation failed. Nothing runs.
         """
         self._set_deadline()
         self._start(program, inputs, self.command.argv, self.command.envp, blocks, flags)
 
     def hold(self, program: Program, inputs: Mapping[str, int], blocks: Mapping[str, bytes]) -> None:
-        """Start it as far as it gets without its argv, for :meth:`go_on`.
+        """Start it up to the point where it needs its argv, for :meth:`go_on`.
 
         Raises:
-            SetupError: an operation failed; nothing runs.
+            SetupError: an operation failed. Nothing runs.
         """
         self._start(program, inputs, (), (), blocks, _native.HOLD)
 
@@ -247,14 +247,14 @@ class Captured:
     def go_on(
         self, rest: Program, command: Command, text: Text | None, terms: Terms, finish: Callable[[Any], None]
     ) -> None:
-        """Let a command that was held go on.
+        """Continue a held command.
 
         Args:
-            rest: what is left to do for it.
-            command, text, terms, finish: what it is and how it is run, as this is known now.
+            rest: the plan with the remaining operations.
+            command, text, terms, finish: as for the class; they are known now.
 
         Raises:
-            SetupError: it could not be let go.
+            SetupError: it could not be continued.
         """
         self.command, self.text, self.terms, self._rest, self._finish = command, text, terms, rest, finish
         self._set_deadline()
@@ -265,10 +265,10 @@ class Captured:
         self._deadline = None if timeout is None else time.monotonic() + timeout
 
     def complete(self) -> CompletedProcess[Any]:
-        """Hear it out, and return what became of it.
+        """Read its output to the end, and return the result.
 
         Raises:
-            SetupError: the exec of a command that was held failed; nothing runs.
+            SetupError: the exec of a held command failed. Nothing runs.
             ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
         """
         return self._completed(self._hear_out())
@@ -278,7 +278,7 @@ class Captured:
         # Python runs its signal handlers in between: they may raise, or stop the container, and with it this.
         while not self._over and run.see_out() == EINTR:
             continue
-        if self._rest is not None and run.failed:  # nobody has waited for the exec
+        if self._rest is not None and run.failed:  # nothing has waited for the exec
             assert self._program is not None
             raise self._program.failure_of_either(run.outcome(), self._rest)
         left: Left = run.left()
@@ -288,12 +288,12 @@ class Captured:
     def _completed(self, left: Left) -> CompletedProcess[Any]:
         from containerkit.process.result import fate_of
 
-        if left.ending is None:  # time is up, it has written too much, or anything else is odd
+        if left.ending is None:  # timeout, too much output, or anything else unusual
             return complete(self._taken_over(left), None, self.terms, heard=left.heard, deadline=self._deadline)
         self.returncode, self.usage, self.cause = fate_of(left.ending)
         if self._finish is not None:
             self._finish(self)
-            self._finish = None  # it may hold who holds this: no circle is left for the collector
+            self._finish = None  # break the reference cycle
         written: tuple[Any, Any] = left.heard
         if self.text is not None:
             written = self.text.decode(written[0], cut=False), self.text.decode(written[1], cut=False)
@@ -303,7 +303,7 @@ class Captured:
         return done
 
     def call_off(self) -> None:
-        """End it where an exception has come in between, at whatever moment; harmless when repeated."""
+        """End it after an exception at any moment. May be called twice."""
         run = self._run
         if run is None:
             return
@@ -319,7 +319,7 @@ class Captured:
 
     def _end(self) -> None:
         if self._books is None:
-            return  # nobody else knows of it
+            return  # no other thread knows it
         with self._signals:
             self._over = True
             self._run.release()
@@ -327,7 +327,7 @@ class Captured:
             self._under_way.release()
 
     def _taken_over(self, left: Left) -> Process[Any]:
-        """Return it as a process that somebody has to look after still: the same one, however often it is asked for."""
+        """Return it as a process that must still be waited for. Repeated calls return the same object."""
         streams = self._streams
         if streams is None:
             streams = self._streams = Streams([], [None, None, None], [])
@@ -345,16 +345,16 @@ class Captured:
 
     @property
     def waits(self) -> bool:
-        """Whether it is held still."""
+        """Whether it is still held."""
         return bool(self._run.is_held)
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it has ended, and all that it has started; init is yet to be reaped."""
+        """Whether it and everything that it has started have ended. The init must still be reaped."""
         return bool(self._run.is_leaving)
 
     def see_off(self) -> None:
-        """End it if it is held, and wait for the end of init if that is leaving; harmless otherwise."""
+        """End it if it is held, and wait for the init if that is ending. Otherwise this has no effect."""
         self._run.drop()
         self._run.reap()
 
@@ -362,15 +362,15 @@ class Captured:
 
     @property
     def args(self) -> list[str]:
-        """Its argv, as people read it."""
+        """Its argv as text."""
         return self.command.words
 
     def poll(self) -> int | None:
-        """Return the exit status if it has ended, else None; does not wait."""
+        """Return the exit status if it has ended, else None. Does not wait."""
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended."""
+        """Send a signal. Has no effect if it has ended."""
         with self._signals:
             pidfd = -1 if self._over else self._run.pidfd
             if pidfd >= 0:
@@ -388,9 +388,9 @@ class Captured:
             timeout: seconds (default: for ever).
 
         Raises:
-            ContainerTimeout: it still runs.
+            ContainerTimeout: it is still running.
         """
-        if self._thread == get_ident():  # whoever was on its way with it is here now, and will not go on
+        if self._thread == get_ident():  # the interrupted call is this one, and will not continue
             self.call_off()
             return
         if not self._under_way.acquire(timeout=-1 if timeout is None else timeout):
@@ -406,13 +406,13 @@ def complete(
     heard: tuple[bytes, bytes] | None = None,
     deadline: float | None = None,
 ) -> CompletedProcess[Any]:
-    """Talk with a process to its end and return what became of it.
+    """Communicate with a process to its end and return the result.
 
     Args:
         process: the process.
-        given: what it is fed, as ``input`` of ``run``.
-        terms: on what terms it is run.
-        heard, deadline: what was heard of it already, and until when there is time, by the monotonic clock.
+        given: its input, as for ``run``.
+        terms: its terms.
+        heard, deadline: the output so far, and the deadline by the monotonic clock.
 
     Raises:
         ContainerTimeout, ExitError, OutOfMemory: as for ``run``.

@@ -142,30 +142,30 @@ def listed(how: tuple[str, bool], upper: int, *lowers: int | str) -> list[Change
         return list(changes(upper, tuple(opened), prefix=how[0], marks=how[1]))
 
 
-def _exists(name: bytes, folder: int) -> bool:
+def _exists(name: bytes, directory: int) -> bool:
     try:
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
         return False
-    return not _is_whiteout(name, folder, status)
+    return not _is_whiteout(name, directory, status)
 
 
-def _is_whiteout(name: bytes, folder: int, status: os.stat_result) -> bool:
+def _is_whiteout(name: bytes, directory: int, status: os.stat_result) -> bool:
     if stat.S_ISCHR(status.st_mode):
         return status.st_rdev == 0
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-        return _attribute(name, folder, "overlay.whiteout") is not None
+        return _attribute(name, directory, "overlay.whiteout") is not None
     return False
 
 
-def _is_opaque(name: bytes, folder: int, *, marks: bool) -> bool:
-    if marks and os.access(name + b"/" + _OPAQUE, os.F_OK, dir_fd=folder, follow_symlinks=False):
+def _is_opaque(name: bytes, directory: int, *, marks: bool) -> bool:
+    if marks and os.access(name + b"/" + _OPAQUE, os.F_OK, dir_fd=directory, follow_symlinks=False):
         return True
-    return _attribute(name, folder, "overlay.opaque") == b"y"
+    return _attribute(name, directory, "overlay.opaque") == b"y"
 
 
-def _attribute(name: bytes, folder: int, attribute: str) -> bytes | None:
-    path = b"/proc/self/fd/%d/%s" % (folder, name)
+def _attribute(name: bytes, directory: int, attribute: str) -> bytes | None:
+    path = b"/proc/self/fd/%d/%s" % (directory, name)
     for space in ("user", "trusted"):
         try:
             return os.getxattr(path, f"{space}.{attribute}", follow_symlinks=False)

@@ -145,7 +145,7 @@ class Commands(Live):
 
         Raises:
             StateError: the container does not run, or is paused.
-            SpecError: a value that can't be.
+            SpecError: a value is invalid.
             SetupError: an operation failed; for a program that is not there its ``errno`` is ENOENT.
         """
         check_names("popen", command, POPEN_ARGUMENTS)
@@ -315,7 +315,7 @@ class Commands(Live):
 
         Args:
             argv: the program and its arguments.
-            input: what it finds on stdin (default: nothing, /dev/null).
+            input: its standard input (default: empty, /dev/null).
             text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
             options: see :class:`containerkit.options.RunOptions`.
 

@@ -1,4 +1,4 @@
-"""What is done with the entries of directories in a container: looked at, removed, read as links."""
+"""Directory entries in a container: stat, remove, read symlinks, list."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from containerkit.plan.tape import Plan
     from containerkit.spec.command import User
 
-__all__ = ["FOLDER_SLOT", "Entries", "Listed", "inside_path"]
+__all__ = ["DIRECTORY_SLOT", "Entries", "Listed", "inside_path"]
 
 Names = list[str]
 
-FOLDER_SLOT: Final = Slot("folder")
-"""The slot of an open directory below which something is done."""
+DIRECTORY_SLOT: Final = Slot("directory")
+"""The slot of an open directory."""
 
 _AT_REMOVEDIR: Final = 0x200
 _OVERFLOW: Final = 65534
@@ -35,7 +35,10 @@ _DIRECTORY: Final = k.O_RDONLY | k.O_DIRECTORY
 
 
 class Entries:
-    """The half of ``container.files`` that asks for no content; see :class:`containerkit.container.files.Files`."""
+    """The part of ``container.files`` that does not read or write content.
+
+    See :class:`containerkit.container.files.Files`.
+    """
 
     _container: Live
 
@@ -52,11 +55,11 @@ class Entries:
         raise NotImplementedError
 
     def stat(self, path: str | os.PathLike[str], *, follow_symlinks: bool = True) -> os.stat_result:
-        """Return what :func:`os.stat` tells of something, with the ids that it has inside.
+        """Return the status of a path as :func:`os.stat` does, with the ids inside.
 
         Args:
             path: what.
-            follow_symlinks: tell of what a symlink leads to (default True), or of itself.
+            follow_symlinks: whether to follow a symlink (default True).
         """
         flags = k.O_PATH | (0 if follow_symlinks else k.O_NOFOLLOW)
         found = lend(lambda kept: os.fstat(self._open(kept, inside_path(path), flags)))
@@ -67,7 +70,7 @@ class Entries:
         return os.stat_result(values, exact)
 
     def _id(self, number: int, which: str) -> int:
-        """Return the id inside; what the container knows nobody by is nobody there, too. Source: user_namespaces(7)."""
+        """Return the id inside. Unmapped ids are nobody's. Source: user_namespaces(7)."""
         with open(f"/proc/{self._container.pid}/{which}_map", encoding="ascii") as file:
             ranges = [tuple(map(int, line.split())) for line in file]
         for first, outside, count in ranges:
@@ -76,12 +79,12 @@ class Entries:
         return _OVERFLOW
 
     def readlink(self, path: str | os.PathLike[str]) -> str:
-        """Return what a symlink has in it."""
+        """Return the target of a symlink."""
 
         def read(kept: list[int]) -> str:
             fd = self._open(kept, inside_path(path), k.O_PATH | k.O_NOFOLLOW)
             if not stat.S_ISLNK(os.fstat(fd).st_mode):
-                raise SetupError("readlink", 22, inside_path(path), "it is no symlink")  # EINVAL
+                raise SetupError("readlink", 22, inside_path(path), "it is not a symlink")  # EINVAL
             return os.readlink("", dir_fd=fd)
 
         return lend(read)
@@ -91,11 +94,11 @@ class Entries:
 
         Args:
             path: what.
-            recursive: a directory with all that is in it (default False: only an empty one).
-            missing_ok: do nothing where there is nothing (default False).
+            recursive: whether to remove a directory with its content (default False: only an empty one).
+            missing_ok: whether a missing path is no error (default False).
 
         Raises:
-            SetupError: ENOENT where there is nothing; ENOTEMPTY for a directory with something in it.
+            SetupError: ENOENT for a missing path, ENOTEMPTY for a directory that is not empty.
         """
         where = inside_path(path)
         if where == "/":
@@ -127,7 +130,7 @@ class Entries:
             raise SetupError("rmdir", error.errno or 0, path, hint) from None
 
     def _empty(self, opened: list[int], parent: int, name: bytes) -> None:
-        """Remove all that is in a directory; nothing recurses, no path grows, no symlink is followed."""
+        """Remove the content of a directory without recursion, long paths, or following symlinks."""
         trail = Trail(parent, opened, open_at=self._open_directory)
         trail.enter(name)
         while trail.names:
@@ -140,7 +143,7 @@ class Entries:
                 self._unlink(trail.fd, [left], _AT_REMOVEDIR)
 
     def _one_below(self, directory: int) -> Any:
-        """Remove what is no directory, and yield the names of those that are."""
+        """Remove everything except directories, and yield the names of those."""
         with os.scandir(directory) as entries:
             found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
         files = [name for name, is_directory in found if not is_directory]
@@ -152,7 +155,7 @@ class Entries:
         return self._open_below(kept, name, directory, _DIRECTORY | k.O_NOFOLLOW)
 
     def _unlink(self, directory: int, names: list[bytes], flags: int = 0) -> None:
-        steps = [calls.call("unlinkat", FOLDER_SLOT, name, flags, target=os.fsdecode(name)) for name in names]
+        steps = [calls.call("unlinkat", DIRECTORY_SLOT, name, flags, target=os.fsdecode(name)) for name in names]
         self._run(Program(self._plan(steps)), {}, directory)
 
 
@@ -172,6 +175,6 @@ def inside_path(path: str | os.PathLike[str]) -> str:
     """Return an absolute, normalised path inside.
 
     Raises:
-        SpecError: a path that can't be.
+        SpecError: the path is invalid.
     """
     return path_inside(os.fspath(path) if isinstance(path, os.PathLike) else path, "path")

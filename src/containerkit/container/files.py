@@ -1,7 +1,7 @@
 """The files of a running container, from outside.
 
-Every path is resolved by a process that has joined the container and is its root: a symlink inside leads to where
-it leads inside; the caller gets the open descriptor, and looks at what it is before it reads or writes.
+Every path is resolved by a process that has joined the container as its root, so symlinks are resolved inside. The
+caller gets the open descriptor, and checks its type before it reads or writes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from containerkit._native import constants as k
 from containerkit.compile import payload
 from containerkit.compile.start import UPPER_FD
 from containerkit.container.changes import Change, listed
-from containerkit.container.entries import FOLDER_SLOT, Entries, Listed, inside_path
+from containerkit.container.entries import DIRECTORY_SLOT, Entries, Listed, inside_path
 from containerkit.descriptors import Made, keep, lend
 from containerkit.errors import DESCRIPTORS_HINT, SetupError, SpecError, StateError, telling_of_descriptors
 from containerkit.plan import calls
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["READ_LIMIT_BYTES", "Files", "changed"]
 
 READ_LIMIT_BYTES: Final = 1024 * 1024 * 1024
-"""The largest file that ``read`` takes unless it is told otherwise."""
+"""The default limit of ``read``."""
 
 _PATH_BYTES: Final = 4096
 _CHUNK: Final = 1024 * 1024
@@ -52,10 +52,10 @@ _OPENED: Final = Slot("opened")
 
 
 class Files(Entries, Listed):
-    """What ``container.files`` is. Paths are absolute, as inside.
+    """The type of ``container.files``. Paths are absolute paths inside.
 
-    All methods raise :class:`StateError` when the container does not run, :class:`SpecError` for a path that can't be,
-    and :class:`SetupError` with the kernel's error number for a path that is not there, no file, or not to be had.
+    All methods raise :class:`StateError` if the container does not run, :class:`SpecError` for an invalid path, and
+    :class:`SetupError` with the kernel's error number if the path is missing, not a file, or not accessible.
     """
 
     def __init__(self, container: Live, standing: Callable[[], Ground]) -> None:
@@ -70,20 +70,20 @@ class Files(Entries, Listed):
     # --- Single files
 
     def read(self, path: str | os.PathLike[str], *, limit_bytes: int | None = READ_LIMIT_BYTES) -> bytes:
-        """Return what is in a regular file.
+        """Return the content of a regular file.
 
         Args:
             path: the file.
             limit_bytes: refuse a larger one (default 1 GiB; None for no limit).
 
         Raises:
-            SetupError: EFBIG when it is larger.
+            SetupError: EFBIG if it is larger.
         """
         where = inside_path(path)
         return lend(lambda kept: _read_all(self._open_regular(kept, where, k.O_RDONLY), where, limit_bytes))
 
     def read_text(self, path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
-        """Return what is in a text file."""
+        """Return the content of a text file."""
         return self.read(path).decode(encoding)
 
     def write(
@@ -95,25 +95,25 @@ class Files(Entries, Listed):
         user: User | None = None,
         parents: bool = False,
     ) -> None:
-        """Put bytes (or text, as UTF-8) into a file, made when it is missing.
+        """Write bytes (or text, as UTF-8) to a file. It is created if it is missing.
 
         Args:
             path: the file.
-            content: what it shall hold, and nothing else.
+            content: the complete new content.
             mode: the permissions of a new file (default 0o644).
-            user: who shall own it (default root of the container).
-            parents: make the directories above it where they are missing (default False: they must be there).
+            user: the owner of the file (default root of the container).
+            parents: whether to create missing parent directories (default False: they must exist).
         """
         if parents:
-            self.make_folder(os.path.dirname(inside_path(path)))
+            self.make_directory(os.path.dirname(inside_path(path)))
         self._put(path, content, os.O_TRUNC, mode, user)
 
     def append(self, path: str | os.PathLike[str], content: bytes | str, *, mode: int = 0o644) -> None:
-        """Add bytes (or text, as UTF-8) to the end of a file, made when it is missing.
+        """Append bytes (or text, as UTF-8) to a file. It is created if it is missing.
 
         Args:
-            path: the file; its directory must be there.
-            content: what is added.
+            path: the file. Its directory must exist.
+            content: what is appended.
             mode: the permissions of a new file (default 0o644).
         """
         self._put(path, content, os.O_APPEND, mode, None)
@@ -129,7 +129,7 @@ class Files(Entries, Listed):
         lend(lambda kept: _write_all(self._open_regular(kept, where, flags, mode=mode, user=user), memoryview(raw)))
 
     def _open_regular(self, kept: list[int], path: str, flags: int, *, mode: int = 0, user: User | None = None) -> int:
-        # Not to wait for the other end of a fifo, not to take a terminal.
+        # Do not block on a fifo, and do not acquire a controlling terminal.
         try:
             fd = self._open(kept, path, flags | k.O_NONBLOCK | k.O_NOCTTY, mode=mode, user=user)
         except SetupError as error:
@@ -142,8 +142,8 @@ class Files(Entries, Listed):
 
     # --- Directories
 
-    def make_folder(self, path: str | os.PathLike[str], *, mode: int = 0o755) -> None:
-        """Make a directory and those above it, where they are missing."""
+    def make_directory(self, path: str | os.PathLike[str], *, mode: int = 0o755) -> None:
+        """Create a directory and its parents, unless they exist."""
         parts = inside_path(path).strip("/").split("/")
         steps = [
             calls.make_directory(k.AT_FDCWD, os.fsencode("/" + "/".join(parts[:depth])), mode)
@@ -158,7 +158,7 @@ class Files(Entries, Listed):
         return lend(lambda kept: sorted(os.listdir(self._open(kept, where, k.O_RDONLY | k.O_DIRECTORY))))
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
-        """Tell whether there is something at a path, symlinks followed."""
+        """Return whether a path exists. Symlinks are followed."""
         try:
             lend(lambda kept: self._open(kept, inside_path(path), k.O_PATH))
         except SetupError as error:
@@ -172,7 +172,7 @@ class Files(Entries, Listed):
 
         Args:
             source: outside. Symlinks in a directory are copied as symlinks; devices, fifos and sockets are left out.
-            target: the path that the copy shall have inside; files that are there are replaced.
+            target: the path of the copy inside. Existing files are replaced.
 
         Side effects: new files belong to root of the container and keep their permissions, without set-id bits.
         """
@@ -180,15 +180,15 @@ class Files(Entries, Listed):
         status = os.stat(outside)
         inside = inside_path(target)
         if stat.S_ISDIR(status.st_mode):
-            self._put_folder(outside, inside, status.st_mode)
+            self._put_directory(outside, inside, status.st_mode)
         elif stat.S_ISREG(status.st_mode):
             self._put_file(outside, inside, status.st_mode)
         else:
             raise SpecError(f"files.put: {outside} is neither a file nor a directory")
 
-    def _put_folder(self, outside: str, inside: str, mode: int) -> None:
+    def _put_directory(self, outside: str, inside: str, mode: int) -> None:
         if inside != "/":
-            self.make_folder(inside, mode=mode & 0o777)
+            self.make_directory(inside, mode=mode & 0o777)
         flags = k.O_RDONLY | k.O_DIRECTORY
         _lend_for_a_copy(inside, lambda kept: copy_in(outside, self._open(kept, inside, flags), self))
 
@@ -203,19 +203,19 @@ class Files(Entries, Listed):
     # What :class:`containerkit._linux.tree_copy.Inside` asks for.
 
     def open_directory(self, kept: list[int], path: bytes, directory: int) -> int:
-        """Open a directory below an open one; symlinks lead where they lead inside."""
+        """Open a directory below an open one. Symlinks are resolved inside."""
         return self._open_below(kept, path, directory, k.O_RDONLY | k.O_DIRECTORY)
 
-    def make_directory(self, name: bytes, directory: int, mode: int) -> None:
-        """Make a directory in an open one, unless something of that name is there."""
-        self._run(Program(self._plan([calls.make_directory(FOLDER_SLOT, name, mode)])), {}, directory)
+    def make_directory_at(self, name: bytes, directory: int, mode: int) -> None:
+        """Make a directory in an open one, unless the name exists."""
+        self._run(Program(self._plan([calls.make_directory(DIRECTORY_SLOT, name, mode)])), {}, directory)
 
     def make_symlink(self, name: bytes, directory: int, content: bytes) -> None:
-        """Make a symlink in an open directory, unless something of that name is there."""
-        self._run(Program(self._plan([calls.make_symlink(FOLDER_SLOT, name, content)])), {}, directory)
+        """Make a symlink in an open directory, unless the name exists."""
+        self._run(Program(self._plan([calls.make_symlink(DIRECTORY_SLOT, name, content)])), {}, directory)
 
     def new_file(self, kept: list[int], name: bytes, directory: int, mode: int) -> int:
-        """Open a regular file in an open directory for writing, made or emptied."""
+        """Open a regular file in an open directory for writing. It is created or truncated."""
         fd = self._open_below(kept, name, directory, k.O_WRONLY | k.O_CREAT | os.O_TRUNC, mode)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SetupError("open", EISDIR, os.fsdecode(name), "only regular files can be read and written")
@@ -226,14 +226,13 @@ class Files(Entries, Listed):
 
         Args:
             source: inside.
-            target: the path that the copy shall have outside; nothing that is there is followed or replaced.
+            target: the path of the copy outside. Nothing existing is followed or replaced.
 
         Returns:
-            The paths inside that were left out: a symlink might lead anywhere once it lies outside, and devices, fifos
-            and sockets are no data.
+            The paths inside that were skipped: symlinks, which might lead anywhere outside, devices, fifos and sockets.
 
         Raises:
-            FileExistsError: there is something at ``target``.
+            FileExistsError: ``target`` exists.
         """
         inside, outside = inside_path(source), path_outside(target, "files.get: target")
         flags = k.O_RDONLY | k.O_NONBLOCK | k.O_NOCTTY
@@ -252,7 +251,7 @@ class Files(Entries, Listed):
         """Look up ``"user"`` or ``"user:group"``, names or ids, in the container's own /etc/passwd and /etc/group.
 
         Returns:
-            The user, and its home directory, ``/`` where none is known.
+            The user, and its home directory, or ``/`` if none is known.
 
         Raises:
             SpecError: there is no such name inside.
@@ -318,14 +317,14 @@ class Files(Entries, Listed):
         size = None if size is None else window_size(size)
         master = self._open(kept, "/dev/pts/ptmx", k.O_RDWR | k.O_NOCTTY)
         if os.fstat(master).st_rdev != os.makedev(5, 2):
-            raise SetupError("open", ENXIO, "/dev/pts/ptmx", "what is mounted there is no devpts")
+            raise SetupError("open", ENXIO, "/dev/pts/ptmx", "what is mounted there is not a devpts")
         fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("=i", 0))
         if size is not None:
             fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("=HHHH", *size, 0, 0))
         keep(kept, fcntl.ioctl, master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
     def _open(self, kept: list[int], path: str, flags: int, *, mode: int = 0, user: User | None = None) -> int:
-        """Open a path inside; the descriptor, which is returned, is appended to a list of the caller's."""
+        """Open a path inside. Return the descriptor, which is also appended to a list of the caller."""
         raw = os.fsencode(inside_path(path))
         if len(raw) >= _PATH_BYTES:
             raise SpecError(f"path: longer than {_PATH_BYTES - 1} bytes")
@@ -346,18 +345,18 @@ class Files(Entries, Listed):
         try:
             return self._run_opening(kept, program, {"path": raw.ljust(_PATH_BYTES, b"\0")})
         except SetupError as error:
-            # The plan is shared by all paths: name the one that this was about.
+            # The plan is shared by all paths, so name this path in the error.
             if error.operation != "openat2":
                 raise
             raise SetupError("open", error.errno or 0, path, error.hint) from None
 
     def _open_below(self, kept: list[int], path: bytes, directory: int, flags: int, mode: int = 0) -> int:
-        """Open what lies below an open directory, as root of the container; not to wait, not to take a terminal."""
+        """Open a path below an open directory, as root of the container, without blocking or acquiring a terminal."""
         flags |= k.O_CLOEXEC | k.O_NONBLOCK | k.O_NOCTTY
         how = struct.pack("=QQQ", flags, mode if flags & k.O_CREAT else 0, k.RESOLVE_NO_MAGICLINKS)
         block = Block(bytes(_PATH_BYTES), name="path")
         step = calls.call(
-            "openat2", FOLDER_SLOT, block, Block(how), len(how), target="a name in a directory", result=_OPENED
+            "openat2", DIRECTORY_SLOT, block, Block(how), len(how), target="a name in a directory", result=_OPENED
         )
         program = self._program(("below", flags, mode), [step])
         try:
@@ -368,7 +367,7 @@ class Files(Entries, Listed):
             raise SetupError("open", error.errno or 0, os.fsdecode(path), error.hint) from None
 
     def _program(self, key: object, steps: list[Operation]) -> Program:
-        """Return the compiled plan of these operations, which the key stands for."""
+        """Return the compiled plan of these operations, cached by a key."""
         key = self._standing().host, self._container.spec.kinds, key
         return programs.get(key, lambda: Program(self._plan(steps)))
 
@@ -377,7 +376,7 @@ class Files(Entries, Listed):
         return payload.files_plan(spec.kinds, steps, user=spec.namespaces.user != "host")
 
     def _run(self, program: Program, blocks: dict[str, bytes], directory: int = -1) -> Outcome:
-        inputs = {"target": self._container.fileno(), FOLDER_SLOT.name: directory}
+        inputs = {"target": self._container.fileno(), DIRECTORY_SLOT.name: directory}
         flags = _native.SHARE_FILES | _native.NO_PROCESS | _native.HIDE_MEMORY
         return program.run(inputs, blocks=blocks, flags=flags)
 
@@ -406,7 +405,7 @@ def _changed(container: Live, ground: Ground) -> Iterator[Change]:
         return
     if not rootfs.in_memory:
         raise StateError(f"{container!r}: its root filesystem has no writable layer of its own")
-    upper = os.open(f"/proc/{container.pid}/fd/{UPPER_FD}", _FOLDER)
+    upper = os.open(f"/proc/{container.pid}/fd/{UPPER_FD}", _DIRECTORY)
     try:
         pairs: list[tuple[str, tuple[str, ...], str]]
         if rootfs.kind == "tmpfs":
@@ -422,7 +421,7 @@ def _changed(container: Live, ground: Ground) -> Iterator[Change]:
         os.close(upper)
 
 
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open_upper: Any) -> Iterator[Change]:
@@ -431,7 +430,7 @@ def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open
     made = {"/proc", "/sys", "/dev", *apart}
     marks = spec.rootfs.union == "fuse"
     for name, lowers, prefix in pairs:
-        opened = [open_upper(name, _FOLDER)]
+        opened = [open_upper(name, _DIRECTORY)]
         below: list[str | userns_helper.Lent] = []
         try:
             for lower in lowers:
@@ -441,7 +440,7 @@ def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open
                 else:
                     below.append(lower)
             for change in userns_helper.call(listed, (prefix, marks), userns_helper.Lent(opened[0]), *below):
-                # The places of the mounts are the library's doing, not the container's.
+                # The library made these mount points, not the container.
                 if change.path not in made:
                     yield change
         finally:
@@ -450,7 +449,7 @@ def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open
 
 
 def _open_staged(ground: Ground, path: str) -> int:
-    """Open a directory of the staging namespace, which nobody can reach by a path."""
+    """Open a directory of the staging namespace, which can't be reached by a path."""
     steps = []
     staged = ground.staging.slots
     if staged["holder"] >= 0:
@@ -466,14 +465,14 @@ def _open_staged(ground: Ground, path: str) -> int:
 
 
 def _home(entry: list[str] | None) -> str:
-    """Return the home directory of a line of /etc/passwd; what is no path is none. Source: passwd(5)."""
+    """Return the home directory in a line of /etc/passwd, or None if it is not a path. Source: passwd(5)."""
     path = entry[5] if entry is not None and len(entry) > 5 else ""
     return path if path.startswith("/") and path.isprintable() else "/"
 
 
 def _lend_for_a_copy(path: str, do: Callable[[list[int]], Made]) -> Made:
-    """Do what ``lend`` does; an error in the midst of a tree that does not say itself what is wrong becomes ours."""
-    hints = {ESTALE: "the directory was moved meanwhile", EMFILE: DESCRIPTORS_HINT, ENFILE: DESCRIPTORS_HINT}
+    """Call ``lend``, and convert unclear errors within a tree."""
+    hints = {ESTALE: "the directory was moved during the operation", EMFILE: DESCRIPTORS_HINT, ENFILE: DESCRIPTORS_HINT}
     try:
         return lend(do)
     except SetupError:

@@ -107,19 +107,19 @@ class InsidePath:
             raise
 
     def exists(self) -> bool:
-        """Tell whether there is something."""
+        """Return whether there is something."""
         return bool(self._mode())
 
     def is_file(self) -> bool:
-        """Tell whether it is a regular file, or leads to one."""
+        """Return whether it is a regular file, or leads to one."""
         return stat.S_ISREG(self._mode())
 
     def is_dir(self) -> bool:
-        """Tell whether it is a directory, or leads to one."""
+        """Return whether it is a directory, or leads to one."""
         return stat.S_ISDIR(self._mode())
 
     def is_symlink(self) -> bool:
-        """Tell whether it is a symlink."""
+        """Return whether it is a symlink."""
         return stat.S_ISLNK(self._mode(follow_symlinks=False))
 
     def readlink(self) -> PurePosixPath:
@@ -173,7 +173,7 @@ class InsidePath:
             raise SetupError("mkdir", EEXIST, str(self))
         if not parents and not self.parent.is_dir():
             raise SetupError("mkdir", ENOENT, str(self), "pass parents=True")
-        self._files.make_folder(str(self), mode=mode)
+        self._files.make_directory(str(self), mode=mode)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove the file or symlink."""

@@ -79,5 +79,5 @@ class Entrance:
             keep_above(self._time, fd, _native.LOWEST)
 
     def close(self) -> None:
-        """Close what was opened; harmless when repeated."""
+        """Close what was opened. May be called twice."""
         close_all(self._time)

@@ -96,7 +96,7 @@ class Container(Commands):
     What its commands may do holds for each that is not given something else.
 
     Raises:
-        SpecError: a value that can't be; nothing was made.
+        SpecError: a value is invalid; nothing was made.
 
     Source: namespaces(7), OCI runtime-spec config-linux.md.
     """
@@ -155,7 +155,7 @@ class Container(Commands):
             options: see :class:`containerkit.options.DetachOptions`.
 
         Raises:
-            SpecError: a value that can't be; nothing was made.
+            SpecError: a value is invalid; nothing was made.
             StateError: it was started before, or another container has the name.
             SetupError, ImageError: the start failed; nothing is left behind.
 
@@ -299,7 +299,7 @@ class Container(Commands):
         self.stop()
 
     def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:
-        """Kill all that runs in it and wait until it is gone; harmless when repeated, or in a forked child.
+        """Kill all that runs in it and wait until it is gone. May be called twice, and has no effect in a forked child.
 
         Args:
             grace_s: seconds that its commands have to end by themselves, once they were asked to (default 0: none).

@@ -1,4 +1,4 @@
-"""What is known of a container that runs: its processes, control group, namespaces and files.
+"""What is known of a running container: its processes, control group, namespaces and files.
 
 The calls that start commands (:mod:`containerkit.container.commands`) and those that begin and end the container
 (:mod:`containerkit.container.lifecycle`) are both built on it.

@@ -1,4 +1,4 @@
-"""Containers that are started already and wait for their command, for starts that can't wait for a container."""
+"""Containers that are started in advance and wait for their command."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _LARGEST: Final = 1024
 
 
 def why_never_ready(spec: Spec, command: Command | None) -> str | None:
-    """Return what keeps containers of a description from being kept ready; None where they can be.
+    """Return why containers of a description can't be kept ready, or None if they can.
 
     Args:
         spec: the container.
-        command: any of its commands; None when only a live container can tell what that is.
+        command: any of its commands, or None if only a running container can resolve it.
     """
     if command is None:
-        return "its user is a name, which a live container has to look up"
+        return "its user is a name, which only a running container can look up"
     if spec.rootfs.union == "fuse":
         return "its root is served by a process of its own"
     if _native.interpreter().Run is None:
@@ -49,10 +49,10 @@ class Ready:
     """A container that is started up to the exec of its command, used once.
 
     Args:
-        stock: whose it was.
-        ground: what it stands on.
-        captured: its command, which is held.
-        seen: what was found at the paths that it shows.
+        stock: the stock that made it.
+        ground: the context of its start.
+        captured: its held command.
+        seen: the state of the paths that it shows.
     """
 
     __slots__ = ("__weakref__", "_captured", "_ground", "_over", "_seen", "_stock")
@@ -69,8 +69,8 @@ class Ready:
         """Start one.
 
         Raises:
-            SpecError: something that the description names is not there.
-            SetupError: an operation failed; nothing is left behind.
+            SpecError: a described path does not exist.
+            SetupError: an operation failed. Nothing is left behind.
         """
         spec, command = stock.spec, stock.command
         seen = sources(spec)
@@ -86,7 +86,7 @@ class Ready:
 
     @property
     def is_true(self) -> bool:
-        """Whether one that is started now would show the same."""
+        """Whether a container that is started now would show the same files."""
         return self._seen == sources(self._stock.spec)
 
     def run(self, command: Command, text: Text | None, terms: Terms) -> CompletedProcess[Any]:
@@ -96,7 +96,7 @@ class Ready:
             command, text, terms: as for :class:`containerkit.container.captured.Captured`.
 
         Raises:
-            SetupError: it failed; nothing runs any more.
+            SetupError: it failed. Nothing runs any more.
             ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
         """
         try:
@@ -109,7 +109,7 @@ class Ready:
             raise
 
     def _finish(self, process: Process[Any] | Captured) -> None:
-        """Read what the group of a command that has ended says, and give back what it stood on."""
+        """Read the group of an ended command, and release its context."""
         try:
             if self._ground.membership is not None:
                 account(process, self._ground.membership.group)
@@ -117,34 +117,34 @@ class Ready:
             self._let_go()
 
     def _let_go(self) -> None:
-        """Give back what it stood on, once: as soon as the stock knows that it is over, another thread may do so."""
+        """Release its context once. As soon as the stock knows that it has ended, another thread may do so."""
         if self._over:
             return
-        if not self._captured.is_leaving:  # else the stock gives it back, once init has ended
+        if not self._captured.is_leaving:  # otherwise the stock releases it when the init has ended
             self._ground.release()
         self.over()
 
     def over(self) -> None:
-        """Tell the stock that it was used; harmless when repeated."""
+        """Tell the stock that it was used. May be called twice."""
         if not self._over:
             self._over = True
             self._stock.used(self)
 
     def end(self) -> None:
-        """End what nobody else has in hand, and give back what it stood on then."""
+        """End unclaimed containers and release their resources."""
         self._over = True
         if self._captured.waits or self._captured.is_leaving:
             self._captured.see_off()
             self._ground.release()
 
     def __del__(self) -> None:
-        # A signal handler has raised where nobody had it in hand.
+        # A signal handler has raised while it was unclaimed.
         if not self._over and self._stock.is_ours and not sys.is_finalizing():
             self.over()
 
 
 def _leaves_nothing(spec: Spec) -> bool:
-    """Whether nothing that others could see outlasts its last process: no directory of theirs, no control group."""
+    """Whether nothing visible outlasts its last process: no directory of the host, no control group."""
     binds = any(mount.type == "bind" for mount in spec.mounts)
     return not binds and spec.rootfs.upper is None and spec.limits is None
 
@@ -152,15 +152,15 @@ def _leaves_nothing(spec: Spec) -> bool:
 class Stock:
     """Keeps containers ready, and fills itself up in the background.
 
-    Each is used once. When none is left a start makes its own container. Any number of threads may take from it.
+    Each is used once. If none is left, a start makes its own container. Any number of threads may use it.
 
     Args:
-        spec: what they are; :func:`why_never_ready` knows nothing against it.
-        command: what they are made for: its argv and environment don't matter.
-        size: how many it keeps, 1 to 1024; each is two processes, 5 descriptors and about 200 KiB.
+        spec: the description, which :func:`why_never_ready` accepts.
+        command: the command. Its argv and environment don't matter.
+        size: the number of ready containers, 1 to 1024. Each is two processes, 5 descriptors and about 200 KiB.
 
     Raises:
-        SpecError: a size that can't be.
+        SpecError: the size is invalid.
 
     Side effects: a thread, until :meth:`close`.
     """
@@ -181,7 +181,7 @@ class Stock:
         return self._supply.is_ours
 
     def take(self, command: Command) -> Ready | None:
-        """Return a container for this command; None where there is none."""
+        """Return a container for this command, or None."""
         if command.shape[-1] != self._shape:
             return None
         while (taken := self._supply.take()) is not None and not taken.is_true:
@@ -189,7 +189,7 @@ class Stock:
         return taken
 
     def used(self, ready: Ready) -> None:
-        """Take back what was taken, to end what is left of it."""
+        """Put a container back, so that the stock ends it."""
         self._supply.give_back(ready)
 
     def __len__(self) -> int:

@@ -113,12 +113,12 @@ def run(
 
     Args:
         argv: the program, which is looked up inside, and its arguments.
-        input: what it finds on stdin (default: nothing, /dev/null).
+        input: its standard input (default: empty, /dev/null).
         text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
         options: see :class:`containerkit.options.OneShotOptions`.
 
     Raises:
-        SpecError: a value that can't be; nothing was made.
+        SpecError: a value is invalid; nothing was made.
         SetupError: an operation failed; nothing is left behind.
         ContainerTimeout: with what it had written by then.
         ExitError: with ``check``.
@@ -238,7 +238,7 @@ class Recipe(NamedTuple):
         """Sort the arguments and check them all.
 
         Raises:
-            SpecError: a value that can't be.
+            SpecError: a value is invalid.
         """
         check_names("run", arguments, _ARGUMENTS)
         names = COMMAND_FIELDS - CONFINEMENT | STREAM_ARGUMENTS

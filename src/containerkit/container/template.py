@@ -1,4 +1,4 @@
-"""What is ready-made for containers of one description."""
+"""Templates: everything that can be made in advance for containers of one description."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 __all__ = ["Template"]
 
 _OF_NETWORKS: Final = frozenset({"network", "publish", "egress", "dns", "hosts"})
-"""The arguments that a network which is kept ready stands for."""
+"""The arguments that a prepared network replaces."""
 
 _READY: Final = 16
-"""How many containers are kept ready unless it was said how many."""
+"""The default number of containers that are kept ready."""
 
 
 def _lasts(_: Recipe) -> bool:
-    """What a name stands for was looked up once, for as long as the template lives."""
+    """Names were resolved once, for the lifetime of the template."""
     return True
 
 
 @explained
 class Template:
-    """Containers of one description, for which all that can be made beforehand is: by :meth:`Container.prepare`.
+    """Prepares everything in advance for containers of one description. Made by :meth:`Container.prepare`.
 
     ::
 
@@ -59,8 +59,8 @@ class Template:
             with template.container() as c:
                 c.run(["true"])
 
-    The description is checked and what it stands for is looked up once: a name of an image means the same image for as
-    long as the template lives. Its plans are compiled. Any number of threads may start from it.
+    The description is checked, names are resolved, and plans are compiled once. The name of an image means the same
+    image as long as the template exists. Any number of threads may start from it.
 
     Args:
         networks: how many network namespaces are kept ready, 0 for none (default): empty ones, at most 4096, see
@@ -71,10 +71,10 @@ class Template:
         options: see :class:`containerkit.options.TemplateOptions`.
 
     Raises:
-        SpecError: a value that can't be; ``networks`` for a container that gets no network namespace of its own;
+        SpecError: a value is invalid; ``networks`` for a container that gets no network namespace of its own;
             ``ready`` for one that can't wait for its command, and why.
         UnsupportedError: ``networks`` for an unprivileged user, or something that this host lacks.
-        SetupError: something can't be had.
+        SetupError: an operation failed.
 
     A container that is ready shows directories of the host, and what is mounted in them, as they were when it was made.
     It is not used once one of the directories is another or, for ``RootFS.host()``, the host's mounts have changed.
@@ -121,7 +121,7 @@ class Template:
             return None
         recipe = self._recipe({})
         spec, command = recipe.spec, recipe.command
-        if isinstance(self._pool, NetworkPool):  # each gets a network in its own start, for which nobody waits
+        if isinstance(self._pool, NetworkPool):  # each gets a network during its own start, for which nobody waits
             spec = attrs.evolve(spec, namespaces=attrs.evolve(spec.namespaces, network="new"))
         if reason := why_never_ready(spec, command):
             if wanted is None:
@@ -206,10 +206,10 @@ class Template:
         """Run one command in a container of its own, as :func:`containerkit.run` does.
 
         Args:
-            argv, input, text, encoding, errors: as there.
+            argv, input, text, encoding, errors: as for :func:`containerkit.run`.
             options: see :class:`containerkit.options.TemplateRunOptions`.
 
-        The container itself is as the template has it.
+        The container is that of the template.
 
         Raises:
             StateError: the template was closed.
@@ -217,7 +217,7 @@ class Template:
         """
         self._check_open()
         if strange := more.keys() & (DESCRIPTION - CONFINEMENT):
-            raise SpecError(f"{min(strange)!r} is no argument of a command; the container is as the template has it")
+            raise SpecError(f"{min(strange)!r} is not an argument of a command; the container is that of the template")
         check_names("run", more, RUN_ARGUMENTS)
         return perform(
             self._recipe,
@@ -241,11 +241,11 @@ class Template:
 
     @property
     def ready(self) -> int:
-        """How many containers are ready at this moment."""
+        """The number of containers that are ready now."""
         return 0 if self._stock is None else len(self._stock)
 
     def wait_full(self, timeout: float | None = None) -> bool:
-        """Wait until as much is ready as was asked for; return whether that came in time.
+        """Wait until everything requested is ready. Return whether it was in time.
 
         Args:
             timeout: seconds (default: for ever).
@@ -261,7 +261,10 @@ class Template:
             raise StateError(f"{self!r}: it was closed")
 
     def close(self) -> None:
-        """Let go of what is ready; containers that run go on. Harmless when repeated, or in a forked child."""
+        """Release everything that is ready. Running containers continue.
+
+        May be called twice, and has no effect in a forked child.
+        """
         if os.getpid() != self._owner or self._closed:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""From a record to a container that runs and a keeper that holds it.
+"""Starts a recorded container together with its keeper.
 
 The process that becomes the keeper starts the container by the library's own means and then execs the keeper, a small
 static program. It stays the same process: the owner for which the container's init watches, the owner by whose name

@@ -107,7 +107,7 @@ class Keeping:
         log_files: how many logs are kept.
         image: the name of its image, for people.
         command_line: the options and the command of ``run`` that made it; empty for what was made from Python.
-        folder: the working directory of that.
+        directory: the working directory of that.
         healthcheck: whether its health is checked: as told here, or as its image says.
         health_command: the command that checks it; empty for what its image says.
         health_interval_s, health_timeout_s, health_start_period_s, health_start_interval_s, health_retries,
@@ -126,7 +126,7 @@ class Keeping:
     log_files: int = 3
     image: str = ""
     command_line: tuple[str, ...] = ()
-    folder: str = ""
+    directory: str = ""
     healthcheck: bool = True
     health_command: tuple[str, ...] = attrs.field(default=(), converter=_check_command)
     health_interval_s: float | None = None

@@ -1,4 +1,4 @@
-"""Holding the processes of a detached container where they are.
+"""Pauses the processes of a detached container.
 
 Its init is not held: it watches over the keeper, whom the container must not outlive, paused or not. So it is moved
 to a group beside, whose name tells the keeper as its owner: what a killed keeper leaves of it is swept.

@@ -1,4 +1,4 @@
-"""What ``inspect`` tells of a detached container, by the names that Docker's users know."""
+"""The output of ``inspect`` for a detached container, with Docker's names."""
 
 from __future__ import annotations
 

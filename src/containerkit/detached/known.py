@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Known", "Status", "health_state", "shell_status"]
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
-"""What a detached container does. ``"dead"``: its keeper was killed, so that nobody knows how it ended."""
+"""The status of a detached container. ``"dead"``: its keeper was killed, so it is not known how the container ended."""
 
 HEALTH_FILE: Final = "health.json"
 """The file of a record that tells what its health checks have found."""
@@ -199,7 +199,7 @@ class Known:
     def command_line(self) -> tuple[list[str], str]:
         """The words of ``run`` that made it, and the working directory of that; empty for what Python made."""
         keeping = self.keeping
-        return list(keeping.command_line), keeping.folder
+        return list(keeping.command_line), keeping.directory
 
     @property
     def stop_timeout_s(self) -> float:
@@ -297,7 +297,7 @@ class Known:
             raise StateError(f"container {self.id}: its record is gone") from None
 
     def goes_on(self) -> bool:
-        """Tell whether it runs, or will by its policy."""
+        """Return whether it runs, or will by its policy."""
         try:
             return self.status in ("running", "paused", "restarting")
         except StateError:

@@ -49,18 +49,18 @@ class LogLine(NamedTuple):
         return self.text.decode("utf-8", "replace")
 
 
-def numbers(folder: str) -> list[int]:
+def numbers(directory: str) -> list[int]:
     """Return the numbers of the logs in a directory, the oldest first."""
     try:
-        names = os.listdir(folder)
+        names = os.listdir(directory)
     except FileNotFoundError:
         return []
     return sorted(int(name[4:]) for name in names if name.startswith("log.") and name[4:].isdecimal())
 
 
-def last_log(folder: str) -> int:
+def last_log(directory: str) -> int:
     """Return the number of the log that is written to; 1 where there is none yet."""
-    return max(numbers(folder), default=1)
+    return max(numbers(directory), default=1)
 
 
 def moment(value: Moment, what: str) -> str:
@@ -90,13 +90,13 @@ def duration_s(text: str, what: str) -> float:
     """Return the seconds of ``1h30m``, ``90s``, ``500ms``.
 
     Raises:
-        SpecError: it is no duration.
+        SpecError: it is not a duration.
     """
     import re
 
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise SpecError(f"{what}: {text!r:.100} is no duration such as 90s, 10m, 1h30m")
+        raise SpecError(f"{what}: {text!r:.100} is not a duration such as 90s, 10m, 1h30m")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
@@ -116,7 +116,7 @@ def _parsed(text: str, what: str) -> datetime | timedelta | float:
 
 
 def read(
-    folder: str,
+    directory: str,
     *,
     since: str = "",
     until: str = "~",
@@ -127,7 +127,7 @@ def read(
     """Yield what the logs of a directory hold.
 
     Args:
-        folder: the directory.
+        directory: the directory.
         since, until: only what was written then, as :func:`moment` gives it.
         tail: only so many of the last lines that are there by now.
         follow: tells whether more may come: then it is waited for. Default: what is there.
@@ -137,7 +137,7 @@ def read(
     Raises:
         SetupError: a log can't be read, or there are no inotify instances left.
     """
-    logs, joined = _Logs(folder), _Joined(pieces=pieces)
+    logs, joined = _Logs(directory), _Joined(pieces=pieces)
     try:
         if follow is not None:
             logs.watch()
@@ -194,9 +194,9 @@ def _last(lines: Iterator[LogLine], tail: int | None) -> Iterator[LogLine]:
 class _Logs:
     """The logs of a directory, read from the oldest on."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._number = min(numbers(folder), default=1)
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._number = min(numbers(directory), default=1)
         self._fd = -1
         self._rest = b""
         self._inotify = -1
@@ -206,11 +206,11 @@ class _Logs:
 
         libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = libc.inotify_init1(_IN_CLOEXEC | os.O_NONBLOCK)
-        folder = os.fsencode(self._folder)
-        if self._inotify < 0 or libc.inotify_add_watch(self._inotify, folder, _IN_CREATE | _IN_MODIFY) < 0:
+        directory = os.fsencode(self._directory)
+        if self._inotify < 0 or libc.inotify_add_watch(self._inotify, directory, _IN_CREATE | _IN_MODIFY) < 0:
             number = ctypes.get_errno()
             hint = "raise fs.inotify.max_user_instances or max_user_watches"
-            raise SetupError("inotify_init1", number, self._folder, hint)
+            raise SetupError("inotify_init1", number, self._directory, hint)
 
     def wait(self, timeout_s: float) -> None:
         """Wait until something was written."""
@@ -229,16 +229,16 @@ class _Logs:
     def _open(self) -> bool:
         if self._fd < 0:
             try:
-                self._fd = os.open(f"{self._folder}/log.{self._number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self._fd = os.open(f"{self._directory}/log.{self._number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
                 return False
             except OSError as error:
-                raise SetupError("open", error.errno or 0, f"{self._folder}/log.{self._number}") from None
+                raise SetupError("open", error.errno or 0, f"{self._directory}/log.{self._number}") from None
         return True
 
     def _next(self) -> bool:
         """Go on to the next log, once this one is full and read to its end."""
-        later = [number for number in numbers(self._folder) if number > self._number]
+        later = [number for number in numbers(self._directory) if number > self._number]
         if not later:
             return False
         if os.lseek(self._fd, 0, os.SEEK_CUR) < os.fstat(self._fd).st_size:

@@ -144,7 +144,7 @@ class Entry:
         return content
 
     def is_kept(self) -> bool:
-        """Tell whether a keeper lives, or a process that is about to become one."""
+        """Return whether a keeper lives, or a process that is about to become one."""
         try:
             fd = os.open(self.file("lock"), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

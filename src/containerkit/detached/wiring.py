@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from errno import EEXIST
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit.errors import ContainerError, SpecError, StateError
+from containerkit.errors import ContainerError, SetupError, SpecError, StateError
 
 if TYPE_CHECKING:
     from containerkit.detached.store import Entry
@@ -167,6 +168,18 @@ def main(given: list[int]) -> None:
     serve(Network("internet", isolated=True), socket.socket(fileno=listening), ready, socket.socket(fileno=life))
 
 
+def _attendant(entry: Entry) -> Attendant:
+    """Return an attendant; one that was killed may have left a link that the kernel is still taking down."""
+    deadline = time.monotonic() + _LEFT_S
+    while True:
+        try:
+            return Attendant(entry)
+        except SetupError as error:
+            if error.errno != EEXIST or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
 def _wait_until_left(network: Kept, own: str) -> None:
     """Wait until the network has let go of what a former run had there: its ports and addresses may be asked for."""
     deadline = time.monotonic() + _LEFT_S
@@ -193,7 +206,7 @@ def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
     attach = network if isinstance(network, Attach) else Attach(network)
     attendant = None
     if attach.network == "internet":
-        attendant = Attendant(entry)
+        attendant = _attendant(entry)
         attach = attrs.evolve(attach, network=attendant.network)
     else:
         _wait_until_left(attach.network, entry.id)

@@ -89,7 +89,7 @@ def plain(value, buffers):
         buffers.append(value.tobytes())
         return {"scalar": [len(buffers) - 1, value.dtype.str]}
     raise TypeError(
-        "a result of type %s.%s is no plain data, which alone comes out without running code in the caller "
+        "a result of type %s.%s is not plain data; only plain data is read without running code in the caller "
         "(hint: return plain data, or pass results='pickle' where the tasks are trusted)"
         % (kind.__module__, kind.__name__)
     )

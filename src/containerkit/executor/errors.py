@@ -25,7 +25,7 @@ class RemoteError(Exception):
 
 
 class TaskError(ContainerError):
-    """A task failed in a way that is no exception of the caller's own.
+    """A task failed in a way that is not an exception of the caller's own.
 
     Attributes:
         exception: the class of the exception that it raised, as ``module.name``; None where it raised none.

@@ -106,7 +106,7 @@ class ContainerExecutor(Executor):
     Limits are of each task with ``"container"``, of each worker with ``"worker"``, of all together with ``"fork"``.
 
     Raises:
-        SpecError: a value that can't be; nothing was made.
+        SpecError: a value is invalid; nothing was made.
         SetupError: the interpreter does not start, or a module of ``preload`` can't be imported.
 
     Side effects, until :meth:`shutdown`: a container with an interpreter, up to ``max_workers`` threads and as many
@@ -198,7 +198,7 @@ class ContainerExecutor(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's own
-        """Take no more calls, and end once those that were taken are through. Harmless when repeated.
+        """Take no more calls, and end once those that were taken are through. May be called twice.
 
         Args:
             wait: return only then, when nothing is left behind (default True).
@@ -326,7 +326,7 @@ class ContainerExecutor(Executor):
             error, trace = pickle.loads(content)  # noqa: S301 - as above
             error.__cause__ = RemoteError(trace)
             return None, error
-        raise TaskError("a task sent what is no message")
+        raise TaskError("a task sent what is not a message")
 
     def _explained(self, problem: BaseException, worker: Forked | None, work: _Work) -> BaseException:
         """Return what the caller is told of an exception that came in the place of an answer."""

@@ -69,7 +69,7 @@ def receive(worker: Forked, deadline: float | None, limit: int) -> tuple[bytes, 
 
     Raises:
         EndedError, OverdueError: nothing came, and why.
-        TaskError: it is no message, or too long.
+        TaskError: it is not a message, or too long.
     """
     assert worker.sock is not None
     head, ancillary = _first(worker, deadline)
@@ -85,7 +85,7 @@ def receive(worker: Forked, deadline: float | None, limit: int) -> tuple[bytes, 
         if fds:
             return kind, _mapped(fds[0], length)
         if length > _LARGE:
-            raise TaskError("a task sent what is no message")
+            raise TaskError("a task sent what is not a message")
         content = bytearray()
         while len(content) < length:
             content += _some(worker, length - len(content), deadline)
@@ -139,5 +139,5 @@ def _mapped(fd: int, length: int) -> memoryview:
     except OSError:
         sealed = 0
     if sealed & _SEALS != _SEALS or os.fstat(fd).st_size != length or length == 0:
-        raise TaskError("a task sent what is no message: a file that is not sealed, or of another size")
+        raise TaskError("a task sent what is not a message: a file that is not sealed, or of another size")
     return memoryview(mmap.mmap(fd, length, prot=mmap.PROT_READ))

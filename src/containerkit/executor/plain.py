@@ -43,7 +43,7 @@ def unpacked(message: memoryview) -> Any:
             at += size
         return _value(json.loads(text), buffers)
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError, MemoryError, struct.error) as error:
-        raise TaskError(f"a task sent what is no result: {type(error).__name__}: {error}") from None
+        raise TaskError(f"a task sent what is not a result: {type(error).__name__}: {error}") from None
 
 
 def _cut(message: memoryview, at: int, size: int) -> memoryview:
@@ -105,7 +105,7 @@ def exception_of(told: Any) -> BaseException:
         module, name, args = str(told["module"]), str(told["name"]), list(told["args"])
         text, trace = str(told["text"]), str(told["traceback"])
     except (TypeError, LookupError):
-        return TaskError("a task sent what is no exception")
+        return TaskError("a task sent what is not an exception")
     error: BaseException = TaskError(f"{module}.{name}: {text}", exception=f"{module}.{name}")
     kind = getattr(builtins, name, None) if module == "builtins" else None
     if isinstance(kind, type) and issubclass(kind, Exception):

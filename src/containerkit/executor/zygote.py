@@ -86,7 +86,7 @@ class Zygote:
         options: see :class:`containerkit.options.ContainerOptions`.
 
     Raises:
-        SpecError: a value that can't be, or a confinement that a fork can't take on.
+        SpecError: a value is invalid, or a confinement that a fork can't take on.
         SetupError: it does not start: no such interpreter, or a module that can't be imported.
     """
 
@@ -223,7 +223,10 @@ class Zygote:
         made.pidfd, made.pid = passed[0], int(answer)
 
     def close(self) -> None:
-        """End it, with all of its forks that are in its own container. Harmless when repeated, or in a forked child."""
+        """End it, with all of its forks that are in its own container.
+
+        May be called twice, and has no effect in a forked child.
+        """
         if os.getpid() != self._owner:
             return
         user, self._user = self._user, None
@@ -329,7 +332,7 @@ class Forked:
         return fate
 
     def close(self) -> None:
-        """End it and its container, and close what it has; harmless when repeated."""
+        """End it and its container, and close what it has. May be called twice."""
         self.closed = True
         self.kill()
         if self.sock is not None:

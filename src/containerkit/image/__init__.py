@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from containerkit.late import lazy
 
 if TYPE_CHECKING:
     from containerkit.image.build import Build
@@ -73,13 +75,4 @@ _HOMES: Final = {
     "terminal_progress": "progress",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used. Source: PEP 562."""
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
+__getattr__, __dir__ = lazy(globals(), _HOMES)

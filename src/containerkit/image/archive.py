@@ -245,7 +245,7 @@ def _opened(path: Path, limits: Limits) -> Iterator[_Source]:
 @contextmanager
 def _plain_copy(file: BinaryIO, path: Path, limits: Limits) -> Iterator[BinaryIO]:
     """Uncompress an archive to an unnamed file, because its members are read out of order."""
-    with TemporaryDirectory() as folder, (Path(folder) / "plain").open("w+b") as plain:
+    with TemporaryDirectory() as directory, (Path(directory) / "plain").open("w+b") as plain:
         with Plain(file, str(path), limits=limits) as stream:
             while piece := stream.read(_PIECE):
                 plain.write(piece)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from containerkit.image.manifest import Descriptor, Manifest
     from containerkit.image.store import Lease, Store
 
-__all__ = ["compare_images", "layer_from_folder"]
+__all__ = ["compare_images", "layer_from_directory"]
 
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
 
 
-def layer_from_folder(
-    store: Store, folder: int, lease: Lease, how: Writing, *, compression: str = "gzip", root: bool = False
+def layer_from_directory(
+    store: Store, directory: int, lease: Lease, how: Writing, *, compression: str = "gzip", root: bool = False
 ) -> tuple[Descriptor, Digest] | None:
     """Make a layer from a directory: the upper directory of an overlay, or a complete root.
 
@@ -35,7 +35,7 @@ def layer_from_folder(
 
     Args:
         store: the destination.
-        folder: descriptor of the directory.
+        directory: descriptor of the directory.
         lease: a claim that will cover the layer.
         how: the rules.
         compression: ``gzip``, ``zstd`` or ``none``.
@@ -52,7 +52,7 @@ def layer_from_folder(
     """
     with LayerWriter(store, lease, compression) as sink:
         writer = TreeWriter(sink, how)
-        writer.add_tree(folder, root=root)
+        writer.add_tree(directory, root=root)
         if writer.count == 0:
             return None
         writer.close()

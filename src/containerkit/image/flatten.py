@@ -87,10 +87,10 @@ def mounted_filesystem(path: str | os.PathLike[str]) -> Iterator[Path]:
     from tempfile import mkdtemp
 
     form = _recognise(Path(path))
-    folder = Path(mkdtemp(prefix="containerkit-"))
+    directory = Path(mkdtemp(prefix="containerkit-"))
     try:
         done = subprocess.run(
-            ["mount", "-t", form, "-o", "ro,loop,nodev,nosuid", os.fspath(path), folder],
+            ["mount", "-t", form, "-o", "ro,loop,nodev,nosuid", os.fspath(path), directory],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode != 0:
@@ -98,11 +98,11 @@ def mounted_filesystem(path: str | os.PathLike[str]) -> Iterator[Path]:
                 "mount", 95, f"{form} {path}", f"{done.stderr.strip()[-200:]}; needs root and {form} in the kernel"
             )
         try:
-            yield folder
+            yield directory
         finally:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", directory], check=True)
     finally:
-        folder.rmdir()
+        directory.rmdir()
 
 
 def _recognise(path: Path) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import attrs
 
 from containerkit.errors import SpecError, telling_of_descriptors
+from containerkit.image.claimed import process_lease, ready
 from containerkit.image.config import Defaults, History, ImageConfig
-from containerkit.image.diff import compare_images, layer_from_folder
+from containerkit.image.diff import compare_images, layer_from_directory
 from containerkit.image.layers.extract import Extraction
 from containerkit.image.layers.merge import merge_layers
 from containerkit.image.layers.tarwrite import TreeWriter, Writing, source_date_epoch
@@ -19,7 +20,6 @@ from containerkit.image.layers.unpack import extract_blob, layer_paths, unpack_l
 from containerkit.image.progress import silent
 from containerkit.image.reference import Reference
 from containerkit.image.sources import Sources, as_reference, opened
-from containerkit.image.standing import process_lease, ready
 from containerkit.image.store.locks import workspace
 from containerkit.meanings import explained
 from containerkit.start import userns_helper
@@ -241,11 +241,11 @@ class Image(Sources):
         def prepare(lease: Lease) -> tuple[str, ...]:
             return merge_layers(self.store, self.unpack(lease), self.config.chain_ids[-1], lease)
 
-        folders, defaults = ready(self.store, self.digest, prepare), self.defaults
+        directories, defaults = ready(self.store, self.digest, prepare), self.defaults
         return attrs.evolve(
-            RootFS.overlay(*folders, **options),
+            RootFS.overlay(*directories, **options),
             defaults=defaults.pairs,
-            volumes=find_volumes(folders, defaults.volumes) if volumes else (),
+            volumes=find_volumes(directories, defaults.volumes) if volumes else (),
             stop_signal=defaults.stop_number,
         )
 
@@ -360,13 +360,13 @@ class Image(Sources):
             return done
 
     @telling_of_descriptors("unpack_into")
-    def unpack_into(self, folder: str | os.PathLike[str] | int) -> None:
+    def unpack_into(self, directory: str | os.PathLike[str] | int) -> None:
         """Write its complete root to one directory.
 
         For an unprivileged user the files belong to the user, and their owners are recorded in an attribute.
 
         Args:
-            folder: an empty directory, by path or descriptor.
+            directory: an empty directory, by path or descriptor.
 
         Raises:
             SpecError: the directory is not empty.
@@ -375,9 +375,9 @@ class Image(Sources):
         Source: OCI image specification, layer.md, "Applying Changesets".
         """
         how = Extraction.for_user(whiteouts="apply", limits=self.store.limits)
-        with opened(folder) as root:
+        with opened(directory) as root:
             if os.listdir(root):
-                raise SpecError(f"{folder}: an image can be unpacked into an empty directory only")
+                raise SpecError(f"{directory}: an image can be unpacked into an empty directory only")
             for layer, diff_id in zip(self.manifest.layers, self.config.diff_ids, strict=True):
                 with self.store.blobs.open(layer.digest) as file:
                     extract_blob(file, root, diff_id, how)
@@ -441,7 +441,7 @@ def _export(image: Image, path: Path) -> None:
 def _squash(image: Image, reference: str | Reference | None, compression: Compression) -> Image:
     config, writing = image.config, Writing(epoch=source_date_epoch())
     with _whole(image) as root, image.store.lease() as lease:
-        layer = layer_from_folder(image.store, root, lease, writing, compression=compression, root=True)
+        layer = layer_from_directory(image.store, root, lease, writing, compression=compression, root=True)
         history = [History(created_by=f"squash {image.digest}")]
         return Image.from_layers(
             [] if layer is None else [layer], image.store, lease, reference, history, config.defaults, config.platform

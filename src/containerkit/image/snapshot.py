@@ -11,7 +11,7 @@ import attrs
 from containerkit.compile.start import UPPER_FD
 from containerkit.errors import ImageError, SpecError, StateError, telling_of_descriptors
 from containerkit.image.config import Defaults, History, ImageConfig, timestamp
-from containerkit.image.diff import layer_from_folder
+from containerkit.image.diff import layer_from_directory
 from containerkit.image.image import Image
 from containerkit.image.layers.tarwrite import Writing, source_date_epoch
 from containerkit.image.platform import Platform
@@ -130,24 +130,24 @@ def change_layer(
     on_disk = rootfs.upper is not None or rootfs.kind == "dir"
     translated = on_disk and rootfs.idmap and os.geteuid() == 0
     made: tuple[Descriptor, Digest] | None
-    with _upper(container) as (folder, whole):
+    with _upper(container) as (directory, whole):
         how = Writing(overlay=not whole, marks=rootfs.union == "fuse", epoch=epoch, exclude=(*_MADE, *mounts, *exclude))
         # Without the mount's id map the files on disk have the ids that they have inside.
         pid = None if translated else container.pid
         made = userns_helper.call(
-            _layer, store, userns_helper.Lent(folder), userns_helper.Lent(lease.fileno()), how, compression, pid
+            _layer, store, userns_helper.Lent(directory), userns_helper.Lent(lease.fileno()), how, compression, pid
         )
     return made
 
 
 def _layer(
-    store: Store, folder: int, claims: int, how: Writing, compression: Compression, pid: int | None
+    store: Store, directory: int, claims: int, how: Writing, compression: Compression, pid: int | None
 ) -> tuple[Descriptor, Digest] | None:
     """Make the layer in a process that can read files of all ids. ``pid`` is in the container that has these ids."""
     if pid is not None:
         how = attrs.evolve(how, owner=_inside_ids(pid, "uid_map"), group=_inside_ids(pid, "gid_map"))
     with store.lease(shared=os.dup(claims)) as lease:
-        return layer_from_folder(store, folder, lease, how, compression=compression, root=not how.overlay)
+        return layer_from_directory(store, directory, lease, how, compression=compression, root=not how.overlay)
 
 
 def _base_of(container: Container) -> Image | None:

@@ -11,7 +11,7 @@ import attrs
 
 from containerkit.errors import ImageError, SpecError, telling_of_descriptors
 from containerkit.image.config import Defaults, History, ImageConfig, timestamp
-from containerkit.image.diff import layer_from_folder
+from containerkit.image.diff import layer_from_directory
 from containerkit.image.layers.blob import LayerWriter
 from containerkit.image.layers.compression import Plain
 from containerkit.image.layers.stream import copy_archive
@@ -236,10 +236,10 @@ class Sources:
             raise ImageError(f"{path}: it does not exist") from error
 
     @classmethod
-    @telling_of_descriptors("from_folder")
-    def from_folder(
+    @telling_of_descriptors("from_directory")
+    def from_directory(
         cls,
-        folder: str | os.PathLike[str] | int,
+        directory: str | os.PathLike[str] | int,
         reference: str | Reference | None = None,
         *,
         defaults: Defaults | None = None,
@@ -251,7 +251,7 @@ class Sources:
         """Make an image with one layer from a directory.
 
         Args:
-            folder: its path or a descriptor.
+            directory: its path or a descriptor.
             reference: the image's name, or None.
             defaults: the defaults of containers made from it.
             store: the destination. Default: the user's store.
@@ -261,8 +261,8 @@ class Sources:
         """
         store = store or Store()
         how = writing or Writing(epoch=source_date_epoch())
-        with store.lease() as lease, opened(folder) as descriptor:
-            layer = layer_from_folder(store, descriptor, lease, how, compression=compression, root=True)
+        with store.lease() as lease, opened(directory) as descriptor:
+            layer = layer_from_directory(store, descriptor, lease, how, compression=compression, root=True)
             layers = [] if layer is None else [layer]
             history = [History(created_by=created_by)]
             return cls.from_layers(layers, store, lease, reference, history, defaults or Defaults(), None, how.epoch)
@@ -338,12 +338,12 @@ class Sources:
 
 
 @contextmanager
-def opened(folder: str | os.PathLike[str] | int) -> Iterator[int]:
+def opened(directory: str | os.PathLike[str] | int) -> Iterator[int]:
     """Yield a descriptor of a directory, which is given as a path or as a descriptor."""
-    if isinstance(folder, int):
-        yield folder
+    if isinstance(directory, int):
+        yield directory
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
     finally:

@@ -19,19 +19,19 @@ __all__ = ["find_volumes"]
 _KERNELS: Final = ("/proc", "/sys", "/dev")
 
 
-def find_volumes(folders: Sequence[str], paths: Sequence[str]) -> tuple[Volume, ...]:
+def find_volumes(directories: Sequence[str], paths: Sequence[str]) -> tuple[Volume, ...]:
     """Return the volumes in a config, outer ones before inner ones.
 
     The root, and paths where every container has a filesystem of the kernel, are not volumes.
 
     Args:
-        folders: the directories of the layers, topmost first.
+        directories: the directories of the layers, topmost first.
         paths: the paths in the config.
 
     Source: OCI image specification, config.md, "Volumes".
     """
     wanted = tuple(sorted({path for path in paths if path and "\0" not in path}))
-    return _looked_up(tuple(folders), wanted, userns_helper.key()) if wanted else ()
+    return _looked_up(tuple(directories), wanted, userns_helper.key()) if wanted else ()
 
 
 def _is_taken(target: str) -> bool:
@@ -39,14 +39,14 @@ def _is_taken(target: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _looked_up(folders: tuple[str, ...], paths: tuple[str, ...], _: str) -> tuple[Volume, ...]:
+def _looked_up(directories: tuple[str, ...], paths: tuple[str, ...], _: str) -> tuple[Volume, ...]:
     """Look them up once, because unpacked layers never change."""
-    found: dict[str, dict[str, Any]] = userns_helper.call(_facts, folders, paths)
+    found: dict[str, dict[str, Any]] = userns_helper.call(_facts, directories, paths)
     return tuple(Volume(target=target, **facts) for target, facts in sorted(found.items()) if not _is_taken(target))
 
 
-def _facts(folders: tuple[str, ...], paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    return dict(_each(View(folders), paths))
+def _facts(directories: tuple[str, ...], paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    return dict(_each(View(directories), paths))
 
 
 def _each(view: View, paths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -56,7 +56,7 @@ def _each(view: View, paths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, A
         found, target = view.find(parts), "/" + os.fsdecode(b"/".join(parts))
         if found is None:
             yield target, {}
-        elif found.is_folder:
+        elif found.is_directory:
             status = found.status
             # For a user with a single id all files belong to root inside.
             uid, gid = (status.st_uid, status.st_gid) if os.geteuid() == 0 else (0, 0)

@@ -162,7 +162,7 @@ class Branch:
         self._signal(signal.SIGINT, 0)
 
     def kill(self) -> None:
-        """End it, and what it has started in its session's own group; harmless when repeated."""
+        """End it, and what it has started in its session's own group. May be called twice."""
         if not self._signal(signal.SIGKILL, _GROUP):
             self._signal(signal.SIGKILL, 0)
 
@@ -171,12 +171,12 @@ class Branch:
             return False
         try:
             signal.pidfd_send_signal(self.pidfd, number, None, flags)
-        except OSError:  # it has ended; or what it has sent is no pidfd; or an older kernel
+        except OSError:  # it has ended; or what it has sent is not a pidfd; or an older kernel
             return False
         return True
 
     def close(self) -> None:
-        """End it and let go of it; harmless when repeated. A forked child only lets go."""
+        """End it and let go of it. May be called twice. A forked child only lets go."""
         if not self.is_open:
             return
         if os.getpid() == self._owner:
@@ -332,9 +332,9 @@ def _message(raw: bytes) -> dict[str, Any]:
     try:
         message = json.loads(raw)
     except (ValueError, RecursionError):
-        raise LostError("what it says is no JSON") from None
+        raise LostError("what it says is not JSON") from None
     if not isinstance(message, dict):
-        raise LostError("what it says is no message")
+        raise LostError("what it says is not a message")
     return message
 
 

@@ -57,7 +57,7 @@ class Home:
         names = sequence(preload, "preload")
         for name in names:
             if not all(part.isidentifier() for part in text_of(name, "preload").split(".")):
-                raise SpecError(f"preload: {name!r:.100} is no name of a module")
+                raise SpecError(f"preload: {name!r:.100} is not a name of a module")
         self.workspace = path_inside(workspace, "workspace")
         self._words = [text_of(python, "python"), "-u", "-c", _agent()]
         self._setup = [self.workspace, *names]
@@ -78,7 +78,7 @@ class Home:
     def _described(self, root: Template | RootFS | None, options: Mapping[str, Any]) -> Container:
         if isinstance(root, Template):
             if options:
-                raise SpecError(f"{min(options)!r} is no argument here; the container is as the template has it")
+                raise SpecError(f"{min(options)!r} is not an argument here; the container is as the template has it")
             return root.container()
         own = Mount.tmpfs(self.workspace, mode=0o755)
         mounts = sequence(options.get("mounts", ()), "mounts")

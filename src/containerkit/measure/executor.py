@@ -300,6 +300,6 @@ def _opened(stack: ExitStack, output: Any) -> Any:
 def _check_seconds(name: str, value: float | None) -> None:
     if value is None:
         return
-    # "not >" refuses what is no number at all, too
+    # "not >" refuses what is not a number at all, too
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise SpecError(f"{name}: {value!r:.100} is not a number of seconds over 0")

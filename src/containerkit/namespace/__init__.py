@@ -7,6 +7,7 @@ without processes in it.
 
 from __future__ import annotations
 
+from containerkit.late import lazy
 from containerkit.namespace.description import Namespaces, TimeOffsets
 from containerkit.namespace.kind import Kind
 
@@ -19,13 +20,4 @@ __all__ = ["Kind", "Namespace", "Namespaces", "TimeOffsets", "Visit"]
 
 _LATE = {"Namespace": "handle", "Visit": "visit"}
 
-
-def __getattr__(name: str) -> object:
-    """Import the handles on first use, because descriptions do not need them."""
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy(globals(), _LATE)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Attendant"]
 
-_MOST_AT_ONCE: Final = 128  # questions to servers, and streams, for which a thread waits
-_MOST_OF_ONE: Final = 16  # of them for one address: a container can't keep the others from asking
+_MOST_AT_ONCE: Final = 128  # questions to servers and streams; a thread waits for each
+_MOST_OF_ONE: Final = 16  # the share of one address, so that a container can't block the others
 _PORT: Final = 53
 _NETFILTER: Final = 12
 _BUFFER: Final = 1 << 20  # bytes that wait at the socket; twice that counts, some 2,700 short questions
@@ -42,17 +42,17 @@ _IDLE_S: Final = 10.0
 
 
 class Attendant:
-    """Attends to one router; any thread may call it.
+    """Serves one router. Any thread may call it.
 
     Args:
         in_router: makes a socket in the router's network namespace.
         rules: of the router.
-        host_rules: of the host; without them the router is told the host's addresses, to keep containers from them.
+        host_rules: the rules of the host. Without them the router itself keeps containers from the host's addresses.
 
     Raises:
-        SetupError: the log of packets can't be had.
+        SetupError: the log of packets can't be opened.
 
-    Side effects: a thread, until :meth:`close`; more of them while servers are asked.
+    Side effects: one thread runs until :meth:`close`, and more while name servers are asked.
     """
 
     def __init__(self, in_router: SocketMaker, rules: RouterRules | None, host_rules: HostRules | None = None) -> None:
@@ -89,15 +89,15 @@ class Attendant:
     # --- Networks and containers
 
     def add_network(self, bridge: str, gateways: Sequence[str], *, internal: bool = False) -> None:
-        """Answer questions that containers of a network ask its gateways.
+        """Answer the DNS questions that containers of a network send to its gateways.
 
         Args:
             bridge: the network.
-            gateways: addresses that the bridge has.
-            internal: questions about anything but containers are refused.
+            gateways: the addresses of the bridge.
+            internal: whether to refuse questions about anything but containers.
 
         Raises:
-            SetupError: port 53 of a gateway can't be had.
+            SetupError: port 53 of a gateway can't be bound.
         """
         made: list[socket.socket] = []
         try:
@@ -127,7 +127,7 @@ class Attendant:
         self._waker.send(b"\1")
 
     def remove_network(self, bridge: str) -> None:
-        """Answer no more; harmless when it is not known."""
+        """Stop answering. Has no effect for an unknown network."""
         self.resolver.remove_network(bridge)
         with self._lock:
             for each in self._bound.pop(bridge, []):
@@ -135,15 +135,15 @@ class Attendant:
                 each.close()
 
     def add_container(self, token: Hashable, bridge: str, addresses: Sequence[str], names: Sequence[str]) -> None:
-        """Know a container on a network; see :meth:`Resolver.add_container`."""
+        """Add a container on a network; see :meth:`Resolver.add_container`."""
         self.resolver.add_container(token, bridge, addresses, names)
 
     def remove_container(self, token: Hashable, bridge: str | None = None) -> None:
-        """Forget it there, or everywhere."""
+        """Remove a container from one network, or from all."""
         self.resolver.remove_container(token, bridge)
 
     def set_policy(self, token: Hashable, servers: DNS | None, egress: Egress | None) -> None:
-        """Decide which names a container may ask for, and whom; see :meth:`Resolver.set_policy`."""
+        """Set which names a container may ask for, and which servers answer; see :meth:`Resolver.set_policy`."""
         self.resolver.set_policy(token, servers, egress)
 
     def publish(self, port: Port, addresses: Sequence[str]) -> Published:
@@ -154,27 +154,27 @@ class Attendant:
             addresses: of the container.
 
         Raises:
-            SetupError: the port can't be had; see :class:`Published`.
+            SetupError: the port can't be bound; see :class:`Published`.
         """
         return Published(port, addresses, splicer=self._splicer, in_router=self._in_router, rules=self._host_rules)
 
     # --- What was refused
 
     def refusals(self, subnets: Sequence[str] = ()) -> list[Refusal]:
-        """Return the latest refusals, at most 1,000, each once.
+        """Return the latest refusals, at most 1,000. Each is returned once.
 
         Args:
-            subnets: only what came from these, and what had a spoofed source (default all).
+            subnets: return only refusals from these, and those with a spoofed source (default all).
         """
         networks = [ip_network(each) for each in subnets]
         return self._log.drain(lambda refusal: _is_of(refusal, networks))
 
     def tell(self, key: object, told: Callable[[Refusal], object] | None, subnets: Sequence[str] = ()) -> None:
-        """Let a function be called with each refusal, in a thread of the attendant's. It must not wait.
+        """Call a function with each refusal, in a thread of the attendant. The function must not block.
 
         Args:
-            key: whose; one more call for it replaces the former.
-            told: the function; None calls it no more.
+            key: identifies the listener. Another call with the same key replaces the function.
+            told: the function, or None to stop.
             subnets: as for :meth:`refusals`.
         """
         networks = [ip_network(each) for each in subnets]
@@ -234,7 +234,7 @@ class Attendant:
         return self.resolver.forward(asked, source, stream=True)
 
     def _in_thread(self, source: str, work: Callable[[], Any]) -> bool:
-        """Do what waits for others in a thread; return False when too much of it is going on."""
+        """Run a task that waits for others in a thread. Return False if too many are running."""
         with self._lock:
             mine = self._asking.get(source, 0)
             if mine >= _MOST_OF_ONE or sum(self._asking.values()) >= _MOST_AT_ONCE:
@@ -257,7 +257,7 @@ class Attendant:
                     del self._asking[source]
 
     def close(self) -> None:
-        """End the thread and close its sockets; harmless when repeated. Published ports are closed by who has them."""
+        """End the thread and close its sockets. May be called twice. The owners of published ports close those."""
         with self._lock:
             if self._closed:
                 return
@@ -281,7 +281,7 @@ class Attendant:
 
 
 def _enlarge(bound: socket.socket) -> None:
-    """Let a socket hold what several containers may ask at once, as far as the user's privileges go."""
+    """Enlarge the buffer of a socket for questions of several containers, as far as the user's privileges allow."""
     try:
         bound.setsockopt(socket.SOL_SOCKET, 33, _BUFFER)  # SO_RCVBUFFORCE
     except PermissionError:

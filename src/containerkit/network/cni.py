@@ -47,7 +47,7 @@ _VERSIONS: Final = ("1.0.0", "0.4.0", "0.3.1", "0.3.0")
 
 
 class Plugins:
-    """Makes the network of each start by the plugins of one configuration list.
+    """Makes the network of each start with the plugins of one configuration list.
 
     Args:
         name: of the network.
@@ -80,11 +80,11 @@ class Plugins:
         """Read a configuration, and look up its plugins.
 
         Raises:
-            SpecError: it is not there, or none.
+            SpecError: the configuration does not exist or is invalid.
             UnsupportedError: the caller is not root, or a plugin is not installed.
         """
         if not is_privileged():
-            hint = "plugins change the host's network, which takes root: use network='internet'"
+            hint = "plugins change the host's network, which needs root: use network='internet'"
             raise UnsupportedError("execve", 1, "CNI plugins", hint)
         path, config = _read(os.fspath(wish.config))
         name, plugins = config.get("name"), config.get("plugins")
@@ -94,11 +94,11 @@ class Plugins:
             raise SpecError(f"cni: {path}: it has no name, or no plugins")
         version = config.get("cniVersion", "0.3.0")
         if version not in _VERSIONS:
-            raise SpecError(f"cni: {path}: cniVersion {version!r:.50} is none of {', '.join(_VERSIONS)}")
+            raise SpecError(f"cni: {path}: cniVersion {version!r:.50} is not one of {', '.join(_VERSIONS)}")
         for plugin in plugins:
             kind = plugin.get("type") if isinstance(plugin, dict) else None
             if not isinstance(kind, str) or not _TYPE.fullmatch(kind):
-                raise SpecError(f"cni: {path}: the type {kind!r:.100} is no name of a plugin")
+                raise SpecError(f"cni: {path}: the type {kind!r:.100} is not the name of a plugin")
             _program(kind, wish.plugins)
         return cls(name, plugins, version, wish.plugins, _capabilities(ports, wish.aliases), sysctls)
 
@@ -106,7 +106,7 @@ class Plugins:
         """Make the network of one container.
 
         Raises:
-            SetupError: a plugin failed; those before it have taken back what they had made.
+            SetupError: a plugin failed. The plugins before it have undone their changes.
         """
         fd = self._namespace()
         identity = os.urandom(16).hex()
@@ -147,7 +147,7 @@ class Plugins:
         return opened(steps, {"proc": proc()}, ("endpoint",)).pop()
 
     def undo(self, fd: int, identity: str, done: list[int], result: dict[str, Any] | None) -> None:
-        """Let plugins take back what they have made, the last first, whatever each says."""
+        """Let the plugins undo their changes in reverse order, even if one fails."""
         for number in reversed(done):
             with contextlib.suppress(SetupError):
                 self._run("DEL", self._plugins[number], fd, identity, result)
@@ -195,7 +195,7 @@ class Plugins:
         return answer
 
     def resolv_conf(self) -> bytes | None:
-        """Return what the plugins say, else the host's."""
+        """Return what the plugins reported, or else that of the host."""
         servers = [server for server in self._dns.get("nameservers") or () if isinstance(server, str)]
         return resolv_conf(servers, None) if servers else hosts_servers()
 
@@ -213,7 +213,9 @@ def _read(wish: str) -> tuple[str, dict[str, Any]]:
             continue
         if isinstance(config, dict) and (path == wish or config.get("name") == wish):
             return path, config
-    raise SpecError(f"cni: {wish!r}: no configuration in {_CONFIGURATIONS} has that name; give a path, with a slash")
+    raise SpecError(
+        f"cni: {wish!r}: no configuration in {_CONFIGURATIONS} has that name; pass a path that contains a slash"
+    )
 
 
 def _program(kind: str, directories: tuple[str, ...]) -> str:
@@ -276,7 +278,7 @@ def _forget(path: str, fd: int) -> None:
 
 
 def sweep() -> list[str]:
-    """Let plugins take back what owners that are dead have had them make; return what, for people."""
+    """Let plugins undo what they made for dead owners. Return descriptions of it."""
     done: list[str] = []
     for path in sorted(glob.glob(f"{_RECORDS}/*")):
         try:

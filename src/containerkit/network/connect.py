@@ -1,4 +1,7 @@
-"""Connects containers to their networks: what a description means, and what a start, and a live container, is given."""
+"""Connects containers to their networks.
+
+Prepares descriptions, makes the networks of starts, attaches running containers.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Connector", "attach_running", "claims_of", "connected", "detach_running", "shared"]
 
 _INTERNET: Final = Network("internet", isolated=True)
-"""What ``network="internet"`` stands for: containers on it reach the outside, and not each other."""
+"""The network of ``network="internet"``: containers on it reach the outside but not each other."""
 
 _shared: dict[tuple[int, Network], LiveNetwork] = {}
 _lock = threading.Lock()
@@ -59,7 +62,7 @@ os.register_at_fork(after_in_child=_renew)
 
 
 def close_shared() -> None:
-    """Take down the networks that were opened for descriptions."""
+    """Close the networks that were opened for descriptions."""
     with _lock:
         for key in [each for each in _shared if each[0] == os.getpid()]:
             _shared.pop(key).close()
@@ -70,8 +73,8 @@ class Connector:
     """Makes the network of each start of one description.
 
     Attributes:
-        attached: the networks, and how it is attached to each.
-        names: by which others find it.
+        attached: the networks, and how the container is attached to each.
+        names: the names of the container.
         ports, egress, dns: of the description.
         sysctls: parameters of the network namespace, by their path below ``net``.
     """
@@ -85,15 +88,15 @@ class Connector:
 
     @property
     def router(self) -> Router:
-        """The router that they all are in."""
+        """The router of all its networks."""
         return self.attached[0][0].router
 
     def take(self) -> Connection:
-        """Make the network of one container; what is returned owns all of it.
+        """Make the network of one container. The returned object owns all of it.
 
         Raises:
-            StateError: a network was closed, or an address or port is another's.
-            SetupError: something can't be had; nothing is left behind.
+            StateError: a network was closed, or an address or port belongs to another container.
+            SetupError: an operation failed. Nothing is left behind.
         """
         router = self.router
         token = object()
@@ -135,7 +138,7 @@ class Connector:
 
 
 def _listening(published: Published) -> int:
-    """Return a descriptor of a port's socket, which listens, out of the way of the numbers that a start gives away."""
+    """Return a descriptor of a port's listening socket whose number a start does not use for anything else."""
     fd = fcntl.fcntl(published.fileno(), fcntl.F_DUPFD_CLOEXEC, _native.LOWEST)
     with socket.socket(fileno=os.dup(fd)) as listening:
         listening.listen()
@@ -144,15 +147,15 @@ def _listening(published: Published) -> int:
 
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class Connection(Endpoint):
-    """The network namespace of a container on networks of ours.
+    """The network namespace of a container on networks of this library.
 
     Attributes:
-        claims: what it has of each.
-        token: what the attendant knows it by.
-        dns, egress: whom it may ask, and for what.
-        published: its ports.
-        sockets: descriptors of those whose listening sockets its commands get, by their numbers inside.
-        ending: gives back all of that.
+        claims: its claim on each network.
+        token: identifies it to the attendant.
+        dns, egress: the name servers, and the egress rules.
+        published: its published ports.
+        sockets: descriptors of the listening sockets that its commands inherit, by their numbers inside.
+        ending: releases all of that.
     """
 
     claims: list[Claim]
@@ -167,7 +170,7 @@ class Connection(Endpoint):
     def owning(
         cls, fd: int, token: object, claims: list[Claim], dns: DNS | None = None, egress: Egress | None = None
     ) -> Connection:
-        """Return it with a descriptor that is closed with all else."""
+        """Return a descriptor of it that is closed together with everything else."""
         status = os.fstat(fd)
         return cls(
             kind=Kind.NETWORK,
@@ -181,12 +184,12 @@ class Connection(Endpoint):
         )
 
     def plan(self) -> Plan:
-        """Return the operations that have made it, for people to read."""
+        """Return the operations that made it, for people to read."""
         router = self.claims[0].live.router
         return Plan(endpoint.plan_of(router, [claim.wire for claim in self.claims], {}))
 
     def named(self, name: str) -> None:
-        """Let others find it by one more name, as far as that can be the name of a host."""
+        """Add a name by which others find it, if it is valid as a hostname."""
         try:
             known = host_name(name, "id")
         except SpecError:
@@ -195,7 +198,7 @@ class Connection(Endpoint):
         self.attend()
 
     def attend(self) -> None:
-        """Let the router's attendant know it, with the names that it has by now."""
+        """Register it with the router's attendant, with its present names."""
         attendant = self.claims[0].live.router.attendant
         attendant.remove_container(self.token)
         for claim in self.claims:
@@ -203,7 +206,7 @@ class Connection(Endpoint):
         attendant.set_policy(self.token, self.dns, self.egress)
 
     def close(self) -> None:
-        """Give back all that its networks had for it; harmless when repeated."""
+        """Release everything that its networks hold for it. May be called twice."""
         self._fd = -1  # it is among what ends here
         ending, self.ending = self.ending, ExitStack()
         ending.close()
@@ -219,10 +222,10 @@ def open_network(network: Network) -> LiveNetwork:
 
 
 def connected(spec: Spec) -> Spec:
-    """Return a description with the network that it wishes for as a namespace to join, and the files of /etc.
+    """Return a description whose requested network is a namespace to join, with the files in /etc.
 
     Raises:
-        SpecError: it can't be had as it is described.
+        SpecError: the network is not possible as described.
         UnsupportedError, SetupError: a network can't be opened.
     """
     network = spec.network
@@ -240,7 +243,7 @@ def connected(spec: Spec) -> Spec:
         return _of_keeper(spec, attachments)
     attached = tuple((_live(attach.network), attach) for attach in attachments)
     if any(live.router is not attached[0][0].router for live, _ in attached):
-        raise StateError("networks: they are of different processes")
+        raise StateError("networks: they belong to different processes")
     gateways = attached[0][0].gateways
     names = () if spec.hostname in (None, HOSTNAME) else _as_names(spec.hostname)
     connector = Connector(attached, names, spec.publish, spec.egress, spec.dns, _network_sysctls(spec))
@@ -249,11 +252,11 @@ def connected(spec: Spec) -> Spec:
 
 
 def _of_keeper(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
-    """Return a description whose network another process keeps."""
+    """Return a description whose network is kept by another process."""
     from containerkit.network.keeper import Remote
 
     if len(attachments) > 1:
-        raise SpecError("network: one that another process keeps is a container's only network")
+        raise SpecError("network: a network that another process keeps must be the container's only network")
     names = () if spec.hostname in (None, HOSTNAME) else _as_names(spec.hostname)
     connector = Connector((), names, spec.publish, spec.egress, spec.dns, _network_sysctls(spec))
     remote = Remote.of(attachments[0], connector)
@@ -302,7 +305,7 @@ def _joining(spec: Spec, choice: Any, hosts: bytes | str | None, resolv: bytes |
 
 @attrs.frozen(eq=False)
 class _Pod:
-    """Hands out the network of another container."""
+    """Provides the network of another container."""
 
     other: Any
 
@@ -318,7 +321,7 @@ def _of_pod(spec: Spec, other: Container) -> Spec:
 
 
 def connected_once(spec: Spec) -> Spec:
-    """Return what :func:`connected` does, made once for a description."""
+    """Return the result of :func:`connected`, which is computed once for each description."""
     known = spec.connected
     if known is None or _is_stale(known):
         known = connected(spec)
@@ -328,7 +331,7 @@ def connected_once(spec: Spec) -> Spec:
 
 def _is_stale(spec: Spec) -> bool:
     choice = spec.namespaces.network
-    if hasattr(choice, "kept"):  # another keeper may have taken the place of the one that was asked
+    if hasattr(choice, "kept"):  # another keeper may have replaced the one that was asked
         return True
     return isinstance(choice, Connector) and any(
         live.closed or live.router.pid != os.getpid() for live, _ in choice.attached
@@ -353,7 +356,7 @@ def _outside(spec: Spec, network: Macvlan | CNI) -> Spec:
 
 
 def claims_of(container: Container) -> list[Claim]:
-    """Return what a container has of networks of ours, as it was started and as it was attached later."""
+    """Return the attachments of a container to networks of this library, from its start and later ones."""
     joined = container.joined()
     first = joined.get("network")
     claims = list(first.claims) if isinstance(first, Connection) else []
@@ -362,13 +365,13 @@ def claims_of(container: Container) -> list[Claim]:
 
 
 def published_of(container: Container) -> list[Published]:
-    """Return the published ports of a container that is on networks of ours."""
+    """Return the published ports of a container on networks of this library."""
     first = container.joined().get("network")
     return list(first.published) if isinstance(first, Connection) else []
 
 
 class _Later:
-    """One more interface of a container that runs; closed when it ends."""
+    """An additional interface of a running container. It is closed when the container ends."""
 
     def __init__(self, claim: Claim, ending: ExitStack, namespace: Any) -> None:
         self.claim = claim
@@ -376,18 +379,18 @@ class _Later:
         self._namespace = namespace
 
     def fileno(self) -> int:
-        """Return the descriptor of the namespace that it is in."""
+        """Return the descriptor of its namespace."""
         number: int = self._namespace.fileno()
         return number
 
     def close(self) -> None:
-        """Give back what the network had for it; harmless when repeated."""
+        """Release what the network holds for it. May be called twice."""
         self._ending.close()
         self._namespace.close()
 
 
 def attach_running(live: LiveNetwork, container: Container, how: Attach | None) -> tuple[str, ...]:
-    """Attach a container that runs; see :meth:`LiveNetwork.attach`."""
+    """Attach a running container; see :meth:`LiveNetwork.attach`."""
     attach = Attach(live) if how is None else how
     if attach.network is not live:
         raise SpecError(f"attach: {attach.network!r} is another network than {live!r}")
@@ -395,7 +398,7 @@ def attach_running(live: LiveNetwork, container: Container, how: Attach | None) 
     if any(claim.live is live for claim in present):
         raise StateError(f"{container!r} is on {live!r} already")
     if container.spec.namespaces.network == "host":
-        raise SpecError(f"{container!r} has the host's network; give it one of its own")
+        raise SpecError(f"{container!r} has the host's network; start it with a network of its own")
     namespace = container.namespace("network")
     with ExitStack() as undo:
         undo.callback(namespace.close)
@@ -422,7 +425,10 @@ def attach_running(live: LiveNetwork, container: Container, how: Attach | None) 
 
 
 def _policy(container: Container) -> tuple[object, DNS | None, Egress | None]:
-    """Return what the attendant knows a container by, whom it may ask, and for what: the same on all its networks."""
+    """Return the attendant's token for a container, its name servers and its egress rules.
+
+    They are the same on all its networks.
+    """
     first = container.joined().get("network")
     if isinstance(first, Connection):
         return first.token, first.dns, first.egress
@@ -438,7 +444,7 @@ def _permit_later(live: LiveNetwork, container: Container, claim: Claim, undo: E
 
 
 def _restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, undo: ExitStack) -> None:
-    """Let addresses reach what the rules name, and no more."""
+    """Allow addresses to reach only what the rules name."""
     if egress is None:
         return
     for rules in (router.rules, router.host_rules):
@@ -448,7 +454,7 @@ def _restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None,
 
 
 def detach_running(live: LiveNetwork, container: Container) -> None:
-    """Take a container off a network; see :meth:`LiveNetwork.detach`."""
+    """Detach a container from a network; see :meth:`LiveNetwork.detach`."""
     joined = container.joined()
     for name, each in joined.items():
         if isinstance(each, _Later) and each.claim.live is live:

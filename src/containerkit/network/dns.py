@@ -1,7 +1,7 @@
-"""Messages of the domain name system: what a resolver must read and write of them. Pure.
+"""Messages of the domain name system, as far as a resolver reads and writes them. Pure functions.
 
-Everything that is read comes from a container or from the network: lengths are checked, and pointers lead backwards
-only. Source: RFC 1035, section 4; RFC 6891.
+All input comes from a container or from the network, so lengths are checked, and pointers may only point backwards.
+Source: RFC 1035, section 4; RFC 6891.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ IN: Final = 1
 NO_ERROR, FORMAT_ERROR, SERVER_FAILURE, NO_NAME, NOT_IMPLEMENTED, REFUSED = range(6)
 
 _LARGEST_NAME: Final = 255
-_OURS: Final = 1232  # bytes of an answer that pass any network whole
+_OURS: Final = 1232  # bytes of an answer that no network fragments
 
 
 class Question(NamedTuple):
-    """What a client asks.
+    """The question of a client.
 
     Attributes:
-        number: that the answer must have.
+        number: the id, which the answer must have.
         flags: of the header.
         name: in lower case, without the last dot.
-        kind: of record, such as ``A``.
-        raw: the question as it was asked; answers repeat it, capitals included.
-        size: how many bytes an answer by UDP may have.
-        extended: the client speaks EDNS.
+        kind: the type of record, such as ``A``.
+        raw: the question as it was sent. Answers repeat it, including capitals.
+        size: the largest answer by UDP, in bytes.
+        extended: whether the client uses EDNS.
     """
 
     number: int
@@ -49,11 +49,11 @@ class Question(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An address of an answer.
+    """An address in an answer.
 
     Attributes:
         address: as text.
-        ttl_s: how long it holds.
+        ttl_s: how long it is valid, in seconds.
     """
 
     address: str
@@ -87,10 +87,10 @@ def _name(data: bytes, at: int) -> tuple[bytes, int]:
 
 
 def question(data: bytes) -> Question:
-    """Read what a client asks.
+    """Parse the question of a client.
 
     Raises:
-        ValueError: it is no question, or not one alone.
+        ValueError: it is not a question, or not one alone.
     """
     try:
         number, flags, count, answers, authorities, more = struct.unpack_from(">6H", data)
@@ -110,7 +110,7 @@ def question(data: bytes) -> Question:
 
 
 def ask(asked: Question, number: int) -> bytes:
-    """Return a question for a server: nothing of the client's message is in it but the name and the kind."""
+    """Return a question for a server. It contains only the name and the type from the client's message."""
     extra = struct.pack(">BHHIH", 0, OPT, _OURS, 0, 0) if asked.extended else b""
     return struct.pack(">6H", number, 0x0100, 1, 0, 0, 1 if extra else 0) + asked.raw + extra
 
@@ -121,9 +121,9 @@ def _header(asked: Question, code: int, answers: int) -> bytes:
 
 
 def answer(asked: Question, addresses: Iterable[str], ttl_s: int = 0) -> bytes:
-    """Return an answer with those of the addresses that were asked for; with none it is empty, but no error.
+    """Return an answer with the addresses of the requested type. Without any it is empty, but not an error.
 
-    ``PTR`` takes names instead.
+    For ``PTR`` pass names instead.
     """
     made = []
     for each in addresses:
@@ -143,14 +143,14 @@ def failure(asked: Question, code: int) -> bytes:
 
 
 def truncated(asked: Question) -> bytes:
-    """Return an answer that says: ask again by TCP."""
+    """Return an answer that makes the client ask again by TCP."""
     made = bytearray(_header(asked, NO_ERROR, 0) + asked.raw)
     made[2] |= 0x02
     return bytes(made)
 
 
 def answers(data: bytes, number: int, asked: Question) -> bool:
-    """Tell whether a server's message answers a question."""
+    """Return whether a server's message answers a question."""
     try:
         found, flags, count = struct.unpack_from(">3H", data)
         if found != number or not flags & 0x8000 or count != 1:
@@ -163,7 +163,7 @@ def answers(data: bytes, number: int, asked: Question) -> bool:
 
 
 def is_truncated(data: bytes) -> bool:
-    """Tell whether a server's answer was too long for UDP."""
+    """Return whether a server's answer was too long for UDP."""
     return bool(data[2] & 0x02)
 
 

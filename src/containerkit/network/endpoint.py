@@ -1,4 +1,4 @@
-"""The end of a network in a container: its network namespace, with an interface for each network that it is on."""
+"""The network namespace of a container, with an interface for each of its networks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _THERE: Final = Slot("router's rtnetlink")
 _HERE: Final = Slot("rtnetlink")
 _HINT: Final = "a limit on network namespaces may be reached: see user.max_net_namespaces"
 _SETTINGS: Final = {
-    # Nobody inside has privileges over this namespace: what they are asked for elsewhere is let be.
+    # Nobody inside has privileges over this namespace, so checks that need them elsewhere are not needed.
     "ipv4/ip_unprivileged_port_start": "0",
 }
 _SETTINGS6: Final = {
     "ipv6/conf/default/accept_ra": "0",
     "ipv6/conf/default/accept_redirects": "0",
-    "ipv6/conf/default/addr_gen_mode": "1",  # no addresses but those that it is given
+    "ipv6/conf/default/addr_gen_mode": "1",  # no addresses except those set here
 }
 
 
@@ -53,15 +53,15 @@ class Wire(NamedTuple):
     Attributes:
         bridge, bridge_index: the bridge, in the router.
         port, port_index: the port, in the router.
-        mac, port_mac: of the interface, and of the port.
-        interface, number: the interface, inside, and its index.
+        mac, port_mac: the MAC of the interface, and of the port.
+        interface, number: the name and index of the interface inside.
         addresses: with their prefixes.
-        gateways: the bridge's addresses, and with them its MAC.
-        gateway_mac: that.
-        leads_out: whether all else goes to the gateways.
-        mtu: bytes.
-        isolated: whether it reaches no other port.
-        down, up: bits per second, None for any.
+        gateways: the addresses of the bridge.
+        gateway_mac: the MAC of the bridge.
+        leads_out: whether the default routes lead to the gateways.
+        mtu: in bytes.
+        isolated: whether it can't reach other ports.
+        down, up: the highest rates in bits per second, or None.
     """
 
     bridge: str
@@ -87,7 +87,7 @@ def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
 
     Args:
         wire: the interface.
-        later: the namespace is not of our making.
+        later: whether the namespace existed before.
     """
     name, index = wire.interface, wire.number
     plain = [text.partition("/")[0] for text in wire.addresses]
@@ -109,7 +109,8 @@ def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
         steps.append(links.isolate(_THERE, wire.port_index, wire.port))
     if wire.down is not None:
         steps.append(links.rate(_THERE, wire.port_index, wire.down, wire.port, mtu=wire.mtu))
-    # The gateway knows the container, and the container the gateway: neither asks, so nobody else can answer.
+    # The gateway has a fixed neighbour entry for the container and vice versa: neither asks, so nobody can spoof an
+    # answer.
     steps += [links.neighbour(_THERE, wire.bridge_index, address, wire.mac, wire.bridge) for address in plain]
     if later and has_ipv6():
         steps += [step for key, value in _OF_ONE.items() for step in write_sysctl(f"ipv6/conf/{name}/{key}", value)]
@@ -136,11 +137,11 @@ def _sockets(enter: list[Operation], *, privileged: bool) -> list[Operation]:
 
 
 def settings_of(sysctls: Mapping[str, str], last_group: int = 2**31 - 1) -> list[Operation]:
-    """Return the operations that set what a namespace of a container is to have.
+    """Return the operations that configure the network namespace of a container.
 
     Args:
         sysctls: more parameters, by their path below ``net``.
-        last_group: the last that there is in the user namespace that owns it: those up to it may use ping.
+        last_group: the highest group id in the user namespace that owns it. All groups up to it may use ping.
     """
     # A range of groups that are not all mapped here is refused: then ping takes a privilege inside.
     ping = write_sysctl("ipv4/ping_group_range", f"0 {last_group}", refused=(EINVAL,))
@@ -170,7 +171,7 @@ def plan_of(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -
 
 
 def make(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> int:
-    """Make the network namespace of a container, and return its descriptor, the caller's from now on.
+    """Make the network namespace of a container. Return its descriptor, which the caller owns.
 
     Raises:
         SetupError: an operation failed; nothing is left behind.
@@ -185,12 +186,12 @@ def make(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> i
     try:
         return opened(program, router.inputs(), (_OWN.name,), messages).pop()
     except SetupError:
-        # What that plan was compiled for was another container's: its error would name that one.
+        # That plan was compiled for another container, so its error would name that one.
         return opened(plan_of(router, wires, sysctls), router.inputs(), (_OWN.name,)).pop()
 
 
 _compiled: dict[object, Program] = {}
-"""Plans, for all containers of a shape: only the content of their messages differs."""
+"""Plans, shared by all containers of the same shape: only the content of their messages differs."""
 
 _MOST_COMPILED: Final = 64
 
@@ -220,7 +221,7 @@ def _messages(wires: tuple[Wire, ...]) -> list[bytes]:
 
 
 def _named(steps: Iterable[Operation]) -> list[Operation]:
-    """Give names to messages, so that their content can be another's."""
+    """Name the messages, so that their content can be replaced."""
     named: list[Operation] = []
     for number, step in enumerate(steps):
         socket, block, length = step.args
@@ -230,7 +231,7 @@ def _named(steps: Iterable[Operation]) -> list[Operation]:
 
 
 def join(router: Router, wire: Wire, namespace: int) -> None:
-    """Make one more interface in a network namespace that is there.
+    """Make one more interface in an existing network namespace.
 
     Raises:
         SetupError: an operation failed; nothing is left behind.
@@ -250,7 +251,7 @@ def join(router: Router, wire: Wire, namespace: int) -> None:
 
 
 def part(router: Router, port: str) -> None:
-    """Remove an interface by its port; harmless when it is gone with its namespace."""
+    """Remove an interface by its port. It is not an error if it is gone with its namespace."""
     steps = [
         *router.inside(),
         *calls.netlink_socket(0, _THERE),
@@ -267,22 +268,22 @@ def _walk(router: Router, steps: list[Operation], slots: Mapping[str, int]) -> N
 
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class Endpoint(Namespace):
-    """The network namespace of one container; closing it gives back all that its networks had for it."""
+    """The network namespace of one container. Closing it releases everything that its networks hold for it."""
 
     _ends: list[Callable[[], Any]] = attrs.field(factory=list)
 
     @classmethod
     def adopt(cls, fd: int, ends: list[Callable[[], Any]]) -> Endpoint:
-        """Take over a descriptor, and what is to be called once nothing runs in it any more, the last first."""
+        """Own a descriptor, and functions that are called in reverse order when nothing runs in it any more."""
         status = os.fstat(fd)
         return cls(kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, ends=ends)
 
     def also(self, end: Callable[[], Any]) -> None:
-        """Call this, too, at its end."""
+        """Call this function too when it is closed."""
         self._ends.append(end)
 
     def close(self) -> None:
-        """Let go of the namespace, and of all that goes with it; harmless when repeated."""
+        """Close the namespace and release everything that belongs to it. May be called twice."""
         super(Endpoint, self).close()  # noqa: UP008 - a class of slots is made anew, and loses the short form
         while self._ends:
             self._ends.pop()()

@@ -1,4 +1,4 @@
-"""Expressions of nf_tables as bytes: what the rules are made of.
+"""Expressions of nf_tables, the parts of rules, as bytes.
 
 A rule loads fields of the packet into registers of 32 bits, compares them or looks them up, and ends in a verdict.
 
@@ -55,7 +55,7 @@ def payload(base: int, offset: int, length: int, register: int = 0) -> bytes:
 
 
 def compare(data: bytes, register: int = 0, operator: int = EQUAL) -> bytes:
-    """Go on with the rule when a register equals (or does not equal) some bytes."""
+    """Continue with the rule if a register equals (or does not equal) some bytes."""
     return _expression("cmp", u32(1, _FIRST + register), u32(2, operator), nested(3, attribute(1, data)))
 
 
@@ -66,7 +66,7 @@ def mask(bits: bytes, register: int = 0) -> bytes:
 
 
 def constant(data: bytes, register: int = 0) -> bytes:
-    """Load bytes that are known."""
+    """Load constant bytes."""
     return _expression("immediate", u32(1, _FIRST + register), nested(2, value(data)))
 
 
@@ -76,13 +76,13 @@ def say(code: int, to: str = "") -> bytes:
 
 
 def lookup(name: str, register: int = 0, *, inverted: bool = False, into: int | None = None) -> bytes:
-    """Go on when the key that begins at a register is (or is not) in a set.
+    """Continue if the key that begins at a register is (or is not) in a set.
 
     Args:
-        name: of the set, made before in the same table.
+        name: the set, which must exist in the same table.
         register: where the key begins.
-        inverted: go on when it is not in it.
-        into: for a map, the register that takes the data; -1 takes it as a verdict.
+        inverted: continue if the key is not in the set.
+        into: for a map, the register for the data, or -1 to use it as a verdict.
     """
     data = text(1, name) + u32(2, _FIRST + register)
     if into is not None:
@@ -93,24 +93,27 @@ def lookup(name: str, register: int = 0, *, inverted: bool = False, into: int | 
 
 
 def conntrack(bits: int, key: int = 0, *, absent: bool = False) -> bytes:
-    """Go on when the connection's state (key 0) or status (key 2) has one of these bits, or (absent) none of them."""
+    """Continue if the connection's state (key 0) or status (key 2) has (or with ``absent`` lacks) these bits."""
     loaded = _expression("ct", u32(1, _FIRST), u32(2, key))
     return loaded + mask(struct.pack("=I", bits)) + compare(bytes(4), operator=EQUAL if absent else UNEQUAL)
 
 
 def local() -> bytes:
-    """Go on when the destination is an address of this namespace's own: ``fib daddr type local``."""
+    """Continue if the destination is an address of this namespace: ``fib daddr type local``."""
     loaded = _expression("fib", u32(1, _FIRST), u32(2, 3), u32(3, 1 << 1))
     return loaded + compare(struct.pack("=I", 2))  # RTN_LOCAL
 
 
 def log(group: int, prefix: str) -> bytes:
-    """Send the packet's head to the listener of a group of this namespace's; nobody listening is no error."""
+    """Send the start of the packet to the listener of a log group of this namespace.
+
+    It is not an error if nobody listens.
+    """
     return _expression("log", attribute(1, struct.pack(">H", group)), text(2, prefix), u32(3, 128))
 
 
 def limit(rate: int, burst: int) -> bytes:
-    """Go on at most so many times a second."""
+    """Continue at most so many times a second."""
     return _expression(
         "limit",
         attribute(1, struct.pack(">Q", rate)),
@@ -121,13 +124,13 @@ def limit(rate: int, burst: int) -> bytes:
 
 
 def at_most(name: str, rate: int, burst: int, timeout_s: int) -> bytes:
-    """Go on when the key that begins at register 0 came more often than so many times a second.
+    """Continue if the key that begins at register 0 occurred more than so many times a second.
 
     Args:
         name: a set with ``TIMEOUT`` and ``EVAL``, which counts for each key by itself.
         rate: times a second.
-        burst: more than that at first.
-        timeout_s: after which a key that did not come is forgotten.
+        burst: how many more are accepted at first.
+        timeout_s: after how many seconds an unused key is forgotten.
     """
     counted = (
         attribute(1, struct.pack(">Q", rate)),
@@ -142,17 +145,17 @@ def at_most(name: str, rate: int, burst: int, timeout_s: int) -> bytes:
 
 
 def masquerade() -> bytes:
-    """Give the packet the address of the interface that it leaves by."""
+    """Masquerade: give the packet the address of its outgoing interface."""
     return _expression("masq")
 
 
 def destination(family: int, address: int, port: int) -> bytes:
-    """Send the connection to the address and the port that lie in two registers.
+    """Redirect the connection to the address and the port in two registers.
 
     Args:
         family: ``IPV4`` or ``IPV6``.
-        address: register of the address.
-        port: register of the port.
+        address: the register of the address.
+        port: the register of the port.
     """
     return _expression(
         "nat",
@@ -166,5 +169,5 @@ def destination(family: int, address: int, port: int) -> bytes:
 
 
 def reject() -> bytes:
-    """Refuse with "administratively prohibited", in whichever family."""
+    """Reject the packet as "administratively prohibited", for IPv4 and IPv6."""
     return _expression("reject", u32(1, 2), attribute(2, bytes((3,))))

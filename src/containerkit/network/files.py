@@ -1,4 +1,4 @@
-"""What a container finds in /etc/hosts and /etc/resolv.conf."""
+"""The files /etc/hosts and /etc/resolv.conf of a container."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["hosts_file", "mounts", "resolv_conf"]
 HOSTS: Final = "/etc/hosts"
 RESOLV: Final = "/etc/resolv.conf"
 GATEWAY: Final = "host-gateway"
-"""What stands for the address of the gateway, as docker has it."""
+"""The name that stands for the address of the gateway, as in Docker."""
 
 _OPTIONAL: Final = (("optional", None),)
 _LOCAL: Final = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -30,8 +30,8 @@ def hosts_file(pairs: Iterable[tuple[str, str]], hostname: str | None, gateways:
 
     Args:
         pairs: names and addresses, or :data:`GATEWAY`.
-        hostname: the container's own; the usual one is found here, another one by asking for it.
-        gateways: of its network.
+        hostname: the container's own. Only the default one is in the file. Others are resolved by DNS.
+        gateways: the gateways of its network.
 
     Source: hosts(5).
     """
@@ -53,9 +53,9 @@ def resolv_conf(servers: Iterable[str], dns: DNS | None) -> bytes:
 
 
 def mounts(own: tuple[Mount, ...], hosts: bytes | str | None, resolv: bytes | str | None) -> tuple[Mount, ...]:
-    """Return the mounts of a container with these files among them; one that it has itself in their place stays."""
+    """Return the mounts of a container, with these files added unless it has its own mounts in their place."""
     covered = {mount.target for mount in own}
     wanted = ((HOSTS, hosts), (RESOLV, resolv))
     files = [Mount.file(path, text) for path, text in wanted if text is not None and path not in covered]
-    # A root that can't be written to and lacks them has no use for them either.
+    # A read-only root without these files does not use them either.
     return (*(attrs.evolve(each, options=_OPTIONAL) for each in files), *own)

@@ -1,4 +1,4 @@
-"""What packet filters of others do to what the host forwards. They are read, never changed."""
+"""Whether packet filters of other programs drop forwarded packets. They are read, never changed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ERROR, _DONE = 2, 3
 
 
 def others_drop_forwarded() -> bool:
-    """Tell whether a chain of somebody else's drops what is forwarded and not named by it, so also what is a router's.
+    """Return whether a chain of another program drops all forwarded packets that it does not name.
 
-    Docker's does, where it switched forwarding on itself. No rule of ours can overrule it, and it is not ours to
-    change: packets must not be forwarded then, but sent by a program. Chains of iptables-legacy are not seen.
+    Docker's chain does if Docker enabled forwarding. No rule of this library can overrule it, and it must not be
+    changed. Then packets are not forwarded, but sent by a program. Chains of iptables-legacy are not seen.
 
     Raises:
         SetupError: they can't be listed.
@@ -53,7 +53,7 @@ def _answers(asking: socket.socket) -> Iterator[bytes]:
 
 
 def _drops(body: bytes) -> bool:
-    """Tell whether a chain, as the kernel describes it, drops forwarded packets of IPv4 at its end."""
+    """Return whether a chain, as the kernel describes it, drops forwarded packets of IPv4 at its end."""
     parts = dict(attributes(body[4:]))
     if body[0] not in (INET, IPV4) or _HOOK not in parts or _POLICY not in parts:
         return False

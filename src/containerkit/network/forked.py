@@ -1,4 +1,4 @@
-"""What a forked child must let go: with a copy of these descriptors it would keep its parent's networks alive."""
+"""Descriptors that forked children must close, because a copy would keep the parent's networks alive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["closed_in_children"]
 
 class _Detachable(Protocol):
     def detach(self) -> int:
-        """Return the descriptor, which is the caller's from now on; -1 when there is none."""
+        """Detach the descriptor. Return it, or -1 if there is none. The caller owns it."""
 
 
 _Kept = TypeVar("_Kept", bound=_Detachable)
@@ -19,7 +19,7 @@ _kept: WeakSet[_Detachable] = WeakSet()
 
 
 def closed_in_children(kept: _Kept) -> _Kept:
-    """Let forked children close their copy of a socket, or of what else has a descriptor; return it."""
+    """Make forked children close their copy of a socket, or of another object with a descriptor. Return the object."""
     _kept.add(kept)
     return kept
 

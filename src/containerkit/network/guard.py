@@ -1,7 +1,7 @@
-"""The guard of a router's bridges: from each port pass frames with the port's own MAC and addresses alone.
+"""The guard of a router's bridges: only frames with the port's own MAC and addresses pass from a port.
 
-It sees what containers send before anybody else does: spoofed sources, answers about addresses of others (ARP,
-neighbour advertisements), router advertisements, redirects, and kinds of frames that are neither ARP nor IP stop here.
+It filters what containers send, before other rules. It drops spoofed sources, answers about addresses of others (ARP,
+neighbour advertisements), router advertisements, redirects, and frames that are neither ARP nor IP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "NAME", "elements", "ifname", "link_local", "logged", "packed", "table"]
 
 NAME: Final = "containerkit"
-GROUP: Final = 1  # of the log of what a router refused, in its own namespace
+GROUP: Final = 1  # the log group of refused packets, in the router's namespace
 
 _ADDRESS: Final = {4: 7, 6: 8}  # nft's types: ipv4_addr, ipv6_addr
 _MAC, _ETHERTYPE, _IFNAME = 9, 10, 41
@@ -38,7 +38,7 @@ def packed(address: str) -> tuple[int, bytes]:
 
 
 def logged(prefix: str) -> bytes:
-    """Log, but never so much that a flood of what is refused becomes a flood of events."""
+    """Log, but limit the rate, so that a flood of refused packets does not become a flood of events."""
     return e.limit(50, 100) + e.log(GROUP, prefix)
 
 
@@ -68,7 +68,8 @@ def table() -> list[Message]:
         "arp": _arp(),
         "ip": [port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.say(nft.ACCEPT)],
         "ip6": _ip6(),
-        # The kernel of a container that ends leaves its groups when its addresses are gone: nobody has tried anything.
+        # When a container ends, its kernel leaves its multicast groups after its addresses are gone. That is not an
+        # attempt.
         "spoofed": [_leaves_a_group() + e.say(nft.DROP), logged("spoofed"), e.say(nft.DROP)],
     }
     chains["ip"].append(e.say(nft.GOTO, "spoofed"))
@@ -77,14 +78,14 @@ def table() -> list[Message]:
 
 
 def _leaves_a_group() -> bytes:
-    """Match what is sent from no address to all routers that keep track of groups. Source: RFC 3810, 5.2.14."""
+    """Match multicast reports from the unspecified address. Source: RFC 3810, 5.2.14."""
     nobody = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
     routers = e.payload(e.NETWORK, 24, 16) + e.compare(bytes.fromhex("ff020000000000000000000000000016"))
     return e.meta(e.PROTOCOL) + e.compare(b"\x86\xdd") + nobody + routers
 
 
 def _arp() -> list[bytes]:
-    # Ethernet and IPv4 alone; the sender's MAC and address in the message must be the port's own.
+    # only Ethernet and IPv4; the sender's MAC and address in the message must be those of the port
     form = e.payload(e.NETWORK, 0, 6) + e.compare(bytes.fromhex("000108000604"))
     sender = e.meta(e.IIFNAME) + e.payload(e.NETWORK, 8, 6, 4) + e.payload(e.NETWORK, 14, 4, 6)
     return [form + sender + e.lookup("arps") + e.say(nft.ACCEPT), e.say(nft.GOTO, "spoofed")]
@@ -103,7 +104,7 @@ def _ip6() -> list[bytes]:
     return [
         *(kind(number) + e.say(nft.GOTO, "spoofed") for number in (134, 137)),  # router advertisement, redirect
         kind(136) + foreign_target + e.say(nft.GOTO, "spoofed"),
-        # Without a source: is an address of its own taken already, and which groups does it listen to.
+        # from the unspecified address: duplicate address detection, and multicast reports
         unspecified + kind(135) + own_target + e.say(nft.ACCEPT),
         unspecified + kind(143) + e.say(nft.ACCEPT),
         port + e.payload(e.NETWORK, 8, 16, 4) + e.lookup("sources6") + e.say(nft.ACCEPT),
@@ -131,6 +132,6 @@ def elements(port: str, mac: str, addresses: Sequence[str]) -> list[Message]:
 
 
 def link_local(mac: str) -> bytes:
-    """Return the link-local address that the kernel makes of a MAC. Source: RFC 4291, appendix A."""
+    """Return the link-local address that the kernel derives from a MAC. Source: RFC 4291, appendix A."""
     raw = bytes.fromhex(mac.replace(":", ""))
     return bytes.fromhex("fe80000000000000") + bytes((raw[0] ^ 2,)) + raw[1:3] + b"\xff\xfe" + raw[3:]

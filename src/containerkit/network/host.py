@@ -1,8 +1,8 @@
-"""What of the host's own settings an uplink takes: forwarding, where it is off, for as long as an owner lives.
+"""The one setting of the host that an uplink changes: forwarding, for as long as an owner lives.
 
-A link and a route end with their owner, a setting does not. So a guard, a shell that waits at a pipe, puts back what
-was changed once the last owner on the machine has ended, and a record of it in /run lets ``containerkit gc`` do so
-where even the guard was killed.
+A link and a route end with their owner, but a setting does not. So a guard, a shell that waits at a pipe, restores the
+settings when the last owner on the machine has ended. A record in /run lets ``containerkit gc`` restore them if the
+guard was killed too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import subprocess
 from typing import Final
 
+from containerkit._linux.textfile import read_or_empty
 from containerkit.errors import SetupError, UnsupportedError
 from containerkit.network.forked import closed_in_children
 from containerkit.network.leases import DIRECTORY
@@ -20,7 +21,7 @@ from containerkit.network.leases import DIRECTORY
 __all__ = ["PREFIX", "Forwarding", "put_back"]
 
 PREFIX: Final = "ck"
-"""How the host's ends of all uplinks begin."""
+"""The prefix of the host's interface names of all uplinks."""
 
 _RECORD: Final = f"{DIRECTORY}/forwarding"
 _V4, _V6 = "/proc/sys/net/ipv4", "/proc/sys/net/ipv6"
@@ -35,23 +36,23 @@ while read -r path value; do
 done < "$2"
 rm -f "$2"
 """
-"""What was switched on for all interfaces meanwhile, as other engines do it, stays on."""
+"""If another program has enabled forwarding for all interfaces meanwhile, it stays enabled."""
 
 
 class Forwarding:
-    """The host forwards what comes from an uplink, and what answers it, until :meth:`close`.
+    """The host forwards packets of an uplink and their answers until :meth:`close`.
 
     Args:
-        uplink: the host's end of it.
-        ipv6: for IPv6, too.
+        uplink: the interface of the uplink on the host.
+        ipv6: whether to forward IPv6 too.
 
     Attributes:
-        changed: the interfaces that forwarded nothing before.
+        changed: the interfaces for which forwarding was off.
 
     Raises:
         SetupError: /proc/sys can't be written to.
 
-    Side effects: where it was off, ``forwarding`` of the host's interfaces is on, and a process watches over that.
+    Side effects: turns ``forwarding`` of the host's interfaces on, and starts the guard.
     """
 
     def __init__(self, uplink: str, *, ipv6: bool) -> None:
@@ -96,31 +97,23 @@ class Forwarding:
             raise UnsupportedError("execve", error.errno or 0, "/bin/sh", hint) from None
 
     def detach(self) -> int:
-        """Return the descriptor that the guard waits at, -1 without one; the guard is nobody's to end then."""
+        """Detach the guard. Return the descriptor that it waits at, or -1 without a guard."""
         guard, self._guard = self._guard, None
         if guard is None or guard.stdin is None:
             return -1
-        guard.returncode = 0  # a child of another process: neither waited for nor missed
+        guard.returncode = 0  # a child of another process, which can't be waited for here
         fd = os.dup(guard.stdin.fileno())
         guard.stdin.close()
         return fd
 
     def close(self) -> None:
-        """Let the guard put back what was changed, once the uplink is gone; harmless when repeated."""
+        """Let the guard restore the settings when the uplink is gone. May be called twice."""
         guard, self._guard = self._guard, None
         if guard is not None:
             assert guard.stdin is not None
             with contextlib.suppress(OSError):
                 guard.stdin.close()
             guard.wait()
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def _write(path: str, value: str) -> None:
@@ -133,41 +126,41 @@ def _write(path: str, value: str) -> None:
 
 
 def _routed(path: str, column: int) -> list[str]:
-    """Return the interfaces that routes of the host's lead to."""
-    names = (line.split()[column] for line in _read(path).splitlines() if not line.startswith("Iface"))
+    """Return the interfaces of the host's routes."""
+    names = (line.split()[column] for line in read_or_empty(path).splitlines() if not line.startswith("Iface"))
     return sorted({name for name in names if name != "lo" and not name.startswith(PREFIX)})
 
 
 def _wanted(uplink: str) -> list[tuple[str, str, str]]:
-    """Return path, present value and interface of each setting that is off."""
+    """Return the path, the present value and the interface of each setting that is off."""
     names = [uplink, *_routed("/proc/net/route", 0)]
     paths = [(f"{_V4}/conf/{name}/forwarding", name) for name in names]
-    return [(path, "0", name) for path, name in paths if _read(path) == "0"]
+    return [(path, "0", name) for path, name in paths if read_or_empty(path) == "0"]
 
 
 def _wanted6(uplink: str) -> list[tuple[str, str, str]]:
-    """Do the same for IPv6, where forwarding was one setting for all interfaces before Linux 6.17."""
-    if _read(f"{_V6}/conf/all/forwarding") != "0":
+    """Do the same for IPv6. Before Linux 6.17 it has one setting for all interfaces."""
+    if read_or_empty(f"{_V6}/conf/all/forwarding") != "0":
         return []
     names = [uplink, *_routed("/proc/net/ipv6_route", 9)]
     if os.path.exists(f"{_V6}/conf/{uplink}/force_forwarding"):
         paths = [(f"{_V6}/conf/{name}/force_forwarding", name) for name in names]
-        return [(path, "0", name) for path, name in paths if _read(path) == "0"]
-    # A router takes no advertisements of others unless it is told to: the host would lose its own default route.
+        return [(path, "0", name) for path, name in paths if read_or_empty(path) == "0"]
+    # By default a router ignores advertisements of others, so the host would lose its default route.
     advertised = [(f"{_V6}/conf/{name}/accept_ra", name) for name in names[1:]]
-    for path, _ in [each for each in advertised if _read(each[0]) == "1"]:
+    for path, _ in [each for each in advertised if read_or_empty(each[0]) == "1"]:
         _write(path, "2")
     return [(f"{_V6}/conf/all/forwarding", "0", "all")]
 
 
 def put_back() -> list[str]:
-    """Put back what owners have changed that are dead, with their guards; return what, for people."""
+    """Restore what dead owners with dead guards have changed. Return descriptions of it."""
     if not os.path.exists(_RECORD) or glob.glob(f"/sys/class/net/{PREFIX}*"):
         return []
     done: list[str] = []
-    for line in _read(_RECORD).splitlines():
+    for line in read_or_empty(_RECORD).splitlines():
         path, _, value = line.partition(" ")
-        if "/ipv4/" in path and _read(f"{_V4}/ip_forward") == "1":
+        if "/ipv4/" in path and read_or_empty(f"{_V4}/ip_forward") == "1":
             continue
         with contextlib.suppress(SetupError):  # the interface is gone
             _write(path, value)

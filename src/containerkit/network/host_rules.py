@@ -1,7 +1,7 @@
-"""The rules in the host's network namespace: one table of the router's own, nothing in anybody else's.
+"""The rules in the host's network namespace: one table for each router.
 
-It lets the containers' connections have the host's address outside, sends published ports to their containers, and
-keeps containers from the host's own services. No rule of anybody else's is read, changed or deleted.
+It masquerades the containers' connections, redirects published ports to their containers, and keeps containers from the
+host's own services. Rules of other programs are not read, changed or deleted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FAMILY: Final = {4: nft.IPV4, 6: nft.IPV6}
 _SOURCE: Final = {4: 12, 6: 8}
 _DESTINATION: Final = {4: 16, 6: 24}
 _LOOPBACK: Final = {4: (b"\xff\0\0\0", b"\x7f\0\0\0"), 6: (b"\xff" * 16, bytes(15) + b"\x01")}
-_OURS: Final = b"ck"  # what all routers' uplinks are called by, whoever the owner
+_OURS: Final = b"ck"  # the prefix of the uplinks of all routers
 _PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 
 
@@ -42,9 +42,9 @@ class HostRules:
     Any thread may use it.
 
     Args:
-        nft_socket: in the host's network namespace; it owns the table, which goes with it.
-        uplink: the host's end of the router's uplink.
-        forwards_only_ours: interfaces of the host's that forwarded nothing before: what comes by them is forwarded to
+        nft_socket: a socket in the host's network namespace. It owns the table, which is deleted with it.
+        uplink: the interface of the router's uplink on the host.
+        forwards_only_ours: interfaces of the host that forwarded nothing before: what comes by them is forwarded to
             routers of this library's alone, so that the host does not begin to route for its neighbours.
 
     Raises:
@@ -67,28 +67,28 @@ class HostRules:
     def publish(
         self, host: str, port: int, protocol: str, address: str, container_port: int, *, count: int = 1
     ) -> None:
-        """Send connections to ports of the host's to a container.
+        """Redirect connections to ports of the host to a container.
 
-        Connections to 127.0.0.0/8 and ::1 never come here: a packet with such an address is not forwarded. Who listens
-        on the port takes them.
+        This does not affect connections to 127.0.0.0/8 and ::1, because such packets are not forwarded. The process
+        that listens on the port gets them.
 
         Args:
-            host: an address of the host's, or ``"0.0.0.0"`` or ``"::"`` for all of them, of the container's version.
+            host: an address of the host, or ``"0.0.0.0"`` or ``"::"`` for all of them, of the container's version.
             port: the first port.
             protocol: ``"tcp"`` or ``"udp"``.
-            address: the container's.
-            container_port: the first of the container's.
-            count: how many ports, one after the other.
+            address: the container's address.
+            container_port: the first port of the container.
+            count: the number of consecutive ports.
 
         Raises:
-            SetupError: ``EEXIST`` when it is published already.
+            SetupError: ``EEXIST`` if it is already published.
         """
         self._socket.batch(self._published(host, port, protocol, (address, container_port), count))
 
     def unpublish(
         self, host: str, port: int, protocol: str, address: str, container_port: int, *, count: int = 1
     ) -> None:
-        """Take back what :meth:`publish` did; connections that are made go on."""
+        """Undo :meth:`publish`. Existing connections continue."""
         self._socket.batch(self._published(host, port, protocol, (address, container_port), count, delete=True))
 
     def _published(
@@ -108,11 +108,11 @@ class HostRules:
         return nft.elements(nft.INET, self.name, f"published{version}", made, delete=delete, exclusive=not delete)
 
     def add_subnet(self, subnet: str) -> None:
-        """Let a network's containers have the host's address outside."""
+        """Masquerade a network: outside, its containers appear with the host's address."""
         self._socket.batch(self._subnet(subnet))
 
     def remove_subnet(self, subnet: str) -> None:
-        """Take back what :meth:`add_subnet` did."""
+        """Undo :meth:`add_subnet`."""
         self._socket.batch(self._subnet(subnet, delete=True))
 
     def _subnet(self, subnet: str, *, delete: bool = False) -> list[Message]:
@@ -122,11 +122,11 @@ class HostRules:
         return nft.elements(nft.INET, self.name, f"subnets{network.version}", ends, delete=delete)
 
     def set_egress(self, addresses: Sequence[str], egress: Egress | None) -> None:
-        """Let containers reach those addresses of the host's that their egress rules name one by one; no others.
+        """Let containers reach only those addresses of the host that their egress rules name individually.
 
         Args:
             addresses: of the container.
-            egress: None is none of the host's.
+            egress: the rules, or None for no address of the host.
         """
         with self._lock:
             messages: list[Message] = []
@@ -144,11 +144,11 @@ class HostRules:
 
     @property
     def log(self) -> socket.socket:
-        """The socket that receives what this table refused; it stays this object's own."""
+        """The socket that receives what this table refused. This object keeps owning it."""
         return self._log
 
     def close(self) -> None:
-        """Delete the table; harmless when repeated."""
+        """Delete the table. May be called twice."""
         self._socket.close()
         self._log.close()
 
@@ -188,7 +188,7 @@ def _forward(uplink: str, forwards_only_ours: Sequence[str]) -> list[bytes]:
     rules = [
         to + e.conntrack(e.ESTABLISHED | e.RELATED) + e.say(nft.ACCEPT),
         to + e.conntrack(e.STATUS_DNAT, 2) + e.say(nft.ACCEPT),
-        to + e.say(nft.DROP),  # a neighbour that routes by this host reaches no container
+        to + e.say(nft.DROP),  # a neighbour that routes via this host can't reach containers
         come + e.say(nft.ACCEPT),
     ]
     others = e.meta(e.OIFNAME) + e.compare(_OURS, operator=e.UNEQUAL)
@@ -210,7 +210,7 @@ def _input(uplink: str, group: int) -> list[bytes]:
 
 
 def _publishing() -> list[bytes]:
-    """Look a connection up by the host's address that it goes to, then by "all addresses"."""
+    """Look up a connection by its destination address on the host, then by "all addresses"."""
     rules = []
     for v in (4, 6):
         width = _LENGTH[v] // 4
@@ -226,7 +226,7 @@ def _publishing() -> list[bytes]:
 
 
 def _masquerading(uplink: str) -> list[bytes]:
-    """What leaves the router's networks takes the host's address, by way of a published port back to them too."""
+    """Packets that leave the router's networks get the host's address, also if a published port leads back to them."""
     rules = []
     for v in (4, 6):
         ours = only(v) + _field(v, _SOURCE) + e.lookup(f"subnets{v}")

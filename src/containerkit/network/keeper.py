@@ -1,9 +1,9 @@
-"""Networks that several processes share: one process keeps each, for as long as somebody wants it.
+"""Networks that several processes share. Each is kept by one process until it is removed.
 
-``containerkit network create`` starts the keeper, which opens the network and answers at a socket; a container on it is
-connected by the keeper, which hands over the descriptor of its network namespace. What the container has there lasts
-as long as the connection, so nothing is left of it when the container's owner ends, however that ends. When the keeper
-ends, so do the network and all that containers have of it.
+``containerkit network create`` starts the keeper, which opens the network and listens on a socket. To connect a
+container, the keeper makes its network namespace and sends the descriptor. The container's resources last as long as
+the connection, so nothing is left when its owner ends, even if it is killed. When the keeper ends, the network ends
+too.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ __all__ = ["Kept", "Remote", "as_error", "create", "known", "serve"]
 _LARGEST: Final = 1 << 20
 _START_S: Final = 20.0
 _PATH: Final = 100
-"""Bytes that the path of a socket can surely have. Source: unix(7)."""
+"""The longest path of a socket in bytes that works everywhere. Source: unix(7)."""
 
 
 def directory() -> str:
-    """Return where the sockets of this user's keepers are."""
+    """Return the directory of the sockets of this user's keepers."""
     if os.geteuid() == 0:
         return f"{DIRECTORY}/kept"
     base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
@@ -57,7 +57,7 @@ def directory() -> str:
 
 
 def _path(name: str) -> str:
-    Network(name)  # refuses what is no name
+    Network(name)  # refuses what is not a name
     path = f"{directory()}/{name}"
     if len(os.fsencode(path)) > _PATH:
         raise SpecError(f"network: the name {name!r:.100} is too long for a socket in {directory()}")
@@ -66,10 +66,10 @@ def _path(name: str) -> str:
 
 @attrs.frozen
 class Kept:
-    """A network that a keeper has, by its name; given to a container as a network.
+    """A network that a keeper keeps, by its name. It can be passed to a container as a network.
 
     Attributes:
-        name: of the network.
+        name: the name of the network.
         at: the path of the keeper's socket, where it is not that of a shared network; at most 100 bytes.
     """
 
@@ -78,14 +78,14 @@ class Kept:
     containerkit_network = True
 
     def inspect(self, *, joins: bool = False) -> dict[str, Any]:
-        """Return what the keeper tells of the network.
+        """Return the keeper's description of the network.
 
         Args:
-            joins: let containers of this process lie where they can be on it: for an unprivileged user in the user
-                namespace of the keeper's.
+            joins: whether containers of this process must be able to join it. Those of an unprivileged user are then
+                made in the keeper's user namespace.
 
         Raises:
-            StateError: nobody keeps a network of that name.
+            StateError: no network of that name is kept.
         """
         answer, fds, connection = self.ask({"verb": "inspect"})
         connection.close()
@@ -95,11 +95,11 @@ class Kept:
         return answer
 
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int], socket.socket]:
-        """Ask the keeper; returns the answer, the descriptors that come with it, and the connection.
+        """Send a request to the keeper. Return the answer, its descriptors, and the connection.
 
         Raises:
-            StateError: nobody keeps a network of that name; or what the keeper says.
-            SpecError, SetupError: what the keeper says.
+            StateError: no network of that name is kept, or the keeper refused the request.
+            SpecError, SetupError: the keeper refused the request.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -109,7 +109,7 @@ class Kept:
             answer, fds = _receive(connection)
         except (ConnectionError, FileNotFoundError):
             connection.close()
-            hint = f"make it first: containerkit network create {self.name}"
+            hint = f"create it first: containerkit network create {self.name}"
             raise StateError(f"network {self.name}: nobody keeps one of that name; {hint}") from None
         except BaseException:
             connection.close()
@@ -173,7 +173,7 @@ def _as_told(error: Exception) -> dict[str, Any]:
 
 @attrs.frozen(eq=False)
 class Remote:
-    """Lets a keeper make the network of each start of one description.
+    """Asks a keeper for the network of each start of one description.
 
     Attributes:
         kept: the network.
@@ -185,7 +185,7 @@ class Remote:
 
     @classmethod
     def of(cls, attach: Attach, connector: Connector) -> Remote:
-        """Return it for how a container is attached, and what else it wishes for."""
+        """Return the connector for an attachment and the other network options of a container."""
         wish = {
             "verb": "connect",
             "attach": {**attrs.asdict(attach, filter=lambda field, _: field.name != "network")},
@@ -198,10 +198,10 @@ class Remote:
         return cls(attach.network, wish)
 
     def take(self) -> Endpoint:
-        """Have the network of one container made.
+        """Ask the keeper to make the network of one container.
 
         Raises:
-            StateError, SpecError, SetupError: what the keeper says.
+            StateError, SpecError, SetupError: the keeper refused the request.
         """
         told, fds, connection = self.kept.ask(self.wish)
         return _Remote.connected(fds[0], connection, told)
@@ -214,7 +214,7 @@ class _Remote(Endpoint):
 
     @classmethod
     def connected(cls, fd: int, connection: socket.socket, told: dict[str, Any]) -> _Remote:
-        """Take over a descriptor, and the connection on which all that the container has depends.
+        """Take ownership of a descriptor, and of the connection on which the container's resources depend.
 
         Args:
             fd: of the network namespace.
@@ -229,7 +229,7 @@ class _Remote(Endpoint):
         return made
 
     def named(self, name: str) -> None:
-        """Let others find it by one more name."""
+        """Add a name by which others find it."""
         _send(self.connection, {"name": name})
         _receive(self.connection)
 
@@ -238,13 +238,13 @@ class _Remote(Endpoint):
 
 
 def serve(network: Network, listening: socket.socket, ready: int, life: socket.socket | None = None) -> None:
-    """Keep a network until somebody asks for its end; the process does nothing else.
+    """Keep a network until its removal is requested. The process does nothing else.
 
     Args:
-        network: what is kept.
-        listening: where it answers.
-        ready: a descriptor that is told how the opening went.
-        life: at its end the network ends, too.
+        network: the network to keep.
+        listening: the listening socket.
+        ready: a descriptor to which the result of the opening is written.
+        life: a socket. When its other side is closed the network ends, too.
     """
     try:
         live = network.open()
@@ -285,11 +285,11 @@ def _attend(connection: socket.socket, live: LiveNetwork, ending: threading.Even
 
 def _check_removable(live: LiveNetwork, request: dict[str, Any]) -> None:
     if live.inspect()["containers"] and not request.get("force"):
-        raise StateError(f"network {live.network.name}: containers are on it; or say --force")
+        raise StateError(f"network {live.network.name}: containers are on it; stop them, or pass --force")
 
 
 def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwork) -> None:
-    """Make the network of a container, and hold what it has for as long as the connection lasts."""
+    """Make the network of a container, and hold its resources as long as the connection lasts."""
     egress = request["egress"]
     how = request["attach"]
     connector = Connector(
@@ -328,8 +328,8 @@ def create(network: Network) -> int:
     """Start the keeper of a network, and return its pid once the network is open.
 
     Raises:
-        StateError: one of that name is kept already.
-        SpecError, SetupError: it can't be opened.
+        StateError: a network of that name is already kept.
+        SpecError, SetupError: the network can't be opened.
 
     Side effects: a process, until the network is removed.
     """
@@ -369,13 +369,13 @@ def create(network: Network) -> int:
 
 
 def _bind(listening: socket.socket, path: str, name: str) -> None:
-    """Take the name; what a keeper that is dead has left in its place is removed."""
+    """Take the name. Remove what a dead keeper has left in its place."""
     for _ in range(2):
         try:
             listening.bind(path)
         except OSError as error:
             if name in [each for each, _ in known()]:
-                raise StateError(f"network {name}: it is kept already; see 'containerkit network ls'") from None
+                raise StateError(f"network {name}: it is already kept; see 'containerkit network ls'") from None
             if not os.path.lexists(path):
                 raise SetupError("bind", error.errno or 0, path, "") from None
             os.unlink(path)
@@ -383,11 +383,11 @@ def _bind(listening: socket.socket, path: str, name: str) -> None:
             os.chmod(path, 0o600)
             listening.listen(64)
             return
-    raise StateError(f"network {name}: another is being made of that name")
+    raise StateError(f"network {name}: another process is creating a network of that name")
 
 
 def known() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name of each network that is kept, and what its keeper tells of it."""
+    """Yield the name of each kept network and its keeper's description."""
     if not os.path.isdir(directory()):
         return
     for name in sorted(os.listdir(directory())):
@@ -396,10 +396,10 @@ def known() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def remove(name: str, *, force: bool) -> None:
-    """Let a keeper end, and with it the network.
+    """Stop a keeper, and with it its network.
 
     Raises:
-        StateError: nobody keeps it; containers are on it, and it was not forced.
+        StateError: it is not kept, or containers are on it and ``force`` is false.
     """
     _, _, connection = Kept(name).ask({"verb": "remove", "force": force})
     with contextlib.suppress(FileNotFoundError):
@@ -415,7 +415,7 @@ def remove(name: str, *, force: bool) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove the sockets of keepers that are dead; return what they were, for people."""
+    """Remove the sockets of dead keepers. Return descriptions of them."""
     try:
         at = directory()
         names = set(os.listdir(at))

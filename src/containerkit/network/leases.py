@@ -1,8 +1,8 @@
-"""Subnets that no other network has: neither the machine's own, nor one of another owner's.
+"""Leases of subnets, so that networks of different owners and of the machine do not overlap.
 
-A lease is a lock on a file in /run/containerkit/networks, which the kernel drops when its owner ends, however that
-ends. The file is named after the subnet, so that another owner sees what is taken. Networks of an unprivileged user lie
-in namespaces of its own, which no other owner sees: they only keep clear of the host's routes and of each other.
+A lease is a lock on a file in /run/containerkit/networks. The kernel drops it when the owner ends, even if it is
+killed. The file is named after the subnet, so that other owners see which subnets are taken. Networks of an
+unprivileged user are in namespaces that no other owner sees. They only have to avoid the host's routes and each other.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ DIRECTORY: Final = "/run/containerkit/networks"
 
 _POOLS: Final = (IPv4Network("10.176.0.0/12"), IPv4Network("172.24.0.0/13"), IPv4Network("100.96.0.0/11"))
 _PREFIX: Final = 20
-"""4,093 containers: a bridge takes 1,023, and an address comes again only after all others."""
+"""4,093 containers. A bridge has 1,023 ports, and an address is reused only after all others were used."""
 
 _GETROUTE, _NEWROUTE = 26, 24
 
 
 class Lease:
-    """A subnet that one network has; :meth:`release` gives it back, and may be called twice."""
+    """A subnet of one network, until :meth:`release`, which may be called twice."""
 
     __slots__ = ("__weakref__", "_fd", "_path", "subnet")
 
@@ -51,12 +51,12 @@ class Lease:
         closed_in_children(self)
 
     def detach(self) -> int:
-        """Return the locked descriptor, -1 without one; the lease is nobody's to release then."""
+        """Detach the lease. Return the locked descriptor, or -1 without one."""
         fd, self._fd = self._fd, -2
         return fd
 
     def release(self) -> None:
-        """Let another network have it."""
+        """Release it for other networks."""
         fd, self._fd = self._fd, -2
         if fd == -2:
             return
@@ -64,7 +64,7 @@ class Lease:
         if fd >= 0:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to the copy of a forked child
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if a forked child has a copy
             os.close(fd)
 
 
@@ -76,7 +76,7 @@ def routes() -> list[Subnet]:
     """Return the subnets that this process's network namespace has routes to, in any table; not the default ones.
 
     Raises:
-        SetupError: the kernel does not tell.
+        SetupError: the kernel refused the request.
     """
     found: list[Subnet] = []
     try:
@@ -103,15 +103,15 @@ def _destination(body: bytes) -> Subnet | None:
 
 
 def lease(wanted: str, *, shared: bool) -> Lease:
-    """Take a subnet.
+    """Lease a subnet.
 
     Args:
         wanted: ``"auto4"``, ``"auto6"``, or a subnet.
-        shared: the subnet is to be routed by the host, where other owners are.
+        shared: whether the host routes the subnet, so that it must not overlap those of other owners.
 
     Raises:
-        StateError: a network of this machine has it, or a part of it.
-        SpecError: the host has a route into it.
+        StateError: it overlaps a network of this machine.
+        SpecError: it overlaps a route of the host.
         UnsupportedError: none is left.
         SetupError: the lock files can't be made.
 
@@ -132,7 +132,9 @@ def lease(wanted: str, *, shared: bool) -> Lease:
         for subnet in _candidates(wanted):
             if not _meeting(subnet, others) and not _meeting(subnet, taken):
                 return _hold(subnet, shared=shared)
-    raise UnsupportedError("lease", 28, f"subnet {wanted}", "all are in use: say which one, subnets=('10.9.0.0/24',)")
+    raise UnsupportedError(
+        "lease", 28, f"subnet {wanted}", "all are in use: choose one yourself, subnets=('10.9.0.0/24',)"
+    )
 
 
 def _candidates(wanted: str) -> Iterator[Subnet]:
@@ -143,7 +145,7 @@ def _candidates(wanted: str) -> Iterator[Subnet]:
     seed = b"containerkit"
     with contextlib.suppress(OSError), open("/etc/machine-id", "rb") as file:
         seed += file.read()
-    # 40 bits that hardly anybody else has, as RFC 4193 wants it, then one subnet for each network.
+    # 40 random bits, as RFC 4193 requires, then one subnet for each network
     prefix = b"\xfd" + hashlib.sha256(seed).digest()[:5]
     for number in range(1 << 16):
         yield IPv6Network((prefix + number.to_bytes(2, "big") + bytes(8), 64))
@@ -185,7 +187,7 @@ def _hold(subnet: Subnet, *, shared: bool) -> Lease:
 
 @contextlib.contextmanager
 def _gate(*, shared: bool) -> Iterator[Callable[[], list[Subnet]]]:
-    """Let one owner at a time choose; yields what returns the subnets that are leased. Stale files are removed."""
+    """Let one owner at a time choose a subnet. Yield a function that returns the leased subnets. Remove stale files."""
     if not shared:
         yield list
         return
@@ -199,7 +201,7 @@ def _gate(*, shared: bool) -> Iterator[Callable[[], list[Subnet]]]:
 
 
 def _leased() -> tuple[list[Subnet], list[str]]:
-    """Return the subnets that somebody holds, and remove the files of those that nobody does; the gate is held."""
+    """Return the leased subnets, and remove stale files. The gate must be held."""
     held: list[Subnet] = []
     removed: list[str] = []
     for name in sorted(os.listdir(DIRECTORY)):
@@ -222,7 +224,7 @@ def _leased() -> tuple[list[Subnet], list[str]]:
 
 
 def sweep() -> list[str]:
-    """Remove the leases of owners that are dead; return what they were, for people."""
+    """Remove the leases of dead owners. Return descriptions of them."""
     if not os.path.isdir(DIRECTORY) or not os.access(DIRECTORY, os.W_OK):
         return []
     fd = _open(f"{DIRECTORY}/gate")

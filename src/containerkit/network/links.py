@@ -68,9 +68,9 @@ def _number(kind: int, value: int) -> bytes:
 
 
 def bridge(socket: Slot, index: int, name: str, *, mac: str, mtu: int) -> Operation:
-    """Make a bridge that is up, with an index of our choice.
+    """Make a bridge with a given index, and bring it up.
 
-    Its own address is fixed, else it would change as ports come and go.
+    Its own MAC is fixed, because otherwise it would change when ports are added and removed.
     """
     info = attribute(_INFO | _NESTED, _text(_INFO_KIND, "bridge"))
     parts = (_text(_NAME, name), attribute(_ADDRESS, mac_bytes(mac)), _number(_MTU, mtu), info)
@@ -93,17 +93,17 @@ def veth(
     up: bool = True,
     alias: str = "",
 ) -> Operation:
-    """Make a pair of interfaces: one here, its peer in another namespace, where it is to be brought up.
+    """Make a pair of interfaces: one in this namespace, its peer in another one, where the peer must be brought up.
 
     Args:
-        socket: in the namespace of the first.
-        name, mac, index: of the first.
-        peer, peer_mac, peer_index: of the other; the index 0 leaves it to the kernel.
+        socket: a netlink socket in the namespace of the first.
+        name, mac, index: those of the first.
+        peer, peer_mac, peer_index: those of the peer. With the index 0 the kernel chooses one.
         peer_namespace: the slot with the descriptor of the other's network namespace.
-        mtu: of both.
-        master: the index of the bridge that the first is a port of, 0 for none.
-        up: bring the first up at once.
-        alias: a text that ``ip link`` shows, for people.
+        mtu: the MTU of both.
+        master: the index of the bridge of which the first is a port, or 0.
+        up: whether to bring the first up.
+        alias: a text that ``ip link`` shows.
     """
     inner_head = (
         _header(peer_index) + _text(_NAME, peer) + attribute(_ADDRESS, mac_bytes(peer_mac)) + _number(_MTU, mtu)
@@ -117,7 +117,7 @@ def veth(
     info = _text(_INFO_KIND, "veth") + attribute(_INFO_DATA | _NESTED, attribute(_VETH_PEER | _NESTED, inner))
     flags = _UP if up else 0
     body = message(_NEWLINK, CREATE | EXCLUDE, _header(index, flags, flags), *parts, attribute(_INFO | _NESTED, info))
-    # The last four bytes of all are those of the peer's namespace: nothing is padded behind them.
+    # The last four bytes are those of the peer's namespace, because no padding follows them.
     what = f"RTM_NEWLINK veth {name}, {peer} in another namespace"
     return calls.netlink(socket, body, what, at=len(body) - 4, slot=peer_namespace)
 
@@ -125,15 +125,15 @@ def veth(
 def macvlan(
     socket: Slot, parent: int, name: str, namespace: Slot, *, index: int, mode: str, mac: str | None, mtu: int | None
 ) -> Operation:
-    """Make an interface on one of this namespace's, in another namespace.
+    """Make a macvlan interface in another namespace, on an interface of this one.
 
     Args:
-        socket: in the namespace of the parent.
+        socket: a netlink socket in the namespace of the parent.
         parent: the index of the parent.
-        name: what it is called there.
+        name: its name there.
         namespace: the slot with the descriptor of that namespace.
-        index: what its index is to be there.
-        mode, mac, mtu: of :class:`containerkit.Macvlan`.
+        index: its index there.
+        mode, mac, mtu: as for :class:`containerkit.Macvlan`.
     """
     data = attribute(_INFO_DATA | _NESTED, _number(1, _MODES[mode]))
     parts = [_text(_NAME, name), _number(_LINK, parent)]
@@ -158,18 +158,18 @@ def isolate(socket: Slot, index: int, name: str) -> Operation:
 
 
 def delete_link(socket: Slot, name: str, *, tolerate: tuple[int, ...] = ()) -> Operation:
-    """Remove an interface, and so its peer."""
+    """Remove an interface, and with it its peer."""
     body = message(_DELLINK, 0, _header(), _text(_NAME, name))
     return calls.netlink(socket, body, f"RTM_DELLINK {name}", tolerate=tolerate)
 
 
 def look_at(socket: Slot, name: str) -> Operation:
-    """Ask for an interface. Once the kernel answers, what is deferred of bringing it up is done."""
+    """Request an interface. When the kernel answers, its deferred work of bringing the interface up is done."""
     return calls.netlink(socket, message(_GETLINK, 0, _header(), _text(_NAME, name)), f"RTM_GETLINK {name}")
 
 
 def address(socket: Slot, index: int, text: str, name: str) -> Operation:
-    """Give an interface an address with its prefix, such as ``10.9.0.2/24``; one of IPv6 is not looked for first."""
+    """Add an address with its prefix, such as ``10.9.0.2/24``. Duplicate detection is off for IPv6."""
     interface = ip_interface(text)
     packed = interface.ip.packed
     family, flags = (_INET, 0) if interface.version == 4 else (_INET6, _NODAD)
@@ -183,25 +183,25 @@ def address(socket: Slot, index: int, text: str, name: str) -> Operation:
 def route(
     socket: Slot, index: int, subnet: str, name: str, *, via: str | None = None, source: str | None = None
 ) -> Operation:
-    """Lead a subnet to an interface.
+    """Route a subnet to an interface.
 
     Args:
-        socket: in the namespace.
+        socket: a netlink socket in the namespace.
         index, name: the interface.
         subnet: such as ``10.9.0.0/24``.
-        via: the next hop, which need not be in a subnet of the interface's.
-        source: the address that the host itself then speaks from (default: the kernel's choice).
+        via: the next hop, which need not be in a subnet of the interface.
+        source: the source address that the host itself uses (default: the kernel's choice).
     """
     return _route(socket, _NEWROUTE, CREATE | EXCLUDE, (index, subnet, name, via, source))
 
 
 def default_route(socket: Slot, index: int, via: str, name: str) -> Operation:
-    """Lead all else to a next hop."""
+    """Add a default route."""
     return route(socket, index, "0.0.0.0/0" if ip_address(via).version == 4 else "::/0", name, via=via)
 
 
 def gone_route(socket: Slot, index: int, subnet: str, name: str, *, tolerate: tuple[int, ...] = ()) -> Operation:
-    """Take such a route away."""
+    """Remove such a route."""
     return _route(socket, _DELROUTE, 0, (index, subnet, name, None, None))._replace(tolerate=tolerate)
 
 
@@ -222,7 +222,7 @@ def _route(socket: Slot, kind: int, how: int, what: tuple[int, str, str, str | N
 
 
 def neighbour(socket: Slot, index: int, of: str, mac: str, name: str) -> Operation:
-    """Say for good which interface an address belongs to: nobody is asked, and nobody else can answer."""
+    """Add a permanent neighbour entry, so that nobody is asked for the address and nobody can spoof an answer."""
     packed = ip_address(of).packed
     family = _INET if len(packed) == 4 else _INET6
     body = pack("=BxxxiHBB", family, index, _PERMANENT, 0, 0)
@@ -232,7 +232,7 @@ def neighbour(socket: Slot, index: int, of: str, mac: str, name: str) -> Operati
 
 
 def rate(socket: Slot, index: int, bits_per_second: int, name: str, *, mtu: int) -> Operation:
-    """Let no more go out of an interface: a bucket that holds 10 ms of it, and a queue of 50 ms. Source: tc-tbf(8)."""
+    """Limit the outgoing rate of an interface: a token bucket of 10 ms, and a queue of 50 ms. Source: tc-tbf(8)."""
     per_second = bits_per_second // 8
     burst = max(per_second // 100, 2 * mtu, 16_384)
     limit = per_second // 20 + burst

@@ -1,4 +1,4 @@
-"""A network that is open: its bridge in the router of this process, its subnets, and who is on it."""
+"""An open network: its bridge in the router of this process, its subnets, and the containers on it."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ __all__ = ["Claim", "LiveNetwork"]
 
 _FIRST_INDEX: Final = 100
 _MOST_PORTS: Final = 1023
-"""What a bridge takes: BR_PORT_BITS in the kernel's net/bridge/br_private.h."""
+"""The largest number of ports of a bridge: BR_PORT_BITS in the kernel's net/bridge/br_private.h."""
 
 
 class Claim(NamedTuple):
-    """What a container has of a network: where, and under which addresses.
+    """The claim of a container on a network: its interface and addresses.
 
     Attributes:
         live: the network.
         wire: its interface.
-        addresses: without their prefixes.
-        names: those by which others find it there.
+        addresses: its addresses without prefixes.
+        names: its names on the network.
     """
 
     live: LiveNetwork
@@ -50,14 +50,14 @@ class Claim(NamedTuple):
 
 
 class LiveNetwork:
-    """A network that is open, until :meth:`close` or the end of ``with``; made by :meth:`containerkit.Network.open`.
+    """A network that is open until :meth:`close` or the end of ``with``; made by :meth:`containerkit.Network.open`.
 
-    Any thread may use it. Containers are given it as ``network=``, or :class:`containerkit.Attach` of it.
+    Any thread may use it. Pass it to containers as ``network=``, alone or in a :class:`containerkit.Attach`.
 
     Attributes:
         network: the description.
-        subnets: the subnets that it has, of IPv4 first.
-        gateways: the addresses of its bridge, which answers names, too.
+        subnets: its subnets, IPv4 first.
+        gateways: the addresses of its bridge, which also answer DNS questions.
     """
 
     containerkit_network = True
@@ -128,17 +128,17 @@ class LiveNetwork:
     # --- Addresses
 
     def claim(self, attach: Attach, position: int, names: tuple[str, ...], *, leads_out: bool) -> Claim:
-        """Take addresses and a port for a container; :meth:`release` gives them back.
+        """Claim addresses and a port for a container, until :meth:`release`.
 
         Args:
-            attach: how it is to be attached.
-            position: which of its interfaces that is, from 0.
-            names: by which others find it, beside the aliases.
-            leads_out: whether all that is not on its networks goes this way.
+            attach: how it is attached.
+            position: the position of this interface, from 0.
+            names: its names, in addition to the aliases.
+            leads_out: whether its default routes lead to this network.
 
         Raises:
-            StateError: the network was closed; a fixed address is another's.
-            SpecError: a fixed address is none of the network's.
+            StateError: the network was closed, or a fixed address is in use.
+            SpecError: a fixed address is not in the network's subnets.
             SetupError: no port or no address is left.
         """
         with self._lock:
@@ -174,7 +174,7 @@ class LiveNetwork:
             return claim
 
     def _place(self, attach: Attach) -> tuple[int, dict[int, str]]:
-        """Choose a number within the subnets that nobody has, and check the fixed addresses."""
+        """Choose a free host number within the subnets, and check the fixed addresses."""
         fixed: dict[int, str] = {}
         for text in attach.addresses:
             version = ip_address(text).version
@@ -184,7 +184,7 @@ class LiveNetwork:
                 raise SpecError(f"address {text}: network {self.network.name} has {', '.join(self.subnets)}")
             offset = int(ip_address(text)) - int(network.network_address)
             if offset < 2 or (version == 4 and offset >= network.num_addresses - 1):
-                raise SpecError(f"address {text}: it is the network's own; choose another of {subnet}")
+                raise SpecError(f"address {text}: it is the gateway's; choose another one in {subnet}")
             if offset in self._used:
                 raise StateError(f"address {text}: another container of network {self.network.name} has it")
             fixed[version] = text
@@ -198,7 +198,7 @@ class LiveNetwork:
         return next(int(each.network_address) for each in networks if each.version == version)
 
     def _free(self) -> int:
-        """Return a number that nobody has; one that was used comes again after all others."""
+        """Return a free host number. Used ones are reused last."""
         most = min(ip_network(each).num_addresses for each in self.subnets) - 3
         for _ in range(most):
             number = 2 + self._next % most
@@ -215,7 +215,7 @@ class LiveNetwork:
         return found
 
     def release(self, claim: Claim) -> None:
-        """Give back what a container had; harmless when repeated."""
+        """Release the claim of a container. May be called twice."""
         with self._lock:
             if self._claims.pop(claim.wire.port, None) is None:
                 return
@@ -225,23 +225,23 @@ class LiveNetwork:
     # --- At run time
 
     def attach(self, container: Container, how: Attach | None = None) -> tuple[str, ...]:
-        """Attach a container that runs, with one more interface, and return its addresses.
+        """Attach a running container with one more interface. Return its addresses.
 
         Args:
-            container: it has a network namespace of its own.
-            how: its aliases, addresses and so on (default: as it comes).
+            container: a container with a network namespace of its own.
+            how: its aliases, addresses and so on (default: no aliases, free addresses).
 
         Raises:
-            StateError: it does not run, or is on the network already; the network was closed.
-            SpecError: an address that can't be.
-            SetupError: it failed; nothing is left behind.
+            StateError: it does not run, or is already on the network, or the network was closed.
+            SpecError: an address is invalid.
+            SetupError: an operation failed. Nothing is left behind.
         """
         from containerkit.network.connect import attach_running
 
         return attach_running(self, container, how)
 
     def detach(self, container: Container) -> None:
-        """Take a container off this network; its interface is gone, and so are the connections over it.
+        """Detach a container. Its interface is removed, and its connections end.
 
         Raises:
             StateError: it is not on it.
@@ -251,13 +251,13 @@ class LiveNetwork:
         detach_running(self, container)
 
     def addresses(self, container: Container) -> tuple[str, ...]:
-        """Return the addresses that a container has on this network, IPv4 first; none where it is not on it."""
+        """Return the addresses of a container on this network, IPv4 first. The result is empty if it is not on it."""
         from containerkit.network.connect import claims_of
 
         return tuple(text for claim in claims_of(container) if claim.live is self for text in claim.addresses)
 
     def inspect(self) -> dict[str, Any]:
-        """Return what it is and who is on it, as plain values."""
+        """Return its description and its containers as plain values."""
         with self._lock:
             members = [
                 {"addresses": list(each.addresses), "mac": each.wire.mac, "names": list(each.names)}
@@ -273,7 +273,7 @@ class LiveNetwork:
         }
 
     def ports(self, container: Container) -> tuple[Port, ...]:
-        """Return the published ports of a container on this network, with the host's ports that they have got."""
+        """Return the published ports of a container on this network, with the actual ports of the host."""
         import attrs
 
         from containerkit.network.connect import published_of
@@ -284,14 +284,14 @@ class LiveNetwork:
     # --- What was refused
 
     def refusals(self) -> list[Refusal]:
-        """Return what its containers tried and might not, since this was last called; at most the latest 1,000."""
+        """Return what was refused to its containers since the last call, at most the latest 1,000 refusals."""
         return self.router.attendant.refusals(self.subnets)
 
     def on_refused(self, told: Callable[[Refusal], object] | None) -> None:
-        """Let a function be called with each refusal from now on, in a thread of its own; it must not wait.
+        """Call a function with each refusal from now on, in another thread. The function must not block.
 
         Args:
-            told: the function; None calls it no more.
+            told: the function, or None to stop.
         """
         self.router.attendant.tell(self.bridge, told, self.subnets)
 
@@ -304,12 +304,15 @@ class LiveNetwork:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StateError(f"{self!r}: it was closed; open another")
+            raise StateError(f"{self!r}: it was closed; open a new one")
         if os.getpid() != self._pid:
-            raise StateError(f"{self!r}: it is the parent's; a forked child opens one of its own")
+            raise StateError(f"{self!r}: it belongs to the parent process; open a new one in the forked child")
 
     def close(self) -> None:
-        """Take it down; containers that are still on it lose it. Harmless when repeated, or in a forked child."""
+        """Close it. Containers that are still on it lose it.
+
+        May be called twice, and has no effect in a forked child.
+        """
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -349,7 +352,7 @@ class LiveNetwork:
 
 
 def _mac_of(addresses: tuple[str, ...], port: int) -> str:
-    """Make an address that no other interface of the network has: from the IPv4 address, as others do."""
+    """Return a unique MAC, derived from the IPv4 address."""
     four = next((text for text in addresses if ":" not in text), None)
     own = ip_address(four.partition("/")[0]).packed if four else b"\xfe" + port.to_bytes(3, "big")
     return "0a:58:" + own.hex(":")

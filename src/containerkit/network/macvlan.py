@@ -1,4 +1,4 @@
-"""An interface of a container's own on one of the host's networks."""
+"""Macvlan: an interface of a container directly on one of the host's networks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Maker:
 
     def __init__(self, wish: Macvlan, sysctls: Mapping[str, str]) -> None:
         if not is_privileged():
-            hint = "an unprivileged user has no interface of the host's: use network='internet'"
+            hint = "only root can use an interface of the host: use network='internet'"
             raise UnsupportedError("netlink", 1, f"macvlan on {wish.parent}", hint)
         self._wish = wish
         self._sysctls = sysctls
@@ -48,12 +48,12 @@ class Maker:
         """Make the network of one container.
 
         Raises:
-            SetupError: the parent is not there, or the kernel refuses.
+            SetupError: the parent does not exist, or the kernel refused an operation.
         """
         try:
             parent = socket.if_nametoindex(self._wish.parent)
         except OSError as error:
-            hint = "name one of the host's interfaces: ip link"
+            hint = "pass the name of one of the host's interfaces (see: ip link)"
             raise SetupError("netlink", error.errno or 19, f"macvlan on {self._wish.parent}", hint) from None
         (fd,) = opened(self._plan(parent), {"proc": proc()}, ("endpoint",))
         return Endpoint.adopt(fd, [])
@@ -77,12 +77,12 @@ class Maker:
         return [*steps, calls.close(inside), calls.close(outside)]
 
     def resolv_conf(self) -> bytes | None:
-        """Return the host's, but for servers that only the host itself reaches; None where none is left."""
+        """Return the host's name servers, without those that only the host can reach, or None if none is left."""
         return hosts_servers()
 
 
 def hosts_servers() -> bytes | None:
-    """Return the host's /etc/resolv.conf without servers on the host's own loopback; None where none is left."""
+    """Return the host's /etc/resolv.conf without servers on the loopback, or None if none is left."""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:

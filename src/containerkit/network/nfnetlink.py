@@ -1,6 +1,7 @@
-"""Messages of nf_tables as bytes, and the socket that sends them: no program and no library is needed for rules.
+"""Messages of nf_tables as bytes, and the socket that sends them. No program or library is needed for rules.
 
-Everything above the socket is pure. A batch is one transaction of the kernel's: all of it is taken, or nothing.
+Everything except the socket is pure. A batch is one transaction of the kernel: either all of it takes effect, or
+nothing.
 
 Source: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h.
 """
@@ -80,7 +81,7 @@ _NESTED: Final = 0x8000
 _TABLE_OWNER: Final = 0x2
 _SOL_NETLINK, _EXT_ACK = 270, 11
 _NETLINK_NETFILTER: Final = 12
-_MOST_IN_A_BATCH: Final = 2000  # messages: a batch must fit the buffer that an unprivileged user's socket may have
+_MOST_IN_A_BATCH: Final = 2000  # messages: a batch must fit into the socket buffer of an unprivileged user
 
 
 class Message(NamedTuple):
@@ -88,10 +89,10 @@ class Message(NamedTuple):
 
     Attributes:
         kind: the number of the message.
-        flags: of the netlink header.
-        family: of the table.
-        body: its attributes.
-        target: what it is about, for errors.
+        flags: the flags in the netlink header.
+        family: the family of the table.
+        body: the attributes.
+        target: its subject, for errors.
     """
 
     kind: int
@@ -102,17 +103,17 @@ class Message(NamedTuple):
 
     @property
     def operation(self) -> str:
-        """What errors call it."""
+        """Its name in errors."""
         return f"nft {_NAMES[self.kind]}"
 
 
 class Hook(NamedTuple):
-    """Where a base chain hangs.
+    """The hook of a base chain.
 
     Attributes:
         kind: ``"filter"`` or ``"nat"``.
-        number: which hook.
-        priority: the lower, the earlier.
+        number: the number of the hook.
+        priority: lower is earlier.
         policy: the verdict at the end of the chain.
     """
 
@@ -126,11 +127,11 @@ class Set(NamedTuple):
     """A set or a map of a table.
 
     Attributes:
-        name: of the set.
+        name: the name of the set.
         fields: the length in bytes of each field of the key.
-        types: nft's number of the type of each field; the kernel ignores them, ``nft list`` prints by them.
+        types: nft's number of the type of each field. The kernel ignores them, but ``nft list`` needs them.
         flags: such as ``INTERVAL``.
-        data: the type of the data and its length, for a map.
+        data: for a map, the type and length of the data.
     """
 
     name: str
@@ -144,11 +145,11 @@ class Element(NamedTuple):
     """An element of a set.
 
     Attributes:
-        key: padded, see :func:`key`.
-        end: the end of an interval, for keys of several fields; that of a single field is an element of its own.
-        data: what a map gives for it.
-        timeout_s: after which it goes by itself; 0 is never.
-        is_end: this element ends an interval of a single field.
+        key: the padded key, see :func:`key`.
+        end: the end of an interval, for keys of several fields. With a single field the end is an element of its own.
+        data: its value in a map.
+        timeout_s: the seconds after which it is removed, or 0 for never.
+        is_end: whether this element is the end of an interval of a single field.
     """
 
     key: bytes
@@ -162,7 +163,7 @@ class Element(NamedTuple):
 
 
 def nested(number: int, *parts: bytes) -> bytes:
-    """Return an attribute that holds others."""
+    """Return an attribute that contains others."""
     return attribute(number | _NESTED, b"".join(parts))
 
 
@@ -194,8 +195,8 @@ def table(family: int, name: str, *, owned: bool = True) -> Message:
 
     Args:
         family: such as ``INET``.
-        name: of the table.
-        owned: it is the socket's alone: nobody else changes or flushes it, and it goes with the socket.
+        name: the name of the table.
+        owned: whether only the socket may change or flush the table. It is then deleted with the socket.
     """
     flags = u32(2, _TABLE_OWNER) if owned else b""
     return Message(_NEWTABLE, _CREATE | _EXCL, family, text(1, name) + flags, name)
@@ -207,7 +208,7 @@ def delete_table(family: int, name: str) -> Message:
 
 
 def chain(family: int, of: str, name: str, hook: Hook | None = None) -> Message:
-    """Make a chain; with a hook it is a base chain."""
+    """Make a chain. With a hook it is a base chain."""
     body = text(1, of) + text(3, name)
     if hook is not None:
         place = nested(4, u32(1, hook.number), u32(2, hook.priority))
@@ -222,7 +223,7 @@ def rule(family: int, of: str, name: str, *expressions: bytes) -> Message:
 
 
 def new_set(family: int, of: str, made: Set, number: int) -> Message:
-    """Make a set; ``number`` must differ from those of the other sets of the same batch."""
+    """Make a set. ``number`` must be unique within the batch."""
     several = len(made.fields) > 1
     width = sum(length + -length % 4 for length in made.fields) if several else made.fields[0]
     kind = 0
@@ -257,15 +258,15 @@ def _element(element: Element) -> bytes:
 def elements(
     family: int, of: str, name: str, wanted: Sequence[Element], *, delete: bool = False, exclusive: bool = False
 ) -> list[Message]:
-    """Add elements to a set, or delete them; a message holds 64 KiB, so it takes one for each 300.
+    """Add elements to a set, or delete them. A message has at most 64 KiB, so there is one for every 300 elements.
 
     Args:
-        family: of the table.
-        of: the table.
+        family: the family of the table.
+        of: the name of the table.
         name: the set.
-        wanted: the elements. One that is there already is no error, and keeps its timeout and its data.
-        delete: delete them; one that is not there is an error.
-        exclusive: one that is there already is an error.
+        wanted: the elements. Adding an existing one is not an error. It keeps its timeout and its data.
+        delete: delete them. A missing one is an error.
+        exclusive: make adding an existing one an error.
     """
     kind, flags = (_DELELEM, 0) if delete else (_NEWELEM, _CREATE | (_EXCL if exclusive else 0))
     start = text(1, of) + text(2, name)
@@ -276,12 +277,12 @@ def elements(
 
 
 def value(data: bytes) -> bytes:
-    """Return the data of an element that is a value."""
+    """Return the data of an element for a value."""
     return attribute(1, data)
 
 
 def verdict(code: int, to: str = "") -> bytes:
-    """Return the data of an element, or of :func:`immediate`, that is a verdict."""
+    """Return the data of an element, or of :func:`immediate`, for a verdict."""
     return nested(2, u32(1, code) + (text(2, to) if to else b""))
 
 
@@ -308,13 +309,13 @@ def _framed(kind: int, flags: int, family: int, resource: bytes, body: bytes, se
 
 
 class Nfnetlink:
-    """A socket to nf_tables of one network namespace; tables made through it are its own, and go with it.
+    """A socket to nf_tables of one network namespace. It owns the tables made through it, which are deleted with it.
 
-    Any thread may use it: batches wait for one another.
+    Any thread may use it. Batches wait for each other.
 
     Args:
-        opened: a raw ``NETLINK_NETFILTER`` socket of the namespace wanted, taken over; None opens one in the calling
-            thread's.
+        opened: a raw ``NETLINK_NETFILTER`` socket of the namespace, which this object then owns. Default: one of the
+            calling thread's namespace.
 
     Raises:
         UnsupportedError: this kernel has no nf_tables.
@@ -338,12 +339,12 @@ class Nfnetlink:
             raise
 
     def batch(self, messages: Iterable[Message]) -> None:
-        """Send messages as one transaction, and wait until it is done.
+        """Send messages as one transaction, and wait for the result.
 
-        A batch of more than 2,000 messages is several transactions.
+        More than 2,000 messages are sent as several transactions.
 
         Raises:
-            SetupError: the kernel refused one; nothing of its transaction was done. The error names the message.
+            SetupError: the kernel refused a message, which the error names. Nothing of its transaction took effect.
             UnsupportedError: the kernel has no such table, expression or flag.
             StateError: the socket was closed.
         """
@@ -369,12 +370,13 @@ class Nfnetlink:
             raise _refusal(refused, number, said)
 
     def forget(self, address: str) -> None:
-        """Forget the connections of an address, so that its next packets are judged as new ones.
+        """Forget the connections of an address, so that its next packets are treated as new.
 
-        A kernel before 6.11 forgets those of all addresses of the namespace: those still allowed go on.
+        A kernel before 6.11 forgets those of all addresses of the namespace. Connections that are still allowed
+        continue.
 
         Args:
-            address: where a connection began, or where it went.
+            address: the source or destination of the connections.
         """
         parsed = ipaddress.ip_address(address)
         family, numbers = (IPV4, (1, 2)) if parsed.version == 4 else (IPV6, (3, 4))
@@ -385,10 +387,10 @@ class Nfnetlink:
                 return
 
     def _delete_connections(self, family: int, body: bytes) -> bool:
-        """Return False when this kernel knows no such filter."""
+        """Return False if this kernel does not know the filter."""
         with self._lock:
             self._sequence = (self._sequence + 1) & 0x7FFFFFFF
-            # Version 1 of the message: the family counts.
+            # In version 1 of the message the family is used.
             header = struct.pack("=IHHII", 20 + len(body), 1 << 8 | 2, _REQUEST | 0x4, self._sequence, 0)
             try:
                 self._socket.send(header + bytes((family, 1, 0, 0)) + body)
@@ -402,9 +404,9 @@ class Nfnetlink:
         raise SetupError("conntrack delete", failed[0], "connections", failed[2])
 
     def _answers(self) -> tuple[int, int, str] | None:
-        """Return the errno, the number and the kernel's words of the first message refused.
+        """Return the errno, the number and the kernel's text of the first refused message.
 
-        A batch is done when ``send`` returns; silence means success.
+        A batch has been executed when ``send`` returns. No answer means success.
         """
         first: tuple[int, int, str] | None = None
         while True:
@@ -420,7 +422,7 @@ class Nfnetlink:
                 data = data[length + -length % 4 :]
 
     def close(self) -> None:
-        """Close the socket, and with it delete the tables that are its own; harmless when repeated."""
+        """Close the socket, which deletes its tables. May be called twice."""
         with self._lock:
             self._socket.close()
 
@@ -436,14 +438,14 @@ class Nfnetlink:
 
 def _refusal(message: Message, number: int, said: str) -> SetupError:
     if message.kind == _NEWTABLE and number in (EINVAL, EOPNOTSUPP):
-        hint = "a table that goes with its owner takes Linux 5.12 with NF_TABLES"
+        hint = "a table with an owner needs Linux 5.12 with NF_TABLES"
         return UnsupportedError(message.operation, number, message.target, hint)
     if number == EOPNOTSUPP:
         hint = said or "the kernel was built without it (see CONFIG_NFT_*)"
         return UnsupportedError(message.operation, number, message.target, hint)
     hint = {
-        EPERM: "it takes CAP_NET_ADMIN over the network namespace, and the table must be this socket's own",
-        ENOENT: "what it names is not there, or the kernel lacks an expression (see CONFIG_NFT_*)",
-        EEXIST: "it is there already",
+        EPERM: "it needs CAP_NET_ADMIN over the network namespace, and this socket must own the table",
+        ENOENT: "what it names does not exist, or the kernel lacks an expression (see CONFIG_NFT_*)",
+        EEXIST: "it already exists",
     }.get(number, "")
     return SetupError(message.operation, number, message.target, f"{hint}: {said}" if hint and said else hint or said)

@@ -1,4 +1,4 @@
-"""Networks of containers that wait for a start, with all that their networks have for them."""
+"""Network namespaces of containers that are made before a start needs them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _LARGEST: Final = 1023
 
 
 class EndpointPool:
-    """Keeps network namespaces ready that are on the networks of one description.
+    """Keeps network namespaces ready for containers of one description.
 
-    Each is given away once. When none is ready a start makes its own and waits for it.
+    Each is used once. If none is ready, a start makes its own.
 
     Args:
-        connector: makes each.
-        size: how many it keeps, 1 to 1023.
+        connector: makes them.
+        size: the number of ready namespaces, 1 to 1023.
 
     Raises:
-        SpecError: a size that can't be, or a description of which there can be but one.
+        SpecError: the size is invalid, or only one container of the description can exist.
 
     Side effects: a thread, until :meth:`close`.
     """
@@ -39,7 +39,9 @@ class EndpointPool:
         if any(port.host_port for port in connector.ports) or any(
             how.addresses or how.mac for _, how in connector.attached
         ):
-            raise SpecError("networks: a fixed port, address or MAC is one container's: none can be kept ready with it")
+            raise SpecError(
+                "networks: with a fixed port, address or MAC only one container can exist, so none can be kept ready"
+            )
         self.size = size
         self._connector = connector
         self._supply: Supply[Connection] = Supply(size, connector.take, Connection.close, "networks", eager=True)
@@ -47,11 +49,11 @@ class EndpointPool:
         self.close = self._supply.close
 
     def take(self) -> Connection:
-        """Return one that nobody has used; the caller's from now on.
+        """Return an unused one. The caller owns it.
 
         Raises:
             StateError: the pool, or a network, was closed.
-            SetupError: one had to be made, and could not.
+            SetupError: one had to be made, and that failed.
         """
         if self._supply.is_ours and self._supply.closed:
             raise StateError(f"{self!r}: it was closed")
@@ -65,14 +67,14 @@ class EndpointPool:
 
 
 def pooled(spec: Spec, size: int) -> tuple[EndpointPool, dict[str, Any]]:
-    """Return a pool for a description, and the arguments of a container that takes its network from it.
+    """Return a pool for a description, and the arguments of containers that get their networks from it.
 
     Args:
-        spec: the description; it wishes for networks of ours.
+        spec: the description. It requests networks of this library.
         size: as for :class:`EndpointPool`.
 
     Raises:
-        SpecError: its network is none that can be kept ready.
+        SpecError: its network can't be kept ready.
     """
     joining = connected_once(spec)
     choice = joining.namespaces.network

@@ -1,4 +1,4 @@
-"""Ports of the host's that lead to a container.
+"""Ports of the host that lead to a container.
 
 For each a socket is bound, whoever carries the packets: so a port in use is an error at once, and no other user takes
 it over. Packets from outside go by the host's rules (see host_rules); what comes by the loopback, and all of it where
@@ -31,27 +31,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Published"]
 
-_IDLE_S: Final = 60.0  # after which a client of a UDP port is forgotten; as conntrack does
+_IDLE_S: Final = 60.0  # after which a client of a UDP port is forgotten, as in conntrack
 _MOST_CLIENTS: Final = 1024
 _BACKLOG: Final = 4096
 _HINTS: Final = {
-    errno.EADDRINUSE: "somebody has that port already: choose another one, or 0 for any that is free",
-    errno.EACCES: "below net.ipv4.ip_unprivileged_port_start it takes CAP_NET_BIND_SERVICE: take a higher one",
-    errno.EADDRNOTAVAIL: "it is no address of this host's",
-    errno.EMFILE: "each published port takes a descriptor of this process: raise RLIMIT_NOFILE",
+    errno.EADDRINUSE: "that port is in use: choose another one, or 0 for any free port",
+    errno.EACCES: "ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE: choose a higher one",
+    errno.EADDRNOTAVAIL: "it is not an address of this host",
+    errno.EMFILE: "each published port needs a descriptor of this process: raise RLIMIT_NOFILE",
 }
 
 
 class Published:
-    """A published port; made by the attendant.
+    """A published port, made by the attendant.
 
     Attributes:
-        port: what was asked for.
-        host_port: the first port of the host's, also where any free one was asked for.
+        port: the described port.
+        host_port: the first port of the host, also if any free port was requested.
 
     Raises:
-        SetupError: ``EADDRINUSE`` when somebody has a port; ``EACCES`` for one below 1024 that the user may not have;
-            ``EADDRNOTAVAIL`` for an address that is not the host's. Nothing is left bound.
+        SetupError: ``EADDRINUSE`` if a port is in use, ``EACCES`` if the user may not bind a port below 1024,
+            ``EADDRNOTAVAIL`` if the address is not the host's. No port stays bound.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Published:
         return made
 
     def fileno(self) -> int:
-        """Return the descriptor of the (first) bound socket, which stays the port's own."""
+        """Return the descriptor of the (first) bound socket, which this object keeps owning."""
         return self._held[0].fileno()
 
     def close(self) -> None:
-        """Give the port back, and end the connections that were handed on; harmless when repeated."""
+        """Release the port, and end its connections. May be called twice."""
         rules, self._rules = self._rules, None
         if rules is not None:
             rules.unpublish(*self._rule, count=self.port.count)
@@ -134,7 +134,7 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def _target(port: Port, addresses: Sequence[str]) -> str:
-    """Return the container's address of the version of the host's, or else its first."""
+    """Return the container's address of the same IP version as the host's address, or else its first."""
     same = [each for each in addresses if (":" in each) == (":" in port.host)]
     return (same or list(addresses))[0]
 
@@ -147,7 +147,7 @@ def _bound(port: Port, number: int) -> socket.socket:
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
-            # Only past connections are no obstacle: where somebody listens, it is an error all the same.
+            # Only past connections are ignored. If another process listens on the port, it is still an error.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((port.host, number))
         if kind == socket.SOCK_STREAM:
@@ -162,7 +162,7 @@ def _bound(port: Port, number: int) -> socket.socket:
 
 
 class _Relay:
-    """Datagrams of one bound socket, to a container and back; a thread of its own."""
+    """Forwards datagrams of one bound socket to a container and back, in a thread."""
 
     def __init__(self, held: socket.socket, place: tuple[str, int], in_router: SocketMaker) -> None:
         self._held, self._place, self._in_router = held, place, in_router
@@ -182,7 +182,7 @@ class _Relay:
                     return
                 try:
                     self._forth() if key.data is None else self._back(key.data)
-                except OSError:  # nobody listens inside, as with any datagram: it is lost
+                except OSError:  # nobody listens inside: the datagram is lost, as usual
                     continue
             self._expire()
 
@@ -216,7 +216,7 @@ class _Relay:
                 del self._clients[client]
 
     def close(self) -> None:
-        """End the thread and close what it made."""
+        """End the thread and close its sockets."""
         self._waker.send(b"\0")
         self._thread.join()
         self._selector.close()

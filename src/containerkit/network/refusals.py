@@ -1,4 +1,4 @@
-"""What was refused to a container, as events: read from the kernel's log of packets, or told by the resolver."""
+"""What was refused to a container, as events: from the kernel's log of packets, or from the resolver."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 @attrs.frozen(kw_only=True)
 class Refusal:
-    """Something that a container tried and might not.
+    """Something that was refused to a container.
 
     Attributes:
         when: seconds since the epoch.
-        kind: ``"egress"``: a destination that no egress rule names, or that is never of the internet; ``"network"``:
-            another network, or out of an internal one; ``"router"``: a service of the router's; ``"host"``: a service
-            of the host's; ``"spoofed"``: an address or a MAC that is not its own; ``"dns"``: a name that no egress rule
+        kind: ``"egress"``: a destination that no egress rule names, or that is never part of the internet;
+            ``"network"``:
+            another network, or out of an internal one; ``"router"``: a service of the router; ``"host"``: a service
+            of the host; ``"spoofed"``: an address or a MAC that is not its own; ``"dns"``: a name that no egress rule
             names; ``"rebinding"``: a name whose answer was a private address.
-        source: the container's address, as the packet had it.
-        destination: where it went; empty for ``"dns"``.
+        source: the container's address in the packet.
+        destination: the destination address; empty for ``"dns"``.
         protocol: such as ``"tcp"``, or its number.
-        port: of the destination, 0 where there is none.
-        name: that was asked for.
+        port: the destination port, or 0.
+        name: the requested name.
     """
 
     when: float
@@ -59,16 +60,18 @@ class Refusal:
 
 
 def subscribe(opened: socket.socket, group: int) -> None:
-    """Let a netfilter socket receive the packets that are logged for a group.
+    """Subscribe a netfilter socket to the packets of a log group.
 
     Raises:
-        OSError: ``EPERM`` without CAP_NET_ADMIN, ``EBUSY`` when somebody else receives them.
+        OSError: ``EPERM`` without CAP_NET_ADMIN, ``EBUSY`` if another process receives them.
     """
     opened.bind((0, 0))
-    opened.setsockopt(270, 5, 1)  # NETLINK_NO_ENOBUFS: what does not fit is lost, and is no error
+    opened.setsockopt(270, 5, 1)  # NETLINK_NO_ENOBUFS: packets that do not fit are lost without an error
     bind = _config(0, group, struct.pack("=HHB3x", 5, 1, 1))  # NFULNL_CFG_CMD_BIND
     copy = _config(0, group, struct.pack("=HH", 10, 2) + struct.pack(">IBx", 128, 2) + bytes(2))  # COPY_PACKET
-    soon = _config(0, group, struct.pack("=HH", 8, 5) + struct.pack(">I", 1))  # NFULA_CFG_QTHRESH: each by itself
+    soon = _config(
+        0, group, struct.pack("=HH", 8, 5) + struct.pack(">I", 1)
+    )  # NFULA_CFG_QTHRESH: send each packet at once
     for message in (bind, copy, soon):
         opened.send(message)
         data = opened.recv(4096)
@@ -79,7 +82,7 @@ def subscribe(opened: socket.socket, group: int) -> None:
 
 
 def free_group() -> tuple[socket.socket, int]:
-    """Return a socket that receives a group of this network namespace's log that nobody else receives, and its number.
+    """Return a socket for an unused log group of this network namespace, and the number of the group.
 
     Raises:
         OSError: ``EPERM`` without CAP_NET_ADMIN.
@@ -104,7 +107,10 @@ def _config(family: int, group: int, body: bytes) -> bytes:
 
 
 def read(data: bytes) -> list[Refusal]:
-    """Return what one datagram of the log tells. What can't be read is left out: a container made it."""
+    """Return the refusals in one datagram of the log.
+
+    Packets that can't be parsed are left out, because a container made them.
+    """
     found = []
     while len(data) >= 20:
         length, kind = struct.unpack_from("=IH", data)
@@ -137,7 +143,7 @@ def _addresses(ethertype: int, packet: bytes) -> tuple[str, str, str, int]:
 
 
 class Log:
-    """The latest 1,000 refusals, and who wants to be told."""
+    """The latest 1,000 refusals, and their listeners."""
 
     def __init__(self) -> None:
         self._kept: deque[Refusal] = deque(maxlen=_MOST)
@@ -145,7 +151,7 @@ class Log:
         self._told: dict[object, Callable[[Refusal], object]] = {}
 
     def add(self, refusal: Refusal) -> None:
-        """Keep one, and tell it to all who want to be told; an error of theirs goes to ``threading.excepthook``."""
+        """Store a refusal and call the listeners. Their errors go to ``threading.excepthook``."""
         with self._lock:
             self._kept.append(refusal)
             told = list(self._told.values())
@@ -156,14 +162,14 @@ class Log:
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     def tell(self, key: object, told: Callable[[Refusal], object] | None) -> None:
-        """Let somebody be told of each from now on, or (None) no more."""
+        """Add a listener, or remove it (None)."""
         with self._lock:
             self._told.pop(key, None)
             if told is not None:
                 self._told[key] = told
 
     def drain(self, wanted: Callable[[Refusal], bool]) -> list[Refusal]:
-        """Return those of them that are wanted, the oldest first, and keep these no longer."""
+        """Remove and return the matching refusals, the oldest first."""
         with self._lock:
             found = [each for each in self._kept if wanted(each)]
             left = [each for each in self._kept if not wanted(each)]

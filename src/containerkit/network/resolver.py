@@ -1,7 +1,7 @@
-"""The resolver of a router: names of containers, and the host's servers for all else that a container may ask.
+"""The resolver of a router: it answers names of containers, and asks the host's servers for other allowed names.
 
-It decides by the address that asks: the guard of the bridge lets no other have it. What may not be asked never leaves
-this process, so that a name can carry nothing out.
+It identifies a container by its source address, which the bridge's guard protects. Questions that are not allowed never
+leave this process, so a container can't send data out in names.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Resolver", "host_servers"]
 
-_TIMEOUT_S: Final = 2.0  # for an answer of one server; musl and glibc wait 5 s
+_TIMEOUT_S: Final = 2.0  # for the answer of one server; musl and glibc wait 5 s
 _ROUNDS: Final = 2
-_LEAST_S: Final = 300.0  # that an address stays allowed after its name was asked for: programs keep what they resolved
+_LEAST_S: Final = 300.0  # an address stays allowed so long after its name was resolved, because programs keep addresses
 _MOST_S: Final = 86_400.0
 _MOST_ADDRESSES: Final = 64
 _FORWARDED: Final = {dns.A, dns.AAAA}
-_UNFORWARDED: Final = {64, 65, 255}  # SVCB and HTTPS hold addresses that no one would allow; ANY is RFC 8482's
+_UNFORWARDED: Final = {64, 65, 255}  # SVCB and HTTPS contain addresses that would not be allowed; for ANY see RFC 8482
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _RESOLV_CONF: Final = "/etc/resolv.conf"
 
@@ -52,11 +52,11 @@ class _Client:
 
 
 class Resolver:
-    """Answers what containers ask; any thread may ask and change it.
+    """Answers the questions of containers. Any thread may use it.
 
     Args:
-        rules: told which addresses a container may reach, before it is told them.
-        log: told what was refused.
+        rules: allow the resolved addresses before the container gets the answer.
+        log: receives the refusals.
     """
 
     def __init__(self, rules: RouterRules | None, log: Log) -> None:
@@ -72,7 +72,7 @@ class Resolver:
     # --- What it knows
 
     def add_network(self, bridge: str, *, internal: bool = False) -> None:
-        """Know a network; nothing is forwarded for containers that are on internal ones alone."""
+        """Add a network. Nothing is forwarded for containers that are only on internal networks."""
         with self._lock:
             self._names.setdefault(bridge, {})
             (self._internal.add if internal else self._internal.discard)(bridge)
@@ -84,13 +84,13 @@ class Resolver:
             self._internal.discard(bridge)
 
     def add_container(self, token: Hashable, bridge: str, addresses: Sequence[str], names: Sequence[str]) -> None:
-        """Know a container on a network.
+        """Add a container on a network.
 
         Args:
             token: the container, the same on all of its networks.
             bridge: the network.
-            addresses: of the container there.
-            names: by which others on that network find it. Several containers may share one: all are answered.
+            addresses: the container's addresses there.
+            names: its names on that network. If several containers share a name, the answer has the addresses of all.
         """
         lowered = tuple(dict.fromkeys(name.lower() for name in names))
         with self._lock:
@@ -103,7 +103,7 @@ class Resolver:
                 known.setdefault(name, []).extend(addresses)
 
     def remove_container(self, token: Hashable, bridge: str | None = None) -> None:
-        """Forget a container on a network, or (None) altogether; harmless when it is not known."""
+        """Remove a container from a network, or (None) from all. An unknown one is not an error."""
         with self._lock:
             client = self._clients.get(token)
             if client is None:
@@ -127,7 +127,7 @@ class Resolver:
             self._by_address.pop(address, None)
 
     def set_policy(self, token: Hashable, servers: DNS | None, egress: Egress | None) -> None:
-        """Decide whom a container's questions go to and which it may ask; before this it may ask any, of the host's."""
+        """Set a container's name servers and the names that it may resolve. Default: all names, the host's servers."""
         with self._lock:
             client = self._clients.setdefault(token, _Client())
             client.egress = egress
@@ -136,14 +136,14 @@ class Resolver:
     # --- Answers
 
     def at_once(self, data: bytes, source: str) -> tuple[bytes | None, dns.Question | None]:
-        """Answer what needs nobody else.
+        """Answer questions that need no server.
 
         Args:
-            data: what a client sent.
-            source: its address.
+            data: the client's message.
+            source: the client's address.
 
         Returns:
-            The answer, or None; and, where a server must be asked, the question for :meth:`forward`.
+            The answer, or None, and the question for :meth:`forward` if a server must be asked.
         """
         try:
             asked = dns.question(data)
@@ -157,13 +157,13 @@ class Resolver:
             inward = all(bridge in self._internal for bridge in client.addresses)
         if found is not None:
             return dns.answer(asked, found), None
-        # Names of containers, typing mistakes in them, and private addresses are nobody else's business.
+        # Names of containers, typing mistakes in them, and private addresses must not be sent to servers.
         if "." not in asked.name or (asked.kind == dns.PTR and _is_private_pointer(asked.name)):
             return dns.failure(asked, dns.NO_NAME), None
         refused = inward or (client.egress is not None and not _naming(client.egress, asked))
         if refused:
             self._log.add(Refusal(when=time.time(), kind="dns", source=source, name=asked.name, port=53))
-            # Not "refused": musl does not count that as an answer, and waits 5 s for another.
+            # Not "refused": musl does not accept that as an answer, and waits 5 s for another one.
             return dns.failure(asked, dns.NO_NAME), None
         return (dns.answer(asked, ()), None) if asked.kind in _UNFORWARDED else (None, asked)
 
@@ -181,17 +181,17 @@ class Resolver:
         return [address for each in found if each for address in each]
 
     def forward(self, asked: dns.Question, source: str, *, stream: bool = False) -> bytes:
-        """Ask the servers, and return what the client is to be told.
+        """Ask the servers, and return the answer for the client.
 
-        Where the client has egress rules, the addresses of the answer are allowed before it is returned; an answer with
-        a private address, one that no rule with a network covers, is refused.
+        If the client has egress rules, the addresses of the answer are allowed before it is returned. An answer with a
+        private address that no network rule covers is refused.
 
         Args:
-            asked: what :meth:`at_once` gave back.
+            asked: the question that :meth:`at_once` returned.
             source: the client's address.
-            stream: the client asked by TCP.
+            stream: whether the client asked by TCP.
 
-        Side effects: sockets of the calling thread's network namespace, closed again.
+        Side effects: opens sockets in the calling thread's network namespace, and closes them.
         """
         with self._lock:
             client = self._by_address.get(source)
@@ -229,12 +229,12 @@ class Resolver:
                     if self._rules is not None:
                         until = min(_MOST_S, max(_LEAST_S, record.ttl_s + 60.0))
                         self._rules.allow(address, record.address, rules, until)
-        except SetupError:  # more than it may have: what can't be allowed is not answered
+        except SetupError:  # too many: addresses that can't be allowed are not answered
             return False
         return True
 
     def _of_host(self) -> tuple[str, ...]:
-        """Return the host's servers, read again when the file has changed."""
+        """Return the host's servers. The file is read again if it has changed."""
         try:
             found = os.stat(_RESOLV_CONF)
             status: object = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
@@ -246,7 +246,7 @@ class Resolver:
 
 
 def host_servers(path: str = _RESOLV_CONF) -> tuple[str, ...]:
-    """Return the servers of a resolv.conf; without one, the host's own. Source: resolv.conf(5)."""
+    """Return the servers in a resolv.conf, or if there are none the host itself. Source: resolv.conf(5)."""
     found = []
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -260,7 +260,7 @@ def host_servers(path: str = _RESOLV_CONF) -> tuple[str, ...]:
 
 
 def _is_private_pointer(name: str) -> bool:
-    """Tell whether a reverse name is of an address that no server of the internet can know."""
+    """Return whether a reverse name belongs to an address that no public server can know."""
     if name.endswith(".in-addr.arpa"):
         octets = name.removesuffix(".in-addr.arpa").split(".")[::-1]
         try:
@@ -272,7 +272,7 @@ def _is_private_pointer(name: str) -> bool:
 
 
 def _naming(egress: Egress, asked: dns.Question) -> list[EgressRule]:
-    """Return the rules that name what is asked for."""
+    """Return the rules that match the requested name."""
     return [each for each in egress.rules if each.is_name and _matches(each.what, asked.name)]
 
 
@@ -283,7 +283,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _is_public(address: str) -> bool:
-    """Tell whether an address is of the internet, and so is the one of IPv4 that it may stand for."""
+    """Return whether an address, and the IPv4 address that it may embed, is a public one."""
     parsed = ip_address(address)
     if isinstance(parsed, IPv6Address):
         inner = parsed.ipv4_mapped or parsed.sixtofour
@@ -317,7 +317,7 @@ def _covered(egress: Egress, address: str) -> bool:
 
 
 def _ask(asked: dns.Question, servers: Sequence[str], *, stream: bool) -> bytes | None:
-    """Ask one server after the other; each question has a socket and a number of its own: nobody guesses both."""
+    """Ask one server after the other. Each question has its own socket and id, so that nobody can guess both."""
     for _ in range(_ROUNDS):
         for server in servers:
             number = secrets.randbelow(1 << 16)
@@ -364,7 +364,7 @@ def _by_stream(asked: dns.Question, server: str, number: int) -> bytes | None:
 
 
 def receive(stream: socket.socket) -> bytes | None:
-    """Read one message of a stream; None at its end."""
+    """Read one message from a stream, or None at its end."""
     data = b""
     while len(data) < 2 or len(data) < 2 + struct.unpack_from(">H", data)[0]:
         more = stream.recv(65537 - len(data))

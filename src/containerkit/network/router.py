@@ -1,7 +1,7 @@
-"""The router of a process: a network namespace with a bridge for each of its networks, and one link to the outside.
+"""The router of a process: a network namespace with a bridge for each network, and one link to the outside.
 
-It lives by the descriptor that its owner has: when that ends, however it ends, the kernel takes down the namespace,
-with its bridges, links, addresses, routes and packet filters, and with it the host's end of the link.
+It exists as long as its owner holds its descriptor. When the owner ends, even if it is killed, the kernel removes the
+namespace with its bridges, links, addresses, routes and packet filters, and also the host's end of the link.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ _FORWARDING: Final = {
 }
 _FORWARDING6: Final = {
     "ipv6/conf/default/accept_ra": "0",
-    "ipv6/conf/default/addr_gen_mode": "1",  # no addresses but those that it is given
+    "ipv6/conf/default/addr_gen_mode": "1",  # no addresses except those set here
     "ipv6/conf/all/forwarding": "1",
 }
 
 
 _BRIDGED: Final = tuple(f"bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables", "arptables"))
-"""What passes a bridge alone is not judged as if it were routed."""
+"""Bridged packets do not go through the rules for routed packets."""
 
 
-_READ_ONLY: Final = "networks need a /proc/sys that can be written to; in a container, start that one with it unmasked"
+_READ_ONLY: Final = "networks need a writable /proc/sys; inside a container, start the outer container with it unmasked"
 
 
 def has_ipv6() -> bool:
-    """Whether interfaces of this kernel can have addresses of IPv6."""
+    """Return whether the kernel supports IPv6."""
     return os.path.exists("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
 
@@ -81,8 +81,8 @@ def write_sysctl(
     Args:
         name: below ``net``, with slashes.
         value: what to write.
-        tolerate: errors of the opening after which it is left out.
-        refused: errors of the writing that count as success.
+        tolerate: errors of the open after which the write is skipped.
+        refused: errors of the write that count as success.
     """
     at = Slot("sysctl")
     path = f"sys/net/{name}"
@@ -96,12 +96,12 @@ def write_sysctl(
 
 
 def entering(*, privileged: bool) -> list[Operation]:
-    """Return what an unprivileged user does first: in its own user namespace it may have network namespaces."""
+    """Return the operations that enter the user namespace in which an unprivileged user may make network namespaces."""
     return [] if privileged else [calls.setns(_HOLDER, k.CLONE_NEWUSER, "holder user namespace")]
 
 
 def _making(*, privileged: bool, uplink: str) -> list[Operation]:
-    """Return the plan of a router; ``host`` is a slot with the host's network namespace."""
+    """Return the plan of a router. ``host`` is a slot with the host's network namespace."""
     settings = {**_FORWARDING, **(_FORWARDING6 if has_ipv6() else {})}
     steps = [
         *entering(privileged=privileged),
@@ -130,10 +130,10 @@ def _making(*, privileged: bool, uplink: str) -> list[Operation]:
 
 
 def _linking(uplink: str, index: int, *, ipv6: bool) -> list[Operation]:
-    """Return the plan that brings the host's end up, then leads all that the router does not know to the host.
+    """Return the plan that brings the host's end up, then sets the router's default routes to the host.
 
-    Neither end has an address: each knows the other by a fixed neighbour. So the host speaks to containers from the
-    address that it has anyhow, and nobody is ever asked who has which.
+    Neither end has an address. Each has a permanent neighbour entry for the other. So the host sends to containers from
+    an address that it already has, and no address resolution is needed.
     """
     inside, there = Slot("inside"), Slot("outside")
     steps = [
@@ -156,17 +156,17 @@ def _linking(uplink: str, index: int, *, ipv6: bool) -> list[Operation]:
 
 
 class Router:
-    """The router of this process; made by :func:`current`.
+    """The router of this process, made by :func:`current`.
 
     Attributes:
         netns: the descriptor of its network namespace.
-        holder: that of the user namespace that owns it; -1 for the machine's own.
-        privileged: whether that is so.
-        last_group: the last group that it knows, of those in a row from 0.
-        rules: the packet filters inside.
-        host_rules: those of the host's; None without privileges.
-        attendant: answers names, and holds published ports.
-        uplink: the host's end of the link; "" for an unprivileged user, and where the host drops what is forwarded.
+        holder: the descriptor of the user namespace that owns it, or -1 for the machine's own.
+        privileged: whether the machine's user namespace owns it.
+        last_group: the highest mapped group of the range that begins at 0.
+        rules: the packet filters in its namespace.
+        host_rules: the packet filters of the host, or None without privileges.
+        attendant: answers DNS questions, and holds published ports.
+        uplink: the host's end of the link. Empty for an unprivileged user, and if the host drops forwarded packets.
     """
 
     def __init__(self) -> None:
@@ -213,15 +213,15 @@ class Router:
             os.close(host)
 
     def inputs(self) -> dict[str, int]:
-        """Return the slots that plans take from here."""
+        """Return the inputs of plans that the router provides."""
         made = {"net": self.netns} if hasattr(self, "netns") else {}
         return {_PROC.name: proc(), _HOLDER.name: self.holder, **made}
 
     def run(self, steps: list[Operation]) -> None:
-        """Walk operations in a process of their own; they begin where the caller is.
+        """Execute operations in a new process, which starts in the caller's namespaces.
 
         Raises:
-            SetupError: one failed.
+            SetupError: an operation failed.
         """
         Program(Plan(tuple(steps))).run(self.inputs(), flags=_native.SHARE_FILES | _native.NO_PROCESS)
 
@@ -233,10 +233,12 @@ class Router:
         ]
 
     def lead_out(self) -> None:
-        """Have a way out; one without a link, which is a process, starts when the first network needs it.
+        """Make sure there is an uplink.
+
+        Without a link the program that replaces it is started when the first network needs it.
 
         Raises:
-            UnsupportedError, SetupError: it can't be had.
+            UnsupportedError, SetupError: there can't be one.
         """
         with self.lock:
             if self.uplink or self._leads_out:
@@ -262,28 +264,28 @@ class Router:
         """Return a socket in the router's network namespace.
 
         Raises:
-            SetupError: it can't be had.
+            SetupError: the socket can't be opened.
         """
         program = _socket_program(family, kind | socket.SOCK_CLOEXEC, protocol, privileged=self.privileged)
         made = opened(program, self.inputs(), ("socket",))
         return closed_in_children(socket.socket(family, kind, protocol, fileno=made.pop()))
 
     def detach(self) -> int:
-        """Return the descriptor by which the namespace lives, which is the caller's from now on; -1 without one."""
+        """Detach the descriptor that keeps the namespace alive. Return it, or -1. The caller owns it."""
         return self._fds.pop() if self._fds else -1
 
     def while_open(self, call: Callable[..., object], *arguments: object) -> None:
-        """Call something that takes back what is in the router; once that is down nothing is left to take back."""
+        """Call a function that undoes something in the router. When the router is closed, nothing is left to undo."""
         if self._fds and os.getpid() == self.pid:
             call(*arguments)
 
     def number(self) -> int:
-        """Return a number that nothing in the router has had."""
+        """Return a number that nothing in the router has used."""
         with self.lock:
             return next(self._numbers)
 
     def add_route(self, subnet: str) -> None:
-        """Lead the host's packets for a subnet to the router; nothing to do without privileges."""
+        """Route a subnet from the host to the router. Has no effect without privileges."""
         if not self.uplink:
             return
         at = Slot("outside")
@@ -293,7 +295,7 @@ class Router:
         self.run([*calls.netlink_socket(0, at), step, calls.close(at)])
 
     def drop_route(self, subnet: str) -> None:
-        """Take that back; harmless where the link is gone."""
+        """Remove that route. Has no effect if the link is gone."""
         if not self.uplink:
             return
         at = Slot("outside")
@@ -305,7 +307,7 @@ class Router:
         self.run([*calls.netlink_socket(0, at), step, calls.close(at)])
 
     def close(self) -> None:
-        """Take it down; harmless when repeated, or in a forked child."""
+        """Close it. May be called twice, and has no effect in a forked child."""
         if os.getpid() != self.pid:
             return
         closing, self._closing = self._closing, []
@@ -320,7 +322,7 @@ class Router:
     def _gone(self) -> None:
         if not self._fds:
             return
-        if self.uplink:  # the kernel takes a namespace down in the background: the host's end shall be gone now
+        if self.uplink:  # the kernel removes a namespace in the background, but the host's end must be gone now
             at = Slot("outside")
             gone = links.delete_link(at, self.uplink, tolerate=(19,))
             self.run([*calls.netlink_socket(0, at), gone, calls.close(at)])
@@ -353,11 +355,11 @@ _making_one = threading.Lock()
 
 
 def current() -> Router:
-    """Return the router of this process, making it when there is none; the caller is one more of its users.
+    """Return the router of this process, and make it first if there is none. The caller becomes one of its users.
 
     Raises:
-        UnsupportedError: something that this host lacks.
-        SetupError: something can't be made; nothing is left behind.
+        UnsupportedError: this host lacks something that networks need.
+        SetupError: an operation failed. Nothing is left behind.
     """
     with _making_one:
         router = _routers.get(os.getpid())
@@ -368,7 +370,7 @@ def current() -> Router:
 
 
 def leave(router: Router) -> None:
-    """Be no user of it any more; the last one takes it down."""
+    """Stop using it. The last user closes it."""
     with _making_one:
         router.users -= 1
         if router.users == 0 and _routers.get(router.pid) is router:

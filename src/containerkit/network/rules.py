@@ -1,11 +1,11 @@
-"""The rules of a router: what containers may send, to whom, and what is said of what they may not.
+"""The rules of a router: which packets of containers pass, and which are refused and logged.
 
-Two tables lie in the router's network namespace, owned by one socket. The table of family *bridge* guards each port: a
-frame passes with the port's own MAC and addresses alone. The table of family *inet* decides what is forwarded: nothing
-between networks, nothing out of an internal one, and what the egress rules of an address allow.
+There are two tables in the router's network namespace, owned by one socket. The table of family *bridge* guards each
+port: only frames with the port's own MAC and addresses pass. The table of family *inet* decides what is forwarded:
+nothing between networks, nothing out of an internal one, and otherwise what the egress rules of an address allow.
 
-A rule is never added after the start: ports, addresses and destinations are elements of sets, so that the cost of one
-does not grow with how many there are.
+No rule is added after the start. Ports, addresses and destinations are elements of sets, so the cost of a lookup does
+not grow with their number.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "NAME", "NEVER", "RouterRules", "asked_elements", "asked_sets", "ifname", "packed"]
 
 NEVER: Final = (
-    # Not of the internet: this host, its neighbours on the link, and where clouds keep the credentials of a machine.
+    # Not part of the internet: this host, its neighbours on the link, and the addresses where clouds serve credentials.
     *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "224.0.0.0/3"),
     *("::/127", "fd00:ec2::/32", "fe80::/10", "ff00::/8", "fd20:ce::254/128", "::ffff:0:0/96"),
 )
 _QUESTIONS: Final = (2000, 500, 60)
-"""Packets to the resolver a second that a container may send, more at first, and when it is forgotten, in seconds.
+"""The packets per second that a container may send to the resolver, the burst, and the timeout in seconds.
 
-A question that is answered at once takes 14 us of the owner's time, so one container takes 3 % of a core at most.
+Answering a question takes 14 us of the owner's time, so one container uses at most 3 % of a core.
 """
 _PRIVATE: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7")
 _SPECIAL: Final = tuple(ipaddress.ip_network(each) for each in (*NEVER, *_PRIVATE))
 _MOST_NAMED: Final = 4096
-"""Elements for the names of one address: who answers for an allowed name can't fill the kernel's memory."""
-MOST_PORTS: Final = 256  # of one rule by name: each is an element for each address that the name has
+"""The most elements for the names of one address, so that a name server can't fill the kernel's memory."""
+MOST_PORTS: Final = 256  # of one rule by name: each is an element for each address of the name
 
 _ADDRESS = {4: 7, 6: 8}  # nft's types: ipv4_addr, ipv6_addr
 _LENGTH = {4: 4, 6: 16}
@@ -58,7 +58,7 @@ _PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 
 
 def asked_sets(*names: str) -> tuple[Set, ...]:
-    """Return sets of what is allowed by address: ``source . destination . protocol . port``, by ranges."""
+    """Return the sets of allowed destinations: ``source . destination . protocol . port``, as ranges."""
     return tuple(
         Set(
             f"{name}{v}",
@@ -72,17 +72,17 @@ def asked_sets(*names: str) -> tuple[Set, ...]:
 
 
 def opened(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> list[tuple[bytes, bytes]]:
-    """Return the ranges of addresses that a rule with a network opens.
+    """Return the ranges of addresses that a rule with a network allows.
 
-    A range that is private, or never of the internet, is opened only by a network that lies within it: ``0.0.0.0/0`` is
-    the internet, and not the neighbours and the credentials of the machine.
+    A range that is private, or not part of the internet, is allowed only by a network within it: ``0.0.0.0/0`` allows
+    the internet, but not the machine's neighbours and credentials.
     """
     start, end, found = int(network.network_address), int(network.broadcast_address), []
     width = _LENGTH[network.version]
     for special in sorted((each for each in _SPECIAL if each.version == network.version), key=lambda each: each[0]):
         first, last = int(special[0]), int(special[-1])
         if first <= int(network[0]) and end <= last:
-            continue  # said by name
+            continue  # named explicitly
         if first > end or last < start:
             continue
         if first > start:
@@ -94,12 +94,12 @@ def opened(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> list[tuple
 
 
 def asked_elements(address: str, rules: Iterable[EgressRule], *, exact: bool) -> list[Element]:
-    """Return the elements that allow an address what rules with networks say.
+    """Return the elements by which rules with networks allow destinations to an address.
 
     Args:
         address: the container's.
-        rules: those by network.
-        exact: take those with a single address, which open the host's own too; else the others.
+        rules: the rules with networks.
+        exact: whether to use the rules with a single address, which also allow the host's own, or the others.
     """
     version, source = packed(address)
     found = set()
@@ -109,7 +109,7 @@ def asked_elements(address: str, rules: Iterable[EgressRule], *, exact: bool) ->
             continue
         protocols = (_PROTOCOLS[rule.protocol],) * 2 if rule.protocol else (0, 255)
         for low, high in rule.ports or _ANY_PORTS:
-            # Without a protocol ports mean both of those that have some.
+            # Without a protocol, ports mean both TCP and UDP.
             spans = ((6, 6), (17, 17)) if rule.ports and not rule.protocol else (protocols,)
             for of, to in spans:
                 for first, last in opened(network):
@@ -119,19 +119,19 @@ def asked_elements(address: str, rules: Iterable[EgressRule], *, exact: bool) ->
 
 
 def asked_rule(version: int, name: str) -> bytes:
-    """Return the lookup of a packet in such a set."""
+    """Return the expressions that look a packet up in such a set."""
     width = _LENGTH[version] // 4
     loaded = _addresses(version) + e.meta(e.L4PROTO, 2 * width) + e.payload(e.TRANSPORT, 2, 2, 2 * width + 1)
     return loaded + e.lookup(f"{name}{version}")
 
 
 def only(version: int) -> bytes:
-    """Go on with a packet of this version of IP."""
+    """Continue with packets of this IP version."""
     return e.meta(e.NFPROTO) + e.compare(bytes((_FAMILY[version],)))
 
 
 def never_sets() -> list[Set]:
-    """Return the sets of what is never of the internet."""
+    """Return the sets of addresses that are not part of the internet."""
     return [Set(f"never{v}", (_LENGTH[v],), (_ADDRESS[v],), nft.INTERVAL) for v in (4, 6)]
 
 
@@ -169,14 +169,14 @@ def _protocol(number: int, *ports: int) -> bytes:
 
 
 class RouterRules:
-    """The tables of one router, and what of ports, addresses and destinations is in them.
+    """The tables of one router, with the ports, addresses and destinations in them.
 
     Any thread may use it.
 
     Args:
-        socket: in the router's network namespace; it owns the tables, and they go with it.
+        socket: a socket in the router's network namespace. It owns the tables, which are deleted with it.
         uplink: the router's interface towards the outside.
-        masquerade: let what leaves by the uplink have the uplink's address (where nobody does so further out).
+        masquerade: give packets that leave by the uplink the uplink's address (if nothing outside does so).
 
     Raises:
         UnsupportedError: the kernel lacks what the rules need.
@@ -189,7 +189,7 @@ class RouterRules:
         self._bridges: dict[str, bool] = {}
         self._ports: dict[str, tuple[list[Message], tuple[str, ...]]] = {}
         self._restricted: dict[str, dict[str, list[Element]]] = {}
-        self._named: dict[str, dict[bytes, float]] = {}  # of each address: elements, and when they go by themselves
+        self._named: dict[str, dict[bytes, float]] = {}  # the elements of each address, and when they time out
         self._host: set[str] = set()
         self._judged: set[str] = set()  # addresses that may have connections
         socket.batch([*_inet_table(uplink, masquerade=masquerade), *guard.table()])
@@ -197,11 +197,11 @@ class RouterRules:
     # --- Bridges and ports
 
     def add_bridge(self, name: str, *, internal: bool = False) -> None:
-        """Let a bridge's containers out by the uplink, unless it is internal.
+        """Add a bridge. Its containers may use the uplink unless it is internal.
 
         Args:
             name: the interface.
-            internal: nothing leaves it, and nothing enters it from the outside.
+            internal: whether to let nothing in or out.
         """
         with self._lock:
             if not internal and not self._bridges.get(name):
@@ -209,21 +209,21 @@ class RouterRules:
             self._bridges[name] = not internal
 
     def remove_bridge(self, name: str) -> None:
-        """Forget a bridge; harmless when it is not there."""
+        """Remove a bridge. An unknown one is not an error."""
         with self._lock:
             if self._bridges.pop(name, False):
                 self._socket.batch(nft.elements(nft.INET, NAME, "outbound", [Element(ifname(name))], delete=True))
 
     def add_endpoint(self, port: str, mac: str, addresses: Sequence[str]) -> None:
-        """Let frames of these addresses pass from a port of a bridge; before it is called the port passes nothing.
+        """Let frames with these addresses pass from a port of a bridge. Before this, nothing passes.
 
         Args:
             port: the interface, in the router.
-            mac: of the container's end, such as ``"02:00:0a:58:00:05"``.
-            addresses: of the container, of both versions.
+            mac: the MAC of the container's interface, such as ``"02:00:0a:58:00:05"``.
+            addresses: the container's addresses, of both IP versions.
 
         Raises:
-            SetupError: ``EEXIST`` when the port is known already.
+            SetupError: ``EEXIST`` if the port was already added.
         """
         with self._lock:
             if port in self._ports:
@@ -233,7 +233,7 @@ class RouterRules:
             self._ports[port] = wanted, tuple(addresses)
 
     def remove_endpoint(self, port: str) -> None:
-        """Let nothing pass from a port any more; harmless when it is not there."""
+        """Remove a port, from which nothing passes any more. An unknown one is not an error."""
         with self._lock:
             known, addresses = self._ports.pop(port, ([], ()))
             if known:
@@ -243,16 +243,16 @@ class RouterRules:
     # --- Egress
 
     def set_egress(self, addresses: Sequence[str], egress: Egress | None) -> None:
-        """Decide what a container may reach outside, instead of what was decided before.
+        """Replace the egress rules of a container.
 
         Args:
             addresses: of the container.
-            egress: None is all of the internet; else what its rules say, and what :meth:`allow` adds for its names.
+            egress: the rules, to which :meth:`allow` adds the addresses of names. None allows all of the internet.
 
         Raises:
             SpecError: a rule by name with more than 256 ports.
 
-        Side effects: connections that were made from these addresses before, by whomever, are judged again.
+        Side effects: existing connections from these addresses are checked again.
         """
         check_named(egress)
         with self._lock:
@@ -278,20 +278,20 @@ class RouterRules:
             self._judged.update(addresses)
 
     def clear_egress(self, addresses: Sequence[str]) -> None:
-        """Forget what was decided for addresses; harmless when nothing was."""
+        """Remove the egress rules of addresses. It is not an error if there are none."""
         self.set_egress(addresses, None)
 
     def allow(self, address: str, destination: str, rules: Iterable[EgressRule], timeout_s: float) -> None:
-        """Let an address of a container reach an address that a name of its rules has, for some time.
+        """Allow a container's address to reach an address of a name in its rules, for some time.
 
         Args:
             address: the container's.
             destination: what the name's answer says.
             rules: those that name it.
-            timeout_s: new connections may be made for so long; those made go on.
+            timeout_s: for how many seconds new connections are allowed. Existing ones continue.
 
         Raises:
-            SetupError: ``ENOSPC`` when its names have 4,096 addresses and ports already.
+            SetupError: ``ENOSPC`` if its names already have 4,096 addresses and ports.
         """
         version, source = packed(address)
         found, target = packed(destination)
@@ -299,26 +299,26 @@ class RouterRules:
             return
         keys = {nft.key(source, target, bytes((p,)), struct.pack(">H", port)) for p, port in _services(rules)}
         with self._lock:
-            if address not in self._restricted:  # it went while its question was answered
+            if address not in self._restricted:  # it ended while its question was answered
                 return
             now = time.monotonic()
             known = self._named.setdefault(address, {})
             if len(known) + len(keys) > _MOST_NAMED:
                 known = self._named[address] = {k: until for k, until in known.items() if until > now}
             if len(keys | known.keys()) > _MOST_NAMED:
-                hint = f"its names have {_MOST_NAMED} addresses and ports, as many as may be at once"
+                hint = f"its names already have {_MOST_NAMED} addresses and ports, the most that are allowed"
                 raise SetupError("nft new element", ENOSPC, f"{NAME} named{version} of {address}", hint)
             add = nft.elements(nft.INET, NAME, f"named{version}", [Element(k, timeout_s=timeout_s) for k in keys])
-            # The kernel lets an element that is there keep its old timeout: it goes first.
+            # The kernel keeps the old timeout of an existing element, so it is deleted first.
             again = [Element(k) for k in keys & known.keys()]
             self._gone(version, again)
             self._socket.batch(add)
             known.update(dict.fromkeys(keys, now + timeout_s))
 
     def set_host_addresses(self, addresses: Iterable[str]) -> None:
-        """Refuse these addresses, instead of those given before, unless egress rules name them as networks.
+        """Refuse these addresses unless egress rules name them as networks. They replace those of the last call.
 
-        For a router whose packets are sent by a program on the host: that one reaches the host's services.
+        This is for a router whose packets are sent by a program on the host, which can reach the host's services.
         """
         with self._lock:
             wanted = {each for each in addresses if not ipaddress.ip_address(each).is_loopback}
@@ -356,7 +356,7 @@ class RouterRules:
         return restricted
 
     def close(self) -> None:
-        """Delete the tables; harmless when repeated."""
+        """Delete the tables. May be called twice."""
         self._socket.close()
 
 
@@ -448,9 +448,9 @@ def _egress() -> list[bytes]:
 
 
 def _input(uplink: str) -> list[bytes]:
-    """What may reach the router itself: the resolver, and the questions without which there is no address."""
+    """The packets that may reach the router itself: DNS, and the messages that address configuration needs."""
     rules = [_iif("lo") + e.say(nft.ACCEPT)]
-    for v in (4, 6):  # before known connections: a client that asks from one port all the time is one
+    for v in (4, 6):  # before known connections, because a client that always asks from the same port is one
         source = e.payload(e.NETWORK, *_SOURCE[v])
         often = e.at_most(f"asking{v}", *_QUESTIONS)
         rules += [only(v) + _protocol(number, 53) + source + often + e.say(nft.DROP) for number in (17, 6)]
@@ -465,7 +465,7 @@ def _input(uplink: str) -> list[bytes]:
         _protocol(58) + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.say(nft.ACCEPT)
         for kind in (128, 135, 136)
     ]
-    # Who listens to which group, and whether there is a router: every kernel says and asks it, nobody need be told.
+    # Multicast reports and router solicitations: every kernel sends them, so they are not logged.
     rules += [
         _protocol(58) + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.say(nft.DROP)
         for kind in (131, 132, 133, 143)

@@ -1,6 +1,6 @@
-"""Bytes between two sockets without a copy through this process, for ports that are published on the loopback.
+"""Moves bytes between two sockets without copying them through this process, for ports published on the loopback.
 
-One thread moves all of them; it sleeps when nothing moves. Source: splice(2).
+One thread serves all connections. It sleeps when there is nothing to move. Source: splice(2).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Splicer"]
 
 _PIPE: Final = 1 << 20
 _FLAGS: Final = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
-_TURNS: Final = 8  # that one direction moves before others have theirs
+_TURNS: Final = 8  # the most that one direction moves at a time
 
 
 class _Direction:
-    """One way of a connection: what is read of the one socket and not yet written to the other lies in a pipe."""
+    """One direction of a connection. A pipe holds what was read from one socket and not yet written to the other."""
 
     __slots__ = ("done", "ended", "held", "pipe_in", "pipe_out", "room", "source", "target")
 
@@ -36,7 +36,7 @@ class _Direction:
         self.held, self.ended, self.done = 0, False, False
         try:
             self.room = fcntl.fcntl(self.pipe_in, fcntl.F_SETPIPE_SZ, _PIPE)
-        except OSError:  # the user's limit on pipes: the usual size does as well
+        except OSError:  # the user's limit on pipes: the default size is enough
             self.room = fcntl.fcntl(self.pipe_in, fcntl.F_GETPIPE_SZ)
 
     def move(self) -> None:
@@ -74,12 +74,12 @@ class _Direction:
 
     @property
     def reads(self) -> bool:
-        """It waits for something to read."""
+        """Whether it waits for something to read."""
         return not self.ended and not self.held
 
     @property
     def writes(self) -> bool:
-        """It waits for room to write."""
+        """Whether it waits for room to write."""
         return self.held > 0
 
     def close(self) -> None:
@@ -105,14 +105,14 @@ class _Pair:
             raise
 
     def mask(self, index: int) -> int:
-        """Return what one of its sockets waits for."""
+        """Return the events that one of its sockets waits for."""
         if self.connecting:
             return select.EPOLLOUT if index else 0
         reading, writing = self.directions[index], self.directions[1 - index]
         return (select.EPOLLIN if reading.reads else 0) | (select.EPOLLOUT if writing.writes else 0)
 
     def move(self) -> bool:
-        """Move both directions; return False at the end of the connection."""
+        """Move bytes in both directions. Return False at the end of the connection."""
         if self.connecting:
             if self.sockets[1].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 return False
@@ -125,7 +125,7 @@ class _Pair:
         return not all(direction.done for direction in self.directions)
 
     def close(self, *, reset: bool = False) -> None:
-        """Close sockets and pipes; with a reset the client learns that it was no orderly end."""
+        """Close sockets and pipes. With ``reset`` the client sees that the connection failed."""
         if reset:
             linger = b"\1\0\0\0\0\0\0\0"
             for each in self.sockets:
@@ -137,7 +137,7 @@ class _Pair:
 
 
 class Splicer:
-    """Accepts connections and joins each to one that it makes; a thread of its own, from the first port on."""
+    """Accepts connections and forwards each, in a thread that starts with the first port."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -154,8 +154,8 @@ class Splicer:
         """Accept from a listening socket.
 
         Args:
-            listener: stays the caller's; :meth:`forget` it before it is closed.
-            connect: returns a socket that does not block, and that is being connected; called in the thread.
+            listener: the caller keeps owning it, and must call :meth:`forget` before closing it.
+            connect: returns a non-blocking socket that is being connected. It is called in the thread.
         """
         listener.setblocking(False)
         with self._lock:
@@ -166,7 +166,7 @@ class Splicer:
                 self._thread.start()
 
     def forget(self, listener: socket.socket) -> None:
-        """Accept no more from it, and end the connections that came by it."""
+        """Stop accepting from it, and end its connections."""
         with self._lock:
             if self._listeners.pop(listener.fileno(), None) is None:
                 return
@@ -207,7 +207,7 @@ class Splicer:
             return
         try:
             near = closed_in_children(listener.accept()[0])
-        except OSError:  # it gave up, or there is no descriptor left: then those that wait are taken later
+        except OSError:  # the client gave up, or no descriptor is free; waiting clients are accepted later
             return
         far = None
         try:
@@ -238,7 +238,7 @@ class Splicer:
         pair.close(reset=reset)
 
     def close(self) -> None:
-        """End all connections and the thread; harmless when repeated."""
+        """End all connections and the thread. May be called twice."""
         with self._lock:
             if self._stopping:
                 return

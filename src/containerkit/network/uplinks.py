@@ -1,7 +1,7 @@
-"""The way out of an unprivileged user's router: a program that speaks for it with this user's own sockets.
+"""The uplink of an unprivileged user's router: a program that forwards its packets with sockets of this user.
 
-One for each router, whatever the number of its containers: ``pasta`` or ``slirp4netns``, whichever this machine has. It
-ends with its owner, because it (or the shell above it) reads a pipe that only the owner holds open.
+Each router has one program, ``pasta`` or ``slirp4netns``, for all its containers. It ends with its owner, because it
+(or the shell above it) reads a pipe that only the owner holds open.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _NAME: Final = "up0"
 _DEVICE: Final = "/dev/net/tun"
 _START_S: Final = 10.0
 _GOOD_PASTA: Final = 20240101
-"""Before it, pasta sent at a thirtieth of what slirp4netns does: it is taken only where there is no slirp4netns."""
-_SLIRP_NETWORK: Final = "100.127.254.0/24"  # of the range that carriers use among themselves: no host has it
-_SLIRP_ADDRESS, _SLIRP_GATEWAY = "fd00::100/64", "fd00::2"  # the network is the program's own, and can't be chosen
+"""Older versions of pasta have a thirtieth of slirp4netns's send rate. They are used only without slirp4netns."""
+_SLIRP_NETWORK: Final = "100.127.254.0/24"  # from the range that carriers use internally; no host has it
+_SLIRP_ADDRESS, _SLIRP_GATEWAY = "fd00::100/64", "fd00::2"  # the program's own network, which can't be configured
 _GUARDIAN: Final = '"$@" <&- & child=$!; trap "" HUP INT; read -r _ <&"$LIFE"; kill -9 $child'
-"""Runs a program for as long as the pipe ``$LIFE`` is open: it never is written to, so that reading it waits."""
+"""Runs a program as long as the pipe ``$LIFE`` is open. Nothing is ever written to it, so reading it blocks."""
 
 
 class Owner(Protocol):
-    """What a router must have."""
+    """The interface of a router for this module."""
 
     netns: int
     holder: int
@@ -56,11 +56,11 @@ class Owner(Protocol):
         """Return the operations that enter its namespace."""
 
     def run(self, steps: list[Operation]) -> None:
-        """Walk operations in a process of their own."""
+        """Execute operations in a new process."""
 
 
 class Uplink:
-    """A program that carries what leaves a router. It owns the process; :meth:`close` ends it.
+    """The program that forwards a router's packets. This object owns the process, and :meth:`close` ends it.
 
     Attributes:
         program: ``"pasta"`` or ``"slirp4netns"``.
@@ -77,17 +77,17 @@ class Uplink:
         return self._process.pid
 
     def detach(self) -> int:
-        """Return the descriptor by which the program lives; without it :meth:`close` does nothing."""
+        """Detach the descriptor that keeps the program alive. After that :meth:`close` has no effect."""
         life, self._life = self._life, -1
         return life
 
     def words(self) -> str:
-        """Return the end of what the program has said."""
+        """Return the end of the program's output."""
         size = os.fstat(self._words).st_size
         return os.pread(self._words, 500, max(0, size - 500)).decode("utf-8", "replace").strip()
 
     def close(self) -> None:
-        """End the program and wait for it; harmless when repeated."""
+        """End the program and wait for it. May be called twice."""
         if self._life < 0:
             return
         os.close(self._life)
@@ -108,17 +108,17 @@ def start(owner: Owner, *, program: str | None = None) -> Uplink:
 
     Args:
         owner: the router.
-        program: ``"pasta"`` or ``"slirp4netns"``; None takes the better one of those that are there.
+        program: ``"pasta"`` or ``"slirp4netns"``. None chooses the better one of those that are installed.
 
     Raises:
-        UnsupportedError: neither is there, or this user may not open /dev/net/tun.
-        SetupError: it ended, or its interface was not up within 10 s; the error holds what it said.
+        UnsupportedError: neither is installed, or this user may not open /dev/net/tun.
+        SetupError: it ended, or its interface was not up within 10 s. The error contains its output.
 
     Side effects: a process, until the uplink's ``close()`` or the end of this process.
     """
     name, path = _found(program)
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
-        hint = "it must be there and open to this user (mode 0666, which udev gives it), for packets to leave by"
+        hint = "it must exist, and this user must be able to open it (udev sets mode 0666)"
         raise UnsupportedError("open", EACCES if os.path.exists(_DEVICE) else ENOENT, _DEVICE, hint)
     life_out, life_in = os.pipe()
     words = os.memfd_create(name)
@@ -156,7 +156,7 @@ def _found(program: str | None) -> tuple[str, str]:
 
 
 def _dated(path: str) -> int:
-    """Return the date in the version of pasta, such as 20230309; 0 when it says none."""
+    """Return the date in the version of pasta, such as 20230309, or 0 without one."""
     import subprocess
 
     try:
@@ -173,7 +173,7 @@ def _spawned(name: str, path: str, owner: Owner, life: int, words: int) -> subpr
     netns, holder = f"/proc/self/fd/{owner.netns}", f"/proc/self/fd/{owner.holder}"
     if name == "slirp4netns":
         argv = [path, "--configure", "--mtu=65520", f"--cidr={_SLIRP_NETWORK}", f"--exit-fd={life}"]
-        # Neither the host's loopback nor its resolver: names are asked for by the router's own.
+        # Neither the host's loopback nor its resolver: the router has its own resolver.
         argv += ["--disable-host-loopback", "--disable-dns", "--enable-ipv6", "--netns-type=path"]
         argv += [f"--userns-path={holder}"] if owner.holder >= 0 else []
         argv += [netns, _NAME]
@@ -189,12 +189,12 @@ def _spawned(name: str, path: str, owner: Owner, life: int, words: int) -> subpr
         stderr=words,
         pass_fds=(life, owner.netns, *([owner.holder] if owner.holder >= 0 else [])),
         env={**os.environ, "LIFE": str(life)},
-        start_new_session=True,  # a terminal's signals are for the container, not for what it stands on
+        start_new_session=True,  # a terminal's signals are for the container, not for its helpers
     )
 
 
 def _await(owner: Owner, uplink: Uplink, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the interface has an address, which the program gives it last."""
+    """Wait until the interface has an address, which the program sets last."""
     until = time.monotonic() + _START_S
     with owner.socket(socket.AF_INET, socket.SOCK_DGRAM, 0) as asking:
         request = _NAME.encode().ljust(40, b"\0")
@@ -209,12 +209,12 @@ def _await(owner: Owner, uplink: Uplink, process: subprocess.Popen[bytes]) -> No
                     "start", ENOENT, uplink.program, uplink.words() or f"it ended with {process.returncode}"
                 )
             if time.monotonic() > until:
-                raise SetupError("start", ETIMEDOUT, uplink.program, uplink.words() or "its interface is not there")
+                raise SetupError("start", ETIMEDOUT, uplink.program, uplink.words() or "its interface does not exist")
             time.sleep(0.002)
 
 
 def _leads_out_by_ipv6() -> bool:
-    """Tell whether the host has a default route of IPv6: without one, addresses of it would be tried in vain."""
+    """Return whether the host has a default route for IPv6. Without one, connecting to IPv6 addresses would fail."""
     try:
         with open("/proc/thread-self/net/ipv6_route", encoding="ascii") as file:
             return any(line.startswith("0" * 32 + " 00 ") and line.split()[-1] != "lo" for line in file)
@@ -223,7 +223,7 @@ def _leads_out_by_ipv6() -> bool:
 
 
 def _configure_ipv6(owner: Owner) -> None:
-    """Give the interface what slirp4netns leaves to router advertisements, which a router takes none of."""
+    """Configure what slirp4netns leaves to router advertisements, because a router ignores those."""
     with owner.socket(socket.AF_INET, socket.SOCK_DGRAM, 0) as asking:
         index = struct.unpack_from("=i", ioctl(asking, 0x8933, _NAME.encode().ljust(40, b"\0")), 16)[0]  # SIOCGIFINDEX
     at = Slot("rtnetlink")
@@ -265,13 +265,13 @@ def _of_message(body: bytes) -> set[str]:
 
 
 class HostAddresses:
-    """Keeps containers of an unprivileged user from the host's own services: who speaks for them is on the host.
+    """Keeps containers of an unprivileged user from the host's own services, which the forwarding program could reach.
 
     Args:
-        rules: of the router; told the host's addresses, now and whenever they change.
+        rules: the router's rules, which get the host's addresses now and whenever they change.
 
     Attributes:
-        socket: readable when they may have changed; then call :meth:`changed`.
+        socket: readable when the addresses may have changed. Call :meth:`changed` then.
     """
 
     def __init__(self, rules: RouterRules) -> None:
@@ -283,11 +283,11 @@ class HostAddresses:
 
     def changed(self) -> None:
         """Read the addresses again."""
-        with contextlib.suppress(OSError):  # nothing more, or more than it holds: what they are now counts
+        with contextlib.suppress(OSError):  # no more messages, or an overflow: both are fine
             while self.socket.recv(1 << 16):
                 pass
         self._rules.set_host_addresses(host_addresses())
 
     def close(self) -> None:
-        """Follow them no more."""
+        """Stop following them."""
         self.socket.close()

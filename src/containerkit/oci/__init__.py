@@ -1,6 +1,6 @@
-"""The command line of the OCI runtime specification: ``containerkit-oci``, what podman, containerd and Docker drive.
+"""``containerkit-oci``, the command line of the OCI runtime specification, which podman, containerd and Docker call.
 
-The engines start it several times for each container, so what its verbs load is kept to what they need: no module on
-the way of ``create``, ``start``, ``state``, ``kill`` and ``delete`` imports attrs, typing, re, json or argparse. They
-build their tapes with :mod:`.tape` and hand them to the interpreter of :mod:`containerkit._native`.
+Engines start it several times for each container, so its verbs import only what they need: ``create``, ``start``,
+``state``, ``kill`` and ``delete`` do not import attrs, typing, re, json or argparse. They build their tapes with
+:mod:`.tape` and pass them to the interpreter of :mod:`containerkit._native`.
 """

@@ -1,6 +1,6 @@
-"""How a container is made: the plan of ``create``, and the runtime's side of the protocol with its first process.
+"""Makes a container: the plan of ``create``, and the runtime's side of the protocol with the first process.
 
-Nothing of it is left when a step fails: the process is killed, the control groups and the record are removed.
+If a step fails, the process is killed, and the control groups and the record are removed.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Birth(Partner):
     Args:
         call: the call of the command line.
         bundle: the bundle's directory.
-        content: its configuration as it is.
-        config: what that says.
-        foreground: the caller waits for the container's end.
+        content: the configuration as a JSON document.
+        config: the configuration.
+        foreground: whether the caller waits for the container's end.
     """
 
     def __init__(self, call: Call, bundle: str, content: bytes, config: Config, *, foreground: bool = False) -> None:
@@ -62,10 +62,10 @@ class Birth(Partner):
     # --- the whole of it
 
     def make(self) -> None:
-        """Make the container up to the gate, where it waits for its start.
+        """Make the container up to the gate, where it waits for ``start``.
 
         Raises:
-            RuntimeFailure: it can't be made; nothing is left.
+            RuntimeFailure: it can't be made. Nothing is left behind.
         """
         self.entry = store.reserve(self.call.root, self.call.name)
         try:
@@ -106,7 +106,7 @@ class Birth(Partner):
             )
 
     def abandon(self) -> None:
-        """Take away all that was made."""
+        """Remove everything that was made."""
         from containerkit.oci import cgroups
 
         self.kill()
@@ -124,7 +124,7 @@ class Birth(Partner):
             cgroups.thaw(self.groups.freezer)
 
     def state(self) -> dict[str, Any]:
-        """Return the state as hooks and agents read it while the container is made."""
+        """Return the state for hooks and agents while the container is being made."""
         return {**self.entry.state(), "status": "creating", "pid": self.pid}
 
     # --- before the process is there
@@ -155,7 +155,7 @@ class Birth(Partner):
             self.entry.record["notifies"] = add_socket(self.config, self.entry)
 
     def _first_record(self) -> None:
-        """Note what is going to be made before it is, so that a killed runtime leaves nothing unknown."""
+        """Record what is going to be made, so that a killed runtime leaves nothing unknown behind."""
         import pwd
 
         from containerkit.oci.log import timestamp
@@ -209,23 +209,23 @@ class Birth(Partner):
         if ".." in path.split("/"):
             raise ConfigError("linux.cgroupsPath", f"{path!r} must not have '..'")
         found = hierarchies()
-        if self.host.nested or not self.host.privileged:  # root of a user namespace owns what was delegated to it
+        if self.host.nested or not self.host.privileged:  # root of a user namespace owns its delegated groups
             found = [each for each in found if each.lets_make("/" + path.strip("/"))]
         resources = self.config.linux.resources
         if found and found[0].version == 1 and found[-1].version == 2 and not (resources and resources.unified):
-            found.pop()  # where version 1 has the controllers, joining version 2 costs a global lock and gives nothing
+            found.pop()  # if version 1 has the controllers, joining version 2 costs a global lock and has no use
         return Groups("/" + path.strip("/"), found) if found else None
 
     def _limit(self) -> None:
         if self.call.manager != "disabled" and self.config.linux.resources is not None:
             from containerkit.oci import cgroups, limits
 
-            groups = self.groups or cgroups.Groups("", ())  # without a group, a limit is refused and not left out
+            groups = self.groups or cgroups.Groups("", ())  # without a group a limit is refused, not ignored
             rules_devices = self.host.privileged and not self.host.nested
             limits.apply(groups, self.config.linux.resources, nested=not rules_devices)
 
     def _open_gate(self) -> Channel:
-        """Bind the socket at which the container waits; by a short path, since an address has at most 107 bytes."""
+        """Bind the socket at which the container waits. Its path is short, because an address has at most 107 bytes."""
         return Channel.listening(f"/proc/self/fd/{self.entry.fd}/{store.GATE}")
 
     # --- the tape
@@ -238,7 +238,7 @@ class Birth(Partner):
 
     @property
     def _held(self) -> int:
-        """What the first process holds: all in a user namespace of its own, else what the runtime has."""
+        """The capabilities of the first process: all in a user namespace of its own, else the runtime's."""
         return self.host.all_capabilities if self.stage.changes_user else self.host.permitted
 
     def _payload(self, masks: capabilities.Masks) -> Payload:
@@ -276,7 +276,7 @@ class Birth(Partner):
             groups=self.groups,
             channel=channel,
         )
-        tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="keep others out of this process")
+        tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="protect this process from others")
         tape.call("umask", 0)
         if self.groups is not None and not self.unit:
             for fd in self.groups.open_doors():
@@ -298,9 +298,9 @@ class Birth(Partner):
         payload.session(terminal)
         if terminal is not None:
             protocol.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
-        self._write_process(payload, proc, channel)
+        payload.configure(self.config.linux, self.host, proc, channel)
         protocol.pause(tape, channel, b"r", "ready")
-        # It may wait for long, and who may trace it looks in.
+        # It may wait for long, and processes that may trace it can read it.
         strip(tape, sorted([*self.preserved(), gate]), k.TELL_ITSELF)
         self._wait_at_gate(gate, channel)
         payload.finish(self.preserved())
@@ -321,19 +321,6 @@ class Birth(Partner):
         builder.late_attributes()
         return terminal
 
-    def _write_process(self, payload: Payload, proc: int, channel: int) -> None:
-        """Add the steps that make the process what the configuration says, but for its exec."""
-        linux = self.config.linux
-        payload.labels(proc)
-        payload.scheduling()
-        payload.personality(linux.personality)
-        payload.memory_policy(linux.memory_policy)
-        if not self.host.raises_limits:
-            payload.limits()
-        payload.identity(self.host.last_cap)
-        if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
-            payload.listen(channel)
-
     def _terminal(self, payload: Payload) -> Slot:
         base, rest = self.builder.targets.base("/dev/pts/ptmx")
         terminal = payload.open_terminal(base, os.fsencode(rest))
@@ -341,7 +328,10 @@ class Birth(Partner):
         return terminal
 
     def _wait_at_gate(self, gate: int, channel: int) -> None:
-        """Add the steps that wait for a connection, and report to it from then on: its end tells of the exec."""
+        """Add the steps that wait for a connection, and then report failures to it.
+
+        Its end means that the exec succeeded.
+        """
         tape = self.tape
         caller = tape.slot("starter")
         self.gate_step = len(tape)
@@ -370,7 +360,7 @@ class Birth(Partner):
         self.builder.passed.clear()
 
     def _environment(self) -> list[str]:
-        """Return the environment, with HOME as the container's own passwd has it unless it is there."""
+        """Return the environment, with HOME from the container's passwd unless it is set."""
         env = unique([*self.process.env, *self._activation()])
         homeless = without_home(env)
         if homeless is None:
@@ -379,9 +369,9 @@ class Birth(Partner):
         return [*homeless, f"HOME={home_of(root, self.process.user.uid) if isinstance(root, int) else '/'}"]
 
     def _activation(self) -> list[str]:
-        """Return the variables that tell the program of the sockets which the caller passes on.
+        """Return the variables that tell the program about the sockets that the caller passes on.
 
-        The program looks for its own pid among them, which is known beforehand in a new pid namespace alone.
+        They contain the program's own pid, which is known beforehand only in a new pid namespace.
 
         Source: sd_listen_fds(3).
         """
@@ -421,7 +411,7 @@ class Birth(Partner):
         entering.set_time_offsets(self.pid, self.config)
 
     def _map_mounts(self) -> None:
-        """Give mounts their id maps, now that the container's user namespace is there."""
+        """Set the id maps of mounts, when the container's user namespace exists."""
         for tree, recursive, number in self.builder.idmaps:
             self._map_mount(tree, number, recursive=recursive)
 
@@ -487,11 +477,11 @@ class Birth(Partner):
             send_descriptor(path, self.pidfd, b"pidfd")
 
     def _find_program(self) -> None:
-        """See that the program is there, so that ``create`` tells it and not the start."""
+        """Check that the program exists, so that ``create`` reports a missing one, not ``start``."""
         try:
             root = os.open(f"/proc/{self.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            return  # out of sight for this user: the start will tell
+            return  # not visible for this user: the start will report it
         try:
             find_program(root, self.process)
         finally:

@@ -1,6 +1,6 @@
-"""The five capability sets as the kernel takes them: names to bit masks.
+"""Converts the names of the five capability sets to bit masks.
 
-The names repeat :data:`containerkit.security.capabilities.NAMES`, whose module loads attrs; a test holds them equal.
+The names repeat :data:`containerkit.security.capabilities.NAMES`, whose module loads attrs. A test compares them.
 """
 
 # ruff: noqa: SIM905 - lists of names read better as one text
@@ -34,7 +34,7 @@ _SETPCAP = "it needs CAP_SETPCAP: use a new user namespace, or start as root"
 
 
 class Masks:
-    """The sets to reach, a bit for each capability."""
+    """The wanted sets, a bit for each capability."""
 
     __slots__ = ("ambient", "bounding", "dropped", "effective", "inheritable", "not_ambient", "permitted", "unknown")
 
@@ -45,7 +45,7 @@ class Masks:
         self.not_ambient: list[str] = []
 
     def limit(self, available: int) -> None:
-        """Leave out what the process that starts the container has not got and so can't give.
+        """Remove the capabilities that the starting process does not have and so can't grant.
 
         Source: OCI runtime-spec, config.md, "capabilities": such values are ignored, with a warning.
         """
@@ -59,20 +59,22 @@ class Masks:
         self.ambient &= possible
 
     def warn(self, journal: Log) -> None:
-        """Tell what can't be given."""
+        """Warn of capabilities that can't be granted."""
         if self.unknown:
-            journal.warning("process.capabilities: unknown and left out: " + ", ".join(dict.fromkeys(self.unknown)))
+            journal.warning("process.capabilities: unknown, ignored: " + ", ".join(dict.fromkeys(self.unknown)))
         if self.dropped:
-            journal.warning("process.capabilities: the runtime has not got and leaves out: " + ", ".join(self.dropped))
+            journal.warning(
+                "process.capabilities: the runtime does not have these, ignored: " + ", ".join(self.dropped)
+            )
         if self.not_ambient:
             names = ", ".join(self.not_ambient)
-            journal.warning(f"process.capabilities.ambient: not both permitted and inheritable, and left out: {names}")
+            journal.warning(f"process.capabilities.ambient: not both permitted and inheritable, ignored: {names}")
 
 
 def read(wanted: Capabilities | None) -> Masks:
-    """Return the masks of a description; without one all sets are empty. Names that no capability has are noted.
+    """Return the masks of a description. Without one all sets are empty. Unknown names are recorded.
 
-    Source: OCI runtime-spec, config.md, "capabilities": the runtime warns of them and should not fail.
+    Source: OCI runtime-spec, config.md, "capabilities": the runtime warns about them and should not fail.
     """
     masks = Masks()
     for which in _SETS if wanted is not None else ():
@@ -88,7 +90,7 @@ def read(wanted: Capabilities | None) -> Masks:
 
 
 def own_permitted() -> int:
-    """Return what this process may use. Source: proc_pid_status(5), CapPrm."""
+    """Return the permitted capabilities of this process. Source: proc_pid_status(5), CapPrm."""
     with open("/proc/self/status", "rb") as file:
         text = file.read()
     at = text.index(b"CapPrm:")
@@ -96,7 +98,7 @@ def own_permitted() -> int:
 
 
 def before_setuid(tape: Tape, masks: Masks, last: int) -> None:
-    """Add the steps that need ``CAP_SETPCAP``: the bounding set; and keep the permitted set through the change of user.
+    """Add the steps that need ``CAP_SETPCAP``: set the bounding set, and keep the permitted set when the user changes.
 
     Source: capabilities(7), PR_CAPBSET_DROP(2const), PR_SET_KEEPCAPS(2const).
     """

@@ -1,4 +1,4 @@
-"""The steps that show the container its control groups."""
+"""The steps that mount the container's control groups."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["show"]
 
 
 def show(builder: Builder, groups: Groups, number: int, target: str, options: Options) -> None:
-    """Add the steps of a mount of type ``cgroup`` or ``cgroup2``: both show what the host has.
+    """Add the steps of a mount of type ``cgroup`` or ``cgroup2``. Both mount the hierarchies of the host.
 
     Args:
-        builder: the root.
-        groups: the container's.
-        number: of the mount in the configuration.
-        target: where it goes.
+        builder: the builder of the root.
+        groups: the container's groups.
+        number: the number of the mount in the configuration.
+        target: the mount point.
         options: its options.
 
     Raises:
-        ConfigError: an option that the hierarchies of the host have not got.
+        ConfigError: the hierarchies of the host do not have an option.
     """
     own = _has_own_view(builder.config)
     attributes = options.set | options.tree_set
@@ -63,9 +63,9 @@ def show(builder: Builder, groups: Groups, number: int, target: str, options: Op
 
 
 def _has_own_view(config: Config) -> bool:
-    """Tell whether the container is in a cgroup namespace other than the runtime's.
+    """Return whether the container is in a cgroup namespace other than the runtime's.
 
-    In the host's a mount would set the options of the hierarchy for the whole machine, and show all of it.
+    In the host's namespace a mount would set the options of the hierarchy for the whole machine, and show all of it.
     """
     namespace = config.namespace("cgroup")
     if namespace is None:
@@ -74,13 +74,13 @@ def _has_own_view(config: Config) -> bool:
 
 
 def _check(options: Options, shown: list[Hierarchy], path: str) -> None:
-    """Refuse what has no effect: the options of a hierarchy hold for all of its mounts, and the host sets them."""
+    """Refuse options without effect: the options of a hierarchy apply to all its mounts, and the host sets them."""
     there = {word for hierarchy in shown for word in hierarchy.options}
     for name, value in options.data:
         word = name if value is None else f"{name}={value}"
         if word not in there and not (word == "nofavordynmods" and "favordynmods" not in there):
-            hint = f"remount it with {word} on the host, or leave the option out"
-            why = f"the host's hierarchy has not got the option {word!r}, and a mount inside can't set it"
+            hint = f"remount it with {word} on the host, or remove the option"
+            why = f"the host's hierarchy does not have the option {word!r}, and a mount inside can't set it"
             raise ConfigError(path, f"{why} (hint: {hint})")
 
 

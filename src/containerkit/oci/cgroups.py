@@ -1,7 +1,7 @@
 """The control groups of a container: made, joined, limited and removed, on version 1, version 2 and both at once.
 
-:mod:`containerkit.cgroup` does the same for descriptions; its modules load attrs. Here the files to write come straight
-from ``linux.resources`` (:mod:`.limits`), and a group is nothing but its paths, which the record keeps.
+:mod:`containerkit.cgroup` does the same for descriptions, but its modules load attrs. Here the files to write come
+directly from ``linux.resources`` (:mod:`.limits`), and a group consists only of its paths, which are in the record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SIGKILL = 9
 _ROUNDS = 64
 _AT_ONCE = 256
-"""How many pidfds are open at a time: a process may have 1024 descriptors."""
+"""How many pidfds are open at a time, because a process may have 1024 descriptors."""
 
 
 class Hierarchy:
@@ -56,7 +56,7 @@ class Hierarchy:
         return self.mountpoint + group.rstrip("/")
 
     def lets_make(self, group: str) -> bool:
-        """Tell whether this process may make a group: whether the nearest directory above that is there is its own.
+        """Return whether this process may make a group: whether the nearest directory above that is there is its own.
 
         Args:
             group: the path of the group in the hierarchy.
@@ -104,7 +104,7 @@ class Groups:
     Attributes:
         path: as ``cgroupsPath`` gives it.
         places: the directory in each hierarchy.
-        made: whether they are this container's: only then may what is in them be killed.
+        made: whether they belong to this container. Only then may processes in them be killed.
     """
 
     __slots__ = ("found", "made", "path", "places")
@@ -129,13 +129,13 @@ class Groups:
         return groups
 
     def make(self, *, in_use: bool = False) -> None:
-        """Make the directories, those above too.
+        """Make the directories and their parents.
 
         Args:
-            in_use: there may be processes in them already: the container's own, in a scope of systemd's.
+            in_use: whether they may already contain processes: the container's own, in a scope of systemd.
 
         Raises:
-            RuntimeFailure: the kernel refused one, or one is in use already.
+            RuntimeFailure: the kernel refused one, or one is in use.
         """
         for hierarchy, place in zip(self.found, self.places, strict=True):
             if hierarchy.version == 2:
@@ -151,20 +151,20 @@ class Groups:
         self.made = True
 
     def check_unused(self) -> None:
-        """See that no other's processes are in the groups: they would be killed with the container.
+        """Check that no other processes are in the groups. They would be killed with the container.
 
         Raises:
             RuntimeFailure: there are some.
         """
         for place in self.places:
             if _read(f"{place}/cgroup.procs").strip():
-                raise RuntimeFailure(f"the control group {place} has processes already")
+                raise RuntimeFailure(f"the control group {place} already has processes")
 
     def check_thawed(self) -> None:
-        """See that a process which joins the groups is not frozen before it becomes the container's.
+        """Check that the groups are not frozen, because a process that joins them would freeze too early.
 
         Raises:
-            RuntimeFailure: the group, or the nearest one above that is there, is frozen.
+            RuntimeFailure: the group, or its nearest existing parent, is frozen.
 
         Source: freezer.state in Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst; cgroup.events in
             cgroup-v2.rst.
@@ -187,8 +187,8 @@ class Groups:
     def open_doors(self) -> list[int]:
         """Return descriptors of the files through which a single thread joins by writing ``0``, without a global lock.
 
-        A process that moves itself, thread by thread, changes no other; moving a whole process from outside makes the
-        kernel wait for every processor, which takes some 10 ms. Version 2 has only that way.
+        A process that moves itself, thread by thread, affects no other process. Moving a whole process from outside
+        makes the kernel wait for every processor, which takes some 10 ms. Version 2 supports only the latter.
 
         Source: cgroup_procs_write_start() in kernel/cgroup/cgroup.c.
         """
@@ -230,8 +230,8 @@ class Groups:
     def _hand_down(hierarchy: Hierarchy, place: str) -> None:
         """Enable every controller that can be in each group above. Source: cgroup.subtree_control in cgroups(7).
 
-        Not in one with processes: the kernel refuses it the controllers of memory and the like, and those of threads
-        would make it the root of a threaded subtree, whose groups take no processes.
+        Groups with processes are left out: the kernel refuses controllers such as memory there, and threaded
+        controllers would make it the root of a threaded subtree, whose groups can't contain processes.
         """
         for above, below in steps(hierarchy.mountpoint, place):
             offered = set() if is_busy(above) else set(_read(f"{above}/cgroup.controllers").split())
@@ -239,7 +239,7 @@ class Groups:
                 try:
                     write(f"{above}/cgroup.subtree_control", f"+{name}")
                 except RuntimeFailure:
-                    continue  # a limit that needs it says so later
+                    continue  # a limit that needs it reports that later
             try:
                 os.makedirs(below, 0o755, exist_ok=True)
             except OSError as error:
@@ -247,7 +247,7 @@ class Groups:
 
     @staticmethod
     def _inherit_cpuset(hierarchy: Hierarchy, place: str) -> None:
-        """A version 1 cpuset without lists takes no process."""
+        """A version 1 cpuset without lists can't contain processes."""
         for above, below in steps(hierarchy.mountpoint, place):
             for name in ("cpuset.cpus", "cpuset.mems"):
                 if not _read(f"{below}/{name}").strip():
@@ -255,22 +255,22 @@ class Groups:
 
 
 def is_busy(group: str) -> bool:
-    """Tell whether processes of its own keep a group of version 2 from handing controllers on.
+    """Return whether a version 2 group can't enable controllers for its children because it contains processes.
 
-    The root may have some: it alone has no type.
+    The root may contain processes. Only the root has no type.
     """
     return os.path.exists(f"{group}/cgroup.type") and bool(_read(f"{group}/cgroup.procs").strip())
 
 
 def steps(top: str, place: str) -> Iterator[tuple[str, str]]:
-    """Yield each directory from the top on, with the next one on the way to a place below it."""
+    """Yield each directory from the top down, with the next one on the path."""
     for part in place[len(top) :].strip("/").split("/"):
         below = f"{top}/{part}"
         yield top, below
         top = below
 
 
-_PERMISSION = "run as root or in a delegated subtree, or with --cgroup-manager disabled"
+_PERMISSION = "run as root or in a delegated subtree, or pass --cgroup-manager disabled"
 
 
 def open_doors(places: Iterable[str]) -> list[int]:
@@ -311,7 +311,7 @@ def write(path: str, value: str) -> None:
 
 
 def _read(path: str, directory: int | None = None) -> str:
-    """Return a control file's text, empty where there is none."""
+    """Return a control file's text, or an empty string if it does not exist."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
@@ -332,10 +332,10 @@ read_file = _read
 
 
 def _walk(place: str) -> Iterator[tuple[int, str]]:
-    """Yield each group with all below it, the innermost first.
+    """Yield each group and all groups below it, the innermost first.
 
-    A container may nest its groups deeper than a path is long, so each is named by a descriptor of the one above and
-    its name, which hold until the next is asked for.
+    A container may nest its groups so deeply that their paths are too long. So each is identified by a descriptor of
+    its parent and its name, which are valid until the next one is requested.
     """
     above, _, top = place.rpartition("/")
     try:
@@ -386,7 +386,7 @@ def processes(places: Iterable[str]) -> list[int]:
 
 
 def thaw(freezer: str) -> None:
-    """Let a frozen group go on: a process that is frozen does not die. One that is gone is no error."""
+    """Thaw a frozen group, because a frozen process does not die. A missing group is not an error."""
     if not freezer:
         return
     try:
@@ -419,10 +419,10 @@ def _signal_members(places: list[str], signal: int) -> bool:
 
 
 def _signal_some(places: list[str], pids: list[int], signal: int) -> bool:
-    """Signal those processes that are in the groups still when a pidfd holds them.
+    """Signal the processes that are still in the groups after a pidfd of them was opened.
 
-    A number that was read may belong to a stranger by now. Once its process is held, the number in the group is either
-    that process, or that process is gone and the signal reaches nobody.
+    A pid may have been reused since it was read. If it is still in the group after the pidfd was opened, the pidfd is
+    of that process, or of a process that is gone, and then the signal has no effect.
     """
     held: dict[int, int] = {}
     any_alive = False
@@ -452,14 +452,14 @@ def _has_ended(pidfd: int) -> bool:
 
 
 def remove(places: Iterable[str], patience_s: float = 10.0) -> list[str]:
-    """Remove the groups with all below them, waiting for their last processes to go.
+    """Remove the groups and all groups below them. Wait for their last processes to end.
 
     Args:
         places: the directories.
         patience_s: how long to wait for all of them together, in seconds.
 
     Returns:
-        Those of which something could not be removed.
+        The directories that could not be removed completely.
     """
     end = time.monotonic() + patience_s
     left: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""Local sockets, on the extension module below ``socket``, whose own import takes longer than all that is said here."""
+"""Local sockets, with the extension module ``_socket``, because importing ``socket`` takes too long."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Channel:
         return channel
 
     def fileno(self) -> int:
-        """Return the descriptor, -1 when closed."""
+        """Return the descriptor, or -1 if closed."""
         return self._socket.fileno()
 
     def send(self, content: bytes) -> None:
@@ -72,14 +72,14 @@ class Channel:
         self._socket.send(content)
 
     def receive(self) -> bytes:
-        """Return the next message; nothing at the end, however the other side has ended."""
+        """Return the next message, or empty bytes at the end, even if the other side was killed."""
         try:
             return self._socket.recv(64)
         except ConnectionResetError:
             return b""
 
     def send_descriptor(self, fd: int, message: bytes) -> None:
-        """Hand a descriptor over, with a message. Source: SCM_RIGHTS in unix(7)."""
+        """Send a descriptor with a message. Source: SCM_RIGHTS in unix(7)."""
         self._socket.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pack("=i", fd))])
 
     def close(self) -> None:

@@ -1,9 +1,10 @@
-"""What one member of config.json alone can't tell: whether they fit together."""
+"""Checks whether the members of config.json fit together."""
 
 from __future__ import annotations
 
 import os
 
+from containerkit._native.names import RESOURCES
 from containerkit.oci.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -14,7 +15,7 @@ __all__ = ["RLIMITS", "check", "check_host", "check_process"]
 
 
 def check(config: Config) -> None:
-    """Check what one member alone can't tell."""
+    """Check whether the members fit together."""
     version = config.oci_version
     major, _, rest = version.partition(".")
     if major != "1" or not rest.partition(".")[0].isdigit():
@@ -24,7 +25,7 @@ def check(config: Config) -> None:
     seen: set[str] = set()
     for index, namespace in enumerate(config.linux.namespaces):
         if namespace.type in seen:
-            raise ConfigError(f"linux.namespaces[{index}].type", f"{namespace.type} is there twice")
+            raise ConfigError(f"linux.namespaces[{index}].type", f"{namespace.type} is given twice")
         seen.add(namespace.type)
     _check_namespaces(config)
     for index, mount in enumerate(config.mounts):
@@ -66,7 +67,7 @@ _IPC_SYSCTLS = frozenset(
 
 
 def _check_sysctl(config: Config, name: str) -> None:
-    """A parameter that is not the namespace's own would be the host's."""
+    """Refuse a parameter that does not belong to a new namespace, because it would change the host."""
     path = f"linux.sysctl.{name}"
     if config.namespace(owner := _owner_of(name)) is None:
         raise ConfigError(path, f"can be set in a container with a {owner} namespace of its own only")
@@ -81,7 +82,7 @@ def _owner_of(name: str) -> str:
     path = f"linux.sysctl.{name}"
     plain = name.replace("/", ".")
     if ".." in plain or plain.startswith("."):
-        raise ConfigError(path, "is no name of a kernel parameter")
+        raise ConfigError(path, "is not a name of a kernel parameter")
     if plain in _IPC_SYSCTLS or plain.startswith("fs.mqueue."):
         return "ipc"
     if plain.startswith("net."):
@@ -96,7 +97,7 @@ def _owner_of(name: str) -> str:
 
 
 def check_host(config: Config, kind: str) -> None:
-    """Refuse what would change the host, since a namespace that is joined is the runtime's own.
+    """Refuse what would change the host, because a joined namespace is the runtime's own.
 
     Args:
         config: the configuration.
@@ -105,7 +106,7 @@ def check_host(config: Config, kind: str) -> None:
     Raises:
         ConfigError: it sets a kernel parameter, or a name, of that namespace.
     """
-    hint = f"leave it out, or have a new {kind} namespace"
+    hint = f"remove it, or use a new {kind} namespace"
     why = f"would be the host's: the {kind} namespace that is joined is the runtime's own (hint: {hint})"
     for name in config.linux.sysctl:
         if _owner_of(name) == kind:
@@ -116,13 +117,13 @@ def check_host(config: Config, kind: str) -> None:
 
 
 def check_process(process: Process, path: str) -> None:
-    """Check what one member of a process alone can't tell.
+    """Check whether the members of a process fit together.
 
     Raises:
         ConfigError: something does not fit.
     """
     if not process.args:
-        raise ConfigError(f"{path}.args", "must have at least one word")
+        raise ConfigError(f"{path}.args", "must have at least one argument")
     if not process.args[0]:
         raise ConfigError(f"{path}.args[0]", "is empty")
     for index, variable in enumerate(process.env):
@@ -134,16 +135,11 @@ def check_process(process: Process, path: str) -> None:
         if limit.type not in RLIMITS:
             raise ConfigError(f"{where}.type", f"unknown limit {limit.type!r}")
         if limit.type in seen:
-            raise ConfigError(f"{where}.type", f"{limit.type} is there twice")
+            raise ConfigError(f"{where}.type", f"{limit.type} is given twice")
         if limit.soft > limit.hard:
             raise ConfigError(f"{where}.soft", f"{limit.soft} is over the hard limit {limit.hard}")
         seen.add(limit.type)
 
 
-RLIMITS = {
-    f"RLIMIT_{name}": number
-    for number, name in enumerate(
-        "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME".split()  # noqa: SIM905 - reads better as one text
-    )
-}
+RLIMITS = {f"RLIMIT_{name.upper()}": number for name, number in RESOURCES.items()}
 """The limits of setrlimit(2), by name."""

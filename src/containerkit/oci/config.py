@@ -39,7 +39,7 @@ _words = array(text)
 
 
 class IdMap(Model):
-    """A range of ids inside and where it lies outside."""
+    """A range of ids inside and the corresponding range outside."""
 
     container_id: int
     host_id: int
@@ -336,7 +336,7 @@ class MemoryPolicy(Model):
 
 
 class Linux(Model):
-    """What is particular to Linux."""
+    """The configuration that is specific to Linux."""
 
     namespaces: list[Namespace]
     uid_mappings: list[IdMap]
@@ -406,16 +406,16 @@ class Config(Model):
 
     @property
     def version(self) -> tuple[int, int]:
-        """The major and minor number of the specification that it is written for."""
+        """The major and minor version of the specification that it is written for."""
         major, minor, *_ = (*self.oci_version.split("."), "0", "0")
         return int(major), int(minor) if minor.isdecimal() else 0
 
     def namespace(self, kind: str) -> Namespace | None:
-        """Return the namespace of a kind, None where it is the runtime's own."""
+        """Return the namespace of a kind, or None if it is the runtime's own."""
         return next((each for each in self.linux.namespaces if each.type == kind), None)
 
     def is_new(self, kind: str) -> bool:
-        """Tell whether the container has a new namespace of a kind."""
+        """Return whether the container has a new namespace of a kind."""
         found = self.namespace(kind)
         return found is not None and not found.path
 
@@ -424,11 +424,11 @@ def load(bundle: str, name: str = "config.json") -> tuple[bytes, Config]:
     """Read the configuration of a bundle.
 
     Returns:
-        The document as it is, and what it says.
+        The JSON document, and the configuration as an object.
 
     Raises:
-        RuntimeFailure: there is none that can be read.
-        ConfigError: it says what can't be.
+        RuntimeFailure: it can't be read.
+        ConfigError: it is invalid.
     """
     path = name if name.startswith("/") else f"{bundle}/{name}"
     try:
@@ -440,10 +440,10 @@ def load(bundle: str, name: str = "config.json") -> tuple[bytes, Config]:
 
 
 def parse(content: bytes, what: str = "config.json") -> Config:
-    """Return what a configuration says.
+    """Return a configuration as an object.
 
     Raises:
-        ConfigError: it says what can't be.
+        ConfigError: it is invalid.
     """
     try:
         value = jsontext.loads(content)

@@ -1,4 +1,4 @@
-"""Terminals: how the master reaches whoever holds it, and a proxy between it and the caller's own terminal."""
+"""Terminals: sends the master to its holder, or copies between it and the caller's own terminal."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TIOCGWINSZ, _TIOCSWINSZ = 0x5413, 0x5414
 
 
 def send_descriptor(path: str, fd: int, message: bytes) -> None:
-    """Connect to a socket and hand a descriptor over.
+    """Connect to a socket and send a descriptor.
 
     Raises:
-        RuntimeFailure: nobody takes it.
+        RuntimeFailure: nobody accepts it.
 
     Source: SCM_RIGHTS in unix(7).
     """
@@ -36,7 +36,7 @@ def send_descriptor(path: str, fd: int, message: bytes) -> None:
 
 
 def is_master(fd: int) -> bool:
-    """Tell whether a descriptor is a terminal's master, and not what an image has put in its place (CVE-2025-52565)."""
+    """Return whether a descriptor is a terminal's master, and not a file of the image in its place (CVE-2025-52565)."""
     return os.fstat(fd).st_rdev == os.makedev(5, 2) and kernel.filesystem_of(fd) == kernel.DEVPTS_SUPER_MAGIC
 
 
@@ -49,7 +49,7 @@ def set_size(master: int, box: Box | None) -> None:
 
 
 def pass_newlines(master: int) -> None:
-    """Let a terminal pass on newlines as they are: whoever reads its output from a pipe wants no carriage returns.
+    """Turn off the conversion of newlines, because readers of its output expect no carriage returns.
 
     Source: termios(3).
     """
@@ -97,7 +97,7 @@ class Proxy:
 
     @staticmethod
     def _process_output() -> None:
-        """Have the caller's terminal begin lines at their left, which the container's does not do."""
+        """Make the caller's terminal convert newlines, because the container's terminal does not."""
         import termios
 
         attributes = termios.tcgetattr(0)
@@ -116,7 +116,7 @@ class Proxy:
             fcntl.ioctl(self.master, _TIOCSWINSZ, size)
 
     def copy(self, source: int, sink: int) -> bool:
-        """Copy what is there; False at the end."""
+        """Copy what is there. Return False at the end."""
         try:
             content = os.read(source, 65536)
         except OSError:  # the other end of the terminal is closed

@@ -23,7 +23,7 @@ def prepare(call: Call, *, foreground: bool = False) -> Birth:
         foreground: the caller waits for the container's end.
 
     Raises:
-        RuntimeFailure: it can't be read, or says what can't be.
+        RuntimeFailure: it can't be read, or is invalid.
     """
     from containerkit.oci.store import check_id
 
@@ -40,7 +40,7 @@ def prepare(call: Call, *, foreground: bool = False) -> Birth:
 
 
 def create(call: Call) -> int:
-    """Make a container; its process waits until ``start``. Source: OCI runtime-spec, runtime.md, "Create"."""
+    """Make a container whose process waits for ``start``. Source: OCI runtime-spec, runtime.md, "Create"."""
     birth = prepare(call)
     birth.make()
     birth.entry.close()

@@ -95,7 +95,7 @@ def common(flags: Flags, images: str, log: str) -> list[str]:
         words += ["--empty-ns", {"network": "net"}.get(name, name)]
     mode = flags.text("manage-cgroups-mode", "soft")
     if mode not in _MODES:
-        raise RuntimeFailure(f"--manage-cgroups-mode: {mode!r} is none of {', '.join(_MODES)}")
+        raise RuntimeFailure(f"--manage-cgroups-mode: {mode!r} is not one of {', '.join(_MODES)}")
     return [*words, f"--manage-cgroups={mode}"]  # the value is optional, so it never is an argument of its own
 
 

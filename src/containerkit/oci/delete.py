@@ -1,4 +1,4 @@
-"""``delete``: remove a container and all that was made for it."""
+"""``delete``: remove a container and everything that was made for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _PATIENCE_S = 10.0
 
 
 def delete(call: Call) -> int:
-    """Remove a stopped container; with ``--force`` in any state. Source: OCI runtime-spec, runtime.md, "Delete"."""
+    """Remove a stopped container, or with ``--force`` one in any state.
+
+    Source: OCI runtime-spec, runtime.md, "Delete".
+    """
     force = call.flags.has("force")
     names = call.flags.arguments or [call.name]
     if call.flags.has("regex"):
@@ -46,13 +49,13 @@ def delete(call: Call) -> int:
 
 
 def _stop(root: str, name: str, end: float) -> None:
-    """Kill a container without its lock, and whoever is still making it: a hook may keep that for ever."""
+    """Kill a container without its lock, and the runtime that is still making it, which a hook may block forever."""
     with store.open_entry(root, name) as entry:
         pid, started = entry.record.get("creator", [0, 0])
         if entry.record.get("phase") == "creating" and pid != os.getpid():
             _kill_process(entry.id, pid, started, end)
         _kill(entry, end)
-        if entry.record.get("joinsPid"):  # a hook that is run inside does not end with the first process
+        if entry.record.get("joinsPid"):  # a hook that runs inside does not end with the first process
             cgroups.kill_all(entry.record.get("groups", []), _SIGKILL)
 
 
@@ -63,7 +66,7 @@ def _kill(entry: Entry, end: float) -> None:
 
 
 def _kill_process(name: str, pid: int, started: int, end: float, freezer: str = "") -> None:
-    """Kill a process, through a pidfd that no other can have, and wait until it has ended."""
+    """Kill a process through a pidfd, and wait until it has ended."""
     if not store.is_alive(pid, started):
         return
     try:
@@ -86,14 +89,14 @@ def _kill_process(name: str, pid: int, started: int, end: float, freezer: str = 
 
 
 def destroy(entry: Entry, end: float | None = None) -> None:
-    """Remove what was made for the container of an entry whose lock is held.
+    """Remove what was made for a container. The lock of its entry must be held.
 
     Args:
         entry: the record.
         end: until when to wait for what is in use, by the monotonic clock (default: for 10 seconds).
 
     Raises:
-        RuntimeFailure: something is in use and can't be removed; the record stays, for another try.
+        RuntimeFailure: something is in use and can't be removed. The record stays, so that it can be tried again.
     """
     end = time.monotonic() + _PATIENCE_S if end is None else end
     record = entry.record

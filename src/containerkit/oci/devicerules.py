@@ -1,6 +1,6 @@
-"""Device rules of version 1 as a list of what is allowed, and how to come from one list to another.
+"""Device rules of version 1 as a list of allowed devices, and the changes from one list to another.
 
-A group that is in use must not lose for a moment what it keeps: a program that opens its null device then would fail.
+A group in use must not lose a device that stays allowed, even for a moment. Opening /dev/null would fail then.
 
 Source: Documentation/admin-guide/cgroup-v1/devices.rst; dev_exception_add() and dev_exception_rm() in
 security/device_cgroup.c.
@@ -22,7 +22,7 @@ _ALL = "rwm"
 
 
 def listed(text: str) -> Allowed | None:
-    """Return what a group allows, by kind and number of a device.
+    """Return the accesses that a group allows, by kind and number of the device.
 
     Args:
         text: the content of ``devices.list``.
@@ -40,7 +40,7 @@ def listed(text: str) -> Allowed | None:
 
 
 def allowed(rules: Iterable[DeviceRule]) -> Allowed | None:
-    """Return what rules come to, as the kernel takes one after the other.
+    """Return the result of applying the rules one after the other.
 
     Returns:
         None where they do not begin by denying all, or allow all in the end.
@@ -62,11 +62,11 @@ def allowed(rules: Iterable[DeviceRule]) -> Allowed | None:
 
 
 def changes(there: Allowed, wanted: Allowed) -> Iterator[tuple[str, str]]:
-    """Yield what to write, and to which file: first what is allowed anew, then what is denied from now on.
+    """Yield the texts to write and their files: first new permissions, then removed ones.
 
     Args:
-        there: what the group allows.
-        wanted: what it is to allow.
+        there: what the group allows now.
+        wanted: what it must allow.
     """
     for verb, more, less in (("allow", wanted, there), ("deny", there, wanted)):
         for (kind, number), access in more.items():

@@ -1,7 +1,7 @@
 """The steps that make the devices of the container.
 
-In a user namespace the kernel makes no nodes. There the default devices are the host's, bound by their paths. Those
-of the configuration are made by the runtime outside, if it may (``nodes.py``), and the host's otherwise.
+In a user namespace the kernel does not make device nodes. There the default devices are bound from the host. Those of
+the configuration are made by the runtime outside if it may (``nodes.py``), and otherwise bound from the host.
 
 Source: OCI runtime-spec, config-linux.md, "Devices" and "Default Devices"; mknod(2).
 """
@@ -56,7 +56,7 @@ class Devices:
     # --- outside
 
     def open(self) -> None:
-        """Open, or make, what can't be made inside.
+        """Open or make the devices that can't be made inside.
 
         Raises:
             RuntimeFailure: the host has no such device.
@@ -82,7 +82,9 @@ class Devices:
         except OSError:
             status = None
         if status is None or status.st_rdev != os.makedev(major, minor):
-            raise RuntimeFailure(f"device {path}: it can't be made here, and the host has none of its number to bind")
+            raise RuntimeFailure(
+                f"device {path}: it can't be made here, and the host has no device with its number to bind"
+            )
         self._binds[path] = self.builder.clone(path, recursive=False, what="device")
 
     # --- inside
@@ -109,7 +111,7 @@ class Devices:
         tape.step(k.STEP_CLOSE, "close", at)
 
     def _is_hosts(self) -> bool:
-        """Tell whether /dev is the host's, which must not be changed."""
+        """Return whether /dev is the host's, which must not be changed."""
         return any(
             os.path.normpath("/" + mount.destination) == "/dev" and self.builder.is_bind(number)
             for number, mount in enumerate(self.builder.config.mounts)

@@ -1,4 +1,4 @@
-"""The steps by which the first process settles in namespaces of its own, before anything is mounted."""
+"""The steps by which the first process sets up its namespaces before anything is mounted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIOCSIFFLAGS = 0x8914
 
 
 def enter_late(tape: Tape, config: Config, stage: Stage, proc: int, channel: int) -> None:
-    """Add the steps for what only a process can enter that is alone in its memory, or in its control groups already.
+    """Add the steps that need a process with its own memory, or one that is already in its control groups.
 
     Args:
         tape: where to.
@@ -44,7 +44,7 @@ def enter_late(tape: Tape, config: Config, stage: Stage, proc: int, channel: int
 
 
 def _time_offsets(tape: Tape, config: Config, stage: Stage, proc: int, channel: int) -> None:
-    """Files of a process that nobody may look into are the host's root's, whom a user of a namespace is not."""
+    """The /proc files of a process that is not dumpable belong to the host's root."""
     if stage.changes_user and stage.privileged:
         protocol.pause(tape, channel, b"o", "time namespace is there")
         return
@@ -62,10 +62,10 @@ def offsets(config: Config) -> bytes:
 
 
 def set_time_offsets(pid: int, config: Config) -> None:
-    """Set the offsets from outside, for a process that waits.
+    """Set the offsets of a waiting process from outside.
 
     Raises:
-        RuntimeFailure: the kernel does not take them.
+        RuntimeFailure: the kernel refused them.
     """
     try:
         fd = os.open(f"/proc/{pid}/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)

@@ -1,10 +1,10 @@
-"""What goes wrong in a verb, in the words that engines look for."""
+"""The errors of verbs, with the texts that engines expect."""
 
 from __future__ import annotations
 
 import os
 
-from containerkit.failures import ContainerError, SetupError, SpecError
+from containerkit.errors import ContainerError, SetupError, SpecError
 
 __all__ = ["ConfigError", "RuntimeFailure", "StepError", "refused_file", "strerror"]
 
@@ -14,10 +14,10 @@ class RuntimeFailure(ContainerError):  # noqa: N818 - not a mistake of the progr
 
 
 class ConfigError(RuntimeFailure, SpecError):
-    """A value of config.json that can't be, named by its JSON path.
+    """A value in config.json is invalid. The error has its JSON path.
 
     Attributes:
-        path: where it stands, such as ``process.user.uid``.
+        path: the JSON path, such as ``process.user.uid``.
         why: what is wrong with it.
     """
 
@@ -31,7 +31,7 @@ class ConfigError(RuntimeFailure, SpecError):
 
 
 class StepError(RuntimeFailure, SetupError):
-    """A step of a start that the kernel refused.
+    """The kernel refused a step of a start.
 
     Attributes:
         operation: the system call.
@@ -46,12 +46,12 @@ class StepError(RuntimeFailure, SetupError):
 
 
 def strerror(errno: int) -> str:
-    """Return the error's text as Go programs write it: engines match it in lower case."""
+    """Return the error's text in lower case as in Go programs, because engines match it."""
     text = os.strerror(errno)
     return text[:1].lower() + text[1:]
 
 
 def refused_file(what: str, path: str, error: OSError, hint: str = "") -> RuntimeFailure:
-    """Return the failure of something done to a file."""
+    """Return the error of an operation on a file."""
     text = f"{what} {path}: {strerror(error.errno or 0)}"
     return RuntimeFailure(f"{text} (hint: {hint})" if hint else text)

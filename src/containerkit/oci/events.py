@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["events", "statistics"]
 
 _LOOK_S = 0.2
-"""How often it looks for out-of-memory kills, in seconds: a reader waits for them."""
+"""How often to check for out-of-memory kills, in seconds."""
 
 
 def events(call: Call) -> int:
@@ -46,7 +46,7 @@ def _interval_s(call: Call) -> float:
     try:
         value = float(text.removesuffix(unit)) if unit in ("ms", "s", "m", "h") else float(text)
     except ValueError:
-        raise RuntimeFailure(f"--interval: {text!r} is no time such as 5s") from None
+        raise RuntimeFailure(f"--interval: {text!r} is not a duration such as 5s") from None
     seconds = value * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}.get(unit, 1.0)
     if seconds <= 0:
         raise RuntimeFailure("--interval: must be more than 0")
@@ -87,7 +87,7 @@ def _tell(name: str, kind: str, data: object) -> None:
 
 
 def statistics(groups: list[str]) -> dict[str, Any]:
-    """Return what the processes of some groups have used, in the form that runtimes share.
+    """Return the usage of the processes of groups, in the format of other runtimes.
 
     Args:
         groups: the directories, one in each hierarchy.
@@ -117,7 +117,7 @@ _NO_LIMIT = 2**64 - 1
 
 
 def _shaped(stats: Stats) -> dict[str, Any]:
-    """Return the report with the names that other runtimes use; times in nanoseconds."""
+    """Return the report with the names that other runtimes use. Times are in nanoseconds."""
     from containerkit.cgroup.stats import CpuStats, MemoryStats, PidsStats
 
     cpu, memory, pids = stats.cpu or CpuStats(), stats.memory or MemoryStats(), stats.pids or PidsStats()

@@ -1,4 +1,4 @@
-"""``exec``: another process in a container that runs."""
+"""``exec``: another process in a running container."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ def _user(text: str, former: User) -> User:
 
 
 def _number(text: str, what: str) -> int:
-    """Read an id strictly: what is no number never becomes root (CVE-2026-30892)."""
+    """Read an id strictly: what is not a number never becomes root (CVE-2026-30892)."""
     if not text.isascii() or not text.isdecimal():
-        raise RuntimeFailure(f"{what}: {text!r} is no id")
+        raise RuntimeFailure(f"{what}: {text!r} is not an id")
     return int(text)
 
 
@@ -296,15 +296,7 @@ class Joining(Partner):
         payload.session(terminal)
         if terminal is not None:
             protocol.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
-        payload.labels(proc)
-        payload.scheduling()
-        payload.personality(linux.personality)
-        payload.memory_policy(linux.memory_policy)
-        if not self.host.raises_limits:
-            payload.limits()
-        payload.identity(self.host.last_cap)
-        if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
-            payload.listen(channel)
+        payload.configure(linux, self.host, proc, channel)
         protocol.pause(tape, channel, b"r", "ready")
         payload.finish(self.preserved())
 

@@ -53,7 +53,7 @@ def program(profile: dict[str, Any], capabilities: Iterable[str], root: str) -> 
         raise ConfigError(f"{_PATH}.flags", "must be a list")
     for index, name in enumerate(wanted):
         if name not in FLAGS:
-            raise ConfigError(f"{_PATH}.flags[{index}]", f"{name!r} is none of {', '.join(FLAGS)}")
+            raise ConfigError(f"{_PATH}.flags[{index}]", f"{name!r} is not one of {', '.join(FLAGS)}")
         flags |= FLAGS[name]
     listener = profile.get("listenerPath") or ""
     if not isinstance(listener, str):

@@ -40,7 +40,7 @@ class Flags:
         return self._values.get(name, [])
 
     def has(self, name: str) -> bool:
-        """Tell whether a switch is on."""
+        """Return whether a switch is on."""
         found = self._values.get(name)
         if not found:
             return False
@@ -51,7 +51,7 @@ class Flags:
         raise RuntimeFailure(f"--{name}: {found[-1]!r} is neither true nor false")
 
     def given(self, name: str) -> bool:
-        """Tell whether a flag was given at all."""
+        """Return whether a flag was given at all."""
         return name in self._values
 
     def number(self, name: str, otherwise: int = 0) -> int:
@@ -62,7 +62,7 @@ class Flags:
         try:
             return int(found[-1])
         except ValueError:
-            raise RuntimeFailure(f"--{name}: {found[-1]!r} is no number") from None
+            raise RuntimeFailure(f"--{name}: {found[-1]!r} is not a number") from None
 
 
 def read(

@@ -63,7 +63,7 @@ def forward(pidfd: int, proxy: Proxy | None = None) -> None:
 
     Args:
         pidfd: the other.
-        proxy: its terminal, which follows the size of the caller's.
+        proxy: its terminal, which follows the size of the caller.
     """
 
     def hand_on(number: int, _frame: FrameType | None) -> None:

@@ -39,7 +39,7 @@ class Host:
         self.nested = store.in_user_namespace()
 
     def clones_mounts(self) -> bool:
-        """Tell whether it may clone mounts: its mount namespace may belong to a user namespace above its own.
+        """Return whether it may clone mounts: its mount namespace may belong to a user namespace above its own.
 
         The tree is cloned as a whole: where mounts came from a user namespace above, the kernel refuses to clone one
         without those that cover parts of it.

@@ -55,7 +55,7 @@ class InnerBinds:
         self.idmaps: list[int] = []
 
     def take(self, number: int, source: str) -> bool:
-        """Tell whether a mount is one of them; from then on it is.
+        """Return whether a mount is one of them; from then on it is.
 
         Args:
             number: of the mount in the configuration.

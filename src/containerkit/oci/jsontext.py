@@ -32,7 +32,7 @@ class _Settings:
 
     @staticmethod
     def parse_constant(name: str) -> float:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not JSON")
 
 
 def _scanner() -> Any:
@@ -111,7 +111,7 @@ def dumps(value: object, indent: int = 0, *, _level: int = 0) -> str:
         return _joined("{}", parts, indent, _level)
     if isinstance(value, (list, tuple)):
         return _joined("[]", [dumps(each, indent, _level=_level + 1) for each in value], indent, _level)
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _joined(brackets: str, parts: list[str], indent: int, level: int) -> str:

@@ -69,7 +69,7 @@ def _end_waiting(entry: Entry, signal: int) -> None:
 
 
 def _has_others(entry: Entry, status: str, signal: int) -> bool:
-    """Tell whether SIGKILL is for processes that have outlived the first: it had no pid namespace of its own."""
+    """Return whether SIGKILL is for processes that have outlived the first: it had no pid namespace of its own."""
     if status != "stopped" or signal != _SIGKILL or not entry.record.get("joinsPid"):
         return False
     from containerkit.oci import cgroups

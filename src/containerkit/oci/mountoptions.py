@@ -6,6 +6,7 @@ Source: OCI runtime-spec, config.md, "Linux mount options"; mount(8), mount_seta
 from __future__ import annotations
 
 from containerkit._native import constants as k
+from containerkit._native.names import PROPAGATION
 from containerkit.oci.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -35,12 +36,6 @@ _ATTRIBUTES = {
     "nosymfollow": (k.MOUNT_ATTR_NOSYMFOLLOW, 0),
     "symfollow": (0, k.MOUNT_ATTR_NOSYMFOLLOW),
 }
-_PROPAGATION = {
-    "private": k.MS_PRIVATE,
-    "shared": k.MS_SHARED,
-    "slave": k.MS_SLAVE,
-    "unbindable": k.MS_UNBINDABLE,
-}
 # Of the filesystem, given to it as flags; what is None is its default.
 _FILESYSTEM = {
     "sync": "sync",
@@ -59,8 +54,8 @@ _OWN = ("bind", "rbind", "defaults", "remount", "tmpcopyup", "copy-symlink", "id
 
 NAMES = tuple(
     sorted(
-        {*_ATTRIBUTES, *_FILESYSTEM, *_PROPAGATION, *_OWN}
-        | {f"r{name}" for name in (*_ATTRIBUTES, *_PROPAGATION)} - {"rrw", "rro"}
+        {*_ATTRIBUTES, *_FILESYSTEM, *PROPAGATION, *_OWN}
+        | {f"r{name}" for name in (*_ATTRIBUTES, *PROPAGATION)} - {"rrw", "rro"}
         | {"rro", "rrw"}
     )
 )
@@ -128,7 +123,7 @@ def read(words: Sequence[str], path: str) -> Options:
         if not _take(found, word) and word:
             name, equals, value = word.partition("=")
             if not name:
-                raise ConfigError(f"{path}[{index}]", f"{word!r} is no option")
+                raise ConfigError(f"{path}[{index}]", f"{word!r} is not an option")
             found.take(name, value if equals else None)
     if found.copy_up and found.bind:
         raise ConfigError(path, "tmpcopyup is for tmpfs, not for a bind")
@@ -151,10 +146,10 @@ def _take(found: Options, word: str) -> bool:
         found.change(*_ATTRIBUTES[word], tree=False)
     elif word[:1] == "r" and word[1:] in _ATTRIBUTES:
         found.change(*_ATTRIBUTES[word[1:]], tree=True)
-    elif word in _PROPAGATION:
-        found.propagation.append((_PROPAGATION[word], False))
-    elif word[:1] == "r" and word[1:] in _PROPAGATION:
-        found.propagation.append((_PROPAGATION[word[1:]], True))
+    elif word in PROPAGATION:
+        found.propagation.append((PROPAGATION[word], False))
+    elif word[:1] == "r" and word[1:] in PROPAGATION:
+        found.propagation.append((PROPAGATION[word[1:]], True))
     elif word in _FILESYSTEM:
         name = _FILESYSTEM[word]
         if name is not None:

@@ -219,7 +219,7 @@ def _explained(error: StepError) -> StepError:
 
 
 def is_own(kind: str, fd: int) -> bool:
-    """Tell whether a namespace that is joined is the runtime's own.
+    """Return whether a namespace that is joined is the runtime's own.
 
     Args:
         kind: the specification's name of it.

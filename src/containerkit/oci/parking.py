@@ -29,7 +29,7 @@ _CLONE = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
 
 
 def lists_by_age(are_binds: Sequence[bool]) -> bool:
-    """Tell whether this kernel would list mounts in another order than they are in.
+    """Return whether this kernel would list mounts in another order than they are in.
 
     Args:
         are_binds: for each mount of the configuration whether it is a bind.

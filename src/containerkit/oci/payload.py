@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from containerkit.oci.capabilities import Masks
-    from containerkit.oci.config import MemoryPolicy, Personality, Process, Scheduler
+    from containerkit.oci.config import Linux, MemoryPolicy, Personality, Process, Scheduler
+    from containerkit.oci.host import Host
     from containerkit.oci.tape import Slot, Tape
 
 __all__ = ["Payload", "candidates", "unique"]
@@ -157,6 +158,25 @@ class Payload:
         label = f"_ses.{name}".encode()
         self.tape.call("keyctl", k.KEYCTL_JOIN_SESSION_KEYRING, label, target="session keyring", ok=(ENOSYS, EPERM))
 
+    def configure(self, linux: Linux, host: Host, proc: Slot | int, channel: int) -> None:
+        """Add the steps that set the attributes of the process in their order, up to its exec.
+
+        Args:
+            linux: that section of the configuration.
+            host: facts about the machine.
+            proc: the descriptor of the procfs.
+            channel: the descriptor of the socket to the caller, for a listener's descriptor.
+        """
+        self.labels(proc)
+        self.scheduling()
+        self.personality(linux.personality)
+        self.memory_policy(linux.memory_policy)
+        if not host.raises_limits:
+            self.limits()
+        self.identity(host.last_cap)
+        if linux.seccomp is not None and linux.seccomp.get("listenerPath"):
+            self.listen(channel)
+
     def labels(self, proc: Slot | int) -> None:
         """Add the steps that ask for the labels of AppArmor and SELinux at the exec.
 
@@ -200,11 +220,11 @@ class Payload:
             return
         path = "linux.memoryPolicy"
         if wanted.mode not in MEMORY_MODES:
-            raise ConfigError(f"{path}.mode", f"{wanted.mode!r} is none of {', '.join(MEMORY_MODES)}")
+            raise ConfigError(f"{path}.mode", f"{wanted.mode!r} is not one of {', '.join(MEMORY_MODES)}")
         mode = MEMORY_MODES.index(wanted.mode)
         for index, flag in enumerate(wanted.flags):
             if flag not in MEMORY_FLAGS:
-                raise ConfigError(f"{path}.flags[{index}]", f"{flag!r} is none of {', '.join(MEMORY_FLAGS)}")
+                raise ConfigError(f"{path}.flags[{index}]", f"{flag!r} is not one of {', '.join(MEMORY_FLAGS)}")
             mode |= MEMORY_FLAGS[flag]
         mask = number_mask(wanted.nodes, f"{path}.nodes")
         size = (mask.bit_length() + 63) // 64 * 8
@@ -358,11 +378,11 @@ class Payload:
 def _scheduler(wanted: Scheduler, path: str) -> bytes:
     """Return struct sched_attr. Source: sched_setattr(2)."""
     if wanted.policy not in POLICIES:
-        raise ConfigError(f"{path}.policy", f"{wanted.policy} is no policy of Linux")
+        raise ConfigError(f"{path}.policy", f"{wanted.policy} is not a policy of Linux")
     flags = 0
     for index, flag in enumerate(wanted.flags):
         if flag not in _SCHEDULER_FLAGS:
-            raise ConfigError(f"{path}.flags[{index}]", f"{flag!r} is none of {', '.join(_SCHEDULER_FLAGS)}")
+            raise ConfigError(f"{path}.flags[{index}]", f"{flag!r} is not one of {', '.join(_SCHEDULER_FLAGS)}")
         flags |= _SCHEDULER_FLAGS[flag]
     realtime = wanted.policy in ("SCHED_FIFO", "SCHED_RR")
     if realtime != bool(wanted.priority):
@@ -382,7 +402,7 @@ def number_mask(text: str, path: str) -> int:
     for part in text.split(",") if text else ():
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) > 65535:
-            raise ConfigError(path, f"{text!r} is no list of numbers such as 0-3,8")
+            raise ConfigError(path, f"{text!r} is not a list of numbers such as 0-3,8")
         for number in range(int(first), int(last or first) + 1):
             mask |= 1 << number
     return mask

@@ -47,7 +47,7 @@ def apply(wanted: IntelRdt, name: str, pid: int) -> str:
         raise ConfigError(_PATH, "can't be had: mount -t resctrl resctrl /sys/fs/resctrl, on a processor with RDT")
     clos = wanted.clos_id or name
     if "/" in clos or clos in (".", ".."):
-        raise ConfigError(f"{_PATH}.closID", f"{clos!r} is no name of a class")
+        raise ConfigError(f"{_PATH}.closID", f"{clos!r} is not a name of a class")
     directory = root if wanted.clos_id == "/" else f"{root}/{clos}"
     made = ""
     lines = [*wanted.schemata, wanted.l3_cache_schema, wanted.mem_bw_schema]

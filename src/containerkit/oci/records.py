@@ -53,7 +53,7 @@ class Record:
 
 
 def find(name: str, root: str | None = None) -> Record:
-    """Return the record of a container that runs, or waits for its start.
+    """Return the record of a running container, or waits for its start.
 
     Args:
         name: its id.

@@ -12,6 +12,7 @@ from stat import S_ISDIR
 from struct import pack
 
 from containerkit._native import constants as k
+from containerkit._native.names import PROPAGATION
 from containerkit.oci import kernel, mountoptions
 from containerkit.oci.devices import Devices
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Builder"]
 
-_PROPAGATIONS = {"private": k.MS_PRIVATE, "slave": k.MS_SLAVE, "shared": k.MS_SHARED, "unbindable": k.MS_UNBINDABLE}
 _CLASSIC_FLAGS = (
     (k.MOUNT_ATTR_RDONLY, k.MS_RDONLY),
     (k.MOUNT_ATTR_NOSUID, k.MS_NOSUID),
@@ -99,7 +99,7 @@ class Builder:
         self.options = [mountoptions.read(each.options, f"mounts[{n}].options") for n, each in enumerate(config.mounts)]
 
     def is_bind(self, number: int) -> bool:
-        """Tell whether a mount of the configuration is a bind."""
+        """Return whether a mount of the configuration is a bind."""
         return self.options[number].bind or self.config.mounts[number].type == "bind"
 
     @property
@@ -328,7 +328,7 @@ class Builder:
         self.tape.step(k.STEP_CLOSE, "close", at)
 
     def attach_clone(self, source: str, attributes: int, target: str, *, what: str) -> int | Slot:
-        """Add the steps that attach a private clone of a mount of the host's to a directory; return its descriptor."""
+        """Add the steps that attach a private clone of a mount of the host to a directory; return its descriptor."""
         clone = self.clone(source, recursive=False, what=what)
         self._setattr(clone, set_flags=attributes, propagation=k.MS_PRIVATE, target=target)
         self.attach(clone, target, directory=True)
@@ -469,8 +469,8 @@ class Builder:
     def propagation(self) -> None:
         """Add the step that sets how mounts spread from and to the new root."""
         wanted = self.config.linux.rootfs_propagation
-        recursive = wanted.startswith("r") and wanted[1:] in _PROPAGATIONS
-        flag = _PROPAGATIONS.get(wanted[1:] if recursive else wanted, 0)
+        recursive = wanted.startswith("r") and wanted[1:] in PROPAGATION
+        flag = PROPAGATION.get(wanted[1:] if recursive else wanted, 0)
         if flag and flag != k.MS_PRIVATE:
             flags = flag | (k.MS_REC if recursive else 0)
             self.tape.call("mount", b"none", b"/", 0, flags, 0, target=f"rootfsPropagation {wanted}")

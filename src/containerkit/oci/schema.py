@@ -159,7 +159,7 @@ def choice(*names: str) -> Kind:
     def read(value: object, path: str) -> str:
         found = text(value, path)
         if found not in names:
-            raise ConfigError(path, f"{found!r} is none of {', '.join(name for name in names if name)}")
+            raise ConfigError(path, f"{found!r} is not one of {', '.join(name for name in names if name)}")
         return found
 
     return read

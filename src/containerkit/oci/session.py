@@ -133,7 +133,7 @@ class Partner:
         master = self.take(number, "terminal")
         if not console.is_master(master):
             os.close(master)
-            raise RuntimeFailure("/dev/pts of the container is no devpts: it makes no terminal")
+            raise RuntimeFailure("/dev/pts of the container is not a devpts: it makes no terminal")
         console.set_size(master, self.process.console_size)
         wanted = self.call.flags.text("console-socket")
         if not wanted:

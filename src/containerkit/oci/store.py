@@ -65,7 +65,7 @@ def default_root() -> str:
 
 
 def in_user_namespace() -> bool:
-    """Tell whether this process lives in a user namespace other than the first."""
+    """Return whether this process lives in a user namespace other than the first."""
     with open("/proc/self/uid_map", "rb") as file:
         return file.read().split() != [b"0", b"0", b"4294967295"]
 
@@ -103,7 +103,7 @@ def start_time(pid: int) -> int:
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Tell whether that very process is still there."""
+    """Return whether that very process is still there."""
     return pid > 0 and start_time(pid) == started
 
 
@@ -169,7 +169,7 @@ class Entry:
         return content
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a file of that name."""
+        """Return whether there is a file of that name."""
         try:
             os.stat(name, dir_fd=self.fd)
         except OSError:
@@ -182,7 +182,7 @@ class Entry:
         self.write(STATE, jsontext.dumps(self.record).encode())
 
     def remove(self) -> None:
-        """Remove the directory with all in it; one that is gone is no error."""
+        """Remove the directory with all in it; one that is gone is not an error."""
         for name in os.listdir(self.fd):
             try:
                 os.unlink(name, dir_fd=self.fd)
@@ -199,7 +199,7 @@ class Entry:
         return pid
 
     def is_running(self) -> bool:
-        """Tell whether the container's first process is alive."""
+        """Return whether the container's first process is alive."""
         return is_alive(self.pid, self.record.get("start_time", 0))
 
     def status(self) -> str:
@@ -218,7 +218,7 @@ class Entry:
         return "paused" if self._is_frozen() else "running"
 
     def _waits(self) -> bool:
-        """Tell whether the process is still the walker: a start that was killed may have left the gate behind."""
+        """Return whether the process is still the walker: a start that was killed may have left the gate behind."""
         try:
             return os.readlink(f"/proc/{self.pid}/exe").startswith(_MEMFD)
         except OSError:
@@ -369,7 +369,7 @@ def matching(root: str, pattern: str, *, alive: bool = False) -> list[str]:
     try:
         found = re.compile(pattern)
     except re.error as error:
-        raise RuntimeFailure(f"--regex: {pattern!r} is no regular expression: {error}") from None
+        raise RuntimeFailure(f"--regex: {pattern!r} is not a regular expression: {error}") from None
     candidates = [state["id"] for state in states(root) if not (alive and state["status"] == "stopped")]
     return [name for name in candidates if found.search(name)]
 

@@ -38,7 +38,7 @@ def unit_of(path: str, name: str) -> tuple[str, str, str]:
     slice_name, prefix, own = parts
     slice_name = slice_name or ("system.slice" if os.geteuid() == 0 else "user.slice")
     if not slice_name.endswith(".slice") or "/" in slice_name:
-        raise ConfigError("linux.cgroupsPath", f"{slice_name!r} is no slice")
+        raise ConfigError("linux.cgroupsPath", f"{slice_name!r} is not a slice")
     unit = own if own.endswith(".slice") else f"{prefix}-{own}.scope" if prefix else f"{own}.scope"
     return slice_name, unit, f"{_expanded(slice_name)}/{unit}"
 
@@ -50,7 +50,7 @@ def _expanded(slice_name: str) -> str:
         return ""
     words = stem.split("-")
     if "" in words:
-        raise ConfigError("linux.cgroupsPath", f"{slice_name!r} is no slice")
+        raise ConfigError("linux.cgroupsPath", f"{slice_name!r} is not a slice")
     return "".join(f"/{'-'.join(words[: count + 1])}.slice" for count in range(len(words)))
 
 
@@ -90,7 +90,7 @@ def start_scope(unit: str, slice_name: str, pid: int, description: str) -> None:
 
 
 def stop_scope(unit: str) -> None:
-    """Have systemd take a scope away; one that is gone is no error."""
+    """Have systemd take a scope away; one that is gone is not an error."""
     from containerkit.errors import ContainerError
 
     try:

@@ -84,7 +84,7 @@ class Tape:
         """Return the register of that name; equal names are the same register.
 
         Raises:
-            SpecError: there are no more.
+            ValueError: there are no more.
         """
         return Slot(self._packer.number_of(name))
 
@@ -115,7 +115,7 @@ class Tape:
         """Add a step and return its number.
 
         Raises:
-            SpecError: too many arguments or tolerated errors, a NUL inside a string.
+            ValueError: too many arguments or tolerated errors, a NUL inside a string.
         """
         kinds, values = [], []
         for argument in args:

@@ -91,11 +91,11 @@ class Targets:
         return view
 
     def is_covered(self, target: str) -> bool:
-        """Tell whether something was mounted on a target itself."""
+        """Return whether something was mounted on a target itself."""
         return target in self._views
 
     def is_below_a_mount(self, target: str) -> bool:
-        """Tell whether something was mounted on a target or above it."""
+        """Return whether something was mounted on a target or above it."""
         return any(_is_below(target, each) for each in self._views)
 
     def base(self, path: str) -> tuple[Descriptor, str]:
@@ -166,7 +166,7 @@ class Targets:
         return (self._views[best] if best else self.view), path[len(best) :].strip("/")
 
     def is_there(self, target: str) -> bool:
-        """Tell whether a target is there for certain; what lies on new filesystems can't be known yet."""
+        """Return whether a target is there for certain; what lies on new filesystems can't be known yet."""
         view, rest = self._seen(target)
         if view < 0:
             return False
@@ -177,7 +177,7 @@ class Targets:
         return True
 
     def is_directory(self, target: str) -> bool:
-        """Tell whether a path is a directory; so is what the runtime can't see."""
+        """Return whether a path is a directory; so is what the runtime can't see."""
         view, rest = self._seen(target)
         if view < 0:
             return True

@@ -90,7 +90,7 @@ def _size(text: str, flag: str) -> int:
     if number == "-1" and not shift:
         return -1
     if not number.isdecimal():
-        raise RuntimeFailure(f"--{flag}: {text!r} is no size such as 64m")
+        raise RuntimeFailure(f"--{flag}: {text!r} is not a size such as 64m")
     return int(number) << shift
 
 

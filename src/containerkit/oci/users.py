@@ -51,7 +51,7 @@ def without_home(env: list[str]) -> list[str] | None:
 
 
 def may_set_groups(pid: int | str) -> bool:
-    """Tell whether a process's user namespace lets it change its groups. Source: proc_pid_setgroups(5)."""
+    """Return whether a process's user namespace lets it change its groups. Source: proc_pid_setgroups(5)."""
     try:
         with open(f"/proc/{pid}/setgroups", "rb") as file:
             return file.read().strip() == b"allow"
@@ -60,7 +60,7 @@ def may_set_groups(pid: int | str) -> bool:
 
 
 def keeps_groups(config: Config) -> bool:
-    """Tell whether processes keep the caller's additional groups.
+    """Return whether processes keep the caller's additional groups.
 
     ``podman run --group-add keep-groups`` asks for it by this annotation, which crun has defined: an unprivileged user
     can't give a process those groups otherwise.

@@ -29,7 +29,7 @@ def call(
 
 
 def text(path: bytes | str) -> str:
-    """Return a path as people read it."""
+    """Return a path as text."""
     return os.fsdecode(path)
 
 
@@ -46,13 +46,13 @@ def unshare(kinds: int, target: str, hint: str = "") -> Operation:
 def clone(
     flags: int, child: str, *, pid: Slot, group: Slot | None = None, target: str = "", hint: str = ""
 ) -> Operation:
-    """Make a process that goes on at the label ``child``; the cloning one goes on with the next operation.
+    """Clone a process, which continues at the label ``child``. This process continues with the next operation.
 
     Args:
         flags: ``CLONE_*``.
         child: the label.
-        pid: the slot that takes its pid.
-        group: the slot of a version 2 control group that it is born into.
+        pid: the slot for its pid.
+        group: the slot of the version 2 control group in which it starts.
         target, hint: for people.
 
     Source: clone3(2).
@@ -68,11 +68,11 @@ OWNER_GATE: Final = 0
 
 
 PAYLOAD_GATE: Final = 1
-"""Where the command waits until PID 1 has left nothing of the outside in sight."""
+"""Where the command waits until PID 1 has removed everything of the outside."""
 
 
 def await_release(label: str = "", *, gate: int = OWNER_GATE) -> Operation:
-    """Sleep until the process that cloned this one says :func:`release`."""
+    """Sleep until the process that cloned this one calls :func:`release`."""
     return Operation("await_release", step=k.STEP_AWAIT, args=(gate,), label=label)
 
 
@@ -82,45 +82,48 @@ def release(gate: int = OWNER_GATE) -> Operation:
 
 
 def hold() -> Operation:
-    """Sleep until a second plan is there to go on with."""
+    """Sleep until a second plan is available, and continue with it."""
     return Operation("hold", step=k.STEP_HOLD)
 
 
 def leave(label: str = "") -> Operation:
-    """End this process; the tape goes on in the one that it cloned."""
+    """End this process. The tape continues in the process that it cloned."""
     return Operation("leave", step=k.STEP_LEAVE, label=label)
 
 
 def become_init(image: Slot, mode: bytes, first: int) -> Operation:
-    """Become the init that ``image``, a sealed memfd, holds; its modes are told in ``init.c``.
+    """Become the init in ``image``, a sealed memfd. ``init.c`` documents its modes.
 
-    It keeps no descriptor from ``first`` on. Who has entered it before just goes on as the init.
+    It closes all descriptors from ``first`` on. A process that has already entered it just continues as the init.
     """
     return Operation("become_init", mode.decode(), k.STEP_INIT, 0, (image, mode, first))
 
 
 def enter(image: Slot, kept: Iterable[int] = (), *, board: bool = False) -> Operation:
-    """Go on in the sealed init, which shares no memory with anybody: it walks the rest of the plan.
+    """Enter the sealed init, which shares no memory with other processes. It executes the rest of the plan.
 
-    Descriptors that a later operation finds in a slot stay open, and no others but the standard ones.
+    Only the standard descriptors, and those in slots that later operations use, stay open.
 
     Args:
         image: the init, a sealed memfd.
         kept: numbers of more descriptors that stay open.
-        board: with a board, by which a start that is held hears how it goes on.
+        board: whether it has a board, through which a held start gets its second plan.
     """
     return Operation("enter", "the sealed init", k.STEP_ENTER, 0, (image, numbers(kept), 0, int(board)))
 
 
 def strip(image: Slot, kept: Iterable[int | Slot] = (), *, itself: bool = False) -> Operation:
-    """Close all descriptors but the standard ones and ``kept``; an exec alone would do so after the look-up.
+    """Close all descriptors except the standard ones and ``kept``.
 
-    What fails later is told by another. It takes memory that is shared with nobody outside: see :func:`enter`.
+    An exec would do so only after looking up the program.
+
+    Another process reports later failures. It needs memory that is not shared with the outside: see :func:`enter`.
 
     Args:
-        image: the init, for the interpreter that enters it here only.
-        kept: numbers in rising order, or slots, whose numbers are above all of these.
-        itself: the process tells what fails later by itself, and so keeps what it does that by: it does not exec next.
+        image: the init, for an interpreter that only enters it here.
+        kept: numbers in ascending order, or slots, whose numbers are higher.
+        itself: whether the process itself reports later failures, and so keeps the descriptor for it. It does not exec
+            next.
     """
     telling = k.TELL_ITSELF if itself else k.TELL_OUTSIDE
     return Operation("strip", "all but the command's own", k.STEP_STRIP, 0, (numbers(kept), 0, telling, image))
@@ -132,7 +135,7 @@ def open_of_process(pid: Slot, name: str, flags: int, result: Slot, hint: str = 
 
 
 def helper(argv: tuple[bytes, ...], pid: Slot, hint: str = "") -> Operation:
-    """Run a program and wait for it; the argument ``b"PID"`` stands for the slot's value.
+    """Run a program and wait for it. The argument ``b"PID"`` is replaced by the slot's value.
 
     At most 32 arguments in all. It fails with ``ECANCELED`` when the program ends with a status other than 0.
     """
@@ -146,9 +149,9 @@ def reset_signals() -> Operation:
 
 
 def die_with_owner(owner: Slot) -> list[Operation]:
-    """Let this process be killed when the thread that started it ends, and end it now where that is over already.
+    """Make the kernel kill this process when the thread that started it ends, and exit if that has already ended.
 
-    A change of user takes this back. Source: PR_SET_PDEATHSIG(2const).
+    A change of user undoes this. Source: PR_SET_PDEATHSIG(2const).
     """
     return [
         prctl("die with the parent", k.PR_SET_PDEATHSIG, 9),
@@ -157,7 +160,7 @@ def die_with_owner(owner: Slot) -> list[Operation]:
 
 
 def own_pid(variable: str) -> Operation:
-    """Write the process's own pid into the first variable of the environment, whose value has room for it."""
+    """Write the process's own pid into the first variable of the environment, which has room for it."""
     return Operation("own_pid", variable, k.STEP_OWN_PID, 0, (ENVP, len(variable) + 1))
 
 
@@ -207,7 +210,7 @@ def open_inside(
     hint: str = "",
     tolerate: tuple[int, ...] = (),
 ) -> Operation:
-    """Open a path that can't lead out of ``root``, whatever symlinks lie on its way. Source: openat2(2)."""
+    """Open a path without leaving ``root``, whatever symlinks are on the way. Source: openat2(2)."""
     how = pack("=QQQ", flags | k.O_CLOEXEC, mode, resolve)
     return call(
         "openat2",
@@ -223,7 +226,7 @@ def open_inside(
 
 
 def write_file(path: bytes, content: bytes, hint: str = "", directory: int | Slot = k.AT_FDCWD) -> list[Operation]:
-    """Open a file that is there, write to it and close it."""
+    """Open an existing file, write to it and close it."""
     at = Slot("write_file")
     return [
         open_at(directory, path, k.O_WRONLY, at, hint=hint),
@@ -235,19 +238,19 @@ def write_file(path: bytes, content: bytes, hint: str = "", directory: int | Slo
 def make_directory(
     directory: int | Slot, path: bytes, mode: int = 0o755, *, target: str = "", hint: str = ""
 ) -> Operation:
-    """Make a directory unless something of that name is there. Source: mkdirat(2)."""
+    """Make a directory unless the name exists. Source: mkdirat(2)."""
     return call("mkdirat", directory, path, mode, target=target or text(path), tolerate=(EEXIST,), hint=hint)
 
 
 def make_node(
     directory: int | Slot, path: bytes, mode: int, device: int = 0, *, target: str = "", hint: str = ""
 ) -> Operation:
-    """Make a file or device node unless something of that name is there. Source: mknodat(2)."""
+    """Make a file or device node unless the name exists. Source: mknodat(2)."""
     return call("mknodat", directory, path, mode, device, target=target or text(path), tolerate=(EEXIST,), hint=hint)
 
 
 def make_symlink(directory: int | Slot, path: bytes, content: bytes) -> Operation:
-    """Make a symlink unless something of that name is there. Source: symlinkat(2)."""
+    """Make a symlink unless the name exists. Source: symlinkat(2)."""
     return call("symlinkat", content, directory, path, target=text(path), tolerate=(EEXIST,))
 
 
@@ -272,7 +275,7 @@ def unmount(path: bytes, flags: int = k.MNT_DETACH) -> Operation:
 def open_tree(
     directory: int | Slot, path: bytes, result: Slot, *, recursive: bool = False, target: str = "", hint: str = ""
 ) -> Operation:
-    """Clone a mount (recursive: and those below it) into a detached tree. Source: open_tree(2)."""
+    """Clone a mount, with ``recursive`` also those below it, into a detached tree. Source: open_tree(2)."""
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | (k.AT_RECURSIVE if recursive else 0)
     if not path:
         flags |= k.AT_EMPTY_PATH
@@ -280,7 +283,7 @@ def open_tree(
 
 
 def move_mount(tree: Slot | int, directory: int | Slot, path: bytes, *, target: str = "", hint: str = "") -> Operation:
-    """Attach a detached tree; an empty ``path`` attaches onto the descriptor itself. Source: move_mount(2)."""
+    """Attach a detached tree. An empty ``path`` attaches it to the descriptor itself. Source: move_mount(2)."""
     flags = k.MOVE_MOUNT_F_EMPTY_PATH | (0 if path else k.MOVE_MOUNT_T_EMPTY_PATH)
     return call("move_mount", tree, b"", directory, path, flags, target=target or text(path), hint=hint)
 
@@ -321,7 +324,7 @@ def new_mount(
         options: its options; None marks a flag.
         result: the slot of the detached mount.
         attributes: ``MOUNT_ATTR_*``.
-        hint: shown when any of it fails.
+        hint: the hint if a step fails.
     """
     context = Slot("fsopen")
     steps = [call("fsopen", kind.encode(), k.FSOPEN_CLOEXEC, target=kind, result=context, hint=hint)]
@@ -349,13 +352,13 @@ def send_descriptor(socket: Slot, descriptor: Slot) -> Operation:
 def netlink(
     socket: Slot, message: bytes, target: str, *, at: int = 0, slot: Slot | None = None, tolerate: tuple[int, ...] = ()
 ) -> Operation:
-    """Send a netlink message that asks for an ack, and fail with the error that the ack tells.
+    """Send a netlink message that requests an ack, and fail with the error in the ack.
 
     Args:
         socket: the netlink socket.
         message: the whole message, its header included.
-        target: what it asks for, for people.
-        at, slot: where in the message the value of a slot is written to, 32 bits, such as a namespace's descriptor.
+        target: its meaning, for errors.
+        at, slot: the offset at which the 32-bit value of a slot is written into the message, such as a descriptor.
         tolerate: errors that count as success.
 
     Source: netlink(7), rtnetlink(7).
@@ -365,7 +368,7 @@ def netlink(
 
 
 def netlink_socket(family: int, result: Slot) -> list[Operation]:
-    """Open a netlink socket in the network namespace where this runs, whose errors come with the kernel's words.
+    """Open a netlink socket in the current network namespace. Its errors include the kernel's text.
 
     Source: netlink(7), NETLINK_EXT_ACK, NETLINK_CAP_ACK.
     """
@@ -380,7 +383,7 @@ def netlink_socket(family: int, result: Slot) -> list[Operation]:
 
 
 def make_filesystem_readonly(tree: Slot) -> list[Operation]:
-    """Make a mounted filesystem read-only in itself, beyond what anybody can do to one of its mounts.
+    """Make a mounted filesystem itself read-only, so that no mount of it can be writable.
 
     Source: fspick(2), fsconfig(2).
     """

@@ -1,4 +1,4 @@
-"""Netlink messages as bytes: a header, a fixed structure, and attributes that may hold attributes.
+"""Netlink messages as bytes: a header, a fixed structure, and attributes, which can be nested.
 
 Pure but for :func:`reason`, which reads the ack of a message that was refused. Source: netlink(7), rtnetlink(7), the
 kernel's include/uapi/linux/netlink.h.
@@ -35,7 +35,7 @@ REPLACE: Final = 0x100
 CREATE: Final = 0x400
 
 _ERROR: Final = 2
-_CAPPED: Final = 0x100  # NLM_F_CAPPED: the ack holds the header alone of what was refused
+_CAPPED: Final = 0x100  # NLM_F_CAPPED: the ack contains only the header of the refused message
 _HAS_WORDS: Final = 0x200  # NLM_F_ACK_TLVS
 _WORDS: Final = 1  # NLMSGERR_ATTR_MSG
 _HEADER: Final = 16
@@ -43,7 +43,7 @@ _LARGEST: Final = 16384
 
 
 def attribute(kind: int, content: bytes) -> bytes:
-    """Return an attribute, padded to four bytes as the next one wants it.
+    """Return an attribute, padded to four bytes.
 
     Args:
         kind: its number; nested ones may add 0x8000.
@@ -54,7 +54,7 @@ def attribute(kind: int, content: bytes) -> bytes:
 
 
 def message(kind: int, flags: int, body: bytes, *parts: bytes) -> bytes:
-    """Return a whole request that asks for an ack.
+    """Return a request that asks for an ack.
 
     Args:
         kind: such as ``RTM_NEWLINK``.
@@ -67,7 +67,7 @@ def message(kind: int, flags: int, body: bytes, *parts: bytes) -> bytes:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the content of each message in what was received."""
+    """Yield the number and the content of each received message."""
     at = 0
     while at + _HEADER <= len(data):
         size, kind = unpack_from("=IH", data, at)
@@ -89,7 +89,7 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def reason(fd: int) -> str:
-    """Read the ack that says why a message was refused, and return the kernel's words; empty where it has none.
+    """Read the ack of a refused message, and return the kernel's text in it, or an empty string.
 
     Args:
         fd: a netlink socket with an ack in its queue.
@@ -102,7 +102,7 @@ def reason(fd: int) -> str:
 
 
 def words(ack: bytes) -> str:
-    """Return the kernel's own words in an ack. Source: netlink(7), NETLINK_EXT_ACK."""
+    """Return the kernel's text in an ack. Source: netlink(7), NETLINK_EXT_ACK."""
     if len(ack) < _HEADER + 20:
         return ""
     _, kind, flags, _, _, _, inner = unpack_from("=IHHIIiI", ack)

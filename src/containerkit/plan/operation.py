@@ -1,11 +1,11 @@
 """The operations of a start, as data.
 
-A *plan* is a flat, ordered tuple of :class:`Operation`; almost each is one system call whose arguments are resolved to
-integers, bytes and *slots*. A slot is a named register of the child: it holds a file descriptor or a pid that is only
-known once the start runs, because an earlier operation made it (``result=``) or because the caller hands it in.
+A *plan* is a flat, ordered tuple of :class:`Operation`. Nearly every operation is one system call, whose arguments are
+integers, bytes and *slots*. A slot is a named register of the child. It holds a file descriptor or a pid that is only
+known when the start runs, because an earlier operation made it (``result=``) or because the caller passes it.
 
-Building a plan touches nothing: no system call, no file. :meth:`Plan.encode` compiles it once to the flat tape which
-the interpreters of :mod:`containerkit._native` walk; the layout of the tape is drawn in ``_native/native.h``.
+Building a plan makes no system call. :meth:`Plan.encode` compiles it once to the flat tape that the interpreters of
+:mod:`containerkit._native` execute. The layout of the tape is documented in ``_native/native.h``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ARGV", "ENVP", "SLOTS", "Argument", "Block", "Operation", "Shape", "Slot", "Vector", "numbers"]
 
 SLOTS: Final = 1024
-"""How many registers a tape has."""
+"""The number of registers of a tape."""
 
 
 class Slot(NamedTuple):
@@ -35,7 +35,7 @@ class Slot(NamedTuple):
 
 
 class Vector(NamedTuple):
-    """The argument or environment vector that the caller hands in at each start."""
+    """The argument or environment vector that the caller passes at each start."""
 
     name: str
 
@@ -45,13 +45,13 @@ ENVP: Final = Vector("envp")
 
 
 class Block(NamedTuple):
-    """A structure in memory whose address is handed to the kernel.
+    """A structure in memory whose address is passed to the kernel.
 
     Attributes:
         content: the bytes.
-        patches: what is written over them just before the call: at an offset in bytes, the 32-bit value of a slot
-            or the 64-bit address of other bytes.
-        name: if given, the caller may hand in other bytes of the same length at each start.
+        patches: what is written into them just before the call: at an offset in bytes, the 32-bit value of a slot or
+            the 64-bit address of other bytes.
+        name: if given, the caller may pass other bytes of the same length at each start.
     """
 
     content: bytes
@@ -66,18 +66,18 @@ class Operation(NamedTuple):
     """One step of a plan.
 
     Attributes:
-        name: what is done: the system call's name, or the step's.
-        target: what it is done to, for people.
+        name: the name of the system call or step.
+        target: what it acts on, for errors.
         step: the kind of step (``constants.STEP_*``).
         call: the system call's number, for ``STEP_CALL``.
         args: at most six. Bytes are passed as the address of a NUL-terminated copy.
-        result: the slot that takes the value returned.
+        result: the slot for the returned value.
         tolerate: error numbers that count as success, at most four.
         hint: the remedy to show when it fails.
-        skip: how many of the next operations are left out when it fails with a tolerated error.
-        leap: how many of the next operations are left out when it succeeds.
-        jump: for ``STEP_CLONE``: the label where the new process goes on.
-        label: a name that a jump can aim at.
+        skip: how many of the next operations are skipped if it fails with a tolerated error.
+        leap: how many of the next operations are skipped if it succeeds.
+        jump: for ``STEP_CLONE``: the label at which the new process continues.
+        label: a name that a jump can use.
     """
 
     name: str
@@ -99,7 +99,10 @@ class Operation(NamedTuple):
 
 
 class Shape:
-    """All of a description that its plan depends on, as a key: equal parts give the same object while it lives."""
+    """A key of everything in a description that its plan depends on.
+
+    Equal parts give the same object while it lives.
+    """
 
     __slots__ = ("__weakref__", "parts")
 
@@ -119,7 +122,7 @@ class Shape:
 
 
 class _Known:
-    """The shapes that are in use. The handler of a signal may ask for one in the midst of the same."""
+    """The shapes that are in use. A signal handler may request one while another request is in progress."""
 
     def __init__(self) -> None:
         self.shapes: WeakValueDictionary[tuple[object, ...], Shape] = WeakValueDictionary()
@@ -134,7 +137,7 @@ os.register_at_fork(after_in_child=lambda: setattr(_known, "lock", RLock()))
 
 
 def numbers(values: Iterable[int | Slot]) -> Block:
-    """Return descriptors as an array of 32-bit numbers, -1 in the place of a slot's until it is known."""
+    """Return descriptors as an array of 32-bit numbers, with -1 for a slot until its value is known."""
     listed = tuple(values)
     content = b"".join(pack("=i", -1 if isinstance(value, Slot) else value) for value in listed)
     return Block(content, tuple((4 * at, value) for at, value in enumerate(listed) if isinstance(value, Slot)))

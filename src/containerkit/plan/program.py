@@ -1,4 +1,4 @@
-"""Compiles a plan once and runs it many times; turns a step that failed into an error for people."""
+"""Compiles a plan once and runs it many times. Converts failed steps to errors."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def proc() -> int:
             raise SetupError("stat", error.errno or 0, "/proc/self/ns", hint) from None
         fd = _native.high(fd)
         if _kept.setdefault("proc", fd) != fd:
-            os.close(fd)  # another thread was sooner
+            os.close(fd)  # another thread was faster
     return _kept["proc"]
 
 
 def _not_begun(name: str, error: int) -> SetupError:
-    """Return the error of a start that came to no operation, or only to its first."""
+    """Return the error of a start that failed before or at its first operation."""
     made: SetupError = late.load(late.REFUSALS).not_begun(Operation(name), error)
     return made
 
@@ -83,13 +83,13 @@ class Program:
         """Run it.
 
         Args:
-            inputs: the values of slots that the caller fills, by name; names that the plan lacks are left out.
+            inputs: the values of slots that the caller provides, by name. Names that the plan does not use are ignored.
             argv, envp: the vectors for the exec.
-            blocks: other bytes for named blocks, each of the length that it has in the plan.
+            blocks: other bytes for named blocks, of the same length as in the plan.
             flags: ``_native.SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
 
         Raises:
-            SetupError: an operation failed; all that it had made is gone.
+            SetupError: an operation failed. Everything that was made is removed.
         """
         slots = [inputs.get(name, -1) for name in self._names]
         data = self._patched(blocks) if blocks else None
@@ -108,16 +108,16 @@ class Program:
         return outcome
 
     def heard(self, owner: int | None, limit: int | None, deadline: float | None, *, early: bool, keep: bool) -> Any:
-        """Return what a command of this plan runs as in two calls: nothing on its stdin, both outputs heard.
+        """Return an object that runs a command of this plan in two calls, with empty stdin and both outputs captured.
 
-        It owns nothing until it is begun, and ends what is left of a held command when it is collected.
+        It owns nothing until it is started, and ends a held command when it is garbage-collected.
 
         Args:
-            owner: who shall own the pipes, a uid outside; None for the caller.
-            limit: how many bytes it may write at most (None for any).
-            deadline: until when to wait for it, by the monotonic clock (None for ever).
-            early: it is over once nothing runs any more, though init has yet to take the namespaces down.
-            keep: its pidfd stays open at its end.
+            owner: the owner of the pipes, a uid outside. None for the caller.
+            limit: how many bytes it may write (None for no limit).
+            deadline: until when to wait for it, by the monotonic clock (None for no limit).
+            early: whether to return when nothing runs any more, before the kernel has removed the namespaces.
+            keep: whether its pidfd stays open after its end.
         """
         return self._interpreter.Run(self._own, owner, limit, deadline, early=early, keep=keep)
 
@@ -131,14 +131,14 @@ class Program:
         blocks: Mapping[str, bytes] | None = None,
         flags: int = 0,
     ) -> None:
-        """Start a command that is :meth:`heard`; with ``_native.HOLD`` it waits for :meth:`go`.
+        """Start a command of :meth:`heard`. With ``_native.HOLD`` it waits for :meth:`go`.
 
         Args:
-            run: what it runs as.
-            inputs, argv, envp, blocks, flags: as for :meth:`run`; the three streams, and ``report``, are made here.
+            run: the object that :meth:`heard` returned.
+            inputs, argv, envp, blocks, flags: as for :meth:`run`; this call makes the three streams and ``report``.
 
         Raises:
-            SetupError: an operation failed; all that it had made is gone.
+            SetupError: an operation failed. Everything that was made is removed.
         """
         slots = [inputs.get(name, -1) for name in self._names]
         data = self._patched(blocks) if blocks else None
@@ -150,16 +150,16 @@ class Program:
     def go(
         self, run: Any, argv: Sequence[bytes], envp: Sequence[bytes], limit: int | None, deadline: float | None
     ) -> None:
-        """Let a command that was held go on with this plan; what fails is known once it was heard out.
+        """Let a held command continue with this plan. Failures are reported at its end.
 
         Raises:
-            SetupError: it could not be let go.
+            SetupError: it could not be continued.
         """
         if problem := run.go(self._program, argv, envp, limit, deadline):
             raise _not_begun("execve", problem)
 
     def failure_of_either(self, outcome: Outcome, rest: Program) -> SetupError:
-        """Return the error of a start that this plan had brought to where another went on."""
+        """Return the error of a start that another plan continued."""
         if _native.SECOND <= outcome.failed_index < _native.CALLER:
             return rest._failure(outcome._replace(failed_index=outcome.failed_index - _native.SECOND))
         return self._failure(outcome)
@@ -170,11 +170,11 @@ class Program:
         return frozenset(self._names)
 
     def slot(self, outcome: Outcome, name: str) -> int:
-        """Return what a slot held at the end of a run."""
+        """Return the value of a slot at the end of a run."""
         return outcome.slots[self._tape.slots[name]]
 
     def _patched(self, blocks: Mapping[str, bytes]) -> bytes:
-        """Return the data with these blocks; that of the last ones is kept, since they often come again."""
+        """Return the data with these blocks. The last result is cached, because the same blocks often come again."""
         last, made = self._last
         if last is not blocks:
             made = self._with_blocks(blocks)
@@ -209,7 +209,7 @@ class Program:
         return made
 
     def _told(self, operation: Operation, outcome: Outcome) -> Operation:
-        """Return a netlink message with the kernel's own words as its hint, where its ack is still to be read."""
+        """Return a netlink operation with the kernel's text as its hint, if its ack can still be read."""
         from containerkit.plan.netlink import reason
 
         socket = operation.args[0]

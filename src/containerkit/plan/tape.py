@@ -1,4 +1,4 @@
-"""A plan, and the flat tape that it compiles to; its layout is drawn in ``_native/native.h``."""
+"""A plan, and the flat tape that it is compiled to. ``_native/native.h`` documents its layout."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Plan", "Tape"]
 
 
 class Tape(NamedTuple):
-    """A plan, compiled.
+    """A compiled plan.
 
     Attributes:
         steps: the packed steps.
         data: the strings and structures that the steps point into.
         slots: the register number of each slot's name.
-        descriptors: the numbers of the slots that take a descriptor.
+        descriptors: the numbers of the slots for descriptors.
         blocks: offset and length in ``data`` of each named block.
         origin: for each step the index of the operation that it came from.
     """
@@ -92,7 +92,7 @@ class _Encoder:
             try:
                 plain = operation.step not in _WITH_LISTS
                 number = self._add(operation if plain else _listed(operation, operations[index + 1 :]), index)
-            except SpecError as error:
+            except ValueError as error:
                 raise SpecError(f"{operation.describe()}: {error}") from None
             if operation.jump:
                 jumps.append((number, operation))
@@ -105,11 +105,11 @@ class _Encoder:
         return Tape(steps, data, self.packer.slots, frozenset(self.descriptors), self.blocks, tuple(self.origin))
 
     def _skips(self, operations: tuple[Operation, ...]) -> None:
-        """Turn what is skipped from operations into steps."""
+        """Convert skips from numbers of operations to numbers of steps."""
         for at, index in enumerate(self.origin):
             operation = operations[index]
             if not (operation.skip or operation.leap) or self.origin[at + 1 : at + 2] == [index]:
-                continue  # nothing to skip, or not yet the step itself
+                continue  # nothing to skip, or a step that belongs to the next one
             skipped, leapt = (
                 sum(index < other <= index + reach for other in self.origin)
                 for reach in (operation.skip, operation.leap)
@@ -117,7 +117,7 @@ class _Encoder:
             try:
                 self.packer.skip(at, skipped)
                 self.packer.leap(at, leapt)
-            except SpecError as error:
+            except ValueError as error:
                 raise SpecError(f"{operation.describe()}: {error}") from None
 
     def _add(self, operation: Operation, index: int) -> int:
@@ -157,9 +157,9 @@ _WITH_LISTS: Final = frozenset({k.STEP_ENTER, k.STEP_STRIP})
 
 
 def _listed(operation: Operation, later: tuple[Operation, ...]) -> Operation:
-    """Return an operation with what an interpreter must know of its lists of descriptors.
+    """Return an operation with its lists of descriptors completed for the interpreter.
 
-    Those that enter the init take along whatever slot is used later: that one of them holds a pid does no harm.
+    Operations that enter the init keep every slot that is used later. It does no harm if a slot holds a pid.
     """
     if operation.step == k.STEP_ENTER:
         image, kept, _, board = operation.args

@@ -99,7 +99,7 @@ class Supply(Generic[Thing]):
         return full.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
 
     def close(self) -> None:
-        """End what is there, and the thread; harmless when repeated, or in a forked child."""
+        """End what is there, and the thread. May be called twice, and has no effect in a forked child."""
         if not self.is_ours:
             return
         self.closed = True

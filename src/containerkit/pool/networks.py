@@ -73,7 +73,7 @@ class NetworkPool:
         return self._supply.wait_full(timeout)
 
     def close(self) -> None:
-        """Let go of what is ready, and of the thread; harmless when repeated, or in a forked child."""
+        """Let go of what is ready, and of the thread. May be called twice, and has no effect in a forked child."""
         self._supply.close()
 
     def __enter__(self) -> Self:

@@ -1,1 +1,1 @@
-"""A process in a container: its streams, its end, what became of it."""
+"""A process in a container: its streams, its end, its result."""

@@ -1,4 +1,4 @@
-"""Feeding a process and draining it, as ``communicate`` does."""
+"""Sends input to a process and reads its output, as ``communicate`` does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_POLL_MS", "Conversation", "Hearing", "check_input"]
 
 LONGEST_POLL_MS: Final = 2**31 - 1
-"""What poll(2) takes, some 24 days; who wants to wait longer asks again."""
+"""The longest timeout of poll(2), some 24 days. For longer waits it is called again."""
 
 _CHUNK: Final = 65536
 _FIONREAD: Final = 0x541B
@@ -30,9 +30,9 @@ _HANGUP_S: Final = 0.2  # after the end of its session a terminal hangs up withi
 
 
 class Conversation:
-    """Feeds a process and drains it, until the process has ended and its pipes have nothing more to give.
+    """Sends input to a process and reads its output, until it has ended and its pipes are empty.
 
-    The end is the end of the process, not the end of the pipe: something that it left behind may hold the pipe open.
+    It stops at the end of the process, not of the pipe, because a process that was left behind may hold the pipe open.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Conversation:
         stdin = self.stdin
         if stdin is None or stdin.closed:
             if given:
-                raise SpecError("input: stdin is no pipe")
+                raise SpecError("input: stdin is not a pipe")
             return
         check_input(given, text=stdin.text is not None)
         stdin.flush()
@@ -75,7 +75,7 @@ class Conversation:
         self.rest = memoryview(given).cast("B")
 
     def go_on(self, heard: Sequence[bytes], deadline: float | None) -> None:
-        """Take over a conversation of which another has heard a part, with its end by the monotonic clock."""
+        """Continue after another object has read a part of the output. The deadline is by the monotonic clock."""
         self.deadline = deadline
         self._keep(heard)
 
@@ -86,7 +86,7 @@ class Conversation:
                 self.total += len(chunk)
 
     def hold(self) -> tuple[Any, Any]:
-        """Talk to the end, and return what was said on both outputs."""
+        """Communicate to the end, and return both outputs."""
         self.process.watched(self._hold)
         for end in self.process.ends:
             if end is not None:
@@ -96,7 +96,7 @@ class Conversation:
         return self.results()
 
     def finish(self) -> None:
-        """Pass on what is no whole line."""
+        """Pass on an unfinished line."""
         for output in (self.out, self.err):
             if output is not None:
                 output.finish()
@@ -106,9 +106,9 @@ class Conversation:
             _Exchange(self).hold(pidfd)
 
     def _heard_out(self, pidfd: int) -> bool:
-        """Hear both outputs out in one call, where nothing has to be said meanwhile; False if that did not come to it.
+        """Read both outputs to the end in one call, if there is no input. Return False if that was not possible.
 
-        What was heard until then is kept.
+        What was read until then is kept.
         """
         if self.rest or self.process.terminal or self._hears:
             return False
@@ -119,12 +119,12 @@ class Conversation:
         return not problem
 
     def results(self) -> tuple[Any, Any]:
-        """Return what was said so far."""
+        """Return the outputs so far."""
         return self.out and self.out.result(cut=self.cut), self.err and self.err.result(cut=self.cut)
 
 
 class _Exchange:
-    """A conversation in which both sides have something to say, or that does not end as it should."""
+    """Communication with input, or that does not end normally."""
 
     def __init__(self, talk: Conversation) -> None:
         self.talk = talk
@@ -144,7 +144,7 @@ class _Exchange:
             self.poll.register(self.input_fd, select.POLLOUT)
 
     def hold(self, pidfd: int) -> None:
-        """Talk to the end; a ``pidfd`` of -1 says that it has ended already."""
+        """Communicate to the end. A ``pidfd`` of -1 means that the process has ended."""
         if pidfd >= 0:
             self.poll.register(pidfd, select.POLLIN)
             self._until_ended(pidfd)
@@ -192,7 +192,7 @@ class _Exchange:
                 talk.stdin.close()
 
     def _read(self, fd: int) -> bool:
-        """Read once; False when there is nothing more, now or ever."""
+        """Read once. Return False if there is nothing more."""
         talk = self.talk
         try:
             chunk = os.read(fd, _CHUNK)
@@ -224,9 +224,9 @@ class _Exchange:
         process.cause = "output"
 
     def _drain(self) -> None:
-        """Take what lies in the pipes; what comes after the end of the process is nobody's.
+        """Read what is in the pipes. Output after the end of the process is ignored.
 
-        Something that it left behind may write on and on: no more is taken than there is now.
+        A process that was left behind may write forever, so no more is read than there is now.
         """
         talk = self.talk
         for fd in list(self.open):
@@ -245,9 +245,9 @@ class _Exchange:
                 end.close()
 
     def _drain_terminal(self, fd: int) -> None:
-        """Read until it hangs up: what was written comes through a worker of the kernel, perhaps a moment later.
+        """Read until it hangs up. Output passes through a worker of the kernel and may arrive a moment later.
 
-        What the command left behind may keep it from hanging up, and write on.
+        A process that was left behind may prevent the hangup, and continue to write.
         """
         until = time.monotonic() + _HANGUP_S
         most = self.talk.total + _TERMINAL_BYTES
@@ -271,20 +271,20 @@ def check_input(given: Any, *, text: bool) -> None:
     """Refuse an input that does not fit its pipe.
 
     Raises:
-        SpecError: str where bytes are wanted, or the other way round, or neither.
+        SpecError: it is str instead of bytes, or the other way round, or neither.
     """
     if given is None or isinstance(given, str if text else (bytes, bytearray, memoryview)):
         return
-    wanted = "str, since text, encoding or errors is given" if text else "bytes (or say text=True for str)"
+    wanted = "str, since text, encoding or errors is given" if text else "bytes (or pass text=True for str)"
     raise SpecError(f"input: must be {wanted}, not {type(given).__name__}")
 
 
 class Hearing(NamedTuple):
-    """Who hears the lines of a command as they come.
+    """The functions that get the lines of a command as they are written.
 
     Attributes:
         on_stdout, on_stderr: called with each line, without its end.
-        kept: whether what is heard is kept as well.
+        kept: whether the output is also kept.
     """
 
     on_stdout: Callable[[Any], object] | None
@@ -295,24 +295,24 @@ class Hearing(NamedTuple):
     def of(
         cls, on_stdout: Callable[[Any], object] | None, on_stderr: Callable[[Any], object] | None, *, kept: bool
     ) -> Hearing | None:
-        """Return who hears; None where nobody does.
+        """Return the listeners, or None without any.
 
         Raises:
-            SpecError: what can't be called.
+            SpecError: one can't be called.
         """
         for name, call in (("on_stdout", on_stdout), ("on_stderr", on_stderr)):
             if call is not None and not callable(call):
-                raise SpecError(f"{name}: {call!r:.100} can't be called with a line; say on_stdout=print, for example")
+                raise SpecError(f"{name}: {call!r:.100} can't be called with a line; pass for example on_stdout=print")
         return None if on_stdout is None and on_stderr is None else cls(on_stdout, on_stderr, kept)
 
 
 class _Output:
-    """One output of a process, and what came out of it.
+    """One output of a process, and what was read from it.
 
     Args:
         end: the caller's end.
         hear: called with each line.
-        kept: whether what came is kept.
+        kept: whether the output is kept.
     """
 
     def __init__(self, end: End, hear: Callable[[Any], object] | None, *, kept: bool) -> None:
@@ -323,7 +323,7 @@ class _Output:
         self._lines = None if hear is None else Lines(hear, end.text)
 
     def take(self, chunk: bytes) -> None:
-        """Take what has come."""
+        """Add a piece."""
         self.size += len(chunk)
         if self.kept:
             self._chunks.append(chunk)
@@ -331,12 +331,12 @@ class _Output:
             self._lines.feed(chunk)
 
     def finish(self) -> None:
-        """Say that nothing more comes."""
+        """Mark the end of the output."""
         if self._lines is not None:
             self._lines.finish()
 
     def result(self, *, cut: bool) -> Any:
-        """Return all of it; None where it was not kept."""
+        """Return all of it, or None if it was not kept."""
         if not self.kept:
             return None
         raw = b"".join(self._chunks)

@@ -1,4 +1,4 @@
-"""Ends a process with all that it has started, where no control group holds them together."""
+"""Kills a process and its descendants without a control group."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["kill_tree"]
 
-_PASSES: Final = (
-    20  # each finds what was forked during the one before; those that are found are stopped and fork no more
-)
+_PASSES: Final = 20  # each pass finds processes forked during the one before; found ones are stopped and can't fork
 _LONGEST_S: Final = 0.3
-"""What multiplies faster than it is found must not keep a timeout waiting."""
+"""A timeout must not wait for processes that multiply faster than they are found."""
 
 
 def kill_tree(pid: int, pidfd: int) -> None:
-    """Stop, then kill, all who come from a process and all of its session, but not the process itself.
+    """Stop, then kill, the descendants of a process and its session, but not the process itself.
 
-    One that left the session and whose parent has ended can't be told from what others have started: only a control
-    group (``limits``) holds that too.
+    A process that left the session and whose parent has ended can't be found. Only a control group (``limits``) covers
+    it.
 
     Args:
         pid: a process that leads a session.
-        pidfd: the same process: when it is reaped, its number may be another's, and nobody belongs to it any more.
+        pidfd: a pidfd of the same process. After it was reaped its number may belong to another process.
 
     Side effects: signals, sent through pidfds that were opened before the process was looked at.
     """
@@ -47,14 +45,14 @@ def kill_tree(pid: int, pidfd: int) -> None:
 
 
 class _Tree:
-    """Who comes from a process, as far as they were found: a pidfd for each number."""
+    """The descendants of a process that were found: a pidfd for each number."""
 
     def __init__(self, root: int, root_pidfd: int) -> None:
         self._root = root
         self._found = {root: root_pidfd}
 
     def stop_new(self, deadline: float) -> bool:
-        """Stop who belongs to the tree and was not seen yet; tell whether there was any, and is time for more."""
+        """Stop processes of the tree that were not seen yet. Return whether there were any and there is time left."""
         any_new = False
         for pid in chain(_descendants(self._root), _session(self._root)):
             if time.monotonic() > deadline:
@@ -66,7 +64,7 @@ class _Tree:
                 pidfd = os.pidfd_open(pid)
             except ProcessLookupError:
                 continue
-            # The number may be another's by now: what the pidfd holds is looked at again.
+            # The number may have been reused, so the pidfd's process is checked again.
             if not self._belongs(pid):
                 os.close(pidfd)
                 continue
@@ -84,30 +82,30 @@ class _Tree:
         return status.ppid in self._found and self._is_itself(status.ppid)
 
     def _is_itself(self, number: int) -> bool:
-        """Whether one that was found has its number still: as long as it was not reaped, nobody else has."""
+        """Whether a found process still has its number. The number can't be reused before it was reaped."""
         try:
             signal.pidfd_send_signal(self._found[number], 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # alive, and somebody else's
+        except PermissionError:  # alive, and not a child
             return True
         return True
 
     def kill(self) -> None:
-        """Kill all who were found."""
+        """Kill all found processes."""
         for pid, pidfd in self._found.items():
             if pid != self._root:
                 _send(pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the pidfds."""
         for pid, pidfd in self._found.items():
             if pid != self._root:
                 os.close(pidfd)
 
 
 def _descendants(root: int) -> Iterator[int]:
-    """Yield who comes from a process, one by one: where there are many, each is dear."""
+    """Yield the descendants of a process, one by one, because with many of them each costs time."""
     found = [root]
     for each in found:  # it grows on the way
         try:
@@ -123,7 +121,7 @@ def _session(root: int) -> Iterator[int]:
         session = 0
         with suppress(ProcessLookupError):
             session = procfs.stat(pid).session
-        yield pid if session == root else root  # the caller looks at the time whoever it is
+        yield pid if session == root else root  # the caller checks the time for each of them
 
 
 def _send(pidfd: int, number: int) -> None:

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_LINE", "Lines"]
 
 LONGEST_LINE: Final = 65536
-"""A line that grows longer is passed on in parts."""
+"""A longer line is passed on in parts."""
 
 
 class Lines:
     """Takes pieces of a stream, and calls a function with each line.
 
     Args:
-        hear: called with a line, without its end; bytes, or str where the stream is text.
-        text: how its bytes are text; None for bytes.
+        hear: called with each line without its end, as bytes, or as str for a text stream.
+        text: how to decode its bytes. None for bytes.
     """
 
     __slots__ = ("_decode", "_end", "_hear", "_rest", "_return")
@@ -45,14 +45,14 @@ class Lines:
         self._rest = self._cut(self._rest)
 
     def _cut(self, line: Any) -> Any:
-        """Pass on what is too long of a line, and return the rest: the same parts, in whatever pieces it comes."""
+        """Pass on the parts of a line that is too long, and return the rest. The parts do not depend on the pieces."""
         while len(line) >= LONGEST_LINE:
             self._hear(line[:LONGEST_LINE])
             line = line[LONGEST_LINE:]
         return line
 
     def finish(self) -> None:
-        """Pass on what has no end of a line."""
+        """Pass on the rest without an end of line."""
         rest, self._rest = self._rest + self._decoded(b"", last=True), self._rest[:0]
         if rest:
             self._hear(rest)

@@ -76,17 +76,17 @@ class Process(Generic[AnyStr]):
 
     @property
     def stdin(self) -> IO[AnyStr] | None:
-        """The file that feeds its standard input; None where that is no pipe."""
+        """The file that feeds its standard input; None where that is not a pipe."""
         return self._file(0)
 
     @property
     def stdout(self) -> IO[AnyStr] | None:
-        """The file of what it writes to its standard output; None where that is no pipe."""
+        """The file of what it writes to its standard output; None where that is not a pipe."""
         return self._file(1)
 
     @property
     def stderr(self) -> IO[AnyStr] | None:
-        """The file of what it writes to its standard error; None where that is no pipe."""
+        """The file of what it writes to its standard error; None where that is not a pipe."""
         return self._file(2)
 
     def _file(self, number: int) -> IO[Any] | None:
@@ -166,7 +166,7 @@ class Process(Generic[AnyStr]):
         self._watchers.add(self)
 
     def release(self) -> None:
-        """Close the pidfd that :meth:`hold` kept, once the process has ended; harmless when repeated."""
+        """Close the pidfd that :meth:`hold` kept, once the process has ended. May be called twice."""
         self._unwatch(self)
 
     def _unwatch(self, mark: object) -> None:
@@ -366,7 +366,7 @@ class Process(Generic[AnyStr]):
                 end.close()
 
     def close(self) -> None:
-        """Kill it if it runs, wait for it and close its files; harmless when repeated."""
+        """Kill it if it runs, wait for it and close its files. May be called twice."""
         if os.getpid() != self._owner:
             return
         self._close_files()

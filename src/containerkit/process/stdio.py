@@ -97,7 +97,7 @@ class End:
         return self._files[-1].fileno()
 
     def flush(self) -> None:
-        """Write what a file still holds back; a pipe that nobody reads any more is no error."""
+        """Write what a file still holds back; a pipe that nobody reads any more is not an error."""
         try:
             if not self.closed:
                 self._files[-1].flush()
@@ -105,7 +105,7 @@ class End:
             return
 
     def close(self) -> None:
-        """Close it; a pipe that nobody reads any more is no error."""
+        """Close it; a pipe that nobody reads any more is not an error."""
         try:
             if self._files:
                 self._files[-1].close()
@@ -299,7 +299,7 @@ class Streams:
 
 
 def require_open(fd: int, what: str) -> None:
-    """Refuse a number that is no open descriptor: in the child it may be one of the library's own.
+    """Refuse a number that is not an open descriptor: in the child it may be one of the library's own.
 
     Raises:
         SpecError: it is not open.
@@ -307,7 +307,7 @@ def require_open(fd: int, what: str) -> None:
     try:
         os.fstat(fd)
     except OSError:
-        raise SpecError(f"{what}: {fd} is no open descriptor") from None
+        raise SpecError(f"{what}: {fd} is not an open descriptor") from None
 
 
 def window_size(size: Any) -> tuple[int, int]:

@@ -49,7 +49,7 @@ def image_of(
         log: called with what a build writes.
 
     Raises:
-        SpecError: a key that can't be had.
+        SpecError: a key is not supported.
         ImageError: it can't be had.
         ExitError: a command of the build failed.
     """
@@ -59,7 +59,7 @@ def image_of(
     policy = pull or keys.get("pull_policy", "missing")
     if policy not in _POLICIES:
         raise SpecError(
-            f"services.{service}.pull_policy: {policy!r:.60} can't be had; there are {', '.join(_POLICIES)}"
+            f"services.{service}.pull_policy: {policy!r:.60} is not supported; choose from {', '.join(_POLICIES)}"
         )
     wanted: Any = _POLICIES[policy]
     if "build" not in keys:
@@ -84,7 +84,7 @@ def build_image(
     """Build the image of a service.
 
     Raises:
-        SpecError: a key that can't be had.
+        SpecError: a key is not supported.
         ImageError, ExitError: the build failed.
     """
     from containerkit.image import Image
@@ -116,7 +116,7 @@ def _network(text: str | None, service: str) -> str:
     known = {None: "internet", "default": "internet", "none": "none", "host": "host"}
     if text not in known:
         raise SpecError(
-            f"services.{service}.build.network: {text!r:.60} can't be had; there are default, none and host"
+            f"services.{service}.build.network: {text!r:.60} is not supported; choose from default, none and host"
         )
     return known[text]
 

@@ -58,7 +58,7 @@ class Pod:
         services = {name: dict(each.keys) for name, each in self.containers.items()}
         for name, keys in services.items():
             if keys.get("networks") or keys.get("network_mode"):
-                raise SpecError(f"Pod: {name}: it shares the network of {first}; say neither networks nor network_mode")
+                raise SpecError(f"Pod: {name}: it shares the network of {first}; remove its networks and network_mode")
         for name in others:
             services[first].setdefault("ports", []).extend(services[name].pop("ports", ()))
             services[name]["network_mode"] = f"service:{first}"
@@ -99,11 +99,11 @@ class _Kube:
             "PersistentVolumeClaim": VOLUME_CLAIM,
         }  # fmt: skip
         if kind not in shapes:
-            raise place.error(f"the kind {kind!r:.60} can't be had; there are {', '.join(shapes)}")
+            raise place.error(f"the kind {kind!r:.60} is not supported; choose from {', '.join(shapes)}")
         found = shapes[kind](document, place)
         name = found["metadata"].get("name", "")
         if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
-            raise place.error(f"metadata.name: {name!r:.60} is no name")
+            raise place.error(f"metadata.name: {name!r:.60} is not a name")
         if kind == "Pod":
             self._pods.append((name, found["spec"]))
         elif kind == "Deployment":
@@ -211,7 +211,7 @@ class _Kube:
         field = source["fieldRef"]["fieldPath"]
         known = {"metadata.name": pod, "metadata.namespace": "default", "spec.nodeName": os.uname().nodename}
         if field not in known:
-            raise SpecError(f"{self._path}: fieldRef {field!r:.60} can't be had; there are {', '.join(known)}")
+            raise SpecError(f"{self._path}: fieldRef {field!r:.60} is not supported; choose from {', '.join(known)}")
         return known[field]
 
     def _looked_up(self, store: dict[str, dict[str, str]], name: str, *, optional: bool = False) -> dict[str, str]:
@@ -278,7 +278,7 @@ def _decoded(value: str, place: Place) -> str:
     try:
         return base64.b64decode(value, validate=True).decode("utf-8", "surrogateescape")
     except ValueError:
-        raise place.error("data: the values of a Secret are base64; say stringData for plain text") from None
+        raise place.error("data: the values of a Secret are base64; use stringData for plain text") from None
 
 
 def _expand(text: str, variables: Mapping[str, str]) -> str:
@@ -303,7 +303,7 @@ def _port(each: dict[str, Any]) -> dict[str, Any]:
 def _quantity(text: Any, what: str) -> float:
     found = _MEMORY.match(str(text))
     if found is None:
-        raise SpecError(f"{what}: {text!r:.60} is no quantity; say such as 500m or 64Mi")
+        raise SpecError(f"{what}: {text!r:.60} is not a quantity; use for example 500m or 64Mi")
     number, unit = float(found[1]), found[2] or ""
     if unit == "m":
         return number / 1000

@@ -51,7 +51,7 @@ def find_files(directory: str) -> list[str]:
                 overrides = (os.path.join(at, f"{stem}.override{dot}{end}") for end in ("yml", "yaml"))
                 return [path, *[each for each in overrides if os.path.isfile(each)][:1]]
         if at == "/":
-            raise SpecError(f"no compose file in {directory} or above: there is none of {', '.join(FILES)}")
+            raise SpecError(f"no compose file in {directory} or above: there is not one of {', '.join(FILES)}")
         at = os.path.dirname(at)
 
 
@@ -110,7 +110,7 @@ class Loading:
             raise SpecError(f"{path}: an empty compose file")
         for each in found:
             if each is not None and not isinstance(each, dict):
-                raise SpecError(f"{path}: a mapping is wanted, with 'services' and the like")
+                raise SpecError(f"{path}: must be a mapping, with 'services' and the like")
         return [each for each in found if each is not None]
 
     def _one(self, document: dict[str, Any], place: Place, included: tuple[str, ...]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def described(name: str, keys: Mapping[str, Any]) -> Network | None:
     """Return the description of a network, None for one that is there without the project.
 
     Raises:
-        SpecError: what can't be had.
+        SpecError: something is not supported.
     """
     if keys.get("external"):
         return None
@@ -30,7 +30,7 @@ def described(name: str, keys: Mapping[str, Any]) -> Network | None:
     for each in keys.get("ipam", {}).get("config", ()):
         for key in ("ip_range", "aux_addresses"):
             if each.get(key):
-                raise SpecError(f"networks.{name}.ipam.{key}: it can't be had; say subnet")
+                raise SpecError(f"networks.{name}.ipam.{key}: is not supported; use subnet")
         if "subnet" in each:
             subnets.append(each["subnet"])
             _check_gateway(name, each)

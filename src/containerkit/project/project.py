@@ -45,7 +45,7 @@ class Service:
         keys: the same in their long forms.
 
     Raises:
-        SpecError: an unknown key, or a value that can't be.
+        SpecError: an unknown key, or a value is invalid.
 
     Source: the compose specification, "Services".
     """
@@ -115,7 +115,7 @@ class Project:
         variables: of the caller and of ``.env``, for interpolation and for what is taken from the environment.
 
     Raises:
-        SpecError: an unknown key, a value that can't be, or names that mean nothing.
+        SpecError: an unknown key, a value is invalid, or names that mean nothing.
 
     Source: the compose specification.
     """
@@ -139,7 +139,7 @@ class Project:
         _check_name(name)
         for key, each in services.items():
             if not isinstance(each, Service):
-                raise SpecError(f"services: {key!r:.60}: {each!r:.60} is no Service")
+                raise SpecError(f"services: {key!r:.60}: {each!r:.60} is not a Service")
         given = {"networks": networks, "volumes": volumes, "configs": configs, "secrets": secrets}
         model = _model(_plain({key: each for key, each in given.items() if each}), Place("", "python", base))
         model["services"] = {key: dict(each.keys) for key, each in services.items()}
@@ -239,7 +239,7 @@ class Project:
             observed: what runs already, of :meth:`containerkit.project.stack.Stack.observed` (default: nothing).
 
         Raises:
-            SpecError: the project says what can't be had.
+            SpecError: the project uses something that is not supported.
         """
         from containerkit.project import plan, realize
 
@@ -268,7 +268,7 @@ class Project:
             log: called with each step.
 
         Raises:
-            SpecError: the project says what can't be had; nothing was made.
+            SpecError: the project uses something that is not supported; nothing was made.
             ContainerError: a step failed; nothing is left behind.
             ContainerTimeout: it was not ready in time; nothing is left behind.
         """
@@ -297,7 +297,7 @@ class Project:
             wait, services, log: as for :meth:`up`.
 
         Raises:
-            SpecError: the project says what can't be had; nothing was made.
+            SpecError: the project uses something that is not supported; nothing was made.
             StateError: it is up already, or could not be started; nothing is left behind.
         """
         from containerkit.project import realize

@@ -28,8 +28,8 @@ __all__ = ["REFUSED", "WITHOUT_EFFECT", "Check", "Recipe", "check_service", "hea
 REFUSED: Final[dict[str, str]] = {
     "blkio_config": "limits of block devices",
     "cgroup_parent": "a parent for control groups",
-    "cpu_count": "a limit of Windows; say cpus",
-    "cpu_percent": "a limit of Windows; say cpus",
+    "cpu_count": "a limit of Windows; use cpus",
+    "cpu_percent": "a limit of Windows; use cpus",
     "cpu_rt_period": "real-time scheduling",
     "cpu_rt_runtime": "real-time scheduling",
     "credential_spec": "credentials of Windows",
@@ -105,15 +105,15 @@ def unsupported(project: Project) -> None:
         for name, each in project.model.get(kind, {}).items():
             for key in ("external", "driver", "template_driver"):
                 if each.get(key):
-                    raise SpecError(f"{kind}.{name}.{key}: there is no store of {kind}; say file, or environment")
+                    raise SpecError(f"{kind}.{name}.{key}: there is no store of {kind}; use file, or environment")
     for name, each in project.model.get("networks", {}).items():
         if each.get("driver", "bridge") not in ("bridge", "default", "none"):
-            raise SpecError(f"networks.{name}.driver: {each['driver']!r} can't be had; there is bridge")
+            raise SpecError(f"networks.{name}.driver: {each['driver']!r} is not supported; use bridge")
         if each.get("driver_opts"):
             raise SpecError(f"networks.{name}.driver_opts: there are none")
     for name, each in project.model.get("volumes", {}).items():
         if each.get("driver", "local") != "local":
-            raise SpecError(f"volumes.{name}.driver: {each['driver']!r} can't be had; there is local")
+            raise SpecError(f"volumes.{name}.driver: {each['driver']!r} is not supported; use local")
         options = each.get("driver_opts", {})
         if options and (options.get("o") != "bind" or set(options) - {"o", "type", "device"}):
             raise SpecError(f"volumes.{name}.driver_opts: there is only type: none, o: bind, device: DIRECTORY")
@@ -138,7 +138,7 @@ def check_service(keys: Mapping[str, Any]) -> None:
     _check_shared(keys)
     for each in keys.get("volumes", ()):
         if each["type"] in ("image", "cluster", "npipe"):
-            raise SpecError(f"volumes: the type {each['type']} can't be had; there are bind, volume and tmpfs")
+            raise SpecError(f"volumes: the type {each['type']} is not supported; choose from bind, volume and tmpfs")
     reservations = keys.get("deploy", {}).get("resources", {}).get("reservations", {})
     for key in ("devices", "generic_resources"):
         if reservations.get(key):
@@ -150,10 +150,10 @@ def _check_shared(keys: Mapping[str, Any]) -> None:
     for key, known in (("ipc", ("", "private", "shareable", "host")), ("pid", ("", "host")), ("uts", ("", "host")),
                        ("userns_mode", ("", "host")), ("cgroup", ("", "private", "host"))):  # fmt: skip
         if keys.get(key, "") not in known:
-            raise SpecError(f"{key}: {keys[key]!r} can't be had; there are {', '.join(filter(None, known))}")
+            raise SpecError(f"{key}: {keys[key]!r} is not supported; choose from {', '.join(filter(None, known))}")
     mode = keys.get("network_mode", "none")
     if mode not in ("none", "host", "bridge", "default") and not mode.startswith("service:"):
-        raise SpecError(f"network_mode: {mode!r} can't be had; there are none, host, bridge and service:NAME")
+        raise SpecError(f"network_mode: {mode!r} is not supported; choose from none, host, bridge and service:NAME")
 
 
 def recipe(
@@ -169,7 +169,7 @@ def recipe(
         volume_path: returns the directory of a volume, by its name, the path inside and the image.
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
     keys = project.model["services"][service]
     mounts, anonymous = _mounts(project, keys, image, volume_path)
@@ -267,7 +267,9 @@ def _security(keys: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "apparmor" and value != "unconfined":
             found["apparmor"] = value
         elif (name, value) not in (("apparmor", "unconfined"), ("label", "disable")):
-            raise SpecError(f"security_opt: {option!r} can't be had; there are no-new-privileges, seccomp and apparmor")
+            raise SpecError(
+                f"security_opt: {option!r} is not supported; choose from no-new-privileges, seccomp and apparmor"
+            )
     return found
 
 
@@ -443,14 +445,14 @@ def health_of(keys: Mapping[str, Any], image: Image) -> Check | None:
 
 
 def ports_of(keys: Mapping[str, Any]) -> tuple[Port, ...]:
-    """Return the ports of the host's that lead to a service; without an address, those of all its addresses."""
+    """Return the ports of the host that lead to a service; without an address, those of all its addresses."""
     found = []
     for each in keys.get("ports", ()):
         published = each.get("published", "0")
         if "-" in published:
-            raise SpecError(f"ports: one port can't be published on the range {published}; say one, or none")
+            raise SpecError(f"ports: one port can't be published on the range {published}; give one port, or none")
         if each["protocol"] == "sctp":
-            raise SpecError("ports: sctp can't be had; there are tcp and udp")
+            raise SpecError("ports: sctp is not supported; choose from tcp and udp")
         host = each.get("host_ip") or "0.0.0.0"  # noqa: S104 - what the specification says of a port without address
         found.append(Port(int(published), each["target"], each["protocol"], host=host))
     return tuple(found)

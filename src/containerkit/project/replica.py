@@ -45,7 +45,7 @@ def signal_number(text: str) -> int:
             return int(signal.Signals(int(text)))
         return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])
     except (KeyError, ValueError):
-        raise SpecError(f"{text!r:.60} is no signal") from None
+        raise SpecError(f"{text!r:.60} is not a signal") from None
 
 
 class Restart:
@@ -140,7 +140,7 @@ class Replica:
         try:
             self.container.start()
             for path, content, mode, uid, gid in self._recipe.files:
-                self.container.files.make_folder(os.path.dirname(path))
+                self.container.files.make_directory(os.path.dirname(path))
                 raw = content.encode(errors="surrogateescape")
                 self.container.files.write(path, raw, mode=mode, user=User(uid, gid))
             self._begin()
@@ -250,7 +250,7 @@ class Replica:
         return bool(data)
 
     def stop(self, grace_s: float | None = None) -> None:
-        """Ask the command to end, wait for as long as it may take, and kill what is left; harmless when repeated.
+        """Ask the command to end, wait for as long as it may take, and kill what is left. May be called twice.
 
         Args:
             grace_s: seconds (default: as the service says, or 10).

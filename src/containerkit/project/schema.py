@@ -90,7 +90,7 @@ def _address(text: str, place: Place) -> str:
     try:
         ipaddress.ip_address(plain)
     except ValueError:
-        raise place.error(f"{plain!r:.60} is no address; say one, or host-gateway") from None
+        raise place.error(f"{plain!r:.60} is not an address; use one, or host-gateway") from None
     return plain
 
 

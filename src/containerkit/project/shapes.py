@@ -80,14 +80,14 @@ def _kind(value: Any) -> str:
 def string(value: Any, place: Place) -> str:
     """Take a string, or a number where the file has one unquoted by accident of its digits."""
     if not isinstance(value, str):
-        raise place.error(f"a string is wanted, not {_kind(value)} ({value!r:.60}); quote it")
+        raise place.error(f"must be a string, not {_kind(value)} ({value!r:.60}); quote it")
     return value
 
 
 def scalar(value: Any, place: Place) -> str:
     """Take a string, number or boolean as text."""
     if isinstance(value, (dict, list)) or value is None:
-        raise place.error(f"a string or number is wanted, not {_kind(value)}")
+        raise place.error(f"must be a string or number, not {_kind(value)}")
     return text_of(value)
 
 
@@ -97,7 +97,7 @@ def boolean(value: Any, place: Place) -> bool:
         return value
     if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
         return value.lower() in _TRUE
-    raise place.error(f"true or false is wanted, not {value!r:.60}")
+    raise place.error(f"must be true or false, not {value!r:.60}")
 
 
 def integer(value: Any, place: Place) -> int:
@@ -108,7 +108,7 @@ def integer(value: Any, place: Place) -> int:
         return int(value)
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+", value.strip()):
         return int(value)
-    raise place.error(f"a whole number is wanted, not {value!r:.60}")
+    raise place.error(f"must be a whole number, not {value!r:.60}")
 
 
 def number(value: Any, place: Place) -> float:
@@ -119,7 +119,7 @@ def number(value: Any, place: Place) -> float:
             return int(found) if found.is_integer() else found
     except (ValueError, OverflowError):
         pass
-    raise place.error(f"a number is wanted, not {value!r:.60}")
+    raise place.error(f"must be a number, not {value!r:.60}")
 
 
 def size(value: Any, place: Place) -> str:
@@ -128,7 +128,7 @@ def size(value: Any, place: Place) -> str:
         return str(int(value))
     found = _SIZE.match(value.strip()) if isinstance(value, str) else None
     if found is None:
-        raise place.error(f"{value!r:.60} is no size; say such as 64m or 1.5gb")
+        raise place.error(f"{value!r:.60} is not a size; use for example 64m or 1.5gb")
     power = " kmgtp".index(found[2].lower() or " ")
     return str(int(float(found[1]) * 1024**power))
 
@@ -139,7 +139,7 @@ def mode(value: Any, place: Place) -> str:
         return f"0{int(value.replace('o', ''), 8):o}"
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o7777:
         return f"0{value:o}"
-    raise place.error(f"{value!r:.60} is no mode of a file; say such as 0440")
+    raise place.error(f"{value!r:.60} is not a mode of a file; use for example 0440")
 
 
 def _nanoseconds(text: str) -> int | None:
@@ -163,7 +163,7 @@ def duration(value: Any, place: Place) -> str:
     """Take a duration such as ``1m30s``; return it with the largest units first, as Go writes it."""
     found = _nanoseconds(value.strip()) if isinstance(value, str) else None
     if found is None:
-        raise place.error(f"{value!r:.60} is no duration; say such as 1m30s")
+        raise place.error(f"{value!r:.60} is not a duration; use for example 1m30s")
     seconds, rest = divmod(found, 10**9)
     if not seconds:
         for unit, count in (("ms", 10**6), ("µs", 1000), ("ns", 1)):
@@ -185,7 +185,7 @@ def choice(*known: str) -> Shape:
 
     def check(value: Any, place: Place) -> str:
         if value not in known or not isinstance(value, str):
-            raise place.error(f"{value!r:.60} is none of {', '.join(known)}")
+            raise place.error(f"{value!r:.60} is not one of {', '.join(known)}")
         return value
 
     return check
@@ -211,7 +211,7 @@ def unique(values: Iterable[Any]) -> list[Any]:
 def strings(value: Any, place: Place) -> list[str]:
     """Take a list of strings or numbers."""
     if not isinstance(value, list):
-        raise place.error(f"a list is wanted, not {_kind(value)}")
+        raise place.error(f"must be a list, not {_kind(value)}")
     return [scalar(item, place.at(number)) for number, item in enumerate(value)]
 
 
@@ -225,7 +225,7 @@ def each(shape: Shape) -> Shape:
 
     def check(value: Any, place: Place) -> list[Any]:
         if not isinstance(value, list):
-            raise place.error(f"a list is wanted, not {_kind(value)}")
+            raise place.error(f"must be a list, not {_kind(value)}")
         return [marked(shape, item, place.at(number)) for number, item in enumerate(value)]
 
     return check
@@ -248,7 +248,7 @@ def pairs(value: Any, place: Place, *, empty: str | None = None) -> dict[str, An
             for key, item in value.items()
         }
     if not isinstance(value, list):
-        raise place.error(f"a mapping or a list of NAME=VALUE is wanted, not {_kind(value)}")
+        raise place.error(f"must be a mapping or a list of NAME=VALUE, not {_kind(value)}")
     found: dict[str, Any] = {}
     for number, item in enumerate(value):
         name, equals, content = scalar(item, place.at(number)).partition("=")
@@ -266,11 +266,11 @@ def by_name(shape: Shape, *, known: re.Pattern[str] | None = None) -> Shape:
 
     def check(value: Any, place: Place) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise place.error(f"a mapping is wanted, not {_kind(value)}")
+            raise place.error(f"must be a mapping, not {_kind(value)}")
         found = {}
         for key, item in value.items():
             if known is not None and not known.fullmatch(key):
-                raise place.error(f"{key!r:.60} is no name: letters, digits, '.', '_' and '-'")
+                raise place.error(f"{key!r:.60} is not a name: letters, digits, '.', '_' and '-'")
             found[key] = marked(shape, item, place.at(key))
         return found
 
@@ -288,7 +288,7 @@ def fields(known: Mapping[str, Shape], *, required: tuple[str, ...] = (), open_e
 
     def check(value: Any, place: Place) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise place.error(f"a mapping is wanted, not {_kind(value)}")
+            raise place.error(f"must be a mapping, not {_kind(value)}")
         for key in required:
             if key not in value:
                 raise place.error(f"the key {key!r} is missing")

@@ -34,7 +34,7 @@ _PORT: Final = fields(
 def port_list(value: Any, place: Place) -> list[dict[str, Any]]:
     """Take the ports of a service; a range stands for each of its ports."""
     if not isinstance(value, list):
-        raise place.error("a list is wanted, such as ['8080:80']")
+        raise place.error("must be a list, such as ['8080:80']")
     found: list[dict[str, Any]] = []
     for number, item in enumerate(value):
         at = place.at(number)
@@ -54,7 +54,7 @@ def _check_address(text: str, place: Place) -> None:
     try:
         ipaddress.ip_address(text)
     except ValueError:
-        raise place.error(f"{text!r:.60} is no address") from None
+        raise place.error(f"{text!r:.60} is not an address") from None
 
 
 def _short_ports(text: str, place: Place) -> list[dict[str, Any]]:
@@ -94,7 +94,9 @@ def _port_parts(body: str) -> tuple[str, str, str]:
 def _range(text: str, whole: str, place: Place) -> range:
     found = _RANGE.match(text)
     if found is None:
-        raise place.error(f"{whole!r:.60} is no port; say such as 8080:80, 127.0.0.1:8080:80/udp or 8000-8010:80-90")
+        raise place.error(
+            f"{whole!r:.60} is not a port; use for example 8080:80, 127.0.0.1:8080:80/udp or 8000-8010:80-90"
+        )
     first, last = int(found[1]), int(found[2] or found[1])
     if not first <= last <= _MOST_PORTS:
         raise place.error(f"{whole!r:.60}: ports are numbers up to {_MOST_PORTS}, the lower one first")
@@ -123,7 +125,7 @@ def volume(value: Any, place: Place) -> dict[str, Any]:
     else:
         found = _VOLUME(value, place)
         if found["type"] not in _TYPES:
-            raise place.at("type").error(f"{found['type']!r:.60} is none of {', '.join(_TYPES)}")
+            raise place.at("type").error(f"{found['type']!r:.60} is not one of {', '.join(_TYPES)}")
         if not found.get("target"):
             raise place.error("the key 'target' is missing")
         found["target"] = posixpath.normpath(found["target"])
@@ -143,7 +145,7 @@ def _short_volume(text: str, place: Place) -> dict[str, Any]:
     if len(parts) > 1 and len(parts[0]) == 1 and parts[0].isalpha() and parts[1][:1] == "\\":
         raise place.error(f"{text!r:.60}: a path of Windows; there are none here")
     if not all(parts) or len(parts) > 3:
-        raise place.error(f"{text!r:.60} is no volume; say SOURCE:TARGET[:OPTIONS]")
+        raise place.error(f"{text!r:.60} is not a volume; use SOURCE:TARGET[:OPTIONS]")
     source, target, options = [*(["", *parts] if len(parts) == 1 else parts), "", ""][:3]
     found: dict[str, Any] = {"type": "bind" if source[:1] in (".", "/", "~") else "volume"}
     if source:
@@ -181,7 +183,7 @@ def device(value: Any, place: Place) -> dict[str, Any]:
     if isinstance(value, str):
         parts = value.split(":") if "=" not in value else [value]
         if len(parts) > 3 or not all(parts):
-            raise place.error(f"{value!r:.60} is no device; say SOURCE[:TARGET[:rwm]]")
+            raise place.error(f"{value!r:.60} is not a device; use SOURCE[:TARGET[:rwm]]")
         target = parts[1] if len(parts) > 1 else parts[0]
         return {"source": parts[0], "target": target, "permissions": parts[2] if len(parts) > 2 else "rwm"}
     found: dict[str, Any] = _DEVICE(value, place)

@@ -152,7 +152,7 @@ class Stack:
             The plan that was performed.
 
         Raises:
-            SpecError: the project says what can't be had; nothing was changed.
+            SpecError: the project uses something that is not supported; nothing was changed.
             ContainerError: a step failed; what had been started before it runs on.
         """
         wanted = project or self.project
@@ -217,7 +217,7 @@ class Stack:
             self._perform(plans.down_plan(self.project, chosen, ()), grace_s=grace_s)
 
     def down(self, *, grace_s: float | None = None, remove_volumes: bool = False) -> None:
-        """Stop everything, each service before those that it depends on; harmless when repeated.
+        """Stop everything, each service before those that it depends on. May be called twice.
 
         Args:
             grace_s: seconds for each to end by itself (default: as the services say).

@@ -30,7 +30,7 @@ def names(values: ListOf[str], what: str) -> tuple[str, ...]:
     """Return the strings of a list, tuple, set or other iterable.
 
     Raises:
-        SpecError: the value is not iterable, is a string, or contains something else than strings.
+        SpecError: the value is not iterable, is a string, or contains anything but strings.
     """
     return instances(values, str, what)
 
@@ -60,12 +60,12 @@ def check_instance(value: object, kind: type, what: str) -> None:
 
 
 def text_of(value: Any, what: str) -> str:
-    """Return a string that the kernel can be given.
+    """Return a string that can be passed to the kernel.
 
     Raises:
-        SpecError: no string, or one with a NUL or with a surrogate that stands for no byte.
+        SpecError: it is not a string, or contains a NUL or a surrogate that does not stand for a byte.
 
-    Source: PEP 383: U+DC80 to U+DCFF stand for bytes that are no UTF-8; other surrogates stand for nothing.
+    Source: PEP 383: U+DC80 to U+DCFF stand for bytes that are not UTF-8. Other surrogates are invalid.
     """
     if not isinstance(value, str):
         raise SpecError(f"{what}: must be a string, not {type(value).__name__}")
@@ -85,7 +85,7 @@ def path(value: object, what: str) -> str:
         SpecError: the value is not a path.
     """
     if not isinstance(value, (str, os.PathLike)):
-        raise SpecError(f"{what}: {value!r} is no path")
+        raise SpecError(f"{what}: {value!r} is not a path")
     return text_of(os.fspath(value), what)
 
 

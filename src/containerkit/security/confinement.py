@@ -175,7 +175,7 @@ class Confinement:
         return calls.write_file(b"self/oom_score_adj", b"%d" % self.oom_score_adj, hint, PROC)
 
     def own_keyring(self) -> list[Operation]:
-        """Return the operations that give the process a new session keyring instead of the caller's."""
+        """Return the operations that give the process a new session keyring instead of the caller."""
         if self.keyring == "host":
             return []
         # KEYCTL_JOIN_SESSION_KEYRING

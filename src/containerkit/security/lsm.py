@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from containerkit._linux.textfile import read_or_empty
 from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
 from containerkit.plan.calls import close, open_at, write
@@ -58,23 +59,15 @@ def active(root: str = "/") -> frozenset[str]:
     Args:
         root: the directory that contains /sys and /proc.
     """
-    listed = _read(f"{root}/sys/kernel/security/lsm")
+    listed = read_or_empty(f"{root}/sys/kernel/security/lsm")
     if listed:
         return frozenset(listed.split(","))
     found = set()
-    if _read(f"{root}/sys/module/apparmor/parameters/enabled") == "Y":
+    if read_or_empty(f"{root}/sys/module/apparmor/parameters/enabled") == "Y":
         found.add("apparmor")
-    if "selinuxfs" in _read(f"{root}/proc/filesystems").split():
+    if "selinuxfs" in read_or_empty(f"{root}/proc/filesystems").split():
         found.add("selinux")
     return frozenset(found)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 @attrs.frozen

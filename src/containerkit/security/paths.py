@@ -73,12 +73,12 @@ def mask(root: Slot, path: str, target: str) -> list[Operation]:
     """
     at, tree = Slot("covered"), Slot("cover")
     over = [calls.move_mount(tree, at, b"", target=target), calls.close(tree), calls.close(at)]
-    folder = [calls.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty directory"), *over]
+    directory = [calls.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty directory"), *over]
     file = [calls.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device"), *over]
-    folder[-1] = folder[-1]._replace(leap=len(file) + 1)  # it is a directory, so skip the steps for a file
+    directory[-1] = directory[-1]._replace(leap=len(file) + 1)  # it is a directory, so skip the steps for a file
     return [
-        _open_if_there(root, path, target, at, k.O_DIRECTORY, len(folder)),
-        *folder,
+        _open_if_there(root, path, target, at, k.O_DIRECTORY, len(directory)),
+        *directory,
         _open_if_there(root, path, target, at, 0, len(file)),
         *file,
     ]

@@ -1,4 +1,4 @@
-"""The description of a command that runs in a container, and the operations by which a process becomes it."""
+"""The description of a command that runs in a container."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from containerkit._native.names import RESOURCES
 from containerkit.errors import SpecError
 from containerkit.plan.operation import Shape
 from containerkit.security.checks import check_bool, text_of
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_ENVIRONMENT",
     "LISTEN_FDS",
-    "LISTEN_PID",
     "NAMED",
-    "RESOURCES",
     "Command",
     "User",
     "default_environment",
@@ -54,10 +53,10 @@ def extend_environment(fields: dict[str, Any]) -> None:
     """Put the variables of ``extra_env`` over those of ``env`` in the arguments of a command.
 
     Args:
-        fields: the arguments; ``extra_env`` is none of them afterwards.
+        fields: the arguments. ``extra_env`` is removed from them.
 
     Raises:
-        SpecError: no mapping.
+        SpecError: a value is not a mapping.
     """
     extra = fields.pop("extra_env", None)
     if extra is None:
@@ -69,18 +68,7 @@ def extend_environment(fields: dict[str, Any]) -> None:
 
 LISTEN_PID: Final = "LISTEN_PID"
 LISTEN_FDS: Final = "LISTEN_FDS"
-"""What tells a command of listening sockets that it has from its start. Source: sd_listen_fds(3)."""
-
-RESOURCES: Final = {
-    name: number
-    for number, name in enumerate(
-        (
-            *("cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile"),
-            *("memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime"),
-        )
-    )
-}
-"""The resources of setrlimit(2), by name."""
+"""The variables that tell a command about the listening sockets that it inherits. Source: sd_listen_fds(3)."""
 
 UNLIMITED: Final = 2**64 - 1
 
@@ -229,11 +217,11 @@ def _argv(value: ListOf[Word]) -> tuple[bytes, ...]:
     try:
         words = tuple(map(os.fsencode, given))
         if b"\0" in b"".join(words):
-            encode(given, "command")  # which tells of it
+            encode(given, "command")  # which reports it
     except UnicodeEncodeError as error:
         raise SpecError(f"command: {error.object!r:.100} has a lone surrogate: {error.reason}") from None
     except TypeError:
-        encode(given, "command")  # which tells what it is
+        encode(given, "command")  # which reports its type
         raise
     if not words or not words[0]:
         raise SpecError("command: must have at least one argument, the program")
@@ -246,18 +234,18 @@ class Command:
 
     Args:
         argv: the program, a path or a name that is looked up inside along PATH, and its arguments.
-        env: the environment (default :data:`DEFAULT_ENVIRONMENT`; ``run`` and ``popen`` set ``HOME`` by the user: for a
-            name that of /etc/passwd inside, for root ``/root``, for other ids ``/``).
+        env: the environment. Default :data:`DEFAULT_ENVIRONMENT`. ``run`` and ``popen`` set ``HOME`` for the user: for
+            a name as in /etc/passwd inside, for root ``/root``, for other ids ``/``.
         cwd: the working directory, absolute (default ``/``).
-        user: who it is (default root of the container).
+        user: the user and groups. Default: root of the container.
         umask: 0 to 0o777 (default 0o022).
-        rlimits: soft and hard limit by resource name, or one number for both; -1 is unlimited (default: no core dumps,
-            1024 descriptors, 1048576 on request; an empty mapping leaves the caller's).
+        rlimits: soft and hard limit by resource name, or one number for both. -1 is unlimited. Default: no core dumps,
+            1024 descriptors (hard limit 1048576). With an empty mapping the caller's limits stay.
         nice: -20 to 19 (default: as the caller).
         pass_fds: descriptors of the caller that stay open under the same numbers (default none).
-        sockets: numbers under which it finds listening sockets of published ports; the container has them.
+        sockets: the descriptor numbers under which it inherits the listening sockets of published ports.
         terminal: stdin is a terminal that becomes the controlling one.
-        confinement: what it may do.
+        confinement: its capabilities, system calls and so on.
 
     Raises:
         SpecError: a value is invalid.
@@ -283,14 +271,14 @@ class Command:
         if not isinstance(self.user, User):
             raise SpecError(f"user: {self.user!r:.100} is not a User")
         if not isinstance(self.confinement, Confinement):
-            raise SpecError(f"confinement: {self.confinement!r:.100} is no Confinement")
+            raise SpecError(f"confinement: {self.confinement!r:.100} is not a Confinement")
         check_bool(self.terminal, "terminal")
 
     def with_argv(self, argv: ListOf[Word]) -> Command:
-        """Return the same with another argv; all else was checked when this was made.
+        """Return a copy with another argv. Everything else was checked when this object was made.
 
         Raises:
-            SpecError: no list of strings, or an empty one.
+            SpecError: the argv is empty or not a list of strings.
         """
         given, envp, path, others = _argv(argv), self.envp, self._path, self._others
         shape = (given[0], None if b"/" in given[0] else path, others)
@@ -308,23 +296,30 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """Its argv, as people read it."""
+        """Its argv as text."""
         return [os.fsdecode(word) for word in self.argv]
 
     @cached_property
     def envp(self) -> list[bytes]:
-        """The environment as the kernel takes it; where it tells of sockets, with room for a pid at its beginning."""
+        """The environment as execve expects it. If there are sockets to announce, it begins with room for a pid."""
         told = [f"{LISTEN_PID}={0:010}", f"{LISTEN_FDS}={len(self.sockets)}"] if self.announces else []
         return encode([*told, *(f"{name}={value}" for name, value in self.env)], "env")
 
     @cached_property
     def announces(self) -> bool:
-        """Whether the environment tells of its listening sockets: they follow each other from 3, and nobody else does.
+        """Whether the environment announces its listening sockets.
+
+        They are numbered from 3 without gaps, and ``env`` sets neither variable itself.
 
         Source: sd_listen_fds(3).
         """
         in_a_row = sorted(self.sockets) == list(range(3, 3 + len(self.sockets)))
         return bool(self.sockets) and in_a_row and not {LISTEN_PID, LISTEN_FDS} & {name for name, _ in self.env}
+
+    @property
+    def pid_variable(self) -> str:
+        """The variable of the environment that gets the command's own pid, or an empty string."""
+        return LISTEN_PID if self.announces else ""
 
     @property
     def candidates(self) -> tuple[bytes, ...]:
@@ -333,11 +328,14 @@ class Command:
         if b"/" in program:
             return (program,)
         path = os.fsencode(dict(self.env).get("PATH", DEFAULT_ENVIRONMENT["PATH"]))
-        return tuple((folder or b".") + b"/" + program for folder in path.split(b":"))
+        return tuple((directory or b".") + b"/" + program for directory in path.split(b":"))
 
     @cached_property
     def shape(self) -> tuple[bytes, str | None, Shape]:
-        """All of it that the plan depends on: the program, where it is looked up, and what is the same for any."""
+        """Everything in it that a plan depends on.
+
+        The program, where it is looked up, and the attributes of the process.
+        """
         program = self.argv[0]
         return program, None if b"/" in program else self._path, self._others
 

@@ -15,7 +15,7 @@ from containerkit.security.checks import check_bool, text_of
 from containerkit.security.confinement import Confinement
 from containerkit.security.paths import MASKED, READONLY
 from containerkit.spec.idmap import IdMapping, check_mappings
-from containerkit.spec.mount import Mount
+from containerkit.spec.mount import Mount, device_mounts
 from containerkit.spec.rootfs import RootFS
 from containerkit.spec.words import mapping_items, path_inside, sequence
 
@@ -168,9 +168,9 @@ class Spec:
     dns: DNS | None = None
     hosts: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_hosts)
     wishes_for_network: bool = attrs.field(default=False, init=False, eq=False, repr=False)
-    """Whether its network is one that is made for it, or its files of /etc are."""
+    """Whether a network, or files in /etc, must be made for it."""
     connected: Spec | None = attrs.field(default=None, init=False, eq=False, repr=False)
-    """The same with the network as a namespace to join; by :mod:`containerkit.network`."""
+    """A copy whose network is a namespace to join. :mod:`containerkit.network` sets it."""
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.rootfs, RootFS):
@@ -230,6 +230,15 @@ class Spec:
             if getattr(names, kind) != "new":
                 raise SpecError(f"sysctls: {key} needs a new {kind} namespace: namespaces.{kind} must be 'new'")
 
+    def device_mounts(self, tty_group: int | None) -> tuple[Mount, ...]:
+        """Return the standard mounts below /dev.
+
+        Args:
+            tty_group: the group of the terminals in /dev/pts, or None for the group of the process that opens them.
+        """
+        # Only the owner of an ipc namespace can mount its queues.
+        return device_mounts(tty_group, queues=self.namespaces.ipc == "new" or self.namespaces.user != "new")
+
     def writes_to_host(self, confinement: Confinement, rootfs: RootFS | None = None) -> bool:
         """Return whether a command can write a file of the host: a file that processes outside can reach by a path.
 
@@ -259,12 +268,12 @@ class Spec:
 
     @cached_property
     def joins(self) -> bool:
-        """Whether it joins a namespace that is there already."""
+        """Whether it joins an existing namespace."""
         return bool(self.namespaces.joined())
 
     @cached_property
     def shape(self) -> Shape:
-        """All of it that the plan depends on: that a namespace is joined is a part of it, which one is not."""
+        """Everything in it that a plan depends on. Whether a namespace is joined is part of it, but not which one."""
         names = self.namespaces
         kinds = (names.mount, names.pid, names.network, names.ipc, names.uts, names.user, names.cgroup, names.time)
         return Shape(

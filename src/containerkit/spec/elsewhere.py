@@ -1,4 +1,4 @@
-"""The names that other libraries have for what is called something else here: imported once somebody has used one."""
+"""Argument names of other libraries that have another name here. Imported only when one of them was used."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _IMAGE: Final = 'rootfs=RootFS.image("alpine:3.20")'
 _NETWORK: Final = "network="
 _CAPABILITIES: Final = "capabilities=Capabilities.none().add(...)"
 _START: Final = "popen(), which returns once the command has started"
-_SESSION: Final = "nothing: each command is in a session of its own"
+_SESSION: Final = "nothing: each command has its own session"
 
 ELSEWHERE: Final = {
     "auto_remove": "nothing: a container leaves nothing behind",
     "binds": "volumes=, or mounts=[Mount.bind(...)]",
     "cap_add": _CAPABILITIES,
     "cap_drop": _CAPABILITIES,
-    "close_fds": "nothing: a command gets no descriptor but those of pass_fds=",
+    "close_fds": "nothing: a command only gets the descriptors in pass_fds=",
     "command": "argv, the first argument",
     "cpu_shares": "limits=Limits(cpu_shares=...)",
     "cpus": _CPUS,
     "cpuset_cpus": 'limits=Limits(cpuset_cpus="0-1")',
     "detach": _START,
     "entrypoint": "argv, the first argument",
-    "environment": "env=, or extra_env= to add to what there is",
+    "environment": "env=, or extra_env= to add to the environment",
     "image": _IMAGE,
     "ipc_mode": "namespaces=Namespaces(ipc=...)",
     "mem_limit": _MEMORY,
@@ -41,7 +41,7 @@ ELSEWHERE: Final = {
     "pids": _PIDS,
     "pids_limit": _PIDS,
     "ports": "publish=",
-    "preexec_fn": "nothing: say what it would do by user=, groups=, umask=, nice=, rlimits=, cwd=",
+    "preexec_fn": "nothing: use user=, groups=, umask=, nice=, rlimits=, cwd= instead",
     "privileged": "capabilities=Capabilities.all(), seccomp=None",
     "process_group": _SESSION,
     "read_only": "rootfs=RootFS.host(readonly=True)",
@@ -58,4 +58,4 @@ ELSEWHERE: Final = {
     "workdir": "cwd=",
     "working_dir": "cwd=",
 }
-"""What stands for each here."""
+"""The corresponding argument of containerkit for each name."""

@@ -1,9 +1,4 @@
-"""Mounts inside a container as values, and the operations that make them.
-
-A bind mount is cloned outside (``outside_operations``), where the caller's files are visible. It gets its attributes
-while it is still detached. Then it is attached inside (``inside_operations``) to a descriptor that was resolved below
-the new root, so a symlink inside can't redirect the mount.
-"""
+"""Mounts inside a container as values. ``compile/mounts.py`` turns them into operations."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import attrs
 
 from containerkit._native import constants as k
+from containerkit._native.names import PROPAGATION
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
 from containerkit.security.checks import check_bool, text_of
@@ -26,44 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Mount"]
 
-PROPAGATION: Final = {
-    "private": k.MS_PRIVATE,
-    "slave": k.MS_SLAVE,
-    "shared": k.MS_SHARED,
-    "unbindable": k.MS_UNBINDABLE,
-}
 _RECEIVING: Final = frozenset({"slave", "shared"})
 """With these, later mounts outside appear inside with their own attributes, not those of the mount above."""
 
 _SWITCHES: Final = ("readonly", "recursive", "nosuid", "nodev", "noexec", "noatime", "idmap", "create")
-_FEWEST_INODES, _BYTES_PER_INODE = 1024, 4096
 _LARGEST_FILE: Final = 1 << 20
 
 
 def _target(value: str) -> str:
     return path_inside(value, "mount target")
-
-
-def inodes_for(size: str) -> str:
-    """Return how many inodes a tmpfs of a size gets: one for each 4 KiB, at least 1,024.
-
-    Each inode uses about 1 KiB of kernel memory that ``size`` does not count. A file that is not empty uses at least a
-    page of 4 KiB, so this limit restricts only empty files.
-
-    Args:
-        size: a size as :func:`size_text` returns it. A percentage refers to the memory of the machine.
-
-    Raises:
-        SpecError: the text is not a size.
-
-    Source: tmpfs(5), "nr_inodes".
-    """
-    text = size_text(size, "size")
-    number = int(text.rstrip("kmgt%"))
-    if text.endswith("%"):
-        return str(max(_FEWEST_INODES, os.sysconf("SC_PHYS_PAGES") * number // 100))
-    count = number << {"k": 10, "m": 20, "g": 30, "t": 40}.get(text[-1], 0)
-    return str(max(_FEWEST_INODES, count // _BYTES_PER_INODE))
 
 
 @explained
@@ -128,11 +95,11 @@ class Mount:
         if not isinstance(self.content, str):
             raise SpecError(f"{what}: the content must be text or bytes, not {self.content!r:.100}")
         if self.content and self.type != "file":
-            raise SpecError(f"{what}: only a file has content: say Mount.file(target, content)")
+            raise SpecError(f"{what}: only a file has content: use Mount.file(target, content)")
         try:
             size = len(self.content.encode(errors="surrogateescape"))
         except UnicodeEncodeError:
-            raise SpecError(f"{what}: the content has lone surrogates: give bytes") from None
+            raise SpecError(f"{what}: the content has lone surrogates: pass bytes") from None
         if size > _LARGEST_FILE:
             raise SpecError(f"{what}: the content has {size} bytes, more than {_LARGEST_FILE}")
 
@@ -147,6 +114,8 @@ class Mount:
                 raise SpecError(f"{what}: an option has no name")
             if value is not None:
                 text_of(value, f"{what}: option {name}")
+            if self.type == "tmpfs" and name == "size" and value:
+                size_text(value, f"{what}: option size")
 
     @classmethod
     @explained
@@ -235,11 +204,11 @@ class Mount:
 
     @classmethod
     def file(cls, target: str, content: bytes | str) -> Mount:
-        """Show a file of given content, in memory and read-only; nothing of it is on the host.
+        """Add a file with the given content. It is read-only, in memory, and not on the host.
 
         Args:
-            target: the path inside; made when it is missing, and a symlink there is covered, not followed.
-            content: at most 1 MiB; text is UTF-8.
+            target: the path inside. It is created if it does not exist. A symlink there is covered, not followed.
+            content: at most 1 MiB. Text is encoded as UTF-8.
 
         Raises:
             SpecError: it is larger.
@@ -311,3 +280,24 @@ class Mount:
             | (k.MOUNT_ATTR_NOEXEC if self.noexec else 0)
             | (k.MOUNT_ATTR_NOATIME if self.noatime else 0)
         )
+
+
+def device_mounts(tty_group: int | None, *, queues: bool) -> tuple[Mount, ...]:
+    """Return the mounts below /dev that every container has.
+
+    Args:
+        tty_group: the group of the terminals in /dev/pts, or None for that of their opener.
+        queues: whether /dev/mqueue can be mounted. Without it the directory stays empty.
+
+    Source: OCI runtime-spec, config-linux.md, default filesystems.
+    """
+    terminals: list[tuple[str, str | None]] = [("ptmxmode", "666"), ("mode", "620")]
+    if tty_group is not None:
+        terminals.append(("gid", str(tty_group)))
+    found = [
+        Mount(type="devpts", target="/dev/pts", options=tuple(terminals), noexec=True, nodev=False, create=False),
+        Mount.tmpfs("/dev/shm", size="64M", noexec=True, create=False),
+    ]
+    if queues:
+        found.append(Mount(type="mqueue", target="/dev/mqueue", noexec=True, create=False))
+    return tuple(found)

@@ -1,4 +1,7 @@
-"""What a container's network shall be, as values: networks, how one is attached, ports, egress rules, DNS, rates."""
+"""Networks as values: networks, attachments, DNS, rates, macvlan and CNI.
+
+Ports and egress rules are in ``traffic.py``.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def _subnet(value: object) -> str:
     if isinstance(value, str) and value in _AUTO:
         return value
     if not isinstance(value, str):
-        raise SpecError(f"subnets: {value!r:.100} is no subnet such as '10.9.0.0/24', 'auto4' or 'auto6'")
+        raise SpecError(f"subnets: {value!r:.100} is not a subnet such as '10.9.0.0/24', 'auto4' or 'auto6'")
     try:
         network = ip_network(value)
     except ValueError as error:
@@ -84,25 +87,25 @@ def _network_name(value: str) -> str:
 
 @attrs.frozen
 class Network:
-    """A network of containers: a bridge of their own, addresses, names, and, unless it is internal, a way out.
+    """A network of containers: a bridge, addresses, names, and, unless it is internal, access to the outside.
 
     ::
 
         with Network("app").open() as net, Container(network=Attach(net, aliases=["db"])) as db: ...
 
-    Given to a container as it is, it is open from then on until this process ends: all containers that are given an
-    equal one are on the same network.
+    If it is passed to a container without ``open()``, it is opened then and stays open until this process ends. All
+    containers that get an equal description are on the same network.
 
     Args:
-        name: what people call it; it is no resource of the machine's, two processes may have one of the same name.
-        subnets: one of IPv4, one of IPv6, or one of each: ``"auto4"`` and ``"auto6"`` (default both) are chosen so that
-            they meet no route of the host's and no other network of this library's.
-        internal: nothing leads out of it, nor to the host (default False).
+        name: a name for people. Two processes may use the same name for different networks.
+        subnets: one of IPv4, one of IPv6, or one of each: ``"auto4"`` and ``"auto6"`` (default both) choose a subnet
+            that overlaps no route of the host and no other network of this library.
+        internal: whether its containers can reach neither the outside nor the host (default False).
         mtu: bytes, 1280 to 65535 (default 1500).
-        isolated: its containers can't reach each other, only what lies outside (default False).
+        isolated: whether its containers can reach only the outside, not each other (default False).
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
 
     name: str = attrs.field(default="default", converter=_network_name)
@@ -117,14 +120,14 @@ class Network:
         number(self.mtu, "mtu", _LEAST_MTU, _LARGEST_MTU)
 
     def open(self) -> Any:
-        """Make it, and return the live network, a :class:`containerkit.network.LiveNetwork`.
+        """Create the network. Return it as a :class:`containerkit.network.LiveNetwork`.
 
         Raises:
-            UnsupportedError: something that this host lacks.
-            SetupError: something can't be made; nothing is left behind.
+            UnsupportedError: this host lacks something that the network needs.
+            SetupError: an operation failed. Nothing is left behind.
 
-        Side effects: until its ``close()``: a network namespace with a bridge, which ends with this process, however
-        that ends; for root a link, routes and a table of packet filters of the host's, which end likewise.
+        Side effects: a network namespace with a bridge exists until its ``close()`` or the end of this process, even if
+        it is killed. For root the host also gets a link, routes and a table of packet filters, for the same time.
         """
         return late.load(late.NETWORK).open_network(self)
 
@@ -138,20 +141,21 @@ def _rate(value: int | str | None) -> int | None:
     elif isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", value)):
         number = float(found[1]) * _RATE_UNITS[found[2]]
     if not _SMALLEST_RATE <= number <= 10**12:
-        raise SpecError(f"rate: {value!r:.100} is no number of bits per second from 8000, such as '100M'")
+        raise SpecError(f"rate: {value!r:.100} is not a number of bits per second from 8000, such as '100M'")
     return int(number)
 
 
 @attrs.frozen(kw_only=True)
 class Rate:
-    """How much goes through an interface, at most.
+    """The highest rates of an interface.
 
     Args:
-        down: bits per second to the container, a number or such as ``"100M"`` (powers of 1000); default any.
-        up: bits per second from it; default any.
+        down: bits per second to the container, a number or text such as ``"100M"`` (powers of 1000). Default:
+            unlimited.
+        up: bits per second from the container. Default: unlimited.
 
     Raises:
-        SpecError: below 8 kbit/s, or no rate.
+        SpecError: the value is below 8 kbit/s, or not a rate.
 
     Source: tc-tbf(8).
     """
@@ -177,7 +181,7 @@ def _mac(value: str | None) -> str | None:
         return None
     text = value.lower() if isinstance(value, str) else ""
     if not _MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
-        raise SpecError(f"mac: {value!r:.100} is no address of one interface, such as '02:00:00:00:00:01'")
+        raise SpecError(f"mac: {value!r:.100} is not an address of one interface, such as '02:00:00:00:00:01'")
     return text
 
 
@@ -187,14 +191,14 @@ class Attach:
 
     Args:
         network: a :class:`Network`, one that is open, or ``"internet"``.
-        aliases: more names by which others on it find the container.
+        aliases: more names of the container on this network.
         addresses: fixed addresses, at most one of IPv4 and one of IPv6 (default: free ones).
         mac: the fixed address of its interface (default: made from the IPv4 address).
-        rate: how much goes through it (default any).
-        interface: what the interface is called inside (default eth0, eth1 and so on).
+        rate: the highest rates of the interface (default unlimited).
+        interface: the name of the interface inside (default eth0, eth1 and so on).
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
 
     network: Any
@@ -206,13 +210,13 @@ class Attach:
 
     def __attrs_post_init__(self) -> None:
         if self.network != "internet" and not is_network(self.network):
-            raise SpecError(f"attach: {self.network!r:.100} is no Network; say Attach(Network('app'), ...)")
+            raise SpecError(f"attach: {self.network!r:.100} is not a Network; use Attach(Network('app'), ...)")
         if not isinstance(self.rate, Rate):
-            raise SpecError(f"attach: {self.rate!r:.100} is no Rate; say Rate(down='100M')")
+            raise SpecError(f"attach: {self.rate!r:.100} is not a Rate; use Rate(down='100M')")
         if self.interface is not None:
             _device(self.interface, "interface")
             if self.interface in ("lo", ".", ".."):
-                raise SpecError(f"interface: {self.interface!r} can't be the name of one")
+                raise SpecError(f"interface: {self.interface!r} is not a valid name of an interface")
 
 
 def _device(value: object, what: str) -> str:
@@ -222,7 +226,7 @@ def _device(value: object, what: str) -> str:
 
 
 def is_network(value: object) -> bool:
-    """Whether something is a network: a description, or one that is open."""
+    """Return whether an object is a network, described or open."""
     return isinstance(value, Network) or hasattr(value, "containerkit_network")
 
 
@@ -240,21 +244,21 @@ def _options(values: ListOf[str]) -> tuple[str, ...]:
     options = sequence(values, "dns options")
     for option in options:
         if not isinstance(option, str) or not re.fullmatch(r"[a-z0-9-]+(:[0-9]+)?", option):
-            raise SpecError(f"dns options: {option!r:.100} is none of resolv.conf(5)")
+            raise SpecError(f"dns options: {option!r:.100} is not an option of resolv.conf(5)")
     return options
 
 
 @attrs.frozen(kw_only=True)
 class DNS:
-    """How a container finds names that are none of its networks'.
+    """How a container resolves names that do not belong to its networks.
 
     Args:
-        servers: addresses that are asked, or ``"host"`` (default) for those that the host asks.
+        servers: the addresses of name servers, or ``"host"`` (default) for those that the host uses.
         search: domains that are tried for a name without dots.
         options: of resolv.conf(5), such as ``"ndots:2"``.
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
 
     servers: Literal["host"] | tuple[str, ...] = attrs.field(default="host", converter=_servers)
@@ -268,17 +272,18 @@ def _parent(value: str) -> str:
 
 @attrs.frozen
 class Macvlan:
-    """An interface of its own on one of the host's networks, beside the host: none of our rules is between.
+    """An interface of the container directly on one of the host's networks.
+
+    The rules of this library do not apply to it.
 
     Args:
         parent: the host's interface, such as ``"eth0"``.
-        addresses: with prefix, such as ``"192.0.2.9/24"``; none leaves it to the container, which has no privileges
-            over its network, so give them.
+        addresses: with prefix, such as ``"192.0.2.9/24"``. The container has no privileges to add addresses itself.
         gateway: addresses of routers (default none).
         mode: ``"bridge"`` (default), ``"private"``, ``"vepa"`` or ``"passthru"``.
         mac, mtu: as for :class:`Attach` and :class:`Network` (default: the kernel's choice).
 
-    Only root can. Source: ip-link(8), "macvlan".
+    Only root can use it. Source: ip-link(8), "macvlan".
     """
 
     parent: str = attrs.field(converter=_parent)
@@ -290,7 +295,7 @@ class Macvlan:
 
     def __attrs_post_init__(self) -> None:
         if self.mode not in ("bridge", "private", "vepa", "passthru"):
-            raise SpecError(f"macvlan: the mode {self.mode!r:.100} is none of bridge, private, vepa, passthru")
+            raise SpecError(f"macvlan: the mode {self.mode!r:.100} is not bridge, private, vepa or passthru")
         object.__setattr__(self, "addresses", tuple(map(_interface, sequence(self.addresses, "macvlan: addresses"))))
         gateways = tuple(address(value, "macvlan: gateway") for value in sequence(self.gateway, "macvlan: gateway"))
         object.__setattr__(self, "gateway", gateways)
@@ -303,7 +308,7 @@ def _interface(value: object) -> str:
     base, slash, prefix = text.partition("/")
     most = 128 if ":" in base else 32
     if not slash or not prefix.isdecimal() or not 1 <= int(prefix) <= most:
-        raise SpecError(f"addresses: {value!r:.100} is no address with a prefix, such as '192.0.2.9/24'")
+        raise SpecError(f"addresses: {value!r:.100} is not an address with a prefix, such as '192.0.2.9/24'")
     return f"{address(base, 'addresses')}/{int(prefix)}"
 
 
@@ -313,15 +318,15 @@ def _plugins(values: ListOf[str]) -> tuple[str, ...]:
 
 @attrs.frozen
 class CNI:
-    """A network that the plugins of the Container Network Interface make, by a configuration list.
+    """A network that plugins of the Container Network Interface make from a configuration list.
 
     Args:
         config: the path of a ``.conflist`` (or ``.conf``), or the name of a network in /etc/cni/net.d.
         plugins: directories in which plugins are looked for (default ``/opt/cni/bin``, ``/usr/lib/cni`` and
             ``/usr/libexec/cni``).
-        aliases: handed to the plugins as the capability of that name.
+        aliases: passed to the plugins as the capability of that name.
 
-    Only root can. What the plugins make is theirs: a crash of this process leaves it until ``containerkit gc``.
+    Only root can use it. If this process crashes, what the plugins made stays until ``containerkit gc``.
     Source: the CNI specification 1.0.0.
     """
 
@@ -339,7 +344,7 @@ class CNI:
         except TypeError as error:
             raise SpecError(f"cni: {error}") from None
         if not isinstance(text, str) or not text or "\0" in text:
-            raise SpecError(f"cni: {self.config!r:.100} is no path and no name")
+            raise SpecError(f"cni: {self.config!r:.100} is neither a path nor a name")
 
 
 _GATEWAY: Final = "host-gateway"
@@ -349,7 +354,7 @@ def check_hosts(pairs: Iterable[object]) -> tuple[tuple[str, str], ...]:
     """Return names and addresses of /etc/hosts; an address may be ``"host-gateway"``.
 
     Raises:
-        SpecError: one that can't be.
+        SpecError: an entry is invalid.
     """
     found: list[tuple[str, str]] = []
     for pair in pairs:
@@ -362,7 +367,7 @@ def check_hosts(pairs: Iterable[object]) -> tuple[tuple[str, str], ...]:
 
 
 def network_choice(value: Any) -> Any:
-    """Return what ``network=`` may be, several networks as a tuple of :class:`Attach`.
+    """Check the value of ``network=`` and return it. Several networks become a tuple of :class:`Attach`.
 
     Raises:
         SpecError: it is none of these.
@@ -371,7 +376,7 @@ def network_choice(value: Any) -> Any:
         listed = tuple(each if isinstance(each, Attach) else Attach(each) for each in value)
         names = [each.interface for each in listed if each.interface]
         if not listed or len(set(names)) != len(names) or len({id(each.network) for each in listed}) != len(listed):
-            raise SpecError("network: several are different networks, each with an interface of its own name")
+            raise SpecError("network: several attachments must name different networks and different interfaces")
         return listed
     if isinstance(value, (Attach, Macvlan, CNI)) or is_network(value) or hasattr(value, "keep_until_stopped"):
         return value
@@ -386,24 +391,26 @@ def check_connection(spec: Any) -> None:
         spec: the :class:`containerkit.spec.container.Spec`.
 
     Raises:
-        SpecError: they do not.
+        SpecError: they contradict each other.
     """
     network = spec.network
     told = (("egress", Egress, "Egress.only('pypi.org')"), ("dns", DNS, "DNS(servers=['192.0.2.53'])"))
     for name, kind, example in told:
         value = getattr(spec, name)
         if value is not None and not isinstance(value, kind):
-            raise SpecError(f"{name}: {value!r:.100} is no {kind.__name__}; say {example}")
+            raise SpecError(f"{name}: {value!r:.100} is not a {kind.__name__}; use {example}")
     if network not in ("none", "host") and spec.namespaces.network != "new":
-        raise SpecError("network: namespaces.network names one already; say one of them")
+        raise SpecError("network: namespaces.network is given too; pass only one of them")
     if network == "host" and spec.namespaces.network != "host":
-        raise SpecError("network: 'host' and namespaces.network differ; say one of them")
+        raise SpecError("network: 'host' and namespaces.network differ; pass only one of them")
     bridged = network == "internet" or is_network(network) or isinstance(network, (Attach, tuple))
     if spec.publish and not (bridged or isinstance(network, CNI)):
-        raise SpecError("publish: ports lead to a container on a network of its own: network='internet', or a Network")
+        raise SpecError(
+            "publish: ports can be published only for a container on a network: pass network='internet', or a Network"
+        )
     if spec.egress is not None and not bridged:
-        raise SpecError("egress: rules hold on a network of ours: network='internet', or a Network")
+        raise SpecError("egress: rules need a network of this library: pass network='internet', or a Network")
     if hasattr(network, "keep_until_stopped") and (spec.hosts or spec.dns is not None):
-        raise SpecError("network: a container that shares another's network has its hosts and dns, too")
+        raise SpecError("network: a container that shares another's network also shares its hosts and dns")
     if any(key.startswith("net.") for key, _ in spec.sysctls) and hasattr(network, "keep_until_stopped"):
-        raise SpecError("sysctls: the network is another container's; set net.* there")
+        raise SpecError("sysctls: the network belongs to another container; set net.* there")

@@ -31,8 +31,8 @@ UnionBy = Literal["auto", "kernel", "fuse"]
 
 
 OWN_KINDS: Final = ("host", "dir", "overlay", "tmpfs")
-"""Those that need no provider."""
-_SIGTERM: Final = 15  # a plain number: what is hashed at each start is to be hashed fast
+"""The kinds that need no provider."""
+_SIGTERM: Final = 15  # a plain number, because it is hashed at each start
 _LAST_SIGNAL: Final = 64
 _UNIONS: Final = ("auto", "kernel", "fuse")
 _DEFAULTS: Final = ("env", "cwd", "user")
@@ -271,7 +271,7 @@ _SHOWN: Final = ("/usr/", "/bin/", "/lib/")
 
 
 def _python(prefix: str) -> tuple[str, ...]:
-    """Return the directories of an installation of Python that the host's root does not show anyhow.
+    """Return the directories of a Python installation that the host's root does not show by default.
 
     Source: the library reference, venv; site.py, pyvenv.cfg.
     """
@@ -283,7 +283,9 @@ def _python(prefix: str) -> tuple[str, ...]:
         wanted += [os.path.dirname(os.path.realpath(home)) for home in homes]
     except OSError:
         if not os.path.isdir(f"{prefix}/bin"):
-            raise SpecError(f"rootfs: python: {prefix!r} is no installation of Python; say sys.prefix") from None
+            raise SpecError(
+                f"rootfs: python: {prefix!r} is not an installation of Python; pass for example sys.prefix"
+            ) from None
     return tuple(path for path in dict.fromkeys(wanted) if path != "/" and not f"{path}/".startswith(_SHOWN))
 
 

@@ -1,4 +1,4 @@
-"""What goes in and out of a container's network, as values: ports and egress rules."""
+"""Published ports and egress rules, as values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def number(value: object, what: str, least: int, most: int) -> int:
     """Return a number in a range.
 
     Raises:
-        SpecError: it is none, or outside.
+        SpecError: it is not a number, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise SpecError(f"{what}: {value!r:.100} is not a number from {least} to {most}")
@@ -37,25 +37,25 @@ def address(value: object, what: str) -> str:
     """Return an address as it is usually written.
 
     Raises:
-        SpecError: none, or one of a single host's interface.
+        SpecError: it is not an address, or has a scope.
     """
     try:
         if isinstance(value, str):
             return str(ip_address(value))
     except ValueError:
         pass
-    raise SpecError(f"{what}: {value!r:.100} is no IPv4 or IPv6 address")
+    raise SpecError(f"{what}: {value!r:.100} is not an IPv4 or IPv6 address")
 
 
 def host_name(value: object, what: str) -> str:
     """Return the name of a host in lower case.
 
     Raises:
-        SpecError: not a name as RFC 1123 has it; underscores are let pass, as resolvers do.
+        SpecError: it is not a name as in RFC 1123. Underscores are allowed, as by resolvers.
     """
     text = value.lower().removesuffix(".") if isinstance(value, str) else ""
     if not text or len(text) > 253 or not all(_LABEL.fullmatch(label) for label in text.split(".")):
-        raise SpecError(f"{what}: {value!r:.100} is no name of a host")
+        raise SpecError(f"{what}: {value!r:.100} is not a name of a host")
     return text
 
 
@@ -69,18 +69,19 @@ def _rules(values: ListOf[EgressRule]) -> tuple[EgressRule, ...]:
 
 @attrs.frozen
 class Port:
-    """A port of the host's that leads to one of a container's.
+    """A port of the host that is forwarded to a port of a container.
 
     Args:
-        host_port: the first port of the host's, 1 to 65535, or 0 for any that is free.
-        container_port: the first of the container's (default: the same).
+        host_port: the first port of the host, 1 to 65535, or 0 for any free port.
+        container_port: the first port of the container (default: the same).
         protocol: ``"tcp"`` (default) or ``"udp"``.
-        host: the host's address (default ``"127.0.0.1"``: this machine alone; ``"0.0.0.0"`` or ``"::"`` for everybody).
-        count: how many in a row, from 1.
-        fd: for :meth:`socket`: the descriptor under which the container's commands find the listening socket.
+        host: the host's address (default ``"127.0.0.1"``, only for this machine; ``"0.0.0.0"`` or ``"::"`` for all
+            addresses).
+        count: the number of consecutive ports, at least 1.
+        fd: for :meth:`socket`: the number under which the container's commands inherit the listening socket.
 
     Raises:
-        SpecError: a value that can't be.
+        SpecError: a value is invalid.
     """
 
     host_port: int
@@ -97,7 +98,7 @@ class Port:
         if self.fd is None:
             number(self.container_port, "container port", 1, _LARGEST_PORT - self.count + 1)
         elif self.count != 1 or self.protocol != "tcp":
-            raise SpecError("port: a listening socket is one port of tcp")
+            raise SpecError("port: a listening socket must be a single tcp port")
         else:
             number(self.fd, "port: fd", 3, 1023)
         if self.protocol not in ("tcp", "udp"):
@@ -105,9 +106,9 @@ class Port:
 
     @classmethod
     def socket(cls, host_port: int, *, fd: int = 3, host: str = "127.0.0.1") -> Port:
-        """Return a port whose listening socket is handed to the container's commands: as fast as without a container.
+        """Return a port whose listening socket the container's commands inherit. It is as fast as without a container.
 
-        Where their descriptors follow each other from 3, ``LISTEN_FDS`` and ``LISTEN_PID`` tell each command of them.
+        If the descriptors are numbered from 3 without gaps, ``LISTEN_FDS`` and ``LISTEN_PID`` are set for each command.
 
         Args:
             host_port, host: as for the class.
@@ -119,12 +120,12 @@ class Port:
 
     @classmethod
     def parse(cls, text: str) -> Port:
-        """Return what docker's ``-p`` means: ``[HOST:][PORT[-PORT]:]PORT[-PORT][/tcp|/udp]``.
+        """Parse the syntax of docker's ``-p``: ``[HOST:][PORT[-PORT]:]PORT[-PORT][/tcp|/udp]``.
 
-        Without an address it is 127.0.0.1. An IPv6 address stands in brackets.
+        The default address is 127.0.0.1. Write an IPv6 address in brackets.
 
         Raises:
-            SpecError: it means nothing.
+            SpecError: the text is invalid.
         """
         found = _PUBLISHED.fullmatch(text) if isinstance(text, str) else None
         if found is None:
@@ -146,7 +147,7 @@ _PUBLISHED: Final = re.compile(
 def _range(text: str, whole: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()) or len(text) > 11:
-        raise SpecError(f"publish: {whole!r:.100}: {text!r} is no port or range of ports")
+        raise SpecError(f"publish: {whole!r:.100}: {text!r} is not a port or range of ports")
     count = int(last) - int(first) + 1 if dash else 1
     if count < 1:
         raise SpecError(f"publish: {whole!r:.100}: the range {text!r} is empty")
@@ -155,11 +156,11 @@ def _range(text: str, whole: str) -> tuple[int, int]:
 
 @attrs.frozen
 class EgressRule:
-    """One thing that a container may reach.
+    """A destination that a container may reach.
 
     Attributes:
-        what: a name, ``*.`` and a name for all below it, or a network in the notation of CIDR.
-        ports: ranges of ports, first and last; none for any.
+        what: a name, ``*.`` and a name for all its subdomains, or a network in CIDR notation.
+        ports: ranges of ports, first and last. Empty for any port.
         protocol: ``"tcp"``, ``"udp"``, or None for any.
     """
 
@@ -174,15 +175,15 @@ class EgressRule:
 
     @classmethod
     def parse(cls, text: str) -> EgressRule:
-        """Return what ``NAME``, ``*.NAME`` or ``CIDR`` means, with ``:PORT[-PORT][/tcp|/udp]`` where it is limited.
+        """Parse ``NAME``, ``*.NAME`` or ``CIDR``, optionally with ``:PORT[-PORT][/tcp|/udp]``.
 
-        IPv6 with a port stands in brackets: ``[2001:db8::/32]:443``.
+        Write IPv6 with a port in brackets: ``[2001:db8::/32]:443``.
 
         Raises:
-            SpecError: it means nothing.
+            SpecError: the text is invalid.
         """
         if not isinstance(text, str):
-            raise SpecError(f"egress: {text!r:.100} is no name and no network")
+            raise SpecError(f"egress: {text!r:.100} is neither a name nor a network")
         found = _EGRESS.fullmatch(text.strip())
         what, ports, protocol = (
             (found["what"].strip("[]"), found["ports"], found["protocol"]) if found else (text, "", "")
@@ -211,13 +212,13 @@ def _reached(what: str) -> str:
 
 @attrs.frozen
 class Egress:
-    """What a container may reach outside of its networks. All else is refused, and reported.
+    """What a container may reach outside its networks. Everything else is refused and reported.
 
-    Private ranges, link-local addresses (169.254.169.254 among them) and the host's own addresses are never reached by
-    a name, whatever it resolves to: say them as networks.
+    A name never allows private ranges, link-local addresses (such as 169.254.169.254) or the host's own addresses, even
+    if it resolves to one. Allow those as networks.
 
     Attributes:
-        rules: what may be reached; none of them: nothing.
+        rules: the allowed destinations. If empty, nothing is allowed.
 
     Made by :meth:`only` or :meth:`nothing`.
     """
@@ -227,41 +228,41 @@ class Egress:
     def __attrs_post_init__(self) -> None:
         for rule in self.rules:
             if not isinstance(rule, EgressRule):
-                raise SpecError(f"egress: {rule!r:.100} is no EgressRule; say Egress.only('pypi.org')")
+                raise SpecError(f"egress: {rule!r:.100} is not an EgressRule; use Egress.only('pypi.org')")
 
     @classmethod
     def only(cls, *what: str) -> Egress:
-        """Return rules that allow these alone: names, ``*.`` wildcards and networks, each with ports if wanted.
+        """Return rules that allow only these: names, ``*.`` wildcards and networks, each optionally with ports.
 
         Args:
             what: such as ``"pypi.org"``, ``"*.example.com:443"``, ``"198.51.100.0/24"``, ``"192.0.2.7:53/udp"``.
 
         Raises:
-            SpecError: one that means nothing.
+            SpecError: a rule is invalid.
         """
         return cls(tuple(EgressRule.parse(text) for text in what))
 
     @classmethod
     def nothing(cls) -> Egress:
-        """Return the rule that allows nothing."""
+        """Return rules that allow nothing."""
         return cls()
 
     @property
     def names(self) -> tuple[EgressRule, ...]:
-        """Those that are names."""
+        """The rules with names."""
         return tuple(rule for rule in self.rules if rule.is_name)
 
     @property
     def networks(self) -> tuple[EgressRule, ...]:
-        """Those that are networks."""
+        """The rules with networks."""
         return tuple(rule for rule in self.rules if not rule.is_name)
 
 
 def check_ports(values: Iterable[object]) -> tuple[Port, ...]:
-    """Return ports that no two of which take the same of the host's.
+    """Check ports and return them. No two of them may use the same port of the host.
 
     Raises:
-        SpecError: two that do, or something that is no port.
+        SpecError: two of them do, or a value is not a Port.
     """
     ports: list[Port] = []
     for value in values:
@@ -269,11 +270,11 @@ def check_ports(values: Iterable[object]) -> tuple[Port, ...]:
         if isinstance(value, int) and not isinstance(value, bool):
             port = Port(value)
         if port is None:
-            raise SpecError(f"publish: {value!r:.100} is no Port; say Port(8080, 80)")
+            raise SpecError(f"publish: {value!r:.100} is not a Port; use Port(8080, 80)")
         if port.fd is not None and any(port.fd == other.fd for other in ports):
             raise SpecError(f"publish: two sockets can't both be descriptor {port.fd}")
         if any(_meet(port, other) for other in ports):
-            raise SpecError(f"publish: port {port.host_port}/{port.protocol} of {port.host} is there twice")
+            raise SpecError(f"publish: port {port.host_port}/{port.protocol} of {port.host} is given twice")
         ports.append(port)
     return tuple(ports)
 

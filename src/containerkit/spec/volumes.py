@@ -1,4 +1,4 @@
-"""Binds in the short form that people write: ``SOURCE:TARGET:ro``."""
+"""Binds in the short form ``SOURCE:TARGET:ro``."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ OPPOSITES: Final = {
 
 
 def volume(text: str, what: str) -> Mount:
-    """Return the mount of ``SOURCE[:TARGET[:OPTIONS]]``; the target is the source's own path unless it is given.
+    """Return the mount for ``SOURCE[:TARGET[:OPTIONS]]``. The default target is the source's own path.
 
     Args:
-        text: what was written.
-        what: where, for the error.
+        text: the short form.
+        what: the name of the argument, for errors.
 
     Raises:
-        SpecError: it can't mean anything.
+        SpecError: the text is invalid.
     """
     source, _, rest = text_of(text, what).partition(":")
     target, _, words = rest.partition(":")
@@ -57,14 +57,14 @@ def volume(text: str, what: str) -> Mount:
     return Mount.bind(source, target or os.path.abspath(source), **flags)
 
 
-_FOR_COLONS: Final = {"--bind": "for paths with colons there is --mount"}
+_FOR_COLONS: Final = {"--bind": "use --mount for paths with colons"}
 
 
 def volumes(values: ListOf[str] | Mapping[Any, str]) -> tuple[Mount, ...]:
     """Return the mounts of a list of ``SOURCE:TARGET:ro``, or of a mapping of sources to ``TARGET[:OPTIONS]``.
 
     Raises:
-        SpecError: one of them can't mean anything.
+        SpecError: an entry is invalid.
     """
     if hasattr(values, "items"):
         made: list[Mount] = []

@@ -1,4 +1,4 @@
-"""Checks of the values that descriptions hold, beside those of :mod:`containerkit.security.checks`."""
+"""Checks of the values in descriptions, in addition to those of :mod:`containerkit.security.checks`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def path_outside(value: Any, what: str) -> str:
     """Return the path of a string or path object, unchanged.
 
     Raises:
-        SpecError: neither, empty, or as for :func:`containerkit.security.checks.text_of`.
+        SpecError: it is neither, or it is empty, or as for :func:`containerkit.security.checks.text_of`.
     """
     try:
         path: str = os.fspath(value)

@@ -1,1 +1,1 @@
-"""What a start needs of the machine before and after the plan is walked."""
+"""What a start does on the machine before and after the plan is executed."""

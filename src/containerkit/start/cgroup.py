@@ -1,8 +1,8 @@
-"""Which control groups a container and its runs are in.
+"""The control groups of a container and of its commands.
 
-A container with limits has a group of its own; a one-shot run has just that. In a container each ``exec`` gets a leaf
-within it, so that what it used can be told from what the others did. Processes join in the child, before the first
-instruction of the command.
+A container with limits has a group of its own. A one-shot run has only that. In a container each ``exec`` gets a leaf
+in the group, so that its usage can be told apart. Processes join in the child, before the first instruction of the
+command.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from containerkit.spec.mount import Mount
 
     class Ended(Protocol):
-        """A process that has ended, or what stands for it."""
+        """The interface of an ended process for this module."""
 
         usage: Usage | None
         cause: Cause | None
@@ -58,7 +58,7 @@ cpuset that has groups below can't be made smaller."""
 
 _ROUNDS: Final = 100
 _RETRIED: Final = 4
-"""How many leaves that were still in use are tried again when the next one is made."""
+"""How many leaves that were still in use are removed again when the next one is made."""
 
 _swept: list[int] = []
 _sweeping = allocate_lock()
@@ -73,7 +73,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _sweep_once() -> None:
-    """Remove what killed owners left where this process makes its groups, the first time that it makes one."""
+    """Remove groups of killed owners, the first time that this process makes a group."""
     if _swept and _swept[-1] == os.getpid():
         return
     from containerkit.cgroup import sweep
@@ -81,16 +81,16 @@ def _sweep_once() -> None:
     with _sweeping:
         if os.getpid() in _swept:
             return
-        with contextlib.suppress(CleanupError):  # others' remains are no reason not to start; gc() tells of them
+        with contextlib.suppress(CleanupError):  # leftovers of others must not prevent a start; gc() reports them
             sweep(everywhere=False, timeout_s=2.0)
         _swept.append(os.getpid())
 
 
 class Membership:
-    """The group of one container; closed by :meth:`end`, which may be called twice.
+    """The group of one container, until :meth:`end`, which may be called twice.
 
     Args:
-        limits: what it may use.
+        limits: its limits.
 
     Raises:
         SpecError, UnsupportedError, SetupError: as for :meth:`containerkit.CGroup.create`.
@@ -107,7 +107,7 @@ class Membership:
         self._lock = threading.Lock()
 
     def hand_over(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
-        """Give the group away to a user, as far as it is shown writable by one of the mounts.
+        """Give the group to a user if one of the mounts makes it writable.
 
         Raises:
             SetupError: the kernel refused it.
@@ -131,21 +131,21 @@ class Membership:
                 delegate(part, uid, gid)
 
     def check_started(self) -> None:
-        """Look whether the start itself has used up the memory, and the kernel has ended it.
+        """Check whether the kernel killed the start itself because it exceeded the memory limit.
 
         Raises:
-            SetupError: so it has.
+            SetupError: it did.
         """
         if self.group.oom_kills:
-            hint = "the memory limit is less than this start takes: raise memory= in the Limits"
+            hint = "the memory limit is less than this start needs: raise memory= in the Limits"
             raise SetupError("start", ENOMEM, f"in {self.group.path}", hint)
 
     def shared(self, init: int) -> CGroup:
-        """Return the group for PID 1 and for runs without a leaf of their own.
+        """Return the group for PID 1 and for commands without a leaf.
 
         Args:
-            init: the pid of PID 1. On version 2 a group that hands controllers on has no processes of its own: they
-                are in a leaf.
+            init: the pid of PID 1. On version 2 a group that enables controllers for its children can't contain
+                processes, so they are in a leaf.
         """
         with self._lock:
             if self._shared is None:
@@ -153,7 +153,7 @@ class Membership:
             return self._shared
 
     def for_first(self) -> CGroup:
-        """Return the group for processes that all come at once, before there is a PID 1 that could be moved."""
+        """Return the group for processes that all start at once, before there is a PID 1 that could be moved."""
         with self._lock:
             if self._shared is None:
                 self._shared = self._make_room(None)
@@ -176,7 +176,7 @@ class Membership:
         return leaf
 
     def leaf(self, init: int) -> CGroup:
-        """Make a leaf for one run; ``init`` is as for :meth:`shared`."""
+        """Make a leaf for one command. ``init`` is as for :meth:`shared`."""
         self.shared(init)
         self._remove_used()
         leaf = self.group.create_leaf(controllers=_REPORTED, without=_UNCOUNTED)
@@ -184,23 +184,23 @@ class Membership:
         return leaf
 
     def retire(self, leaf: CGroup, oom_kills: int = 0) -> None:
-        """Remove a leaf; one that a run has left something behind in stays until that has ended."""
+        """Remove a leaf. If a command has left processes behind in it, it stays until they have ended."""
         leaf.close()
         if not self.group.remove_leaf(leaf.name, oom_kills):
             self._used.append((leaf.name, oom_kills))
 
     def _remove_used(self) -> None:
-        """Try again what could not be removed: for a moment a process counts that has ended already."""
+        """Try again to remove leaves, because an ended process still counts for a moment."""
         for _ in range(min(_RETRIED, len(self._used))):
             try:
                 name, oom_kills = self._used.pop(0)
-            except IndexError:  # another thread was sooner
+            except IndexError:  # another thread was faster
                 return
             if not self.group.remove_leaf(name, oom_kills):
                 self._used.append((name, oom_kills))
 
     def end(self) -> None:
-        """Kill what is still in the group, and remove it.
+        """Kill the processes in the group, and remove it.
 
         Raises:
             CleanupError: it could not be removed, and why.
@@ -211,13 +211,13 @@ class Membership:
 
 
 class Freezer:
-    """Holds the processes of a container where they are; closed by :meth:`end`, which may be called twice.
+    """Pauses the processes of a container. :meth:`end` releases it, and may be called twice.
 
-    PID 1 goes on: it does nothing but watch over the owner, whom a container must not outlive, paused or not.
+    PID 1 is not paused. It only watches its owner, which a container must not outlive, paused or not.
 
     Args:
-        group: the group of the container, None where it has none.
-        members: tells the processes of the container.
+        group: the group of the container, or None.
+        members: returns the processes of the container.
     """
 
     def __init__(self, group: CGroup | None, members: Callable[[], Iterable[int]]) -> None:
@@ -227,14 +227,14 @@ class Freezer:
         self._aside: CGroup | None = None
 
     def freeze(self, init: int | None) -> None:
-        """Stop the processes, and return when they have stopped.
+        """Freeze the processes, and return when they are frozen.
 
         Args:
-            init: the pid of PID 1, None where the container has none.
+            init: the pid of PID 1, or None if the container has none.
 
         Raises:
-            StateError: they multiply faster than they can be gathered, or one does not stop.
-            UnsupportedError: no freezer is at hand.
+            StateError: they multiply faster than they can be moved, or one does not freeze.
+            UnsupportedError: no freezer is available.
         """
         from containerkit.cgroup import CGroup
 
@@ -252,7 +252,7 @@ class Freezer:
         group.freeze()
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Thaw them."""
         group = self._gathered or self._group
         if group is not None:
             group.thaw()
@@ -294,11 +294,11 @@ class Freezer:
 
 
 def joining(group: CGroup | None, within: CGroup | None = None) -> Joining:
-    """Return how a child joins a group.
+    """Return the :class:`Joining` of a child for a group.
 
     Args:
         group: the group.
-        within: that of a live container which it belongs to.
+        within: the group of the running container to which it belongs.
     """
     if group is None:
         return NOTHING_TO_JOIN
@@ -321,7 +321,7 @@ def joining_first(group: CGroup) -> Joining:
 
 
 def lift(group: CGroup, joins: Joining) -> None:
-    """Let a new group have no memory limit until its first process sets it.
+    """Remove the memory limit of a new group until its first process sets it.
 
     Raises:
         SetupError: the kernel refused it.
@@ -344,7 +344,7 @@ def inputs(group: CGroup | None) -> dict[str, int]:
 
 
 def throttled_us(group: CGroup) -> int | None:
-    """Return for how long the processor limit of a container has held it back; None where it has none."""
+    """Return for how long the processor limit has throttled a container, or None without a limit."""
     limits = group.limits
     if limits.cpus is None and limits.cpu_quota_us is None and "cpu.max" not in dict(limits.unified or ()):
         return None
@@ -354,12 +354,12 @@ def throttled_us(group: CGroup) -> int | None:
 
 
 def account(process: Ended, group: CGroup, within: CGroup | None = None, before_us: int | None = None) -> int:
-    """Tell a process that has ended what its group says of it: what it used, and whether memory was why it ended.
+    """Add the data of its group to an ended process: what it used, and whether it was killed for memory.
 
     Args:
         process: the process.
         group: its own group.
-        within: the container's, where its own is a leaf of that.
+        within: the container's group if its own group is a leaf of that.
         before_us: :func:`throttled_us` of that at the start of the process.
 
     Returns:
@@ -384,7 +384,7 @@ def account(process: Ended, group: CGroup, within: CGroup | None = None, before_
 
 
 def _beside_others(used: Any, within: CGroup, most: int | None, before_us: int | None) -> Any:
-    """Return what a leaf reports, corrected where the limit is that of the group above and counted there."""
+    """Return the report of a leaf, corrected by that of the group above if the limit applies there."""
     if most is not None and (used.memory_peak_bytes or 0) > most:
         # The leaf was charged with what the limit above refused then; the peak of the group above is the true one.
         peak = min(used.memory_peak_bytes, within.usage().memory_peak_bytes or most)

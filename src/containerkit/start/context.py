@@ -1,4 +1,4 @@
-"""What a start stands on: compiled plans, the staging, the ids, and the namespaces that are joined."""
+"""The context of a start: compiled plans, the staging, the ids, and the joined namespaces."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PROGRAMS_KEPT: Final = 256
 
 
 class Programs:
-    """Compiled plans, the last ones made."""
+    """The latest compiled plans."""
 
     def __init__(self) -> None:
         self.kept: dict[Any, Program] = {}
@@ -73,10 +73,10 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _told(operation: str, call: Callable[[], int]) -> int:
-    """Return what a call returns that an outer filter may refuse.
+    """Return the result of a call that an outer seccomp filter may refuse.
 
     Raises:
-        SetupError: it is refused.
+        SetupError: it was refused.
     """
     try:
         return call()
@@ -109,7 +109,7 @@ def sealed_init() -> int:
 
 
 def _own_slots() -> dict[str, int]:
-    """Return the slots that are the same for each start of this process."""
+    """Return the inputs that are the same for each start of this process."""
     pid = os.getpid()
     slots = _slots.get(pid)
     if slots is None:
@@ -118,13 +118,13 @@ def _own_slots() -> dict[str, int]:
 
 
 class Ground:
-    """What a start stands on: the staging, the ids, the facts for the plan, and what is joined.
+    """The context of a start: the staging, the ids, the facts for the plan, and the joined namespaces.
 
-    ``release`` gives the ids back, once nothing runs under them any more.
+    ``release`` releases the ids, when nothing runs under them any more.
     """
 
     union: FuseUnion | None = None
-    """What serves the root, where that is fuse-overlayfs."""
+    """The process that serves the root, if it is fuse-overlayfs."""
 
     def __init__(self, spec: Spec, stage: Staging, host: Host, mappings: Mappings, ids: IdRange | None) -> None:
         self.spec = spec
@@ -137,11 +137,11 @@ class Ground:
 
     @classmethod
     def prepare(cls, spec: Spec) -> Ground:
-        """Check that what the description names is there, and take what the container alone shall have.
+        """Check that the described paths exist, and lease the resources of the container.
 
         Raises:
-            SpecError: something is not there.
-            SetupError: something can't be had; nothing is kept.
+            SpecError: a path does not exist.
+            SetupError: a resource is not available. Nothing is kept.
         """
         if spec.wishes_for_network:
             spec = late.load(late.CONNECT)(spec)
@@ -153,7 +153,7 @@ class Ground:
         directories = check_directories(spec.mounts)
         stage = staging(host=resolved.kind == "host")
         mappings, ids = _map_ids(spec, stage)
-        # Of a user namespace that is joined nobody here knows whether the group of terminals is mapped.
+        # It is not known whether a joined user namespace maps the group of terminals.
         shared = spec.namespaces.user == "host"
         terminals = shared or any(m.inside <= TTY_GROUP < m.inside + m.count for m in mappings[1])
         sets_groups = stage.privileged or len(stage.mappings[1]) > 1
@@ -187,7 +187,7 @@ class Ground:
             self.host = self.host._replace(joins=joining_first(self.membership.group))
 
     def outside(self, uid: int) -> int | None:
-        """Return who a user of the container is to the caller; None where the caller can't give things away."""
+        """Return the outside id of a user of the container, or None if the caller can't change owners."""
         return self._outside(self.mappings[0], uid)
 
     def _outside(self, mappings: tuple[IdMapping, ...], number: int) -> int | None:
@@ -196,19 +196,19 @@ class Ground:
         return next((m.outside + number - m.inside for m in mappings if 0 <= number - m.inside < m.count), None)
 
     def sockets(self) -> dict[str, int]:
-        """Return the slots of listening sockets that commands find inside."""
+        """Return the slots of listening sockets that commands inherit."""
         found: dict[int, int] = getattr(self.joined.get("network"), "sockets", {})
         return {socket_slot(number).name: fd for number, fd in found.items()}
 
     def inputs(self) -> dict[str, int]:
-        """Return the slots that a start takes from here."""
+        """Return the inputs of the plan from this context."""
         joined = {JOIN_PREFIX + kind: handle.fileno() for kind, handle in self.joined.items()}
         groups = inputs(self.membership.group) if self.membership is not None else {}
         inherited = {**self.staging.slots, **joined, **groups, **_own_slots(), **self.sockets()}
         return inherited if self.union is None else {**inherited, **self.union.inputs()}
 
     def blocks(self) -> dict[str, bytes]:
-        """Return the id maps, as the plan wants them.
+        """Return the id maps as blocks of the plan.
 
         Raises:
             SpecError: they are too long for the kernel.
@@ -216,7 +216,7 @@ class Ground:
         return _blocks(self.mappings) if self.ids is None else _of_range(self.ids.base, self.ids.gid_base)[1]
 
     def start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], slots: Mapping[str, int]) -> Outcome:
-        """Start; ``slots`` are those that belong to this start alone.
+        """Start. ``slots`` are the inputs that belong only to this start.
 
         Raises:
             SetupError: an operation failed; all that it had made is gone.
@@ -237,7 +237,7 @@ class Ground:
         return outcome
 
     def compile(self, mode: Mode) -> None:
-        """Compile the plan of a start, unless it is there already."""
+        """Compile the plan of a start, unless it is cached."""
         self._program(mode)
 
     def _program(self, mode: Mode) -> Program:
@@ -246,11 +246,11 @@ class Ground:
         return programs.get(key, lambda: Program(start_plan(self.spec, self.host, mode)))
 
     def walk(self, mode: Mode, begin: Callable[[Program, Mapping[str, int], Mapping[str, bytes]], Started]) -> Started:
-        """Start, and again in another way for each thing that this kernel turns out not to do in the usual one.
+        """Start. If this kernel lacks a feature, start again without it.
 
         Args:
-            mode: what becomes of PID 1.
-            begin: starts by a program, with the slots and blocks that are taken from here.
+            mode: the role of PID 1.
+            begin: starts a program with the slots and blocks of this context.
 
         Raises:
             SetupError: an operation failed; all that it had made is gone.
@@ -267,14 +267,17 @@ class Ground:
         if self.spec.rootfs.kind == "overlay":
             self._leave_to_fuse(error)
         elif error.errno == EINVAL and error.target == f"id map of {SKELETON}":
-            # Linux before 6.3 maps no ids of filesystems in memory: from now on each start makes that of its own.
+            # Linux before 6.3 can't id-map filesystems in memory, so from now on each start makes its own.
             _memory["maps ids"] = False
             self.host = self.host._replace(skeleton=_own_skeleton(self.spec, self.staging))
         elif not self._leave_unmapped(error):
             raise error
 
     def _leave_unmapped(self, error: SetupError) -> bool:
-        """Show a directory of programs under the host's ids, where its filesystem takes no id map: nobody's inside."""
+        """Show a directory of programs without an id map if its filesystem does not support one.
+
+        It belongs to nobody inside.
+        """
         path = error.target.removeprefix("id map of ")
         if self.spec.rootfs.kind != "host" or path == error.target or error.errno not in (EINVAL, EPERM):
             return False
@@ -297,17 +300,17 @@ class Ground:
         self._make_union()
 
     def _make_union(self) -> None:
-        """Let fuse-overlayfs make the union."""
+        """Make the union with fuse-overlayfs."""
         from containerkit.start.fuse_overlayfs import FuseUnion
 
         if self.spec.namespaces.user not in ("new", "host"):
-            hint = "whose ids they are in a user namespace that is joined is not known here: pass union='kernel'"
+            hint = "the ids of a joined user namespace are not known here: pass union='kernel'"
             raise UnsupportedError("start", EINVAL, "fuse-overlayfs", hint)
         translates = self.host.privileged and self.spec.rootfs.idmap
         self.union = FuseUnion(self.spec.rootfs, self.staging.holder, self.mappings if translates else ((), ()))
 
     def release(self) -> None:
-        """Give back what was taken, once nothing runs on it any more; harmless when repeated.
+        """Release the resources, when nothing uses them any more. May be called twice.
 
         Raises:
             CleanupError: a control group could not be removed.
@@ -321,14 +324,14 @@ class Ground:
         if self.membership is not None:
             try:
                 self.membership.end()
-            except CleanupError:  # told once
+            except CleanupError:  # reported once
                 self.membership = None
                 raise
             self.membership = None
 
 
 def sources(spec: Spec) -> object:
-    """Return what there is of what a start takes from the machine: while it is the same, so is what starts show."""
+    """Return a key of the machine's state that starts depend on. While it is equal, starts show the same files."""
     paths = [*spec.rootfs.lowers, *(mount.source for mount in spec.mounts if mount.type == "bind")]
     found: list[object] = [staging(host=spec.rootfs.kind == "host")]
     for path in paths:
@@ -342,7 +345,7 @@ def sources(spec: Spec) -> object:
 
 
 def _without_links(resolved: RootFS) -> RootFS:
-    """Resolve symlinks on the way to an upper layer here, since it is opened where they would lead somewhere else."""
+    """Resolve the symlinks in the path of an upper layer here, because they could lead elsewhere where it is opened."""
     if resolved.upper is None or resolved.work is None:
         return resolved
     upper, work = os.path.realpath(resolved.upper), os.path.realpath(resolved.work)
@@ -365,10 +368,10 @@ def _check_paths(resolved: RootFS) -> None:
 
 
 def _check_one_mount(upper: str, work: str) -> None:
-    """Refuse an upper and a work directory between which, or on which, something is mounted.
+    """Refuse an upper and a work directory if there is a mount point on or between them.
 
-    Both are reached through a copy of the mount that holds the directory above them; a mount on the way would not be in
-    it, and the changes would go to what lies hidden below.
+    Both are reached through a copy of the mount of their common parent. The copy would not contain a mount on the way,
+    so the changes would go to the directory hidden below it.
     """
     from containerkit._linux import mountinfo
 
@@ -379,9 +382,9 @@ def _check_one_mount(upper: str, work: str) -> None:
 
 
 _memory: Final = {"maps ids": True}
-"""What was found out about filesystems in memory."""
+"""Whether filesystems in memory can be id-mapped."""
 _refusing: Final[set[str]] = set()
-"""The directories of programs that were found to take no id map, as those of an overlay."""
+"""The directories of programs that can't be id-mapped, such as those of an overlay."""
 
 
 def _unmapped(spec: Spec) -> frozenset[str]:
@@ -389,7 +392,7 @@ def _unmapped(spec: Spec) -> frozenset[str]:
 
 
 def _own_skeleton(spec: Spec, stage: Staging) -> HostRoot | None:
-    """Return what a container has to make itself of what the staging has ready for those whose ids can be mapped."""
+    """Return the parts of the staging that a container must make itself because they can't be id-mapped."""
     if spec.rootfs.kind != "host" or not stage.privileged or spec.namespaces.user == "host":
         return None
     if spec.rootfs.idmap and _memory["maps ids"]:
@@ -412,7 +415,7 @@ def _map_ids(spec: Spec, stage: Staging) -> tuple[Mappings, IdRange | None]:
 
 @lru_cache(maxsize=64)
 def _of_range(base: int, gid_base: int) -> tuple[Mappings, dict[str, bytes]]:
-    """Return the id maps of a range and their blocks: there are but few ranges, used over and over."""
+    """Return the id maps of a range and their blocks. They are cached, because few ranges are used again and again."""
     mappings = (IdMapping(0, base, RANGE),), (IdMapping(0, gid_base, RANGE),)
     return mappings, _blocks(mappings)
 
@@ -420,14 +423,14 @@ def _of_range(base: int, gid_base: int) -> tuple[Mappings, dict[str, bytes]]:
 def _blocks(mappings: Mappings) -> dict[str, bytes]:
     uid, gid = (mapping_text(mapping).rjust(MAP_BYTES) for mapping in mappings)
     if len(uid) > MAP_BYTES or len(gid) > MAP_BYTES:
-        raise SpecError(f"id mappings: their text is longer than the {MAP_BYTES} bytes that the kernel surely takes")
+        raise SpecError(f"id mappings: their text is longer than {MAP_BYTES} bytes, more than the kernel may accept")
     return {"uid_map": uid, "gid_map": gid}
 
 
 def _nested_mappings(spec: Spec, stage: Staging) -> Mappings:
-    """An unprivileged user's container lies in the holder's namespace: its outside ids are the holder's inside ids."""
+    """An unprivileged user's container is in the holder's namespace: its outside ids are the holder's inside ids."""
     if spec.uid_mappings is None or spec.gid_mappings is None:
-        # Range by range: one that spans two of the outer namespace's is refused.
+        # Range by range, because a range that spans two of the outer namespace is refused.
         uids, gids = (tuple(IdMapping(m.inside, m.inside, m.count) for m in outer) for outer in stage.mappings)
         return uids, gids
     return (
@@ -447,7 +450,7 @@ def check_directories(mounts_: tuple[Mount, ...]) -> tuple[bool, ...]:
     """Return for each bind whether its source is a directory.
 
     Raises:
-        SpecError: a source is not there.
+        SpecError: a source does not exist.
     """
     directories: list[bool] = []
     for mount in mounts_:

@@ -1,10 +1,10 @@
-"""Unions of directories by fuse-overlayfs, where the kernel's own overlayfs can't be had.
+"""Unions of directories by fuse-overlayfs, if the kernel's overlayfs can't make them.
 
-The kernel makes no overlay with an upper directory on another overlay or on most network filesystems, none of
-filesystems that it can't id-map, and before Linux 5.11 none in a user namespace. The program fuse-overlayfs can. It
-runs outside the container, as its user (root of the holder for an unprivileged one), in a mount namespace where the
-layers lie under plain names. Its filesystem is a detached mount that nobody but the container ever attaches: when the
-container has gone, the kernel ends the connection, and with it the program.
+The kernel refuses an upper directory on another overlay or on most network filesystems, and layers that it can't
+id-map. Before Linux 5.11 it makes no overlays in a user namespace. fuse-overlayfs can do all of this. It runs outside
+the container, as its user (root of the holder for an unprivileged one), in a mount namespace with plain names for the
+layers. Its filesystem is a detached mount that only the container attaches. When the container ends, the kernel closes
+the connection, and the program ends.
 
 Source: fuse-overlayfs(1), fuse(4), the kernel's filesystems/fuse.rst.
 """
@@ -31,7 +31,7 @@ PROGRAM: Final = "fuse-overlayfs"
 _DEVICE: Final = "/dev/fuse"
 _REFUSALS: Final = (EINVAL, ENODEV, EPERM, EOPNOTSUPP)
 _PLACE: Final = "/sys"
-"""What the program does without, so that the layers can lie there; only it and its mount namespace see them."""
+"""A directory that the program does not need, over which the layers are mounted in its own mount namespace."""
 _START: Final = """
 import sys
 sys.path[:] = {path!r}
@@ -42,23 +42,23 @@ _END_S: Final = 5.0
 
 
 def could_help(rootfs: RootFS, error: SetupError) -> bool:
-    """Return whether the kernel refused a union, so that the program may be tried in its place."""
+    """Return whether the kernel refused a union, so that the program can be tried instead."""
     target = error.target or ""
     refused = target.startswith(("overlay on ", "id map of /")) and target != "id map of /dev"
     return rootfs.kind == "overlay" and rootfs.union == "auto" and error.errno in _REFUSALS and refused
 
 
 def explained(error: SetupError) -> SetupError:
-    """Return the kernel's refusal with the remedy, where the program is not there."""
+    """Return the kernel's error with the remedy, if the program is not installed."""
     hint = (
-        f"install {PROGRAM}, which can do without the kernel's overlayfs, and let this user open {_DEVICE}; or put the "
+        f"install {PROGRAM}, which does not need the kernel's overlayfs, and let this user open {_DEVICE}; or put the "
         "directories on another filesystem"
     )
     return UnsupportedError(error.operation, error.errno or EINVAL, error.target, hint)
 
 
 def is_installed() -> bool:
-    """Return whether there is the program, and the device that it needs for this user."""
+    """Return whether the program is installed, and this user can open its device."""
     from shutil import which
 
     return which(PROGRAM) is not None and os.access(_DEVICE, os.R_OK | os.W_OK)
@@ -70,14 +70,14 @@ class FuseUnion:
     Args:
         rootfs: of the kind ``overlay``.
         holder: the user namespace to enter, or -1.
-        mappings: how ids inside are those of the one who serves; empty where they are the same.
+        mappings: the id maps between the container and the program; empty if the ids are equal.
 
     Attributes:
         tree: descriptor of the detached mount.
-        memory: descriptor of the filesystem in memory that is written to, or -1.
+        memory: descriptor of the filesystem in memory for the changes, or -1.
 
     Raises:
-        UnsupportedError: the program, or what it needs, is not there.
+        UnsupportedError: the program, or something that it needs, is missing.
         SetupError: it can't be made.
     """
 
@@ -113,7 +113,7 @@ class FuseUnion:
                 stdout=self._words,
                 stderr=self._words,
                 pass_fds=(theirs.fileno(), *([holder] if holder >= 0 else [])),
-                start_new_session=True,  # a terminal's signals are for the container, not for what it stands on
+                start_new_session=True,  # a terminal's signals are for the container, not for its helpers
             )
             theirs.close()
             self.tree, self.memory = self._received(ours)
@@ -138,12 +138,12 @@ class FuseUnion:
         return f"<FuseUnion pid {self._process.pid}: {'closed' if self._words < 0 else 'serving'}>"
 
     def words(self) -> str:
-        """Return the end of what the program has said."""
+        """Return the end of the program's output."""
         size = os.fstat(self._words).st_size
         return os.pread(self._words, 500, max(0, size - 500)).decode("utf-8", "replace").strip()
 
     def explained(self, error: SetupError) -> SetupError:
-        """Return an error of the start with what the program has said about it."""
+        """Return an error of the start with the program's output."""
         words = self.words()
         return SetupError(error.operation, error.errno or EINVAL, error.target, words) if words else error
 
@@ -152,7 +152,7 @@ class FuseUnion:
         return {"union": self.tree} if self.memory < 0 else {"union": self.tree, "upper": self.memory}
 
     def attached(self) -> None:
-        """Let go of the mounts, which the container has now: the program ends with them."""
+        """Close the mounts, which the container holds now. The program ends with them."""
         for fd in (self.tree, self.memory):
             if fd >= 0:
                 os.close(fd)
@@ -179,12 +179,12 @@ class FuseUnion:
 
 
 def serve(door: int, holder: int, request: dict[str, Any]) -> None:
-    """Prepare the mounts, hand them to the owner, and become the program.
+    """Prepare the mounts, send them to the owner, and exec the program.
 
     Args:
         door: a socket to the owner.
         holder: the user namespace to enter, or -1.
-        request: what :class:`FuseUnion` says.
+        request: the request of :class:`FuseUnion`.
     """
     import json
     import socket
@@ -193,7 +193,11 @@ def serve(door: int, holder: int, request: dict[str, Any]) -> None:
         try:
             words = _prepare(owner, holder, request)
         except OSError as error:
-            hint = "this user must be let in: udev gives it mode 0666" if error.filename == _DEVICE else error.strerror
+            hint = (
+                "this user must be able to open it: udev sets mode 0666"
+                if error.filename == _DEVICE
+                else error.strerror
+            )
             told = "prepare", error.errno or EINVAL, str(error.filename or PROGRAM), hint or ""
             owner.send(json.dumps(told).encode())
             return

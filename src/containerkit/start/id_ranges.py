@@ -1,8 +1,8 @@
-"""Ranges of ids, one for each container that runs.
+"""Ranges of ids, one for each running container.
 
-A privileged caller gives every container a range of 65,536 ids of its own, far from the ids of people, and holds it by
-a file lock for as long as the container lives: no two live containers on the machine share one. An unprivileged user
-maps its own id alone, or the ranges that /etc/subuid grants it, by newuidmap(1) and newgidmap(1).
+A privileged caller gives every container its own range of 65,536 ids, far from the ids of real users. A file lock holds
+the range as long as the container runs, so no two running containers on the machine share one. An unprivileged user
+maps only its own id, or the ranges that /etc/subuid grants, by newuidmap(1) and newgidmap(1).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _BLOCK_RANGES: Final = 256  # ranges under one lock file
 _BLOCKS: Final = 224  # up to 0xF000_0000
 
 
-_FOLDER: Final = "/run/containerkit/ids"
+_DIRECTORY: Final = "/run/containerkit/ids"
 
 
 _GRANTEES: Final = ("containerkit", "root")
-"""Who may be granted ranges for the containers of a privileged caller; the first that is has them."""
+"""The users whose granted ranges a privileged caller's containers use. The first one with a grant is used."""
 
 
 class IdRange:
-    """A range that one container holds; :meth:`release` gives it back, and may be called twice.
+    """The range of one container, until :meth:`release`, which may be called twice.
 
     Attributes:
         base: the first user id, outside.
@@ -52,7 +52,7 @@ class IdRange:
         self._give_back: Callable[[], None] | None = give_back
 
     def release(self) -> None:
-        """Let another container have it; only once nothing runs under these ids any more."""
+        """Release it for other containers. Nothing may run under these ids any more."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
             give_back()
@@ -63,17 +63,17 @@ class IdRange:
 
 
 def _hold(name: str) -> int | None:
-    """Lock a file of that name; returns the descriptor that holds the lock, None where another has it."""
+    """Lock a file. Return the descriptor that holds the lock, or None if another process holds it."""
     import fcntl
 
     try:
-        os.makedirs(_FOLDER, mode=0o700, exist_ok=True)
-        fd = high(os.open(f"{_FOLDER}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.makedirs(_DIRECTORY, mode=0o700, exist_ok=True)
+        fd = high(os.open(f"{_DIRECTORY}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
-        hint = f"{_FOLDER} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
-        raise SetupError("open", error.errno or 0, f"{_FOLDER}/{name}", hint) from None
+        hint = f"{_DIRECTORY} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
+        raise SetupError("open", error.errno or 0, f"{_DIRECTORY}/{name}", hint) from None
     try:
-        # Of the open file, so that a forked child, which has a copy, does not count as another holder.
+        # a lock of the open file, so that a forked child with a copy is not another holder
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
@@ -84,12 +84,12 @@ def _hold(name: str) -> int | None:
 def _let_go(fd: int) -> None:
     import fcntl
 
-    fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to the copy of a forked child
+    fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if a forked child has a copy
     os.close(fd)
 
 
 class _Granted:
-    """The ranges that the administrator has set aside: each has locks of its own, for as long as it is in use."""
+    """The ranges that the administrator has granted. Each has locks of its own while it is in use."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -98,7 +98,7 @@ class _Granted:
         self.used: set[tuple[int, int]] = set()
 
     def take(self) -> IdRange | None:
-        """Return one that nobody holds, None where there is none."""
+        """Return a free one, or None."""
         with self.lock:
             self._read()
             for pair in self.ranges:
@@ -146,7 +146,7 @@ def _signature(path: str) -> tuple[int, ...]:
 
 
 def _split(granted: tuple[tuple[int, int], ...], mapped: str) -> Iterator[int]:
-    """Yield the first id of each whole range, of those that the caller's own user namespace maps."""
+    """Yield the first id of each whole range that the caller's own user namespace maps."""
     for first, count in granted:
         for number in range(count // RANGE):
             base = first + number * RANGE
@@ -155,7 +155,10 @@ def _split(granted: tuple[tuple[int, int], ...], mapped: str) -> Iterator[int]:
 
 
 class _Ranges:
-    """The library's own ranges: whole blocks, each held by a lock that the kernel drops when the process ends."""
+    """The library's own ranges, in blocks.
+
+    Each block is held by a lock, which the kernel drops when the process ends.
+    """
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -180,9 +183,9 @@ class _Ranges:
 
     def _take_block(self) -> None:
         if not has_ids_to_spare():
-            hint = "the user namespace of the caller has no such ids to give: pass uid_mappings and gid_mappings"
+            hint = "the user namespace of the caller does not have these ids: pass uid_mappings and gid_mappings"
             raise UnsupportedError("lease", EPERM, "id range", hint)
-        # Not always the first: when a process is killed its lock is gone a moment before its containers are.
+        # Not always the first: the lock of a killed process is gone a moment before its containers are.
         offset = os.getpid() % _BLOCKS
         for number in range(_BLOCKS):
             block = (offset + number) % _BLOCKS
@@ -191,10 +194,10 @@ class _Ranges:
                 continue
             self.locks.append(fd)
             first = FIRST_BASE + block * _BLOCK_RANGES * RANGE
-            # The lowest comes off the end first and is used again first: its caches are warm.
+            # The lowest is used first and reused first, because its caches are warm.
             self.free.extend(first + number * RANGE for number in reversed(range(_BLOCK_RANGES)))
             return
-        hint = f"all {_BLOCKS} blocks in {_FOLDER} are held by live processes"
+        hint = f"all {_BLOCKS} blocks in {_DIRECTORY} are held by live processes"
         raise UnsupportedError("lease", EAGAIN, "id range", hint)
 
 
@@ -202,14 +205,14 @@ _ranges: _Ranges | None = None
 
 
 def lease() -> IdRange:
-    """Take a range of 65,536 ids that no other live container on this machine has.
+    """Lease a range of 65,536 ids that no other running container on this machine has.
 
     Raises:
-        UnsupportedError: every range is taken, or the caller's own user namespace has none to give.
+        UnsupportedError: every range is in use, or the caller's own user namespace does not have the ids.
         SetupError: the lock files can't be made.
 
-    Side effects: a lock file under /run/containerkit/ids, held until the process ends; for a range that was granted,
-        two, held until it is released.
+    Side effects: a lock file under /run/containerkit/ids is held until the process ends; for a granted range two, until
+        it is released.
 
     Source: subuid(5), user_namespaces(7).
     """
@@ -229,7 +232,7 @@ def subordinate(path: str, uid: int) -> tuple[tuple[int, int], ...]:
         uid: the user.
 
     Returns:
-        An empty tuple where there is no file or no line of that user. Malformed lines grant nothing.
+        The ranges. Empty if there is no file or no line for the user. Malformed lines grant nothing.
 
     Source: subuid(5).
     """
@@ -237,7 +240,7 @@ def subordinate(path: str, uid: int) -> tuple[tuple[int, int], ...]:
 
 
 def _names(user: int | str) -> frozenset[str]:
-    """Return the name and the number of a user, as far as there are both."""
+    """Return the name and the number of a user, as far as they are known."""
     import pwd
 
     try:

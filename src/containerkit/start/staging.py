@@ -1,4 +1,4 @@
-"""The staging namespace: what every start needs and none has to build again.
+"""The staging namespace: mounts that every start needs, made once.
 
 It is a mount namespace, made once for a process, whose root is a small tmpfs with a fully visible proc and sysfs
 (inside a user namespace the kernel mounts these only where another is in full sight), a /dev, empty directories to
@@ -62,7 +62,7 @@ _LINKS: Final = {
     "core": "/proc/kcore",
     "ptmx": "pts/ptmx",
 }
-_FOLDERS: Final = ("proc", "sys", "dev", "host", "masked", "newroot", "upper", "lower")
+_DIRECTORIES: Final = ("proc", "sys", "dev", "host", "masked", "newroot", "upper", "lower")
 _PROC = Slot("proc")
 _ROOT = STAGING_ROOT
 _DEV = Slot("dev tree")
@@ -76,7 +76,7 @@ class Staging:
 
     Attributes:
         mount: descriptor of the staging mount namespace.
-        holder: descriptor of the user namespace that owns it; -1 when that is the caller's own.
+        holder: descriptor of the user namespace that owns it, or -1 for the caller's own.
         view: descriptor of the mount namespace with the host's mounts; -1 when that is the caller's own.
         mappings: (uid, gid) mappings of the holder; empty for a privileged caller.
         programs: the directories that ``RootFS.host()`` shows whole.
@@ -110,7 +110,7 @@ class Staging:
 
 
 def _signature_of_etc() -> tuple[int, ...]:
-    """Return what changes when the machine's /etc does; cheap enough to be asked at each start."""
+    """Return a key that changes when the machine's /etc does. It is cheap enough for each start."""
     times = []
     for path in ("/etc", "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf", "/etc/ld.so.cache"):
         try:
@@ -121,7 +121,7 @@ def _signature_of_etc() -> tuple[int, ...]:
 
 
 class _Keeper:
-    """Keeps one staging namespace with and one without the host's skeleton, as long as they are true."""
+    """Keeps one staging namespace with the host's skeleton and one without, as long as they are up to date."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -155,14 +155,14 @@ os.register_at_fork(after_in_child=lambda: setattr(_keeper, "lock", threading.Lo
 
 
 def staging(*, host: bool) -> Staging:
-    """Return the staging namespace of this process, making it when there is none or it is out of date.
+    """Return the staging namespace of this process. Make it if there is none or it is out of date.
 
     Args:
         host: with the skeleton of ``RootFS.host()``.
 
     Raises:
         SetupError: an operation failed.
-        UnsupportedError: this host lets the user make no user namespace.
+        UnsupportedError: this host does not let the user make a user namespace.
     """
     return _keeper.get(host=host)
 
@@ -427,7 +427,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
         *calls.new_mount("tmpfs", {"mode": "755"}, _ROOT, attributes=k.MOUNT_ATTR_NOSUID),
         # Any directory that is surely there will do to come into this namespace's tree; pivot_root leaves it behind.
         calls.move_mount(_ROOT, k.AT_FDCWD, b"/proc", target="staging"),
-        *[calls.make_directory(_ROOT, name.encode()) for name in _FOLDERS],
+        *[calls.make_directory(_ROOT, name.encode()) for name in _DIRECTORIES],
         *[calls.make_directory(_ROOT, b"lower/%d" % number) for number in range(LOWERS)],
         calls.move_mount(_PROC_TREE, _ROOT, b"proc"),
         calls.move_mount(_SYS_TREE, _ROOT, b"sys"),
@@ -489,7 +489,7 @@ def _dev(*, makes_nodes: bool) -> list[Operation]:
 
 
 def _masked() -> list[Operation]:
-    """Make the empty directory that lies over masked ones."""
+    """Make the empty directory that covers masked ones."""
     tree = Slot("tree")
     attributes = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
     return [

@@ -1,12 +1,12 @@
-"""A process in the own user namespace of an unprivileged user, for files of all the ids that the user is granted.
+"""A helper process in an unprivileged user's own user namespace, for files of all ids that are granted to the user.
 
-A user with ranges in /etc/subuid and /etc/subgid may have files of many owners: what containers write, and what images
-hold. Outside these are strangers' files, that the user can neither make nor remove nor even read. In the *holder*, the
-user namespace that the user's containers lie in (see :mod:`containerkit.start.staging`), the user is root of them. A
-process with threads can't enter it, so another does: it is started when it is first needed, does what :func:`call` asks
-for, each time in a fork of its own, and ends with the last :func:`hired`, or with its owner.
+A user with ranges in /etc/subuid and /etc/subgid may have files of many owners, from containers and images. Outside,
+these files belong to other ids, so the user can't make, remove or even read them. In the *holder*, the user namespace
+of the user's containers (see :mod:`containerkit.start.staging`), the user is root over them. A process with threads
+can't enter it, so a helper does. It is started when it is first needed, executes each :func:`call` in a fork, and ends
+with the last :func:`hired`, or with its owner.
 
-Root needs no deputy, nor does a user with a single id: there a call is just a call.
+Root needs no helper, nor does a user with a single id. For them the function is called directly.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ _MOST_FILES: Final = 16
 
 
 class Lent(NamedTuple):
-    """A descriptor among the arguments of a call; the function gets a number that is good where it runs."""
+    """A descriptor among the arguments of a call. The function gets a number that is valid in its process."""
 
     fd: int
 
 
 class Callback(NamedTuple):
-    """A function among the arguments of a call: called by the other, it runs here. What it returns is lost."""
+    """A function among the arguments of a call. If the helper calls it, it runs here. Its result is lost."""
 
     function: Callable[..., object]
 
 
 class _Place:
-    """Where this process stands: what it has entered, and the deputy that it employs."""
+    """The state of this process: the namespace that it has entered, and its helper."""
 
     def __init__(self, entered: str | None = None) -> None:
         self.lock = threading.Lock()
         self.entered = entered
         self.users = 0
-        self.deputy: Deputy | None = None
+        self.helper: Helper | None = None
 
 
 _place = _Place()
 
 
 def _after_fork() -> None:
-    """A forked child has no deputy: that of its parent serves the parent alone."""
+    """A forked child has no helper: that of its parent serves only the parent."""
     global _place  # noqa: PLW0603 - one for a process
-    if _place.deputy is not None:
-        _place.deputy.forget()
+    if _place.helper is not None:
+        _place.helper.forget()
     _place = _Place(_place.entered)
 
 
@@ -78,7 +78,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _stage() -> Staging | None:
-    """Return the staging whose holder has to be entered for files of all ids; None where that is not needed."""
+    """Return the staging whose holder must be entered for files of all ids, or None if that is not needed."""
     if _place.entered is not None or os.geteuid() == 0 or not sys.executable:
         return None
     if max(map(len, ground.own_mappings())) < 2:
@@ -88,9 +88,9 @@ def _stage() -> Staging | None:
 
 
 def key() -> str:
-    """Return what names the ids that files on disk have: empty where they are those that they have inside.
+    """Return a key of the ids of files on disk. It is empty if they are the ids inside.
 
-    It changes with the user's ranges: what was made for one set of ranges is of no use with another.
+    It changes with the user's ranges, because files made for one set of ranges can't be used with another.
     """
     if _place.entered is not None:
         return _place.entered
@@ -106,7 +106,7 @@ def _key_of(mappings: ground.Mappings) -> str:
 
 @contextmanager
 def hired() -> Iterator[None]:
-    """Keep the deputy for the time of a ``with`` statement, so that several calls start one only.
+    """Keep the helper during a ``with`` statement, so that several calls use the same one.
 
     Side effects: a process, from the first call on, until the last such statement ends.
     """
@@ -117,15 +117,15 @@ def hired() -> Iterator[None]:
     finally:
         with _place.lock:
             _place.users -= 1
-            leaving = _place.deputy if not _place.users else None
+            leaving = _place.helper if not _place.users else None
             if leaving is not None:
-                _place.deputy = None
+                _place.helper = None
         if leaving is not None:
             leaving.close()
 
 
 def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function where files of all ids can be made, read and removed.
+    """Call a function in a process that can make, read and remove files of all ids.
 
     Args:
         function: of a module; it and its arguments are pickled.
@@ -135,7 +135,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
         What it returns.
 
     Raises:
-        SetupError: the deputy can't be started, or ended before it answered.
+        SetupError: the helper can't be started, or ended before it answered.
         BaseException: what the function raises.
 
     Source: user_namespaces(7), setns(2).
@@ -145,10 +145,10 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
         return function(*(_own(value) for value in args))
     with hired():
         with _place.lock:
-            if _place.deputy is None:
-                _place.deputy = Deputy(stage)
-            deputy = _place.deputy
-        return deputy.call(function, *args)
+            if _place.helper is None:
+                _place.helper = Helper(stage)
+            helper = _place.helper
+        return helper.call(function, *args)
 
 
 def _own(value: Any) -> Any:
@@ -157,8 +157,8 @@ def _own(value: Any) -> Any:
     return value.function if isinstance(value, Callback) else value
 
 
-class Deputy:
-    """The process, as its owner sees it. It owns the process and a socket to it; :meth:`close` ends both.
+class Helper:
+    """The helper process and a socket to it. This object owns both, until :meth:`close`.
 
     Args:
         stage: whose holder it enters.
@@ -183,16 +183,18 @@ class Deputy:
             )
         except OSError as error:
             self._control.close()
-            raise SetupError("start", error.errno or ECHILD, sys.executable, "the deputy runs this program") from error
+            raise SetupError(
+                "start", error.errno or ECHILD, sys.executable, "the helper process runs this program"
+            ) from error
         finally:
             theirs.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._control.fileno() < 0 else "ready"
-        return f"<Deputy pid {self._process.pid}: {state}>"
+        return f"<Helper pid {self._process.pid}: {state}>"
 
     def close(self) -> None:
-        """Let it go, and wait until it is gone; what it is doing is not finished. May be called twice."""
+        """End it, and wait until it is gone. Calls in progress are not finished. May be called twice."""
         self._control.close()
         self._process.wait()
 
@@ -210,7 +212,7 @@ class Deputy:
         with ours, theirs:
             lent = [value.fd for value in args if isinstance(value, Lent)]
             module = function.__module__.encode()
-            with suppress(BrokenPipeError):  # it has gone: there will be no answer either
+            with suppress(BrokenPipeError):  # it has ended: there will be no answer either
                 socket.send_fds(self._control, [module], [theirs.fileno(), *lent])
             theirs.close()
             connection = Connection(ours.detach())
@@ -235,7 +237,7 @@ class _Raised(NamedTuple):
 
 @contextmanager
 def _pidfd_of_peer(connection: Connection) -> Iterator[int]:
-    """Hear who does what is asked for, and lend a pidfd of it: nobody but the kernel reaps it, at its end at once."""
+    """Receive the pid of the fork that executes a call, and return a pidfd. The kernel reaps the fork when it ends."""
     pid = connection.recv()
     try:
         pidfd = os.pidfd_open(pid)
@@ -251,7 +253,7 @@ def _pidfd_of_peer(connection: Connection) -> Iterator[int]:
 
 
 def _answer(connection: Connection, pidfd: int, args: tuple[Any, ...]) -> Any:
-    """Wait for the answer, calling back meanwhile; when that is broken off, break off the other side too."""
+    """Wait for the answer, and execute callbacks meanwhile. If this is interrupted, interrupt the other side too."""
     import signal
 
     try:
@@ -279,7 +281,7 @@ def _sent(value: Any) -> tuple[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment, with what else would be looked up by the user id: inside that is root's."""
+    """Return the environment, with values that are otherwise looked up by the user id, which inside is root's."""
     from pathlib import Path
 
     return {"HOME": str(Path.home()), **os.environ}
@@ -289,10 +291,10 @@ def _environment() -> dict[str, str]:
 
 
 def serve(control: int, holder: int, mappings: list[list[tuple[int, int, int]]]) -> None:
-    """Enter the holder and fork for each call, until the owner has gone. This is what the deputy's process runs.
+    """Enter the holder and fork for each call, until the owner has ended. The helper process runs this.
 
     Args:
-        control: a socket; each message names a module, and brings the socket of the call and what is lent.
+        control: a socket. Each message names a module, and contains the call's socket and descriptors.
         holder: the user namespace.
         mappings: its (inside, outside, count) for users and for groups.
     """
@@ -331,7 +333,7 @@ def _enter(holder: int, mappings: list[list[tuple[int, int, int]]]) -> None:
 
 
 def _attend(parent: int, files: list[int]) -> None:
-    """Do what one call asks for, in a process of its own."""
+    """Execute one call, in a process of its own."""
     import signal
     from multiprocessing.connection import Connection
 

@@ -9,14 +9,14 @@ from containerkit import Capabilities, Change, Container, Mount, Namespace, Root
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        (folder / "in").write_text("from outside\n")
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "in").write_text("from outside\n")
         with Container(
             RootFS.host(),
             id="typed-program",
             hostname="typed",
-            mounts=(Mount.bind(folder, "/work", readonly=True, noexec=True, propagation="private"),),
+            mounts=(Mount.bind(directory, "/work", readonly=True, noexec=True, propagation="private"),),
             capabilities=Capabilities.of("CAP_CHOWN"),
             masked_paths=["/proc/kcore"],
             sysctls={"net.ipv4.ip_forward": 0},
@@ -26,8 +26,8 @@ def main() -> None:
             c.files.write("/tmp/note", "hello", mode=0o600)
             assert_type(c.files.read("/tmp/note"), bytes)
             assert_type(c.files.read_text("/tmp/note"), str)
-            c.files.put(folder / "in", "/tmp/copy")
-            assert_type(c.files.get("/tmp/copy", folder / "out"), tuple[str, ...])
+            c.files.put(directory / "in", "/tmp/copy")
+            assert_type(c.files.get("/tmp/copy", directory / "out"), tuple[str, ...])
             assert_type(c.files.listdir("/tmp"), list[str])
             for change in c.changes():
                 assert_type(change, Change)

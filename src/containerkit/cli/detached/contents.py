@@ -75,7 +75,9 @@ def _top(options: argparse.Namespace) -> int:
 
 def _define_stats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="CONTAINER", help="its name or id (default: all that run)")
-    parser.add_argument("--no-stream", action="store_true", help="once, as is the default where stdout is no terminal")
+    parser.add_argument(
+        "--no-stream", action="store_true", help="once, as is the default where stdout is not a terminal"
+    )
     parser.add_argument("--json", action="store_true", help="print it for programs, once")
 
 

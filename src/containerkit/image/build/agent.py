@@ -65,11 +65,11 @@ def _connect(agent: str) -> socket.socket:
 
 def _bind(server: socket.socket, place: Path) -> None:
     """Bind the socket by a short name, because its address can have only 107 bytes."""
-    folder = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        server.bind(f"/proc/self/fd/{folder}/{place.name}")
+        server.bind(f"/proc/self/fd/{directory}/{place.name}")
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
 def _serve(server: socket.socket, agent: str) -> None:

@@ -71,11 +71,11 @@ def build_dockerfile(
     return _run(parse_dockerfile(text), source, options)
 
 
-def _find(folder: Path) -> Path:
+def _find(directory: Path) -> Path:
     for name in ("Dockerfile", "Containerfile"):
-        if (folder / name).is_file():
-            return folder / name
-    raise SpecError(f"{folder} contains neither a Dockerfile nor a Containerfile")
+        if (directory / name).is_file():
+            return directory / name
+    raise SpecError(f"{directory} contains neither a Dockerfile nor a Containerfile")
 
 
 def _run(dockerfile: Dockerfile, source: Source | None, options: BuildOptions) -> Image:

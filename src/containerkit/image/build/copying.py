@@ -57,7 +57,7 @@ class Source:
     name: str = "the build context"
 
 
-def context_source(folder: str | os.PathLike[str], dockerfile: str = "Dockerfile") -> Source:
+def context_source(directory: str | os.PathLike[str], dockerfile: str = "Dockerfile") -> Source:
     """Return the source for a build context. ``DOCKERFILE.dockerignore`` takes precedence over ``.dockerignore``.
 
     Raises:
@@ -65,7 +65,7 @@ def context_source(folder: str | os.PathLike[str], dockerfile: str = "Dockerfile
 
     Source: Dockerfile reference, ".dockerignore file".
     """
-    root = Path(folder).absolute()
+    root = Path(directory).absolute()
     if not root.is_dir():
         raise SpecError(f"the build context {root} does not exist, or is not a directory")
     lines: list[str] = []
@@ -116,22 +116,22 @@ def mode_of(text: str) -> Callable[[int, bool], int]:
     """
     if _OCTAL.fullmatch(text):
         number = int(text, 8)
-        return lambda _mode, _folder: number
+        return lambda _mode, _directory: number
     clauses = [_CLAUSE.fullmatch(clause) for clause in text.split(",")]
     if not all(clauses):
         raise SpecError(f"--chmod={text}: expected an octal number such as 755, or a mode such as u=rwX,go-w")
     parsed = [(found[1] or "a", _CHANGE.findall(found[2])) for found in clauses if found]
 
-    def change(mode: int, folder: bool) -> int:  # noqa: FBT001 - all callers are in this package
+    def change(mode: int, directory: bool) -> int:  # noqa: FBT001 - all callers are in this package
         for who, changes in parsed:
             for operator, what in changes:
-                mode = _changed(mode, who, operator, what, folder=folder)
+                mode = _changed(mode, who, operator, what, directory=directory)
         return mode
 
     return change
 
 
-def _changed(mode: int, who: str, operator: str, what: str, *, folder: bool) -> int:
+def _changed(mode: int, who: str, operator: str, what: str, *, directory: bool) -> int:
     """Apply one change, such as ``g+w``, to permission bits."""
     for letter in "ugo" if "a" in who else who:
         shift = _SHIFT[letter]
@@ -139,7 +139,7 @@ def _changed(mode: int, who: str, operator: str, what: str, *, folder: bool) -> 
             bits = mode >> _SHIFT[what] & 7
         else:
             bits = sum(_BITS[char] for char in set(what) & set("rwx"))
-            bits |= 1 if "X" in what and (folder or mode & 0o111) else 0
+            bits |= 1 if "X" in what and (directory or mode & 0o111) else 0
         special = {"u": 0o4000, "g": 0o2000, "o": 0}[letter] if "s" in what else 0
         special |= 0o1000 if "t" in what else 0
         value = bits << shift | special
@@ -229,7 +229,7 @@ class Copy:
             if inner != path:
                 yield inner
                 found = view.find(parts)
-                if found is None or not found.is_folder:
+                if found is None or not found.is_directory:
                     continue
             below = [(f"{inner}/{os.fsdecode(name)}".lstrip("/"), (*parts, name)) for name in view.names(parts)]
             waiting += below[::-1]
@@ -260,26 +260,26 @@ class Copy:
         target = self.draft.view.resolve(os.fsencode(self.target), last=True)
         if self.parents:
             target = (*target, *(os.fsencode(part) for part in shown.split("/") if part))
-            if found.is_folder:
-                self._folder(path, self._parts(path), target)
+            if found.is_directory:
+                self._directory(path, self._parts(path), target)
             else:
                 self.draft.add_file(target, found)
-        elif found.is_folder:
-            self.draft.add_folder(target)
-            self._folder(path, self._parts(path), target)
+        elif found.is_directory:
+            self.draft.add_directory(target)
+            self._directory(path, self._parts(path), target)
         elif unpack and _is_archive(found):
-            self.draft.add_folder(target)
+            self.draft.add_directory(target)
             with open_file(found.path) as file:
                 unpack_archive(file, self.draft, target, self.workspace, self.limits)
         else:
-            into = self.into or self.draft.is_folder(target)
+            into = self.into or self.draft.is_directory(target)
             self.draft.add_file((*target, os.fsencode(path.rpartition("/")[2])) if into else target, found)
 
-    def _folder(self, path: str, parts: Parts, target: Parts) -> None:
+    def _directory(self, path: str, parts: Parts, target: Parts) -> None:
         waiting = [(path, parts, target)]
         while waiting:
             path, parts, target = waiting.pop()
-            folders: list[tuple[str, Parts, Parts]] = []
+            directories: list[tuple[str, Parts, Parts]] = []
             for name in self.source.view.names(parts):
                 inner = f"{path}/{os.fsdecode(name)}" if path else os.fsdecode(name)
                 found = self.source.view.find((*parts, name))
@@ -287,14 +287,14 @@ class Copy:
                     continue
                 left_out = self.source.ignore(inner)
                 goal = (*target, name)
-                if found.is_folder:
+                if found.is_directory:
                     if left_out and not self._holds_something(inner):
                         continue
                     self.draft.add_file(goal, found)
-                    folders.append((inner, (*parts, name), goal))
+                    directories.append((inner, (*parts, name), goal))
                 elif not left_out:
                     self.draft.add_file(goal, found)
-            waiting += folders[::-1]
+            waiting += directories[::-1]
 
     def _is_excluded(self, path: str) -> bool:
         return any(rule.fullmatch(path) or rule.fullmatch(path.rpartition("/")[2]) for rule in self.exclude)
@@ -388,7 +388,7 @@ def fetch(url: str, place: Path, checksum: str = "", settings: RegistrySettings 
 
     from urllib3.exceptions import HTTPError
 
-    from containerkit.image.registry.patience import Meter
+    from containerkit.image.registry.deadlines import Meter
     from containerkit.image.registry.settings import RegistrySettings
     from containerkit.image.registry.transport import Transport, error_text
 

@@ -59,15 +59,15 @@ class Draft:
         self.items: dict[Parts, _Item] = {}
         self.newest_ns = 0
 
-    def is_folder(self, parts: Parts) -> bool:
+    def is_directory(self, parts: Parts) -> bool:
         """Return whether a path is a directory, in the draft or below it."""
         item = self.items.get(parts)
         if item is not None:
             return item.head.kind == b"5"
         found = self.view.find(parts)
-        return found is not None and found.is_folder
+        return found is not None and found.is_directory
 
-    def add_folder(self, parts: Parts) -> None:
+    def add_directory(self, parts: Parts) -> None:
         """Add a directory and missing parents. Existing ones are not changed."""
         known = len(parts)
         while known and parts[:known] not in self.items:
@@ -81,7 +81,7 @@ class Draft:
                 raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can be below it")
             return
         found = self.view.find(parts)
-        if found is not None and not found.is_folder:
+        if found is not None and not found.is_directory:
             raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can be below it")
         if found is not None:
             head = self._head(parts, found, keep=True)
@@ -95,9 +95,9 @@ class Draft:
         kind = stat.S_IFMT(found.status.st_mode)
         if kind == stat.S_IFSOCK:
             return
-        self.add_folder(parts[:-1])
-        if self.is_folder(parts) != (kind == stat.S_IFDIR) and (parts in self.items or self.view.find(parts)):
-            what = "a directory" if self.is_folder(parts) else "a file"
+        self.add_directory(parts[:-1])
+        if self.is_directory(parts) != (kind == stat.S_IFDIR) and (parts in self.items or self.view.find(parts)):
+            what = "a directory" if self.is_directory(parts) else "a file"
             raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is {what} already, and its type can't change")
         head = self._head(parts, found, keep=False)
         self.newest_ns = max(self.newest_ns, found.status.st_mtime_ns)
@@ -109,7 +109,7 @@ class Draft:
 
     def add_content(self, parts: Parts, content: bytes, *, mode: int = 0o644, mtime_ns: int = -1) -> None:
         """Add a regular file with the given content."""
-        self.add_folder(parts[:-1])
+        self.add_directory(parts[:-1])
         uid, gid = self.owner or (0, 0)
         mode = mode if self.mode is None else self.mode(mode, False)
         head = Head(name=b"/".join(parts), kind=b"0", mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
@@ -117,7 +117,7 @@ class Draft:
 
     def add_head(self, parts: Parts, head: Head, source: bytes) -> None:
         """Add a member of an archive. The content of a regular file is in a file outside."""
-        self.add_folder(parts[:-1])
+        self.add_directory(parts[:-1])
         head.name = b"/".join(parts)
         if self.owner != (0, 0) and self.owner is not None:
             head.uid, head.gid = self.owner
@@ -128,7 +128,7 @@ class Draft:
         uid, gid = (status.st_uid, status.st_gid) if keep or self.owner is None else self.owner
         mode = stat.S_IMODE(status.st_mode)
         if not keep and self.mode is not None:
-            mode = self.mode(mode, found.is_folder)
+            mode = self.mode(mode, found.is_directory)
         head = Head(
             name=b"/".join(parts), kind=_LETTERS[stat.S_IFMT(status.st_mode)], mode=mode, uid=uid, gid=gid,
             mtime_ns=status.st_mtime_ns,

@@ -37,16 +37,16 @@ class Repository:
     Attributes:
         address: the address of the repository.
         ref: a branch, tag or commit; empty for the repository's ``HEAD``.
-        folder: the directory in it to use; empty for all.
+        directory: the directory in it to use; empty for all.
     """
 
     address: str
     ref: str = ""
-    folder: str = ""
+    directory: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Repository | None:
-        """Parse ``ADDRESS[#[REF][:FOLDER]]``. Return None if it is not a repository.
+        """Parse ``ADDRESS[#[REF][:DIRECTORY]]``. Return None if it is not a repository.
 
         An HTTP address is a repository if it ends in ``.git``.
 
@@ -58,10 +58,10 @@ class Repository:
         found = _ADDRESS.fullmatch(text)
         if found is None:
             return None
-        ref, _, folder = (found[1] or "").partition(":")
+        ref, _, directory = (found[1] or "").partition(":")
         if ref and _REF.fullmatch(ref) is None:
             raise SpecError(f"{text}: {ref!r} is not a branch, tag or commit")
-        return cls(address=text.partition("#")[0], ref=ref, folder=folder)
+        return cls(address=text.partition("#")[0], ref=ref, directory=directory)
 
     def fetch(self, place: Path, *, checksum: str = "", keep_git: bool = False) -> str:
         """Check it out. Each file gets the time of the commit, so that the same commit gives the same files.
@@ -156,17 +156,17 @@ class Repository:
 
 def _drop_git(place: Path) -> None:
     with _opened(place) as root:
-        for trail, folders, files in walk(root):
-            if b".git" in (*folders, *files):  # a submodule has it as a file
+        for trail, directories, files in walk(root):
+            if b".git" in (*directories, *files):  # a submodule has it as a file
                 remove(b".git", trail.fd)
-            if b".git" in folders:
-                folders.remove(b".git")
+            if b".git" in directories:
+                directories.remove(b".git")
 
 
 def _set_times(place: Path, time_ns: int) -> None:
     with _opened(place) as root:  # setting a time does not change the directory above
-        for trail, folders, files in walk(root):
-            for name in (*files, *folders):
+        for trail, directories, files in walk(root):
+            for name in (*files, *directories):
                 os.utime(name, ns=(time_ns, time_ns), dir_fd=trail.fd, follow_symlinks=False)
         os.utime(root, ns=(time_ns, time_ns))
 

@@ -16,7 +16,7 @@ from containerkit.container.lifecycle import Container
 from containerkit.errors import ExitError, SpecError
 from containerkit.image.build.agent import forwarded_agent
 from containerkit.image.config import DEFAULT_PATH
-from containerkit.image.diff import layer_from_folder
+from containerkit.image.diff import layer_from_directory
 from containerkit.image.layers.kernel import open_beneath
 from containerkit.image.layers.tarwrite import Writing
 from containerkit.image.store.locks import workspace
@@ -112,7 +112,7 @@ class Run:
         network: ``none``, ``internet`` or ``host``.
         egress: with ``internet``: what alone may be reached; None for all of it.
         view: the root before the command.
-        folders: the layers below, topmost first.
+        directories: the layers below, topmost first.
         source: returns the source of a mount for the value of ``from`` (empty: the build context).
         secrets: contents by id.
         store: the destination of the layer.
@@ -129,7 +129,7 @@ class Run:
     network: str
     egress: tuple[str, ...] | None
     view: View
-    folders: tuple[str, ...]
+    directories: tuple[str, ...]
     source: Callable[[str], Source]
     secrets: Mapping[str, bytes]
     store: Store
@@ -152,20 +152,20 @@ class Run:
             SpecError: the source of a mount does not exist.
             SetupError: the container can't be started.
         """
-        with workspace(self.store.root / "build") as folder, ExitStack() as stack:
-            folder.chmod(0o711)
-            upper, work = folder / "upper", folder / "work"
+        with workspace(self.store.root / "build") as directory, ExitStack() as stack:
+            directory.chmod(0o711)
+            upper, work = directory / "upper", directory / "work"
             work.mkdir()
             self._make_upper(upper)
             env = {"PATH": DEFAULT_PATH, **self.env}
-            mounts = [mount for flag in self.mounts for mount in self._mount(flag, folder, stack, env)]
+            mounts = [mount for flag in self.mounts for mount in self._mount(flag, directory, stack, env)]
             if self.script is not None:
-                (folder / "script").write_bytes(self.script)
-                (folder / "script").chmod(0o755)
-                mounts.append(Mount.bind(folder / "script", "/run/.heredoc", readonly=True))
+                (directory / "script").write_bytes(self.script)
+                (directory / "script").chmod(0o755)
+                mounts.append(Mount.bind(directory / "script", "/run/.heredoc", readonly=True))
             if self.network == "host" and os.path.exists("/etc/resolv.conf"):
                 mounts.append(Mount.bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf", readonly=True))
-            stood = self._run(RootFS.overlay(*self.folders, upper=upper, work=work), mounts, env)
+            stood = self._run(RootFS.overlay(*self.directories, upper=upper, work=work), mounts, env)
             if self.network == "internet":  # the container's own are mounted there
                 mounts += [Mount.file(path, b"") for path in _FILES]
             exclude = (*_MADE, *(mount.target for mount in mounts))
@@ -174,7 +174,7 @@ class Run:
                 for mount in mounts:
                     self._remove_place(root, mount.target)
                 how = Writing(overlay=True, marks=stood.union == "fuse", epoch=epoch, exclude=exclude)
-                return layer_from_folder(self.store, root, lease, how)
+                return layer_from_directory(self.store, root, lease, how)
             finally:
                 os.close(root)
 
@@ -245,37 +245,39 @@ class Run:
 
     # --- Mounts
 
-    def _mount(self, flag: MountFlag, folder: Path, stack: ExitStack, env: dict[str, str]) -> Iterator[Mount]:
+    def _mount(self, flag: MountFlag, directory: Path, stack: ExitStack, env: dict[str, str]) -> Iterator[Mount]:
         target = flag.get("target")
         if target and not target.startswith("/"):
             target = os.path.normpath(f"{self.cwd or '/'}/{target}")
         if flag.kind == "tmpfs":
             yield Mount.tmpfs(target, size=flag.get("size") or None)
         elif flag.kind == "secret":
-            yield from self._secret(flag, target, folder, env)
+            yield from self._secret(flag, target, directory, env)
         elif flag.kind == "ssh":
-            yield from self._agent(flag, target or "/run/buildkit/ssh_agent.0", folder, stack, env)
+            yield from self._agent(flag, target or "/run/buildkit/ssh_agent.0", directory, stack, env)
         elif flag.kind == "cache":
-            yield Mount.bind(self._cache_folder(flag, target, folder, stack), target, readonly=flag.switch("readonly"))
+            yield Mount.bind(
+                self._cache_directory(flag, target, directory, stack), target, readonly=flag.switch("readonly")
+            )
         else:
-            yield self._bind(flag, target, folder)
+            yield self._bind(flag, target, directory)
 
     def _agent(
-        self, flag: MountFlag, target: str, folder: Path, stack: ExitStack, env: dict[str, str]
+        self, flag: MountFlag, target: str, directory: Path, stack: ExitStack, env: dict[str, str]
     ) -> Iterator[Mount]:
         agent = os.environ.get("SSH_AUTH_SOCK")
         if not agent:
             if flag.switch("required"):
                 raise SpecError("--mount=type=ssh: no agent: SSH_AUTH_SOCK is not set")
             return
-        place = folder / f"agent-{hashlib.sha256(target.encode()).hexdigest()[:16]}"
+        place = directory / f"agent-{hashlib.sha256(target.encode()).hexdigest()[:16]}"
         stack.enter_context(forwarded_agent(agent, place))
         place.chmod(int(flag.get("mode", "0600"), 8))
         os.chown(place, int(flag.get("uid", "0")), int(flag.get("gid", "0")))
         env["SSH_AUTH_SOCK"] = target
         yield Mount.bind(place, target)
 
-    def _secret(self, flag: MountFlag, target: str, folder: Path, env: dict[str, str]) -> Iterator[Mount]:
+    def _secret(self, flag: MountFlag, target: str, directory: Path, env: dict[str, str]) -> Iterator[Mount]:
         name = flag.get("id") or os.path.basename(target)
         if name not in self.secrets:
             if flag.switch("required"):
@@ -286,17 +288,17 @@ class Run:
             env[variable] = content.decode("utf-8", "surrogateescape")
             if not target:
                 return
-        place = folder / f"secret-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        place = directory / f"secret-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         place.write_bytes(content)
         place.chmod(int(flag.get("mode", "0400"), 8))
         os.chown(place, int(flag.get("uid", "0")), int(flag.get("gid", "0")))
         yield Mount.bind(place, target or f"/run/secrets/{name}", readonly=True)
 
-    def _cache_folder(self, flag: MountFlag, target: str, folder: Path, stack: ExitStack) -> Path:
+    def _cache_directory(self, flag: MountFlag, target: str, directory: Path, stack: ExitStack) -> Path:
         """Return the directory of a cache. It is the same for each build that names it, unless it is private."""
         name = hashlib.sha256((flag.get("id") or target).encode()).hexdigest()[:32]
         if flag.get("sharing") == "private":
-            place = folder / f"cache-{name}"
+            place = directory / f"cache-{name}"
         else:
             place = self.store.root / "build/mounts" / name
         if not place.exists():
@@ -312,18 +314,18 @@ class Run:
             fcntl.flock(lock, fcntl.LOCK_EX)
         return place
 
-    def _bind(self, flag: MountFlag, target: str, folder: Path) -> Mount:
+    def _bind(self, flag: MountFlag, target: str, directory: Path) -> Mount:
         source = self.source(flag.get("from"))
         parts = source.view.resolve(os.fsencode(flag.get("source")))
         found = source.view.find(parts)
         if found is None:
             raise SpecError(f"--mount=type=bind: {flag.get('source') or '/'!r} is not in {source.name}")
-        folders = source.view.folders(parts) if found.is_folder else (found.path,)
+        directories = source.view.directories(parts) if found.is_directory else (found.path,)
         writes = flag.switch("readwrite") if "readwrite" in flag.options else False
-        if len(folders) == 1 and not writes:
-            return Mount.bind(os.fsdecode(folders[0]), target, readonly=True)
-        copy = folder / f"bind-{hashlib.sha256(target.encode()).hexdigest()[:16]}"
-        if found.is_folder:
+        if len(directories) == 1 and not writes:
+            return Mount.bind(os.fsdecode(directories[0]), target, readonly=True)
+        copy = directory / f"bind-{hashlib.sha256(target.encode()).hexdigest()[:16]}"
+        if found.is_directory:
             copy.mkdir()
             _link_tree(source.view, parts, copy, copy_files=writes)
         else:
@@ -353,7 +355,7 @@ def _link_tree(view: View, parts: Parts, target: Path, *, copy_files: bool = Tru
         place = target / os.fsdecode(name)
         if found is None:
             continue
-        if found.is_folder:
+        if found.is_directory:
             place.mkdir()
             _link_tree(view, (*parts, name), place, copy_files=copy_files)
             os.chown(place, found.status.st_uid, found.status.st_gid)

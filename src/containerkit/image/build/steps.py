@@ -78,7 +78,7 @@ class StageBuilder:
         """The shell of shell-form commands."""
         return self.config.defaults.shell or _SHELL
 
-    def folders(self) -> tuple[str, ...]:
+    def directories(self) -> tuple[str, ...]:
         """Return the unpacked layers, topmost first, or an empty directory if there are none."""
         if not self.layers:
             empty = self.engine.store.root / "build/empty"
@@ -89,7 +89,7 @@ class StageBuilder:
     def view(self) -> View:
         """Return the current root."""
         if self._view is None:
-            self._view = View(self.folders())
+            self._view = View(self.directories())
         return self._view
 
     def words(self, text: str) -> list[str]:
@@ -292,14 +292,14 @@ class StageBuilder:
         view = self.view()
         parts = view.resolve(os.fsencode(where))
         found = view.find(parts)
-        if found is not None and found.is_folder:
+        if found is not None and found.is_directory:
             self.change(one, f"WORKDIR {where}")
             return
         owner = (0, 0)
         with suppress(SpecError):  # the user does not exist in the image yet
             owner = owner_of(view, self.config.defaults.user or "0")
         draft = Draft(view, owner)
-        draft.add_folder(parts)
+        draft.add_directory(parts)
         self.layer(f"WORKDIR {where} {owner}", f"WORKDIR {where}", lambda: self._written(draft))
 
     def _written(self, draft: Draft) -> tuple[Descriptor, Digest]:
@@ -330,10 +330,10 @@ class StageBuilder:
         local = [word for word in sources if word not in elsewhere and not (add and _ADDRESS.match(word))]
         source = self.engine.source(self.word(origin)) if local else Source(view=self.view())
         draft = self._draft(one, keep_owner=bool(origin))
-        with workspace(self.engine.store.root / "build") as folder:
+        with workspace(self.engine.store.root / "build") as directory:
             copy = Copy(
                 source=source, draft=draft, target=where, into=into, parents=one.switch("parents"),
-                exclude=tuple(pattern(self.word(text)) for text in one.flags.get("exclude", ())), workspace=folder,
+                exclude=tuple(pattern(self.word(text)) for text in one.flags.get("exclude", ())), workspace=directory,
                 limits=self.engine.store.limits,
             )  # fmt: skip
             for word in sources:
@@ -341,7 +341,7 @@ class StageBuilder:
                     heredoc = documents[word]
                     content = self._heredoc_content(heredoc.content, expanded=heredoc.expand)
                     goal = draft.view.resolve(os.fsencode(where))
-                    inside = into or draft.is_folder(goal)
+                    inside = into or draft.is_directory(goal)
                     draft.add_content((*goal, heredoc.name.encode()) if inside else goal, content)
                 elif repository := repositories.get(word):
                     self._add_repository(one, repository, copy)
@@ -376,11 +376,11 @@ class StageBuilder:
         name = fetch(url, place, one.flag("checksum"))
         goal = copy.draft.view.resolve(os.fsencode(copy.target))
         if one.flags.get("unpack") and one.switch("unpack"):
-            copy.draft.add_folder(goal)
+            copy.draft.add_directory(goal)
             with place.open("rb") as file:
                 unpack_archive(file, copy.draft, goal, copy.workspace, copy.limits)
             return
-        if into or copy.draft.is_folder(goal):
+        if into or copy.draft.is_directory(goal):
             goal = (*goal, name.encode())
         head = Head(name=b"", kind=b"0", mode=0o600, mtime_ns=-1)
         copy.draft.add_head(goal, head, os.fsencode(place))
@@ -390,7 +390,7 @@ class StageBuilder:
         place.mkdir()
         repository.fetch(place, checksum=self.word(one.flag("checksum")), keep_git=one.switch("keep-git-dir"))
         source = Source(view=View([str(place)], overlay=False), name=repository.address)
-        attrs.evolve(copy, source=source).add(repository.folder or ".")
+        attrs.evolve(copy, source=source).add(repository.directory or ".")
 
     # --- RUN
 
@@ -420,9 +420,9 @@ class StageBuilder:
         def make() -> tuple[Descriptor, Digest] | None:
             run = Run(
                 argv=argv, env=env, user=self.config.defaults.user, cwd=self.config.defaults.working_dir, mounts=flags,
-                network=network, egress=egress, view=self.view(), folders=self.folders(), source=self.engine.source,
-                secrets=self.engine.secrets, store=self.engine.store, log=self.engine.log, script=script,
-                insecure=insecure,
+                network=network, egress=egress, view=self.view(), directories=self.directories(),
+                source=self.engine.source, secrets=self.engine.secrets, store=self.engine.store, log=self.engine.log,
+                script=script, insecure=insecure,
             )  # fmt: skip
             return run.make(self.engine.lease, self.engine.epoch)
 
@@ -464,7 +464,7 @@ class StageBuilder:
     def _mount_facts(self, origin: str, path: str) -> str:
         """Return a hash of the content of a bind mount, so that the command runs again if the content changes."""
         source = self.engine.source(origin)
-        draft = Draft(View([self.folders()[-1]], overlay=False), owner=None)
+        draft = Draft(View([self.directories()[-1]], overlay=False), owner=None)
         copy = Copy(source=source, draft=draft, target="/mounted", into=False)
         copy.add(path or ".")
         return draft.digest()

@@ -181,13 +181,13 @@ class _Work:
         self.skipped: list[str] = []
         self._keep = how.owners == "keep"
         self._own = (os.geteuid(), os.getegid())
-        self._folders: dict[Parts, Entry] = {}
+        self._directories: dict[Parts, Entry] = {}
         self._whiteouts = self.union.whiteouts
         self._apply = how.whiteouts == "apply"
         self._made: set[Parts] = set()  # only for "apply": a layer does not delete its own files
         self._makers: dict[str, Callable[[Entry], None]] = {
             "file": self._file,
-            "directory": self._folder,
+            "directory": self._directory,
             "symlink": self._symlink,
             "hardlink": self._hardlink,
         }
@@ -200,7 +200,7 @@ class _Work:
         if not parts:
             if entry.kind != "directory":
                 raise ImageError("layer: a member with the path of the root is not a directory")
-            self._folders[()] = entry
+            self._directories[()] = entry
             return
         if self._whiteouts:
             self._way(parts[:-1])
@@ -220,7 +220,7 @@ class _Work:
     # --- types of members ---------------------------------------------------------------------------------------------
 
     def _file(self, entry: Entry) -> None:
-        self._replace_folder(entry.parts)
+        self._replace_directory(entry.parts)
         file = self.tree.new_file(entry.parts)
         try:
             if entry.sparse is None:
@@ -243,16 +243,16 @@ class _Work:
                 _write(file, piece)
         os.ftruncate(file, entry.size)
 
-    def _folder(self, entry: Entry) -> None:
-        if self.tree.new_folder(entry.parts) and entry.parts in self._whiteouts:
+    def _directory(self, entry: Entry) -> None:
+        if self.tree.new_directory(entry.parts) and entry.parts in self._whiteouts:
             self._mark_opaque(entry.parts)
             self._whiteouts.discard(entry.parts)
-        self._folders[entry.parts] = entry
+        self._directories[entry.parts] = entry
 
     def _symlink(self, entry: Entry) -> None:
         if not entry.link or b"\0" in entry.link:
             raise ImageError(f"layer: {shown(entry.path)}: the target of the symlink is empty")
-        self._replace_folder(entry.parts)
+        self._replace_directory(entry.parts)
         self.tree.new_symlink(entry.parts, entry.link)
         self._by_name(entry, mode=False)
 
@@ -266,7 +266,7 @@ class _Work:
         if self.union.is_deleted(target):
             raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which it deletes")
         if entry.parts != target:
-            self._replace_folder(entry.parts)
+            self._replace_directory(entry.parts)
         found = self.union.find_below(target) if self.tree.mode(target) is None else None
         if found is None:
             self.tree.new_hardlink(entry.parts, target)
@@ -283,13 +283,13 @@ class _Work:
                 self.note(f"{shown(entry.path)}: {entry.kind} device {entry.device[0]}:{entry.device[1]}")
                 return
             device = os.makedev(*entry.device)
-        self._replace_folder(entry.parts)
+        self._replace_directory(entry.parts)
         self.tree.new_node(entry.parts, _NODES[entry.kind] | 0o600, device)
         self._by_name(entry, mode=True)
 
     def _by_name(self, entry: Entry, *, mode: bool) -> None:
         """Set owner, mode, attributes and time of a file that can't be opened. Its single name is not followed."""
-        parent, name = self.tree.folder(entry.parts[:-1]), entry.parts[-1]
+        parent, name = self.tree.directory(entry.parts[:-1]), entry.parts[-1]
         kept = self._give(name, entry, parent)
         if entry.headers:
             self._attributes(f"/proc/self/fd/{parent}/".encode() + name, entry, kept=kept)
@@ -397,16 +397,16 @@ class _Work:
         for depth in range(1, len(parts) + 1):
             if parts[:depth] in self._whiteouts:
                 self.tree.clear_way(parts[:depth])
-                self.tree.folder(parts[:depth])
+                self.tree.directory(parts[:depth])
                 self.tree.implied.discard(parts[:depth])  # it is independent of the deleted one
                 self._mark_opaque(parts[:depth])
                 self._whiteouts.discard(parts[:depth])
 
     def _mark_opaque(self, parts: Parts) -> None:
         self.union.opaque.add(parts)
-        folder = self.tree.folder(parts)
+        directory = self.tree.directory(parts)
         for space in self.how.marks:
-            os.setxattr(folder, f"{space}overlay.opaque", b"y")
+            os.setxattr(directory, f"{space}overlay.opaque", b"y")
 
     def _uncover(self, entry: Entry) -> None:
         """Remove the whiteout in the place of a new file of the same layer."""
@@ -414,31 +414,31 @@ class _Work:
         if entry.kind != "directory":
             self._whiteouts.discard(entry.parts)
 
-    def _replace_folder(self, parts: Parts) -> None:
+    def _replace_directory(self, parts: Parts) -> None:
         """In a tree of lower layers, let a file replace a directory and its content."""
         if self._apply and parts not in self._made:
             present = self.tree.mode(parts)
             if present is not None and stat.S_ISDIR(present):
                 self.tree.remove(parts)
-        if parts in self._folders:
-            del self._folders[parts]
+        if parts in self._directories:
+            del self._directories[parts]
 
     # --- completion ---------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Set owner, mode and time of directories, the deepest first, because nothing is written to them any more."""
-        for parts in sorted(self._folders, key=len, reverse=True):
-            entry = self._folders[parts]
-            folder = self.tree.folder(parts)
-            kept = self._give(folder, entry)
+        for parts in sorted(self._directories, key=len, reverse=True):
+            entry = self._directories[parts]
+            directory = self.tree.directory(parts)
+            kept = self._give(directory, entry)
             if entry.headers or not kept:
-                self._attributes(folder, entry, kept=kept)
-            os.fchmod(folder, entry.mode if self._keep else entry.mode | 0o700)
-            os.utime(folder, ns=(entry.mtime_ns, entry.mtime_ns))
+                self._attributes(directory, entry, kept=kept)
+            os.fchmod(directory, entry.mode if self._keep else entry.mode | 0o700)
+            os.utime(directory, ns=(entry.mtime_ns, entry.mtime_ns))
         self.implied = 0
-        for parts in () if self._apply else self.tree.implied - self._folders.keys():
+        for parts in () if self._apply else self.tree.implied - self._directories.keys():
             with suppress(OSError):  # it was removed, or the filesystem has no such attributes
-                os.setxattr(self.tree.folder(parts, make=False), IMPLIED, b"y")
+                os.setxattr(self.tree.directory(parts, make=False), IMPLIED, b"y")
                 self.implied += 1
 
 

@@ -16,10 +16,10 @@ BENEATH: Final = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_MAGICL
 
 
 def open_beneath(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
-    """Open a path that neither leaves ``folder`` nor goes through any symlink.
+    """Open a path that neither leaves ``directory`` nor goes through any symlink.
 
     Args:
-        folder: descriptor of the directory.
+        directory: descriptor of the directory.
         path: a relative path without a NUL, of any length.
         flags: as for open(2); close-on-exec is added.
         mode: permission bits of a file that is made.

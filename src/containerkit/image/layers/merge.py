@@ -35,12 +35,12 @@ FEWEST: Final = 3
 Overlayfs would use the attributes of those directories, not those in the layers below."""
 
 
-def merge_layers(store: Store, folders: Sequence[str], chain_id: Digest, lease: Lease) -> tuple[str, ...]:
+def merge_layers(store: Store, directories: Sequence[str], chain_id: Digest, lease: Lease) -> tuple[str, ...]:
     """Return one directory with the content of a stack of unpacked layers. It is made if it does not exist.
 
     Args:
         store: the store.
-        folders: the directories of the layers, topmost first.
+        directories: the directories of the layers, topmost first.
         chain_id: the id of the whole stack.
         lease: a claim that will cover the directory.
 
@@ -49,22 +49,22 @@ def merge_layers(store: Store, folders: Sequence[str], chain_id: Digest, lease: 
 
     Source: OCI image specification, config.md, "Layer ChainID"; link(2).
     """
-    if len(folders) < FEWEST and not any(has_implied(folder) for folder in folders[:-1]):
-        return tuple(folders)
+    if len(directories) < FEWEST and not any(has_implied(directory) for directory in directories[:-1]):
+        return tuple(directories)
     lease.claim([chain_id])
-    folder = store.layer_folder(chain_id)
-    if not is_whole(folder):
+    directory = store.layer_directory(chain_id)
+    if not is_whole(directory):
         with locked(store.root / "layers/.merging", exclusive=True):
-            if not is_whole(folder) and not userns_helper.call(_merge, store, tuple(folders), folder):
-                return tuple(folders)
-    settle(folder)
-    return (str(folder / CONTENT),)
+            if not is_whole(directory) and not userns_helper.call(_merge, store, tuple(directories), directory):
+                return tuple(directories)
+    settle(directory)
+    return (str(directory / CONTENT),)
 
 
-def _merge(store: Store, folders: Sequence[str], folder: Path) -> bool:
+def _merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
     with workspace(store.root / "layers") as new:
         new.chmod(0o711)
-        view = View(folders)
+        view = View(directories)
         try:
             (new / CONTENT).mkdir()
             root = os.open(new / CONTENT, DIRECTORY)
@@ -76,7 +76,7 @@ def _merge(store: Store, folders: Sequence[str], folder: Path) -> bool:
             if error.errno in (EMLINK, EPERM, EXDEV):
                 return False
             raise
-        place_layer(store, new, folder, {"merged": len(folders)})
+        place_layer(store, new, directory, {"merged": len(directories)})
     return True
 
 
@@ -94,7 +94,7 @@ def _fill(view: View, root: int) -> None:
                 found = view.find((*parts, name))
                 if found is None:
                     continue
-                if not found.is_folder:
+                if not found.is_directory:
                     with reached(found.path) as (at, last):
                         os.link(last, name, src_dir_fd=at, dst_dir_fd=trail.fd, follow_symlinks=False)
                     continue
@@ -107,7 +107,7 @@ def _fill(view: View, root: int) -> None:
             if not waiting:
                 _dress(root, own)
                 return
-            trail.leave(lambda folder, own=own: _dress(folder, own))  # type: ignore[misc] # mypy does not infer a lambda with a default
+            trail.leave(lambda directory, own=own: _dress(directory, own))  # type: ignore[misc] # mypy does not infer a lambda with a default
             parts.pop()
 
 

@@ -106,11 +106,11 @@ class TreeWriter:
         """Write the end of the archive."""
         self.sink.write(bytes(2 * _BLOCK))
 
-    def add_tree(self, folder: int, *, root: bool = True) -> None:
+    def add_tree(self, directory: int, *, root: bool = True) -> None:
         """Write a directory and its content, by descriptor and without following symlinks.
 
         Args:
-            folder: descriptor of the directory.
+            directory: descriptor of the directory.
             root: whether to write an entry for the directory itself.
 
         Raises:
@@ -119,12 +119,12 @@ class TreeWriter:
         """
         prefix = self.how.prefix
         if root:
-            self._entry(prefix, os.fstat(folder), folder, b"")
-        self._inside(prefix, folder)
+            self._entry(prefix, os.fstat(directory), directory, b"")
+        self._inside(prefix, directory)
 
-    def _inside(self, path: bytes, folder: int) -> None:
-        paths, waiting = [path], [self._names(path, folder)]
-        with Trail(folder) as trail:
+    def _inside(self, path: bytes, directory: int) -> None:
+        paths, waiting = [path], [self._names(path, directory)]
+        with Trail(directory) as trail:
             while True:
                 while waiting[-1]:
                     name = waiting[-1].pop()
@@ -141,39 +141,41 @@ class TreeWriter:
                 except OSError as error:
                     raise ImageError(f"{shown(left)}: it was moved while it was read") from error
 
-    def _names(self, path: bytes, folder: int) -> list[bytes]:
+    def _names(self, path: bytes, directory: int) -> list[bytes]:
         """Return the names in a directory, the last one first. A mark that hides the layers below comes before them."""
-        if self._spaces and path and self._overlay(folder, b".", "opaque") == b"y":
+        if self._spaces and path and self._overlay(directory, b".", "opaque") == b"y":
             self._plain(path + b"/.wh..wh..opq")
-        return sorted((os.fsencode(entry) for entry in os.listdir(folder)), reverse=True)
+        return sorted((os.fsencode(entry) for entry in os.listdir(directory)), reverse=True)
 
-    def _one(self, path: bytes, below: bytes, folder: int, name: bytes) -> bool:
+    def _one(self, path: bytes, below: bytes, directory: int, name: bytes) -> bool:
         """Write one entry of a directory. Return whether it is a directory to enter."""
         if below in self._exclude:
             return False
         if self.how.marks and name.startswith(b".wh."):
             self._plain(below)
             return False
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if self._is_whiteout(folder, name, status):
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if self._is_whiteout(directory, name, status):
             self._plain((path + b"/" if path else b"") + b".wh." + name)
             return False
         if name.startswith(b".wh."):
             raise ImageError(f"{shown(below)}: a layer can't contain a file whose name begins with .wh.")
-        self._entry(below, status, folder, name)
+        self._entry(below, status, directory, name)
         return stat.S_ISDIR(status.st_mode)
 
-    def _is_whiteout(self, folder: int, name: bytes, status: os.stat_result) -> bool:
+    def _is_whiteout(self, directory: int, name: bytes, status: os.stat_result) -> bool:
         if not self._spaces:
             return False
         if stat.S_ISCHR(status.st_mode):
             return status.st_rdev == 0
         return bool(
-            stat.S_ISREG(status.st_mode) and status.st_size == 0 and self._overlay(folder, name, "whiteout") is not None
+            stat.S_ISREG(status.st_mode)
+            and status.st_size == 0
+            and self._overlay(directory, name, "whiteout") is not None
         )
 
-    def _overlay(self, folder: int, name: bytes, mark: str) -> bytes | None:
-        path = f"/proc/self/fd/{folder}/".encode() + name
+    def _overlay(self, directory: int, name: bytes, mark: str) -> bytes | None:
+        path = f"/proc/self/fd/{directory}/".encode() + name
         for space in self._spaces:
             with suppress(OSError):
                 return os.getxattr(path, f"{space}.overlay.{mark}", follow_symlinks=False)
@@ -184,12 +186,12 @@ class TreeWriter:
         self._header(Head(name=name, kind=b"0", mtime_ns=(self.how.epoch or 0) * 1_000_000_000))
         self.count += 1
 
-    def _entry(self, path: bytes, status: os.stat_result, folder: int, name: bytes) -> None:
+    def _entry(self, path: bytes, status: os.stat_result, directory: int, name: bytes) -> None:
         """Write the entry of one file. ``name`` is empty for the directory itself."""
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFSOCK:
             return
-        attributes, owner = self._attributes(path, folder, name)
+        attributes, owner = self._attributes(path, directory, name)
         uid, gid, mode = owner or (self.how.owner(status.st_uid), self.how.group(status.st_gid), status.st_mode)
         head = Head(name=path, kind=_LETTERS[kind], mode=mode & 0o7777, uid=uid, gid=gid)
         head.mtime_ns, head.attributes = self._time(status.st_mtime_ns), attributes
@@ -201,10 +203,10 @@ class TreeWriter:
                 self._header(head)
                 return
         if kind == stat.S_IFREG:
-            self._file(head, folder, name, status)
+            self._file(head, directory, name, status)
             return
         if kind == stat.S_IFLNK:
-            head.link, head.mode = os.readlink(name, dir_fd=folder), 0o777
+            head.link, head.mode = os.readlink(name, dir_fd=directory), 0o777
         elif kind == stat.S_IFDIR:
             head.name = (path or b".") + b"/"
         else:
@@ -214,11 +216,11 @@ class TreeWriter:
     def _time(self, mtime_ns: int) -> int:
         return mtime_ns if self.how.epoch is None else min(mtime_ns, self.how.epoch * 1_000_000_000)
 
-    def _file(self, head: Head, folder: int, name: bytes, status: os.stat_result) -> None:
+    def _file(self, head: Head, directory: int, name: bytes, status: os.stat_result) -> None:
         try:
-            file = os.open(name, _FILE, dir_fd=folder)
+            file = os.open(name, _FILE, dir_fd=directory)
         except PermissionError:
-            file = os.open(name, _FILE & ~os.O_NOATIME, dir_fd=folder)
+            file = os.open(name, _FILE & ~os.O_NOATIME, dir_fd=directory)
         try:
             if not os.path.samestat(os.fstat(file), status):
                 raise ImageError(f"{shown(head.name)}: it was replaced while it was read")
@@ -248,9 +250,9 @@ class TreeWriter:
         self.sink.write(bytes(-head.size % _BLOCK))
 
     def _attributes(
-        self, path: bytes, folder: int, name: bytes
+        self, path: bytes, directory: int, name: bytes
     ) -> tuple[dict[str, bytes], tuple[int, int, int] | None]:
-        place: bytes | int = f"/proc/self/fd/{folder}/".encode() + name if name else folder
+        place: bytes | int = f"/proc/self/fd/{directory}/".encode() + name if name else directory
         links = {"follow_symlinks": False} if name else {}
         found: dict[str, bytes] = {}
         owner = None
@@ -293,11 +295,11 @@ class TreeWriter:
         """Write an entry with the content of a file. A symlink is not followed."""
         parent, _, name = path.rpartition(b"/")
         with reached(parent or b"/") as (at, last):
-            folder = os.open(last, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+            directory = os.open(last, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
         try:
-            self._file(head, folder, name, os.stat(name, dir_fd=folder, follow_symlinks=False))
+            self._file(head, directory, name, os.stat(name, dir_fd=directory, follow_symlinks=False))
         finally:
-            os.close(folder)
+            os.close(directory)
         self.count += 1
 
     def _header(self, head: Head) -> None:
@@ -346,8 +348,8 @@ class Head:
         """The name in the header. A sparse file has another one, so that tools without support make no broken file."""
         if self.real_size < 0:
             return self.name
-        folder, slash, name = self.name.rpartition(b"/")
-        return folder + slash + b"GNUSparseFile.0/" + name
+        directory, slash, name = self.name.rpartition(b"/")
+        return directory + slash + b"GNUSparseFile.0/" + name
 
     def records(self) -> dict[bytes, bytes]:
         """Return what the plain header can't contain."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LacksError", "Tree"]
 
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_OPEN: Final = 32
 
@@ -69,7 +69,7 @@ class Tree:
             os.close(descriptor)
         self._open.clear()
 
-    def folder(self, parts: Parts, *, make: bool = True) -> int:
+    def directory(self, parts: Parts, *, make: bool = True) -> int:
         """Return a descriptor of a directory. This object owns it, and it is valid until the next call.
 
         Args:
@@ -89,17 +89,17 @@ class Tree:
             self._open.move_to_end(parts)
             return found
         try:
-            found = open_beneath(self.root, b"/".join(parts), _FOLDER)
+            found = open_beneath(self.root, b"/".join(parts), _DIRECTORY)
         except OSError as error:
             if error.errno != ENOENT or not make:
                 raise self._explained(error, parts) from error
-            found = self._make_folders(parts)
+            found = self._make_directories(parts)
         self._open[parts] = found
         if len(self._open) > _MOST_OPEN:
             os.close(self._open.popitem(last=False)[1])
         return found
 
-    def _make_folders(self, parts: Parts) -> int:
+    def _make_directories(self, parts: Parts) -> int:
         """Create the missing directories of a path, owned by the caller and with mode 755."""
         at = os.dup(self.root)
         for depth, component in enumerate(parts, start=1):
@@ -107,7 +107,7 @@ class Tree:
                 with suppress(FileExistsError):
                     os.mkdir(component, 0o755, dir_fd=at)
                     self.implied.add(parts[:depth])
-                below = os.open(component, _FOLDER, dir_fd=at)
+                below = os.open(component, _DIRECTORY, dir_fd=at)
             except OSError as error:
                 raise self._explained(error, parts) from error
             finally:
@@ -131,7 +131,7 @@ class Tree:
         Raises:
             ImageError: a directory that is not empty is in its place.
         """
-        parent = self.folder(parts[:-1])
+        parent = self.directory(parts[:-1])
         try:
             os.unlink(parts[-1], dir_fd=parent)
         except FileNotFoundError:
@@ -139,7 +139,7 @@ class Tree:
         except (IsADirectoryError, PermissionError):
             self.forget(parts)
             try:
-                os.rmdir(parts[-1], dir_fd=self.folder(parts[:-1]))
+                os.rmdir(parts[-1], dir_fd=self.directory(parts[:-1]))
             except OSError as error:
                 if error.errno in (ENOTEMPTY, EEXIST):
                     raise ImageError(
@@ -149,16 +149,16 @@ class Tree:
 
     def new_file(self, parts: Parts) -> int:
         """Create an empty file, replacing what exists. Return a descriptor open for writing."""
-        parent = self.folder(parts[:-1])
+        parent = self.directory(parts[:-1])
         try:
             return os.open(parts[-1], _NEW, 0o600, dir_fd=parent)
         except FileExistsError:
             self.clear_way(parts)
-            return os.open(parts[-1], _NEW, 0o600, dir_fd=self.folder(parts[:-1]))
+            return os.open(parts[-1], _NEW, 0o600, dir_fd=self.directory(parts[:-1]))
 
-    def new_folder(self, parts: Parts) -> bool:
+    def new_directory(self, parts: Parts) -> bool:
         """Create a directory, or keep an existing one. Return whether it is new."""
-        parent = self.folder(parts[:-1])
+        parent = self.directory(parts[:-1])
         try:
             os.mkdir(parts[-1], 0o700, dir_fd=parent)
         except FileExistsError:
@@ -166,26 +166,26 @@ class Tree:
             if stat.S_ISDIR(kept.st_mode):
                 return False
             self.clear_way(parts)
-            os.mkdir(parts[-1], 0o700, dir_fd=self.folder(parts[:-1]))
+            os.mkdir(parts[-1], 0o700, dir_fd=self.directory(parts[:-1]))
         return True
 
     def new_symlink(self, parts: Parts, content: bytes) -> None:
         """Create a symlink, replacing what exists. Nothing here ever follows it."""
-        parent = self.folder(parts[:-1])
+        parent = self.directory(parts[:-1])
         try:
             os.symlink(content, parts[-1], dir_fd=parent)
         except FileExistsError:
             self.clear_way(parts)
-            os.symlink(content, parts[-1], dir_fd=self.folder(parts[:-1]))
+            os.symlink(content, parts[-1], dir_fd=self.directory(parts[:-1]))
 
     def new_node(self, parts: Parts, mode: int, device: int) -> None:
         """Create a device node or FIFO, replacing what exists."""
-        parent = self.folder(parts[:-1])
+        parent = self.directory(parts[:-1])
         try:
             os.mknod(parts[-1], mode, device, dir_fd=parent)
         except FileExistsError:
             self.clear_way(parts)
-            os.mknod(parts[-1], mode, device, dir_fd=self.folder(parts[:-1]))
+            os.mknod(parts[-1], mode, device, dir_fd=self.directory(parts[:-1]))
 
     def new_hardlink(self, parts: Parts, target: Parts) -> None:
         """Create a hard link to a file of this tree.
@@ -198,7 +198,7 @@ class Tree:
         if parts == target:
             raise ImageError(f"layer: {shown(b'/'.join(parts))} is a hard link to itself")
         try:
-            source = os.dup(self.folder(target[:-1], make=False))
+            source = os.dup(self.directory(target[:-1], make=False))
         except FileNotFoundError as error:
             raise self.lacks(parts, goal) from error
         try:
@@ -219,7 +219,7 @@ class Tree:
         """
         above, _, name = path.rpartition(b"/")
         with reached(above) as (at, last):
-            source = os.open(last, _FOLDER, dir_fd=at)
+            source = os.open(last, _DIRECTORY, dir_fd=at)
         try:
             self._link(parts, name, goal, source)
         finally:
@@ -231,7 +231,7 @@ class Tree:
 
     def _link(self, parts: Parts, target: bytes, goal: bytes, source: int) -> None:
         for _ in range(2):
-            parent = self.folder(parts[:-1])
+            parent = self.directory(parts[:-1])
             try:
                 os.link(target, parts[-1], src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
@@ -251,9 +251,9 @@ class Tree:
         return os.path.samestat(one, other)
 
     def remove(self, parts: Parts) -> None:
-        """Remove a file, or a directory with its content. It is no error if it does not exist."""
+        """Remove a file, or a directory with its content. It is not an error if it does not exist."""
         try:
-            parent = self.folder(parts[:-1], make=False)
+            parent = self.directory(parts[:-1], make=False)
         except FileNotFoundError:
             return
         try:
@@ -262,21 +262,21 @@ class Tree:
             return
         except (IsADirectoryError, PermissionError):
             self.forget(parts)
-            remove(parts[-1], self.folder(parts[:-1]))
+            remove(parts[-1], self.directory(parts[:-1]))
 
     def names(self, parts: Parts) -> list[bytes]:
         """Return the names in a directory."""
-        with os.scandir(self.folder(parts)) as found:
+        with os.scandir(self.directory(parts)) as found:
             return [os.fsencode(entry.name) for entry in found]
 
     def mode(self, parts: Parts) -> int | None:
         """Return type and permission bits of a file, or None if it does not exist. A symlink is not followed."""
         try:
-            parent = self.folder(parts[:-1], make=False)
+            parent = self.directory(parts[:-1], make=False)
             return os.stat(parts[-1], dir_fd=parent, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return None
 
     def link(self, parts: Parts) -> bytes:
         """Return the target of a symlink."""
-        return os.readlink(parts[-1], dir_fd=self.folder(parts[:-1], make=False))
+        return os.readlink(parts[-1], dir_fd=self.directory(parts[:-1], make=False))

@@ -59,7 +59,7 @@ class Union:
         if not parts:
             return parts
         try:
-            self._tree.folder(parts, make=False)
+            self._tree.directory(parts, make=False)
         except (FileNotFoundError, ImageError):
             return self._walk(parts)
         return parts
@@ -68,7 +68,7 @@ class Union:
         done: Parts = ()
         for part in parts:
             ahead = follow(done, part, self._link_at)
-            if ahead != (*done, part) and not self._is_folder(ahead):
+            if ahead != (*done, part) and not self._is_directory(ahead):
                 raise LacksError(f"layer: a symlink in the path {shown(b'/'.join(parts))} does not lead to a directory")
             done = ahead
         return done
@@ -82,7 +82,7 @@ class Union:
         found = self.find_below(parts)
         return readlink(found.path) if found is not None and stat.S_ISLNK(found.status.st_mode) else None
 
-    def _is_folder(self, parts: Parts) -> bool:
+    def _is_directory(self, parts: Parts) -> bool:
         if not parts:
             return True
         if self.is_deleted(parts):
@@ -91,7 +91,7 @@ class Union:
         if mode is not None:
             return stat.S_ISDIR(mode)
         found = self.find_below(parts)
-        return found is not None and found.is_folder
+        return found is not None and found.is_directory
 
     def find_below(self, parts: Parts) -> Found | None:
         """Return the file of the layers below at a path without symlinks, unless this layer hides it."""

@@ -72,7 +72,7 @@ def unpack_layers(
         done(layer[1])
         return path
 
-    missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not is_whole(store.layer_folder(diff_id))}
+    missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not is_whole(store.layer_directory(diff_id))}
     if len(missing) > 1:
         with userns_helper.hired(), ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
             list(pool.map(one, sorted(missing.values(), key=lambda layer: -layer[0].size)))
@@ -89,19 +89,19 @@ def unpack_layers(
 def unpack_layer(store: Store, blob: Descriptor, diff_id: Digest, lease: Lease, how: Extraction | None = None) -> Path:
     """Unpack one layer alone, if it is possible and not done yet; see :func:`unpack_layers`."""
     lease.claim([diff_id])
-    folder = store.layer_folder(diff_id)
-    if not is_whole(folder):
+    directory = store.layer_directory(diff_id)
+    if not is_whole(directory):
         with store.blobs.open(blob.digest) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # one process unpacks, others wait
-            if not is_whole(folder):
-                userns_helper.call(_unpack, store, blob.digest, folder, diff_id, how)
-    settle(folder)
-    return folder / CONTENT
+            if not is_whole(directory):
+                userns_helper.call(_unpack, store, blob.digest, directory, diff_id, how)
+    settle(directory)
+    return directory / CONTENT
 
 
-def _leans_on_others(folder: Path, below: Sequence[Path]) -> bool:
+def _leans_on_others(directory: Path, below: Sequence[Path]) -> bool:
     """Return whether the meaning of a layer depends on those below it."""
-    facts = _facts(folder)
+    facts = _facts(directory)
     if _LACKS in facts:
         return True
     unnamed = facts.get(_UNNAMED)
@@ -111,8 +111,8 @@ def _leans_on_others(folder: Path, below: Sequence[Path]) -> bool:
     return leans
 
 
-def _is_any_link(folders: tuple[str, ...], paths: Sequence[str]) -> bool:
-    view = View(folders)
+def _is_any_link(directories: tuple[str, ...], paths: Sequence[str]) -> bool:
+    view = View(directories)
     return any(view.is_link(tuple(os.fsencode(path).split(b"/"))) for path in paths)
 
 
@@ -120,15 +120,15 @@ def _unpack_on_top(store: Store, layer: Layer, below: Sequence[Path], chain_id: 
     blob, diff_id = layer
     own_id = on_top_id(chain_id)
     lease.claim([own_id])
-    folder = store.layer_folder(own_id)
-    if not is_whole(folder):
+    directory = store.layer_directory(own_id)
+    if not is_whole(directory):
         paths = layer_paths(below) if below else ()
         with store.blobs.open(blob.digest) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not is_whole(folder):
-                userns_helper.call(_unpack, store, blob.digest, folder, diff_id, None, paths)
-    settle(folder)
-    return folder / CONTENT
+            if not is_whole(directory):
+                userns_helper.call(_unpack, store, blob.digest, directory, diff_id, None, paths)
+    settle(directory)
+    return directory / CONTENT
 
 
 def extract_blob(
@@ -155,7 +155,7 @@ def extract_blob(
 def _unpack(
     store: Store,
     blob: Digest,
-    folder: Path,
+    directory: Path,
     diff_id: Digest,
     how: Extraction | None,
     below: tuple[str, ...] | None = None,
@@ -183,7 +183,7 @@ def _unpack(
             facts = {_LACKS: str(error)}
         finally:
             os.close(root)
-        place_layer(store, new, folder, facts)
+        place_layer(store, new, directory, facts)
     except BaseException:
         remove_tree(new)
         raise
@@ -191,30 +191,30 @@ def _unpack(
         os.close(lock)
 
 
-def place_layer(store: Store, new: Path, folder: Path, facts: dict[str, object]) -> None:
+def place_layer(store: Store, new: Path, directory: Path, facts: dict[str, object]) -> None:
     """Move a finished layer to its place, with a marker that it is complete.
 
     Args:
         store: the store.
         new: its present directory.
-        folder: its final directory.
+        directory: its final directory.
         facts: facts to record about it.
     """
     replace_file(new / _MARKER, _marker(facts, durable=False))
-    for parent in (store.layers, folder.parent):
+    for parent in (store.layers, directory.parent):
         parent.mkdir(exist_ok=True, mode=0o711)
-    if folder.exists():
-        folder.rename(store.root / "trash" / token_hex(8))  # left from before a crash of the machine
-    new.rename(folder)
+    if directory.exists():
+        directory.rename(store.root / "trash" / token_hex(8))  # left from before a crash of the machine
+    new.rename(directory)
 
 
 def _marker(facts: dict[str, object], *, durable: bool) -> bytes:
     return json.dumps(facts | {"durable": durable, "boot": _BOOT.read_text().strip()}).encode()
 
 
-def is_whole(folder: Path) -> bool:
+def is_whole(directory: Path) -> bool:
     """Return whether a layer is complete: it was unpacked since the machine started, or is known to be on disk."""
-    facts = _facts(folder)
+    facts = _facts(directory)
     return bool(facts) and (bool(facts["durable"]) or facts["boot"] == _BOOT.read_text().strip())
 
 
@@ -223,9 +223,9 @@ def has_implied(content: str) -> bool:
     return bool(_facts(Path(content).parent).get("implied"))
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _facts(directory: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads((folder / _MARKER).read_bytes())
+        facts: dict[str, Any] = json.loads((directory / _MARKER).read_bytes())
     except (OSError, ValueError):
         return {}
     return facts
@@ -238,16 +238,16 @@ def on_top_id(chain_id: Digest) -> Digest:
     return AnyDigest.of(f"on top {chain_id}".encode())
 
 
-def settle(folder: Path) -> None:
+def settle(directory: Path) -> None:
     """Make a layer durable after the kernel has had time to write it, when this costs almost nothing."""
-    marker = folder / _MARKER
+    marker = directory / _MARKER
     with suppress(OSError, ValueError):
         if time.time() - marker.stat().st_mtime < _SETTLE_S:
             return
         facts = json.loads(marker.read_bytes())
         if facts["durable"]:
             return
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sync_filesystem(descriptor)
         finally:
@@ -255,14 +255,14 @@ def settle(folder: Path) -> None:
         replace_file(marker, _marker(facts, durable=True))
 
 
-def layer_paths(folders: Sequence[Path]) -> tuple[str, ...]:
+def layer_paths(directories: Sequence[Path]) -> tuple[str, ...]:
     """Return the directories for overlayfs: topmost first, each once, nothing below a layer whose root is opaque.
 
     A layer that is in the stack twice counts only where it is topmost. Its content is the same, and overlayfs refuses
     a repeated directory.
 
     Args:
-        folders: the directories of the layers, lowest first.
+        directories: the directories of the layers, lowest first.
 
     Raises:
         ImageError: there are no layers.
@@ -270,8 +270,8 @@ def layer_paths(folders: Sequence[Path]) -> tuple[str, ...]:
     Source: Documentation/filesystems/overlayfs.rst.
     """
     found: list[str] = []
-    for folder in reversed(folders):
-        path = os.fspath(folder)
+    for directory in reversed(directories):
+        path = os.fspath(directory)
         if path not in found:
             found.append(path)
         if _has_opaque_root(path):

@@ -29,7 +29,7 @@ class Found(NamedTuple):
     status: os.stat_result
 
     @property
-    def is_folder(self) -> bool:
+    def is_directory(self) -> bool:
         """Whether it is a directory."""
         return stat.S_ISDIR(self.status.st_mode)
 
@@ -38,15 +38,15 @@ class View:
     """The union of directories. Paths are resolved component by component, symlinks as inside a container.
 
     Args:
-        folders: topmost first. They must not change in the meantime.
+        directories: topmost first. They must not change in the meantime.
         overlay: whether overlayfs's marks in them are interpreted.
 
     Source: Documentation/filesystems/overlayfs.rst.
     """
 
-    def __init__(self, folders: Sequence[str], *, overlay: bool = True) -> None:
+    def __init__(self, directories: Sequence[str], *, overlay: bool = True) -> None:
         self.overlay = overlay
-        self._visible: dict[Parts, tuple[bytes, ...]] = {(): tuple(map(os.fsencode, folders))}
+        self._visible: dict[Parts, tuple[bytes, ...]] = {(): tuple(map(os.fsencode, directories))}
 
     def find(self, parts: Parts) -> Found | None:
         """Return the file at a path without symlinked directories, or None."""
@@ -54,8 +54,8 @@ class View:
             top = self._visible[()][0]
             return Found(top, os.stat(top))
         implied: Found | None = None
-        for folder in self._folders(parts[:-1]):
-            path = folder + b"/" + parts[-1]
+        for directory in self._directories(parts[:-1]):
+            path = directory + b"/" + parts[-1]
             try:
                 status = lstat(path)
             except (FileNotFoundError, NotADirectoryError):
@@ -72,8 +72,8 @@ class View:
     def names(self, parts: Parts) -> list[bytes]:
         """Return the names in a directory, sorted."""
         found: set[bytes] = set()
-        for folder in self._folders(parts):
-            found.update(names(folder))
+        for directory in self._directories(parts):
+            found.update(names(directory))
         return sorted(name for name in found if self.find((*parts, name)) is not None)
 
     def resolve(self, path: bytes, *, last: bool = True) -> Parts:
@@ -107,11 +107,11 @@ class View:
         with open_file(found.path) as file:
             return file.read(limit)
 
-    def folders(self, parts: Parts) -> tuple[bytes, ...]:
+    def directories(self, parts: Parts) -> tuple[bytes, ...]:
         """Return the directories outside that together are one directory inside, topmost first."""
-        return self._folders(parts)
+        return self._directories(parts)
 
-    def _folders(self, parts: Parts) -> tuple[bytes, ...]:
+    def _directories(self, parts: Parts) -> tuple[bytes, ...]:
         """Return the directories outside that together are one directory inside, topmost first."""
         known = len(parts)
         while parts[:known] not in self._visible:
@@ -121,8 +121,8 @@ class View:
         return self._visible[parts]
 
     def _inside(self, above: tuple[bytes, ...], name: bytes) -> Iterator[bytes]:
-        for folder in above:
-            path = folder + b"/" + name
+        for directory in above:
+            path = directory + b"/" + name
             try:
                 status = lstat(path)
             except (FileNotFoundError, NotADirectoryError):

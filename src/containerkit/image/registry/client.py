@@ -15,7 +15,7 @@ from containerkit.image.document import LARGEST_BYTES
 from containerkit.image.manifest import Descriptor, Index, parse_manifest
 from containerkit.image.reference import DEFAULT_REGISTRY
 from containerkit.image.registry.credentials import find_credentials
-from containerkit.image.registry.patience import Meter, patient
+from containerkit.image.registry.deadlines import Meter, patient
 from containerkit.image.registry.settings import RegistrySettings
 from containerkit.image.registry.tokens import Authorizer
 from containerkit.image.registry.transport import (

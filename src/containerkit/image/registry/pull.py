@@ -14,7 +14,7 @@ from containerkit.image.manifest import Index, Manifest
 from containerkit.image.platform import Platform
 from containerkit.image.progress import ProgressEvent, silent
 from containerkit.image.registry.client import Registry
-from containerkit.image.registry.patience import Meter
+from containerkit.image.registry.deadlines import Meter
 from containerkit.image.registry.settings import RegistrySettings
 from containerkit.image.registry.transport import backoff_s, let_go
 from containerkit.start import userns_helper

@@ -116,9 +116,9 @@ class RegistrySettings:
         """
         trusted = [self.ca_paths[host]] if host in self.ca_paths else []
         client: tuple[str, str] | None = None
-        for folder in _CERTIFICATES:
-            trusted += [str(path) for path in sorted((folder / host).glob("*.crt"))]
-            for certificate in sorted((folder / host).glob("*.cert")):
+        for directory in _CERTIFICATES:
+            trusted += [str(path) for path in sorted((directory / host).glob("*.crt"))]
+            for certificate in sorted((directory / host).glob("*.cert")):
                 key = certificate.with_suffix(".key")
                 if not key.exists():
                     raise ImageError(f"registry {host}: the key of {certificate} is missing (hint: it must be {key})")

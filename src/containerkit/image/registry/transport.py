@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from containerkit.errors import DESCRIPTORS_HINT, ImageError, SetupError, UnsupportedError
 from containerkit.image.reference import is_loopback
-from containerkit.image.registry.patience import Meter, Patience, connection_classes, current, patient
+from containerkit.image.registry.deadlines import Meter, Patience, connection_classes, current, patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

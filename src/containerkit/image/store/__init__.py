@@ -224,7 +224,7 @@ class Store:
 
         return verify(self, repair=repair)
 
-    def layer_folder(self, diff_id: Digest) -> Path:
+    def layer_directory(self, diff_id: Digest) -> Path:
         """Return the directory of an unpacked layer for the ids of this user's containers. It need not exist.
 
         For root the ids on disk are those inside, and all containers share one directory. For a user with ranges in

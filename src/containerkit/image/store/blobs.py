@@ -11,7 +11,7 @@ from containerkit.errors import ImageError
 from containerkit.image.digest import Digest
 from containerkit.image.document import LARGEST_BYTES
 from containerkit.image.manifest import Descriptor
-from containerkit.image.store.locks import refused, sync_folder
+from containerkit.image.store.locks import refused, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +159,7 @@ class Ingest:
             place = self._blobs.path(digest)
             place.parent.mkdir(exist_ok=True)
             self._path.replace(place)
-            sync_folder(place.parent)
+            sync_directory(place.parent)
         except OSError as error:
             raise refused("rename", self._path, error) from error
         self.done = True
@@ -175,28 +175,28 @@ class Blobs:
     """The directory ``blobs`` of an image layout, and the directory for incoming blobs.
 
     Args:
-        folder: ``blobs``.
+        directory: ``blobs``.
         incoming: the directory for unfinished blobs, on the same filesystem.
 
     Source: OCI image specification, image-layout.md.
     """
 
-    def __init__(self, folder: Path, incoming: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, incoming: Path) -> None:
+        self.directory = directory
         self.incoming = incoming
 
     def __repr__(self) -> str:
-        return f"Blobs({str(self.folder)!r})"
+        return f"Blobs({str(self.directory)!r})"
 
     def __iter__(self) -> Iterator[Digest]:
-        for algorithm in sorted(self.folder.iterdir()):
+        for algorithm in sorted(self.directory.iterdir()):
             for entry in sorted(algorithm.iterdir()):
                 if not entry.name.startswith("."):
                     yield Digest(f"{algorithm.name}:{entry.name}")
 
     def path(self, digest: Digest) -> Path:
         """Return the path of a blob, which need not exist."""
-        return self.folder / digest.algorithm / digest.encoded
+        return self.directory / digest.algorithm / digest.encoded
 
     def has(self, blob: Descriptor | Digest) -> bool:
         """Return whether a blob exists and has the size in its descriptor."""

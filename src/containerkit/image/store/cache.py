@@ -60,15 +60,15 @@ class Cache:
     def __init__(self, store: Store, *, enabled: bool = True) -> None:
         self._store = store
         self._enabled = enabled
-        self._folder = store.root / "build/cache"
-        self._folder.mkdir(exist_ok=True, mode=0o711)
+        self._directory = store.root / "build/cache"
+        self._directory.mkdir(exist_ok=True, mode=0o711)
 
     def find(self, key: str, lease: Lease) -> Made | None:
         """Return and claim the earlier result of a step, or None if there is none or its layer is gone or changed."""
         if not self._enabled:
             return None
         try:
-            raw = (self._folder / f"{key}.json").read_bytes()
+            raw = (self._directory / f"{key}.json").read_bytes()
         except FileNotFoundError:
             return None
         try:
@@ -117,7 +117,7 @@ class Cache:
         if made.layer is not None:
             blob, diff_id = made.layer
             content |= {"layer": blob.to_json(), "diffID": str(diff_id), "seen": self._seen(blob.digest)}
-        replace_file(self._folder / f"{key}.json", json.dumps(content).encode())
+        replace_file(self._directory / f"{key}.json", json.dumps(content).encode())
 
 
 def forget_builds(store: Store) -> None:

@@ -121,9 +121,9 @@ def collect(store: Store) -> Collected:
         blobs = [digest for digest in store.blobs if digest not in kept]
         current = store.layers
         layers = [
-            (digest, folder)
-            for digest, folder in unpacked(store)
-            if digest not in (kept if folder.parents[1] == current else claimed)  # for other ids only claims count
+            (digest, directory)
+            for digest, directory in unpacked(store)
+            if digest not in (kept if directory.parents[1] == current else claimed)  # for other ids only claims count
         ]
         freed = 0
         for digest in blobs:
@@ -131,8 +131,8 @@ def collect(store: Store) -> Collected:
             store.blobs.path(digest).unlink()
         if layers:
             trash.mkdir()
-        for number, (_, folder) in enumerate(layers):
-            folder.rename(trash / str(number))
+        for number, (_, directory) in enumerate(layers):
+            directory.rename(trash / str(number))
         unfinished, bytes_ = _sweep_incoming(store)
     unfinished += _sweep_trash(store) + _sweep_files(store)
     gone = tuple(digest for digest, _ in layers)
@@ -178,8 +178,8 @@ def sweep() -> tuple[str, ...]:
 
 
 def _unfinished(store: Store) -> set[str]:
-    folders = [store.root / name for name in ("leases", "incoming", "trash")]
-    found = {str(path) for folder in folders for path in folder.iterdir()}
+    directories = [store.root / name for name in ("leases", "incoming", "trash")]
+    found = {str(path) for directory in directories for path in directory.iterdir()}
     found |= {str(path) for path in _unplaced(store)}
     for name in ("layers", "build"):
         found |= {str(path) for path in (store.root / name).glob(".new-*")}
@@ -226,8 +226,14 @@ def _sweep_files(store: Store) -> int:
 
 
 def _unplaced(store: Store) -> list[Path]:
-    folders = (store.root, store.root / "build/cache")
-    return [path for folder in folders if folder.is_dir() for path in folder.iterdir() if UNPLACED.fullmatch(path.name)]
+    directories = (store.root, store.root / "build/cache")
+    return [
+        path
+        for directory in directories
+        if directory.is_dir()
+        for path in directory.iterdir()
+        if UNPLACED.fullmatch(path.name)
+    ]
 
 
 def _sweep_abandoned(path: Path) -> bool:

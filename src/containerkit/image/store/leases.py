@@ -25,16 +25,16 @@ class Lease:
     It is a locked file with one digest per line. The kernel releases the lock when the process ends, for any reason.
 
     Args:
-        folder: the directory of the leases.
+        directory: the directory of the leases.
         gate: the lock that the collection holds exclusively.
         shared: descriptor of another process's claim to extend; it is closed with this one. Default: a new claim.
 
     Source: flock(2).
     """
 
-    def __init__(self, folder: Path, gate: Path, shared: int | None = None) -> None:
+    def __init__(self, directory: Path, gate: Path, shared: int | None = None) -> None:
         self._gate = gate
-        self._path = folder / token_hex(8)
+        self._path = directory / token_hex(8)
         self._claimed: set[Digest] = set()
         self._is_shared = shared is not None
         if shared is not None:
@@ -77,13 +77,13 @@ class Lease:
             self._file = -1
 
 
-def leased(folder: Path) -> set[Digest]:
+def leased(directory: Path) -> set[Digest]:
     """Return all claimed digests, and delete the leases of processes that have ended.
 
     The caller must hold the gate exclusively.
     """
     found: set[Digest] = set()
-    for path in list(folder.iterdir()):
+    for path in list(directory.iterdir()):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if try_lock(descriptor):

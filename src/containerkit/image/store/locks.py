@@ -24,7 +24,7 @@ __all__ = [
     "refused",
     "remove_tree",
     "replace_file",
-    "sync_folder",
+    "sync_directory",
     "try_lock",
     "workspace",
 ]
@@ -72,7 +72,7 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def sync_folder(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make the names in a directory durable.
 
     Source: fsync(2).
@@ -99,7 +99,7 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise refused("write", path, error) from error
-    sync_folder(path.parent)
+    sync_directory(path.parent)
 
 
 def refused(operation: str, path: Path, error: OSError) -> SetupError:
@@ -126,14 +126,14 @@ def workspace(parent: Path) -> Iterator[Path]:
 
     Source: flock(2).
     """
-    folder = parent / f".new-{token_hex(8)}"
-    folder.mkdir(mode=0o700)
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = parent / f".new-{token_hex(8)}"
+    directory.mkdir(mode=0o700)
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
+        yield directory
     finally:
-        remove_tree(folder)
+        remove_tree(directory)
         os.close(lock)
 
 

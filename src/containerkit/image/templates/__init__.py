@@ -122,7 +122,7 @@ def make_template(name: str, *, store: Store | None = None, again: bool = False,
 
 def _image_of(root: Path, reference: Reference, defaults: Defaults, store: Store, name: str) -> Image:
     """Make the image of a root, which may contain files of all ids granted to the user."""
-    return Image.from_folder(
+    return Image.from_directory(
         root, reference, defaults=defaults, store=store, created_by=f"template {name}", compression="none"
     )
 

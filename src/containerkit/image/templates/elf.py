@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["closure", "is_elf", "library_cache"]
 
-_DEFAULT_FOLDERS: Final = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+_DEFAULT_DIRECTORIES: Final = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
 
 
 class _Facts(NamedTuple):
     loader: str
     needed: tuple[str, ...]
-    folders: tuple[str, ...]
+    directories: tuple[str, ...]
     machine: str
 
 
@@ -75,22 +75,22 @@ def closure(programs: Iterable[str]) -> list[str]:
         if facts.loader and facts.loader not in found:
             found[facts.loader] = None
             waiting.append((facts.loader, ()))
-        folders = (*facts.folders, *inherited)
+        directories = (*facts.directories, *inherited)
         for name in facts.needed:
-            library = _locate(name, folders, cache, facts.machine)
+            library = _locate(name, directories, cache, facts.machine)
             if library is None:
                 raise ImageError(f"{path} needs {name}, which does not exist on this machine")
             found[library] = None
-            waiting.append((library, folders))
+            waiting.append((library, directories))
     return list(found)
 
 
-def _locate(name: str, folders: tuple[str, ...], cache: dict[str, list[str]], machine: str) -> str | None:
+def _locate(name: str, directories: tuple[str, ...], cache: dict[str, list[str]], machine: str) -> str | None:
     if "/" in name:
         return name if os.path.exists(name) else None
-    candidates = [f"{folder}/{name}" for folder in folders]
+    candidates = [f"{directory}/{name}" for directory in directories]
     candidates += cache.get(name, [])
-    candidates += [f"{folder}/{name}" for folder in _DEFAULT_FOLDERS]
+    candidates += [f"{directory}/{name}" for directory in _DEFAULT_DIRECTORIES]
     for path in candidates:
         if os.path.isfile(path) and is_elf(path) and _read(path).machine == machine:
             return path
@@ -106,7 +106,7 @@ def _read(path: str) -> _Facts:
     try:
         with open(path, "rb") as file:
             elf = ELFFile(file)
-            loader, needed, folders = "", [], []
+            loader, needed, directories = "", [], []
             segments: Iterable[Any] = elf.iter_segments()
             for segment in segments:
                 kind = segment.header.p_type
@@ -118,15 +118,15 @@ def _read(path: str) -> _Facts:
                             needed.append(tag.needed)
                         elif tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
                             text = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
-                            folders += list(_expanded(text, path))
+                            directories += list(_expanded(text, path))
             machine = f"{elf.header.e_machine} {elf.elfclass}"
     except (ELFError, OSError) as error:
         raise ImageError(f"{path}: it is not a readable program or library ({error})") from error
-    return _Facts(loader, tuple(needed), tuple(folders), machine)
+    return _Facts(loader, tuple(needed), tuple(directories), machine)
 
 
 def _expanded(text: str, path: str) -> Iterator[str]:
     """Replace ``$ORIGIN`` in a search path. Source: ld.so(8), "Dynamic string tokens"."""
     origin = os.path.dirname(os.path.realpath(path))
-    for folder in filter(None, text.split(":")):
-        yield folder.replace("${ORIGIN}", origin).replace("$ORIGIN", origin)
+    for directory in filter(None, text.split(":")):
+        yield directory.replace("${ORIGIN}", origin).replace("$ORIGIN", origin)

@@ -164,8 +164,10 @@ def _bring_all(path: str, root: Path) -> list[str]:
         real = os.path.realpath(path)
         return [path] if os.path.isfile(real) and is_elf(real) else []
     found: list[str] = []
-    for here, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if name not in ("__pycache__", "test", "site-packages", "dist-packages")]
+    for here, directories, names in os.walk(path):
+        directories[:] = [
+            name for name in directories if name not in ("__pycache__", "test", "site-packages", "dist-packages")
+        ]
         for name in names:
             inner = f"{here}/{name}"
             if os.path.isfile(inner) and not name.endswith((".pyc", ".a")):
@@ -217,8 +219,8 @@ def _write_library_cache(root: Path) -> None:
 
 
 def _search_path(paths: Iterable[str]) -> str:
-    folders = [os.path.dirname(path) for path in paths if os.path.isfile(path)]
-    return ":".join(dict.fromkeys([*folders, *DEFAULT_PATH.split(":")]))
+    directories = [os.path.dirname(path) for path in paths if os.path.isfile(path)]
+    return ":".join(dict.fromkeys([*directories, *DEFAULT_PATH.split(":")]))
 
 
 def _fingerprint_host(*, programs: Sequence[str] = ("sh",), files: Sequence[str] = ()) -> str:

@@ -5,7 +5,9 @@ tools, and :mod:`.compiler` writes the program that the kernel runs. The names a
 container with the default filter needs only :mod:`.ready`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from containerkit.late import lazy
 
 if TYPE_CHECKING:
     from containerkit.security.seccomp.profile import (
@@ -34,10 +36,4 @@ __all__ = [
     "Seccomp",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from containerkit.security.seccomp import profile
-
-    return getattr(profile, name)
+__getattr__, __dir__ = lazy(globals(), dict.fromkeys(__all__, "profile"))

@@ -102,7 +102,7 @@ def _load(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _check_version(kernel: object) -> None:
-    numbers = instances(kernel, int, "kernel")  # type: ignore[arg-type] # it refuses what is no sequence
+    numbers = instances(kernel, int, "kernel")  # type: ignore[arg-type] # it refuses what is not a sequence
     if len(numbers) != 2:
         raise SpecError(f"kernel: {kernel!r} is not a pair such as (6, 1)")
 

@@ -1,35 +1,14 @@
-"""The errors of containerkit.
-
-::
-
-    ContainerError
-    ├── SpecError (ValueError)          the description is invalid
-    ├── StateError                      the call is not possible in the present state
-    ├── SetupError (OSError)            the kernel refused an operation of the start
-    │   ├── UnsupportedError            ... because this host lacks what it needs
-    │   └── ProgramNotFoundError (FileNotFoundError)  ... because the program does not exist inside
-    ├── ExitError (CalledProcessError)  check=True, and the command failed
-    │   └── OutOfMemory                 ... because the kernel killed it when out of memory
-    ├── ContainerTimeout (TimeoutExpired, TimeoutError)
-    ├── ImageError                      an image or registry is malformed, untrusted or missing
-    └── CleanupError                    something could not be removed; it says what
-
-All of them can be pickled, because test runners pass errors between processes.
-"""
+"""The errors of a command that failed or took too long, which are errors of :mod:`subprocess` too."""
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
-from errno import EMFILE, ENFILE
 from subprocess import CalledProcessError, TimeoutExpired
 
-from containerkit.failures import DESCRIPTORS_HINT as DESCRIPTORS_HINT  # noqa: PLC0414 - passed on
-from containerkit.failures import ContainerError, SetupError, SpecError, StateError
+from containerkit.errors import ContainerError
 
 TYPE_CHECKING = False  # typing takes long to import
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Final, TypeAlias
 
     from containerkit.process.result import Cause, CompletedProcess
@@ -37,72 +16,13 @@ if TYPE_CHECKING:
     Written = str | bytes | None
     Result: TypeAlias = "CompletedProcess[str] | CompletedProcess[bytes]"
 
-__all__ = [
-    "CleanupError",
-    "ContainerError",
-    "ContainerTimeout",
-    "ExitError",
-    "ImageError",
-    "OutOfMemory",
-    "ProgramNotFoundError",
-    "SetupError",
-    "SpecError",
-    "StateError",
-    "UnsupportedError",
-]
+__all__ = ["ContainerTimeout", "ExitError", "OutOfMemory"]
 
 _SHOWN_LINES: Final = 10
 _SHOWN_CHARACTERS: Final = 2000
 """How much of a command's output its error shows."""
 
 _MIB: Final = 1024 * 1024
-
-
-@contextmanager
-def telling_of_descriptors(operation: str) -> Iterator[None]:
-    """Convert an error for lack of file descriptors to a :class:`SetupError` that says so. Other errors pass unchanged.
-
-    It decorates functions, too; what they return must not have to be closed: the handler of a signal may raise between
-    the function and its caller.
-
-    Args:
-        operation: the name of the operation, for the error.
-
-    Source: errno(3), EMFILE and ENFILE.
-    """
-    try:
-        yield
-    except OSError as error:
-        told = of_descriptors(operation, error)
-        if told is None:
-            raise
-        raise told from error
-
-
-def of_descriptors(operation: str, error: BaseException) -> SetupError | None:
-    """Return an error that reports missing descriptors if this is the cause and no other error has reported it."""
-    if not isinstance(error, OSError) or isinstance(error, ContainerError) or error.errno not in (EMFILE, ENFILE):
-        return None
-    target = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
-    return SetupError(operation, error.errno, target)
-
-
-class UnsupportedError(SetupError):
-    """The host can't do what was requested. ``hint`` says which argument to change or what would provide it."""
-
-
-class ProgramNotFoundError(SetupError, FileNotFoundError):
-    """The program does not exist inside the container, or the interpreter in its first line or ELF header does not.
-
-    Attributes:
-        filename: the program, as in :class:`FileNotFoundError`.
-    """
-
-    filename: str
-
-    def __init__(self, operation: str, errno: int, target: str = "", hint: str = "") -> None:
-        super().__init__(operation, errno, target, hint)
-        self.filename = target
 
 
 class ExitError(ContainerError, CalledProcessError):
@@ -198,25 +118,6 @@ class ContainerTimeout(ContainerError, TimeoutExpired, TimeoutError):  # noqa: N
         return type(self), (self.cmd, self.timeout, self.output, self.stderr, self.result)
 
 
-class ImageError(ContainerError):
-    """An image, layer or registry answer is malformed, untrusted or missing."""
-
-
-class CleanupError(ContainerError):
-    """Something could not be removed.
-
-    Attributes:
-        left: a description of each thing that is left behind.
-    """
-
-    def __init__(self, left: tuple[str, ...]) -> None:
-        super().__init__("left behind: " + "; ".join(left))
-        self.left = left
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.left,)
-
-
 def _used(result: Result | None) -> str:
     """Return what a command had used, for people; nothing where that is not known."""
     if result is None:
@@ -248,3 +149,7 @@ def _last_lines(written: object) -> list[str]:
 
 def _printable(line: str) -> str:
     return "".join(each if each.isprintable() or each == "\t" else repr(each)[1:-1] for each in line)
+
+
+for _each in (ExitError, OutOfMemory, ContainerTimeout):
+    _each.__module__ = "containerkit.errors"  # the name by which users and pickles know them

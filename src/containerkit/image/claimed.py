@@ -34,10 +34,10 @@ def ready(store: Store, digest: Digest, prepare: Callable[[Lease], tuple[str, ..
         prepare: makes the directories and claims them with the lease that it gets.
     """
     key = (os.getpid(), os.fspath(store.layers), digest)
-    folders = _ready.get(key)
-    if folders is None or not os.path.isdir(folders[0]):
-        folders = _ready[key] = prepare(process_lease(store))
-    return folders
+    directories = _ready.get(key)
+    if directories is None or not os.path.isdir(directories[0]):
+        directories = _ready[key] = prepare(process_lease(store))
+    return directories
 
 
 def release() -> None:
