@@ -121,6 +121,7 @@ PROVIDERS: Final = {
 """Functions that convert a kind of root filesystem to ``dir`` or ``overlay``. They are called with the RootFS."""
 
 SWEEPERS: Final = {
+    "container": "containerkit.container.running:sweep",
     "control group": "containerkit.cgroup.sweeping:sweep",
     "detached container": "containerkit.detached.store:sweep",
     "network": "containerkit.network.sweeping:sweep",

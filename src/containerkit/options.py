@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from containerkit.container.lifecycle import Container
     from containerkit.namespace import Namespaces, TimeOffsets
     from containerkit.network import LiveNetwork
+    from containerkit.network.kept import Kept
     from containerkit.security.capabilities import Capabilities
     from containerkit.security.confinement import Confinement
     from containerkit.security.landlock import Landlock
@@ -50,9 +51,8 @@ if TYPE_CHECKING:
     Listener = Callable[[str], object] | Callable[[bytes], object]
     HidePid = Literal["noaccess", "invisible", "ptraceable"]
     Keyring = Literal["new", "host"]
-    NetworkWord = Literal["none", "host", "internet"]
-    OneNetwork: TypeAlias = "Network | LiveNetwork | Attach | Literal['internet']"
-    NetworkChoice: TypeAlias = "NetworkWord | OneNetwork | ListOf[OneNetwork] | Container | Macvlan | CNI"
+    OneNetwork: TypeAlias = "Network | LiveNetwork | Kept | Attach | Literal['internet']"
+    NetworkChoice: TypeAlias = "str | OneNetwork | ListOf[OneNetwork] | Container | Macvlan | CNI"
     Propagation = Literal["private", "slave", "shared", "unbindable"]
 
 __all__ = [
@@ -152,9 +152,9 @@ class DescriptionOptions(TypedDict, total=False):
     network: NetworkChoice
     """``"none"`` (default): a loopback interface alone. ``"internet"``: the outside, and no other container. A
     :class:`~containerkit.Network`, or one that is open: its other containers, and the outside. An
-    :class:`~containerkit.Attach` says more about how, a list of them gives several. Another container: its network is
-    shared. ``"host"``: the host's, without any isolation. A :class:`~containerkit.Macvlan` or
-    :class:`~containerkit.CNI`."""
+    :class:`~containerkit.Attach` says more about how, a list of them gives several. Another container, or
+    ``"container:ID"`` for one of another process: its network is shared. ``"host"``: the host's, without any isolation.
+    A :class:`~containerkit.Macvlan` or :class:`~containerkit.CNI`."""
     publish: ListOf[Port | int | str]
     """Ports of the host that lead inside: a :class:`~containerkit.Port`, a number for the same on 127.0.0.1, or a
     text as docker's ``-p`` has it (default none)."""

@@ -130,12 +130,25 @@ def test_llm_sandbox_streams(session):
     heard = []
     session.run("print('a'); print('b')", on_stdout=heard.append)
     assert "".join(heard) == "a\nb\n"
+    split = "printf '\\342'; sleep 0.05; printf '\\202\\254'; printf err >&2"
+    pieces = []
+    done = session.execute_command(split, on_stdout=pieces.append, on_stderr=pieces.append)
+    assert (done.stdout, done.stderr, sorted(pieces)) == ("\u20ac", "err", ["err", "\u20ac"])
+
+    def fails(piece):
+        raise RuntimeError(piece)
+
+    with pytest.raises(RuntimeError, match="ready"):
+        session.execute_command("printf ready; sleep 1000", on_stdout=fails)
+    assert session.execute_command("sleep 1000 & echo on", on_stdout=heard.append).stdout == "on\n"
 
 
 def test_llm_sandbox_commands_and_files(session, tmp_path):
     (tmp_path / "in").write_text("x")
     session.copy_to_runtime(str(tmp_path / "in"), "/sandbox/deep/in")
     assert session.execute_command("cat /sandbox/deep/in").stdout == "x"
+    session.copy_to_runtime(str(tmp_path / "in"), "relative")
+    assert session.execute_command("cat relative", workdir="/sandbox").stdout == "x"
     session.copy_from_runtime("/sandbox/deep/in", str(tmp_path / "out"))
     assert (tmp_path / "out").read_text() == "x"
     with pytest.raises(FileNotFoundError):
@@ -173,12 +186,19 @@ def test_llm_sandbox_refuses_what_it_has_not(session):
 
 
 def test_llm_sandbox_time_is_up(session):
+    from llm_sandbox import SandboxSession
     from llm_sandbox.exceptions import SandboxTimeoutError
 
     began = time.monotonic()
     with pytest.raises(SandboxTimeoutError):
         session.run("import time; time.sleep(60)", timeout=0.5)
     assert time.monotonic() - began < 20
+    with SandboxSession(backend="containerkit", default_timeout=0.1) as other:
+        assert other.run("import time; time.sleep(0.3); print('done')", timeout=60).stdout == "done\n"
+        with pytest.raises(ValueError, match="timeout"):
+            other.run("pass", timeout=0)
+        with pytest.raises(SandboxTimeoutError):
+            other.execute_command("printf x; sleep 1000", on_stdout=len)
 
 
 # --- Jupyter

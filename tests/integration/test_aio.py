@@ -20,10 +20,12 @@ from containerkit import (
     DEVNULL,
     PIPE,
     STDOUT,
+    Attach,
     Container,
     ContainerTimeout,
     ExitError,
     Limits,
+    Network,
     SpecError,
     StateError,
     aio,
@@ -319,13 +321,45 @@ def test_exception_kills_it(go):
 
 
 def test_popen_refuses(go):
-    for options in ({"text": True}, {"line_limit_bytes": 0}, {"stdin": "nothing"}, {"timeout": 5}):
+    for options in ({"encoding": "no such"}, {"line_limit_bytes": 0}, {"stdin": "nothing"}, {"timeout": 5}):
         with pytest.raises(SpecError):
             go(opened(options))
 
 
 async def opened(options):
     await aio.popen(["true"], **options)
+
+
+def test_popen_of_text(go):
+    script = "printf 'Gr\\303'; sleep 0.05; printf '\\274n\\r\\nzwei\\n'; read x; echo \"$x\" >&2; printf rest"
+
+    async def main():
+        async with aio.AsyncContainer() as c:
+            async with c.popen(["sh", "-c", script], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as p:
+                assert isinstance(p, aio.AsyncTextProcess)
+                first = [await p.stdout.readline(), await p.stdout.read(2), await p.stdout.readline()]
+                assert first == ["Gr\u00fcn\n", "zw", "ei\n"]
+                p.stdin.write("\u00e4\n")
+                await p.stdin.drain()
+                assert [line async for line in p.stderr] == ["\u00e4\n"]
+                assert [line async for line in p.stdout] == ["rest"]
+                assert p.stdout.at_eof()
+                assert await p.stdout.readline() == await p.stdout.read() == ""
+            async with c.popen(CAT, stdin=PIPE, stdout=PIPE, encoding="utf-16") as p:
+                assert await p.communicate("\u20ac\n") == ("\u20ac\n", None)
+            async with c.popen(CAT, stdin=PIPE, stdout=PIPE, text=True) as p:
+                with pytest.raises(SpecError, match="must be str"):
+                    await p.communicate(b"bytes")
+            async with c.popen(["printf", "\\377\\n"], stdout=PIPE, text=True) as p:
+                with pytest.raises(UnicodeDecodeError):
+                    await p.stdout.readline()
+            async with c.popen(["printf", "\\377"], stdout=PIPE, errors="replace") as p:
+                assert await p.stdout.read() == "\ufffd"
+            async with c.popen(["head", "-c", "5000", "/dev/zero"], stdout=PIPE, text=True, line_limit_bytes=100) as p:
+                with pytest.raises(ValueError, match="line_limit_bytes"):
+                    await p.stdout.readline()
+
+    go(main())
 
 
 def test_popen_in_a_terminal(go):
@@ -701,3 +735,32 @@ def test_import_of_the_package_loads_none_of_it():
     code = "import sys, containerkit; print(*(name for name in sys.modules if 'aio' in name or 'asyncio' in name))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+# --- Networks
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to run as root")
+def test_networks(go):
+    async def main():
+        wanted = aio.OpenNetwork(Network("aio", internal=True))
+        async with wanted as net:
+            with pytest.raises(StateError):
+                await wanted.__aenter__()
+            server = aio.AsyncContainer(network=Attach(net, aliases=["db"]))
+            async with server, aio.AsyncContainer(network=net) as client:
+                found = await client.run(["getent", "ahostsv4", "db"], text=True, check=True)
+                assert found.stdout.split()[0] in net.addresses(server.container)
+        assert net.closed
+        opening = asyncio.ensure_future(wanted.__aenter__())
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        async with wanted as net:  # nothing of the other is left
+            assert not net.closed
+
+    go(main())
+    with pytest.raises(SpecError):
+        aio.OpenNetwork("app")

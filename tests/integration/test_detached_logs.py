@@ -1,12 +1,15 @@
 """The logs of detached containers: nothing is lost, and they are bounded."""
 
+import asyncio
 import os
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from detached_samples import Kept, wait_for
 
+from containerkit import aio
 from containerkit.errors import SpecError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
@@ -92,3 +95,37 @@ def test_time_is_of_the_reading(kept):
     stamp = datetime.fromisoformat(line.time[:26]).replace(tzinfo=UTC).timestamp()
     assert before - 0.001 <= stamp <= time.time() + 0.001
     assert len(line.time) == len("2026-11-26T10:00:00.123456789Z")
+
+
+# --- In asyncio
+
+
+def test_asyncio_follows_and_leaves(kept):
+    container = kept.shell("trap 'echo last; exit' USR1; echo first; echo second >&2; while :; do sleep 0.01; done")
+
+    async def follow():
+        seen = []
+        async for line in aio.logs(container, follow=True):
+            seen.append((line.stream, str(line)))
+            if len(seen) == 2:
+                container.kill(signal.SIGUSR1)
+        return seen
+
+    async def last():
+        return [str(line) async for line in aio.logs(container, tail=1)]
+
+    async def leave():
+        lines = aio.logs(container, follow=True)
+        first = str(await anext(lines))
+        await lines.aclose()
+        return first
+
+    assert sorted(asyncio.run(follow())) == [("stderr", "second\n"), ("stdout", "first\n"), ("stdout", "last\n")]
+    assert asyncio.run(last()) == ["last\n"]
+    assert asyncio.run(leave()) in ("first\n", "second\n")
+
+    async def wrong():
+        await anext(aio.logs(container, tail=-1))
+
+    with pytest.raises(SpecError):
+        asyncio.run(wrong())

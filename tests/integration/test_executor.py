@@ -70,9 +70,9 @@ def test_many_at_once(pool):
     assert list(pool.map(abs, range(-100, 0), chunksize=7)) == list(range(100, 0, -1))
 
 
-def test_wait_and_as_completed(pool):
-    list(pool.map(time.sleep, [0.2, 0.2]))  # both are there
-    slow, quick = pool.submit(time.sleep, 2), pool.submit(pow, 2, 3)
+def test_wait_and_as_completed(fresh):
+    list(fresh.map(time.sleep, [0.2, 0.2]))  # both are there
+    slow, quick = fresh.submit(time.sleep, 2), fresh.submit(pow, 2, 3)
     done, _ = cf.wait([slow, quick], return_when=cf.FIRST_COMPLETED)
     assert done == {quick}
     assert [each.result() for each in cf.as_completed([slow, quick])] == [8, None]
@@ -175,6 +175,18 @@ def test_what_cannot_be_sent(pool):
     assert pool.submit(abs, -1).result() == 1
 
 
+class Leaving:
+    def __reduce__(self):
+        raise SystemExit(3)
+
+
+def test_what_leaves_when_it_is_sent_does_not_end_who_waits(pool):
+    with pytest.raises(TaskError, match="SystemExit"):
+        pool.submit(len, Leaving()).result()
+    with pytest.raises(TaskError, match="SystemExit"):
+        pool.submit(exec, "raise SystemExit(3)").result()
+
+
 def test_at_the_end_of_the_interpreter_tasks_are_done(tmp_path):
     code = (
         "from containerkit.executor import ContainerExecutor\n"
@@ -193,13 +205,6 @@ def test_in_asyncio(pool):
         return await asyncio.gather(*(loop.run_in_executor(pool, pow, 2, n) for n in range(5)))
 
     assert asyncio.run(main()) == [1, 2, 4, 8, 16]
-
-
-def test_in_dask():
-    dask = pytest.importorskip("dask")
-    with ContainerExecutor(2, results="pickle") as made:
-        total = dask.delayed(sum)([dask.delayed(pow)(n, 2) for n in range(5)])
-        assert total.compute(scheduler=made) == 30
 
 
 @pytest.mark.parametrize("kind", ISOLATIONS)
@@ -567,8 +572,12 @@ def test_fork_bomb():
 
 def test_zygote_that_was_lost_is_replaced(fresh):
     assert fresh.submit(good, 1).result() == 2
-    os.kill(fresh._zygote._process.pid, signal.SIGKILL)
-    time.sleep(0.2)
+    zygote = fresh._zygote
+    os.kill(zygote._process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while zygote.alive:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     results = []
     for number in range(6):
         try:

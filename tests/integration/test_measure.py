@@ -177,7 +177,7 @@ def test_processors_are_what_the_run_sees(tmp_path):
 
 
 def test_throttling_is_told(executor):
-    done = executor.execute_run(LOOP, wall_limit_s=2, limits=Limits(cpus=0.05))
+    done = executor.execute_run(LOOP, wall_limit_s=1, limits=Limits(cpus=0.05))
     assert done.throttled_s > 0.1
     assert done.cpu_s < 1
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import threading
 import time
 import urllib.request
+import warnings
+from gc import collect
 
 import pytest
 
@@ -45,7 +48,7 @@ from containerkit.plan.tape import Plan
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the uplink is a link of the host's")
 
 SERVE = ["python3", "-m", "http.server", "80", "--bind", "::"]
-FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).status)"
+FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=float(sys.argv[2])).status)"
 
 
 @pytest.fixture
@@ -64,15 +67,15 @@ def serving(container, port=80):
 
 def wait_for_port(container, port):
     look = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"
-    for _ in range(100):
+    for _ in range(500):
         if container.run(["python3", "-c", look]).returncode == 0:
             return
         time.sleep(0.02)
     pytest.fail("the server did not come up")
 
 
-def fetch(container, host):
-    return container.run(["python3", "-c", FETCH, f"http://{host}/"], text=True, timeout=20)
+def fetch(container, host, patience_s=20):
+    return container.run(["python3", "-c", FETCH, f"http://{host}/", str(patience_s)], text=True, timeout=60)
 
 
 def interfaces(container):
@@ -112,7 +115,7 @@ def test_the_host_reaches_a_container_by_its_addresses(net):
     with Container(network=net) as container, serving(container):
         four, six = net.addresses(container)
         for host in (four, f"[{six}]"):
-            assert urllib.request.urlopen(f"http://{host}/", timeout=5).status == 200
+            assert urllib.request.urlopen(f"http://{host}/", timeout=30).status == 200
 
 
 def test_run_with_the_internet_has_a_way_out_and_no_neighbours():
@@ -121,7 +124,7 @@ def test_run_with_the_internet_has_a_way_out_and_no_neighbours():
         assert "default via" in done.stdout
         with Container(network="internet") as one, Container(network="internet") as two, serving(one):
             address = interfaces(one)["eth0"][0].partition("/")[0]
-            assert fetch(two, address).returncode != 0
+            assert fetch(two, address, 1).returncode != 0
             assert fetch(one, address).stdout == "200\n"
     finally:
         close_shared()
@@ -130,7 +133,7 @@ def test_run_with_the_internet_has_a_way_out_and_no_neighbours():
 def test_what_leaves_has_an_address_of_the_host(net):
     """A server in a namespace beyond the host's own stands for the internet."""
     with outside() as (address, seen), Container(network=net) as container:
-        done = container.run(["python3", "-c", FETCH, f"http://{address}:8099/"], text=True, timeout=10)
+        done = fetch(container, f"{address}:8099")
         assert done.stdout == "200\n", done.stderr
         assert seen() == ["203.0.113.1"]
 
@@ -162,7 +165,7 @@ def outside():
             file.write("1")
         words = ["ip", "netns", "exec", name, "python3", "-c", server]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        for _ in range(100):
+        for _ in range(500):
             with contextlib.suppress(OSError):
                 socket.create_connection(("203.0.113.2", 8099), 1).close()
                 break
@@ -196,7 +199,7 @@ def test_containers_of_an_isolated_network_do_not_reach_each_other():
         Container(network=net) as two,
         serving(one),
     ):
-        assert fetch(two, net.addresses(one)[0]).returncode != 0
+        assert fetch(two, net.addresses(one)[0], 1).returncode != 0
 
 
 def test_an_ipv4_network_has_no_ipv6():
@@ -263,26 +266,26 @@ def test_a_rate_limits_what_goes_through(net):
     )
     send = (
         "import socket, sys, time\n"
-        "c = socket.create_connection((sys.argv[1], 80)); end = time.time() + 1.5\n"
+        "c = socket.create_connection((sys.argv[1], 80)); end = time.time() + float(sys.argv[2])\n"
         "while time.time() < end: c.sendall(b'x' * 65536)\n"
     )
 
-    def measured(rate):
+    def measured(rate, seconds):
         with (
             Container(network=Attach(net, rate=rate)) as sink,
             Container(network=net) as source,
             sink.popen(["python3", "-c", code], stdout=-1, text=True) as reading,
         ):
             wait_for_listener(sink)
-            source.run(["python3", "-c", send, net.addresses(sink)[0]], timeout=30)
-            return float(reading.communicate(timeout=30)[0])
+            source.run(["python3", "-c", send, net.addresses(sink)[0], str(seconds)], timeout=60)
+            return float(reading.communicate(timeout=60)[0])
 
-    assert measured(Rate(down="8M")) < 12e6
-    assert measured(Rate()) > 100e6
+    assert measured(Rate(down="8M"), 1.5) < 12e6
+    assert measured(Rate(), 0.5) > 24e6
 
 
 def wait_for_listener(container):
-    for _ in range(200):
+    for _ in range(500):
         if ":0050 " in container.run(["cat", "/proc/net/tcp"], text=True).stdout:
             return
         time.sleep(0.02)
@@ -315,7 +318,7 @@ def test_networks_can_be_joined_and_left_at_run_time(net):
         net.detach(container)
         assert net.addresses(container) == ()
         assert set(interfaces(container)) == {"lo"}
-        assert fetch(other, "late:8080").returncode != 0
+        assert fetch(other, "late:8080", 1).returncode != 0
         with pytest.raises(StateError, match="not on"):
             net.detach(container)
 
@@ -367,7 +370,7 @@ def test_published_ports_lead_inside(net):
     with Container(network=net, publish=[Port(0, 80), Port(0, 80, host="0.0.0.0")]) as container, serving(container):
         joined = container.joined()["network"]
         for published in joined.published:
-            assert urllib.request.urlopen(f"http://127.0.0.1:{published.host_port}/", timeout=5).status == 200
+            assert urllib.request.urlopen(f"http://127.0.0.1:{published.host_port}/", timeout=30).status == 200
 
 
 def test_a_port_in_use_is_an_error_at_once_and_leaves_nothing(net):
@@ -449,7 +452,7 @@ def test_a_listening_socket_is_handed_inside(net, way):
 
 def answer_of(port):
     """Connect to a port; return whether what answers names this very connection."""
-    for _ in range(100):
+    for _ in range(500):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as connection:
             own = connection.getsockname()
             return connection.recv(100).decode() == f"{own[0]} {own[1]}"
@@ -491,6 +494,12 @@ def test_a_closed_network_takes_nobody(net):
 def test_a_subnet_of_the_host_or_of_another_network_is_refused(net):
     with pytest.raises(StateError, match="of this machine has it"):
         Network("again", subnets=[net.subnets[0]]).open()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        with pytest.raises(StateError, match="of this machine has it"):  # once it has leased the other
+            Network("again", subnets=["auto4", net.subnets[1]]).open()
+        collect()
+    assert caught == []
     own = next(str(each) for each in leases.routes() if each.version == 4 and each.prefixlen < 32)
     with pytest.raises((SpecError, StateError), match="subnet"):
         Network("again", subnets=[own]).open()
@@ -529,7 +538,7 @@ def test_nothing_outlives_an_owner_that_is_killed():
         assert link in links_of_the_host()
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while link in links_of_the_host() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert link not in links_of_the_host()
@@ -723,6 +732,31 @@ def test_a_plugin_that_fails_is_an_error_with_its_own_words_and_those_before_tak
     assert "10.213.99.2" not in os.listdir(next((tmp_path / "leases").iterdir()))
 
 
+PORTMAP = """
+import json, sys, urllib.request
+from containerkit import CNI, Container, Port
+with Container(network=CNI(sys.argv[1]), publish=[Port(18765, 80)]) as container:
+    serve = "import http.server; s = http.server.HTTPServer(('', 80), http.server.SimpleHTTPRequestHandler); "
+    with container.popen(["python3", "-c", serve + "print(1, flush=True); s.serve_forever()"], stdout=-1) as server:
+        server.stdout.readline()
+        print(urllib.request.urlopen("http://127.0.0.1:18765/", timeout=20).status)
+        server.kill()
+"""
+
+
+@with_plugins
+@pytest.mark.skipif(not shutil.which("iptables"), reason="needs Debian's package iptables, for the plugin portmap")
+def test_ports_are_published_by_the_plugin_portmap(conflist):
+    """In a network namespace that stands for the host: the plugin leaves chains of iptables there."""
+    config = json.loads(conflist.read_text())
+    config["plugins"].append({"type": "portmap", "capabilities": {"portMappings": True}, "snat": True})
+    conflist.write_text(json.dumps(config))
+    host = 'mount -t sysfs sysfs /sys && mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"'
+    words = ["unshare", "--net", "--mount", "sh", "-c", host, "sh", sys.executable, "-c", PORTMAP, conflist]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "200\n", done.stderr[-2000:]
+
+
 def test_cni_that_cannot_be_is_refused(tmp_path):
     broken = tmp_path / "broken.conflist"
     broken.write_text('{"name": "x", "cniVersion": "1.0.0", "plugins": [{"type": "../evil"}]}')
@@ -748,7 +782,7 @@ def test_the_end_of_a_container_is_not_told_as_something_refused(net):
     for _ in range(4):
         with Container(network=net) as container:
             container.run(["true"])
-    time.sleep(1)
+    time.sleep(0.5)
     assert net.refusals() == []
 
 

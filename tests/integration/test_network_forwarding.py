@@ -1,6 +1,7 @@
 """What is switched on of the host's forwarding, and that it is put back, in a network namespace that stands for a host."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -39,7 +40,7 @@ def owner():
     return process
 
 def settled(expected):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while time.monotonic() < end and state() != expected:
         time.sleep(0.02)
     return state()
@@ -48,13 +49,13 @@ print(state())
 first, second = owner(), owner()
 print(state())
 first.kill(); first.wait()
-time.sleep(1)
+time.sleep(0.5)
 print(state())
 if sys.argv[1] == "guards killed":
     subprocess.run(["pkill", "-9", "-f", "containerkit-guard"], check=True)  # of this pid namespace alone
 second.kill(); second.wait()
 if sys.argv[1] == "guards killed":
-    time.sleep(1)
+    time.sleep(0.5)
     print(state())
     gc()
 print(settled("0 0 0"))
@@ -64,9 +65,29 @@ if sys.argv[1] == "closed":
 """
 
 
-def on_a_host(scenario):
+FIREWALL = """
+import subprocess
+from containerkit import Container, Network, SetupError
+def told(net):
+    try:
+        with Container(network=net) as container:
+            return net.addresses(container) != ()
+    except SetupError as error:
+        return str(error)
+with Network("out").open() as out, Network("in", internal=True).open() as inner:
+    print(told(out))
+    subprocess.run(["nft", "add table ip filter; add chain ip filter FORWARD "
+        "{ type filter hook forward priority 0; policy drop; }"], check=True)
+    print(told(out))
+    print(told(inner))
+    subprocess.run(["nft", "add chain ip filter FORWARD { policy accept; }"], check=True)
+    print(told(out))
+"""
+
+
+def on_a_host(scenario, code=SCENARIO):
     shell = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", HOST, "sh"]
-    command = [sys.executable, "-c", SCENARIO, scenario]
+    command = [sys.executable, "-c", code, scenario]
     done = subprocess.run([*shell, *command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split("\n")[:-1]
@@ -78,3 +99,11 @@ def test_forwarding_is_on_for_the_interfaces_with_routes_until_the_last_owner_en
 
 def test_gc_puts_back_what_a_guard_that_was_killed_did_not():
     assert on_a_host("guards killed") == ["0 0 0", "1 0 1", "1 0 1", "1 0 1", "0 0 0"]
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs Debian's package nftables")
+def test_a_firewall_that_begins_to_drop_what_is_forwarded_is_told_at_the_next_start():
+    before, during, inner, after = on_a_host("", FIREWALL)
+    assert (before, inner, after) == ("True", "True", "True")
+    assert "chain 'ip filter FORWARD'" in during
+    assert "open them again" in during

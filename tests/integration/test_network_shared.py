@@ -11,7 +11,8 @@ import urllib.request
 
 import pytest
 
-from containerkit import Attach, Container, StateError
+from containerkit import Attach, Container, Network, SpecError, StateError, run
+from containerkit.container import running
 from containerkit.network import keeper
 
 CLI = [sys.executable, "-m", "containerkit"]
@@ -47,7 +48,7 @@ def members(name):
 
 
 def wait_for(condition):
-    for _ in range(200):
+    for _ in range(600):
         if condition():
             return
         time.sleep(0.05)
@@ -56,9 +57,9 @@ def wait_for(condition):
 
 FETCH = """
 import sys, time, urllib.request
-for _ in range(100):
+for _ in range(500):
     try:
-        print(urllib.request.urlopen(sys.argv[1], timeout=5).status)
+        print(urllib.request.urlopen(sys.argv[1], timeout=20).status)
         break
     except OSError:
         time.sleep(0.1)
@@ -114,6 +115,48 @@ def test_published_ports_and_fixed_addresses_are_the_keepers_to_give(shared):
             Container(network=Attach(keeper.Kept(shared), addresses=[address])).start()
 
 
+IN_ANOTHER = "import sys; from containerkit import run; sys.exit(run(sys.argv[2:], network=sys.argv[1]).returncode)"
+
+
+def test_the_network_of_another_processs_container_is_joined_by_its_id():
+    name = f"pod{os.getpid()}"
+    with Container(id=name, network=Network("pod", internal=True), hosts={"x": "10.0.0.9"}) as first:
+        inode = first.run(["readlink", "/proc/self/ns/net"], text=True).stdout
+        words = ["sh", "-c", "readlink /proc/self/ns/net; grep -c 10.0.0.9 /etc/hosts"]
+        assert cli("run", "--network", f"container:{name}", "--", *words).stdout == f"{inode}1\n"
+        code = [sys.executable, "-c", IN_ANOTHER, f"container:{name}", "true"]
+        subprocess.run(code, check=True, timeout=60)
+        with pytest.raises(SpecError, match="shares its hosts"):
+            run(["true"], network=f"container:{name}", hosts={"y": "10.0.0.8"})
+    refused = cli("run", "--network", f"container:{name}", "--", "true", check=False)
+    assert refused.returncode == 125
+    assert "no container of that name runs" in refused.stderr
+
+
+def test_the_network_of_a_detached_container_is_joined_by_its_name():
+    name = f"det{os.getpid()}"
+    made = cli("run", "-d", "--name", name, "--", "sleep", "100").stdout.strip()
+    try:
+        inode = cli("exec", name, "readlink", "/proc/self/ns/net").stdout
+        for known in (name, made):
+            assert cli("run", "--network", f"container:{known}", "--", "readlink", "/proc/self/ns/net").stdout == inode
+    finally:
+        cli("rm", "-f", name)
+
+
+def test_a_record_of_a_container_whose_owner_was_killed_misleads_nobody():
+    name = f"dead{os.getpid()}"
+    code = f"from containerkit import Container; import time; c = Container(id={name!r}).start(); print(c.pid, flush=True); "
+    with subprocess.Popen([sys.executable, "-c", code + "time.sleep(1000)"], stdout=subprocess.PIPE) as owner:
+        owner.stdout.readline()
+        owner.kill()
+    wait_for(lambda: running.find(name) is None)
+    with pytest.raises(StateError, match="no container of that name runs"):
+        run(["true"], network=f"container:{name}")
+    assert any(name in each for each in running.sweep())
+    assert running.sweep() == []
+
+
 def test_options_of_run_reach_the_container():
     words = ("--add-host", "x:10.0.0.9", "--dns", "192.0.2.53", "--dns-search", "a.example", "--egress", "none")
     done = cli("run", "--network", "internet", *words, "--", "cat", "/etc/hosts", "/etc/resolv.conf")
@@ -125,9 +168,9 @@ def test_options_of_run_reach_the_container():
 
 def test_a_published_port_of_the_command_line_leads_inside():
     with server("--network", "internet", "-p", "18931:80"):
-        for _ in range(100):
+        for _ in range(500):
             with contextlib.suppress(OSError):
-                assert urllib.request.urlopen("http://127.0.0.1:18931/", timeout=5).status == 200
+                assert urllib.request.urlopen("http://127.0.0.1:18931/", timeout=20).status == 200
                 return
             time.sleep(0.1)
         pytest.fail("nobody answers")
@@ -140,3 +183,56 @@ def test_explain_lists_the_messages_that_make_a_containers_end_of_a_network():
     assert "netlink RTM_NEWLINK veth" in network
     assert "netlink RTM_NEWROUTE 0.0.0.0/0 via" in network
     assert "setns network namespace" in container
+
+
+@pytest.fixture
+def inner():
+    cli("network", "create", f"{NAME}i", "--internal")
+    yield f"{NAME}i"
+    cli("network", "rm", "--force", f"{NAME}i", check=False)
+
+
+ADDRESS = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"
+
+
+def test_a_container_is_on_several_networks_that_are_kept_and_finds_the_names_of_each(shared, inner):
+    with (
+        Container(id="front", network=keeper.Kept(shared)),
+        Container(id="back", network=Attach(keeper.Kept(inner), aliases=["db"])) as back,
+    ):
+        own = {each["names"][0]: each["addresses"][0] for name in (shared, inner) for each in members(name)}
+        for order in ((shared, inner), (inner, shared)):
+            words = [word for name in order for word in ("--network", name)]
+            code = "import socket; print(*map(socket.gethostbyname, ('front', 'back', 'db')))"
+            done = cli("run", *words, "--", "sh", "-c", f'ip -br link; ip route; python3 -c "{code}"').stdout
+            assert "eth0" in done
+            assert "eth1" in done
+            assert f"default via {cli_gateway(shared)} dev eth{order.index(shared)}" in done
+            assert done.splitlines()[-1] == f"{own['front']} {own['back']} {own['back']}"
+        # The others find it by its id, on each of them.
+        with Container(id="both", network=[keeper.Kept(inner), keeper.Kept(shared)]):
+            assert back.run(["python3", "-c", ADDRESS, "both"], text=True).stdout.strip() in {
+                each["addresses"][0] for each in members(inner)
+            }
+    wait_for(lambda: not members(shared) and not members(inner))
+
+
+def cli_gateway(name):
+    return json.loads(cli("network", "inspect", name).stdout)[0]["gateways"][0]
+
+
+def test_a_network_that_is_kept_goes_beside_one_of_the_processs_own(shared):
+    with (
+        Network("own", internal=True).open() as own,
+        Container(id="front", network=keeper.Kept(shared)),
+        Container(id="near", network=own) as near,
+        Container(id="both", network=[own, keeper.Kept(shared)], publish=["0:80"]) as both,
+    ):
+        (front,) = (each["addresses"][0] for each in members(shared) if "front" in each["names"])
+        found = [both.run(["python3", "-c", ADDRESS, name], text=True).stdout.strip() for name in ("near", "front")]
+        assert found == [own.addresses(near)[0], front]
+        assert f"default via {cli_gateway(shared)} dev eth1" in both.run(["ip", "route"], text=True).stdout
+        assert near.run(["python3", "-c", ADDRESS, "both"], text=True).stdout.strip() == own.addresses(both)[0]
+    wait_for(lambda: not members(shared))
+    with pytest.raises(SpecError, match="different networks"):
+        Container(network=[keeper.Kept(shared), keeper.Kept(shared)]).start()

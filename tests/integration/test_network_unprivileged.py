@@ -46,14 +46,14 @@ code = "import urllib.request; print(urllib.request.urlopen('http://web/').statu
 with Network("app", internal={internal}).open() as net:
     with Container(id="web", network=net, publish=[Port(0, 80)]) as web, Container(network=net) as client:
         server = web.popen(["python3", "-m", "http.server", "80"], stdout=-3, stderr=-3)
-        for _ in range(100):
+        for _ in range(500):
             done = client.run(["python3", "-c", code], text=True)
             if done.returncode == 0:
                 break
             time.sleep(0.1)
         print(done.stdout, end="")
         port = web.joined()["network"].published[0].host_port
-        print(urllib.request.urlopen(f"http://127.0.0.1:{{port}}/", timeout=10).status)
+        print(urllib.request.urlopen(f"http://127.0.0.1:{{port}}/", timeout=20).status)
         server.kill()
 """
 
@@ -105,8 +105,8 @@ def test_containers_of_several_processes_of_a_user_are_on_a_network_that_is_kept
     try:
         serve = ["-m", "containerkit", "run", "--network", "kept:alias=db", "--", "python3", "-m", "http.server", "80"]
         with subprocess.Popen([sys.executable, *serve], stdout=-3, stderr=-3) as server:
-            fetch = "import urllib.request; print(urllib.request.urlopen('http://db/', timeout=5).status)"
-            for _ in range(100):
+            fetch = "import urllib.request; print(urllib.request.urlopen('http://db/', timeout=20).status)"
+            for _ in range(500):
                 done = run(["python3", "-c", fetch], network=keeper.Kept("kept"), text=True)
                 if done.returncode == 0:
                     break

@@ -573,7 +573,7 @@ def test_update_changes_limits(oci, bundle, tmp_path):
         "resources.pids.limit"
         in oci.refused("update", "--resources", "/proc/self/nosuch", ONE) + "resources.pids.limit"
     )
-    assert "no size" in oci.refused("update", "--memory", "lots", ONE)
+    assert "is not a size" in oci.refused("update", "--memory", "lots", ONE)
 
 
 def test_events_stats_ps_and_list(oci, bundle):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from image_samples import BUSYBOX, busybox_root
 
 HEAD = "import os, sys, time, pytest\n"
 
@@ -145,7 +146,17 @@ import signal
 def test_exits(): os._exit(3)
 
 @pytest.mark.container
-def test_crashes(): os.kill(os.getpid(), signal.SIGKILL)
+def test_crashes():
+    print("its last words")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@pytest.mark.xfail(reason="it is known to crash", strict=True)
+@pytest.mark.container
+def test_crashes_as_expected(): os.kill(os.getpid(), signal.SIGSEGV)
+
+@pytest.mark.xfail(raises=ValueError)
+@pytest.mark.container
+def test_crashes_instead(): os._exit(5)
 
 @pytest.mark.container(timeout=0.5)
 def test_sleeps(): time.sleep(1000)
@@ -167,12 +178,21 @@ def test_after(): pass
     assert outcomes == {
         "test_exits": "failed",
         "test_crashes": "failed",
+        "test_crashes_as_expected": "skipped",
+        "test_crashes_instead": "failed",
         "test_sleeps": "failed",
         "test_kills_all": "passed",
         "test_mistake": "failed",
         "test_after": "passed",
     }, shown
-    for text in ("exited with 3", "signal 9", "longer than 0.5 seconds", "did you mean 'hostname'"):
+    assert 1 == shown.count("its last words\n")
+    for text in (
+        "exited with 3",
+        "signal 9",
+        "XFAIL test_it.py::test_crashes_as_expected",
+        "longer than 0.5 seconds",
+        "did you mean 'hostname'",
+    ):
         assert text in shown
 
 
@@ -279,6 +299,85 @@ def test_image(image):
     assert len(outcomes) == 5
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to run as root")
+def test_fixture_of_a_network(suite):
+    outcomes, shown = suite(
+        """
+def test_names(network, container_factory):
+    from containerkit import Attach
+    server = container_factory(network=Attach(network, aliases=["db"]))
+    client = container_factory(network=network)
+    found = client.run(["getent", "ahostsv4", "db"], text=True, check=True)
+    assert found.stdout.split()[0] in network.addresses(server)
+    assert network.network.internal
+
+@pytest.mark.parametrize("network", [{"name": "other", "isolated": True}], indirect=True)
+def test_options(network):
+    assert (network.network.name, network.network.isolated, network.network.internal) == ("other", True, True)
+    kept.append(network)
+
+kept = []
+def test_closed():
+    assert [each.closed for each in kept] == [True]
+"""
+    )
+    assert set(outcomes.values()) == {"passed"}, shown
+    assert len(outcomes) == 3
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to run as root")
+@pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static")
+def test_fixture_of_projects(suite, tmp_path):
+    pytest.importorskip("yaml")
+    root = tmp_path / "root"
+    root.mkdir()
+    busybox_root(root, "proc", "dev", "sys")
+    (tmp_path / "stack.yaml").write_text(PROJECT)
+    (tmp_path / "make.py").write_text(
+        f"from containerkit.image import Image\nImage.from_directory({str(root)!r}, 'box:1')\n"
+    )
+    env = {"CONTAINERKIT_IMAGES": str(tmp_path / "images")}
+    subprocess.run([sys.executable, tmp_path / "make.py"], env={**os.environ, **env}, check=True, timeout=60)
+    outcomes, shown = suite(
+        """
+kept = []
+def test_files(project):
+    stack = project("stack.yaml", wait=30)
+    assert stack["web"].run(["cat", "/data/file"], text=True).stdout == "of the volume\\n"
+    kept.append(stack)
+
+def test_of_python(project):
+    from containerkit.project import Project, Service
+    stack = project(Project(name="mine", services={"one": Service(image="box:1", command=["sleep", "1000"])}))
+    assert stack["one"].run(["echo", "on"], text=True).stdout == "on\\n"
+
+def test_down():
+    from containerkit.project import volumes
+    (stack,) = kept
+    assert [each.status for each in stack.containers()] in ([], ["exited"])
+    assert stack.project.name.startswith("test-")
+    assert not os.path.exists(volumes.path_of(stack.project.name + "_data"))
+""",
+        env=env,
+    )
+    assert set(outcomes.values()) == {"passed"}, shown
+    assert len(outcomes) == 3
+
+
+PROJECT = """
+services:
+  web:
+    image: box:1
+    command: sh -c "echo of the volume >/data/file; exec sleep 1000"
+    healthcheck: {test: test -e /data/file, interval: 100ms}
+    stop_signal: SIGKILL
+    volumes: ["data:/data"]
+volumes: {data: {}}
+"""
+
+
 def test_leaks_are_told(suite):
     outcomes, shown = suite(
         """
@@ -295,6 +394,7 @@ def test_child():
 def test_inside(): os.pipe()
 """,
         "--container-leaks",
+        conftest="import containerkit.pytest_plugin\ncontainerkit.pytest_plugin._PATIENCE_S = 1.0\n",
     )
     assert outcomes == {
         "test_clean": "passed",
@@ -327,7 +427,8 @@ def test_suite_that_does_not_use_it_is_not_touched(suite):
         """
 def test_it():
     mine = [name for name in sys.modules if name.startswith("containerkit")]
-    assert sorted(mine) == ["containerkit", "containerkit.late", "containerkit.pytest_plugin"]
+    own = ["containerkit", "containerkit.late", "containerkit.pytest_plugin", "containerkit.pytest_plugin.fixtures"]
+    assert sorted(mine) == own
 """
     )
     assert outcomes == {"test_it": "passed"}, shown

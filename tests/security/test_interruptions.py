@@ -4,18 +4,21 @@ No process inside causes this, but a program that embeds the library can, with a
 """
 
 import contextlib
+import dis
 import gc
+import inspect
 import io
 import itertools
 import os
 import random
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
-from containerkit import PIPE, Container, Limits, Namespaces, StateError, run
+from containerkit import PIPE, Container, Limits, Namespaces, StateError, popen, run
 from containerkit.descriptors import close_all, keep
 from containerkit.start import staging
 
@@ -215,6 +218,130 @@ def test_almost_nothing_stays_of_a_command_with_pipes_that_was_interrupted(kind,
                     os.close(int(name))
         assert left in ({}, *({"descriptors": {"pipe:[N]": count}} for count in (1, 2, 3))), holders
         assert b"x" == container.run(["cat"], input=b"x").stdout
+
+
+# --- The same without chance: an exception at each step
+
+
+CHECKED = {
+    opcode for name, opcode in dis.opmap.items() if name.startswith(("CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD"))
+}
+"""After these Python looks whether a handler is due, and where a function begins; after calls that C makes alone."""
+STRIDE = 5
+"""Every so many of them are tried: some hundred in each kind of start."""
+
+
+class Interrupting:
+    """A trace function that raises at one of the steps after which a handler could have run.
+
+    That is stricter than Python is: a function of Python that returns to another is no such step, but counts here.
+    """
+
+    def __init__(self, number):
+        self.left = number
+        self.where = None
+        self.last = {}
+
+    def __call__(self, frame, event, _):
+        if event == "call":
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            if not frame.f_code.co_flags & inspect.CO_GENERATOR:  # nor is one asked for where a generator is closed
+                self.count(frame)
+        elif event == "opcode":
+            before, self.last[frame] = self.last.get(frame), frame.f_lasti
+            if before is not None and frame.f_code.co_code[before] in CHECKED:
+                self.count(frame)
+        elif event == "return":
+            self.last.pop(frame, None)
+        return self
+
+    def count(self, frame):
+        self.left -= 1
+        if self.left == 0:
+            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
+            sys.settrace(None)
+            raise InterruptError(self.where)
+
+
+def started_alone(_):
+    born = []
+    try:
+        keep(born, lambda argv: popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE), ["cat"])
+        born[0].communicate(b"x")
+        born[0].close()
+    except BaseException:
+        for process in born:
+            process.close()
+        raise
+
+
+def fed_alone(_):
+    run(["cat"], input=b"x")
+
+
+def started_in_a_container(container):
+    born = []
+    try:
+        keep(born, lambda argv: container.popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE), ["cat"])
+        born[0].communicate(b"x")
+        born[0].close()
+    except BaseException:
+        for process in born:
+            process.close()
+        raise
+
+
+def what_there_is():
+    """Return the descriptors, each with its number, and the children."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+    found = {name: target for name, target in found.items() if not target.startswith(f"/proc/{os.getpid()}/")}
+    with open(f"/proc/self/task/{threading.get_native_id()}/children") as file:
+        return found, set(file.read().split())
+
+
+def stays(before):
+    """Return what is there and was not before; waits a little for what the kernel has yet to reap."""
+    deadline = time.monotonic() + 5
+    while True:
+        descriptors, children = what_there_is()
+        left = {name: target for name, target in descriptors.items() if before[0].get(name) != target}
+        if (not left and children <= before[1]) or time.monotonic() > deadline:
+            return left, children - before[1]
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the instructions are those of Python 3.11")
+@pytest.mark.parametrize("kind", [started_alone, fed_alone, started_in_a_container, a_fed_command, a_command])
+def test_nothing_stays_of_a_start_that_was_interrupted_at_any_step(kind, groups_found):
+    left = {}
+    with Container() as container:
+        for _ in range(3):
+            kind(container)
+        former = sys.gettrace()
+        gc.disable()  # an exception in what somebody does at a collection is lost
+        try:
+            for number in range(random.Random(kind.__name__).randint(1, STRIDE), 10_000, STRIDE):
+                before = what_there_is()
+                interrupting = Interrupting(number)
+                try:
+                    sys.settrace(interrupting)
+                    kind(container)
+                except InterruptError:
+                    pass
+                finally:
+                    sys.settrace(former)
+                if interrupting.where is None:
+                    break
+                if any(found := stays(before)):
+                    left[interrupting.where] = found
+        finally:
+            gc.enable()
+        assert {} == left
+        assert number > 200, "the way is longer than that"
+        assert b"on\n" == container.run(["echo", "on"]).stdout
 
 
 @pytest.mark.parametrize("kind", ["put", "get"])

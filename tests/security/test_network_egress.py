@@ -356,7 +356,7 @@ def test_flood_of_questions_is_dropped_and_others_are_answered(where):
     question = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + b"\2c2\0" + struct.pack(">HH", 1, 1)
     code = (
         "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('10.88.0.1', 53))\n"
-        f"end = time.monotonic() + 3\nwhile time.monotonic() < end: s.send({question!r})"
+        f"end = time.monotonic() + 1.5\nwhile time.monotonic() < end: s.send({question!r})"
     )
     began = time.monotonic()
     with where.spaces["c1"].enter():
@@ -364,7 +364,7 @@ def test_flood_of_questions_is_dropped_and_others_are_answered(where):
     while flood.poll() is None:
         assert ask(where, "c2", "c1") == (0, ["10.88.0.5"])
         time.sleep(0.1)
-    assert 1000 <= answered <= 500 + 2000 * (time.monotonic() - began) + 100
+    assert 500 <= answered <= 500 + 2000 * (time.monotonic() - began) + 100
 
 
 def test_stranger_to_the_router_is_answered_nothing(where, server):

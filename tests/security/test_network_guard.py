@@ -5,6 +5,9 @@ Each attack is sent a second time with the guard taken away, and arrives: so it 
 
 from __future__ import annotations
 
+import socket
+import struct
+
 import network_lab as lab
 import pytest
 
@@ -15,6 +18,21 @@ MAC = lab.MACS["c1"]
 LOCAL = "fe80::aff:fe58:5"
 
 HOP_BY_HOP = bytes((58, 0, 1, 4, 0, 0, 0, 0))
+
+
+def ipv4(protocol, payload):
+    """Return a packet of the container's own address to all, of which the content is what is wrong."""
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0)
+    head += socket.inet_aton("10.88.0.5") + socket.inet_aton("255.255.255.255")
+    head = head[:10] + struct.pack(">H", lab.checksum(head)) + head[12:]
+    return lab.ethernet(MAC, 0x0800, head + payload)
+
+
+def ipv6(protocol, payload):
+    head = struct.pack(">IHBB", 0x60000000, len(payload), protocol, 64)
+    head += socket.inet_pton(socket.AF_INET6, LOCAL) + socket.inet_pton(socket.AF_INET6, "ff02::1")
+    return lab.ethernet(MAC, 0x86DD, head + payload, "33:33:00:00:00:01")
+
 
 ATTACKS = {
     "a frame with another's MAC": lab.udp4(OTHER, "10.88.0.5", "10.88.255.255"),
@@ -35,6 +53,10 @@ ATTACKS = {
     "a question whether another's address is taken": lab.icmp6(
         MAC, "::", "ff02::1", bytes((135, 0)) + bytes(6) + bytes.fromhex("fd000088") + bytes(11) + b"\6"
     ),
+    "a redirect, v4": ipv4(1, bytes((5, 1)) + bytes(2) + bytes((10, 88, 0, 5)) + bytes(28)),
+    "an answer of DHCP": ipv4(17, struct.pack(">HHHH", 67, 68, 248, 0) + b"\2\1\6\0" + bytes(236)),
+    "an answer of DHCP, v6": ipv6(17, struct.pack(">HHHH", 547, 546, 16, 0) + b"\7\1\2\3" + bytes(4)),
+    "a query for members of a group": lab.icmp6(MAC, LOCAL, "ff02::1", bytes((130, 0)) + bytes(22)),
     "a frame of another kind": lab.ethernet(MAC, 0x88B5, bytes(46)),
 }
 

@@ -228,7 +228,7 @@ def test_hundreds_of_connections_at_once(where):
     server.listen(512)
     before = len(os.listdir("/proc/self/fd"))
     pairs = []
-    for _ in range(100):
+    for _ in range(500):
         reached = client(where, "host", "127.0.0.1", 8080)
         pairs.append((reached, accepted(where, server)[0]))
     for index, (reached, inside) in enumerate(pairs):

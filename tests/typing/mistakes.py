@@ -47,6 +47,7 @@ async def run_in_asyncio(c: AsyncContainer) -> None:
     await aio.run(["true"], tiemout=5)  # mistake
     await aio.run("true")  # mistake
     aio.popen(["true"], timeout=5)  # mistake
+    (await aio.popen(["true"], text=True)).stdout.read().decode()  # mistake
     (await aio.run(["true"], text=True)).stdout.decode()  # mistake
     await c.run(["true"], text=True, input=b"x")  # mistake
     AsyncContainer(hostnmae="x")  # mistake

@@ -139,6 +139,8 @@ def test_ports_without_a_protocol_are_those_of_tcp_and_udp():
 def test_rule_by_name_with_too_many_ports_is_refused():
     with pytest.raises(SpecError, match="at most 256 ports"):
         check_named(Egress.only("a.test:1000-2000"))
+    with pytest.raises(SpecError, match=r"is a URL; name its host"):
+        Egress.only("https://a.test/")
     check_named(Egress.only("198.51.100.0/24:1000-2000", "a.test:1000-1255"))
 
 

@@ -105,8 +105,8 @@ def test_public_name_is_typed(package, name):
 
 OPEN = {("Live.program", "key"), ("CompletedProcess.now", "written"), ("Live.reap", "dying")} | {
     ("Process.__init__", "finish"),
-    ("AsyncProcess.__init__", "process"),
-    ("AsyncProcess.of", "made"),
+    ("Attended.__init__", "process"),
+    ("Attended.of", "made"),
     ("Opening.__init__", "start"),
 }
 """Parameters that only the library passes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
+from itertools import chain
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -149,8 +150,8 @@ class _Collector:
             return
         if stat.S_ISDIR(mode) and mode & 0o005 == 0o005:
             self.directories[path] = 0o755
-            with os.scandir(source) as entries:
-                found = sorted(entries, key=attrgetter("name"))
+            # All in C, as in keep(): an iterator that a handler's exception has left open would be complained of.
+            found = sorted(chain.from_iterable(map(os.scandir, (source,))), key=attrgetter("name"))
             for entry in found:
                 if entry.name not in _PRIVATE:
                     with suppress(OSError):  # it was removed or made unreadable in the meantime, so it is left out

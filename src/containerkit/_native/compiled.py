@@ -50,6 +50,7 @@ class Program:
         flags: int = 0,
         data: bytes | None = None,
         opens: frozenset[int] = frozenset(),
+        into: list[Outcome] | None = None,
     ) -> Outcome:
         """Walk the tape in a new process. Return when all of its processes have exec'd or exited.
 
@@ -60,6 +61,7 @@ class Program:
             flags: ``SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
             data: other data of the same length for this run.
             opens: the slots in which the tape opens descriptors for the caller, with ``SHARE_FILES``.
+            into: a list that gets the outcome, and with it the process; otherwise the caller gets it.
 
         Raises:
             OSError: the process could not be created.
@@ -69,13 +71,16 @@ class Program:
         result = ffi.new("struct ck_result *")
         arguments, environment = _strings(argv), _strings(envp)
         result.pidfd = -1
+        known = 0 if into is None else len(into)
         try:
             error = lib.ck_spawn(
                 tape, arguments, len(argv), environment, len(envp), registers, len(slots), proc_fd, flags, result
             )
             outcome = _outcome(result, registers)
+            if into is not None:
+                into.append(outcome)
         except BaseException:  # a signal handler raised during the start, so nobody will learn of the process
-            if result.pidfd >= 0:
+            if result.pidfd >= 0 and (into is None or len(into) == known):
                 end(result.pidfd)
             for number in opens:
                 if number < len(slots) and registers[number] not in (-1, slots[number]):

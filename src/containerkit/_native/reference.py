@@ -87,6 +87,7 @@ class Program(Tape):
         flags: int = 0,
         data: bytes | None = None,
         opens: frozenset[int] = frozenset(),  # noqa: ARG002 - used by the compiled class
+        into: list[Outcome] | None = None,
     ) -> Outcome:
         """Walk the tape in a new process; see :meth:`containerkit._native.compiled.Program.run`."""
         request = _Request(self.steps, self.data if data is None else data, argv, envp, slots, proc_fd)
@@ -109,10 +110,13 @@ class Program(Tape):
             if flags & NO_PROCESS:
                 return request.finish_without_process(stage, error_read, times)
             os.close(request.error_fd)
-            return request.finish(stage, error_read, times)
+            outcome = request.finish(stage, error_read, times)
+            if into is not None:
+                into.append(outcome)  # before handlers of signals run again
         finally:
             os.close(error_read)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return outcome
 
 
 class _Request(Walk):

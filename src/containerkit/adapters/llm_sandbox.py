@@ -13,11 +13,15 @@ Needs llm-sandbox 0.3.40 or later.
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
+import select
 import tarfile
 import tempfile
-from typing import TYPE_CHECKING, Any, Final
+import time
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from llm_sandbox.backends import BackendCapabilities, register_backend
 from llm_sandbox.const import SupportedLanguage
@@ -34,11 +38,14 @@ from llm_sandbox.exceptions import (
 
 from containerkit.container.lifecycle import Container
 from containerkit.errors import ContainerTimeout, SetupError
+from containerkit.process.process import DEVNULL, OUTPUT_LIMIT_BYTES, PIPE
 from containerkit.spec.command import DEFAULT_ENVIRONMENT
 from containerkit.spec.rootfs import RootFS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from containerkit.process.process import Process
 
 __all__ = ["ContainerkitSession"]
 
@@ -101,6 +108,7 @@ class ContainerkitSession(BaseSession):
         )
         self.container: Container | None
         self.stream = False
+        self._timeout: float | None = None
         super().__init__(config=config, libraries=libraries)
         self.container_api = self
 
@@ -144,7 +152,7 @@ class ContainerkitSession(BaseSession):
         Args:
             command: for ``/bin/sh -c``.
             workdir: where (default ``/``).
-            on_stdout, on_stderr: called with each line as it comes.
+            on_stdout, on_stderr: called with each piece of text as it comes. What one raises ends the command.
 
         Raises:
             CommandEmptyError, NotOpenSessionError, SandboxTimeoutError: as for other backends.
@@ -153,24 +161,45 @@ class ContainerkitSession(BaseSession):
             raise CommandEmptyError
         if self.container is None:
             raise NotOpenSessionError
+        argv = ["/bin/sh", "-c", command]
+        path = None if self.config.image is not None else _PATH
+        timeout = self.config.get_execution_timeout() if self._timeout is None else self._timeout
         try:
-            done = self.container.run(
-                ["/bin/sh", "-c", command],
-                extra_env=None if self.config.image is not None else _PATH,
-                cwd=workdir,
-                timeout=self.config.get_execution_timeout(),
-                errors="replace",
-                on_stdout=_whole(on_stdout),
-                on_stderr=_whole(on_stderr),
-            )
+            if on_stdout is None and on_stderr is None:
+                done = self.container.run(
+                    argv, extra_env=path, cwd=workdir, timeout=timeout, text=True, errors="replace"
+                )
+                return _output(done.returncode, done.stdout, done.stderr)
+            process = self.container.popen(argv, extra_env=path, cwd=workdir, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
+            with process:
+                out, err = _heard_out(process, (on_stdout, on_stderr), timeout)
+                return _output(process.wait(), out, err)
         except ContainerTimeout as error:
             raise SandboxTimeoutError(str(error)) from error
-        status = done.returncode if done.returncode >= 0 else 128 - done.returncode
-        return ConsoleOutput(exit_code=status, stdout=done.stdout, stderr=done.stderr)
+
+    def run(self, code: str, libraries: list[str] | None = None, timeout: float | None = None, **more: Any) -> Any:
+        """Run code, as other backends do.
+
+        Args:
+            code: the code.
+            libraries: packages to install before.
+            timeout: seconds that it may take (default: those of the session).
+            more: the other arguments of :meth:`BaseSession.run`.
+
+        Raises:
+            ValueError: a timeout that is not more than 0.
+        """
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout: {timeout!r} is not a number of seconds above 0")
+        self._timeout = timeout
+        try:
+            return super().run(code, libraries=libraries, timeout=timeout, **more)
+        finally:
+            self._timeout = None
 
     def copy_to_container(self, container: Any, src: str, dest: str, **_: Any) -> None:
-        """Copy a file or directory in."""
-        container.files.put(src, dest)
+        """Copy a file or directory in; a relative ``dest`` begins at the working directory."""
+        container.files.put(src, self._at(dest))
 
     def copy_from_runtime(self, src: str, dest: str) -> None:
         """Copy a file or directory out; symlinks and devices in it are left out, and nothing outside is followed.
@@ -205,7 +234,10 @@ class ContainerkitSession(BaseSession):
 
     def _ensure_directory_exists(self, path: str) -> None:
         if self.container is not None:
-            self.container.files.make_directory(path)
+            self.container.files.make_directory(self._at(path))
+
+    def _at(self, path: str) -> str:
+        return os.path.normpath(os.path.join(self.config.workdir, path))
 
     def _ensure_ownership(self, paths: list[str]) -> None:
         """Do nothing: what is copied in is root's, as the commands are."""
@@ -224,8 +256,69 @@ def _get(container: Container, source: str, target: str) -> None:
         raise FileNotFoundError(error.errno, os.strerror(error.errno or 0), source) from error
 
 
-def _whole(hear: Callable[[str], object] | None) -> Callable[[str], object] | None:
-    return None if hear is None else (lambda line: hear(f"{line}\n"))
+def _output(returncode: int, out: str, err: str) -> ConsoleOutput:
+    return ConsoleOutput(exit_code=returncode if returncode >= 0 else 128 - returncode, stdout=out, stderr=err)
+
+
+def _heard_out(
+    process: Process[bytes], listeners: tuple[Callable[[str], object] | None, ...], timeout: float | None
+) -> tuple[str, str]:
+    """Pass on each piece of what a command writes, until it has ended, and return all of it.
+
+    Raises:
+        ContainerTimeout: the time was up; it and what it has started are dead.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")
+    outputs = [
+        (stream, decode("replace"), hear, list[str]()) for stream, hear in zip(_pipes(process), listeners, strict=True)
+    ]
+    poll = select.poll()
+    by_number = {each[0].fileno(): each for each in outputs}
+    for number in (*by_number, process.fileno()):
+        poll.register(number, select.POLLIN)
+    for number in by_number:
+        os.set_blocking(number, False)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    total, ended = 0, False
+    while not ended and total <= OUTPUT_LIMIT_BYTES:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = {number for number, _ in poll.poll(left)}
+        if not ready and timeout is not None:
+            process.kill_all("timeout")
+            raise ContainerTimeout(process.args, timeout)
+        ended = bool(ready - by_number.keys())
+        for number in by_number.keys() & ready if not ended else by_number:
+            raw = _read(number)
+            if not raw and not ended:
+                poll.unregister(number)
+            total += len(raw)
+            _, decoder, hear, pieces = by_number[number]
+            if text := decoder.decode(raw, ended):
+                pieces.append(text)
+                if hear is not None:
+                    hear(text)
+    if not ended:
+        process.kill_all()
+    out, err = ("".join(pieces) for _, _, _, pieces in outputs)
+    return out, err
+
+
+def _pipes(process: Process[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return process.stdout, process.stderr
+
+
+def _read(number: int) -> bytes:
+    """Read what lies in a pipe, a MiB at most: something that was left behind may write on and on."""
+    raw = b""
+    with suppress(BlockingIOError):
+        while len(raw) < _PIECE and (piece := os.read(number, 65536)):
+            raw += piece
+    return raw
+
+
+_PIECE: Final = 1 << 20
 
 
 register_backend(

@@ -21,17 +21,34 @@ if TYPE_CHECKING:
     from containerkit.aio.calling import call
     from containerkit.aio.container import AsyncContainer, AsyncFiles
     from containerkit.aio.images import pull
-    from containerkit.aio.process import AsyncProcess, Opening
+    from containerkit.aio.logs import logs
+    from containerkit.aio.networks import OpenNetwork
+    from containerkit.aio.process import AsyncProcess, AsyncTextProcess, Opening
     from containerkit.aio.running import popen, run
 
-__all__ = ["AsyncContainer", "AsyncFiles", "AsyncProcess", "Opening", "call", "popen", "pull", "run"]
+__all__ = [
+    "AsyncContainer",
+    "AsyncFiles",
+    "AsyncProcess",
+    "AsyncTextProcess",
+    "OpenNetwork",
+    "Opening",
+    "call",
+    "logs",
+    "popen",
+    "pull",
+    "run",
+]
 
 _PLACES = {
     "AsyncContainer": "container",
     "AsyncFiles": "container",
     "AsyncProcess": "process",
+    "AsyncTextProcess": "process",
+    "OpenNetwork": "networks",
     "Opening": "process",
     "call": "calling",
+    "logs": "logs",
     "popen": "running",
     "pull": "images",
     "run": "running",

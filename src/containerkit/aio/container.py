@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from containerkit.aio.calling import call, in_thread, undone
-from containerkit.aio.process import LINE_LIMIT_BYTES, Opening
+from containerkit.aio.process import LINE_LIMIT_BYTES, AsyncProcess, AsyncTextProcess, Opening
 from containerkit.aio.running import attended, opened, told_to
 from containerkit.aio.waiting import readable
 from containerkit.container.lifecycle import Container
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup.pressure import PressureTrigger
     from containerkit.cgroup.stats import Stats
     from containerkit.container.live import State
+    from containerkit.container.log import Log
     from containerkit.options import (
         AnyPopenOptions,
         ContainerOptions,
@@ -222,24 +223,80 @@ class AsyncContainer:
         return group.events(kinds=kinds, triggers=triggers)
 
     @property
+    def log(self) -> Log:
+        """Where its commands can write to, as :attr:`Container.log`.
+
+        Raises:
+            StateError: it does not run.
+        """
+        return self.container.log
+
+    async def logs(self, *, tail: int | None = None) -> str:
+        """Return what its commands have written to :attr:`log`, as :meth:`Container.logs` does.
+
+        Args:
+            tail: only so many of the last lines (default: all).
+
+        Raises:
+            SpecError: no number of lines.
+        """
+        return await call(self.container.logs, tail=tail)
+
+    @property
     def files(self) -> AsyncFiles:
         """The files inside."""
         return AsyncFiles(self.container)
 
     # --- Commands
 
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        line_limit_bytes: int = LINE_LIMIT_BYTES,
+        **options: Unpack[PopenOptions],
+    ) -> Opening[AsyncTextProcess]: ...
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        line_limit_bytes: int = LINE_LIMIT_BYTES,
+        **options: Unpack[PopenOptions],
+    ) -> Opening[AsyncTextProcess]: ...
+
+    @overload
+    def popen(
+        self,
+        argv: ListOf[Word],
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        line_limit_bytes: int = LINE_LIMIT_BYTES,
+        **options: Unpack[PopenOptions],
+    ) -> Opening[AsyncProcess]: ...
+
     @explained
     def popen(
-        self, argv: ListOf[Word], *, line_limit_bytes: int = LINE_LIMIT_BYTES, **options: Unpack[PopenOptions]
-    ) -> Opening:
+        self, argv: ListOf[Word], *, line_limit_bytes: int = LINE_LIMIT_BYTES, **options: Unpack[AnyPopenOptions]
+    ) -> Opening[Any]:
         """Start a command in the container: ``p = await c.popen(...)``, or ``async with c.popen(...) as p:``.
 
         Args:
             argv: the program, which is looked up inside, and its arguments.
             line_limit_bytes: the longest line that can be read (default 65536).
-            options: see :class:`containerkit.options.PopenOptions`.
+            options: see :class:`containerkit.options.AnyPopenOptions`.
 
-        Its streams are of bytes.
+        Its streams are of bytes, or of str, as for :func:`containerkit.aio.popen`.
 
         Raises:
             StateError, SpecError, SetupError: as for :meth:`Container.popen`, when it is awaited.

@@ -6,11 +6,14 @@ import asyncio
 import os
 import warnings
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, TypeVar
 
 from containerkit.aio.calling import in_thread, settled, undone
 from containerkit.aio.streams import Source, Writer
+from containerkit.aio.text import TextReader, TextWriter
 from containerkit.aio.waiting import readable
+from containerkit.errors import SpecError
+from containerkit.process.communicate import check_input
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
@@ -19,8 +22,9 @@ if TYPE_CHECKING:
     from containerkit.container.lifecycle import Container
     from containerkit.process.process import Process
     from containerkit.process.result import Cause, Usage
+    from containerkit.process.stdio import Text
 
-__all__ = ["LINE_LIMIT_BYTES", "AsyncProcess", "Opening", "dispose"]
+__all__ = ["LINE_LIMIT_BYTES", "AsyncProcess", "AsyncTextProcess", "Opening", "dispose"]
 
 LINE_LIMIT_BYTES: Final = 2**16
 """How long a line may be, and half of how much is read ahead: as in asyncio."""
@@ -36,64 +40,70 @@ def dispose(made: tuple[Process[Any], Container | None]) -> None:
             container.stop()
 
 
-class AsyncProcess:
-    """A process in a container, as ``popen`` of this module returns it; there is no other way to make one.
-
-    In the manner of :class:`asyncio.subprocess.Process`. Streams are of bytes. All signals go through a pidfd. With
-    ``async with`` it is waited for at the end, and killed before where an exception comes.
+class Attended(Generic[AnyStr]):
+    """A process that the event loop attends to, whatever its streams are of.
 
     Attributes:
-        stdin: writes to its standard input; None where that is not a pipe.
-        stdout, stderr: read what it writes, also by ``async for line in p.stdout``; None where that is not a pipe.
+        stdin, stdout, stderr: its streams; None where there is no pipe.
     """
 
+    stdin: Any
+    stdout: Any
+    stderr: Any
+
     def __init__(self, process: Process[Any], container: Container | None = None) -> None:
-        self.stdin: Writer | None = None
-        self.stdout: asyncio.StreamReader | None = None
-        self.stderr: asyncio.StreamReader | None = None
+        self.stdin = self.stdout = self.stderr = None
         self._process = process
         self._container = container
+        self._input: Writer | None = None
         self._outputs: list[Source] = []
         self._ending: asyncio.Task[int] | None = None
         self._closed = False
 
     @classmethod
-    async def of(cls, made: tuple[Process[Any], Container | None], line_limit_bytes: int = LINE_LIMIT_BYTES) -> Self:
+    async def of(
+        cls,
+        made: tuple[Process[Any], Container | None],
+        line_limit_bytes: int = LINE_LIMIT_BYTES,
+        text: Text | None = None,
+    ) -> Self:
         """Take over a command that was started, and its container where it has one of its own.
 
         Args:
             made: the command, and the container to stop at its end.
             line_limit_bytes: the longest line.
+            text: how its streams are text (default: they are of bytes).
 
         Raises:
             CancelledError: the task was cancelled; the command is dead and reaped.
         """
         self = cls(*made)
         try:
-            self._connect(line_limit_bytes)
+            self._connect(line_limit_bytes, text)
         except BaseException:
             await self.aclose()
             raise
         return self
 
-    def _connect(self, limit: int) -> None:
+    def _connect(self, limit: int, text: Text | None) -> None:
         """Watch copies of the ends of its pipes, which it then lets go of; those of a terminal it keeps."""
         process = self._process
         if process.stdin is not None:
-            self.stdin = Writer.of(process.stdin.fileno())
+            self._input = Writer.of(process.stdin.fileno())
+            self.stdin = self._input if text is None else TextWriter(self._input, text)
         if process.stdout is not None:
-            self.stdout = self._output(process.stdout.fileno(), limit)
+            self.stdout = self._output(process.stdout.fileno(), limit, text)
         if process.stderr is not None:
-            self.stderr = self._output(process.stderr.fileno(), limit)
+            self.stderr = self._output(process.stderr.fileno(), limit, text)
         if not process.terminal:
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
 
-    def _output(self, fd: int, limit: int) -> asyncio.StreamReader:
+    def _output(self, fd: int, limit: int, text: Text | None) -> asyncio.StreamReader | TextReader:
         source = Source.of(fd, limit)
         self._outputs.append(source)
-        return source.reader
+        return source.reader if text is None else TextReader(source.reader, text, limit)
 
     def __repr__(self) -> str:
         return f"<Async{repr(self._process)[1:]}"
@@ -172,17 +182,18 @@ class AsyncProcess:
             container.stop()
         return status
 
-    async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:  # noqa: A002 - asyncio's own argument
+    async def communicate(self, input: AnyStr | None = None) -> tuple[AnyStr | None, AnyStr | None]:  # noqa: A002 - asyncio's own argument
         """Send input, read both outputs, and wait.
 
         Args:
-            input: bytes for its stdin, which is closed afterwards.
+            input: bytes for its stdin, or str if its streams are text; it is closed afterwards.
 
         Returns:
             What it wrote to stdout and stderr; None where there is no pipe. The end is that of the process: something
             that it left behind may hold the pipes open.
 
         Raises:
+            SpecError: the input is neither, or there is no pipe for it; the command is dead and reaped.
             CancelledError: the task was cancelled; it is dead and reaped.
         """
         reading = [asyncio.ensure_future(reader.read()) for reader in (self.stdout, self.stderr) if reader is not None]
@@ -200,15 +211,14 @@ class AsyncProcess:
         out = heard.pop(0) if self.stdout is not None else None
         return out, heard.pop(0) if self.stderr is not None else None
 
-    async def _feed(self, given: bytes | None) -> None:
+    async def _feed(self, given: AnyStr | None) -> None:
         stdin = self.stdin
         if stdin is None:
             if given:
-                from containerkit.errors import SpecError
-
                 raise SpecError("input: stdin is not a pipe")
             return
-        feeding = asyncio.ensure_future(self._write(stdin, given or b""))
+        check_input(given, text=isinstance(stdin, TextWriter))
+        feeding = asyncio.ensure_future(self._write(stdin, given))
         ended = asyncio.ensure_future(self.wait())
         try:  # it may end without reading
             await asyncio.wait((feeding, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -218,12 +228,11 @@ class AsyncProcess:
             stdin.close()
 
     @staticmethod
-    async def _write(stdin: Writer, given: bytes) -> None:
-        with suppress(
-            BrokenPipeError
-        ):  # nobody reads it any more: as in communicate of subprocess that is not an error
-            stdin.write(given)
-            await stdin.drain()
+    async def _write(stdin: Any, given: Any) -> None:
+        with suppress(BrokenPipeError):  # nobody reads it any more: not an error, as in communicate of subprocess
+            if given:
+                stdin.write(given)
+                await stdin.drain()
         stdin.close()
 
     # --- The end
@@ -245,8 +254,8 @@ class AsyncProcess:
     def _close_streams(self) -> None:
         for source in self._outputs:
             source.close()
-        if self.stdin is not None:
-            self.stdin.abort()
+        if self._input is not None:
+            self._input.abort()
 
     async def __aenter__(self) -> Self:
         return self
@@ -273,18 +282,50 @@ class AsyncProcess:
             dispose((self._process, self._container))
 
 
-class Opening:
+class AsyncProcess(Attended[bytes]):
+    """A process in a container, as ``popen`` of this module returns it; there is no other way to make one.
+
+    In the manner of :class:`asyncio.subprocess.Process`. Streams are of bytes. All signals go through a pidfd. With
+    ``async with`` it is waited for at the end, and killed before where an exception comes.
+
+    Attributes:
+        stdin: writes to its standard input; None where that is no pipe.
+        stdout, stderr: read what it writes, also by ``async for line in p.stdout``; None where that is no pipe.
+    """
+
+    stdin: Writer | None
+    stdout: asyncio.StreamReader | None
+    stderr: asyncio.StreamReader | None
+
+
+class AsyncTextProcess(Attended[str]):
+    """A process whose streams are text, as ``popen(..., text=True)`` returns it; otherwise an :class:`AsyncProcess`.
+
+    Attributes:
+        stdin: writes str to its standard input; None where that is no pipe.
+        stdout, stderr: read what it writes as str, also by ``async for line in p.stdout``; None where that is no pipe.
+    """
+
+    stdin: TextWriter | None
+    stdout: TextReader | None
+    stderr: TextReader | None
+
+
+Awaited = TypeVar("Awaited", bound=Attended[Any])
+
+
+class Opening(Generic[Awaited]):
     """A process that is about to start: ``p = await popen(...)``, or ``async with popen(...) as p:``."""
 
-    def __init__(self, start: Coroutine[Any, Any, AsyncProcess]) -> None:
+    def __init__(self, start: Coroutine[Any, Any, Awaited]) -> None:
         self._start = start
-        self._process: AsyncProcess | None = None
+        self._process: Awaited | None = None
 
-    def __await__(self) -> Generator[Any, None, AsyncProcess]:
+    def __await__(self) -> Generator[Any, None, Awaited]:
         """Start it."""
         return self._start.__await__()
 
-    async def __aenter__(self) -> AsyncProcess:
+    async def __aenter__(self) -> Awaited:
         """Start it; at the end it is waited for."""
         self._process = await self._start
         return self._process

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from containerkit.aio.calling import in_thread, settled, undone
-from containerkit.aio.process import LINE_LIMIT_BYTES, AsyncProcess, Opening, dispose
+from containerkit.aio.process import LINE_LIMIT_BYTES, AsyncProcess, AsyncTextProcess, Attended, Opening, dispose
 from containerkit.aio.waiting import Hearing
 from containerkit.container.arguments import run_streams
 from containerkit.container.captured import Terms, complete
@@ -214,19 +214,63 @@ def _encoded(given: Input, more: Mapping[str, Any]) -> bytes:
     return bytes(given or b"")
 
 
+@overload
+def popen(
+    argv: ListOf[Word],
+    *,
+    text: Literal[True],
+    encoding: str | None = None,
+    errors: str | None = None,
+    init: bool = True,
+    line_limit_bytes: int = LINE_LIMIT_BYTES,
+    **options: Unpack[LaunchOptions],
+) -> Opening[AsyncTextProcess]: ...
+
+
+@overload
+def popen(
+    argv: ListOf[Word],
+    *,
+    text: bool | None = None,
+    encoding: str,
+    errors: str | None = None,
+    init: bool = True,
+    line_limit_bytes: int = LINE_LIMIT_BYTES,
+    **options: Unpack[LaunchOptions],
+) -> Opening[AsyncTextProcess]: ...
+
+
+@overload
+def popen(
+    argv: ListOf[Word],
+    *,
+    text: Literal[False] | None = None,
+    encoding: None = None,
+    errors: None = None,
+    init: bool = True,
+    line_limit_bytes: int = LINE_LIMIT_BYTES,
+    **options: Unpack[LaunchOptions],
+) -> Opening[AsyncProcess]: ...
+
+
 @explained
 def popen(
-    argv: ListOf[Word], *, init: bool = True, line_limit_bytes: int = LINE_LIMIT_BYTES, **options: Unpack[LaunchOptions]
-) -> Opening:
+    argv: ListOf[Word],
+    *,
+    init: bool = True,
+    line_limit_bytes: int = LINE_LIMIT_BYTES,
+    **options: Unpack[AnyLaunchOptions],
+) -> Opening[Any]:
     """Start one command in a container of its own: ``p = await popen(...)``, or ``async with popen(...) as p:``.
 
     Args:
         argv: the program, which is looked up inside, and its arguments.
         init: as for :func:`containerkit.run` (default True).
         line_limit_bytes: the longest line that can be read (default 65536).
-        options: see :class:`containerkit.options.LaunchOptions`.
+        options: see :class:`containerkit.options.AnyLaunchOptions`.
 
-    Its streams are of bytes. The container ends with the command.
+    Its streams are of bytes, or with ``text``, ``encoding`` or ``errors`` of str: an :class:`AsyncProcess` or an
+    :class:`AsyncTextProcess`. The container ends with the command.
 
     Raises:
         SpecError, SetupError: as for :func:`containerkit.run`, when it is awaited.
@@ -235,15 +279,17 @@ def popen(
     return Opening(opened(lambda more: begin(argv, more, {}, init=init), options, line_limit_bytes))
 
 
-async def opened(start: Start, options: Mapping[str, Any], limit: int) -> AsyncProcess:
+async def opened(start: Start, options: Mapping[str, Any], limit: int) -> Attended[Any]:
     """Return a command that ``start`` starts; the arguments are those of ``popen``.
 
     Raises:
         SpecError, SetupError, CancelledError: as there.
     """
-    if text := {"text", "encoding", "errors"}.intersection(options):
-        raise SpecError(f"popen: {min(text)}: streams of asyncio are of bytes: decode what is read from them")
+    text = Text.of(options.get("text"), options.get("encoding"), options.get("errors"))
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise SpecError(f"line_limit_bytes: {limit!r} is not a number of bytes")
-    made = await undone(in_thread(start, dict(options)), dispose)
-    return await AsyncProcess.of(made, limit)
+    # The loop decodes: beneath are bytes.
+    options = {name: value for name, value in options.items() if name not in ("text", "encoding", "errors")}
+    made = await undone(in_thread(start, options), dispose)
+    kind: type[Attended[Any]] = AsyncProcess if text is None else AsyncTextProcess
+    return await kind.of(made, limit, text)

@@ -85,8 +85,9 @@ class Restored(Container):
         self._running()
         return self
 
-    def _begin(self, ground: Ground) -> Outcome:
-        return _Revival(ground, self._record, self._images, self._directory, self._criu).make()
+    def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
+        born.append(_Revival(ground, self._record, self._images, self._directory, self._criu).make())
+        return born[-1]
 
 
 def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as before"] | None) -> dict[str, Any]:

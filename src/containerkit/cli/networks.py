@@ -22,7 +22,8 @@ def define(group: Any) -> None:
         "--network",
         metavar="NAME[:OPTION=VALUE,...]",
         **_LISTS,
-        help="none (default), host, internet, one that 'containerkit network create' has made, macvlan:INTERFACE or "
+        help="none (default), host, internet, one that 'containerkit network create' has made, container:ID (or its "
+        f"name) for that container's own, macvlan:INTERFACE or "
         f"cni:NAME; options of a network are {', '.join(_KEYS)}; repeatable",
     )
     group.add_argument(
@@ -87,7 +88,7 @@ def _network(wishes: list[str]) -> Any:
 
 def _one(text: str) -> Any:
     kind, mark, rest = text.partition(":")
-    if text in ("none", "host", "internet"):
+    if text in ("none", "host", "internet") or (kind == "container" and mark):
         return text
     if kind == "macvlan" and mark:
         return _macvlan(rest)

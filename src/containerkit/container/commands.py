@@ -17,14 +17,16 @@ from containerkit.container.arguments import (
     unresolved_user,
     with_defaults,
 )
+from containerkit.container.birth import Birth
 from containerkit.container.captured import Captured, Recall, Terms, complete
 from containerkit.container.live import Live
-from containerkit.container.starting import Birth, Entering
+from containerkit.container.log import Log
+from containerkit.container.starting import Entering
 from containerkit.descriptors import keep, lend
-from containerkit.errors import StateError, of_descriptors, telling_of_descriptors
+from containerkit.errors import SpecError, StateError, of_descriptors, telling_of_descriptors
 from containerkit.meanings import explained
 from containerkit.process.communicate import Hearing
-from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process, put_down
+from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.process.seccomp_notify import Supervision
 from containerkit.process.stdio import Streams, Text, require_open
 from containerkit.spec.container import Spec, check_names
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Unpack
 
-    from containerkit._native.outcome import Outcome
     from containerkit.cgroup import CGroup
     from containerkit.options import (
         AnyPopenOptions,
@@ -70,6 +71,7 @@ class Commands(Live):
     def __init__(self, spec: Spec, id: str | None, known: Recall[Command]) -> None:  # noqa: A002 - what it is in the OCI
         super().__init__(spec, id)
         self._commands = known
+        self._log: Log | None = None
 
     @overload
     def popen(
@@ -152,7 +154,9 @@ class Commands(Live):
         birth = Birth(Text.of(text, encoding, errors))
         streams = stdin, stdout, stderr
         try:
-            return self._bear(birth, argv, streams, pty, command, own_group=own_group, handler=syscall_handler)
+            self._bear(birth, argv, streams, pty, command, own_group=own_group, handler=syscall_handler)
+            assert birth.process is not None
+            return birth.process  # noqa: TRY300 - a handler may raise before another block begins
         except BaseException as error:
             self._call_off(birth)
             if told := of_descriptors("popen", error):
@@ -169,7 +173,7 @@ class Commands(Live):
         *,
         own_group: bool,
         handler: Handler | None,
-    ) -> Process[Any]:
+    ) -> None:
         with self._entering() as init:
             ground = self._standing()
             command = self._command(argv, fields, terminal=bool(pty))
@@ -183,39 +187,27 @@ class Commands(Live):
             birth.leaf = leaf if own_group else None
             birth.throttled_us = throttled_us(self._group) if self._group is not None and own_group else None
             calls = birth.supervision.inputs() if birth.supervision is not None else {}
-            birth.outcome = self._join(command, {**birth.streams.inputs(), **calls}, leaf)
-            return self._enter(birth, command)
+            self._join(birth, command, {**birth.streams.inputs(), **calls}, leaf)
+            self._enter(birth, command)
 
-    def _enter(self, birth: Birth, command: Command) -> Process[Any]:
+    def _enter(self, birth: Birth, command: Command) -> None:
         """Enter a process that was born into the books."""
-        outcome, leaf, supervision = birth.outcome, birth.leaf, birth.supervision
-        assert outcome is not None
+        leaf, supervision = birth.leaf, birth.supervision
         finish, kill_tree = self._forget, None
         if leaf is not None:
             finish, kill_tree = partial(self._account, leaf=leaf, throttled_us=birth.throttled_us), leaf.kill
-        birth.process = process = Process(
-            command, outcome.pid, outcome.pidfd, birth.streams, text=birth.text, finish=finish, kill_tree=kill_tree
-        )
-        process.supervision = supervision
+        process = birth.enter(command, finish, kill_tree)
         self._processes.add(process)
         self._unwaited.add(process)
-        birth.streams.close_child()
+        birth.close_child()
         if supervision is not None:
             supervision.started()
             self._supervisions.add(supervision)
-        return process
 
     def _call_off(self, birth: Birth) -> None:
         """Take back a start that failed, or in which the handler of a signal has raised."""
-        birth.streams.close()
-        if birth.process is not None:
-            birth.process.close()
-            return
-        if birth.outcome is not None:
-            put_down(birth.outcome.pidfd)
-        if birth.supervision is not None:
-            birth.supervision.close()
-        if birth.leaf is not None:
+        birth.call_off()
+        if birth.process is None and birth.leaf is not None:
             self._retire(birth.leaf)
 
     def _entering(self) -> Entering:
@@ -235,15 +227,16 @@ class Commands(Live):
             raise StateError(f"{self!r}: nothing can be started in it while it is paused; resume() it first")
         return init
 
-    def _join(self, command: Command, slots: dict[str, int], group: CGroup | None) -> Outcome:
+    def _join(self, birth: Birth, command: Command, slots: dict[str, int], group: CGroup | None) -> None:
         """Start a command among what runs already."""
         entrance = self._entrance
         assert entrance is not None
-        return entrance.program(command, joining(group, self._group)).run(
+        entrance.program(command, joining(group, self._group)).run(
             {**entrance.inputs(), **slots, **inputs(group)},
             argv=command.argv,
             envp=command.envp,
             flags=_native.HIDE_MEMORY,
+            into=birth.outcomes,
         )
 
     exec = popen
@@ -339,6 +332,38 @@ class Commands(Live):
             for process in born:
                 process.close()
             raise
+
+    @property
+    def log(self) -> Log:
+        """Where its commands can write to: ``c.popen(argv, stdout=c.log, stderr=c.log)``; :meth:`logs` returns it.
+
+        The first use starts a thread, which reads the logs of all containers of this process.
+
+        Raises:
+            StateError: it does not run.
+        """
+        with self._lock:
+            if self._log is None:
+                self._running()
+                self._log = Log(self._standing().outside(0))
+                self.keep_until_stopped("log", self._log)
+            return self._log
+
+    def logs(self, *, tail: int | None = None) -> str:
+        """Return what its commands have written to :attr:`log`, the latest MiB of it; also once it has stopped.
+
+        The outputs of other commands belong to who has started them: to ``run``'s result, to ``popen``'s streams.
+
+        Args:
+            tail: only so many of the last lines (default: all).
+
+        Raises:
+            SpecError: no number of lines.
+        """
+        if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
+            raise SpecError(f"tail: {tail!r:.100} is not a number of lines")
+        text = "" if self._log is None else self._log.read().decode(errors="replace")
+        return text if tail is None else "".join(text.splitlines(keepends=True)[-tail:] if tail else ())
 
     def _captures(self, more: Mapping[str, Any]) -> bool:
         """Whether nothing has to be done for a command, or asked of it, between its start and its end."""

@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from containerkit import late
 from containerkit.compile.facts import Mode
+from containerkit.container import running
 from containerkit.container.arguments import owns_nothing
 from containerkit.container.captured import Recall
 from containerkit.container.commands import Commands
@@ -246,6 +247,8 @@ class Container(Commands):
                 self._check_unused()
                 ours = True
                 self._bring_up()
+                if self._has_name and self._init is not None:
+                    self._note = running.note(self.id, self._init.pid)
         except BaseException:
             if ours and self._init is not None:  # the handler of a signal raised once it ran
                 self.stop()
@@ -259,10 +262,10 @@ class Container(Commands):
     def _bring_up(self) -> None:
         began = time.perf_counter()
         ground = self._prepared()
-        outcome: Outcome | None = None
+        born: list[Outcome] = []  # gets the outcome from whoever makes the process: it has an owner from then on
         try:
             planned = time.perf_counter()
-            outcome = self._begin(ground)
+            outcome = self._begin(ground, born)
             init = init_process(outcome)
             self._entrance = Entrance(init, ground)
             self.timings = _timings(began, planned, outcome)
@@ -271,8 +274,8 @@ class Container(Commands):
                 guests.add(self)
             self._ground, self._init = ground, init
         except BaseException:
-            if outcome is not None:
-                put_down(outcome.pidfd)
+            while born:
+                put_down(born.pop().pidfd)
             ground.release()
             raise
 
@@ -286,9 +289,9 @@ class Container(Commands):
                 raise
         return ground
 
-    def _begin(self, ground: Ground) -> Outcome:
+    def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
         """Make PID 1 and all that it needs."""
-        return ground.start(Mode(command=None, reads_upper=True), (), (), {})
+        return ground.start(Mode(command=None, reads_upper=True), (), (), {}, born)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -337,6 +340,7 @@ class Container(Commands):
         self._init.release()
         _alive.discard(self)
         guests.discard(self)
+        running.forget(self._note)
         while self._supervisions:
             supervision = next(iter(self._supervisions))
             supervision.close()

@@ -93,6 +93,8 @@ class Live:
         self._paused = False
         self._stopped = False
         self._landlocked = False
+        self._has_name = id is not None
+        self._note: str | None = None
 
     def __repr__(self) -> str:
         init = self._init

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
@@ -21,13 +20,15 @@ from containerkit.container.arguments import (
     run_streams,
     with_defaults,
 )
+from containerkit.container.birth import Birth
 from containerkit.container.captured import Captured, Recall, Terms, complete
+from containerkit.descriptors import keep
 from containerkit.errors import of_descriptors
 from containerkit.meanings import explained
 from containerkit.process.communicate import Hearing
-from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process
+from containerkit.process.process import OUTPUT_LIMIT_BYTES
 from containerkit.process.seccomp_notify import Supervision
-from containerkit.process.stdio import Streams, Text, require_open
+from containerkit.process.stdio import Text, require_open
 from containerkit.security.checks import check_bool
 from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, check_names
 from containerkit.spec.rootfs import resolve
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from containerkit.container.lifecycle import Container
     from containerkit.container.ready import Ready
     from containerkit.options import AnyLaunchOptions, Input, Listener, ListOf, OneShotOptions, Word
+    from containerkit.process.process import Process
     from containerkit.process.result import CompletedProcess
     from containerkit.spec.command import Command
 
@@ -169,8 +171,7 @@ def perform(
                 return ready.run(command, recipe.text, terms)
             return _captured(recipe, mode, terms)
         streams = run_streams(given, recipe.given, capture=capture_output, hearing=hearing)
-        process = _started(recipe, command, mode, streams)
-        return complete(process, given, terms)
+        return _attended(recipe, command, mode, streams, given, terms)
     except OSError as error:
         if told := of_descriptors("run", error):
             raise told from error
@@ -204,12 +205,29 @@ def begin(
     """
     check_bool(init, "init")
     recipe = recipe_of_run({**more, **streams})
-    if recipe.command is not None:
-        return _started(recipe, *_command(recipe, argv, init=init), recipe.given), None
-    container: Container = late.load(late.KINDS["container"])(**recipe.description).start()
+    if recipe.command is None:
+        return _begun_in_a_container(recipe, argv)
+    command, mode = _command(recipe, argv, init=init)
+    birth = Birth(recipe.text)
     try:
-        return container.popen(argv, **recipe.given), container
+        _start(birth, recipe, command, mode, recipe.given)
+        assert birth.process is not None
+        return birth.process, None  # noqa: TRY300 - a handler may raise before another block begins
     except BaseException:
+        birth.call_off()
+        raise
+
+
+def _begun_in_a_container(recipe: Recipe, argv: ListOf[Word]) -> tuple[Process[Any], Container]:
+    container: Container = late.load(late.KINDS["container"])(**recipe.description)
+    born: list[Process[Any]] = []
+    try:
+        container.start()
+        keep(born, partial(container.popen, **recipe.given), argv)
+        return born[0], container
+    except BaseException:
+        for process in born:
+            process.close()
         container.stop()
         raise
 
@@ -320,30 +338,33 @@ def _finish(ground: Ground, process: Process[Any] | Captured) -> None:
         ground.release()
 
 
-def _started(recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> Process[Any]:
-    """Start it with these streams."""
-    streams = Streams([], [None, None, None], [])
-    report = (-1, -1)
+def _attended(
+    recipe: Recipe, command: Command, mode: Mode, streams: dict[str, Any], given: Input, terms: Terms
+) -> CompletedProcess[Any]:
+    """Start it with these streams, and talk with it to its end."""
+    birth = Birth(recipe.text)
+    try:
+        _start(birth, recipe, command, mode, streams)
+        assert birth.process is not None
+        return complete(birth.process, given, terms)
+    except BaseException:
+        birth.call_off()
+        raise
+
+
+def _start(birth: Birth, recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> None:
+    """Start it with these streams; whoever has made its birth calls that off if this raises."""
     ground = Ground.prepare(recipe.spec)
     try:
         stdin, stdout, stderr = (options.get(name) for name in ("stdin", "stdout", "stderr"))
-        streams.add(stdin, stdout, stderr, ground.outside(command.user.uid))
-        command = beside(command, streams, recipe.spec, recipe.given)
-        if mode.init:
-            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # nobody waits at it: PID 1 writes once and ends
-            report = read, -1
-            report = read, _native.high(write)
-        slots = {**streams.inputs(), "report": report[1]}
-        outcome = ground.start(mode._replace(command=command), command.argv, command.envp, slots)
+        birth.streams.add(stdin, stdout, stderr, ground.outside(command.user.uid))
+        command = beside(command, birth.streams, recipe.spec, recipe.given)
+        report = birth.open_report() if mode.init else -1
+        slots = {**birth.streams.inputs(), "report": report}
+        ground.start(mode._replace(command=command), command.argv, command.envp, slots, birth.outcomes)
+        birth.enter(command, partial(_finish, ground))
+        birth.close_child()
     except BaseException:
+        birth.call_off()  # before what it stands on is given back
         ground.release()
-        streams.close()
-        for fd in report:
-            if fd >= 0:
-                os.close(fd)
         raise
-    streams.close_child()
-    if mode.init:
-        os.close(report[1])
-    finish = partial(_finish, ground)
-    return Process(command, outcome.pid, outcome.pidfd, streams, report=report[0], text=recipe.text, finish=finish)

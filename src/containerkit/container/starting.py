@@ -1,6 +1,6 @@
-"""Processes that are being started in a live container: who is in the midst of it, and what there is by then.
+"""Who is in the midst of starting a process in a live container.
 
-The handler of a signal may raise at any moment of it: what was made is taken back, and nobody waits for who is gone.
+The handler of a signal may raise at any moment of it: nobody waits for who is gone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from weakref import WeakSet
 
     from containerkit._native.outcome import Outcome
-    from containerkit.cgroup import CGroup
-    from containerkit.process.seccomp_notify import Supervision
-    from containerkit.process.stdio import Text
 
-__all__ = ["LOOK_AGAIN_S", "Birth", "Entering", "Unwaited", "init_process", "wait_for_all", "wait_for_others"]
+__all__ = ["LOOK_AGAIN_S", "Entering", "Unwaited", "init_process", "wait_for_all", "wait_for_others"]
 
 LOOK_AGAIN_S: Final = 0.05
 """How often somebody looks who may not be woken."""
@@ -57,25 +54,6 @@ class Unwaited:
             process = next_one()
             if process is not None and process.poll() is None:
                 self._processes.append(next_one)
-
-
-class Birth:
-    """What a process that is being started has by now.
-
-    Args:
-        text: how its output is text.
-    """
-
-    __slots__ = ("leaf", "outcome", "process", "streams", "supervision", "text", "throttled_us")
-
-    def __init__(self, text: Text | None) -> None:
-        self.text = text
-        self.streams = Streams([], [None, None, None], [])
-        self.supervision: Supervision | None = None
-        self.leaf: CGroup | None = None
-        self.throttled_us: int | None = None
-        self.outcome: Outcome | None = None
-        self.process: Process[Any] | None = None
 
 
 class Entering:

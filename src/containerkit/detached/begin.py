@@ -66,6 +66,7 @@ class Begun(Container):
 
     def __init__(self, spec: Spec, id: str) -> None:  # noqa: A002 - what it is in the OCI
         Commands.__init__(self, spec, id, Recall(16))
+        self._has_name = False  # it is on record as what it will be
         self.timings = None
         self._guard = None
 

@@ -18,12 +18,12 @@ from containerkit.detached.description import Description, Keeping, Policy, sign
 from containerkit.detached.events import emit, identify
 from containerkit.detached.health import image_of
 from containerkit.detached.known import Known
-from containerkit.detached.logs import LogLine, Moment, moment, read
+from containerkit.detached.logs import LogLine, Moment, moment, read, steps
 from containerkit.detached.wiring import drop_network, kept_network
 from containerkit.errors import ContainerTimeout, SetupError, SpecError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
     from typing import Unpack
 
     from containerkit.cgroup import CGroup, Limits
@@ -280,12 +280,37 @@ class Detached(Known):
             SpecError: no time, or no number.
             SetupError: the logs can't be read.
         """
+        asked = self._asked_of_logs(since, until, tail)
+        return read(self.entry.state_path, **asked, follow=self.goes_on if follow else None, pieces=pieces)
+
+    def log_steps(
+        self,
+        *,
+        follow: bool = False,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        tail: int | None = None,
+        pieces: bool = False,
+    ) -> Generator[LogLine | int, None, None]:
+        """Yield what :meth:`logs` does, and, where it would wait, an inotify descriptor to be waited for.
+
+        It is for event loops, such as :func:`containerkit.aio.logs`: nothing of it waits.
+
+        Args:
+            follow, since, until, tail, pieces: as for :meth:`logs`.
+
+        Raises:
+            SpecError, SetupError: as for :meth:`logs`.
+        """
+        asked = self._asked_of_logs(since, until, tail)
+        return steps(self.entry.state_path, **asked, follow=self.goes_on if follow else None, pieces=pieces)
+
+    @staticmethod
+    def _asked_of_logs(since: Moment | None, until: Moment | None, tail: int | None) -> dict[str, Any]:
         if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
             raise SpecError(f"tail: {tail!r:.100} is not a number of lines")
         start = "" if since is None else moment(since, "since")
-        end = "~" if until is None else moment(until, "until")
-        asks = self.goes_on if follow else None
-        return read(self.entry.state_path, since=start, until=end, tail=tail, follow=asks, pieces=pieces)
+        return {"since": start, "until": "~" if until is None else moment(until, "until"), "tail": tail}
 
     def stats(self) -> Stats:
         """Return the report of its control group.

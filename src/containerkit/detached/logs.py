@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from containerkit.errors import SetupError, SpecError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
-__all__ = ["LogLine", "Moment", "last_log", "moment", "read"]
+__all__ = ["LogLine", "Moment", "last_log", "moment", "read", "steps"]
 
 Moment = datetime | timedelta | float | int | str
 """A time: with time zone, before now, in seconds since 1970, or as text such as ``10m`` or ``2026-01-02T03:04:05Z``."""
@@ -137,6 +138,32 @@ def read(
     Raises:
         SetupError: a log can't be read, or there are no inotify instances left.
     """
+    for each in steps(directory, since=since, until=until, tail=tail, follow=follow, pieces=pieces):
+        if isinstance(each, LogLine):
+            yield each
+        else:
+            select.select([each], [], [], _LONGEST_WAIT_S)
+
+
+def steps(
+    directory: str,
+    *,
+    since: str = "",
+    until: str = "~",
+    tail: int | None = None,
+    follow: Callable[[], bool] | None = None,
+    pieces: bool = False,
+) -> Generator[LogLine | int, None, None]:
+    """Yield what :func:`read` does, and each time that it would wait a descriptor: it is readable once there is more.
+
+    Whoever waits goes on after a quarter of a second in any case, since the end of the container is no news.
+
+    Args:
+        directory, since, until, tail, follow, pieces: as for :func:`read`.
+
+    Raises:
+        SetupError: as for :func:`read`.
+    """
     logs, joined = _Logs(directory), _Joined(pieces=pieces)
     try:
         if follow is not None:
@@ -154,7 +181,8 @@ def read(
                     yield line
             if not goes_on:
                 break
-            logs.wait(_LONGEST_WAIT_S)
+            yield logs.inotify
+            logs.take_news()
         yield from (line for line in joined.rest() if since <= line.time <= until)
     finally:
         logs.close()
@@ -199,23 +227,23 @@ class _Logs:
         self._number = min(numbers(directory), default=1)
         self._fd = -1
         self._rest = b""
-        self._inotify = -1
+        self.inotify = -1
 
     def watch(self) -> None:
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
-        self._inotify = libc.inotify_init1(_IN_CLOEXEC | os.O_NONBLOCK)
+        self.inotify = libc.inotify_init1(_IN_CLOEXEC | os.O_NONBLOCK)
         directory = os.fsencode(self._directory)
-        if self._inotify < 0 or libc.inotify_add_watch(self._inotify, directory, _IN_CREATE | _IN_MODIFY) < 0:
+        if self.inotify < 0 or libc.inotify_add_watch(self.inotify, directory, _IN_CREATE | _IN_MODIFY) < 0:
             number = ctypes.get_errno()
             hint = "raise fs.inotify.max_user_instances or max_user_watches"
             raise SetupError("inotify_init1", number, self._directory, hint)
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until something was written."""
-        if select.select([self._inotify], [], [], timeout_s)[0]:
-            os.read(self._inotify, 65536)
+    def take_news(self) -> None:
+        """Read what inotify has to tell, which is only that there is something to read."""
+        with suppress(BlockingIOError):
+            os.read(self.inotify, 65536)
 
     def more(self) -> Iterator[LogLine]:
         """Yield all that is there and was not read before."""
@@ -248,10 +276,10 @@ class _Logs:
         return True
 
     def close(self) -> None:
-        for fd in (self._fd, self._inotify):
+        for fd in (self._fd, self.inotify):
             if fd >= 0:
                 os.close(fd)
-        self._fd = self._inotify = -1
+        self._fd = self.inotify = -1
 
 
 def _line(raw: bytes) -> LogLine:

@@ -23,7 +23,7 @@ from containerkit.errors import ContainerError, SetupError, SpecError, StateErro
 
 if TYPE_CHECKING:
     from containerkit.detached.store import Entry
-    from containerkit.network.keeper import Kept
+    from containerkit.network.kept import Kept
     from containerkit.spec.container import Spec
 
 __all__ = ["Attendant", "drop_network", "kept_network", "main", "refuse_bound", "wired"]
@@ -105,7 +105,7 @@ class Attendant:
     """
 
     def __init__(self, entry: Entry) -> None:
-        from containerkit.network.keeper import Kept
+        from containerkit.network.kept import Kept
 
         directory = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         # The path may be longer than a socket's can be; this one, of the descriptor, is not.
@@ -137,12 +137,12 @@ class Attendant:
     def _fail(self, told: bytes) -> None:
         import json
 
-        from containerkit.network.keeper import as_error
+        from containerkit.network.kept import error_of
 
         self.life.close()
         if not told:
             raise StateError("network internet: the process that was to serve it has ended")
-        raise as_error(json.loads(told))
+        raise error_of(json.loads(told))
 
 
 _PROGRAM: Final = """

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import sys
 import threading
+from functools import lru_cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from containerkit.executor.errors import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import ModuleType
 
-__all__ = ["dumped", "shown_directories"]
+__all__ = ["Shown", "dumped", "shown_directories"]
 
 _registering = threading.Lock()
 
@@ -32,13 +36,43 @@ def _below(path: str, directory: str) -> bool:
     return path.startswith(directory.rstrip("/") + "/")
 
 
-def dumped(call: object, function: Callable[..., Any], visible: list[str] | None) -> bytes:
-    """Return a call as bytes.
+class Shown:
+    """The modules of the caller's that tasks can import.
+
+    Args:
+        directories: where they lie.
+    """
+
+    def __init__(self, directories: list[str]) -> None:
+        self._directories = directories
+        self._known: dict[str, bool] = {"__main__": True}  # cloudpickle sends what is its own by value
+
+    def has(self, name: str | None) -> bool:
+        """Return whether a module is to be had inside, by its name."""
+        if name is None or (known := self._known.get(name)):
+            return True
+        module = sys.modules.get(name)
+        if known is None:
+            known = module is None or self._is_visible(module)
+            if module is not None:
+                self._known[name] = known
+        return known
+
+    def _is_visible(self, module: Any) -> bool:
+        file = getattr(module, "__file__", None)
+        if file is None:  # built in, or a package of several directories
+            return True
+        place = os.path.realpath(file)
+        return any(_below(place, directory) for directory in self._directories)
+
+
+def dumped(call: object, function: Callable[..., Any], shown: Shown | None) -> bytes:
+    """Return a call as bytes. Functions and classes of modules that are not shown go by value, wherever in it they are.
 
     Args:
         call: the function and its arguments.
         function: the function.
-        visible: the directories whose modules are to be had inside (None: what there is is not known here).
+        shown: the modules that are to be had inside (None: what there is is not known here).
 
     Raises:
         TaskError: it can't be sent, and what to do.
@@ -46,30 +80,60 @@ def dumped(call: object, function: Callable[..., Any], visible: list[str] | None
     try:
         import cloudpickle
     except ImportError:
-        cloudpickle = None
+        return _dumped_plainly(call, function, shown)
+    hidden: dict[str, ModuleType] = {}
+    while True:
+        content, found = _dumped_with(cloudpickle, call, hidden, shown)
+        if found.keys() <= hidden.keys():
+            return content
+        hidden |= found  # what goes by value may use more
+
+
+def _dumped_plainly(call: object, function: Callable[..., Any], shown: Shown | None) -> bytes:
     name = getattr(function, "__module__", None)
-    module = sys.modules.get(name or "")
-    by_value = name != "__main__" and module is not None and visible is not None and not _is_visible(module, visible)
-    if cloudpickle is None:
-        if by_value or name == "__main__":
-            where = "a function of the main program" if name == "__main__" else f"module {name} is not to be had inside"
-            raise TaskError(
-                f"{where}: install cloudpickle (containerkit[executor]), or show its directory by path=[...]"
-            )
-        return pickle.dumps(call, 5)
-    if not by_value:
-        return bytes(cloudpickle.dumps(call, 5))
+    if name == "__main__" or (shown is not None and not shown.has(name)):
+        where = "a function of the main program" if name == "__main__" else f"module {name} is not to be had inside"
+        raise TaskError(f"{where}: install cloudpickle (containerkit[executor]), or show its directory by path=[...]")
+    return pickle.dumps(call, 5)
+
+
+def _dumped_with(
+    cloudpickle: Any, call: object, hidden: dict[str, ModuleType], shown: Shown | None
+) -> tuple[bytes, dict[str, ModuleType]]:
+    """Return the bytes, and the modules that are not shown, but were found in there."""
+    content = io.BytesIO()
+    pickler = _pickler()(content, 5)
+    pickler.shown, pickler.found = shown, {}
+    if not hidden:
+        pickler.dump(call)
+        return content.getvalue(), pickler.found
     with _registering:  # it is a setting of the whole process
-        cloudpickle.register_pickle_by_value(module)
+        known = cloudpickle.list_registry_pickle_by_value()
+        ours = [module for name, module in hidden.items() if name not in known]
         try:
-            return bytes(cloudpickle.dumps(call, 5))
+            for module in ours:
+                cloudpickle.register_pickle_by_value(module)
+            pickler.dump(call)
         finally:
-            cloudpickle.unregister_pickle_by_value(module)
+            for module in ours:
+                cloudpickle.unregister_pickle_by_value(module)
+    return content.getvalue(), pickler.found
 
 
-def _is_visible(module: Any, visible: list[str]) -> bool:
-    file = getattr(module, "__file__", None)
-    if file is None:  # built in, or a package of several directories
-        return True
-    place = os.path.realpath(file)
-    return any(_below(place, directory) for directory in visible)
+@lru_cache(maxsize=1)
+def _pickler() -> Any:
+    """Return a class that pickles as cloudpickle does, and notes which modules are not shown."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it has no types
+        shown: Shown | None
+        found: dict[str, ModuleType]
+
+        def reducer_override(self, thing: Any) -> Any:
+            if self.shown is not None and isinstance(thing, (FunctionType, type)):
+                name = getattr(thing, "__module__", None)
+                if isinstance(name, str) and not self.shown.has(name):
+                    self.found[name] = sys.modules[name]
+            return super().reducer_override(thing)
+
+    return Pickler

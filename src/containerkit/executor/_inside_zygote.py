@@ -7,6 +7,7 @@ import array
 import ast
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import signal
@@ -15,6 +16,7 @@ import sys
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWPID = 0x20000000
+CLOSE_RANGE = 436
 PIDFD_OPEN = 434
 PR_SET_PDEATHSIG = 1
 
@@ -76,11 +78,10 @@ def confine(operations):
 
 
 def close_others(kept):
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(3, 4096)):
-        fd = int(name)
-        if fd > 2 and fd not in kept:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    """Close all descriptors but the standard streams and one. Source: close_range(2), Linux 5.9."""
+    for first, last in (3, kept - 1), (kept + 1, 2**32 - 1):
+        if first <= last and LIBC.syscall(CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), 0) < 0:
+            os.closerange(first, min(last, 4096) + 1)
 
 
 def child(zygote, kinds, fds):
@@ -94,7 +95,7 @@ def child(zygote, kinds, fds):
                 os.write(fd, b"0")
             elif kind != "pid":
                 checked(LIBC.setns(fd, 0), "join the " + kind + " namespace")
-        close_others({sock.fileno()})
+        close_others(sock.fileno())
         confine(zygote.operations)
         signal.set_wakeup_fd(-1)
     except BaseException as error:
@@ -133,6 +134,8 @@ class Zygote:
         self.operations, self.kept = prepared(told["operations"])
         self.program = {"__name__": "containerkit", "__builtins__": __builtins__}
         exec(compile(told["program"], "<containerkit>", "exec"), self.program)
+        gc.collect()
+        gc.freeze()  # a look through all of this in a fork would copy its memory
 
     def reap(self, *_):
         while True:

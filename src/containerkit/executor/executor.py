@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
 from containerkit.container.captured import Terms
 from containerkit.errors import ContainerError, OutOfMemory, SetupError, SpecError
-from containerkit.executor._calling import dumped, shown_directories
+from containerkit.executor._calling import Shown, dumped, shown_directories
 from containerkit.executor.errors import RemoteError, TaskError, TaskTimeout, WorkerLost
 from containerkit.executor.messages import EndedError, OverdueError, receive, send
 from containerkit.executor.plain import exception_of, unpacked
@@ -110,7 +110,7 @@ class ContainerExecutor(Executor):
         SetupError: the interpreter does not start, or a module of ``preload`` can't be imported.
 
     Side effects, until :meth:`shutdown`: a container with an interpreter, up to ``max_workers`` threads and as many
-    containers that are ready.
+    more that replace what was used, and up to ``max_workers`` containers that are ready.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class ContainerExecutor(Executor):
         user: int | tuple[int, int] | None = None,
         **options: Unpack[ContainerOptions],
     ) -> None:
-        self._workers = _number_of_workers(max_workers)
+        self._max_workers = _number_of_workers(max_workers)  # the name that dask looks for
         Terms.of(timeout, result_limit_bytes, check=False)
         _check_choices(isolation, results, initializer)
         self._isolation = isolation
@@ -142,7 +142,7 @@ class ContainerExecutor(Executor):
         self._limit = result_limit_bytes
         self._initializer = None if initializer is None else (initializer, tuple(initargs))
         self._owner = os.getpid()
-        self._visible: list[str] | None = None
+        self._shown: Shown | None = None
         directories = [os.fspath(each) for each in sequence(path, "path")]
         self._fields: dict[str, Any] = {
             **options, "rootfs": rootfs, "python": python or "python3", "path": directories, "env": env, "user": user,
@@ -157,7 +157,9 @@ class ContainerExecutor(Executor):
         self._down = False
         self._zygote = self._made_zygote()
         self._retired: list[Zygote] = []
-        self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="containerkit executor")
+        self._threads = ThreadPoolExecutor(self._max_workers, thread_name_prefix="containerkit executor")
+        self._replacers = ThreadPoolExecutor(self._max_workers, thread_name_prefix="containerkit executor replaces")
+        self._unreplaced = threading.BoundedSemaphore(self._max_workers)
 
     def _show_python(self, python: str | None, path: list[str]) -> None:
         """Show the caller's Python, its packages and the directories of its modules, to be read only."""
@@ -167,11 +169,21 @@ class ContainerExecutor(Executor):
         # A virtual environment may be reached through a symlink: inside there is only the directory that it leads to.
         directory, name = os.path.split(sys.executable)
         self._fields["python"] = python or os.path.join(os.path.realpath(directory), name)
-        self._visible = [os.path.realpath(each) for each in ("/usr", *shown)]
+        self._shown = Shown([os.path.realpath(each) for each in ("/usr", *shown)])
 
     def _made_zygote(self) -> Zygote:
         kind: Any = "fork" if self._isolation == "fork" else "container"
         return Zygote(source_of("containerkit.executor._inside_task"), isolation=kind, **self._fields)
+
+    @property
+    def max_workers(self) -> int:
+        """How many tasks run at a time."""
+        return self._max_workers
+
+    @staticmethod
+    def default_workers() -> int:
+        """Return how many tasks run at a time unless it is said otherwise: as many as there are processors."""
+        return _number_of_workers(None)
 
     # --- As an executor
 
@@ -219,6 +231,7 @@ class ContainerExecutor(Executor):
 
     def _wind_up(self) -> None:
         self._threads.shutdown(wait=True)
+        self._replacers.shutdown(wait=True)
         while self._ready:
             self._ready.popleft().close()
         self._zygote.close()
@@ -251,7 +264,10 @@ class ContainerExecutor(Executor):
             self._go_on(worker, lasts=lasts)
 
     def _dumped(self, work: _Work) -> bytes:
-        return dumped((work.function, work.args, work.kwargs), work.function, self._visible)
+        try:
+            return dumped((work.function, work.args, work.kwargs), work.function, self._shown)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:  # it would end who asks for the result
+            raise TaskError(f"{work.function!r:.100}: it can't be sent: pickling raised {error!r:.100}") from error
 
     def _taken(self, content: bytes) -> Forked:
         """Return an interpreter that has got the task: one that was ready and is gone by now is replaced."""
@@ -306,7 +322,7 @@ class ContainerExecutor(Executor):
             each.close()
 
     def _initialize(self, worker: Forked, initializer: tuple[Callable[..., object], tuple[Any, ...]]) -> None:
-        send(worker, b"i", dumped(initializer, initializer[0], self._visible))
+        send(worker, b"i", dumped(initializer, initializer[0], self._shown))
         _, error = self._answer(worker)
         if error is not None:
             raise TaskError(f"initializer: {type(error).__name__}: {error}") from error
@@ -353,14 +369,29 @@ class ContainerExecutor(Executor):
             future.cause = fate.cause if fate.cause == "oom" else "exit"
 
     def _go_on(self, worker: Forked, *, lasts: bool) -> None:
-        """Have an interpreter ready for the next task, once nobody waits for the last one."""
+        """Have an interpreter ready for the next task, once nobody waits for the last one.
+
+        Another thread replaces the last one, while this one has the next task: the kernel takes its time to take a
+        container down. If there is much to replace already this one helps.
+        """
         if lasts and not self._down:
             self._ready.append(worker)
-            return
+        elif self._unreplaced.acquire(blocking=False):
+            self._replacers.submit(self._replace_behind, worker)
+        else:
+            self._replace(worker)
+
+    def _replace_behind(self, worker: Forked) -> None:
+        try:
+            self._replace(worker)
+        finally:
+            self._unreplaced.release()
+
+    def _replace(self, worker: Forked) -> None:
         worker.close()
         if self._retired:
             self._close_retired()
-        if self._down or len(self._ready) >= self._workers:
+        if self._down or len(self._ready) >= self._max_workers:
             return
         try:
             self._ready.append(self._made())

@@ -111,6 +111,7 @@ class Zygote:
         self.isolation: Isolation = isolation
         self.spec: Spec = build(fields)
         _check(self.spec)
+        self._entered = _kinds_entered(self.spec)
         self._command = describe(self.spec, [python], {"env": env, "user": user})
         self._fields = {name: value for name, value in fields.items() if name not in ("uid_mappings", "gid_mappings")}
         self._lock = threading.Lock()
@@ -207,7 +208,7 @@ class Zygote:
         made.sock = ours
         made.status, told = os.pipe2(os.O_CLOEXEC)
         try:
-            kinds = [] if made.container is None else _entered(made.container, self.spec, given)
+            kinds = [] if made.container is None else _entered(made.container, self._entered, given)
             request = " ".join(["fork", *kinds]).encode()
             with self._lock:
                 try:
@@ -370,19 +371,30 @@ def _check(spec: Spec) -> None:
         )
 
 
-def _entered(container: Container, spec: Spec, given: list[int]) -> list[str]:
+def _entered(container: Container, entered: list[Kind], given: list[int]) -> list[str]:
     """Return what a fork enters, in that order; the descriptors of it are added to a list.
 
     Its control groups come first, and the mounts last: what comes before may need the root.
     """
     group_files(container, given)
-    entered = ["group"] * len(given)
-    for kind in sorted(Kind, key=lambda kind: kind is Kind.MOUNT):
-        if kind is not Kind.USER and (spec.namespaces[kind] == "new" or hasattr(spec.namespaces[kind], "take")):
-            with container.namespace(kind) as handle:
-                given.append(os.dup(handle.fileno()))
-            entered.append(kind.value)
-    return entered
+    pid = container.pid
+    words = ["group"] * len(given)
+    for kind in entered:
+        # By its number, which is its init's while nobody has waited for it: the pidfd is asked afterwards.
+        given.append(os.open(f"/proc/{pid}/ns/{kind.file}", os.O_RDONLY | os.O_CLOEXEC))
+        words.append(kind.value)
+    signal.pidfd_send_signal(container.fileno(), 0)
+    return words
+
+
+def _kinds_entered(spec: Spec) -> list[Kind]:
+    """Return the namespaces that are a container's own, the mounts last."""
+    own = [
+        kind
+        for kind in Kind
+        if kind is not Kind.USER and (spec.namespaces[kind] == "new" or hasattr(spec.namespaces[kind], "take"))
+    ]
+    return sorted(own, key=lambda kind: kind is Kind.MOUNT)
 
 
 def group_files(container: Container, opened: list[int]) -> None:

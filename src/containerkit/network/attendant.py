@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from containerkit.network.host_rules import HostRules
     from containerkit.network.published import SocketMaker
     from containerkit.network.refusals import Refusal
+    from containerkit.network.resolver import Peer
     from containerkit.network.rules import RouterRules
     from containerkit.spec.network import DNS, Egress, Port
 
@@ -142,9 +143,11 @@ class Attendant:
         """Remove a container from one network, or from all."""
         self.resolver.remove_container(token, bridge)
 
-    def set_policy(self, token: Hashable, servers: DNS | None, egress: Egress | None) -> None:
+    def set_policy(
+        self, token: Hashable, servers: DNS | None, egress: Egress | None, peers: Sequence[Peer] | None = None
+    ) -> None:
         """Set which names a container may ask for, and which servers answer; see :meth:`Resolver.set_policy`."""
-        self.resolver.set_policy(token, servers, egress)
+        self.resolver.set_policy(token, servers, egress, peers)
 
     def publish(self, port: Port, addresses: Sequence[str]) -> Published:
         """Publish a port of a container.

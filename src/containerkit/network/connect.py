@@ -18,20 +18,23 @@ from containerkit import _native
 from containerkit._linux.hostroot import HOSTNAME
 from containerkit.errors import SpecError, StateError
 from containerkit.namespace import Kind
-from containerkit.network import endpoint, files
+from containerkit.network import elsewhere, endpoint, files
 from containerkit.network.endpoint import Endpoint
 from containerkit.network.live import Claim, LiveNetwork
 from containerkit.plan.tape import Plan
-from containerkit.spec.network import CNI, Attach, Macvlan, Network, Port, host_name
+from containerkit.spec.network import CNI, OTHER, Attach, Macvlan, Network, Port, host_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from containerkit.container.lifecycle import Container
     from containerkit.network.published import Published
+    from containerkit.network.resolver import Peer
     from containerkit.network.router import Router
     from containerkit.spec.container import Spec
     from containerkit.spec.network import DNS, Egress
 
-__all__ = ["Connector", "attach_running", "claims_of", "connected", "detach_running", "shared"]
+__all__ = ["Connection", "Connector", "as_names", "connected", "connected_once", "joining", "restrict", "shared"]
 
 _INTERNET: Final = Network("internet", isolated=True)
 """The network of ``network="internet"``: containers on it reach the outside but not each other."""
@@ -77,6 +80,7 @@ class Connector:
         names: the names of the container.
         ports, egress, dns: of the description.
         sysctls: parameters of the network namespace, by their path below ``net``.
+        leads_out: whether one of these networks may be its way out.
     """
 
     attached: tuple[tuple[LiveNetwork, Attach], ...]
@@ -85,6 +89,7 @@ class Connector:
     egress: Egress | None
     dns: DNS | None
     sysctls: dict[str, str]
+    leads_out: bool = True
 
     @property
     def router(self) -> Router:
@@ -110,8 +115,9 @@ class Connector:
             attendant = router.attendant
             undo.callback(router.while_open, attendant.remove_container, token)
             made.attend()
+            outward = next((claim for claim in claims if claim.wire.leads_out), claims[0])
             for port in self.ports:
-                published = attendant.publish(port, claims[0].addresses)
+                published = attendant.publish(port, outward.addresses)
                 made.published.append(published)
                 undo.callback(published.close)
                 if port.fd is not None:
@@ -122,7 +128,7 @@ class Connector:
 
     def _claims(self, undo: ExitStack) -> list[Claim]:
         claims: list[Claim] = []
-        leads_out = True
+        leads_out = self.leads_out
         for position, (live, attach) in enumerate(self.attached):
             claim = live.claim(attach, position, self.names, leads_out=leads_out)
             undo.callback(live.release, claim)
@@ -134,7 +140,7 @@ class Connector:
         for claim in claims:
             router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
             undo.callback(router.while_open, router.rules.remove_endpoint, claim.wire.port)
-        _restrict(router, addresses, self.egress, undo)
+        restrict(router, addresses, self.egress, undo)
 
 
 def _listening(published: Published) -> int:
@@ -154,6 +160,7 @@ class Connection(Endpoint):
         token: identifies it to the attendant.
         dns, egress: the name servers, and the egress rules.
         published: its published ports.
+        peers: ask the resolvers of its networks that other processes have.
         sockets: descriptors of the listening sockets that its commands inherit, by their numbers inside.
         ending: releases all of that.
     """
@@ -162,6 +169,7 @@ class Connection(Endpoint):
     token: object
     dns: DNS | None = None
     egress: Egress | None = None
+    peers: tuple[Peer, ...] = ()
     published: list[Any] = attrs.field(factory=list)
     sockets: dict[int, int] = attrs.field(factory=dict)
     ending: ExitStack = attrs.field(factory=ExitStack)
@@ -195,6 +203,15 @@ class Connection(Endpoint):
         except SpecError:
             return
         self.claims[:] = [each._replace(names=tuple(dict.fromkeys((known, *each.names)))) for each in self.claims]
+        for claim in self.claims:
+            claim.live.renamed(claim)
+        self.attend()
+        for each in self._beside:
+            each.named(name)
+
+    def ask(self, peers: tuple[Peer, ...]) -> None:
+        """Let what its own networks do not know be asked of these."""
+        self.peers = peers
         self.attend()
 
     def attend(self) -> None:
@@ -203,7 +220,7 @@ class Connection(Endpoint):
         attendant.remove_container(self.token)
         for claim in self.claims:
             attendant.add_container(self.token, claim.live.bridge, claim.addresses, claim.names)
-        attendant.set_policy(self.token, self.dns, self.egress)
+        attendant.set_policy(self.token, self.dns, self.egress, self.peers)
 
     def close(self) -> None:
         """Release everything that its networks hold for it. May be called twice."""
@@ -236,37 +253,38 @@ def connected(spec: Spec) -> Spec:
         return attrs.evolve(spec, network="none", hosts=(), dns=None, mounts=files.mounts(spec.mounts, hosts, resolv))
     if hasattr(network, "namespace"):
         return _of_pod(spec, network)
+    if isinstance(network, str) and network.startswith(OTHER):
+        other = elsewhere.find(network.removeprefix(OTHER))
+        return joining(spec, other, *other.files())
     if isinstance(network, (Macvlan, CNI)):
         return _outside(spec, network)
     attachments = _attachments(network)
     if any(not isinstance(attach.network, (Network, LiveNetwork, str)) for attach in attachments):
-        return _of_keeper(spec, attachments)
+        from containerkit.network.several import of_keepers
+
+        return of_keepers(spec, attachments)
+    attached = attached_to(attachments)
+    gateways = attached[0][0].gateways
+    names = () if spec.hostname in (None, HOSTNAME) else as_names(spec.hostname)
+    connector = Connector(attached, names, spec.publish, spec.egress, spec.dns, network_sysctls(spec))
+    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
+    return joining(spec, connector, hosts, files.resolv_conf(gateways[:1], spec.dns))
+
+
+def attached_to(attachments: Iterable[Attach]) -> tuple[tuple[LiveNetwork, Attach], ...]:
+    """Return networks of this process, each with how a container is attached to it; those that were not open are now.
+
+    Raises:
+        StateError: one is of another process.
+    """
     attached = tuple((_live(attach.network), attach) for attach in attachments)
     if any(live.router is not attached[0][0].router for live, _ in attached):
         raise StateError("networks: they belong to different processes")
-    gateways = attached[0][0].gateways
-    names = () if spec.hostname in (None, HOSTNAME) else _as_names(spec.hostname)
-    connector = Connector(attached, names, spec.publish, spec.egress, spec.dns, _network_sysctls(spec))
-    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
-    return _joining(spec, connector, hosts, files.resolv_conf(gateways[:1], spec.dns))
+    return attached
 
 
-def _of_keeper(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
-    """Return a description whose network is kept by another process."""
-    from containerkit.network.keeper import Remote
-
-    if len(attachments) > 1:
-        raise SpecError("network: a network that another process keeps must be the container's only network")
-    names = () if spec.hostname in (None, HOSTNAME) else _as_names(spec.hostname)
-    connector = Connector((), names, spec.publish, spec.egress, spec.dns, _network_sysctls(spec))
-    remote = Remote.of(attachments[0], connector)
-    told = remote.kept.inspect(joins=True)
-    gateways = tuple(told["gateways"])
-    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
-    return _joining(spec, remote, hosts, files.resolv_conf(gateways[:1], spec.dns))
-
-
-def _as_names(hostname: str | None) -> tuple[str, ...]:
+def as_names(hostname: str | None) -> tuple[str, ...]:
+    """Return what others may find a container by; none where that can't be the name of a host."""
     try:
         return (host_name(hostname, "hostname"),)
     except SpecError:
@@ -284,12 +302,14 @@ def _attachments(network: Any) -> tuple[Attach, ...]:
     return tuple(each if isinstance(each, Attach) else Attach(each) for each in listed)
 
 
-def _network_sysctls(spec: Spec) -> dict[str, str]:
+def network_sysctls(spec: Spec) -> dict[str, str]:
+    """Return the parameters of its network namespace, by their path below ``net``."""
     prefix = "net."
     return {name[len(prefix) :].replace(".", "/"): value for name, value in spec.sysctls if name.startswith(prefix)}
 
 
-def _joining(spec: Spec, choice: Any, hosts: bytes | str | None, resolv: bytes | str | None) -> Spec:
+def joining(spec: Spec, choice: Any, hosts: bytes | str | None, resolv: bytes | str | None) -> Spec:
+    """Return a description that joins what is chosen, with these files in its /etc."""
     return attrs.evolve(
         spec,
         network="none",
@@ -317,7 +337,7 @@ def _of_pod(spec: Spec, other: Container) -> Spec:
     wishes = other.spec
     theirs = wishes if wishes.network in ("none", "host") else connected_once(wishes)
     found = {mount.target: mount.content for mount in theirs.mounts if mount.type == "file"}
-    return _joining(spec, _Pod(other), found.get(files.HOSTS), found.get(files.RESOLV))
+    return joining(spec, _Pod(other), found.get(files.HOSTS), found.get(files.RESOLV))
 
 
 def connected_once(spec: Spec) -> Spec:
@@ -331,7 +351,8 @@ def connected_once(spec: Spec) -> Spec:
 
 def _is_stale(spec: Spec) -> bool:
     choice = spec.namespaces.network
-    if hasattr(choice, "kept"):  # another keeper may have replaced the one that was asked
+    # Another may have taken the place of the keeper, or of the container, that was asked.
+    if hasattr(choice, "kept") or isinstance(choice, elsewhere.Elsewhere):
         return True
     return isinstance(choice, Connector) and any(
         live.closed or live.router.pid != os.getpid() for live, _ in choice.attached
@@ -342,108 +363,17 @@ def _outside(spec: Spec, network: Macvlan | CNI) -> Spec:
     if isinstance(network, Macvlan):
         from containerkit.network.macvlan import Maker
 
-        maker: Any = Maker(network, _network_sysctls(spec))
+        maker: Any = Maker(network, network_sysctls(spec))
     else:
         from containerkit.network.cni import Plugins
 
-        maker = Plugins.of(network, spec.publish, _network_sysctls(spec))
+        maker = Plugins.of(network, spec.publish, network_sysctls(spec))
     servers = () if spec.dns is None or spec.dns.servers == "host" else spec.dns.servers
     resolv = files.resolv_conf(servers, spec.dns) if servers else maker.resolv_conf()
-    return _joining(spec, maker, files.hosts_file(spec.hosts, spec.hostname, ()), resolv)
+    return joining(spec, maker, files.hosts_file(spec.hosts, spec.hostname, ()), resolv)
 
 
-# --- Containers that run
-
-
-def claims_of(container: Container) -> list[Claim]:
-    """Return the attachments of a container to networks of this library, from its start and later ones."""
-    joined = container.joined()
-    first = joined.get("network")
-    claims = list(first.claims) if isinstance(first, Connection) else []
-    claims += [each.claim for each in joined.values() if isinstance(each, _Later)]
-    return claims
-
-
-def published_of(container: Container) -> list[Published]:
-    """Return the published ports of a container on networks of this library."""
-    first = container.joined().get("network")
-    return list(first.published) if isinstance(first, Connection) else []
-
-
-class _Later:
-    """An additional interface of a running container. It is closed when the container ends."""
-
-    def __init__(self, claim: Claim, ending: ExitStack, namespace: Any) -> None:
-        self.claim = claim
-        self._ending = ending
-        self._namespace = namespace
-
-    def fileno(self) -> int:
-        """Return the descriptor of its namespace."""
-        number: int = self._namespace.fileno()
-        return number
-
-    def close(self) -> None:
-        """Release what the network holds for it. May be called twice."""
-        self._ending.close()
-        self._namespace.close()
-
-
-def attach_running(live: LiveNetwork, container: Container, how: Attach | None) -> tuple[str, ...]:
-    """Attach a running container; see :meth:`LiveNetwork.attach`."""
-    attach = Attach(live) if how is None else how
-    if attach.network is not live:
-        raise SpecError(f"attach: {attach.network!r} is another network than {live!r}")
-    present = claims_of(container)
-    if any(claim.live is live for claim in present):
-        raise StateError(f"{container!r} is on {live!r} already")
-    if container.spec.namespaces.network == "host":
-        raise SpecError(f"{container!r} has the host's network; start it with a network of its own")
-    namespace = container.namespace("network")
-    with ExitStack() as undo:
-        undo.callback(namespace.close)
-        names = tuple(dict.fromkeys((container.id.lower(), *_as_names(container.spec.hostname))))
-        taken = {claim.wire.number for claim in present}
-        position = next(number for number in range(1024) if number + 2 not in taken)
-        leads_out = not any(claim.wire.leads_out for claim in present)
-        claim = live.claim(attach, position, names, leads_out=leads_out)
-        undo.callback(live.release, claim)
-        live.router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
-        undo.callback(live.router.while_open, live.router.rules.remove_endpoint, claim.wire.port)
-        _restrict(live.router, claim.addresses, _policy(container)[2], undo)
-        endpoint.join(live.router, claim.wire, namespace.fileno())
-        undo.callback(live.router.while_open, endpoint.part, live.router, claim.wire.port)
-        _permit_later(live, container, claim, undo)
-        later = _Later(claim, undo.pop_all(), namespace)
-        try:
-            container.keep_until_stopped(claim.wire.port, later)
-        except BaseException:
-            later.close()
-            raise
-    addresses: tuple[str, ...] = claim.addresses
-    return addresses
-
-
-def _policy(container: Container) -> tuple[object, DNS | None, Egress | None]:
-    """Return the attendant's token for a container, its name servers and its egress rules.
-
-    They are the same on all its networks.
-    """
-    first = container.joined().get("network")
-    if isinstance(first, Connection):
-        return first.token, first.dns, first.egress
-    return object(), container.spec.dns, container.spec.egress
-
-
-def _permit_later(live: LiveNetwork, container: Container, claim: Claim, undo: ExitStack) -> None:
-    token, dns, egress = _policy(container)
-    attendant = live.router.attendant
-    undo.callback(live.router.while_open, attendant.remove_container, token, live.bridge)
-    attendant.set_policy(token, dns, egress)
-    attendant.add_container(token, live.bridge, claim.addresses, claim.names)
-
-
-def _restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, undo: ExitStack) -> None:
+def restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, undo: ExitStack) -> None:
     """Allow addresses to reach only what the rules name."""
     if egress is None:
         return
@@ -451,24 +381,3 @@ def _restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None,
         if rules is not None:
             rules.set_egress(addresses, egress)
             undo.callback(router.while_open, rules.set_egress, addresses, None)
-
-
-def detach_running(live: LiveNetwork, container: Container) -> None:
-    """Detach a container from a network; see :meth:`LiveNetwork.detach`."""
-    joined = container.joined()
-    for name, each in joined.items():
-        if isinstance(each, _Later) and each.claim.live is live:
-            container.keep_until_stopped(name, None)
-            each.close()
-            return
-    first = joined.get("network")
-    if isinstance(first, Connection):
-        for claim in first.claims:
-            if claim.live is live:
-                endpoint.part(live.router, claim.wire.port)
-                live.router.attendant.remove_container(first.token, live.bridge)
-                live.router.rules.remove_endpoint(claim.wire.port)
-                first.claims.remove(claim)
-                live.release(claim)
-                return
-    raise StateError(f"{container!r} is not on {live!r}")

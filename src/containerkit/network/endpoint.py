@@ -271,6 +271,7 @@ class Endpoint(Namespace):
     """The network namespace of one container. Closing it releases everything that its networks hold for it."""
 
     _ends: list[Callable[[], Any]] = attrs.field(factory=list)
+    _beside: list[Any] = attrs.field(factory=list)
 
     @classmethod
     def adopt(cls, fd: int, ends: list[Callable[[], Any]]) -> Endpoint:
@@ -281,6 +282,11 @@ class Endpoint(Namespace):
     def also(self, end: Callable[[], Any]) -> None:
         """Call this function too when it is closed."""
         self._ends.append(end)
+
+    def beside(self, other: Any) -> None:
+        """Keep what another network has of the same namespace: it is told names, and closed, with this."""
+        self._beside.append(other)
+        self.also(other.close)
 
     def close(self) -> None:
         """Close the namespace and release everything that belongs to it. May be called twice."""

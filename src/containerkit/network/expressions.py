@@ -144,6 +144,24 @@ def at_most(name: str, rate: int, burst: int, timeout_s: int) -> bytes:
     return _expression("dynset", text(1, name), u32(3, 1), u32(4, _FIRST), forgotten, expression)
 
 
+def open_over(name: str, most: int) -> bytes:
+    """Go on when the key that begins at register 0 has more than so many connections open, with this one.
+
+    Those that are closed, and only remembered, do not count.
+
+    Args:
+        name: a set with ``EVAL``, which counts for each key by itself; keys without a connection go by themselves.
+        most: connections.
+    """
+    expression = nested(7, text(1, "connlimit"), nested(2, u32(1, most), u32(2, 1)))  # NFT_CONNLIMIT_F_INV: over it
+    return _expression("dynset", text(1, name), u32(3, 0), u32(4, _FIRST), expression)
+
+
+def untracked() -> bytes:
+    """Let no connection be kept of the packet."""
+    return nested(1, text(1, "notrack"))
+
+
 def masquerade() -> bytes:
     """Masquerade: give the packet the address of its outgoing interface."""
     return _expression("masq")

@@ -1,18 +1,19 @@
 """The guard of a router's bridges: only frames with the port's own MAC and addresses pass from a port.
 
 It filters what containers send, before other rules. It drops spoofed sources, answers about addresses of others (ARP,
-neighbour advertisements), router advertisements, redirects, and frames that are neither ARP nor IP.
+neighbour advertisements), router advertisements, redirects, answers of DHCP, queries for members of groups, and kinds
+of frames that are neither ARP nor IP stop here.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from typing import TYPE_CHECKING, Final
 
 from containerkit.network import expressions as e
 from containerkit.network import nfnetlink as nft
 from containerkit.network.nfnetlink import Element, Hook, Message, Set
+from containerkit.network.parsed import ip_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ def ifname(name: str) -> bytes:
 
 def packed(address: str) -> tuple[int, bytes]:
     """Return the version and the bytes of an address."""
-    parsed = ipaddress.ip_address(address)
+    parsed = ip_address(address)
     return parsed.version, parsed.packed
 
 
@@ -66,7 +67,11 @@ def table() -> list[Message]:
             e.meta(e.PROTOCOL) + e.lookup("kinds", into=-1),
         ],
         "arp": _arp(),
-        "ip": [port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.say(nft.ACCEPT)],
+        "ip": [
+            _of(1, 0, b"\x05") + e.say(nft.GOTO, "spoofed"),  # a redirect
+            _of(17, 0, b"\0\x43") + e.say(nft.GOTO, "spoofed"),  # an answer of DHCP
+            port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.say(nft.ACCEPT),
+        ],
         "ip6": _ip6(),
         # When a container ends, its kernel leaves its multicast groups after its addresses are gone. That is not an
         # attempt.
@@ -84,6 +89,12 @@ def _leaves_a_group() -> bytes:
     return e.meta(e.PROTOCOL) + e.compare(b"\x86\xdd") + nobody + routers
 
 
+def _of(protocol: int, offset: int, content: bytes) -> bytes:
+    """Match what a packet of a protocol has at a place of its header."""
+    kind = e.meta(e.L4PROTO) + e.compare(bytes((protocol,)))
+    return kind + e.payload(e.TRANSPORT, offset, len(content)) + e.compare(content)
+
+
 def _arp() -> list[bytes]:
     # only Ethernet and IPv4; the sender's MAC and address in the message must be those of the port
     form = e.payload(e.NETWORK, 0, 6) + e.compare(bytes.fromhex("000108000604"))
@@ -93,16 +104,17 @@ def _arp() -> list[bytes]:
 
 def _ip6() -> list[bytes]:
     port = e.meta(e.IIFNAME)
-    icmp = e.meta(e.L4PROTO) + e.compare(bytes((58,)))
 
     def kind(number: int) -> bytes:
-        return icmp + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((number,)))
+        return _of(58, 0, bytes((number,)))
 
     own_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6")
     foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
     unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
     return [
-        *(kind(number) + e.say(nft.GOTO, "spoofed") for number in (134, 137)),  # router advertisement, redirect
+        # Who asks for members of groups decides where these go; advertisements and redirects are routers'; DHCP.
+        *(kind(number) + e.say(nft.GOTO, "spoofed") for number in (130, 134, 137)),
+        _of(17, 0, b"\x02\x23") + e.say(nft.GOTO, "spoofed"),
         kind(136) + foreign_target + e.say(nft.GOTO, "spoofed"),
         # from the unspecified address: duplicate address detection, and multicast reports
         unspecified + kind(135) + own_target + e.say(nft.ACCEPT),

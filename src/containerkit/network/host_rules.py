@@ -16,7 +16,7 @@ from containerkit.network import nfnetlink as nft
 from containerkit.network import refusals
 from containerkit.network.guard import ifname, packed
 from containerkit.network.nfnetlink import Element, Hook, Message, Nfnetlink, Set
-from containerkit.network.rules import asked_elements, asked_rule, asked_sets, only
+from containerkit.network.tables import asked_elements, asked_rule, asked_sets, only
 
 if TYPE_CHECKING:
     import socket

@@ -13,21 +13,20 @@ import json
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit import _native
 from containerkit.errors import SetupError, SpecError, StateError
-from containerkit.namespace import Kind
-from containerkit.network.connect import Connector
-from containerkit.network.endpoint import Endpoint
-from containerkit.network.leases import DIRECTORY
+from containerkit.namespace import Namespace
+from containerkit.network import later
+from containerkit.network.connect import Connection, Connector
+from containerkit.network.kept import Kept, Peer, directory, error_of, path_of, receive, send
 from containerkit.spec.network import DNS, Attach, Network, Rate
 from containerkit.spec.traffic import Egress, EgressRule, Port
 from containerkit.start.staging import share_holder
@@ -37,128 +36,10 @@ if TYPE_CHECKING:
 
     from containerkit.network.live import LiveNetwork
 
-__all__ = ["Kept", "Remote", "as_error", "create", "known", "serve"]
+__all__ = ["Kept", "create", "directory", "known", "serve"]
 
-_LARGEST: Final = 1 << 20
 _START_S: Final = 20.0
-_PATH: Final = 100
-"""The longest path of a socket in bytes that works everywhere. Source: unix(7)."""
-
-
-def directory() -> str:
-    """Return the directory of the sockets of this user's keepers."""
-    if os.geteuid() == 0:
-        return f"{DIRECTORY}/kept"
-    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    if not os.path.isdir(base):
-        hint = "networks that are kept need a directory of the user's own: set XDG_RUNTIME_DIR"
-        raise SetupError("open", 2, base, hint)
-    return f"{base}/containerkit/networks"
-
-
-def _path(name: str) -> str:
-    Network(name)  # refuses what is not a name
-    path = f"{directory()}/{name}"
-    if len(os.fsencode(path)) > _PATH:
-        raise SpecError(f"network: the name {name!r:.100} is too long for a socket in {directory()}")
-    return path
-
-
-@attrs.frozen
-class Kept:
-    """A network that a keeper keeps, by its name. It can be passed to a container as a network.
-
-    Attributes:
-        name: the name of the network.
-        at: the path of the keeper's socket, where it is not that of a shared network; at most 100 bytes.
-    """
-
-    name: str
-    at: str | None = None
-    containerkit_network = True
-
-    def inspect(self, *, joins: bool = False) -> dict[str, Any]:
-        """Return the keeper's description of the network.
-
-        Args:
-            joins: whether containers of this process must be able to join it. Those of an unprivileged user are then
-                made in the keeper's user namespace.
-
-        Raises:
-            StateError: no network of that name is kept.
-        """
-        answer, fds, connection = self.ask({"verb": "inspect"})
-        connection.close()
-        if joins and fds:
-            share_holder(fds.pop())
-        _close(fds)
-        return answer
-
-    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int], socket.socket]:
-        """Send a request to the keeper. Return the answer, its descriptors, and the connection.
-
-        Raises:
-            StateError: no network of that name is kept, or the keeper refused the request.
-            SpecError, SetupError: the keeper refused the request.
-        """
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            connection.connect(self.at or _path(self.name))
-            _check_peer(connection, self.name)
-            _send(connection, request)
-            answer, fds = _receive(connection)
-        except (ConnectionError, FileNotFoundError):
-            connection.close()
-            hint = f"create it first: containerkit network create {self.name}"
-            raise StateError(f"network {self.name}: nobody keeps one of that name; {hint}") from None
-        except BaseException:
-            connection.close()
-            raise
-        if "error" in answer:
-            connection.close()
-            raise as_error(answer["error"])
-        return answer, fds, connection
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def _check_peer(connection: socket.socket, name: str) -> None:
-    _, uid, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in (os.geteuid(), 0):
-        raise StateError(f"network {name}: its keeper is another user's (uid {uid})")
-
-
-def _send(connection: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-    data = json.dumps(message).encode()
-    socket.send_fds(connection, [struct.pack("=I", len(data))], list(fds))
-    connection.sendall(data)
-
-
-def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    head, fds, _, _ = socket.recv_fds(connection, 4, 4)
-    if len(head) < 4:
-        raise ConnectionResetError
-    (left,) = struct.unpack("=I", head)
-    if left > _LARGEST:
-        raise ConnectionResetError
-    data = bytearray()
-    while len(data) < left:
-        piece = connection.recv(left - len(data))
-        if not piece:
-            raise ConnectionResetError
-        data += piece
-    answer: dict[str, Any] = json.loads(data)
-    return answer, [_native.high(fd) for fd in fds]
-
-
-def as_error(told: dict[str, Any]) -> Exception:
-    """Return the error that a keeper has told of."""
-    if told["kind"] == "SetupError":
-        return SetupError(*told["arguments"])
-    return (SpecError if told["kind"] == "SpecError" else StateError)(told["text"])
+_LARGEST: Final = 1 << 20
 
 
 def _as_told(error: Exception) -> dict[str, Any]:
@@ -168,73 +49,9 @@ def _as_told(error: Exception) -> dict[str, Any]:
     return {"kind": kind, "text": str(error)}
 
 
-# --- The container's side
-
-
-@attrs.frozen(eq=False)
-class Remote:
-    """Asks a keeper for the network of each start of one description.
-
-    Attributes:
-        kept: the network.
-        wish: the request.
-    """
-
-    kept: Kept
-    wish: dict[str, Any]
-
-    @classmethod
-    def of(cls, attach: Attach, connector: Connector) -> Remote:
-        """Return the connector for an attachment and the other network options of a container."""
-        wish = {
-            "verb": "connect",
-            "attach": {**attrs.asdict(attach, filter=lambda field, _: field.name != "network")},
-            "names": list(connector.names),
-            "ports": [attrs.asdict(port) for port in connector.ports],
-            "egress": None if connector.egress is None else [attrs.asdict(rule) for rule in connector.egress.rules],
-            "dns": None if connector.dns is None else attrs.asdict(connector.dns),
-            "sysctls": connector.sysctls,
-        }
-        return cls(attach.network, wish)
-
-    def take(self) -> Endpoint:
-        """Ask the keeper to make the network of one container.
-
-        Raises:
-            StateError, SpecError, SetupError: the keeper refused the request.
-        """
-        told, fds, connection = self.kept.ask(self.wish)
-        return _Remote.connected(fds[0], connection, told)
-
-
-@attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
-class _Remote(Endpoint):
-    connection: socket.socket
-    told: dict[str, Any]
-
-    @classmethod
-    def connected(cls, fd: int, connection: socket.socket, told: dict[str, Any]) -> _Remote:
-        """Take ownership of a descriptor, and of the connection on which the container's resources depend.
-
-        Args:
-            fd: of the network namespace.
-            connection: to the keeper.
-            told: what the container has of the network: ``addresses``, and ``ports`` that are published.
-        """
-        status = os.fstat(fd)
-        made = cls(
-            kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection, told=told
-        )
-        made.also(connection.close)
-        return made
-
-    def named(self, name: str) -> None:
-        """Add a name by which others find it."""
-        _send(self.connection, {"name": name})
-        _receive(self.connection)
-
-
-# --- The keeper
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def serve(network: Network, listening: socket.socket, ready: int, life: socket.socket | None = None) -> None:
@@ -266,21 +83,29 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
 
 def _attend(connection: socket.socket, live: LiveNetwork, ending: threading.Event, listening: socket.socket) -> None:
     with connection, contextlib.suppress(OSError, ValueError):
-        request, _ = _receive(connection)
+        request, lent = receive(connection)
         try:
             match request.get("verb"):
                 case "inspect":
                     holder = () if live.router.privileged else (live.router.holder,)
-                    _send(connection, {**live.inspect(), "pid": os.getpid()}, holder)
+                    within = os.fstat(holder[0]).st_ino if holder else 0
+                    send(connection, {**live.inspect(), "pid": os.getpid(), "user_namespace": within}, holder)
                 case "remove":
                     _check_removable(live, request)
                     ending.set()
-                    _send(connection, {})
+                    send(connection, {})
                     listening.shutdown(socket.SHUT_RDWR)
                 case "connect":
                     _connect(connection, request, live)
+                case "join":
+                    _join(connection, request, live, lent.pop())
+                case "ask":
+                    reply = _resolved(live, bytes.fromhex(request["question"]), request)
+                    send(connection, {"reply": None if reply is None else reply.hex()})
         except (SetupError, SpecError, StateError) as error:
-            _send(connection, {"error": _as_told(error)})
+            send(connection, {"error": _as_told(error)})
+        finally:
+            _close(lent)
 
 
 def _check_removable(live: LiveNetwork, request: dict[str, Any]) -> None:
@@ -288,28 +113,74 @@ def _check_removable(live: LiveNetwork, request: dict[str, Any]) -> None:
         raise StateError(f"network {live.network.name}: containers are on it; stop them, or pass --force")
 
 
-def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwork) -> None:
-    """Make the network of a container, and hold its resources as long as the connection lasts."""
-    egress = request["egress"]
+def _resolved(live: LiveNetwork, question: bytes, request: dict[str, Any]) -> bytes | None:
+    resolver, source = live.router.attendant.resolver, str(request["source"])
+    if not request["outward"]:
+        return resolver.known(question, source)
+    reply, asked = resolver.at_once(question, source)
+    return reply if asked is None else resolver.forward(asked, source)
+
+
+def _how(live: LiveNetwork, request: dict[str, Any]) -> Attach:
     how = request["attach"]
-    connector = Connector(
-        ((live, Attach(live, **{**how, "rate": Rate(**how["rate"])})),),
-        tuple(request["names"]),
-        tuple(Port(**port) for port in request["ports"]),
+    return Attach(live, **{**how, "rate": Rate(**how["rate"])})
+
+
+def _rules(request: dict[str, Any]) -> tuple[Egress | None, DNS | None]:
+    egress = request["egress"]
+    return (
         None if egress is None else Egress([_rule(rule) for rule in egress]),
         None if request["dns"] is None else DNS(**request["dns"]),
+    )
+
+
+def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwork) -> None:
+    """Make the network of a container, and hold its resources as long as the connection lasts."""
+    connector = Connector(
+        ((live, _how(live, request)),),
+        tuple(request["names"]),
+        tuple(Port(**port) for port in request["ports"]),
+        *_rules(request),
         request["sysctls"],
+        request["leads_out"],
     )
     made = connector.take()
     try:
         ports = [{**attrs.asdict(each.port), "host_port": each.host_port} for each in made.published]
-        _send(connection, {"addresses": list(made.claims[0].addresses), "ports": ports}, (made.fileno(),))
-        while True:
-            more, _ = _receive(connection)
-            made.named(str(more.get("name")))
-            _send(connection, {})
+        send(connection, {"addresses": list(made.claims[0].addresses), "ports": ports}, (made.fileno(),))
+        _hold(connection, made)
     finally:
         made.close()
+
+
+def _join(connection: socket.socket, request: dict[str, Any], live: LiveNetwork, namespace: int) -> None:
+    """Make one more interface of a container, and hold it for as long as the connection lasts."""
+    egress, dns = _rules(request)
+    who = later.Who(object(), dns, egress)
+    names, position, out = tuple(request["names"]), int(request["position"]), bool(request["leads_out"])
+    try:
+        handle = Namespace.from_fd(namespace, "network")
+    finally:
+        os.close(namespace)
+    with ExitStack() as stack:
+        made = later.join(_how(live, request), handle, who, names, position=position, out=out)
+        stack.callback(made.close)
+        for port in request["ports"]:
+            stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses).close)
+        told = {"addresses": list(made.claim.addresses), "leads_out": made.claim.wire.leads_out}
+        send(connection, told)
+        _hold(connection, made)
+
+
+def _hold(connection: socket.socket, made: Connection | later.Later) -> None:
+    """Do what a container's owner asks for, until the connection ends."""
+    while True:
+        more, _ = receive(connection)
+        if "peers" in more and isinstance(made, Connection):
+            made.ask(tuple(Peer(**each) for each in more["peers"]))
+        else:
+            made.named(str(more.get("name")))
+        send(connection, {})
 
 
 def _rule(told: dict[str, Any]) -> EgressRule:
@@ -333,17 +204,18 @@ def create(network: Network) -> int:
 
     Side effects: a process, until the network is removed.
     """
-    path = _path(network.name)
+    path = path_of(network.name)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     read, write = os.pipe2(os.O_CLOEXEC)
+    holder = _holder_of_others()
     try:
         _bind(listening, path, network.name)
         description = json.dumps(attrs.asdict(network))
-        words = [sys.executable, "-m", "containerkit.network.keeper", str(listening.fileno()), str(write), description]
+        numbers = [str(fd) for fd in (listening.fileno(), write, *holder)]
         keeper = subprocess.Popen(
-            words,
-            pass_fds=(listening.fileno(), write),
+            [sys.executable, "-m", "containerkit.network.keeper", description, *numbers],
+            pass_fds=(listening.fileno(), write, *holder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -357,15 +229,27 @@ def create(network: Network) -> int:
         if answer:
             keeper.wait(_START_S)
             os.unlink(path)
-            raise as_error(answer)
+            raise error_of(answer)
         _reap()
         _children.append(keeper)
         return keeper.pid
     finally:
         listening.close()
-        for fd in (read, write):
+        for fd in (read, write, *holder):
             if fd >= 0:
                 os.close(fd)
+
+
+def _holder_of_others() -> list[int]:
+    """Return the user namespace of the networks that this user has: a container can be on all that share one."""
+    for name, _ in known() if os.geteuid() != 0 else ():
+        with contextlib.suppress(StateError, SpecError, SetupError):
+            _, fds, connection = Kept(name).ask({"verb": "inspect"})
+            connection.close()
+            if fds:
+                _close(fds[1:])
+                return fds[:1]
+    return []
 
 
 def _bind(listening: socket.socket, path: str, name: str) -> None:
@@ -403,7 +287,7 @@ def remove(name: str, *, force: bool) -> None:
     """
     _, _, connection = Kept(name).ask({"verb": "remove", "force": force})
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_path(name))
+        os.unlink(path_of(name))
     connection.settimeout(_START_S)
     with contextlib.suppress(OSError):
         connection.recv(1)
@@ -429,12 +313,13 @@ def sweep() -> list[str]:
 
 
 def _main(words: list[str]) -> None:
-    listening = socket.socket(fileno=int(words[0]))
-    ready = int(words[1])
-    for fd in (listening.fileno(), ready):
+    description, *numbers = words
+    fds = [int(each) for each in numbers]
+    for fd in fds:
         os.set_inheritable(fd, False)
-    told = json.loads(words[2])
-    serve(Network(**told), listening, ready)
+    if len(fds) > 2:
+        share_holder(fds[2])
+    serve(Network(**json.loads(description)), socket.socket(fileno=fds[0]), fds[1])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A lease is a lock on a file in /run/containerkit/networks. The kernel drops it when the owner ends, even if it is
 killed. The file is named after the subnet, so that other owners see which subnets are taken. Networks of an
-unprivileged user are in namespaces that no other owner sees. They only have to avoid the host's routes and each other.
+in namespaces of its own, which no other owner sees. Their leases are below $XDG_RUNTIME_DIR, and only keep apart what
+is chosen for them, so that a container can be on networks of several processes.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def lease(wanted: str, *, shared: bool) -> Lease:
 
     Args:
         wanted: ``"auto4"``, ``"auto6"``, or a subnet.
-        shared: whether the host routes the subnet, so that it must not overlap those of other owners.
+        shared: the subnet is to be routed by the host, where other owners are: what one of them has is refused.
 
     Raises:
         StateError: it overlaps a network of this machine.
@@ -115,23 +116,24 @@ def lease(wanted: str, *, shared: bool) -> Lease:
         UnsupportedError: none is left.
         SetupError: the lock files can't be made.
 
-    Side effects: with ``shared`` a file in :data:`DIRECTORY`.
+    Side effects: a file in :data:`DIRECTORY`, or below $XDG_RUNTIME_DIR where there is one.
     """
     taken = routes()
-    with _lock, _gate(shared=shared) as listed:
-        others = [*(subnet for subnet in listed()), *_ours]
+    place = DIRECTORY if shared else _of_user()
+    with _lock, _gate(place) as listed:
+        others = [*listed(), *_ours]
         if wanted not in ("auto4", "auto6"):
             subnet = ip_network(wanted)
-            if met := _meeting(subnet, others):
+            if met := _meeting(subnet, others if shared else list(_ours)):
                 raise StateError(
                     f"subnet {subnet}: the network {met} of this machine has it; choose another, or 'auto4'"
                 )
             if met := _meeting(subnet, taken):
                 raise SpecError(f"subnet {subnet}: the host has a route to {met}; choose another, or 'auto4'")
-            return _hold(subnet, shared=shared)
+            return _hold(subnet, None if _meeting(subnet, others) else place)
         for subnet in _candidates(wanted):
             if not _meeting(subnet, others) and not _meeting(subnet, taken):
-                return _hold(subnet, shared=shared)
+                return _hold(subnet, place)
     raise UnsupportedError(
         "lease", 28, f"subnet {wanted}", "all are in use: choose one yourself, subnets=('10.9.0.0/24',)"
     )
@@ -161,54 +163,57 @@ def _overlap(one: Subnet, other: Subnet) -> bool:
     return int(one.network_address) >> shift == int(other.network_address) >> shift
 
 
-def _file(subnet: Subnet) -> str:
-    return f"{DIRECTORY}/{subnet.network_address}-{subnet.prefixlen}"
+def _of_user() -> str | None:
+    """Return where the leases of an unprivileged user are; None without a directory for what is running."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    return f"{base}/containerkit/leases" if os.access(base, os.W_OK) else None
 
 
-def _open(path: str) -> int:
+def _open(place: str, name: str) -> int:
+    path = f"{place}/{name}"
     try:
-        os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
+        os.makedirs(place, mode=0o700, exist_ok=True)
         return high(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
-        hint = f"{DIRECTORY} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
+        hint = f"{place} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
         raise SetupError("open", error.errno or 0, path, hint) from None
 
 
-def _hold(subnet: Subnet, *, shared: bool) -> Lease:
-    if not shared:
+def _hold(subnet: Subnet, place: str | None) -> Lease:
+    if place is None:
         return Lease(subnet, -1, "")
-    path = _file(subnet)
-    fd = _open(path)
+    name = f"{subnet.network_address}-{subnet.prefixlen}"
+    fd = _open(place, name)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.ftruncate(fd, 0)
     os.write(fd, b"%d\n" % os.getpid())
-    return Lease(subnet, fd, path)
+    return Lease(subnet, fd, f"{place}/{name}")
 
 
 @contextlib.contextmanager
-def _gate(*, shared: bool) -> Iterator[Callable[[], list[Subnet]]]:
+def _gate(place: str | None) -> Iterator[Callable[[], list[Subnet]]]:
     """Let one owner at a time choose a subnet. Yield a function that returns the leased subnets. Remove stale files."""
-    if not shared:
+    if place is None:
         yield list
         return
-    fd = _open(f"{DIRECTORY}/gate")
+    fd = _open(place, "gate")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield lambda: _leased()[0]
+        yield lambda: _leased(place)[0]
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
-def _leased() -> tuple[list[Subnet], list[str]]:
+def _leased(place: str) -> tuple[list[Subnet], list[str]]:
     """Return the leased subnets, and remove stale files. The gate must be held."""
     held: list[Subnet] = []
     removed: list[str] = []
-    for name in sorted(os.listdir(DIRECTORY)):
+    for name in sorted(os.listdir(place)):
         base, _, prefix = name.rpartition("-")
         try:
             subnet = ip_network(f"{base}/{prefix}")
-            fd = os.open(f"{DIRECTORY}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(f"{place}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (OSError, ValueError):
             continue
         try:
@@ -216,7 +221,7 @@ def _leased() -> tuple[list[Subnet], list[str]]:
         except BlockingIOError:
             held.append(subnet)
         else:
-            os.unlink(f"{DIRECTORY}/{name}")
+            os.unlink(f"{place}/{name}")
             removed.append(f"lease of {subnet}")
         finally:
             os.close(fd)
@@ -225,12 +230,13 @@ def _leased() -> tuple[list[Subnet], list[str]]:
 
 def sweep() -> list[str]:
     """Remove the leases of dead owners. Return descriptions of them."""
-    if not os.path.isdir(DIRECTORY) or not os.access(DIRECTORY, os.W_OK):
+    place = DIRECTORY if os.geteuid() == 0 else _of_user()
+    if place is None or not os.path.isdir(place) or not os.access(place, os.W_OK):
         return []
-    fd = _open(f"{DIRECTORY}/gate")
+    fd = _open(place, "gate")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        return _leased()[1]
+        return _leased(place)[1]
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)

@@ -6,10 +6,10 @@ Source: rtnetlink(7), the kernel's include/uapi/linux/if_link.h, rtnetlink.h, if
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_interface, ip_network
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
+from containerkit.network.parsed import ip_address, ip_interface, ip_network
 from containerkit.plan import calls
 from containerkit.plan.netlink import CREATE, EXCLUDE, REPLACE, attribute, message
 

@@ -6,12 +6,12 @@ import os
 import threading
 import warnings
 from contextlib import ExitStack
-from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.network import endpoint, links, router
 from containerkit.network.leases import lease
+from containerkit.network.parsed import ip_address, ip_network
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
 
@@ -68,11 +68,10 @@ class LiveNetwork:
         self.gateways: tuple[str, ...] = ()
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = True  # until it is open: one that could not be opened has given back all that it had
         self._used: set[int] = set()
         self._next = 0
         self._claims: dict[str, Claim] = {}
-        self._attached: dict[tuple[int, int], Claim] = {}
         self._leases: list[Lease] = []
         with ExitStack() as undo:
             self.router = router.current()
@@ -93,6 +92,7 @@ class LiveNetwork:
             self.gateways = tuple(str(each.network_address + 1) for each in networks)
             self._make(undo)
             undo.pop_all()
+            self._closed = False
 
     def _make(self, undo: ExitStack) -> None:
         rules, host_rules = self.router.rules, self.router.host_rules
@@ -139,10 +139,12 @@ class LiveNetwork:
         Raises:
             StateError: the network was closed, or a fixed address is in use.
             SpecError: a fixed address is not in the network's subnets.
-            SetupError: no port or no address is left.
+            SetupError: no port or no address is left; a packet filter of the host's drops what is forwarded by now.
         """
         with self._lock:
             self._check_open()
+            if not self.network.internal:
+                self.router.check_forwarding()
             if len(self._claims) >= _MOST_PORTS:
                 hint = f"a bridge has {_MOST_PORTS} ports; put the next containers on another network"
                 raise SetupError("attach", 54, f"network {self.network.name}", hint)  # EXFULL
@@ -214,6 +216,12 @@ class LiveNetwork:
             found.append(f"{fixed.get(network.version) or network.network_address + number}/{network.prefixlen}")
         return found
 
+    def renamed(self, claim: Claim) -> None:
+        """Tell of a container by the names that it has by now."""
+        with self._lock:
+            if claim.wire.port in self._claims:
+                self._claims[claim.wire.port] = claim
+
     def release(self, claim: Claim) -> None:
         """Release the claim of a container. May be called twice."""
         with self._lock:
@@ -236,7 +244,7 @@ class LiveNetwork:
             SpecError: an address is invalid.
             SetupError: an operation failed. Nothing is left behind.
         """
-        from containerkit.network.connect import attach_running
+        from containerkit.network.later import attach_running
 
         return attach_running(self, container, how)
 
@@ -246,13 +254,13 @@ class LiveNetwork:
         Raises:
             StateError: it is not on it.
         """
-        from containerkit.network.connect import detach_running
+        from containerkit.network.later import detach_running
 
         detach_running(self, container)
 
     def addresses(self, container: Container) -> tuple[str, ...]:
         """Return the addresses of a container on this network, IPv4 first. The result is empty if it is not on it."""
-        from containerkit.network.connect import claims_of
+        from containerkit.network.later import claims_of
 
         return tuple(text for claim in claims_of(container) if claim.live is self for text in claim.addresses)
 
@@ -276,7 +284,7 @@ class LiveNetwork:
         """Return the published ports of a container on this network, with the actual ports of the host."""
         import attrs
 
-        from containerkit.network.connect import published_of
+        from containerkit.network.later import published_of
 
         found = published_of(container) if self.addresses(container) else ()
         return tuple(attrs.evolve(each.port, host_port=each.host_port) for each in found)

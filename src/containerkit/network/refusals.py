@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Log", "Refusal", "subscribe"]
 
-Kind = Literal["egress", "network", "router", "host", "spoofed", "dns", "rebinding"]
+Kind = Literal["connections", "dns", "egress", "host", "network", "rebinding", "router", "spoofed"]
 
 _MOST: Final = 1000
 _PACKET_HEADER, _PAYLOAD, _PREFIX = 1, 9, 10
@@ -42,7 +42,9 @@ class Refusal:
             ``"network"``:
             another network, or out of an internal one; ``"router"``: a service of the router; ``"host"``: a service
             of the host; ``"spoofed"``: an address or a MAC that is not its own; ``"dns"``: a name that no egress rule
-            names; ``"rebinding"``: a name whose answer was a private address.
+            names; ``"rebinding"``: a name whose answer was a private address; ``"connections"``: more of them to
+            the outside than a container may have open (8,192 from each of its addresses), or make (10,000 at once, and
+            then 1,000 a second).
         source: the container's address in the packet.
         destination: the destination address; empty for ``"dns"``.
         protocol: such as ``"tcp"``, or its number.

@@ -23,10 +23,13 @@ from containerkit.network.refusals import Log, Refusal
 from containerkit.network.rules import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from containerkit.network.rules import RouterRules
     from containerkit.spec.network import DNS, Egress, EgressRule
+
+    Peer = Callable[[dns.Question], bytes | None]
+    """Asks the resolver of another process; None where that does not know either."""
 
 __all__ = ["Resolver", "host_servers"]
 
@@ -49,6 +52,7 @@ class _Client:
     names: dict[str, tuple[str, ...]] = attrs.Factory(dict)
     servers: tuple[str, ...] | None = None
     egress: Egress | None = None
+    peers: tuple[Peer, ...] = ()
 
 
 class Resolver:
@@ -126,10 +130,21 @@ class Resolver:
         for address in gone:
             self._by_address.pop(address, None)
 
-    def set_policy(self, token: Hashable, servers: DNS | None, egress: Egress | None) -> None:
-        """Set a container's name servers and the names that it may resolve. Default: all names, the host's servers."""
+    def set_policy(
+        self, token: Hashable, servers: DNS | None, egress: Egress | None, peers: Sequence[Peer] | None = None
+    ) -> None:
+        """Decide whom a container's questions go to and which it may ask; before this it may ask any, of the host's.
+
+        Args:
+            token: the container.
+            servers: None are the host's.
+            egress: None lets it ask for any name.
+            peers: the resolvers of its networks that other processes have: they are asked for what is not known
+                here. None leaves them as they are.
+        """
         with self._lock:
             client = self._clients.setdefault(token, _Client())
+            client.peers = client.peers if peers is None else tuple(peers)
             client.egress = egress
             client.servers = None if servers is None or servers.servers == "host" else tuple(servers.servers)
 
@@ -154,18 +169,38 @@ class Resolver:
             if client is None:
                 return dns.failure(asked, dns.REFUSED), None
             found = self._known(client, asked)
-            inward = all(bridge in self._internal for bridge in client.addresses)
+            peers = client.peers
         if found is not None:
             return dns.answer(asked, found), None
+        if peers:
+            return None, asked
+        reply = self._judged(client, asked, source)
+        return (None, asked) if reply is None else (reply, None)
+
+    def _judged(self, client: _Client, asked: dns.Question, source: str) -> bytes | None:
+        """Return the answer to what may not be asked for outside; None where it may."""
+        with self._lock:
+            inward = all(bridge in self._internal for bridge in client.addresses)
         # Names of containers, typing mistakes in them, and private addresses must not be sent to servers.
         if "." not in asked.name or (asked.kind == dns.PTR and _is_private_pointer(asked.name)):
-            return dns.failure(asked, dns.NO_NAME), None
+            return dns.failure(asked, dns.NO_NAME)
         refused = inward or (client.egress is not None and not _naming(client.egress, asked))
         if refused:
             self._log.add(Refusal(when=time.time(), kind="dns", source=source, name=asked.name, port=53))
             # Not "refused": musl does not accept that as an answer, and waits 5 s for another one.
-            return dns.failure(asked, dns.NO_NAME), None
-        return (dns.answer(asked, ()), None) if asked.kind in _UNFORWARDED else (None, asked)
+            return dns.failure(asked, dns.NO_NAME)
+        return dns.answer(asked, ()) if asked.kind in _UNFORWARDED else None
+
+    def known(self, data: bytes, source: str) -> bytes | None:
+        """Answer a question about containers alone; None for all else. For peers that another network leads out."""
+        try:
+            asked = dns.question(data)
+        except ValueError:
+            return None
+        with self._lock:
+            client = self._by_address.get(source)
+            found = None if client is None else self._known(client, asked)
+        return None if found is None else dns.answer(asked, found)
 
     def _known(self, client: _Client, asked: dns.Question) -> Sequence[str] | None:
         """Return the addresses of a container that shares a network with the client, or None."""
@@ -198,6 +233,12 @@ class Resolver:
             servers = (client.servers if client else None) or self._of_host()
             egress = client.egress if client else None
             addresses = [each for found in client.addresses.values() for each in found] if client else []
+        for peer in client.peers if client else ():
+            told = peer(asked)
+            if told is not None:
+                return dns.truncated(asked) if len(told) > asked.size and not stream else told
+        if client is not None and client.peers and (judged := self._judged(client, asked, source)) is not None:
+            return judged
         reply = _ask(asked, servers, stream=stream)
         if client is None or reply is None:
             return dns.failure(asked, dns.SERVER_FAILURE)

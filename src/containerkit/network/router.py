@@ -10,12 +10,13 @@ import os
 import secrets
 import socket
 import threading
-from errno import ENOENT
+from errno import EHOSTUNREACH, ENOENT
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
 from containerkit._native import constants as k
+from containerkit.errors import SetupError
 from containerkit.network import links
 from containerkit.network.forked import closed_in_children
 from containerkit.network.host import PREFIX, Forwarding
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from containerkit.network.attendant import Attendant
+    from containerkit.network.firewalls import Watch
     from containerkit.network.host_rules import HostRules
     from containerkit.network.rules import RouterRules
     from containerkit.spec.idmap import IdMapping
@@ -170,8 +172,8 @@ class Router:
     """
 
     def __init__(self) -> None:
+        from containerkit.network import firewalls
         from containerkit.network.attendant import Attendant
-        from containerkit.network.firewalls import others_drop_forwarded
         from containerkit.network.nfnetlink import Nfnetlink
         from containerkit.network.rules import RouterRules
 
@@ -180,10 +182,11 @@ class Router:
         self.privileged = stage.privileged
         self.holder = stage.holder
         self.last_group = 2**31 - 1 if self.privileged else _last(stage.mappings[1])
-        linked = self.privileged and not others_drop_forwarded()
+        self._firewalls: Watch | None = firewalls.Watch() if self.privileged else None
+        linked = self.privileged and not firewalls.dropping()
         self.uplink = f"{PREFIX}{secrets.token_hex(4)}" if linked else ""
         self.pid = os.getpid()
-        self._closing: list[object] = []
+        self._closing: list[object] = [] if self._firewalls is None else [self._firewalls]
         self.host_rules: HostRules | None = None
         self._numbers = iter(range(1, 1 << 30))
         self.lock = threading.RLock()
@@ -247,6 +250,20 @@ class Router:
 
             self._closing.append(uplinks.start(self))
             self._leads_out = True
+
+    def check_forwarding(self) -> None:
+        """Refuse to go on where somebody's packet filter drops by now what the host forwards.
+
+        Raises:
+            SetupError: one does: the containers would be cut off in silence.
+        """
+        found = self._firewalls.dropping() if self._firewalls is not None and self.uplink else ""
+        if found:
+            hint = (
+                f"the chain {found!r}, made since networks were opened here, drops what the host forwards: let it "
+                f'accept iifname and oifname "{self.uplink}", or close all networks of this process and open them again'
+            )
+            raise SetupError("attach", EHOSTUNREACH, f"the way out by {self.uplink}", hint)
 
     def _open_uplink(self) -> None:
         from containerkit.network.host_rules import HostRules

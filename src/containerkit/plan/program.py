@@ -79,6 +79,7 @@ class Program:
         envp: Sequence[bytes] = (),
         blocks: Mapping[str, bytes] | None = None,
         flags: int = 0,
+        into: list[Outcome] | None = None,
     ) -> Outcome:
         """Run it.
 
@@ -87,6 +88,8 @@ class Program:
             argv, envp: the vectors for the exec.
             blocks: other bytes for named blocks, of the same length as in the plan.
             flags: ``_native.SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
+            into: a list that gets the outcome before this returns: its owner ends the process if a signal handler
+                raises meanwhile.
 
         Raises:
             SetupError: an operation failed. Everything that was made is removed.
@@ -95,7 +98,7 @@ class Program:
         data = self._patched(blocks) if blocks else None
         try:
             opens = self._tape.descriptors if flags & _native.SHARE_FILES else frozenset()
-            outcome: Outcome = self._program.run(argv, envp, slots, self._proc, flags, data, opens)
+            outcome: Outcome = self._program.run(argv, envp, slots, self._proc, flags, data, opens, into)
         except SetupError:
             raise
         except OSError as error:

@@ -13,6 +13,7 @@ from subprocess import DEVNULL, PIPE, STDOUT
 from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, TypeVar
 
 from containerkit import _native
+from containerkit.descriptors import keep
 from containerkit.errors import ContainerTimeout, StateError
 from containerkit.process.communicate import LONGEST_POLL_MS, Conversation
 
@@ -66,6 +67,7 @@ class Process(Generic[AnyStr]):
         self.terminal: bool = streams.terminal
         self._pidfd = pidfd
         self._report = report
+        self._reported: list[bytes] = []
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._watchers: set[object] = set()
@@ -236,13 +238,14 @@ class Process(Generic[AnyStr]):
     def _from_report(self, ending: Ending) -> Ending:
         from containerkit.process import result
 
-        try:
-            raw = os.read(self._report, _REPORT.size)
-        except BlockingIOError:
-            raw = b""
-        finally:
-            os.close(self._report)
-            self._report = -1
+        if not self._reported:  # else the handler of a signal has raised once it was read
+            try:
+                keep(self._reported, os.read, self._report, _REPORT.size)
+            except BlockingIOError:
+                self._reported.append(b"")
+        raw = self._reported[-1]
+        fd, self._report = self._report, -1
+        os.close(fd)
         if len(raw) != _REPORT.size:
             return ending._replace(code=os.CLD_KILLED, status=signal.SIGKILL)
         status, _, *usage = _REPORT.unpack(raw)

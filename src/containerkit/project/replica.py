@@ -336,7 +336,7 @@ class Replica:
 
     def ports(self) -> list[str]:
         """Return the host's ports that lead to it, such as ``0.0.0.0:8080->80/tcp``."""
-        from containerkit.network.connect import published_of
+        from containerkit.network.later import published_of
 
         if self.status == "exited":
             return []

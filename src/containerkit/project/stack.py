@@ -116,7 +116,7 @@ class Stack:
         Raises:
             StateError: none leads there.
         """
-        from containerkit.network.connect import published_of
+        from containerkit.network.later import published_of
 
         found = self.containers(service)
         for each in published_of(found[index - 1].container) if len(found) >= index else ():

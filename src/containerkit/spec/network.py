@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CNI",
     "DNS",
+    "OTHER",
     "Attach",
     "Egress",
     "EgressRule",
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,253}")
+OTHER: Final = "container:"
+"""How the network of a container begins that another process has, before its id or name."""
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _DEVICE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _AUTO: Final = ("auto4", "auto6")
@@ -380,7 +384,11 @@ def network_choice(value: Any) -> Any:
         return listed
     if isinstance(value, (Attach, Macvlan, CNI)) or is_network(value) or hasattr(value, "keep_until_stopped"):
         return value
-    known = "'none', 'host', 'internet', a Network, an Attach or several, a container, a Macvlan or a CNI"
+    if isinstance(value, str) and value.startswith(OTHER) and _ID.fullmatch(value.removeprefix(OTHER)):
+        return value
+    known = (
+        "'none', 'host', 'internet', a Network, an Attach or several, a container or 'container:ID', a Macvlan or a CNI"
+    )
     raise SpecError(f"network: {value!r:.100} is not {known}")
 
 
@@ -410,7 +418,8 @@ def check_connection(spec: Any) -> None:
         )
     if spec.egress is not None and not bridged:
         raise SpecError("egress: rules need a network of this library: pass network='internet', or a Network")
-    if hasattr(network, "keep_until_stopped") and (spec.hosts or spec.dns is not None):
+    shares = hasattr(network, "keep_until_stopped") or (isinstance(network, str) and network.startswith(OTHER))
+    if shares and (spec.hosts or spec.dns is not None):
         raise SpecError("network: a container that shares another's network also shares its hosts and dns")
-    if any(key.startswith("net.") for key, _ in spec.sysctls) and hasattr(network, "keep_until_stopped"):
+    if any(key.startswith("net.") for key, _ in spec.sysctls) and shares:
         raise SpecError("sysctls: the network belongs to another container; set net.* there")

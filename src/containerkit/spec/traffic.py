@@ -184,6 +184,8 @@ class EgressRule:
         """
         if not isinstance(text, str):
             raise SpecError(f"egress: {text!r:.100} is neither a name nor a network")
+        if "://" in text:
+            raise SpecError(f"egress: {text!r:.100} is a URL; name its host and port, such as 'pypi.org:443'")
         found = _EGRESS.fullmatch(text.strip())
         what, ports, protocol = (
             (found["what"].strip("[]"), found["ports"], found["protocol"]) if found else (text, "", "")

@@ -215,8 +215,15 @@ class Ground:
         """
         return _blocks(self.mappings) if self.ids is None else _of_range(self.ids.base, self.ids.gid_base)[1]
 
-    def start(self, mode: Mode, argv: Sequence[bytes], envp: Sequence[bytes], slots: Mapping[str, int]) -> Outcome:
-        """Start. ``slots`` are the inputs that belong only to this start.
+    def start(
+        self,
+        mode: Mode,
+        argv: Sequence[bytes],
+        envp: Sequence[bytes],
+        slots: Mapping[str, int],
+        into: list[Outcome] | None = None,
+    ) -> Outcome:
+        """Start. ``slots`` are the inputs that belong only to this start; ``into`` is as for :meth:`Program.run`.
 
         Raises:
             SetupError: an operation failed; all that it had made is gone.
@@ -224,7 +231,7 @@ class Ground:
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
         outcome = self.walk(
             mode,
-            lambda program, own, blocks: program.run({**own, **slots}, argv=argv, envp=envp, blocks=blocks),
+            lambda program, own, blocks: program.run({**own, **slots}, argv=argv, envp=envp, blocks=blocks, into=into),
         )
         if self.union is not None:
             self.union.attached()
@@ -232,7 +239,8 @@ class Ground:
             try:
                 self.membership.check_started()
             except BaseException:
-                put_down(outcome.pidfd)
+                if into is None:  # else it is for the owner of that to end it
+                    put_down(outcome.pidfd)
                 raise
         return outcome
 

@@ -13,20 +13,20 @@ import sys
 import time
 import warnings
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
+from containerkit.pytest_plugin.fixtures import container, container_factory, image, network, project
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
     from containerkit.container.lifecycle import Container
-    from containerkit.image import Image
     from containerkit.spec.mount import Mount
-    from containerkit.spec.rootfs import RootFS
 
-__all__: list[str] = []
+__all__ = ["container", "container_factory", "image", "network", "project"]
 
 _MARK: Final = "container"
 _LEAKS: Final = "containerkit leaks"
@@ -72,43 +72,6 @@ def _leave_as_it_is(config: pytest.Config) -> None:
             known.clear()
 
 
-# --- Fixtures
-
-
-@pytest.fixture
-def container_factory() -> Iterator[Callable[..., Container]]:
-    """A function that starts a container: the arguments are those of :class:`containerkit.Container`.
-
-    All are stopped at the end of the test.
-    """
-    from containerkit import Container
-
-    with ExitStack() as stack:
-
-        def start(rootfs: RootFS | None = None, **options: Any) -> Container:
-            return stack.enter_context(Container(rootfs, **options))
-
-        yield start
-
-
-@pytest.fixture
-def container(request: pytest.FixtureRequest, container_factory: Callable[..., Container]) -> Container:
-    """A running container, stopped at the end of the test.
-
-    Its options are the mapping with which it is parametrized: ``@pytest.mark.parametrize("container", [{"hostname":
-    "here"}], indirect=True)``.
-    """
-    return container_factory(**getattr(request, "param", {}))
-
-
-@pytest.fixture(scope="session")
-def image() -> Callable[..., Image]:
-    """A function that returns an image, pulled where it is not in the store: :meth:`containerkit.Image.get`."""
-    from containerkit import Image
-
-    return Image.get
-
-
 # --- Tests that run in a container
 
 
@@ -149,8 +112,25 @@ def _reports(item: pytest.Item, marker: pytest.Mark) -> list[Any]:
     hook = item.config.hook
     reports = [hook.pytest_report_from_serializable(config=item.config, data=_tuples(each)) for each in told]
     if why:
-        reports.append(_failed(item, why, "call", time.monotonic() - began))
+        reports.append(_lost(item, why, time.monotonic() - began))
     return reports
+
+
+def _lost(item: pytest.Item, why: str, duration: float) -> pytest.TestReport:
+    """Return the report of a test that could not tell of itself, with what it had written by then."""
+    from _pytest.skipping import evaluate_xfail_marks
+
+    report = _failed(item, why, "call", duration)
+    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None and capture.is_globally_capturing():
+        # The file that its output went to is pytest's own, and the fork had the same.
+        for name, text in zip(("stdout", "stderr"), capture.read_global_capture(), strict=True):
+            if text:
+                report.sections.append((f"Captured {name} call", text))
+    expected = None if item.config.getoption("runxfail", default=False) else evaluate_xfail_marks(item)
+    if expected is not None and expected.raises is None:
+        report.outcome, report.wasxfail = "skipped", expected.reason
+    return report
 
 
 def _tuples(told: dict[str, Any]) -> dict[str, Any]:

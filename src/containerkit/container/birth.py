@@ -1,0 +1,127 @@
+"""A process that is being started, and all that there is of it by then."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from containerkit import _native
+from containerkit.descriptors import close_all, keep, keep_above
+from containerkit.process.process import Process, put_down
+from containerkit.process.stdio import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit._native.outcome import Outcome
+    from containerkit.cgroup import CGroup
+    from containerkit.process.seccomp_notify import Supervision
+    from containerkit.process.stdio import Text
+    from containerkit.spec.command import Command
+
+__all__ = ["Birth"]
+
+
+class Birth:
+    """A process that is being started: the owner of its pipes, of its child and of the process, as they come.
+
+    The handler of a signal may raise after any call. Each of these is stored here before a call can return to where it
+    would be lost, and :meth:`call_off` takes back what there is.
+
+    Args:
+        text: how its output is text.
+
+    Attributes:
+        outcomes: how the start went, once it has happened.
+        process: the process, once it is in charge of the child and of the caller's ends.
+        leaf: the control group that it has for itself.
+        throttled_us: for how long its container was throttled before.
+        supervision: who decides on its system calls.
+    """
+
+    __slots__ = (
+        "_pipes",
+        "_report",
+        "_theirs",
+        "leaf",
+        "outcomes",
+        "process",
+        "streams",
+        "supervision",
+        "text",
+        "throttled_us",
+    )
+
+    def __init__(self, text: Text | None) -> None:
+        self.text = text
+        self.streams = Streams([], [None, None, None], [])
+        self.supervision: Supervision | None = None
+        self.leaf: CGroup | None = None
+        self.throttled_us: int | None = None
+        self.outcomes: list[Outcome] = []
+        self.process: Process[Any] | None = None
+        self._pipes: list[tuple[int, int]] = []
+        self._theirs: list[int] = []
+        self._report = -1
+
+    def open_report(self) -> int:
+        """Make the pipe in which init reports how the command ended, and return init's end."""
+        keep(self._pipes, os.pipe2, os.O_CLOEXEC | os.O_NONBLOCK)  # nobody waits at it: PID 1 writes once and ends
+        # Nothing is called from here on: the ends go to their owners, and no handler of a signal comes between.
+        self._report, write = self._pipes[-1]
+        self._theirs = [write]
+        del self._pipes[-1]
+        if write < _native.LOWEST:
+            keep_above(self._theirs, write, _native.LOWEST)
+        return self._theirs[-1]
+
+    def enter(
+        self,
+        command: Command,
+        finish: Callable[[Process[Any]], None],
+        kill_tree: Callable[[], None] | None = None,
+    ) -> Process[Any]:
+        """Return the process, which is in charge from now on.
+
+        Args:
+            command: what it is.
+            finish, kill_tree: as for :class:`Process`.
+        """
+        outcome = self.outcomes[-1]
+        self.process = Process(
+            command,
+            outcome.pid,
+            outcome.pidfd,
+            self.streams,
+            report=self._report,
+            text=self.text,
+            finish=finish,
+            kill_tree=kill_tree,
+        )
+        self.process.supervision = self.supervision
+        return self.process
+
+    def close_child(self) -> None:
+        """Close the child's ends: it has its copies."""
+        self.streams.close_child()
+        close_all(self._theirs)
+
+    def call_off(self) -> None:
+        """Take back what there is: a start has failed, or a handler has raised in it. Harmless when repeated."""
+        while self._pipes:
+            self._theirs += self._pipes[-1]
+            del self._pipes[-1]
+        self.streams.close()
+        close_all(self._theirs)
+        if self.process is not None:
+            self.process.close()
+            return
+        report, self._report = self._report, -1
+        if report >= 0:
+            os.close(report)
+        while self.outcomes:
+            pidfd = self.outcomes[-1].pidfd
+            del self.outcomes[-1]
+            put_down(pidfd)
+        if self.supervision is not None:
+            self.supervision.close()

@@ -1,0 +1,118 @@
+"""Containers on networks that other processes keep: on one, on several, and on such beside networks of their own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from containerkit._linux.hostroot import HOSTNAME
+from containerkit.errors import SpecError, StateError
+from containerkit.network import files
+from containerkit.network.connect import Connector, as_names, attached_to, joining, network_sysctls
+from containerkit.network.kept import Kept, Remote
+
+if TYPE_CHECKING:
+    from containerkit.network.endpoint import Endpoint
+    from containerkit.spec.container import Spec
+    from containerkit.spec.network import Attach
+
+__all__ = ["of_keepers"]
+
+
+@attrs.frozen(eq=False)
+class Several:
+    """Makes the network of each start of one description: who makes the namespace, and who joins it then.
+
+    Attributes:
+        maker: has the namespace, the first interfaces, and the resolver.
+        guests: the others, with the number of the interface of each.
+    """
+
+    maker: Connector | Remote
+    guests: tuple[tuple[Remote, int], ...]
+    kept = True
+
+    def take(self) -> Endpoint:
+        """Have the network of one container made; what is returned owns all of it.
+
+        Raises:
+            StateError, SpecError, SetupError: a network can't be had; nothing is left behind.
+        """
+        made: Any = self.maker.take()
+        try:
+            peers = []
+            for remote, position in self.guests:
+                joined = remote.join(made.fileno(), position)
+                made.beside(joined)
+                peers.append(joined.peer)
+            if peers:
+                made.ask(tuple(peers))
+        except BaseException:
+            made.close()
+            raise
+        network: Endpoint = made
+        return network
+
+
+def of_keepers(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
+    """Return a description some of whose networks other processes keep.
+
+    Raises:
+        StateError: nobody keeps one of them, or an unprivileged user's lie where no container can be on all of them.
+        SpecError: a listening socket would have to come from a keeper.
+    """
+    named = [attrs.evolve(each, interface=each.interface or f"eth{at}") for at, each in enumerate(attachments)]
+    told = {each.network.name: each.network.inspect(joins=True) for each in named if isinstance(each.network, Kept)}
+    if len(told) != sum(isinstance(each.network, Kept) for each in named):
+        raise SpecError("network: several are different networks")
+    own = [each for each in named if not isinstance(each.network, Kept)]
+    attached = attached_to(own)
+    _check_reachable(told, attached)
+    inner = [_is_internal(each, told) for each in named]
+    leader = inner.index(False) if False in inner else 0
+    names = () if spec.hostname in (None, HOSTNAME) else as_names(spec.hostname)
+
+    def connector(which: list[int]) -> Connector:
+        ports = spec.publish if leader in which else ()
+        chosen = attached if which == mine else ()
+        sysctls = network_sysctls(spec)
+        return Connector(chosen, names, ports, spec.egress, spec.dns, sysctls, leads_out=leader in which)
+
+    mine = [at for at, each in enumerate(named) if not isinstance(each.network, Kept)]
+    theirs = [at for at in range(len(named)) if at not in mine]
+    if leader in theirs and any(port.fd is not None for port in spec.publish):
+        raise SpecError("publish: a keeper hands no listening socket on: open the network in this process")
+    maker: Connector | Remote
+    if mine:
+        maker, gateways = connector(mine), attached[0][0].gateways
+    else:
+        first = theirs.pop(0)
+        maker = Remote.of(named[first], connector([first]))
+        gateways = tuple(told[named[first].network.name]["gateways"])
+    numbered = enumerate(theirs, len(mine) or 1)
+    guests = tuple((Remote.of(named[at], connector([at])), number) for number, at in numbered)
+    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
+    return joining(spec, Several(maker, guests), hosts, files.resolv_conf(gateways[:1], spec.dns))
+
+
+def _is_internal(attach: Attach, told: dict[str, dict[str, Any]]) -> bool:
+    network = attach.network
+    if isinstance(network, Kept):
+        return bool(told[network.name]["internal"])
+    return bool(getattr(getattr(network, "network", network), "internal", False))
+
+
+def _check_reachable(told: dict[str, dict[str, Any]], attached: Any) -> None:
+    """Refuse networks of an unprivileged user that lie in different user namespaces."""
+    places = {answer["user_namespace"]: name for name, answer in told.items()}
+    for live, _ in attached:
+        holder = live.router.holder
+        places[os.fstat(holder).st_ino if holder >= 0 else 0] = live.network.name
+    if len(places) > 1:
+        names = " and ".join(sorted(places.values()))
+        raise StateError(
+            f"networks {names}: they were made in two user namespaces, and a container can only be in one; make one of "
+            "them anew while the other is there, or open this process's own after a container was on the other"
+        )
