@@ -16,7 +16,7 @@ from containerkit.detached import store
 from containerkit.detached.begin import begin, write_policy
 from containerkit.detached.description import Description, Keeping, Policy, signal_number
 from containerkit.detached.events import emit, identify
-from containerkit.detached.health import image_of
+from containerkit.detached.health import default_command, image_of
 from containerkit.detached.known import Known
 from containerkit.detached.logs import LogLine, Moment, moment, read, steps
 from containerkit.detached.wiring import drop_network, kept_network
@@ -474,7 +474,7 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
     if spec.rootfs.kind == "image":
         given.setdefault("image", spec.rootfs.name)
     keeping = Keeping(name=name, **given)
-    argv = tuple(map(os.fsdecode, command)) if command is not None else _default_command(spec)
+    argv = tuple(map(os.fsdecode, command)) if command is not None else default_command(spec)
     description = Description(spec=spec, argv=argv, fields=fields)
     spec, network = kept_network(spec) if spec.wishes_for_network else (spec, None)
     description = attrs.evolve(description, spec=spec)
@@ -493,12 +493,6 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
             drop_network(network)
         raise
     return Detached(entry)
-
-
-def _default_command(spec: Spec) -> tuple[str, ...]:
-    if spec.rootfs.kind != "image":
-        raise SpecError("detach: this root has no command of its own: pass command=[...]")
-    return tuple(image_of(spec).defaults.argv(None))
 
 
 def find(name: str) -> Detached:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from containerkit.image import Image
     from containerkit.spec.container import Spec
 
-__all__ = ["Check", "begin", "check", "check_options", "image_of"]
+__all__ = ["Check", "begin", "check", "check_options", "default_command", "image_of"]
 
 _DEFAULTS: Final = {"interval_s": 30.0, "timeout_s": 30.0, "start_period_s": 0.0, "start_interval_s": 5.0}
 _RETRIES: Final = 3
@@ -101,6 +101,17 @@ def image_of(spec: Spec, **options: Any) -> Image:
     if isinstance(chosen.get("store"), str):
         chosen["store"] = Store(chosen["store"])
     return Image.get(spec.rootfs.name, **chosen)
+
+
+def default_command(spec: Spec) -> tuple[str, ...]:
+    """Return the command of a container's image.
+
+    Raises:
+        SpecError: its root is no image.
+    """
+    if spec.rootfs.kind != "image":
+        raise SpecError("detach: this root has no command of its own: pass command=[...]")
+    return tuple(image_of(spec).defaults.argv(None))
 
 
 def _of_image(spec: Spec, argv: tuple[str, ...]) -> dict[str, Any]:
