@@ -108,7 +108,7 @@ KEEPERS: Final = {"detached": "containerkit.detached.view", "oci": "containerkit
 """Who keeps records of containers that outlive their maker: modules with ``view(id, confinement)``, and with
 ``find(id, root)`` and ``states(root)``."""
 
-DETACH: Final = "containerkit.detached.container:detach"
+DETACH: Final = "containerkit.detached.making:detach"
 """What starts a container that goes on after its caller."""
 
 REFUSALS: Final = "containerkit._linux.refusals"

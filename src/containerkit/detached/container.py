@@ -14,12 +14,11 @@ import attrs
 from containerkit.container.attached import group_at
 from containerkit.detached import store
 from containerkit.detached.begin import begin, write_policy
-from containerkit.detached.description import Description, Keeping, Policy, signal_number
+from containerkit.detached.description import Policy, signal_number
 from containerkit.detached.events import emit, identify
-from containerkit.detached.health import default_command, image_of
+from containerkit.detached.health import image_of
 from containerkit.detached.known import Known
 from containerkit.detached.logs import LogLine, Moment, moment, read, steps
-from containerkit.detached.wiring import drop_network, kept_network
 from containerkit.errors import ContainerTimeout, SetupError, SpecError, StateError
 
 if TYPE_CHECKING:
@@ -30,13 +29,11 @@ if TYPE_CHECKING:
     from containerkit.cgroup.stats import Stats
     from containerkit.container.changes import Change
     from containerkit.container.lifecycle import Container
-    from containerkit.detached.store import Entry
     from containerkit.image import Image
     from containerkit.image.options import CommitOptions
-    from containerkit.options import ConfinementOptions, ListOf, Word
-    from containerkit.spec.container import Spec
+    from containerkit.options import ConfinementOptions
 
-__all__ = ["Detached", "containers", "detach", "find"]
+__all__ = ["Detached", "containers", "find"]
 
 _END_S: Final = 10.0
 """How long a killed container may take to be gone."""
@@ -464,35 +461,6 @@ class Detached(Known):
                 raise StateError(f"{self!r}: it has not ended within {_END_S:g} s")
             time.sleep(pause_s)
             pause_s = min(0.01, 1.5 * pause_s)
-
-
-def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping[str, Any]) -> Detached:
-    """Put a container on record and start it; see :meth:`containerkit.Container.detach`."""
-    keeping_names = {field.name for field in attrs.fields(Keeping)} - {"name"}
-    given = {key: value for key, value in options.items() if key in keeping_names}
-    fields = {key: value for key, value in options.items() if key not in keeping_names}
-    if spec.rootfs.kind == "image":
-        given.setdefault("image", spec.rootfs.name)
-    keeping = Keeping(name=name, **given)
-    argv = tuple(map(os.fsdecode, command)) if command is not None else default_command(spec)
-    description = Description(spec=spec, argv=argv, fields=fields)
-    spec, network = kept_network(spec) if spec.wishes_for_network else (spec, None)
-    description = attrs.evolve(description, spec=spec)
-    config = {**attrs.asdict(keeping), "created": time.time(), "argv": argv}
-    entry: Entry | None = None
-    try:
-        entry = store.create(config, description.dump())
-        identify(entry, config)
-        emit(entry, "create", config)
-        begin(entry)
-    except BaseException:
-        if entry is not None:
-            entry.remove()
-            emit(entry, "destroy", config)
-        if network is not None:
-            drop_network(network)
-        raise
-    return Detached(entry)
 
 
 def find(name: str) -> Detached:
