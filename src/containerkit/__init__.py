@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from containerkit.pool.networks import NetworkPool
     from containerkit.process.process import DEVNULL, PIPE, STDOUT, Process
     from containerkit.process.result import CompletedProcess, Usage
+    from containerkit.project.kube import Pod
+    from containerkit.project.project import Project, Service
+    from containerkit.project.stack import Stack
     from containerkit.sandbox import Sandbox
     from containerkit.security.capabilities import Capabilities
     from containerkit.security.landlock import Landlock
@@ -104,9 +107,11 @@ __all__ = [
     "NetworkPool",
     "OutOfMemory",
     "Personality",
+    "Pod",
     "Port",
     "Process",
     "ProgramNotFoundError",
+    "Project",
     "Rate",
     "Refusal",
     "Return",
@@ -114,8 +119,10 @@ __all__ = [
     "SELinux",
     "Sandbox",
     "Seccomp",
+    "Service",
     "SetupError",
     "SpecError",
+    "Stack",
     "StateError",
     "SyscallRequest",
     "Template",

@@ -56,7 +56,10 @@ TOLD_AND_TAKEN = [
     (options.TemplateRunOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"} | {"init"}),
     (options.OneShotOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"} | spec.DESCRIPTION | {"init"}),
     (options.KeepingOptions, fields(Keeping, "name")),
-    (options.DetachOptions, fields(Keeping, "name") | invocation.COMMAND_FIELDS - {"pass_fds"} - spec.CONFINEMENT),
+    (
+        options.DetachOptions,
+        {"start"} | fields(Keeping, "name") | invocation.COMMAND_FIELDS - {"pass_fds"} - spec.CONFINEMENT,
+    ),
     (options.SandboxCommandOptions, sandbox._FIELDS),
     (options.MountOptions, fields(Mount, "target", "type", "source", "options", "content", "readonly", "recursive")),
     (options.OverlayOptions, parameters(containerkit.RootFS.overlay) - {"lowers"}),

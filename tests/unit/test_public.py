@@ -108,6 +108,8 @@ OPEN = {("Live.program", "key"), ("CompletedProcess.now", "written"), ("Live.rea
     ("Attended.__init__", "process"),
     ("Attended.of", "made"),
     ("Opening.__init__", "start"),
+    ("Project.of", "model"),
+    ("Service.of", "keys"),
 }
 """Parameters that only the library passes."""
 

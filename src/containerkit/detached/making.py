@@ -15,6 +15,7 @@ from containerkit.detached.description import Description, Keeping
 from containerkit.detached.events import emit, identify
 from containerkit.detached.health import default_command
 from containerkit.detached.wiring import drop_network, kept_network
+from containerkit.security.checks import check_bool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,9 @@ __all__ = ["detach"]
 
 def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping[str, Any]) -> Detached:
     """Put a container on record and start it; see :meth:`containerkit.Container.detach`."""
+    options = dict(options)
+    start = options.pop("start", True)
+    check_bool(start, "start")
     keeping_names = {field.name for field in attrs.fields(Keeping)} - {"name"}
     given = {key: value for key, value in options.items() if key in keeping_names}
     fields = {key: value for key, value in options.items() if key not in keeping_names}
@@ -44,7 +48,8 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
         entry = store.create(config, description.dump())
         identify(entry, config)
         emit(entry, "create", config)
-        begin(entry)
+        if start:
+            begin(entry)
     except BaseException:
         if entry is not None:
             entry.remove()

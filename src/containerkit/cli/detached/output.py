@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable
 
+    from containerkit.detached.container import Detached
     from containerkit.detached.logs import LogLine
 
-__all__ = ["attach", "logs"]
+__all__ = ["attach", "logs", "watch"]
 
 _BATCH: Final = 1 << 16
 
@@ -105,21 +106,34 @@ def _attach(options: argparse.Namespace) -> int:
     one, keys = find(options.name), keys_of(options.detach_keys)
     if one.status not in ("running", "paused"):
         raise StateError(f"{one!r}: it does not run: 'containerkit logs {options.name}' shows what it wrote")
+    return watch(one, typing=not options.no_stdin, before=options.logs, keys=keys, ends=options.end_stdin)
+
+
+def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11", ends: bool = False) -> int:
+    """Show what a container writes until its end, and return its exit status.
+
+    Args:
+        one: the container.
+        typing: hand on what is typed.
+        before: also show what it has written before.
+        keys: what lets go of it; empty for nothing.
+        ends: when our standard input ends, end the command's, too.
+    """
     tty = bool(one.inspect()["Config"]["Tty"])
     with ExitStack() as stack:
-        stdin = None if options.no_stdin else stdin_of(one)
-        typing = _Typing(stdin, keys, (lambda: end_input(one)) if options.end_stdin else None)
-        stack.callback(typing.close)
+        stdin = stdin_of(one) if typing and one.status in ("running", "paused") else None
+        hands_on = _Typing(stdin, keys, (lambda: end_input(one)) if ends else None)
+        stack.callback(hands_on.close)
         if stdin is not None and tty:
             stack.enter_context(terminal.RawMode(0))
             _resize(stdin)
             former = signal.signal(signal.SIGWINCH, lambda *_: _resize(stdin))
             stack.callback(signal.signal, signal.SIGWINCH, former)
-        before = signal.signal(signal.SIGURG, _let_go)
-        stack.callback(signal.signal, signal.SIGURG, before)
+        handler = signal.signal(signal.SIGURG, _let_go)
+        stack.callback(signal.signal, signal.SIGURG, handler)
         try:
-            lines = one.logs(follow=True, tail=None if options.logs else 0, pieces=True)
-            typing.start()
+            lines = one.logs(follow=True, tail=None if before else 0, pieces=True)
+            hands_on.start()
             _copy(lines, at_once=True)
         except _LetGo:
             return 0
