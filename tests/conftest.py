@@ -20,7 +20,9 @@ _MACHINE_WIDE = frozenset({
     "test_detached",  # records of all of a user's containers
     "test_detached_cli",
     "test_detached_death",
+    "test_detached_events",
     "test_detached_logs",
+    "test_detached_networks",
     "test_killed_owner",
     "test_left_behind",
     "test_owner_death",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from containerkit.container.run import run
     from containerkit.container.template import Template
     from containerkit.detached.container import Detached, containers
+    from containerkit.detached.events import Event, events
     from containerkit.errors import (
         CleanupError,
         ContainerError,
@@ -87,6 +88,7 @@ __all__ = [
     "Detached",
     "Egress",
     "EgressRule",
+    "Event",
     "ExitError",
     "Fail",
     "IdMapping",
@@ -130,6 +132,7 @@ __all__ = [
     "Usage",
     "User",
     "containers",
+    "events",
     "popen",
     "probe",
     "run",

@@ -50,6 +50,7 @@ PUBLIC: Final = {
     "Detached": "detached.container",
     "Egress": "spec.network",
     "EgressRule": "spec.network",
+    "Event": "detached.events",
     "ExitError": "errors",
     "Fail": "security.listener",
     "IdMapping": "spec.idmap",
@@ -95,6 +96,7 @@ PUBLIC: Final = {
     "Usage": "process.result",
     "User": "spec.command",
     "containers": "detached.container",
+    "events": "detached.events",
     "popen": "container.launch",
     "probe": "_linux.features",
     "run": "container.run",
@@ -111,7 +113,7 @@ KEEPERS: Final = {"detached": "containerkit.detached.view", "oci": "containerkit
 """Who keeps records of containers that outlive their maker: modules with ``view(id, confinement)``, and with
 ``find(id, root)`` and ``states(root)``."""
 
-DETACH: Final = "containerkit.detached.container:detach"
+DETACH: Final = "containerkit.detached.making:detach"
 """What starts a container that goes on after its caller."""
 
 REFUSALS: Final = "containerkit._linux.refusals"

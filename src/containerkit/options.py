@@ -290,6 +290,23 @@ class KeepingOptions(TypedDict, total=False):
     """The options and the command of ``containerkit run`` that would make it again (default: not known)."""
     directory: str
     """The working directory of that."""
+    healthcheck: bool
+    """Whether its health is checked, as told here or as its image says (default True)."""
+    health_command: ListOf[Word] | str
+    """The command that checks it, which passes with status 0; a text is for /bin/sh (default: what its image says)."""
+    health_interval_s: float
+    """Seconds from the end of one check to the next (default 30)."""
+    health_timeout_s: float
+    """Seconds after which a check has failed (default 30)."""
+    health_retries: int
+    """How many failures in a row make it unhealthy (default 3)."""
+    health_start_period_s: float
+    """Seconds in which failures do not count before a check has passed (default 0)."""
+    health_start_interval_s: float
+    """Seconds between two checks in this period (default 5)."""
+    health_on_failure: str
+    """What is done when it becomes unhealthy: ``"none"`` (default), ``"kill"``, after which the restart policy decides,
+    or ``"stop"``."""
 
 
 class DetachOptions(EnvironmentOptions, DirectoryOptions, ResourceOptions, UserOptions, KeepingOptions, total=False):

@@ -181,6 +181,12 @@ def test_image_is_run_changed_and_committed(kept, name, tmp_path):
     assert ck("run", "--image", "mine:2", "--", "cat", "/made", env=environment) == "x\n"
     ck("restart", "-t", "0", name, env=environment)
     wait_for(lambda: ck("logs", name) == "x\nx\nx\n")
+    ck("stop", "-t", "0", name)
+    (tmp_path / "copied").write_text("from outside")
+    ck("cp", str(tmp_path / "copied"), f"{name}:/copied", env=environment)
+    assert ck("commit", name, "mine:3", env=environment).startswith("sha256:")
+    assert ck("run", "--image", "mine:3", "--", "cat", "/made", "/copied", env=environment) == "x\nx\nfrom outside"
+    ck("start", name, env=environment)
     (tmp_path / "root/other").write_text("another layer")
     Image.from_directory(tmp_path / "root", store=made.store).tag("mine:1")
     assert "other layers" in ck("restart", "-t", "0", name, status=1, env=environment)
@@ -199,7 +205,7 @@ def test_unit_of_systemd_makes_it_again(kept, name):
     ("words", "said"),
     [
         (("run", "--privileged", "--", "true"), "name what it needs"),
-        (("run", "-d", "--network", "internet", "-p", "80:80", "--", "true"), "which does not stay"),
+        (("run", "-d", "--network", "cni:nosuch", "--", "true"), "plugins of a CNI network"),
         (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
         (("run", "--gpus", "none-such", "--", "true"), "CDI"),
         (("run", "--name", "x", "--", "true"), "add --detach"),

@@ -39,7 +39,7 @@ COMMANDS: Final = {
     "template": "make a root from files of the host or of a distribution",
     "login": "store the name and password for a registry",
     "logout": "forget them",
-    "ps": "list containers: detached ones, and those of the OCI command",
+    "ps": "list containers: detached ones, those of running programs, and those of the OCI command",
     "start": "start detached containers again",
     "stop": "ask detached containers to end, and kill them when the time is up",
     "restart": "stop detached containers and start them",
@@ -55,6 +55,8 @@ COMMANDS: Final = {
     "attach": "see what a detached container writes, and type to it",
     "inspect": "print all that is known of detached containers",
     "top": "list the processes of a detached container",
+    "port": "print by which ports of the host a detached container is reached",
+    "events": "print what happens to detached containers",
     "stats": "print what detached containers use",
     "diff": "list what a detached container has changed",
     "commit": "make an image of what a detached container has changed",
@@ -76,6 +78,7 @@ PLACES: Final = {
     ),
     **dict.fromkeys(("inspect", "top", "stats", "diff", "commit", "cp"), "detached.contents"),
     "exec": "detached.execute",
+    **dict.fromkeys(("events", "port"), "detached.observing"),
     **dict.fromkeys(("attach", "logs"), "detached.output"),
     **dict.fromkeys(
         ("images", "pull", "push", "build", "tag", "rmi", "save", "load", "import", "history"), "image.short"

@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["check", "define", "detach", "lines"]
 
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
-_ONLY_DETACHED: Final = ("name", "restart", "label", "stop_signal", "stop_timeout", "log_opt", "cidfile", "pidfile")
+_HEALTH_TIMES: Final = ("interval", "timeout", "start_period", "start_interval")
+_ONLY_DETACHED: Final = (
+    *("name", "restart", "label", "stop_signal", "stop_timeout", "log_opt", "cidfile", "pidfile", "no_healthcheck"),
+    *("health_cmd", "health_retries", "health_on_failure", *(f"health_{name}" for name in _HEALTH_TIMES)),
+)
 
 _ELSEWHERE: Final = {
     ("--privileged",): "name what it needs: --cap all, --seccomp none, --namespace user=host, --bind /dev/...",
     ("-P", "--publish-all"): "name the ports: --publish",
     ("--link",): "containers on one network find each other by name: --network NAME:alias=...",
-    ("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "--no-healthcheck"): (
-        "health checks of detached containers are not supported; Image.healthcheck() makes one check"
-    ),
     ("--log-driver",): "logs are files in the format of Kubernetes: --log-opt max-size=... and max-file=...",
     ("--attach", "-a"): "the command has the caller's streams; with -d use 'containerkit attach'",
     ("--detach-keys",): "it is an option of 'containerkit attach'",
@@ -70,6 +71,17 @@ def define(group: Any) -> None:
     group.add_argument("--log-opt", metavar="NAME=VALUE", **_LISTS, help="max-size=SIZE or max-file=NUMBER")
     group.add_argument("--cidfile", metavar="FILE", help="write the id to a new file")
     group.add_argument("--pidfile", metavar="FILE", help="write the pid of the keeper")
+    group.add_argument("--health-cmd", metavar="LINE", help="a line for a shell; status 0 is healthy")
+    for name, meaning in (
+        ("interval", "between two checks (default: 30s)"),
+        ("timeout", "after which a check has failed (default: 30s)"),
+        ("start-period", "in which failures do not count (default: 0s)"),
+        ("start-interval", "between two checks in that period (default: 5s)"),
+    ):
+        group.add_argument(f"--health-{name}", metavar="DURATION", help=meaning)
+    group.add_argument("--health-retries", metavar="NUMBER", help="failures that make it unhealthy (default: 3)")
+    group.add_argument("--health-on-failure", metavar="ACTION", help="then: none (default), kill, stop")
+    group.add_argument("--no-healthcheck", action="store_true", help="do not check its health, whatever its image says")
     group.add_argument("--init", action="store_true", help="have an init: there always is one")
     for names, remedy in _ELSEWHERE.items():
         # The remedy takes the place of the name of the value, which is shown nowhere.
@@ -136,6 +148,7 @@ def detach(
         "directory": os.getcwd(),
         "start": start,
         **_logs(options.log_opt),
+        **_health(options),
     }
     if options.stop_timeout is not None:
         given["stop_timeout_s"] = arguments.number("--stop-timeout", options.stop_timeout, float)
@@ -157,6 +170,24 @@ def detach(
     sys.stdout.write(f"{one.id}\n")
     sys.stdout.flush()
     return 0
+
+
+def _health(options: argparse.Namespace) -> dict[str, Any]:
+    from containerkit.detached.logs import duration_s
+
+    found: dict[str, Any] = {}
+    if options.no_healthcheck:
+        found["healthcheck"] = False
+    if options.health_cmd is not None:
+        found["health_command"] = options.health_cmd
+    for name in _HEALTH_TIMES:
+        if (value := getattr(options, f"health_{name}")) is not None:
+            found[f"health_{name}_s"] = duration_s(value, f"--health-{name.replace('_', '-')}")
+    if options.health_retries is not None:
+        found["health_retries"] = arguments.number("--health-retries", options.health_retries, int)
+    if options.health_on_failure is not None:
+        found["health_on_failure"] = options.health_on_failure
+    return found
 
 
 def _new_file(path: str | None) -> int | None:

@@ -14,6 +14,7 @@ from containerkit.errors import ContainerError, SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
+    from contextlib import AbstractContextManager
 
     from containerkit.cgroup.stats import Stats
     from containerkit.detached.container import Detached
@@ -210,7 +211,7 @@ def _cp(options: argparse.Namespace) -> int:
     (source, inside), (target, into) = _place(options.source), _place(options.target)
     if bool(source) == bool(target):
         raise SpecError("cp: one of the two must be CONTAINER:PATH, and the other a path of the host")
-    with Container.attach(source or target) as view:
+    with _opened(source or target) as view:
         if source:
             goal = os.path.join(into, os.path.basename(inside.rstrip("/"))) if os.path.isdir(into) else into
             left = view.files.get(_absolute(inside), goal)
@@ -222,6 +223,15 @@ def _cp(options: argparse.Namespace) -> int:
                 goal = f"{goal.rstrip('/')}/{os.path.basename(os.path.abspath(inside))}"
             view.files.put(inside, goal)
     return 0
+
+
+def _opened(name: str) -> AbstractContextManager[Container]:
+    """Return a detached container whether it runs or not, or one of the OCI command."""
+    try:
+        one = find(name)
+    except StateError:
+        return Container.attach(name)
+    return one.opened()
 
 
 def _absolute(path: str) -> str:

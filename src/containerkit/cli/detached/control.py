@@ -8,7 +8,7 @@ from containerkit.cli import arguments, docker
 from containerkit.cli.commands import complain
 from containerkit.cli.detached import Verb, for_each, say
 from containerkit.detached.container import containers, find
-from containerkit.detached.inspection import shell_status
+from containerkit.detached.known import shell_status
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:

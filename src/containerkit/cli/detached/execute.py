@@ -13,6 +13,7 @@ from containerkit.cli.attend import Attendant, Relay
 from containerkit.cli.detached import Verb
 from containerkit.cli.signals import FORWARDED, Signals
 from containerkit.container.lifecycle import Container
+from containerkit.detached.view import View
 from containerkit.errors import SpecError
 from containerkit.spec.command import User, default_environment
 
@@ -42,6 +43,8 @@ def _main(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if options.tty else FORWARDED))
         container = stack.enter_context(Container.attach(options.name))
+        if isinstance(container, View):
+            container.note("exec_start", command=words)
         fields = _fields(options, container)
         if options.tty:
             process = container.popen(words, pty=terminal.size(), **fields)
