@@ -16,7 +16,7 @@ from oci_engines import eventually, needs, stop, unmount_below
 
 from containerkit.oci.launcher import text
 
-pytestmark = as_root
+pytestmark = [*as_root, pytest.mark.slow]
 
 _SLURM = """
 ClusterName=containerkit

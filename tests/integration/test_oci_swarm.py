@@ -148,6 +148,7 @@ def stack(swarm, tmp_path):
     eventually(lambda: all(each("ps", "-aq") == "" for each in swarm.values()), SECONDS)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_stack_is_spread_updated_rolled_back_and_drained(swarm, stack):
     manager, (_, service) = swarm["one"], stack
