@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from containerkit.pool.networks import NetworkPool
     from containerkit.process.process import DEVNULL, PIPE, STDOUT, Process
     from containerkit.process.result import CompletedProcess, Usage
+    from containerkit.project.kube import Pod
+    from containerkit.project.project import Project, Service
+    from containerkit.project.stack import Stack
     from containerkit.sandbox import Sandbox
     from containerkit.security.capabilities import Capabilities
     from containerkit.security.landlock import Landlock
@@ -102,9 +105,11 @@ __all__ = [
     "NetworkPool",
     "OutOfMemory",
     "Personality",
+    "Pod",
     "Port",
     "Process",
     "ProgramNotFoundError",
+    "Project",
     "Rate",
     "Refusal",
     "Return",
@@ -112,8 +117,10 @@ __all__ = [
     "SELinux",
     "Sandbox",
     "Seccomp",
+    "Service",
     "SetupError",
     "SpecError",
+    "Stack",
     "StateError",
     "SyscallRequest",
     "Template",

@@ -23,6 +23,7 @@ __all__ = [
     "PUBLIC",
     "REFUSALS",
     "SWEEPERS",
+    "VOLUME_USERS",
     "lazy",
     "load",
 ]
@@ -68,9 +69,11 @@ PUBLIC: Final = {
     "OutOfMemory": "errors",
     "PIPE": "process.process",
     "Personality": "security.personality",
+    "Pod": "project.kube",
     "Port": "spec.network",
     "Process": "process.process",
     "ProgramNotFoundError": "errors",
+    "Project": "project.project",
     "Rate": "spec.network",
     "Refusal": "network.refusals",
     "Return": "security.listener",
@@ -79,8 +82,10 @@ PUBLIC: Final = {
     "STDOUT": "process.process",
     "Sandbox": "sandbox",
     "Seccomp": "security.seccomp",
+    "Service": "project.project",
     "SetupError": "errors",
     "SpecError": "errors",
+    "Stack": "project.stack",
     "StateError": "errors",
     "SyscallRequest": "security.listener",
     "Template": "container.template",
@@ -128,6 +133,9 @@ SWEEPERS: Final = {
 """Functions that remove what killed owners have left behind. They return the names of what they removed, and raise
 :class:`containerkit.errors.CleanupError` for what could not be removed."""
 
+
+VOLUME_USERS: Final = {"detached": "containerkit.detached.volumes:users"}
+"""Functions that return the ids of the containers on record that mount a directory."""
 
 NETWORK: Final = "containerkit.network"
 """What opens networks."""

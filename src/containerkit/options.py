@@ -295,6 +295,9 @@ class KeepingOptions(TypedDict, total=False):
 class DetachOptions(EnvironmentOptions, DirectoryOptions, ResourceOptions, UserOptions, KeepingOptions, total=False):
     """What :meth:`Container.detach` takes, beside a name and a command."""
 
+    start: bool
+    """Whether it is started at once (default True); else it is on record, for :meth:`Detached.start`."""
+
 
 class StreamOptions(TypedDict, total=False):
     """The standard streams of a command, and the handler of its system calls."""

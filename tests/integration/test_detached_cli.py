@@ -12,10 +12,10 @@ import pytest
 from detached_samples import Kept, wait_for
 from image_samples import BUSYBOX, busybox_root
 
+from containerkit import volume as volumes
 from containerkit.cli.detached import formatted
 from containerkit.cli.detached.output import keys_of
 from containerkit.cli.generate import quoted
-from containerkit.detached import volumes
 from containerkit.detached.container import find
 from containerkit.errors import SpecError, StateError
 from containerkit.image import Defaults, Image, Store
@@ -200,8 +200,8 @@ def test_unit_of_systemd_makes_it_again(kept, name):
     [
         (("run", "--privileged", "--", "true"), "name what it needs"),
         (("run", "-d", "--network", "internet", "-p", "80:80", "--", "true"), "which does not stay"),
-        (("run", "--device", "/dev/kvm", "--", "true"), "--bind"),
-        (("run", "--gpus", "all", "--", "true"), "nodes and libraries"),
+        (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
+        (("run", "--gpus", "none-such", "--", "true"), "CDI"),
         (("run", "--name", "x", "--", "true"), "add --detach"),
         (("run", "-d", "--timeout", "3", "--", "true"), "not for --detach"),
         (("run", "-d", "--restart", "often", "--", "true"), "on-failure"),
@@ -231,7 +231,7 @@ def test_completion_names_every_command(shell):
 def test_completion_of_bash_completes():
     script = 'eval "$(%s -m containerkit completion bash)"; COMP_WORDS=(containerkit lo); COMP_CWORD=1; _containerkit; echo ${COMPREPLY[@]}'
     done = subprocess.run(["bash", "-c", script % sys.executable], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["login", "logout", "logs"]
+    assert done.stdout.split() == ["load", "login", "logout", "logs"]
 
 
 # --- Values

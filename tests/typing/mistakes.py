@@ -24,9 +24,13 @@ from containerkit import (
     NetworkPool,
     OutOfMemory,
     Personality,
+    Pod,
+    Project,
     RootFS,
     Sandbox,
     Seccomp,
+    Service,
+    Stack,
     SyscallRequest,
     Template,
     TimeOffsets,
@@ -367,3 +371,14 @@ def in_short(c: Container) -> None:
     RunExecutor(cores="1")  # mistake
     RunExecutor().execute_run(["true"], cpu_limit_s="1")  # mistake
     RunExecutor().execute_run(["true"]).wall_s.upper()  # mistake
+
+
+def projects(stack: Stack) -> None:
+    Service(imagee="x")  # mistake
+    Service(image=1)  # mistake
+    Project(services={"a": {"image": "x"}})  # mistake
+    Project(services={}).up(pull="sometimes")  # mistake
+    Pod("p", a=Service(image="x"), share=["pid"])  # mistake
+    stack.scale("a", "2")  # mistake
+    stack["a"].exit_code.bit_length()  # mistake
+    stack.port("a", 80).upper()  # mistake

@@ -60,7 +60,10 @@ TOLD_AND_TAKEN = [
     (fleet_options.FleetOptions, describe._KNOWN - TEXT - {"input"}),
     (fleet_options.AnyFleetOptions, describe._KNOWN - {"input"}),
     (options.KeepingOptions, fields(Keeping, "name")),
-    (options.DetachOptions, fields(Keeping, "name") | invocation.COMMAND_FIELDS - {"pass_fds"} - spec.CONFINEMENT),
+    (
+        options.DetachOptions,
+        {"start"} | fields(Keeping, "name") | invocation.COMMAND_FIELDS - {"pass_fds"} - spec.CONFINEMENT,
+    ),
     (options.SandboxCommandOptions, sandbox._FIELDS),
     (options.MountOptions, fields(Mount, "target", "type", "source", "options", "content", "readonly", "recursive")),
     (options.OverlayOptions, parameters(containerkit.RootFS.overlay) - {"lowers"}),

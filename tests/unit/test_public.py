@@ -114,6 +114,8 @@ OPEN = {("Live.program", "key"), ("CompletedProcess.now", "written"), ("Live.rea
     ("FleetContainer.call", "listener"),
     ("FleetProcess.__init__", "future"),
     ("FleetProcess.__init__", "lines"),
+    ("Project.of", "model"),
+    ("Service.of", "keys"),
 }
 """Parameters that only the library passes."""
 

@@ -42,13 +42,14 @@ def main(options: argparse.Namespace) -> int:
     """
     from containerkit.project import Project, volumes
     from containerkit.project.kube import load_kube
-    from containerkit.project.kubewrite import pod_of
+    from containerkit.project.kubewrite import objects_of
     from containerkit.project.remote import Remote
     from containerkit.project.yaml12 import dump_yaml
 
     if options.verb == "generate":
         project = Project.load(*([options.file] if options.file else []))
-        print(dump_yaml(pod_of(project)).rstrip("\n"))  # noqa: T201 - the command line prints its output
+        texts = [dump_yaml(each) for each in objects_of(project)]
+        print("---\n".join(texts).rstrip("\n"))  # noqa: T201 - the command line prints its output
         return 0
     project = load_kube(options.file)
     if options.verb == "play":

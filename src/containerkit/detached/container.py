@@ -18,6 +18,7 @@ from containerkit.detached.description import Description, Keeping, Policy, sign
 from containerkit.detached.known import Known
 from containerkit.detached.logs import LogLine, Moment, moment, read, steps
 from containerkit.errors import ContainerTimeout, SetupError, SpecError, StateError
+from containerkit.security.checks import check_bool
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -421,6 +422,9 @@ class Detached(Known):
 
 def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping[str, Any]) -> Detached:
     """Put a container on record and start it; see :meth:`containerkit.Container.detach`."""
+    options = dict(options)
+    start = options.pop("start", True)
+    check_bool(start, "start")
     keeping_names = {field.name for field in attrs.fields(Keeping)} - {"name"}
     given = {key: value for key, value in options.items() if key in keeping_names}
     fields = {key: value for key, value in options.items() if key not in keeping_names}
@@ -432,7 +436,8 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
     config = {**attrs.asdict(keeping), "created": time.time(), "argv": argv}
     entry = store.create(config, description.dump())
     try:
-        begin(entry)
+        if start:
+            begin(entry)
     except BaseException:
         entry.remove()
         raise

@@ -30,13 +30,19 @@ def _define_one(parser: argparse.ArgumentParser) -> None:
 
 def _define_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="+", metavar="CONTAINER", help="its name or id")
-    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.State.Status}}")
+    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.State.Status}}; or json")
+    parser.add_argument("--type", choices=("container", "image", "volume", "network"), help="what it is (default: any)")
+    parser.add_argument("-s", "--size", action="store_true", help="accepted: 'system df --verbose' tells sizes")
 
 
 def _inspect(options: argparse.Namespace) -> int:
     import json
 
-    found = [find(name).inspect() for name in options.names]
+    from containerkit.cli.detached.anything import inspected
+
+    found = [inspected(name, options.type) for name in options.names]
+    if options.format == "json":
+        options.format = None
     if options.format is None:
         say(json.dumps(found, indent=2))
         return 0
@@ -46,6 +52,11 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 # --- top
+
+
+def _define_top(parser: argparse.ArgumentParser) -> None:
+    _define_one(parser)
+    parser.add_argument("--json", action="store_true", help="print it for programs")
 
 
 def _top(options: argparse.Namespace) -> int:
@@ -65,7 +76,12 @@ def _top(options: argparse.Namespace) -> int:
         rows.append(
             [str(pid), fields[1], fields[0], f"{seconds:.2f}", "".join(c if c.isprintable() else "?" for c in shown)]
         )
-    say(table(rows))
+    if options.json:
+        import json
+
+        say(json.dumps([dict(zip(map(str.lower, rows[0]), row, strict=True)) for row in rows[1:]], indent=2))
+    else:
+        say(table(rows))
     return 0
 
 
@@ -78,20 +94,26 @@ def _define_stats(parser: argparse.ArgumentParser) -> None:
         "--no-stream", action="store_true", help="once, as is the default where stdout is not a terminal"
     )
     parser.add_argument("--json", action="store_true", help="print it for programs, once")
+    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Name}} {{.CPUPerc}}, or json")
 
 
 def _stats(options: argparse.Namespace) -> int:
     chosen = [find(name) for name in options.names] or containers()
-    once = options.no_stream or options.json or not sys.stdout.isatty()
+    once = options.no_stream or options.json or options.format is not None or not sys.stdout.isatty()
     before = _measured(chosen, given=bool(options.names))
     while True:
         time.sleep(0.2 if once else 1.0)
         now = _measured(chosen, given=bool(options.names))
         rows = [_figures(one, now[one], before.get(one)) for one in chosen if one in now]
-        if options.json:
+        if options.json or options.format == "json":
             import json
 
             say(json.dumps(rows, indent=2))
+            return 0
+        if options.format not in (None, "table"):
+            for row in rows:
+                fields = {_DOCKERS.get(name, name): value for name, value in row.items()}
+                say(formatted(options.format, {**fields, "Container": row["id"]}))
             return 0
         titles = ["ID", "NAME", "CPU%", "MEMORY", "LIMIT", "PIDS"]
         text = table([titles, *[[str(row[title.lower()]) for title in titles] for row in rows]])
@@ -100,6 +122,11 @@ def _stats(options: argparse.Namespace) -> int:
             return 0
         say(f"\x1b[H\x1b[2J{text}")
         before = now
+
+
+_DOCKERS = {
+    "id": "ID", "name": "Name", "cpu%": "CPUPerc", "memory": "MemUsage", "limit": "MemLimit", "pids": "PIDs",
+}  # fmt: skip
 
 
 def _measured(chosen: list[Detached], *, given: bool) -> dict[Detached, tuple[float, Stats]]:
@@ -137,8 +164,19 @@ def _cpu_us(stats: Stats) -> int | None:
 # --- diff, commit, cp
 
 
+def _define_diff(parser: argparse.ArgumentParser) -> None:
+    _define_one(parser)
+    parser.add_argument("--json", action="store_true", help="print it for programs")
+
+
 def _diff(options: argparse.Namespace) -> int:
     letters = {"added": "A", "changed": "C", "deleted": "D"}
+    if options.json:
+        import json
+
+        changes = find(options.name).changes()
+        say(json.dumps([{"path": change.path, "kind": change.kind} for change in changes], indent=2))
+        return 0
     for change in find(options.name).changes():
         say(f"{letters[change.kind]} {change.path}")
     return 0
@@ -199,8 +237,8 @@ def _is_directory(view: Container, path: str) -> bool:
 
 
 inspect = Verb(_define_inspect, _inspect)
-top = Verb(_define_one, _top)
+top = Verb(_define_top, _top)
 stats = Verb(_define_stats, _stats)
-diff = Verb(_define_one, _diff)
+diff = Verb(_define_diff, _diff)
 commit = Verb(_define_commit, _commit)
 cp = Verb(_define_cp, _cp)

@@ -8,7 +8,7 @@ import signal
 from contextlib import ExitStack
 from typing import Any, Final
 
-from containerkit.cli import terminal, values
+from containerkit.cli import keeping, terminal, values
 from containerkit.cli.attend import Attendant, Relay
 from containerkit.cli.detached import Verb
 from containerkit.cli.signals import FORWARDED, Signals
@@ -28,6 +28,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[], help="a variable; repeatable"
     )
+    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="variables, one a line")
     parser.add_argument("-w", "--workdir", "--cwd", metavar="DIR", dest="cwd", help="the working directory")
     parser.add_argument("-u", "--user", metavar="UID[:GID]", help="ids, or names as the container knows them")
     parser.add_argument("name", metavar="CONTAINER", help="its name or id; also one of the OCI command")
@@ -59,6 +60,8 @@ def _main(options: argparse.Namespace) -> int:
 
 def _fields(options: argparse.Namespace, container: Container) -> dict[str, Any]:
     fields: dict[str, Any] = {name: value for name in ("cwd", "user") if (value := getattr(options, name)) is not None}
+    for path in reversed(options.env_file):
+        options.env = [*keeping.lines("--env-file", path), *options.env]
     if options.env or options.tty:
         of_image: dict[str, Any] = dict(container.rootfs.defaults)
         base = {**default_environment(User()), **dict(of_image.get("env", ()))}

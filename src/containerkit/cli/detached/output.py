@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
+    from containerkit.detached.container import Detached
     from containerkit.detached.logs import LogLine
 
-__all__ = ["attach", "logs"]
+__all__ = ["attach", "logs", "watch"]
 
 _BATCH: Final = 1 << 16
 
@@ -102,9 +103,21 @@ def _attach(options: argparse.Namespace) -> int:
     one, keys = find(options.name), keys_of(options.detach_keys)
     if one.status not in ("running", "paused"):
         raise StateError(f"{one!r}: it does not run: 'containerkit logs {options.name}' shows what it wrote")
+    return watch(one, typing=not options.no_stdin, before=options.logs, keys=keys)
+
+
+def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11") -> int:
+    """Show what a container writes until its end, and return its exit status.
+
+    Args:
+        one: the container.
+        typing: hand on what is typed.
+        before: also show what it has written before.
+        keys: what lets go of it; empty for nothing.
+    """
     tty = bool(one.inspect()["Config"]["Tty"])
     with ExitStack() as stack:
-        stdin = None if options.no_stdin else stdin_of(one)
+        stdin = stdin_of(one) if typing and one.status in ("running", "paused") else None
         if stdin is not None:
             stack.callback(os.close, stdin)
             if tty:
@@ -112,10 +125,10 @@ def _attach(options: argparse.Namespace) -> int:
                 _resize(stdin)
                 former = signal.signal(signal.SIGWINCH, lambda *_: _resize(stdin))
                 stack.callback(signal.signal, signal.SIGWINCH, former)
-        before = signal.signal(signal.SIGURG, _let_go)
-        stack.callback(signal.signal, signal.SIGURG, before)
+        handler = signal.signal(signal.SIGURG, _let_go)
+        stack.callback(signal.signal, signal.SIGURG, handler)
         try:
-            lines = one.logs(follow=True, tail=None if options.logs else 0, pieces=True)
+            lines = one.logs(follow=True, tail=None if before else 0, pieces=True)
             _Typing(stdin, keys).start()
             _copy(lines, at_once=True)
         except _LetGo:
