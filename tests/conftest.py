@@ -28,7 +28,11 @@ _MACHINE_WIDE = frozenset({
     "test_project",
     "test_project_cli",
     "test_oci_engines",  # daemons
+    "test_oci_cri",
     "test_oci_engines_rootless",
+    "test_oci_slurm",
+    "test_kube_node",
+    "test_oci_swarm",
     "test_outer_containers",
     "test_fleet_clusters",  # clusters: their processes, and what they find by looking through all of the machine's
     "test_identity",  # ranges of ids

@@ -109,13 +109,13 @@ OPEN = {("Live.program", "key"), ("CompletedProcess.now", "written"), ("Live.rea
     ("Attended.__init__", "process"),
     ("Attended.of", "made"),
     ("Opening.__init__", "start"),
+    ("Project.of", "model"),
+    ("Service.of", "keys"),
     ("FleetContainer.__init__", "engine"),
     ("FleetContainer.call", "given"),
     ("FleetContainer.call", "listener"),
     ("FleetProcess.__init__", "future"),
     ("FleetProcess.__init__", "lines"),
-    ("Project.of", "model"),
-    ("Service.of", "keys"),
 }
 """Parameters that only the library passes."""
 
