@@ -310,12 +310,16 @@ def test_containers_end_when_their_driver_is_killed(tmp_path):
     path = tmp_path / "driver.py"
     path.write_text(DRIVER)
     commands = [lasting(), lasting()]
-    with subprocess.Popen([sys.executable, path, *(command[1] for command in commands)]) as driver:
+    arguments = [sys.executable, path, *(command[1] for command in commands)]
+    with subprocess.Popen(arguments, start_new_session=True) as driver:
         try:
             wait_for(runs_of(*commands))
         finally:
             driver.kill()
-    wait_for(none_of(*commands))
+    try:
+        wait_for(none_of(*commands))
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)  # its workers wait for it for ever
 
 
 def test_a_task_is_given_to_one_worker_once(threads):

@@ -118,7 +118,7 @@ def test_an_image_is_resolved_once_and_pulled_once_for_each_node(fleet, nodes, t
         handler = relay(backend)
         with server(handler) as host:
             name = f"{host}/filled:{nodes.kind}"
-            made = Image.from_folder(tmp_path / "root", store=Store(tmp_path / "store"), compression="none")
+            made = Image.from_directory(tmp_path / "root", store=Store(tmp_path / "store"), compression="none")
             made.push(name)
             layer = str(made.manifest.layers[0].digest)
             handler.seen.clear()
