@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from detached_samples import Kept, runs, wait_for
+from detached_samples import Kept, needs_groups, needs_root, runs, wait_for
 
 import containerkit
 from containerkit import Container, Limits, Mount, RootFS
@@ -19,7 +19,6 @@ from containerkit.detached.owned import owned
 from containerkit.detached.stdin import end_input, stdin_of
 from containerkit.errors import ContainerTimeout, ProgramNotFoundError, SpecError, StateError
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
 LIMITS = Limits(pids=100)
 
 
@@ -147,6 +146,7 @@ def test_kill_is_at_once_and_other_signals_are_handed_on(kept):
         one.kill()
 
 
+@needs_groups
 def test_pause_holds_the_processes_and_not_the_init(kept):
     one = kept.shell("while :; do echo x; sleep 0.01; done", limits=LIMITS)
     one.pause()
@@ -161,6 +161,7 @@ def test_pause_holds_the_processes_and_not_the_init(kept):
     assert one.status == "exited"
 
 
+@needs_groups
 def test_paused_container_ends_with_its_keeper(kept):
     one = kept.make("sleep", "100", limits=LIMITS)
     pid = one.pid
@@ -180,6 +181,7 @@ def test_rename_frees_the_former_name(kept, name):
     assert find(name) == other
 
 
+@needs_groups
 def test_update_holds_now_and_at_later_starts(kept):
     one = kept.make("sleep", "100", limits=LIMITS)
     one.update(Limits(pids=55))
@@ -188,6 +190,7 @@ def test_update_holds_now_and_at_later_starts(kept):
     assert one.stats().pids.limit == 55
 
 
+@needs_groups
 def test_removal_leaves_nothing(kept):
     one = kept.make("sleep", "100", limits=LIMITS)
     run = one.last_run
@@ -205,6 +208,7 @@ def test_remove_option_removes_the_record_at_the_end(kept):
     wait_for(lambda: not os.path.exists(one.entry.path) and not os.path.exists(one.entry.state_path))
 
 
+@needs_groups
 def test_control_groups_go_with_the_end(kept):
     one = kept.make("sleep", "0.1", limits=LIMITS)
     groups = one.last_run["groups"]
@@ -213,6 +217,7 @@ def test_control_groups_go_with_the_end(kept):
     wait_for(lambda: not any(map(os.path.exists, groups)))
 
 
+@needs_groups
 def test_memory_limit_that_killed_is_on_record(kept):
     one = kept.make("python3", "-c", "x = bytearray(300 << 20); print(len(x))", limits=Limits(memory="32M"))
     assert one.wait(30) == -9
@@ -323,6 +328,7 @@ def test_killed_by_hand_is_not_started_again(kept):
 # --- Views
 
 
+@needs_groups
 def test_attach_gives_a_container_as_any_other(kept, name):
     one = kept.make("sleep", "100", name=name, limits=LIMITS, env={"A": "b"})
     with Container.attach(name) as view:
@@ -357,6 +363,7 @@ def test_attach_to_what_does_not_run_is_refused(kept, name):
 # --- Roots that keep what is written
 
 
+@needs_root
 def test_writable_layer_lasts_from_start_to_start(kept, tmp_path):
     lower = tmp_path / "lower"
     lower.mkdir()
@@ -373,6 +380,7 @@ def test_writable_layer_lasts_from_start_to_start(kept, tmp_path):
     assert ("/made", "added") in {(change.path, change.kind) for change in one.changes()}
 
 
+@needs_root
 def test_files_of_a_stopped_container(kept, tmp_path):
     lower = tmp_path / "lower"
     lower.mkdir()

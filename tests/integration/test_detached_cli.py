@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from detached_samples import Kept, wait_for
+from detached_samples import Kept, needs_groups, needs_root, wait_for
 from image_samples import BUSYBOX, busybox_root
 
 from containerkit import volume as volumes
@@ -19,8 +19,6 @@ from containerkit.cli.generate import quoted
 from containerkit.detached.container import find
 from containerkit.errors import SpecError, StateError
 from containerkit.image import Defaults, Image, Store
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
 
 
 @pytest.fixture
@@ -48,6 +46,7 @@ def ck(*words, status=0, **options):
     return done.stdout if status == 0 else done.stderr
 
 
+@needs_groups
 def test_run_detached_prints_the_id_and_goes_on(kept, name, tmp_path):
     said = ck(
         *(
@@ -75,6 +74,7 @@ def test_run_detached_prints_the_id_and_goes_on(kept, name, tmp_path):
     assert ck("ps", "-q", "-f", f"id={one.id}", "-f", "label=a=c") == ""
 
 
+@needs_groups
 def test_life_by_commands(kept, name):
     ck("run", "-d", "--name", name, "--pids", "50", "--", "sh", "-c", "echo out; echo err >&2; sleep 100")
     assert f"{name}\n" == ck("pause", name)
@@ -166,6 +166,7 @@ def test_volume_outlives_containers(kept, name):
         volumes.get(volume)
 
 
+@needs_root
 @pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static")
 def test_image_is_run_changed_and_committed(kept, name, tmp_path):
     environment = {**os.environ, "CONTAINERKIT_IMAGES": str(tmp_path / "store")}
@@ -192,6 +193,7 @@ def test_image_is_run_changed_and_committed(kept, name, tmp_path):
     assert "other layers" in ck("restart", "-t", "0", name, status=1, env=environment)
 
 
+@needs_groups
 def test_unit_of_systemd_makes_it_again(kept, name):
     ck("run", "-d", "--name", name, "--pids", "50", "--", "sh", "-c", 'echo "a b" $HOME 5%; sleep 100')
     unit = ck("generate", "systemd", name)

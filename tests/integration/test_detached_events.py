@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from detached_samples import Kept, runs, wait_for
+from detached_samples import Kept, needs_root, runs, wait_for
 from image_samples import busybox_root
 
 import containerkit
@@ -18,7 +18,6 @@ from containerkit.detached import logs
 from containerkit.errors import SpecError
 from containerkit.image import Defaults, Healthcheck, Image, Store
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
 CLI = [sys.executable, "-m", "containerkit"]
 OFTEN = {"health_interval_s": 0.02, "health_start_interval_s": 0.02}
 
@@ -187,6 +186,7 @@ def test_end_of_the_keeper_ends_a_check(kept):
     wait_for(lambda: one.status == "dead")
 
 
+@needs_root
 def test_image_says_how_it_is_checked(kept, tmp_path):
     store = Store(tmp_path / "store")
     check = Healthcheck(test=("CMD", "true"), interval_ns=20_000_000)

@@ -14,7 +14,6 @@ from containerkit import CNI, Attach, Container, Network, Port
 from containerkit.errors import SpecError, StateError
 from containerkit.network import keeper
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
 CLI = [sys.executable, "-m", "containerkit"]
 SERVE = "import socket; s = socket.create_server(('', 80)); print('up', flush=True)\nwhile True: s.accept()[0].send(b'hello')"
 
