@@ -629,7 +629,7 @@ def test_hooks_run_in_their_order_with_the_state(oci, bundle, tmp_path, rootfs):
     (rootfs / "hook").chmod(0o755)
     bundle.config["hooks"]["startContainer"] = [{"path": "/hook"}]
     bundle.config["hostname"] = "hooked"
-    pid = oci.start_one(bundle.runs("sleep 0.3; cat /tmp/hook-state"))
+    pid = oci.start_one(bundle.runs("sleep 1.5; cat /tmp/hook-state"))
     oci.wait()
     oci("delete", ONE)
     lines = [line.split(" ", 4) for line in log.read_text().splitlines()]
