@@ -41,9 +41,9 @@ def root(monkeypatch):
 
 def test_unprivileged_caller_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 1500)
-    with pytest.raises(UnsupportedError, match=r"checkpoint <Container one>: .*CRIU takes root"):
+    with pytest.raises(UnsupportedError, match=r"checkpoint <Container one>: .*CRIU needs root"):
         refusals.check(subject())
-    with pytest.raises(UnsupportedError, match=r"restore .*CRIU takes root"):
+    with pytest.raises(UnsupportedError, match=r"restore .*CRIU needs root"):
         Container.restore(tmp_path)
 
 
