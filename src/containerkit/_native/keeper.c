@@ -1,4 +1,4 @@
-/* The keeper of a detached container: what stays of the caller once it has gone.
+/* The keeper of a detached container: the process that remains when the caller has ended.
  *
  * Static, without libc, started from a sealed memfd. The Python process that has started the container becomes it by
  * execve, so that it is the owner for which the container's init watches, and the parent of the command. When it dies,
@@ -157,11 +157,11 @@ static void rotate(void) {
 }
 
 static unsigned long log_size(void) {
-    long size = CK_CALL3(lseek, keeper.file, 0, SEEK_END); /* asked each time: others may have emptied it */
+    long size = CK_CALL3(lseek, keeper.file, 0, SEEK_END); /* another process may have truncated it */
     return size < 0 ? 0 : (unsigned long)size;
 }
 
-/* Append whole records; returns whether all of them are in the log. A part of them is taken back. */
+/* Append whole records. Returns whether all of them are in the log. An incomplete write is undone. */
 static int append(const char *records, size_t size) {
     if (!open_log())
         return 0;
@@ -203,7 +203,7 @@ static void append_or_count(const char *records, size_t size, size_t content) {
         keeper.lost += content;
 }
 
-/* Log what was read: a line is a record with the mark F, a piece of one with P. */
+/* Log what was read: a whole line is a record with the mark F, a part of one has the mark P. */
 static void record(const char *read, size_t size, int is_stderr) {
     char prefix[PREFIX_SIZE + 8];
     struct timespec now;
@@ -236,7 +236,7 @@ static void record(const char *read, size_t size, int is_stderr) {
     append_or_count(outgoing, filled, content);
 }
 
-/* Read once; returns 0 at the end of a stream, where nobody can write to it any more. */
+/* Read once. Returns 0 at the end of a stream, when no process can write to it any more. */
 static int take(int fd) {
     long size = CK_CALL3(read, fd, incoming, sizeof incoming);
     if (size > 0)
@@ -244,7 +244,7 @@ static int take(int fd) {
     return size > 0 || size == -EAGAIN || size == -EINTR;
 }
 
-/* Once all who could write are dead: read what is left. */
+/* After all writers have ended: read the rest. */
 static void drain(void) {
     for (int fd = OUTPUT; fd <= OUTPUT + 1; fd++) {
         struct pollfd left = {fd, POLLIN, 0};
@@ -256,7 +256,7 @@ static void drain(void) {
 
 /* --- The end */
 
-/* Wait until a pidfd tells of the end of its process; a signal does not keep it from it. */
+/* Wait until a pidfd reports the end of its process, even if signals interrupt the wait. */
 static void wait_for(int pidfd) {
     struct pollfd ends = {pidfd, POLLIN, 0};
     while (CK_CALL5(ppoll, &ends, 1, 0, 0, 0) == -EINTR)
@@ -320,8 +320,8 @@ static void remove_groups(void) {
             CK_CALL2(nanosleep, &pause, 0);
 }
 
-/* Become the interpreter, which starts the container again or removes its record. It gets the record, the logs and the
- * lock; what was held for the container that has ended is let go of. */
+/* Exec the interpreter, which starts the container again or removes its record. It inherits the record, the logs and
+ * the lock. Descriptors held for the ended container are closed. */
 static void become_python(const char *what) {
     char *argv[] = {keeper.interpreter, "-sP", "-m", "containerkit.detached.resumed", (char *)what, 0};
     uint64_t none = 0;
@@ -363,7 +363,7 @@ __attribute__((noreturn)) static void finish(void) {
     int status = SIGKILL;
     memset(&info, 0, sizeof info);
     CK_CALL4(pidfd_send_signal, INIT, SIGKILL, 0, 0);
-    wait_for(COMMAND); /* it is in the init's pid namespace, and goes with it */
+    wait_for(COMMAND); /* it is in the init's pid namespace, and ends with it */
     if (CK_CALL5(waitid, P_PIDFD, COMMAND, &info, WEXITED, &usage) == 0)
         status = info.si_code == CLD_EXITED ? info.si_status << 8 : info.si_status;
     wait_for(INIT);
@@ -394,8 +394,8 @@ __attribute__((noreturn)) static void keep(void) {
         CK_CALL5(ppoll, watched, 5, 0, 0, 0);
         for (int i = 0; i < 2; i++)
             if (watched[i].revents && !take(watched[i].fd))
-                watched[i].fd = -1; /* poll passes over it */
-        if (watched[4].revents) {   /* asked to end, as at a shutdown: the container ends with it */
+                watched[i].fd = -1; /* poll ignores it */
+        if (watched[4].revents) {   /* a request to end, as at a shutdown: the container ends too */
             while (CK_CALL3(read, keeper.signals, &info, sizeof info) > 0)
                 ;
             keeper.asked_to_end = 1;

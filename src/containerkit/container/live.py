@@ -319,7 +319,7 @@ class Live:
         return self._running().watched(opened)
 
     def joined(self) -> dict[str, Any]:
-        """Return the namespaces that it joined, by kind, and those added by :meth:`keep`. It still owns the handles.
+        """Return the namespaces that it joined, by kind, and those of :meth:`keep_until_stopped`, which it still owns.
 
         Raises:
             StateError: it was never started.

@@ -116,9 +116,7 @@ def wait_for_all(idle: threading.Condition, books: WeakSet[Entering], check: Cal
     check()
     while books:
         if any(entering.thread == own for entering in books):
-            raise StateError(
-                "a signal handler can't do this during a start in its own thread: do it afterwards"
-            )
+            raise StateError("a signal handler can't do this during a start in its own thread: do it afterwards")
         idle.wait(LOOK_AGAIN_S)
         check()
 
