@@ -1,20 +1,21 @@
 /* The keeper of a detached container: the process that remains when the caller has ended.
  *
- * Static, without libc, started from a sealed memfd. The Python process that has started the container becomes it by
- * execve, so that it is the owner for which the container's init watches, and the parent of the command. When it dies,
- * however it dies, the container dies. What it is handed:
+ * It is static, without libc, and started from a sealed memfd. The Python process that has started the container
+ * becomes the keeper by execve. So it is the owner that the container's init watches, and the parent of the command.
+ * When it dies for any reason, the container dies. It receives:
  *
  *   fd 3  the directory of the record        fd 6  a pidfd of the command
- *   fd 4  the directory of the logs          fd 7  what the command writes: a pipe, or the master of its terminal
- *   fd 5  a pidfd of the init                fd 8  its standard error, where that is a pipe of its own
- *   fd 9  the lock of the record, held for as long as the keeper lives
- *   further descriptors: locks that it holds for the container, and the writing end of the command's stdin
+ *   fd 4  the directory of the logs          fd 7  the output of the command: a pipe, or the master of its terminal
+ *   fd 5  a pidfd of the init                fd 8  its standard error, if that is a separate pipe
+ *   fd 9  the lock of the record, held as long as the keeper lives
+ *   further descriptors: locks that it holds for the container, and the write end of the command's stdin
  *
- * argv[1..7]: the number of this start; how long to wait before a restart, in ms; the most bytes of one log; the most
- * logs; the number of the current log; 1 where the record goes with the container; the interpreter. argv[8..]: directories of control groups, which are removed, the inner ones first.
+ * argv[1..7]: the number of this start; the delay before a restart, in ms; the maximum size of one log, in bytes; the
+ * maximum number of logs; the number of the current log; 1 if the record is removed with the container; the
+ * interpreter. argv[8..]: directories of control groups to remove, the inner ones first.
  *
- * The record of the end is written to "exit.new", which lies ready with its blocks, and renamed to "exit.N": a full
- * filesystem can't keep it from being written. Source: pidfd_open(2), renameat(2), the log format of Kubernetes' CRI.
+ * The record of the end is written to "exit.new", whose blocks are already allocated, and renamed to "exit.N". So it
+ * can be written even if the filesystem is full. Source: pidfd_open(2), renameat(2), the log format of Kubernetes' CRI.
  */
 #include "syscalls.h"
 
@@ -39,7 +40,7 @@
 #define READ_SIZE 65536
 #define PREFIX_SIZE 40
 
-/* Compilers may copy and clear by them, even in a program without libc. */
+/* Compilers may call them to copy and clear, even in a program without libc. */
 __attribute__((used)) void *memcpy(void *target, const void *source, size_t size) {
     unsigned char *to = target;
     const unsigned char *from = source;
@@ -84,7 +85,7 @@ static char *put_text(char *at, const char *text) {
     return at + size;
 }
 
-/* Write a number in decimal, with at least so many digits. */
+/* Write a number in decimal, with at least the given number of digits. */
 static char *put_number(char *at, unsigned long number, int digits) {
     char reversed[24];
     int count = 0;
@@ -108,8 +109,8 @@ static void name_of(char *name, const char *stem, unsigned long number) {
     *put_number(put_text(name, stem), number, 1) = 0;
 }
 
-/* Write the time as RFC 3339 has it, with nanoseconds. The date is counted in years that begin in March, so that the
- * leap day is the last of them, and in eras of 400 years. */
+/* Write the time in the format of RFC 3339, with nanoseconds. The date is computed in years that begin in March, whose
+ * last day is the leap day, and in eras of 400 years. */
 static char *put_time(char *at, const struct timespec *now) {
     unsigned long days = (unsigned long)now->tv_sec / 86400 + 719468, second = (unsigned long)now->tv_sec % 86400;
     unsigned long era = days / 146097, of_era = days % 146097;
@@ -344,7 +345,7 @@ static int policy(void) {
     return digit - '0';
 }
 
-/* Whether it is to be started again; the wait before it ends at once when it is stopped meanwhile. */
+/* Whether it must be started again. The delay before that ends at once if it is stopped in the meantime. */
 static int restarts(int status) {
     struct pollfd asked = {keeper.signals, POLLIN, 0};
     struct timespec wait = {(long)(keeper.delay_ms / 1000), (long)(keeper.delay_ms % 1000) * 1000000};
@@ -421,7 +422,7 @@ __attribute__((noreturn, used)) static void start(long *stack) {
     keep();
 }
 
-/* The entry point: hand the initial stack (argc, argv, envp) to start(). */
+/* The entry point: pass the initial stack (argc, argv, envp) to start(). */
 #if defined(__x86_64__)
 __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall start\n\thlt\n");
 #else

@@ -72,7 +72,7 @@ def read(path: str, directory: int) -> Record:
     """Read the record of a checkpoint.
 
     Args:
-        path: the directory, for people.
+        path: the directory, for messages.
         directory: a descriptor of it.
 
     Raises:

@@ -73,7 +73,7 @@ def check(subject: Subject) -> None:
         listed = ", ".join(f"{command!r}" for command in subject.commands)
         raise StateError(
             f"checkpoint {subject.name}: {listed}: it is a child of the caller, and only what comes from the "
-            "container's init can be brought back: wait for it, or let a shell inside start it in the background"
+            "container's init can be restored: wait for it, or let a shell inside start it in the background"
         )
     _check_files(subject, _members(subject))
 
@@ -113,8 +113,8 @@ def _members(subject: Subject) -> list[int]:
     if strangers:
         listed = ", ".join(f"{pid} ({_comm(pid)})" for pid in sorted(strangers))
         raise StateError(
-            f"checkpoint {subject.name}: {listed}: it has joined the container from outside, and would not be brought "
-            "back: wait for its end"
+            f"checkpoint {subject.name}: {listed}: it has joined the container from outside, and would not be restored "
+            "with it: wait for its end"
         )
     return sorted(own - {subject.pid})
 

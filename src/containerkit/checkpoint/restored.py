@@ -115,7 +115,7 @@ class _Revival:
     Args:
         ground: the context of its start.
         record: the record of the checkpoint.
-        images: its directory, for people.
+        images: its directory, for messages.
         directory: a descriptor of it.
         program: CRIU.
     """

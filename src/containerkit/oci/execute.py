@@ -188,7 +188,7 @@ class Joining(Partner):
         self.doors: list[int] = []
 
     def join(self) -> None:
-        """Bring the process up to the exec of its program.
+        """Start the process, up to the exec of its program.
 
         Raises:
             RuntimeFailure: this failed. The process no longer exists.

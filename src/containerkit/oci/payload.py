@@ -387,7 +387,7 @@ def _scheduler(wanted: Scheduler, path: str) -> bytes:
         flags |= _SCHEDULER_FLAGS[flag]
     realtime = wanted.policy in ("SCHED_FIFO", "SCHED_RR")
     if realtime != bool(wanted.priority):
-        raise ConfigError(f"{path}.priority", "goes with SCHED_FIFO and SCHED_RR: 1 to 99, and 0 with the others")
+        raise ConfigError(f"{path}.priority", "must be 1 to 99 for SCHED_FIFO and SCHED_RR, and 0 for the others")
     times = (wanted.runtime, wanted.deadline, wanted.period)
     number = POLICIES.index(wanted.policy)
     return pack("=IIQiIQQQ", 48, number, flags, wanted.nice, wanted.priority, *times)

@@ -139,7 +139,7 @@ class Tape:
         Args:
             name: the system call.
             args: at most six; bytes are passed as the address of a NUL-terminated copy.
-            target: what it acts on, for people.
+            target: what it acts on, for messages.
             result: the register that takes the value returned.
             ok: error numbers that count as success, at most four.
             hint: the remedy to show when it fails.
