@@ -20,7 +20,9 @@ _MACHINE_WIDE = frozenset({
     "test_detached",  # records of all of a user's containers
     "test_detached_cli",
     "test_detached_death",
+    "test_detached_events",
     "test_detached_logs",
+    "test_detached_networks",
     "test_killed_owner",
     "test_left_behind",
     "test_owner_death",
@@ -28,8 +30,13 @@ _MACHINE_WIDE = frozenset({
     "test_project",
     "test_project_cli",
     "test_oci_engines",  # daemons
+    "test_oci_cri",
     "test_oci_engines_rootless",
+    "test_oci_slurm",
+    "test_kube_node",
+    "test_oci_swarm",
     "test_outer_containers",
+    "test_fleet_clusters",  # clusters: their processes, and what they find by looking through all of the machine's
     "test_identity",  # ranges of ids
     "test_interruptions",  # times
     "test_liveness",

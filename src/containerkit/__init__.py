@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from containerkit.container.run import run
     from containerkit.container.template import Template
     from containerkit.detached.container import Detached, containers
+    from containerkit.detached.events import Event, events
     from containerkit.errors import (
         CleanupError,
         ContainerError,
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from containerkit.pool.networks import NetworkPool
     from containerkit.process.process import DEVNULL, PIPE, STDOUT, Process
     from containerkit.process.result import CompletedProcess, Usage
+    from containerkit.project.kube import Pod
+    from containerkit.project.project import Project, Service
+    from containerkit.project.stack import Stack
     from containerkit.sandbox import Sandbox
     from containerkit.security.capabilities import Capabilities
     from containerkit.security.landlock import Landlock
@@ -84,6 +88,7 @@ __all__ = [
     "Detached",
     "Egress",
     "EgressRule",
+    "Event",
     "ExitError",
     "Fail",
     "IdMapping",
@@ -102,9 +107,11 @@ __all__ = [
     "NetworkPool",
     "OutOfMemory",
     "Personality",
+    "Pod",
     "Port",
     "Process",
     "ProgramNotFoundError",
+    "Project",
     "Rate",
     "Refusal",
     "Return",
@@ -112,8 +119,10 @@ __all__ = [
     "SELinux",
     "Sandbox",
     "Seccomp",
+    "Service",
     "SetupError",
     "SpecError",
+    "Stack",
     "StateError",
     "SyscallRequest",
     "Template",
@@ -123,6 +132,7 @@ __all__ = [
     "Usage",
     "User",
     "containers",
+    "events",
     "popen",
     "probe",
     "run",

@@ -23,6 +23,7 @@ __all__ = [
     "PUBLIC",
     "REFUSALS",
     "SWEEPERS",
+    "VOLUME_USERS",
     "lazy",
     "load",
 ]
@@ -49,6 +50,7 @@ PUBLIC: Final = {
     "Detached": "detached.container",
     "Egress": "spec.network",
     "EgressRule": "spec.network",
+    "Event": "detached.events",
     "ExitError": "errors",
     "Fail": "security.listener",
     "IdMapping": "spec.idmap",
@@ -68,9 +70,11 @@ PUBLIC: Final = {
     "OutOfMemory": "errors",
     "PIPE": "process.process",
     "Personality": "security.personality",
+    "Pod": "project.kube",
     "Port": "spec.network",
     "Process": "process.process",
     "ProgramNotFoundError": "errors",
+    "Project": "project.project",
     "Rate": "spec.network",
     "Refusal": "network.refusals",
     "Return": "security.listener",
@@ -79,8 +83,10 @@ PUBLIC: Final = {
     "STDOUT": "process.process",
     "Sandbox": "sandbox",
     "Seccomp": "security.seccomp",
+    "Service": "project.project",
     "SetupError": "errors",
     "SpecError": "errors",
+    "Stack": "project.stack",
     "StateError": "errors",
     "SyscallRequest": "security.listener",
     "Template": "container.template",
@@ -90,6 +96,7 @@ PUBLIC: Final = {
     "Usage": "process.result",
     "User": "spec.command",
     "containers": "detached.container",
+    "events": "detached.events",
     "popen": "container.launch",
     "probe": "_linux.features",
     "run": "container.run",
@@ -106,8 +113,8 @@ KEEPERS: Final = {"detached": "containerkit.detached.view", "oci": "containerkit
 """The modules with records of containers that outlive their maker: each has ``view(id, confinement)``, and with
 ``find(id, root)`` and ``states(root)``."""
 
-DETACH: Final = "containerkit.detached.container:detach"
-"""The module that starts containers that outlive their caller."""
+DETACH: Final = "containerkit.detached.making:detach"
+"""The function that starts a container that outlives its caller."""
 
 REFUSALS: Final = "containerkit._linux.refusals"
 """The module that finds the cause of a refusal."""
@@ -128,6 +135,9 @@ SWEEPERS: Final = {
 """Functions that remove what killed owners have left behind. They return the names of what they removed, and raise
 :class:`containerkit.errors.CleanupError` for what could not be removed."""
 
+
+VOLUME_USERS: Final = {"detached": "containerkit.detached.volumes:users"}
+"""Functions that return the ids of the containers on record that mount a directory."""
 
 NETWORK: Final = "containerkit.network"
 """The module that opens networks."""

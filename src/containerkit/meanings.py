@@ -1,9 +1,9 @@
 """Insert the meanings of shared arguments into the docstrings of calls.
 
-The meanings are written once, below the fields in :mod:`containerkit.options` and, for images, in
-:mod:`containerkit.image.options`. There editors and documentation generators find them. Python drops such strings when
-it compiles a module, so they are read from the source files. This happens at each import, so the text is split instead
-of parsed, which is faster.
+The meanings are written once, below the fields in :mod:`containerkit.options` and, for images and fleets, in
+:mod:`containerkit.image.options` and :mod:`containerkit.fleet.options`. There editors and documentation generators find
+them. Python drops such strings when it compiles a module, so they are read from the source files. This happens at each
+import, so the text is split instead of parsed, which is faster.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["explained", "meanings"]
 
 _PLACES = ("options.py", "image/options.py")
+_MORE = ("fleet/options.py",)
+"""Those that are read for a class that is not in the others."""
+
 _MARK = "options: see :class:`"
 
 _bases: dict[str, list[str]] = {}
@@ -55,16 +58,18 @@ def _entry(name: str, kind: str, text: str, margin: str) -> str:
 def meanings(name: str) -> Iterator[Meaning]:
     """Yield the arguments of a class in these modules. Those of its bases come first."""
     if not _fields:
-        _read()
+        _read(_PLACES)
+    if name not in _fields:
+        _read(_MORE)
     for base in _bases.get(name, ()):
         yield from meanings(base)
     yield from _fields.get(name, ())
 
 
-def _read() -> None:
+def _read(places: tuple[str, ...]) -> None:
     """Split the source: every other piece between triple quotes is a docstring, and the line before it has the name."""
     of = ""
-    pieces = "".join(map(_source, _PLACES)).split('"""')
+    pieces = "".join(map(_source, places)).split('"""')
     for code, text in zip(pieces[::2], pieces[1::2], strict=False):
         line = code.rstrip()
         line = line[line.rfind("\n") + 1 :]

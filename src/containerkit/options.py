@@ -291,10 +291,30 @@ class KeepingOptions(TypedDict, total=False):
     """The options and the command of ``containerkit run`` that would make it again (default: not known)."""
     directory: str
     """The working directory of that command."""
+    healthcheck: bool
+    """Whether its health is checked, as defined here or by its image (default True)."""
+    health_command: ListOf[Word] | str
+    """The command that checks it. Status 0 means healthy. Text is run by /bin/sh (default: the image's command)."""
+    health_interval_s: float
+    """Seconds from the end of one check to the next (default 30)."""
+    health_timeout_s: float
+    """Seconds after which a check has failed (default 30)."""
+    health_retries: int
+    """The number of consecutive failures that make it unhealthy (default 3)."""
+    health_start_period_s: float
+    """The start period in seconds: failures do not count in it until a check has passed (default 0)."""
+    health_start_interval_s: float
+    """Seconds between two checks in the start period (default 5)."""
+    health_on_failure: str
+    """The action when it becomes unhealthy: ``"none"`` (default), ``"kill"`` (then the restart policy applies), or
+    ``"stop"``."""
 
 
 class DetachOptions(EnvironmentOptions, DirectoryOptions, ResourceOptions, UserOptions, KeepingOptions, total=False):
     """The arguments of :meth:`Container.detach`, apart from the name and the command."""
+
+    start: bool
+    """Whether it is started at once (default True). Otherwise it is only recorded, for :meth:`Detached.start`."""
 
 
 class StreamOptions(TypedDict, total=False):

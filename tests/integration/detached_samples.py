@@ -4,11 +4,16 @@ import contextlib
 import os
 import time
 
+import pytest
+
 from containerkit import Container, containers
 from containerkit.errors import ContainerError
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting, and giving files to other owners, takes root")
+needs_groups = pytest.mark.skipif(os.geteuid() != 0, reason="control groups take root here")
 
-def wait_for(condition, timeout_s=10.0):
+
+def wait_for(condition, timeout_s=30.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come to be in time"

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from oci_bundles import make_rootfs, needs_busybox
+
+from containerkit.oci.launcher import text
 
 IDS = 65_536
+BOX = "docker.io/library/box:latest"
+"""The image of :func:`oci_archive`."""
 
 
 def needs(*programs):
@@ -110,3 +118,136 @@ def remove_plain_groups():
         path = f"/sys/fs/cgroup/{controller}"
         if os.path.isdir(path) and not os.path.ismount(path) and not os.path.islink(path):
             shutil.rmtree(path)
+
+
+# --- What is below each engine
+
+
+@pytest.fixture(scope="module", name="place")
+def place_of_engines():
+    """A short path: sockets have to fit into it."""
+    with tempfile.TemporaryDirectory(prefix="ck-oci-", dir="/var/tmp") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module", name="runtime")
+def runtime_of_engines(place):
+    program = place / "containerkit-oci"
+    program.write_text(text())
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture(scope="module", name="archive")
+def archive_of_engines(place):
+    needs_busybox()
+    root = make_rootfs(place / "rootfs")
+    subprocess.run(["tar", "-C", root, "-cf", place / "image.tar", "."], check=True)
+    return place / "image.tar"
+
+
+def eventually(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.1)
+
+
+def stop(process):
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def oci_archive(place, layer):
+    """Write an OCI image archive of one layer. Source: OCI image-spec, image-layout.md."""
+    folder = place / "layout"
+    (folder / "blobs/sha256").mkdir(parents=True)
+
+    def blob(content, kind):
+        digest = sha256(content).hexdigest()
+        (folder / "blobs/sha256" / digest).write_bytes(content)
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
+
+    tar = blob(layer.read_bytes(), "layer.v1.tar")
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    config = {
+        "architecture": machine,
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin"], "Cmd": ["sleep", "2147483"]},
+        "rootfs": {"type": "layers", "diff_ids": [tar["digest"]]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": blob(json.dumps(config).encode(), "config.v1+json"),
+        "layers": [tar],
+    }
+    entry = blob(json.dumps(manifest).encode(), "manifest.v1+json") | {
+        "annotations": {"io.containerd.image.name": "docker.io/library/box:latest"}
+    }
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    subprocess.run(["tar", "-C", folder, "-cf", place / "layout.tar", "."], check=True)
+    return place / "layout.tar"
+
+
+# --- Daemons
+
+
+@contextlib.contextmanager
+def containerd_of(home):
+    """Run a containerd whose files are all below a directory, which is made; yields its socket."""
+    needs(("containerd", "containerd"), ("ctr", "containerd"), ("containerd-shim-runc-v2", "containerd"))
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        f'[grpc]\n  address = "{home}/c.sock"\n[ttrpc]\n  address = "{home}/t.sock"\n'
+    )
+    with open(home / "log", "wb") as log:
+        process = subprocess.Popen(["containerd", "-c", home / "config.toml"], stdout=log, stderr=log)
+    try:
+        eventually((home / "c.sock").exists, 60)
+        yield home / "c.sock"
+    finally:
+        stop(process)
+        unmount_below(home)
+
+
+@contextlib.contextmanager
+def dockerd_of(home, runtime, containerd, *, group, net):
+    """Run a Docker daemon with this runtime as its default; yields its command line, and removes all containers.
+
+    Args:
+        home: a directory for all of its files, which is made.
+        runtime: the program.
+        containerd: the socket of its containerd.
+        group: the parent of its control groups, and what its namespace in containerd begins with.
+        net: what runs it in a network namespace of its own.
+    """
+    needs(("dockerd", "docker.io"), ("/usr/bin/docker", "docker.io"), ("ip", "iproute2"))
+    home.mkdir()
+    (home / "daemon.json").write_text("{}")
+    words = [
+        *net,
+        *("dockerd", "--config-file", home / "daemon.json", "--data-root", home / "data", "--exec-root", home / "exec"),
+        *("-H", f"unix://{home}/d.sock", "-p", home / "d.pid", "--containerd", containerd, "--storage-driver", "vfs"),
+        *("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs"),
+        *("--cgroup-parent", f"/{group}", "--containerd-namespace", f"{group}-{home.name}"),
+        *("--add-runtime", f"ck={runtime}", "--default-runtime", "ck"),
+    ]
+    with open(home / "log", "wb") as log:
+        process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log)
+    engine = Engine(["/usr/bin/docker", "-H", f"unix://{home}/d.sock"])
+    try:
+        eventually(lambda: subprocess.run([*engine.words, "version"], capture_output=True).returncode == 0, 60)
+        yield engine
+        names = engine("ps", "-aq").split()
+        if names:
+            engine("rm", "-f", *names)
+    finally:
+        stop(process)
+        unmount_below(home)

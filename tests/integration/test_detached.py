@@ -9,15 +9,16 @@ import threading
 import time
 
 import pytest
-from detached_samples import Kept, runs, wait_for
+from detached_samples import Kept, needs_groups, needs_root, runs, wait_for
 
 import containerkit
 from containerkit import Container, Limits, Mount, RootFS
 from containerkit.detached import store
 from containerkit.detached.container import find
+from containerkit.detached.owned import owned
+from containerkit.detached.stdin import end_input, stdin_of
 from containerkit.errors import ContainerTimeout, ProgramNotFoundError, SpecError, StateError
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
 LIMITS = Limits(pids=100)
 
 
@@ -105,6 +106,21 @@ def test_all_of_it_ends_with_the_command(kept):
     wait_for(lambda: not any(map(runs, inside)))
 
 
+def test_standard_input_is_ended_on_demand(kept):
+    one = kept.shell("wc -c", stdin_open=True)
+    fd = stdin_of(one)
+    os.write(fd, b"abc")
+    os.close(fd)
+    end_input(one)
+    assert one.wait(10) == 0
+    assert str(next(one.logs())) == "3\n"
+    with pytest.raises(StateError, match="does not run"):
+        end_input(one)
+    other = kept.make("sleep", "100")
+    with pytest.raises(StateError, match="no standard input of its own"):
+        end_input(other)
+
+
 def test_start_after_the_end_is_another_run(kept):
     one = kept.shell("echo run")
     one.wait(10)
@@ -130,6 +146,7 @@ def test_kill_is_at_once_and_other_signals_are_handed_on(kept):
         one.kill()
 
 
+@needs_groups
 def test_pause_holds_the_processes_and_not_the_init(kept):
     one = kept.shell("while :; do echo x; sleep 0.01; done", limits=LIMITS)
     one.pause()
@@ -144,6 +161,7 @@ def test_pause_holds_the_processes_and_not_the_init(kept):
     assert one.status == "exited"
 
 
+@needs_groups
 def test_paused_container_ends_with_its_keeper(kept):
     one = kept.make("sleep", "100", limits=LIMITS)
     pid = one.pid
@@ -163,6 +181,7 @@ def test_rename_frees_the_former_name(kept, name):
     assert find(name) == other
 
 
+@needs_groups
 def test_update_holds_now_and_at_later_starts(kept):
     one = kept.make("sleep", "100", limits=LIMITS)
     one.update(Limits(pids=55))
@@ -171,6 +190,7 @@ def test_update_holds_now_and_at_later_starts(kept):
     assert one.stats().pids.limit == 55
 
 
+@needs_groups
 def test_removal_leaves_nothing(kept):
     one = kept.make("sleep", "100", limits=LIMITS)
     run = one.last_run
@@ -188,6 +208,7 @@ def test_remove_option_removes_the_record_at_the_end(kept):
     wait_for(lambda: not os.path.exists(one.entry.path) and not os.path.exists(one.entry.state_path))
 
 
+@needs_groups
 def test_control_groups_go_with_the_end(kept):
     one = kept.make("sleep", "0.1", limits=LIMITS)
     groups = one.last_run["groups"]
@@ -196,6 +217,7 @@ def test_control_groups_go_with_the_end(kept):
     wait_for(lambda: not any(map(os.path.exists, groups)))
 
 
+@needs_groups
 def test_memory_limit_that_killed_is_on_record(kept):
     one = kept.make("python3", "-c", "x = bytearray(300 << 20); print(len(x))", limits=Limits(memory="32M"))
     assert one.wait(30) == -9
@@ -240,11 +262,9 @@ def test_root_without_a_command_needs_one():
         Container().detach()
 
 
-def test_network_that_this_process_would_serve_is_refused(kept):
-    with pytest.raises(SpecError, match="which does not stay"):
-        Container(network="internet").detach(command=["true"])
-    assert [] == kept.new()
-    assert Container(network="host").detach(command=["sleep", "9"]).status == "running"
+def test_network_of_the_host_is_shared(kept):
+    one = Container(network="host").detach(command=["sleep", "100"])
+    assert os.readlink(f"/proc/{one.pid}/ns/net") == os.readlink("/proc/self/ns/net")
 
 
 def test_container_is_used_up(kept):
@@ -308,6 +328,7 @@ def test_killed_by_hand_is_not_started_again(kept):
 # --- Views
 
 
+@needs_groups
 def test_attach_gives_a_container_as_any_other(kept, name):
     one = kept.make("sleep", "100", name=name, limits=LIMITS, env={"A": "b"})
     with Container.attach(name) as view:
@@ -342,6 +363,7 @@ def test_attach_to_what_does_not_run_is_refused(kept, name):
 # --- Roots that keep what is written
 
 
+@needs_root
 def test_writable_layer_lasts_from_start_to_start(kept, tmp_path):
     lower = tmp_path / "lower"
     lower.mkdir()
@@ -358,6 +380,33 @@ def test_writable_layer_lasts_from_start_to_start(kept, tmp_path):
     assert ("/made", "added") in {(change.path, change.kind) for change in one.changes()}
 
 
+@needs_root
+def test_files_of_a_stopped_container(kept, tmp_path):
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    mounts = [
+        Mount.bind(path, path, readonly=True) for path in ("/usr", "/bin", "/lib", "/lib64") if os.path.isdir(path)
+    ]
+    one = Container(RootFS.overlay(lower), mounts=mounts, network="internet").detach(
+        command=["/bin/sh", "-c", "cat /given || echo first > /made"]
+    )
+    one.wait(10)
+    wait_for(lambda: not one.entry.is_kept())
+    with one.opened() as container:
+        assert container.files.read_text("/made") == "first\n"
+        container.files.write("/given", "given\n")
+        with pytest.raises(StateError, match="is being started"):
+            one.entry.lock()
+    one.start()
+    assert one.wait(10) == 0
+    assert str(list(one.logs())[-1]) == "given\n"
+    in_memory = kept.make("true")
+    in_memory.wait(10)
+    wait_for(lambda: not in_memory.entry.is_kept())
+    with pytest.raises(StateError, match="its root was in memory"), in_memory.opened():
+        pass
+
+
 def test_root_without_a_layer_has_no_changes(kept):
     one = kept.make("sleep", "100")
     with pytest.raises(StateError, match="no writable layer on disk"):
@@ -365,6 +414,18 @@ def test_root_without_a_layer_has_no_changes(kept):
 
 
 # --- Records
+
+
+def test_containers_of_owners_are_found_with_their_owner(kept):
+    one = kept.make("sleep", "100")
+    with Container() as mine, mine.popen(["sleep", "100.25"]) as process:
+        found = {each.pid: each for each in owned({one.last_run["init"]})}
+        assert one.last_run["init"] not in found
+        each = found[mine.pid]
+        assert (each.owner, each.argv) == (os.getpid(), ("sleep", "100.25"))
+        assert abs(time.time() - each.started_at) < 60
+        process.kill()
+    assert mine.id not in {each.id for each in owned()}
 
 
 def test_record_of_another_version_is_refused(kept):

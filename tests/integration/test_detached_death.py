@@ -9,13 +9,11 @@ import textwrap
 import time
 
 import pytest
-from detached_samples import Kept, runs, wait_for
+from detached_samples import Kept, needs_groups, needs_root, runs, wait_for
 
 from containerkit import Limits, containers
 from containerkit.detached.container import find
 from containerkit.errors import StateError
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR")
 
 
 @pytest.fixture
@@ -25,6 +23,7 @@ def kept():
     made.remove()
 
 
+@needs_groups
 def test_killed_keeper_takes_the_container_and_the_record_says_so(kept):
     one = kept.make("sleep", "100", limits=Limits(pids=100))
     pid, groups = one.pid, one.last_run["groups"]
@@ -112,6 +111,7 @@ def in_mounts_of_its_own(program):
     return subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
 
 
+@needs_root
 def test_full_disk_of_the_logs_loses_output_and_says_so():
     done = in_mounts_of_its_own("""
         import os, subprocess, time
@@ -136,6 +136,7 @@ def test_full_disk_of_the_logs_loses_output_and_says_so():
     assert f"{sum(len(str(number)) + 1 for number in range(1, 200001))} after\n" == done.stdout, done
 
 
+@needs_root
 def test_full_filesystem_of_the_records_does_not_hide_the_end():
     done = in_mounts_of_its_own("""
         import subprocess

@@ -5,66 +5,34 @@ Each engine keeps to directories and sockets of the test's own, and is stopped a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
-import subprocess
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
-from oci_bundles import RUN, as_root, groups_named, make_rootfs, needs_busybox
-from oci_engines import Engine, needs, remove_plain_groups, unmount_below
+from oci_bundles import RUN, as_root, groups_named
+from oci_engines import (
+    BOX,
+    Engine,
+    archive_of_engines,  # noqa: F401 - a fixture
+    containerd_of,
+    dockerd_of,
+    eventually,
+    needs,
+    oci_archive,
+    place_of_engines,  # noqa: F401 - a fixture
+    remove_plain_groups,
+    runtime_of_engines,  # noqa: F401 - a fixture
+    unmount_below,
+)
 from oci_notify import Manager, say  # noqa: F401 - a fixture
 
 from containerkit.oci.cgroups import hierarchies
-from containerkit.oci.launcher import text
 
 pytestmark = as_root
 
 GROUP = f"ck-engines-{RUN}"
 """The control group that engines make for their containers' groups: their own default is the whole machine's."""
-
-
-@pytest.fixture(scope="module")
-def place():
-    """A short path: sockets have to fit into it."""
-    with tempfile.TemporaryDirectory(prefix="ck-oci-", dir="/var/tmp") as path:
-        yield Path(path)
-
-
-@pytest.fixture(scope="module")
-def runtime(place):
-    program = place / "containerkit-oci"
-    program.write_text(text())
-    program.chmod(0o755)
-    return program
-
-
-@pytest.fixture(scope="module")
-def archive(place):
-    needs_busybox()
-    root = make_rootfs(place / "rootfs")
-    subprocess.run(["tar", "-C", root, "-cf", place / "image.tar", "."], check=True)
-    return place / "image.tar"
-
-
-def eventually(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.1)
-
-
-def stop(process):
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -348,21 +316,8 @@ def test_podman_restores_an_exported_container_under_another_name(podman_with_cr
 
 @pytest.fixture(scope="module")
 def containerd(place):
-    needs(("containerd", "containerd"), ("ctr", "containerd"), ("containerd-shim-runc-v2", "containerd"))
-    home = place / "cd"
-    home.mkdir()
-    (home / "config.toml").write_text(
-        f'version = 2\nroot = "{home}/root"\nstate = "{home}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-        f'[grpc]\n  address = "{home}/c.sock"\n[ttrpc]\n  address = "{home}/t.sock"\n'
-    )
-    with open(home / "log", "wb") as log:
-        process = subprocess.Popen(["containerd", "-c", home / "config.toml"], stdout=log, stderr=log)
-    try:
-        eventually((home / "c.sock").exists)
-        yield home / "c.sock"
-    finally:
-        stop(process)
-        unmount_below(place)
+    with containerd_of(place / "cd") as socket:
+        yield socket
 
 
 @pytest.fixture(scope="module")
@@ -376,44 +331,6 @@ def ctr(containerd, runtime, archive, place):
         engine("task", "rm", "--force", name)
     for name in engine("container", "ls", "-q").split():
         engine("container", "rm", name)
-
-
-def oci_archive(place, layer):
-    """Write an OCI image archive of one layer. Source: OCI image-spec, image-layout.md."""
-    from hashlib import sha256
-
-    directory = place / "layout"
-    (directory / "blobs/sha256").mkdir(parents=True)
-
-    def blob(content, kind):
-        digest = sha256(content).hexdigest()
-        (directory / "blobs/sha256" / digest).write_bytes(content)
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
-
-    tar = blob(layer.read_bytes(), "layer.v1.tar")
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
-    config = {
-        "architecture": machine,
-        "os": "linux",
-        "config": {"Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [tar["digest"]]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": blob(json.dumps(config).encode(), "config.v1+json"),
-        "layers": [tar],
-    }
-    entry = blob(json.dumps(manifest).encode(), "manifest.v1+json") | {
-        "annotations": {"io.containerd.image.name": "docker.io/library/box:latest"}
-    }
-    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    subprocess.run(["tar", "-C", directory, "-cf", place / "layout.tar", "."], check=True)
-    return place / "layout.tar"
-
-
-BOX = "docker.io/library/box:latest"
 
 
 def test_containerd_runs(ctr):
@@ -470,32 +387,11 @@ def test_containerd_limits_and_privileges(ctr):
 
 @pytest.fixture(scope="module")
 def docker(place, runtime, archive, containerd):
-    needs(("dockerd", "docker.io"), ("/usr/bin/docker", "docker.io"), ("ip", "iproute2"))
-    home = place / "dk"
-    home.mkdir()
-    (home / "daemon.json").write_text("{}")
     # A network namespace of its own: the port of a swarm's gossip can't be chosen.
-    words = [
-        *("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"),
-        *("dockerd", "--config-file", home / "daemon.json", "--data-root", home / "data", "--exec-root", home / "exec"),
-        *("-H", f"unix://{home}/d.sock", "-p", home / "d.pid", "--containerd", containerd, "--storage-driver", "vfs"),
-        *("--iptables=false", "--ip6tables=false", "--bridge=none", "--exec-opt", "native.cgroupdriver=cgroupfs"),
-        *("--cgroup-parent", f"/{GROUP}", "--containerd-namespace", f"{GROUP}-docker"),
-        *("--add-runtime", f"ck={runtime}", "--default-runtime", "ck"),
-    ]
-    with open(home / "log", "wb") as log:
-        process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log)
-    engine = Engine(["/usr/bin/docker", "-H", f"unix://{home}/d.sock"])
-    try:
-        eventually(lambda: subprocess.run([*engine.words, "version"], capture_output=True).returncode == 0, 60)
+    net = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+    with dockerd_of(place / "dk", runtime, containerd, group=GROUP, net=net) as engine:
         engine("import", archive, "box")
         yield engine
-        names = engine("ps", "-aq").split()
-        if names:
-            engine("rm", "-f", *names)
-    finally:
-        stop(process)
-        unmount_below(place)
 
 
 NO_NET = ("--network", "none")
@@ -603,37 +499,3 @@ def test_docker_three_services_talk_through_a_volume_and_shared_namespaces(docke
     eventually(lambda: "page" in docker("exec", "reader", "sh", "-c", "cat /shared/page 2>/dev/null; true"))
     docker("rm", "-f", "web", "cache", "reader")
     docker("volume", "rm", "shared")
-
-
-def test_docker_swarm_has_a_service_of_three(docker):
-    done = subprocess.run(
-        [*docker.words, "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:24377"],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.skip(f"swarm can't be set up here: {done.stderr.strip()}")
-    try:
-        docker(
-            "service",
-            "create",
-            "--detach",
-            "--name",
-            "s",
-            "--replicas",
-            "3",
-            "--network",
-            "host",
-            "--no-resolve-image",
-            "box",
-            "sleep",
-            "100",
-        )
-        eventually(lambda: docker("service", "ls", "--format", "{{.Replicas}}").strip() == "3/3", 60)
-        assert {"ck"} == set(
-            docker("inspect", "--format", "{{.HostConfig.Runtime}}", *docker("ps", "-q").split()).split()
-        )
-        docker("service", "rm", "s")
-        eventually(lambda: docker("ps", "-q") == "", 60)
-    finally:
-        docker("swarm", "leave", "--force")

@@ -22,6 +22,8 @@ NEEDS = {
     "# needs images of a registry, and packages\n": "needs docker.io and mirrors of Alpine and Debian",
     "# needs CRIU, and a root filesystem at /srv/root\n": "needs CRIU, and a root filesystem at /srv/root",
     "# needs smolagents and a model\n": "needs a model; test_adapters.py lets an agent follow a script",
+    "# needs Ray\n": "needs a Ray cluster; test_fleet_clusters.py runs fleets and workers in containers on one",
+    "# needs Kubernetes\n": "needs a cluster; test_fleet_kubernetes.py runs fleets on a small API server",
     "# needs llm-sandbox\n": "test_adapters.py runs the backend",
     "# needs a compose.yaml\n": "test_pytest_plugin.py starts one",
     '# needs a container "web" on record\n': "test_attach.py runs Container.attach on containers that it creates",

@@ -10,9 +10,10 @@ import time
 import pytest
 from image_samples import BUSYBOX, busybox_root
 
+from containerkit import Pod, Project, Service, Stack
 from containerkit.errors import ContainerTimeout, SpecError, StateError
 from containerkit.image import Image
-from containerkit.project import Pod, Project, Service, volumes
+from containerkit.project import volumes
 
 pytestmark = [
     pytest.mark.root,
@@ -63,6 +64,7 @@ def until(look, seconds=10):
 
 def test_a_project_runs_and_is_gone(name):
     with project(name, a={"command": SLEEP}, b={"command": SLEEP}).up(wait=10) as stack:
+        assert isinstance(stack, Stack)
         pids = [each.pid for each in stack.containers()]
         assert [each.name for each in stack.containers()] == [f"{name}-a-1", f"{name}-b-1"]
         assert stack["a"].run(["echo", "hi"], text=True).stdout == "hi\n"
@@ -105,8 +107,8 @@ def test_a_condition_that_is_never_met_ends_all(name, condition, keys, message):
 
 def test_what_cannot_be_had_is_refused_before_anything_is_made(name):
     for keys in (
-        {"gpus": "all"}, {"devices": ["/dev/kvm"]}, {"logging": {"driver": "syslog"}}, {"network_mode": "container:x"},
-        {"volumes_from": ["b"]}, {"security_opt": ["label=type:x"]}, {"ipc": "service:b"}, {"cgroup_parent": "x"},
+        {"gpus": "all"}, {"devices": ["a/b=c"]}, {"logging": {"driver": "syslog"}}, {"network_mode": "container:x"},
+        {"security_opt": ["label=type:x"]}, {"pid": "service:b"}, {"cgroup_parent": "x"},
     ):  # fmt: skip
         made = project(name, a={"command": SLEEP, **keys}, b={"command": SLEEP})
         for attempt in (made.plan, made.up, made.detach):
@@ -244,6 +246,56 @@ def test_services_share_a_network_and_publish(name):
             stack.port("web", 81)
 
 
+def test_services_share_volumes_and_ipc(name):
+    made = Pod(
+        name,
+        {
+            "a": Service(image="box:1", command=SLEEP, volumes=["v:/v"], ipc="shareable", **AT_ONCE),
+            "b": Service(image="box:1", command=SLEEP, volumes_from=["a:ro"], **AT_ONCE),
+        },
+        share=["network", "ipc"],
+    ).project(volumes={"v": {}})
+    with made.up() as stack:
+        stack["a"].run(["sh", "-c", "echo shared > /v/f"], check=True)
+        assert stack["b"].run(["cat", "/v/f"], text=True).stdout == "shared\n"
+        assert stack["b"].run(["sh", "-c", "echo x > /v/f"], text=True).returncode != 0
+        same = {stack[each].run(["readlink", "/proc/self/ns/ipc"], text=True).stdout for each in "ab"}
+        assert len(same) == 1
+        stack.down(remove_volumes=True)
+
+
+def test_the_kernels_own_filesystems_are_shown_too(name):
+    keys = {"command": SLEEP, "volumes": ["/sys:/outside/sys:ro", "/proc:/outside/proc:ro", "/dev/zero:/mine"],
+            "device_cgroup_rules": ["c 1:3 rwm"]}  # fmt: skip
+    with project(name, a=keys).up() as stack:
+        assert stack["a"].run(["head", "-c", "2", "/mine"]).stdout == b"\0\0"
+        assert stack["a"].run(["ls", "/outside/sys/kernel", "/outside/proc/1/comm"]).returncode == 0
+
+
+def test_logs_are_kept_as_the_service_says(name):
+    script = ["sh", "-c", "seq 1000"]
+    with project(
+        name,
+        none={"command": script, "logging": {"driver": "none"}},
+        few={"command": script, "logging": {"options": {"max-size": "10", "max-file": "2"}}},
+    ).up() as stack:
+        stack.wait(timeout=20)
+        assert lines(stack, "none") == []
+        assert lines(stack, "few") == ["997", "998", "999", "1000"]
+
+
+def test_an_update_that_fails_is_rolled_back(name):
+    deploy = {"replicas": 2, "update_config": {"failure_action": "rollback", "monitor": "100ms"}}
+    with project(name, a={"command": SLEEP, "deploy": deploy}).up() as stack:
+        second = stack.containers("a")[1].pid
+        with pytest.raises(StateError, match="has ended with status 1") as caught:
+            stack.apply(project(name, a={"command": ["false"], "deploy": deploy}))
+        assert "runs again" in caught.value.__notes__[0]
+        assert [each.argv for each in stack.containers("a")] == [SLEEP, SLEEP]
+        assert stack.containers("a")[1].pid == second
+        assert not stack.apply().steps
+
+
 def test_networks_keep_services_apart(name):
     with project(
         name, {"one": {}, "two": {"internal": True}},
@@ -263,6 +315,8 @@ def test_a_service_gets_its_grace(name):
         until(lambda: lines(stack, "a"))
         stack.stop("a")
         assert lines(stack, "a") == ["up", "bye"]
+        assert (stack["a"].status, stack["a"].exit_code) == ("exited", 0)
+        stack.wait_ready(5)
         stack.apply()
         until(lambda: lines(stack, "a") == ["up", "bye", "up"])
 
@@ -306,7 +360,7 @@ def test_all_die_with_a_killed_owner(name, images):
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     pids = owner.stdout.readline().split()
     assert len(pids) == 3
-    assert all(_is_ours(pid) for pid in pids)
+    until(lambda: all(_is_ours(pid) for pid in pids))  # each is just about to be the program
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()

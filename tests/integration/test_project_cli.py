@@ -11,7 +11,7 @@ import pytest
 from image_samples import BUSYBOX, busybox_root
 
 from containerkit.image import Image, Store
-from containerkit.project.supervisor import socket_path
+from containerkit.project.sockets import socket_path
 
 pytestmark = [
     pytest.mark.root,
@@ -84,11 +84,22 @@ def test_a_project_from_up_to_down(cli):
     assert cli.name in cli("ls", "-q").stdout.split()
     cli("up", more={"WHO": "you"})
     assert cli("logs", "--no-log-prefix", "-n", "1", "web").stdout == "you\n"
+    (cli.place / "file").write_text("carried")
+    cli("cp", "file", "web:/file")
+    cli("cp", "web:/file", "back")
+    assert (cli.place / "back").read_text() == "carried"
+    assert cli("volumes", "-q").stdout.split() == [f"{cli.name}_data"]
+    cli("up", "--force-recreate", "--no-deps", "web", more={"WHO": "you"})
     cli("stop", "web")
     assert cli("ps", "--services").stdout.split() == ["db"]
     cli("start", "web")
     cli("kill", "-s", "KILL", "web")
     assert cli("wait", "web", check=False).stdout == f"{cli.name}-web-1 137\n"
+    assert cli("rm", "-f").stdout == f"{cli.name}-web-1\n"
+    cli("up", "-d", "web", more={"WHO": "you"})
+    cli("down", "db")
+    assert "NAME" in cli("ps", "-a").stdout
+    assert cli("ps", "-aq").stdout == ""
     cli("down")
     assert "it is not up" in cli("ps", check=False).stderr
     assert not os.path.exists(socket_path(cli.name))
@@ -103,6 +114,18 @@ def test_up_in_the_foreground_ends_with_a_signal(cli):
         assert cli("up", "-d", check=False).returncode == 0  # it asks the one that is there
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
+    assert "it is not up" in cli("ps", check=False).stderr
+
+
+def test_a_command_runs_in_a_project_that_is_not_up(cli):
+    (cli.place / "compose.yaml").write_text(
+        "services:\n  db: {image: box:1, command: sleep 1000, stop_signal: KILL}\n"
+        "  web: {image: box:1, command: [echo, said], depends_on: [db], networks: [n]}\n  one: {image: box:1}\n"
+        "networks: {n: }\n"
+    )
+    assert cli("run", "one", "cat", input="in").stdout == "in"
+    assert cli("run", "--no-deps", "web").stdout == "said\n"
+    assert cli("run", "--rm", "web", "nslookup", "db", check=False).returncode != 0  # it is on another network
     assert "it is not up" in cli("ps", check=False).stderr
 
 
@@ -121,6 +144,7 @@ def test_config_is_what_the_files_mean(cli):
     assert cli("--profile", "extra", "config", "--services").stdout.split() == ["db", "web", "extra"]
     (cli.place / "again.yaml").write_text(cli("config").stdout)
     assert json.loads(cli("-f", "again.yaml", "config", "--format", "json").stdout) == model
+    assert "echoed" in cli("-f", "-", "config", input="services: {a: {image: box:1, command: echoed}}").stdout
     (cli.place / "bad.yaml").write_text("services: {a: {imagee: x}}")
     done = cli("-f", "bad.yaml", "config", "-q", check=False)
     assert (done.returncode, "did you mean 'image'?" in done.stderr) == (125, True)
@@ -143,21 +167,53 @@ def test_watch_carries_files_inside(cli):
             process.terminate()
 
 
-def test_a_killed_supervisor_takes_all_with_it(cli):
-    cli("up", "-d")
-    rows = [json.loads(line) for line in cli("ps", "--format", "json").stdout.splitlines()]
-    supervisor = next(
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, None])
+def test_a_killed_supervisor_takes_all_with_it(cli, after_s):
+    """It is killed at some moment of the start, or after it."""
+    mark = f"9{os.getpid()}"
+    (cli.place / "compose.yaml").write_text(COMPOSE.replace("sleep 1000", f"sleep {mark}"))
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "containerkit", "compose", "up", "-d"], cwd=cli.place, env=cli.env, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    until(lambda: _supervisors(cli.name) or starting.poll() is not None)
+    if after_s is None:
+        starting.wait(60)
+    else:
+        time.sleep(after_s)
+    for pid in _supervisors(cli.name):
+        os.kill(pid, signal.SIGKILL)
+    told = starting.communicate(timeout=60)[1]
+    assert starting.returncode == 0 or "its supervisor ended while it started" in told
+    until(lambda: not [pid for pid in os.listdir("/proc") if pid.isdecimal() and _command(pid)[:2] == ["sleep", mark]])
+    assert "it is not up" in cli("ps", check=False).stderr
+    if after_s is None:
+        assert cli.name not in cli("ls", "-q").stdout.split()
+        cli("up", "-d")
+
+
+def until(look, seconds=30):
+    end = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def _supervisors(name):
+    """Return the process that holds a project: it is the leader of a session."""
+    return [
         int(pid)
         for pid in os.listdir("/proc")
-        if pid.isdecimal() and _command(pid)[1:3] == ["-m", "containerkit.project.detached"] and _env(pid) == cli.name
-    )
-    os.kill(supervisor, signal.SIGKILL)
-    end = time.monotonic() + 10
-    while any(_command(row["Pid"])[:1] == ["sleep"] for row in rows):
-        assert time.monotonic() < end
-    assert "it is not up" in cli("ps", check=False).stderr
-    assert cli.name not in cli("ls", "-q").stdout.split()
-    cli("up", "-d")
+        if pid.isdecimal() and _command(pid)[1:4] == ["-m", "containerkit", "compose"] and _env(pid) == name
+        and _session(pid) == int(pid)
+    ]  # fmt: skip
+
+
+def _session(pid):
+    try:
+        return os.getsid(int(pid))
+    except OSError:
+        return None
 
 
 def _command(pid):
@@ -228,15 +284,119 @@ def test_a_pod_is_played(cli):
 
 
 def test_a_pod_is_written(cli):
+    (cli.place / "secret").write_text("hush")
     (cli.place / "compose.yaml").write_text(
-        "services: {a: {image: box:1, command: [sleep, '9'], ports: ['8080:80'], mem_limit: 64m, volumes: [data:/d]}}\nvolumes: {data: }"
+        """
+        services:
+          first: {image: box:1, command: [sh, -c, "echo $$(HOME) > /d/f"], volumes: ["data:/d"]}
+          a:
+            image: box:1
+            command: [sleep, '9']
+            ports: ['8080:80']
+            expose: [81]
+            mem_limit: 64m
+            cpu_shares: 512
+            volumes: ["data:/d:ro", /own]
+            tmpfs: /t:size=1m
+            environment: {A: b}
+            labels: {l: v}
+            stop_grace_period: 10s
+            healthcheck: {test: "true", interval: 2s, timeout: 1s, start_period: 10s}
+            depends_on: {first: {condition: service_completed_successfully}}
+            secrets: [s]
+            configs: [{source: c, target: /c, mode: 0440}]
+            user: "1:2"
+            security_opt: ["no-new-privileges:true"]
+            post_start: [{command: ["true"]}]
+            extra_hosts: ["h=10.0.0.9"]
+        volumes: {data: }
+        secrets: {s: {file: ./secret}}
+        configs: {c: {content: told}}
+        """
     )
     (cli.place / "pod.yaml").write_text(cli("generate", kind="kube").stdout)
     from containerkit.project.kube import load_kube
 
-    keys = load_kube(str(cli.place / "pod.yaml")).model["services"][f"{cli.name}-a"]
+    model = load_kube(str(cli.place / "pod.yaml")).model
+    keys = model["services"][f"{cli.name}-a"]
     assert keys["command"] == ["sleep", "9"]
-    assert keys["mem_limit"] == "67108864"
+    assert (keys["mem_limit"], keys["cpu_shares"], keys["user"], keys["stop_grace_period"]) == (
+        "67108864",
+        512,
+        "1:2",
+        "10s",
+    )
     assert (keys["ports"][0]["published"], keys["ports"][0]["target"]) == ("8080", 80)
-    (cli.place / "compose.yaml").write_text("services: {a: {image: box:1, gpus: all}}")
-    assert "a Pod can't say it" in cli("generate", kind="kube", check=False).stderr
+    assert (keys["environment"], keys["labels"], keys["extra_hosts"]) == ({"A": "b"}, {"l": "v"}, ["h=10.0.0.9"])
+    assert keys["depends_on"] == {
+        f"{cli.name}-first": {"condition": "service_completed_successfully", "required": True}
+    }
+    assert model["services"][f"{cli.name}-first"]["command"][2] == "echo $(HOME) > /d/f"
+    probes = keys["x-probes"]
+    assert (probes["ready"]["interval_s"], probes["started"]["retries"], probes["started"]["interval_s"]) == (2, 5, 5)
+    assert keys["security_opt"] == ["no-new-privileges:true"]
+    assert keys["post_start"][0]["command"] == ["true"]
+    assert {each["target"]: each["type"] for each in keys["volumes"]} == {
+        "/d": "volume",
+        "/own": "volume",
+        "/t": "tmpfs",
+    }
+    files = {each["target"]: model["configs"][each["source"]]["content"] for each in keys["configs"]}
+    assert files == {"/run/secrets/s": "hush", "/c": "told"}
+    assert [each.get("mode") for each in keys["configs"]] == ["0440", None]
+    for key, message in (("gpus: all", "a Pod can't say it"), ("restart: 'on-failure:3'", "how often"), ("scale: 2", "one container"),
+                         ("networks: {default: {aliases: [x]}}", "one network"), ("stop_grace_period: 1500ms", "whole seconds")):  # fmt: skip
+        (cli.place / "compose.yaml").write_text(f"services: {{a: {{image: box:1, {key}}}}}")
+        assert message in cli("generate", kind="kube", check=False).stderr
+
+
+def test_probes_keep_a_container_alive(cli):
+    (cli.place / "pod.yaml").write_text(
+        f"""
+        kind: Pod
+        apiVersion: v1
+        metadata: {{name: {cli.name}}}
+        spec:
+          terminationGracePeriodSeconds: 0
+          containers:
+          - name: a
+            image: "box:1"
+            command: [sh, -c, "echo begun; rm -f /ok; touch /up; exec httpd -f -p 80 -h /"]
+            startupProbe: {{exec: {{command: [test, -e, /up]}}, periodSeconds: 1}}
+            livenessProbe: {{httpGet: {{path: /up, port: 80}}, periodSeconds: 1, failureThreshold: 1}}
+            readinessProbe: {{tcpSocket: {{port: 80}}, periodSeconds: 1}}
+        """
+    )
+    cli("play", "--wait", "pod.yaml", kind="kube")
+    try:
+        service = f"{cli.name}-a"
+        cli("-p", cli.name, "exec", service, "rm", "/up")
+        end = time.monotonic() + 20
+        while cli("-p", cli.name, "logs", "--no-log-prefix", service).stdout != "begun\nbegun\n":
+            assert time.monotonic() < end
+    finally:
+        cli("down", "pod.yaml", kind="kube")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("enableServiceLinks: true", "no services of a cluster"),
+        ("initContainers: [{name: i, image: x, readinessProbe: {exec: {command: [x]}}}]", "readinessProbe"),
+        ("volumes: [{name: v, hostPath: {path: /etc/hostname, type: Directory}}]", "is not a Directory"),
+        ("volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]", "it takes medium: Memory"),
+        ("dnsPolicy: None", "dnsPolicy"),
+    ],
+)  # fmt: skip
+def test_what_a_pod_cannot_have_is_refused(tmp_path, text, message):
+    from containerkit.errors import SpecError
+    from containerkit.project.kube import load_kube
+
+    containers = (
+        "[{name: a, image: x, volumeMounts: [{name: v, mountPath: /v}]}]"
+        if "volumes" in text
+        else "[{name: a, image: x}]"
+    )
+    (tmp_path / "p.yaml").write_text(f"kind: Pod\nmetadata: {{name: p}}\nspec:\n  containers: {containers}\n  {text}\n")
+    with pytest.raises(SpecError, match=message):
+        load_kube(str(tmp_path / "p.yaml"))

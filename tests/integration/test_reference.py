@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import containerkit
-from containerkit import aio, cgroup, executor, image, interpreter, measure
+from containerkit import aio, cgroup, executor, fleet, image, interpreter, measure
 
 DOCS = Path(__file__).parents[2] / "docs"
 ENTRY = re.compile(r"^\.\. (?:auto)?(?:class|exception|function|data):: (\S+)$", re.MULTILINE)
@@ -24,7 +24,7 @@ def test_each_public_name_has_its_entry():
     told = entries()
     assert len(told) == len(set(told))
     wanted = {f"containerkit.{name}" for name in containerkit.__all__}
-    for package in (aio, cgroup, executor, image, interpreter, measure):
+    for package in (aio, cgroup, executor, fleet, image, interpreter, measure):
         # What is public under a shorter name as well is told of there.
         wanted |= {
             f"{package.__name__}.{name}"

@@ -24,9 +24,13 @@ from containerkit import (
     NetworkPool,
     OutOfMemory,
     Personality,
+    Pod,
+    Project,
     RootFS,
     Sandbox,
     Seccomp,
+    Service,
+    Stack,
     SyscallRequest,
     Template,
     TimeOffsets,
@@ -38,6 +42,7 @@ from containerkit import (
 )
 from containerkit.aio import AsyncContainer
 from containerkit.executor import ContainerExecutor
+from containerkit.fleet import Fleet
 from containerkit.image import Reference, Store, commit
 from containerkit.interpreter import Interpreter
 from containerkit.measure import RunExecutor
@@ -339,6 +344,16 @@ def the_rest(group: CGroup, error: ExitError, late: ContainerTimeout, memory: Ou
     os.close(DEVNULL.fileno())  # mistake
 
 
+def fleets(fleet: Fleet) -> None:
+    fleet.submit("true")  # mistake
+    fleet.submit(["true"], retries="2")  # mistake
+    fleet.submit(["true"], pass_fds=[0])  # mistake
+    fleet.submit(["true"], input="text")  # mistake
+    fleet.submit(["true"]).result().stdout.encode()  # mistake
+    fleet.map(["true"], [1])  # mistake
+    fleet.container(imaeg="alpine")  # mistake
+
+
 def in_short(c: Container) -> None:
     popen("true")  # mistake
     popen(["true"], timeout=3)  # mistake
@@ -356,3 +371,14 @@ def in_short(c: Container) -> None:
     RunExecutor(cores="1")  # mistake
     RunExecutor().execute_run(["true"], cpu_limit_s="1")  # mistake
     RunExecutor().execute_run(["true"]).wall_s.upper()  # mistake
+
+
+def projects(stack: Stack) -> None:
+    Service(imagee="x")  # mistake
+    Service(image=1)  # mistake
+    Project(services={"a": {"image": "x"}})  # mistake
+    Project(services={}).up(pull="sometimes")  # mistake
+    Pod("p", a=Service(image="x"), share=["pid"])  # mistake
+    stack.scale("a", "2")  # mistake
+    stack["a"].exit_code.bit_length()  # mistake
+    stack.port("a", 80).upper()  # mistake

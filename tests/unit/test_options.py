@@ -13,6 +13,8 @@ from containerkit import meanings, options, sandbox
 from containerkit.cgroup.events import KINDS, EventKind
 from containerkit.container import arguments as invocation
 from containerkit.detached.description import Keeping
+from containerkit.fleet import describe
+from containerkit.fleet import options as fleet_options
 from containerkit.image import Build, Defaults, Descriptor, Image, ImageConfig, commit
 from containerkit.image import options as image_options
 from containerkit.image.build import api
@@ -26,7 +28,7 @@ from containerkit.spec.mount import Mount
 TEXT = {"text", "encoding", "errors"}
 CLASSES = {
     name: found
-    for module in (options, image_options)
+    for module in (options, fleet_options, image_options)
     for name in module.__all__
     if typing.is_typeddict(found := getattr(module, name))
 }
@@ -55,8 +57,13 @@ TOLD_AND_TAKEN = [
     (options.RunOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"}),
     (options.TemplateRunOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"} | {"init"}),
     (options.OneShotOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"} | spec.DESCRIPTION | {"init"}),
+    (fleet_options.FleetOptions, describe._KNOWN - TEXT - {"input"}),
+    (fleet_options.AnyFleetOptions, describe._KNOWN - {"input"}),
     (options.KeepingOptions, fields(Keeping, "name")),
-    (options.DetachOptions, fields(Keeping, "name") | invocation.COMMAND_FIELDS - {"pass_fds"} - spec.CONFINEMENT),
+    (
+        options.DetachOptions,
+        {"start"} | fields(Keeping, "name") | invocation.COMMAND_FIELDS - {"pass_fds"} - spec.CONFINEMENT,
+    ),
     (options.SandboxCommandOptions, sandbox._FIELDS),
     (options.MountOptions, fields(Mount, "target", "type", "source", "options", "content", "readonly", "recursive")),
     (options.OverlayOptions, parameters(containerkit.RootFS.overlay) - {"lowers"}),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import containerkit
-from containerkit import aio, executor, image
+from containerkit import aio, executor, fleet, image
 
-PACKAGES = (containerkit, aio, executor, image)
+PACKAGES = (containerkit, aio, executor, fleet, image)
 NAMES = [
     pytest.param(package, name, id=f"{package.__name__}.{name}") for package in PACKAGES for name in package.__all__
 ]
@@ -45,6 +45,7 @@ def test_public_names_are_what_type_checkers_are_told():
     assert set(image.__all__) <= set(twin(image))
     assert set(aio.__all__) <= set(twin(aio))
     assert set(executor.__all__) <= set(twin(executor))
+    assert set(fleet.__all__) <= set(twin(fleet))
 
 
 @pytest.mark.parametrize("name", ["Image", "Build"])
@@ -108,6 +109,13 @@ OPEN = {("Live.program", "key"), ("CompletedProcess.now", "written"), ("Live.rea
     ("Attended.__init__", "process"),
     ("Attended.of", "made"),
     ("Opening.__init__", "start"),
+    ("Project.of", "model"),
+    ("Service.of", "keys"),
+    ("FleetContainer.__init__", "engine"),
+    ("FleetContainer.call", "given"),
+    ("FleetContainer.call", "listener"),
+    ("FleetProcess.__init__", "future"),
+    ("FleetProcess.__init__", "lines"),
 }
 """Parameters that only the library passes."""
 

@@ -8,11 +8,17 @@
  *   fd 4  the directory of the logs          fd 7  the output of the command: a pipe, or the master of its terminal
  *   fd 5  a pidfd of the init                fd 8  its standard error, if that is a separate pipe
  *   fd 9  the lock of the record, held as long as the keeper lives
+ *   fd 10 a pidfd of its child that serves the network, if there is one
+ *   fd 11 a socket; when it closes, that process knows that the keeper has ended
  *   further descriptors: locks that it holds for the container, and the write end of the command's stdin
  *
- * argv[1..7]: the number of this start; the delay before a restart, in ms; the maximum size of one log, in bytes; the
- * maximum number of logs; the number of the current log; 1 if the record is removed with the container; the
- * interpreter. argv[8..]: directories of control groups to remove, the inner ones first.
+ * argv[1..11]: the number of this start; the delay before a restart, in ms; the maximum size of one log, in bytes; the
+ * maximum number of logs; the number of the current log; 1 if the record is removed with the container; the interval of
+ * health checks in ms, 0 for none; their interval in the start period until one has passed, in ms; the length of that
+ * period, in ms; the descriptor of the command's standard input, which is closed at SIGUSR1, 0 for none; the
+ * interpreter. argv[12..]: directories of control groups to remove, the inner ones first.
+ *
+ * Each health check is run by a separate interpreter, which ends with the check, so that the keeper stays small.
  *
  * The record of the end is written to "exit.new", whose blocks are already allocated, and renamed to "exit.N". So it
  * can be written even if the filesystem is full. Source: pidfd_open(2), renameat(2), the log format of Kubernetes' CRI.
@@ -23,6 +29,7 @@
 #include <fcntl.h>
 #include <linux/prctl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <sys/resource.h>
@@ -37,6 +44,9 @@
 #define COMMAND 6
 #define OUTPUT 7
 #define LOCK 9
+#define ATTENDANT 10
+#define LIFE 11
+#define GRACE_MS 10000
 #define READ_SIZE 65536
 #define PREFIX_SIZE 40
 
@@ -57,13 +67,15 @@ __attribute__((used)) void *memset(void *target, int value, size_t size) {
 }
 
 static struct {
-    unsigned long run, delay_ms, most_bytes, most_logs, log, removes;
+    unsigned long run, delay_ms, most_bytes, most_logs, log, removes, check_ms, first_check_ms, start_period_ms, input;
     char *interpreter;
     char **groups, **environment;
     long file;          /* the current log, or a negative number */
     unsigned long lost; /* bytes that could not be written */
-    int signals, asked_to_end;
-} keeper = {.file = -1};
+    int signals, asked_to_end, has_attendant, has_errors;
+    int check, check_passed; /* a pidfd of the health check that runs, or a negative number; whether one has passed */
+    unsigned long began_ms, next_check_ms;
+} keeper = {.file = -1, .check = -1};
 
 static char incoming[READ_SIZE], outgoing[READ_SIZE + 4096];
 
@@ -247,7 +259,7 @@ static int take(int fd) {
 
 /* After all writers have ended: read the rest. */
 static void drain(void) {
-    for (int fd = OUTPUT; fd <= OUTPUT + 1; fd++) {
+    for (int fd = OUTPUT; fd <= OUTPUT + keeper.has_errors; fd++) {
         struct pollfd left = {fd, POLLIN, 0};
         struct timespec none = {0, 0};
         while (CK_CALL5(ppoll, &left, 1, &none, 0, 0) > 0 && (left.revents & POLLIN) && take(fd))
@@ -314,6 +326,37 @@ static void write_end(int status, const struct rusage *usage) {
     CK_CALL1(close, file);
 }
 
+/* Append an event to the stream that all of a user's containers share: what its reader is to know beside is ready in
+ * the record. One write, so that it stays together. */
+static void tell(const char *action, const char *name, unsigned long value) {
+    char line[4096], *at;
+    struct timespec now;
+    long file = CK_CALL4(openat, RECORD, "event", O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+    if (file < 0)
+        return;
+    CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
+    at = put_text(put_text(put_text(put_time(line, &now), " event F {\"action\": \""), action), "\", ");
+    long size = CK_CALL3(read, file, at, sizeof line - 512);
+    CK_CALL1(close, file);
+    if (size <= 0)
+        return;
+    at += size;
+    if (name)
+        at = put_number(put_text(put_text(put_text(at, ", \""), name), "\": "), value, 1);
+    at = put_text(at, "}\n");
+    file = CK_CALL4(openat, RECORD, "../../events/current", O_WRONLY | O_APPEND | O_CLOEXEC, 0);
+    if (file < 0)
+        return;
+    CK_CALL3(write, file, line, at - line);
+    CK_CALL1(close, file);
+}
+
+static void tell_end(int status) {
+    if (out_of_memory())
+        tell("oom", 0, 0);
+    tell("die", "exit_code", (unsigned long)(status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff));
+}
+
 static void remove_groups(void) {
     struct timespec pause = {0, 2000000};
     for (char **group = keeper.groups; *group; group++)
@@ -324,7 +367,8 @@ static void remove_groups(void) {
 /* Exec the interpreter, which starts the container again or removes its record. It inherits the record, the logs and
  * the lock. Descriptors held for the ended container are closed. */
 static void become_python(const char *what) {
-    char *argv[] = {keeper.interpreter, "-sP", "-m", "containerkit.detached.resumed", (char *)what, 0};
+    char *argv[] = {
+        keeper.interpreter, (char *)"-sP", (char *)"-m", (char *)"containerkit.detached.resumed", (char *)what, 0};
     uint64_t none = 0;
     CK_CALL3(close_range, INIT, LOCK - 1, 0);
     CK_CALL3(close_range, LOCK + 1, ~0U, 0);
@@ -358,10 +402,78 @@ static int restarts(int status) {
     return !stopped_by_hand();
 }
 
+/* --- Health checks, and who serves the network */
+
+static unsigned long milliseconds(void) {
+    struct timespec now;
+    CK_CALL2(clock_gettime, CLOCK_MONOTONIC, &now);
+    return (unsigned long)now.tv_sec * 1000 + (unsigned long)now.tv_nsec / 1000000;
+}
+
+static void schedule_check(void) {
+    unsigned long now = milliseconds();
+    int starting = !keeper.check_passed && now - keeper.began_ms < keeper.start_period_ms;
+    keeper.next_check_ms = now + (starting ? keeper.first_check_ms : keeper.check_ms);
+}
+
+/* Start a check: it has the record as descriptor 3, and no other of ours, least of all the lock. */
+static void start_check(void) {
+    char *argv[] = {keeper.interpreter, (char *)"-sP", (char *)"-m", (char *)"containerkit.detached.check", 0};
+    uint64_t none = 0;
+    int pidfd = -1;
+    long keeper_pid = CK_CALL0(getpid);
+    long pid = CK_CALL5(clone, CLONE_PIDFD | SIGCHLD, 0, &pidfd, 0, 0);
+    if (pid == 0) {
+        CK_CALL5(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        if (CK_CALL0(getppid) != keeper_pid)
+            leave(1);
+        CK_CALL3(close_range, RECORD + 1, ~0U, 0);
+        CK_CALL4(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
+        CK_CALL3(execve, keeper.interpreter, argv, keeper.environment);
+        leave(127);
+    }
+    if (pid < 0)
+        schedule_check();
+    else
+        keeper.check = pidfd;
+}
+
+/* Reap a check that has ended, or that must. */
+static void end_check(int kill) {
+    siginfo_t info;
+    if (keeper.check < 0)
+        return;
+    if (kill)
+        CK_CALL4(pidfd_send_signal, keeper.check, SIGKILL, 0, 0);
+    memset(&info, 0, sizeof info);
+    wait_for(keeper.check);
+    CK_CALL5(waitid, P_PIDFD, keeper.check, &info, WEXITED, 0);
+    if (info.si_code == CLD_EXITED && info.si_status == 0)
+        keeper.check_passed = 1;
+    CK_CALL1(close, keeper.check);
+    keeper.check = -1;
+    schedule_check();
+}
+
+/* Let go of the process that serves the network, and wait for its end: its ports can be had again then. */
+static void end_attendant(void) {
+    struct pollfd ends = {ATTENDANT, POLLIN, 0};
+    struct timespec grace = {GRACE_MS / 1000, GRACE_MS % 1000 * 1000000};
+    siginfo_t info;
+    if (!keeper.has_attendant)
+        return;
+    CK_CALL1(close, LIFE);
+    if (CK_CALL5(ppoll, &ends, 1, &grace, 0, 0) <= 0)
+        CK_CALL4(pidfd_send_signal, ATTENDANT, SIGKILL, 0, 0);
+    wait_for(ATTENDANT);
+    CK_CALL5(waitid, P_PIDFD, ATTENDANT, &info, WEXITED, 0);
+}
+
 __attribute__((noreturn)) static void finish(void) {
     struct rusage usage = {0}, other;
     siginfo_t info;
     int status = SIGKILL;
+    end_check(1);
     memset(&info, 0, sizeof info);
     CK_CALL4(pidfd_send_signal, INIT, SIGKILL, 0, 0);
     wait_for(COMMAND); /* it is in the init's pid namespace, and ends with it */
@@ -372,6 +484,8 @@ __attribute__((noreturn)) static void finish(void) {
         ;
     drain();
     write_end(status, &usage);
+    tell_end(status);
+    end_attendant();
     remove_groups();
     if (restarts(status))
         become_python("again");
@@ -380,44 +494,92 @@ __attribute__((noreturn)) static void finish(void) {
     leave(0);
 }
 
+static const char network_ended[] =
+    " stderr F containerkit: the process that serves its network has ended, so it is ended, too\n";
+
+static void note(const char *text) {
+    char line[160];
+    struct timespec now;
+    CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
+    append_or_count(line, (size_t)(put_text(put_time(line, &now), text) - line), 0);
+}
+
+static void end_input(void) {
+    if (keeper.input)
+        CK_CALL1(close, keeper.input);
+    keeper.input = 0;
+}
+
+/* Wait for what is watched, and no longer than until the next health check is due. */
+static void wait_for_any(struct pollfd *watched, unsigned count) {
+    struct timespec left = {0, 0};
+    int idle = keeper.check_ms && keeper.check < 0;
+    if (idle) {
+        unsigned long now = milliseconds(), wait = keeper.next_check_ms > now ? keeper.next_check_ms - now : 0;
+        left = (struct timespec){(long)(wait / 1000), (long)(wait % 1000) * 1000000};
+    }
+    watched[5].fd = keeper.check;
+    if (CK_CALL5(ppoll, watched, count, idle ? &left : 0, 0, 0) == 0 && idle)
+        start_check();
+}
+
 __attribute__((noreturn)) static void keep(void) {
-    uint64_t asked = 1ULL << (SIGTERM - 1) | 1ULL << (SIGHUP - 1) | 1ULL << (SIGINT - 1), all = ~(uint64_t)0;
+    uint64_t asked = 1ULL << (SIGTERM - 1) | 1ULL << (SIGHUP - 1) | 1ULL << (SIGINT - 1) | 1ULL << (SIGUSR1 - 1),
+             all = ~(uint64_t)0;
     struct signalfd_siginfo info;
 
+    keeper.has_errors = CK_CALL3(fcntl, OUTPUT + 1, F_GETFD, 0) >= 0;
+    keeper.has_attendant = CK_CALL3(fcntl, ATTENDANT, F_GETFD, 0) >= 0; /* before the number can be another's */
     CK_CALL5(prctl, PR_SET_NAME, "ck-keeper", 0, 0, 0);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
     keeper.signals = (int)CK_CALL4(signalfd4, -1, &asked, sizeof asked, SFD_NONBLOCK | SFD_CLOEXEC);
+    keeper.began_ms = milliseconds();
+    schedule_check();
     struct pollfd watched[] = {
-        {OUTPUT, POLLIN, 0}, {OUTPUT + 1, POLLIN, 0},     {COMMAND, POLLIN, 0},
-        {INIT, POLLIN, 0},   {keeper.signals, POLLIN, 0},
+        {OUTPUT, POLLIN, 0},
+        {keeper.has_errors ? OUTPUT + 1 : -1, POLLIN, 0},
+        {COMMAND, POLLIN, 0},
+        {INIT, POLLIN, 0},
+        {keeper.signals, POLLIN, 0},
+        {-1, POLLIN, 0},
+        {keeper.has_attendant ? ATTENDANT : -1, POLLIN, 0},
     };
     for (;;) {
-        CK_CALL5(ppoll, watched, 5, 0, 0, 0);
+        wait_for_any(watched, 7);
         for (int i = 0; i < 2; i++)
             if (watched[i].revents && !take(watched[i].fd))
                 watched[i].fd = -1; /* poll ignores it */
-        if (watched[4].revents) {   /* a request to end, as at a shutdown: the container ends too */
-            while (CK_CALL3(read, keeper.signals, &info, sizeof info) > 0)
-                ;
-            keeper.asked_to_end = 1;
+        while (watched[4].revents && CK_CALL3(read, keeper.signals, &info, sizeof info) > 0) {
+            if (info.ssi_signo == SIGUSR1) {
+                end_input();
+                continue;
+            }
+            keeper.asked_to_end = 1; /* as at a shutdown: the container ends too */
             finish();
         }
         if (watched[2].revents || watched[3].revents)
             finish();
+        if (watched[6].revents) {
+            note(network_ended);
+            finish();
+        }
+        if (watched[5].revents)
+            end_check(0);
     }
 }
 
 __attribute__((noreturn, used)) static void start(long *stack) {
     long argc = stack[0];
     char **argv = (char **)(stack + 1);
-    unsigned long *numbers[] = {&keeper.run,       &keeper.delay_ms, &keeper.most_bytes,
-                                &keeper.most_logs, &keeper.log,      &keeper.removes};
-    if (argc < 8)
+    unsigned long *numbers[] = {
+        &keeper.run,     &keeper.delay_ms, &keeper.most_bytes,     &keeper.most_logs,       &keeper.log,
+        &keeper.removes, &keeper.check_ms, &keeper.first_check_ms, &keeper.start_period_ms, &keeper.input};
+    if (argc < 12)
         leave(126);
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 10; i++)
         *numbers[i] = parse(argv[i + 1]);
-    keeper.interpreter = argv[7];
-    keeper.groups = argv + 8;
+    keeper.interpreter = argv[11];
+    keeper.groups = argv + 12;
     keeper.environment = argv + argc + 1;
     keep();
 }

@@ -14,21 +14,32 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["COMMANDS", "FAILED", "PLACES", "main"]
+__all__ = ["COMMANDS", "FAILED", "LONG", "PLACES", "main"]
 
 COMMANDS: Final = {
     "run": "run a command in a new container",
     "explain": "print the operations that 'run' would perform",
     "probe": "report what this host supports, and what would help",
     "seccomp": "record the system calls of a command as a profile",
+    "create": "put a container on record, for 'start'",
     "image": "pull, push, build, convert and inspect images",
+    "images": "list images",
+    "pull": "pull an image from its registry",
+    "push": "push an image to a registry",
+    "build": "build an image from a Dockerfile",
+    "tag": "give an image an additional name",
+    "rmi": "remove names of images",
+    "save": "write images into one file",
+    "load": "read images from such a file",
+    "import": "make an image from a tar archive of a root",
+    "history": "list the steps that built an image",
     "network": "make networks that several commands share",
     "compose": "run several services from a compose file",
     "kube": "run pods from Kubernetes' YAML",
     "template": "make a root from files of the host or of a distribution",
     "login": "store the name and password for a registry",
     "logout": "forget them",
-    "ps": "list containers: detached ones, and those of the OCI command",
+    "ps": "list containers: detached ones, those of running programs, and those of the OCI command",
     "start": "start detached containers again",
     "stop": "ask detached containers to end, and kill them when the time is up",
     "restart": "stop detached containers and start them",
@@ -44,12 +55,18 @@ COMMANDS: Final = {
     "attach": "see what a detached container writes, and type to it",
     "inspect": "print all that is known of detached containers",
     "top": "list the processes of a detached container",
+    "port": "print by which ports of the host a detached container is reached",
+    "events": "print what happens to detached containers",
     "stats": "print what detached containers use",
     "diff": "list what a detached container has changed",
     "commit": "make an image of what a detached container has changed",
     "cp": "copy files between a detached container and the host",
-    "volume": "make, list and remove volumes",
-    "generate": "print unit files of systemd",
+    "container": "the commands for containers by their long names, such as 'container ls'; and 'container prune'",
+    "volume": "make, list, back up and remove volumes",
+    "system": "tell what takes space on the disk, and remove what nobody needs",
+    "info": "print what this host and this user have",
+    "version": "print the versions",
+    "generate": "print unit files of systemd, and manual pages",
     "completion": "print the completion of a shell",
     "gc": "remove what killed owners have left behind",
 }
@@ -61,9 +78,50 @@ PLACES: Final = {
     ),
     **dict.fromkeys(("inspect", "top", "stats", "diff", "commit", "cp"), "detached.contents"),
     "exec": "detached.execute",
+    **dict.fromkeys(("events", "port"), "detached.observing"),
     **dict.fromkeys(("attach", "logs"), "detached.output"),
+    **dict.fromkeys(
+        ("images", "pull", "push", "build", "tag", "rmi", "save", "load", "import", "history"), "image.short"
+    ),
+    **dict.fromkeys(("system", "info", "version"), "system"),
 }
 """Where commands are that share a module, which has a :class:`containerkit.cli.detached.Verb` by the name of each."""
+
+LONG: Final = {
+    **{
+        name: name
+        for name in (
+            "attach",
+            "commit",
+            "cp",
+            "create",
+            "diff",
+            "events",
+            "exec",
+            "inspect",
+            "kill",
+            "logs",
+            "pause",
+            "port",
+            "ps",
+            "rename",
+            "restart",
+            "rm",
+            "run",
+            "start",
+            "stats",
+            "stop",
+            "top",
+            "unpause",
+            "update",
+            "wait",
+        )
+    },
+    "ls": "ps",
+    "list": "ps",
+    "remove": "rm",
+}
+"""The commands that follow ``container``, and what they are without it."""
 
 FAILED: Final = 125
 """The exit status of containerkit's own failures. The status of a command is passed on."""
@@ -106,10 +164,14 @@ def _dispatch(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
         return _help(words[1:])
-    if name in ("-V", "--version", "version"):
+    if name in ("-V", "--version") or words == ["version"]:
         from containerkit import __version__
 
         return _say(f"containerkit {__version__}")
+    if name == "container" and words[1:] and words[1] in LONG:
+        return _dispatch([LONG[words[1]], *words[2:]])
+    if name == "buildx" and words[1:2] == ["build"]:
+        return _dispatch(words[1:])
     if name not in COMMANDS:
         return _unknown(name)
     from containerkit.cli import commands
@@ -136,6 +198,11 @@ def _say(text: str) -> int:
 def _unknown(name: str) -> int:
     from difflib import get_close_matches
 
+    from containerkit.cli import elsewhere
+
+    if name in elsewhere.COMMANDS:
+        print(f"containerkit: {name!r} is no command here: {elsewhere.COMMANDS[name]}", file=sys.stderr)  # noqa: T201 - it prints errors
+        return FAILED
     near = get_close_matches(name, COMMANDS, 1)
     advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
     print(f"containerkit: no command {name!r}; {advice}", file=sys.stderr)  # noqa: T201 - it prints errors

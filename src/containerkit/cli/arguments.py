@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit.cli import networks, values
+from containerkit.cli import docker, networks, values
 from containerkit.container.arguments import unresolved_user
 from containerkit.errors import SpecError
 from containerkit.namespace import Kind, Namespaces
@@ -47,6 +46,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     _define_isolation(parser.add_argument_group("isolation"))
     networks.define(parser.add_argument_group("the network"))
     _define_limits(parser.add_argument_group("limits"))
+    docker.define(parser.add_argument_group("as Docker says it"))
     _define_command(parser.add_argument_group("the command"))
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
 
@@ -95,7 +95,9 @@ def _define_files(group: Any) -> None:
 
 def _define_isolation(group: Any) -> None:
     group.add_argument("--id", metavar="NAME", help="the id of the container (default: random)")
-    group.add_argument("--hostname", metavar="NAME", help="its host name (default: container)")
+    own_help = "-h" in group._option_string_actions  # noqa: SLF001 - where it is not the help, it is as in Docker
+    names = ("--hostname",) if own_help else ("-h", "--hostname")
+    group.add_argument(*names, metavar="NAME", help="its host name (default: container)")
     group.add_argument("--domainname", metavar="NAME", help="its domain name")
     group.add_argument(
         "--namespace",
@@ -142,6 +144,7 @@ def _define_limits(group: Any) -> None:
     group.add_argument(
         "--rlimit", "--ulimit", metavar="NAME=SOFT[:HARD]", **_LISTS, help="a limit of setrlimit(2); repeatable"
     )
+    docker.define_limits(group)
     group.add_argument("--timeout", metavar="SECONDS", help="kill it after this time, with status 124")
 
 
@@ -230,9 +233,10 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
     Raises:
         SpecError: a value is invalid, or options contradict each other.
     """
+    docker.translate(options)
     fields: dict[str, Any] = {
         "rootfs": _rootfs(options, image),
-        "mounts": tuple(_mount(option, text) for option, text in options.mounts),
+        "mounts": tuple(_mount(option, text, image) for option, text in options.mounts),
         "namespaces": _namespaces(options),
         "sysctls": values.pairs("--sysctl", options.sysctl),
         **_id_mappings(options),
@@ -243,6 +247,12 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
     fields |= {
         name: value for name in ("id", "hostname", "domainname") if (value := getattr(options, name)) is not None
     }
+    if options.oom_score_adj is not None:
+        fields["oom_score_adj"] = number("--oom-score-adj", options.oom_score_adj, int)
+    if options.device or options.gpus is not None or options.volumes_from:
+        from containerkit.cli import devices
+
+        devices.add(options, fields)
     return fields
 
 
@@ -266,22 +276,18 @@ def _rootfs(options: argparse.Namespace, image: Image | None) -> RootFS:
     return attrs.evolve(root, readonly=root.readonly or options.readonly, idmap=root.idmap and not options.no_idmap)
 
 
-def _mount(option: str, text: str) -> Mount:
+def _mount(option: str, text: str, image: Image | None) -> Mount:
     if option in ("-v", "--volume"):
-        return _volume(text)
+        from containerkit.cli import mounting
+
+        return mounting.volume(text, image)
+    if option == "--mount" and "volume" in text:
+        from containerkit.cli import mounting
+
+        if (found := mounting.mount(text, image)) is not None:
+            return found
     parse = {"--bind": values.bind, "--tmpfs": values.tmpfs, "--mount": values.mount}[option]
     return parse(text)
-
-
-def _volume(text: str) -> Mount:
-    source, _, rest = text.partition(":")
-    if source[:1] == "~":
-        return values.bind(os.path.expanduser(text))
-    if source[:1] in ("", "/", ".") or not rest.startswith("/"):
-        return values.bind(text)
-    from containerkit.detached.volumes import create
-
-    return values.bind(f"{create(source, exist_ok=True).path}:{rest}")
 
 
 def _namespaces(options: argparse.Namespace) -> Namespaces:
@@ -305,13 +311,14 @@ def limits(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SpecError: not a number.
     """
-    if options.memory is None and options.cpus is None and options.pids is None:
+    more = docker.limit_fields(options)
+    if options.memory is None and options.cpus is None and options.pids is None and not more:
         return {}
     from containerkit.cgroup import Limits
 
     cpus = None if options.cpus is None else number("--cpus", options.cpus, float)
     pids = None if options.pids is None else number("--pids", options.pids, int)
-    return {"limits": Limits(memory=options.memory, cpus=cpus, pids=pids)}
+    return {"limits": Limits(memory=options.memory, cpus=cpus, pids=pids, **more)}
 
 
 def _confinement(options: argparse.Namespace) -> dict[str, Any]:
@@ -325,6 +332,8 @@ def _confinement(options: argparse.Namespace) -> dict[str, Any]:
         for name in options.cap:
             more = named[name]().permitted if name in named else (name,)
             capabilities = capabilities.add(*more)
+        dropped = {name.lower().removeprefix("cap_") for name in options.cap_drop}
+        capabilities = capabilities.drop(*(capabilities.permitted if "all" in dropped else sorted(dropped)))
         held = capabilities.permitted
         fields["capabilities"] = capabilities
     if options.seccomp == "none":
@@ -390,6 +399,8 @@ def command(options: argparse.Namespace, image: Image | None = None, *, terminal
         fields["user"] = options.user
     if options.umask is not None:
         fields["umask"] = number("--umask", options.umask, lambda text: int(text, 8))
+    if options.group_add:
+        fields["groups"] = [int(text) if text.isascii() and text.isdecimal() else text for text in options.group_add]
     if options.nice is not None:
         fields["nice"] = number("--nice", options.nice, int)
     return fields

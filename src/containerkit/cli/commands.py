@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Parser", "complain", "parser_of", "printable", "run"]
 
+_HOST_NAMES: Final = ("run", "create", "explain")
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
 
@@ -42,7 +43,7 @@ def run(name: str, words: Sequence[str]) -> int:
     verb = _verb(name)
     parser = parser_of(name, verb)
     try:
-        options = parser.parse_args(words)
+        options = parser.parse_args(["--help"] if list(words) == ["-h"] else words)
         options.words = words
         return int(verb.main(options))
     except SystemExit as end:  # --help, or an error that was printed already
@@ -73,9 +74,15 @@ def parser_of(name: str, verb: Any = None) -> Parser:
         description=verb.__doc__ if name not in PLACES else f"{COMMANDS[name].capitalize()}.",
         epilog=getattr(verb, "EPILOG", None),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=name not in _HOST_NAMES,  # -h is the host name there, as in Docker
         allow_abbrev=False,  # an option of a later version must not change the meaning of a script
     )
+    if name in _HOST_NAMES:
+        parser.add_argument("--help", action="help", help="show this help message and exit")
     verb.define(parser)
+    from containerkit.cli import elsewhere
+
+    elsewhere.add(name, parser)
     return parser
 
 

@@ -28,7 +28,11 @@ init. The second list runs the command inside. With a network, a list before the
   containerkit explain --tmpfs /tmp:64M -- true
 """
 
-define = arguments.define
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    arguments.define(parser)
+    parser.add_argument("--json", action="store_true", help="print it for programs")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -47,12 +51,24 @@ def main(options: argparse.Namespace) -> int:
     try:
         start = start_plan(ground.spec, ground.host, Mode(reads_upper=True))
         told = getattr(ground.joined.get("network"), "plan", None)
-        network = "" if told is None else f"{_listed('the network', told())}\n\n"
+        network = None if told is None else told()
     finally:
         ground.release()
     run = exec_plan(command, container.spec.kinds, sets_groups=ground.host.sets_groups)
-    print(f"{network}{_listed('the container', start)}\n\n{_listed('the command', run)}", flush=True)  # noqa: T201 - as asked
+    lists = {"the network": network, "the container": start, "the command": run}
+    found = {title: plan for title, plan in lists.items() if plan is not None}
+    if options.json:
+        import json
+
+        text = json.dumps({title.removeprefix("the "): _operations(plan) for title, plan in found.items()}, indent=2)
+    else:
+        text = "\n\n".join(_listed(title, plan) for title, plan in found.items())
+    print(text, flush=True)  # noqa: T201 - as asked
     return 0
+
+
+def _operations(plan: Plan) -> list[dict[str, str]]:
+    return [{"operation": operation.name, "target": operation.target} for operation in plan]
 
 
 def _user(text: str) -> User:

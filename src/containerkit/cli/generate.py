@@ -1,4 +1,4 @@
-"""Print a unit file of systemd that starts a container at boot, as ``run -d`` has started it."""
+"""Print a unit file of systemd that starts a container or a project at boot, or write the manual pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from containerkit.cli.detached import say
 from containerkit.detached.container import find
-from containerkit.errors import StateError
+from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +20,8 @@ __all__ = ["EPILOG", "define", "main", "quoted"]
 EPILOG: Final = """\
   containerkit generate systemd web > /etc/systemd/system/web.service
   systemctl daemon-reload && systemctl enable --now web
+  containerkit generate systemd --file compose.yaml > ~/.config/systemd/user/app.service
+  containerkit generate man /usr/local/share/man/man1
 """
 
 _UNIT: Final = """\
@@ -46,25 +48,85 @@ WantedBy=multi-user.target
 """
 
 
+_PROJECT: Final = """\
+# Made by: containerkit generate systemd
+[Unit]
+Description=Project {name}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=exec
+WorkingDirectory={folder}
+ExecStart={program} compose {words} up
+ExecStop=-{program} compose --project-name {name} down
+Restart=on-failure
+TimeoutStopSec=90
+KillMode=mixed
+Delegate=yes
+
+[Install]
+WantedBy={target}
+"""
+
+
 def define(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
-    parser.add_argument("kind", choices=("systemd",), help="what is printed")
-    parser.add_argument("name", metavar="CONTAINER", help="a detached container with a name, made by 'run -d'")
+    """Add the verbs and their options."""
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    unit = verbs.add_parser("systemd", help="print a unit file for a container, or for a project")
+    unit.add_argument("name", metavar="CONTAINER", nargs="?", help="a detached container with a name, made by 'run -d'")
+    unit.add_argument(
+        "-f", "--file", metavar="FILE", action="append", default=[], help="of a project: its compose file; repeatable"
+    )
+    unit.add_argument("-p", "--project-name", metavar="NAME", help="of a project: its name (default: as in compose)")
+    manual = verbs.add_parser("man", help="write the manual pages")
+    manual.add_argument("directory", metavar="DIR", help="where to; it is made if it is missing")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print it; returns 0.
+    """Print or write it; returns 0.
 
     Raises:
         StateError: there is no such container, or no command line is known that makes it.
+        SpecError: neither a container nor a project is named, or the project's files are wrong.
     """
+    if options.verb == "man":
+        from containerkit.cli.manual import write
+
+        for name in write(options.directory):
+            say(name)
+        return 0
+    if bool(options.name) == bool(options.file):
+        raise SpecError("generate systemd: name a container, or the files of a project with --file")
+    return _project(options) if options.file else _container(options)
+
+
+def _program() -> str:
+    found = shutil.which("containerkit")
+    return quoted(found) if found else f"{quoted(sys.executable)} -m containerkit"
+
+
+def _project(options: argparse.Namespace) -> int:
+    from containerkit.project import Project
+
+    files = [os.path.abspath(path) for path in options.file]
+    project = Project.load(*files, name=options.project_name)
+    words = [*(word for path in files for word in ("--file", path)), "--project-name", project.name]
+    target = "multi-user.target" if os.geteuid() == 0 else "default.target"
+    shown = " ".join(map(quoted, words))
+    folder = quoted(os.path.dirname(files[0]))
+    say(_PROJECT.format(name=project.name, folder=folder, program=_program(), words=shown, target=target).rstrip())
+    return 0
+
+
+def _container(options: argparse.Namespace) -> int:
     one = find(options.name)
     if not one.name:
         raise StateError(f"{one!r}: it has no name, by which the unit could find it: containerkit rename {one.id} NAME")
     words, directory = one.command_line
     if not words:
         raise StateError(f"{one!r}: it was made from Python: no command line is known that would make it again")
-    program = shutil.which("containerkit") or f"{sys.executable} -m containerkit"
+    program = _program()
     shown = " ".join(map(quoted, _named(words, one.name)))
     stop_s = one.stop_timeout_s + 10
     say(_UNIT.format(name=one.name, directory=quoted(directory), program=program, words=shown, stop_s=stop_s).rstrip())

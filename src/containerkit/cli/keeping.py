@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from containerkit.cli import arguments, values
+from containerkit.cli.elsewhere import Elsewhere
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -18,48 +19,39 @@ if TYPE_CHECKING:
     from containerkit.image import Image
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["check", "define", "detach"]
+__all__ = ["check", "define", "detach", "lines"]
 
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
-_ONLY_DETACHED: Final = ("name", "restart", "label", "stop_signal", "stop_timeout", "log_opt", "cidfile", "pidfile")
+_HEALTH_TIMES: Final = ("interval", "timeout", "start_period", "start_interval")
+_ONLY_DETACHED: Final = (
+    *("name", "restart", "label", "stop_signal", "stop_timeout", "log_opt", "cidfile", "pidfile", "no_healthcheck"),
+    *("health_cmd", "health_retries", "health_on_failure", *(f"health_{name}" for name in _HEALTH_TIMES)),
+)
 
 _ELSEWHERE: Final = {
     ("--privileged",): "name what it needs: --cap all, --seccomp none, --namespace user=host, --bind /dev/...",
-    ("--device",): "show the node: --bind /dev/NAME; limit access with the library's Limits(devices=...)",
-    ("--gpus",): "bind the nodes and libraries that the driver's documentation names, such as --bind /dev/nvidia0",
     ("-P", "--publish-all"): "name the ports: --publish",
-    ("--link", "--network-alias", "--ip", "--mac-address"): "use --network NAME:alias=...,ip=...,mac=...",
-    ("--cap-drop",): "no capability is held unless --cap names it",
-    ("--security-opt",): "there are --seccomp and --new-privs; no_new_privs is the default",
-    ("--userns",): "use --namespace user=host or --uid-map",
-    ("--pid",): "use --namespace pid=host",
-    ("--ipc",): "use --namespace ipc=host",
-    ("--uts",): "use --namespace uts=host",
-    ("--cgroupns",): "use --namespace cgroup=host",
-    ("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "--no-healthcheck"): (
-        "health checks of detached containers are not supported; Image.healthcheck() makes one check"
-    ),
+    ("--link",): "containers on one network find each other by name: --network NAME:alias=...",
     ("--log-driver",): "logs are files in the format of Kubernetes: --log-opt max-size=... and max-file=...",
-    ("--volumes-from",): "name the volumes: -v NAME:TARGET",
-    ("--memory-swap", "--cpu-shares", "--cpuset-cpus", "--blkio-weight", "--shm-size"): (
-        "use the library's Limits(...), or --mount type=tmpfs,target=/dev/shm,size=..."
+    ("--attach", "-a"): "the command has the caller's streams; with -d use 'containerkit attach'",
+    ("--detach-keys",): "it is an option of 'containerkit attach'",
+    (
+        "--cgroup-parent",
+    ): "the groups go beneath the caller's own; start containerkit in another, as 'systemd-run' does",
+    ("--storage-opt",): "the size of what is written: --root-size",
+    ("--dns-option", "--dns-opt"): "the resolver takes no options; servers are set by --dns",
+    ("--link-local-ip",): "addresses are set by --network NAME:ip=...",
+    ("--device-cgroup-rule",): "use the library's Limits(devices=...)",
+    ("--device-read-bps", "--device-write-bps", "--device-read-iops", "--device-write-iops", "--blkio-weight-device"): (
+        "use the library's Limits(io=[IOLimit(...)])"
     ),
+    ("--oom-kill-disable", "--cpu-rt-period", "--cpu-rt-runtime", "--kernel-memory"): "use the library's Limits(...)",
+    ("--runtime",): "there is one; for runc, crun and the like there is 'containerkit-oci'",
+    ("--isolation", "--volume-driver", "--disable-content-trust", "--use-api-socket"): "there is nothing like it here",
+    ("--annotation",): "use --label",
+    ("--quiet", "-q"): "progress is only shown on a terminal",
 }
 """Options of ``docker run`` that are not options here, and what to use."""
-
-
-class _Elsewhere(argparse.Action):
-    """Refuses an option and says what to use."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> NoReturn:
-        del namespace, values
-        parser.error(f"{option_string} is not an option here: {self.metavar}")
 
 
 def define(group: Any) -> None:
@@ -72,16 +64,28 @@ def define(group: Any) -> None:
     group.add_argument("--rm", action="store_true", help="remove it at its end, as without --detach")
     group.add_argument("-i", "--interactive", action="store_true", help="keep its standard input open, for attach")
     group.add_argument("-l", "--label", metavar="NAME[=VALUE]", **_LISTS, help="a label; repeatable")
+    group.add_argument("--label-file", metavar="FILE", **_LISTS, help="labels, one a line; repeatable")
     group.add_argument("--env-file", metavar="FILE", **_LISTS, help="variables, one a line; repeatable")
     group.add_argument("--stop-signal", metavar="SIGNAL", help="what asks it to end (default: the image's, or TERM)")
     group.add_argument("--stop-timeout", metavar="SECONDS", help="how long it has to end by itself (default: 10)")
     group.add_argument("--log-opt", metavar="NAME=VALUE", **_LISTS, help="max-size=SIZE or max-file=NUMBER")
     group.add_argument("--cidfile", metavar="FILE", help="write the id to a new file")
     group.add_argument("--pidfile", metavar="FILE", help="write the pid of the keeper")
+    group.add_argument("--health-cmd", metavar="LINE", help="a line for a shell; status 0 is healthy")
+    for name, meaning in (
+        ("interval", "between two checks (default: 30s)"),
+        ("timeout", "after which a check has failed (default: 30s)"),
+        ("start-period", "in which failures do not count (default: 0s)"),
+        ("start-interval", "between two checks in that period (default: 5s)"),
+    ):
+        group.add_argument(f"--health-{name}", metavar="DURATION", help=meaning)
+    group.add_argument("--health-retries", metavar="NUMBER", help="failures that make it unhealthy (default: 3)")
+    group.add_argument("--health-on-failure", metavar="ACTION", help="then: none (default), kill, stop")
+    group.add_argument("--no-healthcheck", action="store_true", help="do not check its health, whatever its image says")
     group.add_argument("--init", action="store_true", help="have an init: there always is one")
     for names, remedy in _ELSEWHERE.items():
         # The remedy takes the place of the name of the value, which is shown nowhere.
-        group.add_argument(*names, action=_Elsewhere, nargs="?", metavar=remedy, help=argparse.SUPPRESS)
+        group.add_argument(*names, action=Elsewhere, nargs="?", metavar=remedy, help=argparse.SUPPRESS)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -90,6 +94,8 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         SpecError: options that do not go together.
     """
+    for path in reversed(options.label_file):
+        options.label = [*lines("--label-file", path), *options.label]
     if not options.detach:
         for name in _ONLY_DETACHED:
             if getattr(options, name):
@@ -97,20 +103,32 @@ def check(options: argparse.Namespace) -> None:
     elif options.timeout is not None or options.commit is not None or options.time:
         raise SpecError("--timeout, --commit and --time are about a command that is waited for, not for --detach")
     for path in reversed(options.env_file):
-        options.env = [*_env_file(path), *options.env]
+        options.env = [*lines("--env-file", path), *options.env]
 
 
-def _env_file(path: str) -> list[str]:
+def lines(option: str, path: str) -> list[str]:
+    """Return the lines of a file, without comments and empty ones.
+
+    Raises:
+        SpecError: it can't be read.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file]
     except (OSError, ValueError) as error:
-        raise SpecError(f"--env-file {path}: {error}") from None
+        raise SpecError(f"{option} {path}: {error}") from None
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def detach(options: argparse.Namespace, image: Image | None, words: Sequence[str], fields: dict[str, Any]) -> int:
-    """Start a container that goes on, and print its id; returns 0.
+def detach(
+    options: argparse.Namespace,
+    image: Image | None,
+    words: Sequence[str],
+    fields: dict[str, Any],
+    *,
+    start: bool = True,
+) -> int:
+    """Start a container that goes on, or only put it on record, and print its id; returns 0.
 
     Raises:
         ContainerError: it can't be started.
@@ -128,7 +146,9 @@ def detach(options: argparse.Namespace, image: Image | None, words: Sequence[str
         "stdin_open": options.interactive,
         "command_line": tuple(options.words),
         "directory": os.getcwd(),
+        "start": start,
         **_logs(options.log_opt),
+        **_health(options),
     }
     if options.stop_timeout is not None:
         given["stop_timeout_s"] = arguments.number("--stop-timeout", options.stop_timeout, float)
@@ -143,13 +163,31 @@ def detach(options: argparse.Namespace, image: Image | None, words: Sequence[str
     if cidfile is not None:
         with open(cidfile, "w", encoding="ascii") as file:
             file.write(one.id)
-    if options.pidfile is not None:
+    if options.pidfile is not None and start:
         from containerkit.cli.generate import write_pidfile
 
         write_pidfile(options.pidfile, one.keeper)
     sys.stdout.write(f"{one.id}\n")
     sys.stdout.flush()
     return 0
+
+
+def _health(options: argparse.Namespace) -> dict[str, Any]:
+    from containerkit.detached.logs import duration_s
+
+    found: dict[str, Any] = {}
+    if options.no_healthcheck:
+        found["healthcheck"] = False
+    if options.health_cmd is not None:
+        found["health_command"] = options.health_cmd
+    for name in _HEALTH_TIMES:
+        if (value := getattr(options, f"health_{name}")) is not None:
+            found[f"health_{name}_s"] = duration_s(value, f"--health-{name.replace('_', '-')}")
+    if options.health_retries is not None:
+        found["health_retries"] = arguments.number("--health-retries", options.health_retries, int)
+    if options.health_on_failure is not None:
+        found["health_on_failure"] = options.health_on_failure
+    return found
 
 
 def _new_file(path: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Run pods from Kubernetes' YAML, and write a project as one."""
+"""Run pods from Kubernetes' YAML, write a project as one, and put the runtime on nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ The kinds are Pod, Deployment, ConfigMap, Secret and PersistentVolumeClaim. A po
   containerkit kube play pod.yaml
   containerkit kube down pod.yaml
   containerkit kube generate compose.yaml
+  containerkit kube node manifests --image IMAGE | kubectl apply -f -
 """
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the verbs and their options."""
+    from containerkit.cli import kubenode
+
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     play = verbs.add_parser("play", help="start what a file describes; a process of its own holds it")
     play.add_argument("file", metavar="FILE")
@@ -32,6 +35,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     down.add_argument("--force", action="store_true", help="remove the volumes of claims, too")
     generate = verbs.add_parser("generate", help="write the Pod that a compose file means")
     generate.add_argument("file", metavar="COMPOSE-FILE", nargs="?")
+    kubenode.define(verbs)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -40,15 +44,20 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         ContainerError: it could not be done.
     """
+    if options.verb == "node":
+        from containerkit.cli import kubenode
+
+        return kubenode.main(options)
     from containerkit.project import Project, volumes
     from containerkit.project.kube import load_kube
-    from containerkit.project.kubewrite import pod_of
+    from containerkit.project.kubewrite import objects_of
     from containerkit.project.remote import Remote
     from containerkit.project.yaml12 import dump_yaml
 
     if options.verb == "generate":
         project = Project.load(*([options.file] if options.file else []))
-        print(dump_yaml(pod_of(project)).rstrip("\n"))  # noqa: T201 - the command line prints its output
+        texts = [dump_yaml(each) for each in objects_of(project)]
+        print("---\n".join(texts).rstrip("\n"))  # noqa: T201 - the command line prints its output
         return 0
     project = load_kube(options.file)
     if options.verb == "play":

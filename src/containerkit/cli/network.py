@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import FAILED
 from containerkit.cli.commands import complain
+from containerkit.cli.listing import Listing
 from containerkit.errors import ContainerError
 
 if TYPE_CHECKING:
     import argparse
 
 __all__ = ["EPILOG", "define", "main"]
+
+LISTING: Final = Listing(("Name", "Subnets", "Containers", "Internal"), key="Name")
 
 EPILOG = """\
 A process keeps each network until it is removed; containers of any process of the same user can be on it.
@@ -36,9 +39,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     making.add_argument("--internal", action="store_true", help="nothing leads out of it")
     making.add_argument("--isolated", action="store_true", help="its containers can't reach each other")
     making.add_argument("--mtu", metavar="BYTES", type=int, default=1500)
-    listing = verbs.add_parser("ls", help="list those of this user")
-    listing.add_argument("-q", "--quiet", action="store_true", help="their names alone")
-    removing = verbs.add_parser("rm", help="remove some")
+    listing = verbs.add_parser("ls", aliases=["list"], help="list those of this user")
+    LISTING.define(listing)
+    removing = verbs.add_parser("rm", aliases=["remove"], help="remove some")
     removing.add_argument("names", metavar="NAME", nargs="+")
     removing.add_argument("-f", "--force", action="store_true", help="also with containers on it, which lose it")
     looking = verbs.add_parser("inspect", help="tell all that is known of some, as JSON")
@@ -61,9 +64,8 @@ def main(options: argparse.Namespace) -> int:
         )
         keeper.create(network)
         _say(options.name)
-    elif options.verb == "ls":
-        for name, told in keeper.known():
-            _say(name if options.quiet else _line(name, told))
+    elif options.verb in ("ls", "list"):
+        LISTING.show(options, [_facts(name, told) for name, told in keeper.known()])
     elif options.verb == "inspect":
         json.dump([_asked(name) for name in options.names], sys.stdout, indent=2)
         _say("")
@@ -78,9 +80,15 @@ def _asked(name: str) -> dict[str, Any]:
     return Kept(name).inspect()
 
 
-def _line(name: str, told: dict[str, Any]) -> str:
-    inside = " internal" if told["internal"] else ""
-    return f"{name:20} {', '.join(told['subnets'])}  {len(told['containers'])} containers{inside}"
+def _facts(name: str, told: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "Name": name,
+        "Driver": "bridge",
+        "Scope": "local",
+        "Subnets": list(told["subnets"]),
+        "Containers": len(told["containers"]),
+        "Internal": bool(told["internal"]),
+    }
 
 
 def _remove(names: list[str], *, force: bool) -> int:

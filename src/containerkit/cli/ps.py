@@ -1,4 +1,4 @@
-"""List containers: detached ones, and those that the OCI command has on record."""
+"""List containers: detached ones, those that end with their owner, and those that the OCI command has on record."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ __all__ = ["define", "main"]
 
 _COLUMNS: Final = ("id", "pid", "status", "bundle", "created")
 _ALIVE: Final = ("created", "running", "paused")
+_PLAIN: Final[dict[str, Any]] = {
+    **dict.fromkeys(("name", "image"), ""),
+    "command": [],
+    "labels": {},
+    "exit_code": None,
+    "health": None,
+    "ports": [],
+}
+"""What is not known of a container that has no record of ours."""
 _TITLES: Final = ("id", "name", "image", "command", "created", "status", "kind")
 
 
@@ -42,10 +51,10 @@ def main(options: argparse.Namespace) -> int:
     from containerkit.cli.detached import check_template, formatted, table
 
     check_template(options.format or "")
-    filters = _filters(options.filter)
+    filters = _filters(options.filter) if options.filter else []
     rows = [row for row in _rows(all_of_them=options.all) if all(_fits(row, *each) for each in filters)]
     if options.quiet:
-        return _say("\n".join(row["id"] for row in rows))
+        return _say("\n".join(row["id"] for row in rows if row["id"]))
     if options.json or options.format == "json":
         import json
 
@@ -69,10 +78,14 @@ def _shown(row: dict[str, Any], title: str) -> str:
     if title == "command":
         words = " ".join(value)
         return "".join(c if c.isprintable() else "?" for c in (words if len(words) <= 30 else f"{words[:29]}…"))
+    if title == "kind" and row.get("owner"):
+        return f"{value} by {row['owner']}"
     if title == "created":
         return f"{_ago(time.time() - value)} ago" if isinstance(value, float) else str(value)
     if title == "status" and row["exit_code"] is not None:
         return f"{value} ({row['exit_code']})"
+    if title == "status" and row["health"] is not None:
+        return f"{value} ({row['health']})"
     return str(value)
 
 
@@ -84,13 +97,17 @@ def _ago(seconds: float) -> str:
 
 
 def _rows(*, all_of_them: bool) -> list[dict[str, Any]]:
-    from containerkit.detached.container import containers
-    from containerkit.detached.inspection import shell_status
+    # Not by way of the class that starts them, which takes as long to import as to list hundreds.
+    from containerkit.detached import store
+    from containerkit.detached.known import Known, shell_status
+    from containerkit.detached.owned import owned
 
     rows = []
-    for one in containers(all=True):
+    inits = set()
+    for one in map(Known, store.entries()):
         with suppress(StateError):  # it is gone meanwhile
             row = one.summary()
+            inits.add(row.pop("init"))
             if not all_of_them and row["status"] not in ("running", "paused", "restarting"):
                 continue
             if row["exit_code"] is not None:
@@ -98,10 +115,13 @@ def _rows(*, all_of_them: bool) -> list[dict[str, Any]]:
             rows.append({**row, "kind": "detached"})
     with suppress(StateError):  # nobody can say where those of the OCI command are
         for state in late.load(late.KEEPERS["oci"]).states(None):
+            inits.add(state["pid"])
             if all_of_them or state["status"] in _ALIVE:
-                row = dict.fromkeys(("name", "image"), "") | {"command": [], "labels": {}, "exit_code": None}
                 known = {name: state[name] for name in ("id", "pid", "status", "created")}
-                rows.append({**row, **known, "kind": "oci"})
+                rows.append({**_PLAIN, **known, "kind": "oci"})
+    for each in owned(inits):
+        known = {"id": each.id, "pid": each.pid, "command": list(each.argv), "created": each.started_at}
+        rows.append({**_PLAIN, **known, "status": "running", "kind": "owned", "owner": each.owner})
     return rows
 
 

@@ -39,7 +39,12 @@ def define(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     actions = parser.add_subparsers(metavar="record", required=True)
     record = actions.add_parser(
-        "record", description=__doc__, epilog=EPILOG, formatter_class=parser.formatter_class, allow_abbrev=False
+        "record",
+        help="run a command and record its system calls",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=parser.formatter_class,
+        allow_abbrev=False,
     )
     group = record.add_argument_group("the profile")
     group.add_argument(

@@ -80,8 +80,10 @@ def bind(text: str) -> Mount:
 
 
 def tmpfs(text: str) -> Mount:
-    """Parse the mount of ``TARGET[:SIZE]``."""
+    """Parse the mount of ``TARGET[:SIZE]``, or as in Docker of ``TARGET:OPTION,...`` such as ``size=64m,mode=1777``."""
     target, colon, size = text.partition(":")
+    if "=" in size or "," in size or size in ("rw", "ro"):
+        return mount(f"type=tmpfs,target={target},{size}")
     if colon and not size:
         raise SpecError(f"--tmpfs {text!r}: the size is empty")
     return Mount.tmpfs(target, size=size or None)

@@ -1,84 +1,198 @@
-"""Make, list and remove volumes: directories that outlive containers, for ``run -v NAME:TARGET``."""
+"""Make, list, back up and remove volumes: directories that outlive containers, for ``run -v NAME:TARGET``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
-from containerkit.cli.detached import formatted, say, table
-from containerkit.detached import volumes
-from containerkit.detached.inspection import rfc3339
+from containerkit import volume as volumes
+from containerkit.cli import FAILED, values
+from containerkit.cli.commands import complain
+from containerkit.cli.image.streams import as_file
+from containerkit.cli.listing import Listing, formatted, say
+from containerkit.errors import ContainerError, SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
-    from typing import Any
 
-__all__ = ["define", "main"]
+__all__ = ["EPILOG", "define", "facts", "main"]
+
+EPILOG: Final = """\
+A volume that is empty gets what the image has where it is mounted, with owners and modes.
+
+  containerkit volume create data
+  containerkit run --image postgres:16 -v data:/var/lib/postgresql/data
+  containerkit volume export data > data.tar
+  containerkit volume import data data.tar
+"""
+
+_LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     create = verbs.add_parser("create", help="make one")
-    create.add_argument("name", metavar="NAME")
-    create.add_argument("-l", "--label", metavar="NAME[=VALUE]", action="append", default=[], help="repeatable")
-    listed = verbs.add_parser("ls", help="list them")
-    listed.add_argument("-q", "--quiet", action="store_true", help="print names only")
-    listed.add_argument("--json", action="store_true", help="print it for programs")
+    create.add_argument("name", metavar="NAME", nargs="?", help="its name (default: a random one)")
+    create.add_argument(
+        "--size", metavar="SIZE", help="the most that its files may take, such as 64M (default: no limit)"
+    )
+    create.add_argument("-l", "--label", metavar="NAME[=VALUE]", **_LISTS, help="a label; repeatable")
+    create.add_argument("-d", "--driver", metavar="NAME", default="local", help="accepted: there is 'local' only")
+    create.add_argument("-o", "--opt", metavar="size=SIZE", **_LISTS, help="as --size; there are no other options")
+    listed = verbs.add_parser("ls", aliases=["list"], help="list them")
+    LISTING.define(listed)
+    listed.add_argument(
+        "-f", "--filter", metavar="NAME=VALUE", **_LISTS, help="name, label, dangling=true|false; repeatable"
+    )
     inspect = verbs.add_parser("inspect", help="print all that is known of them")
-    inspect.add_argument("names", nargs="+", metavar="NAME")
+    inspect.add_argument("names", nargs="+", metavar="VOLUME", help="its name")
     inspect.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.Mountpoint}}")
-    remove = verbs.add_parser("rm", help="remove them with all that is in them")
-    remove.add_argument("names", nargs="+", metavar="NAME")
-    verbs.add_parser("prune", help="remove those that no detached container has")
+    remove = verbs.add_parser("rm", aliases=["remove"], help="remove them with all that is in them")
+    remove.add_argument("names", nargs="+", metavar="VOLUME", help="its name")
+    remove.add_argument("-f", "--force", action="store_true", help="do not complain of one that is not there")
+    prune = verbs.add_parser("prune", help="remove those that no detached container has")
+    prune.add_argument("-f", "--force", action="store_true", help="accepted: nothing is asked")
+    prune.add_argument("-a", "--all", action="store_true", help="accepted: all that are unused are removed")
+    prune.add_argument("--filter", metavar="label=NAME[=VALUE]", **_LISTS, help="only those with it; repeatable")
+    export = verbs.add_parser("export", help="write its files to a tar archive")
+    export.add_argument("name", metavar="VOLUME", help="its name")
+    export.add_argument("-o", "--output", metavar="FILE", default="-", help="the archive (default: stdout)")
+    importing = verbs.add_parser("import", help="put the files of a tar archive in the place of its own")
+    importing.add_argument("name", metavar="VOLUME", help="its name; it is made if it is missing")
+    importing.add_argument("file", metavar="FILE", nargs="?", default="-", help="the archive (default: stdin)")
+    importing.add_argument("--replace", action="store_true", help="also if there are files in it, which are removed")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do it; returns 0.
+    """Do it; returns 0, or 125 when some could not be removed.
 
     Raises:
-        SpecError, StateError, SetupError, CleanupError: it can't be done.
+        ContainerError: it can't be done.
     """
-    if options.verb == "create":
-        labels = {name: value for name, _, value in (text.partition("=") for text in options.label)}
-        say(volumes.create(options.name, labels=labels).name)
-    elif options.verb == "rm":
-        for name in options.names:
-            volumes.get(name).remove()
-            say(name)
-    elif options.verb == "prune":
-        for name in volumes.prune():
-            say(name)
-    else:
-        _show(options)
+    return _VERBS[options.verb](options)
+
+
+def _create(options: argparse.Namespace) -> int:
+    if options.driver != "local":
+        raise SpecError(f"--driver {options.driver!r}: there is 'local' only")
+    opts = values.pairs("--opt", options.opt)
+    size = opts.pop("size", options.size)
+    if opts:
+        raise SpecError(f"--opt {next(iter(opts))!r}: there is size=SIZE; for a directory of the host use run --bind")
+    labels = {name: value for name, _, value in (text.partition("=") for text in options.label)}
+    say(volumes.create(options.name, labels=labels, size=size).name)
     return 0
 
 
-def _show(options: argparse.Namespace) -> None:
+def _ls(options: argparse.Namespace) -> int:
+    chosen = [volume for volume in volumes.volumes() if all(_fits(volume, *each) for each in _filters(options.filter))]
+    LISTING.show(options, [facts(volume) for volume in chosen])
+    return 0
+
+
+def _filters(texts: list[str]) -> list[tuple[str, str]]:
+    found = [pair for text in texts for pair in values.pairs("--filter", [text]).items()]
+    for name, value in found:
+        if name not in ("name", "label", "dangling") or (
+            name == "dangling" and value not in ("true", "false", "1", "0")
+        ):
+            raise SpecError(f"--filter {name}={value}: there are name, label, dangling=true, dangling=false")
+    return found
+
+
+def _fits(volume: volumes.Volume, name: str, value: str) -> bool:
+    if name == "name":
+        return value in volume.name
+    if name == "dangling":
+        return bool(volume.users()) != (value in ("true", "1"))
+    key, equals, wanted = value.partition("=")
+    return key in volume.labels and (not equals or volume.labels[key] == wanted)
+
+
+def _inspect(options: argparse.Namespace) -> int:
     import json
 
-    if options.verb == "inspect":
-        chosen = [_facts(volumes.get(name)) for name in options.names]
-        if options.format is not None:
-            for facts in chosen:
-                say(formatted(options.format, facts))
-            return
+    chosen = [facts(volumes.get(name)) for name in options.names]
+    if options.format is None:
         say(json.dumps(chosen, indent=2))
-        return
-    found = volumes.volumes()
-    if options.json:
-        say(json.dumps([_facts(volume) for volume in found], indent=2))
-    elif options.quiet:
-        for volume in found:
-            say(volume.name)
     else:
-        say(table([["NAME", "CREATED"], *[[volume.name, rfc3339(volume.created_at)] for volume in found]]))
+        for each in chosen:
+            say(formatted(options.format, each))
+    return 0
 
 
-def _facts(volume: volumes.Volume) -> dict[str, Any]:
+def _rm(options: argparse.Namespace) -> int:
+    status = 0
+    for name in options.names:
+        try:
+            volumes.get(name).remove()
+        except StateError as error:
+            if options.force and not os.path.exists(volumes.Volume(name=name).path):
+                continue
+            complain(str(error))
+            status = FAILED
+        except ContainerError as error:
+            complain(str(error))
+            status = FAILED
+        else:
+            say(name)
+    return status
+
+
+def _prune(options: argparse.Namespace) -> int:
+    wanted: dict[str, str | None] = {}
+    for text in options.filter:
+        kind, _, rest = text.partition("=")
+        key, equals, value = rest.partition("=")
+        if kind != "label" or not key:
+            raise SpecError(f"--filter {text!r}: there is label=NAME and label=NAME=VALUE")
+        wanted[key] = value if equals else None
+    for name in volumes.prune(labels=wanted):
+        say(name)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    volume = volumes.get(options.name)
+    if options.output == "-":
+        if os.isatty(sys.stdout.fileno()):
+            raise SpecError("volume export: the output is a terminal; add --output FILE, or use a pipe")
+        sys.stdout.flush()
+        volume.export("/dev/stdout")
+    else:
+        volume.export(options.output)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    volume = volumes.create(options.name, exist_ok=True)
+    if not options.replace and not volume.is_empty:
+        raise StateError(f"volume {volume.name}: there are files in it; pass --replace to remove them")
+    with as_file(options.file) as path:
+        volume.replace(path)
+    return 0
+
+
+def facts(volume: volumes.Volume) -> dict[str, Any]:
+    """Return all that is known of a volume."""
+    from containerkit.detached.inspection import rfc3339
+
     return {
         "Name": volume.name,
+        "Driver": "local",
         "Mountpoint": volume.path,
         "CreatedAt": rfc3339(volume.created_at),
         "Labels": dict(volume.labels),
+        "Size": volume.size_bytes,
         "UsedBy": volume.users(),
     }
+
+
+LISTING: Final = Listing(("Name", "CreatedAt", "Size"), key="Name")
+
+_VERBS: Final = {
+    "create": _create, "ls": _ls, "list": _ls, "inspect": _inspect, "rm": _rm, "remove": _rm, "prune": _prune,
+    "export": _export, "import": _import,
+}  # fmt: skip

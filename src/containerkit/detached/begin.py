@@ -30,8 +30,12 @@ from containerkit import _native
 from containerkit.container.captured import Recall
 from containerkit.container.commands import Commands
 from containerkit.container.lifecycle import Container
+from containerkit.detached import health
 from containerkit.detached.description import Description, Keeping, Policy
+from containerkit.detached.events import emit
+from containerkit.detached.health import Check
 from containerkit.detached.logs import last_log
+from containerkit.detached.wiring import wired
 from containerkit.errors import ContainerError, SetupError, StateError, UnsupportedError
 from containerkit.process.process import DEVNULL, PIPE
 from containerkit.spec.rootfs import resolve
@@ -42,12 +46,12 @@ if TYPE_CHECKING:
     from containerkit.spec.container import Spec
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["become_keeper", "begin", "root_of", "write_policy"]
+__all__ = ["Begun", "become_keeper", "begin", "root_of", "write_policy"]
 
 _FIRST_DELAY_MS, _LAST_DELAY_MS, _STEADY_S = 100, 60_000, 10.0
 """The wait before a first restart, doubled up to the last; a run of so many seconds begins anew. Source: Docker's."""
 
-_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, _LOCK = range(3, 10)
+_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, _LOCK, _ATTENDANT, _LIFE = range(3, 12)
 """The numbers of the keeper's descriptors; see keeper.c."""
 
 _END_BYTES: Final = 512
@@ -57,7 +61,7 @@ _ABOVE: Final = 64
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class _Begun(Container):
+class Begun(Container):
     """A container of a description that was read from a record."""
 
     def __init__(self, spec: Spec, id: str) -> None:  # noqa: A002 - what it is in the OCI
@@ -75,6 +79,17 @@ class _Begun(Container):
         if self._standing().union is not None:
             hint = "fuse-overlayfs serves its root, and ends with its starter: give it a root that the kernel can make"
             raise UnsupportedError("detach", EOPNOTSUPP, self.rootfs.upper or "/", hint)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What it has of a network that others serve: ``addresses`` and ``ports``; empty for none."""
+        return dict(getattr(self.joined().get("network"), "told", {}))
+
+    @property
+    def connection(self) -> list[int]:
+        """The descriptor on which that depends, if any."""
+        connection = getattr(self.joined().get("network"), "connection", None)
+        return [] if connection is None else [connection.fileno()]
 
     def groups(self) -> tuple[list[str], list[str]]:
         """Return the directories of its own control groups, and those in which its processes are."""
@@ -212,7 +227,10 @@ def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, l
     os.makedirs(entry.state_path, mode=0o700, exist_ok=True)
     _reserve(entry)
     spec = attrs.evolve(description.spec, rootfs=root_of(entry, description.spec.rootfs, former))
-    container = _Begun(spec, entry.id)
+    attendant = None
+    if spec.wishes_for_network:
+        spec, attendant = wired(spec, entry, keeping.name)
+    container = Begun(spec, entry.id)
     container.start()
     try:
         container.refuse_fuse()
@@ -226,25 +244,32 @@ def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, l
             _OUTPUT: ends[1],
             _ERRORS: ends[2],
             _LOCK: lock,
+            _ATTENDANT: -1 if attendant is None else attendant.pidfd,
+            _LIFE: -1 if attendant is None else attendant.life.fileno(),
         }
-        handed = Handed(sources, [ends[0], *_locks(inherited | {lock})])
+        handed = Handed(sources, [ends[0], *container.connection, *_locks(inherited | {lock})])
         delay_ms = _delay(former, restarts)
         # The keeper reads them once it is there; not sooner, or the command would have them blocked.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
         facts = _facts(container, process)
         run = int(former.get("run", 0)) + 1
         write_policy(entry, Policy.parse(keeping.restart), restarts)
+        check = Check.of(keeping, description.spec)
+        health.begin(entry, check, run)
+        facts |= {"checked": check is not None, "attendant": None if attendant is None else attendant.pid}
         entry.write(
             "run.json", {"run": run, "restarts": restarts, "delay_ms": delay_ms, **facts, "stdin": handed.stdin}
         )
         _forget_ends(entry, run)
+        emit(entry, "start", entry.config, restarts=restarts)
     except BaseException:
         container.stop()
         raise
     words = (
         *("keeper", str(run), str(delay_ms)),
         *(str(keeping.log_max_bytes), str(keeping.log_files), str(last_log(entry.state_path))),
-        *(str(int(keeping.remove)), sys.executable, *facts["leaves"], *facts["groups"]),
+        *(str(int(keeping.remove)), *map(str, (0, 0, 0) if check is None else check.milliseconds())),
+        *(str(max(0, handed.stdin)) if not keeping.tty else "0", sys.executable, *facts["leaves"], *facts["groups"]),
     )
     handed.become(words, environment, told)  # where that fails, we end, and with us the container
 
@@ -276,7 +301,7 @@ def _reserve(entry: Entry) -> None:
         os.close(fd)
 
 
-def _facts(container: _Begun, process: Process[Any]) -> dict[str, Any]:
+def _facts(container: Begun, process: Process[Any]) -> dict[str, Any]:
     """Return what ``run.json`` says of a start."""
     groups, leaves = container.groups()
     root = container.rootfs
@@ -289,6 +314,7 @@ def _facts(container: _Begun, process: Process[Any]) -> dict[str, Any]:
         "leaves": leaves,
         "root": pickle.dumps(root).hex(),
         "stop_signal": root.stop_signal,
+        "network": container.network,
     }
 
 

@@ -14,7 +14,9 @@ import attrs
 from containerkit.container.attached import group_at
 from containerkit.detached import store
 from containerkit.detached.begin import begin, write_policy
-from containerkit.detached.description import Description, Keeping, Policy, signal_number
+from containerkit.detached.description import Policy, signal_number
+from containerkit.detached.events import emit, identify
+from containerkit.detached.health import image_of
 from containerkit.detached.known import Known
 from containerkit.detached.logs import LogLine, Moment, moment, read, steps
 from containerkit.errors import ContainerTimeout, SetupError, SpecError, StateError
@@ -29,10 +31,9 @@ if TYPE_CHECKING:
     from containerkit.container.lifecycle import Container
     from containerkit.image import Image
     from containerkit.image.options import CommitOptions
-    from containerkit.options import ConfinementOptions, ListOf, Word
-    from containerkit.spec.container import Spec
+    from containerkit.options import ConfinementOptions
 
-__all__ = ["Detached", "containers", "detach", "find"]
+__all__ = ["Detached", "containers", "find"]
 
 _END_S: Final = 10.0
 """How long a killed container may take to be gone."""
@@ -65,6 +66,15 @@ class Detached(Known):
                 os.unlink(self.entry.file(name))
         begin(self.entry)
 
+    def ask_to_end(self, run: int) -> None:
+        """Ask a run to end as :meth:`stop` does, and do not wait: for who ends with it."""
+        asked = self.keeping.stop_signal
+        self._mark_stopped()
+        self.signal_command(
+            signal_number(asked if asked is not None else self.last_run.get("stop_signal", signal.SIGTERM)), run
+        )
+        emit(self.entry, "stop")
+
     def stop(self, grace_s: float | None = None, *, stop_signal: int | str | None = None) -> None:
         """Ask it to end, and kill it when the time is up; no policy starts it again. Harmless when it does not run.
 
@@ -84,13 +94,15 @@ class Detached(Known):
         if status == "paused":
             self.resume()
         if status in ("running", "paused"):
-            self._signal(run, number)
+            self.signal_command(number, int(run["run"]))
             deadline = time.monotonic() + (keeping.stop_timeout_s if grace_s is None else grace_s)
             while self.entry.end_of(run["run"]) is None and self.entry.is_kept():
                 if time.monotonic() >= deadline:
                     break
                 self._sleep_until_end(run, deadline - time.monotonic())
         self._end()
+        if status in ("running", "paused", "restarting"):
+            emit(self.entry, "stop")
 
     def kill(self, signal: int | str = "SIGKILL") -> None:
         """Send its command a signal. After SIGKILL it is gone when this returns, and no policy starts it again.
@@ -103,8 +115,9 @@ class Detached(Known):
         status, run, _ = self.looked_at()
         if status not in ("running", "paused", "restarting"):
             raise StateError(f"{self!r}: it does not run")
+        emit(self.entry, "kill", signal=number)
         if number != 9:
-            self._signal(run, number)
+            self.signal_command(number, int(run["run"]))
             return
         self._mark_stopped()
         if status == "paused":
@@ -159,6 +172,7 @@ class Detached(Known):
         if status != "running":
             raise StateError(f"{self!r}: it is {status}, not running")
         freeze(self.id, run)
+        emit(self.entry, "pause")
 
     def resume(self) -> None:
         """Let its processes go on.
@@ -172,6 +186,7 @@ class Detached(Known):
         if status != "paused":
             raise StateError(f"{self!r}: it is {status}, not paused")
         thaw(self.id, run)
+        emit(self.entry, "unpause")
 
     def rename(self, name: str) -> None:
         """Give it another name.
@@ -184,8 +199,10 @@ class Detached(Known):
         former = config["name"]
         self.entry.set_name(name)
         self.entry.write("config.json", {**config, "name": name})
+        identify(self.entry, {**config, "name": name})
         if former and former != name:
             self.entry.drop_name(former)
+        emit(self.entry, "rename", former=former)
 
     def update(self, limits: Limits | None = None, *, restart: str | None = None) -> None:
         """Change its limits or its policy, now and for later starts; what is None stays.
@@ -198,6 +215,7 @@ class Detached(Known):
             keeping = attrs.evolve(self.keeping, restart=restart)
             self.entry.write("config.json", {**self.entry.config, **attrs.asdict(keeping)})
             write_policy(self.entry, Policy.parse(restart), self.restarts)
+            emit(self.entry, "update", restart=restart)
         if limits is None:
             return
         if self.status in ("running", "paused"):
@@ -212,6 +230,7 @@ class Detached(Known):
             limits = attrs.evolve(former, **given)
         changed = attrs.evolve(description, spec=attrs.evolve(description.spec, limits=limits))
         self.entry.write_bytes("description", changed.dump())
+        emit(self.entry, "update", limits=str(limits))
 
     def remove(self, *, force: bool = False) -> None:
         """Remove the record with all that it has written.
@@ -230,7 +249,9 @@ class Detached(Known):
             with suppress(StateError):
                 self.kill()
         self._wait_for_keeper()
+        config = self.entry.config
         self.entry.remove()
+        emit(self.entry, "destroy", config)
 
     # --- What it says and uses
 
@@ -328,13 +349,33 @@ class Detached(Known):
             defaults: see :class:`containerkit.image.options.CommitOptions`.
 
         Raises:
-            StateError: it does not run, or its root keeps no changes.
+            StateError: its root keeps no changes, or was in memory and it does not run.
         """
-        from containerkit.image import Image, commit
+        from containerkit.image import commit
 
-        base = Image.get(self.image, pull="never") if self.image else None
-        with self.attach() as view:
-            return commit(view, reference, base=base, author=author, message=message, **defaults)
+        spec = self.description().spec
+        base = image_of(spec, pull="never") if spec.rootfs.kind == "image" else None
+        with self.opened() as view:
+            made = commit(view, reference, base=base, author=author, message=message, **defaults)
+        emit(self.entry, "commit", reference=reference or "", digest=str(made.digest))
+        return made
+
+    @contextmanager
+    def opened(self) -> Iterator[Container]:
+        """Yield a container for its files, whether it runs or not; nobody can start it meanwhile.
+
+        Raises:
+            StateError: it does not run, and was never started, or its root was in memory.
+            SetupError: it can't be had.
+        """
+        if self.status in ("running", "paused"):
+            with self.attach() as view:
+                yield view
+            return
+        from containerkit.detached.opened import opened
+
+        with opened(self) as container:
+            yield container
 
     def attach(self, **confinement: Unpack[ConfinementOptions]) -> Container:
         """Return a view on it for ``run``, ``popen`` and ``files``; see :meth:`containerkit.Container.attach`.
@@ -369,15 +410,18 @@ class Detached(Known):
         except OSError as error:
             raise SetupError("open", error.errno or 0, self.entry.file("stopped")) from None
 
-    def _signal(self, run: Mapping[str, Any], number: int) -> None:
-        """Send the command a signal, if it is the one on record.
+    def signal_command(self, number: int, run: int) -> None:
+        """Send the command of a run a signal; nothing happens where that has ended.
 
         Its pid is not another's while its keeper has not read its status: that is looked at once the pidfd is there.
         """
+        last = self.last_run
+        if last.get("run") != run:
+            return
         with suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(int(run["pid"]))
+            pidfd = os.pidfd_open(int(last["pid"]))
             try:
-                if self.entry.is_kept() and self.entry.end_of(run["run"]) is None:
+                if self.entry.is_kept() and self.entry.end_of(run) is None:
                     signal.pidfd_send_signal(pidfd, number)
             finally:
                 os.close(pidfd)
@@ -417,36 +461,6 @@ class Detached(Known):
                 raise StateError(f"{self!r}: it has not ended within {_END_S:g} s")
             time.sleep(pause_s)
             pause_s = min(0.01, 1.5 * pause_s)
-
-
-def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping[str, Any]) -> Detached:
-    """Put a container on record and start it; see :meth:`containerkit.Container.detach`."""
-    keeping_names = {field.name for field in attrs.fields(Keeping)} - {"name"}
-    given = {key: value for key, value in options.items() if key in keeping_names}
-    fields = {key: value for key, value in options.items() if key not in keeping_names}
-    if spec.rootfs.kind == "image":
-        given.setdefault("image", spec.rootfs.name)
-    keeping = Keeping(name=name, **given)
-    argv = tuple(map(os.fsdecode, command)) if command is not None else _default_command(spec)
-    description = Description(spec=spec, argv=argv, fields=fields)
-    config = {**attrs.asdict(keeping), "created": time.time(), "argv": argv}
-    entry = store.create(config, description.dump())
-    try:
-        begin(entry)
-    except BaseException:
-        entry.remove()
-        raise
-    return Detached(entry)
-
-
-def _default_command(spec: Spec) -> tuple[str, ...]:
-    if spec.rootfs.kind != "image":
-        raise SpecError("detach: this root has no command of its own: pass command=[...]")
-    from containerkit.image import Image
-
-    named = ("pull", "platform", "store")
-    options: dict[str, Any] = {name: value for name, value in spec.rootfs.arguments if name in named}
-    return tuple(Image.get(spec.rootfs.name, **options).defaults.argv(None))
 
 
 def find(name: str) -> Detached:

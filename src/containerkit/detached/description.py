@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -10,13 +11,17 @@ import attrs
 
 from containerkit.container.arguments import COMMAND_FIELDS, owns_nothing
 from containerkit.container.live import checked_id
+from containerkit.detached.health import check_options
+from containerkit.detached.wiring import refuse_bound
 from containerkit.errors import SpecError, StateError
 from containerkit.security.checks import check_bool
 from containerkit.spec.container import CONFINEMENT, Spec, check_names
-from containerkit.spec.words import encode
+from containerkit.spec.words import encode, sequence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from containerkit.options import ListOf, Word
 
 __all__ = ["NEVER", "Description", "Keeping", "Policy", "signal_number"]
 
@@ -78,6 +83,13 @@ def signal_number(value: int | str) -> int:
     raise SpecError(f"signal: {value!r:.100} is neither a number from 1 to {int(signal.SIGRTMAX)} nor a signal's name")
 
 
+def _check_command(value: ListOf[Word] | str | None) -> tuple[str, ...]:
+    """Return the argv of a check; a text is for the shell."""
+    if isinstance(value, str):
+        return ("/bin/sh", "-c", value) if value else ()
+    return tuple(map(os.fsdecode, sequence(value, "health_command"))) if value is not None else ()
+
+
 @attrs.frozen(kw_only=True)
 class Keeping:
     """How a container is kept.
@@ -96,6 +108,10 @@ class Keeping:
         image: the name of its image, for people.
         command_line: the options and the command of ``run`` that made it; empty for what was made from Python.
         directory: the working directory of that.
+        healthcheck: whether its health is checked: as told here, or as its image says.
+        health_command: the command that checks it; empty for what its image says.
+        health_interval_s, health_timeout_s, health_start_period_s, health_start_interval_s, health_retries,
+            health_on_failure: see :class:`containerkit.detached.health.Check`; None for what its image says.
     """
 
     name: str = ""
@@ -111,12 +127,21 @@ class Keeping:
     image: str = ""
     command_line: tuple[str, ...] = ()
     directory: str = ""
+    healthcheck: bool = True
+    health_command: tuple[str, ...] = attrs.field(default=(), converter=_check_command)
+    health_interval_s: float | None = None
+    health_timeout_s: float | None = None
+    health_start_period_s: float | None = None
+    health_start_interval_s: float | None = None
+    health_retries: int | None = None
+    health_on_failure: str = "none"
 
     def __attrs_post_init__(self) -> None:
         if self.name:
             checked_id(self.name)
         policy = Policy.parse(self.restart)
-        for name in ("tty", "stdin_open", "remove"):
+        check_options(self)
+        for name in ("tty", "stdin_open", "remove", "healthcheck"):
             check_bool(getattr(self, name), name)
         if self.remove and policy.name != "no":
             raise SpecError(f"remove and restart={self.restart!r} can't both be meant: it would be removed at its end")
@@ -136,7 +161,7 @@ class Keeping:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
         """Return what a record's ``config.json`` says."""
-        return cls(**{field.name: config[field.name] for field in attrs.fields(cls)})
+        return cls(**{field.name: config[field.name] for field in attrs.fields(cls) if field.name in config})
 
 
 @attrs.frozen(kw_only=True)
@@ -161,10 +186,7 @@ class Description:
         if self.spec.namespaces.pid != "new":
             raise SpecError("detach: the pid namespace must be new: with it all that is left of a container ends")
         if self.spec.wishes_for_network:
-            raise SpecError(
-                "detach: names, ports and rules of a network are served by the process that starts the container, "
-                "which does not stay: pass network='host' or 'none', without publish, egress, dns and hosts"
-            )
+            refuse_bound(self.spec)
         if not owns_nothing(self.spec):
             raise SpecError("detach: a namespace that this process holds can't be handed on: make it new or the host's")
 

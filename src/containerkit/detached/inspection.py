@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from containerkit.detached.known import health_state, shell_status
+
 if TYPE_CHECKING:
     from containerkit.detached.known import Known
 
-__all__ = ["inspection", "rfc3339", "shell_status"]
+__all__ = ["inspection", "rfc3339"]
 
 
 def rfc3339(seconds: float | None) -> str:
@@ -18,16 +20,12 @@ def rfc3339(seconds: float | None) -> str:
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def shell_status(code: int | None) -> int:
-    """Return an exit status as a shell has it: 128 + N for signal N; -1 where nobody knows."""
-    return -1 if code is None else code if code >= 0 else 128 - code
-
-
 def inspection(one: Known) -> dict[str, Any]:
     """Return all that is known of a container."""
     keeping, description = one.keeping, one.description()
     status, run, end = one.looked_at()
     spec, runs = description.spec, status in ("running", "paused")
+    health = health_state(one.entry, status, run)
     limits = {} if spec.limits is None else attrs.asdict(spec.limits, filter=lambda _, value: value is not None)
     return {
         "Id": one.id,
@@ -47,6 +45,9 @@ def inspection(one: Known) -> dict[str, Any]:
             "Error": one.error or ("its keeper was killed" if status == "dead" else ""),
             "StartedAt": rfc3339(run.get("started")),
             "FinishedAt": end["finished"] if end is not None else "",
+            "Health": None
+            if health is None
+            else {"Status": health["status"], "FailingStreak": health["streak"], "Log": health["log"]},
         },
         "Image": keeping.image,
         "RestartCount": one.restarts,
@@ -70,6 +71,18 @@ def inspection(one: Known) -> dict[str, Any]:
             "StopSignal": keeping.stop_signal,
             "StopTimeout": keeping.stop_timeout_s,
         },
+        "NetworkSettings": {
+            "Network": _network(spec.network),
+            "Addresses": run.get("network", {}).get("addresses", []) if runs else [],
+            "Ports": run.get("network", {}).get("ports", []) if runs else [],
+            "Attendant": run.get("attendant") if runs else None,
+        },
         "Keeper": run.get("keeper") if runs else None,
         "CGroups": run.get("groups", []),
     }
+
+
+def _network(choice: Any) -> str:
+    """Return the name of a network, as people know it."""
+    found = getattr(choice, "network", choice)
+    return found if isinstance(found, str) else str(getattr(found, "name", found))

@@ -5,22 +5,45 @@ from __future__ import annotations
 import os
 import pickle
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from containerkit.detached.description import Description, Keeping
 from containerkit.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from containerkit.detached.description import Description, Keeping
     from containerkit.detached.store import Entry
     from containerkit.spec.mount import Mount
+    from containerkit.spec.network import Port
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["Known", "Status"]
+__all__ = ["Known", "Status", "health_state", "shell_status"]
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
 """The status of a detached container. ``"dead"``: its keeper was killed, so it is not known how the container ended."""
+
+HEALTH_FILE: Final = "health.json"
+"""The file of a record that tells what its health checks have found."""
+
+
+def shell_status(code: int | None) -> int:
+    """Return an exit status as a shell has it: 128 + N for signal N; -1 where nobody knows."""
+    return -1 if code is None else code if code >= 0 else 128 - code
+
+
+def health_state(entry: Entry, status: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return ``status``, ``streak`` and ``log`` of the checks of a run; None where there are none, or it is over.
+
+    Args:
+        entry: the record.
+        status: what the container does.
+        run: its last start.
+    """
+    if not run.get("checked") or status not in ("running", "paused"):
+        return None
+    content = entry.read(HEALTH_FILE)
+    return content if content is not None and content["run"] == run["run"] else None
 
 
 class Known:
@@ -56,6 +79,8 @@ class Known:
         Raises:
             StateError: its record is gone.
         """
+        from containerkit.detached.description import Keeping
+
         return Keeping.of(self.entry.config)
 
     @property
@@ -198,6 +223,28 @@ class Known:
         return float(self.entry.config["created"])
 
     @property
+    def health(self) -> str | None:
+        """``"starting"``, ``"healthy"`` or ``"unhealthy"`` while it runs; None where its health is not checked."""
+        status, run, _ = self.looked_at()
+        found = health_state(self.entry, status, run)
+        return None if found is None else str(found["status"])
+
+    @property
+    def addresses(self) -> list[str]:
+        """Its addresses on a network; empty while it does not run, and where it is on none that others serve."""
+        status, run, _ = self.looked_at()
+        return list(run.get("network", {}).get("addresses", ())) if status in ("running", "paused") else []
+
+    @property
+    def ports(self) -> list[Port]:
+        """Its published ports, with the host's ports that they have got; empty while it does not run."""
+        from containerkit.spec.network import Port
+
+        status, run, _ = self.looked_at()
+        told = run.get("network", {}).get("ports", ()) if status in ("running", "paused") else ()
+        return [Port(**each) for each in told]
+
+    @property
     def error(self) -> str | None:
         """Why its policy could not start it again; None where it could."""
         content = self.entry.read("error.json")
@@ -206,7 +253,8 @@ class Known:
     def summary(self) -> dict[str, Any]:
         """Return what a list of containers shows of it, with a single look at the record.
 
-        ``status``, ``pid``, ``exit_code``, ``created`` and ``labels`` are those of the attributes.
+        ``status``, ``pid``, ``exit_code``, ``created``, ``health`` and ``labels`` are those of the attributes;
+        ``init`` is the pid of the last run's init.
         """
         status, run, end = self.looked_at()
         config = self.entry.config
@@ -217,8 +265,11 @@ class Known:
             "command": config["argv"],
             "created": config["created"],
             "status": status,
+            "init": run.get("init"),
             "pid": run["pid"] if status in ("running", "paused") else None,
             "exit_code": None if end is None else os.waitstatus_to_exitcode(int(end["status"])),
+            "health": None if (found := health_state(self.entry, status, run)) is None else found["status"],
+            "ports": run.get("network", {}).get("ports", []) if status in ("running", "paused") else [],
             "labels": config["labels"],
         }
 
@@ -237,6 +288,8 @@ class Known:
         Raises:
             StateError: its record is gone, or another version's.
         """
+        from containerkit.detached.description import Description
+
         try:
             with open(self.entry.file("description"), "rb") as file:
                 return Description.load(file.read())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
+from containerkit.detached.events import emit
 from containerkit.detached.store import Entry
 
 __all__ = ["main"]
@@ -23,7 +24,9 @@ def main() -> None:
     os.close(_RECORD)
     os.close(_LOGS)
     if sys.argv[1] == "remove":
+        config = entry.config
         entry.remove()
+        emit(entry, "destroy", config)
         return
     if os.path.exists(entry.file("stopped")):
         return

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+from contextlib import suppress
+from errno import EBADF
 from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SetupError, StateError
@@ -14,7 +17,7 @@ from containerkit.errors import SetupError, StateError
 if TYPE_CHECKING:
     from containerkit.detached.container import Detached
 
-__all__ = ["stdin_of"]
+__all__ = ["end_input", "stdin_of"]
 
 _PIDFD_GETFD: Final = 438  # the same on all machines
 
@@ -40,6 +43,28 @@ def stdin_of(one: Detached) -> int | None:
         fd = int(libc.syscall(_PIDFD_GETFD, pidfd, int(run["stdin"]), 0))
     finally:
         os.close(pidfd)
+    if fd < 0 and ctypes.get_errno() == EBADF:  # it was ended
+        return None
     if fd < 0:
         raise SetupError("pidfd_getfd", ctypes.get_errno(), f"keeper {run['keeper']}", "only its user, or root, can")
     return fd
+
+
+def end_input(one: Detached) -> None:
+    """Let the keeper close the command's standard input, so that the command reads its end once all was read.
+
+    Raises:
+        StateError: it does not run, or has no standard input that could be ended: a terminal has none.
+    """
+    status, run, _ = one.looked_at()
+    if status not in ("running", "paused"):
+        raise StateError(f"{one!r}: it does not run")
+    if one.keeping.tty or not one.keeping.stdin_open:
+        raise StateError(f"{one!r}: it has no standard input of its own: start it with stdin_open=True, without tty")
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(int(run["keeper"]))
+        try:
+            if one.entry.is_kept():
+                signal.pidfd_send_signal(pidfd, signal.SIGUSR1)
+        finally:
+            os.close(pidfd)

@@ -290,7 +290,8 @@ def create(config: dict[str, Any], description: bytes) -> Entry:
             entry.drop_name(config["name"])
         entry.remove()
         if isinstance(error, OSError) and not isinstance(error, SetupError):
-            raise SetupError("mkdir", error.errno or 0, entry.path, "the record can't be made") from None
+            where = error.filename or entry.path
+            raise SetupError("mkdir", error.errno or 0, where, "the record can't be made") from None
         raise
     return entry
 

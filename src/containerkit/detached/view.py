@@ -10,6 +10,7 @@ import attrs
 from containerkit.container.attached import Attached
 from containerkit.container.changes import listed
 from containerkit.detached import store
+from containerkit.detached.events import emit
 from containerkit.errors import SpecError, StateError
 from containerkit.security.confinement import Confinement
 from containerkit.spec.container import CONFINEMENT, check_names
@@ -88,6 +89,10 @@ class View(Attached):
     def changes(self) -> Iterator[Change]:
         """Yield what it has changed; see :meth:`containerkit.Detached.changes`."""
         yield from self._detached.changes()
+
+    def note(self, action: str, **attributes: Any) -> None:
+        """Append an event; see :func:`containerkit.events`."""
+        emit(self._detached.entry, action, **attributes)
 
     @property
     def state(self) -> State:

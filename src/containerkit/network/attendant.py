@@ -69,7 +69,7 @@ class Attendant:
         self._wake, self._waker = socket.socketpair()
         self._log_socket: socket.socket | None = None
         self._addresses: HostAddresses | None = None
-        self._closed = False
+        self._closed = self._released = False
         try:
             self._selector.register(self._wake, selectors.EVENT_READ, None)
             opened = in_router(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER)
@@ -259,16 +259,21 @@ class Attendant:
                 else:
                     del self._asking[source]
 
-    def close(self) -> None:
-        """End the thread and close its sockets. May be called twice. The owners of published ports close those."""
+    def end(self) -> None:
+        """End the thread, so that nobody uses the packet filters any more; harmless when repeated."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._waker.send(b"\0")
+            ended, self._closed = self._closed, True
+        if not ended:
+            self._waker.send(b"\0")
         if self._thread is not threading.current_thread():
             self._thread.join()
-        self._release()
+
+    def close(self) -> None:
+        """End the thread and close its sockets. May be called twice. The owners of published ports close those."""
+        if not self._released:
+            self._released = True
+            self.end()
+            self._release()
 
     def _release(self) -> None:
         self._splicer.close()

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -52,13 +54,14 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def serve(network: Network, listening: socket.socket, ready: int) -> None:
+def serve(network: Network, listening: socket.socket, ready: int, life: socket.socket | None = None) -> None:
     """Keep a network until its removal is requested. The process does nothing else.
 
     Args:
         network: the network to keep.
         listening: the listening socket.
         ready: a descriptor to which the result of the opening is written.
+        life: a socket. When its other side is closed the network ends, too.
     """
     try:
         live = network.open()
@@ -68,7 +71,11 @@ def serve(network: Network, listening: socket.socket, ready: int) -> None:
     os.write(ready, b"{}")
     os.close(ready)
     ending = threading.Event()
+    asked = [listening] if life is None else [listening, life]
     while not ending.is_set():
+        found = select.select(asked, [], [])[0]
+        if life in found or ending.is_set():
+            break
         connection, _ = listening.accept()
         threading.Thread(target=_attend, args=(connection, live, ending, listening), daemon=True).start()
     live.close()
@@ -139,7 +146,8 @@ def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwo
     )
     made = connector.take()
     try:
-        send(connection, {"addresses": list(made.claims[0].addresses)}, (made.fileno(),))
+        ports = [{**attrs.asdict(each.port), "host_port": each.host_port} for each in made.published]
+        send(connection, {"addresses": list(made.claims[0].addresses), "ports": ports}, (made.fileno(),))
         _hold(connection, made)
     finally:
         made.close()
@@ -179,6 +187,14 @@ def _rule(told: dict[str, Any]) -> EgressRule:
     return EgressRule(told["what"], tuple((first, last) for first, last in told["ports"]), told["protocol"])
 
 
+_children: Final[list[subprocess.Popen[bytes]]] = []
+"""Keepers that this process has started: it reaps them if it is still there at their end."""
+
+
+def _reap() -> None:
+    _children[:] = [each for each in _children if each.poll() is None]
+
+
 def create(network: Network) -> int:
     """Start the keeper of a network, and return its pid once the network is open.
 
@@ -188,8 +204,6 @@ def create(network: Network) -> int:
 
     Side effects: a process, until the network is removed.
     """
-    import subprocess
-
     path = path_of(network.name)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -216,6 +230,8 @@ def create(network: Network) -> int:
             keeper.wait(_START_S)
             os.unlink(path)
             raise error_of(answer)
+        _reap()
+        _children.append(keeper)
         return keeper.pid
     finally:
         listening.close()
@@ -279,6 +295,7 @@ def remove(name: str, *, force: bool) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and any(each == name for each, _ in known()):
         time.sleep(0.01)
+    _reap()
 
 
 def sweep() -> list[str]:

@@ -57,9 +57,15 @@ def path_of(name: str) -> str:
 
 @attrs.frozen
 class Kept:
-    """A network that a keeper keeps, by its name. It can be passed to a container as a network."""
+    """A network that a keeper keeps, by its name. It can be passed to a container as a network.
+
+    Attributes:
+        name: the name of the network.
+        at: the path of the keeper's socket, where it is not that of a shared network; at most 100 bytes.
+    """
 
     name: str
+    at: str | None = None
     containerkit_network = True
 
     def inspect(self, *, joins: bool = False) -> dict[str, Any]:
@@ -90,7 +96,7 @@ class Kept:
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            connection.connect(path_of(self.name))
+            connection.connect(self.at or path_of(self.name))
             _check_peer(connection, self.name)
             send(connection, request, lent)
             answer, fds = receive(connection)
@@ -190,8 +196,8 @@ class Remote:
         Raises:
             StateError, SpecError, SetupError: the keeper refused the request.
         """
-        _, fds, connection = self.kept.ask(self.wish)
-        return _Remote.connected(fds[0], connection)
+        told, fds, connection = self.kept.ask(self.wish)
+        return _Remote.connected(fds[0], connection, told)
 
     def join(self, namespace: int, position: int) -> Joined:
         """Have one more interface made in a network namespace that is there.
@@ -271,12 +277,21 @@ class Peer:
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class _Remote(Endpoint):
     connection: socket.socket
+    told: dict[str, Any]
 
     @classmethod
-    def connected(cls, fd: int, connection: socket.socket) -> _Remote:
-        """Take ownership of a descriptor, and of the connection on which the container's resources depend."""
+    def connected(cls, fd: int, connection: socket.socket, told: dict[str, Any]) -> _Remote:
+        """Take ownership of a descriptor, and of the connection on which the container's resources depend.
+
+        Args:
+            fd: of the network namespace.
+            connection: to the keeper.
+            told: what the container has of the network: ``addresses``, and ``ports`` that are published.
+        """
         status = os.fstat(fd)
-        made = cls(kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection)
+        made = cls(
+            kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection, told=told
+        )
         made.also(connection.close)
         return made
 

@@ -328,17 +328,20 @@ class LiveNetwork:
                 return
             self._closed = True
         with ExitStack() as ends:
-            ends.callback(router.leave, self.router)
             for each in self._leases:
                 ends.callback(each.release)
+            ends.callback(router.leave, self.router, self._take_back)
+            ends.callback(self.router.attendant.remove_network, self.bridge)
+            ends.callback(self.router.attendant.tell, self.bridge, None)
+
+    def _take_back(self) -> None:
+        with ExitStack() as ends:
             ends.callback(self.router.rules.remove_bridge, self.bridge)
             ends.callback(self._unmake)
             for subnet in () if self.network.internal else self.subnets:
                 ends.callback(self.router.drop_route, subnet)
                 if self.router.host_rules is not None:
                     ends.callback(self.router.host_rules.remove_subnet, subnet)
-            ends.callback(self.router.attendant.remove_network, self.bridge)
-            ends.callback(self.router.attendant.tell, self.bridge, None)
 
     def __enter__(self) -> Self:
         self._check_open()

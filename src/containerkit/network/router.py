@@ -12,7 +12,7 @@ import socket
 import threading
 from errno import EHOSTUNREACH, ENOENT
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from containerkit import _native
 from containerkit._native import constants as k
@@ -327,24 +327,24 @@ class Router:
         """Close it. May be called twice, and has no effect in a forked child."""
         if os.getpid() != self.pid:
             return
-        closing, self._closing = self._closing, []
+        closing, self._closing = self._closing[::-1], []
         forwarding = [each for each in closing if isinstance(each, Forwarding)]
-        for each in reversed(closing):
-            if each not in forwarding:
-                each.close()  # type: ignore[attr-defined] # each has one
-        self._gone()
+        if closing and hasattr(self, "attendant"):
+            self.attendant.end()
+        # The kernel waits for its readers to be through at nearly each of these: they wait at the same time.
+        ends: list[Any] = [each for each in closing if each not in forwarding]
+        side_by_side([*[each.close for each in ends], self._cut])
+        while self._fds:
+            os.close(self._fds.pop())
         for last in forwarding:
             last.close()
 
-    def _gone(self) -> None:
-        if not self._fds:
-            return
-        if self.uplink:  # the kernel removes a namespace in the background, but the host's end must be gone now
+    def _cut(self) -> None:
+        """Delete the link; the kernel takes a namespace down in the background, and the host's end is to go now."""
+        if self._fds and self.uplink:
             at = Slot("outside")
             gone = links.delete_link(at, self.uplink, tolerate=(19,))
             self.run([*calls.netlink_socket(0, at), gone, calls.close(at)])
-        while self._fds:
-            os.close(self._fds.pop())
 
     def __repr__(self) -> str:
         return f"<Router {self.uplink or 'without a link'} {'open' if self._fds else 'closed'}>"
@@ -386,13 +386,67 @@ def current() -> Router:
         return router
 
 
-def leave(router: Router) -> None:
-    """Stop using it. The last user closes it."""
+def leave(router: Router, take_back: Callable[[], object] = lambda: None) -> None:
+    """Be no user of it any more; the last one takes it down.
+
+    Args:
+        router: the router.
+        take_back: removes what the user has in it; not called where the router goes as a whole.
+    """
+    if _left_last(router):
+        return
+    try:
+        take_back()
+    finally:
+        with _making_one:
+            router.users -= 1
+            _close_unused(router)
+
+
+def _left_last(router: Router) -> bool:
     with _making_one:
-        router.users -= 1
-        if router.users == 0 and _routers.get(router.pid) is router:
-            del _routers[router.pid]
-            router.close()
+        if router.users != 1 or _routers.get(router.pid) is not router:
+            return False
+        router.users = 0
+        _close_unused(router)
+        return True
+
+
+def _close_unused(router: Router) -> None:
+    if router.users == 0 and _routers.get(router.pid) is router:
+        del _routers[router.pid]
+        router.close()
+
+
+def side_by_side(tasks: Iterable[Callable[[], object]]) -> None:
+    """Call functions at the same time, and wait for all of them.
+
+    Raises:
+        Exception: what the first of them raised.
+    """
+    errors: list[Exception] = []
+
+    def guarded(task: Callable[[], object]) -> None:
+        try:
+            task()
+        except Exception as error:  # noqa: BLE001 - it is raised in the caller's thread
+            errors.append(error)
+
+    threads = []
+    *others, last = tasks
+    for task in others:
+        thread = threading.Thread(target=guarded, args=(task,))
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter ends, or no more threads can be had
+            guarded(task)
+        else:
+            threads.append(thread)
+    guarded(last)
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _renew() -> None:

@@ -1,4 +1,7 @@
-"""The process that holds one project: ``python -m containerkit.project.detached FD < REQUEST``."""
+"""The process that holds one project: a fork of the command line, or of its own.
+
+``python -m containerkit.project.detached FD < REQUEST``
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,30 @@ from containerkit.project.supervisor import Supervisor
 __all__ = ["hold", "main"]
 
 
-def hold(supervisor: Supervisor) -> None:
-    """Wait until the project is down, by a request or by SIGTERM."""
-    supervisor.ended.wait()
-
-
 def main() -> int:
     """Start the project that stands on stdin, tell of it by a descriptor, and hold it."""
     told = int(sys.argv[1])
     os.set_inheritable(told, False)
+    request = json.loads(sys.stdin.buffer.read())
+    project = Project.of(request["model"], request["directory"], request["variables"])
+    return hold(project, told, request["options"])
+
+
+def hold(project: Project, told: int, options: dict[str, Any]) -> int:
+    """Start a project, tell of it, and hold it until it is down, by a request or by SIGTERM.
+
+    Args:
+        project: the project.
+        told: the descriptor of a pipe, on which each step, then the end of the start is written.
+        options: of :meth:`containerkit.project.stack.Stack.apply`, ``wait``, ``build`` and ``pull``.
+
+    Returns:
+        The exit status of this process.
+    """
 
     def tell(kind: str, value: Any) -> None:
         os.write(told, json.dumps({kind: value}).encode() + b"\n")
 
-    request = json.loads(sys.stdin.buffer.read())
-    options = request["options"]
-    project = Project.of(request["model"], request["directory"], request["variables"])
     stack = Stack(
         project, log=lambda text: tell("item", text) if not quiet.is_set() else None, build=options.pop("build", False),
         pull=options.pop("pull", None),
@@ -56,7 +67,7 @@ def main() -> int:
     quiet.set()
     tell("done", None)
     os.close(told)
-    hold(supervisor)
+    supervisor.ended.wait()
     stack.down()
     return 0
 

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_image", "image_of", "tag_of"]
 
-_REFUSED: Final = (
-    "additional_contexts", "cache_from", "cache_to", "entitlements", "extra_hosts", "isolation", "labels", "privileged",
-    "shm_size", "ssh", "ulimits",
-)  # fmt: skip
 _POLICIES: Final = {"always": "always", "never": "never", "missing": "missing", "build": "never"}
 
 
@@ -50,7 +46,7 @@ def image_of(
 
     Raises:
         SpecError: a key is not supported.
-        ImageError: it can't be had.
+        ImageError: is not supported.
         ExitError: a command of the build failed.
     """
     from containerkit.image import Image
@@ -90,9 +86,6 @@ def build_image(
     from containerkit.image import Image
 
     build = keys["build"]
-    for key in _REFUSED:
-        if build.get(key):
-            raise SpecError(f"services.{service}.build.{key}: it can't be had")
     context = build["context"]
     options: dict[str, Any] = {
         "tag": tag_of(project, service, keys), "args": build.get("args", {}), "target": build.get("target", ""),

@@ -40,15 +40,38 @@ class Journal:
     def __init__(self) -> None:
         self._lines: deque[LogLine] = deque(maxlen=_LINES)
         self._count = 0
+        self._kept: dict[str, deque[tuple[int, int]]] = {}
+        self._bytes: dict[str, int] = {}
+        self._first: dict[str, int] = {}
         self._changed = threading.Condition()
         self._closed = False
 
-    def add(self, lines: list[LogLine]) -> None:
-        """Add lines, and wake those who follow."""
+    def add(self, lines: list[LogLine], most_bytes: int | None = None) -> None:
+        """Add lines, and wake those who follow.
+
+        Args:
+            lines: of one container.
+            most_bytes: so many bytes of the latest lines of that container are kept (default: no limit).
+        """
         with self._changed:
+            if most_bytes is not None:
+                self._limit(lines, most_bytes)
             self._lines.extend(lines)
             self._count += len(lines)
             self._changed.notify_all()
+
+    def _limit(self, lines: list[LogLine], most_bytes: int) -> None:
+        """Count what a container has in the journal; what is too much is not shown any more."""
+        for number, line in enumerate(lines, self._count):
+            kept = self._kept.setdefault(line.container, deque(maxlen=_LINES))
+            size = len(line.text) + 1
+            kept.append((number, size))
+            total = self._bytes.get(line.container, 0) + size
+            while total > most_bytes:
+                gone, length = kept.popleft()
+                total -= length
+                self._first[line.container] = gone + 1
+            self._bytes[line.container] = total
 
     def close(self) -> None:
         """End: those who follow come to their end."""
@@ -76,7 +99,11 @@ class Journal:
         """
         with self._changed:
             at = self._count
-            there = [line for line in self._lines if self._wanted(line, services, since)]
+            there = [
+                line
+                for number, line in enumerate(self._lines, at - len(self._lines))
+                if self._wanted(line, services, since) and number >= self._first.get(line.container, 0)
+            ]
         yield from there if tail is None else there[len(there) - min(tail, len(there)) :]
         while follow:
             with self._changed:

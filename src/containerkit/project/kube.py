@@ -8,19 +8,25 @@ from __future__ import annotations
 import base64
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from containerkit.errors import SpecError
+from containerkit.project.kubecheck import check_path, check_pod
 from containerkit.project.kubeschema import CONFIG_MAP, DEPLOYMENT, POD, SECRET, VOLUME_CLAIM
 from containerkit.project.project import Project, Service
+from containerkit.project.realize import PROBES
 from containerkit.project.shapes import Place
 from containerkit.project.yaml12 import parse_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from containerkit.project.options import Keys
 
 __all__ = ["Pod", "load_kube"]
 
+_PROBES: Final = {"readinessProbe": "ready", "livenessProbe": "alive", "startupProbe": "started"}
+_SHARED: Final = ("network", "ipc")
 _MEMORY: Final = re.compile(r"(\d+(?:\.\d+)?)([EPTGMk]i?|Ki|m)?\Z")
 _POWERS: Final = {"k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6, "K": 1}
 _RESTART: Final = {"Always": "always", "OnFailure": "on-failure", "Never": "no"}
@@ -28,7 +34,7 @@ _PULL: Final = {"Always": "always", "IfNotPresent": "missing", "Never": "never"}
 
 
 class Pod:
-    """Containers that share one network: they reach each other on localhost.
+    """Containers that share one network, and more where that is wished: they reach each other on localhost.
 
     ::
 
@@ -37,19 +43,41 @@ class Pod:
 
     Args:
         name: of the pod (default ``"pod"``).
-        containers: by name; the first holds the network, and the ports of all are published there.
+        containers: by name; the first holds what is shared, and the ports of all are published there.
+        share: ``"network"``, ``"ipc"`` (default the network).
+        others: more containers, by name.
 
     Raises:
-        SpecError: a container with a network of its own, or none at all.
+        SpecError: a container with a network of its own, or none at all; something that can't be shared.
     """
 
-    def __init__(self, name: str = "pod", /, **containers: Service) -> None:
-        if not containers:
+    def __init__(
+        self,
+        name: str = "pod",
+        containers: Mapping[str, Service] | None = None,
+        /,
+        *,
+        share: Sequence[Literal["network", "ipc"]] = ("network",),
+        **others: Service,
+    ) -> None:
+        self.name, self.containers, self.share = name, {**(containers or {}), **others}, tuple(share)
+        if not self.containers:
             raise SpecError("Pod: at least one container is needed")
-        self.name, self.containers = name, containers
+        for each in self.share:
+            if each not in _SHARED:
+                raise SpecError(f"Pod: share: {each!r:.60} can't be shared; there are {', '.join(_SHARED)}")
 
-    def project(self) -> Project:
+    def project(
+        self,
+        *,
+        volumes: Mapping[str, Keys] | None = None,
+        configs: Mapping[str, Keys] | None = None,
+        secrets: Mapping[str, Keys] | None = None,
+    ) -> Project:
         """Return the project that it is.
+
+        Args:
+            volumes, configs, secrets: what its containers refer to, as for :class:`Project`.
 
         Raises:
             SpecError: what it says can't be.
@@ -57,12 +85,16 @@ class Pod:
         first, *others = self.containers
         services = {name: dict(each.keys) for name, each in self.containers.items()}
         for name, keys in services.items():
-            if keys.get("networks") or keys.get("network_mode"):
+            if "network" in self.share and (keys.get("networks") or keys.get("network_mode")):
                 raise SpecError(f"Pod: {name}: it shares the network of {first}; remove its networks and network_mode")
         for name in others:
-            services[first].setdefault("ports", []).extend(services[name].pop("ports", ()))
-            services[name]["network_mode"] = f"service:{first}"
-        return Project(name=self.name, services={name: Service.of(keys) for name, keys in services.items()})
+            if "network" in self.share:
+                services[first]["ports"] = [*services[first].get("ports", ()), *services[name].pop("ports", ())]
+                services[name]["network_mode"] = f"service:{first}"
+            if "ipc" in self.share:
+                services[name]["ipc"] = f"service:{first}"
+        made = {name: Service.of(keys) for name, keys in services.items()}
+        return Project(name=self.name, services=made, volumes=volumes, configs=configs, secrets=secrets)
 
 
 def load_kube(path: str) -> Project:
@@ -84,8 +116,7 @@ class _Kube:
         self._path = path
         self._maps: dict[str, dict[str, str]] = {}
         self._secrets: dict[str, dict[str, str]] = {}
-        self._claims: set[str] = set()
-        self._pods: list[tuple[str, dict[str, Any]]] = []
+        self._pods: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self._services: dict[str, dict[str, Any]] = {}
         self._volumes: dict[str, Any] = {}
         self._configs: dict[str, Any] = {}
@@ -105,40 +136,42 @@ class _Kube:
         if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
             raise place.error(f"metadata.name: {name!r:.60} is not a name")
         if kind == "Pod":
-            self._pods.append((name, found["spec"]))
+            self._pods.append((name, found["metadata"], found["spec"]))
         elif kind == "Deployment":
-            template = found["spec"]["template"]["spec"]
+            template = found["spec"]["template"]
             count = found["spec"].get("replicas", 1)
-            self._pods += [(f"{name}-{index}" if count > 1 else name, template) for index in range(count)]
+            names = [f"{name}-{index}" if count > 1 else name for index in range(count)]
+            self._pods += [(each, template.get("metadata", {}), template["spec"]) for each in names]
         elif kind == "ConfigMap":
             self._maps[name] = found.get("data", {})
         elif kind == "Secret":
             self._secrets[name] = {**{key: _decoded(value, place) for key, value in found.get("data", {}).items()},
                                    **found.get("stringData", {})}  # fmt: skip
         else:
-            self._claims.add(name)
+            _check_claim(found.get("spec", {}), place)
 
     def project(self) -> Project:
         if not self._pods:
             raise SpecError(f"{self._path}: there is neither a Pod nor a Deployment")
-        for name, spec in self._pods:
-            self._pod(name, spec)
+        for name, meta, spec in self._pods:
+            check_pod(spec, f"{self._path}: {name}")
+            self._pod(name, meta, spec)
         services = {name: Service(**keys) for name, keys in self._services.items()}
         return Project(
             name=self._pods[0][0].replace(".", "-"), services=services, volumes=self._volumes, configs=self._configs
         )
 
-    def _pod(self, pod: str, spec: dict[str, Any]) -> None:
+    def _pod(self, pod: str, meta: dict[str, Any], spec: dict[str, Any]) -> None:
         before: dict[str, Any] = {}
         for container in spec.get("initContainers", ()):
             name = f"{pod}-{container['name']}"
-            keys = self._container(pod, spec, container)
+            keys = self._container(pod, meta, spec, container)
             self._services[name] = {**keys, "restart": "no", "depends_on": dict(before)}
             before = {name: {"condition": "service_completed_successfully"}}
         first = ""
         for container in spec["containers"]:
             name = f"{pod}-{container['name']}"
-            keys = self._container(pod, spec, container)
+            keys = self._container(pod, meta, spec, container)
             keys["depends_on"] = dict(before)
             keys["restart"] = _RESTART[spec.get("restartPolicy", "Always")]
             if spec.get("hostNetwork"):
@@ -147,6 +180,7 @@ class _Kube:
             elif first:
                 self._services[first].setdefault("ports", []).extend(keys.pop("ports", ()))
                 keys["network_mode"] = f"service:{first}"
+                keys.setdefault("ipc", f"service:{first}")
             else:
                 first = name
                 keys.setdefault("ports", [])
@@ -155,11 +189,14 @@ class _Kube:
                 ]
             self._services[name] = keys
 
-    def _container(self, pod: str, spec: dict[str, Any], container: dict[str, Any]) -> dict[str, Any]:
+    def _container(
+        self, pod: str, meta: dict[str, Any], spec: dict[str, Any], container: dict[str, Any]
+    ) -> dict[str, Any]:
         where = f"{pod}.{container['name']}"
         keys: dict[str, Any] = {
             "image": container["image"], "hostname": spec.get("hostname", pod),
-            "environment": self._env(pod, container),
+            "environment": self._env(pod, meta, container),
+            **{key: meta[key] for key in ("labels", "annotations") if meta.get(key)},
             "stop_grace_period": f"{spec.get('terminationGracePeriodSeconds', 30)}s",
         }  # fmt: skip
         if "command" in container:
@@ -180,13 +217,16 @@ class _Kube:
                 keys[key] = [{"command": container["lifecycle"][name]["exec"]["command"]}]
         keys |= _resources(container.get("resources", {}))
         keys |= _security({**spec.get("securityContext", {}), **container.get("securityContext", {})})
-        keys |= _health(container)
+        if any(probe in container for probe in _PROBES):
+            keys[PROBES] = {
+                kind: _check(container[probe], container) for probe, kind in _PROBES.items() if probe in container
+            }
         self._mounts(pod, spec, container, keys, where)
         return keys
 
     # --- Environment
 
-    def _env(self, pod: str, container: dict[str, Any]) -> dict[str, str]:
+    def _env(self, pod: str, meta: dict[str, Any], container: dict[str, Any]) -> dict[str, str]:
         found: dict[str, str] = {}
         for each in container.get("envFrom", ()):
             prefix = each.get("prefix", "")
@@ -195,12 +235,12 @@ class _Kube:
                     content = self._looked_up(store, each[key]["name"], optional=each[key].get("optional", False))
                     found |= {f"{prefix}{name}": value for name, value in content.items()}
         for each in container.get("env", ()):
-            value = each.get("value", "") if "valueFrom" not in each else self._value(pod, each["valueFrom"])
+            value = each.get("value", "") if "valueFrom" not in each else self._value(pod, meta, each["valueFrom"])
             if value is not None:
                 found[each["name"]] = _expand(value, found)
         return found
 
-    def _value(self, pod: str, source: dict[str, Any]) -> str | None:
+    def _value(self, pod: str, meta: dict[str, Any], source: dict[str, Any]) -> str | None:
         for key, store in (("configMapKeyRef", self._maps), ("secretKeyRef", self._secrets)):
             if key in source:
                 optional = source[key].get("optional", False)
@@ -209,10 +249,14 @@ class _Kube:
                     raise SpecError(f"{self._path}: {source[key]['name']} has no key {source[key]['key']!r:.60}")
                 return content.get(source[key]["key"])
         field = source["fieldRef"]["fieldPath"]
-        known = {"metadata.name": pod, "metadata.namespace": "default", "spec.nodeName": os.uname().nodename}
+        known = {"metadata.name": pod, "metadata.namespace": meta.get("namespace", "default"),
+                 "spec.nodeName": os.uname().nodename}  # fmt: skip
+        for kind in ("labels", "annotations"):
+            known |= {f"metadata.{kind}['{name}']": value for name, value in meta.get(kind, {}).items()}
         if field not in known:
             raise SpecError(f"{self._path}: fieldRef {field!r:.60} is not supported; choose from {', '.join(known)}")
-        return known[field]
+        found: str = known[field]
+        return found
 
     def _looked_up(self, store: dict[str, dict[str, str]], name: str, *, optional: bool = False) -> dict[str, str]:
         if name not in store and not optional:
@@ -232,22 +276,49 @@ class _Kube:
                 raise SpecError(f"{self._path}: {where}: there is no volume {mount['name']!r:.60}")
             volume, target, readonly = volumes[mount["name"]], mount["mountPath"], mount.get("readOnly", False)
             if "hostPath" in volume:
+                check_path(volume["hostPath"], f"{self._path}: {where}")
                 creates = volume["hostPath"].get("type", "") == "DirectoryOrCreate"
                 source = os.path.join(volume["hostPath"]["path"], mount.get("subPath", ""))
                 keys["volumes"].append({"type": "bind", "source": source, "target": target, "read_only": readonly,
                                         "bind": {"create_host_path": creates}})  # fmt: skip
+            elif volume.get("emptyDir", {}).get("medium") == "Memory":
+                keys["volumes"].append(self._memory(spec, volume, mount, readonly=readonly))
             elif "emptyDir" in volume or "persistentVolumeClaim" in volume:
-                keys["volumes"].append(self._directory(pod, volume, mount, readonly=readonly))
+                readonly = readonly or volume.get("persistentVolumeClaim", {}).get("readOnly", False)
+                keys["volumes"].append(self._directory(pod, spec, volume, mount, readonly=readonly))
             else:
                 self._content(volume, mount, keys)
 
-    def _directory(self, pod: str, volume: dict[str, Any], mount: dict[str, Any], *, readonly: bool) -> dict[str, Any]:
+    def _memory(
+        self, spec: dict[str, Any], volume: dict[str, Any], mount: dict[str, Any], *, readonly: bool
+    ) -> dict[str, Any]:
+        """Return a tmpfs, which one container alone can have."""
+        users = [
+            each["name"]
+            for each in (*spec.get("initContainers", ()), *spec["containers"])
+            if any(other["name"] == volume["name"] for other in each.get("volumeMounts", ()))
+        ]
+        if len(users) > 1 or "subPath" in mount:
+            raise SpecError(
+                f"{self._path}: volume {volume['name']}: memory is one container's; leave 'medium' out to share it"
+            )
+        found: dict[str, Any] = {"type": "tmpfs", "target": mount["mountPath"], "read_only": readonly}
+        size = volume["emptyDir"].get("sizeLimit")
+        return {**found, "tmpfs": {"size": int(_quantity(size, "emptyDir.sizeLimit"))}} if size else found
+
+    def _directory(
+        self, pod: str, spec: dict[str, Any], volume: dict[str, Any], mount: dict[str, Any], *, readonly: bool
+    ) -> dict[str, Any]:
         if "persistentVolumeClaim" in volume:
             name = volume["persistentVolumeClaim"]["claimName"]
             self._volumes.setdefault(name, {"name": name})
         else:
             name = f"{pod}-{volume['name']}"
+            if volume["emptyDir"].get("sizeLimit"):
+                raise SpecError(f"{self._path}: volume {volume['name']}: sizeLimit: it takes medium: Memory")
             self._volumes.setdefault(name, {"labels": {"kube.emptydir": "true"}})
+        if "fsGroup" in spec.get("securityContext", {}):
+            self._volumes[name]["x-group"] = spec["securityContext"]["fsGroup"]
         options = {"subpath": mount["subPath"]} if "subPath" in mount else {}
         return {"type": "volume", "source": name, "target": mount["mountPath"], "read_only": readonly,
                 "volume": {"nocopy": True, **options}}  # fmt: skip
@@ -260,6 +331,7 @@ class _Kube:
         store = self._maps if is_map else self._secrets
         content = self._looked_up(store, name, optional=source.get("optional", False))
         items = {each["key"]: each["path"] for each in source.get("items", ())} or {key: key for key in content}
+        modes = {each["key"]: each["mode"] for each in source.get("items", ()) if "mode" in each}
         for key, path in items.items():
             if key not in content:
                 raise SpecError(f"{self._path}: {name} has no key {key!r:.60}")
@@ -269,9 +341,23 @@ class _Kube:
             self._configs[config] = {"content": content[key]}
             target = mount["mountPath"] if "subPath" in mount else os.path.join(mount["mountPath"], path)
             entry: dict[str, Any] = {"source": config, "target": target}
-            if "defaultMode" in source:
-                entry["mode"] = source["defaultMode"]
+            if key in modes or "defaultMode" in source:
+                entry["mode"] = modes.get(key, source.get("defaultMode"))
             keys["configs"].append(entry)
+
+
+def _check_claim(spec: dict[str, Any], place: Place) -> None:
+    """Refuse a claim for more than is free where volumes lie; who asks for a size gets at least that."""
+    wanted = spec.get("resources", {}).get("requests", {}).get("storage")
+    if wanted is not None:
+        from containerkit.image.store import default_root
+
+        at = str(default_root().parent)
+        while not os.path.isdir(at):
+            at = os.path.dirname(at)
+        free = os.statvfs(at).f_bavail * os.statvfs(at).f_frsize
+        if _quantity(wanted, "storage") > free:
+            raise place.error(f"spec.resources.requests.storage: {wanted} are wanted, and {free} bytes are free")
 
 
 def _decoded(value: str, place: Place) -> str:
@@ -312,6 +398,9 @@ def _quantity(text: Any, what: str) -> float:
 
 def _resources(resources: dict[str, Any]) -> dict[str, Any]:
     limits, requests = resources.get("limits", {}), resources.get("requests", {})
+    for kind, given in (("limits", limits), ("requests", requests)):
+        for name in given.keys() - {"cpu", "memory"}:
+            raise SpecError(f"resources.{kind}.{name}: is not supported; choose from cpu and memory")
     found: dict[str, Any] = {}
     if "cpu" in limits:
         found["cpus"] = _quantity(limits["cpu"], "resources.limits.cpu")
@@ -353,36 +442,25 @@ def _security(context: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _health(container: dict[str, Any]) -> dict[str, Any]:
-    """Return the health check that the probes mean: who is not ready is unhealthy, who is not alive starts again."""
-    probe = container.get("readinessProbe") or container.get("livenessProbe") or container.get("startupProbe")
-    if probe is None:
-        return {}
-    started = container.get("startupProbe", {})
-    grace = started.get("periodSeconds", 10) * started.get("failureThreshold", 3) if started else 0
-    check = {
-        "test": _test(probe, container),
-        "interval": f"{probe.get('periodSeconds', 10)}s", "timeout": f"{probe.get('timeoutSeconds', 1)}s",
-        "retries": probe.get("failureThreshold", 3), "start_interval": "1s",
-        "start_period": f"{max(grace, probe.get('initialDelaySeconds', 0))}s",
-    }  # fmt: skip
-    found: dict[str, Any] = {"healthcheck": check}
-    if "livenessProbe" in container:
-        found["x-restart-unhealthy"] = True
-    return found
-
-
-def _test(probe: dict[str, Any], container: dict[str, Any]) -> list[str]:
-    if "exec" in probe:
-        return ["CMD", *probe["exec"]["command"]]
+def _check(probe: dict[str, Any], container: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a :class:`containerkit.project.health.Check`."""
     named = {each.get("name"): each["containerPort"] for each in container.get("ports", ())}
-    kind = "httpGet" if "httpGet" in probe else "tcpSocket"
-    if kind not in probe:
-        raise SpecError("probe: one of exec, httpGet and tcpSocket is needed")
-    port = named.get(probe[kind]["port"], probe[kind]["port"])
-    host = probe[kind].get("host", "127.0.0.1")
-    if kind == "tcpSocket":
-        return ["CMD-SHELL", f"nc -z {host} {port} </dev/null"]
-    scheme = probe[kind].get("scheme", "HTTP").lower()
-    url = f"{scheme}://{host}:{port}{probe[kind].get('path', '/')}"
-    return ["CMD-SHELL", f"wget -q -O /dev/null '{url}' || curl -fsS -o /dev/null '{url}'"]
+    kinds = [kind for kind in ("exec", "httpGet", "tcpSocket") if kind in probe]
+    if len(kinds) != 1:
+        raise SpecError(f"{container['name']}: probe: one of exec, httpGet and tcpSocket is needed")
+    found: dict[str, Any] = {
+        "delay_s": probe.get("initialDelaySeconds", 0), "interval_s": probe.get("periodSeconds", 10),
+        "timeout_s": probe.get("timeoutSeconds", 1), "retries": probe.get("failureThreshold", 3),
+        "successes": probe.get("successThreshold", 1),
+    }  # fmt: skip
+    how = probe[kinds[0]]
+    if kinds[0] == "exec":
+        return {**found, "argv": list(how["command"])}
+    port = named.get(how["port"], how["port"])
+    if not isinstance(port, int):
+        raise SpecError(f"{container['name']}: probe: no port is named {port!r:.60}")
+    found |= {"port": port, "host": how.get("host", "127.0.0.1")}
+    if kinds[0] == "tcpSocket":
+        return found
+    path = how.get("path", "/")
+    return {**found, "path": path if path.startswith("/") else f"/{path}", "scheme": how.get("scheme", "HTTP").lower()}

@@ -131,7 +131,7 @@ DEPLOYMENT: Final = fields(
         "apiVersion": string, "kind": string, "metadata": _META, "status": _any,
         "spec": fields(
             {
-                "replicas": integer, "selector": _any, "strategy": _any,
+                "replicas": integer, "selector": _any,
                 "template": fields({"metadata": _META, "spec": _POD_SPEC}, required=("spec",)),
             },
             required=("template",),
@@ -151,5 +151,14 @@ SECRET: Final = fields(
     required=("metadata",),
 )  # fmt: skip
 VOLUME_CLAIM: Final = fields(
-    {"apiVersion": string, "kind": string, "metadata": _META, "spec": _any, "status": _any}, required=("metadata",)
-)
+    {
+        "apiVersion": string, "kind": string, "metadata": _META, "status": _any,
+        "spec": fields(
+            {
+                "accessModes": strings, "volumeMode": choice("Filesystem"),
+                "resources": fields({"requests": fields({"storage": scalar})}),
+            }
+        ),
+    },
+    required=("metadata",),
+)  # fmt: skip

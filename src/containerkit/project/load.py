@@ -68,6 +68,7 @@ class Loading:
     variables: Mapping[str, str]
     interpolate: bool = True
     unset: Callable[[str], object] = lambda _: None
+    _texts: dict[str, str] = attrs.field(factory=dict, init=False)
 
     def model(self, files: list[str], base: str, included: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return the merged model of files.
@@ -100,12 +101,13 @@ class Loading:
         if _REMOTE.match(path):
             raise SpecError(f"{path}: remote files are not fetched; download it and name the local file")
         try:
-            with open(path, encoding="utf-8-sig") as file:
-                text = file.read()
+            if path not in self._texts:
+                with open(path, encoding="utf-8-sig") as file:
+                    self._texts[path] = file.read()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
             raise SpecError(f"{path}: {reason}") from error
-        found = parse_yaml(text, path)
+        found = parse_yaml(self._texts[path], path)
         if not any(each for each in found):
             raise SpecError(f"{path}: an empty compose file")
         for each in found:

@@ -28,16 +28,20 @@ def described(name: str, keys: Mapping[str, Any]) -> Network | None:
         return None
     subnets: list[str] = []
     for each in keys.get("ipam", {}).get("config", ()):
-        for key in ("ip_range", "aux_addresses"):
-            if each.get(key):
-                raise SpecError(f"networks.{name}.ipam.{key}: is not supported; use subnet")
         if "subnet" in each:
             subnets.append(each["subnet"])
             _check_gateway(name, each)
     if not subnets:
         subnets = ["auto4"] if keys.get("enable_ipv4", True) else []
         subnets += ["auto6"] if keys.get("enable_ipv6") else []
-    return Network(_short(keys["name"]), subnets=tuple(subnets), internal=bool(keys.get("internal")))
+    options = keys.get("driver_opts", {})
+    mtu = options.get("com.docker.network.driver.mtu", "1500")
+    if not mtu.isdecimal():
+        raise SpecError(f"networks.{name}.driver_opts.com.docker.network.driver.mtu: {mtu!r:.60} is no number")
+    return Network(
+        _short(keys["name"]), subnets=tuple(subnets), internal=bool(keys.get("internal")), mtu=int(mtu),
+        isolated=options.get("com.docker.network.bridge.enable_icc") == "false",
+    )  # fmt: skip
 
 
 def _check_gateway(name: str, each: Mapping[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     Pairs = Mapping[str, str | int | float | bool | None] | Sequence[str]
-    Many = Sequence[str | Mapping[str, Any]]
+    Keys = Mapping[str, object] | None
+    Many = Sequence[str | Mapping[str, object]]
 
 __all__ = ["ServiceOptions"]
 
@@ -18,8 +19,8 @@ class ServiceOptions(TypedDict, total=False):
 
     annotations: Pairs
     attach: bool
-    blkio_config: Mapping[str, Any]
-    build: str | Mapping[str, Any]
+    blkio_config: Mapping[str, object]
+    build: str | Mapping[str, object]
     cap_add: Sequence[str]
     cap_drop: Sequence[str]
     cgroup: str
@@ -37,9 +38,9 @@ class ServiceOptions(TypedDict, total=False):
     cpus: float
     cpuset: str
     credential_spec: Mapping[str, str]
-    depends_on: Sequence[str] | Mapping[str, Mapping[str, Any]]
-    deploy: Mapping[str, Any]
-    develop: Mapping[str, Any]
+    depends_on: Sequence[str] | Mapping[str, Mapping[str, object]]
+    deploy: Mapping[str, object]
+    develop: Mapping[str, object]
     device_cgroup_rules: Sequence[str]
     devices: Many
     dns: str | Sequence[str]
@@ -52,9 +53,9 @@ class ServiceOptions(TypedDict, total=False):
     expose: Sequence[str | int]
     external_links: Sequence[str]
     extra_hosts: Mapping[str, str | Sequence[str]] | Sequence[str]
-    gpus: str | Sequence[Mapping[str, Any]]
+    gpus: str | Sequence[Mapping[str, object]]
     group_add: Sequence[str | int]
-    healthcheck: Mapping[str, Any]
+    healthcheck: Mapping[str, object]
     hostname: str
     image: str
     init: bool
@@ -63,26 +64,26 @@ class ServiceOptions(TypedDict, total=False):
     label_file: str | Sequence[str]
     labels: Pairs
     links: Sequence[str]
-    logging: Mapping[str, Any]
+    logging: Mapping[str, object]
     mac_address: str
     mem_limit: int | str
     mem_reservation: int | str
     mem_swappiness: int
     memswap_limit: int | str
-    models: Sequence[str] | Mapping[str, Any]
+    models: Sequence[str] | Mapping[str, object]
     network_mode: str
-    networks: Sequence[str] | Mapping[str, Any]
+    networks: Sequence[str] | Mapping[str, object]
     oom_kill_disable: bool
     oom_score_adj: int
     pid: str
     pids_limit: int
     platform: str
-    ports: Sequence[str | int | Mapping[str, Any]]
-    post_start: Sequence[Mapping[str, Any]]
-    pre_stop: Sequence[Mapping[str, Any]]
+    ports: Sequence[str | int | Mapping[str, object]]
+    post_start: Sequence[Mapping[str, object]]
+    pre_stop: Sequence[Mapping[str, object]]
     privileged: bool
     profiles: Sequence[str]
-    provider: Mapping[str, Any]
+    provider: Mapping[str, object]
     pull_policy: str
     pull_refresh_after: str
     read_only: bool
@@ -95,11 +96,11 @@ class ServiceOptions(TypedDict, total=False):
     stdin_open: bool
     stop_grace_period: str
     stop_signal: str | int
-    storage_opt: Mapping[str, Any]
+    storage_opt: Mapping[str, object]
     sysctls: Pairs
     tmpfs: str | Sequence[str]
     tty: bool
-    ulimits: Mapping[str, Any]
+    ulimits: Mapping[str, object]
     use_api_socket: bool
     user: str | int
     userns_mode: str

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from containerkit.project import normal
-from containerkit.project.realize import WITHOUT_EFFECT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -66,11 +65,9 @@ class Plan:
 
     Attributes:
         steps: in an order in which they could be done one by one.
-        notes: keys that have no effect here.
     """
 
     steps: tuple[Step, ...]
-    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.steps:
@@ -81,7 +78,7 @@ class Plan:
             needed = ", ".join(str(numbers[each]) for each in step.after)
             detail = f"  {step.detail}" if step.detail else ""
             lines.append(f"{number:3}  {step.action:8} {step.target}{detail}{f'  (after {needed})' if needed else ''}")
-        return "\n".join((*lines, *(f"note: {each} has no effect on one machine" for each in self.notes)))
+        return "\n".join(lines)
 
 
 def fingerprint(project: Project, service: str) -> str:
@@ -93,7 +90,9 @@ def fingerprint(project: Project, service: str) -> str:
         for kind, names in normal.references(keys).items()
         if kind != "services"
     }
-    text = json.dumps([{**keys, "deploy": deploy}, used], sort_keys=True, default=str)
+    others = [text.partition(":")[0] for text in keys.get("volumes_from", ())]
+    shown = [project.model["services"][name].get("volumes") for name in others]
+    text = json.dumps([{**keys, "deploy": deploy}, used, shown], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -116,7 +115,10 @@ def up_plan(
     open_networks: Collection[str] = (),
     services: Collection[str] | None = None,
     scale: Mapping[str, int] | None = None,
-    recreate: bool = False,
+    deps: bool = True,
+    recreate: Collection[str] = (),
+    keep: bool = False,
+    back: bool = False,
 ) -> Plan:
     """Return what has to be done so that services run as described.
 
@@ -126,9 +128,14 @@ def up_plan(
         open_networks: the networks that are open.
         services: which, with what they depend on (default: all, and what the project has no more is stopped).
         scale: other numbers of containers, by service.
-        recreate: replace containers that are as described, too.
+        deps: whether what the services depend on is started and waited for, too (default True).
+        recreate: services whose containers are replaced even if they are as described.
+        keep: let containers run that are not as described any more (default False).
+        back: it is a return to what was before, which goes by ``rollback_config``.
     """
-    return _Planning(project, observed, frozenset(open_networks), dict(scale or {}), recreate).up(services)
+    planning = _Planning(project, observed, frozenset(open_networks), dict(scale or {}))
+    planning.deps, planning.recreate, planning.keep, planning.back = deps, frozenset(recreate), keep, back
+    return planning.up(services)
 
 
 class _Planning:
@@ -138,10 +145,11 @@ class _Planning:
         observed: Mapping[str, Observed],
         opened: frozenset[str],
         scale: dict[str, int],
-        recreate: bool,  # noqa: FBT001 - it is passed by one function alone
     ) -> None:
         self._project, self._observed, self._opened = project, observed, opened
-        self._scale, self._recreate = scale, recreate
+        self._scale = scale
+        self.deps, self.keep, self.back = True, False, False
+        self.recreate: frozenset[str] = frozenset()
         self._services: dict[str, dict[str, Any]] = project.model["services"]
         self._steps: dict[str, Step] = {}
         self._starts: dict[str, list[str]] = {}
@@ -154,8 +162,7 @@ class _Planning:
                     self._add(Step("stop", name, detail="it is not in the project any more", service=each.service))
         for service in chosen:
             self._service(service)
-        notes = sorted({note for keys in self._services.values() for note in _notes(keys)})
-        return Plan(tuple(self._steps.values()), tuple(notes))
+        return Plan(tuple(self._steps.values()))
 
     def _wanted(self, services: Collection[str]) -> set[str]:
         found: set[str] = set()
@@ -164,7 +171,7 @@ class _Planning:
             name = left.pop()
             if name not in found and name in self._services:
                 found.add(name)
-                left += self._services[name].get("depends_on", ())
+                left += self._services[name].get("depends_on", ()) if self.deps else ()
         return found
 
     def _add(self, step: Step) -> str:
@@ -177,7 +184,9 @@ class _Planning:
         there = {name: each for name, each in self._observed.items() if each.service == service}
         for name in there.keys() - set(names):
             self._add(Step("stop", name, detail="one less is wanted", service=service))
-        stale = [name for name in names if name in there and (there[name].fingerprint != mark or self._recreate)]
+        again = service in self.recreate
+        differs = [name for name in names if name in there and (there[name].fingerprint != mark or again)]
+        stale = [] if self.keep else differs
         fresh = [name for name in names if name not in there]
         self._starts[service] = []
         if not stale and not fresh:
@@ -185,14 +194,27 @@ class _Planning:
         needed = [*self._resources(service, keys), *self._conditions(keys)]
         for name in fresh:
             self._starts[service].append(self._add(Step("start", name, tuple(needed), service=service)))
+        self._replace(service, keys, stale, needed)
+
+    def _replace(self, service: str, keys: Mapping[str, Any], stale: list[str], needed: list[str]) -> None:
+        """Replace containers, by default one at a time, so that the others serve meanwhile."""
+        how = keys.get("deploy", {}).get("rollback_config" if self.back else "update_config", {})
+        together = how.get("parallelism", 1) or len(stale)
         before: tuple[str, ...] = ()
-        for name in stale:  # one at a time, so that the others serve meanwhile
-            stopped = self._add(Step("stop", name, (*needed, *before), "its description has changed", service))
-            start = self._add(Step("start", name, (*needed, stopped), service=service))
-            self._starts[service].append(start)
-            before = (start,)
-            if len(stale) > 1 and _is_checked(keys):
-                before = (self._add(Step("wait", name, (start,), "service_healthy", service)),)
+        for at in range(0, len(stale), together):
+            group, is_last = stale[at : at + together], at + together >= len(stale)
+            done: list[str] = []
+            for name in group:
+                stopped = self._add(Step("stop", name, (*needed, *before), "its description has changed", service))
+                done.append(self._add(Step("start", name, (*needed, stopped), service=service)))
+                self._starts[service].append(done[-1])
+                if _is_checked(keys) and not is_last:
+                    done.append(self._add(Step("wait", name, (done[-1],), "service_healthy", service)))
+                if "monitor" in how:
+                    done.append(self._add(Step("wait", name, (done[-1],), f"running_for {how['monitor']}", service)))
+            if "delay" in how and not is_last:
+                done = [self._add(Step("wait", group[-1], tuple(done), f"delay {how['delay']}", service))]
+            before = tuple(done)
 
     def _resources(self, service: str, keys: Mapping[str, Any]) -> list[str]:
         used = normal.references(keys)
@@ -202,7 +224,7 @@ class _Planning:
 
     def _conditions(self, keys: Mapping[str, Any]) -> list[str]:
         found: list[str] = []
-        for other, how in keys.get("depends_on", {}).items():
+        for other, how in keys.get("depends_on", {}).items() if self.deps else ():
             if other in self._services:
                 started = tuple(self._starts.get(other, ()))
                 if how["condition"] == "service_started":
@@ -214,17 +236,6 @@ class _Planning:
 
 def _is_checked(keys: Mapping[str, Any]) -> bool:
     return bool(keys.get("healthcheck", {}).get("test"))
-
-
-def _notes(keys: Mapping[str, Any]) -> list[str]:
-    found = []
-    for path in WITHOUT_EFFECT:
-        value: Any = keys
-        for part in path.split("."):
-            value = value.get(part, {}) if isinstance(value, dict) else {}
-        if value:
-            found.append(path)
-    return found
 
 
 def down_plan(project: Project, observed: Mapping[str, Observed], networks: Collection[str]) -> Plan:

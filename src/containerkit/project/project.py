@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping as MappingABC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from typing import Literal, Unpack
 
     from containerkit.options import ListOf
-    from containerkit.project.options import ServiceOptions
+    from containerkit.project.options import Keys, ServiceOptions
     from containerkit.project.plan import Observed, Plan
     from containerkit.project.remote import Remote
     from containerkit.project.stack import Stack
 
 __all__ = ["Project", "Service"]
 
+_STDIN: Final = "/dev/stdin"
 _service = fields(SERVICE)
 _model = fields(MODEL)
 
@@ -129,10 +130,10 @@ class Project:
         *,
         services: Mapping[str, Service],
         name: str = "project",
-        networks: Mapping[str, Any] | None = None,
-        volumes: Mapping[str, Any] | None = None,
-        configs: Mapping[str, Any] | None = None,
-        secrets: Mapping[str, Any] | None = None,
+        networks: Mapping[str, Keys] | None = None,
+        volumes: Mapping[str, Keys] | None = None,
+        configs: Mapping[str, Keys] | None = None,
+        secrets: Mapping[str, Keys] | None = None,
         directory: str | os.PathLike[str] = ".",
     ) -> None:
         base = os.path.abspath(directory)
@@ -176,8 +177,8 @@ class Project:
         """Read compose files. Nothing is started.
 
         Args:
-            files: the later are merged over the earlier (default: ``COMPOSE_FILE``, else ``compose.yaml`` or its like
-                in the working directory or above, with its override).
+            files: the later are merged over the earlier; ``-`` is standard input (default: ``COMPOSE_FILE``, else
+                ``compose.yaml`` or its like in the working directory or above, with its override).
             name: of the project (default: ``COMPOSE_PROJECT_NAME``, the files' ``name``, the directory's name).
             directory: where relative paths start (default: that of the first file).
             profiles: which are active (default: ``COMPOSE_PROFILES``).
@@ -192,10 +193,10 @@ class Project:
             UnsupportedError: PyYAML is not installed.
         """
         caller = dict(os.environ if env is None else env)
-        paths = [os.path.abspath(each) for each in files] or _from_environment(caller)
+        paths = [_STDIN if each == "-" else os.path.abspath(each) for each in files] or _from_environment(caller)
         if not paths:
             paths = find_files(os.fspath(directory or "."))
-        base = os.path.abspath(directory or os.path.dirname(paths[0]))
+        base = os.path.abspath(directory or ("." if paths[0] == _STDIN else os.path.dirname(paths[0])))
         variables = {**_variables(env_files, base, caller), **caller}
         chosen = name or variables.get("COMPOSE_PROJECT_NAME")
         if name is not None:
@@ -241,9 +242,9 @@ class Project:
         Raises:
             SpecError: the project uses something that is not supported.
         """
-        from containerkit.project import plan, realize
+        from containerkit.project import plan, support
 
-        realize.unsupported(self)
+        support.unsupported(self)
         return plan.up_plan(self, observed or {})
 
     def up(
@@ -300,10 +301,10 @@ class Project:
             SpecError: the project uses something that is not supported; nothing was made.
             StateError: it is up already, or could not be started; nothing is left behind.
         """
-        from containerkit.project import realize
+        from containerkit.project import support
         from containerkit.project.remote import detach
 
-        realize.unsupported(self)
+        support.unsupported(self)
         return detach(self, log, wait=wait, services=None if services is None else list(services))
 
     def __repr__(self) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from containerkit.errors import StateError
-from containerkit.project.supervisor import socket_path
+from containerkit.project.sockets import socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,39 +83,73 @@ def project_request(project: Project) -> dict[str, Any]:
     return {"model": project.model, "directory": project.directory, "variables": dict(project.variables)}
 
 
-def detach(project: Project, log: Callable[[str], object], **options: Any) -> Remote:
+def detach(project: Project, log: Callable[[str], object], *, by_fork: bool = False, **options: Any) -> Remote:
     """Start a project in a process of its own, and return when it is up.
 
     Args:
         project: the project.
         log: called with each step.
+        by_fork: whether that process is a fork of the caller, which has no other threads: it is ready sooner than a
+            new interpreter (default False).
         options: of :meth:`containerkit.project.project.Project.up`.
 
     Raises:
         StateError: it could not be started; nothing is left behind.
     """
     ready, told = os.pipe()
-    request = json.dumps({**project_request(project), "options": options}).encode()
-    command = [sys.executable, "-m", "containerkit.project.detached", str(told)]
     try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(told,),
-            start_new_session=True, cwd="/",
-        )  # fmt: skip
+        pid = _forked(project, told, options) if by_fork else _started(project, told, options)
+    except BaseException:
+        os.close(ready)
+        raise
     finally:
         os.close(told)
-    assert process.stdin is not None
-    with process.stdin, os.fdopen(ready) as answers:
-        process.stdin.write(request)
-        process.stdin.close()
+    with os.fdopen(ready) as answers:
         for line in answers:
             (kind, value), *_ = json.loads(line).items()
             if kind == "error":
-                process.wait()
+                os.waitpid(pid, 0)
                 raise StateError(value)
             if kind == "done":
-                process.returncode = 0  # it goes on: nobody here waits for it
                 return Remote(project.name)
             log(value)
-    process.wait()
-    raise StateError(f"project {project.name}: its supervisor ended while it started (status {process.returncode})")
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    raise StateError(f"project {project.name}: its supervisor ended while it started (status {status})")
+
+
+def _started(project: Project, told: int, options: dict[str, Any]) -> int:
+    request = json.dumps({**project_request(project), "options": options}).encode()
+    command = [sys.executable, "-m", "containerkit.project.detached", str(told)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(told,),
+        start_new_session=True, cwd="/",
+    )  # fmt: skip
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(request)
+    process.returncode = 0  # it is waited for by its id, or goes on
+    return process.pid
+
+
+def _forked(project: Project, told: int, options: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        from containerkit.project.detached import hold
+
+        os.setsid()
+        os.chdir("/")
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if int(name) > 2 and os.get_inheritable(int(name)):
+                    os.close(int(name))
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for number in range(3):
+            os.dup2(null, number)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        status = hold(project, told, options)
+    finally:
+        os._exit(status)  # what the caller has yet to do is not done twice

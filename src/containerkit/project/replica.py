@@ -12,19 +12,20 @@ from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from containerkit.container.lifecycle import Container
-from containerkit.errors import ContainerError, ContainerTimeout, SetupError, SpecError, StateError
+from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
+from containerkit.project.health import watch
 from containerkit.project.journal import Splitter
-from containerkit.project.shapes import duration_s
+from containerkit.project.shapes import duration_s, size_of
 from containerkit.spec.command import User
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from containerkit.process.process import Process
-    from containerkit.project.journal import Journal
-    from containerkit.project.realize import Check, Recipe
+    from containerkit.project.journal import Journal, LogLine
+    from containerkit.project.realize import Recipe
 
-__all__ = ["Replica", "Restart", "signal_number"]
+__all__ = ["Replica", "Restart", "signal_number", "write_files"]
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 60.0
@@ -46,6 +47,17 @@ def signal_number(text: str) -> int:
         return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])
     except (KeyError, ValueError):
         raise SpecError(f"{text!r:.60} is not a signal") from None
+
+
+def write_files(container: Container, recipe: Recipe) -> None:
+    """Write what is to be in a container that runs, before its command starts.
+
+    Raises:
+        SetupError: it can't be written.
+    """
+    for path, content, mode, uid, gid in recipe.files:
+        container.files.make_directory(os.path.dirname(path))
+        container.files.write(path, content.encode(errors="surrogateescape"), mode=mode, user=User(uid, gid))
 
 
 class Restart:
@@ -70,6 +82,7 @@ class Restart:
         self.policy = name
         self.most = int(count) if count else policy.get("max_attempts")
         self.delay_s = duration_s(policy["delay"]) if "delay" in policy else None
+        self.window_s = duration_s(policy["window"]) if "window" in policy else None
 
     def wanted(self, code: int, times: int) -> bool:
         """Return whether a command that has ended with a status is started again, having been so many times."""
@@ -78,8 +91,14 @@ class Restart:
         return self.most is None or times < self.most
 
 
-class Replica:
-    """One container of a service.
+if TYPE_CHECKING:
+    from containerkit.container.commands import Commands as _LikeContainer
+else:
+    _LikeContainer = object
+
+
+class Replica(_LikeContainer):
+    """One container of a service, with the methods of a running container: ``run``, ``popen``, ``files``.
 
     Attributes:
         name: of the container.
@@ -105,13 +124,17 @@ class Replica:
     ) -> None:
         self.name, self.service, self.fingerprint = name, service, fingerprint
         self.status: Status = "created"
-        self.health: str | None = None if recipe.check is None else "starting"
+        self.health: str | None = "starting" if recipe.check is not None or recipe.started is not None else None
         self.exit_code: int | None = None
         self.restarts = 0
         self.started_at = 0.0
         self.container = Container(**recipe.container, **network)
         self._keys, self._recipe, self._journal, self._changed = keys, recipe, journal, changed
         self._restart = Restart(keys)
+        self._logging = keys.get("logging", {})
+        options = self._logging.get("options", {})
+        size = size_of(options["max-size"]) if "max-size" in options else None
+        self._log_bytes = None if size is None else size * int(options.get("max-file", "1"))
         self._grace_s = duration_s(keys.get("stop_grace_period", "10s"))
         self._stopping = threading.Event()
         self._again = threading.Event()
@@ -139,10 +162,7 @@ class Replica:
         """
         try:
             self.container.start()
-            for path, content, mode, uid, gid in self._recipe.files:
-                self.container.files.make_directory(os.path.dirname(path))
-                raw = content.encode(errors="surrogateescape")
-                self.container.files.write(path, raw, mode=mode, user=User(uid, gid))
+            write_files(self.container, self._recipe)
             self._begin()
             for hook in self._keys.get("post_start", ()):
                 self._hook(hook)
@@ -152,8 +172,8 @@ class Replica:
             raise
         self._thread = threading.Thread(target=self._attend, name=self.name, daemon=True)
         self._thread.start()
-        if self._recipe.check is not None:
-            threading.Thread(target=self._check, args=(self._recipe.check,), name=self.name, daemon=True).start()
+        if self._recipe.is_watched:
+            threading.Thread(target=self._watch, name=self.name, daemon=True).start()
 
     def _begin(self) -> None:
         options: dict[str, Any] = dict(self._recipe.command)
@@ -179,7 +199,7 @@ class Replica:
 
     def _attend(self) -> None:
         """Read the log, and start the command again, as long as there is one."""
-        pause = _FIRST_PAUSE_S
+        pause, tries = _FIRST_PAUSE_S, 0
         while True:
             assert self._process is not None
             began = time.monotonic()
@@ -190,9 +210,11 @@ class Replica:
             code = self._process.wait()
             self._process.close()
             self.exit_code = code if code >= 0 else 128 - code
+            if self._restart.window_s is not None and time.monotonic() - began > self._restart.window_s:
+                tries = 0
             asked = self._again.is_set()
             self._again.clear()
-            if self._stopping.is_set() or not (asked or self._restart.wanted(self.exit_code, self.restarts)):
+            if self._stopping.is_set() or not (asked or self._restart.wanted(self.exit_code, tries)):
                 break
             if time.monotonic() - began > _LASTING_S:
                 pause = _FIRST_PAUSE_S
@@ -202,6 +224,7 @@ class Replica:
                 self._stopping.wait(self._restart.delay_s if self._restart.delay_s is not None else pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 self.restarts += 1
+                tries += 1
             if self._stopping.is_set() or not self._begun_again():
                 break
         self.status = "exited"
@@ -213,7 +236,7 @@ class Replica:
         try:
             self._begin()
         except ContainerError as error:
-            self._journal.add(Splitter(self.service, self.name, "stderr").feed(f"containerkit: {error}\n".encode()))
+            self._keep(Splitter(self.service, self.name, "stderr").feed(f"containerkit: {error}\n".encode()))
             return False
         return True
 
@@ -235,7 +258,11 @@ class Replica:
                     break
             for key in selector.get_map().values():
                 if key.data is not None:
-                    self._journal.add(key.data.feed(b""))
+                    self._keep(key.data.feed(b""))
+
+    def _keep(self, lines: list[LogLine]) -> None:
+        if self._logging.get("driver") != "none":
+            self._journal.add(lines, self._log_bytes)
 
     def _take(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
         try:
@@ -244,7 +271,7 @@ class Replica:
             return False
         except OSError:  # the other side of a terminal is gone
             data = b""
-        self._journal.add(key.data.feed(data))
+        self._keep(key.data.feed(data))
         if not data:
             selector.unregister(key.fd)
         return bool(data)
@@ -311,9 +338,24 @@ class Replica:
         self.status = "running"
 
     @property
-    def pid(self) -> int | None:
+    def pid(self) -> int | None:  # type: ignore[override] # None between two commands
         """The command's process id outside; None when it does not run."""
         return self._process.pid if self._process is not None and self.status == "running" else None
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether it has been asked to end, other than to start again."""
+        return self._stopping.is_set()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its labels."""
+        return dict(self._keys.get("labels", {}))
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Its annotations."""
+        return dict(self._keys.get("annotations", {}))
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -347,35 +389,12 @@ class Replica:
 
     # --- Health
 
-    def _check(self, check: Check) -> None:
-        began, failures = time.monotonic(), 0
-        while not self._stopping.is_set() and self.status != "exited":
-            starting = self.health == "starting" and time.monotonic() - began < check.start_period_s
-            # The first look is early: most are ready at once, and who waits for them waits no longer than needed.
-            pause = check.start_interval_s if starting else check.interval_s
-            passed = self.status == "running" and self._passes(check)
-            if passed:
-                failures = 0
-                self._set_health("healthy")
-            elif not starting and self.status == "running":
-                failures += 1
-                if failures >= check.retries:
-                    self._set_health("unhealthy")
-                    if self._keys.get("x-restart-unhealthy"):
-                        failures, began = 0, time.monotonic()
-                        self._set_health("starting")
-                        with suppress(StateError):
-                            self.restart()
-            self._stopping.wait(pause)
+    def _watch(self) -> None:
+        made = self._recipe
+        watch(self, made.command, self._stopping, ready=made.check, alive=made.alive, started=made.started)
 
-    def _passes(self, check: Check) -> bool:
-        try:
-            options = {**self._recipe.command}
-            return self.container.run(check.argv, timeout=check.timeout_s, **options).returncode == 0
-        except (ContainerTimeout, SetupError, StateError):
-            return False
-
-    def _set_health(self, health: str) -> None:
+    def set_health(self, health: str) -> None:
+        """Know how it is, and tell those who wait for it."""
         if self.health != health:
             self.health = health
             self._changed()

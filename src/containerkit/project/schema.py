@@ -250,6 +250,13 @@ def _optional(shape: Any) -> Any:
     return check
 
 
+def _container_name(value: Any, place: Place) -> str:
+    text = string(value, place)
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", text):
+        raise place.error(f"{text!r:.60} is no name: letters, digits, '_', '.' and '-', first a letter or digit")
+    return text
+
+
 _HOOK: Final = fields(
     {"command": words, "user": string, "privileged": boolean, "working_dir": string, "environment": pairs},
     required=("command",),
@@ -327,7 +334,7 @@ SERVICE: Final[dict[str, Any]] = {
         }
     ),
     "cap_add": _once, "cap_drop": _once, "cgroup": choice("host", "private"), "cgroup_parent": string,
-    "command": words, "configs": each(_mounted_file), "container_name": string, "cpu_count": integer,
+    "command": words, "configs": each(_mounted_file), "container_name": _container_name, "cpu_count": integer,
     "cpu_percent": number, "cpu_period": integer, "cpu_quota": integer, "cpu_rt_period": shapes.scalar,
     "cpu_rt_runtime": shapes.scalar, "cpu_shares": integer, "cpus": number, "cpuset": string,
     "credential_spec": fields({"config": string, "file": string, "registry": string}),

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     Shape = Callable[[Any, "Place"], Any]
 
 __all__ = [
-    "Place", "boolean", "by_name", "choice", "duration", "duration_s", "each", "either", "fields", "integer",
-    "joined_pairs", "mode", "number", "pairs", "size", "string", "strings", "text_of", "unique", "words",
+    "Place", "boolean", "by_name", "choice", "duration", "duration_s", "duration_us", "each", "either", "fields",
+    "integer", "joined_pairs", "mode", "number", "pairs", "size", "size_of", "string", "strings", "text_of", "unique",
+    "words",
 ]  # fmt: skip
 
 _NS: Final = {
@@ -126,11 +127,16 @@ def size(value: Any, place: Place) -> str:
     """Take bytes, a number or such as ``64m``; return the number as text."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(int(value))
-    found = _SIZE.match(value.strip()) if isinstance(value, str) else None
+    found = size_of(value) if isinstance(value, str) else None
     if found is None:
         raise place.error(f"{value!r:.60} is not a size; use for example 64m or 1.5gb")
-    power = " kmgtp".index(found[2].lower() or " ")
-    return str(int(float(found[1]) * 1024**power))
+    return str(found)
+
+
+def size_of(text: str) -> int | None:
+    """Return the bytes of a text such as ``64m``, None where it is no size."""
+    found = _SIZE.match(text.strip())
+    return None if found is None else int(float(found[1]) * 1024 ** " kmgtp".index(found[2].lower() or " "))
 
 
 def mode(value: Any, place: Place) -> str:
@@ -157,6 +163,18 @@ def _nanoseconds(text: str) -> int | None:
 def duration_s(text: str) -> float:
     """Return the seconds of a duration in its long form."""
     return (_nanoseconds(text) or 0) / 1e9
+
+
+def duration_us(text: str) -> int:
+    """Return the microseconds of a number of them, or of a duration such as ``950ms``.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    found = int(text) * 1000 if text.isdecimal() else _nanoseconds(text)
+    if found is None:
+        raise SpecError(f"{text!r:.60} is not a duration; use microseconds, or such as 950ms")
+    return found // 1000
 
 
 def duration(value: Any, place: Place) -> str:
@@ -305,6 +323,7 @@ def fields(known: Mapping[str, Shape], *, required: tuple[str, ...] = (), open_e
                 raise place.error(_unknown(key, known))
         return {key: item for key, item in found.items() if item is not _LEFT_OUT}
 
+    check.known = known  # type: ignore[attr-defined] # for who lists the keys
     return check
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
+from containerkit.errors import ContainerError, SpecError, StateError
+from containerkit.project import normal, realize, support, volumes
 from containerkit.project import plan as plans
-from containerkit.project import realize, volumes
 from containerkit.project.images import image_of
 from containerkit.project.journal import Journal
-from containerkit.project.replica import Replica
+from containerkit.project.replica import Replica, write_files
+from containerkit.project.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Stack"]
 
-_POLL_S: Final = 0.5
 
-
-class Stack:
+class Stack(Waiting):
     """A project that runs. Made by :meth:`containerkit.project.Project.up`.
 
     Its containers live by this process: when it ends, by SIGKILL too, all of them are dead. Named volumes stay.
@@ -95,7 +93,7 @@ class Stack:
         return {
             each.name: plans.Observed(each.service, each.fingerprint)
             for each in self._replicas.values()
-            if each.status != "exited" or (completed and not each.exit_code)
+            if each.status != "exited" or (completed and not each.exit_code and not each.was_stopped)
         }
 
     def logs(
@@ -138,7 +136,9 @@ class Stack:
         *,
         services: Collection[str] | None = None,
         scale: Mapping[str, int] | None = None,
-        recreate: bool = False,
+        deps: bool = True,
+        recreate: bool | Collection[str] = False,
+        keep: bool = False,
     ) -> Plan:
         """Make it as a project describes: start what is missing, replace what differs, stop what is too much.
 
@@ -146,7 +146,10 @@ class Stack:
             project: the project (default: the one that it has).
             services: which, with what they depend on (default: all).
             scale: other numbers of containers, by service.
-            recreate: replace containers that are as described, too.
+            deps: whether what the services depend on is started, too (default True).
+            recreate: replace containers that are as described, too: those of the services that are asked for (True),
+                or those of other services, by name (default False).
+            keep: let containers run that are not as described any more (default False).
 
         Returns:
             The plan that was performed.
@@ -156,11 +159,11 @@ class Stack:
             ContainerError: a step failed; what had been started before it runs on.
         """
         wanted = project or self.project
-        realize.unsupported(wanted)
+        support.unsupported(wanted)
         with self._acting:
             if self._ended:
                 raise StateError(f"{self!r}: it is down")
-            self.project = wanted
+            before, self.project = self.project, wanted
             self._check_names(services or ())
             plan = plans.up_plan(
                 wanted,
@@ -168,9 +171,18 @@ class Stack:
                 open_networks=self._networks,
                 services=services,
                 scale=scale,
-                recreate=recreate,
+                deps=deps,
+                recreate=(services or wanted.model["services"]) if recreate is True else recreate or (),
+                keep=keep,
             )
-            self._perform(plan)
+            try:
+                self._perform(plan)
+            except ContainerError as error:
+                if before is not wanted and _rolls_back(wanted, plan):
+                    self.project = before
+                    self._perform(plans.up_plan(before, self.observed(), open_networks=self._networks, back=True))
+                    error.add_note("deploy.update_config.failure_action: what was before runs again")
+                raise
             return plan
 
     def scale(self, service: str, count: int) -> None:
@@ -215,6 +227,36 @@ class Stack:
         with self._acting:
             chosen = {name: each for name, each in self.observed().items() if not services or each.service in services}
             self._perform(plans.down_plan(self.project, chosen, ()), grace_s=grace_s)
+
+    def remove(self, *services: str, grace_s: float | None = None) -> None:
+        """Stop services and those that depend on them, and forget them; ``apply`` makes them anew.
+
+        Raises:
+            SpecError: no such service.
+        """
+        self._check_names(services)
+        chosen = set(services)
+        for name, each in self.project.services.items():  # each after those that it depends on
+            if chosen & each.depends_on.keys():
+                chosen.add(name)
+        with self._acting:
+            self.stop(*chosen, grace_s=grace_s)
+            for replica in self.containers():
+                if replica.service in chosen:
+                    del self._replicas[replica.name]
+
+    def forget(self, *services: str) -> list[str]:
+        """Forget the containers of services (default: all) that have ended; return their names."""
+        self._check_names(services)
+        with self._acting:
+            gone = [
+                each.name
+                for each in self.containers()
+                if each.status == "exited" and (not services or each.service in services)
+            ]
+            for name in gone:
+                del self._replicas[name]
+        return gone
 
     def down(self, *, grace_s: float | None = None, remove_volumes: bool = False) -> None:
         """Stop everything, each service before those that it depends on. May be called twice.
@@ -265,7 +307,7 @@ class Stack:
             service: the service's name.
 
         Raises:
-            SpecError, ContainerError: it can't be had.
+            SpecError, ContainerError: is not supported.
         """
         from containerkit.container.lifecycle import Container
         from containerkit.project.networks import connection
@@ -273,67 +315,16 @@ class Stack:
         keys = project.model["services"][service]
         name = f"{project.name}-{service}-run-{os.urandom(4).hex()}"
         image = image_of(project, service, keys, build=self._build, pull=self._pull, log=self._log)
-        made = realize.recipe(project, service, image, name, self._volume_path)
+        with self._acting:
+            for network in normal.references(keys)["networks"]:
+                if network not in self._networks:
+                    self._open_network(network)
+        made = realize.recipe(project, service, image, name, self._volume_path, self._shared)
         with Container(
             **made.container, **connection(project, service, name, self._networks, self._shared)
         ) as container:
+            write_files(container, made)
             yield container, made
-
-    # --- Waiting
-
-    def wait(self, *services: str, timeout: float | None = None) -> dict[str, int]:
-        """Wait until the containers of services (default: all) have ended; return their statuses by name.
-
-        Raises:
-            ContainerTimeout: they still run.
-        """
-        self._check_names(services)
-
-        def ended() -> dict[str, int] | None:
-            chosen = [each for each in self.containers() if not services or each.service in services]
-            codes = {each.name: each.exit_code for each in chosen if each.status == "exited"}
-            return {name: code or 0 for name, code in codes.items()} if len(codes) == len(chosen) else None
-
-        found: dict[str, int] = self._until(ended, timeout, "end")
-        return found
-
-    def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until all containers run or have ended well, and those with a health check are healthy.
-
-        Raises:
-            ContainerTimeout: they are not yet.
-            StateError: one has failed, or is unhealthy.
-        """
-
-        def ready() -> bool | None:
-            return True if all(self._is_ready(each) for each in self.containers()) else None
-
-        self._until(ready, timeout, "be ready")
-
-    def _is_ready(self, each: Replica) -> bool:
-        if each.status == "exited" and each.exit_code:
-            raise StateError(f"{each.name}: it has ended with status {each.exit_code}{self._last_words(each)}")
-        if each.health == "unhealthy":
-            raise StateError(f"{each.name}: it is unhealthy{self._last_words(each)}")
-        return each.status == "exited" or (each.status == "running" and each.health in (None, "healthy"))
-
-    def _last_words(self, each: Replica) -> str:
-        lines = [line.text for line in self._journal.read((each.service,)) if line.container == each.name][-3:]
-        return f": {' / '.join(lines)}" if lines else ""
-
-    def _until(self, look: Callable[[], Any], timeout: float | None, what: str) -> Any:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while (found := look()) is None:
-                left = _POLL_S if deadline is None else min(_POLL_S, deadline - time.monotonic())
-                if left <= 0:
-                    raise ContainerTimeout([f"wait for {self.project.name} to {what}"], timeout or 0)
-                self._changed.wait(left)
-        return found
-
-    def _tell(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
 
     # --- Performing
 
@@ -345,13 +336,14 @@ class Stack:
         """
         done: dict[str, threading.Event] = {step.name: threading.Event() for step in plan.steps}
         errors: list[BaseException] = []
+        only_ends = all(step.action in ("stop", "close") for step in plan.steps)
 
         def act(step: Step) -> None:
             try:
                 for name in step.after:
                     if name in done:
                         done[name].wait()
-                if errors and step.action not in ("stop", "close"):
+                if errors and not only_ends:
                     return
                 self._log(f"{step.action} {step.target}")
                 self._do(step, grace_s, errors)
@@ -383,10 +375,10 @@ class Stack:
             case "start":
                 self._start(step)
             case "wait":
-                self._wait_condition(step, errors)
+                self._wait_step(step, errors)
             case "stop":
                 self._replicas[step.target].stop(grace_s)
-                if not self._ended:
+                if step.detail:  # it is replaced, or too much; others stay on record until they start or are forgotten
                     del self._replicas[step.target]
             case "close":
                 self._networks.pop(step.target).close()
@@ -408,13 +400,19 @@ class Stack:
         if "device" in described.get("driver_opts", {}):
             found: str = described["driver_opts"]["device"]
             return found
-        return volumes.make(described["name"], described.get("labels", {}), image, target)
+        path = volumes.make(described["name"], described.get("labels", {}), image, target)
+        if "x-group" in described:  # a pod's: its group may write, and new files are the group's
+            os.chown(path, -1, described["x-group"])
+            os.chmod(path, os.stat(path).st_mode | 0o2070)
+        return path
 
     def _start(self, step: Step) -> None:
         from containerkit.project.networks import connection
 
         service, keys = step.service, self.project.model["services"][step.service]
-        made = realize.recipe(self.project, service, self._images[service], step.target, self._volume_path)
+        made = realize.recipe(
+            self.project, service, self._images[service], step.target, self._volume_path, self._shared
+        )
         network = connection(self.project, service, step.target, self._networks, self._shared)
         replica = Replica(
             step.target, service, keys, made, fingerprint=plans.fingerprint(self.project, service), network=network,
@@ -430,32 +428,11 @@ class Stack:
     def _shared(self, service: str) -> Any:
         return self[service].container
 
-    def _wait_condition(self, step: Step, errors: list[BaseException]) -> None:
-        of = [each for each in self.containers(step.service) if step.target in (step.service, each.name)]
-        wanted = step.detail
 
-        def met() -> bool | None:
-            if errors:
-                return True
-            return True if all(_meets(each, wanted) for each in of) else None
-
-        self._until(met, None, wanted)
-
-
-def _meets(each: Replica, condition: str) -> bool:
-    """Return whether a container meets a condition.
-
-    Raises:
-        StateError: it never will.
-    """
-    if condition == "service_completed_successfully":
-        if each.status == "exited" and each.exit_code:
-            raise StateError(f"{each.name}: it was to complete, and has ended with status {each.exit_code}")
-        return each.status == "exited"
-    if each.health is None:
-        raise StateError(f"{each.name}: it is to be healthy, and has no health check")
-    if each.status == "exited":
-        raise StateError(f"{each.name}: it was to be healthy, and has ended with status {each.exit_code}")
-    if each.health == "unhealthy":
-        raise StateError(f"{each.name}: it was to be healthy, and is unhealthy")
-    return each.health == "healthy"
+def _rolls_back(project: Project, plan: Plan) -> bool:
+    """Return whether a service that a plan replaces is to be as before when that fails."""
+    for step in plan.steps:
+        deploy = project.model["services"].get(step.service, {}).get("deploy", {}) if step.action == "stop" else {}
+        if deploy.get("update_config", {}).get("failure_action") == "rollback":
+            return True
+    return False

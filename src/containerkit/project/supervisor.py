@@ -18,32 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 from containerkit.errors import ContainerError, SpecError, StateError
 from containerkit.project.project import Project
 from containerkit.project.replica import signal_number
+from containerkit.project.sockets import socket_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from containerkit.project.replica import Replica
     from containerkit.project.stack import Stack
 
-__all__ = ["Supervisor", "directory", "names", "socket_path"]
+__all__ = ["Supervisor"]
 
 _LINE: Final = 1 << 26
 _FDS: Final = 3
-
-
-def directory() -> str:
-    """Return where the sockets of this user's projects are."""
-    if os.geteuid() == 0:
-        return "/run/containerkit/projects"
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if not base:
-        raise StateError("projects: XDG_RUNTIME_DIR is not set: log in by a session manager, or set it")
-    return os.path.join(base, "containerkit", "projects")
-
-
-def socket_path(name: str) -> str:
-    """Return the path of a project's socket."""
-    return os.path.join(directory(), f"{name}.sock")
 
 
 class Supervisor:
@@ -115,7 +101,7 @@ class Supervisor:
                 except ContainerError as error:
                     text = ": ".join((*getattr(error, "__notes__", ()), str(error)))
                     reply.send("error", text)
-                if request.get("verb") == "down":
+                if request.get("verb") == "down" and not request.get("services"):
                     self.close()
         except (OSError, ValueError):
             return
@@ -128,7 +114,7 @@ class Supervisor:
         known: dict[str, Callable[..., Any]] = {
             "apply": self._apply, "down": self._down, "ps": self._ps, "logs": self._logs, "exec": self._exec,
             "run": self._run, "top": self._top, "scale": self._scale, "restart": self._restart, "wait": self._wait,
-            "port": self._port, "signal": self._signal, "stop": self._stop, "copy": self._copy,
+            "port": self._port, "signal": self._signal, "stop": self._stop, "copy": self._copy, "remove": self._remove,
         }  # fmt: skip
         if verb not in known:
             raise SpecError(f"unknown request {verb!r:.60}")
@@ -140,7 +126,9 @@ class Supervisor:
             project,
             services=request.get("services"),
             scale=request.get("scale"),
-            recreate=bool(request.get("recreate")),
+            deps=request.get("deps", True),
+            recreate=request.get("recreate", False),
+            keep=request.get("keep", False),
         )
         for step in plan.steps:
             reply.send("item", f"{step.action} {step.target}")
@@ -148,6 +136,9 @@ class Supervisor:
             self.stack.wait_ready(request["wait"])
 
     def _down(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
+        if request.get("services"):
+            self.stack.remove(*request["services"], grace_s=request.get("grace_s"))
+            return
         self.stack.down(grace_s=request.get("grace_s"), remove_volumes=bool(request.get("volumes")))
 
     def _chosen(self, request: dict[str, Any]) -> list[Replica]:
@@ -214,6 +205,12 @@ class Supervisor:
             elif each.status == "running":
                 each.kill(signal_number(what))
 
+    def _remove(self, request: dict[str, Any], _: list[int], __: _Reply) -> list[str]:
+        """Forget containers that have ended; with ``stop`` those that run are ended first."""
+        if request.get("stop"):
+            self.stack.stop(*(request.get("services") or ()))
+        return self.stack.forget(*(request.get("services") or ()))
+
     def _copy(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
         files = self._one(request).container.files
         if request["out"]:
@@ -227,7 +224,7 @@ def _row(each: Replica) -> dict[str, Any]:
         "Name": each.name, "Service": each.service, "State": each.status, "Health": each.health or "",
         "ExitCode": each.exit_code, "Pid": each.pid, "Restarts": each.restarts, "StartedAt": each.started_at,
         "Command": " ".join(each.argv), "Ports": each.ports(),
-        "Fingerprint": each.fingerprint,
+        "Fingerprint": each.fingerprint, "Labels": each.labels, "Annotations": each.annotations,
     }  # fmt: skip
 
 
@@ -284,21 +281,3 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         for fd in fds:
             os.close(fd)
         raise ValueError("no request") from None
-
-
-def names() -> Iterator[str]:
-    """Go through the names of this user's projects that are up."""
-    try:
-        entries = sorted(os.listdir(directory()))
-    except (FileNotFoundError, StateError):
-        return
-    for entry in entries:
-        if entry.endswith(".sock"):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                try:
-                    probe.connect(os.path.join(directory(), entry))
-                except OSError:  # its process was killed
-                    with suppress(FileNotFoundError):
-                        os.unlink(os.path.join(directory(), entry))
-                    continue
-            yield entry.removesuffix(".sock")

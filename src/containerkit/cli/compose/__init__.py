@@ -23,7 +23,9 @@ _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the verbs and their options."""
-    parser.add_argument("-f", "--file", metavar="FILE", **_LISTS, help="a compose file; the later over the earlier")
+    parser.add_argument(
+        "-f", "--file", metavar="FILE", **_LISTS, help="a compose file, - for stdin; the later over the earlier"
+    )
     parser.add_argument("-p", "--project-name", metavar="NAME", help="of the project (default: the directory's)")
     parser.add_argument("--project-directory", metavar="DIR", help="where relative paths start")
     parser.add_argument("--profile", metavar="NAME", **_LISTS, help="a profile that is active; repeatable")
@@ -57,7 +59,10 @@ def _define_looking(verbs: Any) -> None:
     logs.add_argument("-f", "--follow", action="store_true", help="and what comes")
     logs.add_argument("-n", "--tail", metavar="NUMBER", help="only so many lines (default: all)")
     logs.add_argument("-t", "--timestamps", action="store_true")
-    logs.add_argument("--since", metavar="SECONDS", type=float, help="only those of the last so many seconds")
+    logs.add_argument(
+        "--since", metavar="TIME", help="only later ones: seconds ago, such as 10m, or a time of RFC 3339"
+    )
+    logs.add_argument("--no-color", action="store_true", help="accepted: there are no colours")
     logs.add_argument("--no-log-prefix", action="store_true", help="without the containers' names")
     _services(verbs.add_parser("top", help="list the processes"))
     port = verbs.add_parser("port", help="show the port of the host that leads to one of a service")
@@ -65,9 +70,16 @@ def _define_looking(verbs: Any) -> None:
     port.add_argument("port", metavar="PORT", type=int)
     port.add_argument("--protocol", choices=("tcp", "udp"), default="tcp")
     port.add_argument("--index", type=int, default=1, metavar="NUMBER")
+    volumes = _services(verbs.add_parser("volumes", help="list the named volumes of the services"))
+    volumes.add_argument("-q", "--quiet", action="store_true", help="their names alone")
+    version = verbs.add_parser("version", help="show the version")
+    version.add_argument("--short", action="store_true", help="the number alone")
     listing = verbs.add_parser("ls", help="list the projects that are up")
     listing.add_argument("-q", "--quiet", action="store_true")
-    _services(verbs.add_parser("images", help="list the images of the services"))
+    listing.add_argument("-a", "--all", action="store_true", help="accepted: projects that are down are not on record")
+    listing.add_argument("--format", choices=("table", "json"), default="table")
+    images = _services(verbs.add_parser("images", help="list the images of the services"))
+    images.add_argument("--format", choices=("table", "json"), default="table")
     _services(
         verbs.add_parser("wait", help="wait until containers have ended; the last status is that of this command")
     )
@@ -79,14 +91,27 @@ def _define_life(verbs: Any) -> None:
     up.add_argument("--wait", action="store_true", help="return when all is healthy; with -d")
     up.add_argument("--wait-timeout", metavar="SECONDS", type=float, default=300.0)
     up.add_argument("--build", action="store_true", help="build images even if they are there")
+    up.add_argument("--no-deps", action="store_true", help="without the services that the named ones depend on")
     up.add_argument("--pull", choices=("missing", "always", "never"))
     up.add_argument("--scale", metavar="SERVICE=NUMBER", **_LISTS, help="another number of containers; repeatable")
-    up.add_argument("--force-recreate", action="store_true", help="replace containers that are as described, too")
+    again = up.add_mutually_exclusive_group()
+    again.add_argument("--force-recreate", action="store_true", help="replace containers that are as described, too")
+    again.add_argument(
+        "--no-recreate", action="store_true", help="replace no container, even if its description differs"
+    )
+    up.add_argument(
+        "--always-recreate-deps", action="store_true", help="replace what the named services depend on, too"
+    )
     up.add_argument("--abort-on-container-exit", action="store_true", help="end all as soon as one has ended")
+    up.add_argument("--abort-on-container-failure", action="store_true", help="end all as soon as one has failed")
+    up.add_argument("--attach", metavar="SERVICE", **_LISTS, help="show the logs of these alone; repeatable")
+    up.add_argument("--no-attach", metavar="SERVICE", **_LISTS, help="do not show the logs of these; repeatable")
+    up.add_argument("--no-log-prefix", action="store_true", help="without the containers' names")
+    up.add_argument("--no-color", action="store_true", help="accepted: there are no colours")
     up.add_argument("--exit-code-from", metavar="SERVICE", help="the status of this one; implies the former")
     up.add_argument("--remove-orphans", action="store_true", help="accepted: what is not in the files is always ended")
     up.add_argument("-t", "--timeout", metavar="SECONDS", type=float, help="to end by itself, for each")
-    down = verbs.add_parser("down", help="end all")
+    down = _services(verbs.add_parser("down", help="end all, or services and those that depend on them"))
     down.add_argument("-v", "--volumes", action="store_true", help="remove the named volumes, too")
     down.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
     down.add_argument(
@@ -98,6 +123,10 @@ def _define_life(verbs: Any) -> None:
     _services(verbs.add_parser("start", help="start services that were stopped"))
     _services(verbs.add_parser("pause", help="stop all processes where they are"))
     _services(verbs.add_parser("unpause", help="let them go on"))
+    rm = _services(verbs.add_parser("rm", help="forget containers that have ended"))
+    rm.add_argument("-f", "--force", action="store_true", help="accepted: nothing is asked")
+    rm.add_argument("-s", "--stop", action="store_true", help="end those that run, first")
+    rm.add_argument("-v", "--volumes", action="store_true", help="accepted: volumes without a name are gone anyhow")
     kill = _services(verbs.add_parser("kill", help="send a signal"))
     kill.add_argument("-s", "--signal", default="SIGKILL", metavar="NAME")
     scale = verbs.add_parser("scale", help="change how many containers services have")
@@ -123,6 +152,8 @@ def _define_commands(verbs: Any) -> None:
         parser.add_argument(
             "-T", "--no-tty", action="store_true", help="accepted: the caller's streams are used as they are"
         )
+        parser.add_argument("-i", "--interactive", action="store_true", help="accepted: standard input is passed on")
+        parser.add_argument("-t", "--tty", action="store_true", help="accepted: a terminal of the caller is passed on")
         if name == "exec":
             parser.add_argument("--index", type=int, default=1, metavar="NUMBER")
             parser.add_argument("--privileged", action="store_true")
@@ -133,6 +164,10 @@ def _define_commands(verbs: Any) -> None:
             parser.add_argument("-v", "--volume", metavar="SOURCE:TARGET", **_LISTS)
         parser.add_argument("service", metavar="SERVICE")
         parser.add_argument("command", metavar="COMMAND", nargs="...")
+    cp = verbs.add_parser("cp", help="copy files into or out of a running container")
+    cp.add_argument("--index", type=int, default=1, metavar="NUMBER")
+    cp.add_argument("source", metavar="[SERVICE:]PATH")
+    cp.add_argument("target", metavar="[SERVICE:]PATH")
 
 
 def main(options: argparse.Namespace) -> int:

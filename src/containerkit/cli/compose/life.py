@@ -25,11 +25,11 @@ def _note(text: str) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from containerkit.project import realize
+    from containerkit.project import support
     from containerkit.project.remote import Remote, detach, project_request
 
     project = load(options, services=options.services)
-    realize.unsupported(project)
+    support.unsupported(project)
     services = options.services or None
     wait = options.wait_timeout if options.wait else None
     scale = numbers(options.scale) or None
@@ -39,16 +39,36 @@ def _up(options: argparse.Namespace) -> int:
         running = None
     if running is not None:
         request = project_request(project)
-        for text in running.stream(
-            "apply", **request, services=services, scale=scale, recreate=options.force_recreate, wait=wait
-        ):
+        for text in running.stream("apply", **request, **_how(options), services=services, scale=scale, wait=wait):
             if text is not None:
                 _note(text)
         return 0
     if options.detach or options.wait:
-        detach(project, _note, services=services, scale=scale, wait=wait, build=options.build, pull=options.pull)
+        detach(
+            project, _note, by_fork=True, **_how(options), services=services, scale=scale, wait=wait,
+            build=options.build, pull=options.pull,
+        )  # fmt: skip
         return 0
     return _attend(project, options, services, scale)
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what of a running project is replaced."""
+    if options.no_deps and not options.services:
+        raise SpecError("--no-deps: it is about services that are named")
+    every = options.force_recreate and options.always_recreate_deps and options.services
+    return {
+        "deps": not options.no_deps, "keep": options.no_recreate,
+        "recreate": _with_needed(options) if every else options.force_recreate,
+    }  # fmt: skip
+
+
+def _with_needed(options: argparse.Namespace) -> list[str]:
+    found: list[str] = list(options.services)
+    services = load(options, services=options.services).services
+    for name in found:
+        found += [other for other in services[name].depends_on if other in services and other not in found]
+    return found
 
 
 def _attend(
@@ -60,10 +80,10 @@ def _attend(
 
     stack = Stack(project, log=_note, build=options.build, pull=options.pull)
     supervisor = Supervisor(stack)
-    following = threading.Thread(target=_follow, args=(stack,), daemon=True)
+    following = threading.Thread(target=_follow, args=(stack, options), daemon=True)
     try:
         following.start()
-        stack.apply(services=services, scale=scale)
+        stack.apply(services=services, scale=scale, deps=not options.no_deps)
         return _until_ended(stack, options, supervisor)
     finally:
         stack.down(grace_s=options.timeout)
@@ -71,17 +91,24 @@ def _attend(
         following.join(2)
 
 
-def _follow(stack: Stack) -> None:
+def _follow(stack: Stack, options: argparse.Namespace) -> None:
     for line in stack.logs(follow=True):
-        print_line(line)
+        shown = stack.project.model["services"].get(line.service, {}).get("attach", True)
+        if options.attach:
+            shown = line.service in options.attach
+        if shown and line.service not in options.no_attach:
+            print_line(line, prefix=not options.no_log_prefix)
 
 
 def _until_ended(stack: Stack, options: argparse.Namespace, supervisor: Any) -> int:
     aborts = options.abort_on_container_exit or options.exit_code_from is not None
     while not supervisor.ended.wait(0.1):
         ended = [each for each in stack.containers() if each.status == "exited"]
-        if len(ended) == len(stack.containers()) or (aborts and ended):
+        failed = options.abort_on_container_failure and any(each.exit_code for each in ended)
+        if len(ended) == len(stack.containers()) or (aborts and ended) or failed:
             break
+    if options.abort_on_container_failure and options.exit_code_from is None:
+        return max((each.exit_code or 0 for each in stack.containers() if each.status == "exited"), default=0)
     if options.exit_code_from is None:
         return 0
     codes = [each.exit_code for each in stack.containers(options.exit_code_from)]
@@ -91,13 +118,13 @@ def _until_ended(stack: Stack, options: argparse.Namespace, supervisor: Any) -> 
 
 
 def _down(options: argparse.Namespace) -> int:
-    from containerkit.project import volumes
-
     try:
-        remote(options).ask("down", grace_s=options.timeout, volumes=options.volumes)
+        remote(options).ask("down", grace_s=options.timeout, volumes=options.volumes, services=options.services)
     except StateError:
         if not options.volumes:
             raise
+        from containerkit.project import volumes
+
         for each in load(options).model.get("volumes", {}).values():
             if not each.get("external"):
                 volumes.remove(each["name"])
@@ -130,6 +157,12 @@ def _signalling(word: str | None) -> Callable[[argparse.Namespace], int]:
 
 def _scale(options: argparse.Namespace) -> int:
     remote(options).ask("scale", scale=numbers(options.numbers))
+    return 0
+
+
+def _rm(options: argparse.Namespace) -> int:
+    for name in remote(options).ask("remove", services=options.services, stop=options.stop):
+        show(name)
     return 0
 
 
@@ -169,5 +202,5 @@ def _pull(options: argparse.Namespace) -> int:
 VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
     "up": _up, "down": _down, "restart": _asking("restart"), "stop": _asking("stop"), "start": _start,
     "pause": _signalling("pause"), "unpause": _signalling("unpause"), "kill": _signalling(None), "scale": _scale,
-    "build": _build, "pull": _pull,
+    "build": _build, "pull": _pull, "rm": _rm,
 }  # fmt: skip

@@ -57,11 +57,11 @@ def _plan(options: argparse.Namespace) -> int:
 
     from containerkit.errors import StateError
     from containerkit.project import plan as plans
-    from containerkit.project import realize
+    from containerkit.project import support
     from containerkit.project.remote import Remote
 
     project = load(options, services=options.services)
-    realize.unsupported(project)
+    support.unsupported(project)
     observed: dict[str, plans.Observed] = {}
     opened: tuple[str, ...] = ()
     try:
@@ -120,9 +120,56 @@ def print_line(line: Any, *, prefix: bool = True, timestamps: bool = False) -> N
     show(f"{head}{stamp}{text}")
 
 
+def _moment(text: str) -> float:
+    """Return the seconds since 1970 of a time, or of so long ago."""
+    from datetime import UTC, datetime
+
+    from containerkit.errors import SpecError
+    from containerkit.project.shapes import duration_us
+
+    try:
+        return time.time() - (float(text) if text.replace(".", "", 1).isdecimal() else duration_us(text) / 1e6)
+    except SpecError:
+        pass  # it is a time
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise SpecError(
+            f"--since: {text!r:.60} is neither a time nor so long ago; say 10m, or 2026-01-31T12:00:00Z"
+        ) from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _volumes(options: argparse.Namespace) -> int:
+    from containerkit.project import normal
+
+    project = load(options, services=options.services)
+    services = project.model["services"]
+    used = {
+        name
+        for service, keys in services.items()
+        if not options.services or service in options.services
+        for name in normal.references(keys)["volumes"]
+    }
+    rows = [(each["name"], key) for key, each in project.model.get("volumes", {}).items() if key in used]
+    if options.quiet:
+        for name, _ in rows:
+            show(name)
+    else:
+        table([("VOLUME", "KEY"), *rows])
+    return 0
+
+
+def _version(options: argparse.Namespace) -> int:
+    from containerkit import __version__
+
+    show(__version__ if options.short else f"containerkit compose {__version__}")
+    return 0
+
+
 def _logs(options: argparse.Namespace) -> int:
     tail = int(options.tail) if options.tail and options.tail != "all" else None
-    since = time.time() - options.since if options.since is not None else None
+    since = _moment(options.since) if options.since is not None else None
     asked = remote(options).stream("logs", services=options.services, follow=options.follow, tail=tail, since=since)
     for line in asked:
         if line is not None:
@@ -149,7 +196,7 @@ def _port(options: argparse.Namespace) -> int:
 
 def _ls(options: argparse.Namespace) -> int:
     from containerkit.project.remote import Remote
-    from containerkit.project.supervisor import names
+    from containerkit.project.sockets import names
 
     rows: list[tuple[Any, ...]] = []
     for name in names():
@@ -158,6 +205,8 @@ def _ls(options: argparse.Namespace) -> int:
     if options.quiet:
         for name, _ in rows:
             show(name)
+    elif options.format == "json":
+        show(json.dumps([{"Name": name, "Status": status} for name, status in rows]))
     else:
         table([("NAME", "STATUS"), *rows])
     return 0
@@ -178,7 +227,10 @@ def _images(options: argparse.Namespace) -> int:
                 rows.append((name, tag, image.id.short, image.size_bytes))
             except ImageError:
                 rows.append((name, tag, "not here", ""))
-    table(rows)
+    if options.format == "json":
+        show(json.dumps([dict(zip(("Service", "Image", "ID", "Size"), row, strict=True)) for row in rows[1:]]))
+    else:
+        table(rows)
     return 0
 
 
@@ -191,5 +243,5 @@ def _wait(options: argparse.Namespace) -> int:
 
 VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
     "config": _config, "convert": _config, "plan": _plan, "ps": _ps, "logs": _logs, "top": _top, "port": _port,
-    "ls": _ls, "images": _images, "wait": _wait,
+    "ls": _ls, "images": _images, "wait": _wait, "volumes": _volumes, "version": _version,
 }  # fmt: skip

@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
             holder.ask("apply", **project_request(project), services=needed)
     except StateError:
         # Nobody holds the project: somebody does as long as the command runs.
-        holder = ours = detach(project, lambda _: None, services=[] if options.no_deps else needed)
+        holder = ours = detach(project, lambda _: None, by_fork=True, services=[] if options.no_deps else needed)
     try:
         code: int = holder.ask(
             "run", fds=_STREAMS, **project_request(changed), service=options.service,
@@ -92,10 +92,34 @@ def _changed(project: Project, options: argparse.Namespace) -> Project:
         raise SpecError(f"no service {options.service!r:.60}; there are {', '.join(project.model['services'])}")
     keys = dict(project.model["services"][options.service])
     keys["environment"] = {**keys.get("environment", {}), **_env(options.env)}
+    if options.command:
+        keys["command"] = list(options.command)
     place = Place("--volume", "command line", os.getcwd())
     keys["volumes"] = [*keys.get("volumes", ()), *(volume(text, place) for text in options.volume)]
     services = {**project.model["services"], options.service: keys}
     return Project.of({**project.model, "services": services}, project.directory, project.variables)
+
+
+def _cp(options: argparse.Namespace) -> int:
+    (source, inside), (target, outside) = _place(options.source), _place(options.target)
+    if (source is None) == (target is None):
+        raise SpecError("cp: one of the two is SERVICE:PATH, the other a path here")
+    if source is not None:
+        here = os.path.join(outside, os.path.basename(inside)) if os.path.isdir(outside) else outside
+        remote(options).ask(
+            "copy", service=source, index=options.index, inside=inside, outside=os.path.abspath(here), out=True
+        )
+    elif target is not None:
+        remote(options).ask(
+            "copy", service=target, index=options.index, inside=outside, outside=os.path.abspath(inside), out=False
+        )
+    return 0
+
+
+def _place(text: str) -> tuple[str | None, str]:
+    """Return the service and the path of an argument; a path here has no service."""
+    service, colon, path = text.partition(":")
+    return (service, path) if colon and "/" not in service else (None, text)
 
 
 # --- Watching
@@ -208,4 +232,4 @@ def _sync(holder: Remote, service: str, index: int, rule: dict[str, Any], change
         holder.ask("copy", service=service, index=index, outside=outside, inside=inside, out=False)
 
 
-VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {"exec": _exec, "run": _run, "watch": _watch}
+VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {"exec": _exec, "run": _run, "watch": _watch, "cp": _cp}

@@ -14,6 +14,7 @@ from containerkit.errors import ContainerError, SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
+    from contextlib import AbstractContextManager
 
     from containerkit.cgroup.stats import Stats
     from containerkit.detached.container import Detached
@@ -30,13 +31,19 @@ def _define_one(parser: argparse.ArgumentParser) -> None:
 
 def _define_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="+", metavar="CONTAINER", help="its name or id")
-    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.State.Status}}")
+    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.State.Status}}; or json")
+    parser.add_argument("--type", choices=("container", "image", "volume", "network"), help="what it is (default: any)")
+    parser.add_argument("-s", "--size", action="store_true", help="accepted: 'system df --verbose' tells sizes")
 
 
 def _inspect(options: argparse.Namespace) -> int:
     import json
 
-    found = [find(name).inspect() for name in options.names]
+    from containerkit.cli.detached.anything import inspected
+
+    found = [inspected(name, options.type) for name in options.names]
+    if options.format == "json":
+        options.format = None
     if options.format is None:
         say(json.dumps(found, indent=2))
         return 0
@@ -46,6 +53,11 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 # --- top
+
+
+def _define_top(parser: argparse.ArgumentParser) -> None:
+    _define_one(parser)
+    parser.add_argument("--json", action="store_true", help="print it for programs")
 
 
 def _top(options: argparse.Namespace) -> int:
@@ -65,7 +77,12 @@ def _top(options: argparse.Namespace) -> int:
         rows.append(
             [str(pid), fields[1], fields[0], f"{seconds:.2f}", "".join(c if c.isprintable() else "?" for c in shown)]
         )
-    say(table(rows))
+    if options.json:
+        import json
+
+        say(json.dumps([dict(zip(map(str.lower, rows[0]), row, strict=True)) for row in rows[1:]], indent=2))
+    else:
+        say(table(rows))
     return 0
 
 
@@ -78,20 +95,26 @@ def _define_stats(parser: argparse.ArgumentParser) -> None:
         "--no-stream", action="store_true", help="once, as is the default where stdout is not a terminal"
     )
     parser.add_argument("--json", action="store_true", help="print it for programs, once")
+    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Name}} {{.CPUPerc}}, or json")
 
 
 def _stats(options: argparse.Namespace) -> int:
     chosen = [find(name) for name in options.names] or containers()
-    once = options.no_stream or options.json or not sys.stdout.isatty()
+    once = options.no_stream or options.json or options.format is not None or not sys.stdout.isatty()
     before = _measured(chosen, given=bool(options.names))
     while True:
         time.sleep(0.2 if once else 1.0)
         now = _measured(chosen, given=bool(options.names))
         rows = [_figures(one, now[one], before.get(one)) for one in chosen if one in now]
-        if options.json:
+        if options.json or options.format == "json":
             import json
 
             say(json.dumps(rows, indent=2))
+            return 0
+        if options.format not in (None, "table"):
+            for row in rows:
+                fields = {_DOCKERS.get(name, name): value for name, value in row.items()}
+                say(formatted(options.format, {**fields, "Container": row["id"]}))
             return 0
         titles = ["ID", "NAME", "CPU%", "MEMORY", "LIMIT", "PIDS"]
         text = table([titles, *[[str(row[title.lower()]) for title in titles] for row in rows]])
@@ -100,6 +123,11 @@ def _stats(options: argparse.Namespace) -> int:
             return 0
         say(f"\x1b[H\x1b[2J{text}")
         before = now
+
+
+_DOCKERS = {
+    "id": "ID", "name": "Name", "cpu%": "CPUPerc", "memory": "MemUsage", "limit": "MemLimit", "pids": "PIDs",
+}  # fmt: skip
 
 
 def _measured(chosen: list[Detached], *, given: bool) -> dict[Detached, tuple[float, Stats]]:
@@ -137,8 +165,19 @@ def _cpu_us(stats: Stats) -> int | None:
 # --- diff, commit, cp
 
 
+def _define_diff(parser: argparse.ArgumentParser) -> None:
+    _define_one(parser)
+    parser.add_argument("--json", action="store_true", help="print it for programs")
+
+
 def _diff(options: argparse.Namespace) -> int:
     letters = {"added": "A", "changed": "C", "deleted": "D"}
+    if options.json:
+        import json
+
+        changes = find(options.name).changes()
+        say(json.dumps([{"path": change.path, "kind": change.kind} for change in changes], indent=2))
+        return 0
     for change in find(options.name).changes():
         say(f"{letters[change.kind]} {change.path}")
     return 0
@@ -172,7 +211,7 @@ def _cp(options: argparse.Namespace) -> int:
     (source, inside), (target, into) = _place(options.source), _place(options.target)
     if bool(source) == bool(target):
         raise SpecError("cp: one of the two must be CONTAINER:PATH, and the other a path of the host")
-    with Container.attach(source or target) as view:
+    with _opened(source or target) as view:
         if source:
             goal = os.path.join(into, os.path.basename(inside.rstrip("/"))) if os.path.isdir(into) else into
             left = view.files.get(_absolute(inside), goal)
@@ -184,6 +223,15 @@ def _cp(options: argparse.Namespace) -> int:
                 goal = f"{goal.rstrip('/')}/{os.path.basename(os.path.abspath(inside))}"
             view.files.put(inside, goal)
     return 0
+
+
+def _opened(name: str) -> AbstractContextManager[Container]:
+    """Return a detached container whether it runs or not, or one of the OCI command."""
+    try:
+        one = find(name)
+    except StateError:
+        return Container.attach(name)
+    return one.opened()
 
 
 def _absolute(path: str) -> str:
@@ -199,8 +247,8 @@ def _is_directory(view: Container, path: str) -> bool:
 
 
 inspect = Verb(_define_inspect, _inspect)
-top = Verb(_define_one, _top)
+top = Verb(_define_top, _top)
 stats = Verb(_define_stats, _stats)
-diff = Verb(_define_one, _diff)
+diff = Verb(_define_diff, _diff)
 commit = Verb(_define_commit, _commit)
 cp = Verb(_define_cp, _cp)

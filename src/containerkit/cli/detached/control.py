@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from containerkit.cli import arguments
+from containerkit.cli import arguments, docker
 from containerkit.cli.commands import complain
 from containerkit.cli.detached import Verb, for_each, say
 from containerkit.detached.container import containers, find
-from containerkit.detached.inspection import shell_status
+from containerkit.detached.known import shell_status
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ def _names(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
 
 def _define_stop(parser: argparse.ArgumentParser) -> None:
     _names(parser)
-    parser.add_argument("-t", "--time", metavar="SECONDS", help="before it is killed (default: its own, or 10)")
+    parser.add_argument(
+        "-t", "--time", "--timeout", metavar="SECONDS", help="before it is killed (default: its own, or 10)"
+    )
     parser.add_argument("-s", "--signal", metavar="SIGNAL", help="what asks it to end")
 
 
@@ -53,8 +55,27 @@ def _restart(options: argparse.Namespace) -> int:
     return for_each(options.names, do)
 
 
+def _define_start(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument("-a", "--attach", action="store_true", help="see what it writes, and end with its status")
+    parser.add_argument("-i", "--interactive", action="store_true", help="with --attach: also type to it")
+
+
 def _start(options: argparse.Namespace) -> int:
+    if options.attach or options.interactive:
+        return _start_attached(options)
     return for_each(options.names, lambda one: None if one.status in ("running", "paused") else one.start())
+
+
+def _start_attached(options: argparse.Namespace) -> int:
+    from containerkit.cli.detached.output import watch
+
+    if len(options.names) != 1:
+        raise SpecError("start --attach: name one container")
+    one = find(options.names[0])
+    if one.status not in ("running", "paused"):
+        one.start()
+    return watch(one, typing=options.interactive, before=True)
 
 
 def _define_kill(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +132,7 @@ def _define_update(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--memory", metavar="SIZE", help="the most memory, such as 256M")
     parser.add_argument("--cpus", metavar="NUMBER", help="the most processor time, such as 1.5")
     parser.add_argument("--pids", "--pids-limit", metavar="NUMBER", help="the most processes")
+    docker.define_limits(parser)
     parser.add_argument("--restart", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped")
 
 
@@ -122,7 +144,7 @@ def _update(options: argparse.Namespace) -> int:
     return for_each(options.names, lambda one: one.update(limits, restart=options.restart))
 
 
-start = Verb(_names, _start)
+start = Verb(_define_start, _start)
 stop = Verb(_define_stop, _stop)
 restart = Verb(_define_stop, _restart)
 kill = Verb(_define_kill, _kill)

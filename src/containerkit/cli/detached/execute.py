@@ -8,11 +8,12 @@ import signal
 from contextlib import ExitStack
 from typing import Any, Final
 
-from containerkit.cli import terminal, values
+from containerkit.cli import keeping, terminal, values
 from containerkit.cli.attend import Attendant, Relay
 from containerkit.cli.detached import Verb
 from containerkit.cli.signals import FORWARDED, Signals
 from containerkit.container.lifecycle import Container
+from containerkit.detached.view import View
 from containerkit.errors import SpecError
 from containerkit.spec.command import User, default_environment
 
@@ -28,6 +29,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[], help="a variable; repeatable"
     )
+    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="variables, one a line")
     parser.add_argument("-w", "--workdir", "--cwd", metavar="DIR", dest="cwd", help="the working directory")
     parser.add_argument("-u", "--user", metavar="UID[:GID]", help="ids, or names as the container knows them")
     parser.add_argument("name", metavar="CONTAINER", help="its name or id; also one of the OCI command")
@@ -41,6 +43,8 @@ def _main(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if options.tty else FORWARDED))
         container = stack.enter_context(Container.attach(options.name))
+        if isinstance(container, View):
+            container.note("exec_start", command=words)
         fields = _fields(options, container)
         if options.tty:
             process = container.popen(words, pty=terminal.size(), **fields)
@@ -59,6 +63,8 @@ def _main(options: argparse.Namespace) -> int:
 
 def _fields(options: argparse.Namespace, container: Container) -> dict[str, Any]:
     fields: dict[str, Any] = {name: value for name in ("cwd", "user") if (value := getattr(options, name)) is not None}
+    for path in reversed(options.env_file):
+        options.env = [*keeping.lines("--env-file", path), *options.env]
     if options.env or options.tty:
         of_image: dict[str, Any] = dict(container.rootfs.defaults)
         base = {**default_environment(User()), **dict(of_image.get("env", ()))}

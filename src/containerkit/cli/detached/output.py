@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Final
 from containerkit.cli import arguments, terminal
 from containerkit.cli.detached import Verb
 from containerkit.detached.container import find
-from containerkit.detached.inspection import shell_status
-from containerkit.detached.stdin import stdin_of
+from containerkit.detached.known import shell_status
+from containerkit.detached.stdin import end_input, stdin_of
 from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from containerkit.detached.container import Detached
     from containerkit.detached.logs import LogLine
 
-__all__ = ["attach", "logs"]
+__all__ = ["attach", "logs", "watch"]
 
 _BATCH: Final = 1 << 16
 
@@ -80,6 +81,9 @@ def _define_attach(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detach-keys", metavar="KEYS", default="ctrl-p,ctrl-q", help="what lets go of it (default: ctrl-p,ctrl-q)"
     )
+    parser.add_argument(
+        "--end-stdin", action="store_true", help="when our standard input ends, end that of the command, too"
+    )
     parser.add_argument("--logs", action="store_true", help="also what it has written before")
 
 
@@ -102,21 +106,34 @@ def _attach(options: argparse.Namespace) -> int:
     one, keys = find(options.name), keys_of(options.detach_keys)
     if one.status not in ("running", "paused"):
         raise StateError(f"{one!r}: it does not run: 'containerkit logs {options.name}' shows what it wrote")
+    return watch(one, typing=not options.no_stdin, before=options.logs, keys=keys, ends=options.end_stdin)
+
+
+def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11", ends: bool = False) -> int:
+    """Show what a container writes until its end, and return its exit status.
+
+    Args:
+        one: the container.
+        typing: hand on what is typed.
+        before: also show what it has written before.
+        keys: what lets go of it; empty for nothing.
+        ends: when our standard input ends, end the command's, too.
+    """
     tty = bool(one.inspect()["Config"]["Tty"])
     with ExitStack() as stack:
-        stdin = None if options.no_stdin else stdin_of(one)
-        if stdin is not None:
-            stack.callback(os.close, stdin)
-            if tty:
-                stack.enter_context(terminal.RawMode(0))
-                _resize(stdin)
-                former = signal.signal(signal.SIGWINCH, lambda *_: _resize(stdin))
-                stack.callback(signal.signal, signal.SIGWINCH, former)
-        before = signal.signal(signal.SIGURG, _let_go)
-        stack.callback(signal.signal, signal.SIGURG, before)
+        stdin = stdin_of(one) if typing and one.status in ("running", "paused") else None
+        hands_on = _Typing(stdin, keys, (lambda: end_input(one)) if ends else None)
+        stack.callback(hands_on.close)
+        if stdin is not None and tty:
+            stack.enter_context(terminal.RawMode(0))
+            _resize(stdin)
+            former = signal.signal(signal.SIGWINCH, lambda *_: _resize(stdin))
+            stack.callback(signal.signal, signal.SIGWINCH, former)
+        handler = signal.signal(signal.SIGURG, _let_go)
+        stack.callback(signal.signal, signal.SIGURG, handler)
         try:
-            lines = one.logs(follow=True, tail=None if options.logs else 0, pieces=True)
-            _Typing(stdin, keys).start()
+            lines = one.logs(follow=True, tail=None if before else 0, pieces=True)
+            hands_on.start()
             _copy(lines, at_once=True)
         except _LetGo:
             return 0
@@ -148,10 +165,12 @@ class _Typing(threading.Thread):
     Args:
         fd: the command's standard input, or its terminal; None for none.
         keys: what lets go.
+        ended: is called when there is no more to come; None for nothing.
     """
 
-    def __init__(self, fd: int | None, keys: bytes) -> None:
+    def __init__(self, fd: int | None, keys: bytes, ended: Callable[[], None] | None) -> None:
         super().__init__(daemon=True)
+        self._ended = ended
         self._fd = fd
         self._keys = keys
         self._matched = 0
@@ -163,6 +182,16 @@ class _Typing(threading.Thread):
                 if self._hand_on(typed):
                     os.kill(os.getpid(), signal.SIGURG)  # wakes the main thread, which waits for output
                     return
+        if self._fd is not None and self._ended is not None:
+            self.close()  # the command reads the end once nobody has the other side
+            with suppress(StateError):  # it has ended meanwhile
+                self._ended()
+
+    def close(self) -> None:
+        """Let go of the command's standard input; harmless when repeated."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
     def _hand_on(self, typed: bytes) -> bool:
         assert self._fd is not None

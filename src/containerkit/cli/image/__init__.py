@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from containerkit.cli import elsewhere
 from containerkit.cli.image import files, making, names, transfer
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["EPILOG", "define", "main"]
+__all__ = ["EPILOG", "add_store", "define", "main"]
 
 EPILOG: Final = """\
 An IMAGE is a name such as alpine:3.20 or registry.example.org/team/app@sha256:..., or the first digits of its digest or
@@ -37,8 +38,14 @@ def define(parser: argparse.ArgumentParser) -> None:
             allow_abbrev=False,
         )
         verb.define(inner)
-        inner.add_argument("--store", metavar="DIR", help="the directory of the images (default: the user's store)")
+        add_store(inner)
+        elsewhere.add({"remove": "rmi", "list": "images"}.get(verb.name, verb.name), inner)
         inner.set_defaults(verb=verb.main)
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the store."""
+    parser.add_argument("--store", metavar="DIR", help="the directory of the images (default: the user's store)")
 
 
 def main(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from containerkit.errors import SpecError
 if TYPE_CHECKING:
     import argparse
 
-    from containerkit.image import Defaults
+    from containerkit.image import Defaults, Image
 
 __all__ = ["VERBS"]
 
@@ -31,7 +31,7 @@ def _output_option(parser: argparse.ArgumentParser, more: str = "") -> None:
 def _define_save(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="name, digest or id")
     platform_option(parser)
-    _output_option(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="the file to write (default: stdout)")
     parser.add_argument(
         "--format",
         choices=("oci-archive", "docker-archive"),
@@ -43,35 +43,52 @@ def _define_save(parser: argparse.ArgumentParser) -> None:
 def _save(options: argparse.Namespace) -> int:
     from containerkit.image.archive import save
 
+    path = _to_stdout("save") if options.output == "-" else options.output
     images = [find(options, text) for text in options.images]
     pairs = [(image.manifest.descriptor, str(image.reference or "")) for image in images]
-    save(chosen_store(options), pairs, options.output, form=options.format)
+    save(chosen_store(options), pairs, path, form=options.format)
     return 0
 
 
 def _define_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="an archive in either format, or the directory of an image layout"
+        "files", metavar="FILE", nargs="*", help="an archive in either format, or the directory of an image layout"
     )
+    parser.add_argument("-i", "--input", metavar="FILE", dest="input", help="the same (default: stdin)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not print names")
 
 
 def _load(options: argparse.Namespace) -> int:
+    from containerkit.cli.image.streams import as_file
     from containerkit.image import Image
 
-    for path in options.files:
-        for image in Image.load(path, store=chosen_store(options)):
-            say(pinned(image))
+    for given in [*options.files, *([options.input] if options.input else [])] or ["-"]:
+        with as_file(given) as path:
+            for image in Image.load(path, store=chosen_store(options)):
+                if not options.quiet:
+                    say(pinned(image))
     return 0
+
+
+def _to_stdout(verb: str) -> str:
+    """Return the path of stdout.
+
+    Raises:
+        SpecError: it is a terminal.
+    """
+    if os.isatty(sys.stdout.fileno()):
+        raise SpecError(f"{verb}: the output is a terminal; add --output FILE, or use a pipe")
+    return _STDOUT
 
 
 # --- import, export
 
 
 def _define_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a tar archive of a root, compressed or not")
+    parser.add_argument("file", metavar="FILE", help="a tar archive of a root, compressed or not; '-' is stdin")
     parser.add_argument("name", metavar="NAME", nargs="?", help="the image's name (default: none)")
     platform_option(parser)
-    parser.add_argument("--message", metavar="TEXT", default="", help="a message for its history")
+    parser.add_argument("-m", "--message", metavar="TEXT", default="", help="a message for its history")
     group = parser.add_argument_group("defaults for containers")
     group.add_argument("--command", metavar="WORDS", help="the default command, such as 'nginx -g \"daemon off;\"'")
     group.add_argument("--entrypoint", metavar="WORDS", help="the program that the command is passed to")
@@ -82,18 +99,25 @@ def _define_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
+    from containerkit.cli.image.streams import as_file
+
+    with as_file(options.file) as path:
+        image = _imported(options, path)
+    say(pinned(image))
+    return 0
+
+
+def _imported(options: argparse.Namespace, path: str) -> Image:
     from containerkit.image import Image
 
-    image = Image.import_tar(
-        options.file,
+    return Image.import_tar(
+        path,
         options.name,
         defaults=_defaults(options),
         platform=options.platform,
         store=chosen_store(options),
         comment=options.message,
     )
-    say(pinned(image))
-    return 0
 
 
 def _defaults(options: argparse.Namespace) -> Defaults:
@@ -127,11 +151,7 @@ def _define_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    path = options.output
-    if path == "-":
-        if os.isatty(sys.stdout.fileno()):
-            raise SpecError("export: the output is a terminal; add --output FILE, or use a pipe")
-        path = _STDOUT
+    path = _to_stdout("export") if options.output == "-" else options.output
     find(options, options.image).export(path)
     return 0
 

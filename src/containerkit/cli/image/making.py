@@ -56,8 +56,14 @@ def _define_build(parser: argparse.ArgumentParser) -> None:
         help="what single commands may request; repeatable",
     )
     parser.add_argument(
-        "--pull", choices=("missing", "always", "never"), default="missing", help="of base images (default: missing)"
+        "--pull",
+        metavar="missing|always|never",
+        nargs="?",
+        const="always",
+        default="missing",
+        help="of base images (default: missing; without a value: always)",
     )
+    parser.add_argument("--progress", metavar="KIND", help="accepted: steps are lines on stderr; --quiet hides them")
     parser.add_argument("--no-cache", action="store_true", help="repeat all steps")
     parser.add_argument("--epoch", metavar="SECONDS", help="latest timestamp of files (default: $SOURCE_DATE_EPOCH)")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not show steps and output of commands")
@@ -68,6 +74,11 @@ def _build(options: argparse.Namespace) -> int:
     from containerkit.image import Image
 
     more: dict[str, Any] = {}
+    context, pull = options.context, options.pull
+    if pull not in ("missing", "always", "never"):  # 'build --pull DIR', as Docker's option without a value has it
+        if context != ".":
+            raise SpecError(f"--pull {pull!r}: there are missing, always, never")
+        context, pull = pull, "always"
     if options.file == "-":
         more["text"] = sys.stdin.read()
     elif options.file is not None:
@@ -76,7 +87,7 @@ def _build(options: argparse.Namespace) -> int:
         more |= {"progress": _show_step, "log": tell}
     try:
         image = Image.build(
-            options.context,
+            context,
             tag=options.tag[0] if options.tag else None,
             target=options.target,
             args=_arguments(options.build_arg),
@@ -84,7 +95,7 @@ def _build(options: argparse.Namespace) -> int:
             network=options.network,
             egress=options.egress,
             allow=tuple(options.allow),
-            pull=options.pull,
+            pull=pull,
             cache=not options.no_cache,
             epoch=_epoch(options.epoch),
             platform=options.platform,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from containerkit.image import History, Image, ImageConfig
 
-__all__ = ["VERBS"]
+__all__ = ["VERBS", "described"]
 
 _MARKS: Final = {"added": "A", "changed": "C", "deleted": "D"}
 
@@ -35,22 +35,39 @@ _MARKS: Final = {"added": "A", "changed": "C", "deleted": "D"}
 
 
 def _define_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repository", metavar="NAME", nargs="?", help="only those of a repository, or with a tag")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
     how.add_argument("-q", "--quiet", action="store_true", help="print only names and digests")
+    how.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Repository}}:{{.Tag}}; or json")
+    parser.add_argument(
+        "-f",
+        "--filter",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="reference, dangling, label; repeatable",
+    )
+    for name, why in (("-a/--all", "there are no hidden ones"), ("--digests", "shown"), ("--no-trunc", "in the JSON")):
+        parser.add_argument(*name.split("/"), action="store_true", help=f"accepted: {why}", dest="_accepted")
 
 
 def _list(options: argparse.Namespace) -> int:
-    from containerkit.image import Image
+    from containerkit.cli.image.filters import chosen, docker_fields
+    from containerkit.cli.listing import check_template, formatted
 
-    images = Image.list(chosen_store(options))
+    images = chosen(chosen_store(options), options.repository, options.filter)
     if options.quiet:
         for image in images:
             say(pinned(image))
-    elif options.json:
+    elif options.json or options.format == "json":
         print_json([_summary(image) for image in images])
-    else:
+    elif options.format in (None, "table"):
         table(("NAME", "DIGEST", "PLATFORM", "CREATED", "SIZE"), map(_row, images))
+    else:
+        check_template(options.format)
+        for image in images:
+            say(formatted(options.format, docker_fields(image)))
     return 0
 
 
@@ -94,6 +111,7 @@ def _define_inspect(parser: argparse.ArgumentParser) -> None:
     raw = parser.add_mutually_exclusive_group()
     raw.add_argument("--manifest", action="store_true", help="print only the manifest, unchanged")
     raw.add_argument("--config", action="store_true", help="print only the config, unchanged")
+    raw.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.digest}} or {{json .config}}")
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -104,12 +122,18 @@ def _inspect(options: argparse.Namespace) -> int:
         for image in images:
             sys.stdout.buffer.write(image.config.raw if options.config else image.manifest.raw)
         sys.stdout.flush()
+    elif options.format is not None:
+        from containerkit.cli.listing import formatted
+
+        for image in images:
+            say(formatted(options.format, described(image)))
     else:
-        print_json([_described(image) for image in images])
+        print_json([described(image) for image in images])
     return 0
 
 
-def _described(image: Image) -> dict[str, Any]:
+def described(image: Image) -> dict[str, Any]:
+    """Return all that is known of an image."""
     config = image.config
     layers = zip(image.manifest.layers, config.diff_ids, strict=True)
     return {
@@ -132,13 +156,25 @@ def _described(image: Image) -> dict[str, Any]:
 def _define_history(parser: argparse.ArgumentParser) -> None:
     image_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.CreatedBy}}; or json")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what each step was")
+    parser.add_argument("--no-trunc", action="store_true", help="accepted: nothing is shortened")
 
 
 def _history(options: argparse.Namespace) -> int:
     image = find(options, options.image)
     sizes = _sizes(image)
-    if options.json:
+    if options.json or options.format == "json":
         print_json([{**entry.to_json(), "size_bytes": size} for entry, size in sizes])
+    elif options.quiet:
+        for entry, _ in sizes:
+            say(one_line(entry.created_by))
+    elif options.format is not None:
+        from containerkit.cli.listing import formatted
+
+        for entry, size in sizes:
+            fields = {"CreatedAt": entry.created, "CreatedBy": one_line(entry.created_by), "Comment": entry.comment}
+            say(formatted(options.format, {**fields, "Size": size_text(size)}))
     else:
         rows = ((time_text(entry.created), size_text(size), entry.created_by, entry.comment) for entry, size in sizes)
         table(("CREATED", "SIZE", "CREATED BY", "COMMENT"), rows)
@@ -233,7 +269,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _define_prune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-a", "--unnamed", action="store_true", help="delete images without a name too")
+    parser.add_argument("-a", "--unnamed", "--all", action="store_true", help="delete images without a name too")
+    parser.add_argument("-f", "--force", action="store_true", help="accepted: nothing is asked")
     parser.add_argument("--cache", action="store_true", help="delete the build cache too")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not list what is removed")
 

@@ -1,0 +1,114 @@
+"""The commands that tell what happens to detached containers, and by which ports they are reached."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.cli import values
+from containerkit.cli.detached import Verb, check_template, formatted, say
+from containerkit.detached.container import find
+from containerkit.errors import SpecError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from containerkit.detached.events import Event
+    from containerkit.spec.network import Port
+
+__all__ = ["events", "port"]
+
+_FILTERS: Final = {"event": "action", "container": "container", "image": "image", "label": "label"}
+
+
+def _define_events(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--since", metavar="TIME", help="also what happened since: 10m, or 2026-01-02T03:04:05Z")
+    parser.add_argument("--until", metavar="TIME", help="end with what happened then (default: go on)")
+    parser.add_argument(
+        "-f",
+        "--filter",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help=f"{', '.join(_FILTERS)}; repeatable: one of the same name, all of different names",
+    )
+    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Action}} {{.Actor.ID}}; or json")
+
+
+def _events(options: argparse.Namespace) -> int:
+    from containerkit.detached import events as stream
+    from containerkit.detached.logs import moment
+
+    template = options.format
+    if template not in (None, "json"):
+        check_template(template)
+    wanted: dict[str, list[str]] = {}
+    for text in options.filter:
+        for name, value in values.pairs("--filter", [text]).items():
+            if name not in _FILTERS:
+                raise SpecError(f"--filter {name!r}: there are {', '.join(_FILTERS)}")
+            wanted.setdefault(_FILTERS[name], []).append(value)
+    since = time.time() if options.since is None else options.since
+    follow = options.until is None or moment(options.until, "--until") > moment(time.time(), "now")
+    for event in stream.events(since=since, until=options.until, follow=follow):
+        if all(any(_fits(event, name, each) for each in some) for name, some in wanted.items()):
+            say(_line(event) if template is None else _templated(event, template))
+    return 0
+
+
+def _fits(event: Event, name: str, wanted: str) -> bool:
+    if name == "container":
+        return event.name == wanted or event.id.startswith(wanted)
+    if name == "action" and ":" in event.attributes.get("health", "") + wanted:  # as health_status: healthy is filtered
+        return wanted.replace(" ", "") == f"{event.action}:{event.attributes.get('health', '')}"
+    return event.fits(name, wanted)
+
+
+def _line(event: Event) -> str:
+    known = {"name": event.name, "image": event.image, **event.labels, **event.attributes}
+    told = ", ".join(f"{name}={value}" for name, value in known.items() if value not in ("", None))
+    return f"{event.time} container {event.action} {event.id} ({told})"
+
+
+def _templated(event: Event, template: str) -> str:
+    import json
+
+    attributes = {"name": event.name, "image": event.image, **event.labels, **event.attributes}
+    value: dict[str, Any] = {
+        "Type": "container",
+        "Action": event.action,
+        "Actor": {"ID": event.id, "Attributes": {name: str(each) for name, each in attributes.items()}},
+        "Time": event.time,
+    }
+    return json.dumps(value) if template == "json" else formatted(template, value)
+
+
+def _define_port(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="CONTAINER", help="its name or id")
+    parser.add_argument("port", metavar="PORT[/udp]", nargs="?", help="of the container's (default: all)")
+
+
+def _port(options: argparse.Namespace) -> int:
+    one = find(options.name)
+    found = [(number, at) for each in one.ports for number, at in _numbers(each)]
+    if options.port is None:
+        for number, at in found:
+            say(f"{number} -> {at}")
+        return 0
+    asked = options.port if "/" in options.port else f"{options.port}/tcp"
+    chosen = [at for number, at in found if number == asked]
+    if not chosen:
+        raise SpecError(f"port: {options.name} has no published port {asked}; leave the port out to list them")
+    say(os.linesep.join(chosen))
+    return 0
+
+
+def _numbers(port: Port) -> list[tuple[str, str]]:
+    host = f"[{port.host}]" if ":" in port.host else port.host
+    inside, outside = port.container_port, port.host_port
+    return [(f"{inside + each}/{port.protocol}", f"{host}:{outside + each}") for each in range(port.count)]
+
+
+events = Verb(_define_events, _events)
+port = Verb(_define_port, _port)

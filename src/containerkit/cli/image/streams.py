@@ -1,0 +1,36 @@
+"""Archives that may come from a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from containerkit.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["as_file"]
+
+
+@contextmanager
+def as_file(path: str) -> Iterator[str]:
+    """Yield a path, or for ``-`` that of a file with all that stdin has: readers of archives go back to their start.
+
+    Raises:
+        SpecError: stdin is a terminal.
+    """
+    if path != "-":
+        yield path
+        return
+    if os.isatty(sys.stdin.fileno()):
+        raise SpecError("the input is a terminal; name a file, or use a pipe")
+    import shutil
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(prefix="containerkit-") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield file.name

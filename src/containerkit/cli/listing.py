@@ -1,0 +1,73 @@
+"""Lists: as a table, as JSON, by a template, or names alone; the same options for everything that lists."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from containerkit.cli.detached import check_template, formatted, say, table
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Listing", "check_template", "formatted", "say"]
+
+
+@attrs.frozen
+class Listing:
+    """A kind of list.
+
+    Args:
+        columns: the fields that the table shows.
+        key: the field that ``--quiet`` prints.
+    """
+
+    columns: tuple[str, ...]
+    key: str = attrs.field(kw_only=True)
+
+    def define(self, parser: argparse.ArgumentParser) -> None:
+        """Add ``--quiet``, ``--json`` and ``--format``."""
+        parser.add_argument("-q", "--quiet", action="store_true", help=f"print only the field {self.key}")
+        parser.add_argument("--json", action="store_true", help="print it for programs: the same as --format json")
+        parser.add_argument(
+            "--format", metavar="TEMPLATE", help=f"fields only, such as {{{{.{self.key}}}}}; or table, or json"
+        )
+        parser.add_argument("--no-trunc", action="store_true", help="accepted: nothing is shortened")
+
+    def show(self, options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Print rows.
+
+        Raises:
+            SpecError: the template has more than fields, or a field that is not there.
+        """
+        template = options.format
+        if options.json or template == "json":
+            import json
+
+            say(json.dumps(list(rows), indent=2))
+        elif options.quiet:
+            for row in rows:
+                say(str(row[self.key]))
+        elif template is None or template == "table":
+            titles = [_title(name) for name in self.columns]
+            say(table([titles, *([_shown(row[name]) for name in self.columns] for row in rows)]))
+        else:
+            check_template(template)
+            for row in rows:
+                say(formatted(template, dict(row)))
+
+
+def _title(name: str) -> str:
+    return "".join(
+        f" {c}" if c.isupper() and i and not name[i - 1].isupper() else c for i, c in enumerate(name)
+    ).upper()
+
+
+def _shown(value: Any) -> str:
+    from containerkit.cli.commands import printable
+
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    return "-" if value in (None, "") else printable(str(value)).replace("\n", "\\n")

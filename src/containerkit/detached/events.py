@@ -1,0 +1,191 @@
+"""What happens to detached containers: one stream for each user, which everybody who acts on a container appends to.
+
+It lies in ``/run/containerkit/events`` (of a user: below ``$XDG_RUNTIME_DIR``), in the format of the logs: a line is
+``TIME event F {...}``. ``current`` is a symlink to the log that is written to. Keepers append the end of a run, which
+they alone see; all else is appended by the process that does it. The record decides: an event that could not be
+written, since the filesystem is full, is missing here and nowhere else.
+
+Source: write(2), O_APPEND: what is written in one call stays together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from containerkit.detached import logs, store
+from containerkit.errors import SetupError, SpecError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from containerkit.detached.logs import Moment
+    from containerkit.detached.store import Entry
+
+__all__ = ["Event", "emit", "events", "identify"]
+
+_MOST_BYTES: Final = 1 << 20
+_MOST_LOGS: Final = 4
+_LONGEST: Final = 2048
+"""Bytes that the labels may take with the name: the keeper reads no more; where there are more they are left out."""
+
+
+class Event(NamedTuple):
+    """Something that happened to a detached container.
+
+    Attributes:
+        time: in UTC, as RFC 3339 with nanoseconds.
+        action: ``create``, ``start``, ``die``, ``oom``, ``stop``, ``kill``, ``pause``, ``unpause``, ``rename``,
+            ``update``, ``exec_start``, ``health_status``, ``commit`` or ``destroy``.
+        id: of the container.
+        name: its name then; empty for none.
+        image: the name of its image; empty for another root.
+        labels: its labels.
+        attributes: more about it, such as ``exit_code`` of ``die`` and ``signal`` of ``kill``.
+    """
+
+    time: str
+    action: str
+    id: str
+    name: str
+    image: str
+    labels: Mapping[str, str]
+    attributes: Mapping[str, Any]
+
+    def fits(self, name: str, wanted: str) -> bool:
+        """Tell whether a filter of :func:`events` lets it through."""
+        if name == "label":
+            key, equals, value = wanted.partition("=")
+            return key in self.labels and (not equals or self.labels[key] == value)
+        if name == "id":
+            return self.id.startswith(wanted)
+        found: str = getattr(self, name)
+        return found == wanted
+
+
+def _place() -> str:
+    return os.path.join(os.path.dirname(store.records_root()), "events")
+
+
+def identify(entry: Entry, config: Mapping[str, Any]) -> None:
+    """Write who it is to where its keeper finds it for its own events.
+
+    Raises:
+        SetupError: the filesystem of the records is full.
+    """
+    entry.write_bytes("event", _who(entry, config).encode())
+
+
+def _who(entry: Entry, config: Mapping[str, Any]) -> str:
+    """Return the fields that all events of a container have, as the inner part of an object."""
+    known = {"id": entry.id, "name": config["name"], "image": config["image"]}
+    text = json.dumps({**known, "labels": dict(config["labels"])})
+    return (text if len(text) <= _LONGEST else json.dumps({**known, "labels": {}}))[1:-1]
+
+
+def emit(entry: Entry, action: str, config: Mapping[str, Any] | None = None, **attributes: Any) -> None:
+    """Append an event; what can't be written is left out.
+
+    Args:
+        entry: the record of the container.
+        action: what happened.
+        config: what the record says of the container (default: it is read).
+        attributes: more about it.
+    """
+    with suppress(OSError, StateError):
+        who = _who(entry, entry.config if config is None else config)
+        more = "".join(f", {json.dumps(key)}: {json.dumps(value)}" for key, value in attributes.items())
+        now = time.time_ns()
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 1_000_000_000))
+        line = f'{seconds}.{now % 1_000_000_000:09}Z event F {{"action": "{action}", {who}{more}}}\n'
+        _append(line.encode())
+
+
+def _append(line: bytes) -> None:
+    place = _place()
+    fd = _open(place)
+    try:
+        os.write(fd, line)
+        if os.fstat(fd).st_size > _MOST_BYTES:
+            _rotate(place, fd)
+    finally:
+        os.close(fd)
+
+
+def _open(place: str) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(f"{place}/current", flags, 0o600)
+    except FileNotFoundError:
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            os.symlink("log.1", f"{place}/current")
+        return os.open(f"{place}/current", flags, 0o600)
+
+
+def _rotate(place: str, full: int) -> None:
+    """Begin another log, unless somebody has done so meanwhile."""
+    gate = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        last = logs.last_log(place)
+        if not os.path.samestat(os.fstat(full), os.stat(f"{place}/log.{last}")):
+            return
+        os.close(os.open(f"{place}/log.{last + 1}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.symlink(f"log.{last + 1}", f"{place}/current.{os.getpid()}")
+        os.replace(f"{place}/current.{os.getpid()}", f"{place}/current")
+        for number in logs.numbers(place)[:-_MOST_LOGS]:
+            os.unlink(f"{place}/log.{number}")
+    finally:
+        os.close(gate)
+
+
+def events(
+    *, since: Moment | None = None, until: Moment | None = None, follow: bool = False, **filters: str
+) -> Iterator[Event]:
+    """Yield what has happened to the detached containers of this user, the oldest first.
+
+    Args:
+        since, until: only what happened then, as for :meth:`Detached.logs`.
+        follow: wait for more, until the time of ``until`` (default False).
+        filters: only events that have this as ``action``, ``name``, ``image``, as the beginning of ``id``, or as
+            ``label``: ``NAME`` or ``NAME=VALUE``.
+
+    Raises:
+        SpecError: no time, or another filter.
+        SetupError: the events can't be read.
+
+    Some 20,000 events are kept, and none over a reboot. The end of a container whose keeper was killed is no event,
+    since nobody saw it: its ``status`` tells.
+    """
+    if unknown := sorted(set(filters) - {"action", "name", "image", "id", "label"}):
+        raise SpecError(f"events: unknown filter {unknown[0]!r}; there are action, name, image, id, label")
+    start = "" if since is None else logs.moment(since, "since")
+    end = "~" if until is None else logs.moment(until, "until")
+    return _read(start, end, filters, follow=follow)
+
+
+def _read(start: str, end: str, filters: Mapping[str, str], *, follow: bool) -> Iterator[Event]:
+    place = _place()
+    try:
+        os.close(_open(place))
+    except OSError as error:
+        raise SetupError("open", error.errno or 0, place, "the events can't be read") from None
+    asks = (lambda: logs.moment(time.time(), "now") < end) if follow else None
+    for line in logs.read(place, since=start, until=end, follow=asks):
+        event = _parsed(line)
+        if event is not None and all(event.fits(name, wanted) for name, wanted in filters.items()):
+            yield event
+
+
+def _parsed(line: logs.LogLine) -> Event | None:
+    try:
+        told = json.loads(line.text)
+        known = {name: told.pop(name) for name in ("action", "id", "name", "image", "labels")}
+    except (ValueError, KeyError):  # cut off by a full filesystem, or another version's
+        return None
+    return Event(line.time, attributes=told, **known)

@@ -1,0 +1,224 @@
+"""Health checks of detached containers: which there is, what it has found, and one check.
+
+Nobody stays for them: the keeper starts an interpreter for each (``python -m containerkit.detached.check``), which runs
+the command in the container and puts what it has found into the record.
+
+Source: Dockerfile reference, "HEALTHCHECK".
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.detached.known import HEALTH_FILE, health_state
+from containerkit.errors import SpecError
+
+if TYPE_CHECKING:
+    from containerkit.detached.container import Detached
+    from containerkit.detached.description import Keeping
+    from containerkit.detached.store import Entry
+    from containerkit.image import Image
+    from containerkit.spec.container import Spec
+
+__all__ = ["Check", "begin", "check", "check_options", "default_command", "image_of"]
+
+_DEFAULTS: Final = {"interval_s": 30.0, "timeout_s": 30.0, "start_period_s": 0.0, "start_interval_s": 5.0}
+_RETRIES: Final = 3
+_OUTPUT_BYTES: Final = 4096
+_KEPT: Final = 5
+_NS: Final = 1_000_000_000
+_FIELDS: Final = ("env", "extra_env", "cwd", "user", "groups")
+ACTIONS: Final = ("none", "kill", "stop")
+
+
+@attrs.frozen(kw_only=True)
+class Check:
+    """How to find out whether a container works.
+
+    Attributes:
+        argv: the command; it passes with status 0.
+        interval_s: seconds from the end of a check to the next.
+        timeout_s: seconds after which it has failed.
+        start_period_s: seconds in which a failure does not count, unless one has passed.
+        start_interval_s: seconds between two of them.
+        retries: how many failures in a row make it unhealthy.
+        on_failure: what is done then: ``"none"``, ``"kill"``, so that the restart policy decides, or ``"stop"``.
+    """
+
+    argv: tuple[str, ...]
+    interval_s: float = _DEFAULTS["interval_s"]
+    timeout_s: float = _DEFAULTS["timeout_s"]
+    start_period_s: float = _DEFAULTS["start_period_s"]
+    start_interval_s: float = _DEFAULTS["start_interval_s"]
+    retries: int = _RETRIES
+    on_failure: str = "none"
+
+    @classmethod
+    def of(cls, keeping: Keeping, spec: Spec) -> Check | None:
+        """Return the check that was asked for, or the image's; None where there is none.
+
+        Raises:
+            ImageError: the image is gone.
+        """
+        if not keeping.healthcheck:
+            return None
+        chosen: dict[str, Any] = {"argv": tuple(keeping.health_command)}
+        if spec.rootfs.kind == "image":
+            chosen = _of_image(spec, chosen["argv"])
+        given = {name: getattr(keeping, f"health_{name}") for name in (*_DEFAULTS, "retries", "on_failure")}
+        chosen.update({name: value for name, value in given.items() if value is not None})
+        return cls(**chosen) if chosen["argv"] else None
+
+    def milliseconds(self) -> tuple[int, int, int]:
+        """Return the interval, that of the start period, and the period, as the keeper has them."""
+        return (
+            max(1, int(self.interval_s * 1000)),
+            max(1, int(self.start_interval_s * 1000)),
+            int(self.start_period_s * 1000),
+        )
+
+
+def image_of(spec: Spec, **options: Any) -> Image:
+    """Return the image of a container's root.
+
+    Args:
+        spec: its root is ``RootFS.image``.
+        options: as for :meth:`containerkit.image.Image.get`, in place of those of the root.
+
+    Raises:
+        ImageError: it can't be had.
+    """
+    from containerkit.image import Image, Store
+
+    named = ("pull", "platform", "store")
+    chosen: dict[str, Any] = {name: value for name, value in spec.rootfs.arguments if name in named} | options
+    if isinstance(chosen.get("store"), str):
+        chosen["store"] = Store(chosen["store"])
+    return Image.get(spec.rootfs.name, **chosen)
+
+
+def default_command(spec: Spec) -> tuple[str, ...]:
+    """Return the command of a container's image.
+
+    Raises:
+        SpecError: its root is no image.
+    """
+    if spec.rootfs.kind != "image":
+        raise SpecError("detach: this root has no command of its own: pass command=[...]")
+    return tuple(image_of(spec).defaults.argv(None))
+
+
+def _of_image(spec: Spec, argv: tuple[str, ...]) -> dict[str, Any]:
+    defaults = image_of(spec, pull="never").defaults
+    found = defaults.healthcheck
+    if found is None:
+        return {"argv": argv}
+    kind, words = (found.test[0], found.test[1:]) if found.test else ("NONE", ())
+    shell = defaults.shell or ("/bin/sh", "-c")
+    times = {name: getattr(found, f"{name[:-2]}_ns") / _NS or value for name, value in _DEFAULTS.items()}
+    own = {"CMD": words, "CMD-SHELL": (*shell, *words)}.get(kind, ())
+    return {**times, "retries": found.retries or _RETRIES, "argv": argv or own}
+
+
+def check_options(keeping: Keeping) -> None:
+    """Refuse options of a check that can't be.
+
+    Raises:
+        SpecError: one of them.
+    """
+    for name in _DEFAULTS:
+        seconds = getattr(keeping, f"health_{name}")
+        least = 0.0 if name == "start_period_s" else 0.001
+        wrong = isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not least <= seconds < 2**31
+        if seconds is not None and wrong:
+            raise SpecError(f"health_{name}: {seconds!r:.100} is not a number of seconds from {least:g} on")
+    retries = keeping.health_retries
+    if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 1):
+        raise SpecError(f"health_retries: {retries!r:.100} is not a number from 1 on")
+    if keeping.health_on_failure not in ACTIONS:
+        raise SpecError(f"health_on_failure: {keeping.health_on_failure!r:.100} is none of {', '.join(ACTIONS)}")
+    if keeping.health_command and not keeping.healthcheck:
+        raise SpecError("health_command and healthcheck=False can't both be meant")
+
+
+def begin(entry: Entry, check: Check | None, run: int) -> None:
+    """Put it on record that a run begins, of which nothing is known yet."""
+    if check is not None:
+        entry.write(
+            HEALTH_FILE, {"run": run, "check": attrs.asdict(check), "status": "starting", "streak": 0, "log": []}
+        )
+
+
+def check(entry: Entry) -> bool:
+    """Check once, and put on record what was found.
+
+    Returns:
+        Whether it has passed.
+
+    Raises:
+        StateError: it does not run, or is paused: that is no failure.
+    """
+    from containerkit.detached.container import Detached
+    from containerkit.detached.events import emit
+
+    one = Detached(entry)
+    status, run, _ = one.looked_at()
+    found = health_state(entry, status, run)
+    if found is None or status != "running":
+        return False
+    options = Check(**{**found["check"], "argv": tuple(found["check"]["argv"])})
+    result = _probe(one, options)
+    found["log"] = [*found["log"], result][-_KEPT:]
+    former, passed = found["status"], result["ExitCode"] == 0
+    if passed:
+        found.update(status="healthy", streak=0)
+    elif former != "starting" or time.time() - float(run["started"]) >= options.start_period_s:
+        found["streak"] += 1
+        if found["streak"] >= options.retries:
+            found["status"] = "unhealthy"
+    entry.write(HEALTH_FILE, {key: value for key, value in found.items() if key != "version"})
+    if found["status"] != former:
+        emit(entry, "health_status", health=found["status"])
+        if found["status"] == "unhealthy":
+            _act(one, int(run["run"]), options.on_failure)
+    return bool(passed)
+
+
+def _act(one: Detached, run: int, action: str) -> None:
+    if action == "kill":  # not as by hand: the policy decides what comes after
+        one.signal_command(signal.SIGKILL, run)
+    elif action == "stop":
+        one.ask_to_end(run)
+
+
+def _probe(one: Detached, options: Check) -> dict[str, Any]:
+    from containerkit.errors import ContainerTimeout, SetupError
+
+    began, code = time.time(), -1
+    written: bytes | str = b""
+    fields = {name: value for name, value in one.description().fields.items() if name in _FIELDS}
+    try:
+        with one.attach() as view:
+            done = view.run(list(options.argv), stderr=-2, timeout=options.timeout_s, **fields)
+        code, written = done.returncode, done.stdout
+    except ContainerTimeout as error:
+        partly = error.stdout or b""
+        written = partly if isinstance(partly, bytes) else partly.encode()
+        written += f"\nit has not ended within {options.timeout_s:g} s".encode()
+    except SetupError as error:
+        written = str(error)
+    kept = written[-_OUTPUT_BYTES:]
+    text = kept if isinstance(kept, str) else kept.decode("utf-8", "replace")
+    return {"Start": _rfc3339(began), "End": _rfc3339(time.time()), "ExitCode": code, "Output": text}
+
+
+def _rfc3339(seconds: float) -> str:
+    with suppress(OverflowError):
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return ""

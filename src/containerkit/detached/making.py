@@ -1,0 +1,60 @@
+"""Putting a container on record and starting it: what :meth:`containerkit.Container.detach` does."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from containerkit.detached import store
+from containerkit.detached.begin import begin
+from containerkit.detached.container import Detached
+from containerkit.detached.description import Description, Keeping
+from containerkit.detached.events import emit, identify
+from containerkit.detached.health import default_command
+from containerkit.detached.wiring import drop_network, kept_network
+from containerkit.security.checks import check_bool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from containerkit.detached.store import Entry
+    from containerkit.options import ListOf, Word
+    from containerkit.spec.container import Spec
+
+__all__ = ["detach"]
+
+
+def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping[str, Any]) -> Detached:
+    """Put a container on record and start it; see :meth:`containerkit.Container.detach`."""
+    options = dict(options)
+    start = options.pop("start", True)
+    check_bool(start, "start")
+    keeping_names = {field.name for field in attrs.fields(Keeping)} - {"name"}
+    given = {key: value for key, value in options.items() if key in keeping_names}
+    fields = {key: value for key, value in options.items() if key not in keeping_names}
+    if spec.rootfs.kind == "image":
+        given.setdefault("image", spec.rootfs.name)
+    keeping = Keeping(name=name, **given)
+    argv = tuple(map(os.fsdecode, command)) if command is not None else default_command(spec)
+    description = Description(spec=spec, argv=argv, fields=fields)
+    spec, network = kept_network(spec) if spec.wishes_for_network else (spec, None)
+    description = attrs.evolve(description, spec=spec)
+    config = {**attrs.asdict(keeping), "created": time.time(), "argv": argv}
+    entry: Entry | None = None
+    try:
+        entry = store.create(config, description.dump())
+        identify(entry, config)
+        emit(entry, "create", config)
+        if start:
+            begin(entry)
+    except BaseException:
+        if entry is not None:
+            entry.remove()
+            emit(entry, "destroy", config)
+        if network is not None:
+            drop_network(network)
+        raise
+    return Detached(entry)

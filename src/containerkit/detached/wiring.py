@@ -1,0 +1,225 @@
+"""Networks of detached containers: who serves names, ports and rules once the process that has started them is gone.
+
+A network that a keeper of networks has is served by that. ``"internet"`` is served by a process of the container's own,
+the attendant, a child of the keeper: each ends when the other does, however that ends.
+
+Source: unix(7); pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from errno import EEXIST
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from containerkit.errors import ContainerError, SetupError, SpecError, StateError
+
+if TYPE_CHECKING:
+    from containerkit.detached.store import Entry
+    from containerkit.network.kept import Kept
+    from containerkit.spec.container import Spec
+
+__all__ = ["Attendant", "drop_network", "kept_network", "main", "refuse_bound", "wired"]
+
+_LARGEST: Final = 1 << 16
+_LEFT_S: Final = 5.0
+
+
+def refuse_bound(spec: Spec) -> None:
+    """Refuse a network that ends with this process.
+
+    Raises:
+        SpecError: it does.
+    """
+    from containerkit.spec.network import CNI, Attach, Network
+
+    network = spec.network
+    if isinstance(network, (str, Network)) or type(network).__name__ in ("Kept", "Macvlan"):
+        pass
+    elif isinstance(network, Attach):
+        refuse_bound(attrs.evolve(spec, network=network.network))
+    elif isinstance(network, CNI):
+        raise SpecError("detach: the plugins of a CNI network must be called at its end by who called them first")
+    elif isinstance(network, tuple):
+        raise SpecError("detach: a container that goes on is on one network at most")
+    else:
+        raise SpecError(
+            f"detach: {network!r:.100} ends with this process: pass the Network itself, which is kept, or 'internet'"
+        )
+    if any(port.fd is not None for port in spec.publish):
+        raise SpecError("detach: a listening socket can't be handed to it: publish the port by its number")
+
+
+def kept_network(spec: Spec) -> tuple[Spec, str | None]:
+    """Return a description whose network outlives this process, and the name of a network that was made for it.
+
+    Raises:
+        StateError: one of that name is kept, and differs.
+        SetupError: it can't be made.
+
+    Side effects: a process that keeps the network, where there was none of its name.
+    """
+    from containerkit.spec.network import Attach, Network
+
+    attach = spec.network if isinstance(spec.network, Attach) else None
+    network = spec.network if attach is None else attach.network
+    if not isinstance(network, Network):
+        return spec, None
+    from containerkit.network import keeper
+
+    kept, made = keeper.Kept(network.name), None
+    try:
+        told = kept.inspect()
+    except StateError:
+        keeper.create(network)
+        made = network.name
+    else:
+        if (told["internal"], told["mtu"]) != (network.internal, network.mtu):
+            raise StateError(f"network {network.name}: one that is kept by that name differs: give this another name")
+    chosen: Any = kept if attach is None else attrs.evolve(attach, network=kept)
+    return attrs.evolve(spec, network=chosen), made
+
+
+def drop_network(name: str) -> None:
+    """Remove a network that :func:`kept_network` has made, unless another container is on it by now."""
+    from containerkit.network import keeper
+
+    with suppress(ContainerError):
+        keeper.remove(name, force=False)
+
+
+class Attendant:
+    """The process that serves the network of one container.
+
+    Attributes:
+        pidfd: of the process.
+        life: a socket; when it is closed the process ends.
+        network: the network, for the description.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        from containerkit.network.kept import Kept
+
+        directory = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The path may be longer than a socket's can be; this one, of the descriptor, is not.
+        at = f"/proc/self/fd/{directory}/network"
+        self.life, theirs = socket.socketpair()
+        read, write = os.pipe2(os.O_CLOEXEC)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listening, theirs:
+            if os.path.lexists(at):
+                os.unlink(at)  # of a former run
+            listening.bind(at)
+            listening.listen(8)
+            given = (listening.fileno(), write, theirs.fileno())
+            # An interpreter of its own has none of our locks, and takes less memory than a fork that goes on.
+            words = [sys.executable, "-sP", "-c", _PROGRAM, os.pathsep.join(map(os.path.abspath, sys.path))]
+            null = subprocess.DEVNULL
+            process = subprocess.Popen(
+                [*words, *map(str, given)], pass_fds=given, stdin=null, stdout=null, stderr=null, cwd="/"
+            )
+        os.close(write)
+        self.pid: int = process.pid
+        self.pidfd: int = os.pidfd_open(process.pid)
+        self.network: Kept = Kept("internet", at)
+        process.returncode = 0  # its end is the keeper's to see
+        told = os.read(read, _LARGEST)
+        os.close(read)
+        if told != b"{}":
+            self._fail(told)
+
+    def _fail(self, told: bytes) -> None:
+        import json
+
+        from containerkit.network.kept import error_of
+
+        self.life.close()
+        if not told:
+            raise StateError("network internet: the process that was to serve it has ended")
+        raise error_of(json.loads(told))
+
+
+_PROGRAM: Final = """
+import os, sys
+sys.path[:] = sys.argv[1].split(os.pathsep)
+from containerkit.detached.wiring import main
+main([int(word) for word in sys.argv[2:]])
+"""
+
+
+def main(given: list[int]) -> None:
+    """Serve a network until the end of whoever has the other side of the last descriptor.
+
+    Args:
+        given: descriptors: the listening socket, a pipe that is told how the opening went, and a socket.
+    """
+    from containerkit.network.keeper import serve
+    from containerkit.spec.network import Network
+
+    for fd in given:
+        os.set_inheritable(fd, False)
+    listening, ready, life = given
+    serve(Network("internet", isolated=True), socket.socket(fileno=listening), ready, socket.socket(fileno=life))
+
+
+def _attendant(entry: Entry) -> Attendant:
+    """Return an attendant; one that was killed may have left a link that the kernel is still taking down."""
+    deadline = time.monotonic() + _LEFT_S
+    while True:
+        try:
+            return Attendant(entry)
+        except SetupError as error:
+            if error.errno != EEXIST or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _wait_until_left(network: Kept, own: str) -> None:
+    """Wait until the network has let go of what a former run had there: its ports and addresses may be asked for."""
+    deadline = time.monotonic() + _LEFT_S
+    while any(own in each["names"] for each in network.inspect()["containers"]) and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
+    """Return a description that can be started, and who serves its network where that is the container's alone.
+
+    Args:
+        spec: the description on record.
+        entry: the record.
+        name: of the container; others on its network find it by that.
+
+    Raises:
+        StateError, SetupError, UnsupportedError: the network can't be had.
+    """
+    from containerkit.spec.network import Attach
+
+    network = spec.network
+    if network in ("none", "host") or type(network).__name__ == "Macvlan":
+        return spec, None
+    attach = network if isinstance(network, Attach) else Attach(network)
+    attendant = None
+    if attach.network == "internet":
+        attendant = _attendant(entry)
+        attach = attrs.evolve(attach, network=attendant.network)
+    else:
+        _wait_until_left(attach.network, entry.id)
+    aliases = (*_host_names(name, entry.id), *attach.aliases)
+    return attrs.evolve(spec, network=attrs.evolve(attach, aliases=tuple(dict.fromkeys(aliases)))), attendant
+
+
+def _host_names(*names: str) -> list[str]:
+    """Return those that can be the name of a host, too."""
+    from containerkit.spec.network import host_name
+
+    found = []
+    for name in names:
+        with suppress(SpecError):
+            found.append(host_name(name, "name"))
+    return found

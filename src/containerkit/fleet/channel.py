@@ -1,0 +1,267 @@
+"""The driver's side of the connections to workers: who may begin a task, what tasks write, how they end.
+
+::
+
+    worker ─ claim ─► driver      may I begin this attempt? on this node
+    worker ◄─ go ──── driver      the task, or nothing: it was cancelled, or another has begun it
+    worker ─ wrote ─► driver      lines of its command
+    worker ◄ cancel ─ driver
+    worker ◄─ call ── driver      to a held container;  answer, heard: what became of it, what it wrote
+    worker ─ ended ─► driver      the outcome; nothing of it runs any more
+
+An attempt begins at most once, whatever the engine does: the driver decides, when it is claimed. A connection that ends
+means that the worker is gone. The worker, for its part, ends all that it runs for a driver whose connection ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import secrets
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import attrs
+
+from containerkit.errors import SpecError
+from containerkit.fleet.engine import Outcome
+from containerkit.fleet.errors import FleetError, NodeLost
+from containerkit.fleet.wire import KEY_BYTES, Wire, keep_private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit.fleet.engine import Task, Watcher
+
+__all__ = ["Channel", "Held", "Ticket"]
+
+_ANSWERS_WITHIN_S: Final = 5.0
+"""How long a worker has that the engine has given up, to say how its task ended."""
+
+
+class Ticket(NamedTuple):
+    """What an engine carries to a worker: where the task is to be had.
+
+    Attributes:
+        host, port: where the driver listens.
+        key: what proves that it is the driver, and the worker a worker of its.
+        id: the id of the task.
+    """
+
+    host: str
+    port: int
+    key: bytes
+    id: str
+
+    def __repr__(self) -> str:  # engines write arguments to their logs
+        return f"Ticket({self.host!r}, {self.port}, id={self.id!r})"
+
+
+@attrs.define(eq=False)
+class Held:
+    """An attempt that is under way.
+
+    Attributes:
+        id: that of its task.
+        content: the task, pickled; empty once a worker has it.
+        watcher: who is told.
+        heard: takes what a held container says: its answers, and lines of its commands.
+        wire: the connection to its worker; None before one has claimed it.
+        node: where it runs; empty before.
+        given_up: why the engine is through with it although its worker is not; None otherwise.
+        over: whether it has ended.
+    """
+
+    id: str
+    content: bytes
+    watcher: Watcher
+    heard: Callable[..., None] | None = None
+    wire: Wire | None = None
+    node: str = ""
+    given_up: NodeLost | None = None
+    over: bool = False
+
+
+class Channel:
+    """Listens for workers.
+
+    Args:
+        host: the address to listen at, which workers must be able to reach.
+
+    Raises:
+        SpecError: this machine does not have that address.
+
+    Side effects: a listening TCP socket, a thread, and one more for each worker.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[str, Held] = {}
+        self._wires: set[Wire] = set()
+        self._key = secrets.token_bytes(KEY_BYTES)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = keep_private(socket.create_server((host, 0), family=family, backlog=1024))
+        except OSError as error:
+            raise SpecError(
+                f"listen={host!r}: {error.strerror} (hint: an address of this machine that workers reach)"
+            ) from error
+        self._address: tuple[str, int] = self._socket.getsockname()[:2]
+        self._owner = os.getpid()
+        self._closed = False
+        threading.Thread(target=self._accept, name="containerkit fleet", daemon=True).start()
+
+    # --- Attempts
+
+    def expect(self, task: Task, watcher: Watcher, heard: Callable[..., None] | None = None) -> tuple[Held, Ticket]:
+        """Keep a task for the worker that will claim it.
+
+        Raises:
+            SpecError: it can't be sent, or a task of this id is under way.
+        """
+        if self._closed or os.getpid() != self._owner:
+            raise FleetError(f"task {task.id}: the fleet is closed, or that of the process that was forked from")
+        try:
+            content = pickle.dumps(task, 5)
+        except Exception as error:
+            raise SpecError(
+                f"task {task.id}: it can't be sent to a node: {error} (hint: plain values and descriptions alone can)"
+            ) from error
+        held = Held(task.id, content, watcher, heard)
+        with self._lock:
+            if task.id in self._held:
+                raise SpecError(f"task {task.id}: a task of this id is under way")
+            self._held[task.id] = held
+        return held, Ticket(*self._address, self._key, task.id)
+
+    def forget(self, held: Held) -> None:
+        """Keep a task no longer that the engine did not take: nobody is told."""
+        with self._lock:
+            held.over = True
+            self._held.pop(held.id, None)
+
+    def cancel(self, held: Held) -> None:
+        """End an attempt, or have it never begin; returns at once."""
+        never = Outcome(error=FleetError(f"task {held.id}: cancelled before it began"))
+        if not self._end(held, never, waiting=True):
+            self.tell(held, "cancel", held.id)
+
+    def tell(self, held: Held, *message: Any) -> bool:
+        """Send a message to the worker of an attempt. Return whether it has one, and the connection stands."""
+        wire = held.wire
+        if wire is None or held.over:
+            return False
+        try:
+            wire.send(*message)
+        except OSError:
+            wire.close()  # its thread finds out
+            return False
+        return True
+
+    def give_up(self, held: Held, error: BaseException | None) -> None:
+        """Hear from the engine that it is through with an attempt. One that a worker has ends as that says."""
+        why = f"{type(error).__name__}: {error}" if error is not None else "the engine dropped it"
+        lost = NodeLost(f"task {held.id}: lost before it began: {why}")
+        lost.__cause__ = error
+        if self._end(held, Outcome(error=lost, lost=True), waiting=True) or error is None or held.over:
+            return
+        why = f"task {held.id}: the engine gave up the worker on node {held.node}: {why}"
+        held.given_up = NodeLost(why, held.node)
+        held.given_up.__cause__ = error
+        self.tell(held, "cancel", held.id)
+        timer = threading.Timer(_ANSWERS_WITHIN_S, self._end, (held, Outcome(error=held.given_up, lost=True)))
+        timer.daemon = True
+        timer.start()
+
+    def _end(self, held: Held, outcome: Outcome, *, waiting: bool = False) -> bool:
+        """End it here; ``waiting`` for only if no worker has claimed it. Return whether this call did."""
+        with self._lock:
+            if held.over or (waiting and held.wire is not None):
+                return False
+            held.over = True
+            held.content = b""
+            self._held.pop(held.id, None)
+        if held.heard is not None:
+            held.heard("over", outcome)
+        held.watcher.ended(outcome)
+        return True
+
+    # --- Workers
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except OSError:
+                if self._closed or self._socket.fileno() < 0:
+                    return
+                continue
+            threading.Thread(target=self._serve, args=(sock,), name="containerkit worker", daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            wire = Wire(sock, self._key, driver=True)
+        except (OSError, EOFError):  # a stranger, or a worker that has gone already
+            return
+        with self._lock:
+            self._wires.add(wire)
+        try:
+            while True:
+                self._hear(wire, *wire.receive())
+        except Exception as error:  # noqa: BLE001 - whatever it is, this worker can't be understood any more
+            self._lose(wire, error)
+        finally:
+            wire.close()
+
+    def _hear(self, wire: Wire, word: str, *rest: Any) -> None:
+        if word == "claim":
+            self._claimed(wire, *rest)
+        elif word == "wrote":
+            for task, stream, line in rest[0]:
+                held = self._held.get(task)
+                if held is not None and held.wire is wire:
+                    held.watcher.wrote(stream, line)
+        elif word == "heard":
+            held = self._held.get(rest[0])
+            if held is not None and held.wire is wire and held.heard is not None:
+                held.heard(*rest[1:])
+        elif word == "ended":
+            held = self._held.get(rest[0])
+            if held is not None and held.wire is wire:
+                lost = held.given_up is not None and rest[1].result is None
+                self._end(held, Outcome(error=held.given_up, lost=True) if lost else rest[1])
+
+    def _claimed(self, wire: Wire, task: str, node: str) -> None:
+        with self._lock:
+            held = self._held.get(task)
+            if held is not None and held.wire is None:
+                held.wire, held.node = wire, node
+                content, held.content = held.content, b""
+            else:
+                held, content = None, b""
+        if held is not None:
+            held.watcher.began(node)
+        wire.send("go", task, content)
+
+    def _lose(self, wire: Wire, error: BaseException) -> None:
+        with self._lock:
+            self._wires.discard(wire)
+            lost = [held for held in self._held.values() if held.wire is wire]
+        for held in lost:
+            what = NodeLost(f"task {held.id}: the worker on node {held.node} was lost: {error}", held.node)
+            self._end(held, Outcome(error=what, lost=True))
+
+    def close(self) -> None:
+        """Close all connections: workers end what they still run. Harmless when repeated."""
+        self._closed = True
+        if os.getpid() != self._owner:
+            return
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        self._socket.close()
+        with self._lock:
+            wires = list(self._wires)
+        for wire in wires:
+            wire.close()

@@ -1,0 +1,415 @@
+"""Commands in containers on many nodes."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from concurrent.futures import as_completed
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
+
+import attrs
+
+from containerkit.errors import SpecError, StateError
+from containerkit.fleet.container import FleetContainer
+from containerkit.fleet.describe import check_container, check_fits, check_retries, task_of
+from containerkit.fleet.engine import Engine, Task
+from containerkit.fleet.flight import Flight
+from containerkit.fleet.mapping import mapped
+from containerkit.fleet.report import Books
+from containerkit.fleet.workers import WorkerEngine
+from containerkit.late import load
+from containerkit.meanings import explained
+from containerkit.process.stdio import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Executor
+    from types import TracebackType
+    from typing import Unpack
+
+    from containerkit.fleet.engine import Node
+    from containerkit.fleet.future import FleetFuture
+    from containerkit.fleet.options import AnyFleetOptions, FleetOptions
+    from containerkit.fleet.report import Report
+    from containerkit.options import ContainerOptions, Input, ListOf, Word
+    from containerkit.process.result import CompletedProcess
+    from containerkit.spec.rootfs import RootFS
+
+__all__ = ["Fleet"]
+
+Item = TypeVar("Item")
+
+_NODES_KNOWN_S: Final = 10.0
+
+
+class Fleet:
+    """Runs commands in containers on the nodes of an engine: each in a fresh one, wherever there is room.
+
+    ::
+
+        with Fleet.ray("auto") as fleet:
+            future = fleet.submit(["sort", "/etc/services"], image="debian:12", limits=Limits(cpus=1, memory="1G"))
+            print(future.result().returncode, future.node)
+
+    Make one by :meth:`ray`, :meth:`dask`, :meth:`executor` or :meth:`kubernetes`. The engine finds a node with room for
+    the limits of a task, which are the limits of its container, too. At the end of ``with`` all tasks are waited for;
+    if it is left by an exception they are cancelled. If this program ends in any other way, its containers end as well.
+
+    Args:
+        engine: what distributes the tasks.
+        elastic: wait for nodes that are large enough, instead of refusing what none is (default False).
+    """
+
+    def __init__(self, engine: Engine, *, elastic: bool = False) -> None:
+        if not isinstance(engine, Engine):
+            raise SpecError(f"Fleet: {engine!r:.100} is not an Engine; use Fleet.ray, .dask, .executor or .kubernetes")
+        self._engine = engine
+        self._elastic = elastic
+        self._name = f"ck-{secrets.token_hex(6)}"
+        self._lock = threading.Lock()
+        self._number = 0
+        self._flying: set[FleetFuture[Any]] = set()
+        self._containers: list[FleetContainer] = []
+        self._books = Books()
+        self._images: dict[str, str] = {}
+        self._resolving = threading.Lock()
+        self._nodes: tuple[float, tuple[Node, ...]] = (-_NODES_KNOWN_S, ())
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._flying)} tasks under way"
+        return f"<Fleet {self._name} on {self._engine.name}, {state}>"
+
+    @classmethod
+    def ray(cls, address: str | None = "auto", *, listen: str | None = None, elastic: bool = False) -> Self:
+        """Return a fleet on a Ray cluster; this program must run on a node of it.
+
+        Args:
+            address: of the cluster, as for ``ray.init``; None starts one on this machine (default ``"auto"``). If the
+                program is connected to a cluster already, that is used.
+            listen: the address at which this program listens for its workers (default: this node's in the cluster).
+            elastic: see the class.
+
+        Raises:
+            UnsupportedError: Ray is not installed.
+            SpecError: a cluster that asks for TLS, or is reached by a Ray client.
+            ConnectionError: there is no such cluster.
+        """
+        return cls(load("containerkit.fleet.ray:RayEngine")(address, listen), elastic=elastic)
+
+    @classmethod
+    def dask(cls, client: object, *, listen: str | None = None, elastic: bool = False) -> Self:
+        """Return a fleet on a Dask cluster.
+
+        Args:
+            client: a ``distributed.Client``, which stays the caller's.
+            listen: the address at which this program listens for its workers (default: the one from which it reaches
+                the scheduler).
+            elastic: see the class.
+
+        Raises:
+            UnsupportedError: Dask is not installed.
+            SpecError: what is no client, or one of a cluster that asks for TLS.
+        """
+        return cls(load("containerkit.fleet.dask:DaskEngine")(client, listen), elastic=elastic)
+
+    @classmethod
+    def executor(cls, executor: Executor, *, listen: str = "127.0.0.1") -> Self:
+        """Return a fleet on any :class:`concurrent.futures.Executor`.
+
+        It knows of no resources: the limits of tasks are those of their containers alone.
+
+        Args:
+            executor: the executor, which stays the caller's.
+            listen: the address at which this program listens, which workers must reach (default: of this machine
+                alone).
+
+        Raises:
+            SpecError: what is no executor, or an address that this machine does not have.
+        """
+        return cls(load("containerkit.fleet.executor:ExecutorEngine")(executor, listen))
+
+    @classmethod
+    def kubernetes(cls, **options: object) -> Self:
+        """Return a fleet on a Kubernetes cluster, each task a Job.
+
+        Args:
+            options: see :class:`containerkit.fleet.kubernetes.KubernetesEngine`.
+        """
+        return cls(load("containerkit.fleet.kubernetes:KubernetesEngine")(**options))
+
+    # --- Tasks
+
+    @overload
+    def submit(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[FleetOptions],
+    ) -> FleetFuture[CompletedProcess[str]]: ...
+
+    @overload
+    def submit(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: bytes | bytearray | memoryview | None = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[FleetOptions],
+    ) -> FleetFuture[CompletedProcess[bytes]]: ...
+
+    @overload
+    def submit(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: str | None = None,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[FleetOptions],
+    ) -> FleetFuture[CompletedProcess[str]]: ...
+
+    @explained
+    def submit(
+        self,
+        argv: ListOf[Word],
+        *,
+        input: Input = None,  # noqa: A002 - subprocess's own argument
+        **options: Unpack[AnyFleetOptions],
+    ) -> FleetFuture[Any]:
+        """Have a command run in a container of its own on some node, and return its future.
+
+        Args:
+            argv: the program, which is looked up inside, and its arguments.
+            input: what it finds on stdin (default: nothing, /dev/null).
+            text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
+            options: see :class:`containerkit.fleet.options.FleetOptions`.
+
+        Paths in it, of binds and roots, are those of the node. Functions that hear lines are called here, in another
+        thread; one that takes long holds up the other tasks of that worker.
+
+        The future's ``result()`` raises what :func:`containerkit.run` does, and :class:`NodeLost`.
+
+        Raises:
+            SpecError: a value that can't be; nothing was made.
+            ImageError: the image is not to be had.
+            StateError: the fleet is closed.
+            FleetError: the engine does not take it.
+        """
+        more: dict[str, Any] = dict(options)
+        retries = check_retries(more.pop("retries", 0))
+        task = task_of(self._next_name(), argv, input, more)
+        flight = Flight(
+            self._engine,
+            self._placed(task),
+            retries=retries,
+            books=self._books,
+            listeners={each: more[f"on_{each}"] for each in ("stdout", "stderr") if more.get(f"on_{each}") is not None},
+            text=Text.of(more.get("text"), more.get("encoding"), more.get("errors")),
+        )
+        future = flight.future
+        self._books.submitted()
+        self._flying.add(future)
+        future.add_done_callback(self._flying.discard)
+        try:
+            flight.launch()
+        except BaseException:
+            self._books.refused()
+            self._flying.discard(future)
+            raise
+        return future
+
+    @overload
+    def map(
+        self,
+        argv_of: Callable[[Item], ListOf[Word]],
+        items: Iterable[Item],
+        *,
+        progress: bool = False,
+        buffersize: int | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[FleetOptions],
+    ) -> Iterator[CompletedProcess[str]]: ...
+
+    @overload
+    def map(
+        self,
+        argv_of: Callable[[Item], ListOf[Word]],
+        items: Iterable[Item],
+        *,
+        progress: bool = False,
+        buffersize: int | None = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[FleetOptions],
+    ) -> Iterator[CompletedProcess[bytes]]: ...
+
+    @overload
+    def map(
+        self,
+        argv_of: Callable[[Item], ListOf[Word]],
+        items: Iterable[Item],
+        *,
+        progress: bool = False,
+        buffersize: int | None = None,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[FleetOptions],
+    ) -> Iterator[CompletedProcess[str]]: ...
+
+    @explained
+    def map(
+        self,
+        argv_of: Callable[[Item], ListOf[Word]],
+        items: Iterable[Item],
+        *,
+        progress: bool = False,
+        buffersize: int | None = None,
+        **options: Unpack[AnyFleetOptions],
+    ) -> Iterator[CompletedProcess[Any]]:
+        """Run a command for each item, and return their results in the order of the items.
+
+        ::
+
+            for done in fleet.map(lambda name: ["gzip", "-t", name], names, mounts=[Mount.bind("/data", "/data")]):
+                print(done.args, done.returncode)
+
+        Args:
+            argv_of: returns the argv for an item; it is called here.
+            items: the items.
+            progress: show a bar on stderr, if that is a terminal (default False).
+            buffersize: how many may be under way or not taken yet (default: all). With a number, items are taken from
+                an endless iterable as well.
+            text, encoding, errors: as for :meth:`submit`.
+            options: see :class:`containerkit.fleet.options.FleetOptions`.
+
+        Iterating raises what the task at that place raised. The tasks that are left are cancelled then, and when the
+        iterator is closed.
+
+        Raises:
+            SpecError, ImageError, StateError, FleetError: as for :meth:`submit`.
+            UnsupportedError: ``progress``, and rich is not installed.
+        """
+        submit: Any = self.submit
+        return mapped(lambda item: submit(argv_of(item), **options), items, buffersize=buffersize, progress=progress)
+
+    @staticmethod
+    def as_completed(futures: Iterable[FleetFuture[Item]], timeout: float | None = None) -> Iterator[FleetFuture[Item]]:
+        """Yield futures as they are done, as :func:`concurrent.futures.as_completed` does.
+
+        Args:
+            futures: the futures, of any fleets.
+            timeout: seconds for all of them (default: for ever).
+
+        Raises:
+            TimeoutError: not all are done in time.
+        """
+        found: Any = as_completed(futures, timeout)
+        return iter(found)
+
+    @explained
+    def container(
+        self,
+        rootfs: RootFS | None = None,
+        *,
+        image: str | None = None,
+        **options: Unpack[ContainerOptions],
+    ) -> FleetContainer:
+        """Return a container that is held on some node, for any number of commands: use it by ``with``.
+
+        Args:
+            rootfs: what is seen as ``/``, of the node (default ``RootFS.host()``).
+            image: the image, in place of that.
+            options: see :class:`containerkit.options.ContainerOptions`.
+
+        Raises:
+            SpecError: a value that can't be, or an engine whose workers are no Python processes; nothing was made.
+            ImageError: the image is not to be had.
+        """
+        if not isinstance(self._engine, WorkerEngine):
+            raise SpecError(f"Fleet.container: {self._engine.name} holds no containers; submit() runs single commands")
+        more: dict[str, Any] = dict(options)
+        check_container("Fleet.container", image, rootfs, more)
+        limits = more.pop("limits", None)
+        task = Task(id=self._next_name(), argv=(), image=image, rootfs=rootfs, limits=limits, options=more)
+        made = FleetContainer(self._engine, self._placed(task))
+        with self._lock:
+            self._containers = [each for each in self._containers if not each.stopped]
+            self._containers.append(made)
+        return made
+
+    def _next_name(self) -> str:
+        with self._lock:
+            if self._closed:
+                raise StateError(f"{self!r}: it is closed")
+            self._number += 1
+            return f"{self._name}-{self._number}"
+
+    def _placed(self, task: Task) -> Task:
+        """Return a task that can go to a node: there is one for it, and its image has a digest."""
+        if task.limits is not None and not self._elastic:
+            check_fits(task, self._known_nodes())
+        if task.image is None:
+            return task
+        with self._resolving:
+            if task.image not in self._images:
+                from containerkit.fleet.images import resolved
+
+                self._images[task.image] = resolved(task.image)
+            return attrs.evolve(task, image=self._images[task.image])
+
+    def _known_nodes(self) -> tuple[Node, ...]:
+        asked, nodes = self._nodes
+        if time.monotonic() > asked + _NODES_KNOWN_S:
+            nodes = self._engine.nodes()
+            self._nodes = time.monotonic(), nodes
+        return nodes
+
+    # --- The whole
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Return the nodes that there are now, sorted by name."""
+        return self._engine.nodes()
+
+    def report(self) -> Report:
+        """Return what became of the tasks so far: as data, and by ``print(fleet.report())`` as a table."""
+        return self._books.report()
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Wait for all tasks, and let go of the engine; harmless when repeated. Held containers are stopped.
+
+        Args:
+            cancel: cancel what is under way, and wait until nothing runs any more (default False).
+        """
+        with self._lock:
+            first, self._closed = not self._closed, True
+            containers = list(self._containers)
+        futures = list(self._flying)
+        for future in futures if cancel else ():
+            future.cancel()
+        for future in futures:
+            future.gone()
+        for container in containers:
+            container.stop()
+        if first:
+            self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(cancel=kind is not None)

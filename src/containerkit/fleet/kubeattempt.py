@@ -1,0 +1,254 @@
+"""One Job on its way: what its pod tells of it, and what the fleet is told."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.errors import ContainerError, ContainerTimeout, ImageError
+from containerkit.fleet.engine import Attempt, Outcome
+from containerkit.fleet.errors import FleetError, NodeLost
+from containerkit.fleet.kubeapi import APIError
+from containerkit.fleet.kubejob import TASK
+from containerkit.process.process import OUTPUT_LIMIT_BYTES
+from containerkit.process.result import CompletedProcess
+from containerkit.process.stdio import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit.fleet.engine import Task, Watcher
+    from containerkit.fleet.kubernetes import KubernetesEngine
+    from containerkit.process.result import Cause
+
+__all__ = ["KubeAttempt"]
+
+_FORCE_AFTER_S: Final = 3.0
+_IMAGE: Final = frozenset({"ErrImageNeverPull", "ImagePullBackOff", "InvalidImageName"})
+_REFUSED: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_NOT_STARTED: Final = frozenset({"ContainerCannotRun", "StartError"})
+_MISSING_S: Final = 30.0
+"""For how long a Job may have no pod after its pod was seen, until it counts as lost."""
+
+
+def _disrupted(pod: dict[str, Any]) -> bool:
+    """Whether somebody else has ended a pod: its removal, an eviction, a drain of its node."""
+    conditions = pod.get("status", {}).get("conditions", ())
+    targeted = any(each["type"] == "DisruptionTarget" and each["status"] == "True" for each in conditions)
+    return targeted or "deletionTimestamp" in pod["metadata"]
+
+
+class KubeAttempt(Attempt):
+    """An attempt that is a Job.
+
+    Attributes:
+        task: its task.
+        made: when its Job was made, on the monotonic clock.
+        deadline_s: after how many seconds from then the cluster ends it.
+    """
+
+    def __init__(self, engine: KubernetesEngine, task: Task, watcher: Watcher) -> None:
+        self.task = task
+        self.made = time.monotonic()
+        self.deadline_s = engine.settings.lease_s
+        self._engine = engine
+        self._watcher = watcher
+        self._lock = threading.Lock()
+        self._pod = ""
+        self._node = ""
+        self._began = 0.0
+        self._over = False
+        self._force = threading.Event()
+        self._timer: threading.Timer | None = None
+        self._lines = 0
+        self._listening: threading.Thread | None = None
+
+    # --- What is told of it
+
+    def look(self, pod: dict[str, Any], *, deleted: bool = False) -> None:
+        """Hear of the state of its pod."""
+        status = pod.get("status", {})
+        states = status.get("containerStatuses") or [{}]
+        state = states[0].get("state", {})
+        self._pod = pod["metadata"]["name"]
+        ended = state.get("terminated")
+        if "running" in state or ended:
+            self._see_begin(pod["spec"].get("nodeName", ""))
+        waiting = state.get("waiting", {})
+        if ended and (ended.get("exitCode") == 0 or not _disrupted(pod)):
+            self._claim(lambda: self._result(ended))
+        elif ended:
+            self._lose("its pod was removed while it ran", status)
+        elif waiting.get("reason") in _IMAGE | _REFUSED:
+            kind = ImageError if waiting["reason"] in _IMAGE else FleetError
+            told = f"task {self.task.id}: {waiting['reason']}: {waiting.get('message', '')}"
+            self._claim(lambda: self._refused(kind(told)))
+        elif deleted or status.get("phase") == "Failed":
+            self._lose(f"its pod {'was removed' if deleted else 'failed'}", status)
+
+    def _lose(self, what: str, status: dict[str, Any] | None = None) -> None:
+        told = ": ".join(filter(None, (what, (status or {}).get("reason"), (status or {}).get("message"))))
+        self._claim(lambda: self._lost(told))
+
+    def pod_missing(self) -> None:
+        """Hear that no pod of it is there, although one may have been."""
+        if self._pod:
+            self._lose("its pod is gone")
+
+    def look_at_job(self, job: dict[str, Any] | None) -> None:
+        """Hear of the state of its Job: one that failed without a pod says so here alone."""
+        if time.monotonic() < self.made + _MISSING_S:
+            return
+        if job is None:
+            self._lose("its Job is gone")
+            return
+        for each in job.get("status", {}).get("conditions", ()):
+            if each["type"] == "Failed" and each["status"] == "True" and not self._pod:
+                self._lose("its Job failed", each)
+
+    def _see_begin(self, node: str) -> None:
+        with self._lock:
+            if self._began or self._over:
+                return
+            self._began = time.monotonic()
+            self._node = node
+            if self.task.timeout is not None:
+                self._timer = threading.Timer(self.task.timeout, self._claim, [self._late])
+                self._timer.daemon = True
+                self._timer.start()
+        self._watcher.began(node)
+        if self.task.listened:
+            self._listening = threading.Thread(target=self._listen, name="containerkit kubernetes log", daemon=True)
+            self._listening.start()
+
+    # --- The end, of which there is one: in a thread of the engine's
+
+    def _claim(self, end: Callable[[], Outcome]) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            if self._timer is not None:
+                self._timer.cancel()
+        self._engine.workers.submit(self._end, end)
+
+    def _end(self, end: Callable[[], Outcome]) -> None:
+        try:
+            outcome = end()
+        except Exception as error:  # noqa: BLE001 - who waits for the result gets it
+            outcome = Outcome(error=error, lost=isinstance(error, APIError))
+        with contextlib.suppress(ContainerError):  # its lease ends it then
+            self._remove()
+        self._engine.forget(self)
+        self._watcher.ended(outcome)
+
+    def _result(self, ended: dict[str, Any]) -> Outcome:
+        if ended.get("reason") in _NOT_STARTED:
+            raise FleetError(f"task {self.task.id}: {ended.get('message') or ended['reason']}")
+        code = int(ended["exitCode"])
+        memory = ended.get("reason") == "OOMKilled"
+        status = -9 if memory else -int(ended["signal"]) if ended.get("signal") else code
+        cause: Cause = "oom" if memory else "exit" if status >= 0 else "signal"
+        limit = self.task.options.get("output_limit_bytes") or OUTPUT_LIMIT_BYTES
+        content = self._log(limitBytes=limit + 1)
+        self._hear_rest(content)
+        if len(content) > limit:
+            cause = "output"
+        done = self._completed(status, content[:limit], cause)
+        if self.task.options.get("check"):
+            try:
+                done.check_returncode()
+            except ContainerError as error:
+                return Outcome(result=done, error=error, run_s=self._ran())
+        return Outcome(result=done, run_s=self._ran())
+
+    def _completed(self, status: int, content: bytes, cause: Cause) -> CompletedProcess[Any]:
+        options = self.task.options
+        text = Text.of(options.get("text"), options.get("encoding"), options.get("errors"))
+        written = content if text is None else text.decode(content, cut=cause == "output")
+        argv = [each if isinstance(each, str) else each.decode("utf-8", "surrogateescape") for each in self.task.argv]
+        return CompletedProcess(
+            args=argv, returncode=status, stdout=written, cause=cause, duration_s=self._ran() or 0.0
+        )  # fmt: skip
+
+    def _late(self) -> Outcome:
+        timeout = self.task.timeout or 0.0
+        content = b""
+        with contextlib.suppress(APIError):
+            content = self._log(limitBytes=OUTPUT_LIMIT_BYTES)
+        done = self._completed(-9, content, "timeout")
+        return Outcome(result=done, error=ContainerTimeout(done.args, timeout, done.stdout, None, done))
+
+    def _lost(self, told: str) -> Outcome:
+        where = f" on {self._node}" if self._node else ""
+        return Outcome(error=NodeLost(f"task {self.task.id}{where}: {told}", self._node), lost=True)
+
+    @staticmethod
+    def _refused(error: ContainerError) -> Outcome:
+        return Outcome(error=error)
+
+    def cancel(self, *, force: bool = False) -> None:
+        """Have it ended; see :meth:`Attempt.cancel`."""
+        if force:
+            self._force.set()
+        self._claim(lambda: Outcome(error=FleetError(f"task {self.task.id}: cancelled")))
+
+    def _remove(self) -> None:
+        """Remove the Job, and return once nothing of it runs any more.
+
+        Raises:
+            APIError: the API server can't be reached, or refuses it.
+        """
+        engine, began, pause = self._engine, time.monotonic(), 0.05
+        engine.delete(self.task.id)
+        forced = False
+        while True:
+            try:
+                engine.api.request("GET", f"{engine.jobs}/{self.task.id}")
+            except APIError as error:
+                if error.status != 404:
+                    raise
+                return
+            if self._force.is_set() and not forced and time.monotonic() > began + _FORCE_AFTER_S:
+                forced = True
+                where, query = engine.pods, {"labelSelector": f"{TASK}={self.task.id}"}
+                engine.api.request("DELETE", where, {"gracePeriodSeconds": 0}, **query)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    def _ran(self) -> float | None:
+        return time.monotonic() - self._began if self._began else None
+
+    # --- The log
+
+    def _log(self, **query: Any) -> bytes:
+        return self._engine.api.content("GET", f"{self._engine.pods}/{self._pod}/log", container="task", **query)
+
+    def _listen(self) -> None:
+        """Pass lines on while they are written; a connection that is lost is made again."""
+        path = f"{self._engine.pods}/{self._pod}/log"
+        while not self._over:
+            try:
+                lines = self._engine.api.lines(path, read_s=24 * 3600.0, container="task", follow="true")
+                for number, line in enumerate(lines):
+                    if self._over and not line.endswith(b"\n"):
+                        return
+                    if number == self._lines and line.endswith(b"\n"):
+                        self._lines += 1
+                        self._watcher.wrote("stdout", line[:-1])
+            except APIError:
+                pass
+            time.sleep(0.2)
+
+    def _hear_rest(self, content: bytes) -> None:
+        """Pass on the lines that nobody has heard yet."""
+        if self._listening is None:
+            return
+        self._listening.join(10)
+        rest = content.split(b"\n")
+        if not rest[-1]:
+            rest.pop()
+        for line in rest[self._lines :]:
+            self._watcher.wrote("stdout", line)

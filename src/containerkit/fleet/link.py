@@ -1,0 +1,197 @@
+"""A worker's side of the connection to a driver: one for each process and driver, shared by all tasks in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from containerkit.fleet.engine import Outcome
+from containerkit.fleet.errors import FleetError, NodeLost
+from containerkit.fleet.wire import Wire
+
+if TYPE_CHECKING:
+    from containerkit.fleet.channel import Ticket
+
+__all__ = ["Job", "Link"]
+
+_CONNECT_S: Final = 10.0
+_UNSENT_BYTES: Final = 1 << 20
+"""How much of what commands write may wait to be sent. Then they wait."""
+
+
+class Job(Protocol):
+    """What a worker does for a driver."""
+
+    id: str
+
+    def cancel(self) -> None:
+        """End it, or have it never begin; returns soon."""
+
+    def call(self, *message: Any) -> None:
+        """Take a call to a held container; returns soon."""
+
+
+class Link:
+    """A connection to a driver.
+
+    Args:
+        ticket: where the driver is.
+
+    Raises:
+        NodeLost: it can't be reached.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._where = ticket[:3]
+        self._condition = threading.Condition()
+        self._sending = threading.Lock()
+        self._jobs: dict[str, Job] = {}
+        self._answers: dict[str, list[bytes]] = {}
+        self._lines: list[tuple[str, str, Any]] = []
+        self._size = 0
+        self._writes = False
+        self.closed = False
+        try:
+            sock = socket.create_connection((ticket.host, ticket.port), timeout=_CONNECT_S)
+            self._wire = Wire(sock, ticket.key, driver=False)
+        except (OSError, EOFError) as error:
+            raise NodeLost(
+                f"task {ticket.id}: the driver at {ticket.host} port {ticket.port} can't be reached from node "
+                f"{socket.gethostname()}: {error} (hint: listen= of the fleet, an address that nodes reach)"
+            ) from error
+        threading.Thread(target=self._hear, name="containerkit fleet", daemon=True).start()
+
+    @classmethod
+    def to(cls, ticket: Ticket) -> Link:
+        """Return the connection to a driver; a new one if there is none that stands."""
+        where = ticket[:3]
+        with _known_lock:
+            link = _known.get(where)
+            if link is None or link.closed:
+                link = _known[where] = cls(ticket)
+            return link
+
+    # --- Jobs
+
+    def claim(self, job: Job, node: str) -> bytes | None:
+        """Ask whether a job may begin here. From then on it can be cancelled.
+
+        Returns:
+            The task, pickled; None if it may not, or the driver is gone.
+        """
+        with self._condition:
+            self._jobs[job.id] = job
+            if self.closed:
+                return None
+        with contextlib.suppress(OSError):
+            self._wire.send("claim", job.id, node)
+        with self._condition:
+            while job.id not in self._answers and not self.closed:
+                self._condition.wait()
+            answer = self._answers.pop(job.id, [])
+        return answer[0] if answer else None
+
+    def forget(self, job: Job) -> None:
+        """Have a job no longer known here."""
+        with self._condition:
+            self._jobs.pop(job.id, None)
+
+    def end(self, job: Job, outcome: Outcome) -> None:
+        """Tell the driver that a job is over, after all that it wrote."""
+        self.forget(job)
+        try:
+            self.send("ended", job.id, outcome)
+        except OSError:
+            self._wire.close()
+        except Exception as error:  # noqa: BLE001 - pickling runs code of others
+            told = FleetError(f"task {job.id}: what became of it can't be sent: {error!r:.500}")
+            with contextlib.suppress(OSError):
+                self.send("ended", job.id, Outcome(error=told, run_s=outcome.run_s))
+
+    # --- Messages
+
+    def send(self, *message: Any) -> None:
+        """Send a message, after the lines that came before it.
+
+        Raises:
+            OSError: the driver is gone.
+        """
+        with self._sending:
+            self._send_lines()
+            self._wire.send(*message)
+
+    def write(self, task: str, stream: str, line: Any) -> None:
+        """Have a line sent soon, with others. Waits while too much is unsent."""
+        with self._condition:
+            while self._size > _UNSENT_BYTES and not self.closed:
+                self._condition.wait()
+            self._lines.append((task, stream, line))
+            self._size += len(line) + 64
+            if not self._writes:
+                self._writes = True
+                threading.Thread(target=self._write, name="containerkit lines", daemon=True).start()
+            self._condition.notify_all()
+
+    def _write(self) -> None:
+        while True:
+            with self._condition:
+                while not self._lines and not self.closed:
+                    self._condition.wait()
+                if self.closed:
+                    return
+            with self._sending, contextlib.suppress(OSError):
+                self._send_lines()
+
+    def _send_lines(self) -> None:
+        with self._condition:
+            lines, self._lines = self._lines, []
+            self._size = 0
+            self._condition.notify_all()
+        if lines:
+            self._wire.send("wrote", lines)
+
+    def _hear(self) -> None:
+        with contextlib.suppress(Exception):  # whatever it is, this driver can't be understood any more
+            while True:
+                word, task, *rest = self._wire.receive()
+                if word == "go":
+                    with self._condition:
+                        self._answers[task] = [bytes(rest[0])] if rest[0] else []
+                        self._condition.notify_all()
+                    continue
+                job = self._jobs.get(task)
+                if job is not None:
+                    job.cancel() if word == "cancel" else job.call(*rest)
+        self._wire.close()
+        with _known_lock:
+            if _known.get(self._where) is self:
+                del _known[self._where]
+        with self._condition:
+            self.closed = True
+            jobs = list(self._jobs.values())
+            self._condition.notify_all()
+        for job in jobs:
+            with contextlib.suppress(Exception):
+                job.cancel()
+
+
+_known: dict[object, Link] = {}
+_known_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _known_lock  # noqa: PLW0603 - another thread of the parent may hold it, and that thread is not here
+    _known_lock = threading.Lock()
+    _known.clear()  # the connections are the parent's
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def loads(content: bytes) -> Any:
+    """Return a task that came from the driver: it has proven that it is the one that the ticket is of."""
+    return pickle.loads(content)  # noqa: S301 - whoever submits tasks may run code here: it is what engines do

@@ -1,0 +1,128 @@
+"""Ray as the engine of a fleet."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from containerkit.errors import SpecError, UnsupportedError
+from containerkit.fleet.engine import Node
+from containerkit.fleet.perform import perform
+from containerkit.fleet.workers import WorkerEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from containerkit.cgroup import Limits
+    from containerkit.fleet.channel import Held, Ticket
+
+__all__ = ["RayEngine"]
+
+
+class RayEngine(WorkerEngine[Any]):
+    """Tasks are Ray tasks, whose ``num_cpus`` and ``memory`` are the container's limits.
+
+    Args:
+        address: of the cluster, as for ``ray.init``. Unused if this program is connected to one already, which then
+            stays connected.
+        host: the address at which this driver listens (default: this node's address in the cluster).
+
+    Raises:
+        UnsupportedError: Ray is not installed.
+        SpecError: it is a cluster that can't be used: one that asks for TLS, or that is reached by a Ray client.
+    """
+
+    name: ClassVar[str] = "ray"
+
+    def __init__(self, address: str | None, host: str | None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UnsupportedError("import", 2, "ray", "pip install containerkit[ray]") from error
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            raise SpecError("Fleet.ray: the cluster asks for TLS, and the fleet's own connections would not have it")
+        if address is not None and address.startswith("ray://"):
+            raise SpecError(
+                f"Fleet.ray({address!r}): a Ray client is outside of the cluster, and nodes must reach the driver "
+                "(hint: run it on a node: ray job submit)"
+            )
+        self._ray: Any = ray
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            ray.init(address=address, logging_level="warning", log_to_driver=False)
+        super().__init__(host or ray.util.get_node_ip_address())
+        self._task: Any = ray.remote(max_retries=0)(_perform)
+
+    def carry(
+        self,
+        ticket: Ticket,
+        limits: Limits | None,
+        more: dict[str, Any],
+        through: Callable[[BaseException | None], None],
+    ) -> Any:
+        """Submit a Ray task."""
+        needs: dict[str, Any] = {}
+        if limits is not None and limits.cpus is not None:
+            needs["num_cpus"] = limits.cpus
+        if limits is not None and isinstance(limits.memory, int):
+            needs["memory"] = limits.memory
+        ref = self._task.options(name=f"containerkit {ticket.id}", **needs).remote(ticket, **more)
+
+        def done(future: Future[None]) -> None:
+            through(InterruptedError("it was cancelled") if future.cancelled() else future.exception())
+
+        ref.future().add_done_callback(done)
+        return ref
+
+    def withdraw(self, handle: Any) -> None:
+        """Cancel it, if it has not begun."""
+        self._ray.cancel(handle, force=False)
+
+    def kill(self, handle: Any, held: Held) -> None:  # noqa: ARG002 - Ray knows where it is
+        """End its worker process: a Ray task has one of its own."""
+        self._ray.cancel(handle, force=True)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Return the nodes that are alive."""
+        found = []
+        for node in self._ray.nodes():
+            if node["Alive"]:
+                has = node["Resources"]
+                memory = has.get("memory")
+                found.append(
+                    Node(
+                        name=_name(node.get("NodeName") or node["NodeManagerAddress"], node["NodeID"]),
+                        cpus=has.get("CPU", 0.0),
+                        memory_bytes=None if memory is None else int(memory),
+                    )
+                )
+        return tuple(sorted(found, key=lambda node: node.name))
+
+    def close(self) -> None:
+        """Let go of the cluster; a connection that was there before stays."""
+        super().close()
+        if self._ours and self._ray.is_initialized():
+            self._ray.shutdown()
+
+
+def _name(name: str, node: str) -> str:
+    return f"{name}/{node[:8]}"
+
+
+def _perform(ticket: Ticket, **more: Any) -> None:
+    import ray
+
+    perform(ticket, _own_name(ray), **more)
+
+
+_names: list[str] = []
+
+
+def _own_name(ray: Any) -> str:
+    """Return the name of this node; asked of Ray once for each worker."""
+    if not _names:
+        node = ray.get_runtime_context().get_node_id()
+        known = {each["NodeID"]: each.get("NodeName") or each["NodeManagerAddress"] for each in ray.nodes()}
+        _names.append(_name(known.get(node, ""), node))
+    return _names[0]

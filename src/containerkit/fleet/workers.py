@@ -1,0 +1,126 @@
+"""What the engines have in common whose workers are Python processes: they carry tickets, the channel does the rest."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from containerkit.fleet.channel import Channel, Held
+from containerkit.fleet.engine import Attempt, Engine
+from containerkit.fleet.errors import FleetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit.cgroup import Limits
+    from containerkit.fleet.channel import Ticket
+    from containerkit.fleet.engine import Task, Watcher
+    from containerkit.fleet.perform import Attending
+
+__all__ = ["FORCE_AFTER_S", "Carried", "WorkerEngine"]
+
+FORCE_AFTER_S: Final = 3.0
+"""How long a worker has to answer before ``cancel(force=True)`` ends it."""
+
+Handle = TypeVar("Handle")
+"""What the engine calls a task that it has taken."""
+
+
+class Carried(Attempt, Generic[Handle]):
+    """An attempt that an engine carries to one of its workers.
+
+    Attributes:
+        held: what the channel knows of it.
+        handle: what the engine knows of it; None before the engine has taken it.
+    """
+
+    def __init__(self, engine: WorkerEngine[Handle], held: Held) -> None:
+        self._engine = engine
+        self.held = held
+        self.handle: Handle | None = None
+
+    def cancel(self, *, force: bool = False) -> None:
+        """Have its container ended, or never begun; see :meth:`Attempt.cancel`."""
+        engine, held = self._engine, self.held
+        began = held.wire is not None
+        engine.channel.cancel(held)
+        if not began and self.handle is not None:
+            engine.withdraw(self.handle)
+        if force and not held.over:
+            timer = threading.Timer(FORCE_AFTER_S, self._force)
+            timer.daemon = True
+            timer.start()
+
+    def _force(self) -> None:
+        if not self.held.over and self.handle is not None:
+            self._engine.kill(self.handle, self.held)
+
+
+class WorkerEngine(Engine, Generic[Handle]):
+    """An engine that calls Python functions in its workers, on which containerkit is installed.
+
+    Args:
+        host: the address at which this driver listens for its workers.
+
+    Raises:
+        SpecError: this machine does not have that address.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.channel = Channel(host)
+
+    def submit(
+        self,
+        task: Task,
+        watcher: Watcher,
+        *,
+        kind: type[Attending] | None = None,
+        heard: Callable[..., None] | None = None,
+    ) -> Carried[Handle]:
+        """Hand over one attempt at a task; see :meth:`Engine.submit`.
+
+        Args:
+            task: the task.
+            watcher: who is told of it.
+            kind: what attends to it in the worker (default: what runs a command).
+            heard: takes what that says beside.
+        """
+        held, ticket = self.channel.expect(task, watcher, heard)
+        carried = Carried(self, held)
+        more = {} if kind is None else {"kind": kind}
+        try:
+            carried.handle = self.carry(ticket, task.limits, more, lambda error: self.channel.give_up(held, error))
+        except Exception as error:
+            self.channel.forget(held)
+            raise FleetError(f"task {task.id}: {self.name} does not take it: {error}") from error
+        return carried
+
+    @abstractmethod
+    def carry(
+        self,
+        ticket: Ticket,
+        limits: Limits | None,
+        more: dict[str, Any],
+        through: Callable[[BaseException | None], None],
+    ) -> Handle:
+        """Have the engine call :func:`containerkit.fleet.perform.perform` in a worker, once.
+
+        Args:
+            ticket: the argument of that.
+            limits: what it needs.
+            more: keyword arguments of that.
+            through: to be called when the engine is through with it, with the error if there was one.
+        """
+
+    @abstractmethod
+    def withdraw(self, handle: Handle) -> None:
+        """Have the engine forget a task that has not begun; harmless otherwise."""
+
+    @abstractmethod
+    def kill(self, handle: Handle, held: Held) -> None:
+        """End the worker of a task that has begun and does not answer, as far as the engine can."""
+
+    def close(self) -> None:
+        """Let go of the engine; see :meth:`Engine.close`."""
+        self.channel.close()

@@ -1,0 +1,127 @@
+"""Waiting for what a project's containers do: their end, their health, conditions of those that depend on them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from containerkit.errors import ContainerTimeout, StateError
+from containerkit.project.shapes import duration_s
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Collection
+
+    from containerkit.project.journal import Journal
+    from containerkit.project.plan import Step
+    from containerkit.project.project import Project
+    from containerkit.project.replica import Replica
+
+__all__ = ["Waiting"]
+
+_POLL_S: Final = 0.5
+
+
+class Waiting:
+    """The part of a stack that waits."""
+
+    project: Project
+    _journal: Journal
+    _changed: threading.Condition
+
+    def containers(self, service: str | None = None) -> list[Replica]:
+        """Return the containers of a service, or all, by name."""
+        raise NotImplementedError
+
+    def _check_names(self, services: Collection[str]) -> None:
+        raise NotImplementedError
+
+    def wait(self, *services: str, timeout: float | None = None) -> dict[str, int]:
+        """Wait until the containers of services (default: all) have ended; return their statuses by name.
+
+        Raises:
+            ContainerTimeout: they still run.
+        """
+        self._check_names(services)
+
+        def ended() -> dict[str, int] | None:
+            chosen = [each for each in self.containers() if not services or each.service in services]
+            codes = {each.name: each.exit_code for each in chosen if each.status == "exited"}
+            return {name: code or 0 for name, code in codes.items()} if len(codes) == len(chosen) else None
+
+        found: dict[str, int] = self._until(ended, timeout, "end")
+        return found
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until all containers run or have ended well, and those with a health check are healthy.
+
+        Raises:
+            ContainerTimeout: they are not yet.
+            StateError: one has failed, or is unhealthy.
+        """
+
+        def ready() -> bool | None:
+            return True if all(self._is_ready(each) for each in self.containers()) else None
+
+        self._until(ready, timeout, "be ready")
+
+    def _is_ready(self, each: Replica) -> bool:
+        if each.status == "exited" and each.exit_code and not each.was_stopped:
+            raise StateError(f"{each.name}: it has ended with status {each.exit_code}{self._last_words(each)}")
+        if each.health == "unhealthy":
+            raise StateError(f"{each.name}: it is unhealthy{self._last_words(each)}")
+        return each.status == "exited" or (each.status == "running" and each.health in (None, "healthy"))
+
+    def _last_words(self, each: Replica) -> str:
+        lines = [line.text for line in self._journal.read((each.service,)) if line.container == each.name][-3:]
+        return f": {' / '.join(lines)}" if lines else ""
+
+    def _until(self, look: Callable[[], Any], timeout: float | None, what: str) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while (found := look()) is None:
+                left = _POLL_S if deadline is None else min(_POLL_S, deadline - time.monotonic())
+                if left <= 0:
+                    raise ContainerTimeout([f"wait for {self.project.name} to {what}"], timeout or 0)
+                self._changed.wait(left)
+        return found
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait_step(self, step: Step, errors: list[BaseException]) -> None:
+        of = [each for each in self.containers(step.service) if step.target in (step.service, each.name)]
+        wanted, _, time_text = step.detail.partition(" ")
+        end = time.monotonic() + duration_s(time_text)
+
+        def met() -> bool | None:
+            if errors:
+                return True
+            if wanted == "running_for":
+                for each in of:
+                    self._is_ready(each)
+            if time_text:
+                return True if time.monotonic() >= end else None
+            return True if all(_meets(each, wanted) for each in of) else None
+
+        self._until(met, None, wanted)
+
+
+def _meets(each: Replica, condition: str) -> bool:
+    """Return whether a container meets a condition.
+
+    Raises:
+        StateError: it never will.
+    """
+    if condition == "service_completed_successfully":
+        if each.status == "exited" and each.exit_code:
+            raise StateError(f"{each.name}: it was to complete, and has ended with status {each.exit_code}")
+        return each.status == "exited"
+    if each.health is None:
+        raise StateError(f"{each.name}: it is to be healthy, and has no health check")
+    if each.status == "exited":
+        raise StateError(f"{each.name}: it was to be healthy, and has ended with status {each.exit_code}")
+    if each.health == "unhealthy":
+        raise StateError(f"{each.name}: it was to be healthy, and is unhealthy")
+    return each.health == "healthy"

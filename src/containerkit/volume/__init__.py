@@ -1,0 +1,7 @@
+"""Named volumes: directories that outlive containers, of single containers and of projects alike."""
+
+from __future__ import annotations
+
+from containerkit.volume.volume import Volume, create, get, prune, used, volumes
+
+__all__ = ["Volume", "create", "get", "prune", "used", "volumes"]

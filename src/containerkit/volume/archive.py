@@ -1,0 +1,75 @@
+"""Volumes as tar archives: the same reader and writer as for layers of images, so an archive can't lead out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+from containerkit.errors import CleanupError, SetupError
+from containerkit.image.layers.compression import Plain
+from containerkit.image.layers.extract import Extraction, extract
+from containerkit.image.layers.limits import Limits
+from containerkit.image.layers.tarwrite import TreeWriter, Writing
+from containerkit.start import userns_helper
+from containerkit.start.userns_helper import Lent
+
+__all__ = ["export", "replace"]
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_UNBOUND: Final = Limits(bytes=1 << 62, entries=1 << 40, ratio=1 << 30)
+"""A backup is the user's own: it may be as large as the disk."""
+
+
+def export(data: str, path: str | os.PathLike[str]) -> None:
+    """Write a directory to an archive."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        userns_helper.call(_export, data, Lent(fd))
+    finally:
+        os.close(fd)
+
+
+def _export(data: str, fd: int) -> None:
+    root = os.open(data, _FOLDER)
+    try:
+        with os.fdopen(os.dup(fd), "wb") as file:
+            writer = TreeWriter(file, Writing())
+            writer.add_tree(root)
+            writer.close()
+    finally:
+        os.close(root)
+
+
+def replace(data: str, path: str | os.PathLike[str]) -> None:
+    """Put the files of an archive in the place of a directory's."""
+    from containerkit.image.store.locks import remove_tree
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    new, old = (f"{data}.{word}.{os.urandom(4).hex()}" for word in ("new", "old"))
+    try:
+        userns_helper.call(_unpack, new, Lent(fd))
+        os.rename(data, old)
+        os.rename(new, data)
+    except BaseException as error:
+        remove_tree(Path(new))
+        if isinstance(error, OSError) and not isinstance(error, SetupError):
+            raise SetupError("rename", error.errno or 0, data, "the volume is as it was") from None
+        raise
+    finally:
+        os.close(fd)
+    if not remove_tree(Path(old)):
+        raise CleanupError((old,))
+
+
+def _unpack(new: str, fd: int) -> None:
+    os.mkdir(new, 0o755)
+    os.chmod(new, 0o755)
+    root = os.open(new, _FOLDER)
+    try:
+        how = Extraction.for_user(whiteouts="apply", limits=_UNBOUND)
+        with os.fdopen(os.dup(fd), "rb") as file, Plain(file, "archive", limits=_UNBOUND) as stream:
+            extract(stream, root, hashlib.sha256(), how, stream.compressed)
+    finally:
+        os.close(root)

@@ -1,0 +1,311 @@
+"""Volumes: how they are made, found and removed.
+
+They lie below ``/var/lib/containerkit/volumes`` (of a user: ``$XDG_DATA_HOME/containerkit/volumes``), or where
+``$CONTAINERKIT_VOLUMES`` says, each with its files in ``data``. The files have the ids that they have in containers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import attrs
+
+from containerkit import late
+from containerkit.errors import CleanupError, SetupError, SpecError, StateError
+from containerkit.spec.mount import Mount
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from containerkit.image import Image
+
+__all__ = ["Volume", "create", "get", "place_of", "prune", "used", "volumes"]
+
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
+_RECORD: Final = "volume.json"
+
+
+def _root() -> str:
+    chosen = os.environ.get("CONTAINERKIT_VOLUMES")
+    if chosen:
+        return os.path.abspath(chosen)
+    if os.geteuid() == 0:
+        return "/var/lib/containerkit/volumes"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(data, "containerkit/volumes")
+
+
+def place_of(name: str) -> str:
+    """Return the directory of a volume and its record.
+
+    Raises:
+        SpecError: no such name.
+    """
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise SpecError(
+            f"volume {name!r:.60}: a name has 1 to 255 letters, digits, '_', '.' and '-', and begins with one of the "
+            "first two"
+        )
+    return os.path.join(_root(), name)
+
+
+@attrs.frozen(kw_only=True)
+class Volume:
+    """A named volume.
+
+    Attributes:
+        name: by which it is found.
+        labels: free strings.
+        created_at: in seconds since 1970.
+        size_bytes: the most that its files may take; None for no limit.
+    """
+
+    name: str
+    labels: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    created_at: float = 0.0
+    size_bytes: int | None = None
+    _project: int | None = attrs.field(default=None, repr=False)
+
+    @property
+    def path(self) -> str:
+        """The directory of its files."""
+        return os.path.join(place_of(self.name), "data")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it."""
+        with os.scandir(self.path) as entries:
+            return next(entries, None) is None
+
+    def mount(self, target: str, *, readonly: bool = False) -> Mount:
+        """Return the mount that shows it in a container."""
+        return Mount.bind(self.path, target, readonly=readonly)
+
+    def fill(self, image: Image, target: str) -> bool:
+        """Copy into it what an image has at a path, with owners, modes and times, if there is nothing in it.
+
+        Hard links become files of their own. Devices and sockets are left out.
+
+        Args:
+            image: the image.
+            target: the path inside. Symlinks on the way are followed as inside a container.
+
+        Returns:
+            Whether it was filled: False if there is something in it, or the image has no directory there.
+
+        Raises:
+            SetupError: a file can't be made, because the size of the volume is exhausted, for example. The volume is
+                empty then.
+        """
+        from containerkit.volume.filling import fill
+
+        return fill(image, target, self.path)
+
+    def users(self) -> list[str]:
+        """Return the ids of the containers on record that have it, running or not."""
+        return [user for place in late.VOLUME_USERS.values() for user in late.load(place)(self.path)]
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write its files to a tar archive, with owners, modes, times and attributes.
+
+        Args:
+            path: the file; an existing one is overwritten.
+
+        Raises:
+            ImageError: a file changes while it is read, or has a name that archives of layers can't contain.
+            OSError: the file can't be written.
+        """
+        from containerkit.volume.archive import export
+
+        export(self.path, path)
+
+    def replace(self, path: str | os.PathLike[str]) -> None:
+        """Put the files of a tar archive in the place of its own. If that fails, it has its own files still.
+
+        Args:
+            path: the archive, compressed or not.
+
+        Raises:
+            StateError: a container on record has it.
+            ImageError: the archive is malformed, or leads out of the volume.
+            SetupError: its files can't be made.
+        """
+        from containerkit.volume.archive import replace
+
+        self._refuse_users()
+        replace(self.path, path)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it.
+
+        Raises:
+            StateError: it is gone, or a container on record has it.
+            CleanupError: something could not be removed.
+        """
+        from containerkit.image.store.locks import remove_tree
+
+        self._refuse_users()
+        place = place_of(self.name)
+        if not os.path.isdir(place):
+            raise StateError(f"volume {self.name}: there is none of that name")
+        if self._project is not None:
+            from containerkit.volume.quota import unlimited
+
+            unlimited(place, self._project)
+        if not remove_tree(Path(place)):
+            raise CleanupError((place,))
+
+    def _refuse_users(self) -> None:
+        if users := self.users():
+            raise StateError(f"volume {self.name}: container {users[0]} has it: remove that first")
+
+    @classmethod
+    def read(cls, name: str) -> Self:
+        """Return the one of a name, which must be there."""
+        with open(os.path.join(place_of(name), _RECORD), encoding="utf-8") as file:
+            content: dict[str, Any] = json.load(file)
+        return cls(
+            name=name,
+            labels=content["labels"],
+            created_at=content["created"],
+            size_bytes=content.get("size"),
+            project=content.get("project"),
+        )
+
+
+def create(
+    name: str | None = None,
+    *,
+    labels: Mapping[str, str] | None = None,
+    size: int | str | None = None,
+    exist_ok: bool = False,
+) -> Volume:
+    """Make a volume, empty and root's.
+
+    Args:
+        name: 1 to 255 letters, digits, ``_.-`` (default: a random one).
+        labels: free strings.
+        size: the most that its files may take, in bytes or such as ``"64M"`` (default: no limit). It is a project quota
+            of the filesystem, which needs root, and ext4 or xfs with project quotas enabled.
+        exist_ok: return the one that is there (default False).
+
+    Raises:
+        SpecError: no such name or size.
+        StateError: there is one of that name.
+        UnsupportedError: the filesystem can't limit the size.
+        SetupError: it can't be made.
+
+    Source: quotactl(2); docker volume create.
+    """
+    from containerkit.cgroup import parse_size
+
+    name = os.urandom(32).hex() if name is None else name
+    place, limit = place_of(name), None if size is None else parse_size(size)
+    if limit is not None and limit <= 0:
+        raise SpecError(f"volume {name}: the size {size!r} must be more than 0")
+    if os.path.lexists(place):
+        if exist_ok:
+            return get(name)
+        raise StateError(f"volume {name}: there is one of that name already")
+    return _made(name, place, limit, dict(labels or {}), exist_ok=exist_ok)
+
+
+def _made(name: str, place: str, limit: int | None, labels: dict[str, str], *, exist_ok: bool) -> Volume:
+    """Make the directory of a volume beside its place, and move it there when it is complete."""
+    from containerkit.image.store.locks import remove_tree
+
+    temporary = os.path.join(_root(), f".{name[:200]}.{os.urandom(4).hex()}")
+    project = None
+    try:
+        os.makedirs(temporary, mode=0o700)
+        if limit is not None:
+            from containerkit.volume.quota import limited
+
+            taken = {volume._project for volume in volumes()}  # noqa: SLF001 - of this class
+            project = limited(temporary, limit, taken=taken)
+        os.mkdir(os.path.join(temporary, "data"))
+        os.chmod(os.path.join(temporary, "data"), 0o755)
+        facts = {"labels": labels, "created": time.time(), "size": limit, "project": project}
+        with open(os.path.join(temporary, _RECORD), "w", encoding="utf-8") as file:
+            json.dump(facts, file)
+        os.rename(temporary, place)  # as a whole, or not at all
+    except BaseException as error:
+        if project is not None:
+            from containerkit.volume.quota import unlimited
+
+            unlimited(temporary, project)
+        remove_tree(Path(temporary))
+        if not isinstance(error, OSError) or isinstance(error, SetupError):
+            raise
+        if os.path.isdir(place):  # another was sooner
+            return create(name, labels=labels, size=limit, exist_ok=exist_ok)
+        raise SetupError("mkdir", error.errno or 0, place, "the volume can't be made") from None
+    return get(name)
+
+
+def used(name: str, image: Image | None = None, target: str = "", *, labels: Mapping[str, str] | None = None) -> Volume:
+    """Return a volume for a container that mounts it: it is made if it is missing, and filled if it is empty.
+
+    Args:
+        name: of the volume.
+        image: where its first content comes from (default: nowhere).
+        target: the path in the image.
+        labels: of a new volume.
+
+    Raises:
+        SpecError: no such name.
+        SetupError: it can't be made or filled.
+    """
+    volume = create(name, labels=labels, exist_ok=True)
+    if image is not None and target:
+        volume.fill(image, target)
+    return volume
+
+
+def get(name: str) -> Volume:
+    """Return a volume.
+
+    Raises:
+        SpecError: no such name.
+        StateError: there is none of that name.
+    """
+    place_of(name)
+    try:
+        return Volume.read(name)
+    except (OSError, ValueError, KeyError):
+        raise StateError(f"volume {name}: there is none of that name: 'containerkit volume ls' shows all") from None
+
+
+def volumes() -> list[Volume]:
+    """Return all volumes of this user, by name."""
+    try:
+        names = sorted(os.listdir(_root()))
+    except FileNotFoundError:
+        return []
+    return [get(name) for name in names if name[0] != "." and os.path.exists(os.path.join(_root(), name, _RECORD))]
+
+
+def prune(*, labels: Mapping[str, str | None] | None = None) -> list[str]:
+    """Remove the volumes that no container on record has; returns their names.
+
+    Args:
+        labels: only those with these labels; a value of None stands for any.
+
+    Raises:
+        CleanupError: one could not be removed.
+    """
+    wanted = (labels or {}).items()
+    unused = [
+        volume
+        for volume in volumes()
+        if all(key in volume.labels and value in (None, volume.labels[key]) for key, value in wanted)
+        and not volume.users()
+    ]
+    for volume in unused:
+        volume.remove()
+    return [volume.name for volume in unused]

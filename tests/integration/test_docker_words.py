@@ -1,0 +1,179 @@
+"""What a user of Docker types from memory works, or says what to use."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from detached_samples import Kept
+from image_samples import BUSYBOX, busybox_root
+
+from containerkit import cli
+from containerkit.cli import elsewhere
+from containerkit.image import Image, Store
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="root: the records of a user lie below XDG_RUNTIME_DIR"),
+    pytest.mark.skipif(BUSYBOX is None, reason="busybox: a static one is needed"),
+]
+
+
+@pytest.fixture
+def ck(tmp_path, monkeypatch, capfd):
+    """Return what runs a command in this process and returns its status, stdout and stderr."""
+    monkeypatch.setenv("CONTAINERKIT_VOLUMES", str(tmp_path / "volumes"))
+    monkeypatch.setenv("CONTAINERKIT_IMAGES", str(tmp_path / "images"))
+    Image.import_tar(_archive(tmp_path), "box:1", store=Store())
+
+    def run(line, status=0, *more):
+        capfd.readouterr()
+        found = cli.main([*line.split(), *more])
+        shown = capfd.readouterr()
+        assert status == found, (line, shown)
+        return shown.err if status == cli.FAILED else shown.out
+
+    return run
+
+
+def _archive(tmp_path):
+    import tarfile
+
+    root = tmp_path / "tree"
+    root.mkdir()
+    busybox_root(root)
+    with tarfile.open(tmp_path / "root.tar", "w") as tar:
+        tar.add(root, ".")
+    return tmp_path / "root.tar"
+
+
+@pytest.fixture
+def kept():
+    made = Kept()
+    yield made
+    made.remove()
+
+
+def test_images_by_their_short_names(ck, tmp_path):
+    digest = ck("images -q").strip()
+    assert "box:1@sha256:" in digest
+    assert ck("image ls --format {{.Repository}}:{{.Tag}}") == "box:1\n"
+    assert json.loads(ck("images --format json"))[0]["name"] == "docker.io/library/box:1"
+    ck("tag box:1 other:3")
+    assert ck("images --format {{.Repository}} --filter reference=oth*") == "other\n"
+    assert ck("images other -q").count("sha256:") == 1
+    assert ck("history -q box:1").count("\n") >= 1
+    ck(f"save -o {tmp_path}/box.tar box:1")
+    ck("rmi -f box:1")
+    assert "box:1" not in ck("images --format {{.Repository}}:{{.Tag}}")
+    assert "box:1@" in ck(f"load -i {tmp_path}/box.tar")
+    assert json.loads(ck("inspect --type image box:1"))[0]["name"] == "docker.io/library/box:1"
+    assert ck("image inspect -f {{.digest}} box:1").startswith("sha256:")
+    assert ck("system df --format {{.Type}}").splitlines() == ["Images", "Containers", "Local Volumes", "Build Cache"]
+    assert json.loads(ck("info --json"))["Images"] == 2
+    assert ck("version --format {{.Server.KernelVersion}}").strip() == os.uname().release
+    assert "no terminal to ask on: pass --force" in ck("system prune", cli.FAILED)
+
+
+def test_options_of_run(ck, tmp_path):
+    box = "run --rm --image box:1"
+    assert ck(f"{box} -h web hostname") == "web\n"
+    assert "65536" in ck(f"{box} --tmpfs /run:rw,size=64m --read-only df /run")
+    assert "8192" in ck(f"{box} --shm-size 8m df /dev/shm")
+    assert "44" in ck(f"{box} -u 33:33 --group-add 44 id -G")
+    assert ck(f"{box} --cap-add docker --cap-drop ALL grep CapPrm /proc/self/status").split()[1].strip("0") == ""
+    assert ck(f"{box} --oom-score-adj 100 cat /proc/self/oom_score_adj") == "100\n"
+    assert ck(f"{box} --uts host --pid private hostname") == f"{os.uname().nodename}\n"
+    assert "Seccomp:\t0" in ck(f"{box} --security-opt seccomp=unconfined grep Seccomp: /proc/self/status")
+    assert "NoNewPrivs:\t1" in ck(f"{box} --security-opt no-new-privileges grep NoNewPrivs /proc/self/status")
+    (tmp_path / "labels").write_text("a=b\n")
+    for words, remedy in (
+        ("--privileged true", "name what it needs"),
+        ("--device /etc/passwd true", "is no device"),
+        ("--device /dev/null:/dev/new true", "--device /dev/null:/run/dev/new"),
+        ("--device vendor.example/class=x true", "no CDI specification"),
+        ("--security-opt apparmor=x true", "the library has"),
+        ("--ip 10.0.0.2 true", "--network NAME"),
+        ("--memory 64m --memory-swap 32m true", "memory and swap together"),
+        ("--pid container:nobody true", "nobody"),
+        ("--storage-opt size=1G true", "--root-size"),
+        ("--link a true", "find each other by name"),
+        ("--runtime runc true", "containerkit-oci"),
+        ("-v /data true", "name one"),
+    ):
+        assert remedy in ck(f"{box} {words}", cli.FAILED), words
+    assert "say so: containerkit run --image busybox-of-the-hub" in subprocess.run(
+        [sys.executable, "-m", "containerkit", "run", "busybox-of-the-hub", "sh"],
+        capture_output=True, text=True, check=False,
+    ).stderr  # fmt: skip
+
+
+def test_devices_are_shown_by_path_and_by_cdi(ck, tmp_path, monkeypatch):
+    from containerkit.cli import devices
+
+    box = "run --image box:1"
+    assert ck(f"{box} --device /dev/full:/run/other sh -c", 0, "echo x > /run/other || echo full").endswith("full\n")
+    spec = {
+        "cdiVersion": "0.6.0",
+        "kind": "example.com/null",
+        "containerEdits": {"env": ["ALL=1"]},
+        "devices": [{"name": "0", "containerEdits": {"deviceNodes": [{"path": "/run/mine", "hostPath": "/dev/null"}]}}],
+    }
+    (tmp_path / "cdi").mkdir()
+    (tmp_path / "cdi" / "x.json").write_text(json.dumps(spec))
+    monkeypatch.setattr(devices, "_PLACES", (str(tmp_path / "cdi"),))
+    shown = ck(f"{box} --device example.com/null=0 sh -c", 0, "echo $ALL; echo x > /run/mine; stat -c %t:%T /run/mine")
+    assert shown == "1\n1:3\n"
+    assert "there are 0" in ck(f"{box} --device example.com/null=1 true", cli.FAILED)
+
+
+def test_detached_containers_by_dockers_words(ck, kept):
+    name = f"c{os.getpid()}-{time.monotonic_ns()}"
+    one = ck(f"create --name {name} --image box:1 -v data:/d sh -c", 0, "echo made; exit 3").strip()
+    assert ck(f"inspect -f {{{{.State.Status}}}} {name}") == "created\n"
+    assert [one] == [each.id for each in kept.new()]
+    assert ck(f"start -a {name}", 3) == "made\n"
+    assert f"{one}\n" == ck(f"container ls -aq --filter name={name}")
+    assert json.loads(ck("volume ls --json"))[0]["UsedBy"] == [one]
+    assert ck("volume prune -f") == ""
+    assert ck(f"container rm -v {name}") == f"{name}\n"
+    assert ck("volume rm data") == "data\n"
+    assert ck("volume rm -f data") == ""
+
+
+def test_commands_that_are_elsewhere_say_so(ck):
+    for name, remedy in elsewhere.COMMANDS.items():
+        if name not in cli.COMMANDS:
+            assert remedy in ck(name, cli.FAILED)
+    for line, remedy in (
+        ("exec -d x true", "setsid"), ("logs --details x", "inspect"), ("login -p x", "--password-stdin"),
+        ("pull -a x", "name the tags"), ("build --cache-from x .", "by content"), ("cp -a x y:/", "chown"),
+    ):  # fmt: skip
+        assert remedy in ck(line, cli.FAILED)
+
+
+def test_explain_is_json_for_programs(ck):
+    plans = json.loads(ck("explain --json -- true"))
+    assert list(plans) == ["container", "command"]
+    assert {"operation", "target"} == set(plans["container"][0])
+
+
+def test_units_are_what_systemd_takes(ck, kept, tmp_path):
+    name = f"c{os.getpid()}-{time.monotonic_ns()}"
+    ck(f"create --name {name} --image box:1 -e", 0, "A=b c%d$e", "sleep", "9")
+    (tmp_path / "compose.yaml").write_text("name: app\nservices: {a: {image: 'box:1', command: [sleep, '9']}}\n")
+    units = {"one": ck(f"generate systemd {name}"), "two": ck(f"generate systemd -f {tmp_path}/compose.yaml")}
+    assert f'"A=b c%%d$$e" --name {name} sleep 9' in units["one"]
+    assert f"compose --file {tmp_path}/compose.yaml --project-name app up" in units["two"]
+    assert "name a container, or the files" in ck("generate systemd", cli.FAILED)
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze: it is not installed, so it could not look at the units")
+    for kind, text in units.items():
+        unit = tmp_path / f"{kind}.service"
+        unit.write_text(text)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+        )
+        assert str(unit.name) not in done.stderr, done.stderr

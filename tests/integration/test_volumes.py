@@ -1,0 +1,170 @@
+"""Named volumes: filled once, backed up, limited in size; the same for containers and for projects."""
+
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+import time
+
+import pytest
+from image_samples import BUSYBOX, busybox_root
+
+from containerkit import cli, volume
+from containerkit.errors import ImageError, SpecError, StateError, UnsupportedError
+from containerkit.image import Image, Store
+from containerkit.project import volumes as of_projects
+
+pytestmark = pytest.mark.skipif(BUSYBOX is None, reason="busybox: a static one is needed")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONTAINERKIT_VOLUMES", str(tmp_path / "volumes"))
+    monkeypatch.setenv("CONTAINERKIT_IMAGES", str(tmp_path / "images"))
+    return tmp_path / "volumes"
+
+
+@pytest.fixture
+def image(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    busybox_root(root)
+    data = root / "data"
+    (data / "deep" / "er").mkdir(parents=True)
+    (data / "seed").write_text("seed")
+    (data / "seed").chmod(0o640)
+    (data / "link").symlink_to("/etc/passwd")
+    os.utime(data / "seed", (1, 1))
+    if os.geteuid() == 0:
+        os.chown(data, 33, 34)
+        os.chown(data / "seed", 35, 36)
+    data.chmod(0o750)
+    (root / "alias").symlink_to("data")
+    archive = tmp_path / "root.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(root, ".")
+    return Image.import_tar(archive, "box:1", store=Store())
+
+
+def test_a_volume_is_filled_while_it_is_empty_with_owners_modes_and_times(image):
+    data = volume.used("data", image, "/alias").path
+    found = os.stat(f"{data}/seed")
+    assert (0o640, 1) == (stat.S_IMODE(found.st_mode), found.st_mtime)
+    assert stat.S_IMODE(os.stat(data).st_mode) == 0o750
+    assert os.readlink(f"{data}/link") == "/etc/passwd"
+    assert os.path.isdir(f"{data}/deep/er")
+    if os.geteuid() == 0:
+        assert (33, 34, 35, 36) == (os.stat(data).st_uid, os.stat(data).st_gid, found.st_uid, found.st_gid)
+    os.unlink(f"{data}/seed")
+    assert of_projects.make("data", {}, image, "/data") == data  # a project has the same volume
+    assert not os.path.exists(f"{data}/seed"), "it was filled again"
+    assert not volume.used("other", image, "/missing").fill(image, "/etc/nothing")
+    assert sorted(each.name for each in volume.volumes()) == ["data", "other"]
+    assert of_projects.remove("data")
+    assert not of_projects.remove("data")
+
+
+def test_a_container_sees_what_its_image_put_into_the_volume(image, capfd):
+    run = ["run", "--cap", "dac_override", "--image", "box:1", "-v", "v:/data"]
+    assert cli.main([*run, "--", "sh", "-c", "cat /data/seed; echo more > /data/seed"]) == 0
+    assert cli.main([*run, "--", "cat", "/data/seed"]) == 0
+    assert cli.main(["run", "--image", "box:1", "-v", "w:/data:nocopy", "--", "ls", "/data"]) == 0
+    mount = "type=volume,source=v,target=/elsewhere,readonly"
+    assert cli.main(["run", "--image", "box:1", "--mount", mount, "--", "sh", "-c", "! touch /elsewhere/x"]) == 0
+    assert capfd.readouterr().out == "seedmore\n"
+    assert cli.main(["run", "--image", "box:1", "-v", "/data", "--", "true"]) == cli.FAILED
+    assert "name one (-v NAME:/data)" in capfd.readouterr().err
+
+
+def test_a_volume_is_backed_up_and_restored(tmp_path):
+    made = volume.create("a", labels={"x": "y"})
+    with open(f"{made.path}/file", "w", encoding="utf-8") as file:
+        file.write("content")
+    os.symlink("file", f"{made.path}/link")
+    os.chmod(f"{made.path}/file", 0o600)
+    made.export(tmp_path / "a.tar")
+    assert cli.main(["volume", "import", "b", str(tmp_path / "a.tar")]) == 0
+    other = volume.get("b")
+    with open(f"{other.path}/link", encoding="utf-8") as file:
+        assert file.read() == "content"
+    assert stat.S_IMODE(os.stat(f"{other.path}/file").st_mode) == 0o600
+    assert cli.main(["volume", "import", "b", str(tmp_path / "a.tar")]) == cli.FAILED  # there are files in it
+    with open(f"{other.path}/later", "w", encoding="utf-8"):
+        pass
+    assert cli.main(["volume", "import", "--replace", "b", str(tmp_path / "a.tar")]) == 0
+    assert sorted(os.listdir(other.path)) == ["file", "link"]
+
+
+def test_a_backup_that_leads_out_changes_nothing(tmp_path, place):
+    made = volume.create("a")
+    with open(f"{made.path}/file", "w", encoding="utf-8"):
+        pass
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        entry = tarfile.TarInfo("../../escaped")
+        tar.addfile(entry)
+    with pytest.raises(ImageError):
+        made.replace(tmp_path / "evil.tar")
+    assert os.listdir(made.path) == ["file"]
+    assert sorted(os.listdir(place / "a")) == ["data", "volume.json"]
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_a_volume_that_can_not_be_is_refused(place):
+    for name in ("", "../x", "a/b", ".a", "x" * 256):
+        with pytest.raises(SpecError):
+            volume.create(name)
+    volume.create("a")
+    with pytest.raises(StateError, match="already"):
+        volume.create("a")
+    for size in (0, "much"):
+        with pytest.raises(SpecError):
+            volume.create("b", size=size)
+    assert os.listdir(place) == ["a"]
+    assert volume.prune(labels={"x": None}) == []
+    assert volume.prune() == ["a"]
+
+
+def test_a_filesystem_without_quotas_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONTAINERKIT_VOLUMES", f"/dev/shm/ck-{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        with pytest.raises(UnsupportedError, match=r"prjquota|only root"):
+            volume.create("a", size="1M")
+        assert not volume.volumes()
+    finally:
+        shutil.rmtree(os.environ["CONTAINERKIT_VOLUMES"], ignore_errors=True)
+
+
+@pytest.fixture
+def quotas(tmp_path, monkeypatch):
+    """An ext4 filesystem with project quotas."""
+    if os.geteuid() != 0:
+        pytest.skip("root: it mounts a filesystem")
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4: e2fsprogs is not installed")
+    file, folder = tmp_path / "disk", tmp_path / "mounted"
+    with file.open("wb") as disk:
+        disk.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "project,quota", "-E", "quotatype=prjquota", file], check=True)
+    folder.mkdir()
+    done = subprocess.run(["mount", "-o", "loop,prjquota", file, folder], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("CONFIG_QFMT_V2: the kernel refuses to mount ext4 with project quotas")
+    monkeypatch.setenv("CONTAINERKIT_VOLUMES", str(folder / "volumes"))
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_size_limit_holds_inside_and_goes_with_the_volume(quotas, image, capfd):
+    assert cli.main(["volume", "create", "--size", "1M", "small"]) == 0
+    assert volume.get("small").size_bytes == 1 << 20
+    fill = "dd if=/dev/zero of=/v/file bs=64k count=64 2>/dev/null; wc -c < /v/file"
+    assert cli.main(["run", "--image", "box:1", "-v", "small:/v", "--", "sh", "-c", fill]) == 0
+    said = capfd.readouterr().out.split()
+    assert said[0] == "small"
+    assert 512 << 10 <= int(said[1]) <= 1 << 20
+    free = volume.create("free")
+    with open(f"{free.path}/file", "wb") as file:
+        file.write(bytes(2 << 20))  # the control: without a size there is no limit
+    volume.get("small").remove()
+    assert volume.create("small").size_bytes is None
