@@ -184,7 +184,7 @@ class Live:
                 pause_s = min(2 * pause_s, LOOK_AGAIN_S)
 
     def reap(self, dying: Process[Any]) -> None:
-        """Reap ended processes. If it ends with another container's PID 1, thaw it for that time."""
+        """Reap ended processes. If another container's PID 1 ends, and its own processes with it, thaw those first."""
         if self._paused and self._freezer is not None and self._stands_in(dying):
             self._freezer.thaw()
             self._paused = False

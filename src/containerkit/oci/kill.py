@@ -55,8 +55,8 @@ def _kill(call: Call, name: str, signal: int) -> None:
 def _end_waiting(entry: Entry, signal: int) -> None:
     """End a process that waits for ``start``.
 
-    Its program does not run yet, so the signal has its default effect and must end the process. The kernel would ignore
-    it, because the process is the first of a pid namespace. So the process is killed.
+    Its program does not run yet, so the signal must have its default effect, which is to end the process. But the
+    kernel ignores such a signal for the first process of a pid namespace. So SIGKILL is sent.
     """
     import fcntl
 

@@ -79,7 +79,7 @@ def unique(variables: Iterable[str]) -> list[str]:
 
 
 def strip(tape: Tape, kept: Sequence[int], telling: int = k.TELL_OUTSIDE) -> None:
-    """Add the step that closes all descriptors except the standard streams, ``kept`` (ascending) and the failure pipe.
+    """Add the step that closes all descriptors except the standard streams, ``kept`` (ascending) and that for failures.
 
     Source: ``CK_STEP_STRIP`` and ``enum ck_telling`` in ``_native/native.h``.
     """
