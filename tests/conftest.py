@@ -26,7 +26,6 @@ _MACHINE_WIDE = frozenset({
     "test_killed_owner",
     "test_left_behind",
     "test_owner_death",
-    "test_pages",
     "test_project",
     "test_project_cli",
     "test_oci_engines",  # daemons
@@ -43,6 +42,9 @@ _MACHINE_WIDE = frozenset({
     "test_timeouts",
 })  # fmt: skip
 """Modules whose tests are about more than their own process."""
+
+_ON_RECORD = re.compile(r"docs/(detached|fleet|networks|projects)\.md")
+"""Pages whose examples leave containers, networks or projects on record until their last command."""
 
 
 def pytest_addoption(parser):
@@ -80,7 +82,8 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             module = os.path.basename(nodeid.partition("::")[0]).removesuffix(".py")
-            return "machine-wide" if module in _MACHINE_WIDE else nodeid
+            alone = module in _MACHINE_WIDE or (module == "test_pages" and _ON_RECORD.search(nodeid))
+            return "machine-wide" if alone else nodeid
 
     return Scheduling(config, log)
 

@@ -24,6 +24,8 @@ NEEDS = {
     "# needs smolagents and a model\n": "needs a model; test_adapters.py lets an agent follow a script",
     "# needs Ray\n": "needs a Ray cluster; test_fleet_clusters.py runs fleets and workers in containers on one",
     "# needs Kubernetes\n": "needs a cluster; test_fleet_kubernetes.py runs fleets on a small API server",
+    "# needs dask\n": "test_executor_elsewhere.py lets dask compute by an executor",
+    "# needs joblib\n": "test_executor_elsewhere.py runs joblib's Parallel",
     "# needs llm-sandbox\n": "test_adapters.py runs the backend",
     "# needs a compose.yaml\n": "test_pytest_plugin.py starts one",
     '# needs a container "web" on record\n': "test_attach.py runs Container.attach on containers that it creates",
