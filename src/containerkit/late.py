@@ -107,17 +107,17 @@ CHECKPOINT: Final = "containerkit.checkpoint"
 """The module that writes containers to a directory and restores them."""
 
 COMMIT: Final = "containerkit.image.snapshot:commit"
-"""What makes an image of what a container has changed."""
+"""The module that makes an image from the changes of a container."""
 
 KEEPERS: Final = {"detached": "containerkit.detached.view", "oci": "containerkit.oci.records"}
-"""Who keeps records of containers that outlive their maker: modules with ``view(id, confinement)``, and with
+"""The modules with records of containers that outlive their maker: each has ``view(id, confinement)``, and with
 ``find(id, root)`` and ``states(root)``."""
 
 DETACH: Final = "containerkit.detached.making:detach"
-"""What starts a container that goes on after its caller."""
+"""The function that starts a container that outlives its caller."""
 
 REFUSALS: Final = "containerkit._linux.refusals"
-"""What looks for the meaning of a refusal, after it."""
+"""The module that finds the cause of a refusal."""
 
 PROVIDERS: Final = {
     "image": "containerkit.image.provider:image",
@@ -140,13 +140,13 @@ VOLUME_USERS: Final = {"detached": "containerkit.detached.volumes:users"}
 """Functions that return the ids of the containers on record that mount a directory."""
 
 NETWORK: Final = "containerkit.network"
-"""What opens networks."""
+"""The module that opens networks."""
 
 CONNECT: Final = "containerkit.network:connected_once"
-"""Turns a description that wishes for a network into one that joins a namespace."""
+"""Converts a description with a network into one that joins a namespace."""
 
 POOLED: Final = "containerkit.network.pool:pooled"
-"""Keeps networks of one description ready."""
+"""The module that keeps networks of one description ready."""
 
 KINDS: Final = {
     "attached": "containerkit.container.attached:attach",

@@ -144,27 +144,28 @@ class DescriptionOptions(TypedDict, total=False):
     readonly_paths: ListOf[str]
     """Absolute paths that are read-only (default: the list of the OCI specification)."""
     limits: Limits | None
-    """Resource limits (default: no control group at all)."""
+    """Resource limits (default: no control group)."""
     nested_userns: bool
     """Whether it may create user namespaces of its own (default False)."""
     confinement: Confinement
     """The restrictions of its commands as one value, in place of the single arguments."""
     network: NetworkChoice
-    """``"none"`` (default): a loopback interface alone. ``"internet"``: the outside, and no other container. A
-    :class:`~containerkit.Network`, or one that is open: its other containers, and the outside. An
-    :class:`~containerkit.Attach` says more about how, a list of them gives several. Another container, or
-    ``"container:ID"`` for one of another process: its network is shared. ``"host"``: the host's, without any isolation.
+    """``"none"`` (default): only a loopback interface. ``"internet"``: access to the outside, but to no other
+    container. A :class:`~containerkit.Network`, described or open: access to its other containers and the outside. An
+    :class:`~containerkit.Attach` gives details; a list of them attaches to several networks. Another container, or
+    ``"container:ID"`` for one of another process: its network is shared. ``"host"``: the host's network, without
+    isolation.
     A :class:`~containerkit.Macvlan` or :class:`~containerkit.CNI`."""
     publish: ListOf[Port | int | str]
-    """Ports of the host that lead inside: a :class:`~containerkit.Port`, a number for the same on 127.0.0.1, or a
-    text as docker's ``-p`` has it (default none)."""
+    """Ports of the host that are forwarded inside: a :class:`~containerkit.Port`, a number for the same port on
+    127.0.0.1, or text in the syntax of docker's ``-p`` (default none)."""
     egress: Egress | None
-    """What it may reach outside of its networks (default: with ``"internet"`` or a network all of the internet, but
-    neither private ranges nor link-local addresses nor the host)."""
+    """What it may reach outside of its networks (default: with ``"internet"`` or a network the whole internet, except
+    private ranges, link-local addresses and the host)."""
     dns: DNS | None
-    """Who is asked for names that are none of its networks' (default: the servers of the host)."""
+    """The servers that resolve names outside of its networks (default: those of the host)."""
     hosts: Mapping[str, str]
-    """More lines of /etc/hosts inside, address by name; ``"host-gateway"`` stands for the address by which the host is
+    """More lines of /etc/hosts inside, address by name; ``"host-gateway"`` means the address at which the host can be
     reached (default none)."""
 
 
@@ -215,7 +216,7 @@ class AddedEnvironmentOptions(TypedDict, total=False):
     """What is added to the environment of a command."""
 
     extra_env: Mapping[str, Word] | None
-    """Variables that are added to ``env``, or to what stands for it (default none)."""
+    """Variables that are added to ``env`` or to its default (default none)."""
 
 
 class EnvironmentOptions(AddedEnvironmentOptions, total=False):
@@ -267,53 +268,53 @@ class KeepingOptions(TypedDict, total=False):
 
     restart: str
     """Whether it is started again after its end: ``"no"`` (default), ``"on-failure"``, ``"on-failure:N"`` for at most N
-    times in a row, ``"always"`` or ``"unless-stopped"``. One that was stopped by hand is not."""
+    times in a row, ``"always"`` or ``"unless-stopped"``. A container that was stopped by hand is not."""
     labels: Mapping[str, str]
     """Free strings (default none)."""
     stop_signal: int | str | None
-    """What asks it to end (default: what its image says, or SIGTERM)."""
+    """The signal that asks it to end (default: the image's, or SIGTERM)."""
     stop_timeout_s: float
-    """Seconds that it has to end by itself (default 10)."""
+    """Seconds that it has to end after the stop signal (default 10)."""
     tty: bool
-    """Give its command a terminal (default False)."""
+    """Whether its command gets a terminal (default False)."""
     stdin_open: bool
-    """Keep its standard input open, for who attaches to it (default False: nothing)."""
+    """Whether its standard input stays open, for clients that attach to it (default False: it is empty)."""
     remove: bool
-    """Remove it with its end (default False)."""
+    """Whether it is removed when it ends (default False)."""
     log_max_bytes: int
-    """The size at which a log is full and another is begun, at least 4096 (default 16 MiB)."""
+    """The size in bytes at which a log is rotated, at least 4096 (default 16 MiB)."""
     log_files: int
     """How many logs are kept, at least 1 (default 3)."""
     image: str
-    """The name of its image, for people (default: that of ``RootFS.image``)."""
+    """The name of its image, for display (default: that of ``RootFS.image``)."""
     command_line: tuple[str, ...]
     """The options and the command of ``containerkit run`` that would make it again (default: not known)."""
     directory: str
-    """The working directory of that."""
+    """The working directory of that command."""
     healthcheck: bool
-    """Whether its health is checked, as told here or as its image says (default True)."""
+    """Whether its health is checked, as defined here or by its image (default True)."""
     health_command: ListOf[Word] | str
-    """The command that checks it, which passes with status 0; a text is for /bin/sh (default: what its image says)."""
+    """The command that checks it. Status 0 means healthy. Text is run by /bin/sh (default: the image's command)."""
     health_interval_s: float
     """Seconds from the end of one check to the next (default 30)."""
     health_timeout_s: float
     """Seconds after which a check has failed (default 30)."""
     health_retries: int
-    """How many failures in a row make it unhealthy (default 3)."""
+    """The number of consecutive failures that make it unhealthy (default 3)."""
     health_start_period_s: float
-    """Seconds in which failures do not count before a check has passed (default 0)."""
+    """The start period in seconds: failures do not count in it until a check has passed (default 0)."""
     health_start_interval_s: float
-    """Seconds between two checks in this period (default 5)."""
+    """Seconds between two checks in the start period (default 5)."""
     health_on_failure: str
-    """What is done when it becomes unhealthy: ``"none"`` (default), ``"kill"``, after which the restart policy decides,
-    or ``"stop"``."""
+    """The action when it becomes unhealthy: ``"none"`` (default), ``"kill"`` (then the restart policy applies), or
+    ``"stop"``."""
 
 
 class DetachOptions(EnvironmentOptions, DirectoryOptions, ResourceOptions, UserOptions, KeepingOptions, total=False):
-    """What :meth:`Container.detach` takes, beside a name and a command."""
+    """The arguments of :meth:`Container.detach`, apart from the name and the command."""
 
     start: bool
-    """Whether it is started at once (default True); else it is on record, for :meth:`Detached.start`."""
+    """Whether it is started at once (default True). Otherwise it is only recorded, for :meth:`Detached.start`."""
 
 
 class StreamOptions(TypedDict, total=False):
@@ -363,11 +364,12 @@ class WaitOptions(TypedDict, total=False):
     capture_output: bool
     """Whether to capture its output, unless ``stdout`` or ``stderr`` are given (default True)."""
     output_limit_bytes: int | None
-    """The limit of captured output in bytes; who writes more is killed (default 256 MiB; None for no limit)."""
+    """The limit of captured output in bytes. A command that writes more is killed (default 256 MiB; None for no
+    limit)."""
     on_stdout: Listener | None
     """A function that is called with each line of stdout when it is written, in the caller's thread. The line is
-    ``str`` in text mode, else bytes, without its end. Lines of more than 64 KiB come in parts. An exception in it ends
-    the command. With ``capture_output=False`` the output is neither kept nor counted (default none)."""
+    ``str`` in text mode, else bytes, without its end. Lines of more than 64 KiB are passed in parts. An exception in it
+    ends the command. With ``capture_output=False`` the output is neither kept nor counted (default none)."""
     on_stderr: Listener | None
     """The same for stderr."""
 
@@ -428,7 +430,7 @@ class OneShotOptions(LaunchOptions, WaitOptions, InitOptions, total=False):
 
 
 class OnePopenOptions(LaunchOptions, InitOptions, total=False):
-    """What :func:`containerkit.popen` takes, beside what says whether its streams are text."""
+    """The arguments of :func:`containerkit.popen`, apart from those for text mode."""
 
 
 class SandboxCommandOptions(EnvironmentOptions, SurroundingOptions, total=False):

@@ -228,7 +228,7 @@ def test_probe_of_an_ordinary_user():
     finally:
         shutil.rmtree(home)
     assert "False True" == done.stdout.splitlines()[0]
-    assert "without the right to make namespaces" in done.stdout
+    assert "without the privilege to make namespaces" in done.stdout
 
 
 def test_probe_in_time():

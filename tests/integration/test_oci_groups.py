@@ -91,7 +91,7 @@ def test_group_above_that_is_busy_is_named(oci, bundle, group, unified):
         bundle.linux["resources"] = {"unified": {file: value}}
         bundle.write()
         told = oci.refused("run", "--bundle", bundle.path, ONE)
-        assert f"unified.{file}: {busy} has processes of its own, and so hands no controller on (hint: move" in told
+        assert f"unified.{file}: {busy} contains processes, so its child groups get no controller (hint: move" in told
         assert "domain\n" == (busy / "cgroup.type").read_text(), "it is not a threaded subtree now"
     finally:
         process.kill()

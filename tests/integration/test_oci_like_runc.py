@@ -235,7 +235,7 @@ def test_parameter_of_a_namespace_that_is_the_hosts_is_refused(oci, bundle, kind
     bundle.linux["sysctl"] = {parameter: before.strip()}
     bundle.write()
     told = oci.refused("run", "--bundle", bundle.path, ONE)
-    assert f"linux.sysctl.{parameter}: would be the host's" in told
+    assert f"linux.sysctl.{parameter}: would apply to the host" in told
     bundle.linux["sysctl"] = {}
     assert "here\n" == oci.run(bundle.runs("echo", "here")).stdout  # the namespace alone is not a mistake
 
@@ -245,7 +245,7 @@ def test_name_of_a_uts_namespace_that_is_the_hosts_is_refused(oci, bundle):
     bundle.config["hostname"] = "changed"
     next(each for each in bundle.linux["namespaces"] if each["type"] == "uts")["path"] = "/proc/self/ns/uts"
     bundle.write()
-    assert "hostname: would be the host's" in oci.refused("run", "--bundle", bundle.path, ONE)
+    assert "hostname: would apply to the host" in oci.refused("run", "--bundle", bundle.path, ONE)
     assert before == os.uname().nodename
 
 

@@ -148,7 +148,7 @@ def test_host_name_is_no_kernel_parameter(oci, bundle):
     bundle.linux["sysctl"] = {"kernel.hostname": "other"}
     bundle.write()
     told = oci.refused("run", "--bundle", bundle.path, ONE)
-    assert "linux.sysctl.kernel.hostname: is what hostname in the configuration sets" in told
+    assert "linux.sysctl.kernel.hostname: is set by hostname in the configuration" in told
     bundle.linux["sysctl"] = {"kernel.domainname": "other"}
     assert oci.run(bundle.runs("cat", "/proc/sys/kernel/domainname")).stdout == "other\n"
 

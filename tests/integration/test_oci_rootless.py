@@ -134,7 +134,7 @@ def test_nodes_are_those_that_are_there_where_none_may_be_made(place, prefix):
 def test_limit_without_a_control_group_of_the_users_own_is_refused(ordinary):
     ordinary.bundle.linux["resources"] = {"pids": {"limit": 20}}
     told = ordinary("run", ONE, check=False).stderr
-    assert "linux.resources.pids.limit: can't be enforced: this user may make no control group here" in told
+    assert "linux.resources.pids.limit: can't be enforced: this user may not make control groups here" in told
     assert "does not exist" in ordinary("state", ONE, check=False).stderr
 
 

@@ -366,7 +366,7 @@ def test_what_cant_be_made_ready_does_not_keep_a_start_from_its_error(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"namespaces": Namespaces(pid="host")}, "no pid namespace"),
+        ({"namespaces": Namespaces(pid="host")}, "its own pid namespace"),
         ({"no_new_privs": False}, "may gain privileges"),
         ({"oom_score_adj": 500}, "oom_score_adj"),
         ({"time_offsets": {"boottime": 1000}}, "clocks"),

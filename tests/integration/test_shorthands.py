@@ -118,7 +118,7 @@ def test_limit_and_timeout_hold_for_what_is_heard(runner):
 def test_listeners_that_can_not_be_are_refused(runner):
     with pytest.raises(SpecError, match=r"^on_stdout: 3 can't be called"):
         runner(["true"], on_stdout=3)
-    with pytest.raises(SpecError, match=r"^on_stderr: stderr goes elsewhere"):
+    with pytest.raises(SpecError, match=r"^on_stderr: stderr is redirected"):
         runner(["true"], on_stderr=print, stderr=STDOUT)
 
 

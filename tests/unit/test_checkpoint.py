@@ -41,9 +41,9 @@ def root(monkeypatch):
 
 def test_unprivileged_caller_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 1500)
-    with pytest.raises(UnsupportedError, match=r"checkpoint <Container one>: .*CRIU takes root"):
+    with pytest.raises(UnsupportedError, match=r"checkpoint <Container one>: .*CRIU needs root"):
         refusals.check(subject())
-    with pytest.raises(UnsupportedError, match=r"restore .*CRIU takes root"):
+    with pytest.raises(UnsupportedError, match=r"restore .*CRIU needs root"):
         Container.restore(tmp_path)
 
 
@@ -52,8 +52,8 @@ def test_unprivileged_caller_is_refused(monkeypatch, tmp_path):
     ("fields", "told"),
     [
         ({"landlock": Landlock()}, "pass landlock=None"),
-        ({"namespaces": Namespaces(pid="host")}, "its pid namespace is another's"),
-        ({"namespaces": Namespaces(ipc="/proc/1/ns/ipc")}, "its ipc namespace is another's"),
+        ({"namespaces": Namespaces(pid="host")}, "it has joined its pid namespace"),
+        ({"namespaces": Namespaces(ipc="/proc/1/ns/ipc")}, "it has joined its ipc namespace"),
         ({"seccomp": Seccomp.default().notify("mkdir")}, "its filter asks a supervisor"),
         ({"rootfs": RootFS.overlay("/srv", union="fuse")}, "pass union='kernel'"),
         ({"rootfs": RootFS.host()}, "RootFS.dir"),

@@ -150,7 +150,7 @@ def test_default_root_is_ones_own(monkeypatch, tmp_path):
     assert f"{squatted}/oci" == store.default_root()
     os.mkdir(squatted, 0o755)
     try:
-        with pytest.raises(RuntimeFailure, match="not this user's alone"):
+        with pytest.raises(RuntimeFailure, match="other users can access"):
             store.default_root()
     finally:
         os.rmdir(squatted)

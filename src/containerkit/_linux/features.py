@@ -186,7 +186,7 @@ class HostReport:
 
     def __str__(self) -> str:
         rights = "with" if self.privileged else "without"
-        head = f"Linux {self.kernel} on {self.machine}, {rights} the right to make namespaces"
+        head = f"Linux {self.kernel} on {self.machine}, {rights} the privilege to make namespaces"
         return "\n".join([head, *(str(feature) for feature in self.features)])
 
 

@@ -1,4 +1,4 @@
-"""What this process may do, and which ids it has to give."""
+"""The privileges of this process, and the ids that it can give to containers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FIRST_BASE", "RANGE", "has_ids_to_spare", "is_privileged", "maps_ran
 RANGE: Final = 65_536
 """Ids in the range of one container."""
 
-FIRST_BASE: Final = 0x1000_0000  # 268 million: beyond what useradd, systemd's DynamicUser and subuid hand out
+FIRST_BASE: Final = 0x1000_0000  # 268 million: above the ids that useradd, systemd's DynamicUser and subuid allocate
 """The first of the library's own ids."""
 
 
@@ -22,11 +22,11 @@ FIRST_BASE: Final = 0x1000_0000  # 268 million: beyond what useradd, systemd's D
 def is_privileged() -> bool:
     """Whether this process may make namespaces, fresh kernel filesystems and id maps as root.
 
-    A root that is one only in a user namespace, without a pid namespace of its own or without ids to spare, is an
-    ordinary user in that: it can't do more.
+    Root of a user namespace without its own pid namespace, or without spare ids, counts as an unprivileged user,
+    because it has no more privileges.
 
     Raises:
-        SetupError: no more descriptors.
+        SetupError: no descriptor is free.
     """
     if os.geteuid() != 0:
         return False
@@ -40,14 +40,14 @@ def is_privileged() -> bool:
 
 
 def _owns_processes() -> bool:
-    """Whether the pid namespace is that of the own user namespace. Source: ioctl_ns(2), NS_GET_USERNS."""
+    """Whether this process's user namespace owns its pid namespace. Source: ioctl_ns(2), NS_GET_USERNS."""
     from fcntl import ioctl
 
     def look(kept: list[int]) -> bool:
         at = keep(kept, os.open, "/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
             owner = keep(kept, ioctl, at, k.NS_GET_USERNS)
-        except PermissionError:  # it lies outside
+        except PermissionError:  # it is outside
             return False
         return os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
 

@@ -1,4 +1,4 @@
-"""What the kernel's refusal of an operation means, and what would help: looked for after it, not before.
+"""Finds the cause of the kernel's refusal of an operation, and the remedy, after the refusal.
 
 Source: decision 0049.
 """
@@ -22,7 +22,7 @@ _EXHAUSTED: Final = {
     ENFILE: "the machine has as many files open as it may: raise sysctl fs.file-max",
     ENOMEM: "no memory is left: see free(1) and the memory limit of this process's control group",
 }
-"""Errors that say nothing of the operation."""
+"""Errors that do not depend on the operation."""
 
 _MASKED: Final = (
     "the kernel mounts another only where all of one is in sight; this process seems to be in a container that masks "
@@ -34,13 +34,13 @@ _CERTAIN: Final = {
     ("clone", ENOMEM): "no memory is left, or the container that it should join has just ended",
     ("execve", ENOENT): "the command, or the interpreter that it names, is not inside the container",
     ("mount_setattr", ENOSYS): "mount_setattr needs Linux 5.12",
-    ("open", EACCES): "this process may not look into its children: it has changed its user since its exec, so the "
-    "kernel holds it for undumpable; see PR_SET_DUMPABLE in prctl(2)",
+    ("open", EACCES): "this process may not inspect its children: it has changed its user since its exec, so the "
+    "kernel considers it undumpable; see PR_SET_DUMPABLE in prctl(2)",
     ("open_tree", EINVAL): "there are mounts below it that an unprivileged user can't leave out, or it is unbindable: "
     "name directories without mounts below, or unmount those",
     ("openat2", EROFS): f"it is read-only here; in a container, start that one with {UNMASK}",
 }
-"""What an error of an operation always means, whatever the operation is for. Source: alloc_pid() in kernel/pid.c,
+"""The meaning of an error of an operation, whatever the purpose of the operation. Source: alloc_pid() in kernel/pid.c,
 __do_loopback() in fs/namespace.c."""
 
 _LIKELY: Final = {
@@ -51,25 +51,25 @@ _LIKELY: Final = {
     ("clone", ENOSYS): "clone3 needs Linux 5.5 and a seccomp filter around this process that lets it through",
     ("fsmount", EPERM): _MASKED,
 }
-"""What it means where the operation has no hint of its own."""
+"""The meaning of an error if the operation has no hint of its own."""
 
 _IN_A_CHROOT: Final = frozenset(
     {("mount", EINVAL), ("move_mount", ENOENT), ("open_tree", ENOENT), ("pivot_root", EINVAL)}
 )
-"""What fails in a chroot besides, where it has no hint of its own: it starts from the root of the mount namespace."""
+"""What also fails in a chroot, if it has no hint of its own. It starts from the root of the mount namespace."""
 
 _FORBIDDEN: Final = frozenset({EPERM, EACCES, ENOSPC, EUSERS})
-"""How the kernel, or a security module, answers those that may make no namespaces."""
+"""The errors of the kernel or a security module for a process that may not make namespaces."""
 
 _ID_MAP: Final = "id map of "
 
 
 def explained(operation: Operation, error: int) -> SetupError:
-    """Return the error for people.
+    """Return the error with its hint.
 
     Args:
-        operation: what was refused.
-        error: the kernel's number.
+        operation: the refused operation.
+        error: the kernel's error number.
     """
     name, target = operation.name, operation.target
     hint = _CERTAIN.get((name, error)) or _EXHAUSTED.get(error) or operation.hint or _LIKELY.get((name, error), "")
@@ -97,23 +97,23 @@ def _is_in_a_chroot() -> bool:
 
     try:
         return not probe(10).own_root
-    except SetupError:  # it can't be tried
+    except SetupError:  # a trial is not possible
         return False
 
 
 def not_begun(operation: Operation, error: int) -> SetupError:
-    """Return the error of a start that came to no operation, or only to its first.
+    """Return the error of a start that failed before or at its first operation.
 
     Args:
-        operation: the first.
-        error: the number: of pipes and memory that this process needs for a start, if they can't be had.
+        operation: the first operation.
+        error: the error number, such as that of a pipe or of memory that this process needs for a start.
     """
     hint = _EXHAUSTED.get(error)
     return explained(operation, error) if hint is None else SetupError("prepare", error, "the start", hint)
 
 
 def _maps_a_tree(operation: Operation) -> bool:
-    """Whether it gives an id map to a mount and all those below it: of these the kernel does not say which refused."""
+    """Whether it gives an id map to a mount and all mounts below it. The kernel does not say which of them refused."""
     if operation.name != "mount_setattr" or not operation.target.startswith(f"{_ID_MAP}/"):
         return False
     flags = operation.args[2]
@@ -121,7 +121,7 @@ def _maps_a_tree(operation: Operation) -> bool:
 
 
 def _that_maps_no_ids(source: str) -> str:
-    """Return the first mount below a path whose filesystem can't be id-mapped, with its type; else the path itself."""
+    """Return the first mount below a path whose filesystem can't be id-mapped, with its type; else the path."""
     import os
 
     from containerkit._linux import mountinfo
@@ -130,7 +130,7 @@ def _that_maps_no_ids(source: str) -> str:
     try:
         mounts = mountinfo.read()
         willing = probe(10).idmapped_filesystems
-    except OSError:  # the cause is not known any better then
+    except OSError:  # then the cause can't be narrowed down
         return source
     path = os.path.realpath(source)
     top = mountinfo.covering(path, mounts)

@@ -100,7 +100,7 @@ def init_image() -> int:
 
 
 def keeper_image() -> int:
-    """Return a sealed memfd that holds the keeper of detached containers, made anew: whoever execs it needs no other.
+    """Return a new sealed memfd that contains the keeper of detached containers. Each keeper needs its own.
 
     Raises:
         FileNotFoundError: the program was not built.

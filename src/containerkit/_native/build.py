@@ -1,4 +1,4 @@
-"""Builds what is compiled: the cffi extension ``_lib`` and the static programs ``init`` and ``keeper``."""
+"""Builds the compiled parts: the cffi extension ``_lib`` and the static programs ``init`` and ``keeper``."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ def wait(pidfd: int, options: int) -> Ending | None:
         How it ended, or None if it is still running and ``options`` has WNOHANG.
 
     Raises:
-        OSError: ECHILD if somebody else has reaped it; EINTR.
+        OSError: ECHILD if another thread or process has reaped it; EINTR.
     """
     ending = ffi.new("struct ck_ending *")
     if error := lib.ck_wait(pidfd, options, ending):

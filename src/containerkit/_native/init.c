@@ -8,7 +8,7 @@
  *   argv[1]  "run": the first child, pid 2, is the command; when it ends the container ends
  *            "stay": no command; the container exists until it is killed or its owner ends
  *            "walk": continue a tape, at whose end it may become the init: see enter.c
- *            "guard": not an init: it runs outside and watches the owner of an init that has let go of it
+ *            "guard": not an init: it runs outside and watches the owner for an init that no longer does
  *
  * When PID 1 exits the kernel kills all other processes in the pid namespace. Source: pid_namespaces(7), signalfd(2).
  */

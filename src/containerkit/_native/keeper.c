@@ -1,26 +1,27 @@
-/* The keeper of a detached container: what stays of the caller once it has gone.
+/* The keeper of a detached container: the process that remains when the caller has ended.
  *
- * Static, without libc, started from a sealed memfd. The Python process that has started the container becomes it by
- * execve, so that it is the owner for which the container's init watches, and the parent of the command. When it dies,
- * however it dies, the container dies. What it is handed:
+ * It is static, without libc, and started from a sealed memfd. The Python process that has started the container
+ * becomes the keeper by execve. So it is the owner that the container's init watches, and the parent of the command.
+ * When it dies for any reason, the container dies. It receives:
  *
  *   fd 3  the directory of the record        fd 6  a pidfd of the command
- *   fd 4  the directory of the logs          fd 7  what the command writes: a pipe, or the master of its terminal
- *   fd 5  a pidfd of the init                fd 8  its standard error, where that is a pipe of its own
- *   fd 9  the lock of the record, held for as long as the keeper lives
- *   fd 10 a pidfd of the process that serves the network, its child, where there is one
- *   fd 11 a socket whose end that process takes for the keeper's
- *   further descriptors: locks that it holds for the container, and the writing end of the command's stdin
+ *   fd 4  the directory of the logs          fd 7  the output of the command: a pipe, or the master of its terminal
+ *   fd 5  a pidfd of the init                fd 8  its standard error, if that is a separate pipe
+ *   fd 9  the lock of the record, held as long as the keeper lives
+ *   fd 10 a pidfd of its child that serves the network, if there is one
+ *   fd 11 a socket; when it closes, that process knows that the keeper has ended
+ *   further descriptors: locks that it holds for the container, and the write end of the command's stdin
  *
- * argv[1..11]: the number of this start; how long to wait before a restart, in ms; the most bytes of one log; the most
- * logs; the number of the current log; 1 where the record goes with the container; the ms between two health checks, 0
- * for none; the ms between two in the start period before one has passed; the ms of that period; the
- * descriptor of the command's standard input, which is closed at SIGUSR1, 0 for none; the interpreter. argv[12..]: directories of control groups, which are removed, the inner ones first.
+ * argv[1..11]: the number of this start; the delay before a restart, in ms; the maximum size of one log, in bytes; the
+ * maximum number of logs; the number of the current log; 1 if the record is removed with the container; the interval of
+ * health checks in ms, 0 for none; their interval in the start period until one has passed, in ms; the length of that
+ * period, in ms; the descriptor of the command's standard input, which is closed at SIGUSR1, 0 for none; the
+ * interpreter. argv[12..]: directories of control groups to remove, the inner ones first.
  *
- * A health check is a process of its own, an interpreter that ends with the check: what stays is small.
+ * Each health check is run by a separate interpreter, which ends with the check, so that the keeper stays small.
  *
- * The record of the end is written to "exit.new", which lies ready with its blocks, and renamed to "exit.N": a full
- * filesystem can't keep it from being written. Source: pidfd_open(2), renameat(2), the log format of Kubernetes' CRI.
+ * The record of the end is written to "exit.new", whose blocks are already allocated, and renamed to "exit.N". So it
+ * can be written even if the filesystem is full. Source: pidfd_open(2), renameat(2), the log format of Kubernetes' CRI.
  */
 #include "syscalls.h"
 
@@ -49,7 +50,7 @@
 #define READ_SIZE 65536
 #define PREFIX_SIZE 40
 
-/* Compilers may copy and clear by them, even in a program without libc. */
+/* Compilers may call them to copy and clear, even in a program without libc. */
 __attribute__((used)) void *memcpy(void *target, const void *source, size_t size) {
     unsigned char *to = target;
     const unsigned char *from = source;
@@ -96,7 +97,7 @@ static char *put_text(char *at, const char *text) {
     return at + size;
 }
 
-/* Write a number in decimal, with at least so many digits. */
+/* Write a number in decimal, with at least the given number of digits. */
 static char *put_number(char *at, unsigned long number, int digits) {
     char reversed[24];
     int count = 0;
@@ -120,8 +121,8 @@ static void name_of(char *name, const char *stem, unsigned long number) {
     *put_number(put_text(name, stem), number, 1) = 0;
 }
 
-/* Write the time as RFC 3339 has it, with nanoseconds. The date is counted in years that begin in March, so that the
- * leap day is the last of them, and in eras of 400 years. */
+/* Write the time in the format of RFC 3339, with nanoseconds. The date is computed in years that begin in March, whose
+ * last day is the leap day, and in eras of 400 years. */
 static char *put_time(char *at, const struct timespec *now) {
     unsigned long days = (unsigned long)now->tv_sec / 86400 + 719468, second = (unsigned long)now->tv_sec % 86400;
     unsigned long era = days / 146097, of_era = days % 146097;
@@ -169,11 +170,11 @@ static void rotate(void) {
 }
 
 static unsigned long log_size(void) {
-    long size = CK_CALL3(lseek, keeper.file, 0, SEEK_END); /* asked each time: others may have emptied it */
+    long size = CK_CALL3(lseek, keeper.file, 0, SEEK_END); /* another process may have truncated it */
     return size < 0 ? 0 : (unsigned long)size;
 }
 
-/* Append whole records; returns whether all of them are in the log. A part of them is taken back. */
+/* Append whole records. Returns whether all of them are in the log. An incomplete write is undone. */
 static int append(const char *records, size_t size) {
     if (!open_log())
         return 0;
@@ -215,7 +216,7 @@ static void append_or_count(const char *records, size_t size, size_t content) {
         keeper.lost += content;
 }
 
-/* Log what was read: a line is a record with the mark F, a piece of one with P. */
+/* Log what was read: a whole line is a record with the mark F, a part of one has the mark P. */
 static void record(const char *read, size_t size, int is_stderr) {
     char prefix[PREFIX_SIZE + 8];
     struct timespec now;
@@ -248,7 +249,7 @@ static void record(const char *read, size_t size, int is_stderr) {
     append_or_count(outgoing, filled, content);
 }
 
-/* Read once; returns 0 at the end of a stream, where nobody can write to it any more. */
+/* Read once. Returns 0 at the end of a stream, when no process can write to it any more. */
 static int take(int fd) {
     long size = CK_CALL3(read, fd, incoming, sizeof incoming);
     if (size > 0)
@@ -256,7 +257,7 @@ static int take(int fd) {
     return size > 0 || size == -EAGAIN || size == -EINTR;
 }
 
-/* Once all who could write are dead: read what is left. */
+/* After all writers have ended: read the rest. */
 static void drain(void) {
     for (int fd = OUTPUT; fd <= OUTPUT + keeper.has_errors; fd++) {
         struct pollfd left = {fd, POLLIN, 0};
@@ -268,7 +269,7 @@ static void drain(void) {
 
 /* --- The end */
 
-/* Wait until a pidfd tells of the end of its process; a signal does not keep it from it. */
+/* Wait until a pidfd reports the end of its process, even if signals interrupt the wait. */
 static void wait_for(int pidfd) {
     struct pollfd ends = {pidfd, POLLIN, 0};
     while (CK_CALL5(ppoll, &ends, 1, 0, 0, 0) == -EINTR)
@@ -363,8 +364,8 @@ static void remove_groups(void) {
             CK_CALL2(nanosleep, &pause, 0);
 }
 
-/* Become the interpreter, which starts the container again or removes its record. It gets the record, the logs and the
- * lock; what was held for the container that has ended is let go of. */
+/* Exec the interpreter, which starts the container again or removes its record. It inherits the record, the logs and
+ * the lock. Descriptors held for the ended container are closed. */
 static void become_python(const char *what) {
     char *argv[] = {
         keeper.interpreter, (char *)"-sP", (char *)"-m", (char *)"containerkit.detached.resumed", (char *)what, 0};
@@ -388,7 +389,7 @@ static int policy(void) {
     return digit - '0';
 }
 
-/* Whether it is to be started again; the wait before it ends at once when it is stopped meanwhile. */
+/* Whether it must be started again. The delay before that ends at once if it is stopped in the meantime. */
 static int restarts(int status) {
     struct pollfd asked = {keeper.signals, POLLIN, 0};
     struct timespec wait = {(long)(keeper.delay_ms / 1000), (long)(keeper.delay_ms % 1000) * 1000000};
@@ -475,7 +476,7 @@ __attribute__((noreturn)) static void finish(void) {
     end_check(1);
     memset(&info, 0, sizeof info);
     CK_CALL4(pidfd_send_signal, INIT, SIGKILL, 0, 0);
-    wait_for(COMMAND); /* it is in the init's pid namespace, and goes with it */
+    wait_for(COMMAND); /* it is in the init's pid namespace, and ends with it */
     if (CK_CALL5(waitid, P_PIDFD, COMMAND, &info, WEXITED, &usage) == 0)
         status = info.si_code == CLD_EXITED ? info.si_status << 8 : info.si_status;
     wait_for(INIT);
@@ -547,13 +548,13 @@ __attribute__((noreturn)) static void keep(void) {
         wait_for_any(watched, 7);
         for (int i = 0; i < 2; i++)
             if (watched[i].revents && !take(watched[i].fd))
-                watched[i].fd = -1; /* poll passes over it */
+                watched[i].fd = -1; /* poll ignores it */
         while (watched[4].revents && CK_CALL3(read, keeper.signals, &info, sizeof info) > 0) {
             if (info.ssi_signo == SIGUSR1) {
                 end_input();
                 continue;
             }
-            keeper.asked_to_end = 1; /* as at a shutdown: the container ends with it */
+            keeper.asked_to_end = 1; /* as at a shutdown: the container ends too */
             finish();
         }
         if (watched[2].revents || watched[3].revents)
@@ -583,7 +584,7 @@ __attribute__((noreturn, used)) static void start(long *stack) {
     keep();
 }
 
-/* The entry point: hand the initial stack (argc, argv, envp) to start(). */
+/* The entry point: pass the initial stack (argc, argv, envp) to start(). */
 #if defined(__x86_64__)
 __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall start\n\thlt\n");
 #else

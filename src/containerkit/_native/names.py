@@ -1,4 +1,4 @@
-"""Numbers of the kernel by the names that descriptions and the OCI's config.json use for them."""
+"""Constants of the kernel by the names that descriptions and the OCI's config.json use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROPAGATION: Final = {
     "shared": k.MS_SHARED,
     "unbindable": k.MS_UNBINDABLE,
 }
-"""How a mount passes later mounts on to its copies. Source: mount_namespaces(7), "Shared subtrees"."""
+"""The propagation types of mounts. Source: mount_namespaces(7), "Shared subtrees"."""
 
 RESOURCES: Final = {
     name: number
@@ -27,4 +27,4 @@ RESOURCES: Final = {
         )
     )
 }
-"""The resources that a process's limits are about. Source: setrlimit(2); asm-generic/resource.h."""
+"""The resources of a process that can be limited. Source: setrlimit(2); asm-generic/resource.h."""

@@ -48,7 +48,7 @@
 #define CK_STACK_BYTES (64 * 1024)
 #define CK_NO_SLOT 0xFFFF
 #define CK_OWNER_FD 3          /* init's pidfd of its owner */
-#define CK_LET_GO 60           /* the signal before a checkpoint: a staying init lets go of its owner, see init.c */
+#define CK_LET_GO 60           /* the signal before a checkpoint: a staying init stops watching its owner, see init.c */
 #define CK_SHUT 61             /* the signal after it and after a restore: nobody inside can inspect the init */
 #define CK_LOWEST_FD 16        /* a start assigns the numbers below */
 #define CK_YIELDS 64           /* how often a process checks a gate before it sleeps: a wake-up takes longer */

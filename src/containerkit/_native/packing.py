@@ -1,6 +1,6 @@
-"""How steps and their data become the bytes of a tape; the layout is drawn in ``native.h``.
+"""Packs steps and their data into the bytes of a tape. ``native.h`` defines the layout.
 
-The planner and the OCI command say in different words what a step is. Both pack it here.
+The planner and the OCI command describe steps differently. Both use this packer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["NO_SLOT", "SLOTS", "Packer"]
 
 SLOTS = 1024
-"""How many registers a tape can have: CK_SLOTS in native.h."""
+"""The maximum number of registers of a tape: CK_SLOTS in native.h."""
 
 NO_SLOT = 0xFFFF
-"""The register of a step whose value nobody takes."""
+"""The register of a step whose value is not stored."""
 
 STEP = Struct("=HHi8B4h6q")
 _KINDS, _SKIP, _LEAP, _TOLERATED, _VALUES = 3, 9, 10, 11, 15
-"""Where the fields of a step begin."""
+"""The offsets of the fields of a step."""
 
 _MOST_ARGUMENTS, _MOST_TOLERATED, _LONGEST_REACH = 6, 4, 255
 
@@ -44,10 +44,10 @@ class Packer:
         self._places: dict[bytes, int] = {}
 
     def number_of(self, name: str) -> int:
-        """Return the number of a register; equal names are the same register.
+        """Return the number of a register. Equal names mean the same register.
 
         Raises:
-            ValueError: there are no more.
+            ValueError: no register is free.
         """
         number = self.slots.setdefault(name, len(self.slots))
         if number >= SLOTS:
@@ -55,23 +55,23 @@ class Packer:
         return number
 
     def text(self, content: bytes) -> int:
-        """Place a string, and return where it is; equal ones are placed once.
+        """Place a string and return its offset. Equal strings are placed once.
 
         Raises:
-            ValueError: there is a NUL inside.
+            ValueError: it contains a NUL.
         """
         if b"\0" in content:
             raise ValueError(f"a NUL byte inside {content!r}")
         return self.place(content, shared=True)
 
     def place(self, content: bytes, *, shared: bool) -> int:
-        """Place bytes, aligned as structures want it, and return where they are.
+        """Place bytes with the alignment of structures, and return their offset.
 
         A NUL follows them, so that the data always ends in one and no string runs past it.
 
         Args:
             content: the bytes.
-            shared: equal ones are placed once: nothing is written over them.
+            shared: whether equal bytes are placed once, because nothing is written over them.
         """
         found = self._places.get(content) if shared else None
         if found is not None:
@@ -91,10 +91,10 @@ class Packer:
         """Add a step and return its number.
 
         Args:
-            kind: what it is (``constants.STEP_*``).
+            kind: its kind (``constants.STEP_*``).
             call: the number of the system call.
-            result: the register that takes the value returned, or ``NO_SLOT``.
-            kinds, values: of its arguments (``constants.ARG_*``), at most six.
+            result: the register for the returned value, or ``NO_SLOT``.
+            kinds, values: the kinds (``constants.ARG_*``) and values of its arguments, at most six.
             tolerated: error numbers that count as success, at most four.
 
         Raises:
@@ -112,7 +112,7 @@ class Packer:
         return len(self.steps) - 1
 
     def skip(self, number: int, count: int) -> None:
-        """Leave the next steps out when a step fails with a tolerated error.
+        """Skip the next steps if a step fails with a tolerated error.
 
         Raises:
             ValueError: more than 255.
@@ -120,7 +120,7 @@ class Packer:
         self.steps[number][_SKIP] = _reach(count)
 
     def leap(self, number: int, count: int) -> None:
-        """Leave the next steps out when a step succeeds.
+        """Skip the next steps if a step succeeds.
 
         Raises:
             ValueError: more than 255.
@@ -128,7 +128,7 @@ class Packer:
         self.steps[number][_LEAP] = _reach(count)
 
     def aim(self, number: int, target: int) -> None:
-        """Let the process that the clone of a step makes go on at another: the sixth argument of the clone."""
+        """Let the process that a step clones continue at another step: the sixth argument of the clone."""
         self.steps[number][-1] = target
 
     def packed(self) -> tuple[bytes, bytes]:

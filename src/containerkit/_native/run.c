@@ -81,7 +81,7 @@ static int take_report(struct ck_run *run) {
     return report.alone;
 }
 
-/* Nothing waits for the end of init, which removes its namespaces. The pidfd stays open for whoever reaps init. */
+/* Nothing waits for the end of init, which removes its namespaces. The pidfd stays open until init is reaped. */
 static int see_off(struct ck_run *run) {
     int error = ck_listen(run->report, run->heard, run->limit, run->deadline_ns);
     if (error)

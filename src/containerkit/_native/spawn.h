@@ -51,7 +51,7 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
 /* A start that is held just before its command. It waits in separate memory. */
 struct ck_held;
 
-/* The memory that the two still share after it was let go. */
+/* The memory that the two still share after it has continued. */
 struct ck_board;
 
 /* Run a tape up to its CK_STEP_HOLD, where it waits for ck_let_go or ck_end. Returns like ck_spawn. */

@@ -63,7 +63,7 @@ def create_directories(
     try:
         return make(_rooms(wish, further, parent, mount=mount, systemd=systemd), name)
     except FileNotFoundError:
-        # A base can vanish: this process was moved and its former group was removed. Look once more, then give up.
+        # A base can vanish: this process was moved and its former group was removed. Look again once, then give up.
         try:
             return make(_rooms(wish, further, parent, mount=mount, systemd=systemd, refresh=True), name)
         except FileNotFoundError as error:

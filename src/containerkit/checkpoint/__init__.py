@@ -1,4 +1,4 @@
-"""Checkpoints: a container's processes are written to a directory, and brought back from it, by CRIU.
+"""Checkpoints: a container's processes are saved to a directory and restored from it, by CRIU.
 
 This is what :meth:`containerkit.Container.checkpoint` and :meth:`containerkit.Container.restore` do.
 """

@@ -1,6 +1,6 @@
 """Runs CRIU, always to its end. If it were killed, it would leave stopped or unknown processes behind.
 
-A signal handler of the caller may raise meanwhile. Its exception is raised when CRIU has ended.
+A signal handler of the caller may raise in the meantime. Its exception is raised after CRIU has ended.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["call", "criu_command", "find_program", "opened", "plain_plan"]
 
 _OLDEST: Final = 4
-"""The first version of CRIU that knows the vDSO of today's kernels."""
+"""The first version of CRIU that supports the vDSO of current kernels."""
 
 
 def find_program(path: str | os.PathLike[str] | None) -> str:
-    """Return CRIU's path, once it has told that its version will do.
+    """Return CRIU's path after checking its version.
 
     Raises:
-        UnsupportedError: there is none, or an old one.
+        UnsupportedError: CRIU is missing or too old.
     """
     found = criu.find(None if path is None else os.fspath(path))
     if found is None:
@@ -57,17 +57,17 @@ def find_program(path: str | os.PathLike[str] | None) -> str:
 
 
 def criu_command(words: list[str], passed: Iterable[int] = ()) -> Command:
-    """Return the command of CRIU, which finds its helpers along the caller's ``PATH``.
+    """Return the command of CRIU. CRIU looks up its helpers in the caller's ``PATH``.
 
     Args:
         words: its argv; the first is a path.
-        passed: descriptors that it gets, under the caller's own numbers.
+        passed: descriptors that it inherits, under the caller's numbers.
     """
     return Command(argv=words, env={"PATH": os.environ.get("PATH", os.defpath)}, pass_fds=tuple(passed))
 
 
 def plain_plan(command: Command) -> Plan:
-    """Return the plan of a command that runs where the caller is, in a session of its own: a Ctrl-C is the caller's."""
+    """Return the plan of a command in the caller's namespaces but in its own session, so Ctrl-C does not reach it."""
     return Plan(
         (
             calls.call("umask", 0o022),
@@ -85,7 +85,7 @@ def call(command: Command, how: Plan, slots: Mapping[str, int]) -> tuple[int, st
     Args:
         command: the command.
         how: its plan.
-        slots: the inputs of the plan, but for the init and the standard streams.
+        slots: the inputs of the plan, except the init and the standard streams.
 
     Returns:
         Its status and what it wrote.
@@ -122,5 +122,5 @@ def _process(command: Command, outcome: Outcome) -> Process[Any]:
 
 
 def opened(kept: list[int], path: str, flags: int) -> int:
-    """Open a file, out of the way of the numbers that a start gives away; its descriptors are in the list."""
+    """Open a file under a number that a start does not use. Its descriptors are appended to the list."""
     return keep_above(kept, keep(kept, os.open, path, flags | os.O_CLOEXEC), _native.LOWEST)

@@ -23,7 +23,7 @@ __all__ = ["checkpoint"]
 
 _LOG: Final = "dump.log"
 _LAST: Final = "stats-dump"
-"""What CRIU writes once all else is written."""
+"""The file that CRIU writes last."""
 
 
 def checkpoint(
@@ -39,11 +39,11 @@ def checkpoint(
 
     Args:
         subject: the container.
-        path: the directory, which is made unless it is there and empty.
+        path: the directory. It is made, or must be empty.
         guard: starts the process that watches the owner.
-        leave_running: the processes go on; else they are killed.
-        arguments: more for CRIU.
-        program: CRIU's path; None for that along ``PATH``.
+        leave_running: let the processes continue; otherwise they are killed.
+        arguments: more arguments for CRIU.
+        program: CRIU's path; None to look it up in ``PATH``.
 
     Raises:
         StateError, UnsupportedError: as :func:`containerkit.checkpoint.refusals.check`; nothing was made.
@@ -77,7 +77,7 @@ def checkpoint(
 
 
 def _network(subject: Subject) -> str:
-    """Return the key of the caller's network namespace, where the container shares it."""
+    """Return the key of the caller's network namespace, if the container shares it."""
     if subject.spec.namespaces.network == "new":
         return ""
     name, key = criu.NAMESPACE_KEYS["network"]
@@ -85,7 +85,7 @@ def _network(subject: Subject) -> str:
 
 
 def _run(words: list[str], images: _Images) -> None:
-    """Run CRIU; the umask lets root of the container read what it writes, by a mount of its own: see trees.py."""
+    """Run CRIU. The umask lets root of the container read the files, through its own mount (trees.py)."""
     command = criu_command(words)
     status, told = call(command, plain_plan(command), {})
     if status:
@@ -96,7 +96,7 @@ class _Images:
     """The directory of a checkpoint that is being written.
 
     Args:
-        path: where; made when it is missing.
+        path: its path. It is made if it is missing.
 
     Raises:
         SpecError: it is not empty.
@@ -115,14 +115,14 @@ class _Images:
                 if os.listdir(self.path):
                     raise SpecError(f"checkpoint: {self.path} must be missing or empty") from None
             self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            os.fchmod(self.fd, 0o700)  # the memory of processes is in it
+            os.fchmod(self.fd, 0o700)  # it contains the memory of processes
             os.mkdir(self.below, 0o755)
-            os.chmod(self.below, 0o755)  # whatever the umask is
+            os.chmod(self.below, 0o755)  # regardless of the umask
         except OSError as error:
             raise SetupError("mkdir", error.errno or 0, self.path) from None
 
     def close(self) -> None:
-        """Keep what was written if it is whole, else take it away."""
+        """Keep what was written if it is complete, else remove it."""
         os.close(self.fd)
         if os.path.exists(f"{self.path}/{_LAST}"):
             return

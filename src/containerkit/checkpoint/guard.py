@@ -1,9 +1,8 @@
 """Watches the owner of a container whose init no longer does so, which a checkpoint requires.
 
-An init has a pidfd of its owner, to end with it. CRIU can't write that down: the owner is not a process of the
-container.
-So the init puts a pipe in its place, and until the container ends a process beside it, the same sealed program in
-another mode, holds both pidfds: when the owner ends it kills the init.
+An init has a pidfd of its owner, so that it ends with the owner. CRIU can't save this pidfd, because the owner is not a
+process of the container. So the init replaces the pidfd by a pipe. Until the container ends, a guard process holds
+pidfds of both, and kills the init when the owner ends. It runs the same sealed program in another mode.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ _LOOK_AGAIN_S: Final = 0.002
 
 
 class Guard:
-    """One such process; it ends with the container, or by :meth:`close`."""
+    """A guard process. It ends with the container, or by :meth:`close`."""
 
     def __init__(self) -> None:
         self._pids: list[int] = []
         self._pidfds: list[int] = []
 
     def watch(self, init: int) -> None:
-        """Start it, unless it is there.
+        """Start it, unless it already runs.
 
         Args:
             init: a pidfd of the container's init.
@@ -62,7 +61,7 @@ class Guard:
 
     def close(self) -> None:
         """End it. May be called twice."""
-        if self._pids and not self._pidfds:  # the handler of a signal has raised in between
+        if self._pids and not self._pidfds:  # a signal handler has raised in between
             with suppress(ProcessLookupError):
                 keep(self._pidfds, os.pidfd_open, self._pids[0])
         self._pids.clear()
@@ -71,7 +70,7 @@ class Guard:
 
 
 def let_go(pid: int, pidfd: int) -> str:
-    """Have an init put a pipe in the place of its owner's pidfd.
+    """Have an init replace its owner's pidfd by a pipe.
 
     Args:
         pid, pidfd: of the init.
@@ -81,7 +80,7 @@ def let_go(pid: int, pidfd: int) -> str:
 
     Raises:
         StateError: the container has stopped.
-        SetupError: it does not.
+        SetupError: the init did not do so.
     """
     place = f"/proc/{pid}/fd/{OWNER_FD}"
     deadline = time.monotonic() + _LONGEST_S
@@ -102,6 +101,6 @@ def let_go(pid: int, pidfd: int) -> str:
 
 
 def shut(pidfd: int) -> None:
-    """Tell an init that the checkpoint, or the restore, is over; harmless where it has ended."""
+    """Tell an init that the checkpoint or the restore is over. Has no effect if it has ended."""
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, SHUT)

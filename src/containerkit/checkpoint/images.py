@@ -1,6 +1,6 @@
 """The one CRIU image that a restore replaces: the id maps of the user namespace.
 
-All other images contain the ids inside. So a restored container can have a range of its own, and any number of
+All other images contain the ids inside. So a restored container can have its own range of ids, and any number of
 containers can be restored from the same images.
 
 Source: CRIU's images/userns.proto and https://criu.org/Images; the protocol buffers' encoding of "varint" and "LEN".
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["id_maps", "id_maps_name"]
 
 _MAGIC: Final = (0x54564319, 0x55474906)
-"""Those of all images, and of this kind."""
+"""The magic numbers of all images and of this kind."""
 
 _VARINT, _LEN = 0, 2
 
@@ -31,11 +31,11 @@ def id_maps_name(images: str) -> str:
     """Return the name of that image in a directory of images.
 
     Raises:
-        SetupError: there is none.
+        SetupError: it does not exist.
     """
     found = [name for name in os.listdir(images) if name.startswith("userns-")]
     if len(found) != 1:
-        raise SetupError("restore", ENOENT, f"{images}/userns-*.img", "it is not a whole checkpoint")
+        raise SetupError("restore", ENOENT, f"{images}/userns-*.img", "the checkpoint is not complete")
     return found[0]
 
 
@@ -43,7 +43,7 @@ def id_maps(mappings: Mappings) -> bytes:
     """Return such an image.
 
     Args:
-        mappings: of the user ids and of the group ids.
+        mappings: the maps of user ids and of group ids.
     """
     content = b"".join(_bytes(number, _extent(m)) for number, each in enumerate(mappings, 1) for m in each)
     return pack("=III", *_MAGIC, len(content)) + content

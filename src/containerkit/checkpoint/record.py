@@ -1,7 +1,7 @@
 """The record beside CRIU's images: the description of the container, and its state outside of the images.
 
-A record is JSON. A value of the library is written as its class and its fields, and read back by that class, which
-checks it as it checks any other; nothing but such values can be made by it.
+A record is JSON. A value of the library is written as its class and its fields. When it is read, the class checks the
+fields as usual. A record can't contain anything else.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _CLASS: Final = "class"
 _SET: Final = "set"
 _PACKAGE: Final = "containerkit."
 _OWN_TO_READ_HINT: Final = (
-    "anyone who can write to it can run anything as root: it must belong to root, and only root may write to it"
+    "a user who can write to it can run anything as root: it must belong to root, and only root may write to it"
 )
 
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """All that a restore must know.
+    """Everything that a restore needs to know.
 
     Attributes:
-        spec: the container, its root filesystem as its provider had made it.
-        owner: the key of the pipe in the place of the owner's pidfd.
+        spec: the container, with the root filesystem that its provider made.
+        owner: the key of the pipe that replaces the owner's pidfd.
         image: the key of the init's program.
-        mounts: what the images don't hold: the mount points, and what is mounted there, below the place where a
-            restore has it ready.
-        network: the key of the network namespace of others; empty for one of its own.
-        arguments: more that CRIU is told at both ends.
+        mounts: the mounts that the images don't contain: their mount points, and their sources below the directory in
+            which a restore prepares them.
+        network: the key of a shared network namespace; empty for its own.
+        arguments: more arguments for CRIU, for the dump and the restore.
     """
 
     spec: Spec
@@ -59,7 +59,7 @@ def write(directory: int, record: Record) -> None:
     """Write a record to an open directory.
 
     Raises:
-        SpecError: the description has a value is invalid saved.
+        SpecError: the description has a value that can't be saved.
         OSError: it can't be written.
     """
     text = json.dumps({"version": _VERSION, "record": _plain(record)}, indent=1)
@@ -72,12 +72,12 @@ def read(path: str, directory: int) -> Record:
     """Read the record of a checkpoint.
 
     Args:
-        path: the directory, for people.
+        path: the directory, for messages.
         directory: a descriptor of it.
 
     Raises:
-        SetupError: there is none, it can't be read, or others than root could have written it.
-        SpecError: it says what can't be.
+        SetupError: it is missing, can't be read, or users other than root could have written it.
+        SpecError: it contains an invalid value.
     """
     name = os.path.join(path, NAME)
     try:
@@ -100,7 +100,7 @@ def read(path: str, directory: int) -> Record:
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise SpecError(f"{name}: {error}") from None
     if not isinstance(record, Record):
-        raise SpecError(f"{name}: it holds no record of a checkpoint")
+        raise SpecError(f"{name}: it does not contain the record of a checkpoint")
     return record
 
 
@@ -110,7 +110,7 @@ def _check_owner(path: str, status: os.stat_result) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it."""
+    """Return a value in its JSON form."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, tuple):
@@ -121,7 +121,7 @@ def _plain(value: Any) -> Any:
     if attrs.has(kind) and kind.__module__.startswith(_PACKAGE):
         fields = {field.alias: _plain(getattr(value, field.name)) for field in attrs.fields(kind) if field.init}
         return {_CLASS: f"{kind.__module__.removeprefix(_PACKAGE)}:{kind.__qualname__}", **fields}
-    raise SpecError(f"checkpoint: {value!r:.100} can't be written down")
+    raise SpecError(f"checkpoint: {value!r:.100} can't be saved")
 
 
 def _value(plain: Any) -> Any:

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["DEV", "IMAGES", "MASKED", "ROOT", "SYS", "Subject", "bind_place", "check", "external_mounts"]
 
 ROOT, DEV, MASKED, SYS, IMAGES = "root", "dev", "masked", "sys", "images"
-"""Where a restore has the root filesystem; the /dev, the empty directory and the machine's /sys that containers share;
-and the images.
+"""The names of what a restore prepares: the root filesystem, the parts that containers share, and the images.
 
-The last is their name in the directory of a checkpoint as well."""
+Containers share a /dev, an empty directory and the machine's /sys.
+
+In the directory of a checkpoint the images have the same name."""
 
 _ITS_OWN: Final = frozenset({"proc", "sysfs", "devpts", "tmpfs", "mqueue"})
-"""The filesystems that CRIU restores with their content."""
+"""The filesystems whose content CRIU restores."""
 
 _NEW_ALWAYS: Final = ("mount", "pid")
 _FOR_STREAMS: Final = "start it with its standard streams from /dev/null, or from and to files inside"
@@ -35,12 +36,12 @@ class Subject(NamedTuple):
     """A running container, as far as a checkpoint is concerned.
 
     Attributes:
-        name: what it is called in errors.
-        spec: its description, the root filesystem as its provider had made it.
-        pid, pidfd: of its init.
-        commands: those of the caller that have not ended.
-        landlocked: a command of it was restricted by Landlock.
-        supervised: system calls of a process of it are decided by the caller.
+        name: its name in errors.
+        spec: its description, with the root filesystem that its provider made.
+        pid, pidfd: those of its init.
+        commands: the caller's commands that have not ended.
+        landlocked: one of its commands was restricted by Landlock.
+        supervised: the caller decides system calls of one of its processes.
     """
 
     name: str
@@ -53,26 +54,26 @@ class Subject(NamedTuple):
 
 
 def bind_place(number: int) -> str:
-    """Return where a restore has the source of a bind ready: the binds of a description count from 0."""
+    """Return where a restore prepares the source of a bind. The binds of a description are numbered from 0."""
     return f"bind{number}"
 
 
 def check(subject: Subject) -> None:
-    """Refuse what can't be written down, or would come back as something less.
+    """Refuse what can't be saved, or would be restored with weaker properties.
 
     Raises:
-        UnsupportedError: it has what CRIU does not know.
-        StateError: a process of it is not the container's own, or has a file of the host's open.
+        UnsupportedError: it has something that CRIU does not support.
+        StateError: a process joined it from outside, or has a file of the host open.
     """
     if os.geteuid() != 0:
-        hint = "CRIU takes root: an unprivileged user can't look into a container's processes as it does"
+        hint = "CRIU needs root: an unprivileged user can't read a container's processes as CRIU does"
         raise UnsupportedError("checkpoint", EPERM, subject.name, hint)
     _check_description(subject)
     if subject.commands:
         listed = ", ".join(f"{command!r}" for command in subject.commands)
         raise StateError(
             f"checkpoint {subject.name}: {listed}: it is a child of the caller, and only what comes from the "
-            "container's init can be brought back: wait for it, or let a shell inside start it in the background"
+            "container's init can be restored: wait for it, or let a shell inside start it in the background"
         )
     _check_files(subject, _members(subject))
 
@@ -81,28 +82,28 @@ def _check_description(subject: Subject) -> None:
     spec = subject.spec
     names = spec.namespaces
     reasons = {
-        "CRIU does not see Landlock rules, and would bring the processes back without: pass landlock=None": (
+        "CRIU does not see Landlock rules, and would restore the processes without them: pass landlock=None": (
             subject.landlocked or spec.confinement.landlock is not None
         ),
         "its root is served by fuse-overlayfs: pass union='kernel' to its RootFS": spec.rootfs.union == "fuse",
         "its volumes are unions in memory: pass volumes=False to the image's rootfs, or mount something on them": bool(
             spec.rootfs.volumes
         ),
-        "what was written to its root is in memory, and not in a checkpoint: give it a RootFS.dir(), or an upper "
+        "the writes to its root are in memory, which is not saved: give it a RootFS.dir(), or an upper "
         "directory": spec.rootfs.kind not in ("dir", "overlay") or spec.rootfs.in_memory,
-        "its filter asks a supervisor, who would not be there": subject.supervised or spec.confinement.notifies,
+        "its filter asks a supervisor, which a restore lacks": subject.supervised or spec.confinement.notifies,
     }
     for kind in ("mount", "pid", "network", "ipc", "uts", "user", "cgroup", "time"):
         wish = names[kind]
         if wish not in ("new", "host") or (kind in _NEW_ALWAYS and wish != "new"):
-            reasons[f"its {kind} namespace is another's: only a new one can be brought back"] = True
+            reasons[f"it has joined its {kind} namespace: only a new one can be restored"] = True
     for reason, holds in reasons.items():
         if holds:
             raise UnsupportedError("checkpoint", EOPNOTSUPP, subject.name, reason)
 
 
 def _members(subject: Subject) -> list[int]:
-    """Return the processes that come from the init, without it; refuse where there are others."""
+    """Return the descendants of the init. Refuse if there are other processes."""
     from containerkit.namespace import Kind, Namespace
 
     own = {subject.pid, *procfs.descendants(subject.pid)}
@@ -112,8 +113,8 @@ def _members(subject: Subject) -> list[int]:
     if strangers:
         listed = ", ".join(f"{pid} ({_comm(pid)})" for pid in sorted(strangers))
         raise StateError(
-            f"checkpoint {subject.name}: {listed}: it has joined the container from outside, and would not be brought "
-            "back: wait for its end"
+            f"checkpoint {subject.name}: {listed}: it has joined the container from outside, and would not be restored "
+            "with it: wait for its end"
         )
     return sorted(own - {subject.pid})
 
@@ -160,7 +161,7 @@ def _descriptors(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def _outside(pid: int, fd: int, inside: set[int]) -> str:
-    """Return what of the host's a descriptor is, a pipe that may be, or an empty string."""
+    """Return the host's object to which a descriptor refers, or a pipe that may be shared, or an empty string."""
     try:
         what = criu.stream(pid, fd, inside)
         if what.startswith("pipe:"):
@@ -171,7 +172,7 @@ def _outside(pid: int, fd: int, inside: set[int]) -> str:
         return ""
     if what.startswith("tty["):
         return "" if within else f"the terminal {link}"
-    # What is not a file of a mount has a name with a colon, and those in memory have no mount that anybody sees.
+    # An object that is not a file of a mount has a name with a colon. Files in memory have no visible mount.
     of_none = not link.startswith("/") or link.startswith(("/memfd:", "/SYSV", "/dev/zero (deleted)", "/[aio]"))
     return f"the file {link}" if what.startswith("file[") and not of_none else ""
 
@@ -185,7 +186,7 @@ def _side(pid: int, fd: int) -> str:
 
 
 def _held_by_others(pipes: set[str], tree: set[int]) -> set[str]:
-    """Return which of these pipes processes hold that are not among those."""
+    """Return those of the pipes that other processes hold."""
     found = set()
     for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
         if pid in tree:
@@ -201,10 +202,10 @@ def _held_by_others(pipes: set[str], tree: set[int]) -> set[str]:
 
 
 def external_mounts(subject: Subject) -> tuple[tuple[str, str], ...]:
-    """Return the mount points of what the images don't hold, and where a restore has it, below its place.
+    """Return the mount points of what the images don't contain, and where a restore prepares it.
 
     Raises:
-        UnsupportedError: a mount that CRIU can't bring back.
+        UnsupportedError: CRIU can't restore a mount.
     """
     mounts = mountinfo.read(subject.pid)
     root = mountinfo.at("/", mounts)
@@ -221,16 +222,16 @@ def external_mounts(subject: Subject) -> tuple[tuple[str, str], ...]:
         elif path in binds:
             found.append((path, bind_place(len(binds) - 1 - binds[::-1].index(path))))
         elif any(path.startswith(f"{target}/") and mount.filesystem not in _ITS_OWN for target in binds):
-            hint = "a bind with mounts below its source can't be brought back: pass recursive=False to it"
+            hint = "a bind with mounts below its source can't be restored: pass recursive=False to it"
             raise UnsupportedError("checkpoint", EOPNOTSUPP, f"{subject.name}: {path}", hint)
         elif mount.filesystem not in _ITS_OWN and mount.device != root.device:
-            hint = f"CRIU can't bring back a mount of {mount.filesystem}"
+            hint = f"CRIU can't restore a mount of {mount.filesystem}"
             raise UnsupportedError("checkpoint", EOPNOTSUPP, f"{subject.name}: {path}", hint)
     return tuple(found)
 
 
 def _shared_devices(subject: Subject, mounts: list[MountInfo]) -> dict[tuple[int, int], str]:
-    """Return the filesystems that are in all containers, and where a restore has them."""
+    """Return the filesystems that all containers have, and where a restore prepares them."""
     given = {mount.target for mount in subject.spec.mounts}
     shared: dict[tuple[int, int], str] = {}
     places = [(DEV, ("/dev",), "tmpfs"), (MASKED, subject.spec.masked_paths, "tmpfs")]

@@ -1,4 +1,4 @@
-"""Containers whose processes were brought back from a directory, by CRIU."""
+"""Containers whose processes CRIU has restored from a directory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _FIRST_PROCESS: Final = re.compile(r"PID: real (\d+) virt 1$", re.MULTILINE)
 
 
 class Restored(Container):
-    """A container that was brought back; made by :meth:`containerkit.Container.restore`. It is live at once."""
+    """A restored container, made by :meth:`containerkit.Container.restore`. It is live at once."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Restored(Container):
     ) -> None:
         self._images = os.path.abspath(os.fspath(path))
         if os.geteuid() != 0:
-            raise UnsupportedError("restore", EPERM, self._images, "CRIU takes root to bring processes back")
+            raise UnsupportedError("restore", EPERM, self._images, "CRIU needs root to restore processes")
 
         def work(kept: list[int]) -> None:
             self._directory = self._open(kept)
@@ -110,12 +110,12 @@ def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as 
 
 
 class _Revival:
-    """One container on its way back.
+    """One container that is being restored.
 
     Args:
-        ground: what it stands on.
-        record: what the checkpoint says.
-        images: its directory, for people.
+        ground: the context of its start.
+        record: the record of the checkpoint.
+        images: its directory, for messages.
         directory: a descriptor of it.
         program: CRIU.
     """
@@ -129,13 +129,13 @@ class _Revival:
         self._outcome: Outcome | None = None
 
     def make(self) -> Outcome:
-        """Bring the processes back.
+        """Restore the processes.
 
         Returns:
-            The init, a child of this process, as any start returns it.
+            The init, a child of this process, as after any start.
 
         Raises:
-            SetupError: it failed; nothing is left.
+            SetupError: it failed. Nothing is left behind.
         """
         try:
             lend(self._bring_back)
@@ -164,7 +164,7 @@ class _Revival:
                 raise
 
     def _command(self, work: str, kept: list[int]) -> Command:
-        """Return CRIU's command; it gets what it inherits under the caller's own numbers."""
+        """Return CRIU's command. It inherits descriptors under the caller's numbers."""
         record = self._record
         given = {own_pidfd(): record.owner, _native.init_image(): record.image}
         if record.network:
@@ -201,12 +201,12 @@ class _Revival:
 
 
 def _joining(group: CGroup | None) -> Joining:
-    """Return how CRIU joins the group: when it has memory of its own, for the group limits that already."""
+    """Return how CRIU joins the group: once it has its own memory, because the group already limits memory."""
     return NOTHING_TO_JOIN if group is None else joining(group)._replace(late=True)
 
 
 def _first_process(work: str) -> int:
-    """Return the pid of what is PID 1 inside, as CRIU tells it at its end, or in its log; 0 where it was never made."""
+    """Return the pid of PID 1, from CRIU's output at its end or from its log; 0 if it was never made."""
     for name, pattern in ((_PID_FILE, _NUMBER), (_LOG, _FIRST_PROCESS)):
         with suppress(FileNotFoundError), open(f"{work}/{name}", encoding="utf-8", errors="replace") as file:
             if found := pattern.search(file.read()):
@@ -241,5 +241,5 @@ def _reap(pid: int) -> None:
     if pid:
         try:
             put_down(_open_child(pid))
-        except SetupError:  # CRIU has taken it away
+        except SetupError:  # CRIU has removed it
             return

@@ -1,11 +1,11 @@
-"""The plan by which CRIU is started for a restore: what its images don't hold lies ready where CRIU finds it.
+"""The plan that starts CRIU for a restore. It prepares what the images don't contain, where CRIU finds it.
 
-CRIU runs in a mount namespace of its own. There everything that the container has from outside, with the attributes
-and the id maps of any start, is mounted below one directory, :data:`PLACE`; nothing of that is left when CRIU has
-ended. Each is a mount alone: were there others below it, they would be locked for root of the container, who could not
-clone it again (mount_namespaces(7)).
+CRIU runs in its own mount namespace. There everything that the container has from outside is mounted below one
+directory, :data:`PLACE`, with the attributes and id maps of any start. Nothing of it remains when CRIU has ended. Each
+mount has no mounts below it: they would be locked for root of the container, which then could not clone it again
+(mount_namespaces(7)).
 
-It is in the control groups and in a cgroup namespace of the container, so that whatever it makes is as well.
+CRIU is in the container's control groups and in its own cgroup namespace, so everything that it makes is too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["CHECKPOINT", "HOME", "PLACE", "criu_plan"]
 
 PLACE: Final = "/run/containerkit"
-"""Where that lies, over what else is there: the root of a container must be able to come by."""
+"""The path of that directory. It covers an existing one that root of a container can reach."""
 
 HOME, CHECKPOINT = "home", "checkpoint"
 """The slots of the caller's mount namespace and of the directory of the checkpoint."""
@@ -57,9 +57,9 @@ def criu_plan(spec: Spec, mappings: Mappings, command: Command, *, replaced: Map
     Args:
         spec: the container.
         mappings: the ids of its user namespace.
-        command: CRIU.
-        replaced: names of images, and the paths of what is to be read in their place.
-        joins: how it comes into the control groups.
+        command: the command of CRIU.
+        replaced: names of images, and the paths of the files to read instead.
+        joins: how it joins the control groups.
     """
     userns = _USERNS if spec.namespaces.user == "new" else None
     unshares = spec.namespaces.cgroup == "new"
@@ -89,7 +89,7 @@ def criu_plan(spec: Spec, mappings: Mappings, command: Command, *, replaced: Map
 
 
 def _map_ids(mappings: Mappings) -> list[Operation]:
-    """Make a user namespace of the same ids, for the id maps of mounts: a process holds it until they are made."""
+    """Make a user namespace with the same ids, for the id maps of mounts. A process holds it until they are made."""
     return [
         calls.clone(k.CLONE_NEWUSER | k.CLONE_FILES, "mapped", pid=_PID, target="user namespace"),
         *write_map(_PID, "uid_map", mapping_text(mappings[0])),
@@ -99,12 +99,12 @@ def _map_ids(mappings: Mappings) -> list[Operation]:
 
 
 def _root(spec: Spec, userns: Slot | None) -> list[Operation]:
-    """Clone what the root is made of: one directory, or the layers of an overlay."""
+    """Clone the parts of the root: one directory, or the layers of an overlay."""
     rootfs = spec.rootfs
     steps: list[Operation] = []
     for slot, path, readonly in _parts(rootfs):
         flags = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | (k.MOUNT_ATTR_RDONLY if readonly else 0)
-        hint = "the root filesystem must be there"
+        hint = "the root filesystem must exist"
         steps.append(calls.open_tree(k.AT_FDCWD, os.fsencode(path), slot, hint=hint))
         steps.append(calls.mount_setattr(slot, set_flags=flags, target=path))
         if userns is not None and rootfs.idmap:
@@ -113,7 +113,7 @@ def _root(spec: Spec, userns: Slot | None) -> list[Operation]:
 
 
 def _parts(rootfs: RootFS) -> list[tuple[Slot, str, bool]]:
-    """Return of what a root is made: the slots, the paths, and whether each is only read."""
+    """Return the parts of a root: their slots, their paths, and whether each is read-only."""
     if rootfs.kind == "dir":
         return [(Slot(ROOT), rootfs.lowers[0], rootfs.readonly)]
     assert rootfs.upper is not None
@@ -123,9 +123,10 @@ def _parts(rootfs: RootFS) -> list[tuple[Slot, str, bool]]:
 
 
 def _overlay(spec: Spec, mappings: Mappings) -> list[Operation]:
-    """Mount the union of the layers, which are attached already, on the place of the root.
+    """Mount the union of the layers, which are already attached, at the path of the root.
 
-    What is made in the upper layer is made by who mounts. There root outside has no id, but root of the container has.
+    Files in the upper layer are made with the ids of the process that mounts. There root outside has no id, but root of
+    the container has one.
     """
     rootfs = spec.rootfs
     if rootfs.kind == "dir":
@@ -136,7 +137,7 @@ def _overlay(spec: Spec, mappings: Mappings) -> list[Operation]:
     upper, work = (overlay_option(f"{_UPPER}/{os.path.relpath(path, base)}") for path in (rootfs.upper, rootfs.work))
     lowers = ":".join(f"{_LOWER}{number}" for number in range(len(rootfs.lowers)))
     options = [f"lowerdir={lowers}", f"upperdir={upper}", f"workdir={work}"]
-    if spec.namespaces.user != "host":  # as it was made: see assembly.py
+    if spec.namespaces.user != "host":  # as it was made: see compile/root.py
         options.append("userxattr")
     flags = k.MS_NODEV | k.MS_NOSUID
     data = os.fsencode(",".join(options))
@@ -150,7 +151,7 @@ def _overlay(spec: Spec, mappings: Mappings) -> list[Operation]:
 
 
 def _as_root_inside(mappings: Mappings, operation: Operation) -> list[Operation]:
-    """Return an operation done with the ids of root of the container, and all privileges. Source: capabilities(7)."""
+    """Return an operation done with all privileges and the ids of root of the container. Source: capabilities(7)."""
     uid, gid = (next(m.outside - m.inside for m in each if m.inside == 0) for each in mappings)
     return [
         calls.prctl("keep capabilities", k.PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP),
@@ -183,7 +184,7 @@ def _images(replaced: Mapping[str, str]) -> list[Operation]:
 
 
 def _shared(userns: Slot | None) -> list[Operation]:
-    """Clone what the staging has for all containers."""
+    """Clone the parts of the staging that all containers share."""
     steps = [
         calls.setns(Slot("staging"), k.CLONE_NEWNS, "staging"),
         calls.open_tree(k.AT_FDCWD, b"/dev", Slot(DEV)),
@@ -191,7 +192,7 @@ def _shared(userns: Slot | None) -> list[Operation]:
         calls.open_tree(k.AT_FDCWD, b"/sys", Slot(SYS)),
         calls.setns(Slot(HOME), k.CLONE_NEWNS, "the caller's mounts"),
     ]
-    if userns is not None:  # before Linux 6.3 filesystems in memory take no id map: see assembly.py
+    if userns is not None:  # before Linux 6.3 filesystems in memory can't be id-mapped: see compile/root.py
         steps.append(
             calls.mount_setattr(Slot(DEV), userns=userns, target="id map of /dev")._replace(tolerate=(EINVAL,))
         )
@@ -199,7 +200,7 @@ def _shared(userns: Slot | None) -> list[Operation]:
 
 
 def _attach(spec: Spec, mappings: Mappings, replaced: Mapping[str, str]) -> list[Operation]:
-    """Mount all of it below the place."""
+    """Mount all of it below :data:`PLACE`."""
     steps = [
         *calls.new_mount("tmpfs", {"mode": "711"}, _PLACE),
         calls.move_mount(_PLACE, k.AT_FDCWD, PLACE.encode()),

@@ -28,8 +28,8 @@ class Joining(NamedTuple):
         alone: the numbers of those with a memory limit. The others are joined before the clone, so that ``pids.max``
             can refuse it.
         new: whether it joins a version 2 group, whose directory is in the slot ``cgroup``.
-        late: that group has a memory limit already, as a live container's has, or may have one, as that of another
-            owner's: it is joined by its file, and not by the clone, which is faster by an RCU grace period.
+        late: whether that group has a memory limit already, as that of a live container, or may have one, as that of
+            another owner. It is then joined through its file. Joining by the clone is faster by an RCU grace period.
         limit: the text for ``memory.max`` of that group if it has no limit yet, or an empty string.
     """
 
@@ -58,7 +58,7 @@ class Joining(NamedTuple):
         return [step for _, *written in files for step in written]
 
     def clock(self, clock: Clock) -> Clock:
-        """Return what is done in an address space of one's own, with the joining."""
+        """Return these operations together with the joining, all for a process with its own memory."""
         return clock._replace(after=(*self.inside(), *clock.after))
 
     def _tasks(self, number: int) -> list[Operation]:

@@ -122,7 +122,7 @@ def attach(
         create: whether to create a missing target.
         kept: a slot that keeps the tree's descriptor, so that its content can be found even if the target is renamed.
             It is used for kernel filesystems, whose target must not be a symlink.
-        prefix: the path of ``root``, for people.
+        prefix: the path of ``root``, for messages.
         optional: whether to skip the mount if the target is missing and can't be created.
         itself: whether to cover a target that is a symlink, even a dangling one, instead of following it.
     """

@@ -106,7 +106,7 @@ def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining
         command: what to run.
         kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
         sets_groups: as for :func:`become`.
-        joins: how it comes into its control groups.
+        joins: how it joins its control groups.
     """
     clock = joins.clock((joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK).adjusted(command))
     steps = [

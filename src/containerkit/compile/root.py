@@ -189,5 +189,5 @@ def memory_options(size: str | None) -> dict[str, str | None]:
 
 
 def overlay_option(path: str) -> str:
-    """Return a path as an overlay's option takes it. Source: the kernel's fs/overlayfs/params.c, ovl_next_opt()."""
+    """Return a path in the form of an overlay's option. Source: the kernel's fs/overlayfs/params.c, ovl_next_opt()."""
     return path.replace("\\", "\\\\").replace(",", "\\,")

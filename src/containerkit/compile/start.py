@@ -86,7 +86,7 @@ def inside(start: Start) -> list[Operation]:
 
 
 def join_alone(start: Start) -> list[Operation]:
-    """Join the groups with memory of its own. From here on, what is made inside is charged to the groups."""
+    """Join the groups once the process has its own memory. From here on, memory is charged to the groups."""
     kept = () if start.mode.command is None else given(start.mode.command)
     return [
         *clock_alone(start).before,
@@ -143,7 +143,7 @@ def let_go(start: Start) -> list[Operation]:
         calls.call("close_range", UPPER_FD, 2**32 - 1, k.CLOSE_RANGE_CLOEXEC),
     ]
     if start.mode.command is not None and start.mode.command.confinement.writes_proc:
-        steps.append(calls.call("close", PROC, target=PROC.name))  # the slot stays the command's
+        steps.append(calls.call("close", PROC, target=PROC.name))  # the slot still belongs to the command
     return steps
 
 
@@ -176,8 +176,8 @@ def why_not_held(spec: Spec, command: Command) -> str | None:
     names = spec.namespaces
     confinement = command.confinement
     reasons = {
-        "it has no mount namespace of its own": names.mount != "new",
-        "it has no pid namespace of its own": names.pid != "new",
+        "it does not have its own mount namespace": names.mount != "new",
+        "it does not have its own pid namespace": names.pid != "new",
         "it joins a user namespace": names.user not in ("new", "host"),
         "it joins a time namespace": names.time not in ("new", "host"),
         "its clocks are set": spec.time_offsets is not None,

@@ -49,7 +49,7 @@ def clock_alone(start: Start) -> Clock:
 
 
 def exec_enters_time() -> bool:
-    """Whether an exec enters the time namespace that the process has left for (Linux 6.3).
+    """Whether an exec enters the time namespace that the process has unshared (Linux 6.3).
 
     Older kernels leave it outside. It can then neither start threads nor vfork, which would share memory across the two
     namespaces.
@@ -62,11 +62,10 @@ class Clock(NamedTuple):
     """How a process enters the sealed init and its time namespace.
 
     Attributes:
-        before: the operations that come first: a time namespace that is left for is entered by the next exec (Linux
-            6.3).
-        after: those that take an address space of one's own, as setns(2) to a time namespace does; and /proc/self
+        before: the operations that come first. The next exec enters an unshared time namespace (Linux 6.3).
+        after: the operations that need their own address space, such as setns(2) to a time namespace. Also, /proc/self
             belongs to the machine's root while the memory is shared with a process that is not dumpable.
-        again: what they have left for is entered by another exec of the init.
+        again: whether another exec of the init enters the unshared namespace.
         entered: whether the process is already in the init.
     """
 
@@ -82,7 +81,7 @@ class Clock(NamedTuple):
         return [*first, *self.after, *([entering] if self.again else [])]
 
     def adjusted(self, command: Command) -> Clock:
-        """Return it with what else of a command takes an address space of one's own."""
+        """Return a copy with more operations that need their own address space."""
         return self._replace(after=(*self.after, *command.confinement.adjust()))
 
 

@@ -1,1 +1,1 @@
-"""A container: its life, the commands in it, its files; :func:`run` and :class:`Template`."""
+"""A container: its lifecycle, the commands in it, its files; :func:`run` and :class:`Template`."""

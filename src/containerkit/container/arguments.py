@@ -58,7 +58,7 @@ RUN_ARGUMENTS: Final = (
 
 
 def owns_nothing(spec: Spec) -> bool:
-    """Whether nothing in a description is its owner's to close: no handle of a namespace; a pool is closed anyhow."""
+    """Whether a description has nothing that its owner may close, such as a namespace handle. Pools don't count."""
     joined = (spec.namespaces[kind] for kind in spec.namespaces.joined())
     if hasattr(spec.network, "keep_until_stopped"):
         return False
@@ -68,17 +68,17 @@ def owns_nothing(spec: Spec) -> bool:
 def describe(
     spec: Spec, argv: ListOf[Word], fields: Mapping[str, Any], *, terminal: bool = False, rootfs: RootFS | None = None
 ) -> Command:
-    """Return the command of keyword arguments, held as the container says unless they say otherwise.
+    """Return the command for keyword arguments. The container's confinement applies unless they override it.
 
     Args:
         spec: the container.
         argv: the program and its arguments.
         fields: the keyword arguments.
         terminal: as for :class:`containerkit.spec.command.Command`.
-        rootfs: what a provider has made of the root (default: the root as it is in ``spec``).
+        rootfs: the root that a provider made (default: the one in ``spec``).
 
     Raises:
-        SpecError: an unknown name among them, or a descriptor to pass that is not open.
+        SpecError: an unknown argument, or a descriptor to pass that is not open.
     """
     check_names("command", fields, COMMAND_FIELDS)
     own = {name: value for name, value in fields.items() if name not in CONFINEMENT and name not in ("user", "groups")}
@@ -106,13 +106,13 @@ def describe(
 
 
 def beside(command: Command, streams: Streams, spec: Spec, fields: Mapping[str, Any]) -> Command:
-    """Return a command of :func:`describe`, held for the files that it gets as its standard streams.
+    """Return a command of :func:`describe`, confined according to the files that are its standard streams.
 
-    A file of its own user could be given a set-id bit through the descriptor, and what it writes there be the program.
+    Through such a descriptor the command could write a program and set its set-id bit, if its user owns the file.
 
     Args:
         command: the command.
-        streams: what it gets.
+        streams: its standard streams.
         spec: the container.
         fields: the keyword arguments, as for :func:`describe`.
     """
@@ -124,23 +124,23 @@ def beside(command: Command, streams: Streams, spec: Spec, fields: Mapping[str, 
 
 
 def _owns_what_it_gets(spec: Spec) -> bool:
-    """Whether ids inside may be those of the host's users, so that files by descriptor can belong to a command."""
+    """Whether ids inside may be ids of the host's users, so that a command can own files passed by descriptor."""
     return spec.namespaces.user != "new" or spec.uid_mappings is not None or not is_privileged()
 
 
 def with_defaults(rootfs: RootFS, fields: Mapping[str, Any], found: tuple[User, str] | None = None) -> dict[str, Any]:
-    """Return the arguments of a command, with those of the root's defaults for which nothing else is given.
+    """Return the arguments of a command. Missing ones are taken from the root's defaults.
 
-    Each counts as a whole: an ``env`` of the command's own replaces that of an image, which gets the ``HOME`` of the
+    Each argument replaces the default as a whole, such as ``env``. An image's ``env`` gets the ``HOME`` of the
     command's user unless the image sets one.
 
     Args:
         rootfs: the root.
         fields: the arguments.
-        found: the user and its home directory, where they were looked up inside.
+        found: the user and its home directory, if they were looked up inside.
 
     Raises:
-        SpecError: a user that can't be.
+        SpecError: the user is invalid.
     """
     merged = dict(fields)
     pairs: tuple[tuple[str, Any], ...] = rootfs.defaults
@@ -161,7 +161,7 @@ def with_defaults(rootfs: RootFS, fields: Mapping[str, Any], found: tuple[User, 
 def unresolved_user(rootfs: RootFS, fields: Mapping[str, Any]) -> str | None:
     """Return the user of a command if only a running container can look it up, else None.
 
-    These are names, and an image's ids without a group: theirs is the one in the image's /etc/passwd.
+    This applies to names, and to an image's id without a group, which is in the image's /etc/passwd.
     Source: OCI image specification, config.md, "User".
     """
     user = fields.get("user")
@@ -185,7 +185,7 @@ def run_streams(
     """Return the arguments of ``run`` with its own defaults for the streams.
 
     Raises:
-        SpecError: both input and stdin, an input of the wrong type, or a stream that goes elsewhere and is to be heard.
+        SpecError: both input and stdin, an input of the wrong type, or a callback for a stream that is not captured.
     """
     options = dict(more)
     check_input(given, text=bool(options.get("text") or options.get("encoding") or options.get("errors")))
@@ -206,5 +206,5 @@ def run_streams(
     if hearing is not None and not options.get("pty"):
         for name, call in (("stdout", hearing.on_stdout), ("stderr", hearing.on_stderr)):
             if call is not None and options.setdefault(name, PIPE) != PIPE:
-                raise SpecError(f"on_{name}: {name} goes elsewhere: leave {name} out")
+                raise SpecError(f"on_{name}: {name} is redirected: leave {name} out")
     return options

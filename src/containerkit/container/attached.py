@@ -124,11 +124,11 @@ class Attached(Container):
     exec = popen
 
     def members(self) -> list[int]:
-        """Return the pids, outside, of all its processes."""
+        """Return the pids outside of all its processes."""
         self._running()
         return super().members() if self._group is None else sorted(self._group.processes())
 
-    # --- What only the command with the record can do
+    # --- What only the OCI command can do
 
     def update(self, limits: Limits) -> None:  # noqa: ARG002 - the base class's
         """Raise StateError: its limits are in the record of the command."""
@@ -136,11 +136,11 @@ class Attached(Container):
 
     def pause(self) -> None:
         """Raise StateError: the command would not know that it is paused."""
-        self._refuse("who pauses it must tell its record", "pause")
+        self._refuse("only the command can record that it is paused", "pause")
 
     def resume(self) -> None:
         """Raise StateError, as :meth:`pause` does."""
-        self._refuse("who resumes it must tell its record", "resume")
+        self._refuse("only the command can record that it is resumed", "resume")
 
     def checkpoint(self, path: str | os.PathLike[str], **options: Any) -> None:  # noqa: ARG002 - the base class's
         """Raise StateError: only the command with the record can do it."""
@@ -148,7 +148,7 @@ class Attached(Container):
 
     def changes(self) -> Iterator[Change]:
         """Raise StateError: only the maker of the root knows its lower layers."""
-        raise StateError(f"{self!r}: its root was made by another program, which alone knows what has changed")
+        raise StateError(f"{self!r}: its root was made by another program; only that program can determine the changes")
 
     def _limited(self) -> CGroup:
         self._running()

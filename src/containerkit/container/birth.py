@@ -1,4 +1,4 @@
-"""A process that is being started, and all that there is of it by then."""
+"""A process that is being started, and its resources so far."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ["Birth"]
 
 
 class Birth:
-    """A process that is being started: the owner of its pipes, of its child and of the process, as they come.
+    """A process that is being started. It owns the pipes, the child and the process as they are made.
 
-    The handler of a signal may raise after any call. Each of these is stored here before a call can return to where it
-    would be lost, and :meth:`call_off` takes back what there is.
+    A signal handler may raise after any call. Each resource is stored here before it could be lost by that.
+    :meth:`call_off` releases them.
 
     Args:
-        text: how its output is text.
+        text: how its output is decoded.
 
     Attributes:
-        outcomes: how the start went, once it has happened.
-        process: the process, once it is in charge of the child and of the caller's ends.
-        leaf: the control group that it has for itself.
-        throttled_us: for how long its container was throttled before.
-        supervision: who decides on its system calls.
+        outcomes: the outcome of the start, after it.
+        process: the process, once it owns the child and the caller's ends.
+        leaf: its own control group.
+        throttled_us: how long its container had been throttled before.
+        supervision: the supervisor of its system calls.
     """
 
     __slots__ = (
@@ -66,8 +66,8 @@ class Birth:
 
     def open_report(self) -> int:
         """Make the pipe in which init reports how the command ended, and return init's end."""
-        keep(self._pipes, os.pipe2, os.O_CLOEXEC | os.O_NONBLOCK)  # nobody waits at it: PID 1 writes once and ends
-        # Nothing is called from here on: the ends go to their owners, and no handler of a signal comes between.
+        keep(self._pipes, os.pipe2, os.O_CLOEXEC | os.O_NONBLOCK)  # nobody waits for it: PID 1 writes once and ends
+        # Nothing is called from here on, so no signal handler can run before the ends have their owners.
         self._report, write = self._pipes[-1]
         self._theirs = [write]
         del self._pipes[-1]
@@ -81,10 +81,10 @@ class Birth:
         finish: Callable[[Process[Any]], None],
         kill_tree: Callable[[], None] | None = None,
     ) -> Process[Any]:
-        """Return the process, which is in charge from now on.
+        """Return the process, which owns everything from now on.
 
         Args:
-            command: what it is.
+            command: its command.
             finish, kill_tree: as for :class:`Process`.
         """
         outcome = self.outcomes[-1]
@@ -107,7 +107,7 @@ class Birth:
         close_all(self._theirs)
 
     def call_off(self) -> None:
-        """Take back what there is: a start has failed, or a handler has raised in it. Harmless when repeated."""
+        """Release everything after a failed start or an exception of a signal handler. May be called twice."""
         while self._pipes:
             self._theirs += self._pipes[-1]
             del self._pipes[-1]

@@ -155,7 +155,7 @@ class Captured:
         terms: its terms.
         owner: the owner of its pipes, a uid outside. None for the caller.
         finish: called at its end, with this object or with the process that it has become.
-        books: the processes of its container, where other threads may find it.
+        books: the processes of its container, where other threads can find it.
         early: whether to return when nothing runs any more, before the kernel has removed the namespaces.
 
     Attributes:

@@ -44,11 +44,11 @@ def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "", marks: boo
 
     Args:
         upper: a descriptor of the upper directory.
-        lowers: descriptors of the lower directories, topmost first; they tell an addition from a change.
+        lowers: descriptors of the lower directories, topmost first. They distinguish additions from changes.
         prefix: the path inside where the overlay is mounted.
-        marks: files whose names begin with ``.wh.`` are marks of fuse-overlayfs, too.
+        marks: whether files whose names begin with ``.wh.`` are whiteouts of fuse-overlayfs.
 
-    Nothing is followed out of the directories: every step is by descriptor, symlinks are never walked.
+    No path leads out of the directories: every step uses a descriptor, and symlinks are never followed.
     Source: the kernel's filesystems/overlayfs.rst, whiteouts and opaque directories.
     """
     with ExitStack() as stack:
@@ -78,12 +78,12 @@ def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "", marks: boo
 
 
 class _Level(NamedTuple):
-    """A directory that is being looked at.
+    """A directory that is being compared.
 
     Attributes:
-        path: as inside.
-        names: what is in it and not looked at yet, the last name first.
-        lowers: the lower directories that have it; their trails stand there.
+        path: its path inside.
+        names: the entries that are not yet compared, the last name first.
+        lowers: the lower directories that contain it. Their trails are positioned there.
     """
 
     path: str
@@ -101,7 +101,7 @@ def _enter(trail: Trail, name: bytes) -> bool:
     except OSError as error:
         if error.errno in (EMFILE, ENFILE):
             raise
-        return False  # not there, or no directory: this layer says nothing about what lies inside
+        return False  # missing or not a directory: this layer has no entries inside
     return True
 
 
@@ -112,7 +112,7 @@ def _look(name: bytes, upper: int, lowers: list[int], device: int, *, marks: boo
         return "deleted" if deleted else None, False
     status = os.stat(name, dir_fd=upper, follow_symlinks=False)
     if status.st_dev != device:
-        return None, False  # something is mounted there
+        return None, False  # a filesystem is mounted there
     below = any(_exists(name, lower) for lower in lowers)
     if _is_whiteout(name, upper, status):
         return "deleted" if below else None, False

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["Commands"]
 
 _BY_HAND: Final = frozenset({"stdin", "stdout", "stderr", "pty", "own_group", "syscall_handler"})
-"""The arguments of a command for which it is not just started and heard out."""
+"""The arguments for which a command is not merely started and read to its end."""
 
 
 class Commands(Live):
@@ -65,7 +65,7 @@ class Commands(Live):
     Args:
         spec: its description.
         id: its name (None: a random one).
-        known: the commands that ran in containers of this description.
+        known: the commands that were run in containers of this description.
     """
 
     def __init__(self, spec: Spec, id: str | None, known: Recall[Command]) -> None:  # noqa: A002 - what it is in the OCI
@@ -117,7 +117,7 @@ class Commands(Live):
         **options: Unpack[PopenOptions],
     ) -> Process[str] | Process[bytes]: ...
 
-    @explained  # and no decorator that calls it: the process could be lost on the way through
+    @explained  # without a decorator that calls it: the process could be lost in its wrapper
     def popen(
         self,
         argv: ListOf[Word],
@@ -135,20 +135,20 @@ class Commands(Live):
     ) -> Process[Any]:
         """Start a command in the container.
 
-        One that has ended, and that nobody waits for, is reaped when others are started, or at the container's end.
+        A command that has ended and that nobody waits for is reaped when others are started or the container ends.
 
         Args:
             argv: the program, which is looked up inside, and its arguments.
             text, encoding, errors: as in :class:`subprocess.Popen`; text is UTF-8 unless an encoding is given.
             options: see :class:`containerkit.options.PopenOptions`.
 
-        In a root made from an image ``env``, ``cwd`` and ``user`` are the image's unless they are given here; each
-        replaces the image's as a whole.
+        In a root made from an image, ``env``, ``cwd`` and ``user`` default to the image's. Each argument replaces the
+        image's value as a whole.
 
         Raises:
             StateError: the container does not run, or is paused.
             SpecError: a value is invalid.
-            SetupError: an operation failed; for a program that is not there its ``errno`` is ENOENT.
+            SetupError: an operation failed. ``errno`` is ENOENT if the program does not exist.
         """
         check_names("popen", command, POPEN_ARGUMENTS)
         birth = Birth(Text.of(text, encoding, errors))
@@ -191,7 +191,7 @@ class Commands(Live):
             self._enter(birth, command)
 
     def _enter(self, birth: Birth, command: Command) -> None:
-        """Enter a process that was born into the books."""
+        """Add a started process to the container's list."""
         leaf, supervision = birth.leaf, birth.supervision
         finish, kill_tree = self._forget, None
         if leaf is not None:
@@ -205,13 +205,13 @@ class Commands(Live):
             self._supervisions.add(supervision)
 
     def _call_off(self, birth: Birth) -> None:
-        """Take back a start that failed, or in which the handler of a signal has raised."""
+        """Undo a start that failed or in which a signal handler has raised."""
         birth.call_off()
         if birth.process is None and birth.leaf is not None:
             self._retire(birth.leaf)
 
     def _entering(self) -> Entering:
-        """Return what lets :meth:`stop` wait until a process that is being started is in the books."""
+        """Return a context manager that lets :meth:`stop` wait until the starting process is in the list."""
         if os.getpid() == self._owner:
             self._unwaited.reap()
         return Entering(self._idle, self._starting, self._admit)
@@ -228,7 +228,7 @@ class Commands(Live):
         return init
 
     def _join(self, birth: Birth, command: Command, slots: dict[str, int], group: CGroup | None) -> None:
-        """Start a command among what runs already."""
+        """Start a command in the running container."""
         entrance = self._entrance
         assert entrance is not None
         entrance.program(command, joining(group, self._group)).run(
@@ -313,8 +313,8 @@ class Commands(Live):
             options: see :class:`containerkit.options.RunOptions`.
 
         Raises:
-            ContainerTimeout: with what it had written by then.
-            ExitError: with ``check``; :class:`OutOfMemory` when the memory limit was why.
+            ContainerTimeout: the timeout expired. The error has the output so far.
+            ExitError: with ``check``; :class:`OutOfMemory` if the memory limit was the cause.
         """
         check_names("run", more, RUN_ARGUMENTS)
         hearing: Hearing | None = None
@@ -335,7 +335,7 @@ class Commands(Live):
 
     @property
     def log(self) -> Log:
-        """Where its commands can write to: ``c.popen(argv, stdout=c.log, stderr=c.log)``; :meth:`logs` returns it.
+        """A log for its commands: ``c.popen(argv, stdout=c.log, stderr=c.log)``; :meth:`logs` returns it.
 
         The first use starts a thread, which reads the logs of all containers of this process.
 
@@ -350,15 +350,15 @@ class Commands(Live):
             return self._log
 
     def logs(self, *, tail: int | None = None) -> str:
-        """Return what its commands have written to :attr:`log`, the latest MiB of it; also once it has stopped.
+        """Return the last MiB that its commands have written to :attr:`log`, also after it has stopped.
 
-        The outputs of other commands belong to who has started them: to ``run``'s result, to ``popen``'s streams.
+        Other output is in the result of ``run`` or in the streams of ``popen``.
 
         Args:
-            tail: only so many of the last lines (default: all).
+            tail: the number of last lines to return (default: all).
 
         Raises:
-            SpecError: no number of lines.
+            SpecError: ``tail`` is not a number of lines.
         """
         if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
             raise SpecError(f"tail: {tail!r:.100} is not a number of lines")
@@ -366,7 +366,7 @@ class Commands(Live):
         return text if tail is None else "".join(text.splitlines(keepends=True)[-tail:] if tail else ())
 
     def _captures(self, more: Mapping[str, Any]) -> bool:
-        """Whether nothing has to be done for a command, or asked of it, between its start and its end."""
+        """Whether nothing must be done for a command between its start and its end."""
         return (
             self._has_init
             and self._group is None
@@ -406,11 +406,11 @@ class Commands(Live):
         return command
 
     def _is_lasting(self, fields: Mapping[str, Any]) -> bool:
-        """Whether these fields mean the same in each container of this description, whatever files are inside."""
+        """Whether these fields have the same meaning in each container of this description, whatever its files."""
         return self.rootfs is self.spec.rootfs and not has_names(self.rootfs, fields)
 
     def _described(self, fields: Mapping[str, Any], *, terminal: bool = False) -> Command:
-        """Return the command of these arguments, with an argv that is to be replaced."""
+        """Return the command for these arguments, with a placeholder as argv."""
         user = unresolved_user(self.rootfs, fields)
         resolved = with_defaults(self.rootfs, fields, None if user is None else self.files.user(user))
         if fields.get("groups") is not None:
@@ -438,7 +438,7 @@ class Commands(Live):
             membership.retire(leaf, oom_kills)
 
     def _account(self, process: Process[Any], leaf: CGroup, throttled_us: int | None) -> None:
-        """Read what the leaf of a run says, and remove it; with what the run left behind it stays."""
+        """Read the counters of a run's leaf, and remove it. It stays if the run left processes behind."""
         self._forget(process)
         oom_kills = 0
         try:
@@ -449,6 +449,6 @@ class Commands(Live):
     def _forget(self, process: Process[Any] | Captured) -> None:
         self._processes.discard(process)
         supervision = process.supervision
-        if supervision is not None and supervision.ended:  # else something that it left behind still has the filter
+        if supervision is not None and supervision.ended:  # else a process that it left behind still has the filter
             self._supervisions.discard(supervision)
             supervision.close()

@@ -200,7 +200,7 @@ class Files(Entries, Listed):
 
         lend(copy)
 
-    # What :class:`containerkit._linux.tree_copy.Inside` asks for.
+    # The interface :class:`containerkit._linux.tree_copy.Inside`.
 
     def open_directory(self, kept: list[int], path: bytes, directory: int) -> int:
         """Open a directory below an open one. Symlinks are resolved inside."""
@@ -382,10 +382,10 @@ class Files(Entries, Listed):
 
     def _run_opening(self, kept: list[int], program: Program, blocks: dict[str, bytes], directory: int = -1) -> int:
         before = len(kept)
-        outcome = self._run(program, blocks, directory)  # not by **, which would be a call of C: see keeping.py
+        outcome = self._run(program, blocks, directory)  # not by **, which would be a call of C: see descriptors.py
         try:
             kept.append(program.slot(outcome, _OPENED.name))
-        except BaseException:  # the handler of a signal has raised
+        except BaseException:  # a signal handler has raised
             if len(kept) == before:
                 os.close(program.slot(outcome, _OPENED.name))
             raise

@@ -1,4 +1,4 @@
-"""Paths inside a container that can be read, written and looked at, as those of :mod:`pathlib`."""
+"""Paths inside a container, with methods like those of :mod:`pathlib`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ABSENT = (ENOENT, ENOTDIR)
 
 
 class InsidePath:
-    """A path in a container, made by ``container.path("/etc")``; its names are those of :class:`pathlib.Path`.
+    """A path in a container, made by ``container.path("/etc")``. Its methods are named as in :class:`pathlib.Path`.
 
     It raises the same errors as ``container.files``. Two paths are equal if their containers and paths are. It is not
-    an :class:`os.PathLike`, since the same path means another file outside.
+    an :class:`os.PathLike`, because the same path means another file outside.
     """
 
     __slots__ = ("_files", "_path")
@@ -73,11 +73,11 @@ class InsidePath:
 
     @property
     def parent(self) -> Self:
-        """The directory above."""
+        """The parent directory."""
         return type(self)(self._files, self._path.parent)
 
     def joinpath(self, *others: str | os.PathLike[str]) -> Self:
-        """Return the path of something below it."""
+        """Return a path below this one."""
         return type(self)(self._files, self._path.joinpath(*others))
 
     def with_name(self, name: str) -> Self:
@@ -88,14 +88,14 @@ class InsidePath:
         """Return the path with another suffix."""
         return type(self)(self._files, self._path.with_suffix(suffix))
 
-    # --- What is there
+    # --- Status
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Return what there is, with the ids inside."""
+        """Return the status of the file, with the ids inside."""
         return self._files.stat(str(self), follow_symlinks=follow_symlinks)
 
     def lstat(self) -> os.stat_result:
-        """Return what there is, a symlink itself."""
+        """Return the status, without following a symlink."""
         return self.stat(follow_symlinks=False)
 
     def _mode(self, *, follow_symlinks: bool = True) -> int:
@@ -107,15 +107,15 @@ class InsidePath:
             raise
 
     def exists(self) -> bool:
-        """Return whether there is something."""
+        """Return whether the path exists."""
         return bool(self._mode())
 
     def is_file(self) -> bool:
-        """Return whether it is a regular file, or leads to one."""
+        """Return whether it is a regular file or a symlink to one."""
         return stat.S_ISREG(self._mode())
 
     def is_dir(self) -> bool:
-        """Return whether it is a directory, or leads to one."""
+        """Return whether it is a directory or a symlink to one."""
         return stat.S_ISDIR(self._mode())
 
     def is_symlink(self) -> bool:
@@ -123,36 +123,36 @@ class InsidePath:
         return stat.S_ISLNK(self._mode(follow_symlinks=False))
 
     def readlink(self) -> PurePosixPath:
-        """Return what a symlink has in it."""
+        """Return the target of the symlink."""
         return PurePosixPath(self._files.readlink(str(self)))
 
     def iterdir(self) -> Iterator[Self]:
-        """Yield the paths of what is in a directory, sorted."""
+        """Yield the paths of the entries of a directory, sorted."""
         for name in self._files.listdir(str(self)):
             yield self / name
 
     # --- Content
 
     def read_bytes(self) -> bytes:
-        """Return what is in the file."""
+        """Return the content of the file."""
         return self._files.read(str(self))
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """Return what is in the file, as text."""
+        """Return the content of the file as text."""
         return self._files.read_text(str(self), encoding)
 
     def write_bytes(self, data: bytes) -> int:
-        """Put bytes into the file, made or emptied; return how many."""
+        """Write bytes to the file, which is created or truncated. Return their number."""
         self._files.write(str(self), data)
         return len(data)
 
     def write_text(self, data: str, encoding: str = "utf-8") -> int:
-        """Put text into the file, made or emptied; return how many characters."""
+        """Write text to the file, which is created or truncated. Return the number of characters."""
         self._files.write(str(self), data.encode(encoding))
         return len(data)
 
     def touch(self) -> None:
-        """Make the file where it is missing."""
+        """Create the file if it is missing."""
         self._files.append(str(self), b"")
 
     # --- Entries
@@ -162,11 +162,11 @@ class InsidePath:
 
         Args:
             mode: its permissions (default 0o777).
-            parents: those above it, too, where they are missing (default False).
-            exist_ok: do nothing where it is there (default False).
+            parents: also create missing parents (default False).
+            exist_ok: do nothing if it exists (default False).
 
         Raises:
-            SetupError: EEXIST where it is there; ENOENT where the one above is missing.
+            SetupError: EEXIST if it exists; ENOENT if the parent is missing.
         """
         found = self._mode(follow_symlinks=False)
         if found and not (exist_ok and self.is_dir()):

@@ -1,4 +1,4 @@
-"""How commands come into a live container: by compiled plans, and by descriptors of what they join."""
+"""How commands join a live container: compiled plans, and descriptors of what they join."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PIDFD_GET_TIME_NAMESPACE: Final = 0xFF07
 
 
 class Entrance:
-    """The way into one container; closed by :meth:`close`.
+    """What commands need to join one container. Closed by :meth:`close`.
 
     Args:
         init: its PID 1.
-        ground: what it stands on.
+        ground: the context of its start.
     """
 
     def __init__(self, init: Process[Any], ground: Ground) -> None:
@@ -41,7 +41,7 @@ class Entrance:
         self._opening = allocate_lock()
 
     def program(self, command: Command, joins: Joining = NOTHING_TO_JOIN) -> Program:
-        """Return the plan by which a command comes in, compiled."""
+        """Return the compiled plan by which a command joins."""
         kinds, sets_groups = self._kinds, self._ground.host.sets_groups
         return programs.get(
             (command.shape, kinds, sets_groups, joins),
@@ -49,7 +49,7 @@ class Entrance:
         )
 
     def inputs(self) -> dict[str, int]:
-        """Return the slots of such a plan, but for those of the command.
+        """Return the slots of such a plan, except those of the command.
 
         Raises:
             StateError: the container has stopped.
@@ -59,8 +59,8 @@ class Entrance:
         return {**time, **own, **self._ground.sockets()}
 
     def _time_namespace(self) -> int:
-        """Return what can't be joined by way of the pidfd; it is opened when first needed."""
-        with self._opening:  # two that come at once must not each open one, of which the first is closed again
+        """Return what can't be joined through the pidfd. It is opened on first use."""
+        with self._opening:  # two threads must not both open one, or the first would be closed again
             if not self._time:
                 lend(self._open_time)
             return self._time[0]
@@ -79,5 +79,5 @@ class Entrance:
             keep_above(self._time, fd, _native.LOWEST)
 
     def close(self) -> None:
-        """Close what was opened. May be called twice."""
+        """Close the descriptors. May be called twice."""
         close_all(self._time)

@@ -1,4 +1,4 @@
-"""One command in a container of its own, started and talked to: what ``run`` does, without waiting."""
+"""One command in its own container: like ``run``, without waiting for its end."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["popen"]
 
 _running: Final[set[Process[Any]]] = set()
-"""What was started and has perhaps not been waited for: those that have ended are reaped as others are started."""
+"""Started processes that perhaps nobody waits for. Those that have ended are reaped when others are started."""
 
 
 @atexit.register
 def _close_all() -> None:
-    """End what still runs when the interpreter ends, while there is still an interpreter to do it."""
+    """End what still runs when the interpreter ends, while the interpreter still works."""
     for process in list(_running):
         process.close()
 
 
 def _after_fork() -> None:
-    _running.clear()  # they are the parent's
+    _running.clear()  # they belong to the parent
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -83,9 +83,9 @@ def popen(
 ) -> Process[str] | Process[bytes]: ...
 
 
-@explained  # and no decorator that calls it: the process could be lost on the way through
+@explained  # without a decorator that calls it: the process could be lost in its wrapper
 def popen(argv: ListOf[Word], *, init: bool = True, **more: Unpack[AnyLaunchOptions]) -> Process[Any]:
-    r"""Start one command in a container of its own. The container ends with the command.
+    r"""Start one command in its own container. The container ends with the command.
 
     ::
 
@@ -98,8 +98,7 @@ def popen(argv: ListOf[Word], *, init: bool = True, **more: Unpack[AnyLaunchOpti
         options: see :class:`containerkit.options.OnePopenOptions`.
 
     Returns:
-        The process. The container is removed when the end of the process is waited for. The process is killed when
-        this interpreter ends.
+        The process. Waiting for its end removes the container. The process is killed when this interpreter ends.
 
     Raises:
         SpecError: an invalid value. Nothing was made.
@@ -110,7 +109,7 @@ def popen(argv: ListOf[Word], *, init: bool = True, **more: Unpack[AnyLaunchOpti
     born: list[tuple[Process[Any], Container | None]] = []
     try:
         process, container = keep(born, partial(begin, init=init), argv, more, {})
-        if container is not None:  # something had to be looked up inside
+        if container is not None:  # a name had to be looked up inside
             process.at_end(container.stop)
         process.at_end(lambda: _running.discard(process))
         _running.add(process)

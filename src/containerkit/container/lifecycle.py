@@ -1,4 +1,4 @@
-"""Containers: their life from the start to the end."""
+"""Containers from their start to their end."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Timings(NamedTuple):
     """How long the phases of a start took, in microseconds.
 
     Attributes:
-        plan_us: describing and planning, in Python.
-        clone_us: the first process, up to its release of the second.
-        setup_us: from there until the command (or init) had been exec'd.
+        plan_us: describing and planning in Python.
+        clone_us: stage 1, until it releases stage 2.
+        setup_us: from then until the exec of the command or init.
         total_us: all of it.
     """
 
@@ -63,7 +63,7 @@ class Timings(NamedTuple):
 _alive: WeakSet[Container] = WeakSet()
 
 _specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
-"""Descriptions of containers, each with those of commands that ran in one."""
+"""Descriptions of containers, each with those of the commands that were run in such a container."""
 
 
 def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, Recall[Command]]:
@@ -72,7 +72,7 @@ def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, Recall[Command]]:
 
 @atexit.register
 def _stop_all() -> None:
-    """Stop what still runs when the interpreter ends, while there is still an interpreter to do it."""
+    """Stop what still runs when the interpreter ends, while the interpreter still works."""
     for container in list(_alive):
         container.stop()
 
@@ -86,18 +86,18 @@ class Container(Commands):
         with Container() as c:
             done = c.run(["python3", "-c", "print(6 * 7)"], text=True)
 
-    PID 1 is a tiny init; each ``run`` and ``popen`` is a process of its own beside it, any number at a time, from any
-    thread. When the process that made the container ends, however it ends, the container is dead at once.
+    PID 1 is a tiny init. Each ``run`` and ``popen`` starts another process beside it. Any number can run at a time,
+    from any thread. When the process that made the container ends for any reason, the container ends at once.
 
     Args:
-        rootfs: what is seen as ``/`` (default ``RootFS.host()``).
-        id: a name of its own: letters, digits, ``_.-``, at most 64 (default: random).
+        rootfs: the root filesystem (default ``RootFS.host()``).
+        id: its unique name: letters, digits, ``_.-``, at most 64 (default: random).
         options: see :class:`containerkit.options.ContainerOptions`.
 
-    What its commands may do holds for each that is not given something else.
+    Its confinement applies to each command that does not override it.
 
     Raises:
-        SpecError: a value is invalid; nothing was made.
+        SpecError: a value is invalid. Nothing was made.
 
     Source: namespaces(7), OCI runtime-spec config-linux.md.
     """
@@ -123,21 +123,22 @@ class Container(Commands):
         root: str | None = None,
         **confinement: Unpack[ConfinementOptions],
     ) -> Container:
-        """Return a view of a container that goes on by itself: a detached one, or one of ``containerkit-oci``.
+        """Return a view of a container that this process does not own: a detached one, or one of ``containerkit-oci``.
 
-        ``run``, ``popen``, ``files`` and ``namespace`` are those of any container; commands are in its namespaces and
-        control groups. ``stop()``, and the end of ``with``, let go of it: it goes on, as do the commands.
+        ``run``, ``popen``, ``files`` and ``namespace`` work as for any container. Commands run in its namespaces and
+        control groups. ``stop()`` and the end of ``with`` only detach from it. The container and the commands continue.
 
         Args:
-            id: its id; of a detached one also its name. Detached ones are looked for first, unless ``root`` is given.
-            root: where it is on record: ``--root`` of the OCI command (default: the command's own default).
+            id: its id; for a detached one also its name. Detached ones are searched first, unless ``root`` is given.
+            root: the directory of the records: ``--root`` of the OCI command (default: the command's default).
             options: see :class:`containerkit.options.ConfinementOptions`.
 
-        The last hold for commands that don't say otherwise (default: a detached container's own, else the library's).
+        The options apply to commands that don't override them (default: a detached container's own, else the
+        library's).
 
         Raises:
-            StateError: it is not on record, is being created, or has stopped.
-            SetupError: it is not the caller's to look into.
+            StateError: it is not recorded, is being created, or has stopped.
+            SetupError: the caller may not access it.
 
         Source: OCI runtime-spec, runtime.md, "State"; setns(2).
         """
@@ -148,17 +149,17 @@ class Container(Commands):
     def detach(
         self, name: str = "", *, command: ListOf[Word] | None = None, **options: Unpack[DetachOptions]
     ) -> Detached:
-        """Start it with one command, and leave it to a keeper: it goes on when this process ends. It is used up here.
+        """Start it with one command and hand it to a keeper, so that it outlives this process. Use this object once.
 
         Args:
-            name: by which it is found (default: its id alone).
-            command: the program and its arguments (default: what its image says).
+            name: a name to find it by (default: only its id).
+            command: the program and its arguments (default: the image's).
             options: see :class:`containerkit.options.DetachOptions`.
 
         Raises:
-            SpecError: a value is invalid; nothing was made.
-            StateError: it was started before, or another container has the name.
-            SetupError, ImageError: the start failed; nothing is left behind.
+            SpecError: a value is invalid. Nothing was made.
+            StateError: it was started before, or the name is in use.
+            SetupError, ImageError: the start failed. Nothing is left behind.
 
         Side effects: a record below /run/containerkit, and a directory below /var/lib/containerkit for what it writes.
         """
@@ -178,10 +179,10 @@ class Container(Commands):
         ready: int | None = None,
         **options: Unpack[ContainerOptions],
     ) -> Template:
-        """Return a template of containers with this description, for which all that can be made beforehand is.
+        """Return a template of containers with this description. It makes in advance what can be made in advance.
 
         Args:
-            rootfs: what is seen as ``/`` (default ``RootFS.host()``).
+            rootfs: the root filesystem (default ``RootFS.host()``).
             networks: how many empty network namespaces are kept ready (default 0).
             ready: how many containers are kept ready for :meth:`Template.run` (default: as ``networks``, 16 at most).
             options: see :class:`containerkit.options.ContainerOptions`.
@@ -203,31 +204,31 @@ class Container(Commands):
         limits: Limits | Literal["as before"] | None = "as before",
         criu: str | os.PathLike[str] | None = None,
     ) -> Container:
-        """Bring back a container that :meth:`checkpoint` has written to a directory, in this process or another.
+        """Restore a container that :meth:`checkpoint` has written to a directory, in this process or another.
 
-        It runs when this returns, and is a container as any other, owned by this process: use ``with``, or
-        :meth:`stop`. The directory stays as it is: any number of containers can come from it, also side by side. It
-        must be root's, and writable by nobody else: who writes to it decides what runs.
+        It runs when this returns. It is a container like any other, owned by this process: use ``with`` or
+        :meth:`stop`. The directory is not changed. Any number of containers can be restored from it, even at the same
+        time. It must belong to root and be writable only by root, because a user who can write to it decides what runs.
 
         Args:
             path: the directory.
-            id: a name of its own (default: random).
-            rootfs: where the root filesystem is now, of the same kind (default: where it was). What was written to it
-                is not in the checkpoint.
-            limits: what it may use, None for no control group (default: what it could before).
+            id: its unique name (default: random).
+            rootfs: the root filesystem, of the same kind (default: at its former path). Its files are not in the
+                checkpoint.
+            limits: its limits, None for no control group (default: the former limits).
             criu: the program, version 4 or later (default: ``criu`` along ``PATH``).
 
         Raises:
             UnsupportedError: the caller is not root, or there is no such CRIU.
-            SetupError: it failed, with CRIU's last errors; nothing is left behind.
-            SpecError: no checkpoint, or something that it needs is not there any more.
+            SetupError: it failed. The error has CRIU's last messages. Nothing is left behind.
+            SpecError: the directory is not a checkpoint, or something that it needs no longer exists.
 
         Source: criu(8).
         """
         made: Container = late.load(late.CHECKPOINT).Restored(path, id=id, rootfs=rootfs, limits=limits, criu=criu)
         return made
 
-    # --- Life
+    # --- Lifecycle
 
     @telling_of_descriptors("start")
     def start(self) -> Self:
@@ -237,9 +238,9 @@ class Container(Commands):
             The container itself.
 
         Raises:
-            StateError: it was started before; a used container is not used again.
-            SetupError: an operation failed; nothing is left behind.
-            SpecError: something that the description names is not there.
+            StateError: it was started before. A container can be started only once.
+            SetupError: an operation failed. Nothing is left behind.
+            SpecError: something that the description names does not exist.
         """
         ours = False
         try:
@@ -250,7 +251,7 @@ class Container(Commands):
                 if self._has_name and self._init is not None:
                     self._note = running.note(self.id, self._init.pid)
         except BaseException:
-            if ours and self._init is not None:  # the handler of a signal raised once it ran
+            if ours and self._init is not None:  # a signal handler raised after it ran
                 self.stop()
             raise
         return self
@@ -262,7 +263,7 @@ class Container(Commands):
     def _bring_up(self) -> None:
         began = time.perf_counter()
         ground = self._prepared()
-        born: list[Outcome] = []  # gets the outcome from whoever makes the process: it has an owner from then on
+        born: list[Outcome] = []  # the maker of the process adds the outcome, which has an owner from then on
         try:
             planned = time.perf_counter()
             outcome = self._begin(ground, born)
@@ -290,7 +291,7 @@ class Container(Commands):
         return ground
 
     def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
-        """Make PID 1 and all that it needs."""
+        """Make PID 1 and everything that it needs."""
         return ground.start(Mode(command=None, reads_upper=True), (), (), {}, born)
 
     def __enter__(self) -> Self:
@@ -302,11 +303,11 @@ class Container(Commands):
         self.stop()
 
     def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:
-        """Kill all that runs in it and wait until it is gone. May be called twice, and has no effect in a forked child.
+        """Kill all its processes and wait until it is gone. May be called twice, and has no effect in a forked child.
 
         Args:
-            grace_s: seconds that its commands have to end by themselves, once they were asked to (default 0: none).
-            stop_signal: what asks them (default: what their image says, or SIGTERM).
+            grace_s: seconds that its commands have to end after the stop signal (default 0: none).
+            stop_signal: the signal that asks them to end (default: the image's, or SIGTERM).
 
         Source: OCI image specification, config.md, "StopSignal".
         """
@@ -320,12 +321,12 @@ class Container(Commands):
                 return
             init.kill()
             if self._paused and self._freezer is not None:
-                self._freezer.thaw()  # SIGKILL is queued, but a frozen process can't die of it
+                self._freezer.thaw()  # SIGKILL is pending, but a frozen process does not die
                 self._paused = False
             wait_for_others(self._idle, self._starting)
             if self._init is None:
-                return  # another thread was sooner
-            # The kernel lets PID 1 go only when all who joined its namespace are reaped.
+                return  # another thread was faster
+            # The kernel lets PID 1 end only after all processes that joined its namespace are reaped.
             if not self._has_init:
                 self._kill_each()
             for process in list(self._processes):
@@ -334,7 +335,7 @@ class Container(Commands):
             self._let_go()
 
     def _let_go(self) -> None:
-        """Give back what it had, once nothing runs in it any more; what was given back is not given back twice."""
+        """Release its resources, after all its processes have ended. Nothing is released twice."""
         assert self._ground is not None
         assert self._init is not None
         self._init.release()
@@ -355,7 +356,7 @@ class Container(Commands):
                     self._freezer.end()
             finally:
                 self._ground.release()
-        except CleanupError:  # told once
+        except CleanupError:  # reported once
             self._init = None
             raise
         self._init = None
@@ -380,42 +381,42 @@ class Container(Commands):
             self.stop()
 
     def update(self, limits: Limits) -> None:
-        """Change the limits while it runs; what is None stays.
+        """Change the limits while it runs. A limit that is None is not changed.
 
-        It waits for the commands that others are starting: until its exec one may share the caller's memory, which must
-        not come under a new memory limit.
+        It waits for commands that other threads are starting. Until its exec such a command may share the caller's
+        memory, to which the new memory limit must not apply.
 
         Raises:
-            StateError: it does not run, or has no group; or a signal handler calls it in the midst of a start.
-            SpecError, UnsupportedError, SetupError: the limits can't be had; the former ones hold.
+            StateError: it does not run, has no group, or a signal handler calls this during a start.
+            SpecError, UnsupportedError, SetupError: the limits can't be set. The former ones still apply.
         """
         with self._lock:
             wait_for_all(self._idle, self._starting, self._limited)
             self._limited().update(limits)
 
     def pause(self) -> None:
-        """Stop all of its processes where they are; :meth:`resume` lets them go on.
+        """Freeze all of its processes. :meth:`resume` lets them continue.
 
-        It waits for the commands that others are starting: one that is frozen by then would keep its starter waiting.
+        It waits for commands that other threads are starting. If one were frozen, its starter would be blocked.
 
         Raises:
-            StateError: it does not run; or a signal handler calls it in the midst of a start.
-            UnsupportedError: no freezer is at hand. Source: cgroup.freeze, and freezer of version 1.
+            StateError: it does not run, or a signal handler calls this during a start.
+            UnsupportedError: no freezer is available. Source: cgroup.freeze, and the freezer of version 1.
         """
         with self._lock:
-            init = self._settled()  # one that is frozen in the midst of its start would keep its starter waiting
+            init = self._settled()  # a command that is frozen during its start would block its starter
             if self._freezer is None:
                 self._freezer = Freezer(self._group, self.members)
             self._freezer.freeze(init.pid if self._has_init else None)
             self._paused = True
 
     def _settled(self) -> Process[Any]:
-        """Return PID 1 once nobody is in the midst of starting a process; the caller holds the lock."""
+        """Return PID 1 once no thread is starting a process. The caller holds the lock."""
         wait_for_all(self._idle, self._starting, self._running)
         return self._running()
 
     def resume(self) -> None:
-        """Let its processes go on.
+        """Let its processes continue.
 
         Raises:
             StateError: it is not paused.
@@ -435,24 +436,24 @@ class Container(Commands):
         file_locks: bool = False,
         criu: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Write its processes, with their memory, to a directory, from which :meth:`restore` brings them back.
+        """Write its processes with their memory to a directory, from which :meth:`restore` restores them.
 
-        Only what comes from its init can be: what a command has left running in the background. The caller's own
-        commands must have ended. Files are not in it: the root filesystem must be the same at the restore.
+        Only descendants of its init can be restored: processes that a command has left running in the background. The
+        caller's own commands must have ended. Files are not saved: the root filesystem must be the same at the restore.
 
         Args:
-            path: the directory; it must be missing or empty, and is root's alone afterwards.
-            leave_running: let it go on (default False: it is stopped once all is written).
-            tcp_established: keep open TCP connections too (default False: they are refused).
-            file_locks: keep file locks too (default False: they are refused).
+            path: the directory. It must be missing or empty. Afterwards only root can access it.
+            leave_running: let it continue (default False: it is stopped after everything is written).
+            tcp_established: also save open TCP connections (default False: they are refused).
+            file_locks: also save file locks (default False: they are refused).
             criu: the program, version 4 or later (default: ``criu`` along ``PATH``).
 
         Raises:
             StateError: it does not run, is paused, or has processes or open files that are not its own.
-            UnsupportedError: the caller is not root, there is no such CRIU, or the container has what CRIU can't bring
-                back as it was, such as Landlock rules.
+            UnsupportedError: the caller is not root, there is no such CRIU, or the container has something that CRIU
+                can't restore unchanged, such as Landlock rules.
             SpecError: the directory is not empty.
-            SetupError: CRIU failed, with its last errors; the container runs on.
+            SetupError: CRIU failed. The error has its last messages. The container continues to run.
 
         Source: criu(8).
         """
@@ -480,7 +481,7 @@ class Container(Commands):
             self.stop()
 
     def _make_guard(self) -> None:
-        """Have a process beside it watch over its owner from now on."""
+        """Start a process that watches its owner from now on."""
         if self._guard is None:
             self._guard = late.load(late.CHECKPOINT).Guard()
         self._guard.watch(self._running().fileno())

@@ -1,4 +1,4 @@
-"""What is known of a running container: its processes, control group, namespaces and files.
+"""The state of a running container: its processes, control group, namespaces and files.
 
 The calls that start commands (:mod:`containerkit.container.commands`) and those that begin and end the container
 (:mod:`containerkit.container.lifecycle`) are both built on it.
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 __all__ = ["Live", "State", "checked_id", "guests"]
 
 State = Literal["created", "running", "paused", "stopped", "detached"]
-"""What a container does; ``"detached"`` is a view, by :meth:`Container.attach`, that was let go."""
+"""The state of a container. ``"detached"`` is a view by :meth:`Container.attach` after it has detached."""
 
 _FIRST_LOOK_S: Final = 0.001
-"""After how long :meth:`Container.stop` first looks what others have in its pid namespace."""
+"""When :meth:`Container.stop` first checks for other containers' processes in its pid namespace, in seconds."""
 
 
 class Handle(Protocol):
-    """Something that a container has a descriptor of, and that is closed with it."""
+    """An object with a descriptor that is closed with a container."""
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -62,18 +62,18 @@ class Handle(Protocol):
 
 
 guests: WeakSet[Live] = WeakSet()
-"""Containers without a pid namespace of their own: their processes may be in that of another."""
+"""Containers without their own pid namespace. Their processes may be in that of another container."""
 
 
 class Live:
-    """A container: what it was made from, and what there is of it while it runs.
+    """A container: its description, and its state while it runs.
 
     Args:
         spec: its description.
         id: its name (None: a random one).
 
     Raises:
-        SpecError: the name can't be one.
+        SpecError: the name is invalid.
     """
 
     def __init__(self, spec: Spec, id: str | None) -> None:  # noqa: A002 - what it is in the OCI
@@ -115,7 +115,7 @@ class Live:
 
     @property
     def rootfs(self) -> RootFS:
-        """What it sees as ``/``: what a description such as ``RootFS.image`` stood for when it was started.
+        """Its root filesystem: what a description such as ``RootFS.image`` meant when it was started.
 
         Raises:
             StateError: it was never started.
@@ -131,7 +131,7 @@ class Live:
 
     @property
     def pid(self) -> int:
-        """The pid of its init, outside.
+        """The pid of its init, as seen from outside.
 
         Raises:
             StateError: it does not run.
@@ -147,16 +147,15 @@ class Live:
         return self._running().fileno()
 
     def members(self) -> list[int]:
-        """Return the pids, outside, of all its processes.
+        """Return the pids of all its processes, as seen from outside.
 
         Raises:
-            StateError: it does not run, or has neither a pid namespace of its own nor a group that would tell them
-                apart.
+            StateError: it does not run, or it has neither its own pid namespace nor a group to identify them.
         """
         if not self._has_init:
             self._running()
             if self._group is None:
-                reason = "it shares a pid namespace; without limits its processes can't be told apart"
+                reason = "it shares a pid namespace; without limits its processes can't be identified"
                 raise StateError(f"{self!r}: {reason}")
             return sorted(self._group.processes())
         with self.namespace(Kind.PID) as namespace:
@@ -173,7 +172,7 @@ class Live:
         return bool(self.spec.namespaces.pid == "new")
 
     def _wait_for_init(self, init: Process[Any]) -> None:
-        """Wait for PID 1, and reap meanwhile what other containers of this process have in its pid namespace."""
+        """Wait for PID 1. Meanwhile reap processes of this process's other containers in its pid namespace."""
         pause_s = _FIRST_LOOK_S
         while init.poll() is None:
             others = [guest for guest in guests if guest is not self]
@@ -185,7 +184,7 @@ class Live:
                 pause_s = min(2 * pause_s, LOOK_AGAIN_S)
 
     def reap(self, dying: Process[Any]) -> None:
-        """Reap what has ended; where it ends with the PID 1 of another container, let it not be frozen meanwhile."""
+        """Reap ended processes. If another container's PID 1 ends, and its own processes with it, thaw those first."""
         if self._paused and self._freezer is not None and self._stands_in(dying):
             self._freezer.thaw()
             self._paused = False
@@ -194,18 +193,18 @@ class Live:
                 process.poll()
 
     def _stands_in(self, dying: Process[Any]) -> bool:
-        """Whether the pid namespace that it has joined is that of another container's PID 1."""
+        """Whether it has joined the pid namespace of another container."""
         from containerkit.namespace import Namespace
 
         joined = self._ground.joined.get("pid") if self._ground is not None else None
         try:
             with Namespace.from_pidfd(dying.fileno(), Kind.PID) as namespace:
                 return bool(namespace == joined)
-        except ContainerError:  # it has ended by now
+        except ContainerError:  # it has ended in the meantime
             return False
 
     def _kill_each(self) -> None:
-        """Kill the processes of a container without a PID 1 with which they would go: as far as its group reaches."""
+        """Kill the processes in the group of a container that has no PID 1 of its own."""
         for process in list(self._processes):
             process.kill()
         group = self._group
@@ -215,7 +214,7 @@ class Live:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to each of its commands. SIGKILL ends all processes, and so the container.
 
-        Call :meth:`stop`, or end the ``with`` block, to release what it had.
+        Call :meth:`stop`, or end the ``with`` block, to release its resources.
 
         Args:
             number: the signal (default SIGKILL).
@@ -257,11 +256,11 @@ class Live:
 
         Args:
             reference: the new image's name, or None.
-            author: who made it.
-            message: goes into the history.
+            author: its author.
+            message: the message in its history.
             options: see :class:`containerkit.image.options.CommitOptions`.
 
-        :func:`containerkit.image.commit` takes more.
+        :func:`containerkit.image.commit` has more options.
 
         Raises:
             StateError, SpecError, ImageError: as for :func:`containerkit.image.commit`.
@@ -313,14 +312,14 @@ class Live:
         from containerkit.namespace import Namespace
 
         def opened(pidfd: int) -> Namespace:
-            if pidfd < 0:  # another thread has stopped it meanwhile
+            if pidfd < 0:  # another thread has stopped it in the meantime
                 raise StateError(f"{self!r}: it does not run")
             return Namespace.from_pidfd(pidfd, kind)
 
         return self._running().watched(opened)
 
     def joined(self) -> dict[str, Any]:
-        """Return what it was given to join, by kind, and what was lent to it since; the handles stay its own.
+        """Return the namespaces that it joined, by kind, and those of :meth:`keep_until_stopped`, which it still owns.
 
         Raises:
             StateError: it was never started.
@@ -328,11 +327,11 @@ class Live:
         return dict(self._standing().joined)
 
     def keep_until_stopped(self, name: str, handle: Handle | None) -> None:
-        """Close a handle when the container ends; None in its place takes it away again.
+        """Close a handle when the container ends. None removes it again.
 
         Args:
-            name: what it is kept under.
-            handle: something with ``fileno`` and ``close``.
+            name: the key of the handle.
+            handle: an object with ``fileno`` and ``close``.
 
         Raises:
             StateError: it does not run.
@@ -343,7 +342,7 @@ class Live:
             if handle is None:
                 joined.pop(name, None)
             else:
-                joined[name] = handle  # type: ignore[assignment] # a namespace, or what stands for one
+                joined[name] = handle  # type: ignore[assignment] # a namespace, or a replacement for one
 
     # --- Files
 
@@ -361,7 +360,7 @@ class Live:
             path: absolute, as inside.
 
         Raises:
-            SpecError: a path that can't be.
+            SpecError: the path is invalid.
         """
         from containerkit.container.inside import InsidePath
 
@@ -370,7 +369,7 @@ class Live:
     def changes(self) -> Iterator[Change]:
         """Yield what the container has added, changed and deleted below its root, read from the writable layer.
 
-        With a ``hostname`` of its own on ``RootFS.host()`` /etc/hosts is among it: the name was added there.
+        If ``hostname`` is set on ``RootFS.host()``, /etc/hosts is included, because the name is added there.
 
         Raises:
             StateError: it does not run, or its root has no writable layer of its own.
@@ -384,10 +383,10 @@ _ID_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrs
 
 
 def checked_id(value: str) -> str:
-    """Return a name that a container can have.
+    """Return a valid name of a container.
 
     Raises:
-        SpecError: it can't.
+        SpecError: the name is invalid.
     """
     good = isinstance(value, str) and 0 < len(value) <= 64 and set(value) <= _ID_CHARACTERS
     if not good or value[0] in ".-":

@@ -1,4 +1,4 @@
-"""The log of a container: what its commands write to it, the latest part of which is kept."""
+"""The log of a container: the last part of what its commands write to it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from containerkit.errors import StateError, telling_of_descriptors
 __all__ = ["LOG_BYTES", "Log"]
 
 LOG_BYTES: Final = 1024 * 1024
-"""How much is kept; what was written before that is dropped."""
+"""How many bytes are kept. Older output is dropped."""
 
 _CHUNK: Final = 65536
 
 
 class Log:
-    """Where commands of a container can write to: ``c.popen(argv, stdout=c.log, stderr=c.log)``.
+    """A log that commands of a container write to: ``c.popen(argv, stdout=c.log, stderr=c.log)``.
 
-    The latest MiB is kept, in this process. One thread reads for all containers, so no command ever waits for it.
+    The last MiB is kept in the memory of this process. One thread reads the logs of all containers, so no command is
+    blocked.
 
     Args:
-        owner: a uid outside that owns the pipe, so that commands can open it by its name; None for the caller.
+        owner: a uid outside that owns the pipe, so that commands can open it by name; None for the caller.
     """
 
     def __init__(self, owner: int | None) -> None:
@@ -68,9 +69,9 @@ class Log:
         return ends[0] if ends else -1
 
     def take(self) -> None:
-        """Read what lies there."""
+        """Read what is in the pipe."""
         with self._lock:
-            # A pipe's worth at a time: somebody may write on and on.
+            # Read at most one pipe's capacity at a time, because a command may write without end.
             for _ in range(2 * LOG_BYTES // _CHUNK):
                 if not self._ends or not self._take():
                     return
@@ -87,13 +88,13 @@ class Log:
         return bool(piece)
 
     def read(self) -> bytes:
-        """Return what is kept, with all that commands have written by now."""
+        """Return what is kept, including everything that commands have written so far."""
         self.take()
         with self._lock:
             return b"".join(self._pieces)[-LOG_BYTES:]
 
     def close(self) -> None:
-        """Take what lies there, and close it: what was kept stays. Harmless when repeated."""
+        """Read what is in the pipe, and close it. What was kept remains. May be called twice."""
         self.take()
         _pump.remove(self)
         with self._lock:
@@ -120,7 +121,7 @@ class _Pump:
             os.eventfd_write(self._wake[0], 1)
 
     def remove(self, log: Log) -> None:
-        """Read no more of a log. The thread may come to it once more, which finds it closed."""
+        """Stop reading a log. The thread may try once more and then finds it closed."""
         with self._lock:
             if self._logs.get(log.source) is not log:
                 return
@@ -154,7 +155,7 @@ _pump = _Pump()
 
 
 def _after_fork() -> None:
-    global _pump  # noqa: PLW0603 - the thread is the parent's
+    global _pump  # noqa: PLW0603 - the thread belongs to the parent
     _pump = _Pump()
 
 

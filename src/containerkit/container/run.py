@@ -1,4 +1,4 @@
-"""One command in a container of its own: the fastest way."""
+"""One command in its own container: the fastest way."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def run(
     on_stderr: Listener | None = None,
     **more: Unpack[AnyLaunchOptions],
 ) -> CompletedProcess[Any]:
-    """Run one command in a container of its own and wait for its end: the fastest way.
+    """Run one command in its own container and wait for its end. This is the fastest way.
 
     Args:
         argv: the program, which is looked up inside, and its arguments.
@@ -120,9 +120,9 @@ def run(
         options: see :class:`containerkit.options.OneShotOptions`.
 
     Raises:
-        SpecError: a value is invalid; nothing was made.
-        SetupError: an operation failed; nothing is left behind.
-        ContainerTimeout: with what it had written by then.
+        SpecError: a value is invalid. Nothing was made.
+        SetupError: an operation failed. Nothing is left behind.
+        ContainerTimeout: the timeout expired. The error has the output so far.
         ExitError: with ``check``.
     """
     hearing: Hearing | None = None
@@ -156,7 +156,7 @@ def perform(
     take: Callable[[Command], Ready | None] | None = None,
     hearing: Hearing | None = None,
 ) -> CompletedProcess[Any]:
-    """Do what :func:`run` does; ``recipe_of`` tells what its other arguments come to, ``take`` what is ready for it."""
+    """Do what :func:`run` does. ``recipe_of`` evaluates its other arguments. ``take`` returns a ready container."""
     terms = Terms.of(timeout, limit, check=check, hearing=hearing)
     if init is not True:
         check_bool(init, "init")
@@ -189,16 +189,16 @@ def _command(recipe: Recipe, argv: ListOf[Word], *, init: bool) -> tuple[Command
 def begin(
     argv: ListOf[Word], more: Mapping[str, Any], streams: Mapping[str, Any], *, init: bool
 ) -> tuple[Process[Any], Container | None]:
-    """Start one command in a container of its own, for somebody who waits for its end in another way than ``run``.
+    """Start one command in its own container, for a caller that does not wait for its end as ``run`` does.
 
     Args:
         argv: the program and its arguments.
-        more: the arguments of ``run``, but for those of waiting.
+        more: the arguments of ``run``, except those for waiting.
         streams: its standard streams: ``stdin``, ``stdout``, ``stderr``.
         init: as for ``run``.
 
     Returns:
-        The command, and the container that is the caller's to stop afterwards: None where it goes with the command.
+        The command, and the container that the caller must stop afterwards; None if it ends with the command.
 
     Raises:
         SpecError, SetupError: as for ``run``.
@@ -233,15 +233,15 @@ def _begun_in_a_container(recipe: Recipe, argv: ListOf[Word]) -> tuple[Process[A
 
 
 class Recipe(NamedTuple):
-    """What the arguments of ``run`` come to, but for its argv.
+    """The evaluated arguments of ``run``, except its argv.
 
     Attributes:
-        description: those that describe the container.
-        given: the others.
+        description: the arguments that describe the container.
+        given: the other arguments.
         spec: the container.
-        command: the command, with an argv that is to be replaced; None when only a container can run it.
-        text: how its output is text.
-        captures: it can be run as :class:`Captured`: it has the streams that ``run`` gives unless it is told otherwise.
+        command: the command, with a placeholder as argv; None if only a running container can resolve it.
+        text: how its output is decoded.
+        captures: whether it can be run as :class:`Captured`, because it has the default streams of ``run``.
     """
 
     description: dict[str, Any]
@@ -263,7 +263,7 @@ class Recipe(NamedTuple):
         given = {name: value for name, value in arguments.items() if name in names}
         description = {name: value for name, value in arguments.items() if name not in names}
         spec = build(description)
-        root = resolve(spec.rootfs)  # an image has a say in what the command is
+        root = resolve(spec.rootfs)  # the image provides defaults of the command
         if root is not spec.rootfs:
             spec = attrs.evolve(spec, rootfs=root)
         if given.get("pty") or given.get("syscall_handler") or has_names(spec.rootfs, given):
@@ -282,12 +282,12 @@ recipes: Recall[Recipe] = Recall()
 
 
 def recipe_of_run(arguments: Mapping[str, Any]) -> Recipe:
-    """Return what the arguments of ``run`` come to."""
+    """Return the evaluated arguments of ``run``."""
     return recipes.get(arguments, Recipe.of, _is_lasting)
 
 
 def _is_lasting(recipe: Recipe) -> bool:
-    """Whether it would come to the same again: no image is behind a name."""
+    """Whether evaluating it again gives the same result: no name of an image is involved."""
     spec = recipe.spec
     return spec.rootfs is recipe.description.get("rootfs", spec.rootfs) and owns_nothing(spec)
 
@@ -295,7 +295,7 @@ def _is_lasting(recipe: Recipe) -> bool:
 def _in_a_container(
     recipe: Recipe, argv: ListOf[Word], terms: Terms, given: Input, *, capture: bool
 ) -> CompletedProcess[Any]:
-    """Run it in a live container, in which names and terminals are found."""
+    """Run it in a live container, where names and terminals can be looked up."""
     container: Container = late.load(late.KINDS["container"])(**recipe.description)
     with container:
         done: CompletedProcess[Any] = container.run(
@@ -313,7 +313,7 @@ def _in_a_container(
 
 
 def _captured(recipe: Recipe, mode: Mode, terms: Terms) -> CompletedProcess[Any]:
-    """Run it in a container of its own, from its start to its end in one go."""
+    """Run it in its own container from its start to its end."""
     assert mode.command is not None
     captured: Captured | None = None
     ground = Ground.prepare(recipe.spec)
@@ -330,7 +330,7 @@ def _captured(recipe: Recipe, mode: Mode, terms: Terms) -> CompletedProcess[Any]
 
 
 def _finish(ground: Ground, process: Process[Any] | Captured) -> None:
-    """Read what the group of a command that has ended says, and give back what it stood on."""
+    """Read the group of an ended command, and release its context."""
     try:
         if ground.membership is not None:
             account(process, ground.membership.group)
@@ -341,7 +341,7 @@ def _finish(ground: Ground, process: Process[Any] | Captured) -> None:
 def _attended(
     recipe: Recipe, command: Command, mode: Mode, streams: dict[str, Any], given: Input, terms: Terms
 ) -> CompletedProcess[Any]:
-    """Start it with these streams, and talk with it to its end."""
+    """Start it with these streams, and communicate with it to its end."""
     birth = Birth(recipe.text)
     try:
         _start(birth, recipe, command, mode, streams)
@@ -353,7 +353,7 @@ def _attended(
 
 
 def _start(birth: Birth, recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> None:
-    """Start it with these streams; whoever has made its birth calls that off if this raises."""
+    """Start it with these streams. If this raises, the maker of its :class:`Birth` calls that off."""
     ground = Ground.prepare(recipe.spec)
     try:
         stdin, stdout, stderr = (options.get(name) for name in ("stdin", "stdout", "stderr"))
@@ -365,6 +365,6 @@ def _start(birth: Birth, recipe: Recipe, command: Command, mode: Mode, options: 
         birth.enter(command, partial(_finish, ground))
         birth.close_child()
     except BaseException:
-        birth.call_off()  # before what it stands on is given back
+        birth.call_off()  # before its context is released
         ground.release()
         raise

@@ -1,7 +1,7 @@
-"""Running containers that were given an id, for other processes of the same user that know nothing but that id.
+"""Records of running containers that were given an id, so that other processes of the same user can find them.
 
-Each is a file below /run (for a user: $XDG_RUNTIME_DIR), named after the id and the pid of its PID 1. It holds when
-that process started: so a file whose owner was killed is known for what it is.
+Each record is a file below /run (for a user: $XDG_RUNTIME_DIR), named after the id and the pid of its PID 1. It
+contains the start time of that process. So the record of a killed owner can be recognised.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["find", "forget", "note", "sweep"]
 
 
 def directory() -> str | None:
-    """Return where this user's are; None for a user without a directory for what is running."""
+    """Return the directory of this user's records; None if the user has no runtime directory."""
     if os.geteuid() == 0:
         return "/run/containerkit/running"
     base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
@@ -24,9 +24,9 @@ def directory() -> str | None:
 
 
 def note(name: str, pid: int) -> str | None:
-    """Put a container on record, and return the path of its record; None where there can't be any.
+    """Record a container, and return the path of its record; None if there can't be any.
 
-    A system without a /run that can be written to is no reason for not starting a container: it is not found then.
+    If /run is not writable, the container starts all the same, but can't be found.
     """
     place = directory()
     if place is None:
@@ -49,14 +49,14 @@ def note(name: str, pid: int) -> str | None:
 
 
 def forget(path: str | None) -> None:
-    """Take a container off the record; harmless when it is not on it."""
+    """Remove the record of a container. Has no effect if there is none."""
     if path is not None:
         with suppress(OSError):
             os.unlink(path)
 
 
 def _alive(place: str) -> tuple[list[tuple[str, int]], list[str]]:
-    """Return id and pid of those that run, and the paths of those that do not any more."""
+    """Return the id and pid of those that run, and the paths of the records of others."""
     alive, dead = [], []
     with suppress(OSError):
         for entry in sorted(os.listdir(place)):
@@ -65,7 +65,7 @@ def _alive(place: str) -> tuple[list[tuple[str, int]], list[str]]:
             with suppress(OSError), open(f"{place}/{entry}", encoding="ascii") as file:
                 started = file.read().strip()
             if not number.isdecimal() or not started.isdecimal():
-                continue  # in the midst of being written, or nobody's
+                continue  # it is being written, or is not a record
             if procfs.is_same(int(number), int(started)):
                 alive.append((name, int(number)))
             else:
@@ -74,10 +74,10 @@ def _alive(place: str) -> tuple[list[tuple[str, int]], list[str]]:
 
 
 def find(name: str) -> int | None:
-    """Return a pidfd of a running container's PID 1, the caller's from now on; None where none has this id.
+    """Return a pidfd of a running container's PID 1, which the caller then owns; None if none has this id.
 
     Raises:
-        StateError: several have it.
+        StateError: several containers have it.
     """
     place = directory()
     found = [] if place is None else [pid for known, pid in _alive(place)[0] if known == name]
@@ -89,14 +89,14 @@ def find(name: str) -> int | None:
         pidfd = os.pidfd_open(found[0])
     except ProcessLookupError:
         return None
-    if name not in [known for known, pid in _alive(str(place))[0] if pid == found[0]]:  # the pid is another's by now
+    if name not in [known for known, pid in _alive(str(place))[0] if pid == found[0]]:  # the pid has been reused
         os.close(pidfd)
         return None
     return pidfd
 
 
 def sweep() -> list[str]:
-    """Remove the records of containers whose owners were killed; return what they were, for people."""
+    """Remove the records of containers whose owners were killed. Return their descriptions for messages."""
     place = directory()
     dead = [] if place is None else _alive(place)[1]
     for path in dead:

@@ -1,6 +1,6 @@
-"""Who is in the midst of starting a process in a live container.
+"""Tracks threads that are starting a process in a live container.
 
-The handler of a signal may raise at any moment of it: nobody waits for who is gone.
+A signal handler may raise at any moment of a start. Then nobody waits for that start.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 __all__ = ["LOOK_AGAIN_S", "Entering", "Unwaited", "init_process", "wait_for_all", "wait_for_others"]
 
 LOOK_AGAIN_S: Final = 0.05
-"""How often somebody looks who may not be woken."""
+"""How often a thread checks that may not be woken, in seconds."""
 
 _LOOKED_AT: Final = 4
-"""How many processes each start looks at: more than it adds, so that few that have ended are ever left."""
+"""How many processes each start checks: more than it adds, so that few ended processes remain."""
 
 
 class Unwaited:
-    """Processes that perhaps nobody will wait for: those that have ended are reaped as others are started.
+    """Processes that perhaps nobody will wait for. Those that have ended are reaped when others are started.
 
-    As :mod:`subprocess` does it. It keeps none alive; who holds a process learns of its end as before.
+    :mod:`subprocess` does the same. This list does not keep objects alive, and their holders still see the result.
     """
 
     def __init__(self) -> None:
         self._processes: deque[ref[Process[Any]]] = deque()
 
     def add(self, process: Process[Any]) -> None:
-        """Take note of one that was started."""
+        """Add a started process."""
         self._processes.append(ref(process))
 
     def reap(self) -> None:
-        """Look at the next few."""
+        """Check the next few."""
         for _ in range(min(_LOOKED_AT, len(self._processes))):
             try:
                 next_one = self._processes.popleft()
-            except IndexError:  # another thread was sooner
+            except IndexError:  # another thread was faster
                 return
             process = next_one()
             if process is not None and process.poll() is None:
@@ -57,15 +57,15 @@ class Unwaited:
 
 
 class Entering:
-    """Somebody who is in the midst of starting a process, for as long as ``with`` lasts.
+    """A thread that is starting a process, for the duration of a ``with`` block.
 
     Args:
-        idle: its lock is held while the books are written; it is told when somebody is through.
-        books: those who are in the midst of it. They hold nobody who was forgotten.
-        admit: returns PID 1, or refuses.
+        idle: its lock protects ``books``. It is notified when a thread has finished.
+        books: the threads that are starting a process.
+        admit: returns PID 1, or raises an error.
 
     Attributes:
-        thread: which thread that is.
+        thread: the id of the thread.
     """
 
     __slots__ = ("__weakref__", "_admit", "_books", "_idle", "thread")
@@ -81,7 +81,7 @@ class Entering:
             with self._idle:
                 init = self._admit()
                 self._books.add(self)
-        except BaseException:  # refused; or the handler of a signal has raised, and there will be no exit
+        except BaseException:  # refused; or a signal handler has raised, and there will be no exit
             self.__exit__()
             raise
         return init
@@ -93,9 +93,9 @@ class Entering:
 
 
 def wait_for_others(idle: threading.Condition, books: WeakSet[Entering]) -> None:
-    """Wait until whoever is in the midst of starting a process is through; the caller holds the lock.
+    """Wait until no other thread is starting a process. The caller holds the lock.
 
-    What the caller's own thread was starting it will not go on with: the handler of a signal has raised, or is running.
+    A start in the caller's own thread will not continue, because a signal handler has raised or is running.
     """
     own = threading.get_ident()
     while any(entering.thread != own for entering in books):
@@ -103,22 +103,20 @@ def wait_for_others(idle: threading.Condition, books: WeakSet[Entering]) -> None
 
 
 def wait_for_all(idle: threading.Condition, books: WeakSet[Entering], check: Callable[[], object]) -> None:
-    """Wait until nobody is in the midst of starting a process; the caller holds the lock.
+    """Wait until no thread is starting a process. The caller holds the lock.
 
     Args:
         idle, books: as for :class:`Entering`.
-        check: raises when there is nothing to wait for any more; called each time that somebody is through.
+        check: raises if waiting has become pointless. Called each time that a thread has finished.
 
     Raises:
-        StateError: the caller's own thread is in the midst of it, and would wait for itself.
+        StateError: the caller's own thread is starting a process, and would wait for itself.
     """
     own = threading.get_ident()
     check()
     while books:
         if any(entering.thread == own for entering in books):
-            raise StateError(
-                "a signal handler can't do this in the midst of a start in its own thread: do it afterwards"
-            )
+            raise StateError("a signal handler can't do this during a start in its own thread: do it afterwards")
         idle.wait(LOOK_AGAIN_S)
         check()
 
@@ -131,8 +129,8 @@ def _init_command() -> Command:
 def init_process(outcome: Outcome) -> Process[Any]:
     """Return PID 1, whose pidfd stays open until the container is released.
 
-    Whoever asks for its state reaps it, or the container whose pid namespace it has joined does, while a thread that
-    starts a command here is about to hand the descriptor's number to the kernel.
+    Another thread that asks for its state, or the container whose pid namespace it has joined, may reap PID 1 while a
+    thread that starts a command is about to pass the descriptor's number to the kernel.
     """
     init: Process[Any] = Process(_init_command(), outcome.pid, outcome.pidfd, Streams([], [None, None, None], []))
     init.hold()

@@ -63,27 +63,27 @@ class Template:
     image as long as the template exists. Any number of threads may start from it.
 
     Args:
-        networks: how many network namespaces are kept ready, 0 for none (default): empty ones, at most 4096, see
-            :class:`NetworkPool`; with ``network`` at most 1023 that are on it already.
-        ready: how many containers are kept ready, each with a network of its own where it is to have one: all of them
-            is done but the exec of the command that :meth:`run` is called with. 0 to 1024; default 0, with
-            ``networks`` as many as these, but 16 at most, where such containers can be kept ready.
+        networks: how many network namespaces are kept ready; default 0. They are empty (at most 4096, see
+            :class:`NetworkPool`) or, with ``network``, already connected to it (at most 1023).
+        ready: how many containers are kept ready, with their network. Only the exec of the command of :meth:`run` is
+            left to do. 0 to 1024. The default is 0, or with ``networks`` the same number, at most 16, if such
+            containers can be kept ready.
         options: see :class:`containerkit.options.TemplateOptions`.
 
     Raises:
-        SpecError: a value is invalid; ``networks`` for a container that gets no network namespace of its own;
-            ``ready`` for one that can't wait for its command, and why.
+        SpecError: a value is invalid; ``networks`` for a container without a new network namespace; ``ready`` for a
+            container that can't wait for its command. The error gives the reason.
         UnsupportedError: ``networks`` for an unprivileged user, or something that this host lacks.
         SetupError: an operation failed.
 
-    A container that is ready shows directories of the host, and what is mounted in them, as they were when it was made.
-    It is not used once one of the directories is another or, for ``RootFS.host()``, the host's mounts have changed.
-    From one that sees nothing of the host's but its root :meth:`run` returns once nothing runs in it any more; the
-    kernel takes down its namespaces meanwhile.
+    A ready container shows directories of the host and the mounts in them as they were when it was made. It is not used
+    after one of the directories has been replaced or, for ``RootFS.host()``, the host's mounts have changed. If a
+    container shows nothing of the host except its root, :meth:`run` returns when all its processes have ended. The
+    kernel then removes its namespaces in the background.
 
     Side effects, until :meth:`close`: with ``networks`` a thread and as many descriptors; with ``ready`` a thread, and
-    for each container 2 processes and 5 descriptors. Until its exec a process shares the caller's memory, in which
-    setns(2) and unshare(2) then refuse what they refuse a process with threads.
+    for each container 2 processes and 5 descriptors. Until its exec a process shares the caller's memory. Meanwhile
+    setns(2) and unshare(2) refuse to the caller what they refuse to a process with threads.
     """
 
     def __init__(self, *, networks: int = 0, ready: int | None = None, **options: Unpack[TemplateOptions]) -> None:
@@ -121,7 +121,7 @@ class Template:
             return None
         recipe = self._recipe({})
         spec, command = recipe.spec, recipe.command
-        if isinstance(self._pool, NetworkPool):  # each gets a network during its own start, for which nobody waits
+        if isinstance(self._pool, NetworkPool):  # each gets a network during its start in the background
             spec = attrs.evolve(spec, namespaces=attrs.evolve(spec.namespaces, network="new"))
         if reason := why_never_ready(spec, command):
             if wanted is None:
@@ -135,7 +135,7 @@ class Template:
 
         Raises:
             StateError: the template was closed.
-            SpecError: no such id.
+            SpecError: the id is invalid.
         """
         self._check_open()
         return Container(id=id, **self._fields)
@@ -203,7 +203,7 @@ class Template:
         on_stderr: Listener | None = None,
         **more: Unpack[AnyPopenOptions],
     ) -> CompletedProcess[Any]:
-        """Run one command in a container of its own, as :func:`containerkit.run` does.
+        """Run one command in its own container, as :func:`containerkit.run` does.
 
         Args:
             argv, input, text, encoding, errors: as for :func:`containerkit.run`.

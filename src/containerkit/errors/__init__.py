@@ -78,7 +78,7 @@ class SetupError(ContainerError, OSError):
         operation: the system call or step that failed, such as ``"move_mount"``.
         errno: the kernel's error number.
         target: what the operation acted on.
-        hint: what would help, or an empty string.
+        hint: the remedy, or an empty string.
     """
 
     operation: str
@@ -138,7 +138,7 @@ class CleanupError(ContainerError):
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use what needs other modules. Source: PEP 562."""
+    """Import names from other modules on first use. Source: PEP 562."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

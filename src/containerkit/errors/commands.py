@@ -69,7 +69,7 @@ class ExitError(ContainerError, CalledProcessError):
         return type(self), (self.returncode, self.cmd, self.output, self.stderr, self.cause, self.result)
 
 
-class OutOfMemory(ExitError):  # noqa: N818 - the field's word, as in MemoryError's own family
+class OutOfMemory(ExitError):  # noqa: N818 - the usual term, as in MemoryError
     """The kernel killed a process of the command because its group exceeded the memory limit.
 
     Its text has the limit and the largest amount of memory that was used.
@@ -84,10 +84,10 @@ class OutOfMemory(ExitError):  # noqa: N818 - the field's word, as in MemoryErro
         return f": out of memory{known and f' ({known})'} (hint: raise Limits(memory=...))"
 
 
-class ContainerTimeout(ContainerError, TimeoutExpired, TimeoutError):  # noqa: N818 - as TimeoutExpired is called
+class ContainerTimeout(ContainerError, TimeoutExpired, TimeoutError):  # noqa: N818 - named like TimeoutExpired
     """The timeout expired, and all processes of the command were killed. The error has the output until then.
 
-    Its text tells what it had used and the last lines of its stderr, or of stdout where stderr has none.
+    Its text has the resources that the command used and the last lines of its stderr, or of stdout if stderr is empty.
 
     Attributes:
         cmd, timeout, stdout, stderr: as in :class:`subprocess.TimeoutExpired`.
@@ -96,7 +96,7 @@ class ContainerTimeout(ContainerError, TimeoutExpired, TimeoutError):  # noqa: N
 
     cmd: Sequence[str]
     output: Written
-    stdout: Written  # type: ignore[assignment] # typeshed knows bytes alone, but the partial output may be text
+    stdout: Written  # type: ignore[assignment] # typeshed only allows bytes, but the partial output may be text
     stderr: Written  # type: ignore[assignment] # as above
 
     def __init__(
@@ -119,7 +119,7 @@ class ContainerTimeout(ContainerError, TimeoutExpired, TimeoutError):  # noqa: N
 
 
 def _used(result: Result | None) -> str:
-    """Return what a command had used, for people; nothing where that is not known."""
+    """Return a text with the resources that a command used; empty if they are not known."""
     if result is None:
         return ""
     usage = result.usage
@@ -132,7 +132,7 @@ def _used(result: Result | None) -> str:
 
 def _with_last_lines(told: str, result: Result | None, stdout: Written, stderr: Written) -> str:
     name, written = "stderr", stderr
-    if written is None and result is not None:  # the output of a build has been shown already
+    if written is None and result is not None:  # the output of a build has already been shown
         name, written = "stdout", stdout
     lines = _last_lines(written)
     return "\n    ".join([f"{told}; the end of its {name}:", *lines]) if lines else told
@@ -152,4 +152,4 @@ def _printable(line: str) -> str:
 
 
 for _each in (ExitError, OutOfMemory, ContainerTimeout):
-    _each.__module__ = "containerkit.errors"  # the name by which users and pickles know them
+    _each.__module__ = "containerkit.errors"  # the name that users and pickles use

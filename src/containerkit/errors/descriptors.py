@@ -19,7 +19,7 @@ __all__ = ["of_descriptors", "telling_of_descriptors"]
 def telling_of_descriptors(operation: str) -> Iterator[None]:
     """Convert an error for lack of file descriptors to a :class:`SetupError` that says so. Other errors pass unchanged.
 
-    It decorates functions, too; what they return must not have to be closed: the handler of a signal may raise between
+    It can also decorate functions. Their results must not need to be closed, because a signal handler may raise between
     the function and its caller.
 
     Args:

@@ -67,7 +67,7 @@ class RegistryOptions(TypedDict, total=False):
     credentials: Credentials | None
     """The credentials (default: those that other container tools have stored)."""
     progress: Progress
-    """Called with each step (default: nobody)."""
+    """Called with each step (default: none)."""
 
 
 class PullOptions(RegistryOptions, total=False):
@@ -165,8 +165,8 @@ class BuildOptions(TypedDict, total=False):
     network: Literal["none", "internet", "host"]
     """The network of its commands (default ``"none"``)."""
     egress: ListOf[str] | None
-    """With ``network="internet"``: what alone they may reach, as :meth:`containerkit.Egress.only` takes it (default
-    all of it)."""
+    """With ``network="internet"``: the only destinations that they may reach, as for :meth:`containerkit.Egress.only`
+    (default: all)."""
     allow: ListOf[Entitlement] | tuple[Entitlement, ...]
     """What single commands may request (default nothing)."""
     secrets: Mapping[str, bytes | str | os.PathLike[str]]
@@ -178,9 +178,9 @@ class BuildOptions(TypedDict, total=False):
     store: Store | None
     """The store (default: the user's)."""
     log: Callable[[str], None]
-    """Called with each line that a command writes (default: nobody)."""
+    """Called with each line that a command writes (default: none)."""
     progress: Progress
-    """Called with each step (default: nobody)."""
+    """Called with each step (default: none)."""
 
 
 class DockerfileOptions(BuildOptions, total=False):

@@ -30,7 +30,7 @@ _LOG = "dump.log"
 
 
 def checkpoint(call: Call) -> int:
-    """Write the state of a container's processes to a directory; they end unless ``--leave-running``."""
+    """Write the state of a container's processes to a directory. They end unless ``--leave-running`` is given."""
     flags = call.flags
     program = criu.program(call)
     with store.open_entry(call.root, call.name, lock=True) as entry:
@@ -68,7 +68,7 @@ def _memory(flags: Flags) -> list[str]:
 
 
 def _external(entry: Entry, config: Config, streams: list[str]) -> list[str]:
-    """Name what the images do not hold."""
+    """Return the names of what the images do not contain."""
     root = os.open(f"/proc/{entry.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = _mounts(root, config, Groups.of(entry.record.get("groups", []), hierarchies()))
@@ -76,14 +76,14 @@ def _external(entry: Entry, config: Config, streams: list[str]) -> list[str]:
         os.close(root)
     for kind, (name, key) in NAMESPACE_KEYS.items():
         namespace = config.namespace(kind)
-        if namespace is None or namespace.path:  # it is the host's, or another's
+        if namespace is None or namespace.path:  # it belongs to the host or to another container
             found.append(f"{name}[{os.stat(f'/proc/{entry.pid}/ns/{name}').st_ino}]:{key}")
     found += dict.fromkeys(stream for stream in streams if stream.startswith(("file[", "tty[")))
     return external(found)
 
 
 def _mounts(root: int, config: Config, groups: Groups) -> list[str]:
-    """Return the mounts of the host's files as they are named to CRIU: where they are, and their keys."""
+    """Return the mounts of the host's files for CRIU: their targets and their keys."""
     targets = Targets(Tape())
     targets.view = root
     masked = set(config.linux.masked_paths)

@@ -44,7 +44,7 @@ def _check_namespaces(config: Config) -> None:
     if config.is_new("user") and not (linux.uid_mappings and linux.gid_mappings):
         raise ConfigError("linux.uidMappings", "a new user namespace needs uidMappings and gidMappings")
     if (linux.uid_mappings or linux.gid_mappings) and config.namespace("user") is None:
-        raise ConfigError("linux.uidMappings", "there is no user namespace in linux.namespaces to map ids in")
+        raise ConfigError("linux.uidMappings", "linux.namespaces has no user namespace to map ids in")
     for what, kind, value in (("hostname", "uts", config.hostname), ("domainname", "uts", config.domainname)):
         if value and config.namespace(kind) is None:
             raise ConfigError(what, "can be set in a uts namespace only")
@@ -88,12 +88,12 @@ def _owner_of(name: str) -> str:
     if plain.startswith("net."):
         return "network"
     if plain == "kernel.hostname":
-        raise ConfigError(path, "is what hostname in the configuration sets")
+        raise ConfigError(path, "is set by hostname in the configuration")
     if plain == "kernel.domainname":
         return "uts"
     if plain.startswith("user."):
         return "user"
-    raise ConfigError(path, "belongs to no namespace: it would be set for the whole host")
+    raise ConfigError(path, "belongs to no namespace, so it would be set for the whole host")
 
 
 def check_host(config: Config, kind: str) -> None:
@@ -107,7 +107,7 @@ def check_host(config: Config, kind: str) -> None:
         ConfigError: it sets a kernel parameter, or a name, of that namespace.
     """
     hint = f"remove it, or use a new {kind} namespace"
-    why = f"would be the host's: the {kind} namespace that is joined is the runtime's own (hint: {hint})"
+    why = f"would apply to the host: the {kind} namespace to join is the runtime's own (hint: {hint})"
     for name in config.linux.sysctl:
         if _owner_of(name) == kind:
             raise ConfigError(f"linux.sysctl.{name}", why)

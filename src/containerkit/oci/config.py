@@ -60,7 +60,7 @@ class Box(Model):
 
 
 class User(Model):
-    """Who the process is."""
+    """The user and groups of the process."""
 
     uid: int
     gid: int
@@ -285,7 +285,7 @@ class NetDevice(Model):
 
 
 class TimeOffset(Model):
-    """How far a clock of the time namespace is from the host's."""
+    """The offset of a clock of the time namespace from the host's."""
 
     secs: int
     nanosecs: int

@@ -1,7 +1,7 @@
 """``tmpcopyup``: a tmpfs that starts with a copy of what it covers.
 
-It is filled by the runtime before it is attached. What lies below is opened without following a symlink out of the root
-filesystem, and everything is made on descriptors of the new filesystem, which nobody else can reach yet.
+The runtime fills it before it is attached. The covered directory is opened without following a symlink out of the root
+filesystem. Everything is made on descriptors of the new filesystem, which no other process can reach yet.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def filled_tmpfs(root: int, target: str, data: Sequence[tuple[str, str | None]],
 
     Args:
         root: the root filesystem.
-        target: the directory; where there is none the tmpfs is empty.
+        target: the directory. If it does not exist, the tmpfs is empty.
         data: the options of the tmpfs.
         attributes: ``MOUNT_ATTR_*``.
 
     Raises:
         StepError: it can't be made.
-        OSError: something could not be copied, such as for want of room.
+        OSError: something could not be copied, for example because the tmpfs is full.
     """
     try:
         source = kernel.open_inside(root, target, k.O_RDONLY | k.O_DIRECTORY)
@@ -63,7 +63,7 @@ def new_tmpfs(data: Sequence[tuple[str, str | None]], attributes: int, target: s
     Args:
         data: its options; None marks a flag.
         attributes: ``MOUNT_ATTR_*``.
-        target: what it is for, as an error tells it.
+        target: its purpose, for errors.
 
     Raises:
         StepError: it can't be made.
@@ -84,7 +84,7 @@ def new_tmpfs(data: Sequence[tuple[str, str | None]], attributes: int, target: s
 
 
 def _copy_tree(source: int, sink: int) -> None:
-    """Copy what is in a directory. What is still to be entered is on a list, so that no depth is too much."""
+    """Copy the content of a directory. The directories to enter are on a list, so any depth is possible."""
     waiting = [b""]
     entered: list[tuple[bytes, os.stat_result]] = []
     while waiting:
@@ -101,12 +101,12 @@ def _copy_tree(source: int, sink: int) -> None:
                 os.close(below)
         finally:
             os.close(above)
-    for path, status in reversed(entered):  # they are full now: their times stay
+    for path, status in reversed(entered):  # they are complete now, so their times stay
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=sink, follow_symlinks=False)
 
 
 def _copy_directory(source: int, sink: int) -> list[tuple[bytes, os.stat_result]]:
-    """Copy what is in a directory, but not below it; return the directories that were made."""
+    """Copy the entries of a directory without descending. Return the directories that were made."""
     made = []
     for name in map(os.fsencode, os.listdir(source)):
         status = os.stat(name, dir_fd=source, follow_symlinks=False)

@@ -1,7 +1,7 @@
-"""What ``checkpoint`` and ``restore`` have in common: their flags, and what of a container lies outside of it.
+"""What ``checkpoint`` and ``restore`` have in common: their flags, and what parts of a container are outside of it.
 
-What is external has a key, under which ``restore`` finds what takes its place. Mounts have their target in the
-configuration as the key, so that a bundle elsewhere may name other sources.
+Each external part has a key, under which ``restore`` finds its replacement. The key of a mount is its target in the
+configuration, so that another bundle may name other sources.
 
 Source: criu(8).
 """
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _STREAMS = "descriptors.json"
-"""The file beside the images that tells what the standard streams were, as other runtimes write it."""
+"""The file beside the images that names the standard streams, as other runtimes write it."""
 
 _SWITCHES = {
     "tcp-established": "tcp-established",
@@ -64,7 +64,7 @@ def program(call: Call) -> str:
 
 
 def directory(path: str) -> str:
-    """Return the absolute path of a directory, made where it is missing.
+    """Return the absolute path of a directory, which is made if it is missing.
 
     Raises:
         RuntimeFailure: it can't be made.
@@ -96,7 +96,7 @@ def common(flags: Flags, images: str, log: str) -> list[str]:
     mode = flags.text("manage-cgroups-mode", "soft")
     if mode not in _MODES:
         raise RuntimeFailure(f"--manage-cgroups-mode: {mode!r} is not one of {', '.join(_MODES)}")
-    return [*words, f"--manage-cgroups={mode}"]  # the value is optional, so it never is an argument of its own
+    return [*words, f"--manage-cgroups={mode}"]  # the value is optional, so it is never a separate argument
 
 
 def external_mounts(config: Config, groups: Groups | None, terminal: str = "") -> dict[str, str]:
@@ -147,7 +147,7 @@ def perform(
         words: its command line.
         log: the path of its log.
         passed: descriptors that it inherits.
-        prepare: what its process does first.
+        prepare: called in its process first.
 
     Raises:
         RuntimeFailure: it failed; with the last errors of its log.
@@ -162,14 +162,14 @@ def perform(
 
 
 def write_streams(images: str, streams: Sequence[str]) -> None:
-    """Keep beside the images what the standard streams were."""
+    """Store the names of the standard streams beside the images."""
     fd = os.open(f"{images}/{_STREAMS}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(jsontext.dumps(list(streams)))
 
 
 def read_streams(images: str) -> list[str]:
-    """Return what the standard streams were; nothing where no runtime has noted it."""
+    """Return the names of the standard streams; nothing if no runtime has stored them."""
     try:
         with open(f"{images}/{_STREAMS}", "rb") as file:
             found = jsontext.loads(file.read())

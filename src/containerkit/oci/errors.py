@@ -37,7 +37,7 @@ class StepError(RuntimeFailure, SetupError):
         operation: the system call.
         errno: the kernel's error number.
         target: what it acted on.
-        hint: what would help, or an empty string.
+        hint: the remedy, or an empty string.
     """
 
     def __str__(self) -> str:

@@ -60,7 +60,7 @@ def _process(flags: Flags, config: Config) -> Process:
 
     Raises:
         RuntimeFailure: nothing to run, or a file that can't be read.
-        ConfigError: it describes what can't be.
+        ConfigError: the description is not valid.
     """
     path = flags.text("process")
     process = _from_file(path) if path else _from_flags(flags, config)
@@ -188,10 +188,10 @@ class Joining(Partner):
         self.doors: list[int] = []
 
     def join(self) -> None:
-        """Bring the process up to the exec of its program.
+        """Start the process, up to the exec of its program.
 
         Raises:
-            RuntimeFailure: it could not be; it is gone.
+            RuntimeFailure: this failed. The process no longer exists.
         """
         self.check_console()
         target = self._open_target()
@@ -234,8 +234,8 @@ class Joining(Partner):
         """Open a file of the first process's directory in /proc.
 
         Raises:
-            OSError: this user may not.
-            RuntimeFailure: the process has ended; its number may be another's.
+            OSError: this user is not permitted to.
+            RuntimeFailure: the process has ended. Its pid may have been reused.
         """
         fd = os.open(f"/proc/{self.entry.pid}/{name}", flags | os.O_CLOEXEC)
         if not self.entry.is_running():

@@ -1,4 +1,4 @@
-"""``features``: what this runtime knows, for engines that ask before they configure.
+"""``features``: report what this runtime supports. Engines read it before they write a configuration.
 
 Source: OCI runtime-spec, features.md and features-linux.md.
 """

@@ -1,7 +1,7 @@
 """The seccomp filter of a container: compiled by :mod:`containerkit.security.seccomp`, once for each profile.
 
-Engines hand over the same long profile for every container. Its program is kept below the runtime's root, named by a
-digest of the profile, so that neither the compiler nor attrs is loaded a second time.
+Engines pass the same long profile for every container. The compiled program is cached below the runtime's root, under a
+digest of the profile. So neither the compiler nor attrs is loaded a second time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NEW_LISTENER = 8
 _TSYNC_ESRCH = 16
 _DIRECTORY = ".seccomp"
 _KEPT = 64
-_DEADLOCK = "the process would wait for its agent before that has the listener (hint: name the calls to ask about)"
+_DEADLOCK = "the process would wait for the agent before the agent has the listener (hint: name the calls to ask about)"
 _FORMAT = 4
 _NOTIFY = "SCMP_ACT_NOTIFY"
 _PATH = "linux.seccomp"
@@ -98,13 +98,13 @@ def _compile(profile: dict[str, Any], held: list[str]) -> bytes:
 
 
 def _answer_newer(seccomp: Seccomp) -> Seccomp:
-    """Let calls that are newer than all that a profile names fail with ``ENOSYS``, as other runtimes do.
+    """Make system calls that are newer than any in the profile fail with ``ENOSYS``, as other runtimes do.
 
-    Who wrote the profile did not know them. Programs take ``EPERM`` for final; at ``ENOSYS`` they do without, as on an
-    older kernel. A profile whose other calls are allowed, logged or traced stays as it is.
+    The author of the profile did not know these calls. Programs treat ``EPERM`` as final. After ``ENOSYS`` they use an
+    older call, as on an older kernel. A profile that allows, logs or traces all other calls is not changed.
 
     Args:
-        seccomp: what the profile says.
+        seccomp: the profile.
     """
     from errno import ENOSYS
 
@@ -124,7 +124,7 @@ def _answer_newer(seccomp: Seccomp) -> Seccomp:
 
 
 def _refuse_deadlock(profile: dict[str, Any]) -> None:
-    """Refuse a filter that asks about write(2): by that call the process hands over the descriptor that answers it."""
+    """Refuse a filter that asks about write(2). The process uses this call to hand over its listener."""
     if profile.get("defaultAction") == _NOTIFY:
         raise ConfigError(f"{_PATH}.defaultAction", f"{_NOTIFY} can't be the default: {_DEADLOCK}")
     rules = profile.get("syscalls")
@@ -134,7 +134,7 @@ def _refuse_deadlock(profile: dict[str, Any]) -> None:
 
 
 def _keep(root: str, place: str, compiled: bytes) -> None:
-    """Keep a program; where that fails it is compiled again the next time."""
+    """Cache a program. If that fails, it is compiled again next time."""
     directory = f"{root}/{_DIRECTORY}"
     try:
         os.makedirs(directory, 0o700, exist_ok=True)

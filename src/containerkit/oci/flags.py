@@ -1,6 +1,6 @@
 """Reads the flags of a command line: ``--name VALUE``, ``--name=VALUE``, ``-n VALUE``, ``-nVALUE``, one dash or two.
 
-By hand: argparse takes longer to import than most verbs take to run.
+It does not use argparse, whose import takes longer than most verbs do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Flags:
         self.arguments: list[str] = []
 
     def add(self, name: str, value: str) -> None:
-        """Note a flag that was given."""
+        """Record a flag that was given."""
         self._values.setdefault(name, []).append(value)
 
     def text(self, name: str, otherwise: str = "") -> str:

@@ -24,7 +24,7 @@ _KEPT = (9, 19, _SIGCHLD, 20, 21, 22, 23, 11, 7, 8, 4, 13)
 
 
 def interruptible() -> None:
-    """Let the usual signals end the bringing up as a failure does, so that nothing is left."""
+    """Handle the usual signals during a start like a failure, so that everything made is removed."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise RuntimeFailure(f"interrupted by signal {number}")
@@ -39,7 +39,7 @@ def follow(pidfd: int, master: int, listener: Listener | None = None) -> int:
     Args:
         pidfd: the child.
         master: its terminal, which is closed at the end; -1 for none.
-        listener: where it says that it is ready, if a service manager is to know.
+        listener: the socket on which it reports readiness, if a service manager must be notified.
 
     Returns:
         Its exit status as a shell gives it.
@@ -59,10 +59,10 @@ def follow(pidfd: int, master: int, listener: Listener | None = None) -> int:
 
 
 def forward(pidfd: int, proxy: Proxy | None = None) -> None:
-    """Hand every signal that comes to this process on to another.
+    """Forward every signal that this process receives to another process.
 
     Args:
-        pidfd: the other.
+        pidfd: the other process.
         proxy: its terminal, which follows the size of the caller.
     """
 
@@ -88,7 +88,7 @@ def _poll(watched: list[tuple[int, int]], timeout_ms: int | None = None) -> dict
 
 
 def _poll_with(listener: Listener | None, watched: list[tuple[int, int]]) -> tuple[dict[int, int], Listener | None]:
-    """Poll, and serve a listener until it has heard what it waits for; return what is ready, and the listener."""
+    """Poll, and serve the listener until the process reports readiness. Return what is ready, and the listener."""
     if listener is None:
         return _poll(watched), None
     ready = _poll([*watched, (listener.fileno(), select.POLLIN)])
@@ -98,7 +98,7 @@ def _poll_with(listener: Listener | None, watched: list[tuple[int, int]]) -> tup
 
 
 def _copy(pidfd: int, proxy: Proxy, listener: Listener | None) -> None:
-    """Copy both ways until the process has ended and its terminal has nothing left to say."""
+    """Copy in both directions until the process has ended and its terminal has no more output."""
     open_input = True
     while True:
         watched = [(pidfd, select.POLLIN), (proxy.master, select.POLLIN)]
@@ -117,7 +117,7 @@ def _copy(pidfd: int, proxy: Proxy, listener: Listener | None) -> None:
 
 
 def exit_status(pidfd: int) -> int:
-    """Take a child's exit status; 128 and the signal if one killed it."""
+    """Return a child's exit status: 128 plus the signal if one killed it."""
     ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | k.WALL)
     if ended is None:
         return 255

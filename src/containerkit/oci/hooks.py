@@ -1,7 +1,7 @@
 """Hooks: programs that are run at points of the life cycle, with the container's state on their standard input.
 
-Who starts a hook depends on its kind. Those of the runtime's namespaces start here; those that run in the container's
-namespaces start in :mod:`.innerhooks`.
+This module starts the hooks that run in the runtime's namespaces. :mod:`.innerhooks` starts those that run in the
+container's namespaces.
 
 Source: OCI runtime-spec, config.md, "POSIX-platform Hooks"; runtime.md, "Lifecycle".
 """
@@ -38,7 +38,7 @@ def run(kind: str, hooks: Sequence[Hook], state: dict[str, Any], start: Starter,
         hooks: what to run.
         state: the container's state.
         start: what starts one.
-        first: the number of the first of them in the configuration.
+        first: the number of the first hook in the configuration.
 
     Raises:
         RuntimeFailure: one of them could not be started, failed, or took too long.
@@ -93,10 +93,10 @@ def argv_of(hook: Hook) -> list[bytes]:
 
 
 def in_runtime_namespaces(bundle: str) -> Starter:
-    """Return what starts a hook beside the runtime.
+    """Return a function that starts a hook in the runtime's namespaces.
 
     It has the runtime's privileges and, without ``env``, the runtime's environment. Its working directory is the
-    bundle, or the root where the bundle is gone.
+    bundle, or ``/`` if the bundle no longer exists.
 
     Args:
         bundle: the path of the bundle.

@@ -1,4 +1,4 @@
-"""What the runtime itself is and may, and what it does to a process from outside."""
+"""Facts about the runtime itself, such as its privileges, and what it does to a process from outside."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SYS_ADMIN, _SYS_RESOURCE = 1 << 21, 1 << 24
 
 
 class Host:
-    """What the runtime itself is and may.
+    """Facts about the runtime itself.
 
     Attributes:
         permitted: its capabilities.
-        last_cap: the kernel's last.
+        last_cap: the number of the kernel's last capability.
         privileged: whether it has CAP_SYS_ADMIN, and so may write any id map.
-        nested: whether it lives in a user namespace itself.
+        nested: whether it is itself in a user namespace other than the initial one.
     """
 
     __slots__ = ("last_cap", "nested", "permitted", "privileged")
@@ -39,10 +39,10 @@ class Host:
         self.nested = store.in_user_namespace()
 
     def clones_mounts(self) -> bool:
-        """Return whether it may clone mounts: its mount namespace may belong to a user namespace above its own.
+        """Return whether it may clone mounts. It may not if its mount namespace belongs to a parent user namespace.
 
-        The tree is cloned as a whole: where mounts came from a user namespace above, the kernel refuses to clone one
-        without those that cover parts of it.
+        The tree is cloned as a whole. If mounts came from a parent user namespace, the kernel refuses to clone one
+        without the mounts that cover parts of it.
 
         Source: has_locked_children() in fs/namespace.c.
         """
@@ -55,10 +55,10 @@ class Host:
         return True
 
     def makes_nodes(self, directory: int) -> bool:
-        """Try whether it may make device nodes: CAP_MKNOD may be missing, and an outer container may rule devices.
+        """Try to make a device node. CAP_MKNOD may be missing, or an outer container may restrict devices.
 
         Args:
-            directory: of the runtime's own.
+            directory: a directory of the runtime.
         """
         if self.nested:
             return False
@@ -81,9 +81,9 @@ class Host:
 
 
 def inherited_descriptors(count: int) -> list[int]:
-    """Return which of ``count`` descriptors from 3 on the caller has passed on.
+    """Return which of ``count`` descriptors from 3 on the caller has passed to the runtime.
 
-    What the runtime has opened itself is close-on-exec and may have got a number that the caller left free.
+    The runtime's own descriptors are close-on-exec. They may have numbers in this range that the caller left free.
     """
     found = []
     for number in range(3, 3 + count):
@@ -97,7 +97,7 @@ def inherited_descriptors(count: int) -> list[int]:
 
 
 def write_pid_file(path: str, pid: int) -> None:
-    """Write a pid, in decimal and complete at once.
+    """Write a pid in decimal, atomically.
 
     Raises:
         RuntimeFailure: it can't be written.
@@ -116,7 +116,7 @@ def write_pid_file(path: str, pid: int) -> None:
 
 
 def set_limits(pid: int, process: Process, path: str) -> None:
-    """Set resource limits of a process from outside, where the right to raise them is.
+    """Set the resource limits of a process from outside, where the privilege to raise them exists.
 
     Raises:
         ConfigError: a limit can't be raised that far.
@@ -138,12 +138,12 @@ def set_limits(pid: int, process: Process, path: str) -> None:
 
 
 def set_score(pid: int, wanted: int, *, nested: bool) -> None:
-    """Set how readily the kernel kills a process for its memory.
+    """Set the out-of-memory score adjustment of a process.
 
     Args:
         pid: the process.
         wanted: -1000 to 1000.
-        nested: the runtime lives in a user namespace, where the score can't be lowered: it stays then.
+        nested: the runtime is in a user namespace. The score can't be lowered there, so it is left unchanged.
 
     Raises:
         ConfigError: it can't be set.
@@ -163,10 +163,10 @@ def set_score(pid: int, wanted: int, *, nested: bool) -> None:
 
 
 def find_program(root: int, process: Process) -> None:
-    """See that a program is there and may be executed.
+    """Check that a program exists and may be executed.
 
     Raises:
-        RuntimeFailure: it is not; in the words that engines turn into their exit status 126 or 127.
+        RuntimeFailure: it can't be executed. The text is the one from which engines derive exit status 126 or 127.
     """
     name = process.args[0]
     denied = False

@@ -1,7 +1,8 @@
-"""Binds whose source lies in the container's own root, below or above what was mounted there before.
+"""Binds whose source is in the container's own root, where other filesystems may have been mounted before.
 
-A configuration may name its sources by the host's path of the root filesystem. What the host has there is not what the
-container has once its mounts are made: such a source is cloned by the first process, when its turn comes.
+A configuration may name a source by the host's path of the root filesystem. After the container's mounts are made, the
+host and the container see different files there. So the first process clones such a source when the order of mounts
+reaches it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ __all__ = ["InnerBinds", "strip_root"]
 
 
 def strip_root(path: str, root: str) -> str:
-    """Return a path as the container has it, where it begins with the host's path of the root filesystem.
+    """Return a path as the container sees it, if it begins with the host's path of the root filesystem.
 
     Args:
         path: absolute.
         root: the root filesystem's path on the host, normalized.
 
     Returns:
-        The normalized path; the same one where it does not begin so.
+        The normalized path, unchanged if it does not begin so.
     """
     path = "/" + os.path.normpath("/" + path).lstrip("/")
     return path[len(root) :] if root != "/" and path.startswith(root + "/") else path
@@ -38,7 +39,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 class InnerBinds:
-    """Those of one container.
+    """The binds of this kind in one container.
 
     Args:
         builder: the root that they are in.
@@ -55,7 +56,7 @@ class InnerBinds:
         self.idmaps: list[int] = []
 
     def take(self, number: int, source: str) -> bool:
-        """Return whether a mount is one of them; from then on it is.
+        """Return whether a mount is such a bind, and record it if so.
 
         Args:
             number: of the mount in the configuration.
@@ -74,7 +75,7 @@ class InnerBinds:
         return number in self._paths
 
     def bind(self, number: int, options: Options, target: str) -> None:
-        """Add the steps of one of them.
+        """Add the steps of one such bind.
 
         Args:
             number: of the mount in the configuration.

@@ -1,12 +1,12 @@
 """Hooks that run in the container's namespaces: ``createContainer`` and ``startContainer``.
 
-Both are started by the sealed init in its mode ``walk``. When the kernel resolves a hook's path, its ``#!`` line and
-its ELF interpreter, nothing of the host is within reach: ``/proc/self/exe`` is the sealed init, and all descriptors
-but the three streams are closed.
+The sealed init starts both, in its mode ``walk``. So a hook can't reach the host while the kernel resolves the hook's
+path, its ``#!`` line and its ELF interpreter: ``/proc/self/exe`` is the sealed init, and all descriptors except the
+three streams are closed.
 
 A ``createContainer`` hook is a program of the host, and runs as root of the container's user namespace before the
-pivot. A ``startContainer`` hook is a program of the image, and is held like the container's own: it joins as ``exec``
-joins, with the user, the capabilities, the filter, the labels and the control groups of ``process``.
+pivot. A ``startContainer`` hook is a program of the image, and is confined like the container's own program. It joins
+as ``exec`` does, with the user, capabilities, filter, labels and control groups of ``process``.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def before_pivot(
 ) -> Starter:
     """Return what starts a ``createContainer`` hook.
 
-    Its path is resolved where the host's files still are; its working directory is the container's root. Without
-    ``env`` it has the environment of ``process``.
+    Its path is resolved on the host's files. Its working directory is the container's root. Without ``env`` it has the
+    environment of ``process``.
 
     Args:
         stage: how to enter the container's namespaces.
         rootfs: the path of the root filesystem.
         env: the environment of ``process``.
         places: the directories of the control groups.
-        time_namespace: the path of the time namespace, empty where it is the runtime's own.
+        time_namespace: the path of the time namespace; empty if it is the runtime's own.
     """
 
     def start(hook: Hook, source: int, sink: int) -> int:
@@ -135,11 +135,11 @@ class _Joining(Joining):
         take_streams(self.tape, *streams)
 
     def preserved(self) -> list[int]:
-        """Return none: what the caller passes on is for the container's program."""
+        """Return none: the caller's descriptors are for the container's program."""
         return []
 
     def _own_streams(self) -> None:
-        """Leave the caller's streams to the container's program."""
+        """Do nothing: the caller's streams are for the container's program."""
 
     def _start(self, channel: int, passed: list[int]) -> None:
         super()._start(channel, [*passed, *self.streams])

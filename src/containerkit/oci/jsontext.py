@@ -1,4 +1,4 @@
-"""JSON by the interpreter's own scanner, without the ``json`` package, whose import takes longer than the reading."""
+"""Reads and writes JSON with the interpreter's own scanner, because the ``json`` package takes long to import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPACE = " \t\n\r"
 
 
 class _Settings:
-    """What the scanner asks its owner for."""
+    """The attributes that the scanner reads from its context."""
 
     strict = True
     object_hook = None
@@ -36,12 +36,12 @@ class _Settings:
 
 
 def _scanner() -> Any:
-    """Return the scanner; None without one, or where it asks for settings that are not known here."""
+    """Return the scanner. Return None if there is none, or if it needs settings that are not known here."""
     if _make_scanner is None:
         return None
     try:
-        return _make_scanner(_Settings)  # type: ignore[arg-type] # it reads attributes alone, of whatever object
-    except (AttributeError, TypeError):  # it is private: each version of Python may want others
+        return _make_scanner(_Settings)  # type: ignore[arg-type] # it only reads attributes, of any object
+    except (AttributeError, TypeError):  # it is private, so each version of Python may need other attributes
         return None
 
 
@@ -52,7 +52,7 @@ def loads(text: bytes | str) -> Any:
     """Read a JSON document.
 
     Raises:
-        ValueError: it is none; the text says where.
+        ValueError: it is not valid JSON. The text says where.
 
     Source: RFC 8259.
     """
@@ -68,7 +68,7 @@ def loads(text: bytes | str) -> Any:
         value, end = _scan(words, start)
     except StopIteration as stop:
         raise ValueError(f"no value {_where(words, stop.value)}") from None
-    except SystemError:  # the scanner has no exception to raise where json.decoder is not loaded
+    except SystemError:  # the scanner has no exception to raise if json.decoder is not loaded
         return _read_slowly(words)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -78,7 +78,7 @@ def loads(text: bytes | str) -> Any:
 
 
 def _read_slowly(text: str) -> Any:
-    """Read by the package itself, which also knows how to tell what is wrong."""
+    """Read with the package itself, which also reports errors in detail."""
     import json
 
     return json.loads(text)
@@ -90,7 +90,7 @@ def _where(text: str, at: int) -> str:
 
 
 def dumps(value: object, indent: int = 0, *, _level: int = 0) -> str:
-    """Write a value as JSON, members in their order.
+    """Return a value as JSON, with members in their order.
 
     Args:
         value: of None, booleans, numbers, strings, lists, tuples and dicts with strings as keys.

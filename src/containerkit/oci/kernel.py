@@ -1,4 +1,4 @@
-"""System calls for the runtime itself, by the compiled module, and programs that walk a tape."""
+"""System calls of the runtime itself, made by the compiled module, and processes that execute a tape."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def open_inside(root: int, path: str | bytes, flags: int, *, plain: bool = False
 
     Args:
         root: a directory.
-        path: absolute or not, it starts there.
+        path: resolved from there, even if it is absolute.
         flags: those of open(2).
         plain: a symlink on the path is an error.
 
     Raises:
-        OSError: it is not there.
+        OSError: it does not exist.
     """
     resolve = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS | (k.RESOLVE_NO_SYMLINKS if plain else 0)
     how = pack("=QQQ", flags | k.O_CLOEXEC, 0, resolve)
@@ -107,10 +107,10 @@ def open_inside(root: int, path: str | bytes, flags: int, *, plain: bool = False
 def open_regular(root: int, path: str | bytes, *, plain: bool = False) -> int:
     """Open a regular file for reading that can't lie outside of ``root``.
 
-    What it is, is seen before it is opened: a device or a pipe of the image's does something when it is.
+    Its type is checked before it is opened, because opening a device or a pipe of the image can have effects.
 
     Raises:
-        OSError: it is not there, or no regular file.
+        OSError: it does not exist, or is not a regular file.
     """
     at = open_inside(root, path, k.O_PATH, plain=plain)
     try:
@@ -122,7 +122,7 @@ def open_regular(root: int, path: str | bytes, *, plain: bool = False) -> int:
 
 
 def open_proc() -> int:
-    """Open the procfs at /proc of the runtime, which labels and kernel parameters are written through.
+    """Open the procfs at the runtime's /proc, through which labels and kernel parameters are written.
 
     Raises:
         RuntimeFailure: something else is mounted there.
@@ -149,9 +149,9 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
 
 
 def sealed_init() -> int:
-    """Return a sealed memfd with the static init, which nobody can change and only its owner could read.
+    """Return a sealed memfd with the static init. Nobody can change it, and only its owner can read it.
 
-    A process that has exec'd a file it can't read is not dumpable, so nothing inside can look into it.
+    A process that has exec'd a file it can't read is not dumpable, so no process inside can read its memory.
 
     Source: memfd_create(2), F_ADD_SEALS in fcntl(2), would_dump() in fs/exec.c.
     """
@@ -181,21 +181,21 @@ def spawn(
     no_process: bool = False,
     hides: bool = False,
 ) -> tuple[int, int, list[int]]:
-    """Walk a tape in a new process of shared memory until it has exec'd.
+    """Execute a tape in a new process that shares memory, until it has exec'd.
 
     Args:
-        tape: what to do.
+        tape: the steps.
         argv: the argument vector of its exec.
         envp: the environment of its exec.
         share_files: the tape opens descriptors for this process.
         no_process: the tape ends without an exec.
-        hides: nothing that runs already may look into the memory that is shared.
+        hides: no process that already runs may read the shared memory.
 
     Returns:
         pid, pidfd and the slots at the end.
 
     Raises:
-        StepError: a step failed; its process is gone.
+        StepError: a step failed. Its process has ended.
     """
     steps, data = tape.encode()
     held_steps, held_data = ffi.from_buffer(steps), ffi.from_buffer(data)

@@ -45,7 +45,7 @@ def _kill(call: Call, name: str, signal: int) -> None:
         elif status != "stopped":
             send(entry, signal)
         if everyone or (entry.record.get("joinsPid") and signal == _SIGKILL):
-            # Without a pid namespace of its own the end of the first process is not the end of the others.
+            # Without a pid namespace of its own, the other processes go on when the first one ends.
             from containerkit.oci import cgroups
 
             cgroups.kill_all(entry.record.get("groups", []), signal)
@@ -53,23 +53,23 @@ def _kill(call: Call, name: str, signal: int) -> None:
 
 
 def _end_waiting(entry: Entry, signal: int) -> None:
-    """End a process that waits for its start.
+    """End a process that waits for ``start``.
 
-    Its program is not there yet, so the signal does what it does by default: it ends the process. As the first of a pid
-    namespace the process would not heed it.
+    Its program does not run yet, so the signal must have its default effect, which is to end the process. But the
+    kernel ignores such a signal for the first process of a pid namespace. So SIGKILL is sent.
     """
     import fcntl
 
     try:
         fcntl.flock(entry.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # it is being started: the program may be there in a moment
+    except BlockingIOError:  # it is being started: the program may run in a moment
         send(entry, signal)
     else:
         send(entry, _SIGKILL if entry.status() == "created" else signal)
 
 
 def _has_others(entry: Entry, status: str, signal: int) -> bool:
-    """Return whether SIGKILL is for processes that have outlived the first: it had no pid namespace of its own."""
+    """Return whether SIGKILL is for processes that outlived the first one, which had no pid namespace of its own."""
     if status != "stopped" or signal != _SIGKILL or not entry.record.get("joinsPid"):
         return False
     from containerkit.oci import cgroups
@@ -78,10 +78,10 @@ def _has_others(entry: Entry, status: str, signal: int) -> bool:
 
 
 def send(entry: Entry, signal: int) -> None:
-    """Send a signal to the first process, through a pidfd: no other process can have taken its number.
+    """Send a signal to the first process through a pidfd, so that a reused pid can't be hit.
 
     Raises:
-        RuntimeFailure: it has ended meanwhile.
+        RuntimeFailure: it has ended in the meantime.
     """
     try:
         pidfd = os.pidfd_open(entry.pid)

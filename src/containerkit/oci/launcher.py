@@ -1,8 +1,9 @@
 """``launcher``: write a program that starts the runtime without the interpreter's site packages.
 
-The program that pip installs lets Python look through all installed packages for hooks of the start, which takes longer
-than ``state`` or ``kill`` do. The one written here names the interpreter and the two directories that are needed, and
-nothing else is looked at. It collects no garbage and takes nothing down at its end: the process lives for milliseconds.
+The program that pip installs makes Python search all installed packages for startup hooks. That takes longer than
+``state`` or ``kill``. The program written here names the interpreter and the two directories that are needed, and
+Python searches nothing else. It does not collect garbage or clean up at exit, because the process lives only for
+milliseconds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def text() -> str:
         directories[os.path.dirname(place) if module is containerkit.__file__ else place] = None
     first = f"#!{sys.executable} -IS"
     if len(first) > _SHEBANG_LIMIT or " " in sys.executable:
-        raise RuntimeFailure(f"{sys.executable}: the kernel takes no such interpreter in the first line of a script")
+        raise RuntimeFailure(f"{sys.executable}: the kernel does not accept this path in the first line of a script")
     return (
         f"{first}\n"
         "import gc, sys\n"
@@ -49,7 +50,7 @@ def text() -> str:
 
 
 def _hidden_from_others() -> str:
-    """Return the first directory or file, of those that the program needs, which other users can't reach."""
+    """Return the first of the directories and files that the program needs which other users can't read."""
     import containerkit
 
     needed = (sys.executable, os.path.realpath(sys.executable), os.path.dirname(containerkit.__file__))
@@ -66,7 +67,7 @@ def launcher(call: Call) -> int:
     """Write the program to the file named, or to the standard output."""
     program = text()
     if hidden := _hidden_from_others():
-        call.journal.warning(f"launcher: other users can't run it: {hidden} is not theirs to read (hint: chmod o+rx)")
+        call.journal.warning(f"launcher: other users can't run it: they can't read {hidden} (hint: chmod o+rx)")
     if not call.flags.arguments:
         sys.stdout.write(program)
         return 0

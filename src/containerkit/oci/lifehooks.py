@@ -1,4 +1,4 @@
-"""The hooks that later calls than ``create`` run, from the configuration that the record keeps."""
+"""The hooks that calls after ``create`` run. They are read from the recorded configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kinds_of(wanted: Config) -> int:
 
 
 def start_container(entry: Entry) -> None:
-    """Run the hooks that come just before the program, inside and held like it.
+    """Run the ``startContainer`` hooks, inside and confined like the program.
 
     Raises:
         RuntimeFailure: one of them failed; the container has been stopped.
@@ -48,7 +48,7 @@ def start_container(entry: Entry) -> None:
 
 
 def poststart(entry: Entry) -> None:
-    """Run the hooks that come after the start.
+    """Run the ``poststart`` hooks.
 
     Raises:
         RuntimeFailure: one of them failed, and the configuration is of version 1.3 or later; the container has been
@@ -75,7 +75,7 @@ def _beside(entry: Entry) -> hooks.Starter:
 
 
 def poststop(entry: Entry) -> None:
-    """Run the hooks that come after the end; a failure of one does not keep the others, or the removal, back."""
+    """Run the ``poststop`` hooks. If one fails, the others are run and the container is removed all the same."""
     state = {**entry.state(), "status": "stopped", "pid": 0}
     for number, hook in enumerate(stored_config(entry).hooks.poststop):
         try:

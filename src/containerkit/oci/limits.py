@@ -29,13 +29,13 @@ def apply(groups: Groups, resources: Resources, *, update: bool = False, nested:
 
     Args:
         groups: the container's.
-        resources: what is wished.
-        update: the container exists already: device rules are not touched unless there are some.
-        nested: the runtime lacks CAP_SYS_ADMIN on the host, so the kernel does not let it rule devices; in a user
-            namespace no device can be made, only those are there that the host has given.
+        resources: the limits.
+        update: the container already exists. Device rules are changed only if some are given.
+        nested: the runtime lacks CAP_SYS_ADMIN on the host, so the kernel does not let it set device rules. A process
+            in a user namespace can't make devices, and has only those that the host has passed to it.
 
     Raises:
-        ConfigError: a limit that no hierarchy here enforces.
+        ConfigError: no mounted hierarchy enforces a limit.
         RuntimeFailure: the kernel refused a value.
     """
     writer = _Writer(groups)
@@ -67,9 +67,9 @@ def apply(groups: Groups, resources: Resources, *, update: bool = False, nested:
 def weight_of_shares(shares: int) -> int:
     """Return version 2's cpu.weight, 1 to 10000, for version 1's shares, 2 to 262144.
 
-    The smallest, the default (1024 and 100) and the greatest value stand for each other. In between the logarithm of
-    the weight is a quadratic function of that of the shares, as in runc since 1.3.2 and crun since 1.23: a workload
-    gets the same weight, whichever runtime starts it.
+    The smallest, the default (1024 and 100) and the largest values correspond. Between them the logarithm of the weight
+    is a quadratic function of the logarithm of the shares, as in runc since 1.3.2 and crun since 1.23. So a workload
+    gets the same weight from each of these runtimes.
     """
     from math import ceil, log2
 
@@ -82,7 +82,7 @@ def weight_of_shares(shares: int) -> int:
 
 
 def cpu_max(now: str, quota: int | None, period: int | None) -> str:
-    """Return what to write to version 2's cpu.max; what is not given stays as it is.
+    """Return what to write to version 2's cpu.max. A value that is not given is kept.
 
     Args:
         now: the content of the file.
@@ -105,7 +105,7 @@ def swap_max(limit: int | None, swap: int) -> str:
         swap: ``memory.swap`` in bytes, which counts memory too; -1 for no limit, 0 for no swap at all, as crun has it.
 
     Raises:
-        ConfigError: it counts memory whose limit is not known, or is less than that.
+        ConfigError: the memory limit is not known, or is greater than ``swap``.
     """
     if swap <= 0:
         return "max" if swap == -1 else "0"
@@ -117,10 +117,10 @@ def swap_max(limit: int | None, swap: int) -> str:
 
 
 def _why_kept(groups: Groups, controller: str) -> str:
-    """Say which group above keeps a controller of version 2 from the container's, and what helps.
+    """Name the parent group that withholds a version 2 controller from the container's group, and the remedy.
 
     Returns:
-        An empty string where version 2 has not got the controller at all.
+        An empty string if version 2 does not have the controller at all.
     """
     if not groups.unified:
         return ""
@@ -131,7 +131,7 @@ def _why_kept(groups: Groups, controller: str) -> str:
             continue
         if is_busy(above):
             hint = "move them to a group below it, or choose another linux.cgroupsPath"
-            return f"{above} has processes of its own, and so hands no controller on (hint: {hint})"
+            return f"{above} contains processes, so its child groups get no controller (hint: {hint})"
         try:
             write(f"{above}/cgroup.subtree_control", f"+{controller}")
         except RuntimeFailure as error:
@@ -164,9 +164,9 @@ class _Writer:
             raise ConfigError(f"{_PATH}.{path}", str(error)) from None
 
     def _absent(self, controller: str) -> str:
-        """Say why no group of the container has a controller."""
+        """Return why no group of the container has a controller."""
         if not self.groups.found:
-            return "this user may make no control group here (hint: run as root or in a delegated subtree)"
+            return "this user may not make control groups here (hint: run as root or in a delegated subtree)"
         return _why_kept(self.groups, controller) or f"no mounted hierarchy has the {controller} controller"
 
     def memory(self, memory: Memory) -> None:
@@ -193,7 +193,7 @@ class _Writer:
         limit, swap = memory.limit, memory.swap
         pairs = [("memory.limit_in_bytes", limit, "limit"), ("memory.memsw.limit_in_bytes", swap, "swap")]
         if swap and self._raises_swap(swap):
-            pairs.reverse()  # the kernel keeps limit <= limit with swap at every moment
+            pairs.reverse()  # the kernel requires limit <= limit with swap at every moment
         if limit == -1 and swap is None:
             pairs = [("memory.memsw.limit_in_bytes", -1, "swap"), pairs[0]]
         for file, value, name in pairs:
@@ -243,13 +243,13 @@ class _Writer:
         burst = "cpu.cfs_burst_us"
         shrinks = cpu.burst is not None and cpu.burst < self._now("cpu", burst)
         if shrinks:
-            self.put("cpu", burst, str(cpu.burst), "cpu.burst")  # the kernel keeps burst <= quota
+            self.put("cpu", burst, str(cpu.burst), "cpu.burst")  # the kernel requires burst <= quota
         self._bandwidth("cfs", {"period": cpu.period, "quota": cpu.quota})
         if cpu.burst is not None and not shrinks:
             self.put("cpu", burst, str(cpu.burst), "cpu.burst", optional=not cpu.burst)
 
     def _bandwidth(self, kind: str, values: dict[str, int | None], path: str = "") -> None:
-        """Write a period and the time in it, so that their quotient never rises above that of the group above."""
+        """Write a period and the time in it, so that their quotient never exceeds that of the parent group."""
         pairs = list(values.items())
         if values["period"] and values["period"] < self._now("cpu", f"cpu.{kind}_period_us"):
             pairs.reverse()
@@ -382,10 +382,10 @@ class _Writer:
 
 
 def _letters(rule: DeviceRule, path: str) -> str:
-    """Return the accesses of a rule. An ``a`` in one that denies stands for all of them: others take it, too.
+    """Return the accesses of a rule. An ``a`` in a rule that denies means all of them, as in other runtimes.
 
     Raises:
-        ConfigError: a letter that is none.
+        ConfigError: a letter is not an access.
     """
     wrong = set(rule.access) - set("rwm")
     if wrong == {"a"} and not rule.allow:
@@ -396,10 +396,10 @@ def _letters(rule: DeviceRule, path: str) -> str:
 
 
 def _effective(rules: list[DeviceRule]) -> list[_Rule]:
-    """Return the rules that still count: what stands before a rule for all devices is overruled by it.
+    """Return the rules that have an effect. A rule for all devices overrides all rules before it.
 
-    The program denies what no rule allows. To allow all devices is said for either kind, since the kernel refuses a
-    program with instructions that are never reached.
+    The program denies what no rule allows. A rule that allows all devices becomes one rule for each kind, because the
+    kernel refuses a program with unreachable instructions.
     """
     start = next((at for at in range(len(rules) - 1, -1, -1) if _Rule(rules[at]).matches_all), -1)
     kept = [_Rule(rule) for rule in rules[start + 1 :]]
@@ -420,7 +420,7 @@ class _Rule:
 
     @property
     def matches_all(self) -> bool:
-        """Whether it is about every device and every access."""
+        """Whether it applies to every device and every access."""
         return self.kind == "a" and self.major is None and self.minor is None and set(self.access) == set("rwm")
 
     @classmethod
@@ -432,11 +432,11 @@ class _Rule:
 
 
 def _allow_all(file: str) -> None:
-    """The kernel lets only a holder of CAP_SYS_ADMIN allow what the group above allows."""
+    """Only a process with CAP_SYS_ADMIN may allow what the parent group allows."""
     try:
         write(file, "a")
     except RuntimeFailure as error:
-        raise ConfigError(f"{_PATH}.devices", f"{error} (hint: the group above has rules of its own)") from None
+        raise ConfigError(f"{_PATH}.devices", f"{error} (hint: the parent group has rules of its own)") from None
 
 
 def _number(value: int | None) -> str:

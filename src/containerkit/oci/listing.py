@@ -31,7 +31,7 @@ def list_containers(call: Call) -> int:
 
 
 def ps(call: Call) -> int:
-    """Print the rows that ps(1) has for a container's processes, or their pids as JSON; none once it has stopped."""
+    """Print the rows of ps(1) for a container's processes, or their pids as JSON. A stopped container has none."""
     style = _style(call)
     with store.open_entry(call.root, call.name) as entry:
         groups = entry.record.get("groups", [])
@@ -63,7 +63,7 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _rows(options: list[str], pids: set[int]) -> str:
-    """Return those lines of the host's ps(1) that are about the container."""
+    """Return the lines of the host's ps(1) for the container's processes."""
     import subprocess
 
     try:

@@ -1,7 +1,7 @@
 """The log that engines read: one line for each message, as text or as JSON.
 
-podman parses the whole file as one JSON object, containerd takes the last line of level ``error``: where a verb fails,
-nothing but its error is written unless ``--debug`` asks for more. Warnings are written once it has succeeded.
+podman parses the whole file as one JSON object. containerd takes the last line of level ``error``. So if a verb fails,
+only its error is written, unless ``--debug`` is given. Warnings are written after the verb has succeeded.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ class Log:
             self._append(b"")
 
     def debug(self, message: str) -> None:
-        """Write a message that only ``--debug`` asks for."""
+        """Write a message if ``--debug`` is given."""
         if self.debugs:
             self._write("debug", message)
 
     def warning(self, message: str) -> None:
-        """Note a message for a verb that succeeds all the same."""
+        """Record a warning, to be written if the verb succeeds."""
         self.warnings.append(message)
 
     def tell_warnings(self) -> None:
-        """Write the warnings that were noted, to the log, or to the standard error where there is none."""
+        """Write the recorded warnings to the log, or to the standard error if there is no log."""
         for message in self.warnings:
             self._write("warning", message)
         self.warnings.clear()
@@ -82,7 +82,7 @@ class Log:
             line = f'time="{timestamp()}" level={level} msg={jsontext.dumps(message)}'
         try:
             self._append(line.encode(errors="surrogateescape") + b"\n")
-        except RuntimeFailure as error:  # a full disk: what the verb has done or told is not undone by it
+        except RuntimeFailure as error:  # a full disk does not undo what the verb has done
             sys.stderr.write(f"warning: {error}\n" if level == "error" else f"{level}: {message}\nwarning: {error}\n")
 
     def _append(self, content: bytes) -> None:

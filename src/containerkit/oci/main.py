@@ -1,4 +1,4 @@
-"""The entry point: global flags, the verb, and how a failure is told."""
+"""The entry point: global flags, the verb, and how a failure is reported."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def leave(status: int) -> None:
-    """End the process at once: the kernel takes down faster what the interpreter would take down piece by piece.
+    """End the process at once. The kernel frees its resources faster than the interpreter would.
 
     Args:
         status: its exit status.

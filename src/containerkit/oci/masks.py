@@ -1,4 +1,4 @@
-"""The steps that cover paths inside, and that set kernel parameters: what is done once all mounts are there."""
+"""The steps that cover paths inside and set kernel parameters, after all mounts are made."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _F_DUPFD_CLOEXEC = 1030
 
 
 def masked_paths(builder: Builder) -> None:
-    """Add the steps that hide paths: a file below the host's null device, a directory below an empty filesystem.
+    """Add the steps that hide paths: the host's null device covers a file, an empty filesystem covers a directory.
 
-    All directories have one filesystem: the first that is hidden makes it.
+    One filesystem covers all directories. It is made for the first one that is hidden.
 
-    The null device is opened by the first process before the pivot, where nothing of the image lies
+    The first process opens the null device before the pivot, outside of the image
     (CVE-2025-31133).
     """
     paths = builder.config.linux.masked_paths
@@ -36,7 +36,7 @@ def masked_paths(builder: Builder) -> None:
     tape = builder.tape
     null, at, tree, shared = tape.slot("null"), tape.slot("target"), tape.slot("tree"), tape.slot("shared mask")
     tape.call("openat", k.AT_FDCWD, b"/dev/null", k.O_PATH | k.O_CLOEXEC, 0, target="/dev/null", result=null)
-    # Until a directory is hidden, the filesystem of directories is the null device, too: it goes on none of them.
+    # Until a directory is hidden, the slot of that filesystem holds the null device, which can't be mounted on one.
     tape.call("fcntl", null, _F_DUPFD_CLOEXEC, 0, target="/dev/null", result=shared)
     move = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
@@ -79,11 +79,11 @@ def readonly_paths(builder: Builder) -> None:
 
 
 def sysctls(builder: Builder, proc: int) -> None:
-    """Add the steps that set kernel parameters: the kernel takes the namespace's own.
+    """Add the steps that set kernel parameters. The kernel sets those of the namespace.
 
     Args:
         builder: the root.
-        proc: the host's procfs, which nobody inside can have replaced (CVE-2025-52881).
+        proc: the host's procfs, which no process inside can replace (CVE-2025-52881).
     """
     tape = builder.tape
     at = tape.slot("sysctl")

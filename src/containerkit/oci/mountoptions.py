@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "Options", "read"]
 
-# The attribute that a word sets, or that it clears. Each also has a form with an ``r`` before it, for the whole tree.
+# The attribute that an option sets or clears. With an ``r`` before it, an option applies to the whole tree.
 _ATTRIBUTES = {
     "ro": (k.MOUNT_ATTR_RDONLY, 0),
     "rw": (0, k.MOUNT_ATTR_RDONLY),
@@ -36,7 +36,7 @@ _ATTRIBUTES = {
     "nosymfollow": (k.MOUNT_ATTR_NOSYMFOLLOW, 0),
     "symfollow": (0, k.MOUNT_ATTR_NOSYMFOLLOW),
 }
-# Of the filesystem, given to it as flags; what is None is its default.
+# Options of the filesystem that are passed as flags. None marks its default.
 _FILESYSTEM = {
     "sync": "sync",
     "async": None,
@@ -59,21 +59,21 @@ NAMES = tuple(
         | {"rro", "rrw"}
     )
 )
-"""All words that are not handed to the filesystem as they are."""
+"""All options that are not passed to the filesystem unchanged."""
 
 
 class Options:
-    """What the words of ``options`` come to.
+    """The result of parsing ``options``.
 
     Attributes:
-        bind: it is a bind, whatever its type says.
+        bind: it is a bind, even if its type is another.
         recursive: with the mounts below the source.
         set, clear: attributes of the mount itself.
         tree_set, tree_clear: attributes of the mount and all below it.
         propagation: pairs of ``MS_*`` and whether it is for the whole tree.
         data: the filesystem's own options; None marks a flag.
-        copy_symlink: a source that is a symlink is made inside, and not bound.
-        copy_up: the tmpfs starts with what lies below it.
+        copy_symlink: a source that is a symlink is recreated inside instead of bound.
+        copy_up: the tmpfs starts with a copy of the directory that it covers.
         idmap: ``""``, ``"idmap"`` or ``"ridmap"``.
     """
 
@@ -99,7 +99,7 @@ class Options:
         self.idmap = ""
 
     def change(self, set_flags: int, clear: int, *, tree: bool) -> None:
-        """Let a word win over those before it."""
+        """Let an option override those before it."""
         if tree:
             self.tree_set = self.tree_set & ~clear | set_flags
             self.tree_clear = self.tree_clear & ~set_flags | clear
@@ -108,7 +108,7 @@ class Options:
             self.clear = self.clear & ~set_flags | clear
 
     def take(self, name: str, value: str | None) -> None:
-        """Note an option of the filesystem; the last of a name counts, except where names repeat."""
+        """Record an option of the filesystem. The last one of a name wins, except where a name may be repeated."""
         self.data.append((name, value))
 
 
@@ -116,7 +116,7 @@ def read(words: Sequence[str], path: str) -> Options:
     """Sort the options of a mount.
 
     Raises:
-        ConfigError: two of them can't go together.
+        ConfigError: two of them can't be combined.
     """
     found = Options()
     for index, word in enumerate(words):

@@ -1,8 +1,8 @@
 """From the runtime to the container's first process: namespaces joined and made, id maps, the walker.
 
-Stage 1 shares the runtime's memory: it joins what is joined, clones stage 2 into what is new, writes the id maps and
-goes. Stage 2 becomes the container's root and execs the static init in its mode ``walk``: from then on the tape goes on
-in a process that has nothing of the runtime in it, and outlives it.
+Stage 1 shares the runtime's memory. It joins the namespaces that are to be joined, clones stage 2 into the new ones,
+writes the id maps and ends. Stage 2 becomes the container's root and execs the static init in its mode ``walk``. From
+then on a process with no memory of the runtime executes the tape. It outlives the runtime.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def map_text(maps: Sequence[IdMap]) -> bytes:
 
 
 class Stage:
-    """What the stage needs to know.
+    """The namespaces of a container or command, as stage 1 needs them.
 
     Attributes:
         joins: kind and open descriptor of each namespace that is joined.
@@ -79,7 +79,7 @@ class Stage:
 
     @property
     def changes_user(self) -> bool:
-        """Whether stage 2 finds itself in another user namespace."""
+        """Whether stage 2 is in another user namespace than the runtime."""
         if self.target is not None:
             return bool(self.target[1] & k.CLONE_NEWUSER)
         return "user" in self.new or any(kind == "user" for kind, _ in self.joins)
@@ -88,8 +88,8 @@ class Stage:
     def sets_time_early(self) -> bool:
         """Whether stage 2 itself makes the time namespace.
 
-        The files below /proc of a process that execs the sealed init are those of the host's root. A runtime without
-        privileges can't write its offsets there, neither from outside nor from inside.
+        The /proc files of a process that execs the sealed init belong to the host's root. So an unprivileged runtime
+        can't write the offsets, neither from outside nor from inside.
         """
         return bool(self.time_offsets) and self.changes_user and not self.privileged
 
@@ -104,7 +104,7 @@ class Stage:
         self._join(tape)
         flags = k.CLONE_PARENT
         for kind in self.new:
-            if kind not in ("time", "cgroup"):  # the walker enters these by itself
+            if kind not in ("time", "cgroup"):  # the walker enters these itself
                 flags |= FLAGS[kind]
         shown = ", ".join(kind for kind in self.new if kind not in ("time", "cgroup"))
         pid = tape.slot("pid")
@@ -130,7 +130,7 @@ class Stage:
             tape.call("setns", *self.target, target="the container's namespaces", hint="the container has stopped")
             return
         joins = sorted(self.joins, key=lambda each: list(FLAGS).index(each[0]))
-        if os.geteuid() == 0:  # who may enter them from outside does so before losing that right
+        if os.geteuid() == 0:  # a process that may enter them from outside does so before it loses that privilege
             joins.sort(key=lambda each: each[0] == "user")
         for kind, fd in joins:
             if kind != "time":
@@ -170,7 +170,7 @@ class Stage:
 
     @staticmethod
     def _write(tape: Tape, pid: Slot, at: Slot, name: str, content: bytes) -> None:
-        hint = "the ids outside must be the runtime's to give"
+        hint = "the runtime must own the ids outside"
         tape.step(k.STEP_OPEN_PROC, "open", pid, name.encode(), k.O_WRONLY, target=name, result=at)
         tape.call("write", at, tape.block(content), len(content), target=f"{name} {content.decode()!r}", hint=hint)
         tape.step(k.STEP_CLOSE, "close", at)
@@ -183,11 +183,11 @@ def walk(
 
     Args:
         stage: its namespaces.
-        inner: what it does.
+        inner: its steps.
         argv: the vector of the exec at the end of the tape.
         envp: the environment of that exec.
         channel: the descriptor where it reports failures.
-        passed: the descriptors that the tape speaks of.
+        passed: the descriptors that the tape uses.
 
     Returns:
         Its pid and a pidfd.
@@ -213,7 +213,7 @@ def walk(
 
 def _explained(error: StepError) -> StepError:
     if error.operation == "clone" and error.errno == EPERM:
-        hint = "this host forbids it to this user: `containerkit probe` tells which rule does"
+        hint = "this host forbids it to this user: `containerkit probe` names the rule"
         return StepError(error.operation, error.errno, error.target, hint)
     return error
 
@@ -230,10 +230,10 @@ def is_own(kind: str, fd: int) -> bool:
 
 
 def open_namespace(kind: str, path: str) -> int:
-    """Open a namespace that is joined, and see that it is of that kind.
+    """Open a namespace to join, and check that it is of that kind.
 
     Raises:
-        RuntimeFailure: it is not there, or of another kind.
+        RuntimeFailure: it does not exist, or is of another kind.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -250,7 +250,7 @@ def open_namespace(kind: str, path: str) -> int:
 
 
 def idmap_namespace(uid_maps: Sequence[IdMap], gid_maps: Sequence[IdMap]) -> int:
-    """Return a user namespace that stands for id maps of a mount; no process stays in it.
+    """Return a user namespace with the id maps of a mount. No process stays in it.
 
     Raises:
         StepError: it can't be made.
@@ -260,7 +260,7 @@ def idmap_namespace(uid_maps: Sequence[IdMap], gid_maps: Sequence[IdMap]) -> int
     stage = Stage(new=("user",), uid_maps=uid_maps, gid_maps=gid_maps)
     tape = Tape()
     pid, namespace = tape.slot("pid"), tape.slot("namespace")
-    flags = k.CLONE_NEWUSER | k.CLONE_FILES | k.CLONE_PARENT  # a child of the runtime's, so that it is waited for
+    flags = k.CLONE_NEWUSER | k.CLONE_FILES | k.CLONE_PARENT  # a child of the runtime, so that it can wait for it
     cloned = tape.step(k.STEP_CLONE, "clone", flags, 0, 0, 0, 0, 0, target="user namespace", result=pid)
     stage._write_maps(tape, pid)  # noqa: SLF001 - of this module
     tape.step(k.STEP_OPEN_PROC, "open", pid, b"ns/user", k.O_RDONLY, target="user namespace", result=namespace)

@@ -1,6 +1,6 @@
-"""Device nodes made outside, for a container whose user namespace can make none.
+"""Device nodes made outside, for a container in whose user namespace none can be made.
 
-They have the mode and the owner that the configuration gives. What the host has at the path is not touched.
+They have the mode and the owner that the configuration gives. The host's own file at the path is not changed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["make"]
 def make(config: Config) -> dict[str, int]:
     """Make the nodes of ``linux.devices``, and return a detached mount of each by its path.
 
-    A process in a mount namespace of its own makes them on a filesystem that nobody else sees. It shares the runtime's
-    descriptors, and so the mounts are the runtime's when it ends.
+    A process in its own mount namespace makes them on a filesystem that no other process sees. It shares the runtime's
+    descriptors, so the runtime has the mounts after the process ends.
 
     Returns:
-        Nothing where the runtime may make no nodes (EPERM), by a filter or a rule for devices.
+        Nothing if a filter or a device rule does not let the runtime make nodes (EPERM).
 
     Raises:
         ConfigError: the owner of a device is not mapped in the user namespace.
@@ -58,14 +58,14 @@ def make(config: Config) -> dict[str, int]:
     try:
         _, _, slots = kernel.spawn(tape, share_files=True, no_process=True)
     except StepError as error:
-        if error.errno == EPERM:  # what was opened by then ends with the runtime
+        if error.errno == EPERM:  # descriptors opened until then are closed when the runtime ends
             return {}
         raise
     return {path: slots[slot.number] for path, slot in clones.items()}
 
 
 def _new_filesystem(tape: Tape) -> Slot:
-    """Add the steps that mount a tmpfs over the root of the process, where nodes on it can be cloned."""
+    """Add the steps that mount a tmpfs over the root of the process. Nodes on it can be cloned."""
     context, made = tape.slot("fsopen"), tape.slot("made")
     target = "tmpfs for device nodes"
     tape.call("fsopen", b"tmpfs", k.FSOPEN_CLOEXEC, target=target, result=context)

@@ -1,8 +1,8 @@
 """``NOTIFY_SOCKET``: a container tells the caller's service manager that it is ready.
 
-The manager takes messages only of processes that it knows, so the program gets a socket of the runtime's, in a
-directory of its own. ``start`` and ``run`` wait there until the program says ``READY=1`` or ends, and pass on that it
-is ready. Nothing else is passed on: other messages would let a program give the manager orders.
+The manager accepts messages only from processes that it knows. So the program gets a socket of the runtime, in its own
+directory. ``start`` and ``run`` wait there until the program sends ``READY=1`` or ends, and forward its readiness.
+Nothing else is forwarded, because other messages could control the manager.
 
 Source: sd_notify(3), sd_pid_notify_barrier(3).
 """
@@ -36,20 +36,20 @@ _BARRIER_MS = 5000
 
 
 def manager() -> str:
-    """Return where the caller's service manager listens: a path, or with ``@`` an abstract name; empty for nowhere."""
+    """Return the address of the caller's service manager: a path, an abstract name with ``@``, or empty for none."""
     name = os.environ.get(_VARIABLE, "")
     return name if name[:1] in ("/", "@") and len(name) > 1 else ""
 
 
 def add_socket(config: Config, entry: Entry) -> bool:
-    """Give a container its directory for the socket, where the manager has its own, and the variable that names it.
+    """Make the directory for the container's socket, mount it inside, and set the variable that names the socket.
 
     Args:
         config: the container's configuration, which is changed.
         entry: its record.
 
     Returns:
-        Whether there is a manager to notify. Where the configuration names a socket, its writer serves that.
+        Whether there is a manager to notify. If the configuration names a socket, its author serves that one.
     """
     from containerkit.oci.config import Mount
 
@@ -72,7 +72,7 @@ class Listener:
     Args:
         entry: the container's record; its first process is alive.
         name: where the manager listens.
-        journal: takes a warning if the manager can't be told: the container runs all the same.
+        journal: takes a warning if the manager can't be notified. The container runs all the same.
 
     Raises:
         RuntimeFailure: the socket can't be made.
@@ -88,7 +88,7 @@ class Listener:
         try:
             self._pidfd = os.pidfd_open(entry.pid)
             self._socket.bind(path)
-            os.chmod(path, 0o777)  # whatever user the program has
+            os.chmod(path, 0o777)  # for any user that the program has
         except OSError as error:
             self.close()
             raise RuntimeFailure(f"make {entry.path}/{DIRECTORY}/{_NAME}: {strerror(error.errno or 0)}") from None
@@ -104,7 +104,7 @@ class Listener:
         return self._socket.fileno()
 
     def wait(self) -> None:
-        """Wait until the container is ready and tell the manager so, or until it ends; close the socket."""
+        """Wait until the container is ready, and notify the manager, or until it ends. Then close the socket."""
         with self:
             poller = select.poll()
             poller.register(self._pidfd, select.POLLIN)
@@ -119,9 +119,9 @@ class Listener:
                     return
 
     def serve(self) -> bool:
-        """Take a message; once the container is ready, tell the manager so and close the socket.
+        """Receive a message. If it says that the container is ready, notify the manager and close the socket.
 
-        The manager goes on watching the runtime, whose exit status is the container's.
+        The manager continues to watch the runtime, whose exit status is the container's.
 
         Returns:
             Whether the container is ready.
@@ -150,9 +150,10 @@ class Listener:
             outside.close()
 
     def _await_barrier(self, outside: _socket.socket) -> None:
-        """Wait until the manager has looked: it knows a sender by its process, so that must still be there.
+        """Wait until the manager has read the message.
 
-        It closes the pipe when it has come to the message.
+        The manager identifies a sender by its process, which must still exist then.
+        It closes the pipe when it has read the message.
         """
         reading, writing = os.pipe()
         try:
@@ -163,7 +164,7 @@ class Listener:
             poller.register(reading, select.POLLIN)
             if not poller.poll(_BARRIER_MS):
                 seconds = _BARRIER_MS // 1000
-                self.journal.warning(f"{_VARIABLE} {self.manager}: nobody has looked at the message for {seconds} s")
+                self.journal.warning(f"{_VARIABLE} {self.manager}: the message was not read within {seconds} s")
         finally:
             os.close(reading)
             if writing >= 0:

@@ -1,10 +1,9 @@
-"""A place outside the container's root where mounts stay that are cloned once more.
+"""A place outside the container's root for mounts that will be cloned again.
 
-From Linux 6.8 on mountinfo lists mounts in the order in which they were made and not in that of their attachment. The
-runtime has to clone the sources of binds before the container has its namespaces, and so before any filesystem of the
-container's own is mounted. To have them in the order of the configuration, the first process attaches each clone here
-when its turn comes, since only what is attached can be cloned, and clones it again. The place is lost with the host's
-root.
+Since Linux 6.8 mountinfo lists mounts in the order in which they were made, not attached. The runtime must clone the
+sources of binds before the container has its namespaces, and so before any of the container's own filesystems is
+mounted. To list them in the order of the configuration, the first process clones each of them again when its turn
+comes. Only an attached mount can be cloned, so it is attached here first. The place disappears with the host's root.
 
 Source: mnt_add_to_ns() and may_copy_tree() in fs/namespace.c.
 """
@@ -29,7 +28,7 @@ _CLONE = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
 
 
 def lists_by_age(are_binds: Sequence[bool]) -> bool:
-    """Return whether this kernel would list mounts in another order than they are in.
+    """Return whether this kernel would list the mounts in another order than the configuration's.
 
     Args:
         are_binds: for each mount of the configuration whether it is a bind.

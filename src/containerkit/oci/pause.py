@@ -1,4 +1,4 @@
-"""``pause`` and ``resume``: freeze a container and let it go on."""
+"""``pause`` and ``resume``: freeze and thaw a container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PATIENCE_S = 10.0
 
 
 def pause(call: Call) -> int:
-    """Freeze all processes of a container, and return once they stand still."""
+    """Freeze all processes of a container. Return once they are frozen."""
     with store.open_entry(call.root, call.name, lock=True) as entry:
         status = entry.status()
         if status not in ("running", "created"):
@@ -31,7 +31,7 @@ def pause(call: Call) -> int:
 
 
 def _await_frozen(freezer: str) -> None:
-    """Wait until the group is frozen; thaw it again when it does not come to that.
+    """Wait until the group is frozen. If it does not freeze in time, thaw it again.
 
     Source: Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst; cgroup.events in cgroup-v2.rst.
     """
@@ -46,14 +46,14 @@ def _await_frozen(freezer: str) -> None:
             return
         if time.monotonic() > end:
             cgroups.thaw(freezer)
-            raise RuntimeFailure("cannot pause: a process did not stand still in time")
+            raise RuntimeFailure("cannot pause: a process did not freeze in time")
         time.sleep(0.001)
         if first:
-            cgroups.write(freezer, "FROZEN")  # a process that forked meanwhile
+            cgroups.write(freezer, "FROZEN")  # a process that forked in the meantime
 
 
 def resume(call: Call) -> int:
-    """Let a frozen container go on."""
+    """Thaw a frozen container."""
     with store.open_entry(call.root, call.name, lock=True) as entry:
         status = entry.status()
         if status != "paused":

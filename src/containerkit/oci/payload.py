@@ -1,6 +1,7 @@
 """The steps by which a process inside becomes the command: its terminal, its user, its privileges, its program.
 
-Before the gate everything that can fail is done, so that ``create`` tells it; behind it comes only what must be last.
+Everything that can fail is done before the gate, so that ``create`` reports it. Only what must be last is done after
+it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ MEMORY_MODES = (
 )
 MEMORY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_NUMA_BALANCING": 1 << 13}
 _AFFINITY_BYTES = 1024
-"""The processors of the largest kernel that there is: CONFIG_NR_CPUS is at most 8192."""
+"""The largest number of processors that a kernel supports: CONFIG_NR_CPUS is at most 8192."""
 
 _LABEL_HINT = "the security module is not enabled on this host, or does not know the profile"
 
@@ -70,7 +71,7 @@ def candidates(process: Process) -> list[bytes]:
 
 
 def unique(variables: Iterable[str]) -> list[str]:
-    """Return an environment in which each name is there once: its last value counts."""
+    """Return an environment in which each name occurs once, with its last value."""
     found: dict[str, str] = {}
     for variable in variables:
         found[variable.partition("=")[0]] = variable
@@ -78,7 +79,7 @@ def unique(variables: Iterable[str]) -> list[str]:
 
 
 def strip(tape: Tape, kept: Sequence[int], telling: int = k.TELL_OUTSIDE) -> None:
-    """Add the step that closes all but the standard streams, ``kept`` (in rising order) and what failures are told by.
+    """Add the step that closes all descriptors except the standard streams, ``kept`` (ascending) and that for failures.
 
     Source: ``CK_STEP_STRIP`` and ``enum ck_telling`` in ``_native/native.h``.
     """
@@ -91,10 +92,10 @@ class Payload:
 
     Args:
         tape: where to.
-        process: what is run.
-        path: where that stands in the configuration.
+        process: the process.
+        path: its JSON path in the configuration.
         masks: its capabilities.
-        held: what the process holds before they are set.
+        held: the capabilities of the process before they are set.
         filters: the seccomp program, if any, with its flags.
         may_set_groups: whether setgroups(2) is allowed inside.
         keeps_groups: whether the process keeps the caller's additional groups, instead of its own.
@@ -125,9 +126,9 @@ class Payload:
     # --- before the gate
 
     def open_terminal(self, root: int | Slot, path: bytes) -> Slot:
-        """Add the steps that make a terminal of the container's own devpts; return its other end.
+        """Add the steps that make a terminal on the container's own devpts. Return its other end.
 
-        The peer is opened through the master itself: no path inside is trusted (CVE-2025-52565).
+        The peer is opened through the master itself, because no path inside is trusted (CVE-2025-52565).
 
         Source: TIOCGPTPEER in ioctl_tty(2), pts(4).
         """
@@ -178,9 +179,9 @@ class Payload:
             self.listen(channel)
 
     def labels(self, proc: Slot | int) -> None:
-        """Add the steps that ask for the labels of AppArmor and SELinux at the exec.
+        """Add the steps that set the AppArmor and SELinux labels for the exec.
 
-        They are written through the host's own procfs, which nothing inside can have replaced.
+        They are written through the host's own procfs, which no process inside can replace.
         """
         wanted = []
         if self.process.apparmor_profile and self.process.apparmor_profile != "unconfined":
@@ -240,15 +241,15 @@ class Payload:
             self.tape.call("sched_setaffinity", 0, size, block, target=f"processors {text}")
 
     def reset_affinity(self) -> None:
-        """Add the step that lets the process run on all processors of its cpuset: the caller's affinity is not its own.
+        """Add the step that lets the process run on all processors of its cpuset, whatever the caller's affinity is.
 
-        The kernel leaves out those that it must not use. Source: sched_setaffinity(2).
+        The kernel ignores processors outside of the cpuset. Source: sched_setaffinity(2).
         """
         everywhere = self.tape.block(b"\xff" * _AFFINITY_BYTES)
         self.tape.call("sched_setaffinity", 0, _AFFINITY_BYTES, everywhere, target="all processors", ok=(EPERM, ENOSYS))
 
     def limits(self) -> None:
-        """Add the steps that set resource limits, where the runtime itself may not set those of another user.
+        """Add the steps that set resource limits, if the runtime may not set those of another user's process.
 
         Source: getrlimit(2), prlimit.
         """
@@ -259,7 +260,7 @@ class Payload:
             self.tape.call("prlimit64", 0, RLIMITS[limit.type], block, 0, target=target, hint=hint)
 
     def identity(self, last_cap: int) -> None:
-        """Add the steps that make the process its user, in its working directory."""
+        """Add the steps that change to the user and to the working directory."""
         tape, user = self.tape, self.process.user
         entered = self._enter_directory()
         capabilities.before_setuid(tape, self.masks, last_cap)
@@ -276,9 +277,9 @@ class Payload:
         tape.call("umask", 0o022 if user.umask is None else user.umask)
 
     def _enter_directory(self) -> Slot:
-        """Add the steps by which root enters the working directory; return a register that holds it once it has.
+        """Add the steps by which root enters the working directory. Return the register that then holds it.
 
-        No magic link is followed on the way, so it can't lie outside (CVE-2024-21626).
+        No magic link is followed, so the directory can't be outside (CVE-2024-21626).
         """
         tape = self.tape
         at, entered = tape.slot("cwd"), tape.slot("cwd entered")
@@ -301,7 +302,7 @@ class Payload:
         return f'chdir to cwd ("{self.process.cwd}") set in {self.path}.cwd'
 
     def _enter_again(self, entered: Slot) -> None:
-        """Add the steps by which the user enters it, which must be if root could not: on a network filesystem, say."""
+        """Add the steps by which the user enters it. This must succeed if root failed, as on a network filesystem."""
         tape = self.tape
         at = tape.slot("cwd again")
         opened = self._open_directory(at, (EACCES, EPERM))
@@ -314,7 +315,7 @@ class Payload:
         tape.leap_here(there)
 
     def listen(self, channel: int) -> None:
-        """Add the steps that install a filter which asks an agent, while the runtime is there to hand it over."""
+        """Add the steps that install a filter that asks an agent, while the runtime can pass the listener on."""
         tape = self.tape
         listener = tape.slot("listener")
         if self.process.no_new_privileges:
@@ -326,16 +327,16 @@ class Payload:
         protocol.hand_over(tape, channel, b"s", listener, "seccomp listener")
         tape.step(k.STEP_CLOSE, "close", listener)
 
-    # --- behind the gate
+    # --- after the gate
 
     def finish(self, kept: Sequence[int]) -> None:
-        """Add what comes last: privileges, filter, descriptors, signals, the exec.
+        """Add the last steps: privileges, filter, descriptors, signals, the exec.
 
         Args:
             kept: the descriptors that stay open besides the standard streams, in rising order.
         """
         tape = self.tape
-        # Where a filter is in force already it may forbid the thread that tells of the exec.
+        # A filter that is already installed may forbid the thread that reports the exec.
         telling = k.TELL_OUTSIDE if self.may_start_threads else k.TELL_MARKED
         strip(tape, kept, telling)
         if self.process.no_new_privileges:
@@ -356,7 +357,7 @@ class Payload:
         tape.call("execve", last, ARGV, ENVP, target=name)
 
     def raise_all(self) -> None:
-        """Add the step that puts in force what the change of user has only kept: a filter wants CAP_SYS_ADMIN."""
+        """Add the step that makes the kept capabilities effective again: a filter needs CAP_SYS_ADMIN."""
         low, high = self.held & 0xFFFFFFFF, self.held >> 32
         header = self.tape.block(pack("=Ii", 0x20080522, 0))
         sets = self.tape.block(pack("=6I", low, low, 0, high, high, 0))
@@ -386,17 +387,17 @@ def _scheduler(wanted: Scheduler, path: str) -> bytes:
         flags |= _SCHEDULER_FLAGS[flag]
     realtime = wanted.policy in ("SCHED_FIFO", "SCHED_RR")
     if realtime != bool(wanted.priority):
-        raise ConfigError(f"{path}.priority", "goes with SCHED_FIFO and SCHED_RR: 1 to 99, and 0 with the others")
+        raise ConfigError(f"{path}.priority", "must be 1 to 99 for SCHED_FIFO and SCHED_RR, and 0 for the others")
     times = (wanted.runtime, wanted.deadline, wanted.period)
     number = POLICIES.index(wanted.policy)
     return pack("=IIQiIQQQ", 48, number, flags, wanted.nice, wanted.priority, *times)
 
 
 def number_mask(text: str, path: str) -> int:
-    """Return the bits that a list such as ``0-3,8`` stands for.
+    """Return the bit mask of a list such as ``0-3,8``.
 
     Raises:
-        ConfigError: it is no such list.
+        ConfigError: it is not such a list.
     """
     mask = 0
     for part in text.split(",") if text else ():

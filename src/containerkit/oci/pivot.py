@@ -1,8 +1,8 @@
 """How the first process leaves the host's root behind.
 
-It pivots wherever the kernel lets it, whether ``--no-pivot`` was given or not: after that nothing of the host is in the
-container's mount namespace. On an initial ramfs the kernel does not. There ``--no-pivot`` moves the container's root
-over the host's and takes away what is mounted on that, so that nothing leads around the masks either.
+It calls pivot_root wherever the kernel permits it, with or without ``--no-pivot``. After that the container's mount
+namespace has no mount of the host. On an initial ramfs the kernel does not permit it. There ``--no-pivot`` moves the
+container's root over the host's, and unmounts what is mounted on the host's. So no path bypasses the masks.
 
 Source: pivot_root(2); Documentation/filesystems/ramfs-rootfs-initramfs.rst.
 """
@@ -24,7 +24,7 @@ __all__ = ["leave_host"]
 
 _CAP_SYS_ADMIN = 21
 _GONE = (EINVAL, ENOENT, ENOTDIR, EPERM)
-"""The errors of what can't be unmounted, or was unmounted with what is above it."""
+"""The errors for a mount that can't be unmounted, or was unmounted together with its parent."""
 
 
 class _Mount:
@@ -41,7 +41,7 @@ class _Mount:
 
     @property
     def reveals(self) -> bool:
-        """Whether the kernel lets another namespace mount such a filesystem as long as this one is there."""
+        """Whether the kernel lets another namespace mount such a filesystem while this mount exists."""
         return self.whole and self.kind in ("proc", "sysfs")
 
 
@@ -51,11 +51,11 @@ def leave_host(builder: Builder, masks: Masks, *, at_home: bool, may_move: bool)
     Args:
         builder: the root.
         masks: the capabilities of the container's program.
-        at_home: whether the root is attached over its own place.
+        at_home: whether the root is attached over its own path.
         may_move: whether ``--no-pivot`` was given.
 
     Raises:
-        ConfigError: the root would have to be moved, and the program could move it away again.
+        ConfigError: the root would have to be moved, and the program could undo that.
     """
     tape = builder.tape
     mounts = _mounts() if may_move else []
@@ -63,7 +63,7 @@ def leave_host(builder: Builder, masks: Masks, *, at_home: bool, may_move: bool)
     if lowest is None:
         tape.call("fchdir", builder.root, target="root filesystem")
         tape.call("pivot_root", b".", b".", target="root filesystem", hint="in an initial ramfs pass --no-pivot")
-        if builder.parking is not None and not at_home:  # it lies on the host's root, which lies on this one now
+        if builder.parking is not None and not at_home:  # mounted on the host's root, which is below this one now
             tape.call("umount2", b".", k.MNT_DETACH, target="parking")
         tape.call("umount2", b".", k.MNT_DETACH, target="the host's root")
     else:
@@ -80,7 +80,7 @@ def _mounts() -> list[_Mount]:
 
 
 def _move(builder: Builder, mounts: list[_Mount], lowest: int, *, at_home: bool) -> None:
-    """The root of this process stays the host's until the chroot: paths lead below what is moved over it."""
+    """The process keeps the host's root until the chroot. Its paths are resolved below what is moved over it."""
     tape = builder.tape
     if at_home:
         tape.call("move_mount", builder.root, b"", k.AT_FDCWD, b"/", k.MOVE_MOUNT_F_EMPTY_PATH, target="move the root")
@@ -89,7 +89,7 @@ def _move(builder: Builder, mounts: list[_Mount], lowest: int, *, at_home: bool)
             continue
         target = f"the host's {mount.kind} on {os.fsdecode(mount.path)}"
         gone = tape.call("umount2", mount.path, k.MNT_DETACH, target=target, ok=_GONE)
-        if mount.reveals:  # locked by the change of user namespace: cover it
+        if mount.reveals:  # locked by the change of user namespace: cover it instead
             tape.call("mount", b"none", mount.path, b"tmpfs", k.MS_RDONLY, 0, target=target, ok=(ENOENT, ENOTDIR))
             tape.leap_here(gone)
     tape.call("fchdir", builder.root, target="root filesystem")

@@ -1,7 +1,7 @@
-"""What the container's first process and the runtime say to each other while the container is made.
+"""The protocol between the container's first process and the runtime while the container is made.
 
-They share a socket of whole messages (SOCK_SEQPACKET). The tape writes one letter and waits for an answer; it then
-acknowledges, which fails when the runtime has died meanwhile, so that no half-made container goes on alone::
+They share a message socket (SOCK_SEQPACKET). The tape writes one letter, waits for an answer and acknowledges it. The
+acknowledgement fails if the runtime has died, so that an unfinished container does not continue alone::
 
     first process                runtime
     -------------                -------
@@ -43,13 +43,13 @@ class Failure:
 
 
 def pause(tape: Tape, channel: int, letter: bytes, why: str) -> None:
-    """Add the steps that tell the runtime where the tape is, and wait until it says go on."""
+    """Add the steps that report progress to the runtime and wait for its answer."""
     tape.call("write", channel, letter, 1, target=why)
     _await(tape, channel, why)
 
 
 def hand_over(tape: Tape, channel: int, letter: bytes, slot: Slot, why: str) -> None:
-    """Add the steps that name a descriptor to the runtime, and wait until it has taken it."""
+    """Add the steps that send the number of a descriptor to the runtime and wait until it has duplicated it."""
     message = tape.block(letter.ljust(_HANDED, b"\0"), (4, slot))
     tape.call("write", channel, message, _HANDED, target=why)
     _await(tape, channel, why)
@@ -79,5 +79,5 @@ def receive(channel: Channel) -> tuple[bytes, int] | Failure | None:
 
 
 def settle(channel: Channel) -> None:
-    """Wait until the last answer is acknowledged: whoever closes the channel before would be taken for dead."""
+    """Wait until the last answer is acknowledged. If the channel were closed earlier, the runtime would seem dead."""
     channel.receive()

@@ -19,7 +19,7 @@ _PATH = "linux.intelRdt"
 
 
 def mountpoint() -> str:
-    """Return where resctrl is mounted, empty if it is nowhere."""
+    """Return where resctrl is mounted; empty if it is not mounted."""
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields = line.split(" ")
@@ -29,7 +29,7 @@ def mountpoint() -> str:
 
 
 def apply(wanted: IntelRdt, name: str, pid: int) -> str:
-    """Put a process into the class of service that is wanted.
+    """Put a process into the class of service of a description.
 
     Args:
         wanted: the description.
@@ -37,14 +37,14 @@ def apply(wanted: IntelRdt, name: str, pid: int) -> str:
         pid: the process.
 
     Returns:
-        The directory if it was made for this container and goes with it, else an empty string.
+        The directory if it was made for this container and must be removed with it, else an empty string.
 
     Raises:
         ConfigError: the host has no resctrl, or the class is not as described.
     """
     root = mountpoint()
     if not root:
-        raise ConfigError(_PATH, "can't be had: mount -t resctrl resctrl /sys/fs/resctrl, on a processor with RDT")
+        raise ConfigError(_PATH, "is not available: mount -t resctrl resctrl /sys/fs/resctrl, on a processor with RDT")
     clos = wanted.clos_id or name
     if "/" in clos or clos in (".", ".."):
         raise ConfigError(f"{_PATH}.closID", f"{clos!r} is not a name of a class")

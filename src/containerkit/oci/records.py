@@ -1,4 +1,4 @@
-"""The records of the runtime as the library reads them: in its own errors, and with a hold on the process."""
+"""The runtime's records as the library reads them: with the library's errors and a pidfd of the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Record", "find", "states"]
 
 
 class Record:
-    """A container on record whose first process was alive when it was looked for. It owns the directory's descriptor.
+    """A recorded container whose first process was alive when the record was read. Owns the directory's descriptor.
 
     Attributes:
         id: the container's.
@@ -26,7 +26,7 @@ class Record:
         pid: the first process.
         pidfd: a descriptor of it, the caller's to close.
         groups: the directories of its control groups.
-        rootfs: the directory that it sees as ``/``, outside.
+        rootfs: the host's path of the directory that it sees as ``/``.
     """
 
     __slots__ = ("_entry", "groups", "id", "pid", "pidfd", "root", "rootfs")
@@ -53,20 +53,20 @@ class Record:
 
 
 def find(name: str, root: str | None = None) -> Record:
-    """Return the record of a running container, or waits for its start.
+    """Return the record of a container that runs or waits for ``start``.
 
     Args:
         name: its id.
-        root: where it is on record (default: where the runtime records without ``--root``).
+        root: the directory of the records (default: the runtime's, without ``--root``).
 
     Raises:
-        StateError: it is not on record, is being created, or has stopped.
+        StateError: it is not recorded, is being created, or has stopped.
     """
     try:
         root = store.default_root() if root is None else root
         entry = store.open_entry(root, name)
     except RuntimeFailure as failure:
-        advice = "" if root is None else f": 'containerkit ps --all --root {root}' tells which there are"
+        advice = "" if root is None else f": 'containerkit ps --all --root {root}' lists the containers"
         raise StateError(f"{failure}{advice}") from None
     try:
         return Record(entry, root, _hold(entry))
@@ -76,7 +76,7 @@ def find(name: str, root: str | None = None) -> Record:
 
 
 def _hold(entry: Entry) -> int:
-    """Return a pidfd of the first process; the number may be another's by now, so what it holds is looked at again."""
+    """Return a pidfd of the first process. The pid may have been reused, so the process is checked again."""
     status = entry.status()
     if status == "creating":
         raise StateError(f"container {entry.id!r} is being created")
@@ -94,11 +94,11 @@ def _hold(entry: Entry) -> int:
 
 
 def states(root: str | None = None) -> list[dict[str, Any]]:
-    """Return the state of each container on record, as the specification has it.
+    """Return the state of each recorded container, as the specification defines it.
 
     Raises:
-        StateError: nobody can say where they are.
-        SetupError: the directory is not the caller's to look into.
+        StateError: the directory of the records is not known.
+        SetupError: the caller may not read the directory.
     """
     try:
         root = store.default_root() if root is None else root
@@ -106,5 +106,5 @@ def states(root: str | None = None) -> list[dict[str, Any]]:
     except RuntimeFailure as failure:
         raise StateError(str(failure)) from None
     except OSError as error:
-        hint = "--root names a directory that the OCI command has made, by the same user"
+        hint = "--root must name a directory that the OCI command has made, run by the same user"
         raise SetupError("open", error.errno or 0, str(root), hint) from None

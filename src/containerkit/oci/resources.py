@@ -18,7 +18,7 @@ _COUNT = integer(0, 2**64 - 1)
 
 
 class DeviceRule(Model):
-    """A rule about device nodes; the last that matches decides."""
+    """A rule for device nodes. The last rule that matches decides."""
 
     allow: bool
     type: str
@@ -35,7 +35,7 @@ class DeviceRule(Model):
 
 
 class Memory(Model):
-    """Memory, in bytes; -1 lifts a limit."""
+    """Memory, in bytes; -1 removes a limit."""
 
     limit: int | None
     reservation: int | None
@@ -85,7 +85,7 @@ class CPU(Model):
 
 
 class Pids(Model):
-    """How many tasks; 0 and less mean no limit."""
+    """The number of tasks. 0 or less means no limit."""
 
     limit: int | None
     FIELDS: ClassVar = {"limit": Field("limit", _LONG)}

@@ -1,7 +1,7 @@
-"""``restore``: bring back processes whose state ``checkpoint`` wrote, as a container of a new record, by CRIU.
+"""``restore``: restore the processes that ``checkpoint`` saved, as a new container, by CRIU.
 
-CRIU runs in a mount namespace of its own, where the root filesystem is a mount, as it wants it: nothing of that is left
-behind, however it ends.
+CRIU runs in its own mount namespace. There the root filesystem is a mount, as CRIU requires. Nothing of this remains
+when CRIU ends.
 
 Source: criu(8).
 """
@@ -34,7 +34,7 @@ _JOINED = {"ipc": "ipc", "uts": "uts", "time": "time"}
 
 
 def restore(call: Call) -> int:
-    """Bring back a container; the call waits for its end unless it is detached."""
+    """Restore a container. The call waits for its end unless it is detached."""
     from containerkit.oci import foreground
     from containerkit.oci.delete import destroy
 
@@ -57,8 +57,8 @@ class Revival:
         call: the call of the command line.
 
     Attributes:
-        pid: its first process, once it is there.
-        master: its terminal, where the caller keeps it; -1 otherwise.
+        pid: its first process, once it exists.
+        master: its terminal, if the caller keeps it; else -1.
     """
 
     def __init__(self, call: Call) -> None:
@@ -77,10 +77,10 @@ class Revival:
         self._groups: Groups | None = None
 
     def make(self) -> None:
-        """Bring the processes back and note them.
+        """Restore the processes and record them.
 
         Raises:
-            RuntimeFailure: it can't be done; nothing is left.
+            RuntimeFailure: this failed. Nothing is left behind.
         """
         if not os.path.isdir(self.images):
             raise RuntimeFailure(f"--image-path {self.images}: no such directory")
@@ -104,17 +104,17 @@ class Revival:
             write_pid_file(path, self.pid)
 
     def _abandon(self) -> None:
-        """Take away all that was made."""
+        """Remove everything that was made."""
         from containerkit.oci import cgroups
 
         if self.pid:
-            os.kill(self.pid, _SIGKILL)  # a child of this process, whose number nobody else can have
+            os.kill(self.pid, _SIGKILL)  # a child of this process, so its pid can't be reused
             os.waitpid(self.pid, k.WALL)
         if self._groups is not None and self._groups.made:
             cgroups.kill_all(self._groups.places, _SIGKILL)
             cgroups.remove(self._groups.places)
 
-    # --- what has to be there before
+    # --- what must exist before
 
     def _make_groups(self) -> None:
         if self.call.manager == "disabled":
@@ -178,12 +178,12 @@ class Revival:
                 words += ["--join-ns", f"{_JOINED[namespace.type]}:{namespace.path}"]
         if self._groups is not None:
             for hierarchy in self._groups.found:
-                for prefix in [f"{name}:" for name in hierarchy.names] or [""]:  # version 2 is what no name is left for
+                for prefix in [f"{name}:" for name in hierarchy.names] or [""]:  # version 2 has no name
                     words += ["--cgroup-root", f"{prefix}{self._groups.path}"]
         return words
 
     def _streams(self, keys: list[str]) -> list[str]:
-        """Give the processes the caller's streams, or a terminal, for those that they had."""
+        """Give the processes the caller's streams, or a terminal, in place of those that they had."""
         words = []
         for number, key in enumerate(keys):
             if key.startswith(("pipe:", "file[")):
@@ -215,7 +215,7 @@ class Revival:
         self._passed.append(fd)
         return inherit(fd, key)
 
-    # --- what is left of it
+    # --- what remains of it
 
     def _record(self, entry: store.Entry) -> None:
         from containerkit.oci.log import timestamp
@@ -239,7 +239,7 @@ class Revival:
 
 
 def _in_own_mounts(rootfs: str) -> Callable[[], None]:
-    """Return what gives a process mounts of its own, in which the root filesystem is a mount."""
+    """Return a function that gives a process its own mount namespace, in which the root filesystem is a mount."""
 
     def prepare() -> None:
         kernel.call("unshare", k.CLONE_NEWNS)
@@ -252,7 +252,7 @@ def _in_own_mounts(rootfs: str) -> Callable[[], None]:
 
 
 def _make_path(root: int, target: str, *, directory: bool) -> None:
-    """Make a path below the root filesystem where it is missing."""
+    """Make a path below the root filesystem if it is missing."""
     parts = target.strip("/").split("/")
     for depth, part in enumerate(parts, start=1):
         above = kernel.open_inside(root, "/".join(parts[: depth - 1]), os.O_RDONLY | os.O_DIRECTORY)

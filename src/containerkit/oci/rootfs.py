@@ -1,8 +1,8 @@
 """The steps that assemble the container's root filesystem: its mounts, devices, covered paths, and the pivot.
 
-What lies outside is opened by the runtime itself where it may clone mounts, so that a source may be out of reach of the
-container's user; otherwise by the first process before it leaves. Targets are resolved below the root on descriptors,
-and mounts are moved onto those: no symlink inside leads anywhere else (CVE-2021-30465).
+Paths outside are opened by the runtime if it may clone mounts. Then the container's user needs no access to a source.
+Otherwise the first process opens them before it pivots. Targets are resolved to descriptors below the root, and mounts
+are moved onto those. So a symlink inside can't lead anywhere else (CVE-2021-30465).
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _CLASSIC_FLAGS = (
 )
 _OF_KERNEL = ("proc", "sysfs")
 _VALUE_LIMIT = 255
-_IDMAP_HINT = "the filesystem can't be id-mapped, or the runtime may not do it"
+_IDMAP_HINT = "the filesystem can't be id-mapped, or the runtime lacks the privilege"
 
 
 class Builder:
-    """Writes the stretch of a tape that makes the root.
+    """Writes the part of a tape that makes the root.
 
     Args:
         tape: where to.
-        config: what is wanted.
-        bundle: relative sources start there.
+        config: the container's configuration.
+        bundle: the directory to which relative sources are relative.
         privileged: whether the runtime itself may clone mounts.
         makes_nodes: whether device nodes can be made inside.
         makes_nodes_outside: whether the runtime can make those that the configuration names.
-        may_park: whether the host's root is left by a pivot, and what is on it with it.
+        may_park: whether a pivot detaches the host's root, with all mounts on it.
         groups: the control groups, if there are any.
         channel: leads to the runtime.
 
@@ -113,7 +113,7 @@ class Builder:
         """Clone the root filesystem and the sources of binds, and give them their attributes.
 
         Raises:
-            RuntimeFailure: one of them is not there.
+            RuntimeFailure: one of them does not exist.
         """
         if not os.path.isdir(self.rootfs):
             raise RuntimeFailure(f"config.json: root.path: {self.rootfs}: no such directory")
@@ -129,7 +129,7 @@ class Builder:
             self.parking = Parking(self)
 
     def _look_inside(self) -> None:
-        """Let the runtime see what is in the root filesystem, as far as its own user may."""
+        """Open the root filesystem for the runtime, as far as its own user has access."""
         root = self.targets.root
         if isinstance(root, int):
             self.targets.view = root
@@ -161,7 +161,7 @@ class Builder:
         if options.tree_set or options.tree_clear:
             self._setattr(tree, set_flags=options.tree_set, clear=options.tree_clear, recursive=True, target=target)
         for flag, recursive in options.propagation or [(k.MS_PRIVATE, True)]:
-            if flag != k.MS_UNBINDABLE or not self.may_park:  # which could not be cloned again
+            if flag != k.MS_UNBINDABLE or not self.may_park:  # a clone of which could not be cloned again
                 self._setattr(tree, propagation=flag, recursive=recursive, target=target)
         if options.idmap or mount.uid_mappings:
             self._note_idmap(number, options, tree)
@@ -174,7 +174,7 @@ class Builder:
         self.idmaps.append((tree, options.idmap == "ridmap", number))
 
     def check_idmap(self, number: int) -> None:
-        """Refuse an id map of a mount that nothing says.
+        """Refuse an id map of a mount that can't be made.
 
         Args:
             number: of the mount in the configuration.
@@ -188,12 +188,12 @@ class Builder:
             raise ConfigError(f"mounts[{number}].options", "idmap without mappings needs a user namespace")
 
     def clone(self, path: str, *, recursive: bool, what: str) -> int | Slot:
-        """Clone what lies at a path of the host: by the runtime if it may, otherwise by the first process.
+        """Clone the mount at a path of the host: by the runtime if it may, otherwise by the first process.
 
         Args:
             path: where it is.
             recursive: with the mounts below it.
-            what: what it is for, as an error tells it.
+            what: its purpose, for errors.
 
         Raises:
             StepError: it can't be cloned.
@@ -248,11 +248,11 @@ class Builder:
     # --- inside
 
     def attach_root(self, *, at_home: bool) -> None:
-        """Add the steps that keep mounts from spreading to the host and attach the root.
+        """Add the steps that keep mounts from propagating to the host, and attach the root.
 
         Args:
-            at_home: over its own place, so that hooks that run inside before the pivot still find the host's files;
-                otherwise over the runtime's root, which every user can reach.
+            at_home: attach it over its own path, so that hooks that run inside before the pivot still find the host's
+                files. Otherwise it is attached over the runtime's root, which every user can reach.
         """
         tape = self.tape
         tape.call("mount", b"none", b"/", 0, k.MS_SLAVE | k.MS_REC, 0, target="keep mounts from the host")
@@ -283,7 +283,7 @@ class Builder:
             elif mount.type:
                 self._filesystem(mount, options, target)
             else:
-                raise ConfigError(f"mounts[{number}].type", "is missing, and the options do not say bind")
+                raise ConfigError(f"mounts[{number}].type", "is missing, and the options do not contain bind")
 
     def _bind(self, number: int, options: Options, target: str) -> None:
         source, directory = self._trees[number]
@@ -296,7 +296,7 @@ class Builder:
         self.targets.note(target, kept, view=source if isinstance(source, int) else -1)
 
     def _copy_symlink(self, destination: str, content: str) -> None:
-        """Add the steps that make a symlink; one that is there and says the same is left."""
+        """Add the steps that make a symlink. An existing one with the same target is kept."""
         above, _, name = os.path.normpath("/" + destination.lstrip("/")).rpartition("/")
         above = self.targets.resolve(above)
         if self.targets.symlink(f"{above.rstrip('/')}/{name}") == content:
@@ -314,7 +314,7 @@ class Builder:
         return target
 
     def attach(self, tree: int | Slot, target: str, *, directory: bool, plain: bool = False) -> None:
-        """Add the steps that attach a mount to a path inside, which is made when it is missing.
+        """Add the steps that attach a mount to a path inside. The path is made if it is missing.
 
         Args:
             tree: the mount.
@@ -328,7 +328,7 @@ class Builder:
         self.tape.step(k.STEP_CLOSE, "close", at)
 
     def attach_clone(self, source: str, attributes: int, target: str, *, what: str) -> int | Slot:
-        """Add the steps that attach a private clone of a mount of the host to a directory; return its descriptor."""
+        """Add the steps that attach a private clone of a host's mount to a directory. Return its descriptor."""
         clone = self.clone(source, recursive=False, what=what)
         self._setattr(clone, set_flags=attributes, propagation=k.MS_PRIVATE, target=target)
         self.attach(clone, target, directory=True)
@@ -341,7 +341,7 @@ class Builder:
         if mount.source:
             data.append(("source", mount.source))
         if mount.type == "tmpfs" and not any(name == "mode" for name, _ in data):
-            mode = self.targets.mode_of(target)  # of the directory that it covers, as runc has it
+            mode = self.targets.mode_of(target)  # of the directory that it covers, as in runc
             data += [] if mode is None else [("mode", f"{mode:o}")]
         label = self.config.linux.mount_label
         if label and mount.type in ("tmpfs", "devpts", "mqueue", "ramfs"):
@@ -352,7 +352,7 @@ class Builder:
             return
         tree = tape.slot(f"tree {len(tape)}")
         if mount.type == "tmpfs" and attributes & k.MOUNT_ATTR_RDONLY:
-            self.late.append((tree, k.MOUNT_ATTR_RDONLY, target))  # mounts below it are still to be made
+            self.late.append((tree, k.MOUNT_ATTR_RDONLY, target))  # mounts below it must still be made
             attributes &= ~k.MOUNT_ATTR_RDONLY
         of_kernel = mount.type in _OF_KERNEL
         if mount.type == "sysfs":
@@ -367,7 +367,7 @@ class Builder:
         self.propagate(tree, options, target)
 
     def propagate(self, tree: int | Slot, options: Options, target: str) -> None:
-        """Add the steps that set how mounts spread from and to an attached one."""
+        """Add the steps that set the propagation of an attached mount."""
         for flag, recursive in options.propagation:
             self.set_attributes(tree, propagation=flag, recursive=recursive, target=f"propagation of {target}")
 
@@ -385,7 +385,7 @@ class Builder:
         """Add the steps that make a filesystem, detached. Source: fsopen(2), fsconfig(2), fsmount(2).
 
         Returns:
-            The steps that may fail with one of ``ok``, whose ``skip_here`` is the caller's to set.
+            The steps that may fail with one of ``ok``. The caller must set their ``skip_here``.
         """
         tape = self.tape
         context = tape.slot("fsopen")
@@ -431,7 +431,7 @@ class Builder:
 
     def _copy_up(self, number: int, target: str, options: Options) -> None:
         if not isinstance(self.root, int) or not self.privileged:
-            raise ConfigError(f"mounts[{number}].options", "tmpcopyup needs a runtime that may make mounts itself")
+            raise ConfigError(f"mounts[{number}].options", "tmpcopyup needs a runtime that may make mounts")
         from containerkit.oci.copyup import filled_tmpfs
 
         attributes = (options.set | options.tree_set) & ~k.MOUNT_ATTR_RDONLY
@@ -452,14 +452,14 @@ class Builder:
         self.attach(tree, "/dev/console", directory=False)
 
     def make_cwd(self, path: str) -> None:
-        """Add the steps that make the working directory when it is missing."""
+        """Add the steps that make the working directory if it is missing."""
         target = self.targets.resolve(os.path.normpath("/" + path))
         if target != "/" and not self.targets.is_there(target):
             self.targets.reach(target, directory=True)
             self.tape.step(k.STEP_CLOSE, "close", self.tape.slot("target"))
 
     def late_attributes(self) -> None:
-        """Add the steps for what could not be read-only while mounts were made below it."""
+        """Add the steps that make mounts read-only which had to be writable while mounts were made below them."""
         for tree, flags, target in self.late:
             self.set_attributes(tree, flags, target=f"make {target} read-only")
         assert self.config.root is not None
@@ -467,7 +467,7 @@ class Builder:
             self.set_attributes(self.root, k.MOUNT_ATTR_RDONLY, target="make the root read-only")
 
     def propagation(self) -> None:
-        """Add the step that sets how mounts spread from and to the new root."""
+        """Add the step that sets the propagation of the new root."""
         wanted = self.config.linux.rootfs_propagation
         recursive = wanted.startswith("r") and wanted[1:] in PROPAGATION
         flag = PROPAGATION.get(wanted[1:] if recursive else wanted, 0)

@@ -18,7 +18,7 @@ __all__ = ["attend", "run"]
 
 
 def run(call: Call) -> int:
-    """Run a container; with ``--detach`` the call returns once it runs. Its exit status is the container's."""
+    """Run a container and exit with its status. With ``--detach`` the call returns once it runs."""
     detached = call.flags.has("detach")
     foreground.interruptible()
     birth = prepare(call, foreground=not detached)
@@ -27,7 +27,7 @@ def run(call: Call) -> int:
 
 
 def attend(birth: Birth, *, detached: bool, keep: bool) -> int:
-    """Start a container that was made, and stay until its end unless it is detached.
+    """Start a created container, and wait for its end unless it is detached.
 
     Args:
         birth: the container; its entry is locked.

@@ -1,6 +1,6 @@
 """Reads JSON into typed objects: every value is checked, every error names the JSON path, unknown members are kept.
 
-By hand: attrs and cattrs together take longer to import than a container takes to start.
+It does not use attrs and cattrs. Their import takes longer than a container's start.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Field:
 
     Args:
         attribute: the name that the value has in Python.
-        kind: what checks and reads it.
+        kind: the function that checks and reads it.
         default: the value where the member is absent or null.
     """
 
@@ -50,7 +50,7 @@ class Field:
 
     @classmethod
     def required(cls, attribute: str, kind: Kind) -> Field:
-        """Return a member that must be there."""
+        """Return a required member."""
         return cls(attribute, kind, _REQUIRED)
 
 
@@ -69,7 +69,7 @@ class Model:
         """Return the object that a JSON value describes.
 
         Raises:
-            ConfigError: it describes none.
+            ConfigError: it does not describe one.
         """
         if not isinstance(value, dict):
             raise ConfigError(path, f"must be an object, not {_kind(value)}")
@@ -108,7 +108,7 @@ def _kind(value: object) -> str:
 
 
 def text(value: object, path: str) -> str:
-    """Read a string; a NUL inside is refused, since the kernel would cut it there."""
+    """Read a string. A NUL inside is refused, because the kernel would cut the string there."""
     if not isinstance(value, str):
         raise ConfigError(path, f"must be a string, not {_kind(value)}")
     if "\0" in value:
@@ -132,7 +132,7 @@ def boolean(value: object, path: str) -> bool:
 
 
 def integer(least: int, most: int) -> Kind:
-    """Return what reads a whole number in a range."""
+    """Return a function that reads a whole number in a range."""
 
     def read(value: object, path: str) -> int:
         if isinstance(value, float) and value.is_integer():
@@ -154,7 +154,7 @@ def number(value: object, path: str) -> float:
 
 
 def choice(*names: str) -> Kind:
-    """Return what reads one of some words."""
+    """Return a function that reads one of several names."""
 
     def read(value: object, path: str) -> str:
         found = text(value, path)
@@ -166,7 +166,7 @@ def choice(*names: str) -> Kind:
 
 
 def array(kind: Kind) -> Kind:
-    """Return what reads a list."""
+    """Return a function that reads a list."""
 
     def read(value: object, path: str) -> list[Any]:
         if not isinstance(value, list):
@@ -177,7 +177,7 @@ def array(kind: Kind) -> Kind:
 
 
 def mapping(kind: Kind) -> Kind:
-    """Return what reads an object with free names."""
+    """Return a function that reads an object with arbitrary names."""
 
     def read(value: object, path: str) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -188,10 +188,10 @@ def mapping(kind: Kind) -> Kind:
 
 
 def model(cls: type[Model]) -> Kind:
-    """Return what reads an object of a model."""
+    """Return a function that reads an object of a model."""
     return cls.read
 
 
 def any_value(value: object, path: str) -> object:  # noqa: ARG001 - the common signature of kinds
-    """Take whatever it is."""
+    """Accept any value."""
     return value

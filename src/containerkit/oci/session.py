@@ -1,4 +1,4 @@
-"""The runtime's side of the protocol with a process that walks a tape; what ``create`` and ``exec`` have in common."""
+"""The runtime's side of the protocol with a process that executes a tape. ``create`` and ``exec`` share it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["Partner"]
 
 
 class Partner:
-    """One process being brought up.
+    """One process that is being started.
 
     Args:
         call: the call of the command line.
         config: the container's configuration.
-        process: what is run.
+        process: the process to run.
         foreground: the caller waits for it, so its terminal may be the caller's.
 
     Attributes:
-        pid, pidfd: the process, once it is there.
-        master: its terminal, where the caller keeps it; -1 otherwise.
-        tape: what it does.
+        pid, pidfd: the process, once it exists.
+        master: its terminal, if the caller keeps it; else -1.
+        tape: its steps.
         entry: the container's record.
     """
 
@@ -52,14 +52,14 @@ class Partner:
         self.tape = Tape()
 
     def check_console(self) -> None:
-        """See that a terminal has somewhere to go.
+        """Check that a terminal and ``--console-socket`` go together.
 
         Raises:
-            RuntimeFailure: it has not, or there is none to send.
+            RuntimeFailure: the socket is missing, or there is no terminal to send.
         """
         wanted = self.call.flags.text("console-socket")
         if self.process.terminal and not self.foreground and not wanted:
-            raise RuntimeFailure("process.terminal is true: --console-socket must say where the terminal goes")
+            raise RuntimeFailure("process.terminal is true: --console-socket must name a socket for the terminal")
         if wanted and not self.process.terminal:
             raise RuntimeFailure("--console-socket needs process.terminal to be true")
 
@@ -74,17 +74,17 @@ class Partner:
         return int(count) if count.isascii() and count.isdecimal() else 0
 
     def converse(self, channel: Channel, answers: Mapping[bytes, Callable[[int], None]], last: bytes) -> None:
-        """Answer the process's letters until one of them is the last.
+        """Answer the process's letters, up to the last one.
 
         Raises:
-            RuntimeFailure: one of its steps, or of ours, failed.
+            RuntimeFailure: a step of the process or of the runtime failed.
         """
         answers = {b"t": self._on_terminal, b"s": self._on_listener, **answers}
         letter = b""
         while letter != last:
             message = protocol.receive(channel)
             if message is None:
-                raise RuntimeFailure("the process died while it was brought up")
+                raise RuntimeFailure("the process died during its start")
             if isinstance(message, protocol.Failure):
                 raise self.failure(message)
             letter, number = message
@@ -107,7 +107,7 @@ class Partner:
             raise kernel.refused("pidfd_getfd", error, what) from None
 
     def kill(self) -> None:
-        """Kill the process and take its status. May be called twice."""
+        """Kill and reap the process. May be called twice."""
         pidfd, self.pidfd = self.pidfd, -1
         if pidfd < 0:
             return
@@ -121,7 +121,7 @@ class Partner:
             os.close(pidfd)
 
     def before_reaping(self) -> None:
-        """Do what a killed process needs to die."""
+        """Do what is needed for a killed process to die, such as thawing it."""
 
     def state(self) -> dict[str, Any]:
         """Return the container's state as an agent reads it."""
@@ -133,7 +133,7 @@ class Partner:
         master = self.take(number, "terminal")
         if not console.is_master(master):
             os.close(master)
-            raise RuntimeFailure("/dev/pts of the container is not a devpts: it makes no terminal")
+            raise RuntimeFailure("/dev/pts of the container is not a devpts, so no terminal can be made")
         console.set_size(master, self.process.console_size)
         wanted = self.call.flags.text("console-socket")
         if not wanted:

@@ -22,7 +22,7 @@ _REALTIME_FIRST, _REALTIME_LAST = 34, 64
 
 
 def parse(text: str) -> int:
-    """Return the number of a signal: ``9``, ``KILL``, ``SIGKILL``, ``RTMIN+3``; 0 asks only whether it could be sent.
+    """Return the number of a signal: ``9``, ``KILL``, ``SIGKILL``, ``RTMIN+3``; 0 only checks permission.
 
     Raises:
         RuntimeFailure: there is no such signal.

@@ -1,4 +1,4 @@
-"""``spec``: write a configuration to start from."""
+"""``spec``: write a configuration as a starting point."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def rootless(uid: int, gid: int) -> dict[str, Any]:
     for mount in found["mounts"]:
         if mount["destination"] == "/dev/pts":  # group 5 is not mapped
             mount["options"] = [option for option in mount["options"] if option != "gid=5"]
-        if mount["destination"] == "/sys":  # a sysfs of one's own needs a network namespace of one's own
+        if mount["destination"] == "/sys":  # a new sysfs needs a new network namespace
             mount.update(type="none", source="/sys", options=["rbind", "nosuid", "noexec", "nodev", "ro"])
     found["mounts"] = [mount for mount in found["mounts"] if mount["type"] != "cgroup"]
     return found
 
 
 def spec(call: Call) -> int:
-    """Write ``config.json`` into the bundle, which must not have one."""
+    """Write ``config.json`` into the bundle, which must not contain one."""
     content = rootless(os.geteuid(), os.getegid()) if call.flags.has("rootless") else default()
     path = os.path.join(call.flags.text("bundle", "."), "config.json")
     try:

@@ -22,7 +22,7 @@ def start(call: Call) -> int:
     """Start a created container. Source: OCI runtime-spec, runtime.md, "Start"."""
     with store.open_entry(call.root, call.name, lock=True) as entry:
         listener = start_entry(entry, call.journal)
-    if listener is not None:  # the record is free: who waits for long must not keep others from the container
+    if listener is not None:  # the lock is released: a long wait must not block other calls for this container
         listener.wait()
     return 0
 
@@ -32,13 +32,13 @@ def start_entry(entry: Entry, journal: Log) -> Listener | None:
 
     Args:
         entry: the container's record.
-        journal: takes the warnings of what is done beside.
+        journal: takes warnings.
 
     Returns:
-        The socket on which it will say that it is ready, if a service manager is to know.
+        The socket on which it will report readiness, if a service manager must be notified.
 
     Raises:
-        RuntimeFailure: it is in no state to be started, a hook failed, or its program could not be executed.
+        RuntimeFailure: it is not in state ``created``, a hook failed, or its program could not be executed.
     """
     status = entry.status()
     if status in ("running", "paused"):
@@ -66,10 +66,10 @@ def start_entry(entry: Entry, journal: Log) -> Listener | None:
 
 
 def open_gate(entry: Entry) -> None:
-    """Let the first process go on, and wait until it has exec'd the program.
+    """Let the first process continue, and wait until it has exec'd the program.
 
     Raises:
-        RuntimeFailure: it could not.
+        RuntimeFailure: it could not exec the program.
     """
     try:
         gate = Channel.connected(f"/proc/self/fd/{entry.fd}/{store.GATE}")

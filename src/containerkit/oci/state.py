@@ -1,4 +1,4 @@
-"""``state``: what a container is doing."""
+"""``state``: print the state of a container."""
 
 from __future__ import annotations
 

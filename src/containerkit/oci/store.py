@@ -1,4 +1,4 @@
-"""What is known of each container, on disk: a directory for each below the runtime's root.
+"""The records of containers on disk: one directory for each, below the runtime's root.
 
 ::
 
@@ -6,8 +6,8 @@
     ROOT/ID/config.json   the configuration that the container was created from
     ROOT/ID/gate          the socket at which a created container waits for its start
 
-Whoever changes a container holds an exclusive flock of its directory; the kernel releases it when the holder dies. The
-record says which phase was reached, so whatever a killed runtime leaves behind can be deleted.
+A process that changes a container holds an exclusive flock of its directory. The kernel releases it when the process
+dies. The record contains the phase that was reached, so what a killed runtime left behind can be deleted.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _MEMFD = "/memfd:init"
 
 
 def default_root() -> str:
-    """Return where containers are recorded unless ``--root`` says otherwise.
+    """Return the directory of the records if ``--root`` is not given.
 
     Raises:
-        RuntimeFailure: a user without XDG_RUNTIME_DIR would have to share a directory that somebody else has made.
+        RuntimeFailure: XDG_RUNTIME_DIR is not set, and another user has made the directory that would be used instead.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if os.geteuid() == 0 and not (runtime and in_user_namespace()):
@@ -60,12 +60,12 @@ def default_root() -> str:
     except FileNotFoundError:
         return f"{own}/oci"
     if status.st_uid != os.geteuid() or not S_ISDIR(status.st_mode) or status.st_mode & 0o022:
-        raise RuntimeFailure(f"{own} is not this user's alone: remove it, or set XDG_RUNTIME_DIR")
+        raise RuntimeFailure(f"other users can access {own}: remove it, or set XDG_RUNTIME_DIR")
     return f"{own}/oci"
 
 
 def in_user_namespace() -> bool:
-    """Return whether this process lives in a user namespace other than the first."""
+    """Return whether this process is in a user namespace other than the initial one."""
     with open("/proc/self/uid_map", "rb") as file:
         return file.read().split() != [b"0", b"0", b"4294967295"]
 
@@ -74,7 +74,7 @@ def check_id(name: str) -> str:
     """Return an id that can be the name of a directory and of a control group.
 
     Raises:
-        RuntimeFailure: it can't.
+        RuntimeFailure: the id is invalid.
     """
     if not name or not _ID_LETTERS.issuperset(name) or name[0] == "." or len(name) > 1024:
         raise RuntimeFailure(
@@ -84,7 +84,7 @@ def check_id(name: str) -> str:
 
 
 def start_time(pid: int) -> int:
-    """Return when a process started, in clock ticks after boot; 0 when it is gone or a zombie.
+    """Return when a process started, in clock ticks after boot; 0 if it has ended or is a zombie.
 
     Source: proc_pid_stat(5), field 22.
     """
@@ -103,7 +103,7 @@ def start_time(pid: int) -> int:
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Return whether that very process is still there."""
+    """Return whether exactly this process is still alive."""
     return pid > 0 and start_time(pid) == started
 
 
@@ -114,7 +114,7 @@ class Entry:
         id: the container's.
         path: the directory.
         fd: the directory, -1 when closed.
-        record: what ``state.json`` held.
+        record: the content of ``state.json``.
     """
 
     __slots__ = ("fd", "id", "path", "record")
@@ -129,7 +129,7 @@ class Entry:
         return f"<Entry {self.id} {'closed' if self.fd < 0 else self.record.get('phase', 'new')}>"
 
     def close(self) -> None:
-        """Close the directory and let go of the lock. May be called twice."""
+        """Close the directory and release the lock. May be called twice."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -156,7 +156,7 @@ class Entry:
         """Return a file's content.
 
         Raises:
-            OSError: there is none.
+            OSError: it does not exist.
         """
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
         try:
@@ -182,7 +182,7 @@ class Entry:
         self.write(STATE, jsontext.dumps(self.record).encode())
 
     def remove(self) -> None:
-        """Remove the directory with all in it; one that is gone is not an error."""
+        """Remove the directory with its content. A missing directory is not an error."""
         for name in os.listdir(self.fd):
             try:
                 os.unlink(name, dir_fd=self.fd)
@@ -218,7 +218,7 @@ class Entry:
         return "paused" if self._is_frozen() else "running"
 
     def _waits(self) -> bool:
-        """Return whether the process is still the walker: a start that was killed may have left the gate behind."""
+        """Return whether the process still executes the tape. A killed start may have left the gate behind."""
         try:
             return os.readlink(f"/proc/{self.pid}/exe").startswith(_MEMFD)
         except OSError:
@@ -271,7 +271,7 @@ def reserve(root: str, name: str) -> Entry:
     """Make the directory of a new container and lock it.
 
     Raises:
-        RuntimeFailure: there is one of that id, or the root can't be written.
+        RuntimeFailure: the id is in use, or the root can't be written to.
     """
     import fcntl
 
@@ -295,10 +295,10 @@ def open_entry(root: str, name: str, *, lock: bool = False, patience_s: float = 
         root: the runtime's.
         name: the container's id.
         lock: take the exclusive lock, waiting for it.
-        patience_s: how long to wait for it, in seconds; 0 (the default) for ever.
+        patience_s: how long to wait for it, in seconds; 0 (the default) means without limit.
 
     Raises:
-        RuntimeFailure: there is none, or somebody else holds it for too long.
+        RuntimeFailure: it does not exist, or another process holds the lock for too long.
     """
     path = f"{root}/{check_id(name)}"
     missing = RuntimeFailure(f"container {name!r} does not exist")
@@ -320,7 +320,7 @@ def open_entry(root: str, name: str, *, lock: bool = False, patience_s: float = 
 
 
 def _lock(entry: Entry, patience_s: float, missing: RuntimeFailure) -> None:
-    """Take the lock; whoever had it may have deleted the container."""
+    """Take the lock. Its former holder may have deleted the container."""
     import fcntl
     import time
 
@@ -336,12 +336,12 @@ def _lock(entry: Entry, patience_s: float, missing: RuntimeFailure) -> None:
                 raise missing
             return
         if time.monotonic() > end:
-            raise RuntimeFailure(f"container {entry.id!r} is being worked on by another call of the runtime")
+            raise RuntimeFailure(f"container {entry.id!r} is locked by another call of the runtime")
         time.sleep(0.01)
 
 
 def _read_record(entry: Entry) -> dict[str, Any]:
-    """Return the record; one that was not written yet is that of a container being created."""
+    """Return the record. If it was not written yet, the container is being created."""
     try:
         record = jsontext.loads(entry.read(STATE))
     except (FileNotFoundError, NotADirectoryError):
@@ -354,7 +354,7 @@ def _read_record(entry: Entry) -> dict[str, Any]:
 
 
 def matching(root: str, pattern: str, *, alive: bool = False) -> list[str]:
-    """Return the ids of the containers below a root that a regular expression is found in.
+    """Return the ids below a root that a regular expression matches somewhere.
 
     Args:
         root: the runtime's.
@@ -362,7 +362,7 @@ def matching(root: str, pattern: str, *, alive: bool = False) -> list[str]:
         alive: only those that have not stopped.
 
     Raises:
-        RuntimeFailure: it is none.
+        RuntimeFailure: the pattern is invalid.
     """
     import re
 
@@ -384,7 +384,7 @@ def states(root: str) -> list[dict[str, Any]]:
 
 
 def entries(root: str) -> Iterator[Entry]:
-    """Open each container's directory in turn; the caller closes what it gets."""
+    """Open each container's directory in turn. The caller closes them."""
     try:
         names = sorted(os.listdir(root))
     except FileNotFoundError:
@@ -394,5 +394,5 @@ def entries(root: str) -> Iterator[Entry]:
             continue
         try:
             yield open_entry(root, name)
-        except RuntimeFailure:  # deleted meanwhile
+        except RuntimeFailure:  # deleted in the meantime
             continue

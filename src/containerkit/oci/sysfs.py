@@ -1,4 +1,4 @@
-"""A sysfs, or the host's own, read-only, where the kernel refuses one."""
+"""Mounts a sysfs, or the host's own one, read-only, if the kernel refuses a new one."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 __all__ = ["mount"]
 
 _HINT = (
-    "in a user namespace it takes a network namespace that belongs to it, and a /sys without masks: give the container "
+    "a user namespace needs its own network namespace for it, and a /sys without masks: give the container "
     "a network namespace of its own, or mount with 'ro', which shows the host's"
 )
 _BARE = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
 
 
 def mount(builder: Builder, data: list[tuple[str, str | None]], attributes: int, tree: Slot, target: str) -> None:
-    """Add the steps that mount a sysfs; of a read-only one also those that bind the host's where the kernel refuses it.
+    """Add the steps that mount a sysfs. If the kernel refuses a read-only one, they bind the host's.
 
-    The host's shows the devices of its network namespace, which the container is in then. It comes with all that is
-    mounted below, masks of an outer container among it; the control groups of the host stay out of sight.
+    The host's sysfs shows the devices of its network namespace, in which the container is then. All mounts below it are
+    included, such as masks of an outer container. The control groups of the host are hidden.
 
     Args:
         builder: the root.
         data: the options of the filesystem.
         attributes: ``MOUNT_ATTR_*``.
-        tree: what takes the descriptor of the mount.
+        tree: the slot for the descriptor of the mount.
         target: where it goes.
 
     Source: sysfs_init_fs_context() in fs/sysfs/mount.c, mount_too_revealing() in fs/namespace.c.

@@ -1,4 +1,4 @@
-"""``--systemd-cgroup``: the container's control groups are a scope that systemd makes, in the slice that is asked for.
+"""``--systemd-cgroup``: systemd makes the container's control groups, as a scope in the requested slice.
 
 Source: org.freedesktop.systemd1(5), StartTransientUnit; systemd.slice(5); the form ``SLICE:PREFIX:NAME`` of
 ``cgroupsPath`` is the one that engines use with every runtime.
@@ -30,7 +30,7 @@ def unit_of(path: str, name: str) -> tuple[str, str, str]:
         name: the container's id.
 
     Raises:
-        ConfigError: it is in another form.
+        ConfigError: it has another form.
     """
     parts = path.split(":") if path else ["", "containerkit", name]
     if len(parts) != 3:
@@ -44,7 +44,7 @@ def unit_of(path: str, name: str) -> tuple[str, str, str]:
 
 
 def _expanded(slice_name: str) -> str:
-    """Return the path of a slice: ``a-b.slice`` lies in ``a.slice``."""
+    """Return the path of a slice: ``a-b.slice`` is in ``a.slice``."""
     stem = slice_name.removesuffix(".slice")
     if stem == "-":
         return ""
@@ -55,10 +55,10 @@ def _expanded(slice_name: str) -> str:
 
 
 def start_scope(unit: str, slice_name: str, pid: int, description: str) -> None:
-    """Have systemd make a scope around a process, and wait until it is there.
+    """Have systemd make a scope for a process, and wait until it exists.
 
     Raises:
-        RuntimeFailure: there is no systemd here, or it refuses.
+        RuntimeFailure: there is no systemd, or it refused.
     """
     from containerkit.cgroup.dbus import SIGNAL
     from containerkit.errors import ContainerError
@@ -90,7 +90,7 @@ def start_scope(unit: str, slice_name: str, pid: int, description: str) -> None:
 
 
 def stop_scope(unit: str) -> None:
-    """Have systemd take a scope away; one that is gone is not an error."""
+    """Have systemd remove a scope. A missing scope is not an error."""
     from containerkit.errors import ContainerError
 
     try:
@@ -116,7 +116,7 @@ def _connect() -> Connection:
 
 
 def _subscribe(connection: Connection) -> None:
-    """Ask to be told of jobs; a manager's own socket has no bus to ask at."""
+    """Subscribe to signals about jobs. The manager's private socket has no bus to subscribe at."""
     from containerkit.errors import ContainerError
 
     rule = f"type='signal',interface='{_MANAGER}',member='JobRemoved'"

@@ -1,8 +1,8 @@
-"""A tape, built step by step: what :mod:`containerkit.plan.operation` does for descriptions, for the OCI command.
+"""Builds a tape step by step. For descriptions, :mod:`containerkit.plan.operation` does this.
 
-A plan is data that is printed, compared and cached; a tape of the command line is used once and thrown away, and its
-maker must load in less time than the start takes. So this one packs as it goes, by the same packer, and keeps of each
-step only the name and the target, for the message when it fails.
+A plan is data that is printed, compared and cached. A tape of the command line is used once, and this module must load
+in less time than a start takes. So it packs each step at once, with the same packer, and keeps only its name and target
+for error messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MORE_CALLS = {
 
 
 class Slot:
-    """A register of the process that walks the tape."""
+    """A register of the process that executes the tape."""
 
     __slots__ = ("number",)
 
@@ -34,7 +34,7 @@ class Slot:
 
 
 class Data:
-    """A place in the tape's data; its address is handed to the kernel."""
+    """A position in the tape's data. Its address is passed to the kernel."""
 
     __slots__ = ("length", "offset")
 
@@ -81,15 +81,15 @@ class Tape:
         return "\n".join(f"{number:3} {name} {target}".rstrip() for number, (name, target, _) in enumerate(self.names))
 
     def slot(self, name: str) -> Slot:
-        """Return the register of that name; equal names are the same register.
+        """Return the register of that name. Equal names mean the same register.
 
         Raises:
-            ValueError: there are no more.
+            ValueError: no register is free.
         """
         return Slot(self._packer.number_of(name))
 
     def block(self, content: bytes, *patches: tuple[int, Slot | Data]) -> Data:
-        """Place a structure in memory; patches are written into it by steps of their own, made here and now.
+        """Place a structure in memory. Its patches are written into it by steps, which are added here.
 
         Args:
             content: the bytes.
@@ -139,7 +139,7 @@ class Tape:
         Args:
             name: the system call.
             args: at most six; bytes are passed as the address of a NUL-terminated copy.
-            target: what it acts on, for people.
+            target: what it acts on, for messages.
             result: the register that takes the value returned.
             ok: error numbers that count as success, at most four.
             hint: the remedy to show when it fails.
@@ -150,15 +150,15 @@ class Tape:
         return self.step(k.STEP_CALL, name, *args, call=number or 0, target=target, result=result, ok=ok, hint=hint)
 
     def skip_here(self, number: int) -> None:
-        """Let the walk go on here when step ``number`` fails with a tolerated error."""
+        """Continue here if step ``number`` fails with a tolerated error."""
         self._packer.skip(number, len(self) - number - 1)
 
     def leap_here(self, number: int) -> None:
-        """Let the walk go on here when step ``number`` succeeds."""
+        """Continue here if step ``number`` succeeds."""
         self._packer.leap(number, len(self) - number - 1)
 
     def aim_here(self, number: int) -> None:
-        """Let the process that the clone of step ``number`` makes go on here."""
+        """Let the process that step ``number`` clones continue here."""
         self._packer.aim(number, len(self))
 
     def _argument(self, argument: Argument) -> tuple[int, int]:

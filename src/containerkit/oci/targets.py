@@ -1,8 +1,8 @@
-"""Where things are put inside: paths below the container's root, resolved to descriptors by the first process.
+"""Targets: paths below the container's root, which the first process resolves to descriptors.
 
-Another process may have write access to the root filesystem and rename what is there during the start. So a path on a
-file system that the start itself has mounted is resolved below that mount's own descriptor and not from the root: what
-lies on a new /proc is found on it, whatever has become of the directory it was mounted on.
+Another process may have write access to the root filesystem and rename entries during the start. So a path on a
+filesystem that the start has mounted is resolved below that mount's own descriptor, not from the root. A file of a new
+/proc is found there even if the directory on which /proc was mounted has been renamed.
 
 Source: openat2(2); CVE-2021-30465, CVE-2025-52881.
 """
@@ -25,7 +25,7 @@ __all__ = ["KERNEL_PATHS", "Targets"]
 
 _INSIDE = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS
 KERNEL_PATHS = ("/proc", "/sys", "/dev")
-"""What must be a directory: through a symlink there the kernel's files, and their masks, would be somewhere else."""
+"""What must be a directory. If it were a symlink, the kernel's files and their masks would be somewhere else."""
 
 _MAX_SYMLINKS = 40
 """As many as the kernel follows. Source: path_resolution(7)."""
@@ -37,11 +37,11 @@ class Targets:
     """Writes the steps that open and make paths inside.
 
     Args:
-        tape: where to.
+        tape: the tape that takes the steps.
 
     Attributes:
         root: the root filesystem, once it is open.
-        view: the root filesystem for the runtime's own eyes; -1 where it can't be seen.
+        view: the root filesystem as the runtime sees it; -1 if the runtime can't see it.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -54,11 +54,11 @@ class Targets:
     # --- what is mounted where
 
     def note(self, target: str, tree: Descriptor | None = None, *, view: int = -1) -> None:
-        """Note that something was mounted on a target.
+        """Record that something was mounted on a target.
 
         Args:
             target: where.
-            tree: its descriptor, if paths on it are to be resolved below that from now on.
+            tree: its descriptor, if paths on it must be resolved below it from now on.
             view: a descriptor of it through which the runtime itself can see what is there; -1 for none.
         """
         for hidden in [each for each in self._views if _is_below(each, target)]:
@@ -70,14 +70,14 @@ class Targets:
             self._mounts[target] = tree
 
     def note_again(self, source: str, target: str) -> int:
-        """Note that what is at a path inside, with all that is mounted below it, was mounted on another, too.
+        """Record that a path inside, with all mounts below it, was also mounted on another path.
 
         Args:
             source: the path.
             target: where.
 
         Returns:
-            A descriptor of it that is the caller's to close, once the tape is written; -1 for none.
+            A descriptor of it, which the caller closes after the tape is written; -1 for none.
         """
         below = {each[len(source) :]: view for each, view in self._views.items() if _is_below(each, source)}
         view, rest = self._seen(source)
@@ -99,7 +99,7 @@ class Targets:
         return any(_is_below(target, each) for each in self._views)
 
     def base(self, path: str) -> tuple[Descriptor, str]:
-        """Return the descriptor below which a path is resolved, and what is left of the path."""
+        """Return the descriptor below which a path is resolved, and the rest of the path."""
         best = max((each for each in self._mounts if _is_below(path, each)), key=len, default="")
         if not best:
             return self.root, path.strip("/")
@@ -116,12 +116,12 @@ class Targets:
             self.tape.skip_here(opened)
 
     def reach(self, target: str, *, directory: bool, plain: bool = False) -> Slot:
-        """Add the steps that open a target, made with its parents when it is missing.
+        """Add the steps that open a target. It is made with its parents if it is missing.
 
         Args:
             target: the path.
             directory: whether it is a directory.
-            plain: a symlink on the path is an error; it is for /proc, /sys and /dev in any case.
+            plain: a symlink on the path is an error. For /proc, /sys and /dev it always is.
         """
         if not self.is_there(target):
             self._make(target, directory=directory)
@@ -144,7 +144,7 @@ class Targets:
                 tape.step(k.STEP_CLOSE, "close", tape.slot("parent"))
 
     def open(self, path: str, slot: str = "target", flags: int = 0, *, plain: bool = False) -> Slot:
-        """Add the step that opens a path; it must be there."""
+        """Add the step that opens a path, which must exist."""
         at = self.tape.slot(slot)
         self.try_open(path, at, flags, plain=plain)
         return at
@@ -166,7 +166,7 @@ class Targets:
         return (self._views[best] if best else self.view), path[len(best) :].strip("/")
 
     def is_there(self, target: str) -> bool:
-        """Return whether a target is there for certain; what lies on new filesystems can't be known yet."""
+        """Return whether a target certainly exists. The content of new filesystems is not known yet."""
         view, rest = self._seen(target)
         if view < 0:
             return False
@@ -177,7 +177,7 @@ class Targets:
         return True
 
     def is_directory(self, target: str) -> bool:
-        """Return whether a path is a directory; so is what the runtime can't see."""
+        """Return whether a path is a directory. A path that the runtime can't see counts as one."""
         view, rest = self._seen(target)
         if view < 0:
             return True
@@ -191,7 +191,7 @@ class Targets:
             os.close(fd)
 
     def mode_of(self, target: str) -> int | None:
-        """Return the permissions of a directory, None where the runtime sees none."""
+        """Return the permissions of a directory; None if the runtime sees none."""
         view, rest = self._seen(target)
         if view < 0:
             return None
@@ -205,10 +205,10 @@ class Targets:
             os.close(fd)
 
     def resolve(self, target: str) -> str:
-        """Return the path that a target comes to when all its symlinks are followed below the root.
+        """Return the path of a target after all its symlinks are followed below the root.
 
-        What is missing is taken as it stands, so that what a dangling symlink points to can be made. The first process
-        resolves the result once more, by the kernel: whoever changes the root meanwhile gains nothing.
+        A missing component is kept, so that the target of a dangling symlink can be made. The first process resolves
+        the result again, in the kernel. So changing the root in the meantime has no effect.
 
         Args:
             target: an absolute path without ``..``.
@@ -229,14 +229,14 @@ class Targets:
                 continue
             followed += 1
             if followed > _MAX_SYMLINKS:
-                return target  # the first process fails at it, by its name
+                return target  # the first process fails at this name
             if content.startswith("/"):
                 found.clear()
             waiting += content.split("/")[::-1]
         return "/" + "/".join(found)
 
     def symlink(self, path: str) -> str:
-        """Return what a symlink points to, empty where there is none; /proc, /sys and /dev never are one."""
+        """Return the target of a symlink; empty if there is none. /proc, /sys and /dev are never followed."""
         view, rest = self._seen(path)
         if view < 0 or not rest or path in KERNEL_PATHS:
             return ""

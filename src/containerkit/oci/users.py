@@ -1,4 +1,4 @@
-"""The container's user seen from outside: its home, and the standard streams that it is given."""
+"""The container's user as seen from outside: its home directory, and the owner of its standard streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["home_of", "keeps_groups", "may_set_groups", "outside", "outside_grou
 
 
 def home_of(root: int, uid: int) -> str:
-    """Return the home of a user as the container's own passwd has it; ``/`` where it has none.
+    """Return the home directory of a user from the container's own passwd; ``/`` if it has no entry.
 
     Args:
         root: a descriptor of the root filesystem.
@@ -43,7 +43,7 @@ def home_of(root: int, uid: int) -> str:
 
 
 def without_home(env: list[str]) -> list[str] | None:
-    """Return an environment without an empty HOME; None where it names a home, which counts."""
+    """Return an environment without an empty HOME; None if HOME is set."""
     for variable in env:
         if variable.startswith("HOME=") and variable != "HOME=":
             return None
@@ -62,19 +62,19 @@ def may_set_groups(pid: int | str) -> bool:
 def keeps_groups(config: Config) -> bool:
     """Return whether processes keep the caller's additional groups.
 
-    ``podman run --group-add keep-groups`` asks for it by this annotation, which crun has defined: an unprivileged user
-    can't give a process those groups otherwise.
+    ``podman run --group-add keep-groups`` requests it by this annotation, which crun has defined. An unprivileged user
+    has no other way to give a process those groups.
     """
     return config.annotations.get("run.oci.keep_original_groups", "0") != "0"
 
 
 def outside(config: Config, uid: int) -> int:
-    """Return the number that a user of the container has outside; -1 if none is known."""
+    """Return the uid outside of a user of the container; -1 if it is unknown."""
     return uid if config.namespace("user") is None else _mapped(config.linux.uid_mappings, uid)
 
 
 def outside_group(config: Config, gid: int) -> int:
-    """Return the number that a group of the container has outside; -1 if none is known."""
+    """Return the gid outside of a group of the container; -1 if it is unknown."""
     return gid if config.namespace("user") is None else _mapped(config.linux.gid_mappings, gid)
 
 
@@ -86,10 +86,10 @@ def _mapped(maps: Sequence[IdMap], number: int) -> int:
 
 
 def own_streams(uid: int) -> None:
-    """Give the standard streams to a user, but never the host's /dev/null.
+    """Make a user the owner of the standard streams, except the host's /dev/null.
 
     Args:
-        uid: the user outside; -1 leaves them alone.
+        uid: the user outside; -1 changes nothing.
     """
     for number in range(3) if uid >= 0 else ():
         try:
@@ -97,4 +97,4 @@ def own_streams(uid: int) -> None:
             if status.st_uid != uid and not (S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)):
                 os.fchown(number, uid, -1)
         except OSError:
-            continue  # not the runtime's to give: another user's pipe, a read-only filesystem
+            continue  # the runtime may not change it: another user's pipe, a read-only filesystem

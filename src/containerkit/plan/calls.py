@@ -53,7 +53,7 @@ def clone(
         child: the label.
         pid: the slot for its pid.
         group: the slot of the version 2 control group in which it starts.
-        target, hint: for people.
+        target, hint: for messages.
 
     Source: clone3(2).
     """
@@ -268,7 +268,7 @@ def propagation(path: bytes, flags: int) -> Operation:
 
 
 def unmount(path: bytes, flags: int = k.MNT_DETACH) -> Operation:
-    """Take a mount away. Source: umount2(2)."""
+    """Unmount a filesystem. Source: umount2(2)."""
     return call("umount2", path, flags, target=text(path))
 
 

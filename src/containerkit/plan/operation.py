@@ -94,7 +94,7 @@ class Operation(NamedTuple):
     leap: int = 0
 
     def describe(self) -> str:
-        """Return one line for people, such as ``mount proc on /proc``."""
+        """Return a readable line, such as ``mount proc on /proc``."""
         return f"{self.name} {self.target}".rstrip()
 
 

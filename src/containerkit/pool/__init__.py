@@ -1,1 +1,1 @@
-"""What is made beforehand: networks, and containers that wait for their command."""
+"""Resources that are made in advance: networks, and containers that wait for their command."""

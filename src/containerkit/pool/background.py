@@ -1,4 +1,4 @@
-"""Things that take long to make, made beforehand in the background."""
+"""Makes expensive objects in advance, in the background."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _RETRY_S: Final = 1.0
 
 
 class Supply(Generic[Thing]):
-    """Keeps so many of a thing, each used once; a thread makes new ones and ends those that were used.
+    """Keeps a number of objects ready, each of which is used once. A thread makes new ones and ends used ones.
 
-    Whoever takes or gives back holds no lock meanwhile: a signal handler may raise at any moment, and what it leaves
-    locked stays so.
+    A thread that takes or returns an object holds no lock. A signal handler may raise at any moment, and a lock that it
+    leaves behind would stay locked.
 
     Args:
-        size: how many.
+        size: the number of objects.
         make: makes one, in the thread.
         end: ends one, whether used or not.
-        name: what they are, for people.
-        eager: make a new one as soon as one is taken; otherwise when one was used, or half of them are gone: what has
-            just begun is not disturbed.
+        name: the name of the objects, for messages.
+        eager: whether to make a new one as soon as one is taken. Otherwise this is done when one was used, or when half
+            of them are taken, so as not to disturb work that has just begun.
 
     Side effects: a thread, until :meth:`close`.
     """
@@ -59,14 +59,14 @@ class Supply(Generic[Thing]):
 
     @property
     def is_ours(self) -> bool:
-        """Whether this is the process that made it: a forked child has no thread, and must not use its parent's."""
+        """Whether this process made it. A forked child has no thread, and must not use its parent's objects."""
         return os.getpid() == self._owner
 
     def __len__(self) -> int:
         return len(self._things)
 
     def take(self) -> Thing | None:
-        """Return one, which is the caller's from now on; None when there is none."""
+        """Return one, which the caller then owns; None if there is none."""
         if not self.is_ours:
             return None
         try:
@@ -78,13 +78,13 @@ class Supply(Generic[Thing]):
                 self._messages.put(None)
 
     def give_back(self, thing: Thing) -> None:
-        """Let one that was used be ended in the background; at once when nobody is there any more to do so."""
+        """End a used one in the background, or at once if the thread has ended."""
         self._messages.put((thing,))
         if self.closed:
             self._drain()
 
     def wait_full(self, timeout: float | None = None) -> bool:
-        """Wait until it is full and all that was given back is ended; return whether that came in time.
+        """Wait until it is full and all returned ones are ended. Return False if the timeout expires first.
 
         Args:
             timeout: seconds (default: for ever).
@@ -99,7 +99,7 @@ class Supply(Generic[Thing]):
         return full.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
 
     def close(self) -> None:
-        """End what is there, and the thread. May be called twice, and has no effect in a forked child."""
+        """End all objects and the thread. May be called twice, and has no effect in a forked child."""
         if not self.is_ours:
             return
         self.closed = True
@@ -110,20 +110,20 @@ class Supply(Generic[Thing]):
         self._drain()
 
     def _drain(self) -> None:
-        """Read what the thread is not there any more to read."""
+        """Handle the requests that the ended thread has left."""
         waiters: list[LockType] = []
         self._read_all(waiters)
         for waiter in waiters:
             waiter.release()
 
     def _try(self, do: Callable[..., object], *arguments: object) -> bool:
-        """Do something that may fail; return whether it did not. Nobody is there to hear of it but by a warning."""
+        """Call a function that may fail. Return whether it succeeded. A failure can only be reported by a warning."""
         try:
             do(*arguments)
         except (ContainerError, OSError) as error:
             if str(error) != self._told:
                 self._told = str(error)
-                with contextlib.suppress(ResourceWarning):  # it may be an error, which would end the thread
+                with contextlib.suppress(ResourceWarning):  # the warning may be an error, which would end the thread
                     warnings.warn(f"{self._name}: {error}", ResourceWarning, stacklevel=1)
             return False
         return True

@@ -1,4 +1,4 @@
-"""Empty network namespaces that wait for a start: making one is the dearest part of it."""
+"""Empty network namespaces for starts. Making one is the most expensive part of a start."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class NetworkPool:
         with NetworkPool(16) as pool:
             run(["true"], namespaces=Namespaces(network=pool))
 
-    Each is given away once: a namespace that something ran in never comes back. When the pool is empty a start makes
-    its own and waits for it. Any number of threads may start from it.
+    Each is used once: a namespace in which a process ran is never reused. If the pool is empty, a start makes its own
+    namespace and waits for it. Any number of threads may start from it.
 
     Args:
         size: how many it keeps, 1 to 4096; each is one descriptor, and about 100 KiB of the kernel's memory.
 
     Raises:
-        SpecError: a size that can't be.
+        SpecError: the size is invalid.
         UnsupportedError: the caller may not make network namespaces: only a privileged one can.
 
     Side effects: a thread, until :meth:`close`. Source: network_namespaces(7).
@@ -47,17 +47,17 @@ class NetworkPool:
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST:
             raise SpecError(f"pool: size must be from 1 to {_LARGEST}, not {size!r}")
         if not is_privileged():
-            hint = "an unprivileged user's container owns its network namespace: let it be 'new'"
+            hint = "an unprivileged user's container owns its network namespace: use 'new'"
             raise UnsupportedError("unshare", 1, "network namespace", hint)
         self.size = size
         self._supply: Supply[Namespace] = Supply(size, _make, Namespace.close, "network pool", eager=True)
 
     def take(self) -> Namespace:
-        """Return a namespace that nobody has used; the caller's from now on.
+        """Return an unused namespace, which the caller then owns.
 
         Raises:
             StateError: the pool was closed.
-            SetupError: one had to be made, and could not.
+            SetupError: the pool was empty, and a namespace could not be made.
         """
         if self._supply.is_ours and self._supply.closed:
             raise StateError(f"{self!r}: it was closed")
@@ -65,7 +65,7 @@ class NetworkPool:
         return _in_a_thread() if taken is None else taken
 
     def wait_full(self, timeout: float | None = None) -> bool:
-        """Wait until it is full; return whether that came in time.
+        """Wait until it is full. Return False if the timeout expires first.
 
         Args:
             timeout: seconds (default: for ever).
@@ -73,7 +73,7 @@ class NetworkPool:
         return self._supply.wait_full(timeout)
 
     def close(self) -> None:
-        """Let go of what is ready, and of the thread. May be called twice, and has no effect in a forked child."""
+        """Release all ready namespaces and end the thread. May be called twice, and has no effect in a forked child."""
         self._supply.close()
 
     def __enter__(self) -> Self:
@@ -107,7 +107,7 @@ def _make() -> Namespace:
 
 
 def _in_a_thread() -> Namespace:
-    """Make one without leaving the caller's own."""
+    """Make one without moving the calling thread."""
     made: list[Namespace | BaseException] = []
 
     def work() -> None:

@@ -198,7 +198,7 @@ class _Exchange:
             chunk = os.read(fd, _CHUNK)
         except BlockingIOError:
             return False
-        except OSError:  # EIO: the other side of a terminal is gone
+        except OSError:  # EIO: the other side of a terminal is closed
             chunk = b""
         if not chunk:
             self.poll.unregister(fd)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process", "put_down"]
 
 OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
-"""What ``run`` keeps of a command's output unless it is told otherwise; a command that writes more is killed."""
+"""The default limit of a command's captured output in bytes. A command that writes more is killed."""
 
 _REPORT: Final = struct.Struct("=ii18q")  # struct report in init.c
 _TIOCSWINSZ: Final = 0x5414
@@ -40,10 +40,10 @@ Result = TypeVar("Result")
 
 
 class Process(Generic[AnyStr]):
-    """A process in a container, as ``popen`` returns it; there is no other way to make one.
+    """A process in a container. Only ``popen`` makes one.
 
-    In the manner of :class:`subprocess.Popen`: ``stdin``, ``stdout``, ``stderr`` are files or None, ``returncode`` is
-    None while it runs. All signals go through a pidfd, so none can hit another process.
+    It is modelled on :class:`subprocess.Popen`: ``stdin``, ``stdout`` and ``stderr`` are files or None, and
+    ``returncode`` is None while it runs. All signals are sent through a pidfd, so none can hit another process.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Process(Generic[AnyStr]):
 
     @property
     def stdin(self) -> IO[AnyStr] | None:
-        """The file that feeds its standard input; None where that is not a pipe."""
+        """The file that writes to its standard input; None if that is not a pipe."""
         return self._file(0)
 
     @property
     def stdout(self) -> IO[AnyStr] | None:
-        """The file of what it writes to its standard output; None where that is not a pipe."""
+        """The file that reads its standard output; None if that is not a pipe."""
         return self._file(1)
 
     @property
     def stderr(self) -> IO[AnyStr] | None:
-        """The file of what it writes to its standard error; None where that is not a pipe."""
+        """The file that reads its standard error; None if that is not a pipe."""
         return self._file(2)
 
     def _file(self, number: int) -> IO[Any] | None:
@@ -103,7 +103,7 @@ class Process(Generic[AnyStr]):
         """Return the pidfd: readable once the process has ended.
 
         Raises:
-            StateError: it was waited for.
+            StateError: it has ended and was waited for.
         """
         if self.returncode is not None:
             raise StateError(f"{self!r}: it was waited for, its descriptor is closed")
@@ -112,7 +112,7 @@ class Process(Generic[AnyStr]):
     # --- Waiting
 
     def poll(self) -> int | None:
-        """Return the exit status if it has ended, else None; does not wait."""
+        """Return the exit status if it has ended, else None. Does not wait."""
         return self._collect()
 
     def wait(self, timeout: float | None = None) -> int:
@@ -122,15 +122,15 @@ class Process(Generic[AnyStr]):
             timeout: seconds (default: for ever).
 
         Returns:
-            The exit status, or the negative number of the signal.
+            The exit status, or the negative number of the signal that ended it.
 
         Raises:
-            ContainerTimeout: it still runs; nothing was done to it.
+            ContainerTimeout: it is still running. Nothing was done to it.
         """
         if timeout is not None and self.returncode is None and not self._ended_within(timeout):
             raise ContainerTimeout(self.args, timeout)
         while (status := self._collect()) is None:
-            self._ended_within(86_400.0)  # asleep without the lock: poll() of another thread must not wait for us
+            self._ended_within(86_400.0)  # wait without the lock: poll() of another thread must not be blocked
         return status
 
     def _ended_within(self, timeout: float) -> bool:
@@ -151,20 +151,20 @@ class Process(Generic[AnyStr]):
         return self.watched(look)
 
     def watched(self, do: Callable[[int], Result]) -> Result:
-        """Call a function with the pidfd, which no other thread closes meanwhile; -1 after the end."""
+        """Call a function with the pidfd, or -1 after the end. No other thread closes it in the meantime."""
         mark = object()
         try:
             with self._lock:
                 self._watchers.add(mark)
             result = do(self._pidfd)
             self._unwatch(mark)
-        except BaseException:  # once more, where the handler of a signal has come before it
+        except BaseException:  # again, in case a signal handler has run before it
             self._unwatch(mark)
             raise
         return result
 
     def hold(self) -> None:
-        """Keep the pidfd open after the end too, until :meth:`release`: other threads use its number meanwhile."""
+        """Keep the pidfd open after the end, until :meth:`release`, because other threads use its number."""
         self._watchers.add(self)
 
     def release(self) -> None:
@@ -182,12 +182,12 @@ class Process(Generic[AnyStr]):
             os.close(fd)
 
     def _collect(self) -> int | None:
-        """Reap it once if it has ended, whoever asks first; the others find what was found."""
+        """Reap it once if it has ended. Later callers get the stored result."""
         if self.returncode is not None and self._pidfd < 0:
             return self.returncode
         with self._lock:
             if self.returncode is not None:
-                self._close_pidfd()  # where the handler of a signal has come before it
+                self._close_pidfd()  # in case a signal handler has run before it
                 return self.returncode
             if os.getpid() != self._owner:
                 raise StateError(f"{self!r}: it is a child of the process that this one was forked from")
@@ -205,7 +205,7 @@ class Process(Generic[AnyStr]):
         return self.returncode
 
     def _reaped_by_another(self) -> Ending:
-        """Ask the pidfd what became of a child that another's wait(-1) took. Source: PIDFD_GET_INFO, Linux 6.15."""
+        """Get the status of a child that another wait(-1) has reaped. Source: PIDFD_GET_INFO, Linux 6.15."""
         import fcntl
 
         from containerkit.process import result
@@ -221,7 +221,7 @@ class Process(Generic[AnyStr]):
         return result.decode(self.pid, status, (0,) * 18)
 
     def _settle(self, ending: Ending) -> None:
-        """Take over how it ended; the report of init, where there is one, tells it of the command itself."""
+        """Store how it ended. If init has written a report, that describes the command itself."""
         from containerkit.process import result
 
         if self._report >= 0:
@@ -238,7 +238,7 @@ class Process(Generic[AnyStr]):
     def _from_report(self, ending: Ending) -> Ending:
         from containerkit.process import result
 
-        if not self._reported:  # else the handler of a signal has raised once it was read
+        if not self._reported:  # else a signal handler has raised after it was read
             try:
                 keep(self._reported, os.read, self._report, _REPORT.size)
             except BlockingIOError:
@@ -252,11 +252,11 @@ class Process(Generic[AnyStr]):
         return result.decode(ending.pid, status, tuple(usage))
 
     def at_end(self, do: Callable[[], object]) -> None:
-        """Have something done when it is first known that it has ended: in whichever thread waits for it.
+        """Register a function to call when its end is first noticed, in the thread that notices it.
 
         Args:
-            do: called once, after those that were given before, and before ``returncode`` is there; it must not wait
-                for the end.
+            do: called once, after earlier registered functions and before ``returncode`` is set. It must not wait for
+                the end.
         """
         with self._lock:
             former = self._finish
@@ -276,7 +276,7 @@ class Process(Generic[AnyStr]):
     # --- Signals
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended. Source: pidfd_send_signal(2)."""
+        """Send a signal. Has no effect if it has ended. Source: pidfd_send_signal(2)."""
         with self._lock:
             if self.returncode is not None:
                 return
@@ -286,7 +286,7 @@ class Process(Generic[AnyStr]):
                 return
 
     def terminate(self) -> None:
-        """Ask it to end: SIGTERM."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -294,31 +294,31 @@ class Process(Generic[AnyStr]):
         self.send_signal(signal.SIGKILL)
 
     def kill_all(self, cause: Cause | None = None) -> None:
-        """End it with all that it has started, as far as that can be told apart from what others have started.
+        """Kill it with everything that it has started, as far as that can be distinguished from what others started.
 
         Args:
-            cause: why, for :attr:`cause` (default: what its end says).
+            cause: the value of :attr:`cause` (default: derived from its end).
         """
         if self.returncode is not None:
             return
         self._killed_for = cause
         if self._kill_tree is not None:
             self._kill_tree()
-        elif self._report < 0:  # else it is the init: with it goes the whole pid namespace
+        elif self._report < 0:  # else it is the init, whose end kills the whole pid namespace
             from containerkit.process.kill_tree import kill_tree
 
             self.send_signal(signal.SIGSTOP)
             self.watched(lambda pidfd: kill_tree(self.pid, pidfd) if pidfd >= 0 else None)
         self.kill()
 
-    # --- Talking
+    # --- Communicating
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal. Source: ioctl_tty(2), TIOCSWINSZ.
 
         Raises:
-            StateError: it has none.
-            SpecError: no such size.
+            StateError: it has no terminal.
+            SpecError: the size is invalid.
         """
         import fcntl
 
@@ -345,10 +345,10 @@ class Process(Generic[AnyStr]):
             limit_bytes: kill it once it has written more than this to both outputs together (default: no limit).
 
         Returns:
-            What it wrote to stdout and stderr; None where there is no pipe, of which the types say nothing.
+            What it wrote to stdout and stderr; None if there is no pipe, which the types do not express.
 
         Raises:
-            ContainerTimeout: the time was up; it and what it started are dead, the error holds what came by then.
+            ContainerTimeout: the timeout expired. It and what it started were killed. The error has the output so far.
         """
         return Conversation(self, input, timeout, limit_bytes).hold()
 
@@ -378,10 +378,10 @@ class Process(Generic[AnyStr]):
 
 
 def put_down(pidfd: int) -> None:
-    """Kill and reap a child that nobody has taken charge of, and close its pidfd.
+    """Kill and reap a child that has no owner, and close its pidfd.
 
     Args:
-        pidfd: of a child; -1 for none.
+        pidfd: a pidfd of the child; -1 for none.
     """
     if pidfd < 0:
         return

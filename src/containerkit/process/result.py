@@ -1,4 +1,4 @@
-"""How a command ended, and what it had used."""
+"""How a command ended, and what it used."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _NOT_CAPTURED: Final[Any] = None
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What a command, with the children that were waited for, has used.
+    """What a command used, including its children that were waited for.
 
     Attributes:
         user_us, system_us: processor time in microseconds.
-        max_rss_bytes: the largest resident set of any one process; None when it was no larger than the caller's own,
-            whose memory the process shared until its exec, so that the kernel's figure may be the caller's.
+        max_rss_bytes: the largest resident set of any one process. None if it was no larger than the caller's own:
+            until its exec the process shared the caller's memory, so the kernel's figure may be the caller's.
         minor_faults, major_faults: page faults without and with I/O.
         in_blocks, out_blocks: 512-byte blocks read from and written to devices.
         voluntary_switches, involuntary_switches: context switches.
-        memory_peak_bytes: the most memory that all of it had at a time; None without a memory controller.
-        memory_limit_bytes: how much it could have had, by the limit of its container; None without one.
-        throttled_us: for how many microseconds the processor limit held it back; in a container: for how long that was
-            held back meanwhile. None without a cpu controller, or when the limit came while it ran.
-        group: all that the control group reports; None without one.
+        memory_peak_bytes: the largest total memory at a time; None without a memory controller.
+        memory_limit_bytes: the memory limit of its container; None without one.
+        throttled_us: how long the processor limit stopped it, in microseconds. In a container: how long the container
+            was stopped in the meantime. None without a cpu controller, or if the limit was set while it ran.
+        group: the whole report of the control group; None without one.
 
     Source: getrusage(2).
     """
@@ -78,7 +78,7 @@ def _own_rss(maxrss_kib: int) -> int | None:
 
 
 def fate_of(ending: Ending) -> tuple[int, Usage, Cause]:
-    """Return what a status says: the returncode, the usage and the cause as of :class:`CompletedProcess`."""
+    """Return the returncode, the usage and the cause of a status, as in :class:`CompletedProcess`."""
     exited = ending.code == os.CLD_EXITED
     return ending.status if exited else -ending.status, Usage.from_ending(ending), cause_of(ending)
 
@@ -90,11 +90,10 @@ class CompletedProcess(Generic[AnyStr]):
     Attributes:
         args: its argv.
         returncode: its exit status, or the negative number of the signal that ended it.
-        stdout, stderr: what it wrote, bytes or text. None where it was not captured, of which the types say nothing:
-            whoever turns the capture off does not read it.
+        stdout, stderr: its output, bytes or text. None if it was not captured. The types do not express this.
         usage: what it used.
-        cause: why it ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``, ``"seccomp"``, or ``"output"`` when it
-            wrote more than was allowed.
+        cause: why it ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``, ``"seccomp"``, or ``"output"`` if it
+            wrote more than the limit.
         duration_s: seconds from the call to the end.
     """
 
@@ -110,7 +109,7 @@ class CompletedProcess(Generic[AnyStr]):
     def now(
         cls, args: list[str], returncode: int, written: tuple[Any, Any], usage: Usage, cause: Cause | None, began: float
     ) -> Self:
-        """Return what became of a command that has ended just now; ``began`` is of the monotonic clock."""
+        """Return the result of a command that has just ended. ``began`` is a time of the monotonic clock."""
         stdout, stderr = written
         return cls(
             args=args,
@@ -135,7 +134,7 @@ class CompletedProcess(Generic[AnyStr]):
 
 
 def cause_of(ending: Ending) -> Cause:
-    """Return why a process ended, as far as its status tells."""
+    """Return why a process ended, as far as its status shows."""
     if ending.code == os.CLD_EXITED:
         return "exit"
     return "seccomp" if ending.status == signal.SIGSYS else "signal"

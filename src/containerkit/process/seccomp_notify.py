@@ -1,4 +1,4 @@
-"""A supervisor for the system calls of one command: it gets the listener from the child and serves until the end."""
+"""A supervisor for the system calls of one command. It gets the listener from the child and answers calls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Supervision"]
 
 
 class Supervision:
-    """Serves the filter of one command; :meth:`close` ends it, and may be called twice.
+    """Answers the calls that the filter of one command reports. :meth:`close` ends it, and may be called twice.
 
     Attributes:
         error: the first exception of the handler; its call failed with EPERM.
 
     Args:
         handler: gets each :class:`containerkit.security.notify.SyscallRequest` and returns the reply. A coroutine
-            function is run in an event loop of the supervisor's own thread, its calls side by side.
+            function is run in an event loop of the supervisor's own thread, where several calls can run concurrently.
     """
 
     def __init__(self, handler: Callable[[Any], Any]) -> None:
@@ -36,17 +36,19 @@ class Supervision:
 
     @classmethod
     def of(cls, confinement: Confinement, handler: Callable[[Any], Any] | None) -> Supervision | None:
-        """Return the supervision that a filter needs, or None where it needs none.
+        """Return the supervisor that a filter needs, or None if it needs none.
 
         Raises:
-            SpecError: a filter that notifies without a handler, or a handler without such a filter.
+            SpecError: the filter notifies but there is no handler, or the reverse.
         """
         if confinement.notifies and handler is None:
             raise SpecError("seccomp: the filter notifies a supervisor: give it a syscall_handler")
         if handler is None:
             return None
         if not confinement.notifies:
-            raise SpecError("syscall_handler: the seccomp filter tells it no call: say Seccomp.default().notify(...)")
+            raise SpecError(
+                "syscall_handler: the seccomp filter reports no call to it: pass Seccomp.default().notify(...)"
+            )
         if not callable(handler):
             raise SpecError(f"syscall_handler: {handler!r} can't be called")
         return cls(handler)
@@ -56,7 +58,7 @@ class Supervision:
         return {"supervisor": self._there.fileno()}
 
     def started(self) -> None:
-        """Let go of the child's end, once the child has its copy or never came to be."""
+        """Close the child's end, after the child has its copy or if the start has failed."""
         self._there.close()
 
     def _serve(self) -> None:
@@ -66,10 +68,10 @@ class Supervision:
         except OSError:
             return
         if not descriptors:
-            return  # the start failed before the filter was in
+            return  # the start failed before the filter was installed
         try:
             self._answer(descriptors[0])
-        except Exception as error:  # noqa: BLE001 - the command must not wait for ever, and the error is not lost
+        except Exception as error:  # noqa: BLE001 - the command must not wait for ever, and the error is stored
             self.error = error
 
     def _answer(self, descriptor: int) -> None:
@@ -99,11 +101,11 @@ class Supervision:
 
     @property
     def ended(self) -> bool:
-        """Whether no process with the filter is left."""
+        """Whether no process with the filter exists any more."""
         return not self._thread.is_alive()
 
     def close(self) -> None:
-        """Wait for the thread; no process with the filter may be left."""
+        """Wait for the thread. No process with the filter may exist any more."""
         self._there.close()
         self._thread.join()
         self._here.close()

@@ -1,4 +1,4 @@
-"""The standard streams of a process to be."""
+"""The standard streams of a process that is being started."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _CHUNK: Final = 65536
 
 
 class Text(NamedTuple):
-    """How the bytes of a stream are text."""
+    """How the bytes of a stream are decoded."""
 
     encoding: str
     errors: str
 
     @classmethod
     def of(cls, text: Any, encoding: str | None, errors: str | None) -> Text | None:
-        """Return what the arguments of :class:`subprocess.Popen` ask for; None for bytes.
+        """Return the decoding that arguments of :class:`subprocess.Popen` request; None for bytes.
 
         Raises:
-            SpecError: nobody knows the encoding, or what to do with errors.
+            SpecError: the encoding or the error handler is unknown.
         """
         if not (text or encoding or errors):
             return None
@@ -44,19 +44,19 @@ class Text(NamedTuple):
         return cls(encoding or "utf-8", errors or "strict")
 
     def decode(self, raw: bytes, *, cut: bool) -> str:
-        """Return bytes as text; where they were cut off that may be in the midst of a character."""
+        """Return bytes as text. If they were cut off, the cut may be inside a character."""
         text = raw.decode(self.encoding, "replace" if cut and self.errors == "strict" else self.errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 class End:
-    """The caller's end of a stream: a bare file, which is buffered, or text, once somebody asks for it.
+    """The caller's end of a stream: a raw file, which becomes buffered or text on first use.
 
     Args:
-        buffered: whether there is a buffer before it.
-        text: how its bytes are text; None for bytes.
+        buffered: whether the file is buffered.
+        text: how its bytes are decoded; None for bytes.
 
-    No code of Python runs when it is let go of: an exception of a signal's handler would be lost in ``__del__``.
+    It has no ``__del__``, in which an exception of a signal handler would be lost.
     """
 
     __slots__ = ("_buffered", "_files", "text")
@@ -67,13 +67,13 @@ class End:
         self.text = text
 
     def take_over(self, kind: type[io.FileIO], descriptors: list[int | None], mode: str) -> None:
-        """Make the file of the last descriptor of a list, which from then on is its owner."""
-        # All in C, as in keep(): there is no moment in which both, or none, would close it.
+        """Make a file that owns the last descriptor of a list."""
+        # All in C, as in keep(), so that at every moment exactly one owner would close it.
         self._files.extend(map(kind, map(descriptors.pop, (-1,)), (mode,)))
 
     @property
     def file(self) -> IO[Any]:
-        """The file; a closed one where the end was closed before anybody asked."""
+        """The file. It is a closed one if the end was closed before the first use."""
         files = self._files
         if not files:
             keep(files, io.FileIO, os.devnull)
@@ -97,7 +97,7 @@ class End:
         return self._files[-1].fileno()
 
     def flush(self) -> None:
-        """Write what a file still holds back; a pipe that nobody reads any more is not an error."""
+        """Flush a file. A pipe that nobody reads any more is not an error."""
         try:
             if not self.closed:
                 self._files[-1].flush()
@@ -105,7 +105,7 @@ class End:
             return
 
     def close(self) -> None:
-        """Close it; a pipe that nobody reads any more is not an error."""
+        """Close it. A pipe that nobody reads any more is not an error."""
         try:
             if self._files:
                 self._files[-1].close()
@@ -114,7 +114,7 @@ class End:
 
 
 class _TerminalOutput(io.FileIO):
-    """What a process writes to its terminal: once nobody has the other side, that is the end, and no error.
+    """The output of a process to its terminal. If the other side is closed, this is the end and not an error.
 
     Source: n_tty_read() in drivers/tty/n_tty.c: EIO after a hangup.
     """
@@ -129,7 +129,7 @@ class _TerminalOutput(io.FileIO):
             return 0
 
     def read(self, size: int | None = -1) -> Any:
-        """Read once, or to the end; None where there is nothing yet and the file does not wait."""
+        """Read once, or to the end. Return None if nothing is available and the file does not block."""
         if size is None or size < 0:
             return self.readall()
         buffer = bytearray(size)
@@ -145,10 +145,10 @@ class _TerminalOutput(io.FileIO):
 
 
 class Streams:
-    """The standard streams of a process to be: what the child gets, and what the caller keeps.
+    """The standard streams of a process that is being started: the child's ends and the caller's ends.
 
-    Made by :meth:`open`; :meth:`close_child` once the child has its copies, :meth:`close` when it never came to be.
-    The handler of a signal may raise at any moment: each descriptor has an owner all the time.
+    Made by :meth:`open`. Call :meth:`close_child` after the child has its copies, or :meth:`close` if the start failed.
+    A signal handler may raise at any moment, so each descriptor always has an owner.
     """
 
     def __init__(
@@ -168,11 +168,11 @@ class Streams:
         Args:
             stdin, stdout, stderr: None to share the caller's, PIPE, DEVNULL, a descriptor or a file; for stderr
                 also STDOUT.
-            owner: who shall own new pipes, a uid outside, so that /dev/stdout can be opened inside by its name.
+            owner: the uid outside that owns new pipes, so that /dev/stdout can be opened inside by name.
 
         Raises:
-            SpecError: none of these.
-            SetupError: no more descriptors.
+            SpecError: a value is none of these.
+            SetupError: no descriptor is free.
         """
         streams = cls([], [None, None, None], [])
         try:
@@ -182,24 +182,24 @@ class Streams:
             raise
         return streams
 
-    @telling_of_descriptors("open")  # returns nothing that could be lost on the way through it
+    @telling_of_descriptors("open")  # returns nothing that could be lost in it
     def add(self, stdin: Any, stdout: Any, stderr: Any, owner: int | None = None) -> None:
-        """Prepare those of a process that has none yet; the arguments are those of :meth:`open`.
+        """Prepare the streams of a process that has none yet. The arguments are those of :meth:`open`.
 
         Raises:
-            SpecError, SetupError: as for :meth:`open`; what was opened by then is closed with the rest.
+            SpecError, SetupError: as for :meth:`open`. What was already opened is closed with the rest.
         """
         wishes = zip(("stdin", "stdout", "stderr"), (stdin, stdout, stderr), strict=True)
-        for name, wish in wishes:  # all before the first pipe is opened: it may get the number of one that is closed
+        for name, wish in wishes:  # all before the first pipe is opened, because it may get the number of a closed one
             if isinstance(wish, int) and not isinstance(wish, bool) and wish >= 0:
                 require_open(wish, name)
         for number, wish in enumerate((stdin, stdout, stderr)):
             self._add(number, wish, owner)
 
     def add_terminal(self, opened: list[int]) -> None:
-        """Take over the master of a terminal, and its slave, from a list, which is empty afterwards."""
+        """Take over the master and the slave of a terminal from a list, which is empty afterwards."""
         keep(opened, os.dup, opened[0])
-        # Nothing is called from here on: these go to their owners, and no handler of a signal comes between.
+        # Nothing is called from here on, so no signal handler can run before these have their owners.
         master, slave, copy = opened
         self.terminal = True
         self.child, self.own, self._temporary = [slave, slave, slave], [master, copy, None], [slave]
@@ -224,7 +224,7 @@ class Streams:
     def _add_pipe(self, number: int) -> int:
         """Make a pipe, and return the child's end."""
         keep(self._pipes, os.pipe2, os.O_CLOEXEC)
-        # Nothing is called from here on: the ends go to their owners, and no handler of a signal comes between.
+        # Nothing is called from here on, so no signal handler can run before the ends have their owners.
         read, write = self._pipes[-1]
         child, own = (read, write) if number == 0 else (write, read)
         self.own[number] = own
@@ -244,22 +244,22 @@ class Streams:
 
     @property
     def has_files(self) -> bool:
-        """Whether one of them is a regular file, or a directory or disk: something that lasts and others can open."""
+        """Whether one of them is a regular file, a directory or a disk, which others can open."""
         kinds = (stat.S_IFMT(os.fstat(fd).st_mode) for fd in self.child)
         return any(kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFBLK) for kind in kinds)
 
     def _above(self, fd: int) -> int:
-        """Copy a low descriptor out of the way of the three that the child puts its streams on."""
+        """Copy a low descriptor to a number above the three standard streams."""
         import fcntl
 
         try:
             return keep(self._temporary, fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, 3)
-        except OSError:  # the caller has closed its own: the child gets nothing there
+        except OSError:  # the caller has closed its own stream, so the child gets none
             copy = keep(self._temporary, os.open, "/dev/null", os.O_RDWR | os.O_CLOEXEC)
         return copy if copy > 2 else keep(self._temporary, fcntl.fcntl, copy, fcntl.F_DUPFD_CLOEXEC, 3)
 
     def ends(self, text: Text | None) -> list[End | None]:
-        """Return the caller's ends, which own their descriptors from now on; the same ones when asked again."""
+        """Return the caller's ends, which then own their descriptors. Repeated calls return the same ones."""
         while self.own:
             number = len(self.own) - 1
             end = self._ends[number] = End(buffered=not self.terminal, text=text)
@@ -299,7 +299,7 @@ class Streams:
 
 
 def require_open(fd: int, what: str) -> None:
-    """Refuse a number that is not an open descriptor: in the child it may be one of the library's own.
+    """Refuse a number that is not an open descriptor. In the child it may be one of the library's own.
 
     Raises:
         SpecError: it is not open.
@@ -314,7 +314,7 @@ def window_size(size: Any) -> tuple[int, int]:
     """Return rows and columns.
 
     Raises:
-        SpecError: not two numbers from 0 to 65535.
+        SpecError: the value is not two numbers from 0 to 65535.
     """
     numbers = tuple(size) if isinstance(size, (tuple, list)) else ()
     if len(numbers) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 65536 for n in numbers):

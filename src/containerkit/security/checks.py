@@ -63,7 +63,7 @@ def text_of(value: Any, what: str) -> str:
     """Return a string that can be passed to the kernel.
 
     Raises:
-        SpecError: it is not a string, or contains a NUL or a surrogate that does not stand for a byte.
+        SpecError: it is not a string, or contains a NUL or a surrogate that does not represent a byte.
 
     Source: PEP 383: U+DC80 to U+DCFF stand for bytes that are not UTF-8. Other surrogates are invalid.
     """

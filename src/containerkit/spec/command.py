@@ -128,7 +128,7 @@ class User:
 
 
 NAMED: Final = User(2**32 - 2)
-"""Stands for a user whose name has not been looked up yet."""
+"""A placeholder for a user whose name has not been looked up yet."""
 
 
 def _default_rlimits() -> tuple[tuple[str, int, int], ...]:

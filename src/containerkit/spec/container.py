@@ -102,7 +102,7 @@ def _sysctls(values: Mapping[str, str | int]) -> tuple[tuple[str, str], ...]:
 
 
 def _check_limits(limits: object) -> None:
-    from containerkit.cgroup.limits import Limits  # whoever passes limits has imported it already
+    from containerkit.cgroup.limits import Limits  # a caller that passes limits has already imported it
 
     if not isinstance(limits, Limits):
         raise SpecError(f"limits: {limits!r:.100} is not a containerkit.Limits; use Limits(memory='256M', pids=64)")

@@ -45,7 +45,7 @@ __all__ = [
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,253}")
 OTHER: Final = "container:"
-"""How the network of a container begins that another process has, before its id or name."""
+"""The prefix of the id or name of a container of another process."""
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _DEVICE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _AUTO: Final = ("auto4", "auto6")
@@ -101,7 +101,7 @@ class Network:
     containers that get an equal description are on the same network.
 
     Args:
-        name: a name for people. Two processes may use the same name for different networks.
+        name: a name for display. Two processes may use the same name for different networks.
         subnets: one of IPv4, one of IPv6, or one of each: ``"auto4"`` and ``"auto6"`` (default both) choose a subnet
             that overlaps no route of the host and no other network of this library.
         internal: whether its containers can reach neither the outside nor the host (default False).

@@ -44,7 +44,7 @@ def volume(text: str, what: str) -> Mount:
     target, _, words = rest.partition(":")
     if not source or ":" in words:
         raise SpecError(
-            f"{what} {text!r}: must be SOURCE[:TARGET[:ro]]; {_FOR_COLONS.get(what, 'else say Mount.bind()')}"
+            f"{what} {text!r}: must be SOURCE[:TARGET[:ro]]; {_FOR_COLONS.get(what, 'otherwise use Mount.bind()')}"
         )
     flags: dict[str, Any] = {}
     for word in words.split(",") if words else ():

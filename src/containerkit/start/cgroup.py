@@ -1,8 +1,8 @@
 """The control groups of a container and of its commands.
 
 A container with limits has a group of its own. A one-shot run has only that. In a container each ``exec`` gets a leaf
-in the group, so that its usage can be told apart. Processes join in the child, before the first instruction of the
-command.
+in the group, so that its usage can be measured separately. Processes join in the child, before the first instruction of
+the command.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _REPORTED: Final = ("memory", "io", "pids", "cpu")
 """What a leaf counts."""
 
 _UNCOUNTED: Final = ("cpuset", "devices", "hugetlb", "misc", "net_cls", "net_prio", "perf_event", "rdma")
-"""Version 1 hierarchies in which a run is in the container's group itself: there is nothing to tell apart, and a
-cpuset that has groups below can't be made smaller."""
+"""Version 1 hierarchies in which a run is in the container's group itself. They count nothing for a single run, and a
+cpuset with child groups can't be made smaller."""
 
 _ROUNDS: Final = 100
 _RETRIED: Final = 4
@@ -65,7 +65,7 @@ _sweeping = allocate_lock()
 
 
 def _after_fork() -> None:
-    global _sweeping  # noqa: PLW0603 - another thread of the parent may hold it, and that thread is not here
+    global _sweeping  # noqa: PLW0603 - another thread of the parent may hold it, and that thread does not exist here
     _sweeping = allocate_lock()
 
 
@@ -272,7 +272,7 @@ class Freezer:
                 try:
                     group.add(pid)
                 except SetupError as error:
-                    if error.errno != ESRCH:  # else it has ended meanwhile
+                    if error.errno != ESRCH:  # else it has ended in the meantime
                         raise
         raise StateError("the processes of the container multiply faster than they can be moved to a group")
 
@@ -313,7 +313,7 @@ def _limits_memory(limits: Limits) -> bool:
 def joining_first(group: CGroup) -> Joining:
     """Return how the first process joins a group, which sets its memory limit of version 2 when it has joined.
 
-    It is born into the group, and shares the caller's memory until it is in the sealed init.
+    It is created in the group, and shares the caller's memory until it is in the sealed init.
     """
     unified = group.unified
     most = (unified.read("memory.max") or "").strip() if unified is not None else ""
@@ -386,11 +386,12 @@ def account(process: Ended, group: CGroup, within: CGroup | None = None, before_
 def _beside_others(used: Any, within: CGroup, most: int | None, before_us: int | None) -> Any:
     """Return the report of a leaf, corrected by that of the group above if the limit applies there."""
     if most is not None and (used.memory_peak_bytes or 0) > most:
-        # The leaf was charged with what the limit above refused then; the peak of the group above is the true one.
+        # Memory that the limit above refused was charged to the leaf, so the peak of the group above is the right
+        # value.
         peak = min(used.memory_peak_bytes, within.usage().memory_peak_bytes or most)
         used = attrs.evolve(used, memory_peak_bytes=peak)
     now_us = throttled_us(within)
     if now_us is None:
         return used
-    # A limit that came meanwhile is not taken apart: it may have held others back before.
+    # A limit that was set in the meantime is not counted, because it may have throttled other commands before.
     return attrs.evolve(used, throttled_us=None if before_us is None else now_us - before_us)

@@ -95,7 +95,7 @@ def own_pidfd() -> int:
     if pid not in _owners:  # one for a process; a forked child opens its own
         fd = _native.high(_told("pidfd_open", lambda: os.pidfd_open(pid)))
         if _owners.setdefault(pid, fd) != fd:
-            os.close(fd)  # another thread was sooner
+            os.close(fd)  # another thread was faster
     return _owners[pid]
 
 
@@ -226,7 +226,7 @@ class Ground:
         """Start. ``slots`` are the inputs that belong only to this start; ``into`` is as for :meth:`Program.run`.
 
         Raises:
-            SetupError: an operation failed; all that it had made is gone.
+            SetupError: an operation failed. Everything that it had made is removed.
         """
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
         outcome = self.walk(
@@ -239,7 +239,7 @@ class Ground:
             try:
                 self.membership.check_started()
             except BaseException:
-                if into is None:  # else it is for the owner of that to end it
+                if into is None:  # else its owner must end it
                     put_down(outcome.pidfd)
                 raise
         return outcome
@@ -261,7 +261,7 @@ class Ground:
             begin: starts a program with the slots and blocks of this context.
 
         Raises:
-            SetupError: an operation failed; all that it had made is gone.
+            SetupError: an operation failed. Everything that it had made is removed.
         """
         while True:
             if self.membership is not None:

@@ -113,7 +113,7 @@ class FuseUnion:
                 stdout=self._words,
                 stderr=self._words,
                 pass_fds=(theirs.fileno(), *([holder] if holder >= 0 else [])),
-                start_new_session=True,  # a terminal's signals are for the container, not for its helpers
+                start_new_session=True,  # signals of a terminal are meant for the container, not for its helpers
             )
             theirs.close()
             self.tree, self.memory = self._received(ours)
@@ -148,11 +148,11 @@ class FuseUnion:
         return SetupError(error.operation, error.errno or EINVAL, error.target, words) if words else error
 
     def inputs(self) -> dict[str, int]:
-        """Return the slots that a start takes from here."""
+        """Return the inputs of a start from this object."""
         return {"union": self.tree} if self.memory < 0 else {"union": self.tree, "upper": self.memory}
 
     def attached(self) -> None:
-        """Close the mounts, which the container holds now. The program ends with them."""
+        """Close the mounts, which the container now holds. The program ends with them."""
         for fd in (self.tree, self.memory):
             if fd >= 0:
                 os.close(fd)
@@ -283,7 +283,7 @@ def _place_layers(request: dict[str, Any], memory: int) -> list[str]:
         upper, work = f"{_PLACE}/m/u0", f"{_PLACE}/m/w0"
         os.mkdir(upper)
         os.mkdir(work)
-    # With a cache for writes, a full filesystem would be told when the file is closed only.
+    # With a write cache, a full filesystem would only be reported when the file is closed.
     options = [f"lowerdir={lowers}", f"upperdir={upper}", f"workdir={work}", "writeback=0"]
     for name, kind in zip(("uidmapping", "gidmapping"), request["mappings"], strict=False):
         if kind:

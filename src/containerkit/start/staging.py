@@ -1,7 +1,7 @@
 """The staging namespace: mounts that every start needs, made once.
 
 It is a mount namespace, made once for a process, whose root is a small tmpfs with a fully visible proc and sysfs
-(inside a user namespace the kernel mounts these only where another is in full sight), a /dev, empty directories to
+(inside a user namespace the kernel only mounts these if a fully visible one exists), a /dev, empty directories to
 assemble a root on, and, for ``RootFS.host()``, the skeleton of that root. A start joins it and copies these few mounts
 instead of the host's many.
 
@@ -72,17 +72,17 @@ _SYS_TREE = Slot("sys tree")
 
 @attrs.define(eq=False)
 class Staging:
-    """Owns the descriptors of a staging namespace; they are closed when nobody uses it any more.
+    """Owns the descriptors of a staging namespace. They are closed when it is no longer used.
 
     Attributes:
         mount: descriptor of the staging mount namespace.
         holder: descriptor of the user namespace that owns it, or -1 for the caller's own.
-        view: descriptor of the mount namespace with the host's mounts; -1 when that is the caller's own.
+        view: descriptor of the mount namespace with the host's mounts; -1 if that is the caller's own.
         mappings: (uid, gid) mappings of the holder; empty for a privileged caller.
-        programs: the directories that ``RootFS.host()`` shows whole.
-        owned: these descriptors, until they are closed; whoever made it has the same list.
+        programs: the directories that ``RootFS.host()`` shows completely.
+        owned: these descriptors, until they are closed. Its maker has the same list.
         privileged: whether it belongs to the caller's own user namespace.
-        slots: what a start takes from here.
+        slots: the inputs of a start from this object.
     """
 
     mount: int
@@ -103,9 +103,9 @@ class Staging:
         return {"staging": self.mount, "holder": self.holder, "view": self.view}
 
     def __del__(self) -> None:
-        owned = getattr(self, "owned", [])  # a signal handler may raise before it has got them
+        owned = getattr(self, "owned", [])  # a signal handler may raise before it has them
         while owned:
-            with contextlib.suppress(OSError):  # at interpreter shutdown, or closed by a careless os.closerange
+            with contextlib.suppress(OSError):  # at interpreter shutdown, or closed by an os.closerange of the caller
                 close_all(owned)
 
 
@@ -134,7 +134,7 @@ class _Keeper:
             known = self.kept.get(host)
             if known is not None and known[1].privileged and known[0] == key:
                 return known[1]
-            proc()  # first: without /proc nothing can be told of this process
+            proc()  # first, because nothing can be determined about this process without /proc
             if self._mounts_changed():
                 self.kept = {flag: kept for flag, kept in self.kept.items() if kept[1].privileged}
             if host not in self.kept or self.kept[host][0] != key:
@@ -158,7 +158,7 @@ def staging(*, host: bool) -> Staging:
     """Return the staging namespace of this process. Make it if there is none or it is out of date.
 
     Args:
-        host: with the skeleton of ``RootFS.host()``.
+        host: whether it contains the skeleton of ``RootFS.host()``.
 
     Raises:
         SetupError: an operation failed.
@@ -177,7 +177,7 @@ def _build(*, host: bool) -> Staging:
         try:
             made = _build_privileged(root, inputs, makes_nodes=True)
         except SetupError as error:
-            # Without CAP_MKNOD, or by the device rules of an outer container, which has nodes of its own.
+            # Without CAP_MKNOD, or because of the device rules of an outer container, which has its own nodes.
             if error.operation != "mknodat" or error.errno != EPERM:
                 raise
             made = _build_privileged(root, inputs, makes_nodes=False)
@@ -186,15 +186,15 @@ def _build(*, host: bool) -> Staging:
     try:
         mount, holder, view = [*made, -1, -1][:3]
         return Staging(mount, holder, view, mappings, root.programs if root else (), made)
-    except BaseException:  # the handler of a signal has raised before it owned them
+    except BaseException:  # a signal handler has raised before it owned them
         close_all(made)
         raise
 
 
 class _Holder:
-    """The user namespace of an unprivileged user's containers: one for the process, so that they can share others."""
+    """The user namespace of an unprivileged user's containers. All share one, so that they can share others."""
 
-    owner = -1, -1  # which process and user it is of
+    owner = -1, -1  # its process and user
     fd = -1
     mappings: Mappings = ((), ())
 
@@ -203,7 +203,7 @@ _the_holder = _Holder()
 
 
 def _build_unprivileged(root: hostroot.HostRoot | None, inputs: dict[str, int]) -> tuple[list[int], Mappings]:
-    """Make the view and the staging, in the user namespace of those before or in one that is made now."""
+    """Make the view and the staging, in the existing user namespace or in a new one."""
     known, owner, mappings = _the_holder, (os.getpid(), os.geteuid()), own_mappings()
     names = ("mount", "holder", "view")
     if known.owner == owner and known.mappings == mappings:
@@ -223,24 +223,24 @@ def _build_unprivileged(root: hostroot.HostRoot | None, inputs: dict[str, int]) 
 
 
 def share_holder(fd: int) -> None:
-    """Let containers from now on lie in a user namespace that another process of the same user has made.
+    """Let containers be made from now on in a user namespace of another process of the same user.
 
     Args:
-        fd: its descriptor, which becomes this module's own.
+        fd: its descriptor, which this module owns afterwards.
     """
     known = _the_holder
     if known.fd >= 0 and known.owner[0] == os.getpid() and os.path.sameopenfile(known.fd, fd):
         os.close(fd)
         return
     if known.fd >= 0 and known.owner[0] == os.getpid():
-        os.close(known.fd)  # each staging has a descriptor of its own
+        os.close(known.fd)  # each staging has its own descriptor
     known.owner, known.fd, known.mappings = (os.getpid(), os.geteuid()), fd, own_mappings()
     with _keeper.lock:
         _keeper.kept.clear()
 
 
 def _in_holder(root: hostroot.HostRoot | None) -> list[Operation]:
-    """Return the operations where the user namespace is there: a view of the host's mounts as they are now."""
+    """Return the operations if the user namespace exists: they make a view of the host's present mounts."""
     known = Slot("known holder")
     return [
         calls.setns(known, k.CLONE_NEWUSER, "holder user namespace"),
@@ -270,12 +270,12 @@ def opened(
     names: tuple[str, ...],
     blocks: Mapping[str, bytes] | None = None,
 ) -> list[int]:
-    """Walk a plan that leaves no process, and return the descriptors in these slots, above those that a start takes.
+    """Run a plan that leaves no process. Return the descriptors in these slots, with numbers that a start does not use.
 
-    They have an owner at each moment, see :mod:`containerkit.descriptors`.
+    They always have an owner, see :mod:`containerkit.descriptors`.
 
     Args:
-        steps: the plan, or what it was compiled to.
+        steps: the plan, or the compiled plan.
         inputs, blocks: as for :meth:`containerkit.plan.program.Program.run`.
         names: the slots.
     """
@@ -298,7 +298,7 @@ def opened(
 
 
 def _explained(error: SetupError) -> SetupError:
-    """Look for the reason: some hosts let anyone make a user namespace, only to withhold its capabilities."""
+    """Find the reason: some hosts let anyone make a user namespace but withhold its capabilities."""
     if isinstance(error, UnsupportedError) or error.errno not in (EPERM, EACCES):
         return error
     from containerkit._linux.features import why_no_namespaces
@@ -316,7 +316,7 @@ def pass_on(mappings: Mappings) -> None:
     """Let containers of this process have the ids of the user namespace that it has entered, under the same numbers.
 
     Args:
-        mappings: of that namespace, whose root this process is.
+        mappings: those of that namespace, in which this process is root.
     """
     _passed_on[:] = [(_same(mappings[0]), _same(mappings[1]))]
 
@@ -351,7 +351,7 @@ def _with_ranges(own: int, ranges: tuple[tuple[int, int], ...]) -> tuple[IdMappi
 
 
 def _holder(mappings: Mappings, root: hostroot.HostRoot | None) -> list[Operation]:
-    """Return the operations of an unprivileged user: a user namespace first, in it the view, in it the staging."""
+    """Return the operations that make an unprivileged user's user namespace, and in it the view and the staging."""
     pid = Slot("pid")
     flags = k.CLONE_NEWUSER | k.CLONE_NEWNS | k.CLONE_FILES | k.CLONE_PARENT
     return [
@@ -373,8 +373,8 @@ def _holder(mappings: Mappings, root: hostroot.HostRoot | None) -> list[Operatio
 def write_mappings(mappings: Mappings, pid: Slot, *, helpers: bool) -> list[Operation]:
     """Return the operations that write a process's id maps.
 
-    A single id of one's own needs ``deny`` in setgroups first, lest a group that denies something could be dropped
-    (CVE-2014-8989); more than one need the set-uid helpers.
+    To map only the caller's own id, ``deny`` must be written to setgroups first. Otherwise a group whose members are
+    denied access could be dropped (CVE-2014-8989). To map more ids, the set-user-ID helpers are needed.
 
     Source: user_namespaces(7), newuidmap(1).
     """
@@ -391,7 +391,7 @@ def write_mappings(mappings: Mappings, pid: Slot, *, helpers: bool) -> list[Oper
 
 
 def _write_own(mappings: Mappings, pid: Slot) -> list[Operation]:
-    """Return the operations of a namespace's root, who may map what it has itself."""
+    """Return the operations of a namespace's root, which may map the ids that it has itself."""
     texts = zip(("uid_map", "gid_map"), map(mapping_text, mappings), strict=True)
     return [step for name, text in texts for step in write_map(pid, name, text)]
 
@@ -413,19 +413,19 @@ def _open_own(name: str, result: Slot) -> Operation:
 
 
 def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: bool) -> list[Operation]:
-    """Return the operations that fill a mount namespace of its own with the staging and leave the host's behind.
+    """Return the operations that make the staging in a new mount namespace and leave the host's mounts behind.
 
     Args:
-        root: the skeleton of ``RootFS.host()``, if it is wanted.
-        privileged: fresh kernel filesystems can be mounted.
-        makes_nodes: nodes of devices can be made; else the caller's own are bound.
+        root: the skeleton of ``RootFS.host()``, or None.
+        privileged: whether fresh kernel filesystems can be mounted.
+        makes_nodes: whether device nodes can be made; else the caller's own are bound.
     """
     return [
         calls.call("umask", 0),
         calls.propagation(b"/", k.MS_REC | k.MS_PRIVATE),
         *_kernel_trees(privileged=privileged),
         *calls.new_mount("tmpfs", {"mode": "755"}, _ROOT, attributes=k.MOUNT_ATTR_NOSUID),
-        # Any directory that is surely there will do to come into this namespace's tree; pivot_root leaves it behind.
+        # The tmpfs may be mounted on any directory that certainly exists. pivot_root leaves that directory behind.
         calls.move_mount(_ROOT, k.AT_FDCWD, b"/proc", target="staging"),
         *[calls.make_directory(_ROOT, name.encode()) for name in _DIRECTORIES],
         *[calls.make_directory(_ROOT, b"lower/%d" % number) for number in range(LOWERS)],
@@ -446,7 +446,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
 
 
 def _kernel_trees(*, privileged: bool) -> list[Operation]:
-    """A user namespace can't mount the proc and sysfs of the host's pid and network namespace, but bind them."""
+    """A user namespace can't mount a proc or sysfs of the host's pid and network namespace. It can only bind them."""
     if privileged:
         return [*calls.new_mount("proc", {}, _PROC_TREE), *calls.new_mount("sysfs", {}, _SYS_TREE)]
     return [
@@ -456,7 +456,7 @@ def _kernel_trees(*, privileged: bool) -> list[Operation]:
 
 
 def _dev(*, makes_nodes: bool) -> list[Operation]:
-    """A /dev that all containers share and none can write to; their terminals and /dev/shm are mounts of their own."""
+    """A /dev that all containers share and none can write to. Their terminals and /dev/shm are separate mounts."""
     steps = calls.new_mount("tmpfs", {"mode": "755", "size": "64k"}, _DEV)
     for name, (major, minor) in _DEVICES.items():
         if makes_nodes:
@@ -479,10 +479,10 @@ def _dev(*, makes_nodes: bool) -> list[Operation]:
             calls.move_mount(tree, _DEV, name.encode()),
             calls.close(tree),
         ]
-    # The filesystem itself: one who may mount inside could make its own mount of it writable again, and leave something
-    # there for the others.
+    # Make the filesystem itself read-only. A container that may mount could make its own mount of it writable again,
+    # and leave files there for other containers.
     steps += calls.make_filesystem_readonly(_DEV)
-    # Devices can be written to nevertheless; their nodes, which may be the host's own, can't be changed.
+    # Devices can be written to all the same. Their nodes, which may be the host's own, can't be changed.
     flags = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
     steps.append(calls.mount_setattr(_DEV, set_flags=flags, recursive=True, target="dev"))
     return steps

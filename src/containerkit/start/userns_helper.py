@@ -132,7 +132,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
         args: its arguments; :class:`Lent` and :class:`Callback` among them become descriptors and functions.
 
     Returns:
-        What it returns.
+        The result of the function.
 
     Raises:
         SetupError: the helper can't be started, or ended before it answered.
@@ -201,7 +201,7 @@ class Helper:
     def forget(self) -> None:
         """Close the copy of a forked child."""
         self._control.close()
-        self._process.returncode = 0  # it is not this process's to wait for
+        self._process.returncode = 0  # another process must wait for it
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function there; see :func:`call`."""
@@ -212,7 +212,7 @@ class Helper:
         with ours, theirs:
             lent = [value.fd for value in args if isinstance(value, Lent)]
             module = function.__module__.encode()
-            with suppress(BrokenPipeError):  # it has ended: there will be no answer either
+            with suppress(BrokenPipeError):  # it has ended, so there will be no answer
                 socket.send_fds(self._control, [module], [theirs.fileno(), *lent])
             theirs.close()
             connection = Connection(ours.detach())
@@ -230,7 +230,7 @@ class Helper:
 
 
 class _Raised(NamedTuple):
-    """What a function raised."""
+    """The exception that a function raised."""
 
     error: BaseException
 
@@ -244,7 +244,7 @@ def _pidfd_of_peer(connection: Connection) -> Iterator[int]:
     except ProcessLookupError:
         raise EOFError from None
     try:
-        # It says no more until it was asked: if there is something, it is its end, and the number may be another's.
+        # It sends nothing until it gets a request. If there is data, it has ended, and its pid may have been reused.
         if connection.poll(0):
             raise EOFError
         yield pidfd
@@ -269,7 +269,7 @@ def _answer(connection: Connection, pidfd: int, args: tuple[Any, ...]) -> Any:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGINT)
         with suppress(EOFError, OSError):
-            while connection.recv()[0] == "callback":  # it tidies up, and says so by its last word
+            while connection.recv()[0] == "callback":  # it cleans up, and reports this in its last message
                 connection.send(None)
         raise
 
@@ -303,7 +303,7 @@ def serve(control: int, holder: int, mappings: list[list[tuple[int, int, int]]])
     from importlib import import_module
 
     _enter(holder, mappings)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: each call deals with it, and then the owner
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # signals of a terminal: each call handles them, and then the owner
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     parent = os.getpid()
     with socket.socket(fileno=control) as door:
@@ -333,7 +333,7 @@ def _enter(holder: int, mappings: list[list[tuple[int, int, int]]]) -> None:
 
 
 def _attend(parent: int, files: list[int]) -> None:
-    """Execute one call, in a process of its own."""
+    """Execute one call in its own process."""
     import signal
     from multiprocessing.connection import Connection
 
@@ -351,11 +351,11 @@ def _attend(parent: int, files: list[int]) -> None:
             function, sent = connection.recv()
             args = [_received(connection, number, kind, value, lent) for number, (kind, value) in enumerate(sent)]
             answer = function(*args)
-        except BaseException as error:  # noqa: BLE001 - all of them are the caller's
+        except BaseException as error:  # noqa: BLE001 - all of them are raised in the caller
             answer = _Raised(error)
         try:
             connection.send(("answer", answer))
-        except (AttributeError, TypeError):  # it can't be pickled: as its text then
+        except (AttributeError, TypeError):  # it can't be pickled, so its text is sent
             connection.send(("answer", _Raised(RuntimeError(repr(answer)))))
 
 

@@ -32,7 +32,7 @@ def forwarded_agent(agent: str, place: Path) -> Iterator[None]:
 
     Args:
         agent: the socket of the agent.
-        place: where to create the new socket. Whoever can open it can send requests.
+        place: where to create the new socket. Any process that can open it can send requests.
 
     Raises:
         SetupError: the agent does not answer.

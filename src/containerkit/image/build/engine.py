@@ -44,7 +44,7 @@ class Engine:
         platform: the platform to build for.
         pull: when to pull base images: ``missing``, ``always`` or ``never``.
         network: ``none``, ``internet`` or ``host``.
-        egress: with ``internet``: what alone may be reached; None for all of it.
+        egress: with ``internet``: the only destinations that may be reached; None for all.
         allow: what single commands may request: some of ``ENTITLEMENTS``.
         secrets: contents by id.
         log: called with each line that a command writes.

@@ -110,7 +110,7 @@ class Run:
         cwd: its working directory.
         mounts: its mounts.
         network: ``none``, ``internet`` or ``host``.
-        egress: with ``internet``: what alone may be reached; None for all of it.
+        egress: with ``internet``: the only destinations that may be reached; None for all.
         view: the root before the command.
         directories: the layers below, topmost first.
         source: returns the source of a mount for the value of ``from`` (empty: the build context).

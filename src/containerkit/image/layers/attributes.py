@@ -16,7 +16,7 @@ IMPLIED: Final = "user.containerkit.implied"
 """Marks a directory that a layer contains only because something is in it. A lower layer defines its attributes."""
 CAPABILITY: Final = "security.capability"
 UNKNOWN: Final = "(of unknown users) "
-"""Stands before the name of a list that can't be kept, since it names somebody without a number."""
+"""The prefix for the name of a list that can't be kept, because it names a user without a number."""
 _XATTR: Final = "SCHILY.xattr."
 _LIBARCHIVE: Final = "LIBARCHIVE.xattr."
 _ACLS: Final = {"SCHILY.acl.access": "system.posix_acl_access", "SCHILY.acl.default": "system.posix_acl_default"}

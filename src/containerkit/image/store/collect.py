@@ -237,7 +237,7 @@ def _unplaced(store: Store) -> list[Path]:
 
 
 def _sweep_abandoned(path: Path) -> bool:
-    """Delete a working directory if its lock is free. Whoever uses one holds the lock on the directory itself."""
+    """Delete a working directory if its lock is free. A process that uses one holds a lock on the directory."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -127,7 +127,7 @@ _FAMILIES: Final = (_UNIX, 2, 10, 16)
 
 _PACKET: Final = 17
 _TERMINAL_INJECTION: Final = (0x5412, 0x541C)
-"""``TIOCSTI`` and ``TIOCLINUX``: bytes pushed into a terminal run as commands of whoever reads from it next."""
+"""``TIOCSTI`` and ``TIOCLINUX``: bytes pushed into a terminal become commands of the next process that reads it."""
 
 _LOW_HALF: Final = 0xFFFFFFFF
 """The kernel reads an ``ioctl`` request, a family and a personality as 32 bits, so the upper bits are ignored."""

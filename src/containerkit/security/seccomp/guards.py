@@ -1,9 +1,9 @@
 """Rules that come before those of any filter. They prevent what an unprivileged process can do to the host.
 
-A program with a set-user-ID bit runs as its owner, whoever starts it. If a container writes files that have owners of
-the host, such a program would serve any user of the host. :func:`without_set_id_bits` refuses the bits there.
-Without a pid and an ipc namespace the kernel lets a process limit and schedule all others of its user, and share memory
-and queues with them. :func:`among_its_own` refuses that.
+A program with a set-user-ID bit runs as its owner, regardless of the user that starts it. If a container writes files
+that have owners of the host, such a program would serve any user of the host. :func:`without_set_id_bits` refuses the
+bits there. Without a pid and an ipc namespace the kernel lets a process limit and schedule all others of its user, and
+share memory and queues with them. :func:`among_its_own` refuses that.
 """
 
 from __future__ import annotations
