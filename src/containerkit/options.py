@@ -152,10 +152,9 @@ class DescriptionOptions(TypedDict, total=False):
     network: NetworkChoice
     """``"none"`` (default): only a loopback interface. ``"internet"``: access to the outside, but to no other
     container. A :class:`~containerkit.Network`, described or open: access to its other containers and the outside. An
-    :class:`~containerkit.Attach` gives details; a list of them attaches to several networks. Another container, or
-    ``"container:ID"`` for one of another process: its network is shared. ``"host"``: the host's network, without
-    isolation.
-    A :class:`~containerkit.Macvlan` or :class:`~containerkit.CNI`."""
+    :class:`~containerkit.Attach` gives details; a list gives several networks. Another container, or ``"container:ID"``
+    for one of another process: its network is shared. ``"host"``: the host's network, without isolation. A
+    :class:`~containerkit.Macvlan` or :class:`~containerkit.CNI`."""
     publish: ListOf[Port | int | str]
     """Ports of the host that are forwarded inside: a :class:`~containerkit.Port`, a number for the same port on
     127.0.0.1, or text in the syntax of docker's ``-p`` (default none)."""
@@ -306,8 +305,7 @@ class KeepingOptions(TypedDict, total=False):
     health_start_interval_s: float
     """Seconds between two checks in the start period (default 5)."""
     health_on_failure: str
-    """The action when it becomes unhealthy: ``"none"`` (default), ``"kill"`` (then the restart policy applies), or
-    ``"stop"``."""
+    """The action when it becomes unhealthy: ``"none"`` (default), ``"kill"`` (it may be restarted) or ``"stop"``."""
 
 
 class DetachOptions(EnvironmentOptions, DirectoryOptions, ResourceOptions, UserOptions, KeepingOptions, total=False):
