@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from containerkit.container.run import run
     from containerkit.container.template import Template
     from containerkit.detached.container import Detached, containers
-    from containerkit.detached.events import Event, events
+    from containerkit.detached.events import ContainerEvent, events
     from containerkit.errors import (
         CleanupError,
         ContainerError,
@@ -83,12 +83,12 @@ __all__ = [
     "Condition",
     "Container",
     "ContainerError",
+    "ContainerEvent",
     "ContainerTimeout",
     "Continue",
     "Detached",
     "Egress",
     "EgressRule",
-    "Event",
     "ExitError",
     "Fail",
     "IdMapping",

@@ -111,7 +111,7 @@ def test_options_of_a_control_group_mount_are_those_of_the_host(oci, bundle):
     bundle.write()
     told = oci.refused("run", "--bundle", bundle.path, ONE)
     number = bundle.config["mounts"].index(mount)
-    assert f"mounts[{number}].options: the host's hierarchy has not got the option 'nonsense=1'" in told
+    assert f"mounts[{number}].options: the host's hierarchy does not have the option 'nonsense=1'" in told
 
 
 def test_joined_cgroup_namespace_of_the_host_shows_the_group_alone(oci, bundle, group):

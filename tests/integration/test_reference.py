@@ -1,5 +1,6 @@
 """The pages and the reference become a site without a warning, and each public name is in it."""
 
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -31,7 +32,10 @@ def test_each_public_name_has_its_entry():
             for name in package.__all__
             if getattr(package, name) is not getattr(containerkit, name, None)
         }
-    assert set(told) == wanted
+    assert wanted <= set(told)
+    for name in set(told) - wanted:  # what methods return, told of where it is defined
+        module, _, attribute = name.rpartition(".")
+        assert attribute in importlib.import_module(module).__all__
 
 
 def test_each_decision_is_in_the_index():

@@ -157,10 +157,6 @@ def of_container(name: str, kind: str) -> str:
 
 
 def _network(options: argparse.Namespace) -> None:
-    if len(options.network) == 1 and options.network[0].startswith("container:"):
-        place = of_container(options.network[0].removeprefix("container:"), "net")
-        options.network = []
-        options.namespace = [*options.namespace, f"network={place}"]
     given = [f"alias={name}" for name in options.network_alias]
     for option, key in (("ip", "ip"), ("ip6", "ip6"), ("mac_address", "mac")):
         if (value := getattr(options, option)) is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from containerkit.detached.logs import Moment
     from containerkit.detached.store import Entry
 
-__all__ = ["Event", "emit", "events", "identify"]
+__all__ = ["ContainerEvent", "emit", "events", "identify"]
 
 _MOST_BYTES: Final = 1 << 20
 _MOST_LOGS: Final = 4
@@ -34,7 +34,7 @@ _LONGEST: Final = 2048
 """Bytes that the labels may take with the name: the keeper reads no more; where there are more they are left out."""
 
 
-class Event(NamedTuple):
+class ContainerEvent(NamedTuple):
     """Something that happened to a detached container.
 
     Attributes:
@@ -146,7 +146,7 @@ def _rotate(place: str, full: int) -> None:
 
 def events(
     *, since: Moment | None = None, until: Moment | None = None, follow: bool = False, **filters: str
-) -> Iterator[Event]:
+) -> Iterator[ContainerEvent]:
     """Yield what has happened to the detached containers of this user, the oldest first.
 
     Args:
@@ -169,7 +169,7 @@ def events(
     return _read(start, end, filters, follow=follow)
 
 
-def _read(start: str, end: str, filters: Mapping[str, str], *, follow: bool) -> Iterator[Event]:
+def _read(start: str, end: str, filters: Mapping[str, str], *, follow: bool) -> Iterator[ContainerEvent]:
     place = _place()
     try:
         os.close(_open(place))
@@ -182,10 +182,10 @@ def _read(start: str, end: str, filters: Mapping[str, str], *, follow: bool) -> 
             yield event
 
 
-def _parsed(line: logs.LogLine) -> Event | None:
+def _parsed(line: logs.LogLine) -> ContainerEvent | None:
     try:
         told = json.loads(line.text)
         known = {name: told.pop(name) for name in ("action", "id", "name", "image", "labels")}
     except (ValueError, KeyError):  # cut off by a full filesystem, or another version's
         return None
-    return Event(line.time, attributes=told, **known)
+    return ContainerEvent(line.time, attributes=told, **known)

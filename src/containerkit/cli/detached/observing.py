@@ -14,7 +14,7 @@ from containerkit.errors import SpecError
 if TYPE_CHECKING:
     import argparse
 
-    from containerkit.detached.events import Event
+    from containerkit.detached.events import ContainerEvent
     from containerkit.spec.network import Port
 
 __all__ = ["events", "port"]
@@ -57,7 +57,7 @@ def _events(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fits(event: Event, name: str, wanted: str) -> bool:
+def _fits(event: ContainerEvent, name: str, wanted: str) -> bool:
     if name == "container":
         return event.name == wanted or event.id.startswith(wanted)
     if name == "action" and ":" in event.attributes.get("health", "") + wanted:  # as health_status: healthy is filtered
@@ -65,13 +65,13 @@ def _fits(event: Event, name: str, wanted: str) -> bool:
     return event.fits(name, wanted)
 
 
-def _line(event: Event) -> str:
+def _line(event: ContainerEvent) -> str:
     known = {"name": event.name, "image": event.image, **event.labels, **event.attributes}
     told = ", ".join(f"{name}={value}" for name, value in known.items() if value not in ("", None))
     return f"{event.time} container {event.action} {event.id} ({told})"
 
 
-def _templated(event: Event, template: str) -> str:
+def _templated(event: ContainerEvent, template: str) -> str:
     import json
 
     attributes = {"name": event.name, "image": event.image, **event.labels, **event.attributes}
