@@ -52,6 +52,7 @@ def test_life_is_told_in_order(kept, name):
     one.stop(0)
     one.remove()
     told = list(containerkit.events(id=one.id))
+    assert all(isinstance(each, containerkit.ContainerEvent) for each in told)
     assert ["create", "start", "kill", "die", "start", "rename", "die", "stop", "destroy"] == [e.action for e in told]
     assert {name, f"{name}-2"} == {e.name for e in told}
     assert all(e.labels == {"a": "b"} for e in told)
