@@ -23,8 +23,10 @@ _MACHINE_WIDE = frozenset({
     "test_detached_events",
     "test_detached_logs",
     "test_detached_networks",
+    "test_docker_words",
     "test_killed_owner",
     "test_left_behind",
+    "test_network_shared",
     "test_owner_death",
     "test_project",
     "test_project_cli",
@@ -40,6 +42,7 @@ _MACHINE_WIDE = frozenset({
     "test_interruptions",  # times
     "test_liveness",
     "test_timeouts",
+    "test_volumes",
 })  # fmt: skip
 """Modules whose tests are about more than their own process."""
 
