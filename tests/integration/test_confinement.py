@@ -262,7 +262,7 @@ def test_handler_that_fails_denies_and_is_heard_of():
     ("options", "message"),
     [
         ({"seccomp": Seccomp.default().notify("mkdir")}, "give it a syscall_handler"),
-        ({"syscall_handler": print}, "tells it no call"),
+        ({"syscall_handler": print}, "reports no call to it"),
         ({"seccomp": Seccomp.default().notify("mkdir"), "syscall_handler": 5}, "can't be called"),
     ],
 )
