@@ -169,7 +169,8 @@ def test_unhealthy_container_is_ended_where_that_is_asked(kept, action, policy, 
         restart=policy,
         **OFTEN,
     )
-    wait_for(lambda: one.status == "exited" and actions(one).count("start") == starts, 30)
+    wait_for(lambda: (actions(one).count("start"), actions(one).count("die")) == (starts, starts), 30)
+    wait_for(lambda: one.status == "exited")
     assert one.exit_code == (-9 if action == "kill" else -15)
 
 
