@@ -116,7 +116,8 @@ def test_errors_with_hostile_output_survive_pickling_as_data(bomb, mark):
     with names_asked_for() as names:
         copies = [pickle.loads(pickle.dumps(error)) for error in errors]
     assert [bomb, bomb] == [copy.stdout for copy in copies]
-    assert {name.split(".")[0] for name in names} <= {"containerkit", "copyreg", "builtins"}
+    # Dask lets all exceptions of a process be pickled by tblib, once a test has imported it.
+    assert {name.split(".")[0] for name in names} <= {"containerkit", "copyreg", "builtins", "tblib"}
     assert not mark.exists()
 
 
