@@ -7,14 +7,12 @@ it, so the layers do not change.
 from __future__ import annotations
 
 import os
-import stat
-from contextlib import suppress
 from errno import EMLINK, EPERM, EXDEV
 from typing import TYPE_CHECKING, Final
 
-from containerkit._linux.tree_walk import DIRECTORY, Trail
-from containerkit.image.layers.attributes import is_kept
-from containerkit.image.layers.longpath import attribute, attributes, reached
+from containerkit._linux.tree_walk import DIRECTORY
+from containerkit.image.layers.longpath import reached
+from containerkit.image.layers.recreate import recreate
 from containerkit.image.layers.unpack import CONTENT, has_implied, is_whole, place_layer, settle
 from containerkit.image.layers.view import View
 from containerkit.image.store.locks import locked, workspace
@@ -69,7 +67,7 @@ def _merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
             (new / CONTENT).mkdir()
             root = os.open(new / CONTENT, DIRECTORY)
             try:
-                _fill(view, root)
+                recreate(view, (), root, _link)
             finally:
                 os.close(root)
         except OSError as error:
@@ -80,45 +78,6 @@ def _merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
     return True
 
 
-def _fill(view: View, root: int) -> None:
-    """Create the directories and link the files of each.
-
-    The attributes of a directory are set last, because filling it changes them.
-    """
-    parts: list[bytes] = []
-    waiting = [view.names(())[::-1]]
-    with Trail(root) as trail:
-        while True:
-            while waiting[-1]:
-                name = waiting[-1].pop()
-                found = view.find((*parts, name))
-                if found is None:
-                    continue
-                if not found.is_directory:
-                    with reached(found.path) as (at, last):
-                        os.link(last, name, src_dir_fd=at, dst_dir_fd=trail.fd, follow_symlinks=False)
-                    continue
-                os.mkdir(name, 0o700, dir_fd=trail.fd)
-                trail.enter(name)
-                parts.append(name)
-                waiting.append(view.names(tuple(parts))[::-1])
-            waiting.pop()
-            own = view.find(tuple(parts))
-            if not waiting:
-                _dress(root, own)
-                return
-            trail.leave(lambda directory, own=own: _dress(directory, own))  # type: ignore[misc] # mypy does not infer a lambda with a default
-            parts.pop()
-
-
-def _dress(target: int, own: Found | None) -> None:
-    if own is None:
-        return
-    status = own.status
-    with suppress(PermissionError):
-        os.chown(target, status.st_uid, status.st_gid)
-    for name in attributes(own.path):
-        if is_kept(name):
-            os.setxattr(target, name, attribute(own.path, name))
-    os.chmod(target, stat.S_IMODE(status.st_mode))
-    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+def _link(found: Found, name: bytes, directory: int) -> None:
+    with reached(found.path) as (at, last):
+        os.link(last, name, src_dir_fd=at, dst_dir_fd=directory, follow_symlinks=False)

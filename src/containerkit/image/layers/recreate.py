@@ -1,0 +1,85 @@
+"""Create the directories that a stack of layers shows, and let the caller place what is in them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING
+
+from containerkit._linux.tree_walk import Trail
+from containerkit.image.layers.attributes import is_kept
+from containerkit.image.layers.longpath import attribute, attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from containerkit.image.layers.view import Found, Parts, View
+
+__all__ = ["dress", "recreate"]
+
+
+def recreate(
+    view: View, start: Parts, root: int, place: Callable[[Found, bytes, int], None], *, lenient: bool = False
+) -> None:
+    """Create the directories below one of a view, at any depth, and place everything else.
+
+    The attributes of a directory are set last, because filling it changes them.
+
+    Args:
+        view: the stack of layers.
+        start: the directory in it.
+        root: a descriptor of the directory to fill.
+        place: creates what is not a directory. It gets what was found, its name, and a descriptor of the directory.
+        lenient: as for :func:`dress`.
+
+    Raises:
+        OSError: something can't be read or created.
+    """
+    parts = list(start)
+    waiting = [view.names(start)[::-1]]
+    with Trail(root) as trail:
+        while True:
+            while waiting[-1]:
+                name = waiting[-1].pop()
+                found = view.find((*parts, name))
+                if found is None:
+                    continue
+                if not found.is_directory:
+                    place(found, name, trail.fd)
+                    continue
+                os.mkdir(name, 0o700, dir_fd=trail.fd)
+                trail.enter(name)
+                parts.append(name)
+                waiting.append(view.names(tuple(parts))[::-1])
+            waiting.pop()
+            own = view.find(tuple(parts))
+            if not waiting:
+                dress(root, own, lenient=lenient)
+                return
+            trail.leave(lambda directory, own=own: dress(directory, own, lenient=lenient))  # type: ignore[misc] # mypy does not infer a lambda with a default
+            parts.pop()
+
+
+def dress(target: int, own: Found | None, *, lenient: bool = False) -> None:
+    """Give a copy the owner, attributes, mode and times of its original. With a single id, all is that user's.
+
+    Args:
+        target: a descriptor of the copy.
+        own: the original. None changes nothing.
+        lenient: whether attributes that the caller may not set are left out. Default False.
+
+    Raises:
+        PermissionError: an attribute can't be set.
+    """
+    if own is None:
+        return
+    status = own.status
+    with suppress(PermissionError):
+        os.chown(target, status.st_uid, status.st_gid)
+    for name in attributes(own.path):
+        if is_kept(name):
+            with suppress(PermissionError) if lenient else nullcontext():
+                os.setxattr(target, name, attribute(own.path, name))
+    os.chmod(target, stat.S_IMODE(status.st_mode))
+    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
