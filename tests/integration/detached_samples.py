@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 
 import pytest
 
@@ -11,13 +10,6 @@ from containerkit.errors import ContainerError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting, and giving files to other owners, takes root")
 needs_groups = pytest.mark.skipif(os.geteuid() != 0, reason="control groups take root here")
-
-
-def wait_for(condition, timeout_s=30.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to be in time"
-        time.sleep(0.002)
 
 
 def runs(pid):

@@ -4,19 +4,12 @@ import contextlib
 import os
 import secrets
 import signal
-import time
 from contextlib import contextmanager
 
 import pytest
+from waiting import wait_for
 
 NODES = 3
-
-
-def wait_for(condition, timeout_s=30.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to be in time"
-        time.sleep(0.005)
 
 
 def lasting():

@@ -9,7 +9,8 @@ import threading
 import time
 
 import pytest
-from detached_samples import Kept, needs_groups, needs_root, runs, wait_for
+from detached_samples import Kept, needs_groups, needs_root, runs
+from waiting import wait_for
 
 import containerkit
 from containerkit import Container, Limits, Mount, RootFS

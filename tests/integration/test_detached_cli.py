@@ -9,8 +9,9 @@ import sys
 import time
 
 import pytest
-from detached_samples import Kept, needs_groups, needs_root, wait_for
+from detached_samples import Kept, needs_groups, needs_root
 from image_samples import BUSYBOX, busybox_root
+from waiting import wait_for
 
 from containerkit import volume as volumes
 from containerkit.cli.detached import formatted

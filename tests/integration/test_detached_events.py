@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from detached_samples import Kept, needs_root, runs, wait_for
+from detached_samples import Kept, needs_root, runs
 from image_samples import busybox_root
+from waiting import wait_for
 
 import containerkit
 from containerkit.detached import events as stream

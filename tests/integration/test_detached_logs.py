@@ -7,7 +7,8 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from detached_samples import Kept, wait_for
+from detached_samples import Kept
+from waiting import wait_for
 
 from containerkit import aio
 from containerkit.errors import SpecError

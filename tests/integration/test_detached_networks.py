@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-from detached_samples import Kept, runs, wait_for
+from detached_samples import Kept, runs
+from waiting import wait_for
 
 from containerkit import CNI, Attach, Container, Network, Port
 from containerkit.errors import SpecError, StateError

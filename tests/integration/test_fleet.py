@@ -13,7 +13,8 @@ from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolEx
 from itertools import count
 
 import pytest
-from fleet_samples import lasting, none_of, processes_of, runs_of, wait_for
+from fleet_samples import lasting, none_of, processes_of, runs_of
+from waiting import wait_for
 
 from containerkit import ContainerTimeout, ExitError, Limits, Namespaces, RootFS, SetupError, SpecError, StateError, run
 from containerkit.executor import ContainerExecutor

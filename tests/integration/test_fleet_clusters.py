@@ -10,9 +10,10 @@ import sys
 from collections import Counter
 
 import pytest
-from fleet_samples import KINDS, NODES, cluster_of, lasting, none_of, processes_of, runs_of, wait_for
+from fleet_samples import KINDS, NODES, cluster_of, lasting, none_of, processes_of, runs_of
 from image_registry import REGISTRY, registry, relay, server
 from image_samples import BUSYBOX, busybox_root
+from waiting import wait_for
 
 import containerkit
 from containerkit import Limits, SpecError

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from waiting import wait_for
 
 pytest.importorskip("kubernetes", reason="no kubernetes: pip install containerkit[kubernetes]")
 pytest.importorskip("kubernetes_validate", reason="no kubernetes-validate: pip install kubernetes-validate")
@@ -47,13 +48,6 @@ def fleet(cluster):
     assert {} == cluster.jobs
     assert {} == cluster.pods
     assert all(each.poll() is not None for each in cluster.processes.values())
-
-
-def eventually(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 def test_task_is_a_job_with_a_result(fleet, cluster):
@@ -143,32 +137,32 @@ def test_lines_are_heard_while_they_are_written(fleet):
 
 def test_cancelled_task_leaves_no_job(fleet, cluster):
     running = fleet.submit(["sleep", "1000"], image=IMAGE)
-    eventually(lambda: running.node)
+    wait_for(lambda: running.node)
     assert running.cancel()
     cluster.idle = True
     pending = fleet.submit(["sleep", "1000"], image=IMAGE)
     assert pending.cancel(force=True)
-    eventually(lambda: not cluster.jobs)
+    wait_for(lambda: not cluster.jobs)
     assert all(each.poll() is not None for each in cluster.processes.values())
 
 
 def test_lost_node_is_told_or_tried_again(fleet, cluster):
     lost = fleet.submit(["sleep", "1000"], image=IMAGE)
-    eventually(lambda: lost.node)
+    wait_for(lambda: lost.node)
     cluster.lose_node()
     with pytest.raises(NodeLost, match="the node was lost"):
         lost.result(60)
     flag = os.path.join(cluster.directory, "flag")
     script = f"test -e {flag} && echo again && exit; touch {flag}; exec sleep 1000"
     again = fleet.submit(["sh", "-c", script], image=IMAGE, retries=2)
-    eventually(lambda: os.path.exists(flag))
+    wait_for(lambda: os.path.exists(flag))
     cluster.lose_node()
     assert (b"again\n", 2) == (again.result(60).stdout, again.attempts)
 
 
 def test_pod_that_somebody_removes_is_lost(fleet, cluster):
     future = fleet.submit(["sleep", "1000"], image=IMAGE)
-    eventually(lambda: future.node)
+    wait_for(lambda: future.node)
     cluster.remove_pod(next(iter(cluster.pods)))
     with pytest.raises(NodeLost, match="removed"):
         future.result(60)
@@ -185,7 +179,7 @@ def test_cluster_without_user_namespaces_is_refused(fleet, cluster):
     cluster.drop_user_namespaces = True
     with pytest.raises(SpecError, match="user_namespaces=False"):
         fleet.submit(["true"], image=IMAGE)
-    eventually(lambda: not cluster.jobs)
+    wait_for(lambda: not cluster.jobs)
     with Fleet.kubernetes(namespace="work", kubeconfig=cluster.kubeconfig, user_namespaces=False) as other:
         assert 0 == other.submit(["true"], image=IMAGE).result(60).returncode
 
@@ -213,7 +207,7 @@ def test_what_a_pod_can_not_do_is_refused_before_anything_is_made(fleet, cluster
 def test_deadline_is_put_off_while_the_driver_is_there(cluster):
     with Fleet.kubernetes(namespace="work", kubeconfig=cluster.kubeconfig, lease_s=15) as fleet:
         future = fleet.submit(["sleep", "1000"], image=IMAGE)
-        eventually(lambda: cluster.patches)
+        wait_for(lambda: cluster.patches)
         (name, patch), *_ = cluster.patches
         assert name in cluster.jobs
         assert 15 < patch["spec"]["activeDeadlineSeconds"] <= 15 + 15

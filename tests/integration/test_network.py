@@ -16,6 +16,7 @@ import warnings
 from gc import collect
 
 import pytest
+from waiting import wait_for
 
 from containerkit import (
     CNI,
@@ -689,13 +690,6 @@ def conflist(tmp_path):
     subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True)
 
 
-def eventually(condition):
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
-
-
 def cni_records():
     """Return the records of what plugins made, for any owner on this machine."""
     try:
@@ -712,7 +706,7 @@ def test_cni_plugins_make_the_network_and_take_it_back(conflist, tmp_path):
         assert "default via 10.213.99.1" in container.run(["ip", "route"], text=True).stdout
         assert "10.213.99.2" in os.listdir(next((tmp_path / "leases").iterdir()))
     assert "10.213.99.2" not in os.listdir(next((tmp_path / "leases").iterdir()))
-    assert eventually(lambda: cni_records() <= before)  # other tests make some and take them back
+    wait_for(lambda: cni_records() <= before)  # other tests make some and take them back
 
 
 CNI_OWNER = """
@@ -734,7 +728,7 @@ def test_gc_takes_back_what_plugins_made_for_an_owner_that_was_killed(conflist, 
     assert "10.213.99.2" in os.listdir(held)
     gc()
     assert "10.213.99.2" not in os.listdir(held)
-    assert eventually(lambda: cni_records() <= before)  # other tests make some and take them back
+    wait_for(lambda: cni_records() <= before)  # other tests make some and take them back
 
 
 @with_plugins

@@ -10,6 +10,7 @@ import time
 import urllib.request
 
 import pytest
+from waiting import wait_for
 
 from containerkit import Attach, Container, Network, SpecError, StateError, run
 from containerkit.container import running
@@ -45,14 +46,6 @@ def server(*options):
 
 def members(name):
     return json.loads(cli("network", "inspect", name).stdout)[0]["containers"]
-
-
-def wait_for(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("it did not come to that")
 
 
 FETCH = """
