@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from oci_bundles import ONE, TWO, Bundle, as_root, make_rootfs, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, RUN, TWO, Bundle, as_root, make_rootfs, oci, rootfs  # noqa: F401 - fixtures
 
 from containerkit.oci.cgroups import hierarchies
 
@@ -114,6 +114,27 @@ def test_container_is_held_as_before(criu, bundle, tmp_path):
     assert f":/{ONE}\n" not in groups
     assert "30" == next(Path("/sys/fs/cgroup").glob(f"**/{TWO}/pids.max")).read_text().strip()
     criu("delete", "--force", TWO)
+
+
+def test_groups_of_others_are_not_made_again(criu, bundle, tmp_path):
+    """The container is in the root of version 2, and of hierarchies that are not mounted; others have groups there."""
+    roots = [each.mountpoint for each in hierarchies() if each.version == 2]
+    if not roots:
+        pytest.skip("version 2 of cgroups is not mounted")
+    strangers = Path(roots[0]) / f"stranger-{RUN}"
+    strangers.mkdir()
+    try:
+        start(criu, bundle)
+        criu("checkpoint", "--image-path", tmp_path / "images", ONE)
+        criu.wait()
+        criu("delete", ONE)
+    finally:
+        strangers.rmdir()
+    assert strangers.name.encode() not in (tmp_path / "images/cgroup.img").read_bytes()
+    criu.quiet("restore", "--bundle", bundle.path, "--image-path", tmp_path / "images", "--detach", ONE)
+    assert "running" == criu.status(ONE)
+    assert not list(Path(roots[0]).glob(f"**/{strangers.name}"))
+    criu("delete", "--force", ONE)
 
 
 def test_group_of_version_2_is_the_new_one(criu, bundle, tmp_path):

@@ -12,6 +12,7 @@ from containerkit._linux.criu import NAMESPACE_KEYS, external
 from containerkit._native import constants as k
 from containerkit.oci import criu, kernel, store
 from containerkit.oci.cgroups import Groups, hierarchies
+from containerkit.oci.dumpedgroups import keep_own_groups
 from containerkit.oci.errors import RuntimeFailure
 from containerkit.oci.lifehooks import stored_config
 from containerkit.oci.tape import Tape
@@ -50,6 +51,7 @@ def checkpoint(call: Call) -> int:
             words += _external(entry, config, streams)
             criu.write_streams(images, streams)
         criu.perform(words, os.path.join(flags.text("work-path", images), _LOG))
+        keep_own_groups(images)
     return 0
 
 
