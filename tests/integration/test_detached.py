@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from detached_samples import Kept, needs_groups, needs_root, runs
@@ -420,6 +421,7 @@ def test_root_without_a_layer_has_no_changes(kept):
 def test_containers_of_owners_are_found_with_their_owner(kept):
     one = kept.make("sleep", "100")
     with Container() as mine, mine.popen(["sleep", "100.25"]) as process:
+        wait_for(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"sleep"))  # after its exec
         found = {each.pid: each for each in owned({one.last_run["init"]})}
         assert one.last_run["init"] not in found
         each = found[mine.pid]
