@@ -27,7 +27,7 @@ INIT = (
 PROGRAMS = {
     # One segment: it has nothing to write to.
     "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "exec_steps.c", "image.c"),
-    "keeper": ("keeper.c",),
+    "keeper": ("keeper.c", "keeper_log.c"),
 }
 
 # One build for all versions, except free-threaded Python, which has no stable ABI before 3.15. Source: PEP 803.
