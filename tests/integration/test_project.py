@@ -93,8 +93,8 @@ def test_conditions_of_dependencies_are_met(name):
 @pytest.mark.parametrize(
     ("condition", "keys", "message"),
     [
-        ("service_completed_successfully", {"command": ["sh", "-c", "exit 3"]}, "it was to complete, and has ended with status 3"),
-        ("service_healthy", {"command": SLEEP}, "it is to be healthy, and has no health check"),
+        ("service_completed_successfully", {"command": ["sh", "-c", "exit 3"]}, "it should complete, but has ended with status 3"),
+        ("service_healthy", {"command": SLEEP}, "it should become healthy, but has no health check"),
         ("service_healthy", {"command": SLEEP, "healthcheck": {"test": "false", "interval": "10ms", "retries": 2}}, "is unhealthy"),
         ("service_healthy", {"command": ["true"], "healthcheck": {"test": "false", "interval": "1s"}}, "has ended with status 0"),
     ],
@@ -242,7 +242,7 @@ def test_services_share_a_network_and_publish(name):
             [BUSYBOX, "wget", "-q", "-O", "-", f"http://127.0.0.1:{port}/i"], capture_output=True, text=True
         )
         assert done.stdout == "hi\n"
-        with pytest.raises(StateError, match="no port of the host leads to 81/tcp"):
+        with pytest.raises(StateError, match="port 81/tcp is not published"):
             stack.port("web", 81)
 
 

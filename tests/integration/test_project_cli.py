@@ -344,7 +344,7 @@ def test_a_pod_is_written(cli):
     files = {each["target"]: model["configs"][each["source"]]["content"] for each in keys["configs"]}
     assert files == {"/run/secrets/s": "hush", "/c": "told"}
     assert [each.get("mode") for each in keys["configs"]] == ["0440", None]
-    for key, message in (("gpus: all", "a Pod can't say it"), ("restart: 'on-failure:3'", "how often"), ("scale: 2", "one container"),
+    for key, message in (("gpus: all", "a Pod has no such field"), ("restart: 'on-failure:3'", "the number of restarts"), ("scale: 2", "one container"),
                          ("networks: {default: {aliases: [x]}}", "one network"), ("stop_grace_period: 1500ms", "whole seconds")):  # fmt: skip
         (cli.place / "compose.yaml").write_text(f"services: {{a: {{image: box:1, {key}}}}}")
         assert message in cli("generate", kind="kube", check=False).stderr
@@ -384,7 +384,7 @@ def test_probes_keep_a_container_alive(cli):
         ("enableServiceLinks: true", "no services of a cluster"),
         ("initContainers: [{name: i, image: x, readinessProbe: {exec: {command: [x]}}}]", "readinessProbe"),
         ("volumes: [{name: v, hostPath: {path: /etc/hostname, type: Directory}}]", "is not a Directory"),
-        ("volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]", "it takes medium: Memory"),
+        ("volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]", "it requires medium: Memory"),
         ("dnsPolicy: None", "dnsPolicy"),
     ],
 )  # fmt: skip
