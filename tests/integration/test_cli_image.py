@@ -378,7 +378,7 @@ def test_explain_and_seccomp_take_images(box):
 
 def test_template_lists_all_of_them():
     assert {"alpine", "busybox", "debian", "host", "image", "ubuntu"} <= set(output("template", "--list").split())
-    assert complaint("template").startswith("template: a name is required; there are alpine, ")
+    assert complaint("template").startswith("template: a name is required; choose from alpine, ")
     assert "there is no template 'nix'" in complaint("template", "nix")
 
 
@@ -517,7 +517,7 @@ def test_login_keeps_what_the_registry_takes(small, tmp_path, surroundings):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["login"], "login: there is no terminal to ask on; use --username NAME --password-stdin"),
+        (["login"], "login: there is no terminal for a prompt; use --username NAME --password-stdin"),
         (["login", "--password-stdin"], "login: --password-stdin needs --username NAME"),
         (["login", "-u", "a", "--password-stdin"], "login: a name and a password are required"),
         (["login", "host/path"], "registry 'host/path': must be host[:port], without a path"),

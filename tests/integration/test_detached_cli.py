@@ -201,7 +201,7 @@ def test_unit_of_systemd_makes_it_again(kept, name):
     assert f"PIDFile=/run/containerkit-{name}.pid" in unit
     assert f'--pids 50 --name {name} -- sh -c "echo \\"a b\\" $$HOME 5%%; sleep 100"' in unit
     made = kept.make("sleep", "100", name=f"{name}-python")
-    assert "made from Python" in ck("generate", "systemd", made.name, status=125)
+    assert "created from Python" in ck("generate", "systemd", made.name, status=125)
 
 
 @pytest.mark.parametrize(
@@ -212,11 +212,11 @@ def test_unit_of_systemd_makes_it_again(kept, name):
         (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
         (("run", "--gpus", "none-such", "--", "true"), "CDI"),
         (("run", "--name", "x", "--", "true"), "add --detach"),
-        (("run", "-d", "--timeout", "3", "--", "true"), "not for --detach"),
+        (("run", "-d", "--timeout", "3", "--", "true"), "can't be used with --detach"),
         (("run", "-d", "--restart", "often", "--", "true"), "on-failure"),
         (("run", "--ip", "10.0.0.1", "--", "true"), "--network NAME"),
         (("ps", "--format", "{{range .}}"), "only fields"),
-        (("ps", "-f", "colour=red"), "there are name"),
+        (("ps", "-f", "colour=red"), "choose from name"),
         (("rm",), "name a container"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Devices of the host, by their path or by a specification of CDI, and the mounts of other containers.
+"""Devices of the host, by path or by CDI name, and the mounts of other containers.
 
 Source: Container Device Interface, SPEC.md, versions 0.3 to 1.0.
 """
@@ -25,11 +25,11 @@ _GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu")
 
 
 def add(options: argparse.Namespace, fields: dict[str, Any]) -> None:
-    """Add what ``--device``, ``--gpus`` and ``--volumes-from`` show to the arguments of a container.
+    """Add the mounts of ``--device``, ``--gpus`` and ``--volumes-from`` to the arguments of a container.
 
     Raises:
         SpecError: a device is missing, or no CDI specification describes it.
-        StateError: there is no container of that name.
+        StateError: no such container.
     """
     mounts: list[Mount] = []
     for text in options.device:
@@ -55,30 +55,30 @@ def _node(options: argparse.Namespace, text: str) -> Mount:
 
 
 def _bound(options: argparse.Namespace, source: str, target: str, access: str, what: str) -> Mount:
-    """Return the mount that shows a node, which keeps its owner: the kernel id-maps no mount of a node's filesystem.
+    """Return the mount of a device node. It keeps its owner, because the kernel can't id-map the filesystem of nodes.
 
     Raises:
-        SpecError: it is no device, or nobody inside could open it.
+        SpecError: it is not a device, or no process inside could open it.
     """
     try:
         status = os.stat(source)
     except OSError as error:
-        raise SpecError(f"{what}: {source}: {error.strerror}; a device is named by its path on the host") from None
+        raise SpecError(f"{what}: {source}: {error.strerror}; use the path of a host device") from None
     mode = status.st_mode
     if not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
-        raise SpecError(f"{what}: {source} is no device; for files and directories there is --bind")
+        raise SpecError(f"{what}: {source} is not a device; use --bind for files and directories")
     wanted = (4 if "r" in access else 0) | (2 if "w" in access else 0)
     is_own = os.geteuid() != 0 and status.st_uid == os.geteuid()
     if mode & wanted != wanted and not is_own and "user=host" not in options.namespace:
         raise SpecError(
             f"{what}: the mode of {source} is {stat.S_IMODE(mode):o}: only its owner and group may use it, and root of "
-            "the container's user namespace is neither; add --userns host, or give others access (chmod, udev)"
+            "the container's user namespace is neither; add --userns host, or let others use it (chmod, udev)"
         )
     has_own_dev = any("/dev" in text.split(":")[1:2] or "target=/dev" in text.split(",") for _, text in options.mounts)
     if os.path.dirname(target) == "/dev" and os.path.basename(target) not in _STANDARD and not has_own_dev:
         raise SpecError(
-            f"{what}: the /dev of containers is one for all and takes no new names: choose another target, such as "
-            f"--device {source}:/run{target}, or put a directory of your own there first: --bind DIR:/dev"
+            f"{what}: all containers share one /dev, which can't get new names: choose another target, such as "
+            f"--device {source}:/run{target}, or mount another directory there first: --bind DIR:/dev"
         )
     return Mount.bind(source, target, readonly="w" not in access, idmap=False)
 
@@ -99,21 +99,21 @@ def _of_container(text: str) -> list[Mount]:
 
 
 def _gpu(text: str) -> str:
-    """Return the name of GPUs by CDI: ``all``, ``0``, ``device=0`` or a whole name."""
+    """Return the CDI name of GPUs, given ``all``, ``0``, ``device=0`` or a complete name."""
     name = text.strip('"').removeprefix("device=")
     if "=" in name:
         return name
     kinds = [kind for kind in _GPUS if any(spec.get("kind") == kind for spec in _specs())]
     if not kinds:
         raise SpecError(
-            f"--gpus {text}: no CDI specification in {' or '.join(_PLACES)} describes a GPU; the driver's tool writes "
-            "one (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json); or name nodes: --device"
+            f"--gpus {text}: no CDI specification in {' or '.join(_PLACES)} describes a GPU; create one with the "
+            "driver's tool (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json), or use --device PATH"
         )
     return f"{kinds[0]}={name}"
 
 
 def _specs() -> Iterator[dict[str, Any]]:
-    """Yield the specifications, those that count first."""
+    """Yield the specifications, those of higher precedence first."""
     import json
 
     for place in reversed(_PLACES):
@@ -152,7 +152,7 @@ def _by_cdi(options: argparse.Namespace, name: str, what: str) -> list[Mount]:
             return [mount for edit in edits for mount in _edited(options, edit, what)]
         known += devices
     if known:
-        raise SpecError(f"{what}: CDI knows no {device!r} of {kind}; there are {', '.join(known)}")
+        raise SpecError(f"{what}: {kind} has no CDI device {device!r}; choose from {', '.join(known)}")
     raise SpecError(f"{what}: no CDI specification in {' or '.join(_PLACES)} is of the kind {kind!r}")
 
 
@@ -164,4 +164,6 @@ def _edited(options: argparse.Namespace, edits: Mapping[str, Any], what: str) ->
     for mount in edits.get("mounts", ()):
         yield Mount.bind(mount["hostPath"], mount["containerPath"], readonly="ro" in mount.get("options", ()))
     for hook in edits.get("hooks", ()):
-        complain(f"{what}: a hook of the CDI specification is not run: {hook.get('path')}; do what it does inside")
+        complain(
+            f"{what}: a hook of the CDI specification is not run: {hook.get('path')}; run its steps inside yourself"
+        )

@@ -299,9 +299,7 @@ class _Kube:
             if any(other["name"] == volume["name"] for other in each.get("volumeMounts", ()))
         ]
         if len(users) > 1 or "subPath" in mount:
-            raise SpecError(
-                f"{self._path}: volume {volume['name']}: medium: Memory can't be shared; remove 'medium'"
-            )
+            raise SpecError(f"{self._path}: volume {volume['name']}: medium: Memory can't be shared; remove 'medium'")
         found: dict[str, Any] = {"type": "tmpfs", "target": mount["mountPath"], "read_only": readonly}
         size = volume["emptyDir"].get("sizeLimit")
         return {**found, "tmpfs": {"size": int(_quantity(size, "emptyDir.sizeLimit"))}} if size else found
