@@ -106,8 +106,8 @@ def _gpu(text: str) -> str:
     kinds = [kind for kind in _GPUS if any(spec.get("kind") == kind for spec in _specs())]
     if not kinds:
         raise SpecError(
-            f"--gpus {text}: no CDI specification in {' or '.join(_PLACES)} describes a GPU; create one with the "
-            "driver's tool (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json), or use --device PATH"
+            f"--gpus {text}: no CDI specification in {' or '.join(_PLACES)} describes a GPU; use --device PATH, or "
+            "create one (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json)"
         )
     return f"{kinds[0]}={name}"
 
