@@ -112,7 +112,7 @@ def test_what_is_refused_is_refused_by_its_name(path):
         ({"deploy": {"placement": {"constraints": ["node.labels.disk==ssd"]}}}, "does not meet 'node.labels.disk==ssd'"),
         ({"deploy": {"placement": {"constraints": ["node.role!=manager"]}}}, "does not meet"),
         ({"deploy": {"placement": {"max_replicas_per_node": 1}, "replicas": 2}}, "max_replicas_per_node"),
-        ({"deploy": {"resources": {"reservations": {"cpus": 10000}}}}, "10000 are wanted"),
+        ({"deploy": {"resources": {"reservations": {"cpus": 10000}}}}, "10000 are requested"),
         ({"volumes_from": ["container:x"]}, "volumes_from"),
         ({"build": {"context": "/", "platforms": ["linux/amd64", "linux/arm64"]}}, "only one platform"),
         ({"restart": "sometimes"}, "restart: 'sometimes'"), ({"pull_policy": "daily"}, "pull_policy: 'daily'"),

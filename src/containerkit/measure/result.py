@@ -33,7 +33,7 @@ class Measurement:
         argv: the program and its arguments.
         returncode: its exit status, or the negative number of the signal that killed it.
         termination: which limit ended it: ``"cputime"``, ``"cputime-soft"``, ``"walltime"``, ``"memory"``, or
-             ``"killed"`` by :meth:`RunExecutor.stop`; None if it ended by itself.
+            ``"killed"`` by :meth:`RunExecutor.stop`; None if it ended by itself.
         started_at: when it was started, ISO 8601 in UTC.
         wall_s: seconds from its start to its end.
         cpu_s, cpu_user_s, cpu_system_s: seconds of processor time of all its processes, including those that were

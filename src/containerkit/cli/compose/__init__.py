@@ -89,7 +89,7 @@ def _define_looking(verbs: Any) -> None:
     _services(verbs.add_parser("wait", help="wait until containers have ended, and exit with the last status"))
 
 
-def _define_life(verbs: Any) -> None:
+def _define_up(verbs: Any) -> None:
     up = _services(verbs.add_parser("up", help="start the services, or update running ones to the files"))
     up.add_argument(
         "-d",
@@ -134,6 +134,10 @@ def _define_life(verbs: Any) -> None:
     up.add_argument(
         "-t", "--timeout", metavar="SECONDS", type=float, help="the time that each container has to end by itself"
     )
+
+
+def _define_life(verbs: Any) -> None:
+    _define_up(verbs)
     down = _services(verbs.add_parser("down", help="stop everything, or services and their dependents"))
     down.add_argument("-v", "--volumes", action="store_true", help="also remove the named volumes")
     down.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
