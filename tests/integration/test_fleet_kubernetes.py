@@ -187,14 +187,14 @@ def test_cluster_without_user_namespaces_is_refused(fleet, cluster):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"image": None}, "give image="),
+        ({"image": None}, "use image="),
         ({"input": b"x"}, "no stdin"),
-        ({"on_stderr": print}, "on_stdout hears both"),
+        ({"on_stderr": print}, "use on_stdout, which receives both"),
         ({"limits": Limits(pids=3)}, "limits: pids"),
         ({"user": "worker"}, "ids, not names"),
         ({"cwd": "tmp"}, "absolute|cwd"),
         ({"env": {"A": "\udc80"}}, "UTF-8"),
-        ({"mounts": []}, "mounts: not translated"),
+        ({"mounts": []}, "mounts: not supported"),
         ({"limits": Limits(memory="64G")}, "largest of 1 nodes"),
     ],
 )
