@@ -194,8 +194,8 @@ class Fleet:
             text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
             options: see :class:`containerkit.fleet.options.FleetOptions`.
 
-        Paths of binds and roots are those of the node. Functions that receive lines are called in another thread of this
-        program. A slow one delays the other tasks of that worker.
+        Paths of binds and roots are those of the node. Functions that receive lines are called in another thread of
+        this program. A slow one delays the other tasks of that worker.
 
         The future's ``result()`` raises the errors of :func:`containerkit.run`, and :class:`NodeLost`.
 
