@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path, nothing_left):
-    """A store, a home and a working directory of the test's own."""
+    """A separate store, home and working directory for the test."""
     home = environment_without_credentials(monkeypatch, tmp_path)
     monkeypatch.setenv("CONTAINERKIT_IMAGES", str(tmp_path / "store"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -458,7 +458,7 @@ def test_push_is_what_skopeo_reads(small, tmp_path):
 
 
 def on_a_terminal(*words):
-    """Run with a terminal as stderr; return stdout and what the terminal was shown."""
+    """Run with a terminal as stderr. Return stdout and the output on the terminal."""
     master, slave = pty.openpty()
     shown = []
 

@@ -1,4 +1,4 @@
-"""The commands for detached containers, as they are typed."""
+"""The commands for detached containers."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_life_by_commands(kept, name):
     assert ck("wait", name) == "143\n"
     assert "exited (143)" in ck("ps", "-a")
     ck("start", name)
-    ck("start", name)  # runs already, and is not an error
+    ck("start", name)  # already running is not an error
     ck("update", "--pids", "60", "--restart", "on-failure:4", name)
     assert ck("inspect", "-f", "{{.HostConfig.RestartPolicy}} {{.HostConfig.Limits.pids}}", name) == "on-failure:4 60\n"
     ck("rename", name, f"{name}b")

@@ -1,4 +1,4 @@
-"""What a user of Docker types from memory works, or says what to use."""
+"""Docker's command lines work, or fail with a replacement."""
 
 import json
 import os
@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture
 def ck(tmp_path, monkeypatch, capfd):
-    """Return what runs a command in this process and returns its status, stdout and stderr."""
+    """Return a function that runs a command in this process and returns its status, stdout and stderr."""
     monkeypatch.setenv("CONTAINERKIT_VOLUMES", str(tmp_path / "volumes"))
     monkeypatch.setenv("CONTAINERKIT_IMAGES", str(tmp_path / "images"))
     Image.import_tar(_archive(tmp_path), "box:1", store=Store())

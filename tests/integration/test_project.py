@@ -1,4 +1,4 @@
-"""Projects that run: order, health, networks, volumes, logs, changes, the end."""
+"""Running projects: order, health, networks, volumes, logs, changes, the end."""
 
 import os
 import signal
@@ -177,7 +177,7 @@ def test_scaling_and_changing(name):
         stack.apply(
             project(name, a={"command": SLEEP, "environment": {"N": "1"}}, b={"command": SLEEP, "depends_on": ["a"]})
         )
-        assert stack["b"].pid == kept  # who depends on it is not replaced with it
+        assert stack["b"].pid == kept  # its dependents are not replaced
         assert stack["a"].pid != changed
         stack.apply(project(name, b={"command": SLEEP}))
         assert [each.service for each in stack.containers()] == ["b"]
@@ -360,7 +360,7 @@ def test_all_die_with_a_killed_owner(name, images):
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     pids = owner.stdout.readline().split()
     assert len(pids) == 3
-    until(lambda: all(_is_ours(pid) for pid in pids))  # each is just about to be the program
+    until(lambda: all(_is_ours(pid) for pid in pids))  # each may still be before its exec
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
