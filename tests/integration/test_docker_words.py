@@ -92,7 +92,7 @@ def test_options_of_run(ck, tmp_path):
     for words, remedy in (
         ("--privileged true", "name what it needs"),
         ("--device /etc/passwd true", "is no device"),
-        ("--device /dev/null:/dev/new true", "--device /dev/null:/run/dev/new"),
+        ("--device /dev/null:/dev/new:r true", "Limits(devices="),
         ("--device vendor.example/class=x true", "no CDI specification"),
         ("--security-opt apparmor=x true", "the library has"),
         ("--ip 10.0.0.2 true", "--network NAME"),
