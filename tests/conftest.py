@@ -1,12 +1,16 @@
 """What all tests share: which interpreter walks the tapes, what a test must not leave behind, what was skipped and why."""
 
 import contextlib
+import faulthandler
 import functools
 import gc
 import os
 import re
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 
@@ -88,6 +92,37 @@ def pytest_xdist_make_scheduler(config, log):
             alone = module in _MACHINE_WIDE or (module == "test_pages" and _ON_RECORD.search(nodeid))
             return "machine-wide" if alone else nodeid
 
+        def mark_test_complete(self, node, item_index, duration=0):
+            nodeid = self.registered_collections[node][item_index]
+            scope = self._split_scope(nodeid)
+            del self.assigned_work[node][scope][nodeid]
+            if not self.assigned_work[node][scope]:  # or each call would look through all that was ever done
+                del self.assigned_work[node][scope]
+            self._reschedule(node)
+
+        def _reschedule(self, node):
+            if node.shutting_down or node not in self.registered_collections:
+                return
+            while (
+                self.workqueue and self._pending_of(self.assigned_work[node]) <= 2
+            ):  # it begins only what has a successor
+                self._assign_work_unit(node)
+            if not self.workqueue:
+                node.shutdown()
+
+        def remove_node(self, node):
+            """Give what a worker left to the others, but not the test that ended it."""
+            left = self.assigned_work.pop(node)
+            if not left:
+                return None
+            scope = next(iter(left))
+            crashed = next(iter(left[scope]))
+            del left[scope][crashed]
+            self.workqueue.update({scope: tests for scope, tests in left.items() if tests})
+            for other in self.nodes:
+                self._reschedule(other)
+            return crashed
+
     return Scheduling(config, log)
 
 
@@ -113,6 +148,42 @@ def pytest_runtest_setup(item):
         _open_directories()
     if item.get_closest_marker("several_ids") is not None and os.geteuid() != 0:
         pytest.skip("root, or a user with more ids than its own: one is mapped here")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item, settings):
+    """End a process whose test takes too long, as pytest-timeout does, but say so where it is read, and end its children.
+
+    What pytest-timeout writes in a worker is lost. And while a child of the worker lives, it holds the pipe to the
+    controller, which then waits for the worker for ever.
+    """
+    if settings.method != "thread":
+        return None
+    timer = threading.Timer(settings.timeout, _end_too_long, (item, settings.timeout))
+    timer.daemon = True
+    item.cancel_timeout = timer.cancel
+    timer.start()
+    return True
+
+
+def _end_too_long(item, timeout_s):
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend_global_capture(in_=True)
+    print(f"\n+++ {item.nodeid} takes more than {timeout_s} s, and ends the run or its worker here:", file=sys.stderr)
+    faulthandler.dump_traceback(sys.stderr)
+    for pid in children():
+        _kill_tree(pid)
+    os._exit(1)
+
+
+def _kill_tree(pid):
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)  # it starts no others meanwhile
+        below = children(pid)
+        os.kill(pid, signal.SIGKILL)
+        for child in below:
+            _kill_tree(child)
 
 
 def _open_directories():
@@ -184,11 +255,11 @@ def open_descriptors():
     return found
 
 
-def children():
-    """Return the pids of all children of this process, zombies included."""
+def children(pid="self"):
+    """Return the pids of all children of this process or of another one, zombies included."""
     found = set()
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
             found.update(map(int, file.read().split()))
     return found
 
