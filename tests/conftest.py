@@ -339,7 +339,7 @@ def _traces():
     }
 
 
-def left_behind(before, patience_s=5):
+def left_behind(before, patience_s=15):
     """Return what is there now and was not before; waits a little, since the kernel reaps and unmounts lazily."""
     deadline = time.monotonic() + patience_s
     while True:
