@@ -18,37 +18,46 @@ import pytest
 
 INTERPRETERS = ("compiled", "reference")
 
-_MACHINE_WIDE = frozenset({
-    "test_cgroup_lifecycle",  # these look for what dead owners left, or leave it: any sweep removes all of it
-    "test_cli_run",
-    "test_detached",  # records of all of a user's containers
-    "test_detached_cli",
-    "test_detached_death",
-    "test_detached_events",
-    "test_detached_logs",
-    "test_detached_networks",
-    "test_docker_words",
-    "test_killed_owner",
-    "test_left_behind",
-    "test_network_shared",
-    "test_owner_death",
-    "test_project",
-    "test_project_cli",
-    "test_oci_engines",  # daemons
-    "test_oci_cri",
-    "test_oci_engines_rootless",
-    "test_oci_slurm",
-    "test_kube_node",
-    "test_oci_swarm",
-    "test_outer_containers",
-    "test_fleet_clusters",  # clusters: their processes, and what they find by looking through all of the machine's
-    "test_identity",  # ranges of ids
-    "test_interruptions",  # times
-    "test_liveness",
-    "test_timeouts",
-    "test_volumes",
-})  # fmt: skip
-"""Modules whose tests are about more than their own process."""
+_TOGETHER = {
+    # What dead owners left, and all of a user's containers, networks and projects: any sweep removes what others left,
+    # any look at the records sees all.
+    "records": frozenset(
+        {
+            "test_cgroup_lifecycle",
+            "test_cli_run",
+            "test_detached",
+            "test_detached_cli",
+            "test_detached_death",
+            "test_detached_events",
+            "test_detached_logs",
+            "test_detached_networks",
+            "test_docker_words",
+            "test_killed_owner",
+            "test_left_behind",
+            "test_network_shared",
+            "test_owner_death",
+            "test_project",
+            "test_project_cli",
+            "test_volumes",
+        }
+    ),
+    # Daemons and clusters, which take memory, and find their own by looking through all of the machine's.
+    "daemons": frozenset(
+        {
+            "test_fleet_clusters",
+            "test_kube_node",
+            "test_oci_cri",
+            "test_oci_engines",
+            "test_oci_engines_rootless",
+            "test_oci_slurm",
+            "test_oci_swarm",
+            "test_outer_containers",
+        }
+    ),
+    # Ranges of ids, and times.
+    "alone": frozenset({"test_identity", "test_interruptions", "test_liveness", "test_timeouts"}),
+}
+"""Modules whose tests are about more than their own process: each of these groups stays on one worker."""
 
 _ON_RECORD = re.compile(r"docs/(detached|fleet|networks|projects)\.md")
 """Pages whose examples leave containers, networks or projects on record until their last command."""
@@ -78,21 +87,43 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("interpreter", names, indirect=True, scope="function")
 
 
+_busy_s = Counter()
+"""How long each worker has run tests."""
+
+
+@functools.cache
+def _has_module_fixtures(path):
+    return 'scope="module"' in path.read_text()
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers():
+    """Take two workers for each processor: for most of their time the tests wait, for the kernel and for each other."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return 2 * len(os.sched_getaffinity(0))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Keep on one worker, one after the other, what would disturb itself on two; hand out the rest one by one.
 
-    By a scheduler, since pytest-xdist 3.8 loses its groups with pytest 9.2.
+    The tests of a module stay together, too, if they share something that is made once for the module. The largest
+    groups come first. By a scheduler, since pytest-xdist 3.8 loses its groups with pytest 9.2.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            module = os.path.basename(nodeid.partition("::")[0]).removesuffix(".py")
-            alone = module in _MACHINE_WIDE or (module == "test_pages" and _ON_RECORD.search(nodeid))
-            return "machine-wide" if alone else nodeid
+            path = nodeid.partition("::")[0]
+            module = os.path.basename(path).removesuffix(".py")
+            if module == "test_pages" and _ON_RECORD.search(nodeid):
+                return "records"
+            alone = path if _has_module_fixtures(config.rootpath / path) else nodeid
+            return next((group for group, modules in _TOGETHER.items() if module in modules), alone)
 
         def mark_test_complete(self, node, item_index, duration=0):
+            _busy_s[node.gateway.id] += duration
             nodeid = self.registered_collections[node][item_index]
             scope = self._split_scope(nodeid)
             del self.assigned_work[node][scope][nodeid]
@@ -103,9 +134,7 @@ def pytest_xdist_make_scheduler(config, log):
         def _reschedule(self, node):
             if node.shutting_down or node not in self.registered_collections:
                 return
-            while (
-                self.workqueue and self._pending_of(self.assigned_work[node]) <= 2
-            ):  # it begins only what has a successor
+            while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:  # none begins without a successor
                 self._assign_work_unit(node)
             if not self.workqueue:
                 node.shutdown()
@@ -395,7 +424,10 @@ def left_of():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many tests were skipped for what."""
+    """Say how many tests were skipped for what, and how busy the workers were."""
+    if _busy_s:
+        busy = ", ".join(f"{name} {busy_s:.0f} s" for name, busy_s in sorted(_busy_s.items()))
+        terminalreporter.line(f"time in tests: {busy}")
     reasons = Counter()
     for report in terminalreporter.stats.get("skipped", ()):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

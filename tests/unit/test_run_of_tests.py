@@ -24,6 +24,15 @@ def run_tests(directory, text, *words):
     return done.returncode, done.stdout
 
 
+def test_modules_that_stay_together_are_there(pytestconfig):
+    groups = next(
+        plugin._TOGETHER for plugin in pytestconfig.pluginmanager.get_plugins() if hasattr(plugin, "_TOGETHER")
+    )
+    named = [module for modules in groups.values() for module in modules]
+    assert len(named) == len(set(named))
+    assert set(named) <= {path.stem for path in TESTS.rglob("test_*.py")}
+
+
 def test_worker_whose_test_takes_too_long_is_replaced_though_its_child_lives(tmp_path):
     status, output = run_tests(
         tmp_path,
