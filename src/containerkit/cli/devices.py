@@ -1,4 +1,4 @@
-"""Devices of the host, by their path or by a specification of CDI, and the mounts of other containers.
+"""Devices of the host, by path or by CDI name, and the mounts of other containers.
 
 Source: Container Device Interface, SPEC.md, versions 0.3 to 1.0.
 """
@@ -25,7 +25,7 @@ _GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu")
 
 
 def add(options: argparse.Namespace, fields: dict[str, Any]) -> None:
-    """Add what ``--device``, ``--gpus`` and ``--volumes-from`` show to the arguments of a container.
+    """Add the mounts of ``--device``, ``--gpus`` and ``--volumes-from`` to the arguments of a container.
 
     Raises:
         SpecError: a text is invalid, or no CDI specification describes the device.
@@ -60,21 +60,21 @@ def _of_container(text: str) -> list[Mount]:
 
 
 def _gpu(text: str) -> str:
-    """Return the name of GPUs by CDI: ``all``, ``0``, ``device=0`` or a whole name."""
+    """Return the CDI name of GPUs, given ``all``, ``0``, ``device=0`` or a complete name."""
     name = text.strip('"').removeprefix("device=")
     if "=" in name:
         return name
     kinds = [kind for kind in _GPUS if any(spec.get("kind") == kind for spec in _specs())]
     if not kinds:
         raise SpecError(
-            f"--gpus {text}: no CDI specification in {' or '.join(_PLACES)} describes a GPU; the driver's tool writes "
-            "one (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json); or name nodes: --device"
+            f"--gpus {text}: no CDI specification in {' or '.join(_PLACES)} describes a GPU; use --device PATH, or "
+            "create one (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json)"
         )
     return f"{kinds[0]}={name}"
 
 
 def _specs() -> Iterator[dict[str, Any]]:
-    """Yield the specifications, those that count first."""
+    """Yield the specifications, those of higher precedence first."""
     import json
 
     for place in reversed(_PLACES):
@@ -113,7 +113,7 @@ def _by_cdi(options: argparse.Namespace, name: str, what: str) -> list[Mount]:
             return [mount for edit in edits for mount in _edited(options, edit, what)]
         known += devices
     if known:
-        raise SpecError(f"{what}: CDI knows no {device!r} of {kind}; there are {', '.join(known)}")
+        raise SpecError(f"{what}: {kind} has no CDI device {device!r}; choose from {', '.join(known)}")
     raise SpecError(f"{what}: no CDI specification in {' or '.join(_PLACES)} is of the kind {kind!r}")
 
 
@@ -125,4 +125,6 @@ def _edited(options: argparse.Namespace, edits: Mapping[str, Any], what: str) ->
     for mount in edits.get("mounts", ()):
         yield Mount.bind(mount["hostPath"], mount["containerPath"], readonly="ro" in mount.get("options", ()))
     for hook in edits.get("hooks", ()):
-        complain(f"{what}: a hook of the CDI specification is not run: {hook.get('path')}; do what it does inside")
+        complain(
+            f"{what}: a hook of the CDI specification is not run: {hook.get('path')}; run its steps inside yourself"
+        )

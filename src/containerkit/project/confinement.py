@@ -1,4 +1,4 @@
-"""What a service's keys mean for the confinement of its containers: capabilities, namespaces, limits, devices."""
+"""Turns the keys of a service into the confinement of its containers: capabilities, namespaces, limits, devices."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def security_options(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def namespaces(keys: Mapping[str, Any], shared: Callable[[str], Container]) -> dict[str, Any]:
-    """Return the arguments of a container for its namespaces; ``shared`` returns the container of a service."""
+    """Return the arguments of a container for its namespaces. ``shared`` returns the container of a service by name."""
     from containerkit.namespace import Namespaces
 
     kinds = {"ipc": "ipc", "pid": "pid", "uts": "uts", "userns_mode": "user", "cgroup": "cgroup"}
@@ -118,7 +118,7 @@ def _share(reserved: Mapping[str, Any]) -> int | None:
 
 
 def _disks(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the limits of block devices; weights are 10 to 1000 here, and 1 to 10000 for the kernel."""
+    """Return the limits of block devices. Weights are 10 to 1000 in compose files, and 1 to 10000 for the kernel."""
     from containerkit.cgroup import IOLimit
 
     found: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def _disks(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _weight(weight: int) -> int:
     if not _LEAST_WEIGHT <= weight <= _LARGEST_WEIGHT:
-        raise SpecError(f"blkio_config: the weight {weight} is not from {_LEAST_WEIGHT} to {_LARGEST_WEIGHT}")
+        raise SpecError(f"blkio_config: the weight {weight} is not between {_LEAST_WEIGHT} and {_LARGEST_WEIGHT}")
     return 1 + (weight - _LEAST_WEIGHT) * 9999 // (_LARGEST_WEIGHT - _LEAST_WEIGHT)
 
 
