@@ -10,7 +10,7 @@ import pytest
 import containerkit
 
 NATIVE = Path(containerkit.__file__).parent / "_native"
-OWN = {"ck_make_board", "ck_write_image"}
+OWN = {"ck_make_board", "ck_populate", "ck_write_image"}
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("nm"), reason="needs gcc and binutils")
 
@@ -24,7 +24,7 @@ def wanted_by(source, place):
     return {line.split()[-1] for line in told.splitlines()}
 
 
-@pytest.mark.parametrize("name", ["child.c", "image.c"])
+@pytest.mark.parametrize("name", ["child.c", "populate.c", "image.c"])
 def test_child_takes_nothing_from_libc(name, tmp_path):
     assert wanted_by(NATIVE / name, tmp_path) <= OWN
 
