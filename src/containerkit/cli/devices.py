@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _PLACES: Final = ("/etc/cdi", "/var/run/cdi")
-_STANDARD: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu")
 
 

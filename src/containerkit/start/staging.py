@@ -23,9 +23,10 @@ import attrs
 
 from containerkit import _native
 from containerkit._linux.privileges import is_privileged
+from containerkit._linux.programs import which
 from containerkit._native import constants as k
 from containerkit.compile.dev import DIRECTORIES, LINKS, NODES
-from containerkit.compile.skeleton import LOWERS, STAGING_ROOT, skeleton, write_map
+from containerkit.compile.skeleton import LOWERS, STAGING_ROOT, staged_skeleton, write_map
 from containerkit.descriptors import close_all, keep, keep_above
 from containerkit.errors import SetupError, UnsupportedError
 from containerkit.plan import calls
@@ -313,8 +314,6 @@ def _same(mappings: tuple[IdMapping, ...]) -> tuple[IdMapping, ...]:
 
 def own_mappings() -> Mappings:
     """Return the (uid, gid) mappings that an unprivileged user can have: its ranges, or its own id as root."""
-    from shutil import which
-
     if _passed_on:
         return _passed_on[0]
 
@@ -382,8 +381,6 @@ def _write_own(mappings: Mappings, pid: Slot) -> list[Operation]:
 
 
 def _run_helper(name: str, mappings: tuple[IdMapping, ...], pid: Slot) -> Operation:
-    from shutil import which
-
     path = which(name)
     if path is None:
         raise UnsupportedError(name, 2, "", "install the package that has newuidmap (uidmap), or drop the mappings")
@@ -420,7 +417,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
         calls.close(_SYS_TREE),
         *_dev(makes_nodes=makes_nodes),
         *_masked(),
-        *(skeleton(root) if root else ()),
+        *(staged_skeleton(root) if root else ()),
         calls.call("fchdir", _ROOT),
         calls.pivot_root(),
         calls.unmount(b"."),
