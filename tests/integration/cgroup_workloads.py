@@ -88,7 +88,7 @@ def fds():
     return sorted(os.listdir("/proc/self/fd"))
 
 
-def eventually(condition, timeout_s=5.0):
+def eventually(condition, timeout_s=30.0):
     """Wait until a condition holds, and return whether it does."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

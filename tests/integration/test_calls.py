@@ -76,7 +76,7 @@ def own_mounts():
 
 
 def child(body, flags=0, **options):
-    """Clone, run ``body`` in the child, and return its exit status."""
+    """Clone, run ``body`` in the child, and return its exit status. Kill a child that hangs."""
     pid = calls.clone(flags, **options)
     if pid == 0:
         try:
@@ -85,6 +85,8 @@ def child(body, flags=0, **options):
             os._exit(99)
     pidfd = calls.pidfd_open(pid)
     try:
+        if not select.select([pidfd], [], [], 30)[0]:
+            calls.pidfd_send_signal(pidfd, signal.SIGKILL)
         return calls.waitid(pidfd, os.WEXITED | k.WALL)[0].si_status
     finally:
         os.close(pidfd)
@@ -125,9 +127,13 @@ def test_clone_beside_busy_threads_never_hangs():
     threads = [threading.Thread(target=busy) for _ in range(3)]
     for thread in threads:
         thread.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # at nearly every moment one of them has asked for the GIL
     try:
-        assert [7] * 40 == [child(lambda: 7) for _ in range(40)]
+        for _ in range(40):
+            assert 7 == child(lambda: 7)
     finally:
+        sys.setswitchinterval(interval)
         stop.set()
         for thread in threads:
             thread.join()

@@ -33,7 +33,7 @@ def needs_version_2(group):
         pytest.skip("no version 2 hierarchy")
 
 
-def kinds(events, timeout_s=3.0):
+def kinds(events, timeout_s=30.0):
     """Return the kinds of the events up to a silence of 0.3 s, the first within the timeout."""
     found = []
     event = events.wait(timeout_s)

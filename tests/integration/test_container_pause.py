@@ -267,6 +267,6 @@ def test_paused_container_does_not_outlive_its_owner(kind, is_alive):
         assert 2 == len(pids)
         owner.kill()
         owner.wait()
-        assert eventually(lambda: not any(map(is_alive, pids)), 2)
+        assert eventually(lambda: not any(map(is_alive, pids)))
     gc()
     assert [] == [path for path in groups() if f"/containerkit.{owner.pid}." in path]

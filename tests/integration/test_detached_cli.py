@@ -15,7 +15,7 @@ from waiting import wait_for
 
 from containerkit import volume as volumes
 from containerkit.cli.detached import formatted
-from containerkit.cli.detached.output import keys_of
+from containerkit.cli.detached.attaching import keys_of
 from containerkit.cli.generate import quoted
 from containerkit.detached.container import find
 from containerkit.errors import SpecError, StateError

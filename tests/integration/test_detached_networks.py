@@ -37,7 +37,7 @@ def network():
 def served(one):
     assert str(next(one.logs(follow=True))) == "up\n"
     (port,) = one.ports
-    with socket.create_connection((port.host, port.host_port), timeout=10) as client:
+    with socket.create_connection((port.host, port.host_port), timeout=60) as client:
         return client.recv(5)
 
 
@@ -72,7 +72,7 @@ def test_policy_starts_network_and_container_again(kept):
     assert one.keeper == keeper_pid
     assert any("serves its network has ended" in str(line) for line in one.logs())
     wait_for(lambda: [str(line) for line in one.logs()].count("up\n") == 2)
-    with socket.create_connection(("127.0.0.1", number), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", number), timeout=60) as client:
         assert client.recv(5) == b"hello"
 
 

@@ -299,7 +299,7 @@ def test_rollback_ends_what_the_code_has_started(i):
 
 def shows(i, command, wanted):
     """Return whether a command appears, or ends, in time. Just after its exec the kernel shows no arguments."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (command in commands(i)) != wanted:
         if time.monotonic() > deadline:
             return False
@@ -383,7 +383,7 @@ def test_killed_owner_leaves_nothing(left_of):
         os.kill(owner.pid, signal.SIGKILL)
         owner.wait()
         owner.stdout.close()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not os.path.exists(f"/proc/{pid}")
@@ -451,7 +451,7 @@ for fd in range(3, 64):
     except OSError: pass
 import time; time.sleep(0.2)
 """
-    done = i.run_code(find % raw.decode(), timeout=10)
+    done = i.run_code(find % raw.decode(), timeout=60)
     assert done.cause in ("lost", "done")
     i.reset()
     assert i.run_code("1 + 1").text == "2"

@@ -192,10 +192,11 @@ def test_measurement_is_data(executor):
 
 
 def test_executor_of_a_killed_process_leaves_nothing(left_of):
+    long = f"987654.{os.getpid()}"
     code = (
         "from containerkit.measure import RunExecutor\n"
         "print('x', flush=True)\n"
-        "RunExecutor().execute_run(['sleep', '987654'], memory_limit='100M')"
+        f"RunExecutor().execute_run(['sleep', '{long}'], memory_limit='100M')"
     )
 
     def kill():
@@ -208,7 +209,7 @@ def test_executor_of_a_killed_process_leaves_nothing(left_of):
         CGroup.create().remove()  # creating a group removes those of killed owners
 
     assert left_of(kill) == {}
-    assert subprocess.run(["pgrep", "-f", "sleep 987654"], capture_output=True).returncode == 1
+    assert subprocess.run(["pgrep", "-f", f"^sleep {long}"], capture_output=True).returncode == 1
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

@@ -340,7 +340,7 @@ def test_delete_forced_ends_a_creation_that_hangs_in_a_hook(oci, bundle, tmp_pat
         wait_for(lambda: record.exists() and json.loads(record.read_text()).get("pid"))
         time.sleep(0.1)
         oci("delete", "--force", ONE)
-        assert 0 != process.wait(timeout=10)
+        assert 0 != process.wait(timeout=60)
     assert not record.exists()
     assert [] == groups_named(ONE)
     for pid in filter(str.isdigit, os.listdir("/proc")):

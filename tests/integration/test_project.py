@@ -266,8 +266,11 @@ def test_services_share_volumes_and_ipc(name):
 
 def test_the_kernels_own_filesystems_are_shown_too(name):
     keys = {"command": SLEEP, "volumes": ["/sys:/outside/sys:ro", "/proc:/outside/proc:ro", "/dev/zero:/mine"],
-            "device_cgroup_rules": ["c 1:3 rwm"]}  # fmt: skip
+            "device_cgroup_rules": ["c 1:3 rwm"], "devices": ["/dev/zero:/dev/nought", "/dev/fuse:/dev/only:r"]}  # fmt: skip
     with project(name, a=keys).up() as stack:
+        assert stack["a"].run(["head", "-c", "1", "/dev/nought"]).returncode == 0
+        assert b"not permitted" in stack["a"].run(["sh", "-c", "exec 3> /dev/only"], stderr=subprocess.STDOUT).stdout
+        assert stack["a"].run(["sh", "-c", "exec 3< /dev/only"]).returncode == 0
         assert stack["a"].run(["head", "-c", "2", "/mine"]).stdout == b"\0\0"
         assert stack["a"].run(["ls", "/outside/sys/kernel", "/outside/proc/1/comm"]).returncode == 0
 

@@ -10,7 +10,7 @@ import pytest
 import containerkit
 
 NATIVE = Path(containerkit.__file__).parent / "_native"
-CHILD = [NATIVE / name for name in ("child.c", "exec_steps.c", "image.c")]
+CHILD = [NATIVE / name for name in ("child.c", "exec_steps.c", "populate.c", "image.c")]
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("nm"), reason="needs gcc and binutils")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-SOURCES = ("spawn.c", "check.c", "child.c", "exec_steps.c", "image.c", "listen.c", "run.c", "calls.c")
+SOURCES = ("spawn.c", "check.c", "child.c", "exec_steps.c", "populate.c", "image.c", "listen.c", "run.c", "calls.c")
 HEADERS = (
-    *("native.h", "spawn.h", "exec_steps.h", "image.h", "listen.h", "run.h", "calls.h"),
+    *("native.h", "spawn.h", "exec_steps.h", "populate.h", "image.h", "listen.h", "run.h", "calls.h"),
     *("syscalls.h", "text.h", "cdef.h"),
 )
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers")
@@ -25,8 +25,8 @@ INIT = (
     *("-Wl,--build-id=none,-z,noexecstack,-z,norelro", "-s", "-Wall", "-Wextra"),
 )
 PROGRAMS = {
-    # One segment: it has nothing to write to.
-    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "exec_steps.c", "image.c"),
+    # -n: one segment, because it has nothing to write to
+    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "exec_steps.c", "populate.c", "image.c"),
     "keeper": ("keeper.c", "keeper_log.c"),
 }
 

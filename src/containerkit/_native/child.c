@@ -8,6 +8,7 @@
 #define _GNU_SOURCE /* O_CLOEXEC */
 #include "exec_steps.h"
 #include "native.h"
+#include "populate.h"
 #include "syscalls.h"
 #include "text.h"
 
@@ -214,6 +215,8 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
         return step_netlink(step, (int)value[0], (const char *)value[1], value[2]);
     case CK_STEP_OWN_PID:
         return request->become_init ? ck_step_own_pid((char **)value[0], value[1]) : -EINVAL;
+    case CK_STEP_POPULATE:
+        return ck_populate((int)value[0], (const char *)value[1], value[2], &request->slots[step->argument[3]]);
     case CK_STEP_STRIP:
         return ck_step_strip(request, (const int32_t *)value[0], value[1], value[2]);
     default:

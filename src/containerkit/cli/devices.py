@@ -6,11 +6,11 @@ Source: Container Device Interface, SPEC.md, versions 0.3 to 1.0.
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli.commands import complain
 from containerkit.errors import SpecError
+from containerkit.spec.devices import device
 from containerkit.spec.mount import Mount
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _PLACES: Final = ("/etc/cdi", "/var/run/cdi")
-_STANDARD: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu")
 
 
@@ -28,59 +27,20 @@ def add(options: argparse.Namespace, fields: dict[str, Any]) -> None:
     """Add the mounts of ``--device``, ``--gpus`` and ``--volumes-from`` to the arguments of a container.
 
     Raises:
-        SpecError: a device is missing, or no CDI specification describes it.
-        StateError: no such container.
+        SpecError: a text is invalid, or no CDI specification describes the device.
+        StateError: there is no container of that name.
     """
     mounts: list[Mount] = []
     for text in options.device:
         if "=" in text and not text.startswith("/"):
             mounts += _by_cdi(options, text, f"--device {text}")
         else:
-            mounts.append(_node(options, text))
+            mounts.append(device(text, "--device"))
     if options.gpus is not None:
         mounts += _by_cdi(options, _gpu(options.gpus), f"--gpus {options.gpus}")
     for text in options.volumes_from:
         mounts += _of_container(text)
     fields["mounts"] = (*fields["mounts"], *mounts)
-
-
-def _node(options: argparse.Namespace, text: str) -> Mount:
-    source, _, rest = text.partition(":")
-    target, _, access = rest.partition(":")
-    if target and not target.startswith("/"):  # SOURCE:rwm
-        target, access = "", target
-    if set(access) - set("rwm"):
-        raise SpecError(f"--device {text!r}: must be PATH[:TARGET[:rwm]]")
-    return _bound(options, source, target or source, access or "rw", f"--device {text!r}")
-
-
-def _bound(options: argparse.Namespace, source: str, target: str, access: str, what: str) -> Mount:
-    """Return the mount of a device node. It keeps its owner, because the kernel can't id-map the filesystem of nodes.
-
-    Raises:
-        SpecError: it is not a device, or no process inside could open it.
-    """
-    try:
-        status = os.stat(source)
-    except OSError as error:
-        raise SpecError(f"{what}: {source}: {error.strerror}; use the path of a host device") from None
-    mode = status.st_mode
-    if not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
-        raise SpecError(f"{what}: {source} is not a device; use --bind for files and directories")
-    wanted = (4 if "r" in access else 0) | (2 if "w" in access else 0)
-    is_own = os.geteuid() != 0 and status.st_uid == os.geteuid()
-    if mode & wanted != wanted and not is_own and "user=host" not in options.namespace:
-        raise SpecError(
-            f"{what}: the mode of {source} is {stat.S_IMODE(mode):o}: only its owner and group may use it, and root of "
-            "the container's user namespace is neither; add --userns host, or let others use it (chmod, udev)"
-        )
-    has_own_dev = any("/dev" in text.split(":")[1:2] or "target=/dev" in text.split(",") for _, text in options.mounts)
-    if os.path.dirname(target) == "/dev" and os.path.basename(target) not in _STANDARD and not has_own_dev:
-        raise SpecError(
-            f"{what}: all containers share one /dev, which can't get new names: choose another target, such as "
-            f"--device {source}:/run{target}, or mount another directory there first: --bind DIR:/dev"
-        )
-    return Mount.bind(source, target, readonly="w" not in access, idmap=False)
 
 
 def _of_container(text: str) -> list[Mount]:
@@ -160,7 +120,7 @@ def _edited(options: argparse.Namespace, edits: Mapping[str, Any], what: str) ->
     options.env = [*edits.get("env", ()), *options.env]
     for node in edits.get("deviceNodes", ()):
         source = node.get("hostPath") or node["path"]
-        yield _bound(options, source, node["path"], node.get("permissions", "rw"), what)
+        yield device(f"{source}:{node['path']}:{node.get('permissions', 'rwm')}", what)
     for mount in edits.get("mounts", ()):
         yield Mount.bind(mount["hostPath"], mount["containerPath"], readonly="ro" in mount.get("options", ()))
     for hook in edits.get("hooks", ()):

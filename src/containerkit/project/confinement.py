@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from containerkit.container.lifecycle import Container
 
-__all__ = ["confinement", "limits_of", "namespaces", "security_options"]
+__all__ = ["confinement", "device_rules", "limits_of", "namespaces", "security_options"]
 
 
 def confinement(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def limits_of(keys: Mapping[str, Any]) -> dict[str, Any]:
         "pids": None if not pids else "max" if pids < 0 else pids,
         "cpu_rt_period_us": duration_us(keys["cpu_rt_period"]) if "cpu_rt_period" in keys else None,
         "cpu_rt_runtime_us": duration_us(keys["cpu_rt_runtime"]) if "cpu_rt_runtime" in keys else None,
-        "devices": _device_rules(keys),
+        "devices": device_rules(keys),
         **_disks(keys.get("blkio_config", {})),
     }
     given = {name: value for name, value in found.items() if value is not None}
@@ -151,7 +151,22 @@ _OF_EVERY_CONTAINER: Final = (
 """null, zero, full, random, urandom, tty, console, ptmx, terminals, tun."""
 
 
-def _device_rules(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the devices that may be used: those of every container, and those that the service's rules name."""
+def device_rules(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the devices that may be used: beside those of every container, those that the service's keys name.
+
+    Without rules, and without a device that may only be read or only be written, all may be used.
+
+    Raises:
+        SpecError: a device is named by CDI.
+    """
     given = tuple(keys.get("device_cgroup_rules", ()))
-    return (*_OF_EVERY_CONTAINER, *given) if given else None
+    shown = []
+    for each in keys.get("devices", ()):
+        if not each["source"].startswith("/"):
+            raise SpecError(
+                f"devices: {each['source']!r}: devices of CDI are not supported: name their nodes, as paths"
+            )
+        shown.append((each["source"], each["permissions"]))
+    if given or any(not {"r", "w"}.issubset(access) for _, access in shown):
+        return (*_OF_EVERY_CONTAINER, *given, *[f"{path} {access.strip('m')}m" for path, access in shown])
+    return None

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from containerkit.errors import SpecError
+from containerkit.spec.devices import device
 from containerkit.spec.mount import Mount
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def mounts_of(
             anonymous.add(target)
         else:
             mounts.append(_named(project, each, target, image, volume_path))
+    mounts += [device(f"{each['source']}:{each['target']}") for each in keys.get("devices", ())]
     return mounts, anonymous
 
 

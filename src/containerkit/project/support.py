@@ -113,13 +113,14 @@ def check_service(keys: Mapping[str, Any], project: Project) -> None:
     Raises:
         SpecError: with the key and the reason.
     """
-    from containerkit.project.confinement import security_options
+    from containerkit.project.confinement import device_rules, security_options
     from containerkit.project.realize import ports_of
     from containerkit.project.replica import Restart
 
     security_options(keys)
     Restart(keys)
     ports_of(keys)
+    device_rules(keys)
     _check_logging(keys)
     _check_deploy(keys)
     for each in keys.get("volumes", ()):

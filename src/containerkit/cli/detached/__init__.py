@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from containerkit.cli.commands import complain
 from containerkit.errors import ContainerError, SpecError
@@ -62,7 +62,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-_FIELD = re.compile(r"\{\{\s*(json\s+)?((?:\.\w+)+|\.)\s*\}\}")
+_FIELD: Final = r"\{\{\s*(json\s+)?((?:\.\w+)+|\.)\s*\}\}"
 
 
 def check_template(template: str) -> None:
@@ -71,7 +71,7 @@ def check_template(template: str) -> None:
     Raises:
         SpecError: anything else in double braces.
     """
-    if "{{" in _FIELD.sub("", template):
+    if "{{" in template and "{{" in re.sub(_FIELD, "", template):
         raise SpecError(
             f"--format {template!r}: only fields are supported, such as {{{{.Name}}}} and {{{{json .State}}}}"
         )
@@ -100,4 +100,4 @@ def formatted(template: str, value: Any) -> str:
             return json.dumps(at)
         return str(at).lower() if isinstance(at, bool) else "" if at is None else str(at)
 
-    return _FIELD.sub(fill, template)
+    return re.sub(_FIELD, fill, template)

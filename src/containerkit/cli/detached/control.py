@@ -74,7 +74,7 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _start_attached(options: argparse.Namespace) -> int:
-    from containerkit.cli.detached.output import watch
+    from containerkit.cli.detached.attaching import watch
 
     if len(options.names) != 1:
         raise SpecError("start --attach: name one container")
