@@ -1,4 +1,4 @@
-"""Builds the compiled parts: the cffi extension ``_lib`` and the static programs ``init`` and ``keeper``."""
+"""Builds the compiled parts: the cffi extension ``_lib`` and the static programs ``init``, ``keeper`` and ``front``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ INIT = (
 PROGRAMS = {
     "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "image.c"),  # one segment: it has nothing to write to
     "keeper": ("keeper.c",),
+    "front": ("front.c", "front_record.c", "front_verbs.c"),
 }
 
 # One build for all versions, except free-threaded Python, which has no stable ABI before 3.15. Source: PEP 803.
@@ -44,7 +45,9 @@ ffibuilder.set_source(
 
 
 def build_programs(compiler: list[str], directory: Path) -> None:
-    """Compile the static programs of a few kilobytes without libc: the init, with the walker in it, and the keeper.
+    """Compile the static programs of a few kilobytes without libc.
+
+    The init contains the walker. The front end is the OCI command without an interpreter.
 
     Raises:
         subprocess.CalledProcessError: the compiler failed.
