@@ -1,9 +1,9 @@
-"""The OCI command compared to runc in interleaved pairs, and the parts of the time of ``run``.
+"""The OCI command verb by verb, in turns with its Python alone, crun and runc, and the parts of the time of ``run``.
 
     python benchmarks/oci.py [--samples N]
 
-Needs root, runc and a static busybox. Prints medians, p95, p99 and ratios. Other load of the machine affects all of
-them, so only ratios from the same run are meaningful.
+Needs root, a static busybox, and crun or runc. Prints the medians of wall and processor time, and the medians of the
+ratios within a round. Other load of the machine affects all of them, so only ratios from the same run are meaningful.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from containerkit.oci.launcher import text
+from containerkit.oci.launcher import program, text
 from containerkit.oci.specification import default
 
+NO_STREAMS = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
 IMPORT = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \|\s*(\S+)")
 
 
@@ -32,36 +33,69 @@ def bundle(place):
     for name in ("bin", "proc", "sys", "dev"):
         (root / name).mkdir(parents=True)
     shutil.copy(shutil.which("busybox"), root / "bin/busybox")
-    config = default()
-    config["process"].update(terminal=False, args=["/bin/busybox", "true"])
-    config["ociVersion"] = "1.0.2"
-    (place / "bundle/config.json").write_text(json.dumps(config))
+    configure(place / "bundle", "sleep", "1000")
     return place / "bundle"
 
 
+def configure(path, *words):
+    config = default()
+    config["process"].update(terminal=False, args=["/bin/busybox", *words])
+    config["ociVersion"] = "1.0.2"
+    (path / "config.json").write_text(json.dumps(config))
+
+
 def timed(words, cwd):
+    """Run a command without streams; return its wall time and its processor time in milliseconds."""
+    os.chdir(cwd)
     began = time.perf_counter()
-    subprocess.run(words, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return (time.perf_counter() - began) * 1000
+    pid = os.posix_spawn(words[0], words, os.environ, file_actions=NO_STREAMS)
+    _, status, usage = os.wait4(pid, 0)
+    took = time.perf_counter() - began
+    if status:
+        sys.exit(f"{' '.join(words)}: status {os.waitstatus_to_exitcode(status)}")
+    return took * 1000, (usage.ru_utime + usage.ru_stime) * 1000
 
 
-def pairs(label, ours, theirs, cwd, samples):
-    """Print a comparison of two commands, which run alternately under the same conditions."""
-    mine, other = [], []
-    for _ in range(3):
-        timed(ours, cwd), timed(theirs, cwd)
-    for _ in range(samples):
-        mine.append(timed(ours, cwd))
-        other.append(timed(theirs, cwd))
-    ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
-    print(f"{label:14} ours {shown(mine)}   runc {shown(other)}   ratio of pairs {ratio:.2f}")
-    return ratio
+def turn(runtime, name, cwd):
+    """Lead one container through its life; return the times of each verb."""
+    times = {}
+    for verb, words in (
+        ("create", ["create", name]),
+        ("state", ["state", name]),
+        ("start", ["start", name]),
+        ("kill", ["kill", name, "KILL"]),
+    ):
+        times[verb] = timed([*runtime, *words], cwd)
+    while json.loads(subprocess.check_output([*runtime, "state", name]))["status"] != "stopped":
+        time.sleep(0.001)
+    times["delete"] = timed([*runtime, "delete", name], cwd)
+    return times
+
+
+def compare(runtimes, cwd, samples):
+    """Print a table: for each verb the times of every runtime, and its ratio to the first one."""
+    rounds = []
+    for number in range(samples + 2):
+        order = list(runtimes)[number % len(runtimes) :] + list(runtimes)[: number % len(runtimes)]
+        rounds.append({label: turn(runtimes[label], f"bench-{os.getpid()}-{label}", cwd) for label in order})
+    rounds = rounds[2:]
+    first = next(iter(runtimes))
+    for verb in rounds[0][first]:
+        for label in runtimes:
+            wall, cpu = ([each[label][verb][which] for each in rounds] for which in (0, 1))
+            ratios = (
+                statistics.median(each[label][verb][which] / max(each[first][verb][which], 0.001) for each in rounds)
+                for which in (0, 1)
+            )
+            shares = "wall {:6.2f}, processor {:6.2f}".format(*ratios)
+            processor = f"processor p50 {statistics.median(cpu):5.2f} ms"
+            print(f"{verb:7} {label:7} {shown(wall)}   {processor}   over {first}: {shares}")
 
 
 def shown(times):
     ordered = sorted(times)
-    picks = (ordered[int(len(ordered) * share)] for share in (0.5, 0.95, 0.99))
-    return "p50 {:5.1f} p95 {:5.1f} p99 {:5.1f} ms, least {:.1f}".format(*picks, ordered[0])
+    picks = (ordered[int(len(ordered) * share)] for share in (0.5, 0.95))
+    return "p50 {:6.2f} p95 {:6.2f} ms, least {:6.2f}".format(*picks, ordered[0])
 
 
 def imports(runtime, words, cwd):
@@ -74,11 +108,11 @@ def imports(runtime, words, cwd):
     return {match[3]: int(match[1]) for match in IMPORT.finditer(done.stderr)}
 
 
-def where(runtime, cwd):
+def where(script, cwd):
     """Print the parts of the interpreter, of imports and of the work."""
-    bare = statistics.median(timed([sys.executable, "-IS", "-c", "pass"], cwd) for _ in range(20))
-    whole = statistics.median(timed([runtime, "run", "bench"], cwd) for _ in range(20))
-    best = min((imports(runtime, ["run", "bench"], cwd) for _ in range(5)), key=lambda found: sum(found.values()))
+    bare = statistics.median(timed([sys.executable, "-IS", "-c", "pass"], cwd)[0] for _ in range(20))
+    whole = statistics.median(timed([script, "run", "bench"], cwd)[0] for _ in range(20))
+    best = min((imports(script, ["run", "bench"], cwd) for _ in range(5)), key=lambda found: sum(found.values()))
     own = {name: took for name, took in best.items() if name.startswith("containerkit")}
     print(f"\nrun: {whole:.1f} ms, of it the bare interpreter {bare:.1f} ms,")
     print(f"     {len(own)} modules of containerkit {sum(own.values()) / 1000:.1f} ms, {len(best)} modules in all")
@@ -86,26 +120,31 @@ def where(runtime, cwd):
         print(f"       {took / 1000:5.2f} ms {name}")
 
 
+def write(path, content):
+    path.write_bytes(content)
+    path.chmod(0o755)
+    return str(path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", type=int, default=30)
     samples = parser.parse_args().samples
-    if os.geteuid() or not shutil.which("runc") or not shutil.which("busybox"):
-        sys.exit("needs root, runc and busybox-static")
+    others = {name: path for name in ("crun", "runc") if (path := shutil.which(name))}
+    if os.geteuid() or not others or not shutil.which("busybox"):
+        sys.exit("needs root, busybox-static, and crun or runc")
     machine = f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}"
     print(f"{machine}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         cwd = bundle(place)
-        runtime = place / "containerkit-oci"
-        runtime.write_text(text())
-        runtime.chmod(0o755)
-        ours = [str(runtime), "--root", f"{directory}/root"]
-        pairs("run", [*ours, "run", "bench"], ["runc", "run", "bench"], cwd, samples)
-        pairs("state", [*ours, "state", "nobody"], ["runc", "state", "nobody"], cwd, samples)
-        pairs("kill", [*ours, "kill", "nobody"], ["runc", "kill", "nobody"], cwd, samples)
-        pairs("delete", [*ours, "delete", "nobody"], ["runc", "delete", "nobody"], cwd, samples)
-        where(str(runtime), cwd)
+        script = write(place / "script", os.fsencode(text()))
+        commands = {"front": write(place / "containerkit-oci", program()), "python": script, **others}
+        runtimes = {label: [path, "--root", f"{directory}/{label}"] for label, path in commands.items()}
+        compare(runtimes, cwd, samples)
+        configure(cwd, "true")
+        where(script, cwd)
+        os.chdir("/")
 
 
 if __name__ == "__main__":
