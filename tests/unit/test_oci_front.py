@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import containerkit
+from containerkit._native import front as front_end
 from containerkit.oci import jsontext, launcher, store
 from containerkit.oci.errors import RuntimeFailure
 
@@ -236,6 +239,82 @@ def test_record_that_is_a_directory_or_missing_is_handed_over(front):
     (front.root / "empty").mkdir()
     (front.root / "odd/state.json").mkdir(parents=True)
     assert [HANDED_OVER] * 3 == [front("state", name).returncode for name in ("empty", "odd", "nobody")]
+
+
+HARNESS = r"""
+#include "front.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int ck_is(struct ck_text text, const char *other) {
+    return strlen(other) == text.size && memcmp(text.at, other, text.size) == 0;
+}
+
+int main(void) {
+    size_t size, read = 0;
+    while (fread(&size, sizeof size, 1, stdin) == 1) {
+        char *text = malloc(size + !size);
+        struct ck_record *record = calloc(1, sizeof *record);
+        if (fread(text, 1, size, stdin) != size)
+            return 2;
+        read += ck_read_record(text, size, record);
+        for (size_t i = 0; i < record->annotation_count; i++)
+            if (record->annotations[i].name.at < text || record->annotations[i].name.at > text + size)
+                return 3;
+        free(record);
+        free(text);
+    }
+    printf("%zu\n", read);
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def checked_reader(tmp_path_factory):
+    """The reader of records under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    place = tmp_path_factory.mktemp("reader")
+    (place / "harness.c").write_text(HARNESS)
+    options = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
+    options += ["-fno-sanitize-recover=all", f"-I{NATIVE}", "-o", place / "reader"]
+    done = subprocess.run(
+        ["gcc", *options, place / "harness.c", NATIVE / "front_record.c"], capture_output=True, text=True
+    )
+    if "cannot find" in done.stderr and "asan" in done.stderr:
+        pytest.skip("no libasan")
+    assert 0 == done.returncode, done.stderr
+
+    def read(records):
+        content = b"".join(len(each).to_bytes(8, "little") + each for each in records)
+        done = subprocess.run([place / "reader"], input=content, capture_output=True, timeout=100)
+        assert 0 == done.returncode, done.stderr
+        return int(done.stdout)
+
+    return read
+
+
+def damaged(whole, chosen):
+    """Return a record with some of its bytes replaced, removed, or copied from elsewhere in it."""
+    content = bytearray(whole)
+    for _ in range(chosen.randint(1, 4)):
+        at, size = chosen.randrange(len(content) + 1), chosen.choice((0, 1, 1, 2, 9))
+        first = chosen.randrange(len(whole))
+        put = chosen.choice((b"", bytes([chosen.randrange(256)]), whole[first : first + 30], b"\\", b'"', b"[" * 20))
+        content[at : at + size] = put
+    return bytes(content)
+
+
+def test_reader_stays_within_the_record(checked_reader):
+    """The control: the whole record is read, and with it all that is valid."""
+    annotations = {f"name-{number}": "\u00e9\n" * number for number in range(10)}
+    whole = jsontext.dumps(record_of(7, annotations=annotations, groups=["/a", "/b"], hooks=["poststop"])).encode()
+    chosen = random.Random(1)
+    assert 1 == checked_reader([whole])
+    assert 0 == checked_reader([whole[:size] for size in range(len(whole))])
+    assert 0 < checked_reader([damaged(whole, chosen) for _ in range(5000)]) < 5000
 
 
 # --- the process
@@ -588,7 +667,7 @@ def test_interpreter_that_is_gone_is_named(front):
 
 def test_script_takes_its_place_where_it_was_not_built(tmp_path, monkeypatch):
     assert launcher.program().startswith(b"\x7fELF")
-    monkeypatch.setattr(launcher, "_FRONT", str(tmp_path / "front"))
+    monkeypatch.setattr(front_end, "FRONT", str(tmp_path / "front"))
     assert launcher.text().encode() == launcher.program()
     (tmp_path / "front").write_bytes(b"another program")
     assert launcher.text().encode() == launcher.program()

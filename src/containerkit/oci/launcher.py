@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 
+from containerkit._native import front
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 TYPE_CHECKING = False
@@ -23,28 +24,13 @@ __all__ = ["launcher", "program", "text"]
 _SHEBANG_LIMIT = 255
 
 
-_FRONT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "front")
-_LAUNCH_SIZE = 8192
-_UNSET = b"containerkit-oci: the front end is not configured\n"
-_RESUMED = "resumed=sys.argv.pop(1)"
-
-
 def program() -> bytes:
-    """Return the front end, with what it executes in its block ``ck_launch``; a script where there is no front end.
+    """Return the front end, or the script where the front end was not built.
 
     Raises:
         RuntimeFailure: see :func:`text`.
     """
-    try:
-        with open(_FRONT, "rb") as file:
-            image = file.read()
-    except FileNotFoundError:
-        return os.fsencode(text())
-    launch = os.fsencode(f"{sys.executable}\0{_code(_RESUMED)}\0")
-    at = image.find(_UNSET.ljust(_LAUNCH_SIZE, b"\0"))
-    if at < 0 or len(launch) > _LAUNCH_SIZE:
-        return os.fsencode(text())
-    return image[:at] + launch.ljust(_LAUNCH_SIZE, b"\0") + image[at + _LAUNCH_SIZE :]
+    return front.configured(sys.executable, _code(front.RESUMED)) or os.fsencode(text())
 
 
 def text() -> str:
