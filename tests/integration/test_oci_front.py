@@ -143,6 +143,7 @@ def occupied(watch, bundle):
     with subprocess.Popen(["sleep", "1000"]) as other:
         Path(groups_named(ONE)[0], "cgroup.procs").write_text(str(other.pid))
         watch("kill", ONE, "KILL")
+        watch("kill", "--all", ONE, "0")
         watch("delete", ONE)
         assert -signal.SIGKILL == other.wait(10)
 
@@ -169,6 +170,7 @@ def shared(watch, bundle):
     watch("start", ONE)
     watch("kill", ONE, "KILL")
     watch("kill", ONE, "KILL")
+    watch("kill", "--all", ONE, "9")
     watch("delete", ONE)
 
 
@@ -213,12 +215,12 @@ CASES = {
     "forced": (forced, sleeping, 0),
     "paused and forced": (paused_and_forced, sleeping, 0),
     "nested groups": (nested, sleeping, 1),
-    "occupied groups": (occupied, sleeping, 1),
+    "occupied groups": (occupied, sleeping, 2),
     "mistakes": (mistakes, sleeping, 15),
     "program that is gone": (gone, programmed(b"#!/bin/sh\n"), 2),
     "program of no format": (life, programmed(b"\1\2\3\4"), 4),
     "interpreter that is missing": (life, programmed(b"#!/nowhere/shell\n"), 4),
-    "shared pids": (shared, without_pid_namespace, 3),
+    "shared pids": (shared, without_pid_namespace, 2),
     "hooks of the start": (life, with_hooks("startContainer", "poststart"), 2),
     "hook of the end": (life, with_hooks("poststop"), 2),
 }

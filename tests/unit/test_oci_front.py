@@ -424,9 +424,7 @@ def test_delete_removes_the_record(front):
     assert not directory.exists()
 
 
-@pytest.mark.parametrize(
-    "change", [{"hooks": ["poststop"]}, {"unit": "a.scope"}, {"resctrl": "/x"}, {"joinsPid": True}]
-)
+@pytest.mark.parametrize("change", [{"hooks": ["poststop"]}, {"unit": "a.scope"}, {"resctrl": "/x"}])
 def test_delete_hands_over_what_takes_more(front, change):
     directory = front.write(record_of(2**22 + 1, **change))
     assert HANDED_OVER == front("delete", ONE).returncode
@@ -474,6 +472,49 @@ def test_delete_does_not_follow_a_symlink_to_a_group(front, tmp_path):
         front.write(record_of(2**22 + 1, groups=[str(tmp_path / place)]))
         assert status == front("delete", ONE).returncode
         assert (status != 0) == (tmp_path / "groups/one").exists()
+
+
+@pytest.mark.parametrize(
+    ("inside", "status"),
+    [
+        ("", 0),
+        ("process", HANDED_OVER),
+        ("group", HANDED_OVER),
+        ("link", HANDED_OVER),
+        ("nothing", 0),
+        ("odd", HANDED_OVER),
+    ],
+)
+def test_kill_of_all_is_done_where_nobody_is_left(front, tmp_path, inside, status):
+    group = tmp_path / "groups/one"
+    group.mkdir(parents=True)
+    (group / "cgroup.procs").write_text("17\n" if inside == "process" else "")
+    (tmp_path / "freezer.state").write_text("FROZEN")
+    place = group
+    if inside == "group":
+        (group / "inner").mkdir()
+    elif inside == "link":
+        place = tmp_path / "link"
+        place.symlink_to(group)
+    elif inside == "nothing":
+        place = tmp_path / "missing/one"
+    elif inside == "odd":
+        (group / "cgroup.procs").unlink()
+    front.write(record_of(2**22 + 1, groups=[str(place)], freezer=str(tmp_path / "freezer.state"), joinsPid=True))
+    for word in ("--all", "-a", "-all"):
+        assert status == front("kill", word, ONE, "TERM").returncode
+    assert "FROZEN" == (tmp_path / "freezer.state").read_text()
+    assert status == front("kill", ONE, "KILL", "--all").returncode
+    assert ("FROZEN" if status else "THAWED") == (tmp_path / "freezer.state").read_text()
+
+
+def test_delete_without_a_pid_namespace_is_done_where_nobody_is_left(front, tmp_path):
+    (tmp_path / "one").mkdir()
+    directory = front.write(record_of(2**22 + 1, groups=[str(tmp_path / "one")], joinsPid=True))
+    assert HANDED_OVER == front("delete", "--force", ONE).returncode
+    assert 0 == front("delete", ONE).returncode
+    assert not directory.exists()
+    assert not (tmp_path / "one").exists()
 
 
 def test_delete_of_a_group_that_is_in_use_is_handed_over(front, tmp_path):

@@ -195,6 +195,15 @@ static int is_id(const char *name) {
     return 1;
 }
 
+/* Whether a word is a switch, by its name or first letter. */
+static int is_switch(const char *word, const char *name) {
+    if (*word++ != '-')
+        return 0;
+    if (word[0] == name[0] && !word[1])
+        return 1;
+    return ck_equals(word + (*word == '-'), name);
+}
+
 /* Read the global options, the verb, and its options and arguments. Returns 0 unless all are understood. */
 static int read_words(struct ck_call *call) {
     const char *arguments[2] = {0, 0};
@@ -209,8 +218,10 @@ static int read_words(struct ck_call *call) {
     int is_kill = ck_equals(call->verb, "kill"), is_delete = ck_equals(call->verb, "delete");
     for (; at < given.argc; at++) {
         const char *word = given.argv[at];
-        if (is_delete && (ck_equals(word, "--force") || ck_equals(word, "-force") || ck_equals(word, "-f")))
+        if (is_delete && is_switch(word, "force"))
             call->force = 1;
+        else if (is_kill && is_switch(word, "all"))
+            call->all = 1;
         else if (*word == '-' || count == 1 + is_kill)
             return 0;
         else

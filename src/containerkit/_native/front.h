@@ -41,7 +41,7 @@ struct ck_record {
 struct ck_call {
     const char *verb, *root, *name, *log;
     const char *signal; /* the second argument, or null */
-    int force;
+    int force, all;
     char path[CK_PATH_SIZE]; /* of the container's directory */
 };
 

@@ -18,6 +18,7 @@
 #define START_TIME_FIELD 22
 #define KILL_PATIENCE_MS 500
 #define REMOVE_ROUNDS 5
+#define DIRECTORY (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 #define GATE "gate"
 #define SEALED "/memfd:init"
 
@@ -174,6 +175,40 @@ static void thaw(const char *freezer) {
     CK_CALL1(close, fd);
 }
 
+/* --- control groups */
+
+/* Open the directory above a group. Returns a descriptor and the group's name, or a negative error number. */
+static long open_above(struct ck_text group, char *path, const char **name) {
+    size_t split = group.size;
+    if (!group.size || *group.at != '/' || !path_of(group, path))
+        return -EINVAL;
+    while (path[--split] != '/')
+        ;
+    if (!split || split == group.size - 1)
+        return -EINVAL;
+    path[split] = 0;
+    *name = path + split + 1;
+    return CK_CALL4(openat, AT_FDCWD, path, DIRECTORY, 0);
+}
+
+/* Whether a group has neither processes nor groups below it, which the number of its links tells, or is missing. */
+static int is_empty(struct ck_text group) {
+    char path[CK_PATH_SIZE], pids[16];
+    const char *name;
+    struct stat found;
+    long above = open_above(group, path, &name);
+    if (above < 0)
+        return above == -ENOENT;
+    int fd = (int)CK_CALL4(openat, above, name, DIRECTORY, 0);
+    CK_CALL1(close, above);
+    if (fd < 0)
+        return fd == -ENOENT;
+    int result = CK_CALL4(newfstatat, fd, "", &found, AT_EMPTY_PATH) == 0 && found.st_nlink == 2 &&
+                 read_file(fd, "cgroup.procs", pids, sizeof pids) == 0;
+    CK_CALL1(close, fd);
+    return result;
+}
+
 /* --- state */
 
 static char *put_text(char *at, const char *before, struct ck_text text) {
@@ -308,6 +343,18 @@ static int signal_for_waiting(int signal) {
     return status == UNKNOWN ? -1 : status == CREATED ? SIGKILL : signal;
 }
 
+/* What an engine does with --all once the first process has ended, if that left nothing. The rest is for Python. */
+static int kill_nobody(const struct ck_call *call, int signal, const char *freezer) {
+    for (size_t i = 0; i < entry.record.group_count; i++)
+        if (!is_empty(entry.record.groups[i]))
+            return CK_HAND_OVER;
+    if (!ck_open_log(call))
+        return CK_HAND_OVER;
+    if (signal == SIGKILL)
+        thaw(freezer);
+    return CK_DONE;
+}
+
 int ck_kill(struct ck_call *call) {
     char freezer[CK_PATH_SIZE];
     int signal = parse_signal(call->signal);
@@ -317,6 +364,8 @@ int ck_kill(struct ck_call *call) {
     if (entry.fd < 0 || !read_entry() || !path_of(entry.record.freezer, freezer))
         return CK_HAND_OVER;
     enum status status = status_of();
+    if (call->all)
+        return status == STOPPED ? kill_nobody(call, signal, freezer) : CK_HAND_OVER;
     if (status == UNKNOWN || status == STOPPED || (entry.record.joins_pid && signal == SIGKILL) || !ck_open_log(call))
         return CK_HAND_OVER;
     if (status == CREATED && !is_lasting(signal))
@@ -349,20 +398,13 @@ static int kill_and_wait(const char *freezer) {
  * kills and removes them. Just after the end of the last process it may refuse as well. */
 static int remove_group(struct ck_text group) {
     char path[CK_PATH_SIZE];
+    const char *name;
     struct timespec pause = {0, 1000000};
-    size_t split;
-    if (!group.size || *group.at != '/' || !path_of(group, path))
-        return 0;
-    for (split = group.size - 1; path[split] != '/'; split--)
-        ;
-    if (!split || split == group.size - 1)
-        return 0;
-    path[split] = 0;
-    long above = CK_CALL4(openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0), result = 0;
+    long above = open_above(group, path, &name), result = 0;
     if (above < 0)
         return above == -ENOENT;
     for (int round = 0; round < REMOVE_ROUNDS; round++) {
-        result = CK_CALL3(unlinkat, above, path + split + 1, AT_REMOVEDIR);
+        result = CK_CALL3(unlinkat, above, name, AT_REMOVEDIR);
         if (result != -EBUSY)
             break;
         CK_CALL2(nanosleep, &pause, 0);
@@ -418,8 +460,7 @@ int ck_delete(struct ck_call *call) {
         CK_CALL1(close, entry.fd);
         entry.record = empty;
     }
-    if (!open_locked(call, LOCK_EX | LOCK_NB) || record->joins_pid || record->unit.size || record->has_resctrl ||
-        record->has_poststop)
+    if (!open_locked(call, LOCK_EX | LOCK_NB) || record->unit.size || record->has_resctrl || record->has_poststop)
         return CK_HAND_OVER;
     if (is_alive() || !ck_open_log(call))
         return CK_HAND_OVER;
