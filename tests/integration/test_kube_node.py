@@ -1,4 +1,4 @@
-"""The installer of nodes: what it makes of containerd's configuration, and that the runtime works without Python there."""
+"""The installer of nodes: its changes to containerd's configuration, and the runtime on a node without Python."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_runtime_works_on_a_node_without_python(node, tmp_path):
     assert 'exec "/late": no such file' in done.stderr
     assert 0 == on_node(PROGRAM, "--root", "/run/oci", "delete", "--force", f"node-{RUN}").returncode
 
-    assert not install(str(node))  # again: nothing new in the configuration
+    assert not install(str(node))  # the second time the configuration does not change
     assert uninstall(str(node))
     assert "version = 2\n# of the node\n" == (node / "etc/containerd/config.toml").read_text()
     assert not os.path.exists(f"{node}/opt/containerkit")

@@ -45,13 +45,6 @@ __attribute__((noreturn)) static void leave(int status) {
 
 /* --- texts */
 
-size_t ck_length(const char *text) {
-    size_t size = 0;
-    while (text[size])
-        size++;
-    return size;
-}
-
 int ck_is(struct ck_text text, const char *other) {
     for (size_t i = 0; i < text.size; i++)
         if (!other[i] || text.at[i] != other[i])
@@ -73,17 +66,6 @@ char *ck_put(char *at, const char *text, size_t size) {
     return at + size;
 }
 
-char *ck_put_number(char *at, unsigned long number) {
-    char reversed[24];
-    int count = 0;
-    do
-        reversed[count++] = (char)('0' + number % 10);
-    while (number /= 10);
-    while (count)
-        *at++ = reversed[--count];
-    return at;
-}
-
 /* --- the hand-over */
 
 static struct {
@@ -97,7 +79,7 @@ static void complain(const char *interpreter, long error) {
     at = CK_PUT(at, "containerkit-oci: exec ");
     at = ck_put(at, interpreter, size < CK_PATH_SIZE ? size : CK_PATH_SIZE);
     at = CK_PUT(at, ": error ");
-    at = ck_put_number(at, (unsigned long)-error);
+    at = ck_put_number(at, (unsigned long)-error, 1);
     at = CK_PUT(at, " (hint: write the launcher again, with an interpreter that is there)\n");
     CK_CALL3(write, 2, text, at - text);
 }
@@ -114,9 +96,9 @@ __attribute__((noreturn)) static void hand_over(const int resume[2]) {
         leave(FAILED);
     }
     if (resume[0] >= 0) {
-        char *at = ck_put_number(resumed, (unsigned long)resume[0]);
+        char *at = ck_put_number(resumed, (unsigned long)resume[0], 1);
         *at++ = ',';
-        *ck_put_number(at, (unsigned long)resume[1]) = 0;
+        *ck_put_number(at, (unsigned long)resume[1], 1) = 0;
         for (int i = 0; i < 2; i++)
             CK_CALL3(fcntl, resume[i], F_SETFD, 0);
     }

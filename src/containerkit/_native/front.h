@@ -3,8 +3,7 @@
 #define CK_FRONT_H
 
 #include "syscalls.h"
-
-#include <stddef.h>
+#include "text.h"
 
 /* The version of the record that this program knows; FORMAT in oci/store.py. It changes with the meaning of the record
  * and with what state, start, kill or delete do, because this program may be older than the package. */
@@ -56,12 +55,10 @@ int ck_kill(struct ck_call *call);
 int ck_delete(struct ck_call *call);
 
 /* front.c */
-size_t ck_length(const char *text);
 int ck_equals(const char *one, const char *other);
 int ck_is(struct ck_text text, const char *other);
 int ck_begins(const char *text, const char *with);
 char *ck_put(char *at, const char *text, size_t size);
-char *ck_put_number(char *at, unsigned long number);
 #define CK_PUT(at, literal) ck_put(at, literal, sizeof literal - 1)
 int ck_open_log(const struct ck_call *call);
 

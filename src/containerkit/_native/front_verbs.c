@@ -100,7 +100,7 @@ static unsigned long parse_start_time(const char *text, size_t size) {
 
 static char *put_process(char *at, const char *rest) {
     at = CK_PUT(at, "/proc/");
-    at = ck_put_number(at, (unsigned long)entry.record.pid);
+    at = ck_put_number(at, (unsigned long)entry.record.pid, 1);
     return ck_put(at, rest, ck_length(rest) + 1);
 }
 
@@ -212,7 +212,7 @@ static int is_empty(struct ck_text group) {
 /* --- state */
 
 static char *put_text(char *at, const char *before, struct ck_text text) {
-    at = ck_put(at, before, ck_length(before));
+    at = ck_put_text(at, before);
     at = ck_put(at, text.at, text.size);
     *at++ = '"';
     return at;
@@ -243,7 +243,7 @@ int ck_state(struct ck_call *call) {
     at = put_text(at, "{\n  \"ociVersion\": \"", record->version);
     at = put_text(at, ",\n  \"id\": \"", (struct ck_text){call->name, ck_length(call->name)});
     at = CK_PUT(at, ",\n  \"pid\": ");
-    at = ck_put_number(at, status == STOPPED ? 0 : (unsigned long)record->pid);
+    at = ck_put_number(at, status == STOPPED ? 0 : (unsigned long)record->pid, 1);
     at = put_text(at, ",\n  \"status\": \"", (struct ck_text){names[status], ck_length(names[status])});
     at = put_text(at, ",\n  \"bundle\": \"", record->bundle);
     at = put_text(at, ",\n  \"rootfs\": \"", record->rootfs);
@@ -263,7 +263,7 @@ int ck_state(struct ck_call *call) {
 static int connect_to_gate(void) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     char *at = CK_PUT(address.sun_path, "/proc/self/fd/");
-    at = ck_put_number(at, (unsigned long)entry.fd);
+    at = ck_put_number(at, (unsigned long)entry.fd, 1);
     ck_put(at, "/" GATE, sizeof "/" GATE);
     long gate = CK_CALL3(socket, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (gate >= 0 && CK_CALL3(connect, gate, &address, sizeof address) < 0) {

@@ -80,6 +80,8 @@ enum ck_step_kind {
                             * error is that of the ack, which stays to be read where the step fails */
     CK_STEP_OWN_PID,       /* write the pid of this process, as it sees itself, into the first string of the environment
                             * vector arg[0], from the byte arg[1] on, where there is room for it */
+    CK_STEP_POPULATE,      /* make the entries in the arg[2] bytes at arg[1], see struct ck_entry, in the directory
+                            * arg[0]; the slot arg[3] gets the offset of the one at work */
     CK_STEP_KINDS
 };
 
@@ -102,6 +104,20 @@ struct ck_step {
     uint8_t leap;        /* steps to skip after success */
     int16_t tolerate[4]; /* error numbers that count as success; 0 is unused */
     int64_t argument[6];
+};
+
+enum ck_entry_kind { CK_ENTRY_DIRECTORY, CK_ENTRY_SYMLINK, CK_ENTRY_FILE, CK_ENTRY_KINDS };
+
+#define CK_ENTRY_WRITING 1 /* added to the offset of an entry while its content is written */
+
+/* What CK_STEP_POPULATE makes. A directory or symlink that exists is left as it is; a file must be new. The path
+ * follows, then the content of a file or symlink. Paths and the content of a symlink end in a NUL, which counts. The
+ * next entry begins at the next multiple of 8. */
+struct ck_entry {
+    uint32_t kind;
+    uint32_t mode;
+    uint32_t path_size;
+    uint32_t content_size;
 };
 
 struct ck_failure {

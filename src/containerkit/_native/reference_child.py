@@ -10,15 +10,16 @@ import mmap
 import os
 import signal
 import struct
-from errno import EAGAIN, EBADMSG, EINVAL, ESRCH, ETIMEDOUT
+from errno import EAGAIN, EBADMSG, EEXIST, EINVAL, ESRCH, ETIMEDOUT
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from containerkit._native import constants as k
 from containerkit._native.outcome import HIDE_MEMORY, SLOTS
-from containerkit._native.reference_tape import GATES, LAYOUT, NO_SLOT, Step
+from containerkit._native.reference_tape import ENTRY_FILE, ENTRY_SYMLINK, GATES, LAYOUT, NO_SLOT, Step, entries_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import FileIO
 
 __all__ = ["ABORTED", "WAITING", "Walk", "raw"]
 
@@ -52,6 +53,7 @@ _TRIES: Final = 1000
 
 _PATIENCE: Final = ctypes.create_string_buffer(struct.pack("=qq", 0, 50_000_000))  # CK_WATCHER_NS in native.h
 _SIGACTION: Final = ctypes.create_string_buffer(32)
+_WRITING: Final = 1  # CK_ENTRY_WRITING in native.h
 _RT_SIGACTION, _RT_SIGPROCMASK = (134, 135) if k.MACHINE == "aarch64" else (13, 14)
 
 
@@ -152,6 +154,27 @@ class Walk:
         variables[0] = first[:offset] + digits
         return 0
 
+    def _populate(self, step: Step, directory: int, packed: bytes) -> int:
+        """Make the entries, as ``populate.c`` does."""
+        for at, entry in entries_of(packed):
+            self.slots[step.argument[3]] = at
+            if entry is None:
+                return -EINVAL
+            try:
+                if entry.kind == ENTRY_FILE:
+                    fd = os.open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, entry.mode, dir_fd=directory)
+                    self.slots[step.argument[3]] = at + _WRITING
+                    with os.fdopen(fd, "wb", 0) as file:
+                        _write_all(file, entry.content)
+                elif entry.kind == ENTRY_SYMLINK:
+                    os.symlink(entry.content[:-1], entry.path, dir_fd=directory)
+                else:
+                    os.mkdir(entry.path, entry.mode, dir_fd=directory)
+            except OSError as error:
+                if error.errno != EEXIST or entry.kind == ENTRY_FILE:
+                    return -(error.errno or EINVAL)
+        return 0
+
     def _perform(self, step: Step) -> int:  # noqa: C901, PLR0911, PLR0912 - one branch for each kind of step
         value = [self._resolve(step, which) for which in range(6)]
         match step.kind:
@@ -189,6 +212,8 @@ class Walk:
                 return _has_ended(value[0])
             case k.STEP_NETLINK:
                 return _converse(step, value[0], value[1], value[2])
+            case k.STEP_POPULATE:
+                return self._populate(step, value[0], ctypes.string_at(value[1], value[2]))
             case k.STEP_OWN_PID:
                 return self._own_pid(value[1])
             case k.STEP_STRIP | k.STEP_INIT:
@@ -279,6 +304,12 @@ class Walk:
             ctypes.addressof(envp),
             k.AT_EMPTY_PATH,
         )
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _converse(step: Step, socket: int, message: int, size: int) -> int:

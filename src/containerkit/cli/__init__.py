@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
-__all__ = ["COMMANDS", "FAILED", "LONG", "PLACES", "main"]
+__all__ = ["COMMANDS", "FAILED", "LONG", "PLACES", "main", "program"]
 
 COMMANDS: Final = {
     "run": "run a command in a new container",
@@ -79,7 +81,8 @@ PLACES: Final = {
     **dict.fromkeys(("inspect", "top", "stats", "diff", "commit", "cp"), "detached.contents"),
     "exec": "detached.execute",
     **dict.fromkeys(("events", "port"), "detached.observing"),
-    **dict.fromkeys(("attach", "logs"), "detached.output"),
+    "attach": "detached.attaching",
+    "logs": "detached.output",
     **dict.fromkeys(
         ("images", "pull", "push", "build", "tag", "rmi", "save", "load", "import", "history"), "image.short"
     ),
@@ -128,6 +131,55 @@ FAILED: Final = 125
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT
 _BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
+_COLLECTED_AFTER: Final = 100_000
+"""After how many new objects garbage is collected: more than a short command makes, imports included."""
+
+
+def program() -> NoReturn:
+    """Run the command line as a program, and end the process with its exit status.
+
+    The process ends once everything is released and written, without the end of the interpreter: freeing each object by
+    itself takes as long as starting a container. If other threads have to be waited for, the interpreter does it.
+    """
+    import gc
+
+    from containerkit import meanings
+
+    meanings.omit()
+    gc.set_threshold(_COLLECTED_AFTER, 20, 100)
+    status = main()
+    if _has_other_threads() or sys.flags.interactive:
+        sys.exit(status)
+    import atexit
+
+    atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does before it ends a process in this way
+    os._exit(_flushed(status))
+
+
+def _has_other_threads() -> bool:
+    """Whether threads run that the interpreter would wait for."""
+    threading = sys.modules.get("threading")
+    if threading is None:
+        return False
+    main_thread = threading.main_thread()
+    return any(each is not main_thread and not each.daemon for each in threading.enumerate())
+
+
+def _flushed(status: int) -> int:
+    """Write what is left of both outputs, and return the exit status: another one if that fails."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = _BROKEN_PIPE
+    except OSError as error:
+        status = FAILED
+        with suppress(OSError):
+            print(f"containerkit: write to the standard output: {os.strerror(error.errno or 0)}", file=sys.stderr)  # noqa: T201 - it prints errors
+    with suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
