@@ -1,4 +1,4 @@
-"""The C parts for the other machine: they compile without a warning, link, and the init runs."""
+"""The C parts for the other architecture: they compile without a warning and link, and the init runs."""
 
 import shutil
 import subprocess

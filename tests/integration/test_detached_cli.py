@@ -1,4 +1,4 @@
-"""The commands for detached containers, as they are typed."""
+"""The commands for detached containers."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_life_by_commands(kept, name):
     assert ck("wait", name) == "143\n"
     assert "exited (143)" in ck("ps", "-a")
     ck("start", name)
-    ck("start", name)  # runs already, and is not an error
+    ck("start", name)  # already running is not an error
     ck("update", "--pids", "60", "--restart", "on-failure:4", name)
     assert ck("inspect", "-f", "{{.HostConfig.RestartPolicy}} {{.HostConfig.Limits.pids}}", name) == "on-failure:4 60\n"
     ck("rename", name, f"{name}b")
@@ -201,7 +201,7 @@ def test_unit_of_systemd_makes_it_again(kept, name):
     assert f"PIDFile=/run/containerkit-{name}.pid" in unit
     assert f'--pids 50 --name {name} -- sh -c "echo \\"a b\\" $$HOME 5%%; sleep 100"' in unit
     made = kept.make("sleep", "100", name=f"{name}-python")
-    assert "made from Python" in ck("generate", "systemd", made.name, status=125)
+    assert "created from Python" in ck("generate", "systemd", made.name, status=125)
 
 
 @pytest.mark.parametrize(
@@ -212,11 +212,11 @@ def test_unit_of_systemd_makes_it_again(kept, name):
         (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
         (("run", "--gpus", "none-such", "--", "true"), "CDI"),
         (("run", "--name", "x", "--", "true"), "add --detach"),
-        (("run", "-d", "--timeout", "3", "--", "true"), "not for --detach"),
+        (("run", "-d", "--timeout", "3", "--", "true"), "can't be used with --detach"),
         (("run", "-d", "--restart", "often", "--", "true"), "on-failure"),
         (("run", "--ip", "10.0.0.1", "--", "true"), "--network NAME"),
         (("ps", "--format", "{{range .}}"), "only fields"),
-        (("ps", "-f", "colour=red"), "there are name"),
+        (("ps", "-f", "colour=red"), "choose from name"),
         (("rm",), "name a container"),
     ],
 )

@@ -1,5 +1,5 @@
-"""Two interpreters walk one tape: for any plan both leave the same state, or fail at the same operation with the same
-error number."""
+"""Both interpreters walk the same tape. For any plan they leave the same state, or fail at the same operation with the
+same error number."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ tolerated = st.sampled_from([(), (), (), (2,), (17,), (2, 17, 20, 9), (38,), (22
 
 @st.composite
 def operations(draw):
-    """One harmless operation below the directory in ROOT, or one that surely fails."""
+    """One harmless operation below the directory in ROOT, or one that always fails."""
     more = {
         "tolerate": draw(tolerated),
         "skip": draw(st.sampled_from([0, 0, 1, 2])),
@@ -104,7 +104,7 @@ def operations(draw):
 
 
 def tree(directory):
-    """All that a plan can have left in its directory."""
+    """Everything that a plan can have left in its directory."""
     found = {}
     for at, directories, files in os.walk(directory):
         for name in (*directories, *files):
@@ -120,7 +120,7 @@ def tree(directory):
 
 
 class Floor:
-    """Runs one plan by one interpreter in an empty directory, and looks at what came of it."""
+    """Runs a plan with an interpreter in an empty directory, and records the result."""
 
     def __init__(self, base):
         self.base = str(base)
@@ -186,7 +186,7 @@ def test_random_plans_in_one_process(floor, steps):
     st.booleans(),
 )
 def test_random_plans_in_two_processes(floor, first, owner, inside, shares):
-    """Stage 1, then as the owner of stage 2, then stage 2: as every start of a container goes."""
+    """Stage 1, then as the owner of stage 2, then stage 2: the order of every start."""
     steps = [
         *[step._replace(skip=0, leap=0) for step in first],
         plans.clone(k.CLONE_PARENT | (k.CLONE_FILES if shares else 0), "inside", pid=Slot("pid")),
@@ -443,7 +443,7 @@ def test_reference_is_chosen_by_the_environment():
 
 
 def test_reference_beside_busy_threads():
-    """A fork in the midst of other threads' wishes for the interpreter's lock."""
+    """A fork while other threads wait for the interpreter's lock."""
     code = (
         "import threading\n"
         "from containerkit import Container, run\n"
@@ -479,7 +479,7 @@ def test_reference_takes_over_with_a_warning_where_nothing_was_compiled():
 @pytest.mark.slow
 @pytest.mark.several_ids
 def test_both_interpreters_pass_the_tests_of_processes_and_containers(request):
-    """The same tests, the other interpreter; the slow ones are left to ``--interpreter reference``."""
+    """The same tests with the other interpreter. The slow ones run only with ``--interpreter reference``."""
     if request.config.getoption("--interpreter") != "compiled":
         pytest.skip("this run is with the other interpreter already")
     here = os.path.dirname(__file__)

@@ -1,4 +1,4 @@
-"""The installer of nodes: what it makes of containerd's configuration, and that the runtime works without Python there."""
+"""The installer of nodes: its changes to containerd's configuration, and the runtime on a node without Python."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_runtime_works_on_a_node_without_python(node, tmp_path):
     done = on_node(PROGRAM, "--root", "/run/oci", "run", "--bundle", "/bundle", f"node-{RUN}")
     assert (0, "inside\n0\n1\n") == (done.returncode, done.stdout), done.stderr
 
-    assert not install(str(node))  # again: nothing new in the configuration
+    assert not install(str(node))  # the second time the configuration does not change
     assert uninstall(str(node))
     assert "version = 2\n# of the node\n" == (node / "etc/containerd/config.toml").read_text()
     assert not os.path.exists(f"{node}/opt/containerkit")

@@ -1,4 +1,4 @@
-"""Any order of verbs on two containers: each is taken or refused as the state says, and all can be deleted at the end."""
+"""Verbs on two containers in any order: the state decides which are accepted, and at the end all can be deleted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = st.sampled_from([ONE, TWO])
 
 
 class Lifecycle(RuleBasedStateMachine):
-    """The model is one word for each container: what ``state`` must say."""
+    """The model is one word for each container: the expected output of ``state``."""
 
     place: Path
     bundle: Bundle
@@ -59,7 +59,7 @@ class Lifecycle(RuleBasedStateMachine):
             self.attempt_thaw(name)
 
     def attempt_thaw(self, name):
-        """A created container that is frozen is still created; it must not stay frozen for what follows."""
+        """A frozen created container is still created. It must not stay frozen for the next steps."""
         import json
 
         freezer = json.loads((Path(self.oci.root) / name / "state.json").read_text())["freezer"]

@@ -1,4 +1,4 @@
-"""Slurm as Debian packages it, with this runtime named in oci.conf: munged, slurmctld and slurmd of the test's own."""
+"""Slurm as packaged by Debian, with this runtime in oci.conf, and separate daemons munged, slurmctld and slurmd."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NodeName={name} NodeAddr=127.0.0.1 NodeHostname=localhost Port={node} CPUs=2 Sta
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
 NODE = f"n{RUN}"
-"""The node's name, with which those of the containers, and so of their control groups, begin."""
+"""The node's name, the prefix of the names of containers and of their control groups."""
 _OCI = """
 RunTimeQuery="{runtime} --root {home}/oci state %n.%u.%j.%s.%t"
 RunTimeKill="{runtime} --root {home}/oci kill --all %n.%u.%j.%s.%t KILL"
@@ -165,7 +165,7 @@ def records(slurm):
 
 
 def running(slurm):
-    """Whether a container of the node runs, as the runtime says."""
+    """Return whether the runtime reports a running container of the node."""
     words = [slurm.home / "containerkit-oci", "--root", slurm.home / "oci", "state"]
     told = [slurm.run(*words, name).stdout for name in records(slurm)]
     return any('"running"' in each for each in told)

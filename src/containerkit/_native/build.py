@@ -9,10 +9,10 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-SOURCES = ("spawn.c", "check.c", "child.c", "populate.c", "image.c", "listen.c", "run.c", "calls.c")
+SOURCES = ("spawn.c", "check.c", "child.c", "exec_steps.c", "populate.c", "image.c", "listen.c", "run.c", "calls.c")
 HEADERS = (
-    *("native.h", "spawn.h", "populate.h", "image.h", "listen.h"),
-    *("run.h", "calls.h", "syscalls.h", "cdef.h"),
+    *("native.h", "spawn.h", "exec_steps.h", "populate.h", "image.h", "listen.h", "run.h", "calls.h"),
+    *("syscalls.h", "text.h", "cdef.h"),
 )
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers")
 
@@ -26,8 +26,8 @@ INIT = (
 )
 PROGRAMS = {
     # -n: one segment, because it has nothing to write to
-    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "populate.c", "image.c"),
-    "keeper": ("keeper.c",),
+    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "exec_steps.c", "populate.c", "image.c"),
+    "keeper": ("keeper.c", "keeper_log.c"),
 }
 
 # One build for all versions, except free-threaded Python, which has no stable ABI before 3.15. Source: PEP 803.

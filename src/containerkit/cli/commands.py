@@ -78,7 +78,7 @@ def run(name: str, words: Sequence[str]) -> int:
 
 
 def _verb(name: str) -> Any:
-    """Return what has ``define`` and ``main`` of a command: its module, or its part of one."""
+    """Return the object with ``define`` and ``main`` of a command: its module, or an attribute of a shared module."""
     module = import_module(f"containerkit.cli.{PLACES.get(name, name)}")
     return getattr(module, name) if name in PLACES else module
 
@@ -88,7 +88,7 @@ def parser_of(name: str, verb: Any = None) -> Parser:
 
     Args:
         name: one of :data:`containerkit.cli.COMMANDS`.
-        verb: what has its ``define`` (default: it is looked up).
+        verb: the object with its ``define`` (default: it is looked up).
     """
     verb = _verb(name) if verb is None else verb
     parser = Parser(

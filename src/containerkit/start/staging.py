@@ -25,6 +25,7 @@ from containerkit import _native
 from containerkit._linux.privileges import is_privileged
 from containerkit._linux.programs import which
 from containerkit._native import constants as k
+from containerkit.compile.dev import DIRECTORIES, LINKS, NODES
 from containerkit.compile.skeleton import LOWERS, STAGING_ROOT, staged_skeleton, write_map
 from containerkit.descriptors import close_all, keep, keep_above
 from containerkit.errors import SetupError, UnsupportedError
@@ -47,22 +48,6 @@ Mappings = tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]
 """The id maps of users and of groups."""
 
 
-_DEVICES: Final = {
-    "null": (1, 3),
-    "zero": (1, 5),
-    "full": (1, 7),
-    "random": (1, 8),
-    "urandom": (1, 9),
-    "tty": (5, 0),
-}
-_LINKS: Final = {
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-    "core": "/proc/kcore",
-    "ptmx": "pts/ptmx",
-}
 _DIRECTORIES: Final = ("proc", "sys", "dev", "host", "masked", "newroot", "upper", "lower")
 _PROC = Slot("proc")
 _ROOT = STAGING_ROOT
@@ -455,16 +440,16 @@ def _kernel_trees(*, privileged: bool) -> list[Operation]:
 def _dev(*, makes_nodes: bool) -> list[Operation]:
     """A /dev that all containers share and none can write to. Their terminals and /dev/shm are separate mounts."""
     steps = calls.new_mount("tmpfs", {"mode": "755", "size": "64k"}, _DEV)
-    for name, (major, minor) in _DEVICES.items():
+    for name, (major, minor) in NODES.items():
         if makes_nodes:
             steps.append(calls.make_node(_DEV, name.encode(), 0o020666, os.makedev(major, minor)))
         else:
             steps.append(calls.make_node(_DEV, name.encode(), 0o100666))
-    steps += [calls.make_symlink(_DEV, name.encode(), content.encode()) for name, content in _LINKS.items()]
-    steps += [calls.make_directory(_DEV, name) for name in (b"pts", b"shm", b"mqueue", b"net")]
+    steps += [calls.make_symlink(_DEV, name.encode(), content.encode()) for name, content in LINKS.items()]
+    steps += [calls.make_directory(_DEV, name.encode()) for name in DIRECTORIES]
     steps.append(calls.make_node(_DEV, b"console", 0o100600))
     steps.append(calls.move_mount(_DEV, _ROOT, b"dev"))
-    bound = ["console"] if makes_nodes else ["console", *_DEVICES]
+    bound = ["console"] if makes_nodes else ["console", *NODES]
     tree = Slot("tree")
     for name in bound:
         source = b"null" if name == "console" else name.encode()

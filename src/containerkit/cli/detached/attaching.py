@@ -1,4 +1,4 @@
-"""``attach`` shows what a detached container writes, and hands on what is typed."""
+"""``attach`` shows the output of a detached container and passes on standard input."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ __all__ = ["attach", "watch"]
 
 def _define_attach(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="CONTAINER", help="its name or id")
-    parser.add_argument("--no-stdin", action="store_true", help="do not type to it")
+    parser.add_argument("--no-stdin", action="store_true", help="do not pass on standard input")
     parser.add_argument(
-        "--detach-keys", metavar="KEYS", default="ctrl-p,ctrl-q", help="what lets go of it (default: ctrl-p,ctrl-q)"
+        "--detach-keys", metavar="KEYS", default="ctrl-p,ctrl-q", help="the keys that detach (default: ctrl-p,ctrl-q)"
     )
     parser.add_argument(
-        "--end-stdin", action="store_true", help="when our standard input ends, end that of the command, too"
+        "--end-stdin", action="store_true", help="close the command's standard input at the end of ours"
     )
-    parser.add_argument("--logs", action="store_true", help="also what it has written before")
+    parser.add_argument("--logs", action="store_true", help="also show its earlier output")
 
 
 def keys_of(text: str) -> bytes:
-    """Return the bytes of ``ctrl-p,ctrl-q``; empty for none.
+    """Return the bytes of ``ctrl-p,ctrl-q``, or empty bytes for an empty text.
 
     Raises:
-        SpecError: no keys.
+        SpecError: the text does not name keys.
     """
     found = bytearray()
     for part in text.split(",") if text else ():
@@ -57,19 +57,19 @@ def keys_of(text: str) -> bytes:
 def _attach(options: argparse.Namespace) -> int:
     one, keys = find(options.name), keys_of(options.detach_keys)
     if one.status not in ("running", "paused"):
-        raise StateError(f"{one!r}: it does not run: 'containerkit logs {options.name}' shows what it wrote")
+        raise StateError(f"{one!r}: it does not run; 'containerkit logs {options.name}' shows its output")
     return watch(one, typing=not options.no_stdin, before=options.logs, keys=keys, ends=options.end_stdin)
 
 
 def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11", ends: bool = False) -> int:
-    """Show what a container writes until its end, and return its exit status.
+    """Show the output of a container until its end, and return its exit status.
 
     Args:
         one: the container.
-        typing: hand on what is typed.
-        before: also show what it has written before.
-        keys: what lets go of it; empty for nothing.
-        ends: when our standard input ends, end the command's, too.
+        typing: pass on standard input.
+        before: also show earlier output.
+        keys: the bytes of the keys that detach; empty for none.
+        ends: close the command's standard input at the end of ours.
     """
     tty = bool(one.inspect()["Config"]["Tty"])
     with ExitStack() as stack:
@@ -89,7 +89,7 @@ def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11
             copy(lines, at_once=True)
         except _LetGo:
             return 0
-    with suppress(StateError):  # the record may go with its end
+    with suppress(StateError):  # the record may be removed when it ends
         return shell_status(one.wait())
     return 0
 
@@ -103,8 +103,8 @@ def _resize(fd: int) -> None:
         fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
 
 
-class _LetGo(Exception):  # noqa: N818 - no error
-    """The keys that let go were typed."""
+class _LetGo(Exception):  # noqa: N818 - not an error
+    """The keys that detach were typed."""
 
 
 def _let_go(*_: object) -> None:
@@ -112,12 +112,12 @@ def _let_go(*_: object) -> None:
 
 
 class _Typing(threading.Thread):
-    """Hands on what is typed, until the keys that let go of it.
+    """Passes on what is typed, until the keys that detach.
 
     Args:
         fd: the command's standard input, or its terminal; None for none.
-        keys: what lets go.
-        ended: is called when there is no more to come; None for nothing.
+        keys: the bytes of the keys that detach.
+        ended: called at the end of the input; None for nothing.
     """
 
     def __init__(self, fd: int | None, keys: bytes, ended: Callable[[], None] | None) -> None:
@@ -135,12 +135,12 @@ class _Typing(threading.Thread):
                     os.kill(os.getpid(), signal.SIGURG)  # wakes the main thread, which waits for output
                     return
         if self._fd is not None and self._ended is not None:
-            self.close()  # the command reads the end once nobody has the other side
-            with suppress(StateError):  # it has ended meanwhile
+            self.close()  # the command reads the end of file once all writers are closed
+            with suppress(StateError):  # it has ended in the meantime
                 self._ended()
 
     def close(self) -> None:
-        """Let go of the command's standard input; harmless when repeated."""
+        """Close the command's standard input. May be called twice."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""``logs`` shows what a detached container has written."""
+"""``logs`` shows the output of a detached container."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _BATCH: Final = 1 << 16
 
 def _define_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="CONTAINER", help="its name or id")
-    parser.add_argument("-f", "--follow", action="store_true", help="wait for more, until it has ended")
-    parser.add_argument("--since", metavar="TIME", help="only what was written then: 10m, or 2026-01-02T03:04:05Z")
-    parser.add_argument("--until", metavar="TIME", help="only what was written before")
-    parser.add_argument("-n", "--tail", metavar="NUMBER", help="only so many of the last lines (default: all)")
+    parser.add_argument("-f", "--follow", action="store_true", help="wait for more output, until it has ended")
+    parser.add_argument("--since", metavar="TIME", help="show only output since then: 10m, or 2026-01-02T03:04:05Z")
+    parser.add_argument("--until", metavar="TIME", help="show only output before then")
+    parser.add_argument("-n", "--tail", metavar="NUMBER", help="show at most so many lines, the latest (default: all)")
     parser.add_argument("-t", "--timestamps", action="store_true", help="begin each line with its time")
 
 
 def _logs(options: argparse.Namespace) -> int:
     tail = None if options.tail in (None, "all") else _number(options.tail)
-    # Not by way of the class that starts it, which takes longer to import than most logs to read.
+    # The class that starts containers takes longer to import than most logs to read.
     one = Known(store.find(options.name))
     times = {"since": options.since, "until": options.until}
     # Without times a line can be shown piece by piece.
@@ -52,11 +52,11 @@ def _number(text: str) -> int:
 
 
 def copy(lines: Iterable[LogLine], *, at_once: bool) -> None:
-    """Write what was written to each stream to the same of ours.
+    """Write the lines of stdout to stdout, and those of stderr to stderr.
 
     Args:
-        lines: what was written.
-        at_once: write each as it comes.
+        lines: the output.
+        at_once: whether to write each line as it arrives.
     """
     kept: list[bytes] = []
     stream, size = "stdout", 0
