@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 PROGRAM = [sys.executable, "-c", "from containerkit.cli import program; program()"]
 
 
