@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from benchmarks.measure import WARM_UP, Report, Series, main, options, quantile, ratio
+from containerkit.oci import launcher
 from containerkit.oci.specification import default
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BARE: Final = "bare interpreter"
 OURS: Final = "containerkit-oci"
+ALONE: Final = "containerkit-oci in Python"
 DEADLINE_S: Final = 10.0
 
 
@@ -80,9 +82,11 @@ def spawn(words: Sequence[str]) -> Cost:
     Raises:
         RuntimeError: it failed.
     """
+    # An installed package has its bytecode.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     began = time.perf_counter_ns()
-    pid = os.posix_spawnp(words[0], words, os.environ, file_actions=null)
+    pid = os.posix_spawnp(words[0], words, environment, file_actions=null)
     _, status, usage = os.wait4(pid, 0)
     elapsed = (time.perf_counter_ns() - began) / 1000
     if status:
@@ -137,6 +141,14 @@ def bundle(place: str) -> str:
     return str(root.parent)
 
 
+def write(place: str, name: str, content: bytes) -> str:
+    """Write a program, and return its path."""
+    path = Path(place, f"{name}.program")
+    path.write_bytes(content)
+    path.chmod(0o755)
+    return str(path)
+
+
 def shell_verbs(place: str) -> list[Program]:
     """Return the programs that a user types: the interpreter alone, ours, and others that start the same."""
     ours = find("containerkit")
@@ -186,14 +198,13 @@ def _podman(place: str, name: str) -> Program:
 
 
 def oci_verbs(place: str) -> list[Program]:
-    """Return the OCI runtimes that are installed, ours first."""
+    """Return the OCI runtimes: ours as engines start it, ours without its front end, and others that are installed."""
     directory = bundle(place)
+    paths = {OURS: write(place, OURS, launcher.program()), ALONE: write(place, ALONE, launcher.text().encode())}
     programs = []
-    for name in (OURS, "crun", "runc"):
-        path = find(name)
+    for name in (OURS, ALONE, "crun", "runc"):
+        path = paths.get(name) or shutil.which(name)
         if path is None:
-            if name == OURS:
-                raise RuntimeError("the command containerkit-oci is not installed: pip install .")
             continue
         one, pid_file = f"bench-{os.getpid()}", os.path.join(place, f"{name}.pid")
         # Without control groups crun has less to do than the others.
@@ -254,7 +265,7 @@ def measure(asked: argparse.Namespace) -> Report:
     ]
     ratios = {}
     for (name, verb), series in times.items():
-        for other in {"containerkit": (BARE, "bwrap", "podman"), OURS: ("crun", "runc")}.get(name, ()):
+        for other in {"containerkit": (BARE, "bwrap", "podman"), OURS: (ALONE, "crun", "runc")}.get(name, ()):
             if (other, verb) in times:
                 ratios[f"{name} {verb} / {other}"] = ratio(series.samples, times[other, verb].samples)
                 if cpu[other, verb].median:
@@ -264,7 +275,7 @@ def measure(asked: argparse.Namespace) -> Report:
     bars = [
         {
             "name": series.name,
-            "group": "floor" if name == BARE else "containerkit" if name in ("containerkit", OURS) else "peer",
+            "group": "floor" if name == BARE else "containerkit" if name in ("containerkit", OURS, ALONE) else "peer",
             "p50_us": series.median,
             "p95_us": quantile(sorted(series.samples), 0.95),
         }

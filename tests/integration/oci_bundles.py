@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import containerkit
+from containerkit.oci.launcher import program
 from containerkit.oci.specification import default
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
@@ -96,12 +97,21 @@ class Bundle:
         return other
 
 
-class Runtime:
-    """The command line with a separate state directory."""
+def write_runtime(path):
+    """Write the program that engines start, and return its path."""
+    path = Path(path)
+    path.write_bytes(program())
+    path.chmod(0o755)
+    return str(path)
 
-    def __init__(self, root):
+
+class Runtime:
+    """The command line with a separate state directory: the program that engines start, or Python alone."""
+
+    def __init__(self, root, *, front=True):
         self.root = str(root)
-        self.words = [sys.executable, "-m", "containerkit.oci", "--root", self.root]
+        command = [write_runtime(f"{root}.runtime")] if front else [sys.executable, "-m", "containerkit.oci"]
+        self.words = [*command, "--root", self.root]
         source = os.path.dirname(os.path.dirname(containerkit.__file__))
         self.environment = {**os.environ, "PYTHONPATH": source}
         self.environment.pop("XDG_RUNTIME_DIR", None)
@@ -196,10 +206,16 @@ def bundle(tmp_path, rootfs):
     return Bundle(tmp_path / "bundle", rootfs)
 
 
+def try_both_runtimes(metafunc):
+    """Try the tests of a module with the program that engines start, and with Python alone."""
+    if "oci" in metafunc.fixturenames:
+        metafunc.parametrize("oci", [True, False], ids=["front", "python"], indirect=True)
+
+
 @pytest.fixture
-def oci(tmp_path):
+def oci(request, tmp_path):
     """A runtime. Afterwards its containers, control groups and mounts must be gone."""
-    runtime = Runtime(tmp_path / "state")
+    runtime = Runtime(tmp_path / "state", front=getattr(request, "param", True))
     yield runtime
     names = [name for name in os.listdir(runtime.root) if name[0] != "."] if os.path.isdir(runtime.root) else []
     for name in names:

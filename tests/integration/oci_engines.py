@@ -14,9 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from oci_bundles import make_rootfs, needs_busybox
-
-from containerkit.oci.launcher import text
+from oci_bundles import make_rootfs, needs_busybox, write_runtime
 
 IDS = 65_536
 BOX = "docker.io/library/box:latest"
@@ -132,10 +130,7 @@ def place_of_engines():
 
 @pytest.fixture(scope="module", name="runtime")
 def runtime_of_engines(place):
-    program = place / "containerkit-oci"
-    program.write_text(text())
-    program.chmod(0o755)
-    return program
+    return Path(write_runtime(place / "containerkit-oci"))
 
 
 @pytest.fixture(scope="module", name="archive")

@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 import pytest
-from oci_bundles import ONE, RUN, TWO, as_root, bundle, groups_named, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, RUN, TWO, as_root, bundle, groups_named, oci, rootfs, try_both_runtimes  # noqa: F401 - fixtures
 
 pytestmark = as_root
+pytest_generate_tests = try_both_runtimes
 
 _LONG = f"600.{int(RUN, 16)}"
 """A duration in seconds that identifies the processes of this run on the machine."""

@@ -12,9 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from oci_bundles import ONE, TWO, Bundle, Runtime, as_root, groups_named, make_rootfs, needs_busybox
-
-from containerkit.oci.launcher import text
+from oci_bundles import ONE, TWO, Bundle, Runtime, as_root, groups_named, make_rootfs, needs_busybox, write_runtime
 
 pytestmark = [*as_root, pytest.mark.slow]
 
@@ -123,8 +121,7 @@ class Lifecycle(RuleBasedStateMachine):
 def place(tmp_path_factory):
     needs_busybox()
     place = tmp_path_factory.mktemp("machine")
-    (place / "runtime").write_text(text())
-    (place / "runtime").chmod(0o755)
+    write_runtime(place / "runtime")
     return place
 
 

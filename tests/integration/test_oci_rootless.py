@@ -34,7 +34,10 @@ def place():
 
 
 def words(place, *verb):
-    return [PYTHON, "-m", "containerkit.oci", "--root", str(place / "state"), *map(str, verb)]
+    """Return a call of the program that engines start, where a test has one; otherwise of Python alone."""
+    program = place / "runtime"
+    command = [str(program)] if program.exists() else [PYTHON, "-m", "containerkit.oci"]
+    return [*command, "--root", str(place / "state"), *map(str, verb)]
 
 
 def runs(prefix, command, cwd, **more):
@@ -54,6 +57,7 @@ def ordinary(place):
         reachable = False
     if not reachable:
         pytest.skip("an ordinary user can't run this interpreter: name another in CONTAINERKIT_TEST_PYTHON")
+    assert 0 == runs([], [PYTHON, "-m", "containerkit.oci", "launcher", place / "runtime"], "/").returncode
     bundle = Bundle(place / "bundle", make_rootfs(place / "rootfs"))
     bundle.config = rootless(USER, USER)
     bundle.process.update(terminal=False)
@@ -91,6 +95,8 @@ def test_ordinary_user_execs_and_deletes(ordinary):
         )  # fmt: skip
     assert "0\n" == ordinary("exec", ONE, "id", "-u").stdout
     assert '"status": "running"' in ordinary("state", ONE).stdout
+    assert "already running" in ordinary("start", ONE, check=False).stderr
+    assert "" == ordinary("kill", ONE, "0").stderr
     ordinary("delete", "--force", ONE)
     assert "does not exist" in ordinary("state", ONE, check=False).stderr
 

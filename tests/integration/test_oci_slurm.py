@@ -11,10 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from oci_bundles import RUN, Bundle, as_root, make_rootfs, needs_busybox
+from oci_bundles import RUN, Bundle, as_root, make_rootfs, needs_busybox, write_runtime
 from oci_engines import eventually, needs, stop, unmount_below
-
-from containerkit.oci.launcher import text
 
 pytestmark = [*as_root, pytest.mark.slow]
 
@@ -93,9 +91,7 @@ def slurm():
         controller, node = _free_ports(2)
         (home / "slurm.conf").write_text(_SLURM.format(home=home, name=NODE, controller=controller, node=node))
         (home / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n")
-        program = home / "containerkit-oci"
-        program.write_text(text())
-        program.chmod(0o755)
+        program = write_runtime(home / "containerkit-oci")
         (home / "oci.conf").write_text(_OCI.format(runtime=program, home=home))
         (home / "key").write_bytes(secrets.token_bytes(128))
         (home / "key").chmod(0o400)

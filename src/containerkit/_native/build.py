@@ -1,4 +1,4 @@
-"""Builds the compiled parts: the cffi extension ``_lib`` and the static programs ``init`` and ``keeper``."""
+"""Builds the compiled parts: the cffi extension ``_lib`` and the static programs ``init``, ``keeper`` and ``front``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ PROGRAMS = {
     # -n: one segment, because it has nothing to write to
     "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "exec_steps.c", "populate.c", "image.c"),
     "keeper": ("keeper.c", "keeper_log.c"),
+    "front": ("front.c", "front_record.c", "front_verbs.c"),
 }
 
 # One build for all versions, except free-threaded Python, which has no stable ABI before 3.15. Source: PEP 803.
@@ -48,7 +49,9 @@ ffibuilder.set_source(
 
 
 def build_programs(compiler: list[str], directory: Path) -> None:
-    """Compile the static programs of a few kilobytes without libc: the init, with the walker in it, and the keeper.
+    """Compile the static programs of a few kilobytes without libc.
+
+    The init contains the walker. The front end is the OCI command without an interpreter.
 
     Raises:
         subprocess.CalledProcessError: the compiler failed.

@@ -173,13 +173,18 @@ def _flushed(status: int) -> int:
     except BrokenPipeError:
         status = _BROKEN_PIPE
     except OSError as error:
-        status = FAILED
-        with suppress(OSError):
-            print(f"containerkit: write to the standard output: {os.strerror(error.errno or 0)}", file=sys.stderr)  # noqa: T201 - it prints errors
+        status = _unwritten(error)
     with suppress(OSError):
         if sys.stderr is not None:
             sys.stderr.flush()
     return status
+
+
+def _unwritten(error: OSError) -> int:
+    """Say that our own output could not be written, and return the exit status."""
+    with suppress(OSError):
+        print(f"containerkit: write to the standard output: {os.strerror(error.errno or 0)}", file=sys.stderr)  # noqa: T201 - it prints errors
+    return FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,6 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has closed it. Otherwise the interpreter would report that when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE
+    except OSError as error:  # from our own output, since commands convert theirs
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the same reason
+        return _unwritten(error)
 
 
 def _fill_streams() -> None:

@@ -11,6 +11,7 @@ import tomllib
 from errno import ENOENT
 from typing import TYPE_CHECKING, Any, Final
 
+from containerkit._native import front
 from containerkit.errors import SpecError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -37,14 +38,15 @@ _TYPE: Final = 'runtime_type = "io.containerd.runc.v2"'
 _LAUNCHER: Final = """\
 #!/bin/sh
 p={prefix}
-exec $p/lib/{loader} --library-path $p/lib $p/bin/python3 -ISB $p/lib/containerkit-oci.py "$@"
+exec $p/lib/{loader} --library-path $p/lib $p/bin/python3 "$@"
 """
 _PROGRAM: Final = """\
 import gc, sys
 gc.disable()
+sys.dont_write_bytecode = True
 sys.path.append({packages!r})
 from containerkit.oci.main import leave, main
-leave(main())
+leave(main({resumed}))
 """
 _UNUSED: Final = frozenset({
     "__pycache__", "config-3", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages",
@@ -233,14 +235,15 @@ def install(root: str, *, prefix: str = PREFIX, configuration: str = CONFIGURATI
     path = _below(root, configuration)
     before = _read(path)
     after = configured(before, program, path=configuration)
+    command = _command(prefix)
     target = _below(root, prefix)
     new, old = f"{target}.new", f"{target}.old"
     for each in (new, old):
         shutil.rmtree(each, ignore_errors=True)
     os.makedirs(f"{new}/lib")
     loader = _copy_files(new, f"{new}/lib/packages")
-    _write(f"{new}/lib/containerkit-oci.py", _PROGRAM.format(packages=f"{prefix}/lib/packages"), 0o644)
-    _write(f"{new}/bin/containerkit-oci", _LAUNCHER.format(prefix=prefix, loader=loader), 0o755)
+    _write(f"{new}/bin/python", _LAUNCHER.format(prefix=prefix, loader=loader).encode(), 0o755)
+    _write(f"{new}/bin/containerkit-oci", command, 0o755)
     if os.path.isdir(target):
         os.rename(target, old)
     os.rename(new, target)
@@ -282,7 +285,16 @@ def _below(root: str, path: str) -> str:
     return os.path.join(root, path.lstrip("/"))
 
 
-def _write(path: str, content: str, mode: int) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+def _command(prefix: str) -> bytes:
+    """Return the OCI command. The Python that it executes is the launcher."""
+    code = _PROGRAM.format(packages=f"{prefix}/lib/packages", resumed=front.RESUMED)
+    command = front.configured(f"{prefix}/bin/python", code)
+    if command is None:
+        raise UnsupportedError("copy", ENOENT, front.FRONT, "it was not built: install containerkit from a wheel")
+    return command
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    with open(path, "wb") as file:
         file.write(content)
     os.chmod(path, mode)
