@@ -100,7 +100,7 @@ def test_life_by_commands(kept, name):
     ck("kill", f"{name}b")
     assert "it does not run" in ck("kill", f"{name}b", status=1)
     ck("rm", f"{name}b")
-    assert "none of that name" in ck("rm", f"{name}b", status=1)
+    assert "no such container" in ck("rm", f"{name}b", status=1)
 
 
 def test_logs_go_to_their_streams(kept, name):
