@@ -119,7 +119,7 @@ def test_standard_input_is_ended_on_demand(kept):
     with pytest.raises(StateError, match="does not run"):
         end_input(one)
     other = kept.make("sleep", "100")
-    with pytest.raises(StateError, match="no standard input of its own"):
+    with pytest.raises(StateError, match="no pipe as standard input"):
         end_input(other)
 
 

@@ -208,7 +208,7 @@ def test_unit_of_systemd_makes_it_again(kept, name):
     ("words", "said"),
     [
         (("run", "--privileged", "--", "true"), "pass what it needs"),
-        (("run", "-d", "--network", "cni:nosuch", "--", "true"), "plugins of a CNI network"),
+        (("run", "-d", "--network", "cni:nosuch", "--", "true"), "a CNI network must be removed"),
         (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
         (("run", "--gpus", "none-such", "--", "true"), "CDI"),
         (("run", "--name", "x", "--", "true"), "add --detach"),
