@@ -593,6 +593,53 @@ def test_command_lines(front, lasting, words, status):
         assert front.expected() == done.stdout
 
 
+OPTIONS = st.sampled_from(
+    [
+        *(["--debug"], ["-debug"], ["--systemd-cgroup"], ["--log-format", "json"], ["--log-format=text"], ["--log="]),
+        *(["--rootless", "auto"], ["--criu="], ["--cgroup-manager", "disabled"], ["--root", "/nowhere"], ["--log", ""]),
+        *(
+            ["--root", "ROOT"],
+            ["--root=ROOT"],
+            ["--cgroup-manager=systemd"],
+            ["--log", "ROOT/.log"],
+            ["--"],
+            ["-"],
+            [""],
+        ),
+        *(
+            ["--root", ""],
+            ["--log-format", "--debug"],
+            ["--debug=1"],
+            ["-v"],
+            ["--log"],
+            ["---debug"],
+            ["--log", "state"],
+        ),
+    ]
+)
+REST = st.sampled_from(
+    [ONE, ONE, ONE, "0", "WINCH", "SIGCONT", "-a", "--all", "-f", "--force", "--", "-", "", "28", "--x=1"]
+)
+
+
+@given(before=st.lists(OPTIONS, max_size=4), verb=st.sampled_from(["state", "kill"]), rest=st.lists(REST, max_size=3))
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+def test_command_line_that_is_understood_means_the_same_to_python(front, lasting, before, verb, rest):
+    """Python is asked about those that the front end does; what that leaves to Python can't differ."""
+    front.write(record_of(lasting.pid))
+    given = ["--root", str(front.root), *(word for words in before for word in words), verb, *rest]
+    given = [word.replace("ROOT", str(front.root)) for word in given]
+    more = {"capture_output": True, "text": True, "cwd": front.root, "timeout": 30}
+    found = subprocess.run([front.program, *given], **more)
+    if found.returncode != HANDED_OVER:
+        source = str(Path(containerkit.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": source}
+        expected = subprocess.run([sys.executable, "-m", "containerkit.oci", *given], env=environment, **more)
+        for one in (expected, found):
+            one.args = given
+        assert vars(expected) == vars(found)
+
+
 @pytest.mark.parametrize("odd", ["{0}/", "{0}/.", "{0}/../root", "/{0}", "{0}//", "", "root", "./root", "/"])
 def test_root_that_has_to_be_normalized_is_handed_over(front, lasting, odd):
     front.write(record_of(lasting.pid))
