@@ -100,6 +100,16 @@ def lasting():
     found.wait()
 
 
+@pytest.fixture(scope="module")
+def deaf():
+    """A process that ignores the signal which is sent if none is named."""
+    script = "trap '' TERM; echo; exec sleep 1000"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as found:
+        found.stdout.readline()
+        yield found
+        found.kill()
+
+
 def record_of(pid, /, **changes):
     record = {
         "format": store.FORMAT,
@@ -624,9 +634,9 @@ REST = st.sampled_from(
 
 @given(before=st.lists(OPTIONS, max_size=4), verb=st.sampled_from(["state", "kill"]), rest=st.lists(REST, max_size=3))
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
-def test_command_line_that_is_understood_means_the_same_to_python(front, lasting, before, verb, rest):
+def test_command_line_that_is_understood_means_the_same_to_python(front, deaf, before, verb, rest):
     """Python is asked about those that the front end does; what that leaves to Python can't differ."""
-    front.write(record_of(lasting.pid))
+    front.write(record_of(deaf.pid))
     given = ["--root", str(front.root), *(word for words in before for word in words), verb, *rest]
     given = [word.replace("ROOT", str(front.root)) for word in given]
     more = {"capture_output": True, "text": True, "cwd": front.root, "timeout": 30}
