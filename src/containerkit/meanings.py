@@ -29,7 +29,7 @@ _PLACES = ("options.py", "image/options.py", "fleet/options.py")
 
 _MARK = "options: see :class:`"
 
-_known: list[str] = []
+_known: set[str] = set()
 """Those that have been read."""
 
 _bases: dict[str, list[str]] = {}
@@ -69,9 +69,12 @@ def _entry(name: str, kind: str, text: str, margin: str) -> str:
 
 def meanings(name: str) -> Iterator[Meaning]:
     """Yield the arguments of a class in these modules. Those of its bases come first."""
-    while name not in _fields and len(_known) < len(_PLACES):
-        _known.append(_PLACES[len(_known)])
-        _read(_known[-1])
+    for place in _PLACES:
+        if name in _fields:
+            break
+        if place not in _known:
+            _read(place)
+            _known.add(place)
     yield from _of(name)
 
 
@@ -84,6 +87,8 @@ def _of(name: str) -> Iterator[Meaning]:
 def _read(place: str) -> None:
     """Split the source: every other piece between triple quotes is a docstring, and the line before it has the name."""
     of = ""
+    bases_of: dict[str, list[str]] = {}
+    fields_of: dict[str, list[tuple[str, str, str]]] = {}
     pieces = _source(place).split('"""')
     for code, text in zip(pieces[::2], pieces[1::2], strict=False):
         line = code.rstrip()
@@ -92,11 +97,13 @@ def _read(place: str) -> None:
             _, found, header = code.rpartition("\nclass ")
             if found:  # otherwise it belongs to a function
                 of, _, bases = header.partition("(")
-                _bases[of] = [base.strip() for base in bases.partition(")")[0].split(",")]
-                _fields[of] = []
+                bases_of[of] = [base.strip() for base in bases.partition(")")[0].split(",")]
+                fields_of[of] = []
         elif line.startswith("    "):
             field, _, kind = line.strip().partition(": ")
-            _fields[of].append((field, kind, text))
+            fields_of[of].append((field, kind, text))
+    _bases.update(bases_of)  # only now, because another thread may import at the same time
+    _fields.update(fields_of)
 
 
 def _source(place: str) -> str:

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 PROGRAM = [sys.executable, "-c", "from containerkit.cli import program; program()"]
 
 
@@ -83,11 +85,10 @@ def test_program_leaves_no_container_of_a_command_that_forgot_it():
     assert not os.path.exists(f"/proc/{int(done.stdout)}")
 
 
-def test_program_tells_that_its_output_finds_no_room():
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["ps", "--help"], ["completion", "bash"]])
+def test_program_tells_that_its_output_finds_no_room(words):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*PROGRAM, "completion", "bash"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
-        )
+        done = subprocess.run([*PROGRAM, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert 125 == done.returncode
     assert "containerkit: " in done.stderr
     assert "No space left on device" in done.stderr
@@ -122,7 +123,7 @@ def test_program_hands_signals_on(number):
         assert 9 == process.wait(timeout=30)
 
 
-def test_program_is_told_by_python_to_stay(tmp_path):
+def test_program_is_told_by_python_to_stay():
     """``python -i`` is for looking around after the end."""
     done = subprocess.run(
         [sys.executable, "-i", "-c", "import containerkit.cli as cli\ncli.main = lambda: 0\ncli.program()"],

@@ -120,7 +120,7 @@ def test_files_are_copied_both_ways(kept, name, tmp_path):
     assert ck("exec", name, "cat", "/tmp/file") == "content"
     ck("cp", f"{name}:/tmp/file", str(tmp_path / "back"))
     assert (tmp_path / "back").read_text() == "content"
-    assert "one of the two" in ck("cp", "/a", "/b", status=125)
+    assert "one argument must be" in ck("cp", "/a", "/b", status=125)
 
 
 def test_terminal_is_attached_and_let_go(kept, name):
@@ -154,7 +154,7 @@ def test_volume_outlives_containers(kept, name):
         ck("run", "-v", f"{volume}:/data", "--", "sh", "-c", "echo x > /data/file")
         ck("run", "-d", "--name", name, "-v", f"{volume}:/data", "--", "cat", "/data/file")
         assert ck("wait", name) == "0\n"
-        assert "has it" in ck("volume", "rm", volume, status=125)
+        assert "uses it" in ck("volume", "rm", volume, status=125)
         (found,) = json.loads(ck("volume", "inspect", volume))
         assert ({"a": "b"}, [find(name).id]) == (found["Labels"], found["UsedBy"])
         assert volume in ck("volume", "ls", "-q").split()
@@ -163,7 +163,7 @@ def test_volume_outlives_containers(kept, name):
         ck("rm", "-f", name)
     finally:
         volumes.get(volume).remove()
-    with pytest.raises(StateError, match="none of that name"):
+    with pytest.raises(StateError, match="no such volume"):
         volumes.get(volume)
 
 
@@ -207,7 +207,7 @@ def test_unit_of_systemd_makes_it_again(kept, name):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("run", "--privileged", "--", "true"), "name what it needs"),
+        (("run", "--privileged", "--", "true"), "pass what it needs"),
         (("run", "-d", "--network", "cni:nosuch", "--", "true"), "plugins of a CNI network"),
         (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
         (("run", "--gpus", "none-such", "--", "true"), "CDI"),

@@ -90,7 +90,7 @@ def test_options_of_run(ck, tmp_path):
     assert "NoNewPrivs:\t1" in ck(f"{box} --security-opt no-new-privileges grep NoNewPrivs /proc/self/status")
     (tmp_path / "labels").write_text("a=b\n")
     for words, remedy in (
-        ("--privileged true", "name what it needs"),
+        ("--privileged true", "pass what it needs"),
         ("--device /etc/passwd true", "is no device"),
         ("--device /dev/null:/dev/new:r true", "Limits(devices="),
         ("--device vendor.example/class=x true", "no CDI specification"),
@@ -101,10 +101,10 @@ def test_options_of_run(ck, tmp_path):
         ("--storage-opt size=1G true", "--root-size"),
         ("--link a true", "find each other by name"),
         ("--runtime runc true", "containerkit-oci"),
-        ("-v /data true", "name one"),
+        ("-v /data true", "give it a name"),
     ):
         assert remedy in ck(f"{box} {words}", cli.FAILED), words
-    assert "say so: containerkit run --image busybox-of-the-hub" in subprocess.run(
+    assert "use --image: containerkit run --image busybox-of-the-hub" in subprocess.run(
         [sys.executable, "-m", "containerkit", "run", "busybox-of-the-hub", "sh"],
         capture_output=True, text=True, check=False,
     ).stderr  # fmt: skip

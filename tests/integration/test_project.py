@@ -293,7 +293,7 @@ def test_an_update_that_fails_is_rolled_back(name):
         second = stack.containers("a")[1].pid
         with pytest.raises(StateError, match="has ended with status 1") as caught:
             stack.apply(project(name, a={"command": ["false"], "deploy": deploy}))
-        assert "runs again" in caught.value.__notes__[0]
+        assert "run again" in caught.value.__notes__[0]
         assert [each.argv for each in stack.containers("a")] == [SLEEP, SLEEP]
         assert stack.containers("a")[1].pid == second
         assert not stack.apply().steps

@@ -74,7 +74,7 @@ def test_a_container_sees_what_its_image_put_into_the_volume(image, capfd):
     assert cli.main(["run", "--image", "box:1", "--mount", mount, "--", "sh", "-c", "! touch /elsewhere/x"]) == 0
     assert capfd.readouterr().out == "seedmore\n"
     assert cli.main(["run", "--image", "box:1", "-v", "/data", "--", "true"]) == cli.FAILED
-    assert "name one (-v NAME:/data)" in capfd.readouterr().err
+    assert "give it a name (-v NAME:/data)" in capfd.readouterr().err
 
 
 def test_a_volume_is_backed_up_and_restored(tmp_path):

@@ -156,8 +156,8 @@ static int tolerated(const struct ck_step *step, long error) {
     return 0;
 }
 
-/* Answers that are no ack, those of RTM_GET*, are dropped. The ack of what fails stays: the caller reads the kernel's
- * own words from it. Source: netlink(7). */
+/* Answers that are not acks, those of RTM_GET*, are dropped. The ack of a failure stays in the socket: the caller reads
+ * the kernel's message from it. Source: netlink(7). */
 static long step_netlink(const struct ck_step *step, int socket, const char *message, long size) {
     struct {
         struct nlmsghdr header;

@@ -156,8 +156,8 @@ static void write_end(int status, const struct rusage *usage) {
     CK_CALL1(close, file);
 }
 
-/* Append an event to the stream that all of a user's containers share: what its reader is to know beside is ready in
- * the record. One write, so that it stays together. */
+/* Append an event to the stream that all of a user's containers share. The file "event" of the record contains its other
+ * fields. A single write keeps the line together. */
 static void tell(const char *action, const char *name, unsigned long value) {
     char line[4096], *at;
     long file = CK_CALL4(openat, RECORD, "event", O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
@@ -230,7 +230,7 @@ static int restarts(int status) {
     return !stopped_by_hand();
 }
 
-/* --- Health checks, and who serves the network */
+/* --- Health checks, and the process that serves the network */
 
 static unsigned long milliseconds(void) {
     struct timespec now;
@@ -244,7 +244,7 @@ static void schedule_check(void) {
     keeper.next_check_ms = now + (starting ? keeper.first_check_ms : keeper.check_ms);
 }
 
-/* Start a check: it has the record as descriptor 3, and no other of ours, least of all the lock. */
+/* Start a check. It inherits only descriptor 3, the record, and not the lock. */
 static void start_check(void) {
     char *argv[] = {keeper.interpreter, (char *)"-sP", (char *)"-m", (char *)"containerkit.detached.check", 0};
     uint64_t none = 0;
@@ -266,7 +266,7 @@ static void start_check(void) {
         keeper.check = pidfd;
 }
 
-/* Reap a check that has ended, or that must. */
+/* Reap a check that has ended, or kill it first. */
 static void end_check(int kill) {
     siginfo_t info;
     if (keeper.check < 0)
@@ -283,7 +283,7 @@ static void end_check(int kill) {
     schedule_check();
 }
 
-/* Let go of the process that serves the network, and wait for its end: its ports can be had again then. */
+/* End the process that serves the network, and wait for its end, which frees its ports. */
 static void end_attendant(void) {
     struct pollfd ends = {ATTENDANT, POLLIN, 0};
     struct timespec grace = {GRACE_MS / 1000, GRACE_MS % 1000 * 1000000};
@@ -331,7 +331,7 @@ static void end_input(void) {
     keeper.input = 0;
 }
 
-/* Wait for what is watched, and no longer than until the next health check is due. */
+/* Wait for an event, at most until the next health check is due. */
 static void wait_for_any(struct pollfd *watched, unsigned count) {
     struct timespec left = {0, 0};
     int idle = keeper.check_ms && keeper.check < 0;
@@ -350,7 +350,7 @@ __attribute__((noreturn)) static void keep(void) {
     struct signalfd_siginfo info;
 
     keeper.has_errors = CK_CALL3(fcntl, OUTPUT + 1, F_GETFD, 0) >= 0;
-    keeper.has_attendant = CK_CALL3(fcntl, ATTENDANT, F_GETFD, 0) >= 0; /* before the number can be another's */
+    keeper.has_attendant = CK_CALL3(fcntl, ATTENDANT, F_GETFD, 0) >= 0; /* before the number can be reused */
     CK_CALL5(prctl, PR_SET_NAME, "ck-keeper", 0, 0, 0);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
     keeper.signals = (int)CK_CALL4(signalfd4, -1, &asked, sizeof asked, SFD_NONBLOCK | SFD_CLOEXEC);
@@ -375,7 +375,7 @@ __attribute__((noreturn)) static void keep(void) {
                 end_input();
                 continue;
             }
-            keeper.asked_to_end = 1; /* as at a shutdown: the container ends too */
+            keeper.asked_to_end = 1; /* for example at a shutdown: the container ends too */
             finish();
         }
         if (watched[2].revents || watched[3].revents)

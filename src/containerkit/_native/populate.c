@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 
-/* The descriptor is closed in any case: the table may be that of the caller. */
+/* The descriptor is always closed, because the table may be that of the caller. */
 static long make_file(int directory, const struct ck_entry *entry, const char *path, int64_t *at) {
     long fd = CK_CALL4(openat, directory, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, entry->mode);
     if (fd < 0)

@@ -10,16 +10,24 @@ import mmap
 import os
 import signal
 import struct
-from errno import EAGAIN, EBADMSG, EEXIST, EINVAL, ESRCH, ETIMEDOUT
+from errno import EAGAIN, EBADMSG, EEXIST, EINVAL, EIO, ESRCH, ETIMEDOUT
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from containerkit._native import constants as k
 from containerkit._native.outcome import HIDE_MEMORY, SLOTS
-from containerkit._native.reference_tape import ENTRY_FILE, ENTRY_SYMLINK, GATES, LAYOUT, NO_SLOT, Step, entries_of
+from containerkit._native.reference_tape import (
+    ENTRY_FILE,
+    ENTRY_SIZE,
+    ENTRY_SYMLINK,
+    GATES,
+    LAYOUT,
+    NO_SLOT,
+    Step,
+    entries_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from io import FileIO
 
 __all__ = ["ABORTED", "WAITING", "Walk", "raw"]
 
@@ -154,25 +162,26 @@ class Walk:
         variables[0] = first[:offset] + digits
         return 0
 
-    def _populate(self, step: Step, directory: int, packed: bytes) -> int:
+    def _populate(self, step: Step, directory: int, address: int, size: int) -> int:
         """Make the entries, as ``populate.c`` does."""
-        for at, entry in entries_of(packed):
+        for at, entry in entries_of(ctypes.string_at(address, size)):
             self.slots[step.argument[3]] = at
             if entry is None:
                 return -EINVAL
-            try:
-                if entry.kind == ENTRY_FILE:
-                    fd = os.open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, entry.mode, dir_fd=directory)
+            path = address + at + ENTRY_SIZE
+            content = path + len(entry.path) + 1
+            if entry.kind == ENTRY_FILE:
+                flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
+                result = raw(k.SYSTEM_CALLS["openat"], directory, path, flags, entry.mode)
+                if result >= 0:
                     self.slots[step.argument[3]] = at + _WRITING
-                    with os.fdopen(fd, "wb", 0) as file:
-                        _write_all(file, entry.content)
-                elif entry.kind == ENTRY_SYMLINK:
-                    os.symlink(entry.content[:-1], entry.path, dir_fd=directory)
-                else:
-                    os.mkdir(entry.path, entry.mode, dir_fd=directory)
-            except OSError as error:
-                if error.errno != EEXIST or entry.kind == ENTRY_FILE:
-                    return -(error.errno or EINVAL)
+                    result = _write_and_close(result, content, len(entry.content))
+            elif entry.kind == ENTRY_SYMLINK:
+                result = raw(k.SYSTEM_CALLS["symlinkat"], content, directory, path)
+            else:
+                result = raw(k.SYSTEM_CALLS["mkdirat"], directory, path, entry.mode)
+            if result < 0 and (result != -EEXIST or entry.kind == ENTRY_FILE):
+                return result
         return 0
 
     def _perform(self, step: Step) -> int:  # noqa: C901, PLR0911, PLR0912 - one branch for each kind of step
@@ -213,7 +222,7 @@ class Walk:
             case k.STEP_NETLINK:
                 return _converse(step, value[0], value[1], value[2])
             case k.STEP_POPULATE:
-                return self._populate(step, value[0], ctypes.string_at(value[1], value[2]))
+                return self._populate(step, value[0], value[1], value[2])
             case k.STEP_OWN_PID:
                 return self._own_pid(value[1])
             case k.STEP_STRIP | k.STEP_INIT:
@@ -306,10 +315,15 @@ class Walk:
         )
 
 
-def _write_all(file: FileIO, content: bytes) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
+def _write_and_close(fd: int, address: int, left: int) -> int:
+    result = 0
+    while left > 0 and result >= 0:
+        result = raw(k.SYSTEM_CALLS["write"], fd, address, left)
+        if result == 0:
+            result = -EIO
+        address, left = address + result, left - result
+    raw(k.SYSTEM_CALLS["close"], fd)
+    return min(result, 0)
 
 
 def _converse(step: Step, socket: int, message: int, size: int) -> int:

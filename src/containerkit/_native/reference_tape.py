@@ -11,12 +11,24 @@ from containerkit._native.outcome import SLOTS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ENTRY_FILE", "ENTRY_SYMLINK", "GATES", "LAYOUT", "NO_SLOT", "Entry", "Step", "Tape", "entries_of"]
+__all__ = [
+    "ENTRY_FILE",
+    "ENTRY_SIZE",
+    "ENTRY_SYMLINK",
+    "GATES",
+    "LAYOUT",
+    "NO_SLOT",
+    "Entry",
+    "Step",
+    "Tape",
+    "entries_of",
+]
 
 LAYOUT: Final = struct.Struct("=HHi8B4h6q")
 NO_SLOT: Final = 0xFFFF
 ENTRY_SYMLINK, ENTRY_FILE, ENTRY_KINDS = 1, 2, 3
 _ENTRY: Final = struct.Struct("=4I")
+ENTRY_SIZE: Final = _ENTRY.size
 _KINDS, _ARGUMENT_KINDS, GATES = 19, 5, 2
 _MOST_OFFSET: Final = 64  # CK_MOST_OFFSET in native.h
 _UNKNOWN: Final = frozenset({k.STEP_HOLD})
@@ -55,10 +67,13 @@ def entries_of(data: bytes) -> Iterator[tuple[int, Entry | None]]:
     """Yield the offset of each entry and the entry, or None and no more if it is malformed."""
     at = 0
     while at < len(data):
-        kind, mode, path_size, content_size = _ENTRY.unpack_from(data.ljust(at + _ENTRY.size, b"\0"), at)
-        path = data[at + _ENTRY.size :][:path_size]
-        content = data[at + _ENTRY.size + path_size :][:content_size]
-        end = at + _ENTRY.size + path_size + content_size
+        if len(data) - at < ENTRY_SIZE:
+            yield at, None
+            return
+        kind, mode, path_size, content_size = _ENTRY.unpack_from(data, at)
+        begin = at + ENTRY_SIZE + path_size
+        path, content = data[at + ENTRY_SIZE : begin], data[begin : begin + content_size]
+        end = begin + content_size
         end += -end % 8
         is_whole = kind < ENTRY_KINDS and path_size > 1 and end <= len(data) and path.endswith(b"\0")
         if not is_whole or (kind == ENTRY_SYMLINK and not (content_size > 1 and content.endswith(b"\0"))):
