@@ -82,9 +82,11 @@ def spawn(words: Sequence[str]) -> Cost:
     Raises:
         RuntimeError: it failed.
     """
+    # An installed package has its bytecode.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     began = time.perf_counter_ns()
-    pid = os.posix_spawnp(words[0], words, os.environ, file_actions=null)
+    pid = os.posix_spawnp(words[0], words, environment, file_actions=null)
     _, status, usage = os.wait4(pid, 0)
     elapsed = (time.perf_counter_ns() - began) / 1000
     if status:
