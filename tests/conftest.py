@@ -368,12 +368,18 @@ def _traces():
     }
 
 
-def left_behind(before, patience_s=15):
-    """Return what is there now and was not before; waits a little, since the kernel reaps and unmounts lazily."""
+def left_behind(before, stagings, patience_s=15):
+    """Return what is there now and was not before; waits a little, since the kernel reaps and unmounts lazily.
+
+    The namespaces of a staging that was made anew do not count: others have mounted something meanwhile.
+    """
     deadline = time.monotonic() + patience_s
     while True:
         now = _traces()
         left = {kind: now[kind] - before[kind] for kind in before}
+        if stagings != _stagings():
+            for name in ("mnt:[N]", "user:[N]"):
+                del left["descriptors"][name]
         left = {kind: dict(extra) for kind, extra in left.items() if extra}
         if not left or time.monotonic() > deadline:
             return left
@@ -402,10 +408,7 @@ def nothing_left():
         _warm.append(True)
     before, stagings = _traces(), _stagings()
     yield
-    left = left_behind(before)
-    if stagings != _stagings() and left.keys() == {"descriptors"}:  # others have mounted something meanwhile
-        left = {name: count for name, count in left["descriptors"].items() if name not in {"mnt:[N]", "user:[N]"}}
-    assert left == {}
+    assert left_behind(before, stagings) == {}
 
 
 @pytest.fixture
@@ -413,9 +416,9 @@ def left_of():
     """A function that does something and returns what it has left behind, as :func:`left_behind` does."""
 
     def watch(do):
-        before = _traces()
+        before, stagings = _traces(), _stagings()
         do()
-        return left_behind(before)
+        return left_behind(before, stagings)
 
     return watch
 
