@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -72,12 +73,26 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     _configuration.append(config)
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        # A directory of this run alone. The one that all runs of a user share is closed to other users whenever one
+        # begins, also those that tests start; and to remove a deep tree that a killed run left there fails each run.
+        directory = tempfile.mkdtemp(prefix="pytest-")  # short, since paths of sockets lie below
+        config.option.basetemp = f"{directory}/run"
+        config.add_cleanup(functools.partial(_remove_tree, directory))
     if os.geteuid() and "XDG_RUNTIME_DIR" not in os.environ:  # no session manager has made one
         directory = tempfile.mkdtemp(prefix="containerkit-")
         config.add_cleanup(functools.partial(shutil.rmtree, directory, ignore_errors=True))
         os.environ["XDG_RUNTIME_DIR"] = directory
+
+
+def _remove_tree(directory):
+    with open("/proc/self/mountinfo") as file:
+        if any(line.split()[4].startswith(f"{directory}/") for line in file):
+            return  # what a test has left mounted there may be anything
+    subprocess.run(["rm", "-rf", "--", directory], check=False)  # shutil's removal recurses
 
 
 def pytest_generate_tests(metafunc):
@@ -216,9 +231,9 @@ def _kill_tree(pid):
 
 
 def _open_directories():
-    """Let the users that some tests become reach the tests' directories; another run of pytest closes the topmost."""
-    path = _configuration[-1]._tmp_path_factory.getbasetemp()
-    while path.name.startswith(("popen-", "pytest-")):
+    """Let the users that some tests become reach the tests' directories."""
+    path = _configuration[0]._tmp_path_factory.getbasetemp()
+    while path.name.startswith(("popen-", "pytest-", "run")):
         path.chmod(0o711)
         path = path.parent
 
