@@ -196,7 +196,10 @@ def test_nothing_of_the_callers_can_be_named_as_a_program(way, root, victim):
 
 @pytest.mark.parametrize("way", CONTROLS, indirect=True)
 def test_names_lead_to_the_caller_without_the_remedy(way, root):
-    found = attempts(way, root, programs(root), "unguarded")
+    names = [
+        name for name in programs(root) if not re.search("-(1[6-9]|[2-9][0-9])$", name)
+    ]  # where it has descriptors
+    found = attempts(way, root, names, "unguarded")
     reached = {re.sub("[0-9]+", "N", name) for name, told in found.items() if MARK in told}
     assert {"/link-N", "/script-N", "/elf-N"} <= reached, found
     if way != "sandbox":  # it has the host's names: no /script-N, and no procfs in its working directory
