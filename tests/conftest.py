@@ -64,6 +64,18 @@ _ON_RECORD = re.compile(r"docs/(detached|fleet|networks|projects)\.md")
 """Pages whose examples leave containers, networks or projects on record until their last command."""
 
 
+with contextlib.suppress(ImportError):  # guests do without
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "tests",
+        max_examples=300 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 50,
+        deadline=None,  # a loaded machine holds an example up for longer than any
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("tests")
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--interpreter",
