@@ -1,4 +1,4 @@
-"""The calls against the kernel at hand, through both backends. Mounts are made in a thread's own mount namespace."""
+"""The calls on the running kernel, through both backends. Mounts are made in a thread's own mount namespace."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def backend(request, monkeypatch):
 
 
 def traces():
-    """What a test could leave behind: descriptors, mounts, children, namespaces of this thread."""
+    """Things that a test could leave behind: descriptors, mounts, children, namespaces of this thread."""
     with open("/proc/self/mountinfo") as mounts, open("/proc/thread-self/children") as children:
         kinds = {kind: os.stat(f"/proc/thread-self/ns/{kind}").st_ino for kind in ("mnt", "uts", "user", "pid")}
         return sorted(os.listdir("/proc/self/fd")), mounts.read(), children.read(), kinds
@@ -43,7 +43,7 @@ def nothing_left(backend):
 
 
 def in_thread(function, *args):
-    """Run in a thread of its own, whose namespaces die with it."""
+    """Run in a separate thread, whose namespaces end with it."""
     outcome = []
 
     def run():
@@ -76,7 +76,7 @@ def own_mounts():
 
 
 def child(body, flags=0, **options):
-    """Clone, run ``body`` in the child, and return the status that it ended with; kill a child that hangs."""
+    """Clone, run ``body`` in the child, and return its exit status. Kill a child that hangs."""
     pid = calls.clone(flags, **options)
     if pid == 0:
         try:
@@ -169,7 +169,7 @@ def test_clone_without_exit_signal_is_waited_for_with_wall():
 
 
 def test_clone_with_parent_makes_a_sibling():
-    """What a process clones with CLONE_PARENT is its parent's to wait for."""
+    """A process that is cloned with CLONE_PARENT is a child of the caller's parent."""
     reader, writer = os.pipe()
 
     def body():

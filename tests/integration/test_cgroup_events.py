@@ -1,4 +1,4 @@
-"""What a group tells as it happens, for loops of both kinds; and pressure."""
+"""Events of a group, for synchronous and asynchronous loops, and pressure."""
 
 from __future__ import annotations
 
@@ -147,10 +147,10 @@ def test_events_come_to_an_asynchronous_loop(group):
 
 def test_asynchronous_loop_is_free_while_it_waits(group):
     async def work():
-        """Return how much of the time the processor was used, while nothing happened."""
+        """Return the share of processor time that was used while nothing happened."""
         with group.events(["oom"]) as events:
             waiting = asyncio.ensure_future(anext(events))
-            await asyncio.sleep(0)  # it waits from here on, and would keep the loop for ever if it did not let it go
+            await asyncio.sleep(0)  # it waits from here on, and must not block the loop
             began, used = time.monotonic(), time.process_time()
             for _ in range(10):
                 await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Groups in a scope that systemd hands over, where systemd is the init: in a guest, or on a machine that has it."""
+"""Groups in a scope that systemd delegates, if systemd is the init: in a guest, or on such a machine."""
 
 from __future__ import annotations
 

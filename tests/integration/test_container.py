@@ -1,4 +1,4 @@
-"""The life of a container: start, state, stop, and all the wrong times for everything."""
+"""The life of a container: start, state, stop, and calls in the wrong state."""
 
 import errno
 import gc
@@ -186,7 +186,7 @@ def test_ids_are_different():
     assert 100 == len({Container().id for _ in range(100)})
 
 
-# --- What is described wrongly --------------------------------------------------------------------------------------------
+# --- Invalid descriptions --------------------------------------------------------------------------------------------
 
 WRONG = [
     ({"rootfs": "/"}, "RootFS"),
@@ -395,7 +395,7 @@ def test_interpreter_that_ends_without_stop_leaves_nothing(is_alive):
 
 
 def in_fork(function):
-    """Run in a forked child; return what it printed to a pipe and its status."""
+    """Run in a forked child. Return its output in a pipe and its status."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -509,7 +509,7 @@ def test_without_a_pid_namespace_a_timeout_kills_the_tree():
 
 
 def test_stop_while_others_start_processes():
-    """Whoever comes too late gets an error; nobody hangs, and nothing that was started is left."""
+    """A late call gets an error. No thread hangs, and no process is left."""
     for _ in range(10):
         container = Container().start()
         errors = []

@@ -1,4 +1,4 @@
-"""Keepers and starters that are killed, and disks that are full: no record lies, and nothing runs without one."""
+"""Killed keepers and starters, and full disks: records stay correct, and no container runs without one."""
 
 import os
 import random
@@ -94,7 +94,7 @@ def test_starters_killed_at_random_moments(kept):
         time.sleep(0.1 + seed.random() * 0.3)
         starter.kill()
         starter.wait()
-    time.sleep(0.5)  # what had been begun is through, with its record, or soon will be
+    time.sleep(0.5)  # pending work has ended and is recorded, or soon will be
     wait_for(lambda: {one.pid for one in kept.new() if one.status == "running"} == sleepers())
     assert {one.status for one in kept.new()} <= {"running", "created"}
 
@@ -109,7 +109,7 @@ def test_names_of_killed_starters_are_free_again(kept):
 
 
 def in_mounts_of_its_own(program):
-    """Run a program as root of the machine, but with mounts that nobody else sees."""
+    """Run a program as root of the machine, in a private mount namespace."""
     words = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", textwrap.dedent(program)]
     return subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
 

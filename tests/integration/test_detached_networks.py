@@ -1,4 +1,4 @@
-"""Networks of detached containers are served for as long as the container runs, and no longer."""
+"""Networks of detached containers are served exactly as long as the container runs."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def test_port_is_served_after_the_caller_and_until_the_end(kept):
     assert runs(attendant)
     one.stop(0)
     assert (one.ports, one.addresses, runs(attendant)) == ([], [], False)
-    with socket.socket() as free:  # nobody has it any more
+    with socket.socket() as free:  # the port is free again
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind((port.host, port.host_port))
 
@@ -113,7 +113,7 @@ def test_containers_of_one_network_find_each_other(kept, network):
     found = [str(line).split()[0] for line in third.logs()]
     assert first.addresses[0] == found[0]
     assert found[-1] == "done"
-    # A start anew is on the same network; what went with the former run is free again.
+    # A restart uses the same network. The resources of the former run are free again.
     first.stop(0)
     first.start()
     assert first.addresses

@@ -1,4 +1,4 @@
-"""Namespaces as a container gets them: new ones with their settings, those of others, and the host's."""
+"""Namespaces of containers: new ones with their settings, joined ones, and the host's."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Processes in a container: streams, ends, signals, terminals, and everything that subprocess lets people do."""
+"""Processes in a container: streams, ends, signals, terminals, and the other features of subprocess."""
 
 import errno
 import io
@@ -34,7 +34,7 @@ MIB = 1024 * 1024
 
 
 def alive_inside(box, word):
-    """The pids inside of processes whose command line has a word."""
+    """Return the pids inside of processes whose command line contains a word."""
     listing = box.run(["sh", "-c", "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f; echo; done"], text=True).stdout
     return [line for line in listing.splitlines() if word in line and "cmdline" not in line]
 
@@ -119,7 +119,7 @@ def test_usage_counts_the_cpu_time_of_children_too(runner):
 
 
 def test_usage_tells_the_largest_memory_where_it_is_the_commands_own(runner):
-    """A command shares the caller's memory until its exec; a figure that may be the caller's is none."""
+    """A command shares the caller's memory until its exec, so a value that may be the caller's is not reported."""
     from resource import RUSAGE_SELF, getrusage
 
     wanted = getrusage(RUSAGE_SELF).ru_maxrss * 1024 + 200_000_000
@@ -294,7 +294,7 @@ def test_streams_survive_a_caller_without_any():
     assert 0 == subprocess.run([sys.executable, "-c", code], check=False).returncode
 
 
-# --- Output bombs, timeouts, those who stay -----------------------------------------------------------------------------
+# --- Output bombs, timeouts, processes that stay -----------------------------------------------------------------------------
 
 
 def test_output_limit_kills_and_keeps_the_first_bytes(runner):
@@ -318,7 +318,7 @@ def test_output_one_byte_over_the_limit_is_an_overflow(runner):
 
 
 def test_output_over_the_limit_is_told_even_when_the_command_has_ended(runner):
-    """A command fast enough to end before it is noticed gets no more through than a slow one."""
+    """A command that ends before it is noticed can't write more than a slow one."""
     done = runner(["printf", "12345"], output_limit_bytes=4)
     assert ("output", b"1234") == (done.cause, done.stdout)
 
@@ -530,7 +530,7 @@ def test_fifty_side_by_side_from_sixteen_threads(box):
     assert [(n, b"%d" % n) for n in range(50)] == [(one.returncode, one.stdout) for one in done]
 
 
-# --- What the command finds -----------------------------------------------------------------------------------------------
+# --- The environment of the command -----------------------------------------------------------------------------------------------
 
 
 def test_environment_is_clean_unless_given(runner, monkeypatch):
@@ -627,7 +627,7 @@ def test_pass_fds_stay_open_under_their_numbers(runner):
         done = runner(["bash", "-c", f"echo through >&{write}; ls /proc/self/fd"], pass_fds=(write,), text=True)
         assert b"through\n" == os.read(read, 100)
         assert {"0", "1", "2", str(write)} <= set(done.stdout.split())
-        assert len(done.stdout.split()) <= 5  # and the one of ls itself
+        assert len(done.stdout.split()) <= 5  # and the directory that ls reads
     finally:
         os.close(read)
         os.close(write)
@@ -645,7 +645,7 @@ def test_pass_fds_of_many_numbers(runner):
 
 
 def test_pass_fds_that_are_not_open_are_refused_and_pass_nothing(runner):
-    """A number that is free out here may be the library's own in the child."""
+    """A descriptor number that is free in the caller may be used by the library in the child."""
     top = max(map(int, os.listdir("/proc/self/fd"))) + 60
     opened = set(map(int, os.listdir("/proc/self/fd")))
     for fd in sorted(set(range(3, top)) - opened)[::2]:
@@ -777,7 +777,7 @@ def test_user_names_that_are_not_there_are_refused(runner, user):
     ],
 )
 def test_user_that_is_parsed_strictly(runner, user):
-    """CVE-2026-30892: what is not understood must never end up as root."""
+    """CVE-2026-30892: an invalid user must never become root."""
     with pytest.raises(SpecError):
         runner(["true"], user=user)
 
@@ -915,7 +915,7 @@ def test_embedding_program_may_ignore_sigchld(runner):
 
 
 def test_embedding_program_may_reap_everything(runner):
-    """A loop of waitpid(-1), as old supervisors have it: the end is known all the same."""
+    """With a loop of waitpid(-1), as in old supervisors, the end is still noticed."""
     stop = threading.Event()
 
     def reap():
@@ -936,7 +936,7 @@ def test_embedding_program_may_reap_everything(runner):
 
 
 def test_embedding_program_is_interrupted_by_its_own_signals(runner):
-    """A handler runs while a run is waited for, and its exception ends the run."""
+    """A signal handler runs during the wait of a run, and its exception ends the run."""
 
     def bell(*_):
         raise KeyboardInterrupt
@@ -955,12 +955,12 @@ def test_embedding_program_is_interrupted_by_its_own_signals(runner):
 
 @pytest.mark.parametrize("delay_us", range(100, 3100, 200))
 def test_embedding_program_is_interrupted_in_the_midst_of_a_start(runner, delay_us):
-    """A signal that came while signals were blocked is not forgotten until the command ends."""
+    """A signal that arrives while signals are blocked is handled before the command ends."""
 
     def bell(*_):
         raise KeyboardInterrupt
 
-    runner(["true"])  # what is made once is made
+    runner(["true"])  # creates the objects that a process creates once
     before = signal.signal(signal.SIGALRM, bell)
     began = time.monotonic()
     try:
@@ -988,7 +988,7 @@ def test_embedding_program_goes_on_after_signals(runner):
 
 @pytest.mark.parametrize("runner", ["one shot", "container", "no init"], indirect=True)
 def test_embedding_program_may_have_few_descriptors(runner):
-    """When descriptors run out the error says so, and those that were opened are closed."""
+    """If descriptors run out, the error says so, and opened ones are closed."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -1013,7 +1013,7 @@ def test_output_is_bytes_io_ready(runner):
 
 
 def test_starts_whatever_numbers_are_free():
-    """What a start opens takes the lowest numbers that are free, and some numbers are given away: to the streams, to init."""
+    """A start opens the lowest free numbers, and some numbers are reserved for the streams and for init."""
     code = """
 import os, random, sys
 from containerkit import Container, run
@@ -1075,7 +1075,7 @@ def test_stdin_that_the_caller_has_closed_is_none_of_its_own_descriptors():
 
 @pytest.mark.parametrize("text", [False, True])
 def test_output_of_a_terminal_is_read_to_its_end(text):
-    """The kernel says EIO once nobody has the other side any more; the text that came before is not lost."""
+    """The kernel returns EIO when the other side is closed. Earlier output is not lost."""
     end = "\n" if text else b"\r\n"
     with Container() as container:
         for read in (lambda f: f.read(), lambda f: "".join(f) if text else b"".join(f)):
@@ -1096,7 +1096,7 @@ def test_lines_of_a_terminal_are_read_one_by_one():
         assert ["two\n", "two\n", ""] == [process.stdout.readline() for _ in range(3)]
 
 
-# --- Processes that nobody waits for
+# --- Processes without a wait
 
 
 def zombies():
