@@ -7,6 +7,10 @@ dead namespaces accumulate. The peak of this backlog is reported next to the rat
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
+import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -17,6 +21,7 @@ import attrs
 
 from benchmarks.floor import Floor
 from benchmarks.measure import Ratio, Report, main, options, quantile
+from benchmarks.peers import PEERS
 from containerkit import Container, Namespaces, RootFS, run
 
 if TYPE_CHECKING:
@@ -24,7 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 THREADS = (1, 2, 4, 8, 16)
-NETWORKS = ("fresh net", "template, pooled net", "template, stock of nets")
+NETWORKS = ("fresh net", "template, pooled net", "template, stock of nets", "template, ready")
+COMPARED = ("bwrap", "crun")
+OURS = "template, ready, 4 threads"
+READY = 64
 WATCH_S = 0.1
 FLOOR_SAMPLES = 50
 
@@ -122,6 +130,31 @@ def bear(name: str, drive: Callable[[float], int], seconds: float) -> Load:
     )
 
 
+def peers(root: str, scratch: str) -> list[tuple[str, Callable[[], object]]]:
+    """Return the programs that are installed and work here, each with a call that starts it and waits for its end."""
+    found: list[tuple[str, Callable[[], object]]] = []
+    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    numbers = itertools.count()
+
+    def start(words: list[str], *, named: bool) -> None:
+        own = [*words[:-1], f"bench-{os.getpid()}-{next(numbers)}"] if named else words
+        pid = os.posix_spawnp(own[0], own, os.environ, file_actions=null)
+        if os.waitpid(pid, 0)[1]:
+            raise RuntimeError(f"{' '.join(own)}: failed")
+
+    for peer in PEERS:
+        if peer.name not in COMPARED or not peer.installed:
+            continue
+        call = partial(start, peer.words(root, scratch), named=peer.name == "crun")
+        try:
+            call()
+        except RuntimeError as error:
+            print(f"left out: {error}", file=sys.stderr)
+        else:
+            found.append((peer.name, call))
+    return found
+
+
 def measure(asked: argparse.Namespace) -> Report:
     """Run all loads in sequence."""
     with ExitStack() as stack:
@@ -132,7 +165,8 @@ def measure(asked: argparse.Namespace) -> Report:
         fresh = partial(run, ["/true"], rootfs=root)
         pooled = stack.enter_context(Container.prepare(root, namespaces=Namespaces(network=pool)))
         stock = stack.enter_context(Container.prepare(root, networks=64))
-        starts = (fresh, partial(pooled.run, ["/true"]), partial(stock.run, ["/true"]))
+        ready = stack.enter_context(Container.prepare(root, ready=READY))
+        starts = (fresh, *[partial(template.run, ["/true"]) for template in (pooled, stock, ready)])
         loads = []
         for net, start in zip(NETWORKS, starts, strict=True):
             start()
@@ -141,6 +175,11 @@ def measure(asked: argparse.Namespace) -> Report:
                 for threads in THREADS
             ]
             loads.append(bear(f"{net}, asyncio, 4 tasks", partial(from_asyncio, start, 4), asked.seconds))
+        for name, start in peers(floor.directory, stack.enter_context(tempfile.TemporaryDirectory())):
+            loads += [
+                bear(f"{name}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
+                for threads in THREADS
+            ]
         spawn_us = quantile(sorted(floor.spawn(floor.true) for _ in range(FLOOR_SAMPLES)), 0.5)
     return _report(loads, spawn_us)
 
@@ -151,7 +190,8 @@ def _lines(loads: list[Load]) -> list[dict[str, object]]:
     rates = {load.name: load.rate for load in loads}
     return [
         {"name": net, "x": THREADS, "y": [rates[f"{net}, {threads} threads"] for threads in THREADS], **labels}
-        for net in NETWORKS
+        for net in (*NETWORKS, *COMPARED)
+        if f"{net}, {THREADS[0]} threads" in rates
     ]
 
 
@@ -170,6 +210,11 @@ def _report(loads: list[Load], spawn_us: float) -> Report:
     for load in loads:
         value = 1e6 / load.rate / spawn_us
         ratios[f"seconds per start, {load.name} / vfork+exec"] = Ratio(value, value, value)
+    rates = {load.name: load.rate for load in loads}
+    for name in COMPARED:
+        if f"{name}, 4 threads" in rates:
+            value = rates[OURS] / rates[f"{name}, 4 threads"]
+            ratios[f"starts per second, {OURS} / {name}"] = Ratio(value, value, value)
     header = ("", "starts/s", "s per start / vfork+exec", "dead namespaces", "cleaned after s")
     data = {"loads": [attrs.asdict(load) for load in loads], "spawn_us": spawn_us, "lines": _lines(loads)}
     return Report("throughput", "Starts per second, sustained", header, tuple(rows), data, ratios)
