@@ -67,13 +67,13 @@ def fork(arguments: bytes) -> int:
     words = ((ctypes.c_long(SYSTEM_CALLS["clone3"]),), (ctypes.c_char_p(arguments),), (ctypes.c_long(len(arguments)),))
     pids, known = tee(map(_syscall_with_gil, *words))
     hook = map({0: _python.PyOS_AfterFork_Child}.get, known, (_python.PyOS_AfterFork_Parent,))
-    steps = zip(pids, map(call, (ctypes.get_errno,)), map(call, hook), strict=False)
+    steps = zip(pids, map(call, hook), strict=False)
     collecting = gc.isenabled()
     gc.disable()  # a collection runs code of Python, too
     try:
         _python.PyOS_BeforeFork()
-        ((pid, error, _),) = steps
+        ((pid, _),) = steps
     finally:
         if collecting:
             gc.enable()
-    return -error if pid == -1 else pid
+    return -ctypes.get_errno() if pid == -1 else pid  # an audit hook is called for it, so it comes after the chain
