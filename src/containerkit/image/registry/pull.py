@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pull"]
 
-_PIECE: Final = 256 << 10
+_PIECE: Final = 64 << 10
 _DEEPEST: Final = 3
 
 
