@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,7 @@ from containerkit.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CAPABILITY", "attributes_of", "is_kept", "posix_acl"]
+__all__ = ["CAPABILITY", "IMPLIED", "attributes_of", "is_kept", "mark", "posix_acl"]
 
 IMPLIED: Final = "user.containerkit.implied"
 """Marks a directory that a layer contains only because something is in it. A lower layer defines its attributes."""
@@ -27,6 +28,24 @@ _NO_ID: Final = 0xFFFF_FFFF
 _TAGS: Final = {("user", False): 0x01, ("user", True): 0x02, ("group", False): 0x04, ("group", True): 0x08,
                 ("mask", False): 0x10, ("other", False): 0x20}  # fmt: skip
 _SHORT: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
+
+
+def mark(directory: int, name: str, value: bytes, spaces: tuple[str, ...]) -> None:
+    """Set a mark of overlayfs on a directory.
+
+    The mark ``opaque`` hides what lower layers have there. The mark ``origin`` says that the directory may contain
+    whiteouts. Without it overlayfs lists them in a directory that only one layer has. No value is needed.
+
+    Args:
+        directory: its descriptor.
+        name: ``opaque`` or ``origin``.
+        value: the value.
+        spaces: the name spaces of the attribute, see :class:`containerkit.image.layers.extract.Extraction`.
+
+    Source: Documentation/filesystems/overlayfs.rst; the kernel's fs/overlayfs/util.c, ovl_path_check_origin_xattr().
+    """
+    for space in spaces:
+        os.setxattr(directory, f"{space}overlay.{name}", value)
 
 
 class UnknownNameError(ImageError):
