@@ -153,6 +153,23 @@ def test_directory_that_the_top_layer_does_not_name_keeps_its_attributes(tmp_pat
     assert ["d", "d/e"] == sorted(str(path.relative_to(found[0])) for path in Path(found[0]).rglob("*"))
 
 
+@pytest.mark.parametrize(
+    ("middle", "expected"), [(member("d/a"), (0o750, 7, ["a", "b", "c"])), (member(".wh.d"), (0o755, 0, ["b"]))]
+)
+def test_merged_directory_that_no_layer_names_has_the_attributes_below(tmp_path, merging, middle, expected):
+    merging(2, entries=10)
+    store = Store(tmp_path / "s")
+    large = archive(directory("d", mode=0o750, uid=7), member("d/c"), *(member(f"f{number}") for number in range(20)))
+    manifest = add_image(store, "a", large, archive(middle), archive(member("d/b")))
+    with store.lease() as lease:
+        found = stacked(store, manifest, lease).directories
+        with union(found, tmp_path / "view") as root:
+            state = (root / "d").stat()
+            assert expected == (stat.S_IMODE(state.st_mode), state.st_uid, sorted(os.listdir(root / "d")))
+    assert str(store.layer_directory(store.config(manifest).diff_ids[0]) / "fs") == found[-1]
+    assert not any((Path(path) / "d/a").exists() and not (Path(path) / "d/b").exists() for path in found)  # merged
+
+
 def test_layers_that_name_their_directories_are_used_as_they_are(tmp_path):
     store = Store(tmp_path / "s")
     layers = [archive(directory("etc"), member(f"etc/f{number}")) for number in range(8)]

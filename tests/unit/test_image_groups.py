@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from examples import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from containerkit.image.layers.stack import grouped
@@ -32,6 +33,7 @@ def test_more_than_the_most_are_merged_at_any_cost():
     assert 4 == len(members([90] * 9, few=3, most=4, entries=50))
 
 
+@settings(max_examples=examples(ci=200, nightly=2000), deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=60), st.integers(1, 10), st.integers(0, 500))
 def test_groups_are_the_stack_and_cost_no_more_than_allowed(sizes, few, entries):
     groups = members(sizes, few=few, most=20, entries=entries)
