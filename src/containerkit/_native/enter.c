@@ -8,19 +8,13 @@
 #include "enter.h"
 #include "native.h"
 #include "syscalls.h"
+#include "text.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/prctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-
-static int64_t number(const char *text) {
-    int64_t value = 0;
-    while (*text >= '0' && *text <= '9')
-        value = value * 10 + (*text++ - '0');
-    return value;
-}
 
 __attribute__((noreturn)) static void give_up(int error_fd, int index, long error) {
     struct ck_failure failure = {index, (int32_t)error};
@@ -110,9 +104,9 @@ static long map_board(struct ck_request *request, int board_fd) {
 }
 
 void ck_enter(char **argv, void (*become_init)(struct ck_request *request, const char *mode)) {
-    int tape = (int)number(argv[2]);
-    int error_fd = (int)number(argv[3]);
-    int index = (int)number(argv[4]);
+    int tape = (int)ck_parse(argv[2]);
+    int error_fd = (int)ck_parse(argv[3]);
+    int index = (int)ck_parse(argv[4]);
     struct stat status;
     /* A process that joins a live container must not be accessible to those inside while it has other descriptors. */
     CK_CALL5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);

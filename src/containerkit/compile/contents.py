@@ -10,7 +10,7 @@ from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
-from containerkit.compile import mounts
+from containerkit.compile import dev, mounts
 from containerkit.compile.facts import FILES, KERNEL_FS, ROOT, TTY_GROUP, bind_slot
 from containerkit.compile.root import memory_options
 from containerkit.plan import calls
@@ -42,7 +42,7 @@ def standard_mounts(start: Start) -> list[Operation]:
             steps += calls.new_mount("sysfs", {}, Slot("sys"), attributes=KERNEL_FS | k.MOUNT_ATTR_RDONLY)
         steps += mounts.attach(Slot("sys"), ROOT, "/sys", directory=True, kept=Slot("sys"))
     if "/dev" not in covered:
-        steps += mounts.attach(Slot("dev"), ROOT, "/dev", directory=True, kept=Slot("dev"))
+        steps += dev.attach(start.spec)
         devices = start.spec.device_mounts(TTY_GROUP if start.host.terminals else None)
         steps += [step for mount in devices if mount.target not in covered for step in made(mount)]
     return steps

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from containerkit import _native
 from containerkit._native import constants as k
 from containerkit.compile.contents import covered_paths, own_mounts, standard_mounts, volumes, working_directory
+from containerkit.compile.dev import close_for_writing
 from containerkit.compile.facts import UPPER, Start
 from containerkit.compile.namespaces import identity, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
@@ -77,6 +78,7 @@ def inside(start: Start) -> list[Operation]:
         steps += standard_mounts(start)
         steps += volumes(start)
         steps += own_mounts(start)
+        steps += close_for_writing(start.spec)
         steps += working_directory(start)
         steps += covered_paths(start)
         steps += pivot()
