@@ -104,6 +104,7 @@ LIBC = {"usr/lib/libc": b"c", "lib": "usr/lib", "abs": "/usr/lib/", "alias": "us
             {"usr/lib/libc": None, "usr/lib/x": b"x"},
         ),
         ([hardlink("b", "lib/libc"), member("b", data=b"other")], {"b": b"other"}),
+        ([member("d"), directory("d"), member("d/x", data=b"x")], {"d/gone": None, "d/x": b"x"}),
     ],
 )
 def test_layer_is_unpacked_as_if_it_lay_on_those_below(tmp_path, layer, more):

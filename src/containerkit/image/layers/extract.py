@@ -244,7 +244,9 @@ class _Work:
         os.ftruncate(file, entry.size)
 
     def _directory(self, entry: Entry) -> None:
-        if self.tree.new_directory(entry.parts) and entry.parts in self._whiteouts:
+        new, replaces = self.tree.new_directory(entry.parts)
+        # Where the layer has a file first and then a directory, the file has already hidden what is below.
+        if new and (entry.parts in self._whiteouts or (replaces and not self._apply)):
             self._mark_opaque(entry.parts)
             self._whiteouts.discard(entry.parts)
         self._directories[entry.parts] = entry
