@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -134,6 +135,22 @@ def test_whiteout_of_nothing_is_not_listed(tmp_path):
         os.removexattr(f"{directories[0]}/d", "trusted.overlay.origin")
         with union(directories, tmp_path / "view") as root:
             assert ["f", "never"] == sorted(os.listdir(root / "d"))
+
+
+def test_layer_with_whiteouts_is_unpacked_where_users_have_no_attributes(tmp_path, monkeypatch):
+    """As on a tmpfs before Linux 6.6."""
+    real = os.setxattr
+
+    def refuse(path, name, *args, **options):
+        if name.startswith("user."):
+            raise OSError(errno.ENOTSUP, "not supported")
+        return real(path, name, *args, **options)
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    store = Store(tmp_path / "s")
+    manifest = add_image(store, "a", archive(directory("d"), member("d/f")), archive(directory("d"), member("d/.wh.f")))
+    with store.lease() as lease, union(stacked(store, manifest, lease).directories, tmp_path / "view") as root:
+        assert [] == os.listdir(root / "d")
 
 
 def test_directory_that_the_top_layer_does_not_name_keeps_its_attributes(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import ENOTSUP
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ from containerkit.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CAPABILITY", "IMPLIED", "attributes_of", "is_kept", "mark", "posix_acl"]
+__all__ = ["CAPABILITY", "IMPLIED", "attributes_of", "is_kept", "mark_opaque", "mark_whiteouts", "posix_acl"]
 
 IMPLIED: Final = "user.containerkit.implied"
 """Marks a directory that a layer contains only because something is in it. A lower layer defines its attributes."""
@@ -30,22 +31,36 @@ _TAGS: Final = {("user", False): 0x01, ("user", True): 0x02, ("group", False): 0
 _SHORT: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
 
 
-def mark(directory: int, name: str, value: bytes, spaces: tuple[str, ...]) -> None:
-    """Set a mark of overlayfs on a directory.
-
-    The mark ``opaque`` hides what lower layers have there. The mark ``origin`` says that the directory may contain
-    whiteouts. Without it overlayfs lists them in a directory that only one layer has. No value is needed.
+def mark_opaque(directory: int, spaces: tuple[str, ...]) -> None:
+    """Mark a directory so that overlayfs hides what lower layers have there.
 
     Args:
         directory: its descriptor.
-        name: ``opaque`` or ``origin``.
-        value: the value.
         spaces: the name spaces of the attribute, see :class:`containerkit.image.layers.extract.Extraction`.
 
-    Source: Documentation/filesystems/overlayfs.rst; the kernel's fs/overlayfs/util.c, ovl_path_check_origin_xattr().
+    Source: Documentation/filesystems/overlayfs.rst.
     """
     for space in spaces:
-        os.setxattr(directory, f"{space}overlay.{name}", value)
+        os.setxattr(directory, f"{space}overlay.opaque", b"y")
+
+
+def mark_whiteouts(directory: int, spaces: tuple[str, ...]) -> None:
+    """Mark a directory that contains whiteouts. Otherwise overlayfs lists them, if only one layer has the directory.
+
+    The attribute is the one for the origin of a copy, without a value. A filesystem may not support it.
+
+    Args:
+        directory: its descriptor.
+        spaces: as for :func:`mark_opaque`.
+
+    Source: the kernel's fs/overlayfs/util.c, ovl_path_check_origin_xattr().
+    """
+    for space in spaces:
+        try:
+            os.setxattr(directory, f"{space}overlay.origin", b"")
+        except OSError as error:
+            if error.errno != ENOTSUP:
+                raise
 
 
 class UnknownNameError(ImageError):

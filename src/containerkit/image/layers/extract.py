@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit.errors import ImageError, SetupError, SpecError
-from containerkit.image.layers.attributes import CAPABILITY, IMPLIED, attributes_of, is_kept, mark
+from containerkit.image.layers.attributes import (
+    CAPABILITY,
+    IMPLIED,
+    attributes_of,
+    is_kept,
+    mark_opaque,
+    mark_whiteouts,
+)
 from containerkit.image.layers.limits import DEFAULT_LIMITS, DeviceRule, Limits
 from containerkit.image.layers.stream import ForwardReader, read_entries, shown
 from containerkit.image.layers.tree import Tree
@@ -407,7 +414,7 @@ class _Work:
     def _mark_opaque(self, parts: Parts) -> None:
         self.union.opaque.add(parts)
         directory = self.tree.directory(parts)
-        mark(directory, "opaque", b"y", self.how.marks)
+        mark_opaque(directory, self.how.marks)
 
     def _uncover(self, entry: Entry) -> None:
         """Remove the whiteout in the place of a new file of the same layer."""
@@ -437,7 +444,7 @@ class _Work:
             os.fchmod(directory, entry.mode if self._keep else entry.mode | 0o700)
             os.utime(directory, ns=(entry.mtime_ns, entry.mtime_ns))
         for parts in {whiteout[:-1] for whiteout in self._whiteouts if len(whiteout) > 1}:
-            mark(self.tree.directory(parts), "origin", b"", self.how.marks)
+            mark_whiteouts(self.tree.directory(parts), self.how.marks)
         self.implied = 0
         for parts in () if self._apply else self.tree.implied - self._directories.keys():
             with suppress(OSError):  # it was removed, or the filesystem has no such attributes

@@ -11,7 +11,7 @@ from errno import EMLINK, EPERM, EXDEV
 from typing import TYPE_CHECKING, Any
 
 from containerkit._linux.tree_walk import DIRECTORY
-from containerkit.image.layers.attributes import IMPLIED, mark
+from containerkit.image.layers.attributes import IMPLIED, mark_opaque, mark_whiteouts
 from containerkit.image.layers.extract import OWNER_OVERRIDE, Extraction
 from containerkit.image.layers.longpath import attribute, has_attribute, lstat, reached
 from containerkit.image.layers.recreate import recreate
@@ -53,9 +53,9 @@ def merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
             return
         opaque, replaced = view.hides(parts)
         if opaque or replaced:
-            mark(target, "opaque", b"y", marks)
+            mark_opaque(target, marks)
         if any(has_attribute(path, f"{space}overlay.origin") for path in view.directories(parts) for space in marks):
-            mark(target, "origin", b"", marks)
+            mark_whiteouts(target, marks)
         found = view.find(parts)
         if not replaced and found is not None and has_attribute(found.path, IMPLIED):
             os.setxattr(target, IMPLIED, b"y")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from containerkit._linux.tree_walk import DIRECTORY, walk
 from containerkit.errors import SetupError
 from containerkit.image.digest import Digest
-from containerkit.image.layers.attributes import mark
+from containerkit.image.layers.attributes import mark_whiteouts
 from containerkit.image.layers.extract import Extraction
 from containerkit.image.layers.kernel import is_on_same_mount
 from containerkit.image.layers.merge import copy_owner, merge
@@ -240,7 +240,7 @@ def _mark_origins(path: str) -> None:
     try:
         for trail, _, names in walk(root):
             if trail.names and any(_is_whiteout(name, trail.fd) for name in names):
-                mark(trail.fd, "origin", b"", spaces)
+                mark_whiteouts(trail.fd, spaces)
     finally:
         os.close(root)
 
