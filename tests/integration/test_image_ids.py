@@ -9,6 +9,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from image_archives import archive as tarred
+from image_archives import directory, member, symlink
+from image_samples import add_image
 
 import containerkit
 from containerkit.image import Defaults, Image, Store
@@ -270,6 +273,55 @@ print(json.dumps([union, shown, changed, shell(second.rootfs(), "stat -c %u /srv
     assert (["33:34", "40"] if count else ["0:0", "0"]) == shown
     assert ["/set", "/srv/new", *(["/srv/page"] if count else [])] == changed
     assert [shown[1], "/set*"] == later
+
+
+@pytest.mark.parametrize("count", [0, 65_536])
+def test_many_layers_have_the_owners_and_are_collected(run_as, home, tmp_path, count):
+    with open(BUSYBOX, "rb") as file:
+        programs = [directory("bin"), member("bin/busybox", data=file.read(), mode=0o755)]
+    programs += [symlink(f"bin/{name}", "busybox") for name in PROGRAMS]
+    srv = [directory("srv", mode=0o750, uid=33), member("srv/gone"), member("srv/page", uid=33)]
+    small = [tarred(member(f"srv/f{number:02}", uid=number)) for number in range(12)]
+    gone = tarred(
+        directory("srv", mode=0o750, uid=33), member("srv/.wh.gone"), directory("new"), member("new/.wh.never")
+    )
+    store = Store(tmp_path / "store")
+    add_image(store, "many", tarred(*programs, *srv), gone, *small)
+    Image.open("many", store=store).save(home / "many.tar")
+    (home / "many.tar").chmod(0o644)
+    script = (
+        HEAD
+        + """
+from containerkit.image.claimed import release
+image = Image.load(sys.argv[2], store=store)[0]
+found = image.rootfs()
+line = "ls /srv; ls /new; stat -c %u:%a /srv /srv/page /srv/f03; echo x > /srv/gone; rm /srv/f04"
+with Container(found, **root) as c:
+    shown = c.run(["/bin/sh", "-c", line], text=True, check=True).stdout.split()
+    changed = [[change.path, change.kind] for change in c.changes()]
+    second = commit(c, base=image)
+again = shell(second.rootfs(), "ls /srv; stat -c %u:%a /srv")
+release()
+kept = len(store.collect().layers)
+image.remove()
+second.remove()
+store.collect(unnamed=True)
+left = [str(path) for path in (store.root / "layers").rglob("fs")]
+print(json.dumps([shown, changed, again, len(found.lowers), found.base, kept, left, os.listdir(store.root / "trash")]))
+"""
+    )
+    shown, changed, again, lowers, base, kept, left, trash = run_as(
+        script, home / "store", home / "many.tar", count=count
+    )
+    names = [f"f{number:02}" for number in range(12)]
+    owners = ["33:750", "33:644", "3:644"] if count else ["0:750", "0:644", "0:644"]
+    assert [*names, "page", *owners] == shown
+    assert [["/srv/f04", "deleted"], ["/srv/gone", "added"]] == changed
+    names.remove("f04")
+    assert [*names, "gone", "page", owners[0]] == again
+    assert lowers <= 9
+    assert str(home / "store/layers") in base
+    assert [0, [], []] == [kept, left, trash]
 
 
 def test_what_belongs_to_the_range_is_collected(run_as, archive, home):

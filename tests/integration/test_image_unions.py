@@ -20,7 +20,7 @@ from containerkit import Container
 from containerkit.errors import ImageError
 from containerkit.image import Image, Store
 from containerkit.image.claimed import release
-from containerkit.image.layers.merge import merge_layers
+from containerkit.image.layers.stack import stack_layers
 from containerkit.image.layers.unpack import layer_paths, on_top_id, unpack_layers
 from containerkit.image.store.collect import unpacked
 
@@ -36,20 +36,28 @@ def nothing_is_left(nothing_left):
 
 @contextmanager
 def shown(store, manifest, place):
-    """The root as seen in a container: merged, or as an overlay."""
-    with store.lease() as lease:
-        directories = unpack_layers(store, layers_of(store, manifest), lease)
-        paths = merge_layers(store, layer_paths(directories), store.config(manifest).chain_ids[-1], lease)
-        if len(paths) == 1:
-            yield Path(paths[0])
-            return
-        place.mkdir()
-        options = f"lowerdir={':'.join(paths)}"
-        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", place], check=True)
-        try:
-            yield place
-        finally:
-            subprocess.run(["umount", place], check=True)
+    """The root as seen in a container."""
+    with store.lease() as lease, union(stacked(store, manifest, lease).directories, place) as root:
+        yield root
+
+
+def stacked(store, manifest, lease):
+    directories = unpack_layers(store, layers_of(store, manifest), lease)
+    return stack_layers(store, layer_paths(directories), store.config(manifest).chain_ids[-1], lease)
+
+
+@contextmanager
+def union(directories, place):
+    for name in ("", ".u", ".w"):
+        Path(f"{place}{name}").mkdir()
+    options = f"lowerdir={':'.join(directories)},upperdir={place}.u,workdir={place}.w"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+        for name in ("", ".u", ".w"):
+            shutil.rmtree(f"{place}{name}")
 
 
 def seen(root, **options):
@@ -96,6 +104,7 @@ LIBC = {"usr/lib/libc": b"c", "lib": "usr/lib", "abs": "/usr/lib/", "alias": "us
             {"usr/lib/libc": None, "usr/lib/x": b"x"},
         ),
         ([hardlink("b", "lib/libc"), member("b", data=b"other")], {"b": b"other"}),
+        ([member("d"), directory("d"), member("d/x", data=b"x")], {"d/gone": None, "d/x": b"x"}),
     ],
 )
 def test_layer_is_unpacked_as_if_it_lay_on_those_below(tmp_path, layer, more):

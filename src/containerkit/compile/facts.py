@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit._native import constants as k
@@ -21,6 +22,8 @@ TTY_GROUP: Final = 5
 """The group of terminals. Source: the OCI's runtime-spec, config-linux.md, default filesystems."""
 JOIN_PREFIX: Final = "join "
 SKELETON: Final = "skeleton"
+_MOST_NAMES: Final = 3800
+"""The room for the names of layers in the options of a mount, which must fit on one page with all others."""
 MAP_BYTES: Final = 2048
 """The room for the text of an id map in a plan. It is padded with spaces, which the kernel skips."""
 
@@ -128,7 +131,24 @@ class Start:
         rootfs = self.spec.rootfs
         if self.by_fuse:
             return ()
-        return tuple(f"/{name}" for name in self.host.programs) if rootfs.kind == "host" else rootfs.lowers
+        if rootfs.kind == "host":
+            return tuple(f"/{name}" for name in self.host.programs)
+        return rootfs.lowers if self.names_in_base is None or rootfs.base is None else (rootfs.base,)
+
+    @cached_property
+    def names_in_base(self) -> list[str] | None:
+        """The layers' names below the one mount that has them all, or None if each layer has its own clone.
+
+        Without an id map, the container's root may not be allowed to enter the base. The options of a mount must fit
+        on one page.
+        """
+        rootfs = self.spec.rootfs
+        if rootfs.base is None or not rootfs.idmap or len(rootfs.lowers) < 2:
+            return None
+        names = [os.path.relpath(path, rootfs.base) for path in rootfs.lowers]
+        paths = [*names, rootfs.upper or "", rootfs.work or ""]
+        plain = not any(set(name) & set(":,\\") for name in names)
+        return names if plain and sum(len(os.fsencode(path)) + 1 for path in paths) <= _MOST_NAMES else None
 
     def upper_base(self) -> str:
         """The directory that contains upper and work. An overlay needs both on one mount."""

@@ -129,8 +129,10 @@ def overlays(start: Start) -> list[Operation]:
         steps.append(calls.move_mount(UPPER, k.AT_FDCWD, b"/upper", target="upper layer"))
     if rootfs.kind == "overlay":
         # Short names in the directory of the layers, because the options of a mount must fit on one page.
-        lowers = [str(number) for number in range(len(rootfs.lowers))]
-        return [*steps, calls.chdir(b"/lower"), *union(start, "/newroot", lowers, 0)]
+        within, lowers = b"/lower/0", start.names_in_base
+        if lowers is None:
+            within, lowers = b"/lower", [str(number) for number in range(len(rootfs.lowers))]
+        return [*steps, calls.chdir(within), *union(start, "/newroot", lowers, 0)]
     # First the layer of the skeleton, then each directory of programs on its mount point.
     if start.host.skeleton is not None:
         steps += calls.new_mount("tmpfs", {"mode": "755"}, Slot("skeleton"), attributes=FILES)

@@ -60,13 +60,15 @@ def changes(upper: int, lowers: tuple[int, ...], *, prefix: str = "", marks: boo
             level = levels[-1]
             while level.names:
                 name = level.names.pop()
-                change, enter = _look(name, top.fd, [trail.fd for trail in level.lowers], device, marks=marks)
+                lower_name = name.removeprefix(_FILE) if marks else name
+                shown = level.lowers[: _depth(lower_name, [trail.fd for trail in level.lowers])]
+                change, enter = _look(name, top.fd, [trail.fd for trail in shown], device, marks=marks)
                 path = f"{level.path}/{os.fsdecode(name)}"
                 if change:
                     hidden = marks and name.startswith(_FILE)
                     yield Change(f"{level.path}/{os.fsdecode(name.removeprefix(_FILE))}" if hidden else path, change)
                 if enter:
-                    lowers_there = [] if _is_opaque(name, top.fd, marks=marks) else level.lowers
+                    lowers_there = [] if _is_opaque(name, top.fd, marks=marks) else shown
                     level = _Level(path, [], [trail for trail in lowers_there if _enter(trail, name)])
                     level.names.extend(_names(top.enter(name)))
                     levels.append(level)
@@ -140,6 +142,20 @@ def listed(how: tuple[str, bool], upper: int, *lowers: int | str) -> list[Change
                 stack.callback(os.close, found)
             opened.append(found)
         return list(changes(upper, tuple(opened), prefix=how[0], marks=how[1]))
+
+
+def _depth(name: bytes, lowers: list[int]) -> int:
+    """Return how many of the lower directories can show something at a name; one of them hides it in the others."""
+    for number, lower in enumerate(lowers):
+        try:
+            status = os.stat(name, dir_fd=lower, follow_symlinks=False)
+        except OSError:
+            continue
+        if _is_whiteout(name, lower, status):
+            return number
+        if not stat.S_ISDIR(status.st_mode) or _is_opaque(name, lower, marks=False):
+            return number + 1
+    return len(lowers)
 
 
 def _exists(name: bytes, directory: int) -> bool:

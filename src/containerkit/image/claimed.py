@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from containerkit.image.digest import Digest
+    from containerkit.image.layers.stack import Stack
     from containerkit.image.store import Lease, Store
 
 __all__ = ["process_lease", "ready", "release"]
 
 _leases: Final[dict[tuple[int, str], Lease]] = {}
-_ready: Final[dict[tuple[int, str, Digest], tuple[str, ...]]] = {}
+_ready: Final[dict[tuple[int, str, Digest], Stack]] = {}
 
 
 def process_lease(store: Store) -> Lease:
@@ -25,7 +26,7 @@ def process_lease(store: Store) -> Lease:
     return _leases[key]
 
 
-def ready(store: Store, digest: Digest, prepare: Callable[[Lease], tuple[str, ...]]) -> tuple[str, ...]:
+def ready(store: Store, digest: Digest, prepare: Callable[[Lease], Stack]) -> Stack:
     """Return the directories of an image. They are prepared once in this process.
 
     Args:
@@ -34,10 +35,10 @@ def ready(store: Store, digest: Digest, prepare: Callable[[Lease], tuple[str, ..
         prepare: makes the directories and claims them with the lease that it gets.
     """
     key = (os.getpid(), os.fspath(store.layers), digest)
-    directories = _ready.get(key)
-    if directories is None or not os.path.isdir(directories[0]):
-        directories = _ready[key] = prepare(process_lease(store))
-    return directories
+    stack = _ready.get(key)
+    if stack is None or not all(map(os.path.isdir, stack.directories)):
+        stack = _ready[key] = prepare(process_lease(store))
+    return stack
 
 
 def release() -> None:

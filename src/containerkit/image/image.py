@@ -14,7 +14,7 @@ from containerkit.image.claimed import process_lease, ready
 from containerkit.image.config import Defaults, History, ImageConfig
 from containerkit.image.diff import compare_images, layer_from_directory
 from containerkit.image.layers.extract import Extraction
-from containerkit.image.layers.merge import merge_layers
+from containerkit.image.layers.stack import Stack, stack_layers
 from containerkit.image.layers.tarwrite import TreeWriter, Writing, source_date_epoch
 from containerkit.image.layers.unpack import extract_blob, layer_paths, unpack_layers
 from containerkit.image.progress import silent
@@ -222,8 +222,8 @@ class Image(Sources):
         """Return a root for containers: the image's layers below a writable layer.
 
         Commands in it have the environment, working directory and user from the image's config by default. If there are
-        several layers, the first call merges them into one directory. So the cost of later starts does not depend on
-        their number.
+        more than eight layers, the first call merges small neighbours, unless the pull has done so. So the cost of
+        starts hardly depends on their number.
 
         Args:
             volumes: whether each container gets its own copy of the volumes in the config. They are kept in memory,
@@ -238,14 +238,15 @@ class Image(Sources):
         from containerkit.image.volumes import find_volumes
         from containerkit.spec.rootfs import RootFS
 
-        def prepare(lease: Lease) -> tuple[str, ...]:
-            return merge_layers(self.store, self.unpack(lease), self.config.chain_ids[-1], lease)
+        def prepare(lease: Lease) -> Stack:
+            return stack_layers(self.store, self.unpack(lease), self.config.chain_ids[-1], lease)
 
-        directories, defaults = ready(self.store, self.digest, prepare), self.defaults
+        stack, defaults = ready(self.store, self.digest, prepare), self.defaults
         return attrs.evolve(
-            RootFS.overlay(*directories, **options),
+            RootFS.overlay(*stack.directories, **options),
+            base=stack.base,
             defaults=defaults.pairs,
-            volumes=find_volumes(directories, defaults.volumes) if volumes else (),
+            volumes=find_volumes(stack.directories, defaults.volumes) if volumes else (),
             stop_signal=defaults.stop_number,
         )
 

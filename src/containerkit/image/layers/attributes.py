@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from errno import ENOTSUP
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +12,7 @@ from containerkit.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CAPABILITY", "attributes_of", "is_kept", "posix_acl"]
+__all__ = ["CAPABILITY", "IMPLIED", "attributes_of", "is_kept", "mark_opaque", "mark_whiteouts", "posix_acl"]
 
 IMPLIED: Final = "user.containerkit.implied"
 """Marks a directory that a layer contains only because something is in it. A lower layer defines its attributes."""
@@ -27,6 +29,38 @@ _NO_ID: Final = 0xFFFF_FFFF
 _TAGS: Final = {("user", False): 0x01, ("user", True): 0x02, ("group", False): 0x04, ("group", True): 0x08,
                 ("mask", False): 0x10, ("other", False): 0x20}  # fmt: skip
 _SHORT: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
+
+
+def mark_opaque(directory: int, spaces: tuple[str, ...]) -> None:
+    """Mark a directory so that overlayfs hides what lower layers have there.
+
+    Args:
+        directory: its descriptor.
+        spaces: the name spaces of the attribute, see :class:`containerkit.image.layers.extract.Extraction`.
+
+    Source: Documentation/filesystems/overlayfs.rst.
+    """
+    for space in spaces:
+        os.setxattr(directory, f"{space}overlay.opaque", b"y")
+
+
+def mark_whiteouts(directory: int, spaces: tuple[str, ...]) -> None:
+    """Mark a directory that contains whiteouts. Otherwise overlayfs lists them, if only one layer has the directory.
+
+    The attribute is the one for the origin of a copy, without a value. A filesystem may not support it.
+
+    Args:
+        directory: its descriptor.
+        spaces: as for :func:`mark_opaque`.
+
+    Source: the kernel's fs/overlayfs/util.c, ovl_path_check_origin_xattr().
+    """
+    for space in spaces:
+        try:
+            os.setxattr(directory, f"{space}overlay.origin", b"")
+        except OSError as error:
+            if error.errno != ENOTSUP:
+                raise
 
 
 class UnknownNameError(ImageError):

@@ -32,6 +32,7 @@ _MAGIC: Final = (
 _GZIP_LEVEL: Final = 1  # three times as fast as level 6, with a tenth more bytes
 _GZIP_PIECE: Final = 1 << 20
 _GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\x04\xff"  # flags: no time, fast, unknown system
+_GUNZIP_BLOCK: Final = 32 << 10  # for each stream isal holds eight of compressed and four of uncompressed data
 _DEFLATE_END: Final = b"\x03\0"  # an empty last block
 _MOST_THREADS: Final = 8
 _ZSTD_LEVEL: Final = 3
@@ -173,7 +174,9 @@ def _gunzip(file: BinaryIO, threads: int) -> BinaryIO:
         return cast("BinaryIO", gzip.GzipFile(fileobj=file, mode="rb"))
     plain: Any = igzip.IGzipFile
     threaded: Any = igzip_threaded.open
-    found = threaded(file, "rb", threads=threads, block_size=1 << 20) if threads else plain(fileobj=file, mode="rb")
+    found = (
+        threaded(file, "rb", threads=threads, block_size=_GUNZIP_BLOCK) if threads else plain(fileobj=file, mode="rb")
+    )
     return cast("BinaryIO", found)
 
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit.errors import ImageError, SetupError, SpecError
-from containerkit.image.layers.attributes import CAPABILITY, IMPLIED, attributes_of, is_kept
+from containerkit.image.layers.attributes import (
+    CAPABILITY,
+    IMPLIED,
+    attributes_of,
+    is_kept,
+    mark_opaque,
+    mark_whiteouts,
+)
 from containerkit.image.layers.limits import DEFAULT_LIMITS, DeviceRule, Limits
 from containerkit.image.layers.stream import ForwardReader, read_entries, shown
 from containerkit.image.layers.tree import Tree
@@ -244,7 +251,9 @@ class _Work:
         os.ftruncate(file, entry.size)
 
     def _directory(self, entry: Entry) -> None:
-        if self.tree.new_directory(entry.parts) and entry.parts in self._whiteouts:
+        new, replaces = self.tree.new_directory(entry.parts)
+        # Where the layer has a file first and then a directory, the file has already hidden what is below.
+        if new and (entry.parts in self._whiteouts or (replaces and not self._apply)):
             self._mark_opaque(entry.parts)
             self._whiteouts.discard(entry.parts)
         self._directories[entry.parts] = entry
@@ -405,8 +414,7 @@ class _Work:
     def _mark_opaque(self, parts: Parts) -> None:
         self.union.opaque.add(parts)
         directory = self.tree.directory(parts)
-        for space in self.how.marks:
-            os.setxattr(directory, f"{space}overlay.opaque", b"y")
+        mark_opaque(directory, self.how.marks)
 
     def _uncover(self, entry: Entry) -> None:
         """Remove the whiteout in the place of a new file of the same layer."""
@@ -435,6 +443,8 @@ class _Work:
                 self._attributes(directory, entry, kept=kept)
             os.fchmod(directory, entry.mode if self._keep else entry.mode | 0o700)
             os.utime(directory, ns=(entry.mtime_ns, entry.mtime_ns))
+        for parts in {whiteout[:-1] for whiteout in self._whiteouts if len(whiteout) > 1}:
+            mark_whiteouts(self.tree.directory(parts), self.how.marks)
         self.implied = 0
         for parts in () if self._apply else self.tree.implied - self._directories.keys():
             with suppress(OSError):  # it was removed, or the filesystem has no such attributes

@@ -10,7 +10,7 @@ from containerkit._linux.tree_walk import chunks
 from containerkit._native import constants as k
 from containerkit._native.calls import openat2
 
-__all__ = ["BENEATH", "open_beneath", "sync_filesystem"]
+__all__ = ["BENEATH", "is_on_same_mount", "open_beneath", "sync_filesystem"]
 
 BENEATH: Final = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_MAGICLINKS
 
@@ -46,10 +46,22 @@ def open_beneath(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
             os.close(at)
 
 
-def _open(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
+def is_on_same_mount(directory: int, path: bytes) -> bool:
+    """Return whether a path below ``directory`` leads through no symlink and no other mount.
+
+    Source: openat2(2), RESOLVE_NO_XDEV.
+    """
+    try:
+        os.close(_open(directory, path, os.O_PATH | os.O_DIRECTORY, resolve=BENEATH | k.RESOLVE_NO_XDEV))
+    except OSError:
+        return False
+    return True
+
+
+def _open(directory: int, path: bytes, flags: int, mode: int = 0, resolve: int = BENEATH) -> int:
     while True:
         try:
-            return openat2(directory, path, flags | os.O_CLOEXEC, mode, BENEATH)
+            return openat2(directory, path, flags | os.O_CLOEXEC, mode, resolve)
         except OSError as error:
             if error.errno != EAGAIN:  # EAGAIN: a concurrent rename disturbed the resolution
                 raise

@@ -14,7 +14,7 @@ from containerkit._linux.tree_walk import chunks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["attribute", "attributes", "lstat", "names", "open_file", "reached", "readlink"]
+__all__ = ["attribute", "attributes", "has_attribute", "lstat", "names", "open_file", "reached", "readlink"]
 
 _SHORT: Final = 4000
 _FILE: Final = os.O_RDONLY | os.O_CLOEXEC
@@ -75,8 +75,19 @@ def open_file(path: bytes) -> BinaryIO:
 
 def attribute(path: bytes, name: str) -> bytes:
     """Return an extended attribute. A symlink is not followed."""
+    if len(path) < _SHORT:
+        return os.getxattr(path, name, follow_symlinks=False)
     with reached(path) as (at, last):
         return os.getxattr(_place(at, last), name, follow_symlinks=False)
+
+
+def has_attribute(path: bytes, name: str) -> bool:
+    """Return whether a file has an extended attribute. A symlink is not followed."""
+    try:
+        attribute(path, name)
+    except OSError:
+        return False
+    return True
 
 
 def attributes(path: bytes) -> list[str]:

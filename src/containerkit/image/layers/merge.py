@@ -1,81 +1,113 @@
-"""Merge a stack of layers into one directory, so that the cost of a start does not depend on their number.
+"""Merge neighbouring layers into one directory of hard links, so that overlayfs has fewer layers to look into.
 
-The directory contains hard links to the files of the layers, so only directories use space. Containers never write to
-it, so the layers do not change.
+Only directories use space. Containers never write to the result, so the layers do not change.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from errno import EMLINK, EPERM, EXDEV
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 from containerkit._linux.tree_walk import DIRECTORY
-from containerkit.image.layers.longpath import reached
+from containerkit.image.layers.attributes import IMPLIED, mark_opaque, mark_whiteouts
+from containerkit.image.layers.extract import OWNER_OVERRIDE, Extraction
+from containerkit.image.layers.longpath import attribute, has_attribute, lstat, reached
 from containerkit.image.layers.recreate import recreate
-from containerkit.image.layers.unpack import CONTENT, has_implied, is_whole, place_layer, settle
+from containerkit.image.layers.unpack import CONTENT, ORIGINS, UNNAMED, place_layer
 from containerkit.image.layers.view import View
-from containerkit.image.store.locks import locked, workspace
-from containerkit.start import userns_helper
+from containerkit.image.store.locks import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from containerkit.image.digest import Digest
+    from containerkit.image.layers.links import Parts
     from containerkit.image.layers.view import Found
-    from containerkit.image.store import Lease, Store
+    from containerkit.image.store import Store
 
-__all__ = ["FEWEST", "merge_layers"]
-
-FEWEST: Final = 3
-"""Smaller numbers of layers are passed to overlayfs directly, unless one has directories that it does not name.
-Overlayfs would use the attributes of those directories, not those in the layers below."""
+__all__ = ["copy_owner", "merge"]
 
 
-def merge_layers(store: Store, directories: Sequence[str], chain_id: Digest, lease: Lease) -> tuple[str, ...]:
-    """Return one directory with the content of a stack of unpacked layers. It is made if it does not exist.
+def merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
+    """Merge neighbouring layers into one that hides and shows the same of what is below them.
 
     Args:
         store: the store.
-        directories: the directories of the layers, topmost first.
-        chain_id: the id of the whole stack.
-        lease: a claim that will cover the directory.
+        directories: the directories of the layers' files, topmost first.
+        directory: the directory of the new layer.
 
     Returns:
-        The one directory; or the layers unchanged, if there are few of them or their files can't be linked.
+        Whether it was made. It is not if files can't be linked, or have too many links.
 
-    Source: OCI image specification, config.md, "Layer ChainID"; link(2).
+    Source: link(2); Documentation/filesystems/overlayfs.rst.
     """
-    if len(directories) < FEWEST and not any(has_implied(directory) for directory in directories[:-1]):
-        return tuple(directories)
-    lease.claim([chain_id])
-    directory = store.layer_directory(chain_id)
-    if not is_whole(directory):
-        with locked(store.root / "layers/.merging", exclusive=True):
-            if not is_whole(directory) and not userns_helper.call(_merge, store, tuple(directories), directory):
-                return tuple(directories)
-    settle(directory)
-    return (str(directory / CONTENT),)
+    view = _Part(directories)
+    marks = Extraction.for_user().marks
+    unnamed: list[str] = []
 
+    def finish(parts: Parts, target: int) -> None:
+        copy_owner(view, parts, target)
+        if not parts:
+            return
+        opaque, replaced = view.hides(parts)
+        if opaque or replaced:
+            mark_opaque(target, marks)
+        if any(has_attribute(path, f"{space}overlay.origin") for path in view.directories(parts) for space in marks):
+            mark_whiteouts(target, marks)
+        found = view.find(parts)
+        if not replaced and found is not None and has_attribute(found.path, IMPLIED):
+            os.setxattr(target, IMPLIED, b"y")
+            unnamed.append(os.fsdecode(b"/".join(parts)))
 
-def _merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
     with workspace(store.root / "layers") as new:
         new.chmod(0o711)
-        view = View(directories)
         try:
             (new / CONTENT).mkdir()
             root = os.open(new / CONTENT, DIRECTORY)
             try:
-                recreate(view, (), root, _link)
+                recreate(view, (), root, _link, finish=finish)
             finally:
                 os.close(root)
         except OSError as error:
             if error.errno in (EMLINK, EPERM, EXDEV):
                 return False
             raise
-        place_layer(store, new, directory, {"merged": len(directories)})
+        facts: dict[str, Any] = {"merged": len(directories), "implied": len(unnamed), ORIGINS: True}
+        place_layer(store, new, directory, facts | {UNNAMED: unnamed})
     return True
+
+
+class _Part(View):
+    """Layers above others. Their whiteouts are files like others, because they hide something below."""
+
+    def _is_whiteout(self, status: os.stat_result) -> bool:  # noqa: ARG002 - the signature is that of View
+        return False
+
+    def hides(self, parts: Parts) -> tuple[bool, bool]:
+        """Return how a directory hides what the layers below these have at its path.
+
+        Returns:
+            Whether one of its parts is opaque, and whether it has replaced something else in one of these layers.
+        """
+        paths = [above + b"/" + parts[-1] for above in self.directories(parts[:-1])]
+        shown = self.directories(parts)
+        return any(map(self._is_opaque, shown)), any(_is_other(path) for path in paths if path not in shown)
+
+
+def _is_other(path: bytes) -> bool:
+    try:
+        return not stat.S_ISDIR(lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def copy_owner(view: View, parts: Parts, target: int) -> None:
+    """Give a copy of a directory the record of its owner that a store has which can't change owners."""
+    found = view.find(parts)
+    if found is not None and has_attribute(found.path, OWNER_OVERRIDE):
+        os.setxattr(target, OWNER_OVERRIDE, attribute(found.path, OWNER_OVERRIDE))
 
 
 def _link(found: Found, name: bytes, directory: int) -> None:

@@ -20,7 +20,13 @@ __all__ = ["dress", "recreate"]
 
 
 def recreate(
-    view: View, start: Parts, root: int, place: Callable[[Found, bytes, int], None], *, lenient: bool = False
+    view: View,
+    start: Parts,
+    root: int,
+    place: Callable[[Found, bytes, int], None],
+    *,
+    lenient: bool = False,
+    finish: Callable[[Parts, int], None] = lambda _parts, _directory: None,
 ) -> None:
     """Create the directories below one of a view, at any depth, and place everything else.
 
@@ -32,32 +38,34 @@ def recreate(
         root: a descriptor of the directory to fill.
         place: creates what is not a directory. It gets what was found, its name, and a descriptor of the directory.
         lenient: as for :func:`dress`.
+        finish: called for each directory before its mode is set, with its path in the view and its descriptor.
 
     Raises:
         OSError: something can't be read or created.
     """
+
+    def complete(directory: int) -> None:
+        finish(tuple(parts), directory)
+        dress(directory, view.find(tuple(parts)), lenient=lenient)
+
     parts = list(start)
-    waiting = [view.names(start)[::-1]]
+    waiting = [view.entries(start)[::-1]]
     with Trail(root) as trail:
         while True:
             while waiting[-1]:
-                name = waiting[-1].pop()
-                found = view.find((*parts, name))
-                if found is None:
-                    continue
+                name, found = waiting[-1].pop()
                 if not found.is_directory:
                     place(found, name, trail.fd)
                     continue
                 os.mkdir(name, 0o700, dir_fd=trail.fd)
                 trail.enter(name)
                 parts.append(name)
-                waiting.append(view.names(tuple(parts))[::-1])
+                waiting.append(view.entries(tuple(parts))[::-1])
             waiting.pop()
-            own = view.find(tuple(parts))
             if not waiting:
-                dress(root, own, lenient=lenient)
+                complete(root)
                 return
-            trail.leave(lambda directory, own=own: dress(directory, own, lenient=lenient))  # type: ignore[misc] # mypy does not infer a lambda with a default
+            trail.leave(complete)
             parts.pop()
 
 

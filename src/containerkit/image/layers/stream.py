@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "ForwardReader", "Source", "copy_archive", "read_entries", "split_path"]
 
-_PIECE: Final = 1 << 20
+_PIECE: Final = 64 << 10
 _LONGEST_PATH: Final = 1 << 15  # eight times what the kernel accepts at once
 _LARGEST_ID: Final = 0xFFFF_FFFE
 _HEADER: Final = Struct("100s8s8s8s12s12s8sc100s8x64x8s8s155s12x")

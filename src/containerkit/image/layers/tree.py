@@ -156,18 +156,19 @@ class Tree:
             self.clear_way(parts)
             return os.open(parts[-1], _NEW, 0o600, dir_fd=self.directory(parts[:-1]))
 
-    def new_directory(self, parts: Parts) -> bool:
-        """Create a directory, or keep an existing one. Return whether it is new."""
+    def new_directory(self, parts: Parts) -> tuple[bool, bool]:
+        """Create a directory, or keep an existing one. Return whether it is new, and whether it replaces a file."""
         parent = self.directory(parts[:-1])
         try:
             os.mkdir(parts[-1], 0o700, dir_fd=parent)
         except FileExistsError:
             kept = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
             if stat.S_ISDIR(kept.st_mode):
-                return False
+                return False, False
             self.clear_way(parts)
             os.mkdir(parts[-1], 0o700, dir_fd=self.directory(parts[:-1]))
-        return True
+            return True, True
+        return True, False
 
     def new_symlink(self, parts: Parts, content: bytes) -> None:
         """Create a symlink, replacing what exists. Nothing here ever follows it."""

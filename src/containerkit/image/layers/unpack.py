@@ -39,7 +39,8 @@ CONTENT: Final = "fs"
 """The name of the directory for the files, inside the layer's own directory."""
 _MARKER: Final = "layer.json"
 _LACKS: Final = "lacks"  # why a layer can't be unpacked alone
-_UNNAMED: Final = "unnamed"
+UNNAMED: Final = "unnamed"  # its directories that it created before it named them, or that it does not name
+ORIGINS: Final = "origins"  # its directories with whiteouts are marked; they were not by earlier versions
 _SETTLE_S: Final = 60.0
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -104,7 +105,7 @@ def _leans_on_others(directory: Path, below: Sequence[Path]) -> bool:
     facts = _facts(directory)
     if _LACKS in facts:
         return True
-    unnamed = facts.get(_UNNAMED)
+    unnamed = facts.get(UNNAMED)
     if not unnamed or not below:
         return False
     leans: bool = userns_helper.call(_is_any_link, layer_paths(below), unnamed)
@@ -149,7 +150,8 @@ def extract_blob(
     if diff_id is not None:
         diff_id.check(state, "layer, uncompressed")
     facts = {"entries": found.entries, "bytes": found.bytes, "implied": found.implied, "skipped": list(found.skipped)}
-    return facts | {_UNNAMED: [os.fsdecode(b"/".join(parts)) for parts in found.unnamed]}
+    facts[ORIGINS] = True
+    return facts | {UNNAMED: [os.fsdecode(b"/".join(parts)) for parts in found.unnamed]}
 
 
 def _unpack(
@@ -214,13 +216,22 @@ def _marker(facts: dict[str, object], *, durable: bool) -> bytes:
 
 def is_whole(directory: Path) -> bool:
     """Return whether a layer is complete: it was unpacked since the machine started, or is known to be on disk."""
-    facts = _facts(directory)
+    return _is_valid(_facts(directory))
+
+
+def _is_valid(facts: dict[str, Any]) -> bool:
     return bool(facts) and (bool(facts["durable"]) or facts["boot"] == _BOOT.read_text().strip())
 
 
-def has_implied(content: str) -> bool:
-    """Return whether a layer has directories that it does not name, given the directory of its files."""
-    return bool(_facts(Path(content).parent).get("implied"))
+def facts_of(directory: Path) -> dict[str, Any]:
+    """Return what is recorded about a complete layer; empty if it is not complete."""
+    facts = _facts(directory)
+    return facts if _is_valid(facts) else {}
+
+
+def add_fact(directory: Path, name: str) -> None:
+    """Record that something is true of a layer from now on. The change becomes durable later, like the layer."""
+    replace_file(directory / _MARKER, _marker(_facts(directory) | {name: True}, durable=False))
 
 
 def _facts(directory: Path) -> dict[str, Any]:

@@ -71,10 +71,15 @@ class View:
 
     def names(self, parts: Parts) -> list[bytes]:
         """Return the names in a directory, sorted."""
-        found: set[bytes] = set()
+        return [name for name, _ in self.entries(parts)]
+
+    def entries(self, parts: Parts) -> list[tuple[bytes, Found]]:
+        """Return the names in a directory, sorted, and the file of each."""
+        present: set[bytes] = set()
         for directory in self._directories(parts):
-            found.update(names(directory))
-        return sorted(name for name in found if self.find((*parts, name)) is not None)
+            present.update(names(directory))
+        found = ((name, self.find((*parts, name))) for name in sorted(present))
+        return [(name, file) for name, file in found if file is not None]
 
     def resolve(self, path: bytes, *, last: bool = True) -> Parts:
         """Resolve the symlinks of a path from the root. Components that do not exist are kept unchanged.

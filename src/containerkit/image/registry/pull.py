@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import ImageError
 from containerkit.image import media
-from containerkit.image.layers.unpack import unpack_layer, unpack_layers
+from containerkit.image.config import chain_ids
+from containerkit.image.layers.stack import stack_layers
+from containerkit.image.layers.unpack import layer_paths, unpack_layer, unpack_layers
 from containerkit.image.manifest import Index, Manifest
 from containerkit.image.platform import Platform
 from containerkit.image.progress import ProgressEvent, silent
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pull"]
 
-_PIECE: Final = 256 << 10
+_PIECE: Final = 64 << 10
 _DEEPEST: Final = 3
 
 
@@ -183,7 +185,10 @@ class _Pull:
                         running.append(unpackers.submit(self._unpack, blob, diff_ids[blob.digest]))
                 for unpacking in as_completed(running):
                     unpacking.result()
-                unpack_layers(self.store, layers, self.lease)  # those that need the layers below them
+                found = unpack_layers(self.store, layers, self.lease)  # those that need the layers below them
+                if found:
+                    chain = chain_ids(tuple(diff_id for _, diff_id in layers))
+                    stack_layers(self.store, layer_paths(found), chain[-1], self.lease)
             except BaseException:
                 self._stopped.set()  # otherwise the other downloads would continue to their ends
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -14,6 +14,7 @@ from containerkit.errors import CleanupError, ContainerError, ImageError
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
+from containerkit.image.layers.stack import parts_of, stack_id
 from containerkit.image.layers.unpack import on_top_id
 from containerkit.image.manifest import Index, Manifest
 from containerkit.image.store.cache import cached_digests
@@ -86,6 +87,7 @@ def reachable(store: Store, root: Descriptor | Digest) -> Iterator[Digest]:
             yield from config.diff_ids
             yield from config.chain_ids
             yield from map(on_top_id, config.chain_ids)
+            yield from map(stack_id, config.chain_ids[-1:])
         if kind not in media.INDEXES | media.MANIFESTS or not store.blobs.has(digest):
             continue
         document = store.document(_as_descriptor(digest, kind))
@@ -120,6 +122,9 @@ def collect(store: Store) -> Collected:
         kept.update(cached_digests(store))
         blobs = [digest for digest in store.blobs if digest not in kept]
         current = store.layers
+        for digest, directory in unpacked(store):
+            if digest in kept and directory.parents[1] == current:
+                kept |= parts_of(directory)
         layers = [
             (digest, directory)
             for digest, directory in unpacked(store)
