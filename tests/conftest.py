@@ -414,6 +414,7 @@ def left_behind(before, stagings, patience_s=15):
         time.sleep(0.05)
 
 
+@functools.cache
 def warm_up():
     """Make what a process makes once and keeps: the staging namespaces, init's memfd, the locked id ranges."""
     from containerkit import Container, ContainerError, Limits, Namespaces, RootFS, run
@@ -427,15 +428,10 @@ def warm_up():
         run(["true"], limits=Limits())
 
 
-_warm = []
-
-
 @pytest.fixture
 def nothing_left():
     """Hold a test to leaving no descriptor, child, mount, control group or file of containerkit's behind."""
-    if not _warm:
-        warm_up()
-        _warm.append(True)
+    warm_up()
     before, stagings = _traces(), _stagings()
     yield
     assert left_behind(before, stagings) == {}
