@@ -19,52 +19,6 @@ import pytest
 
 INTERPRETERS = ("compiled", "reference")
 
-_TOGETHER = {
-    # What dead owners left, and all of a user's containers, networks and projects: any sweep removes what others left,
-    # any look at the records sees all.
-    "records": frozenset(
-        {
-            "test_cgroup_lifecycle",
-            "test_cli_imports",
-            "test_cli_run",
-            "test_detached",
-            "test_detached_cli",
-            "test_detached_death",
-            "test_detached_events",
-            "test_detached_logs",
-            "test_detached_networks",
-            "test_docker_words",
-            "test_killed_owner",
-            "test_left_behind",
-            "test_network_shared",
-            "test_owner_death",
-            "test_project",
-            "test_project_cli",
-            "test_volumes",
-        }
-    ),
-    # Daemons and clusters, which take memory, and find their own by looking through all of the machine's.
-    "daemons": frozenset(
-        {
-            "test_fleet_clusters",
-            "test_kube_node",
-            "test_oci_cri",
-            "test_oci_engines",
-            "test_oci_engines_rootless",
-            "test_oci_slurm",
-            "test_oci_swarm",
-            "test_outer_containers",
-        }
-    ),
-    # Ranges of ids, and times.
-    "alone": frozenset({"test_identity", "test_interruptions", "test_liveness", "test_timeouts"}),
-}
-"""Modules whose tests are about more than their own process: each of these groups stays on one worker."""
-
-_ON_RECORD = re.compile(r"docs/(detached|fleet|networks|projects)\.md")
-"""Pages whose examples leave containers, networks or projects on record until their last command."""
-
-
 with contextlib.suppress(ImportError):  # guests do without
     from hypothesis import HealthCheck, settings
 
@@ -115,15 +69,6 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("interpreter", names, indirect=True, scope="function")
 
 
-_busy_s = Counter()
-"""How long each worker has run tests."""
-
-
-@functools.cache
-def _has_module_fixtures(path):
-    return 'scope="module"' in path.read_text()
-
-
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers():
     """Take two workers for each processor: for most of their time the tests wait, for the kernel and for each other."""
@@ -134,51 +79,7 @@ def pytest_xdist_auto_num_workers():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Keep on one worker, one after the other, what would disturb itself on two; hand out the rest one by one.
-
-    The tests of a module stay together, too, if they share something that is made once for the module. The largest
-    groups come first. By a scheduler, since pytest-xdist 3.8 loses its groups with pytest 9.2.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            path = nodeid.partition("::")[0]
-            module = os.path.basename(path).removesuffix(".py")
-            if module == "test_pages" and _ON_RECORD.search(nodeid):
-                return "records"
-            alone = path if _has_module_fixtures(config.rootpath / path) else nodeid
-            return next((group for group, modules in _TOGETHER.items() if module in modules), alone)
-
-        def mark_test_complete(self, node, item_index, duration=0):
-            _busy_s[node.gateway.id] += duration
-            nodeid = self.registered_collections[node][item_index]
-            scope = self._split_scope(nodeid)
-            del self.assigned_work[node][scope][nodeid]
-            if not self.assigned_work[node][scope]:  # or each call would look through all that was ever done
-                del self.assigned_work[node][scope]
-            self._reschedule(node)
-
-        def _reschedule(self, node):
-            if node.shutting_down or node not in self.registered_collections:
-                return
-            while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:  # none begins without a successor
-                self._assign_work_unit(node)
-            if not self.workqueue:
-                node.shutdown()
-
-        def remove_node(self, node):
-            """Give what a worker left to the others, but not the test that ended it."""
-            left = self.assigned_work.pop(node)
-            if not left:
-                return None
-            scope = next(iter(left))
-            crashed = next(iter(left[scope]))
-            del left[scope][crashed]
-            self.workqueue.update({scope: tests for scope, tests in left.items() if tests})
-            for other in self.nodes:
-                self._reschedule(other)
-            return crashed
+    from scheduling import Scheduling
 
     return Scheduling(config, log)
 
@@ -454,8 +355,9 @@ def left_of():
 
 def pytest_terminal_summary(terminalreporter):
     """Say how many tests were skipped for what, and how busy the workers were."""
-    if _busy_s:
-        busy = ", ".join(f"{name} {busy_s:.0f} s" for name, busy_s in sorted(_busy_s.items()))
+    scheduling = sys.modules.get("scheduling")  # of the controller
+    if scheduling is not None and scheduling.BUSY_S:
+        busy = ", ".join(f"{name} {busy_s:.0f} s" for name, busy_s in sorted(scheduling.BUSY_S.items()))
         terminalreporter.line(f"time in tests: {busy}")
     reasons = Counter()
     for report in terminalreporter.stats.get("skipped", ()):

@@ -6,6 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parents[1]
 
 
@@ -24,11 +26,11 @@ def run_tests(directory, text, *words):
     return done.returncode, done.stdout
 
 
-def test_modules_that_stay_together_are_there(pytestconfig):
-    groups = next(
-        plugin._TOGETHER for plugin in pytestconfig.pluginmanager.get_plugins() if hasattr(plugin, "_TOGETHER")
-    )
-    named = [module for modules in groups.values() for module in modules]
+def test_modules_that_stay_together_are_there():
+    pytest.importorskip("xdist")
+    from scheduling import TOGETHER
+
+    named = [module for modules in TOGETHER.values() for module in modules]
     assert len(named) == len(set(named))
     assert set(named) <= {path.stem for path in TESTS.rglob("test_*.py")}
 
