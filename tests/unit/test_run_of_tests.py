@@ -21,7 +21,7 @@ def run_tests(directory, text, *words):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=280,
     )
     return done.returncode, done.stdout
 
