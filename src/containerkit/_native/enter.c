@@ -137,7 +137,7 @@ void ck_enter(char **argv, void (*become_init)(struct ck_request *request, const
     request->become_init = become_init;
     request->await_successor = await_successor;
     for (int gate = 0; gate < CK_GATES; gate++)
-        request->gates[gate] = gate == 0 ? CK_RELEASED : CK_WAITING; /* this process has passed the owner's gate */
+        request->gates[gate] = gate == CK_COMMAND_GATE ? CK_WAITING : CK_RELEASED; /* those of stage 1 are passed */
     result = lay(request, image, 0);
     if (!failed(result))
         result = map_board(request, image->board_fd);

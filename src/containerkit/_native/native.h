@@ -13,7 +13,9 @@
  *   clone3 ------------------> walks the tape
  *   (suspended: vfork)         CLONE ---------------------> AWAIT (futex, gate 0)
  *                              id maps, mounts as owner
- *                              RELEASE -------------------> goes on: mounts, pivot
+ *                              RELEASE -------------------> goes on: mounts
+ *                              network namespace
+ *                              RELEASE (gate 2) ----------> joins it: /sys, pivot
  *                              LEAVE                        ENTER: exec of the sealed init,
  *                                                           which shares nothing with the parent
  *   reaps stage 1                                           CLONE ----------------------> credentials
@@ -27,7 +29,7 @@
  * teller), which has the pipe's end in its own descriptor table. The exec kills the teller, which causes the end of
  * file.
  *
- * If stage 1 dies before RELEASE, the parent sets gate 0 to CK_ABORTED, so that stage 2 does not wait forever. Gate 1
+ * If stage 1 dies before RELEASE, the parent sets its gates to CK_ABORTED, so that stage 2 does not wait forever. Gate 1
  * does not need this: when PID 1 dies the kernel kills the command.
  *
  * A start can be held (CK_STEP_HOLD) just before the exec of the command. Its process reports this in the error pipe
@@ -113,7 +115,9 @@ struct ck_failure {
 #define CK_NONE (-1)       /* in place of an index: nothing has failed */
 #define CK_SECOND 0x100000 /* added to the indices of a successor */
 
-#define CK_GATES 2 /* the gates of AWAIT and RELEASE: the owner's, then the command's */
+/* The gates of AWAIT and RELEASE. Stage 1 releases the first and the third, PID 1 the second. */
+#define CK_GATES 3
+#define CK_COMMAND_GATE 1
 enum ck_gate { CK_WAITING = 0, CK_RELEASED = 1, CK_ABORTED = 2 };
 
 /* How the failure of a process after STRIP is reported. */

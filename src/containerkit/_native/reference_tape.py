@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 from containerkit._native import constants as k
 from containerkit._native.outcome import SLOTS
 
-__all__ = ["GATES", "LAYOUT", "NO_SLOT", "Step", "Tape"]
+__all__ = ["COMMAND_GATE", "GATES", "LAYOUT", "NO_SLOT", "Step", "Tape"]
 
 LAYOUT: Final = struct.Struct("=HHi8B4h6q")
 NO_SLOT: Final = 0xFFFF
-_KINDS, _ARGUMENT_KINDS, GATES = 18, 5, 2
+_KINDS, _ARGUMENT_KINDS, GATES, COMMAND_GATE = 18, 5, 3, 1
 _MOST_OFFSET: Final = 64  # CK_MOST_OFFSET in native.h
 _UNKNOWN: Final = frozenset({k.STEP_HOLD})
 """Nothing here is shared with a process that has exec'd."""

@@ -197,6 +197,13 @@ static void set(uint32_t *word, uint32_t value) {
     CK_CALL3(futex, word, FUTEX_WAKE, INT_MAX); /* PID 1 and the command may both wait for `watched` */
 }
 
+/* Stage 1 is gone: what it has not released, nobody will. */
+static void abort_gates(struct ck_request *request) {
+    for (int gate = 0; gate < CK_GATES; gate++)
+        if (gate != CK_COMMAND_GATE && request->gates[gate] == CK_WAITING)
+            set(&request->gates[gate], CK_ABORTED);
+}
+
 /* Kill a process and wait for it. Without a pidfd it has not exec'd yet or is stage 1: nobody else can have reaped it,
  * so the pid is still its own. */
 static void end_process(pid_t pid, int pidfd) {
@@ -217,8 +224,7 @@ static void finish_without_process(struct ck_request *request, pid_t stage, int 
                                    struct ck_result *result) {
     reap(stage);
     if (request->main_pid) {
-        if (request->gates[0] == CK_WAITING)
-            set(&request->gates[0], CK_ABORTED);
+        abort_gates(request);
         set(&request->watched, 1);
         reap(request->main_pid);
     }
@@ -234,8 +240,7 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
     int pidfd = -1;
     if (request->main_pid) {
         reap(stage);
-        if (request->gates[0] == CK_WAITING)
-            set(&request->gates[0], CK_ABORTED);
+        abort_gates(request);
         pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
         if (pidfd < 0)
             kill(pid, SIGKILL); /* it has not exec'd and is unreaped, so the pid is still its own */

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
 from containerkit._native import constants as k
-from containerkit.compile.contents import covered_paths, own_mounts, standard_mounts, volumes, working_directory
+from containerkit.compile.contents import (
+    covered_paths,
+    mounts_sys_last,
+    own_mounts,
+    standard_mounts,
+    sys_mount,
+    volumes,
+    working_directory,
+)
 from containerkit.compile.facts import UPPER, Start
 from containerkit.compile.namespaces import identity, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
@@ -75,6 +83,8 @@ def inside(start: Start) -> list[Operation]:
         steps += root(start)
         steps += own_name(start)
         steps += standard_mounts(start)
+        if not mounts_sys_last(start):
+            steps += sys_mount(start)
         steps += volumes(start)
         steps += own_mounts(start)
         steps += working_directory(start)
