@@ -40,6 +40,11 @@ __attribute__((noreturn)) static void leave(int status) {
         CK_CALL1(exit_group, status);
 }
 
+void ck_has_entered(struct ck_board *board) {
+    __atomic_store_n(&board->entered, 1, __ATOMIC_RELEASE);
+    CK_CALL3(futex, &board->entered, FUTEX_WAKE, 1);
+}
+
 /* After STRIP a process has no error pipe. It stores the failure where another process or thread finds it, and ends
  * alone, which the teller notices. */
 __attribute__((noreturn)) static void fail(struct ck_request *request, uint32_t index, long error, int stripped) {
@@ -49,8 +54,10 @@ __attribute__((noreturn)) static void fail(struct ck_request *request, uint32_t 
         leave(127);
     }
     request->failure = failure;
-    if (request->board)
+    if (request->board) {
         request->board->failure = failure;
+        ck_has_entered(request->board);
+    }
     CK_CALL1(exit, 127);
     leave(127);
 }
@@ -217,6 +224,8 @@ static long step_strip(struct ck_request *request, const int32_t *kept, long cou
         result = close_but(first, ~0U, request->error_fd);
     if (result < 0 || telling != CK_TELL_OUTSIDE)
         return result;
+    if (request->error_fd < 0)
+        return STRIPPED;
     /* If no thread can be created, the exec itself closes the error pipe, which gives access to nothing. */
     if (!request->has_cloned && start_teller(request) < 0)
         return 0;
@@ -343,12 +352,22 @@ static long step_init(struct ck_request *request, long image, const char *mode, 
     return CK_CALL5(execveat, image, "", argv, envp, AT_EMPTY_PATH);
 }
 
+/* The parent has written the rest of the tape to the board. If the init can't read it, nobody else will say so. */
+static long take_board(struct ck_request *request, uint32_t next) {
+    struct ck_board *board = request->board;
+    for (uint32_t i = 0; i < request->slot_count; i++)
+        board->successor.slots[i] = request->slots[i];
+    board->failure = (struct ck_failure){(int32_t)next - 1, EPROTO};
+    return request->board_fd;
+}
+
 /* These survive this exec: the descriptors that the rest of the tape needs, the tape, the board, and the pipe that
  * reports the result. */
 static long step_enter(struct ck_request *request, const struct ck_step *step, const long value[6]) {
     const int32_t *kept = (const int32_t *)value[1];
-    long board = value[3] ? ck_make_board(request) : -1;
-    if (value[3] && board < 0)
+    int joins = request->board_fd >= 0;
+    long board = joins ? request->board_fd : value[3] ? ck_make_board(request) : -1;
+    if ((joins || value[3]) && board < 0)
         return board;
     long result = CK_CALL3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
     if (result < 0)
@@ -359,14 +378,15 @@ static long step_enter(struct ck_request *request, const struct ck_step *step, c
     if (board >= 0)
         CK_CALL3(fcntl, board, F_SETFD, 0);
     uint32_t next = (uint32_t)(step - request->steps) + 1;
-    long tape = ck_write_image(request, next, (int)board);
+    long tape = joins ? take_board(request, next) : ck_write_image(request, next, (int)board);
     if (tape < 0)
         return tape;
     char words[3][DECIMAL_BYTES];
     *decimal(words[0], tape) = 0;
-    *decimal(words[1], request->error_fd) = 0;
+    *decimal(words[1], joins ? 0 : request->error_fd) = 0; /* 0 is a stream: it says that the tape is on the board */
     *decimal(words[2], next) = 0;
-    CK_CALL3(fcntl, request->error_fd, F_SETFD, 0);
+    if (!joins)
+        CK_CALL3(fcntl, request->error_fd, F_SETFD, 0);
     char *argv[] = {"init", "walk", words[0], words[1], words[2], 0};
     char *envp[] = {0};
     return CK_CALL5(execveat, value[0], "", argv, envp, AT_EMPTY_PATH);

@@ -36,6 +36,10 @@
  * with index CK_HELD, and sleeps at the gate of the board, a memfd shared with the parent. When the parent writes
  * another request to the board, the successor, the process walks that one. A failure is then reported on the board.
  *
+ * A command that is only read to its end joins a live container without stage 1 (CK_JOIN). The calling thread clones it
+ * into the pid namespace, so that it is the only process, and waits until it is in the sealed init. There is no error
+ * pipe and no teller: failures are on the board, where the parent finds them at the end.
+ *
  * Stage 2 does not exec before the parent has its pidfd (`watched`). Until its exec it ends without a signal, so no
  * wait(-1) can reap it and let its pid be reused before the pidfd is opened.
  */
@@ -144,12 +148,12 @@ struct ck_image {
     int64_t slots[];
 };
 
-/* What a held start shares with the parent. The kernel accepts at most 6 MiB of arguments and environment. */
+/* What a held start, or a command that joins, shares with the parent. The kernel accepts at most 6 MiB of arguments and environment. */
 #define CK_BOARD_BYTES (8 * 1024 * 1024)
 struct ck_board {
     uint32_t gate;
     struct ck_failure failure;
-    uint32_t reserved;
+    uint32_t entered; /* of a command that joins: 1 once it shares no memory with the parent, or has failed */
     struct ck_image successor;
 };
 
@@ -177,6 +181,8 @@ struct ck_request {
     uint32_t progress;         /* enum ck_progress, of that process */
     int32_t has_cloned;        /* 1: the walker after ENTER has cloned the command, and reports for it */
     struct ck_board *board;    /* 0 for none */
+    int32_t board_fd;          /* of a board that the parent has made, else -1 */
+    size_t board_size;
     /* In the sealed init, otherwise 0: the function for CK_STEP_INIT, and the request of the board (0: no memory). */
     void (*become_init)(struct ck_request *request, const char *mode);
     struct ck_request *(*await_successor)(struct ck_request *request, void (*wait)(struct ck_board *board));
@@ -184,6 +190,9 @@ struct ck_request {
     size_t image_size;
     char *shown; /* the arguments that ps(1) shows: "walk" and its numbers, up to the end of the strings */
 };
+
+/* Tell the parent of a command that joins that it can go on. child.c */
+void ck_has_entered(struct ck_board *board);
 
 /* Walk the tape from step `index`; never returns. child.c */
 __attribute__((noreturn)) void ck_walk(struct ck_request *request, uint32_t index);

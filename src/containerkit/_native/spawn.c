@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -116,6 +117,7 @@ static int lay(struct ck_request *request, const struct ck_tape *tape, const cha
     if (!*room)
         return -ENOMEM;
     request->failure.index = CK_NONE;
+    request->board_fd = -1;
     request->steps = tape->steps;
     request->count = (uint32_t)tape->count;
     request->data_size = (uint32_t)tape->data_size;
@@ -149,9 +151,13 @@ static void reap(pid_t pid) {
 
 /* CLONE_CLEAR_SIGHAND leaves ignored signals ignored. If SIGCHLD were ignored, the kernel would reap the command before
  * PID 1 does, and its status would be lost. */
-static void run_stage(void *request) {
+static void reset_sigchld(void) {
     const struct ck_sigaction standard = {0};
     CK_CALL4(rt_sigaction, SIGCHLD, &standard, 0, sizeof standard.mask);
+}
+
+static void run_stage(void *request) {
+    reset_sigchld();
     ck_walk(request, 0);
 }
 
@@ -263,21 +269,26 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
     result->pidfd = pidfd;
 }
 
+/* Move a descriptor above the numbers that the tape assigns to streams and to init. Returns a negative error number if
+ * there is none, or if `fd` is none. */
+static int above_assigned(int fd) {
+    if (fd >= CK_LOWEST_FD)
+        return fd;
+    int moved = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, CK_LOWEST_FD);
+    int error = errno == EINVAL && fd >= 0 ? EMFILE : errno; /* the limit is below that number: fcntl(2) */
+    if (fd >= 0)
+        close(fd);
+    return moved < 0 ? -error : moved;
+}
+
 static int open_error_pipe(int error_pipe[2]) {
     if (pipe2(error_pipe, O_CLOEXEC) < 0)
         return -errno;
-    /* Above the numbers that the tape assigns to streams and to init. */
-    if (error_pipe[1] < CK_LOWEST_FD) {
-        int moved = fcntl(error_pipe[1], F_DUPFD_CLOEXEC, CK_LOWEST_FD);
-        int error = errno == EINVAL ? EMFILE : errno; /* the limit is below that number: fcntl(2) */
-        close(error_pipe[1]);
-        if (moved < 0) {
-            close(error_pipe[0]);
-            return -error;
-        }
-        error_pipe[1] = moved;
-    }
-    return 0;
+    error_pipe[1] = above_assigned(error_pipe[1]);
+    if (error_pipe[1] >= 0)
+        return 0;
+    close(error_pipe[0]);
+    return error_pipe[1];
 }
 
 /* Return the read end of the error pipe, which the caller must close, or a negative error number. */
@@ -333,6 +344,217 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
     return error;
 }
 
+/* --- Boards ------------------------------------------------------------------------------------------------------- */
+
+struct part {
+    const void *bytes;
+    size_t size;
+};
+
+static size_t parts_size(const struct part *parts, int count) {
+    size_t size = 0;
+    for (int i = 0; i < count; i++)
+        size += parts[i].size;
+    return size;
+}
+
+static void append(void *place, const struct part *parts, int count) {
+    char *at = place;
+    for (int i = 0; i < count; i++) {
+        memcpy(at, parts[i].bytes, parts[i].size);
+        at += parts[i].size;
+    }
+}
+
+/* --- Commands that join a live container --------------------------------------------------------------------------- */
+
+#define LOOK_AGAIN_NS 10000000 /* how often the parent checks that the command still lives */
+
+/* Create the board in the caller's memory, with what the command walks in the sealed init, except the slots.
+ *
+ * It has a file of its own and is not used again: root of a container that may trace its processes can keep it. It is no
+ * larger than needed: to unmap whole page tables interrupts all processors. */
+static int make_board(struct ck_request *request, const struct ck_tape *tape, const char *argv, const char *envp) {
+    uint32_t first = 0;
+    while (first < request->count && request->steps[first].kind != CK_STEP_ENTER)
+        first++;
+    first += first < request->count;
+    const struct part parts[] = {
+        {request->slots, request->slot_count * sizeof *request->slots},
+        {request->steps + first, (request->count - first) * sizeof(struct ck_step)},
+        {tape->data, tape->data_size},
+        {argv, request->argv_size},
+        {envp, request->envp_size},
+    };
+    size_t size = sizeof(struct ck_board) + parts_size(parts, 5);
+    if (size > CK_BOARD_BYTES)
+        return -E2BIG;
+    int fd = above_assigned(memfd_create("board", MFD_CLOEXEC));
+    if (fd < 0)
+        return fd;
+    request->board_fd = fd;
+    if (ftruncate(fd, (off_t)size) < 0)
+        return -errno;
+    struct ck_board *board = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (board == MAP_FAILED)
+        return -errno;
+    board->failure.index = CK_NONE;
+    board->successor = (struct ck_image){
+        .first = first,
+        .count = request->count,
+        .data_size = request->data_size,
+        .argc = request->argc,
+        .envc = request->envc,
+        .slot_count = request->slot_count,
+        .board_fd = -1,
+    };
+    append(board->successor.slots, parts, 5);
+    request->board = board;
+    request->board_size = size;
+    return 0;
+}
+
+#define PIDFD_OF_THREAD O_EXCL              /* PIDFD_THREAD, Linux 6.9 */
+#define PIDFD_PID_FOR_CHILDREN _IO(0xFF, 6) /* PIDFD_GET_PID_FOR_CHILDREN_NAMESPACE, Linux 6.11 */
+
+/* The pid namespace of this thread's children. Somebody may have set another than its own. */
+static int own_pid_namespace(int proc_fd) {
+    int thread = (int)CK_CALL2(pidfd_open, CK_CALL0(gettid), PIDFD_OF_THREAD);
+    int own = thread < 0 ? -1 : ioctl(thread, PIDFD_PID_FOR_CHILDREN);
+    if (thread >= 0)
+        close(thread);
+    if (own < 0)
+        own = openat(proc_fd, "thread-self/ns/pid_for_children", O_RDONLY | O_CLOEXEC);
+    return own < 0 ? -errno : own;
+}
+
+/* Return to the namespace `own` for children. If the thread stayed, its next children would be inside. Nothing but a
+ * lack of memory can prevent this. */
+static void come_back(int own) {
+    for (int tries = 0; CK_CALL2(setns, own, CLONE_NEWPID) < 0; tries++) {
+        if (tries == CK_TRIES)
+            abort();
+        CK_CALL0(sched_yield);
+    }
+}
+
+static void run_joined(void *argument) {
+    struct ck_request *request = argument;
+    reset_sigchld();
+    ck_walk(request, 1);
+}
+
+/* The first step of the tape puts the children of the calling thread into the pid namespace. Source: setns(2). */
+static long enter_pid_namespace(const struct ck_request *request) {
+    const struct ck_step *step = request->steps;
+    long value[2];
+    for (int i = 0; i < 2; i++)
+        value[i] = step->argument_kind[i] == CK_ARG_SLOT ? request->slots[step->argument[i]] : step->argument[i];
+    return step->kind == CK_STEP_CALL ? ck_syscall(step->call, value[0], value[1], 0, 0, 0, 0) : -EINVAL;
+}
+
+static long clone_inside(struct ck_request *request, int own, int *pidfd, int *joined) {
+    struct clone_args args = {
+        .flags = CLONE_VM | CLONE_CLEAR_SIGHAND | CLONE_PIDFD,
+        .pidfd = (uint64_t)(uintptr_t)pidfd,
+        .stack = (uint64_t)(uintptr_t)request->stacks,
+        .stack_size = CK_STACK_BYTES,
+    };
+    request->next_stack = 1;
+    long pid = enter_pid_namespace(request);
+    *joined = pid >= 0;
+    if (*joined) {
+        pid = ck_clone3(&args, run_joined, request);
+        come_back(own);
+    }
+    return pid;
+}
+
+/* Wait until the command shares no memory with this process. It says so itself, from the sealed init: what the kernel
+ * does at an exec to wake others, it does before the memory is changed. Root of the container may kill or stop the
+ * command before that. */
+static void await_entry(struct ck_request *request, int pidfd, struct ck_result *result) {
+    struct ck_failure failure = {CK_NONE, 0};
+    const struct timespec patience = {0, LOOK_AGAIN_NS};
+    struct pollfd watched = {pidfd, POLLIN, 0};
+    uint32_t *entered = &request->board->entered;
+    int64_t until = result->times_ns[1] + (int64_t)CK_START_MS * 1000000;
+    while (!__atomic_load_n(entered, __ATOMIC_ACQUIRE)) {
+        CK_CALL4(futex, entered, FUTEX_WAIT, 0, &patience);
+        if (__atomic_load_n(entered, __ATOMIC_ACQUIRE))
+            break;
+        if (poll(&watched, 1, 0) == 1) {
+            failure = request->board->failure;
+            break;
+        }
+        if (now_ns() > until) {
+            failure = (struct ck_failure){INT_MAX, ETIMEDOUT};
+            break;
+        }
+    }
+    if (failure.index < 0)
+        failure = request->failure; /* of a step before the init */
+    result->failed_index = failure.index;
+    result->error = failure.error;
+}
+
+/* Returns 0 or a negative error number of the parent's own preparations. */
+static int join(struct ck_request *request, struct ck_result *result) {
+    int own = own_pid_namespace(request->proc_fd);
+    if (own < 0)
+        return own;
+    int pidfd = -1;
+    int joined;
+    uint64_t all = ~(uint64_t)0;
+    uint64_t mask;
+    CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof all);
+    int serial = enter_window(1);
+    long pid = clone_inside(request, own, &pidfd, &joined);
+    result->times_ns[1] = now_ns();
+    if (pid > 0)
+        await_entry(request, pidfd, result);
+    result->times_ns[2] = result->times_ns[3] = now_ns();
+    if (pid > 0 && result->failed_index >= 0)
+        end_process((pid_t)pid, pidfd);
+    leave_window(serial);
+    CK_CALL4(rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
+    close(own);
+    if (pid > 0 && result->failed_index < 0) {
+        result->pid = (int32_t)pid;
+        result->pidfd = pidfd;
+    } else if (!joined) {
+        result->failed_index = 0;
+        result->error = (int32_t)-pid;
+    }
+    return pid < 0 && joined ? (int)pid : 0;
+}
+
+int ck_join(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
+            size_t slot_count, int proc_fd, struct ck_result *result, struct ck_shared *board) {
+    begin(result);
+    struct ck_request request = {.proc_fd = proc_fd};
+    void *room = NULL;
+    int error = own_stacks() ? lay(&request, tape, argv, argc, envp, envc, &room) : -ENOMEM;
+    request.error_fd = -1;
+    if (!error) {
+        request.stacks = thread_stacks + PAGE;
+        fill_slots(&request, slots, slot_count);
+        error = make_board(&request, tape, argv, envp);
+        if (error == -E2BIG) { /* as the exec would say */
+            result->failed_index = (int32_t)tape->count - 1;
+            result->error = E2BIG;
+            error = 0;
+        } else if (!error) {
+            error = join(&request, result);
+        }
+        if (request.board_fd >= 0)
+            close(request.board_fd);
+        *board = (struct ck_shared){request.board, request.board_size};
+    }
+    free(room);
+    return error;
+}
+
 /* --- Held starts -------------------------------------------------------------------------------------------------- */
 
 struct ck_held {
@@ -345,13 +567,15 @@ static void free_held(struct ck_held *held) {
     free(held->room);
     if (held->stacks)
         free_stacks(held->stacks);
-    ck_free_board(held->request.board);
+    struct ck_shared shared = {held->request.board, CK_BOARD_BYTES};
+    ck_free_board(&shared);
     free(held);
 }
 
-void ck_free_board(struct ck_board *board) {
-    if (board)
-        munmap(board, CK_BOARD_BYTES);
+void ck_free_board(struct ck_shared *shared) {
+    if (shared->board)
+        munmap(shared->board, shared->size);
+    shared->board = NULL;
 }
 
 int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int proc_fd, int flags,
@@ -390,17 +614,6 @@ static size_t strings_size(const char *strings, size_t count) {
 static int write_successor(struct ck_board *board, const struct ck_tape *tape, const char *argv, size_t argc,
                            const char *envp, size_t envc) {
     struct ck_image *image = &board->successor;
-    const struct {
-        const void *bytes;
-        size_t size;
-    } parts[] = {
-        {tape->steps, tape->count * sizeof(struct ck_step)},
-        {tape->data, tape->data_size},
-        {argv, strings_size(argv, argc)},
-        {envp, strings_size(envp, envc)},
-    };
-    char *at = (char *)image->slots;
-    const char *end = (const char *)board + CK_BOARD_BYTES;
     *image = (struct ck_image){
         .count = (uint32_t)tape->count,
         .data_size = (uint32_t)tape->data_size,
@@ -408,25 +621,28 @@ static int write_successor(struct ck_board *board, const struct ck_tape *tape, c
         .envc = (uint32_t)envc,
         .board_fd = -1,
     };
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        if (parts[i].size > (size_t)(end - at))
-            return -E2BIG;
-        memcpy(at, parts[i].bytes, parts[i].size);
-        at += parts[i].size;
-    }
+    const struct part parts[] = {
+        {tape->steps, tape->count * sizeof(struct ck_step)},
+        {tape->data, tape->data_size},
+        {argv, strings_size(argv, argc)},
+        {envp, strings_size(envp, envc)},
+    };
+    if (parts_size(parts, 4) > CK_BOARD_BYTES - sizeof *board)
+        return -E2BIG;
+    append(image->slots, parts, 4);
     return 0;
 }
 
 int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
-              size_t envc, struct ck_result *result, struct ck_board **board) {
-    *board = held->request.board;
-    int error = write_successor(*board, tape, argv, argc, envp, envc);
+              size_t envc, struct ck_result *result, struct ck_shared *shared) {
+    struct ck_board *board = held->request.board;
+    int error = write_successor(board, tape, argv, argc, envp, envc);
     if (error) {
-        *board = NULL;
         ck_end(held, result);
         return error;
     }
-    set(&(*board)->gate, CK_RELEASED);
+    *shared = (struct ck_shared){board, CK_BOARD_BYTES};
+    set(&board->gate, CK_RELEASED);
     held->request.board = NULL;
     free_held(held);
     return 0;
@@ -438,7 +654,8 @@ void ck_end(struct ck_held *held, struct ck_result *result) {
     free_held(held);
 }
 
-void ck_read_board(const struct ck_board *board, struct ck_result *result) {
+void ck_read_board(const struct ck_shared *shared, struct ck_result *result) {
+    const struct ck_board *board = shared->board;
     if (board && board->failure.index >= 0) {
         result->failed_index = board->failure.index;
         result->error = board->failure.error;

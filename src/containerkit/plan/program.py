@@ -162,7 +162,7 @@ class Program:
             raise _not_begun("execve", problem)
 
     def failure_of_either(self, outcome: Outcome, rest: Program) -> SetupError:
-        """Return the error of a start that another plan continued."""
+        """Return the error of a start that another plan may have continued."""
         if _native.SECOND <= outcome.failed_index < _native.CALLER:
             return rest._failure(outcome._replace(failed_index=outcome.failed_index - _native.SECOND))
         return self._failure(outcome)
