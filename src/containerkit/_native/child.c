@@ -133,12 +133,12 @@ static long step_clone(struct ck_request *request, const struct ck_step *step) {
     return pid;
 }
 
-/* The futex is not private: in the reference interpreter its word is in memory shared between address spaces. */
+/* No sched_yield: on a busy machine the scheduler puts who yields behind all others. The futex is not private: in the reference interpreter its word is in memory shared between address spaces. */
 static long step_await(uint32_t *gate) {
     uint32_t state;
-    for (int patience = CK_YIELDS; (state = __atomic_load_n(gate, __ATOMIC_ACQUIRE)) == CK_WAITING; patience--)
+    for (int patience = CK_LOOKS; (state = __atomic_load_n(gate, __ATOMIC_ACQUIRE)) == CK_WAITING; patience--)
         if (patience > 0)
-            CK_CALL0(sched_yield);
+            ck_relax();
         else
             CK_CALL4(futex, gate, FUTEX_WAIT, CK_WAITING, 0);
     if (state == CK_ABORTED)

@@ -57,7 +57,7 @@
 #define CK_LET_GO 60           /* the signal before a checkpoint: a staying init stops watching its owner, see init.c */
 #define CK_SHUT 61             /* the signal after it and after a restore: nobody inside can inspect the init */
 #define CK_LOWEST_FD 16        /* a start assigns the numbers below */
-#define CK_YIELDS 64           /* how often a process checks a gate before it sleeps: a wake-up takes longer */
+#define CK_LOOKS 400           /* how often a process looks at a gate before it sleeps: a wake-up takes longer */
 #define CK_MOST_OFFSET 64      /* of what OWN_PID writes, from the beginning of a string */
 #define CK_TRIES 1000          /* attempts of an openat2 that is disturbed by renames */
 #define CK_WATCHER_NS 50000000 /* how long a child waits until its parent has a pidfd */
