@@ -386,7 +386,8 @@ class Commands(Live):
                 entrance = self._entrance
                 assert entrance is not None
                 captured = Captured(command, text, terms, owner, self._forget, self._processes)
-                direct = entrance.direct
+                # A socket gets a number that the pidfd of PID 1 may have, which is still needed then.
+                direct = entrance.direct and not command.sockets
                 program = entrance.program(command, direct=direct)
                 flags = _native.JOIN if direct else _native.HIDE_MEMORY
                 captured.begin(program, entrance.inputs(direct=direct), flags=flags)
