@@ -106,7 +106,8 @@ def test_sys_is_mounted_last_where_nothing_else_leads_there(fields, is_last):
     text = [step.describe() for step in plan_of(build(fields))]
     covered = max(at for at, line in enumerate(text) if line.startswith("move_mount /proc/"))
     assert is_last == (covered < text.index("move_mount /sys"))
-    assert text.index("move_mount /sys") < text.index("pivot_root .")
+    assert is_last == (text.index("pivot_root .") < text.index("move_mount /sys"))
+    assert text.index("move_mount /sys") < text.index("umount2 .")
 
 
 @pytest.mark.parametrize(

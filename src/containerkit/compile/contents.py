@@ -16,7 +16,7 @@ from containerkit.compile.namespaces import network_inside
 from containerkit.compile.root import memory_options
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
-from containerkit.security.paths import make_readonly, mask, may_exist
+from containerkit.security.paths import make_readonly, mask, may_exist, open_covers
 
 if TYPE_CHECKING:
     from containerkit.compile.facts import Start
@@ -169,24 +169,34 @@ def working_directory(start: Start) -> list[Operation]:
 
 
 def covered_paths(start: Start) -> list[Operation]:
-    """Hide the masked paths, and make the read-only paths read-only. Mount /sys, if that is last.
-
-    Source: OCI runtime-spec, config-linux.md.
+    """Hide the masked paths, and make the read-only paths read-only. Source: OCI runtime-spec, config-linux.md.
 
     Paths in kernel filesystems are looked up by the descriptors of those, because someone who can write to the root may
     have renamed their mount points.
     """
-    covers: list[tuple[Slot, list[Operation]]] = []
+    steps: list[Operation] = []
     for cover, paths in ((make_readonly, start.spec.readonly_paths), (mask, start.spec.masked_paths)):
         for path in filter(may_exist, paths):
             root, below = _below(path)
-            covers.append((root, cover(root, below, path)))
+            if root != _SYS or not mounts_sys_last(start):
+                steps += cover(root, below, path)
     if mounts_sys_last(start):
-        covers.sort(key=lambda each: each[0] == _SYS)
-        at = next((at for at, (root, _) in enumerate(covers) if root == _SYS), len(covers))
-        covers.insert(at, (_SYS, sys_mount(start)))
-    steps = [step for _, covering in covers for step in covering]
+        return [*steps, *open_covers(), calls.close(Slot("dev")), calls.close(Slot("proc"))]
     return [*steps, *[calls.close(Slot(path[1:])) for path in sorted(_OF_THE_KERNEL)]]
+
+
+def last_mounts(start: Start) -> list[Operation]:
+    """Mount /sys after the pivot, with what covers it, while the staging is still attached."""
+    if not mounts_sys_last(start):
+        return []
+    steps = sys_mount(start)
+    for path in filter(may_exist, start.spec.readonly_paths):
+        if _below(path)[0] == _SYS:
+            steps += make_readonly(_SYS, _below(path)[1], path)
+    for path in filter(may_exist, start.spec.masked_paths):
+        if _below(path)[0] == _SYS:
+            steps += mask(_SYS, _below(path)[1], path, opened=True)
+    return [*steps, calls.close(_SYS)]
 
 
 def sysctl_writes(start: Start) -> list[Operation]:

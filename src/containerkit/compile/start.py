@@ -10,6 +10,7 @@ from containerkit import _native
 from containerkit._native import constants as k
 from containerkit.compile.contents import (
     covered_paths,
+    last_mounts,
     mounts_sys_last,
     own_mounts,
     standard_mounts,
@@ -17,7 +18,7 @@ from containerkit.compile.contents import (
     volumes,
     working_directory,
 )
-from containerkit.compile.facts import UPPER, Start
+from containerkit.compile.facts import ROOT, UPPER, Start
 from containerkit.compile.namespaces import identity, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
 from containerkit.compile.process import given, passed, session
@@ -90,6 +91,8 @@ def inside(start: Start) -> list[Operation]:
         steps += working_directory(start)
         steps += covered_paths(start)
         steps += pivot()
+        steps += last_mounts(start)
+        steps.append(calls.close(ROOT))
         if not start.clones_command:
             steps += leave_outside(start)
     return steps
