@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from benchmarks.measure import Ratio
 
-NAMES = ("latency", "growth", "density", "imports", "throughput", "steps", "python", "agents")
+NAMES = ("latency", "growth", "density", "imports", "throughput", "steps", "python", "agents", "commands")
 CHECKED = ("latency", "growth", "density", "imports")
 BRIEFLY = {"density": ["--containers", "100"], "throughput": ["--seconds", "2"]}
 

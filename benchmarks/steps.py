@@ -53,7 +53,7 @@ class Stopwatch:
         )
         sources = [
             os.path.join(HERE, "steps.c"),
-            *(os.path.join(native, name) for name in ("spawn.c", "check.c", "image.c")),
+            *(os.path.join(native, name) for name in ("spawn.c", "check.c", "exec_steps.c", "image.c")),
         ]
         with open(os.path.join(native, "child.c"), encoding="utf-8") as file:
             original = file.read()

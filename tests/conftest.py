@@ -1,12 +1,16 @@
 """What all tests share: which interpreter walks the tapes, what a test must not leave behind, what was skipped and why."""
 
 import contextlib
+import faulthandler
 import functools
 import gc
 import os
 import re
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 
@@ -14,37 +18,46 @@ import pytest
 
 INTERPRETERS = ("compiled", "reference")
 
-_MACHINE_WIDE = frozenset({
-    "test_cgroup_lifecycle",  # these look for what dead owners left, or leave it: any sweep removes all of it
-    "test_cli_run",
-    "test_detached",  # records of all of a user's containers
-    "test_detached_cli",
-    "test_detached_death",
-    "test_detached_events",
-    "test_detached_logs",
-    "test_detached_networks",
-    "test_docker_words",
-    "test_killed_owner",
-    "test_left_behind",
-    "test_network_shared",
-    "test_owner_death",
-    "test_project",
-    "test_project_cli",
-    "test_oci_engines",  # daemons
-    "test_oci_cri",
-    "test_oci_engines_rootless",
-    "test_oci_slurm",
-    "test_kube_node",
-    "test_oci_swarm",
-    "test_outer_containers",
-    "test_fleet_clusters",  # clusters: their processes, and what they find by looking through all of the machine's
-    "test_identity",  # ranges of ids
-    "test_interruptions",  # times
-    "test_liveness",
-    "test_timeouts",
-    "test_volumes",
-})  # fmt: skip
-"""Modules whose tests are about more than their own process."""
+_TOGETHER = {
+    # What dead owners left, and all of a user's containers, networks and projects: any sweep removes what others left,
+    # any look at the records sees all.
+    "records": frozenset(
+        {
+            "test_cgroup_lifecycle",
+            "test_cli_run",
+            "test_detached",
+            "test_detached_cli",
+            "test_detached_death",
+            "test_detached_events",
+            "test_detached_logs",
+            "test_detached_networks",
+            "test_docker_words",
+            "test_killed_owner",
+            "test_left_behind",
+            "test_network_shared",
+            "test_owner_death",
+            "test_project",
+            "test_project_cli",
+            "test_volumes",
+        }
+    ),
+    # Daemons and clusters, which take memory, and find their own by looking through all of the machine's.
+    "daemons": frozenset(
+        {
+            "test_fleet_clusters",
+            "test_kube_node",
+            "test_oci_cri",
+            "test_oci_engines",
+            "test_oci_engines_rootless",
+            "test_oci_slurm",
+            "test_oci_swarm",
+            "test_outer_containers",
+        }
+    ),
+    # Ranges of ids, and times.
+    "alone": frozenset({"test_identity", "test_interruptions", "test_liveness", "test_timeouts"}),
+}
+"""Modules whose tests are about more than their own process: each of these groups stays on one worker."""
 
 _ON_RECORD = re.compile(r"docs/(detached|fleet|networks|projects)\.md")
 """Pages whose examples leave containers, networks or projects on record until their last command."""
@@ -74,19 +87,70 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("interpreter", names, indirect=True, scope="function")
 
 
+_busy_s = Counter()
+"""How long each worker has run tests."""
+
+
+@functools.cache
+def _has_module_fixtures(path):
+    return 'scope="module"' in path.read_text()
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers():
+    """Take two workers for each processor: for most of their time the tests wait, for the kernel and for each other."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return 2 * len(os.sched_getaffinity(0))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Keep on one worker, one after the other, what would disturb itself on two; hand out the rest one by one.
 
-    By a scheduler, since pytest-xdist 3.8 loses its groups with pytest 9.2.
+    The tests of a module stay together, too, if they share something that is made once for the module. The largest
+    groups come first. By a scheduler, since pytest-xdist 3.8 loses its groups with pytest 9.2.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            module = os.path.basename(nodeid.partition("::")[0]).removesuffix(".py")
-            alone = module in _MACHINE_WIDE or (module == "test_pages" and _ON_RECORD.search(nodeid))
-            return "machine-wide" if alone else nodeid
+            path = nodeid.partition("::")[0]
+            module = os.path.basename(path).removesuffix(".py")
+            if module == "test_pages" and _ON_RECORD.search(nodeid):
+                return "records"
+            alone = path if _has_module_fixtures(config.rootpath / path) else nodeid
+            return next((group for group, modules in _TOGETHER.items() if module in modules), alone)
+
+        def mark_test_complete(self, node, item_index, duration=0):
+            _busy_s[node.gateway.id] += duration
+            nodeid = self.registered_collections[node][item_index]
+            scope = self._split_scope(nodeid)
+            del self.assigned_work[node][scope][nodeid]
+            if not self.assigned_work[node][scope]:  # or each call would look through all that was ever done
+                del self.assigned_work[node][scope]
+            self._reschedule(node)
+
+        def _reschedule(self, node):
+            if node.shutting_down or node not in self.registered_collections:
+                return
+            while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:  # none begins without a successor
+                self._assign_work_unit(node)
+            if not self.workqueue:
+                node.shutdown()
+
+        def remove_node(self, node):
+            """Give what a worker left to the others, but not the test that ended it."""
+            left = self.assigned_work.pop(node)
+            if not left:
+                return None
+            scope = next(iter(left))
+            crashed = next(iter(left[scope]))
+            del left[scope][crashed]
+            self.workqueue.update({scope: tests for scope, tests in left.items() if tests})
+            for other in self.nodes:
+                self._reschedule(other)
+            return crashed
 
     return Scheduling(config, log)
 
@@ -113,6 +177,42 @@ def pytest_runtest_setup(item):
         _open_directories()
     if item.get_closest_marker("several_ids") is not None and os.geteuid() != 0:
         pytest.skip("root, or a user with more ids than its own: one is mapped here")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item, settings):
+    """End a process whose test takes too long, as pytest-timeout does, but say so where it is read, and end its children.
+
+    What pytest-timeout writes in a worker is lost. And while a child of the worker lives, it holds the pipe to the
+    controller, which then waits for the worker for ever.
+    """
+    if settings.method != "thread":
+        return None
+    timer = threading.Timer(settings.timeout, _end_too_long, (item, settings.timeout))
+    timer.daemon = True
+    item.cancel_timeout = timer.cancel
+    timer.start()
+    return True
+
+
+def _end_too_long(item, timeout_s):
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend_global_capture(in_=True)
+    print(f"\n+++ {item.nodeid} takes more than {timeout_s} s, and ends the run or its worker here:", file=sys.stderr)
+    faulthandler.dump_traceback(sys.stderr)
+    for pid in children():
+        _kill_tree(pid)
+    os._exit(1)
+
+
+def _kill_tree(pid):
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)  # it starts no others meanwhile
+        below = children(pid)
+        os.kill(pid, signal.SIGKILL)
+        for child in below:
+            _kill_tree(child)
 
 
 def _open_directories():
@@ -184,11 +284,11 @@ def open_descriptors():
     return found
 
 
-def children():
-    """Return the pids of all children of this process, zombies included."""
+def children(pid="self"):
+    """Return the pids of all children of this process or of another one, zombies included."""
     found = set()
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
             found.update(map(int, file.read().split()))
     return found
 
@@ -268,7 +368,7 @@ def _traces():
     }
 
 
-def left_behind(before, patience_s=5):
+def left_behind(before, patience_s=15):
     """Return what is there now and was not before; waits a little, since the kernel reaps and unmounts lazily."""
     deadline = time.monotonic() + patience_s
     while True:
@@ -324,7 +424,10 @@ def left_of():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many tests were skipped for what."""
+    """Say how many tests were skipped for what, and how busy the workers were."""
+    if _busy_s:
+        busy = ", ".join(f"{name} {busy_s:.0f} s" for name, busy_s in sorted(_busy_s.items()))
+        terminalreporter.line(f"time in tests: {busy}")
     reasons = Counter()
     for report in terminalreporter.stats.get("skipped", ()):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -1,6 +1,6 @@
 """``python -m containerkit.mcp``: gives a model an interpreter in a container, over the Model Context Protocol.
 
-It speaks on stdin and stdout, as MCP's clients start their servers. Needs ``pip install 'containerkit[mcp]'``.
+It communicates on stdin and stdout, as MCP's clients expect. Needs ``pip install 'containerkit[mcp]'``.
 
 Source: https://modelcontextprotocol.io/specification
 """
@@ -28,13 +28,13 @@ Made = TypeVar("Made")
 
 _INSTRUCTIONS: Final = (
     "Runs Python in a container without a network. Variables are kept from call to call; the working directory is "
-    "/workspace. Take a snapshot before something risky, and roll back when it went wrong."
+    "/workspace. Take a snapshot before a risky step, and roll back if it fails."
 )
 _FAILED: Final = 125
 
 
 class _Tools:
-    """What a model can call."""
+    """The tools that a model can call."""
 
     def __init__(self, interpreter: Interpreter, longest_s: float) -> None:
         self._interpreter = interpreter
@@ -43,7 +43,7 @@ class _Tools:
         self._numbers = itertools.count(1)
 
     async def run_code(self, code: str, timeout_s: float | None = None) -> list[Any]:
-        """Run Python code, and return its output, the value of its last expression, and pictures it has plotted."""
+        """Run Python code, and return its output, the value of its last expression, and its plots."""
         seconds = self._longest_s if timeout_s is None else min(timeout_s, self._longest_s)
         return _contents(await self._apart(lambda: self._interpreter.run_code(code, timeout=seconds)))
 
@@ -53,7 +53,7 @@ class _Tools:
         return (await self._apart(lambda: read(self._at(path), limit_bytes=1 << 20))).decode(errors="replace")
 
     async def write_file(self, path: str, content: str) -> str:
-        """Write text to a file in the container; directories above it are made."""
+        """Write text to a file in the container. Missing parent directories are created."""
         await self._apart(lambda: self._interpreter.files.write(self._at(path), content, parents=True))
         return f"wrote {self._at(path)}"
 
@@ -62,26 +62,26 @@ class _Tools:
         return await self._apart(lambda: self._interpreter.files.listdir(self._at(path)))
 
     async def snapshot(self) -> str:
-        """Keep variables and the files of the working directory as they are now; return the name of the snapshot."""
+        """Save the variables and the files of the working directory. Return the name of the snapshot."""
         made = await self._apart(self._interpreter.snapshot)
         name = f"snapshot-{next(self._numbers)}"
         self._snapshots[name] = made
         return name
 
     async def rollback(self, name: str) -> str:
-        """Go back to a snapshot."""
+        """Restore a snapshot."""
         if name not in self._snapshots:
-            raise SpecError(f"no snapshot {name!r}; there are {', '.join(self._snapshots) or 'none'}")
+            raise SpecError(f"no snapshot {name!r}; the snapshots are {', '.join(self._snapshots) or 'none'}")
         await self._apart(lambda: self._interpreter.rollback(self._snapshots[name]))
         return f"back at {name}"
 
     async def reset(self) -> str:
-        """Forget all variables; files stay."""
+        """Delete all variables. Files stay."""
         await self._apart(self._interpreter.reset)
         return "all variables are gone"
 
     def all(self) -> list[Callable[..., Any]]:
-        """Return them."""
+        """Return the tools."""
         return [
             getattr(self, name)
             for name in ("run_code", "read_file", "write_file", "list_files", "snapshot", "rollback", "reset")
@@ -91,7 +91,7 @@ class _Tools:
         return path if path.startswith("/") else f"{self._interpreter.workspace}/{path}"
 
     async def _apart(self, call: Callable[[], Made]) -> Made:
-        """Call something that takes its time; where the client calls it off, the code is interrupted."""
+        """Call a blocking function in a thread. If the client cancels the call, the code is interrupted."""
         try:
             return await asyncio.to_thread(call)
         except asyncio.CancelledError:
@@ -100,7 +100,7 @@ class _Tools:
 
 
 def _contents(done: Execution) -> list[Any]:
-    """Return what became of code as MCP takes it: data as text, and pictures."""
+    """Return the outcome of code as contents of MCP: text and images."""
     from mcp.server.mcpserver import Image
 
     told = done.to_dict()
@@ -115,8 +115,8 @@ def serve(interpreter: Interpreter, *, timeout_s: float = 60) -> None:
     """Serve an interpreter on stdin and stdout until the client ends it.
 
     Args:
-        interpreter: what the tools work on.
-        timeout_s: the most seconds that a piece of code has (default 60).
+        interpreter: the interpreter for the tools.
+        timeout_s: the time limit of a piece of code, in seconds (default 60).
     """
     from mcp.server import MCPServer
 
@@ -130,13 +130,17 @@ def serve(interpreter: Interpreter, *, timeout_s: float = 60) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m containerkit.mcp", description=__doc__.partition("\n")[0])
-    parser.add_argument("--image", metavar="NAME", help="the image that is seen as / (default: the machine's programs)")
-    parser.add_argument("--venv", metavar="DIR", help="a virtual environment of the machine that is shown and used")
-    parser.add_argument("--preload", metavar="MODULE", action="append", default=[], help="imported once; repeatable")
+    parser.add_argument("--image", metavar="NAME", help="the image to use as / (default: the host's programs)")
+    parser.add_argument("--venv", metavar="DIR", help="a virtual environment of the host to mount and use")
+    parser.add_argument(
+        "--preload", metavar="MODULE", action="append", default=[], help="a module that is imported once; repeatable"
+    )
     parser.add_argument("--bind", metavar="SOURCE[:TARGET[:ro]]", action="append", default=[], help="repeatable")
-    parser.add_argument("--memory", metavar="SIZE", help="the most memory, such as 1G")
-    parser.add_argument("--cpus", metavar="NUMBER", type=float, help="the most processor time, such as 1.5")
-    parser.add_argument("--pids", metavar="NUMBER", type=int, help="the most processes")
+    parser.add_argument("--memory", metavar="SIZE", help="limit of memory, such as 1G")
+    parser.add_argument(
+        "--cpus", metavar="NUMBER", type=float, help="limit of processor time in processors, such as 1.5"
+    )
+    parser.add_argument("--pids", metavar="NUMBER", type=int, help="limit of the number of processes")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=60.0, help="for each call (default 60)")
     return parser
 
@@ -159,14 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until the client ends it.
 
     Args:
-        arguments: the words after the name of the program (default: those that the interpreter was started with).
+        arguments: the arguments after the program's name (default: ``sys.argv[1:]``).
 
     Returns:
         The exit status.
     """
     options = _parser().parse_args(arguments)
     try:
-        import mcp  # noqa: F401 - asked for first, since its lack is the most likely
+        import mcp  # noqa: F401 - imported first, because it is the most likely to be missing
     except ImportError:
         print("mcp: needs the package mcp: pip install 'containerkit[mcp]'", file=sys.stderr)  # noqa: T201 - a command line speaks
         return _FAILED

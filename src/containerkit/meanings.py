@@ -22,16 +22,26 @@ if TYPE_CHECKING:
 
     __loader__: ResourceLoader
 
-__all__ = ["explained", "meanings"]
+__all__ = ["explained", "meanings", "omit"]
 
-_PLACES = ("options.py", "image/options.py")
-_MORE = ("fleet/options.py",)
-"""Those that are read for a class that is not in the others."""
+_PLACES = ("options.py", "image/options.py", "fleet/options.py")
+"""The files, in the order in which a class is looked for. A base is in the same file or in an earlier one."""
 
 _MARK = "options: see :class:`"
 
+_known: set[str] = set()
+"""Those that have been read."""
+
 _bases: dict[str, list[str]] = {}
 _fields: dict[str, list[tuple[str, str, str]]] = {}
+
+
+_omitted: list[bool] = []
+
+
+def omit() -> None:
+    """Leave docstrings as they are from now on: nobody sees them in a program that only runs commands."""
+    _omitted.append(True)
 
 
 def explained(call: Call) -> Call:
@@ -40,6 +50,8 @@ def explained(call: Call) -> Call:
     That line of a docstring is, for example, ``options: see :class:`containerkit.options.RunOptions`.``. It stays if
     the source file is not available. If the interpreter drops docstrings there is no such line.
     """
+    if _omitted:
+        return call
     before, mark, rest = (call.__doc__ or "").partition(_MARK)
     if mark:
         place, _, after = rest.partition("`.")
@@ -57,19 +69,27 @@ def _entry(name: str, kind: str, text: str, margin: str) -> str:
 
 def meanings(name: str) -> Iterator[Meaning]:
     """Yield the arguments of a class in these modules. Those of its bases come first."""
-    if not _fields:
-        _read(_PLACES)
-    if name not in _fields:
-        _read(_MORE)
+    for place in _PLACES:
+        if name in _fields:
+            break
+        if place not in _known:
+            _read(place)
+            _known.add(place)
+    yield from _of(name)
+
+
+def _of(name: str) -> Iterator[Meaning]:
     for base in _bases.get(name, ()):
-        yield from meanings(base)
+        yield from _of(base)
     yield from _fields.get(name, ())
 
 
-def _read(places: tuple[str, ...]) -> None:
+def _read(place: str) -> None:
     """Split the source: every other piece between triple quotes is a docstring, and the line before it has the name."""
     of = ""
-    pieces = "".join(map(_source, places)).split('"""')
+    bases_of: dict[str, list[str]] = {}
+    fields_of: dict[str, list[tuple[str, str, str]]] = {}
+    pieces = _source(place).split('"""')
     for code, text in zip(pieces[::2], pieces[1::2], strict=False):
         line = code.rstrip()
         line = line[line.rfind("\n") + 1 :]
@@ -77,11 +97,13 @@ def _read(places: tuple[str, ...]) -> None:
             _, found, header = code.rpartition("\nclass ")
             if found:  # otherwise it belongs to a function
                 of, _, bases = header.partition("(")
-                _bases[of] = [base.strip() for base in bases.partition(")")[0].split(",")]
-                _fields[of] = []
+                bases_of[of] = [base.strip() for base in bases.partition(")")[0].split(",")]
+                fields_of[of] = []
         elif line.startswith("    "):
             field, _, kind = line.strip().partition(": ")
-            _fields[of].append((field, kind, text))
+            fields_of[of].append((field, kind, text))
+    _bases.update(bases_of)  # only now, because another thread may import at the same time
+    _fields.update(fields_of)
 
 
 def _source(place: str) -> str:

@@ -11,10 +11,7 @@ in the same way::
     def worker(**options: Unpack[ContainerOptions]) -> Container:
         return Container(hostname="worker", **options)
 
-At run time the names are checked against the fields of the descriptions:
-:func:`containerkit.spec.container.check_names`.
-
-Source: PEP 589, PEP 692.
+At run time :func:`containerkit.spec.container.check_names` checks the names. Source: PEP 589, PEP 692.
 """
 
 from __future__ import annotations
@@ -123,6 +120,9 @@ class DescriptionOptions(TypedDict, total=False):
     """More mounts, in order."""
     volumes: ListOf[str] | Mapping[str, str] | None
     """Binds in short form: ``["./src:/src:ro"]`` or ``{"./src": "/src:ro"}``, after ``mounts`` (default none)."""
+    devices: ListOf[str] | None
+    """Devices of the host: ``["/dev/fuse", "/dev/ttyUSB0:/dev/modem"]`` (default none). If root starts the container,
+    root inside may use them; otherwise only the host's own node is shown, which the caller must be allowed to use."""
     namespaces: Namespaces
     """Which of the eight kinds of namespaces are new, joined or inherited (default: all new)."""
     hostname: str | None

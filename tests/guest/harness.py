@@ -1,14 +1,14 @@
 """Runs one command in a virtual machine with another kernel and another cgroup layout than this machine has.
 
-The guest is QEMU with software emulation, Debian's cloud kernel, and this machine's own root file system: virtiofsd
-offers it, the guest mounts it read-only and puts a tmpfs over it, so that nothing of what happens inside is left here.
-Command, environment and modules go in with the initramfs; the output comes out through the first serial port, the exit
-status through the second, the kernel's messages through the third.
+The guest is QEMU with software emulation, Debian's cloud kernel, and this machine's own root file system. virtiofsd
+exports it, and the guest mounts it read-only below a tmpfs, so that nothing changes on this machine. The command, the
+environment and the modules are in the initramfs. The first serial port carries the output, the second the exit status,
+the third the kernel's messages.
 
     python tests/guest/harness.py [--layout LAYOUT] [--timeout SECONDS] COMMAND...
 
 Debian packages: qemu-system-x86, qemu-system-common (its C virtiofsd), linux-image-cloud-amd64, busybox-static. A guest
-of another architecture stands on a root file system of its own: see :class:`Machine`.
+of another architecture needs a separate root file system: see :class:`Machine`.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ mount -t cgroup -o none,name=systemd cgroup /root/sys/fs/cgroup/systemd"""
 
 
 class Machine(NamedTuple):
-    """What a guest is made of.
+    """The parts of a guest.
 
     Attributes:
         root: the directory that becomes its root file system, with a busybox without libraries in it.
-        flavour: how the names of its Debian kernels end, such as ``"cloud-amd64"``.
-        qemu: the program, and the words that choose the board, the processor and the three serial ports.
+        flavour: the suffix of the names of its Debian kernels, such as ``"cloud-amd64"``.
+        qemu: the program, and the arguments for the board, the processor and the three serial ports.
     """
 
     root: Path
@@ -127,7 +127,7 @@ class Machine(NamedTuple):
 
 
 PORTS = ("output", "status", "kernel")
-"""What comes out of each serial port."""
+"""The content of each serial port."""
 _SERIAL_PORTS = tuple(word for name in PORTS for word in ("-serial", f"chardev:{name}"))
 _SERIAL_CARDS = tuple(word for name in PORTS for word in ("-device", f"pci-serial,chardev={name}"))
 
@@ -136,11 +136,11 @@ HERE = Machine(
     "cloud-amd64",
     ("qemu-system-x86_64", "-M", "q35,memory-backend=m", "-cpu", "max,la57=off", *_SERIAL_PORTS),
 )
-"""A guest that stands on this machine's files."""
+"""A guest with this machine's files."""
 
 
 def aarch64(root: Path) -> Machine:
-    """Return a machine of another architecture; its board has but one port of its own, so that the three are cards."""
+    """Return a machine of another architecture. Its board has only one serial port, so the three are PCI cards."""
     return Machine(
         root,
         "cloud-arm64",
@@ -149,7 +149,7 @@ def aarch64(root: Path) -> Machine:
 
 
 class Finished(NamedTuple):
-    """How the command ended in the guest."""
+    """The result of the command in the guest."""
 
     returncode: int
     output: str
@@ -157,7 +157,7 @@ class Finished(NamedTuple):
 
 
 def missing(machine: Machine = HERE) -> str:
-    """Return what this machine lacks for a guest, an empty string if nothing."""
+    """Return what this machine lacks for a guest, or an empty string."""
     lacks = []
     if shutil.which(machine.qemu[0]) is None:
         lacks.append(machine.qemu[0])
@@ -173,14 +173,14 @@ def missing(machine: Machine = HERE) -> str:
 
 
 def why_not() -> str:
-    """Return why tests start no guest here, an empty string if they do."""
+    """Return why tests can't start a guest here, or an empty string."""
     if os.environ.get("CONTAINERKIT_GUEST") != "1":
         return "guests of another kernel take minutes: set CONTAINERKIT_GUEST=1"
     return missing()
 
 
 def _module_files(directory: Path) -> list[Path]:
-    """Return the modules with what each depends on before it; one that is built in has no file."""
+    """Return the modules, each after its dependencies. Built-in modules have no file."""
     needs = {}
     for line in (directory / "modules.dep").read_text().splitlines():
         name, _, rest = line.partition(":")
@@ -194,7 +194,7 @@ def _module_files(directory: Path) -> list[Path]:
 
 
 def _archive(entries: list[tuple[str, int, bytes]]) -> bytes:
-    """Return a cpio archive of the "newc" form, which the kernel unpacks as its first root file system."""
+    """Return a cpio archive in the "newc" format, which the kernel unpacks as its first root file system."""
     parts = []
     for number, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):
         encoded = name.encode() + b"\0"
@@ -228,7 +228,7 @@ def _initramfs(
 
 
 def _share_root(root: Path, directory: Path, stack: ExitStack) -> Path:
-    """Offer the root file system and return the socket."""
+    """Export the root file system, and return the socket."""
     socket = directory / "root.sock"
     log = stack.enter_context((directory / "virtiofsd.log").open("wb"))
     server = subprocess.Popen(
@@ -278,15 +278,15 @@ def run_in_guest(
     environment: dict[str, str] | None = None,
     machine: Machine = HERE,
 ) -> Finished:
-    """Boot a guest, run one command in it as root, and return how it ended.
+    """Boot a guest, run one command in it as root, and return the result.
 
     Args:
         command: its arguments.
         layout: ``"unified"`` for pure version 2, ``"legacy"`` for pure version 1 with the usual joint mounts,
             ``"systemd"`` for version 2 with systemd as the init, which runs the command as a service.
-        timeout_s: after so many seconds the guest is killed.
-        environment: more of it.
-        machine: of what it is made; on this machine's files the command is run from the project's directory.
+        timeout_s: the time after which the guest is killed, in seconds.
+        environment: additional variables.
+        machine: the parts of the guest. With this machine's files the command runs in the project's directory.
 
     Raises:
         RuntimeError: the guest could not be started, took too long, or ended without a status.
@@ -324,7 +324,7 @@ def run_in_guest(
 
 
 def main() -> int:
-    """Run the command of the command line in a guest, and end as it ended."""
+    """Run the command of the command line in a guest, and exit with its status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layout", choices=["unified", "legacy", "systemd"], default="unified", help="of the cgroups")
     parser.add_argument("--timeout", type=float, default=540, help="seconds (default: %(default)s)")

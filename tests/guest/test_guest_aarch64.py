@@ -1,4 +1,4 @@
-"""The README's first example on the other machine: Debian's kernel and programs for arm64, in a guest of QEMU's."""
+"""The README's first example on the other architecture: Debian's kernel and programs for arm64, in QEMU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ print(bool(probe(60).seccomp_notify))
 
 
 def fetch(*words):
-    """Run a program that fetches packages; skip for the network alone: any other failure is one of ours."""
+    """Run a program that downloads packages. Skip only if the network is missing; any other failure is ours."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=400)
     if done.returncode and UNREACHABLE.search(done.stderr):
         pytest.skip(f"{words[0]} can't fetch packages: {done.stderr[-500:]}")

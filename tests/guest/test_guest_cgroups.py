@@ -1,4 +1,4 @@
-"""The tests of control groups, and of containers with limits, once more in guests.
+"""The tests of control groups, and of containers with limits, repeated in guests.
 
 Version 2, version 1 with joint mounts, version 2 under systemd.
 """
@@ -20,7 +20,7 @@ pytestmark = [
 
 TESTS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "tests/integration").glob("test_cgroup_*.py"))
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=600"]
-"""A test takes many times as long there: the processor is emulated."""
+"""The factor of timeouts: tests take longer there, because the processor is emulated."""
 CONTAINERS = ["tests/integration/test_container_limits.py", "tests/integration/test_container_pause.py"]
 
 

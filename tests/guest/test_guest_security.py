@@ -1,4 +1,4 @@
-"""What can only be tried on a machine whose own settings may be changed: a guest, which has files of /proc that this one lacks."""
+"""Attacks that need changes to a machine's settings: a guest, which has files in /proc that this machine lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tests build the C parts for aarch64: by Debian's cross compiler, with this machine's headers of Python."""
+"""Builds the C parts for aarch64 with Debian's cross compiler and this machine's Python headers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def needs_compiler():
 
 
 def python_headers(directory):
-    """Return the options that find Python's headers; the machines are alike in what Debian's pyconfig.h tells apart.
+    """Return the options for Python's headers. Both architectures have the same settings in Debian's pyconfig.h.
 
     Args:
-        directory: for a copy of pyconfig.h, where Debian's looks for that of another machine.
+        directory: for a copy of pyconfig.h, at the path where Debian's includes that of another architecture.
     """
     include = Path(sysconfig.get_path("include"))
     own = Path("/usr/include", sysconfig.get_config_var("MULTIARCH") or "", include.name, "pyconfig.h")
@@ -48,8 +48,8 @@ def build(target, directory):
     """Build the init and the extension, by the stable ABI, without a warning.
 
     Args:
-        target: where they go.
-        directory: for what is made on the way.
+        target: the directory for them.
+        directory: for intermediate files.
     """
     parts = runpy.run_path(str(NATIVE / "build.py"))
     parts["build_programs"]([COMPILER, "-Werror"], target)

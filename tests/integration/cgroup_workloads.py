@@ -1,4 +1,4 @@
-"""Processes with a known appetite, and the check that nothing of a test is left on the machine."""
+"""Processes with a known resource usage, and the check that a test leaves nothing on the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLEEP = READY + "import time; time.sleep(60)\n"
 
 _RELEASE = tuple(int(word) for word in os.uname().release.split("-")[0].split(".")[:2])
 MAPS_IDS = _RELEASE >= (6, 3)
-"""Whether this kernel surely maps the ids of the root file system: an overlay, as in the guest, is not mapped before."""
+"""Whether this kernel can id-map the root file system. Older kernels can't id-map an overlay, as in the guest."""
 
 
 def container(**fields):
@@ -33,7 +33,7 @@ def run(argv, **fields):
 
 
 def version(controller):
-    """Return the cgroup version that serves a controller here, 0 for none."""
+    """Return the cgroup version of a controller here, 0 for none."""
     hierarchies = read_hierarchies()
     if any(controller in hierarchy.controllers for hierarchy in hierarchies):
         return 1
@@ -47,7 +47,7 @@ def version(controller):
 
 @contextmanager
 def python(group, script, *, go=True):
-    """Run a Python script that first waits for a line, in a group; kill it at the end."""
+    """Run a Python script in a group. It first waits for a line. Kill it at the end."""
     with subprocess.Popen(
         [sys.executable, "-SE", "-c", script],
         stdin=subprocess.PIPE,
@@ -80,7 +80,7 @@ def groups():
 
 
 def own_groups():
-    """Return the groups of this process: others may be at work on the machine."""
+    """Return the groups of this process only, because other processes of the machine may have groups."""
     return [path for path in groups() if f"/containerkit.{os.getpid()}." in path]
 
 
@@ -88,7 +88,7 @@ def fds():
     return sorted(os.listdir("/proc/self/fd"))
 
 
-def eventually(condition, timeout_s=5.0):
+def eventually(condition, timeout_s=30.0):
     """Wait until a condition holds, and return whether it does."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

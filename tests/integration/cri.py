@@ -1,9 +1,9 @@
-"""A client of containerd's CRI, in a process of its own: gRPC's threads and descriptors stay out of the tests'.
+"""A client of containerd's CRI, in a separate process, which keeps gRPC's threads and descriptors out of the tests.
 
-The messages are those that the program itself was built with: a Go program holds the description of its protocol.
+It reads the definition of the messages from containerd's binary, because a Go program contains it.
 Source: runtime.v1 of the Container Runtime Interface.
 
-    python cri.py SOCKET PROGRAM     requests in JSON on stdin, answers on stdout, one a line
+    python cri.py SOCKET PROGRAM     requests in JSON on stdin, answers on stdout, one per line
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class RefusedError(AssertionError):
     """The daemon answered with an error.
 
     Attributes:
-        code: the name of the status of gRPC, such as ``"NOT_FOUND"``.
+        code: the name of gRPC's status, such as ``"NOT_FOUND"``.
     """
 
     def __init__(self, method, code, message):
@@ -54,7 +54,7 @@ class CRI:
 
 
 def description_in(program):
-    """Return the serialized FileDescriptorProto of the CRI that a Go program has within itself, compressed."""
+    """Return the serialized FileDescriptorProto of the CRI, which a Go program contains compressed."""
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
     from google.protobuf.message import DecodeError
 
@@ -77,7 +77,7 @@ def _serve(socket, program):
     from google.protobuf import descriptor_pool, json_format, message_factory
 
     file = description_in(program)
-    del file.dependency[:]  # options of a generator of Go code
+    del file.dependency[:]  # options of a Go code generator
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     methods = {}

@@ -1,4 +1,4 @@
-"""What the tests of detached containers share."""
+"""Helpers for the tests of detached containers."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ needs_groups = pytest.mark.skipif(os.geteuid() != 0, reason="control groups take
 
 
 def runs(pid):
-    """Return whether a process is there and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
@@ -22,7 +22,7 @@ def runs(pid):
 
 
 class Kept:
-    """Makes detached containers, and removes them and all that others have made meanwhile."""
+    """Creates detached containers, and removes them and all others that were created in the meantime."""
 
     def __init__(self):
         self.before = {one.id for one in containers(all=True)}

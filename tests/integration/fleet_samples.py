@@ -1,4 +1,4 @@
-"""What the tests of fleets share: commands that are found again, and clusters of three nodes on this machine."""
+"""Helpers for the tests of fleets: commands that can be found, and clusters of three nodes on this machine."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ NODES = 3
 
 
 def lasting():
-    """Return a command that goes on for long, with an argument that no other process has."""
+    """Return a command that runs for long, with an argument that no other process has."""
     return ["sleep", f"1000.{secrets.randbelow(10**12):012}"]
 
 
 def processes_of(*commands):
-    """Return the pids of all processes on this machine that are one of these commands, in whatever container."""
+    """Return the pids of all processes on this machine that run one of these commands, in any container."""
     wanted = {"\0".join(command).encode() + b"\0" for command in commands}
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -37,7 +37,7 @@ def none_of(*commands):
 
 
 class RayNodes:
-    """A Ray cluster; each node has an image store of its own."""
+    """A Ray cluster. Each node has a separate image store."""
 
     kind = "ray"
 
@@ -70,7 +70,7 @@ class RayNodes:
         return Fleet.ray(self.address, **options)
 
     def kill_node(self, name):
-        """Kill the raylet of a node and its workers, as if the machine were gone: workers go on without a raylet."""
+        """Kill the raylet of a node and its workers, as if the machine had failed. Workers would outlive the raylet."""
         (raylet,) = self.nodes.pop(name).all_processes["raylet"]
         pid = raylet.process.pid
         os.kill(pid, signal.SIGSTOP)
@@ -87,7 +87,7 @@ class RayNodes:
 
 
 class DaskNodes:
-    """A Dask cluster; each worker is a process with an image store of its own."""
+    """A Dask cluster. Each worker is a process with a separate image store."""
 
     kind = "dask"
 
@@ -123,7 +123,7 @@ class DaskNodes:
         return Fleet.dask(self.client, **options)
 
     def kill_node(self, name):
-        """Kill a worker and the nanny's hope of another."""
+        """Kill a worker, so that its nanny does not restart it."""
         nanny = self.cluster.workers[name]
         nanny.auto_restart = False
         os.kill(nanny.process.pid, signal.SIGKILL)
@@ -138,7 +138,7 @@ KINDS = {"ray": ("ray", RayNodes), "dask": ("distributed", DaskNodes)}
 
 @contextmanager
 def cluster_of(kind, directory):
-    """Run a cluster of an engine, or skip where its package is not installed."""
+    """Run a cluster of an engine, or skip if its package is not installed."""
     package, made_by = KINDS[kind]
     pytest.importorskip(package, reason=f"needs the package {package}")
     nodes = made_by(directory)

@@ -33,11 +33,11 @@ def registry(directory, *, tls=None, users=None, token=None, clients=None):
     """Run docker-registry.
 
     Args:
-        directory: where it keeps its data.
+        directory: for its data.
         tls: (certificate, key).
         users: a table of passwords: basic authentication.
         token: (realm, certificate of the signer): tokens.
-        clients: certificate of the authority that clients' certificates must be from.
+        clients: certificate of the authority for clients' certificates.
     """
     if users and shutil.which("htpasswd") is None:
         pytest.skip("needs Debian's package apache2-utils")
@@ -83,7 +83,7 @@ def wait_for(port):
 
 
 def certificate(directory):
-    """A certificate for 127.0.0.1 that signs itself."""
+    """A self-signed certificate for 127.0.0.1."""
     paths = directory / "cert.pem", directory / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
@@ -118,7 +118,7 @@ class Quiet(BaseHTTPRequestHandler):
 
 @contextmanager
 def server(handler):
-    """Run a handler; its class gets a fresh list ``seen`` of what was asked."""
+    """Run a handler. Its class gets a new list ``seen`` of requests."""
     handler.seen = []
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     running.daemon_threads = True
@@ -133,7 +133,7 @@ def server(handler):
 
 
 def relay(backend, *, change=None):
-    """Return a handler that passes requests on to a registry; ``change(handler, path)`` may answer itself."""
+    """Return a handler that forwards requests to a registry. ``change(handler, path)`` may answer instead."""
 
     class Relay(Quiet):
         def do_GET(self):
@@ -167,7 +167,7 @@ def relay(backend, *, change=None):
 
 
 def token_service(users, *, lifetime=60):
-    """Return a handler that gives out tokens, and one that wants them."""
+    """Return a handler that issues tokens, and one that requires them."""
 
     class Service(Quiet):
         def do_GET(self):
@@ -192,7 +192,7 @@ def token_service(users, *, lifetime=60):
 
 
 def wants_token(realm, may):
-    """Return a ``change`` for :func:`relay` that lets through only tokens whose scope has what is asked for."""
+    """Return a ``change`` for :func:`relay` that accepts only tokens whose scope contains the request."""
 
     def change(handler, path):
         method = handler.command

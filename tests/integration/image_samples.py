@@ -1,4 +1,4 @@
-"""Images to try things on."""
+"""Images for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUSYBOX = "/bin/busybox"
 
 
 def busybox_root(root, *more):
-    """Make a root with busybox under all of its names, a few directories and ``more``, and /lib as a link to usr/lib."""
+    """Make a root with busybox under all of its names, a few directories, ``more``, and /lib as a symlink to usr/lib."""
     for name in ("bin", "etc", "tmp", "usr/lib", *more):
         (root / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin/busybox")
@@ -40,7 +40,7 @@ def tar_of(files):
 
 
 def add_image(store, name, *trees):
-    """Store an image with one layer for each tree, or for each archive; return its manifest."""
+    """Store an image with one layer for each tree or archive. Return its manifest."""
     with store.lease() as lease:
         blobs, diffs = [], []
         for tree in trees:

@@ -1,7 +1,7 @@
 """A small API server of Kubernetes for Jobs, with a node that runs the commands of pods as processes of this machine.
 
-It holds what is needed of batch/v1 Jobs and v1 Pods: lists, watches with bookmarks and versions, logs that are followed,
-removal in the foreground, deadlines. Each Job that is sent is checked against the published schema first.
+It implements parts of batch/v1 Jobs and v1 Pods: lists, watches with bookmarks and versions, following logs, removal in
+the foreground, deadlines. It first checks each Job against the published schema.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from urllib.parse import parse_qs, urlsplit
 import kubernetes_validate
 
 VERSION = "1.33"
-"""The version of Kubernetes whose schemas are used."""
+"""The version of Kubernetes for the schemas."""
 TOKEN = "token-of-the-test"
 
 
 class Cluster:
-    """The state of the server, and the faults that it makes.
+    """The state of the server, and the faults that it injects.
 
     Attributes:
-        refuse: how many of the next requests are answered 503.
-        lose: how many of the next answers to POST are lost, after what they asked for was done.
-        cut: how many of the next watches are cut off at once; ``expire``: how many are told that they are too old.
-        drop_user_namespaces: whether the field is dropped, as by a cluster that does not know it.
-        broken: what container states to give instead of starting a command.
+        refuse: the number of next requests that get status 503.
+        lose: the number of next answers to POST that are lost after the request was performed.
+        cut: the number of next watches that are cut off at once; ``expire``: the number that get "too old".
+        drop_user_namespaces: whether the field is dropped, as by a cluster that does not support it.
+        broken: the container states to report instead of starting a command.
         idle: whether pods stay pending.
         requests: the (method, path) of all requests.
     """
@@ -69,7 +69,7 @@ class Cluster:
     # --- Objects
 
     def note(self, kind, pod):
-        """Note a change of a pod; the lock is held."""
+        """Record a change of a pod. The caller holds the lock."""
         self.version += 1
         pod["metadata"]["resourceVersion"] = str(self.version)
         self.events.append((self.version, kind, copy.deepcopy(pod)))
@@ -148,7 +148,7 @@ class Cluster:
             process.wait()
 
     def lose_node(self):
-        """End all pods as a node controller does when a node does not answer any more."""
+        """End all pods, as a node controller does when a node no longer answers."""
         with self.changed:
             for name, pod in self.pods.items():
                 pod["status"] = {"phase": "Failed", "reason": "NodeLost", "message": "the node was lost"}
@@ -166,7 +166,7 @@ class Cluster:
                 self.note("DELETED", pod)
 
     def delete_job(self, name):
-        """Remove a Job in the foreground: it is gone once its pods are."""
+        """Remove a Job in the foreground: after its pods."""
         with self.changed:
             if name not in self.jobs:
                 return False
@@ -186,7 +186,7 @@ class Cluster:
 
 
 def _expanded(text):
-    """What a kubelet makes of a text without variables: ``$$`` is ``$``, and ``$(NAME)`` what it was if unknown."""
+    """Expand a text without variables as a kubelet does: ``$$`` becomes ``$``, an unknown ``$(NAME)`` is unchanged."""
     return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "EXPANDED", text)
 
 
@@ -312,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         version = int(query["resourceVersion"])
-        end = time.monotonic() + 2  # watches end soon here: the next one begins where this did
+        end = time.monotonic() + 2  # watches end soon: the next one continues from there
         with contextlib.suppress(OSError):
             while time.monotonic() < end:
                 with cluster.changed:

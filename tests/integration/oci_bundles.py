@@ -1,4 +1,4 @@
-"""Bundles and a runtime to try them with; whatever a test leaves behind makes it fail."""
+"""Bundles, and a runtime for them. A test fails if it leaves anything behind."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from pathlib import Path
 import pytest
 
 import containerkit
+from containerkit.oci.launcher import program
 from containerkit.oci.specification import default
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
 HIERARCHIES = "/sys/fs/cgroup"
 RUN = uuid.uuid4().hex[:8]
-"""What is in every name that the whole machine sees: other runs, and other workers of this one, have names of theirs."""
+"""A part of every name that is visible on the whole machine. Other runs and workers have other names."""
 ONE = f"one-{RUN}"
 TWO = f"two-{RUN}"
 """The names of a test's containers, and so of their control groups."""
 
 
 def needs_busybox():
-    """Skip where there is no static busybox to fill a root filesystem with."""
+    """Skip without a static busybox for root filesystems."""
     if not os.path.exists(BUSYBOX):
         pytest.skip("no busybox: apt-get install busybox-static")
     if subprocess.run(["ldd", BUSYBOX], capture_output=True).returncode == 0:
@@ -69,7 +70,7 @@ class Bundle:
         return self.config["linux"]
 
     def runs(self, *args):
-        """Set the command; one word with spaces is for the shell."""
+        """Set the command. A single argument with spaces is run by the shell."""
         self.process["args"] = ["sh", "-c", args[0]] if len(args) == 1 and " " in args[0] else list(args)
         return self
 
@@ -96,12 +97,21 @@ class Bundle:
         return other
 
 
-class Runtime:
-    """The command line with a root of its own."""
+def write_runtime(path):
+    """Write the program that engines start, and return its path."""
+    path = Path(path)
+    path.write_bytes(program())
+    path.chmod(0o755)
+    return str(path)
 
-    def __init__(self, root):
+
+class Runtime:
+    """The command line with a separate state directory: the program that engines start, or Python alone."""
+
+    def __init__(self, root, *, front=True):
         self.root = str(root)
-        self.words = [sys.executable, "-m", "containerkit.oci", "--root", self.root]
+        command = [write_runtime(f"{root}.runtime")] if front else [sys.executable, "-m", "containerkit.oci"]
+        self.words = [*command, "--root", self.root]
         source = os.path.dirname(os.path.dirname(containerkit.__file__))
         self.environment = {**os.environ, "PYTHONPATH": source}
         self.environment.pop("XDG_RUNTIME_DIR", None)
@@ -110,7 +120,7 @@ class Runtime:
         return subprocess.Popen([*self.words, *map(str, words)], env=self.environment, **more)
 
     def __call__(self, *words, check=True, timeout=60, **more):
-        """Run a verb whose output is small; the container may keep the files open."""
+        """Run a verb whose output is small. The container may keep the files open."""
         done = subprocess.run(
             [*self.words, *map(str, words)],
             env=self.environment,
@@ -158,7 +168,7 @@ class Runtime:
         return self.state(name)["pid"]
 
     def refused(self, *words):
-        """Return what a verb that must fail says."""
+        """Return the error of a verb that must fail."""
         done = self(*words, check=False)
         assert done.returncode != 0
         assert "Traceback" not in done.stderr
@@ -172,7 +182,7 @@ class Runtime:
 
 
 def mounts_below(path):
-    """Return the mounts of this machine that have to do with a directory."""
+    """Return the mounts of this machine whose source or target is in a directory."""
     with open("/proc/self/mountinfo") as file:
         return [line for line in file if str(path) in line]
 
@@ -196,10 +206,16 @@ def bundle(tmp_path, rootfs):
     return Bundle(tmp_path / "bundle", rootfs)
 
 
+def try_both_runtimes(metafunc):
+    """Try the tests of a module with the program that engines start, and with Python alone."""
+    if "oci" in metafunc.fixturenames:
+        metafunc.parametrize("oci", [True, False], ids=["front", "python"], indirect=True)
+
+
 @pytest.fixture
-def oci(tmp_path):
-    """A runtime; afterwards its containers, control groups and mounts must be gone."""
-    runtime = Runtime(tmp_path / "state")
+def oci(request, tmp_path):
+    """A runtime. Afterwards its containers, control groups and mounts must be gone."""
+    runtime = Runtime(tmp_path / "state", front=getattr(request, "param", True))
     yield runtime
     names = [name for name in os.listdir(runtime.root) if name[0] != "."] if os.path.isdir(runtime.root) else []
     for name in names:
@@ -209,7 +225,7 @@ def oci(tmp_path):
     assert [] == mounts_below(tmp_path)
     for name in {*names, ONE, TWO}:
         found = groups_named(name)
-        for place in found:  # so that the next test is not blamed for it
+        for place in found:  # so that the next test does not fail
             with contextlib.suppress(OSError):
                 os.rmdir(place)
         assert found == [], found

@@ -1,4 +1,4 @@
-"""What tests of container engines have in common: their command lines, and what is taken down after them."""
+"""Helpers for the tests of container engines: their command lines, and the cleanup."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from oci_bundles import make_rootfs, needs_busybox
-
-from containerkit.oci.launcher import text
+from oci_bundles import make_rootfs, needs_busybox, write_runtime
 
 IDS = 65_536
 BOX = "docker.io/library/box:latest"
@@ -24,10 +22,10 @@ BOX = "docker.io/library/box:latest"
 
 
 def needs(*programs):
-    """Skip where a program is missing.
+    """Skip if a program is missing.
 
     Args:
-        programs: pairs of a program and the Debian package that has it.
+        programs: pairs of a program and its Debian package.
     """
     for program, package in programs:
         if not os.path.exists(program) and not shutil.which(program):
@@ -35,12 +33,12 @@ def needs(*programs):
 
 
 class Engine:
-    """A command line; what it prints is returned.
+    """A command line whose calls return the output.
 
     Args:
         words: the program with its global flags.
-        environment: variables on top of this process's own.
-        more: passed on to subprocess.run().
+        environment: variables in addition to those of this process.
+        more: arguments of subprocess.run().
     """
 
     def __init__(self, words, environment=None, **more):
@@ -67,7 +65,7 @@ class Engine:
 
 
 def _remove_user(name, seconds=20):
-    """Remove a user once its last process, which was killed a moment ago, is gone."""
+    """Remove a user after its last process, which was just killed, has ended."""
     end = time.monotonic() + seconds
     while (done := subprocess.run(["userdel", name], capture_output=True, text=True, check=False)).returncode:
         assert "currently used by process" in done.stderr, done.stderr
@@ -77,11 +75,11 @@ def _remove_user(name, seconds=20):
 
 @contextlib.contextmanager
 def user_with_ids(kind, first):
-    """Make a user with 65536 uids and gids to give to containers, whose home is removed with all that is in it.
+    """Create a user with 65,536 subordinate uids and gids. Its home is removed at the end.
 
     Args:
         kind: a part of its name.
-        first: the first of its ids, from which a thousand ranges are free.
+        first: the first of its ids. The following thousand ranges are unused.
 
     Yields:
         Its name and its home.
@@ -101,7 +99,7 @@ def user_with_ids(kind, first):
 
 
 def unmount_below(path):
-    """Unmount what an engine has left below a directory."""
+    """Unmount the mounts that an engine has left below a directory."""
     with open("/proc/self/mountinfo") as file:
         found = [line.split()[4] for line in file if line.split()[4].startswith(str(path))]
     for mount in reversed(found):
@@ -109,10 +107,10 @@ def unmount_below(path):
 
 
 def remove_plain_groups():
-    """Remove the directories that podman makes for controllers of version 1 that nothing mounts.
+    """Remove the directories that podman creates for controllers of version 1 that are not mounted.
 
-    They lie in the tmpfs that holds the mounts, and their files are plain ones: podman itself then can't remove the
-    group of a pod below them.
+    They are in the tmpfs of the mount points and contain plain files, so podman can't remove the group of a pod below
+    them.
     """
     for controller in ("hugetlb", "net_cls", "net_prio", "perf_event"):
         path = f"/sys/fs/cgroup/{controller}"
@@ -120,22 +118,19 @@ def remove_plain_groups():
             shutil.rmtree(path)
 
 
-# --- What is below each engine
+# --- The parts of each engine
 
 
 @pytest.fixture(scope="module", name="place")
 def place_of_engines():
-    """A short path: sockets have to fit into it."""
+    """A short path, because the length of socket paths is limited."""
     with tempfile.TemporaryDirectory(prefix="ck-oci-", dir="/var/tmp") as path:
         yield Path(path)
 
 
 @pytest.fixture(scope="module", name="runtime")
 def runtime_of_engines(place):
-    program = place / "containerkit-oci"
-    program.write_text(text())
-    program.chmod(0o755)
-    return program
+    return Path(write_runtime(place / "containerkit-oci"))
 
 
 @pytest.fixture(scope="module", name="archive")
@@ -200,7 +195,7 @@ def oci_archive(place, layer):
 
 @contextlib.contextmanager
 def containerd_of(home):
-    """Run a containerd whose files are all below a directory, which is made; yields its socket."""
+    """Run a containerd with all its files below a new directory. Yield its socket."""
     needs(("containerd", "containerd"), ("ctr", "containerd"), ("containerd-shim-runc-v2", "containerd"))
     home.mkdir()
     (home / "config.toml").write_text(
@@ -219,14 +214,14 @@ def containerd_of(home):
 
 @contextlib.contextmanager
 def dockerd_of(home, runtime, containerd, *, group, net):
-    """Run a Docker daemon with this runtime as its default; yields its command line, and removes all containers.
+    """Run a Docker daemon with this runtime as its default. Yield its command line, and remove all containers afterwards.
 
     Args:
-        home: a directory for all of its files, which is made.
+        home: a new directory for all of its files.
         runtime: the program.
         containerd: the socket of its containerd.
-        group: the parent of its control groups, and what its namespace in containerd begins with.
-        net: what runs it in a network namespace of its own.
+        group: the parent of its control groups, and the prefix of its namespace in containerd.
+        net: the command that runs it in a separate network namespace.
     """
     needs(("dockerd", "docker.io"), ("/usr/bin/docker", "docker.io"), ("ip", "iproute2"))
     home.mkdir()

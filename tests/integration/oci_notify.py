@@ -1,4 +1,4 @@
-"""Both ends of a service manager's socket: a program that says something on it, and who listens."""
+"""Both ends of a service manager's socket: a program that sends messages, and a listener."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Manager:
         self.socket.settimeout(30)
 
     def heard(self):
-        """Return all that was said until the sender asked whether it was looked at."""
+        """Return all messages up to the sender's barrier."""
         messages = []
         while b"BARRIER=1" not in messages:
             messages.append(self.socket.recv(4096))  # without room for descriptors: the kernel closes them

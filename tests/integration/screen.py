@@ -1,4 +1,4 @@
-"""A terminal with somebody at it, for tests."""
+"""A terminal with a simulated user, for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOGIN = "import os, sys; os.login_tty(int(sys.argv[1])); os.execv(sys.executable
 
 
 class Screen:
-    """Runs the interpreter with ``words`` on a new terminal, types keys and reads what is shown."""
+    """Runs the interpreter with ``words`` on a new terminal, types keys and reads the screen."""
 
     def __init__(self, *words, rows=30, columns=100, env=None):
         self.master, self.slave = os.openpty()
@@ -46,7 +46,7 @@ class Screen:
         os.write(self.master, keys)
 
     def expect(self, text, timeout_s=20):
-        """Read until ``text`` is shown; return and forget all up to its end."""
+        """Read until ``text`` is shown. Return and discard everything up to its end."""
         deadline = time.monotonic() + timeout_s
         while text not in self.shown:
             left = deadline - time.monotonic()
@@ -60,7 +60,7 @@ class Screen:
             self.shown += os.read(self.master, 65536)
 
     def wait(self, timeout_s=20):
-        """Return the exit status, and read meanwhile, since a full terminal would hold up the end."""
+        """Return the exit status. Read in the meantime, because a full terminal would block the process."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"still running, showed {self.shown!r}"

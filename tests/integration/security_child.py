@@ -1,4 +1,4 @@
-"""Trying things in a process that can be restricted without harm to the test run."""
+"""Runs attempts in a child process, so that restrictions do not affect the test run."""
 
 import ctypes
 import json
@@ -12,7 +12,7 @@ LIBC.syscall.restype = ctypes.c_long
 
 
 def attempt(number, *args):
-    """Make a raw system call; return its value or the negative error number."""
+    """Make a raw system call. Return its value or the negative error number."""
     words = [ctypes.c_long(each) if isinstance(each, int) else each for each in args]
     result = LIBC.syscall(ctypes.c_long(number), *words)
     return -ctypes.get_errno() if result == -1 else result
@@ -22,7 +22,7 @@ def in_child(work, *, timeout_s=20):
     """Run a function in a forked child.
 
     Returns:
-        What it returned (through JSON), or ("signal", number) or ("exit", status, error text) where it didn't return.
+        Its result (through JSON), or ("signal", number) or ("exit", status, error text) if it did not return.
     """
     read_end, write_end = os.pipe()
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""Other projects' interfaces on containers: smolagents' executor, llm-sandbox's backend, Jupyter's provisioner."""
+"""Adapters to other projects: smolagents' executor, llm-sandbox's backend, Jupyter's provisioner."""
 
 import sys
 import time
@@ -39,7 +39,7 @@ def test_smolagents_takes_the_final_answer(executor):
 
 
 def test_smolagents_answers_that_would_run_code_are_refused(executor):
-    """An answer that is a pickle is not loaded: it would run code in the caller."""
+    """A pickle in an answer is not loaded, because it would run code in the caller."""
     import base64
     import pickle
 

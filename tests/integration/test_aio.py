@@ -1,4 +1,4 @@
-"""Containers for asyncio, in the shape of CPython's test_asyncio/test_subprocess; and a cancellation at every await."""
+"""Containers for asyncio, modelled on CPython's test_asyncio/test_subprocess, with a cancellation at every await."""
 
 import asyncio
 import collections.abc
@@ -37,12 +37,12 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 CAT = ["python3", "-c", "import sys; sys.stdout.write(sys.stdin.read())"]
 FOREVER = ["sleep", "1000"]
 SHORT_S = 0.2
-MARK = f"020417{os.getpid()}"  # other runs beside this one have their own
+MARK = f"020417{os.getpid()}"  # unique among simultaneous runs
 
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
-    """Make what a process makes once and keeps."""
+    """Create the objects that a process creates once and keeps."""
     if os.geteuid() == 0:
         with Container(limits=Limits(memory="100M")):
             pass
@@ -73,7 +73,7 @@ def go(request):
 
 
 def alive(marker):
-    """Return the processes of this machine whose words hold something."""
+    """Return the processes of this machine whose arguments contain a text."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -537,7 +537,7 @@ def test_call_is_seen_through(go):
 
 @pytest.fixture(scope="module")
 def pulled_from(tmp_path_factory):
-    """A registry with an image; return the image's name there."""
+    """A registry with an image. Return the image's name there."""
     if REGISTRY is None or not os.path.exists(BUSYBOX):
         pytest.skip("needs Debian's packages docker-registry and busybox-static")
     made = tmp_path_factory.mktemp("registry")
@@ -579,12 +579,12 @@ def test_pull_that_is_cancelled_ends(go, tmp_path, pulled_from):
 
 
 class Cancelling(collections.abc.Coroutine):
-    """A coroutine whose task is cancelled when it has waited for so many things, and again each time after that.
+    """A coroutine whose task is cancelled at a certain wait, and again at the following ones.
 
     Args:
-        coroutine: what runs.
-        at: at which wait, from 1.
-        times: how often it is cancelled.
+        coroutine: the coroutine.
+        at: the number of the wait, from 1.
+        times: the number of cancellations.
     """
 
     def __init__(self, coroutine, at, times):
@@ -650,7 +650,7 @@ def test_cancellation_at_every_await(go, scene, times):
                 cancelled += 1
             except ContainerTimeout:
                 assert "time" in scene
-            assert alive(MARK) == []  # dead, reaped, before the cancellation is seen
+            assert alive(MARK) == []  # dead and reaped before CancelledError is raised
             if body.waits < at:
                 return cancelled
 

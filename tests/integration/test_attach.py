@@ -34,7 +34,7 @@ def descriptors():
 
 @pytest.fixture
 def running(oci, bundle):
-    """A container with a host name of its own."""
+    """A container with its own host name."""
     bundle.config["hostname"] = "recorded"
     bundle.runs("sleep", "100")
     return oci.start_one(bundle)
@@ -69,7 +69,7 @@ def test_attach_joins_every_kind(oci, bundle):
         for file, kind in KINDS.items():
             with c.namespace(kind) as namespace:
                 assert os.stat(f"/proc/{pid}/ns/{file}").st_ino == os.fstat(namespace.fileno()).st_ino
-        # Pipes belong to who is to open them again by their names.
+        # The user inside must own the pipes to open them again by name.
         assert "again\n" == c.run(["sh", "-c", "echo again >/dev/stdout"], user="1000:1000", text=True).stdout
 
 
@@ -94,7 +94,7 @@ def test_attach_puts_commands_into_its_control_groups(oci, bundle):
             assert set(limited) <= set(file.read().splitlines())
         assert {pid, p.pid} == set(c.members())
         p.kill()
-    # The end of a command ends nothing else.
+    # The end of a command does not end the container.
     assert "running" == oci.status(ONE)
 
 

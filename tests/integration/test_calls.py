@@ -1,4 +1,4 @@
-"""The calls against the kernel at hand, through both backends. Mounts are made in a thread's own mount namespace."""
+"""The calls on the running kernel, through both backends. Mounts are made in a thread's own mount namespace."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def backend(request, monkeypatch):
 
 
 def traces():
-    """What a test could leave behind: descriptors, mounts, children, namespaces of this thread."""
+    """Things that a test could leave behind: descriptors, mounts, children, namespaces of this thread."""
     with open("/proc/self/mountinfo") as mounts, open("/proc/thread-self/children") as children:
         kinds = {kind: os.stat(f"/proc/thread-self/ns/{kind}").st_ino for kind in ("mnt", "uts", "user", "pid")}
         return sorted(os.listdir("/proc/self/fd")), mounts.read(), children.read(), kinds
@@ -43,7 +43,7 @@ def nothing_left(backend):
 
 
 def in_thread(function, *args):
-    """Run in a thread of its own, whose namespaces die with it."""
+    """Run in a separate thread, whose namespaces end with it."""
     outcome = []
 
     def run():
@@ -76,7 +76,7 @@ def own_mounts():
 
 
 def child(body, flags=0, **options):
-    """Clone, run ``body`` in the child, and return the status that it ended with."""
+    """Clone, run ``body`` in the child, and return its exit status. Kill a child that hangs."""
     pid = calls.clone(flags, **options)
     if pid == 0:
         try:
@@ -85,6 +85,8 @@ def child(body, flags=0, **options):
             os._exit(99)
     pidfd = calls.pidfd_open(pid)
     try:
+        if not select.select([pidfd], [], [], 30)[0]:
+            calls.pidfd_send_signal(pidfd, signal.SIGKILL)
         return calls.waitid(pidfd, os.WEXITED | k.WALL)[0].si_status
     finally:
         os.close(pidfd)
@@ -125,9 +127,13 @@ def test_clone_beside_busy_threads_never_hangs():
     threads = [threading.Thread(target=busy) for _ in range(3)]
     for thread in threads:
         thread.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # at nearly every moment one of them has asked for the GIL
     try:
-        assert [7] * 40 == [child(lambda: 7) for _ in range(40)]
+        for _ in range(40):
+            assert 7 == child(lambda: 7)
     finally:
+        sys.setswitchinterval(interval)
         stop.set()
         for thread in threads:
             thread.join()
@@ -163,7 +169,7 @@ def test_clone_without_exit_signal_is_waited_for_with_wall():
 
 
 def test_clone_with_parent_makes_a_sibling():
-    """What a process clones with CLONE_PARENT is its parent's to wait for."""
+    """A process that is cloned with CLONE_PARENT is a child of the caller's parent."""
     reader, writer = os.pipe()
 
     def body():

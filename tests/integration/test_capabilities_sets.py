@@ -1,4 +1,4 @@
-"""Capability sets in the real kernel: what /proc/self/status shows is what was described."""
+"""Capability sets in the real kernel: /proc/self/status shows the described sets."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Running without privilege inside a delegated subtree of version 2, and the rule against inner processes."""
+"""Unprivileged use of a delegated subtree of version 2, and the rule that inner groups have no processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTROLLER, WISH = ("pids", "pids=5") if version("pids") == 2 else ("hugetlb", "
 
 @pytest.fixture
 def subtree():
-    """Give a subtree of version 2 that belongs to nobody, with one controller handed to it."""
+    """Yield a subtree of version 2 that belongs to the user nobody, with one controller."""
     if version(CONTROLLER) != 2:
         pytest.skip(f"no version 2 hierarchy has {CONTROLLER}")
     root = next(one.mountpoint for one in read_hierarchies() if one.version == 2)
@@ -59,7 +59,7 @@ os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 
 
 
 def unprivileged(subtree, script, *, company=False):
-    """Run a script as nobody inside the subtree, alone there or with another process, and return what it printed."""
+    """Run a script as nobody inside the subtree, alone or with another process. Return its output."""
     whole = f"SUBTREE = {str(subtree)!r}\nCOMPANY = {company}\n{PRELUDE}\n{textwrap.dedent(script)}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Device rules of version 2 as programs: loaded into this kernel, and their verdicts on a process in a group."""
+"""Device rules of version 2 as BPF programs: loaded into this kernel, and their effect on a process in a group."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ WAYS = {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}
 
 @pytest.fixture
 def group():
-    """A descriptor of a version 2 group of its own; no controller is needed."""
+    """A descriptor of a new version 2 group. No controller is needed."""
     if UNIFIED is None:
         pytest.skip("cgroup2 is mounted nowhere")
     path = f"{UNIFIED}/containerkit-devices-test-{os.getpid()}"
@@ -34,7 +34,7 @@ def group():
 
 
 def allowed(rules, node, way):
-    """What the rules mean: the last that covers all that is wanted allows, the last that covers any of it denies."""
+    """The meaning of the rules: the last one that covers the whole access allows, the last one that covers a part denies."""
     for rule in reversed(rules):
         covers = rule.kind in "ac" and rule.major in (None, node[0]) and rule.minor in (None, node[1])
         if covers and rule.allow and set(way) <= set(rule.access):

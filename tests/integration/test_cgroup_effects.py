@@ -1,4 +1,4 @@
-"""For each controller a test that sees what the limit does, on whichever version serves it here."""
+"""The effect of each controller's limits, on the version that is available here."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_memory_limit_leaves_no_swap_unless_asked():
         CGroup.create(limits=Limits(memory="64M", swap="32M")) as other,
     ):
         limits = [one.stats().memory.swap_limit_bytes for one in (group, other)]
-    assert limits in ([0, 32 << 20], [None, None])  # none where the kernel does not account swap, which needs no swap
+    assert limits in ([0, 32 << 20], [None, None])  # None if the kernel does not account swap
     if limits == [None, None]:
         assert len(Path("/proc/swaps").read_text().splitlines()) == 1
 
 
 @needs("cpu")
 def test_cpus_give_that_share_of_a_processor():
-    limits = Limits(cpus=0.5, cpu_weight=10000)  # the weight: what else the machine does shall not take it away
+    limits = Limits(cpus=0.5, cpu_weight=10000)  # the weight keeps other processes from taking the time
     with CGroup.create(limits=limits) as group, python(group, SPIN) as process:
         time.sleep(0.3)
         began, before = time.monotonic(), cpu_seconds(process.pid)
@@ -210,7 +210,7 @@ def test_cpuset_out_of_range_is_refused_and_nothing_is_made():
 
 @pytest.fixture
 def disk(tmp_path):
-    """Give a loop device of 64 MB."""
+    """Yield a loop device of 64 MB."""
     image = tmp_path / "disk"
     image.write_bytes(bytes(64 << 20))
     made = subprocess.run(["losetup", "--find", "--show", image], check=False, capture_output=True, text=True)
@@ -303,8 +303,8 @@ def test_perf_counters_rise_with_the_work_of_the_group():
     ):
         assert counters.read() == {"task-clock": 0, "page-faults": 0}
         with python(group, READY + "x = bytearray(20 << 20)\nfor _ in range(10**9): pass"):
-            assert eventually(lambda: counters.read()["task-clock"] > 50_000_000, 10)
-            assert eventually(lambda: counters.read()["page-faults"] > 100, 10)
+            assert eventually(lambda: counters.read()["task-clock"] > 50_000_000)
+            assert eventually(lambda: counters.read()["page-faults"] > 100)
 
 
 @needs("perf_event")
@@ -314,7 +314,7 @@ def test_perf_counters_refuse_an_unknown_event():
 
 
 def _private(limits):
-    """Make a group whose version 1 hierarchy is mounted privately, or skip where the kernel gives none."""
+    """Create a group whose version 1 hierarchy is mounted privately, or skip if that is impossible."""
     try:
         return CGroup.create(limits=limits, mount=True)
     except UnsupportedError as error:
@@ -345,7 +345,7 @@ def test_net_prio_is_set_for_an_interface():
 
 @pytest.fixture
 def _hugetlb_handed_back():
-    """Take the controller back from the groups below, if the test was the first to hand it on."""
+    """Disable the controller for the groups below, if the test has enabled it."""
     root = next((one.mountpoint for one in read_hierarchies() if one.version == 2), None)
     control = Path(root or "/") / "cgroup.subtree_control"
     former = control.read_text().split() if root else ["hugetlb"]
@@ -368,7 +368,7 @@ def test_hugetlb_limit_is_reported_for_its_page_size():
 def test_memory_high_slows_but_does_not_kill():
     script = READY + "x = [bytearray(1 << 20) for _ in range(40)]\nprint('done')"
     with CGroup.create(limits=Limits(memory_high="24M", memory="256M")) as group, python(group, script) as process:
-        eventually(lambda: group.stats().memory.high_hits > 0, 10)
+        eventually(lambda: group.stats().memory.high_hits > 0)
         assert group.stats().memory.high_hits > 0
         assert group.usage().oom_kills == 0
         assert process.poll() is None or process.returncode == 0
@@ -414,7 +414,7 @@ def test_oom_kill_can_be_switched_off_on_version_1():
         CGroup.create(limits=Limits(memory="24M", oom_kill_disable=True)) as group,
         python(group, READY + "x = bytearray(200 << 20)") as process,
     ):
-        assert eventually(lambda: "under_oom 1" in group.part("memory").read("memory.oom_control"), 10)
+        assert eventually(lambda: "under_oom 1" in group.part("memory").read("memory.oom_control"))
         assert process.poll() is None
         group.update(Limits(memory="300M"))
         assert process.wait(20) == 0

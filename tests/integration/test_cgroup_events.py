@@ -1,4 +1,4 @@
-"""What a group tells as it happens, for loops of both kinds; and pressure."""
+"""Events of a group, for synchronous and asynchronous loops, and pressure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def needs_version_2(group):
         pytest.skip("no version 2 hierarchy")
 
 
-def kinds(events, timeout_s=3.0):
+def kinds(events, timeout_s=30.0):
     """Return the kinds of the events up to a silence of 0.3 s, the first within the timeout."""
     found = []
     event = events.wait(timeout_s)
@@ -147,10 +147,10 @@ def test_events_come_to_an_asynchronous_loop(group):
 
 def test_asynchronous_loop_is_free_while_it_waits(group):
     async def work():
-        """Return how much of the time the processor was used, while nothing happened."""
+        """Return the share of processor time that was used while nothing happened."""
         with group.events(["oom"]) as events:
             waiting = asyncio.ensure_future(anext(events))
-            await asyncio.sleep(0)  # it waits from here on, and would keep the loop for ever if it did not let it go
+            await asyncio.sleep(0)  # it waits from here on, and must not block the loop
             began, used = time.monotonic(), time.process_time()
             for _ in range(10):
                 await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Which hierarchies are used: in another cgroup namespace, with a part of them hidden, mounted read-only."""
+"""The choice of hierarchies: in another cgroup namespace, with some of them hidden, mounted read-only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _nothing_left():
 
 
 def within(group, shell, script):
-    """Run a script in a group, in cgroup and mount namespaces of its own after some shell commands; return its output."""
+    """Run shell commands, then a script, in a group with new cgroup and mount namespaces. Return the output."""
     prelude = "from containerkit.cgroup import CGroup, Limits\nfrom containerkit.errors import UnsupportedError\n"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path),

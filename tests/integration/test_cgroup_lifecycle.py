@@ -1,4 +1,4 @@
-"""Making, joining, changing, killing and removing groups; what is left when something fails or somebody is killed."""
+"""Creating, joining, changing, killing and removing groups, and the cleanup after failures and killed owners."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_kill_leaves_no_fork_bomb_running():
 
 
 def test_kill_without_the_kernels_help_leaves_none_either(monkeypatch):
-    """As on kernels before 5.14: frozen, each signalled through its pidfd, thawed."""
+    """As on kernels before 5.14: freeze, signal each process through its pidfd, thaw."""
     write = Directory.write
 
     def refuse(self, file, value):
@@ -286,7 +286,7 @@ def test_parent_is_made_and_its_limits_hold_for_the_group():
         with CGroup.create("x", Limits(memory="64M", cpuset_cpus="0"), parent=parent, owned=False) as group:
             assert group.name == "x"
             assert all(path.endswith(f"{parent}/x") for path in group.paths.values())
-        assert os.path.isdir(group.path)  # not owned: it stays
+        assert os.path.isdir(group.path)  # not owned, so it stays
         again = CGroup.open(f"{parent}/x")
         assert again.paths.items() >= group.paths.items()
         again.remove()
@@ -357,7 +357,7 @@ OWNER = textwrap.dedent(
 
 
 def _orphan():
-    """Start an owner of a group, kill it, and return its pid and that of the process it left behind."""
+    """Start an owner of a group and kill it. Return its pid and that of the process that it left behind."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True, env=environment) as owner:
         child = int(owner.stdout.readline())

@@ -1,4 +1,4 @@
-"""Partitions of processors, on version 2: those that the kernel finds invalid are refused, and others given back at once."""
+"""Partitions of processors, on version 2. Invalid ones are refused; valid ones are released at once."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Groups in a scope that systemd hands over, where systemd is the init: in a guest, or on a machine that has it."""
+"""Groups in a scope that systemd delegates, if systemd is the init: in a guest, or on such a machine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_scope_is_given_up_when_its_owner_is_killed():
     done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == -9
     scope = done.stdout.strip().rpartition("/")[0]
-    assert eventually(lambda: not os.path.exists(scope), 10)
+    assert eventually(lambda: not os.path.exists(scope))
 
 
 def test_scope_can_be_declined():

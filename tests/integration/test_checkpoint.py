@@ -1,4 +1,4 @@
-"""Containers are written to a directory and brought back, by a CRIU that knows this kernel; CONTAINERKIT_CRIU names it."""
+"""Checkpoints and restores, by a CRIU that supports this kernel. CONTAINERKIT_CRIU names it."""
 
 import json
 import os
@@ -49,7 +49,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _known_places():
-    """Find the places of groups, once in a process, before anybody counts descriptors."""
+    """Open the directories of groups, which a process does once, before descriptors are counted."""
     with Container(limits=Limits(pids=50)) as c:
         c.pause()
 
@@ -93,7 +93,7 @@ def until(condition):
 
 
 def background(container, script):
-    """Let a shell run in the background, as a process of the container's own."""
+    """Run a shell in the background, as a child of the container's init."""
     container.run(["sh", "-c", f"({script}) </dev/null >/dev/null 2>&1 &"], check=True)
 
 
@@ -108,7 +108,7 @@ def goes_on(container):
 
 
 def find(container, name):
-    """Return the pid, outside, of the only process of that name, or of that of its kind that is the init's child."""
+    """Return the pid, outside, of the process of that name. If there are several, of the one that is the init's child."""
     named = [pid for pid in container.members() if comm(pid) == name]
     (found,) = [pid for pid in named if f"PPid:\t{container.pid}\n" in status_of(pid)] or named
     return found
@@ -141,7 +141,7 @@ def group_of_pids(pid):
 
 
 def mounts_of(container):
-    """Return the mounts inside, without what is numbered anew."""
+    """Return the mounts inside, without the numbers that change."""
     found = []
     for line in Path(f"/proc/{container.pid}/mountinfo").read_text().splitlines():
         words = line.split()
@@ -173,7 +173,7 @@ def test_container_goes_on_where_it_was(root, images):
 
 
 def test_container_is_held_as_before(root, images):
-    """Mounts, ids, namespaces, capabilities, filter, limits, working directory: all as they were."""
+    """Mounts, ids, namespaces, capabilities, filter, limits and working directory are restored."""
     seen = "NoNewPrivs", "Seccomp", "Seccomp_filters", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Uid", "Gid"
     with Container(RootFS.dir(root), limits=Limits(pids=50), hostname="restored") as c:
         background(c, COUNTS)
@@ -247,7 +247,7 @@ def is_alive(pidfd):
     return True
 
 
-# --- What goes on
+# --- What continues
 
 
 def test_container_runs_on_when_asked_to(root, images):
@@ -269,7 +269,7 @@ def test_container_runs_on_when_asked_to(root, images):
 
 
 def test_container_is_checkpointed_again(root, images):
-    """What was brought back can be written down, and brought back, as anything else."""
+    """A restored container can be checkpointed and restored again."""
     with Container(RootFS.dir(root), limits=Limits(pids=50)) as c:
         background(c, COUNTS)
         goes_on(c)
@@ -285,7 +285,7 @@ def test_container_is_checkpointed_again(root, images):
 
 
 def test_clocks_go_on(root, images):
-    """The clocks since boot don't run while there are only images; nobody inside sees them jump."""
+    """The clocks since boot stop between checkpoint and restore. Processes inside see no jump."""
     uptime = ["cut", "-d.", "-f1", "/proc/uptime"]
     with Container(RootFS.dir(root)) as c:
         background(c, COUNTS)
@@ -337,7 +337,7 @@ def test_root_filesystem_may_have_moved(root, images):
 
 @pytest.mark.parametrize("user", ["new", "host"])
 def test_overlay_is_made_again(root, images, tmp_path, user):
-    """What was written is in the upper directory, under the ids that it has inside."""
+    """Written files are in the upper directory, with the ids that they have inside."""
     (tmp_path / "upper,1").mkdir()
     shutil.copytree(root / "etc", tmp_path / "above/etc")
     (root / "tmp").chmod(0o1777)
@@ -394,7 +394,7 @@ time.sleep(1000)
 
 
 def test_owner_that_dies_with_a_fork_alive_takes_the_container_with_it(root, images):
-    """A copy of the owner has copies of its descriptors, and is not the owner."""
+    """A fork of the owner has copies of its descriptors, but is not the owner."""
     program = f"""
 import os, time
 from containerkit import Container, RootFS
@@ -425,7 +425,7 @@ time.sleep(1000)
 
 
 def test_dump_that_fails_leaves_the_container_running(root, images, tmp_path):
-    """CRIU writes down no open connection, unless it is asked to."""
+    """CRIU saves open connections only on request."""
     with Container(RootFS.dir(root)) as c:
         background(c, COUNTS)
         goes_on(c)
@@ -443,7 +443,7 @@ def test_dump_that_fails_leaves_the_container_running(root, images, tmp_path):
             c.checkpoint(images, criu=CRIU)
         assert [] == list(images.iterdir())
         goes_on(c)
-        if shutil.which("iptables-restore") is None:  # CRIU holds the connections by rules of the firewall
+        if shutil.which("iptables-restore") is None:  # CRIU blocks the connections by firewall rules
             return
         c.checkpoint(images, tcp_established=True, criu=CRIU)
     with Container.restore(images, criu=CRIU) as c:
@@ -490,7 +490,7 @@ class InterruptionError(Exception):
 
 
 def interrupted(after_s, do):
-    """Do something while a signal handler raises; return what it raised."""
+    """Run an operation while a signal handler raises. Return the exception."""
 
     def handler(number, frame):
         raise InterruptionError
@@ -519,7 +519,7 @@ def test_restore_that_fails_leaves_nothing(root, images):
     with pytest.raises(SetupError, match=f"restore {images}: .*criu restore: exit status"):
         Container.restore(images, criu=CRIU)
     pages.write_bytes(content)
-    shutil.rmtree(root / "dev")  # found missing once the first process is there
+    shutil.rmtree(root / "dev")  # CRIU misses it after it has created the first process
     with pytest.raises(SetupError, match="criu restore: exit status"):
         Container.restore(images, criu=CRIU)
     (root / "dev").mkdir()
@@ -579,7 +579,7 @@ def test_commands_of_the_caller_are_refused(root, images):
 
 @pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
 def test_command_that_landlock_restricted_is_refused(root, images):
-    """Whatever it has left behind would come back without."""
+    """Files that were left behind would be missing after the restore."""
     with Container(RootFS.dir(root)) as c:
         c.run(["true"], landlock=Landlock().allow_execute("/"))
         with pytest.raises(UnsupportedError, match="CRIU does not see Landlock rules"):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path, nothing_left):
-    """A store, a home and a working directory of the test's own."""
+    """A separate store, home and working directory for the test."""
     home = environment_without_credentials(monkeypatch, tmp_path)
     monkeypatch.setenv("CONTAINERKIT_IMAGES", str(tmp_path / "store"))
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -378,7 +378,7 @@ def test_explain_and_seccomp_take_images(box):
 
 def test_template_lists_all_of_them():
     assert {"alpine", "busybox", "debian", "host", "image", "ubuntu"} <= set(output("template", "--list").split())
-    assert complaint("template").startswith("template: a name is required; there are alpine, ")
+    assert complaint("template").startswith("template: a name is required; choose from alpine, ")
     assert "there is no template 'nix'" in complaint("template", "nix")
 
 
@@ -458,7 +458,7 @@ def test_push_is_what_skopeo_reads(small, tmp_path):
 
 
 def on_a_terminal(*words):
-    """Run with a terminal as stderr; return stdout and what the terminal was shown."""
+    """Run with a terminal as stderr. Return stdout and the output on the terminal."""
     master, slave = pty.openpty()
     shown = []
 
@@ -517,7 +517,7 @@ def test_login_keeps_what_the_registry_takes(small, tmp_path, surroundings):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["login"], "login: there is no terminal to ask on; use --username NAME --password-stdin"),
+        (["login"], "login: there is no terminal for a prompt; use --username NAME --password-stdin"),
         (["login", "--password-stdin"], "login: --password-stdin needs --username NAME"),
         (["login", "-u", "a", "--password-stdin"], "login: a name and a password are required"),
         (["login", "host/path"], "registry 'host/path': must be host[:port], without a path"),

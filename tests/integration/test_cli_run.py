@@ -66,7 +66,7 @@ def test_run_tells_what_could_not_be_started(words, expected, message):
 
 
 def test_run_refuses_a_nul_in_a_word():
-    # No caller of execve can pass one: by the function then.
+    # execve can't pass such an argument, so the function is called.
     code = r"from containerkit.cli import main; raise SystemExit(main(['run', '--', 'echo', 'a\0b']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (125, "containerkit: command: 'a\\x00b' contains a NUL byte\n") == (done.returncode, done.stderr)
@@ -304,7 +304,7 @@ def test_run_tells_the_time():
 
 @pytest.fixture
 def heeded():
-    """Let what is started not ignore a signal, as this process may: in the background of a script, or under nohup."""
+    """Reset an ignored signal for started processes. This process ignores it in the background of a script or under nohup."""
     former = {}
     yield lambda number: former.setdefault(number, signal.signal(number, signal.SIG_DFL))
     for number, handler in former.items():
@@ -346,7 +346,7 @@ def test_run_leaves_nothing_when_it_is_killed():
         assert process.stdout.readline() == b"ready\n"
         process.kill()
         began = time.monotonic()
-        # Everything inside holds the pipe: its end is the end of them all.
+        # All processes inside have the pipe open, so it ends when all have ended.
         assert select.select([process.stdout], [], [], 10)[0]
         assert process.stdout.read() == b""
         assert time.monotonic() - began < 20

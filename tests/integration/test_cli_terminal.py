@@ -140,7 +140,7 @@ def test_terminal_ends_what_the_command_leaves_running():
         assert screen.shown == b"done\r\n"
 
 
-# --- When there is one
+# --- When a terminal is allocated
 
 
 def test_terminal_is_not_there_when_an_output_is_redirected(tmp_path):
@@ -149,14 +149,14 @@ def test_terminal_is_not_there_when_an_output_is_redirected(tmp_path):
     login = "import os, sys; os.execvp('sh', ['sh', '-c', sys.argv[1]])"
     with Screen("-c", login, line) as screen:
         assert screen.wait() == 0
-        assert b"not a tty" in screen.shown  # that has a name inside
+        assert b"not a tty" in screen.shown  # a terminal that has a name inside
         assert "problem\n" == (tmp_path / "errors").read_text()
 
 
 def test_terminal_can_be_refused():
     with Screen(*RUN, "-T", "--", "sh", "-c", "test -t 1 && echo shown; ps -o tty= -p $$") as screen:
         screen.wait()
-        assert screen.shown.split() == [b"shown", b"?"]  # to write to, but not its own
+        assert screen.shown.split() == [b"shown", b"?"]  # it can write to it, but it is not its controlling terminal
 
 
 def test_terminal_can_be_had_without_one_outside():

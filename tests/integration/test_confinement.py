@@ -1,4 +1,4 @@
-"""What holds a command, asked for by name: it is had, or the start fails and says what would help."""
+"""The confinement of a command: each requested part is applied, or the start fails with the remedy."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def said(script, **options):
     return run(["sh", "-c", script], text=True, check=True, **options).stdout.strip()
 
 
-# --- Values that can't be
+# --- Invalid values
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_securebits_are_set():
 
 
 def test_root_gains_nothing_by_an_exec_with_noroot():
-    """With every capability to be had, but root is nobody special: only the ambient set is left."""
+    """With every capability in the bounding set, and securebits that disable root's: only the ambient set is left."""
     everything = Capabilities.all()
     assert "0000000000000000" != said("grep CapEff /proc/self/status | cut -f2", capabilities=everything)
     import attrs
@@ -135,7 +135,7 @@ def test_ambient_capability_of_another_user():
     assert "0000000000002000" == said("grep CapEff /proc/self/status | cut -f2", **fields)
 
 
-# --- A kernel that can't
+# --- A kernel without support
 
 
 def test_capability_that_the_kernel_does_not_know_is_an_error(monkeypatch):
@@ -174,7 +174,7 @@ def test_landlock_that_the_kernel_can_not_hold_is_an_error(monkeypatch):
 
 
 def test_filter_without_no_new_privs():
-    """The kernel then takes it from CAP_SYS_ADMIN alone: it comes before the capabilities go."""
+    """The kernel then requires CAP_SYS_ADMIN, so the filter is installed before the capabilities are dropped."""
     done = run(["grep", "Seccomp:", "/proc/self/status"], no_new_privs=False, text=True)
     assert "2" == done.stdout.split()[1]
 
@@ -200,7 +200,7 @@ def test_calls_are_judged_by_their_arguments():
 
 
 def test_handler_decides():
-    """Fail, return a value, inject a descriptor, let it go on: each seen by the program."""
+    """The program sees each answer: a failure, a value, an injected descriptor, a continuation."""
     code = (
         "import os\n"
         "print(os.getppid())\n"
@@ -327,7 +327,7 @@ def test_record_to_stdout(tmp_path):
     assert "SCMP_ACT_ERRNO" == json.loads(done.stdout)["defaultAction"]
 
 
-# --- Joining of what takes an address space of its own
+# --- Commands that need a separate address space and join
 
 
 def test_score_and_time_offsets_go_together():

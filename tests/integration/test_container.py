@@ -1,4 +1,4 @@
-"""The life of a container: start, state, stop, and all the wrong times for everything."""
+"""The life of a container: start, state, stop, and calls in the wrong state."""
 
 import errno
 import gc
@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from waiting import wait_for
 
 from containerkit import (
     PIPE,
@@ -110,9 +111,7 @@ def test_use_at_the_wrong_time(use, when):
 def test_use_of_a_container_whose_init_was_killed():
     with Container() as container:
         os.kill(container.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 5
-        while container.state == "running":
-            assert time.monotonic() < deadline
+        wait_for(lambda: container.state != "running")
         with pytest.raises((StateError, SetupError)) as caught:
             container.run(["true"])
         assert "stopped" in str(caught.value) or isinstance(caught.value, StateError)
@@ -187,7 +186,7 @@ def test_ids_are_different():
     assert 100 == len({Container().id for _ in range(100)})
 
 
-# --- What is described wrongly --------------------------------------------------------------------------------------------
+# --- Invalid descriptions --------------------------------------------------------------------------------------------
 
 WRONG = [
     ({"rootfs": "/"}, "RootFS"),
@@ -390,17 +389,13 @@ def test_interpreter_that_ends_without_stop_leaves_nothing(is_alive):
     code = (
         "import containerkit as c\nbox = c.Container().start()\np = box.popen(['sleep', '4321'])\nprint(box.pid, p.pid)"
     )
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20)
-    assert time.monotonic() - began < 10
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "" == done.stderr
-    deadline = time.monotonic() + 1
-    while any(is_alive(pid) for pid in done.stdout.split()):
-        assert time.monotonic() < deadline
+    wait_for(lambda: not any(is_alive(pid) for pid in done.stdout.split()))
 
 
 def in_fork(function):
-    """Run in a forked child; return what it printed to a pipe and its status."""
+    """Run in a forked child. Return its output in a pipe and its status."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -453,12 +448,9 @@ def test_forked_child_that_lives_on_does_not_keep_the_container_alive(is_alive):
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=PIPE, text=True, start_new_session=True) as process:
         pid = int(process.stdout.readline())
-        process.wait(timeout=10)
-        deadline = time.monotonic() + 0.1
+        process.wait(timeout=60)
         try:
-            while is_alive(pid):
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
+            wait_for(lambda: not is_alive(pid), 20)  # before the child ends by itself
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -506,17 +498,18 @@ def test_without_a_pid_namespace_a_run_in_one_shot():
 
 @needs_root
 def test_without_a_pid_namespace_a_timeout_kills_the_tree():
+    sleep = f"sleep 5151.{os.getpid()}"
     with pytest.raises(ContainerTimeout):
-        run(["sh", "-c", "sleep 5151 & sleep 5151; wait"], namespaces=Namespaces(pid="host"), timeout=0.3)
+        run(["sh", "-c", f"{sleep} & {sleep}; wait"], namespaces=Namespaces(pid="host"), timeout=0.3)
     listing = subprocess.run(["ps", "ax", "-o", "args"], capture_output=True, text=True, check=True).stdout
-    assert "sleep 5151" not in listing
+    assert sleep not in listing
 
 
 # --- Races --------------------------------------------------------------------------------------------------------------------
 
 
 def test_stop_while_others_start_processes():
-    """Whoever comes too late gets an error; nobody hangs, and nothing that was started is left."""
+    """A late call gets an error. No thread hangs, and no process is left."""
     for _ in range(10):
         container = Container().start()
         errors = []

@@ -1,4 +1,4 @@
-"""Containers under limits: each test sees what a limit does, on whichever version of control groups serves it here."""
+"""Containers with limits. Each test observes the effect of a limit, on the version of control groups that is here."""
 
 import gc
 import os
@@ -43,7 +43,7 @@ HAVE_UNIFIED = version("freezer") == 2 or os.path.exists("/sys/fs/cgroup/unified
 
 @pytest.fixture(scope="module", autouse=True)
 def _known_places():
-    """Find the places of groups, once in a process, before anybody counts descriptors."""
+    """Open the directories of groups, which a process does once, before descriptors are counted."""
     run(["true"], limits=Limits(pids=50))
 
 
@@ -142,7 +142,7 @@ def test_memory_limit_counts_what_is_written_to_tmpfs(start):
 
 @needs("memory")
 def test_pid_1_is_too_small_to_be_killed_for_memory():
-    """Its tape held all files of the root, and made it the largest process beside a small command."""
+    """Its tape contained all files of the root, and made PID 1 larger than a small command."""
     with container(limits=Limits(memory="64M")) as c:
 
         def resident_kb():
@@ -158,7 +158,7 @@ def test_pid_1_is_too_small_to_be_killed_for_memory():
 def test_memory_limit_leaves_no_swap():
     with container(limits=Limits(memory="64M")) as c, container(limits=Limits(memory="64M", swap="32M")) as other:
         found = [one.stats().memory.swap_limit_bytes for one in (c, other)]
-    assert found in ([0, 32 << 20], [None, None])  # none where the kernel does not account swap
+    assert found in ([0, 32 << 20], [None, None])  # None if the kernel does not account swap
 
 
 @needs("memory")
@@ -232,7 +232,9 @@ def test_time_that_was_held_back_before_is_no_later_commands():
         assert c.run([*PYTHON, SPIN]).usage.throttled_us > 300_000
         time.sleep(0.2)
         done = c.run(["true"])
-        assert done.usage.throttled_us < done.duration_s * 1e6 * os.cpu_count()  # each processor is held back by itself
+        assert (
+            done.usage.throttled_us < done.duration_s * 1e6 * os.cpu_count()
+        )  # each processor is throttled separately
 
 
 @needs("cpu")
@@ -275,7 +277,7 @@ print(refused)
 @BOTH
 def test_pids_stop_a_fork_bomb(start):
     began = time.monotonic()
-    with pytest.raises(ContainerTimeout) as caught:  # the children hold on: nothing of them is left afterwards
+    with pytest.raises(ContainerTimeout) as caught:  # the children remain until the timeout, and are gone afterwards
         start([*PYTHON, BOMB + "time.sleep(60)"], Limits(pids=16), text=True, timeout=3)
     assert time.monotonic() - began < 30
     assert caught.value.stdout in ("", None) or int(caught.value.stdout) >= 60 - 16
@@ -477,7 +479,7 @@ def test_change_waits_for_a_command_that_is_being_started(verb):
             assert thread.is_alive()
             assert 50 == c.stats().pids.limit
             assert "running" == c.state
-            with pytest.raises(StateError, match="signal handler"):  # else it would wait for itself
+            with pytest.raises(StateError, match="signal handler"):  # otherwise it would wait for itself
                 change()
         thread.join(20)
         assert not thread.is_alive()
@@ -487,7 +489,7 @@ def test_change_waits_for_a_command_that_is_being_started(verb):
 
 @needs("pids", "memory")
 def test_group_that_may_limit_memory_is_joined_by_who_is_alone():
-    """Until its exec a command shares the caller's memory, and the kernel would end both."""
+    """Until its exec a command shares the caller's memory, so the kernel would kill both."""
     limits = [Limits(pids=50), Limits(pids=50, memory="64M")]
     for wish, owned, late in [(limits[0], True, False), (limits[1], True, True), (limits[0], False, True)]:
         group = CGroup.create(f"ck-late-{os.getpid()}", wish, owned=owned)
@@ -832,7 +834,7 @@ def test_forked_child_starts_containers_of_its_own():
 @needs("memory")
 @pytest.mark.parametrize("clock", ["new", "host"])
 def test_what_uses_up_its_memory_ends_nobody_who_starts_a_command_there(clock):
-    """A process that joins shares the caller's memory at first, and so looks like the largest one in its group."""
+    """A process that joins shares the caller's memory at first, so it counts as the largest one in its group."""
     creep = """
         import os, time
         while True:

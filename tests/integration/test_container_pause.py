@@ -1,4 +1,4 @@
-"""Pausing containers: nothing goes on meanwhile, all goes on afterwards, and nothing hangs."""
+"""Pausing containers: processes stop, continue after the resume, and nothing hangs."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _known_places():
-    """Find the places of groups, once in a process, before anybody counts descriptors."""
+    """Open the directories of groups, which a process does once, before descriptors are counted."""
     with container(limits=Limits(pids=50)) as c:
         c.pause()
 
@@ -267,6 +267,6 @@ def test_paused_container_does_not_outlive_its_owner(kind, is_alive):
         assert 2 == len(pids)
         owner.kill()
         owner.wait()
-        assert eventually(lambda: not any(map(is_alive, pids)), 2)
+        assert eventually(lambda: not any(map(is_alive, pids)))
     gc()
     assert [] == [path for path in groups() if f"/containerkit.{owner.pid}." in path]

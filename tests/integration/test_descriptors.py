@@ -1,4 +1,4 @@
-"""No file descriptor is free: whatever is asked for ends in one error that says so, and nothing is left open."""
+"""Without free file descriptors each operation fails with an error that says so, and leaves nothing open."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ MOST = 256
 
 @contextmanager
 def free_descriptors(count):
-    """Leave so many descriptors free and no more."""
+    """Leave exactly this number of descriptors free."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (MOST, before[1]))
     held = []
@@ -112,7 +112,7 @@ def place(tmp_path_factory):
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("asked", ASKED)
 def test_want_of_descriptors_is_told(place, asked):
-    ASKED[asked](place)  # what is made once for a process is made
+    ASKED[asked](place)  # creates the objects that a process creates once
     told = []
     for count in range(14):
         try:

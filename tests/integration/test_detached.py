@@ -1,4 +1,4 @@
-"""Detached containers: they go on after their caller, and what is on record of them is true."""
+"""Detached containers: they outlive their caller, and their records are correct."""
 
 import os
 import pickle
@@ -59,7 +59,7 @@ def test_keeper_is_small_and_no_child_of_the_caller(kept):
 
 def test_keeper_has_no_stream_of_the_caller(kept, name):
     program = f"from containerkit import Container; Container().detach({name!r}, command=['sleep', '100'])"
-    # A pipe that the keeper held would keep this from its end.
+    # If the keeper had the pipe open, this read would not end.
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=True)
     assert (b"", b"") == (done.stdout, done.stderr)
 

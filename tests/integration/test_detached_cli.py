@@ -1,4 +1,4 @@
-"""The commands for detached containers, as they are typed."""
+"""The commands for detached containers."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from waiting import wait_for
 
 from containerkit import volume as volumes
 from containerkit.cli.detached import formatted
-from containerkit.cli.detached.output import keys_of
+from containerkit.cli.detached.attaching import keys_of
 from containerkit.cli.generate import quoted
 from containerkit.detached.container import find
 from containerkit.errors import SpecError, StateError
@@ -93,7 +93,7 @@ def test_life_by_commands(kept, name):
     assert ck("wait", name) == "143\n"
     assert "exited (143)" in ck("ps", "-a")
     ck("start", name)
-    ck("start", name)  # runs already, and is not an error
+    ck("start", name)  # already running is not an error
     ck("update", "--pids", "60", "--restart", "on-failure:4", name)
     assert ck("inspect", "-f", "{{.HostConfig.RestartPolicy}} {{.HostConfig.Limits.pids}}", name) == "on-failure:4 60\n"
     ck("rename", name, f"{name}b")
@@ -120,7 +120,7 @@ def test_files_are_copied_both_ways(kept, name, tmp_path):
     assert ck("exec", name, "cat", "/tmp/file") == "content"
     ck("cp", f"{name}:/tmp/file", str(tmp_path / "back"))
     assert (tmp_path / "back").read_text() == "content"
-    assert "one of the two" in ck("cp", "/a", "/b", status=125)
+    assert "one argument must be" in ck("cp", "/a", "/b", status=125)
 
 
 def test_terminal_is_attached_and_let_go(kept, name):
@@ -154,7 +154,7 @@ def test_volume_outlives_containers(kept, name):
         ck("run", "-v", f"{volume}:/data", "--", "sh", "-c", "echo x > /data/file")
         ck("run", "-d", "--name", name, "-v", f"{volume}:/data", "--", "cat", "/data/file")
         assert ck("wait", name) == "0\n"
-        assert "has it" in ck("volume", "rm", volume, status=125)
+        assert "uses it" in ck("volume", "rm", volume, status=125)
         (found,) = json.loads(ck("volume", "inspect", volume))
         assert ({"a": "b"}, [find(name).id]) == (found["Labels"], found["UsedBy"])
         assert volume in ck("volume", "ls", "-q").split()
@@ -163,7 +163,7 @@ def test_volume_outlives_containers(kept, name):
         ck("rm", "-f", name)
     finally:
         volumes.get(volume).remove()
-    with pytest.raises(StateError, match="none of that name"):
+    with pytest.raises(StateError, match="no such volume"):
         volumes.get(volume)
 
 
@@ -201,22 +201,22 @@ def test_unit_of_systemd_makes_it_again(kept, name):
     assert f"PIDFile=/run/containerkit-{name}.pid" in unit
     assert f'--pids 50 --name {name} -- sh -c "echo \\"a b\\" $$HOME 5%%; sleep 100"' in unit
     made = kept.make("sleep", "100", name=f"{name}-python")
-    assert "made from Python" in ck("generate", "systemd", made.name, status=125)
+    assert "created from Python" in ck("generate", "systemd", made.name, status=125)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("run", "--privileged", "--", "true"), "name what it needs"),
+        (("run", "--privileged", "--", "true"), "pass what it needs"),
         (("run", "-d", "--network", "cni:nosuch", "--", "true"), "plugins of a CNI network"),
         (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
         (("run", "--gpus", "none-such", "--", "true"), "CDI"),
         (("run", "--name", "x", "--", "true"), "add --detach"),
-        (("run", "-d", "--timeout", "3", "--", "true"), "not for --detach"),
+        (("run", "-d", "--timeout", "3", "--", "true"), "can't be used with --detach"),
         (("run", "-d", "--restart", "often", "--", "true"), "on-failure"),
         (("run", "--ip", "10.0.0.1", "--", "true"), "--network NAME"),
         (("ps", "--format", "{{range .}}"), "only fields"),
-        (("ps", "-f", "colour=red"), "there are name"),
+        (("ps", "-f", "colour=red"), "choose from name"),
         (("rm",), "name a container"),
     ],
 )

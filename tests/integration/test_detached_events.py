@@ -1,4 +1,4 @@
-"""What happens to detached containers is told as events, and whether they work is found out by health checks."""
+"""Events and health checks of detached containers."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_full_stream_goes_on_in_another_log(kept, name, monkeypatch):
     for _ in range(8):
         one.rename(name)
         heard.append(next(following).action)
-    one.kill()  # its end is told by the keeper, which finds the log of that time
+    one.kill()  # the keeper reports its end, into the log that is current then
     heard += [next(following).action for _ in range(2)]
     assert sorted([*["rename"] * 8, "create", "kill", "start"]) == sorted(heard)
     assert next(following).action == "die"

@@ -1,4 +1,4 @@
-"""Networks of detached containers are served for as long as the container runs, and no longer."""
+"""Networks of detached containers are served exactly as long as the container runs."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def network():
 def served(one):
     assert str(next(one.logs(follow=True))) == "up\n"
     (port,) = one.ports
-    with socket.create_connection((port.host, port.host_port), timeout=10) as client:
+    with socket.create_connection((port.host, port.host_port), timeout=60) as client:
         return client.recv(5)
 
 
@@ -54,7 +54,7 @@ def test_port_is_served_after_the_caller_and_until_the_end(kept):
     assert runs(attendant)
     one.stop(0)
     assert (one.ports, one.addresses, runs(attendant)) == ([], [], False)
-    with socket.socket() as free:  # nobody has it any more
+    with socket.socket() as free:  # the port is free again
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind((port.host, port.host_port))
 
@@ -72,7 +72,7 @@ def test_policy_starts_network_and_container_again(kept):
     assert one.keeper == keeper_pid
     assert any("serves its network has ended" in str(line) for line in one.logs())
     wait_for(lambda: [str(line) for line in one.logs()].count("up\n") == 2)
-    with socket.create_connection(("127.0.0.1", number), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", number), timeout=60) as client:
         assert client.recv(5) == b"hello"
 
 
@@ -113,7 +113,7 @@ def test_containers_of_one_network_find_each_other(kept, network):
     found = [str(line).split()[0] for line in third.logs()]
     assert first.addresses[0] == found[0]
     assert found[-1] == "done"
-    # A start anew is on the same network; what went with the former run is free again.
+    # A restart uses the same network. The resources of the former run are free again.
     first.stop(0)
     first.start()
     assert first.addresses

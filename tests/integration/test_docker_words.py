@@ -1,4 +1,4 @@
-"""What a user of Docker types from memory works, or says what to use."""
+"""Docker's command lines work, or fail with a replacement."""
 
 import json
 import os
@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture
 def ck(tmp_path, monkeypatch, capfd):
-    """Return what runs a command in this process and returns its status, stdout and stderr."""
+    """Return a function that runs a command in this process and returns its status, stdout and stderr."""
     monkeypatch.setenv("CONTAINERKIT_VOLUMES", str(tmp_path / "volumes"))
     monkeypatch.setenv("CONTAINERKIT_IMAGES", str(tmp_path / "images"))
     Image.import_tar(_archive(tmp_path), "box:1", store=Store())
@@ -74,7 +74,7 @@ def test_images_by_their_short_names(ck, tmp_path):
     assert ck("system df --format {{.Type}}").splitlines() == ["Images", "Containers", "Local Volumes", "Build Cache"]
     assert json.loads(ck("info --json"))["Images"] == 2
     assert ck("version --format {{.Server.KernelVersion}}").strip() == os.uname().release
-    assert "no terminal to ask on: pass --force" in ck("system prune", cli.FAILED)
+    assert "no terminal for the confirmation: pass --force" in ck("system prune", cli.FAILED)
 
 
 def test_options_of_run(ck, tmp_path):
@@ -90,21 +90,21 @@ def test_options_of_run(ck, tmp_path):
     assert "NoNewPrivs:\t1" in ck(f"{box} --security-opt no-new-privileges grep NoNewPrivs /proc/self/status")
     (tmp_path / "labels").write_text("a=b\n")
     for words, remedy in (
-        ("--privileged true", "name what it needs"),
+        ("--privileged true", "pass what it needs"),
         ("--device /etc/passwd true", "is no device"),
-        ("--device /dev/null:/dev/new true", "--device /dev/null:/run/dev/new"),
+        ("--device /dev/null:/dev/new:r true", "Limits(devices="),
         ("--device vendor.example/class=x true", "no CDI specification"),
-        ("--security-opt apparmor=x true", "the library has"),
+        ("--security-opt apparmor=x true", "only the library supports this"),
         ("--ip 10.0.0.2 true", "--network NAME"),
-        ("--memory 64m --memory-swap 32m true", "memory and swap together"),
+        ("--memory 64m --memory-swap 32m true", "the sum of memory and swap"),
         ("--pid container:nobody true", "nobody"),
         ("--storage-opt size=1G true", "--root-size"),
         ("--link a true", "find each other by name"),
         ("--runtime runc true", "containerkit-oci"),
-        ("-v /data true", "name one"),
+        ("-v /data true", "give it a name"),
     ):
         assert remedy in ck(f"{box} {words}", cli.FAILED), words
-    assert "say so: containerkit run --image busybox-of-the-hub" in subprocess.run(
+    assert "use --image: containerkit run --image busybox-of-the-hub" in subprocess.run(
         [sys.executable, "-m", "containerkit", "run", "busybox-of-the-hub", "sh"],
         capture_output=True, text=True, check=False,
     ).stderr  # fmt: skip
@@ -126,7 +126,7 @@ def test_devices_are_shown_by_path_and_by_cdi(ck, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "_PLACES", (str(tmp_path / "cdi"),))
     shown = ck(f"{box} --device example.com/null=0 sh -c", 0, "echo $ALL; echo x > /run/mine; stat -c %t:%T /run/mine")
     assert shown == "1\n1:3\n"
-    assert "there are 0" in ck(f"{box} --device example.com/null=1 true", cli.FAILED)
+    assert "choose from 0" in ck(f"{box} --device example.com/null=1 true", cli.FAILED)
 
 
 def test_detached_containers_by_dockers_words(ck, kept):

@@ -1,4 +1,4 @@
-"""Errors that say what happened: in their text, in the result that they hold, and by their class."""
+"""Errors describe the failure: in their text, in their result, and by their class."""
 
 import errno
 import pickle
@@ -54,7 +54,7 @@ def test_error_without_output_is_one_line(runner):
 
 
 def test_error_shows_no_escape_sequence_and_no_flood(runner):
-    """Errors are printed to terminals, which would obey what a command wrote."""
+    """Errors are printed to terminals, which would interpret a command's control characters."""
     hostile = "\x1b]0;title\x07\x1b[2J\u202ereversed\x00\r\x9b31m"
     script = f"import sys; sys.stderr.buffer.write({hostile.encode()!r} + b'\\xff' + b'x' * 10**6); sys.exit(1)"
     with pytest.raises(ExitError) as flood:

@@ -1,4 +1,4 @@
-"""Tasks in containers: in the shape of CPython's test_concurrent_futures, and with tasks that mean harm."""
+"""Tasks in containers: modelled on CPython's test_concurrent_futures, and hostile tasks."""
 
 import asyncio
 import concurrent.futures as cf
@@ -35,7 +35,7 @@ def fresh():
         yield made
 
 
-# --- As CPython tests its executors
+# --- Like CPython's tests of executors
 
 
 def test_submit(pool):
@@ -71,7 +71,7 @@ def test_many_at_once(pool):
 
 
 def test_wait_and_as_completed(fresh):
-    list(fresh.map(time.sleep, [0.2, 0.2]))  # both are there
+    list(fresh.map(time.sleep, [0.2, 0.2]))  # both workers exist
     slow, quick = fresh.submit(time.sleep, 2), fresh.submit(pow, 2, 3)
     done, _ = cf.wait([slow, quick], return_when=cf.FIRST_COMPLETED)
     assert done == {quick}
@@ -215,7 +215,7 @@ def test_nothing_is_left_behind(kind, left_of):
             with pytest.raises(WorkerLost):
                 made.submit(end_at_once).result()
 
-    work()  # what a process makes once and keeps
+    work()  # creates the objects that a process creates once and keeps
     assert left_of(work) == {}
 
 
@@ -333,7 +333,7 @@ def test_confinement_is_that_of_any_command(kind):
     assert told.pop("NoNewPrivs") == "1"
     assert set(told.values()) == {"0" * 16}
     assert (seccomp, cwd) == ("2", "/")
-    assert fds <= 5  # the three, the socket, the directory that was listed
+    assert fds <= 5  # the standard streams, the socket, the listed directory
 
 
 def forbidden():
@@ -421,11 +421,11 @@ def test_usage_and_limits():
         assert made.submit(abs, -1).result() == 1
 
 
-# --- What means harm
+# --- Hostile tasks
 
 
 def kill_all():
-    with contextlib.suppress(ProcessLookupError):  # there is nobody else but PID 1
+    with contextlib.suppress(ProcessLookupError):  # there is no other process than PID 1
         os.kill(-1, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -478,7 +478,7 @@ def test_harm_beside_good_tasks(kind, harm):
             if number % 3 == 0:
                 bad.append(made.submit(harm))
         assert [each.result() for each in good_ones] == [2 * number for number in range(10)]
-        if (kind, harm) == ("fork", kill_all):  # PID 1 of a pid namespace is not killed from within
+        if (kind, harm) == ("fork", kill_all):  # PID 1 of a pid namespace can't be killed from inside
             assert [each.result() for each in bad] == [None] * 4
             return
         for each in bad:
@@ -582,7 +582,7 @@ def test_zygote_that_was_lost_is_replaced(fresh):
     for number in range(6):
         try:
             results.append(fresh.submit(good, number).result())
-        except (WorkerLost, SetupError):  # those that were ready have gone with it
+        except (WorkerLost, SetupError):  # the ready interpreters have ended with it
             continue
     assert results[-1] == 10
 
@@ -595,7 +595,10 @@ def test_zygote_that_can_fork_no_more_makes_room_for_another(fresh):
         old = made._zygote
         while made._ready:
             made._ready.popleft().close()
-        user, old._user = old._user, fresh._zygote._user.duplicate()  # as of another's: its containers can't be entered
+        user, old._user = (
+            old._user,
+            fresh._zygote._user.duplicate(),
+        )  # like another user's: its containers can't be entered
         user.close()
         assert [each.result() for each in slow] == [None, None]
         assert list(made.map(good, range(10))) == [2 * number for number in range(10)]
@@ -630,7 +633,7 @@ def running(pid):
         return False
 
 
-# --- What can't be
+# --- Invalid values
 
 
 @pytest.mark.parametrize(

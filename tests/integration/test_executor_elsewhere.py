@@ -1,4 +1,4 @@
-"""Libraries that run their calls by an executor: joblib and dask, as they are."""
+"""Libraries that run their calls with an executor: joblib and dask, unchanged."""
 
 import os
 import socket

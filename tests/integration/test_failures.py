@@ -1,4 +1,4 @@
-"""A start that fails half way: each operation in turn, and nothing may be left behind."""
+"""Starts in which each operation fails in turn. Nothing may be left behind."""
 
 import errno
 import os
@@ -18,16 +18,16 @@ from containerkit.plan.tape import Plan
 pytestmark = pytest.mark.usefixtures("interpreter", "nothing_left")
 
 NO_SUCH_CALL = 100_000
-SPARED = {"leave", "await_release"}  # steps that can't fail, and whose absence is not a failure but a hang
+SPARED = {"leave", "await_release"}  # steps that can't fail; without them a start would hang
 
 
 def broken(operation):
-    """The same operation, as an old kernel without the call would meet it."""
+    """The same operation on an old kernel without the system call."""
     return operation._replace(step=k.STEP_CALL, call=NO_SUCH_CALL, args=(), tolerate=(), jump="")
 
 
 def is_of_a_start(plan):
-    """Tell a start's plan from the short ones of files, and from the staging's, which is made anew at any moment."""
+    """Return whether a plan is that of a start, not a short one of files or that of the staging, which can be remade."""
     return len(plan) >= 20 and all(step.result != Slot("mount") for step in plan)
 
 
@@ -57,7 +57,7 @@ def indices(plan):
 
 
 def perhaps_left_out(plan):
-    """The operations that another one may skip, or that come after a program was found."""
+    """The operations that another one may skip, or that come after the look-up of the program."""
     found = set()
     for at, step in enumerate(plan):
         found.update(range(at + 1, at + 1 + max(step.skip, step.leap)))
@@ -67,7 +67,7 @@ def perhaps_left_out(plan):
 
 
 def sabotage(saboteur, start):
-    """Let each operation of the plan fail in turn; return what was told and what was wanted, by the operation's number."""
+    """Let each operation of the plan fail in turn. Return the reported and the expected errors by the operation's number."""
     from containerkit.start import context as ground
 
     plan = saboteur.plan
@@ -155,7 +155,7 @@ def test_error_tells_operation_target_cause_and_remedy():
 
 
 def test_first_steps_that_fail_in_the_first_process():
-    """Before there is a second process, and while it waits for the first: neither hangs, none is left."""
+    """Failures before the second process exists, and while it waits for the first: neither hangs or is left."""
     pid = plans.Slot("pid")
     before = Plan((plans.call("fchdir", 99, target="x"), plans.leave()))
     between = Plan(
@@ -227,7 +227,7 @@ def test_each_namespace_may_stay_the_hosts(kind):
 
 
 def test_few_processes_allowed():
-    """RLIMIT_NPROC around the caller: the error names it, and no half of a container is left."""
+    """RLIMIT_NPROC of the caller: the error names it, and no part of a container is left."""
     code = (
         "import resource, os, errno, containerkit as c\n"
         "os.setgid(54321); os.setuid(54321)\n"

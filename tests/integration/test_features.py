@@ -1,4 +1,4 @@
-"""What the probe says about this host, held against the host."""
+"""The results of the probe, compared with this host."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ def report():
 
 
 def cgroups():
-    """Return the groups of trials: others make groups at the same time."""
+    """Return the groups of trials only, because other processes create groups at the same time."""
     return [
         name
         for mount in mountinfo.read()
@@ -95,12 +95,12 @@ def test_probe_agrees_with_the_limit(report):
 
 
 IMPLICIT = {"devices", "freezer", "perf_event"}
-"""What every group of version 2 has without a controller."""
+"""The files that every group of version 2 has without a controller."""
 
 
 @needs_root
 def test_probe_names_the_controllers_that_groups_can_have(report):
-    """In a process of its own: another test may have mounted a hierarchy privately, and this process keeps it."""
+    """In a separate process, because another test may have mounted a hierarchy privately, which this process keeps."""
     program = f"""
 from containerkit import CGroup, UnsupportedError
 from containerkit._linux.cgroupfs import offered_controllers
@@ -140,7 +140,7 @@ except UnsupportedError as error:
 
 
 def probed_by(code):
-    """Probe from another process; returns the names of what is missing, and the hints."""
+    """Probe from another process. Return the names of missing features, and the hints."""
     program = f"{code}\nfrom containerkit._linux.features import probe\nr = probe()\nprint([(f.name, f.hint) for f in r.missing], r.privileged)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     missing, _, privileged = done.stdout.strip().rpartition(" ")
@@ -161,7 +161,7 @@ def test_probe_names_the_sysctl_that_forbids_user_namespaces():
 
 @needs_root
 def test_probe_sees_a_limit_that_only_a_trial_can():
-    """The limit of the outer namespace is used up; the sysctl inside shows 2 billion all the same."""
+    """The limit of the outer namespace is used up, although the sysctl inside shows 2 billion."""
     code = "t.enter_user_namespace(); t.write('/proc/sys/user/max_user_namespaces', '1'); t.enter_user_namespace()"
     missing, privileged = probed_by(f"from containerkit._linux import trial_steps as t; {code}")
     assert privileged
@@ -204,7 +204,7 @@ def test_probe_sees_a_filter_that_kills():
 
 @needs_root
 def test_probe_of_an_ordinary_user():
-    """The interpreter and the packages are copied to where that user may read them, without the extension."""
+    """The interpreter and the packages are copied to a directory that the user can read, without the extension."""
     python = shutil.which("python3", path="/usr/bin:/bin")
     setpriv = shutil.which("setpriv")
     if not python or not setpriv:
@@ -232,7 +232,7 @@ def test_probe_of_an_ordinary_user():
 
 
 def test_probe_in_time():
-    """Whatever was tried by the deadline counts; the rest is missing."""
+    """Trials that ended before the deadline count. The others are missing."""
     report = probe(timeout_s=60)
     assert report.clone3
     with pytest.raises(SetupError, match="the trials printed nothing"):
@@ -258,7 +258,7 @@ def test_probe_without_an_interpreter_is_one_clear_error(monkeypatch):
     ],
 )
 def test_probe_names_the_rule_that_forbids_user_namespaces(monkeypatch, path, content, remedy):
-    """No host has all of these rules, so what the files say is given here."""
+    """No host has all of these rules, so the test provides the content of the files."""
     monkeypatch.setattr(features, "read_or_empty", lambda asked: content if asked == path else "")
     assert remedy in features._hint("user_namespaces", "needed", 1)
     assert "needed" == features._hint("overlay", "needed", 1)

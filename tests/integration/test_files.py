@@ -70,7 +70,7 @@ def test_read_with_a_limit(box):
 
 
 def test_read_of_a_file_without_an_end(box):
-    """/proc and /sys have files that claim to be empty, and some that never end."""
+    """/proc and /sys contain files whose size is reported as 0, and endless ones."""
     assert b"init" in box.files.read("/proc/1/comm")
     with pytest.raises(SetupError):
         box.files.read("/dev/zero", limit_bytes=1000)
@@ -171,7 +171,7 @@ def test_put_of_what_is_no_file(box, tmp_path):
     "link", ["/etc/shadow", "../../../../../../etc/shadow", "/proc/1/root/etc/shadow", "/proc/self/root/etc/shadow"]
 )
 def test_links_lead_where_they_lead_inside(box, link):
-    """A container's link to a secret of the host must never be read, nor written through, from outside."""
+    """A container's symlink to a secret of the host must never be followed from outside, neither to read nor to write."""
     box.run(["ln", "-s", link, "/tmp/trap"], check=True)
     with pytest.raises(SetupError):
         box.files.read("/tmp/trap")
@@ -200,7 +200,7 @@ def test_magic_links_are_not_followed(box):
 
 
 def test_copies_out_while_everything_is_swapped_for_links(box, tmp_path):
-    """The copy walks a directory in which names turn from files to links to the host's secrets and back."""
+    """The copy walks a directory in which names change between files and symlinks to the host's secrets."""
     script = "mkdir -p /tmp/t/d; echo ok >/tmp/t/f; while :; do ln -sfn /etc/shadow /tmp/t/f; rm -f /tmp/t/f; echo ok >/tmp/t/f; rm -rf /tmp/t/d; ln -s / /tmp/t/d; rm /tmp/t/d; mkdir /tmp/t/d; done"
     process = box.popen(["sh", "-c", script])
     try:
@@ -239,7 +239,7 @@ def test_from_many_threads(box):
             for _ in range(10):
                 box.files.write(f"/tmp/{number}", str(number) * 1000)
                 assert str(number) * 1000 == box.files.read_text(f"/tmp/{number}")
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - reported below
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]

@@ -1,4 +1,4 @@
-"""Fleets on executors: what holds for all engines whose workers are Python processes."""
+"""Fleets on executors, for the common behaviour of engines whose workers are Python processes."""
 
 import contextlib
 import os
@@ -49,7 +49,7 @@ def threads():
 
 @pytest.fixture
 def processes():
-    """A fleet on two processes. They are forked as tasks come, with what this process has open by then."""
+    """A fleet on two processes. They are forked when tasks arrive, with the open files of this process."""
     executor = ProcessPoolExecutor(2)
     with Fleet.executor(executor) as fleet:
         yield fleet
@@ -156,7 +156,7 @@ class _Unsendable(dict):
 
 
 class _Small(Engine):
-    """An engine of two nodes that keeps what it is given."""
+    """An engine of two nodes that stores its tasks."""
 
     name = "small"
 
@@ -278,7 +278,7 @@ def test_an_exception_in_with_cancels_what_is_under_way(nothing_left):
         assert processes_of(command) == []
 
 
-# --- Workers and drivers that are gone
+# --- Lost workers and drivers
 
 
 def test_a_worker_that_is_killed_loses_its_task_and_its_container(processes):
@@ -307,7 +307,7 @@ if __name__ == "__main__":
 
 
 def test_containers_end_when_their_driver_is_killed(tmp_path):
-    """Its workers live on: the second was forked when the first had its connection already."""
+    """Its workers survive: the second was forked when the first already had its connection."""
     path = tmp_path / "driver.py"
     path.write_text(DRIVER)
     commands = [lasting(), lasting()]
@@ -320,7 +320,7 @@ def test_containers_end_when_their_driver_is_killed(tmp_path):
     try:
         wait_for(none_of(*commands))
     finally:
-        os.killpg(driver.pid, signal.SIGKILL)  # its workers wait for it for ever
+        os.killpg(driver.pid, signal.SIGKILL)  # its workers wait for it forever
 
 
 def test_a_task_is_given_to_one_worker_once(threads):
@@ -357,7 +357,7 @@ def test_strangers_get_nothing(threads):
         assert len(sock.recv(100)) == 32
         sock.sendall(bytes(64))
         assert sock.recv(100) == b""
-    with socket.create_server(("127.0.0.1", 0)) as liar:  # and workers trust no driver without the key
+    with socket.create_server(("127.0.0.1", 0)) as liar:  # workers do not trust a driver without the key
         port = liar.getsockname()[1]
         threading.Thread(target=_lie, args=(liar,)).start()
         with pytest.raises(NodeLost, match="does not have the key"):
@@ -451,11 +451,11 @@ def test_a_container_is_held_for_many_commands(nothing_left, processes):
         assert (process.wait(30).returncode, process.poll()) == (-9, -9)
         assert list(told) == []
         early = container.popen(["sleep", "1000"])
-        early.send_signal(signal.SIGKILL)  # perhaps before it has begun
+        early.send_signal(signal.SIGKILL)  # possibly before it has begun
         assert early.wait(30).returncode == -9
         left = container.popen(["sleep", "1000"])
     assert container.stopped
-    with contextlib.suppress(StateError):  # or it was told in time how it ended
+    with contextlib.suppress(StateError):  # or its end was reported in time
         assert left.wait(30).returncode == -9
     with pytest.raises(StateError):
         container.run(["true"])

@@ -1,6 +1,6 @@
-"""Fleets on clusters of Ray and of Dask: three nodes on this machine, each with an image store of its own.
+"""Fleets on clusters of Ray and of Dask: three nodes on this machine, each with a separate image store.
 
-A cluster takes seconds to start: there is one of each kind for all tests here, and the last of them kill its nodes.
+A cluster takes seconds to start, so all tests share one of each kind. The last tests kill its nodes.
 """
 
 import os
@@ -35,7 +35,7 @@ def nodes(request, tmp_path_factory):
 def fleet(nodes):
     fleet = nodes.fleet()
     yield fleet
-    fleet.close(cancel=True)  # what a test that failed has left
+    fleet.close(cancel=True)  # tasks that a failed test has left
 
 
 def test_tasks_run_on_all_nodes_as_far_as_their_limits_leave_room(fleet):
@@ -77,7 +77,7 @@ def test_lines_files_and_errors_pass_the_engine(fleet):
 
 @pytest.mark.slow  # both engines take seconds to give up a worker
 def test_force_ends_a_worker_that_does_not_answer(fleet, monkeypatch):
-    """A stopped process stands for one that hangs: its connection stands, and nothing comes of what is sent."""
+    """A stopped process simulates one that hangs: its connection is open, but it does not react."""
     monkeypatch.setattr(workers, "FORCE_AFTER_S", 0.2)
     monkeypatch.setattr(channel, "_ANSWERS_WITHIN_S", 0.2)
     command = lasting()
@@ -94,7 +94,7 @@ def test_force_ends_a_worker_that_does_not_answer(fleet, monkeypatch):
 
 
 def _owner_of(command):
-    """Return the pid of the process that owns the container of a command: the first above it that is a Python."""
+    """Return the pid of the owner of a command's container: its nearest ancestor that is a Python interpreter."""
     (pid,) = processes_of(command)
     while True:
         with open(f"/proc/{pid}/stat") as file:
@@ -163,7 +163,7 @@ def test_containers_end_when_their_driver_is_killed(nodes, tmp_path):
 
 
 def _inside(rest):
-    """Return a command line that runs something in a container, with this Python and its packages."""
+    """Return a command line that runs a command in a container, with this Python and its packages."""
     source = os.path.dirname(os.path.dirname(containerkit.__file__))
     return (
         f"{sys.executable} -m containerkit run --share-net --hostname inside --python {sys.prefix} "
@@ -173,7 +173,7 @@ def _inside(rest):
 
 @pytest.mark.skipif(not privileged, reason="needs root: files of the cluster's session are its own")
 def test_workers_run_in_containers(nodes):
-    """All that Ray and Dask do on a node can be in a container, too: this is what docs/fleet.md tells."""
+    """The processes of Ray and Dask on a node can run in a container, as docs/fleet.md describes."""
     if nodes.kind == "ray":
         import ray
 
@@ -197,7 +197,7 @@ def test_workers_run_in_containers(nodes):
 
 
 def test_results_survive_a_node(fleet, nodes):
-    """The last one: it leaves a cluster of two."""
+    """The last test: it leaves a cluster of two nodes."""
     commands = [lasting() for _ in range(NODES)]
     lasting_ones = [fleet.submit(command) for command in commands]
     wait_for(runs_of(*commands), 100)

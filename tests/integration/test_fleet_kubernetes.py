@@ -1,4 +1,4 @@
-"""A fleet on Kubernetes: Jobs, their results, faults of the server, and that nothing is left; see kube_server.py."""
+"""A fleet on Kubernetes: Jobs, their results, faults of the server, and the cleanup; see kube_server.py."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cluster(tmp_path):
 
 @pytest.fixture
 def fleet(cluster):
-    """A fleet; at its end there is no Job, pod or process of it left."""
+    """A fleet. At its end no Job, pod or process of it is left."""
     with Fleet.kubernetes(namespace="work", kubeconfig=cluster.kubeconfig) as made:
         yield made
     assert {} == cluster.jobs
@@ -172,7 +172,7 @@ def test_faults_of_the_server_are_survived(fleet, cluster):
     cluster.refuse, cluster.lose, cluster.cut, cluster.expire = 3, 1, 1, 1
     results = [fleet.submit(["sh", "-c", "sleep 0.3; echo fine"], image=IMAGE) for _ in range(5)]
     assert [b"fine\n"] * 5 == [each.result(60).stdout for each in results]
-    assert 5 == len(cluster.seen)  # an answer that was lost made no second Job
+    assert 5 == len(cluster.seen)  # a lost answer created no second Job
 
 
 def test_cluster_without_user_namespaces_is_refused(fleet, cluster):
@@ -187,14 +187,14 @@ def test_cluster_without_user_namespaces_is_refused(fleet, cluster):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"image": None}, "give image="),
+        ({"image": None}, "use image="),
         ({"input": b"x"}, "no stdin"),
-        ({"on_stderr": print}, "on_stdout hears both"),
+        ({"on_stderr": print}, "use on_stdout, which receives both"),
         ({"limits": Limits(pids=3)}, "limits: pids"),
         ({"user": "worker"}, "ids, not names"),
         ({"cwd": "tmp"}, "absolute|cwd"),
         ({"env": {"A": "\udc80"}}, "UTF-8"),
-        ({"mounts": []}, "mounts: not translated"),
+        ({"mounts": []}, "mounts: not supported"),
         ({"limits": Limits(memory="64G")}, "largest of 1 nodes"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Unions by fuse-overlayfs, where the kernel refuses: an upper directory on an overlay."""
+"""Unions by fuse-overlayfs where the kernel refuses them: with an upper directory on an overlay."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def box(tmp_path):
 
 @pytest.fixture
 def on_overlay(tmp_path):
-    """A directory on which the kernel makes no overlay."""
+    """A directory on which the kernel refuses an overlay."""
     for name in ("l", "u", "w", "merged"):
         (tmp_path / "under" / name).mkdir(parents=True)
     at = tmp_path / "under"
@@ -57,7 +57,7 @@ def on_overlay(tmp_path):
 
 
 def programs(pid="self"):
-    """Return the pids of fuse-overlayfs among a process's children, this one's by default: other tests start it, too."""
+    """Return the pids of fuse-overlayfs among a process's children (default: this one's). Other tests start it too."""
     found = []
     for thread in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{thread}/children") as file:
@@ -77,7 +77,7 @@ def is_program(pid):
 def ends_with_its_container():
     before = set(programs())
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while set(programs()) - before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert set() == set(programs()) - before
@@ -94,7 +94,7 @@ def test_upper_on_an_overlay_is_served_by_the_program(box, on_overlay):
         assert CHANGES == {(change.path, change.kind) for change in c.changes()}
         first = c.run(["mount"], text=True, check=True).stdout.splitlines()[0]
         assert first.startswith("none on / type fuse (rw,nosuid,nodev")
-    # The disk has the ids of the inside, as with the kernel's union.
+    # Files on the disk have the ids of the inside, as with the kernel's union.
     status = (on_overlay / "data/one").stat()
     assert (5, 6) == (status.st_uid, status.st_gid)
     assert "data/one" == (box / "data/one").read_text()
@@ -184,7 +184,7 @@ def test_program_ends_when_the_owner_is_killed(box):
         assert owner.stdout.readline()
         (program,) = programs(owner.pid)
         owner.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while is_program(program) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_program(program)

@@ -1,4 +1,4 @@
-"""RUN --mount=type=ssh with a real ssh-agent, and registries that ask for a client's certificate."""
+"""RUN --mount=type=ssh with a real ssh-agent, and registries that require a client certificate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nothing_is_left(nothing_left):
 
 @pytest.fixture
 def agent(tmp_path, monkeypatch):
-    """An agent with one key, whose public part is returned."""
+    """An agent with one key. Return its public part."""
     place = tmp_path / "agent"
     told = subprocess.run(["ssh-agent", "-s", "-a", place], capture_output=True, text=True, check=True).stdout
     number = int(re.search(r"PID=(\d+)", told)[1])

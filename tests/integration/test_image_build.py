@@ -1,4 +1,4 @@
-"""Builds: Dockerfiles of many kinds, their cache, and that the same one gives the same image."""
+"""Builds: Dockerfiles of many kinds, their cache, and reproducible results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def store(base, tmp_path):
-    """A fresh store that has box:1, and so a fresh cache."""
+    """A new store with box:1 and an empty cache."""
     fresh = Store(tmp_path / "store")
     Image.open("box:1", store=base).save(tmp_path / "box.tar")
     Image.load(tmp_path / "box.tar", store=fresh)
@@ -415,7 +415,7 @@ def test_build_command_is_insecure_only_where_that_is_allowed(store):
     assert f"CapBnd:{every:016x}Seccomp:0" == output(image, "cat", "/free")
     assert "CapBnd:00000000a80425fbSeccomp:2" == output(image, "cat", "/held")
     with pytest.raises(SpecError, match="must be allowed"):
-        build(store, text)  # though the step is known by now
+        build(store, text)  # although the step is cached
     with pytest.raises(SpecError, match="expected sandbox or insecure"):
         build(store, "FROM box:1\nRUN --security=none true\n")
     for wrong in ("security.insecure", ("everything",)):
@@ -582,7 +582,7 @@ def test_built_image_is_what_umoci_unpacks(store, tmp_path):
 
 
 def test_build_keeps_set_id_bits_as_packages_have_them(store):
-    """The store is its owner's alone, so no other user can run what a build writes; elsewhere on a disk they are refused."""
+    """Only its owner can access the store, so no other user can run a build's files. Elsewhere the bits are refused."""
     made = "cp /bin/busybox /bin/own && chmod 4755 /bin/own && mkdir /var/mail && chmod 2775 /var/mail"
     text = f"FROM box:1\nRUN mkdir -p /var && {made}\nRUN --mount=type=cache,target=/cache cp /bin/own /cache/ && chmod 6755 /cache/own\n"
     image = build(store, text)

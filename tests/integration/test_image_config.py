@@ -1,4 +1,4 @@
-"""What the config of an image says about volumes, the stop signal and health, applied to real containers."""
+"""The volumes, stop signal and health check in the config of an image, applied to real containers."""
 
 import os
 import shutil
@@ -110,7 +110,7 @@ def test_volume_that_begins_empty_is_a_filesystem_of_its_own(image):
         with open(f"/proc/{c.pid}/mountinfo") as file:
             kinds = {line.split()[4]: line.split(" - ")[1].split()[0] for line in file}
         assert ("tmpfs", "overlay") == (kinds["/var/lib/db"], kinds["/data"])
-        # Both are bound by the size of what the container may write.
+        # The size limit of the container's writes applies to both.
         for path in ("/var/lib/db/big", "/data/big"):
             assert 0 != c.run(["dd", "if=/dev/zero", f"of={path}", "bs=64k", "count=32"], stderr=-3).returncode
 
@@ -223,7 +223,7 @@ def test_stop_signal_is_read(text, number):
 @pytest.mark.parametrize("text", ["SIGNOTHING", "0", "999", "SIGRTMIN+99", "-1"])
 def test_stop_signal_that_is_none_is_refused(text):
     with pytest.raises(SpecError, match="stop signal"):
-        Defaults(stop_signal=text).stop_number  # noqa: B018 - the look is what is tried
+        Defaults(stop_signal=text).stop_number  # noqa: B018 - the access is tested
 
 
 def test_command_line_sends_the_stop_signal_for_sigterm(image):

@@ -1,4 +1,4 @@
-"""Files that come in from outside, damaged or grown out of bounds: one error for each fault, whichever way they come."""
+"""Damaged or oversized files from outside: the same error for each fault, whichever way they arrive."""
 
 import gzip
 import io
@@ -50,7 +50,7 @@ def by_add(tmp_path, content, store):
 
 
 def by_unpacking(tmp_path, content, store):
-    """As a pull does: the blob is what its digest says, and yet no archive."""
+    """As in a pull: the blob matches its digest, but is not an archive."""
     from containerkit.image import media
     from containerkit.image.config import ImageConfig
     from containerkit.image.digest import Digest
@@ -98,7 +98,7 @@ def test_damaged_data_is_told_whichever_way_it_comes(tmp_path, store, way, kind,
 @pytest.mark.parametrize("way", WAYS)
 def test_damage_in_the_middle_of_gzip_data_is_told_whichever_way_it_comes(tmp_path, store, way):
     content = bytearray(squeezed(plain(), "gzip"))
-    content[-5] ^= 1  # of its size; zstd need not have any checksum: there the image's own digests tell
+    content[-5] ^= 1  # a byte of its size; zstd may have no checksum, then the image's digests detect it
     with pytest.raises(ImageError, match="gzip data is damaged"):
         way(tmp_path, bytes(content), store)
 

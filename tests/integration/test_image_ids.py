@@ -1,4 +1,4 @@
-"""Images of an ordinary user with ranges of ids: files have their owners inside, on disk they belong to the ranges."""
+"""Images of an unprivileged user with ranges of ids: files have their owners inside, and ids of the ranges on disk."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def user_python(paths):
 
 @pytest.fixture
 def home(tmp_path_factory):
-    """A directory of the user's own, that the user can reach."""
+    """A directory that belongs to the user and is accessible to it."""
     import tempfile
 
     directory = tempfile.mkdtemp(prefix="containerkit-ids-")
@@ -52,7 +52,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def run_as(home):
-    """Run a script as the user, where /etc/subuid and /etc/subgid grant it so many ids from there on; 0 for none."""
+    """Run a script as the user with a range of ids in /etc/subuid and /etc/subgid, given by first id and count; 0 for none."""
     paths = ":".join([str(Path(containerkit.__file__).parents[1]), *(p for p in sys.path if p.endswith("-packages"))])
     python = user_python(paths)
 
@@ -151,7 +151,7 @@ print(json.dumps([inside, read, refused, [status.st_uid, status.st_gid], able, o
     # Capabilities of a user namespace: of the one whose root is the user. Source: capabilities(7).
     assert "01000003" == able[:8]
     assert f"{NOBODY:08x}" == bytes.fromhex(able)[:-5:-1].hex()
-    assert ["user.fuseoverlayfs.override_stat"] == far  # an id beyond the range is noted
+    assert ["user.fuseoverlayfs.override_stat"] == far  # an id outside the range is recorded
 
 
 def test_commit_export_and_build_have_the_owners(run_as, archive, home):
@@ -303,7 +303,7 @@ print(json.dumps(shell(image.rootfs(), "stat -c %u:%g /srv/page /bin")))
     assert ["0:0", "0:0"] == run_as(script, *arguments, count=0)
     kinds = sorted(path.name.partition("-")[0] for path in (home / "store/layers").iterdir() if path.name[0] != ".")
     assert ["ids", "ids", "sha256"] == kinds
-    # What is for other ids goes with the next collection; what is in the way of that is told.
+    # The next collection removes files for other ids, and reports obstacles.
     collected = run_as(HEAD + "print(json.dumps([str(d)[:6] for d in store.collect().layers]))", home / "store")
     assert ["sha256", "sha256"] == collected
 

@@ -1,4 +1,4 @@
-"""Images as a whole: archives, names, diffs, squashes, exports, commits, and containers made from them."""
+"""Images: archives, names, diffs, squashes, exports, commits, and containers made from them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def box(store, tmp_path):
-    """An image of busybox and nothing else."""
+    """An image that contains only busybox."""
     root = tmp_path / "box"
     (root / "bin").mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin/busybox")
@@ -260,7 +260,7 @@ def test_export_is_what_gnu_tar_reads(store, tmp_path):
 
 
 def full_tree(root):
-    """One file of each kind, with what can be said of it."""
+    """One file of each kind, with all its properties."""
     root.mkdir()
     (root / "plain").write_bytes(b"x" * 5000)
     os.utime(root / "plain", ns=(1, 1_600_000_000_123_456_789))
@@ -423,7 +423,7 @@ def test_load_of_damaged_and_missing_files_says_so(tmp_path, store):
             Image.load(tmp_path / name, store=store)
 
 
-# --- Other tools as witnesses
+# --- Comparison with other tools
 
 
 @tool("skopeo")
@@ -543,7 +543,7 @@ def test_merged_directory_goes_with_its_image(store):
     assert merged.exists()
     Image.open("many", store=store).remove()
     other.collect()
-    assert merged.exists()  # this process stands on it
+    assert merged.exists()  # this process uses it
     release()
     other.collect()
     assert not merged.exists()
@@ -566,7 +566,7 @@ for other in (second, built):
 
 
 def python_for_others():
-    """A Python that any user may run, with this one's packages."""
+    """A Python that every user can run, with this one's packages."""
     paths = [str(Path(containerkit.__file__).parents[1]), *(path for path in sys.path if path.endswith("-packages"))]
     for program in (sys.executable, "/usr/bin/python3"):
         command = [
@@ -642,12 +642,12 @@ def test_changes_of_a_template_are_what_was_changed_on_top_of_it(tmp_path):
         assert [("/new", "added")] == [(change.path, change.kind) for change in c.changes()]
 
 
-# --- What the config says about commands
+# --- The config's defaults for commands
 
 
 @pytest.fixture
 def configured(box, tmp_path, store):
-    """The box with a config that says something about everything."""
+    """The box with a config in which every field is set."""
     root = tmp_path / "configured"
     box_root = box.unpack()[0]
     shutil.copytree(box_root, root, symlinks=True)

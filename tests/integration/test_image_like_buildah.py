@@ -1,4 +1,4 @@
-"""Dockerfiles as they are in the wild, held against what buildah makes of them: the same files, modes, owners, config."""
+"""Real Dockerfiles, compared with buildah's results: the same files, modes, owners, config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pull and push, against Debian's docker-registry, with skopeo as the witness, and against servers that misbehave."""
+"""Pull and push with Debian's docker-registry, compared with skopeo, and with servers that misbehave."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def home(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """A registry without TLS and login, which holds the image made:1."""
+    """A registry without TLS and login that contains the image made:1."""
     directory = tmp_path_factory.mktemp("registry")
     with registry(directory) as host:
         store = Store(directory / "store")

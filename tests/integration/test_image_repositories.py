@@ -1,4 +1,4 @@
-"""ADD of repositories: served by git's own daemon and by a plain web server on the loopback interface."""
+"""ADD of repositories from git's own daemon and from a web server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def git(directory, *words, when=WHEN):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A bare repository with two commits, a tag, a branch and links, below a directory that is served."""
+    """A bare repository with two commits, a tag, a branch and symlinks, below a served directory."""
     top = tmp_path_factory.mktemp("git")
     work = top / "work"
     work.mkdir()
@@ -88,7 +88,7 @@ def daemon(served):
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Files with holes: in archives of GNU tar, in commits and builds, and what other tools make of ours."""
+"""Sparse files: in archives of GNU tar, in commits and builds, and in other tools that read ours."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_sparse_file_is_written_as_others_read_it(tmp_path):
 
 
 def test_sparse_file_with_all_its_sizes_in_extended_headers_is_read(tmp_path):
-    """As a file is written of which more than 8 GiB are stored."""
+    """The header of a file with more than 8 GiB of data."""
     data = b"x" * 1000
     table = data_map(((5 * MIB, len(data)),), 20 * MIB)
     head = Head(name=b"d/f", kind=b"0", mode=0o644, size=len(table) + len(data), real_size=20 * MIB)

@@ -1,4 +1,4 @@
-"""Templates: roots made from what the host has, and from distributions where they can be reached."""
+"""Templates: roots made from the host's files, and from distributions if the network allows it."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ UNREACHABLE = re.compile(
 
 
 def skip_if_unreachable(error):
-    """Skip for the network alone: any other failure is one of ours."""
+    """Skip only if the network is missing. Any other failure is ours."""
     if UNREACHABLE.search(str(error)):
         pytest.skip(f"Debian's archive can't be reached: {error}")
 
@@ -214,7 +214,7 @@ def test_template_debian_runs(store):
 
 
 def as_user(home, *words, ranges):
-    """Run the command line as an unprivileged user, whom /etc/subuid and /etc/subgid grant these ranges."""
+    """Run the command line as an unprivileged user with these ranges in /etc/subuid and /etc/subgid."""
     grant = home / "grant"
     grant.write_text(ranges)
     grant.chmod(0o644)
@@ -233,7 +233,7 @@ def as_user(home, *words, ranges):
 
 @pytest.fixture
 def home():
-    """A directory of the user's own, that the user can reach."""
+    """A directory that belongs to the user and is accessible to it."""
     directory = Path(tempfile.mkdtemp(prefix="containerkit-templates-"))
     os.chown(directory, 65534, 65534)
     yield directory

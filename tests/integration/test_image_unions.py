@@ -1,4 +1,4 @@
-"""Layers that mean something only on top of those below them: links to and through what others have brought."""
+"""Layers that depend on those below them: links to and through files of other layers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def nothing_is_left(nothing_left):
 
 @contextmanager
 def shown(store, manifest, place):
-    """The root as a container sees it: merged, or by overlayfs."""
+    """The root as seen in a container: merged, or as an overlay."""
     with store.lease() as lease:
         directories = unpack_layers(store, layers_of(store, manifest), lease)
         paths = merge_layers(store, layer_paths(directories), store.config(manifest).chain_ids[-1], lease)
@@ -53,7 +53,7 @@ def shown(store, manifest, place):
 
 
 def seen(root, **options):
-    """What is there; which names are one file is left out, since overlayfs tells that by layer."""
+    """The content of a tree, without hard links, because overlayfs keeps them per layer."""
     return {name: facts[:-1] for name, facts in snapshot(root, **options).items()}
 
 
@@ -108,7 +108,7 @@ def test_layer_is_unpacked_as_if_it_lay_on_those_below(tmp_path, layer, more):
     Image.open("a", store=store).unpack_into(flat)
     assert seen(flat) == ours
     assert {name: data for name, data in (LIBC | more).items() if data is not None} == content(flat)
-    with shown(store, add_image(store, "b", BASE), tmp_path / "view") as root:  # the base is what it was
+    with shown(store, add_image(store, "b", BASE), tmp_path / "view") as root:  # the base is unchanged
         assert LIBC == content(root)
 
 
@@ -167,7 +167,7 @@ def test_layers_on_top_are_collected_with_their_images(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs Debian's package busybox-static")
 def test_container_of_an_image_with_merged_directories_keeps_its_programs(tmp_path):
-    """The shape of a package that brings ``bin/tool`` to a base whose ``/bin`` is a link."""
+    """A package that adds ``bin/tool`` to a base whose ``/bin`` is a symlink."""
     store = Store(tmp_path / "s")
     with open(BUSYBOX, "rb") as file:
         busybox = member("usr/bin/busybox", data=file.read(), mode=0o755)

@@ -1,6 +1,7 @@
-"""Two interpreters walk one tape: for any plan both leave the same state, or fail at the same operation with the same
-error number."""
+"""Both interpreters walk the same tape. For any plan they leave the same state, or fail at the same operation with the
+same error number."""
 
+import errno
 import os
 import stat
 import struct
@@ -16,6 +17,7 @@ from containerkit._native import HIDE_MEMORY, NO_PROCESS, SHARE_FILES, compiled,
 from containerkit._native import calls as native_calls
 from containerkit._native import constants as k
 from containerkit.plan import calls as plans
+from containerkit.plan import entries
 from containerkit.plan.operation import ARGV, ENVP, Block, Operation, Slot
 from containerkit.plan.program import proc
 from containerkit.plan.tape import Plan
@@ -40,7 +42,7 @@ tolerated = st.sampled_from([(), (), (), (2,), (17,), (2, 17, 20, 9), (38,), (22
 
 @st.composite
 def operations(draw):
-    """One harmless operation below the directory in ROOT, or one that surely fails."""
+    """One harmless operation below the directory in ROOT, or one that always fails."""
     more = {
         "tolerate": draw(tolerated),
         "skip": draw(st.sampled_from([0, 0, 1, 2])),
@@ -102,7 +104,7 @@ def operations(draw):
 
 
 def tree(directory):
-    """All that a plan can have left in its directory."""
+    """Everything that a plan can have left in its directory."""
     found = {}
     for at, directories, files in os.walk(directory):
         for name in (*directories, *files):
@@ -118,7 +120,7 @@ def tree(directory):
 
 
 class Floor:
-    """Runs one plan by one interpreter in an empty directory, and looks at what came of it."""
+    """Runs a plan with an interpreter in an empty directory, and records the result."""
 
     def __init__(self, base):
         self.base = str(base)
@@ -184,7 +186,7 @@ def test_random_plans_in_one_process(floor, steps):
     st.booleans(),
 )
 def test_random_plans_in_two_processes(floor, first, owner, inside, shares):
-    """Stage 1, then as the owner of stage 2, then stage 2: as every start of a container goes."""
+    """Stage 1, then as the owner of stage 2, then stage 2: the order of every start."""
     steps = [
         *[step._replace(skip=0, leap=0) for step in first],
         plans.clone(k.CLONE_PARENT | (k.CLONE_FILES if shares else 0), "inside", pid=Slot("pid")),
@@ -316,6 +318,112 @@ def test_slots_and_patches_carry_values(module, tmp_path):
     assert (0o123, -1) == (outcome.slots[tape.slots["at"]], outcome.slots[tape.slots["one"]])
 
 
+# --- Many entries in one step
+
+
+def populate(module, directory, made):
+    """Make entries below a directory. Return the index of the failed step, its error, and the call and path it names."""
+    root = os.open(directory, os.O_RDONLY)
+    operation = entries.populate(Slot("root"), made, "entries")
+    tape = Plan((plans.call("umask", 0), operation, plans.leave())).encode()
+    values = [root if name == "root" else -1 for name in tape.slots]
+    before = os.listdir("/proc/self/fd")
+    outcome = module.Program(tape.steps, tape.data).run((), (), values, proc(), NO_PROCESS | SHARE_FILES)
+    assert before == os.listdir("/proc/self/fd")
+    os.close(root)
+    told = entries.failed(operation, outcome.slots[tape.slots["entry"]])
+    return outcome.failed_index, outcome.error, told.name, told.target
+
+
+@pytest.mark.parametrize("module", [compiled, reference])
+def test_entries_are_made_in_their_order(module, tmp_path):
+    (tmp_path / "known").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("elsewhere")
+    large = os.urandom(3 << 20)
+    made = [
+        entries.directory(b"known", 0o755),
+        entries.symlink(b"link", b"content"),
+        entries.directory(b"d", 0o1777),
+        entries.symlink(b"d/l", b"../file"),
+        entries.file(b"d/empty", 0o600, b""),
+        entries.file(b"file", 0o755, b"a\0b"),
+        entries.file(b"d/large", 0o644, large),
+    ]
+    assert (-1, 0) == populate(module, tmp_path, made)[:2]
+    assert 0o700 == stat.S_IMODE((tmp_path / "known").stat().st_mode)
+    assert "elsewhere" == os.readlink(tmp_path / "link")
+    assert 0o1777 == stat.S_IMODE((tmp_path / "d").stat().st_mode)
+    assert ("../file", b"a\0b") == (os.readlink(tmp_path / "d/l"), (tmp_path / "d/l").read_bytes())
+    assert [0o600, 0o755] == [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("d/empty", "file")]
+    assert (b"", large) == ((tmp_path / "d/empty").read_bytes(), (tmp_path / "d/large").read_bytes())
+
+
+@pytest.mark.parametrize("module", [compiled, reference])
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        ([entries.directory(b"no/d", 0o755)], (errno.ENOENT, "mkdirat", "no/d")),
+        ([entries.directory(b"d", 0o755), entries.symlink(b"no/l", b"x")], (errno.ENOENT, "symlinkat", "no/l")),
+        ([entries.file(b"no/f", 0o644, b"x")], (errno.ENOENT, "openat", "no/f")),
+        ([entries.file(b"f", 0o644, b"x"), entries.file(b"f", 0o644, b"y")], (errno.EEXIST, "openat", "f")),
+        ([entries.symlink(b"l", b"target"), entries.file(b"l", 0o644, b"x")], (errno.EEXIST, "openat", "l")),
+        ([entries.directory(b"x" * 300, 0o755)], (errno.ENAMETOOLONG, "mkdirat", "x" * 300)),
+    ],
+)
+def test_entry_that_fails_is_named(module, made, expected, tmp_path):
+    assert (1, *expected) == populate(module, tmp_path, made)
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+@pytest.mark.parametrize("module", [compiled, reference])
+def test_entry_without_room_is_named(module, tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
+    try:
+        made = [entries.file(b"small", 0o644, b"x"), entries.file(b"large", 0o644, bytes(1 << 20))]
+        assert (1, errno.ENOSPC, "write", "large") == populate(module, tmp_path, made)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def malformed():
+    whole = entries.symlink(b"name", b"content")
+    header = struct.Struct("=4I")
+    yield whole[:-8]  # it ends too early
+    yield whole[:8]
+    yield whole + bytes(8)  # half a header
+    yield header.pack(3, 0, 2, 0) + b"a\0" + bytes(6)  # no such kind
+    yield header.pack(0, 0, 2, 0) + b"ab" + bytes(6)  # the path does not end in a NUL
+    yield header.pack(0, 0, 0, 0)  # no path
+    yield header.pack(0, 0, 2**32 - 1, 2**32 - 1) + b"a\0" + bytes(6)
+    yield header.pack(1, 0, 2, 0) + b"a\0" + bytes(6)  # a symlink to nothing
+    yield header.pack(1, 0, 2, 2) + b"a\0bc" + bytes(4)  # its content does not end in a NUL
+
+
+@pytest.mark.parametrize("module", [compiled, reference])
+@pytest.mark.parametrize("data", list(malformed()))
+def test_malformed_entries_are_refused_by_both(module, data):
+    def step(size, kinds=(k.ARG_INTEGER, k.ARG_DATA, k.ARG_INTEGER, k.ARG_SLOT), at=0):
+        numbers = 0xFFFF, 0, *kinds, *[0] * (6 - len(kinds)), 0, 0, *[0] * 4, -1, at, size, *[0] * 3
+        return struct.pack("=HHi8B4h6q", k.STEP_POPULATE, *numbers)
+
+    whole = entries.directory(b"d", 0o755)
+    module.Program(step(len(whole)), whole + b"\0")
+    with pytest.raises(ValueError, match="step 0 of the tape is malformed"):
+        module.Program(step(len(data)), data + b"\0")
+    for wrong in (
+        step(len(whole) + 8),
+        step(-1),
+        step(len(whole), at=4),
+        step(len(whole), (0, 0, 0, 2)),
+        step(len(whole), (0, 1, 2, 2)),
+        step(len(whole), (0, 1, 0, 0)),
+    ):
+        with pytest.raises(ValueError, match="step 0 of the tape is malformed"):
+            module.Program(wrong, whole + b"\0")
+
+
 @pytest.mark.parametrize("module", [compiled, reference])
 def test_memory_is_dumpable_again_after_a_start(module):
     steps = (plans.call("setresuid", 2**32 - 1, 2**32 - 1, 2**32 - 1), plans.leave())
@@ -335,7 +443,7 @@ def test_reference_is_chosen_by_the_environment():
 
 
 def test_reference_beside_busy_threads():
-    """A fork in the midst of other threads' wishes for the interpreter's lock."""
+    """A fork while other threads wait for the interpreter's lock."""
     code = (
         "import threading\n"
         "from containerkit import Container, run\n"
@@ -371,7 +479,7 @@ def test_reference_takes_over_with_a_warning_where_nothing_was_compiled():
 @pytest.mark.slow
 @pytest.mark.several_ids
 def test_both_interpreters_pass_the_tests_of_processes_and_containers(request):
-    """The same tests, the other interpreter; the slow ones are left to ``--interpreter reference``."""
+    """The same tests with the other interpreter. The slow ones run only with ``--interpreter reference``."""
     if request.config.getoption("--interpreter") != "compiled":
         pytest.skip("this run is with the other interpreter already")
     here = os.path.dirname(__file__)

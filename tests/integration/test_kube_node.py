@@ -1,4 +1,4 @@
-"""The installer of nodes: what it makes of containerd's configuration, and that the runtime works without Python there."""
+"""The installer of nodes: its changes to containerd's configuration, and the runtime on a node without Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 from oci_bundles import RUN, Bundle, as_root, make_rootfs, needs_busybox
 
-from containerkit import SpecError
+from containerkit import SpecError, UnsupportedError
 from containerkit.fleet.kubemanifests import manifests
 from containerkit.fleet.kubenode import configured, install, uninstall
 
@@ -131,9 +131,27 @@ def test_runtime_works_on_a_node_without_python(node, tmp_path):
     bundle.runs("hostname; id -u; echo $$").write()
     done = on_node(PROGRAM, "--root", "/run/oci", "run", "--bundle", "/bundle", f"node-{RUN}")
     assert (0, "inside\n0\n1\n") == (done.returncode, done.stdout), done.stderr
+    (bundle.path / "rootfs/late").write_text("#!/bin/sh\n")
+    (bundle.path / "rootfs/late").chmod(0o755)
+    bundle.runs("/late").write()
+    with open(os.devnull, "r+b") as nothing:
+        words = [CHROOT, node, PROGRAM, "--root", "/run/oci", "create", "--bundle", "/bundle", f"node-{RUN}"]
+        subprocess.run(words, stdin=nothing, stdout=nothing, stderr=nothing, check=True)
+    (bundle.path / "rootfs/late").unlink()
+    done = on_node(PROGRAM, "--root", "/run/oci", "start", f"node-{RUN}")
+    assert 'exec "/late": no such file' in done.stderr
+    assert 0 == on_node(PROGRAM, "--root", "/run/oci", "delete", "--force", f"node-{RUN}").returncode
 
-    assert not install(str(node))  # again: nothing new in the configuration
+    assert not install(str(node))  # the second time the configuration does not change
     assert uninstall(str(node))
     assert "version = 2\n# of the node\n" == (node / "etc/containerd/config.toml").read_text()
     assert not os.path.exists(f"{node}/opt/containerkit")
     assert not uninstall(str(node))
+
+
+def test_node_gets_nothing_where_the_front_end_was_not_built(tmp_path, monkeypatch):
+    monkeypatch.setattr("containerkit._native.front.FRONT", str(tmp_path / "front"))
+    (tmp_path / "node/etc").mkdir(parents=True)
+    with pytest.raises(UnsupportedError, match="not built"):
+        install(str(tmp_path / "node"))
+    assert ["etc"] == os.listdir(tmp_path / "node")

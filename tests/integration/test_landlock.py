@@ -1,4 +1,4 @@
-"""Landlock in the real kernel: what a restricted process can still do."""
+"""Landlock in the real kernel: the remaining permissions of a restricted process."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def under(ruleset, *works):
 
 
 def relaxed(**rest):
-    """All that this kernel can hold."""
+    """Everything that this kernel can restrict."""
     return Landlock(strict=False, **rest)
 
 
@@ -247,7 +247,7 @@ def test_apply_reports_what_is_enforced_and_sets_no_new_privs(tree):
         return [report.abi, list(report.enforced), report.complete, status_or_none()]
 
     def status_or_none():
-        # /proc itself is out of reach by now.
+        # /proc itself is already inaccessible.
         import ctypes
 
         return ctypes.CDLL(None).prctl(39, 0, 0, 0, 0)

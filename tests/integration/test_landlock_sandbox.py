@@ -1,4 +1,4 @@
-"""The sandbox without namespaces, tried by a process that is put into it."""
+"""The sandbox without namespaces, tested by a process inside it."""
 
 import errno
 import os

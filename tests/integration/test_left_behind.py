@@ -1,4 +1,4 @@
-"""What tests are held to: that their own things are noticed when they are left, and that others' are not."""
+"""The check for left-behind objects: it detects a test's own objects and ignores those of others."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ RECORDS = Path("/run/containerkit/oci")
 
 @pytest.fixture
 def foreign():
-    """A directory like another user's of the machine."""
+    """A directory like that of another user of the machine."""
     path = tempfile.mkdtemp()
     yield path
     shutil.rmtree(path)

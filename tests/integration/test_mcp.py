@@ -1,4 +1,4 @@
-"""The interpreter over the Model Context Protocol, as its own client sees it."""
+"""The interpreter over the Model Context Protocol, with MCP's own client."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from mcp.client.stdio import stdio_client
 
 
 def talk(do, *arguments):
-    """Start a server, and let a coroutine talk to it."""
+    """Start a server, and run a coroutine as its client."""
 
     async def hold():
         server = StdioServerParameters(command=sys.executable, args=["-m", "containerkit.mcp", *arguments])

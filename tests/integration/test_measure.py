@@ -1,4 +1,4 @@
-"""Commands are measured and held to what they may use: the shape of BenchExec's test_runexecutor."""
+"""Measurements and limits of commands, modelled on BenchExec's test_runexecutor."""
 
 import json
 import os
@@ -24,7 +24,7 @@ LOOP = ["sh", "-c", "i=0; while :; do i=$((i+1)); done"]
 
 @pytest.fixture(scope="module")
 def warm():
-    """Make what a process makes once and keeps: how the control groups of this machine lie."""
+    """Create the objects that a process creates once and keeps: the layout of the control groups."""
     with Container(limits=Limits(memory="max", pids="max")):
         pass
 
@@ -192,10 +192,11 @@ def test_measurement_is_data(executor):
 
 
 def test_executor_of_a_killed_process_leaves_nothing(left_of):
+    long = f"987654.{os.getpid()}"
     code = (
         "from containerkit.measure import RunExecutor\n"
         "print('x', flush=True)\n"
-        "RunExecutor().execute_run(['sleep', '987654'], memory_limit='100M')"
+        f"RunExecutor().execute_run(['sleep', '{long}'], memory_limit='100M')"
     )
 
     def kill():
@@ -205,10 +206,10 @@ def test_executor_of_a_killed_process_leaves_nothing(left_of):
         owner.kill()
         owner.wait()
         owner.stdout.close()
-        CGroup.create().remove()  # the next to make one removes what the killed have left
+        CGroup.create().remove()  # creating a group removes those of killed owners
 
     assert left_of(kill) == {}
-    assert subprocess.run(["pgrep", "-f", "sleep 987654"], capture_output=True).returncode == 1
+    assert subprocess.run(["pgrep", "-f", f"^sleep {long}"], capture_output=True).returncode == 1
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

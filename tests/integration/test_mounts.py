@@ -1,4 +1,4 @@
-"""Mounts inside: binds of files and directories, memory, unions, proc; what they show, whose it is, and where it lands."""
+"""Mounts inside: binds of files and directories, memory, unions, proc; their contents, owners and targets."""
 
 import errno
 import os
@@ -54,7 +54,7 @@ def test_bind_readonly(source):
 
 @needs_root
 def test_bind_readonly_is_so_below_other_mounts(source):
-    """The read-only bind that is writable below: AT_RECURSIVE."""
+    """A read-only bind must also be read-only on mounts below it: AT_RECURSIVE."""
     subprocess.run(["mount", "-t", "tmpfs", "below", source / "sub"], check=True)
     try:
         assert "Read-only" in inside("touch /x/sub/y", Mount.bind(source, "/x", readonly=True)).stderr
@@ -258,13 +258,13 @@ def test_mapping_of_other_tools():
         Mount.from_mapping({"type": "tmpfs", "target": "/x", "wrong": 1})
 
 
-# --- Links inside -------------------------------------------------------------------------------------------------------------
+# --- Symlinks inside -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("link", ["/outside", "../../../../outside", "/proc/self/root/outside", "/etc/../../outside"])
 @pytest.mark.parametrize("below", ["", "/deeper"])
 def test_target_behind_a_link_lands_inside(tmp_path, source, link, below):
-    """A link in the root filesystem must not lead a mount out of it (CVE-2021-30465)."""
+    """A symlink in the root filesystem must not lead a mount out of it (CVE-2021-30465)."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     for name in ("usr", "proc", "sys", "dev"):
         (root / name).mkdir(parents=True)
@@ -274,7 +274,7 @@ def test_target_behind_a_link_lands_inside(tmp_path, source, link, below):
     try:
         run(["/bin/true"], rootfs=RootFS.dir(root), mounts=[Mount.bind(source, f"/trap{below}")])
     except SetupError as error:
-        assert error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.EEXIST)  # noqa: PT017 - several errors will do
+        assert error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EXDEV, errno.EEXIST)  # noqa: PT017 - several errors are acceptable
     assert [] == os.listdir(outside)
     assert not os.path.ismount(outside)
 
@@ -294,7 +294,7 @@ def test_target_behind_a_link_that_stays_inside(tmp_path, source):
 
 @needs_root
 def test_nothing_is_propagated_back(source):
-    """Even with a shared source, and for one who may mount inside."""
+    """Even with a shared source, and if the container may mount."""
     subprocess.run(["mount", "--bind", source, source], check=True)
     subprocess.run(["mount", "--make-shared", source], check=True)
     try:

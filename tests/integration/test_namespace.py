@@ -1,4 +1,4 @@
-"""Namespaces of living processes: identity, family, keeping, and visits by threads that come back."""
+"""Namespaces of running processes: identity, hierarchy, keeping, and visits by threads that return."""
 
 import errno
 import gc
@@ -34,7 +34,7 @@ def traces():
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path):
-    """What is mounted below this test's own directory is looked at: others mount things at the same time."""
+    """Only mounts below this test's own directory count, because other processes mount at the same time."""
     before = traces()
     yield
     assert before == traces()
@@ -42,7 +42,7 @@ def nothing_left(tmp_path):
 
 
 def in_thread(function, *args):
-    """Run in a thread of its own, whose namespaces die with it."""
+    """Run in a separate thread, whose namespaces end with it."""
     outcome = []
 
     def run():
@@ -61,7 +61,7 @@ def in_thread(function, *args):
 
 
 class Inside:
-    """A process in namespaces of its own, which sleeps until it is told to end."""
+    """A process in new namespaces, which sleeps until it is told to end."""
 
     def __init__(self, flags):
         ready, told = os.pipe()
@@ -168,7 +168,7 @@ def test_namespace_from_path_and_fd_and_pidfd_are_the_same(tmp_path):
 
 def test_namespace_from_path_never_opens_what_is_none(tmp_path):
     fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)  # an open would wait for ever
+    os.mkfifo(fifo)  # open would block forever
     for path in (fifo, tmp_path, "/dev/null", "/etc/passwd"):
         with pytest.raises(SpecError, match=f"{path} is not a namespace"):
             Namespace.from_path(path)
@@ -227,7 +227,7 @@ def test_namespace_of_a_foreign_process_hints_at_the_capability():
 
 
 def run_in_child(body):
-    """Run in a process of its own, where credentials may be dropped; returns its exit status."""
+    """Run in a separate process, which may drop credentials. Return its exit status."""
     pid = calls.clone()
     if pid == 0:
         try:
@@ -283,7 +283,7 @@ def test_namespace_lives_as_long_as_its_handle():
         assert "inside" == os.uname().nodename
 
 
-# --- The family
+# --- The hierarchy
 
 
 @needs_root
@@ -336,11 +336,11 @@ def test_namespace_persist_outlives_its_processes(tmp_path):
 @pytest.mark.parametrize("kind", [*VISITABLE, Kind.PID, Kind.USER])
 def test_namespace_persist_takes_each_kind(inside, tmp_path, kind):
     def body():
-        # Linux 6.18 numbers namespaces by processor, and takes the one with the higher number for the younger.
+        # Linux 6.18 numbers namespaces per processor, and considers the one with the higher number the younger.
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         calls.unshare(k.CLONE_FS | k.CLONE_NEWNS)
         calls.mount(None, "/", None, k.MS_REC | k.MS_PRIVATE)
-        if kind is Kind.MOUNT:  # younger than this thread's, as the kernel wants it
+        if kind is Kind.MOUNT:  # younger than this thread's, as the kernel requires
             with Inside(k.CLONE_NEWNS) as younger:
                 namespace = Namespace.of(younger.pid, kind)
         else:
@@ -434,7 +434,7 @@ def test_visit_goes_there_and_comes_back(inside, kind):
 def test_visit_moves_no_other_thread(inside):
     visiting, seen, done = threading.Event(), [], threading.Event()
 
-    def bystander():  # started before: those that a visitor starts begin where it is
+    def bystander():  # started before the visit: threads of a visitor start in its namespaces
         visiting.wait()
         seen.append(os.uname().nodename)
         done.set()
@@ -534,7 +534,7 @@ def test_visit_of_pids_gives_birth_inside(inside):
 
 @needs_root
 def test_visit_of_pids_above_is_refused(inside):
-    """The children of a process inside can't be born outside."""
+    """A process inside can't create children outside."""
     with Namespace.current("pid") as outer:
 
         def body():

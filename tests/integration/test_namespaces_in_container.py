@@ -1,4 +1,4 @@
-"""Namespaces as a container gets them: new ones with their settings, those of others, and the host's."""
+"""Namespaces of containers: new ones with their settings, joined ones, and the host's."""
 
 import os
 import subprocess
@@ -213,7 +213,7 @@ def test_two_containers_share_a_network(box):
         with box.namespace("network") as network:
             done = run(["python3", "-c", client], namespaces=Namespaces(network=network), text=True)
         assert ("hello\n", "") == (done.stdout, done.stderr)
-        assert 0 == process.wait(timeout=10)
+        assert 0 == process.wait(timeout=60)
 
 
 @needs_root

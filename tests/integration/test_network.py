@@ -1,4 +1,4 @@
-"""Containers on networks: addresses, names, ports, several networks, what joins and leaves at run time, what is left."""
+"""Containers on networks: addresses, names, ports, several networks, joining and leaving at run time, cleanup."""
 
 import contextlib
 import errno
@@ -127,7 +127,7 @@ def test_run_with_the_internet_has_a_way_out_and_no_neighbours():
 
 
 def test_what_leaves_has_an_address_of_the_host(net):
-    """A server in a namespace beyond the host's own stands for the internet."""
+    """A server in a network namespace outside the host's simulates the internet."""
     with outside() as (address, seen), Container(network=net) as container:
         done = fetch(container, f"{address}:8099")
         assert done.stdout == "200\n", done.stderr
@@ -136,7 +136,7 @@ def test_what_leaves_has_an_address_of_the_host(net):
 
 @contextlib.contextmanager
 def outside():
-    """A network beside the host's with a web server on it that tells who has asked."""
+    """A network outside the host's, with a web server that reports the client's address."""
     name = f"cktest{os.getpid() % 10000}"
     server = (
         "import http.server, sys\n"
@@ -288,7 +288,7 @@ def wait_for_listener(container):
     pytest.fail("nobody listens")
 
 
-# --- Several networks, and those who come later
+# --- Several networks, and containers that join later
 
 
 def test_a_container_on_two_networks_leads_out_by_the_first_that_does(net):
@@ -393,7 +393,7 @@ LISTENING = ["sh", "-c", "echo $LISTEN_FDS $LISTEN_PID $$"]
 
 @pytest.mark.parametrize("seccomp", ["default", None])
 def test_a_command_is_told_of_its_listening_sockets(net, interpreter, seccomp):
-    """Each command finds its own pid, as libsystemd and what does as it want it."""
+    """Each command finds its own pid, as libsystemd and similar code require it."""
     ports = [Port.socket(0, fd=3), Port.socket(0, fd=4)]
     with Container(network=net, publish=ports, seccomp=seccomp) as container:
         for _ in range(2):
@@ -423,7 +423,7 @@ def test_sockets_that_do_not_begin_at_3_or_are_told_of_otherwise_are_not_announc
 
 
 def test_a_pid_is_written_only_where_there_is_room_for_it(interpreter):
-    """Both interpreters refuse the step outside the memory of a process that is about to exec, or past a string."""
+    """Both interpreters refuse the step in a process that is not about to exec, and a write past the string."""
     with pytest.raises(SetupError, match="own_pid") as caught:
         Program(Plan((calls.own_pid("X"),))).run({}, envp=[b"X=00"], flags=_native.SHARE_FILES | _native.NO_PROCESS)
     assert caught.value.errno == errno.EINVAL
@@ -431,7 +431,7 @@ def test_a_pid_is_written_only_where_there_is_room_for_it(interpreter):
 
 @pytest.mark.parametrize("way", ["run", "init", "popen"])
 def test_a_listening_socket_is_handed_inside(net, way):
-    """The command accepts what connects to the host's port, and sees who it is."""
+    """The command accepts connections to the host's port, and sees the client's address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     options = {"network": net, "publish": [Port.socket(port, fd=5)]}
@@ -447,7 +447,7 @@ def test_a_listening_socket_is_handed_inside(net, way):
                 target=lambda: outcome.append(run(words, init=way == "init", timeout=20, **options))
             )
             thread.start()
-            finish = lambda: thread.join() or outcome[0].returncode  # noqa: E731 - what the other way has as a method
+            finish = lambda: thread.join() or outcome[0].returncode  # noqa: E731 - a method in the other branch
         for _ in range(2):
             assert answer_of(port) == 1
         assert finish() == 0
@@ -456,7 +456,7 @@ def test_a_listening_socket_is_handed_inside(net, way):
 
 
 def answer_of(port):
-    """Connect to a port; return whether what answers names this very connection."""
+    """Connect to a port. Return whether the answer names this connection."""
     for _ in range(500):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as connection:
             own = connection.getsockname()
@@ -501,7 +501,7 @@ def test_a_subnet_of_the_host_or_of_another_network_is_refused(net):
         Network("again", subnets=[net.subnets[0]]).open()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        with pytest.raises(StateError, match="of this machine has it"):  # once it has leased the other
+        with pytest.raises(StateError, match="of this machine has it"):  # after it has leased the other
             Network("again", subnets=["auto4", net.subnets[1]]).open()
         collect()
     assert caught == []
@@ -514,7 +514,7 @@ def test_a_subnet_of_the_host_or_of_another_network_is_refused(net):
 
 
 def own_leases(pid):
-    """Return the subnets that a process has leased; other workers have theirs in the same directory."""
+    """Return the subnets that a process has leased. Other workers have leases in the same directory."""
     found = []
     for name in os.listdir(leases.DIRECTORY) if os.path.isdir(leases.DIRECTORY) else ():
         with contextlib.suppress(OSError), open(f"{leases.DIRECTORY}/{name}") as file:
@@ -545,7 +545,7 @@ assert not any(subnet in name for name in left for subnet in subnets), (subnets,
 
 
 def test_nothing_is_left_of_a_network_that_was_closed():
-    """In a process of its own: one that has used the internet keeps its router."""
+    """In a separate process, because a process that has used the internet keeps its router."""
     subprocess.run([sys.executable, "-c", CLOSED], check=True, timeout=60)
 
 
@@ -576,7 +576,7 @@ def test_nothing_outlives_an_owner_that_is_killed():
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     assert link not in tables
     routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
-    assert link not in routes  # another worker may have the subnet by now
+    assert link not in routes  # another worker may already have the subnet
     socket.create_server(("127.0.0.1", int(port))).close()
     gc()
     assert own_leases(owner.pid) == []
@@ -643,7 +643,7 @@ def _slot(name):
     return Slot(name)
 
 
-# --- What is ready
+# --- Networks that are kept ready
 
 
 def test_containers_that_are_ready_are_on_the_network(net):
@@ -699,7 +699,7 @@ with_plugins = pytest.mark.skipif(
 
 @pytest.fixture
 def conflist(tmp_path):
-    """A configuration list with a bridge of its own, which plugins leave."""
+    """A configuration list with a separate bridge, which the plugins leave behind."""
     name = f"ckcni{os.getpid() % 10000}"
     config = json.loads(json.dumps(BRIDGE))
     config["name"] = name
@@ -712,7 +712,7 @@ def conflist(tmp_path):
 
 
 def cni_records():
-    """Return the records of what plugins made, for any owner on this machine."""
+    """Return the records of the plugins' objects, for any owner on this machine."""
     try:
         return set(os.listdir(f"{leases.DIRECTORY}/cni"))
     except FileNotFoundError:
@@ -777,7 +777,7 @@ with Container(network=CNI(sys.argv[1]), publish=[Port(18765, 80)]) as container
 @with_plugins
 @pytest.mark.skipif(not shutil.which("iptables"), reason="needs Debian's package iptables, for the plugin portmap")
 def test_ports_are_published_by_the_plugin_portmap(conflist):
-    """In a network namespace that stands for the host: the plugin leaves chains of iptables there."""
+    """In a network namespace that simulates the host, because the plugin leaves iptables chains there."""
     config = json.loads(conflist.read_text())
     config["plugins"].append({"type": "portmap", "capabilities": {"portMappings": True}, "snat": True})
     conflist.write_text(json.dumps(config))
@@ -808,7 +808,7 @@ def test_a_network_that_is_open_tells_its_state(net):
 
 
 def test_the_end_of_a_container_is_not_told_as_something_refused(net):
-    """Its kernel leaves groups of multicast once it has no address any more."""
+    """The kernel leaves multicast groups when the interface has no address."""
     for _ in range(4):
         with Container(network=net) as container:
             container.run(["true"])
@@ -850,7 +850,7 @@ def test_a_read_only_root_without_the_files_of_etc_goes_without_them(net, tmp_pa
 
 @pytest.mark.parametrize("readonly", [False, True])
 def test_files_of_etc_that_are_symlinks_are_covered_and_the_image_left_as_it_is(net, tmp_path, readonly):
-    """Images of machines with systemd-resolved have a resolv.conf that leads to a file of a daemon's."""
+    """Images of machines with systemd-resolved have a resolv.conf that is a symlink to a file of the daemon."""
     root = tmp_path / "root"
     for each in ("usr", "proc", "sys", "dev", "tmp", "etc", "run"):
         (root / each).mkdir(parents=True)
@@ -880,7 +880,7 @@ def test_parameters_of_the_network_namespace_are_set_before_the_command(net):
 
 
 def test_a_netlink_message_is_sent_and_its_ack_read(interpreter):
-    """Both interpreters stop at the message that the kernel refuses, with its error, and pass over what is tolerated."""
+    """Both interpreters stop at the message that the kernel refuses, with its error, and continue after tolerated errors."""
     at = _slot("s")
     steps = [calls.unshare(0x40000000, "network namespace"), *calls.netlink_socket(0, at)]
     bridge = router.links.bridge(at, 7, "br7", mac="02:00:00:00:00:01", mtu=1500)

@@ -1,4 +1,4 @@
-"""What is switched on of the host's forwarding, and that it is put back, in a network namespace that stands for a host."""
+"""Forwarding of the host is enabled and restored, in a network namespace that simulates a host."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Networks that several processes share, by the command line: their keeper, what is on them, and what is left."""
+"""Networks that several processes share, by the command line: their keeper, their containers, the cleanup."""
 
 import contextlib
 import json
@@ -146,7 +146,7 @@ def test_a_record_of_a_container_whose_owner_was_killed_misleads_nobody():
     wait_for(lambda: running.find(name) is None)
     with pytest.raises(StateError, match="no container of that name runs"):
         run(["true"], network=f"container:{name}")
-    running.sweep()  # where another worker has not done so by now
+    running.sweep()  # unless another worker has already done so
     assert not any(each.startswith(name) for each in os.listdir(running.directory()))
 
 
@@ -202,7 +202,7 @@ def test_a_container_is_on_several_networks_that_are_kept_and_finds_the_names_of
             assert "eth1" in done
             assert f"default via {cli_gateway(shared)} dev eth{order.index(shared)}" in done
             assert done.splitlines()[-1] == f"{own['front']} {own['back']} {own['back']}"
-        # The others find it by its id, on each of them.
+        # The other containers find it by its id, on each network.
         with Container(id="both", network=[keeper.Kept(inner), keeper.Kept(shared)]):
             assert back.run(["python3", "-c", ADDRESS, "both"], text=True).stdout.strip() in {
                 each["addresses"][0] for each in members(inner)

@@ -1,4 +1,4 @@
-"""Networks of an unprivileged user: the same, in its own user namespace."""
+"""Networks of an unprivileged user: the same features, in its own user namespace."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("pasta") or shutil.which("slirp4netns")), reason="the programs pasta or slirp4netns"
 )
 
-USER = 45_000 + os.getpid() % 3000  # other runs of the tests end what their own user has
+USER = 45_000 + os.getpid() % 3000  # other test runs kill the processes of their own user
 
 PRIVATE_TUN = """
 mount -t tmpfs tun /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun && umount -l /mnt
@@ -22,7 +22,7 @@ exec setpriv --reuid=%d --regid=%d --clear-groups "$@"
 
 
 def as_user(code, *, uplink=True, runtime=""):
-    """Run code as an unprivileged user; where that may not use /dev/net/tun here, in a mount namespace where it may."""
+    """Run code as an unprivileged user. If it may not use /dev/net/tun, run in a mount namespace where it may."""
     words = [sys.executable, "-c", textwrap.dedent(code)]
     environment = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PYTHONPATH": os.pathsep.join(sys.path)}
     if runtime:
@@ -67,7 +67,7 @@ def test_two_containers_of_a_user_with_a_way_out_reach_each_other():
 
 
 def test_a_user_reaches_what_listens_beyond_the_host():
-    """An address of the host that is not its loopback stands for the outside; it takes a rule, since it is the host."""
+    """An address of the host that is not its loopback simulates the outside. It needs a rule, because it is the host's."""
     code = """
     import socket, threading
     from containerkit import Egress, run

@@ -1,4 +1,4 @@
-"""What broke other runtimes, tried on this one."""
+"""Attacks that worked on other runtimes, tried on this one."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -20,7 +20,7 @@ pytestmark = as_root
 
 @pytest.fixture
 def own_rootfs(tmp_path, rootfs):
-    """A root filesystem that a test may spoil."""
+    """A root filesystem that a test may damage."""
     return make_rootfs(tmp_path / "spoilt")
 
 
@@ -94,7 +94,7 @@ def test_no_descriptor_of_the_runtime_is_open_inside(oci, bundle):
 
 
 def test_program_of_the_waiting_process_is_no_file_of_the_host(oci, bundle):
-    """CVE-2019-5736: what /proc/PID/exe leads to before the exec can't be written to."""
+    """CVE-2019-5736: the target of /proc/PID/exe before the exec can't be opened for writing."""
     oci.create(bundle)
     pid = oci.state(ONE)["pid"]
     assert os.readlink(f"/proc/{pid}/exe").startswith("/memfd:init")
@@ -107,7 +107,7 @@ def test_program_of_the_waiting_process_is_no_file_of_the_host(oci, bundle):
 
 
 def test_waiting_process_can_not_be_looked_into(oci, bundle, tmp_path):
-    """A container that shares the pid namespace sees the next one being made."""
+    """A container that shares the pid namespace watches the creation of the next one."""
     bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "pid"]
     oci.create(bundle)
     pid = oci.state(ONE)["pid"]
@@ -126,7 +126,7 @@ def test_inheritable_capabilities_are_empty_unless_asked_for(oci, bundle):
 
 
 def test_labels_and_parameters_do_not_go_to_a_procfs_of_the_image(oci, spoilt, own_rootfs, tmp_path):
-    """CVE-2025-52881, CVE-2019-19921: a fake /proc takes neither."""
+    """CVE-2025-52881, CVE-2019-19921: neither is written to a fake /proc."""
     fake = tmp_path / "fake"
     (fake / "sys/net/ipv4").mkdir(parents=True)
     (fake / "sys/net/ipv4/ip_forward").write_text("untouched")
@@ -139,7 +139,7 @@ def test_labels_and_parameters_do_not_go_to_a_procfs_of_the_image(oci, spoilt, o
 
 
 def test_console_is_the_terminal_that_was_made(oci, spoilt, own_rootfs, tmp_path):
-    """CVE-2025-52565: a /dev/console or /dev/pts of the image leads nowhere."""
+    """CVE-2025-52565: a /dev/console or /dev/pts of the image has no effect."""
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     (own_rootfs / "dev/console").symlink_to(victim)
@@ -175,7 +175,7 @@ def test_root_of_the_runtime_is_closed_to_others(oci, bundle):
 
 
 def test_record_that_names_a_foreign_process_kills_nobody(oci, bundle):
-    """A reused pid is told apart by the time at which the process started."""
+    """A reused pid is recognised by the start time of the process."""
     oci.start_one(bundle)
     oci.wait()
     bystander = subprocess.Popen(["sleep", "100"])

@@ -1,4 +1,4 @@
-"""``checkpoint`` and ``restore`` by a CRIU that knows this kernel; CONTAINERKIT_CRIU names it."""
+"""``checkpoint`` and ``restore`` by a CRIU that supports this kernel. CONTAINERKIT_CRIU names it."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -87,7 +87,7 @@ def test_container_goes_on_where_it_was(criu, bundle, tmp_path):
 
 
 def test_container_is_held_as_before(criu, bundle, tmp_path):
-    """Namespaces, control groups, limits, filter, masks and capabilities are what they were."""
+    """Namespaces, control groups, limits, filter, masks and capabilities are restored."""
     bundle.linux["resources"] = {"pids": {"limit": 30}}
     bundle.linux["cgroupsPath"] = f"/{ONE}"
     bundle.linux["seccomp"] = {
@@ -117,7 +117,7 @@ def test_container_is_held_as_before(criu, bundle, tmp_path):
 
 
 def test_groups_of_others_are_not_made_again(criu, bundle, tmp_path):
-    """The container is in the root of version 2, and of hierarchies that are not mounted; others have groups there."""
+    """The container is in the root of version 2 and of unmounted hierarchies, where others have groups."""
     roots = [each.mountpoint for each in hierarchies() if each.version == 2]
     if not roots:
         pytest.skip("version 2 of cgroups is not mounted")

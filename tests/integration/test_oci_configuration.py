@@ -1,4 +1,4 @@
-"""What each member of config.json does to a container, seen from inside."""
+"""The effect of each member of config.json, seen from inside."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -249,7 +249,7 @@ def test_default_devices_and_links(oci, bundle):
         bundle,
         "cd /dev; stat -c '%n %t:%T %a' null zero full random urandom tty; for l in fd stdin stdout stderr ptmx core; do readlink $l; done; echo x >/dev/null; head -c 2 /dev/zero | wc -c",
     )
-    core = ["/proc/kcore"] if os.path.exists("/proc/kcore") else []  # no symlink to what is not there
+    core = ["/proc/kcore"] if os.path.exists("/proc/kcore") else []  # no symlink to a missing file
     assert [
         *("null", "1:3", "666", "zero", "1:5", "666", "full", "1:7", "666"),
         *("random", "1:8", "666", "urandom", "1:9", "666", "tty", "5:0", "666"),
@@ -267,7 +267,9 @@ def test_devices_of_ones_own(oci, bundle):
 
 
 def test_device_rules_deny_what_is_not_allowed(oci, bundle):
-    bundle.linux["devices"] = [{"path": "/dev/odd", "type": "c", "major": 10, "minor": 1000}]  # no driver has it
+    bundle.linux["devices"] = [
+        {"path": "/dev/odd", "type": "c", "major": 10, "minor": 1000}
+    ]  # no driver has this number
     assert "Operation not permitted" in told(oci, bundle, "cat /dev/odd 2>&1; cat /dev/null")
     bundle.linux["resources"]["devices"].append({"allow": True, "type": "c", "major": 10, "minor": 1000, "access": "r"})
     assert "No such device" in told(oci, bundle, "cat /dev/odd 2>&1; cat /dev/null")
@@ -344,7 +346,7 @@ def test_user_namespace_is_joined_by_path(oci, bundle, tmp_path):
 
 @pytest.mark.parametrize("maps", ["ids of their own", "the host's"])
 def test_devices_of_a_user_namespace_are_as_they_are_asked_for(oci, bundle, maps):
-    """No node of the host's is bound: this one has none of that name, and another mode of the other."""
+    """No node of the host is bound: the host does not have the first one, and its second one has another mode."""
     bundle.has_user_namespace(*((0, 2**32 - 1) if maps == "the host's" else ()))
     bundle.linux["devices"] = [
         {"path": "/dev/own/", "type": "c", "major": 1, "minor": 5, "fileMode": 0o157, "uid": 10, "gid": 11},
@@ -375,7 +377,7 @@ def test_sysfs_that_the_kernel_refuses_is_the_hosts_read_only(oci, bundle):
     sysfs = next(each for each in bundle.config["mounts"] if each["type"] == "sysfs")
     bundle.config["mounts"] = [each for each in bundle.config["mounts"] if each["type"] != "cgroup"]
     script = "ls /sys/class/net; ls /sys/fs/cgroup /sys/firmware; awk '$5 == \"/sys\" {print $6}' /proc/self/mountinfo"
-    own = told(oci, bundle, script)  # the control: with a network namespace of its own the kernel mounts one
+    own = told(oci, bundle, script)  # the control: with its own network namespace the kernel mounts one
     assert "lo" in own.split()
     assert "ro" in own.split()[-1].split(",")
     bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "network"]

@@ -1,4 +1,4 @@
-"""Pods as a kubelet has them made: containerd's CRI over its socket, with this runtime below."""
+"""Pods like those of a kubelet: containerd's CRI over its socket, with this runtime."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from containerkit.oci.cgroups import hierarchies
 pytestmark = as_root
 
 GROUP = f"ck-cri-{RUN}"
-"""The control group of all pods, as a kubelet's kubepods."""
+"""The control group of all pods, like a kubelet's kubepods."""
 
 _CONFIGURATION = """
 root = "{home}/root"
@@ -59,7 +59,7 @@ def _network(home):
 
 @pytest.fixture(scope="module")
 def socket(place, runtime, archive):
-    """The socket of a containerd in a network namespace of its own: veths and addresses of pods stay there."""
+    """The socket of a containerd in a separate network namespace, which contains the veths and addresses of pods."""
     needs(("containerd", "containerd"), ("ctr", "containerd"), ("/usr/lib/cni/ptp", "containernetworking-plugins"))
     home = place / "cri"
     (home / "cni").mkdir(parents=True)
@@ -102,7 +102,7 @@ def cri(socket, ctr):
 
 
 class Pod:
-    """A sandbox and what is in it."""
+    """A sandbox and its containers."""
 
     def __init__(self, cri, name, logs, **sandbox):
         self.cri = cri
@@ -136,7 +136,7 @@ class Pod:
         return container
 
     def shell(self, container, script, timeout=30):
-        """Return what a script in a container prints, which must succeed."""
+        """Return the output of a script in a container, which must succeed."""
         request = {"container_id": container, "cmd": ["sh", "-c", script], "timeout": timeout}
         done = self.cri("ExecSync", request)
         assert 0 == done["exit_code"], done
@@ -158,7 +158,7 @@ class Pod:
 
 @pytest.fixture
 def pods(cri, tmp_path):
-    """Makes pods; at the end there is no process, state, group or address of them left."""
+    """Creates pods. At the end no process, state, group or address of them is left."""
     made = []
 
     def make(name, **sandbox):
@@ -210,7 +210,7 @@ def test_log_is_written_as_a_kubelet_reads_it(pods, tmp_path):
     assert (3, "Error") == (status["exit_code"], status["reason"])
     lines = [line.split(maxsplit=3)[1:] for line in (tmp_path / "logs/talks.log").read_text().splitlines()]
     assert {("stdout", "F", "out"), ("stderr", "F", "err")} <= set(map(tuple, lines))
-    assert "unended" == [line for stream, *_, line in lines if stream == "stdout"][-1]  # the streams come unordered
+    assert "unended" == [line for stream, *_, line in lines if stream == "stdout"][-1]  # the streams are not ordered
 
 
 def test_exec_has_a_status_and_a_timeout(pods, cri):
@@ -220,7 +220,7 @@ def test_exec_has_a_status_and_a_timeout(pods, cri):
     assert (5, b"no\n") == (failed["exit_code"], base64.b64decode(failed["stderr"]))
     with pytest.raises(RefusedError, match=r"timeout 1s exceeded"):
         cri("ExecSync", {"container_id": container, "cmd": ["sleep", "987"], "timeout": 1})
-    assert "" == pod.shell(container, "pgrep -f '^sleep 987'; true")  # and it does not run on
+    assert "" == pod.shell(container, "pgrep -f '^sleep 987'; true")  # and it has ended
     with pytest.raises(RefusedError, match="executable file not found"):
         cri("ExecSync", {"container_id": container, "cmd": ["nosuch"], "timeout": 30})
 
@@ -253,11 +253,11 @@ def test_limits_are_written_counted_and_changed(pods, cri):
     full = pod.start("full", "sh", "-c", "x=$(head -c 99m /dev/zero | tr '\\0' a)", linux={"resources": resources})
     status = pod.ended(full)
     assert (137, True) == (status["exit_code"], status["reason"] in {"OOMKilled", "Error"})
-    # containerd learns of the kill and of the end by two ways, and may give the reason before it knows of the kill.
+    # containerd receives the kill and the end separately, and may report the reason before it knows of the kill.
 
 
 def _unmounted():
-    """Hierarchies of the kernel that are not mounted: containerd's shim wants all of them."""
+    """Unmounted hierarchies of the kernel: containerd's shim requires all of them."""
     with open("/proc/self/cgroup") as file:
         active = {line.split(":")[1] for line in file}
     return active - {",".join(hierarchy.names) for hierarchy in hierarchies()}
@@ -293,7 +293,7 @@ def test_stop_waits_for_the_grace_period(pods, cri):
     pod.shell(container, "until test -e /ready; do sleep 0.05; done")
     cri("StopContainer", {"container_id": container, "timeout": 60})
     assert 7 == pod.ended(container)["exit_code"]
-    stubborn = pod.start("stubborn", "sleep", "1000")  # PID 1 ignores what it has no handler for
+    stubborn = pod.start("stubborn", "sleep", "1000")  # PID 1 ignores signals without a handler
     cri("StopContainer", {"container_id": stubborn, "timeout": 1})
     assert 137 == pod.ended(stubborn)["exit_code"]
 

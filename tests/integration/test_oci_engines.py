@@ -1,6 +1,6 @@
-"""podman, containerd and Docker, as Debian packages them, with this runtime below.
+"""podman, containerd and Docker, as packaged by Debian, with this runtime.
 
-Each engine keeps to directories and sockets of the test's own, and is stopped at its end.
+Each engine uses directories and sockets of the test, and is stopped at its end.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from containerkit.oci.cgroups import hierarchies
 pytestmark = as_root
 
 GROUP = f"ck-engines-{RUN}"
-"""The control group that engines make for their containers' groups: their own default is the whole machine's."""
+"""The parent group of the engines' containers, instead of their default, which is shared on the machine."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def parent_groups():
-    """Remove the control groups that engines make for their containers' groups, and leave."""
+    """Remove the control groups that engines create for their containers' groups, and leave behind."""
     yield
     for place in groups_named(GROUP):
         for directory, _, _ in os.walk(place, topdown=False):
@@ -48,7 +48,7 @@ def parent_groups():
 
 
 class Podman(Engine):
-    """podman, which takes the parent of control groups on the command line alone."""
+    """podman, which accepts the parent of control groups only on the command line."""
 
     def __call__(self, *words, **more):
         return super().__call__(*self._below_a_group(words), **more)
@@ -61,7 +61,7 @@ class Podman(Engine):
         makes = {("run",): 1, ("pod", "create"): 2}
         count = makes.get(words[:1]) or makes.get(words[:2])
         if count is None or {"--pod", "--cgroups"} & set(words):
-            return words  # in a pod the group is the pod's
+            return words  # in a pod the group belongs to the pod
         return *words[:count], "--cgroup-parent", f"/{GROUP}", *words[count:]
 
 
@@ -77,11 +77,11 @@ def podman(place, runtime, archive):
     needs(("podman", "podman"), ("conmon", "conmon"))
     home = place / "podman"
     home.mkdir()
-    # The limits: without CAP_SYS_RESOURCE none can be raised above the caller's own.
+    # Limits, because without CAP_SYS_RESOURCE none can be raised above the caller's.
     (home / "containers.conf").write_text(
         '[containers]\ndefault_ulimits=["nofile=1024:1024","nproc=1024:1024"]\nnetns="none"\n'
         '[engine]\ncgroup_manager="cgroupfs"\nevents_logger="file"\nruntime="ck"\nruntime_supports_nocgroup=["ck"]\n'
-        f'lock_type="file"\ntmp_dir="{home}/tmp"\n'  # both are the machine's by default
+        f'lock_type="file"\ntmp_dir="{home}/tmp"\n'  # both are shared on the machine by default
         f'[engine.runtimes]\nck=["{runtime}"]\n'
     )
     (home / "storage.conf").write_text(f'[storage]\ndriver="vfs"\ngraphroot="{home}/graph"\nrunroot="{home}/run"\n')
@@ -266,7 +266,7 @@ def test_podman_without_cgroups(podman):
 
 @pytest.fixture
 def podman_with_criu(podman, place):
-    """podman, with a CRIU in its path that knows this kernel."""
+    """podman, with a CRIU in its path that supports this kernel."""
     criu = os.environ.get("CONTAINERKIT_CRIU", "")
     if not criu:
         pytest.skip("CONTAINERKIT_CRIU names no criu of version 4: Debian 12's 3.17 fails on the vDSO of newer kernels")
@@ -322,7 +322,7 @@ def containerd(place):
 
 @pytest.fixture(scope="module")
 def ctr(containerd, runtime, archive, place):
-    """ctr with an image; the archive is made into one by hand."""
+    """ctr with an image, which is imported from the archive."""
     engine = Engine(["ctr", "-a", containerd, "--namespace", GROUP])  # the parent of the groups has its name
     engine("image", "import", oci_archive(place, archive))
     engine.runs = ["--snapshotter", "native", "--runc-binary", runtime]
@@ -340,7 +340,7 @@ def test_containerd_runs(ctr):
 
 
 def metrics(ctr, name):
-    """Return what the shim reports; it wants every hierarchy of the kernel mounted."""
+    """Return the shim's report. It requires that every hierarchy of the kernel is mounted."""
     active = {line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines()}
     if active - {",".join(hierarchy.names) for hierarchy in hierarchies()}:
         return {}
@@ -387,7 +387,7 @@ def test_containerd_limits_and_privileges(ctr):
 
 @pytest.fixture(scope="module")
 def docker(place, runtime, archive, containerd):
-    # A network namespace of its own: the port of a swarm's gossip can't be chosen.
+    # A separate network namespace, because the gossip port of a swarm is fixed.
     net = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
     with dockerd_of(place / "dk", runtime, containerd, group=GROUP, net=net) as engine:
         engine("import", archive, "box")

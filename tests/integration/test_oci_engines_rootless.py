@@ -1,4 +1,4 @@
-"""podman and buildah of an unprivileged user with ranges of ids, as Debian packages them, with this runtime below."""
+"""podman and buildah of an unprivileged user with ranges of ids, as packaged by Debian, with this runtime."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SOURCE = os.path.dirname(os.path.dirname(containerkit.__file__))
 
 @pytest.fixture(scope="module")
 def user():
-    """A user with ids to give, and its home."""
+    """A user with subordinate ids, and its home."""
     with user_with_ids("oci", 1_600_000_000) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def runtime(user):
-    """The runtime, where the user can run it."""
+    """The runtime, in a directory where the user can run it."""
     _, home = user
     environment = {**os.environ, "PYTHONPATH": SOURCE}
     program = home / "containerkit-oci"
@@ -44,7 +44,7 @@ def runtime(user):
 
 @pytest.fixture(scope="module")
 def environment(user, runtime):
-    """Configuration and storage of the engines' own, and an image in it."""
+    """A separate configuration and storage for the engines, with an image."""
     name, home = user
     needs_busybox()
     needs(("podman", "podman"), ("conmon", "conmon"))

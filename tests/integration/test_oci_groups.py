@@ -1,4 +1,4 @@
-"""Control groups that are there before the container, or whose values depend on each other."""
+"""Control groups that exist before the container, or whose values depend on each other."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -18,7 +18,7 @@ pytestmark = as_root
 
 @pytest.fixture
 def group():
-    """The path of a group of the test's own; what is left of it is removed."""
+    """The path of a group for the test. Its remains are removed."""
     path = f"/ck-oci-{RUN}"
     yield path
     for hierarchy in hierarchies():

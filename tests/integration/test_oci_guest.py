@@ -1,4 +1,4 @@
-"""Control groups below the OCI runtime where this machine has others: version 2, version 1 with joint mounts, systemd."""
+"""Control groups of the OCI runtime with layouts that this machine lacks: version 2, version 1 with joint mounts, systemd."""
 
 from __future__ import annotations
 

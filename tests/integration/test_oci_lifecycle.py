@@ -1,4 +1,4 @@
-"""The life of a container on the command line: every state, every way into it, and what is refused."""
+"""The life of a container on the command line: every state, every transition, and refused ones."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 
 import pytest
-from oci_bundles import ONE, RUN, TWO, as_root, bundle, groups_named, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, RUN, TWO, as_root, bundle, groups_named, oci, rootfs, try_both_runtimes  # noqa: F401 - fixtures
 
 pytestmark = as_root
+pytest_generate_tests = try_both_runtimes
 
 _LONG = f"600.{int(RUN, 16)}"
-"""Seconds by which a process of this run is known among all of the machine."""
+"""A duration in seconds that identifies the processes of this run on the machine."""
 
 
 def test_create_waits_for_the_start(oci, bundle, tmp_path):
@@ -272,7 +273,7 @@ def test_log_is_one_json_line(oci, bundle, tmp_path):
     assert "root.path" in entry["msg"]
 
 
-# --- at the same time, and killed in the midst
+# --- simultaneous and interrupted commands
 
 
 def test_of_two_creates_with_one_id_one_succeeds(oci, bundle):
@@ -340,7 +341,7 @@ def test_delete_forced_ends_a_creation_that_hangs_in_a_hook(oci, bundle, tmp_pat
         wait_for(lambda: record.exists() and json.loads(record.read_text()).get("pid"))
         time.sleep(0.1)
         oci("delete", "--force", ONE)
-        assert 0 != process.wait(timeout=10)
+        assert 0 != process.wait(timeout=60)
     assert not record.exists()
     assert [] == groups_named(ONE)
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -348,7 +349,7 @@ def test_delete_forced_ends_a_creation_that_hangs_in_a_hook(oci, bundle, tmp_pat
             os.kill(int(pid), signal.SIGKILL)
 
 
-# --- what create is given
+# --- arguments of create
 
 
 def test_create_writes_the_pid_file(oci, bundle, tmp_path):
@@ -362,7 +363,7 @@ def test_descriptors_are_kept_only_when_asked_for(oci, bundle):
     os.write(writing, b"from outside\n")
     os.close(writing)
     words = [*oci.words, "run", "--preserve-fds", "1", "--bundle", bundle.path, ONE]
-    # In another process: this one has something of its own on 3.
+    # In another process, because this one uses descriptor 3.
     program = f"import os, sys; os.dup2({reading}, 3); os.execv(sys.argv[1], sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, words)],
@@ -378,7 +379,7 @@ def test_descriptors_that_are_not_there_are_not_kept(oci, bundle, tmp_path):
     bundle.runs("ls -l /proc/self/fd; cat <&5").write()
     log = tmp_path / "log"
     (tmp_path / "six").write_text("from outside\n")
-    script = 'exec 5< "$1"; shift; exec "$@"'  # 3 and 4 are free, and so are all beyond 5
+    script = 'exec 5< "$1"; shift; exec "$@"'  # 3, 4 and all above 5 are free
     command = ["sh", "-c", script, "sh", tmp_path / "six", *oci.words, "--log", log]
     done = subprocess.run(
         [*command, "run", "--preserve-fds", "30", "--bundle", bundle.path, ONE],
@@ -390,7 +391,7 @@ def test_descriptors_that_are_not_there_are_not_kept(oci, bundle, tmp_path):
     )
     assert "from outside" in done.stdout
     kept = {line.split()[-3] for line in done.stdout.splitlines() if "->" in line}
-    assert kept <= {"0", "1", "2", "3", "5"}  # 3 is ls's own directory
+    assert kept <= {"0", "1", "2", "3", "5"}  # 3 is the directory that ls reads
 
 
 def receive_descriptor(server):

@@ -1,4 +1,4 @@
-"""What runc's own tests want of a runtime, tried on this one."""
+"""Behaviour that runc's own tests require, tested on this runtime."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -30,7 +30,7 @@ def owned_by(path, number):
             os.chown(os.path.join(directory, name), number, number, follow_symlinks=False)
 
 
-# --- sources and targets that are named below the host's path of the root
+# --- sources and targets given by the host's path of the root
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["plain", "idmap"])
@@ -215,7 +215,7 @@ def test_device_rule_with_other_letters_is_refused(oci, bundle, allow, access):
     assert f"linux.resources.devices[0].access: {access!r} has other letters" in told
 
 
-# --- what would be the host's
+# --- settings that would affect the host
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_parameter_of_a_namespace_that_is_the_hosts_is_refused(oci, bundle, kind
     told = oci.refused("run", "--bundle", bundle.path, ONE)
     assert f"linux.sysctl.{parameter}: would apply to the host" in told
     bundle.linux["sysctl"] = {}
-    assert "here\n" == oci.run(bundle.runs("echo", "here")).stdout  # the namespace alone is not a mistake
+    assert "here\n" == oci.run(bundle.runs("echo", "here")).stdout  # the namespace alone is accepted
 
 
 def test_name_of_a_uts_namespace_that_is_the_hosts_is_refused(oci, bundle):
@@ -261,7 +261,7 @@ def test_parameter_of_another_containers_namespace_is_set(oci, bundle, tmp_path)
 
 
 def test_update_of_device_rules_takes_nothing_for_a_moment(oci, own):
-    """The container opens its devices all the time."""
+    """The container opens its devices continuously."""
     rules = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 11, "access": "r"}]
     own.linux["resources"]["devices"] = rules
     own.linux["devices"] = [{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11}]

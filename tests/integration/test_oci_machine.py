@@ -1,4 +1,4 @@
-"""Any order of verbs on two containers: each is taken or refused as the state says, and all can be deleted at the end."""
+"""Verbs on two containers in any order: the state decides which are accepted, and at the end all can be deleted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from oci_bundles import ONE, TWO, Bundle, Runtime, as_root, groups_named, make_rootfs, needs_busybox
-
-from containerkit.oci.launcher import text
+from oci_bundles import ONE, TWO, Bundle, Runtime, as_root, groups_named, make_rootfs, needs_busybox, write_runtime
 
 pytestmark = [*as_root, pytest.mark.slow]
 
@@ -22,7 +20,7 @@ NAMES = st.sampled_from([ONE, TWO])
 
 
 class Lifecycle(RuleBasedStateMachine):
-    """The model is one word for each container: what ``state`` must say."""
+    """The model is one word for each container: the expected output of ``state``."""
 
     place: Path
     bundle: Bundle
@@ -59,7 +57,7 @@ class Lifecycle(RuleBasedStateMachine):
             self.attempt_thaw(name)
 
     def attempt_thaw(self, name):
-        """A created container that is frozen is still created; it must not stay frozen for what follows."""
+        """A frozen created container is still created. It must not stay frozen for the next steps."""
         import json
 
         freezer = json.loads((Path(self.oci.root) / name / "state.json").read_text())["freezer"]
@@ -123,8 +121,7 @@ class Lifecycle(RuleBasedStateMachine):
 def place(tmp_path_factory):
     needs_busybox()
     place = tmp_path_factory.mktemp("machine")
-    (place / "runtime").write_text(text())
-    (place / "runtime").chmod(0o755)
+    write_runtime(place / "runtime")
     return place
 
 

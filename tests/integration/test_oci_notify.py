@@ -16,7 +16,7 @@ pytestmark = as_root
 
 @pytest.fixture
 def shared(tmp_path, say):
-    """A directory that the container has as /tmp."""
+    """A directory that is /tmp in the container."""
     (tmp_path / "shared").mkdir()
     shutil.copy(say, tmp_path / "shared")
     return tmp_path / "shared"
@@ -24,7 +24,7 @@ def shared(tmp_path, say):
 
 @pytest.fixture
 def service(bundle, shared):
-    """A bundle whose program may speak to the socket."""
+    """A bundle whose program may use the socket."""
     bundle.process["env"] = ["PATH=/bin:/tmp"]
     return bundle.mounts("/tmp", "bind", str(shared), "bind")
 
@@ -70,7 +70,7 @@ def test_manager_with_an_abstract_name_and_a_container_with_users_of_its_own(oci
 
 
 def test_nothing_else_is_passed_on(oci, service, manager):
-    """The manager would obey: it would watch another process, or keep descriptors."""
+    """The manager would otherwise obey: it would watch another process, or keep descriptors."""
     service.runs("say MAINPID=1 FDSTORE=1 XREADY=1 READY=10 'STATUS=up\nREADY=1\nERRNO=2'; exec sleep 100")
     oci.create(service)
     with starting(oci) as start:

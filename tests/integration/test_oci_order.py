@@ -1,4 +1,4 @@
-"""What the container finds of its mounts: their order, symlinks in their place, devices that the runtime makes for it."""
+"""Mounts as seen in the container: their order, symlinks as targets, devices that the runtime creates."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -35,7 +35,7 @@ def test_mounts_are_listed_in_their_order(oci, bundle, tmp_path, way):
     if way == "hook before the pivot":
         script = f"grep -q ' {tmp_path}' /proc/self/mountinfo && test -f {outer}/file"
         bundle.config["hooks"] = {"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
-    bundle.linux["readonlyPaths"] = ["/proc/sys"]  # the others are mounts of their own, later than those above
+    bundle.linux["readonlyPaths"] = ["/proc/sys"]  # the others are separate mounts, made after those above
     found = listed(oci, bundle)
     wanted = [mount["destination"] for mount in bundle.config["mounts"]]
     assert [each for each in found if each in wanted] == wanted
@@ -48,7 +48,7 @@ def test_mounts_are_listed_in_their_order(oci, bundle, tmp_path, way):
 
 
 def test_bind_of_the_whole_host_has_nothing_of_the_containers_root(oci, bundle):
-    """What the start keeps on the host's root for a moment is not part of it."""
+    """Temporary mounts of the start on the host's root are not visible."""
     bundle.mounts("/tmp", "tmpfs", "tmpfs").mounts("/tmp/host", "bind", "/", "rbind", "ro")
     oci.start_one(bundle.runs("sleep", "100"))
     out = oci("exec", ONE, "cat", "/proc/self/mountinfo").stdout.splitlines()
@@ -126,7 +126,9 @@ def test_device_whose_owner_is_nobody_inside_is_refused(oci, bundle):
 
 def test_device_that_is_denied_stays_denied_in_a_user_namespace(oci, bundle):
     bundle.has_user_namespace()
-    bundle.linux["devices"] = [{"path": "/dev/odd", "type": "c", "major": 10, "minor": 1000}]  # no driver has it
+    bundle.linux["devices"] = [
+        {"path": "/dev/odd", "type": "c", "major": 10, "minor": 1000}
+    ]  # no driver has this number
     assert "Operation not permitted" in oci.run(bundle.runs("cat /dev/odd 2>&1; true")).stdout
     bundle.linux["resources"]["devices"].append({"allow": True, "type": "c", "major": 10, "minor": 1000, "access": "r"})
     assert "No such device" in oci.run(bundle.runs("cat /dev/odd 2>&1; true")).stdout

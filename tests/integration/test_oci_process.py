@@ -1,4 +1,4 @@
-"""What the program gets: its environment, sockets of the caller, capabilities; and verbs for many containers."""
+"""The program's environment, sockets of the caller, and capabilities; verbs for many containers."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -42,7 +42,7 @@ def test_socket_activation_names_the_programs_own_pid(oci, bundle):
 
 
 def test_socket_activation_leaves_a_shared_pid_namespace_alone(oci, bundle):
-    """The pid is not known before the program starts, and another's would be a lie."""
+    """The pid is not known before the program starts, and another pid would be wrong."""
     bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "pid"]
     oci.environment["LISTEN_FDS"] = "1"
     assert "none\n" == oci.run(bundle.runs("echo ${LISTEN_PID:-none}")).stdout
@@ -204,7 +204,7 @@ def test_working_directory_that_only_root_may_enter(oci, bundle, tmp_path):
     bundle.process["cwd"] = "/tmp"
     bundle.process["user"] = {"uid": 1000, "gid": 1000}
     assert oci.run(bundle.runs("readlink", "/proc/self/cwd")).stdout == "/tmp\n"
-    bundle.has_user_namespace().write()  # whose root is a stranger there
+    bundle.has_user_namespace().write()  # whose root has no privileges there
     told = oci.refused("run", "--bundle", bundle.path, ONE)
     assert 'chdir to cwd ("/tmp") set in process.cwd: permission denied' in told
     (tmp_path / "closed").chmod(0o711)
@@ -230,7 +230,7 @@ def test_output_of_a_terminal_has_carriage_returns_only_on_a_terminal(oci, bundl
 
 
 def test_processes_that_outlive_the_first_are_killed_and_listed(oci, bundle):
-    """Without a pid namespace of its own the container's first process is one among others."""
+    """Without its own pid namespace the container's first process is not PID 1."""
     bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "pid"]
     pid = oci.start_one(bundle.runs("sleep", "100"))
     oci.quiet("exec", "--detach", ONE, "sleep", "200")

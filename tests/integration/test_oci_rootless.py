@@ -1,4 +1,4 @@
-"""The OCI runtime without the rights of the host's root: for an ordinary user, and inside a user namespace."""
+"""The OCI runtime without the privileges of the host's root: for an unprivileged user, and in a user namespace."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from containerkit.oci.specification import rootless
 
 pytestmark = as_root
 
-USER = 54_321 + os.getpid() % 4000  # other runs of the tests end what their own user has
+USER = 54_321 + os.getpid() % 4000  # other test runs kill the processes of their own user
 PYTHON = os.environ.get("CONTAINERKIT_TEST_PYTHON", sys.executable)
 SOURCE = os.path.dirname(os.path.dirname(containerkit.__file__))
 
 
 @pytest.fixture
 def place():
-    """A directory that everybody can reach."""
+    """A directory that every user can access."""
     needs_busybox()
     with tempfile.TemporaryDirectory(prefix="ck-oci-", dir="/var/tmp") as path:
         Path(path).chmod(0o755)
@@ -34,7 +34,10 @@ def place():
 
 
 def words(place, *verb):
-    return [PYTHON, "-m", "containerkit.oci", "--root", str(place / "state"), *map(str, verb)]
+    """Return a call of the program that engines start, where a test has one; otherwise of Python alone."""
+    program = place / "runtime"
+    command = [str(program)] if program.exists() else [PYTHON, "-m", "containerkit.oci"]
+    return [*command, "--root", str(place / "state"), *map(str, verb)]
 
 
 def runs(prefix, command, cwd, **more):
@@ -46,7 +49,7 @@ def runs(prefix, command, cwd, **more):
 
 @pytest.fixture
 def ordinary(place):
-    """Run as an ordinary user in a bundle of its own."""
+    """Run as an unprivileged user in its own bundle."""
     probe = [PYTHON, "-c", "import containerkit.oci.kernel"]
     try:
         reachable = runs([], probe, "/", user=USER, group=USER, extra_groups=[]).returncode == 0
@@ -54,6 +57,7 @@ def ordinary(place):
         reachable = False
     if not reachable:
         pytest.skip("an ordinary user can't run this interpreter: name another in CONTAINERKIT_TEST_PYTHON")
+    assert 0 == runs([], [PYTHON, "-m", "containerkit.oci", "launcher", place / "runtime"], "/").returncode
     bundle = Bundle(place / "bundle", make_rootfs(place / "rootfs"))
     bundle.config = rootless(USER, USER)
     bundle.process.update(terminal=False)
@@ -91,6 +95,8 @@ def test_ordinary_user_execs_and_deletes(ordinary):
         )  # fmt: skip
     assert "0\n" == ordinary("exec", ONE, "id", "-u").stdout
     assert '"status": "running"' in ordinary("state", ONE).stdout
+    assert "already running" in ordinary("start", ONE, check=False).stderr
+    assert "" == ordinary("kill", ONE, "0").stderr
     ordinary("delete", "--force", ONE)
     assert "does not exist" in ordinary("state", ONE, check=False).stderr
 
@@ -165,7 +171,7 @@ def test_ordinary_user_has_a_time_namespace_with_offsets(ordinary):
 
 
 def test_time_offsets_where_the_users_own_id_is_not_inside(ordinary):
-    """The sealed init can't be read then by any user of the namespace, and its files below /proc are the host's root's."""
+    """No user of the namespace can then read the sealed init, and its files below /proc belong to the host's root."""
     with user_with_ids("time", 1_600_000_000) as (name, home):
         user = pwd.getpwnam(name)
         bundle = Bundle(home / "bundle", make_rootfs(home / "rootfs"))

@@ -1,4 +1,4 @@
-"""Slurm as Debian packages it, with this runtime named in oci.conf: munged, slurmctld and slurmd of the test's own."""
+"""Slurm as packaged by Debian, with this runtime in oci.conf, and separate daemons munged, slurmctld and slurmd."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from oci_bundles import RUN, Bundle, as_root, make_rootfs, needs_busybox
+from oci_bundles import RUN, Bundle, as_root, make_rootfs, needs_busybox, write_runtime
 from oci_engines import eventually, needs, stop, unmount_below
-
-from containerkit.oci.launcher import text
 
 pytestmark = [*as_root, pytest.mark.slow]
 
@@ -45,7 +43,7 @@ NodeName={name} NodeAddr=127.0.0.1 NodeHostname=localhost Port={node} CPUs=2 Sta
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
 NODE = f"n{RUN}"
-"""The node's name, with which those of the containers, and so of their control groups, begin."""
+"""The node's name, the prefix of the names of containers and of their control groups."""
 _OCI = """
 RunTimeQuery="{runtime} --root {home}/oci state %n.%u.%j.%s.%t"
 RunTimeKill="{runtime} --root {home}/oci kill --all %n.%u.%j.%s.%t KILL"
@@ -93,9 +91,7 @@ def slurm():
         controller, node = _free_ports(2)
         (home / "slurm.conf").write_text(_SLURM.format(home=home, name=NODE, controller=controller, node=node))
         (home / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n")
-        program = home / "containerkit-oci"
-        program.write_text(text())
-        program.chmod(0o755)
+        program = write_runtime(home / "containerkit-oci")
         (home / "oci.conf").write_text(_OCI.format(runtime=program, home=home))
         (home / "key").write_bytes(secrets.token_bytes(128))
         (home / "key").chmod(0o400)
@@ -165,7 +161,7 @@ def records(slurm):
 
 
 def running(slurm):
-    """Whether a container of the node runs, as the runtime says."""
+    """Return whether the runtime reports a running container of the node."""
     words = [slurm.home / "containerkit-oci", "--root", slurm.home / "oci", "state"]
     told = [slurm.run(*words, name).stdout for name in records(slurm)]
     return any('"running"' in each for each in told)

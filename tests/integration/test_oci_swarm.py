@@ -1,4 +1,4 @@
-"""A swarm of two Docker daemons with this runtime below, each in a network namespace of its own; docker-compose on one."""
+"""A swarm of two Docker daemons with this runtime, each in a separate network namespace; docker-compose on one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ configs:
 
 @pytest.fixture(scope="module")
 def networks():
-    """Two network namespaces with a cable between them, by the names of the nodes."""
+    """Two connected network namespaces, by the names of the nodes."""
     needs(("ip", "iproute2"), ("nsenter", "util-linux"))
     names = {each: f"ck-{RUN}-{each}" for each in NAMES}
 
@@ -94,7 +94,7 @@ def nodes(networks, place, runtime, archive):
 
 @pytest.fixture(scope="module")
 def swarm(nodes):
-    """Both daemons; the first manages. A host's name is that of both, so that nodes go by their ids."""
+    """Both daemons; the first is the manager. Both have the same host name, so nodes are identified by id."""
     one, two = nodes.values()
     address = ("--advertise-addr", "10.97.0.{0}", "--listen-addr", "10.97.0.{0}:2377")
     one("swarm", "init", *(each.format(1) for each in address))
@@ -106,7 +106,7 @@ def swarm(nodes):
 
 
 def inside(engine, *argv):
-    """Return what a command prints in each container of a node."""
+    """Return the output of a command in each container of a node."""
     return [engine("exec", each, *argv) for each in engine("ps", "-q").split()]
 
 
@@ -128,7 +128,7 @@ def versions(nodes):
 
 
 def settled(nodes, service, count):
-    """Wait until a service has that many replicas, and no container of an earlier version is left."""
+    """Wait until a service has this number of replicas, and no container of an earlier version."""
     manager = nodes["one"]
     eventually(lambda: replicas(manager, service) == [f"{count}/{count}"], SECONDS)
     eventually(lambda: sum(len(each("ps", "-q").split()) for each in nodes.values()) == count, SECONDS)
@@ -136,7 +136,7 @@ def settled(nodes, service, count):
 
 @pytest.fixture
 def stack(swarm, tmp_path):
-    """A stack of two replicas on two nodes; its name and that of its service."""
+    """A stack of two replicas on two nodes. Return its name and that of its service."""
     manager = swarm["one"]
     (tmp_path / "stack.yml").write_text(_STACK)
     (tmp_path / "key").write_text("secret\n")
@@ -170,7 +170,7 @@ def test_stack_is_spread_updated_rolled_back_and_drained(swarm, stack):
     eventually(lambda: update_state(manager, service) == "completed", SECONDS)
     settled(swarm, service, 2)
     assert ["2\n"] * 2 == versions(swarm)
-    manager("service", "update", "--detach", "--env-add", "V=", service)  # with which the command fails
+    manager("service", "update", "--detach", "--env-add", "V=", service)  # makes the command fail
     eventually(lambda: update_state(manager, service) == "rollback_completed", SECONDS)
     settled(swarm, service, 2)
     assert ["2\n"] * 2 == versions(swarm)

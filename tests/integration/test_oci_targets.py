@@ -1,4 +1,4 @@
-"""Where mounts go whose targets lead through symlinks of the image, to what is there and to what is missing."""
+"""Mounts whose targets lead through symlinks of the image, to existing and to missing paths."""
 
 # ruff: noqa: F811 - fixtures are taken by their names
 
@@ -67,7 +67,7 @@ def test_symlinks_in_a_circle_are_named(oci, bundle, own, source):
 
 @pytest.mark.parametrize("link", ["/run", "../run"])
 def test_bind_below_a_tmpfs_that_a_symlink_leads_to(oci, bundle, own, source, link):
-    """Kubernetes mounts its secrets so; that the image itself has the directory must not count."""
+    """Kubernetes mounts its secrets like this. It must also work if the image has the directory."""
     (own / "run/secrets/kubernetes.io").mkdir(parents=True)
     (own / "var/run").symlink_to(link)
     bundle.mounts("/run", "tmpfs", "tmpfs", "mode=755")

@@ -1,4 +1,4 @@
-"""Whatever is thrown at an argument of ``run`` is taken, or refused by a SpecError before anything is made."""
+"""Any value of an argument of ``run`` is accepted, or refused by a SpecError before anything is created."""
 
 import os
 
@@ -15,13 +15,22 @@ ODD = (
     (None,), ("\ud800",), ("a\0",), (1, 2, 3), [], ["x"], ["\ud800"], [[]], {}, {"x": 1}, {1: 2}, {"\ud800": "x"},
     {"x": "\ud800"}, {"x": "a\0b"}, {"nofile": (1, 2, 3)}, set(), {1}, range(3), object(), object, print, ...,
 )  # fmt: skip
-NUMBERS = {"stdin", "stdout", "stderr", "pass_fds"}  # these mean descriptors, and some are open
+NUMBERS = {"stdin", "stdout", "stderr", "pass_fds"}  # these are descriptors, and some are open
 ARGUMENTS = (
     "argv", "input", "timeout", "check", "capture_output", "output_limit_bytes", "init", "stdin", "stdout", "stderr", "text",
     "encoding", "errors", "own_group", "syscall_handler", "cwd", "env", "user", "groups", "umask", "rlimits", "nice",
     "pass_fds", "hostname", "mounts", "limits", "sysctls", "capabilities", "seccomp", "nested_userns", "rootfs",
 )  # fmt: skip
-THE_KERNELS = {"argv", "cwd", "user", "groups", "nice", "rlimits", "rootfs", "sysctls"}  # what only it can judge
+THE_KERNELS = {
+    "argv",
+    "cwd",
+    "user",
+    "groups",
+    "nice",
+    "rlimits",
+    "rootfs",
+    "sysctls",
+}  # only the kernel can check these
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +54,7 @@ def test_odd_value_is_taken_or_refused(argument):
             timed_out = argument == "timeout" and isinstance(error, ContainerTimeout)
             if not timed_out and (argument not in THE_KERNELS or not isinstance(error, SetupError)):
                 wrong.append(f"{value!r:.40}: {error!r:.100}")
-        except Exception as error:  # noqa: BLE001 - that is the question
+        except Exception as error:  # noqa: BLE001 - the kind of exception is tested
             wrong.append(f"{value!r:.40}: {error!r:.100}")
     assert wrong == []
 

@@ -1,4 +1,4 @@
-"""The README's job inside of containers of other engines, and under what they take away: it runs, or says what would help."""
+"""The README's example inside containers of other engines, and under their restrictions: it runs, or names the remedy."""
 
 import os
 import pwd
@@ -34,7 +34,7 @@ def python(prefix, code, **more):
 
 
 def make_root(root):
-    """Make an empty root for this machine's programs and this Python, and return the directories to show in it."""
+    """Create an empty root for this machine's programs and this Python. Return the directories to mount in it."""
     wanted = {SOURCE, *(path for path in sys.path if os.path.isdir(path)), sys.prefix, sys.base_prefix}
     shown = ["/usr", *sorted(path for path in wanted if not f"{path}/".startswith("/usr/"))]
     for path in ("/etc", "/proc", "/sys", "/dev", "/tmp", "/run", "/var", "/root", *shown):
@@ -50,14 +50,14 @@ SEARCHED = "PYTHONPATH=" + ":".join(filter(None, sys.path))
 
 def words_of_podman(options, root, shown, code):
     binds = [word for path in shown for word in ("--volume", f"{path}:{path}:ro")]
-    limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]  # podman would raise them
+    limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]  # otherwise podman would raise them
     command = ["podman", "--runtime=runc", "--cgroup-manager=cgroupfs", "run", "--rm", "--network=none"]
     return [*command, *limits, *options, *binds, "--env", SEARCHED, "--rootfs", str(root), sys.executable, "-c", code]
 
 
 @pytest.fixture
 def podman(tmp_path):
-    """Run a program in a container of podman's that sees this machine's programs and this Python."""
+    """Run a program in a container of podman with this machine's programs and this Python."""
     root = tmp_path / "root"
     shown = make_root(root)
 
@@ -70,7 +70,7 @@ def podman(tmp_path):
 
 @pytest.fixture(scope="module")
 def rootless():
-    """Do the same as an unprivileged user with ids to give."""
+    """Do the same as an unprivileged user with subordinate ids."""
     with user_with_ids("job", 1_700_000_000) as (name, home):
         try:
             subprocess.run([sys.executable, "-c", ""], user=name, extra_groups=[], check=True, cwd="/")
@@ -176,7 +176,7 @@ def test_probe_lists_what_podman_refuses(podman):
 
 @pytest.fixture
 def nspawn(tmp_path):
-    """Run a program in a container of systemd-nspawn's, without systemd's help."""
+    """Run a program in a container of systemd-nspawn, without registering it with systemd."""
     root = tmp_path / f"nspawn-{os.getpid()}"
     shown = make_root(root)
     (root / "etc/os-release").touch()
@@ -258,7 +258,7 @@ def test_root_that_was_entered_by_pivot_root_is_no_chroot(tmp_path):
     assert ("0\n", 0) == (done.stdout, done.returncode), done.stderr
 
 
-# --- One thing at a time
+# --- Single restrictions
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A host whose own root is an overlay, as in most containers: its programs can't be id-mapped."""
+"""A host whose root is an overlay, as in most containers: its files can't be id-mapped."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def _kept():
 
 @pytest.fixture
 def on_overlay(tmp_path):
-    """Run a Python program in a mount namespace of its own whose root is an overlay, over the machine's root."""
+    """Run a Python program in a new mount namespace whose root is an overlay on the machine's root."""
 
     def program(code, *options):
         command = [sys.executable, *options, *(["-c", code] if code else [])]
@@ -50,7 +50,7 @@ def test_the_first_example_runs(on_overlay):
     assert "" == done.stderr
     first, *_, mapping = done.stdout.split("\n")[:2]
     assert "0" == first
-    assert mapping.split()[1] != "0"  # the container's root is still nobody of the machine
+    assert mapping.split()[1] != "0"  # the container's root is still no user of the machine
 
 
 def test_programs_of_an_overlay_belong_to_nobody_and_the_rest_is_as_ever(on_overlay):

@@ -1,4 +1,4 @@
-"""kill -9 of the program that made the containers: all of them are dead within 100 ms."""
+"""kill -9 of the program that created the containers: all of them are dead within 100 ms."""
 
 import os
 import signal
@@ -103,7 +103,7 @@ def test_owner_killed_and_everything_dead(scene, interpreter_name, is_alive):
 
 
 def test_owner_killed_in_the_midst_of_a_start(is_alive):
-    """Wherever it is hit: in Python, in the clone, while the child mounts."""
+    """At any moment: in Python, in the clone, while the child mounts."""
     program = (
         "import os, containerkit as c\n"
         "print(flush=True)\n"
@@ -128,7 +128,7 @@ def test_owner_killed_in_the_midst_of_a_start(is_alive):
 
 
 def test_owner_that_execs_another_program_ends_nothing_by_accident(is_alive):
-    """The container belongs to the process, and the process goes on: its end is what counts."""
+    """The container belongs to the process, not to the thread: it lives until the process ends."""
     program = (
         "import os, sys, containerkit as c\n"
         "box = c.Container().start()\n"
@@ -147,7 +147,7 @@ def test_owner_that_execs_another_program_ends_nothing_by_accident(is_alive):
 
 
 def test_init_that_lets_go_of_its_owner_lives_on():
-    """As before a checkpoint: it goes on in a copy of its program, and a pipe stands where its owner's pidfd was."""
+    """As before a checkpoint: it continues in a copy of its program, with a pipe in place of its owner's pidfd."""
     with Container() as c:
         pidfd = os.pidfd_open(c.pid)
         try:

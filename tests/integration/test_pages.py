@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-# What an example needs that is neither made here nor had by every user: by its first line.
+# The requirements of examples that are neither created here nor available to every user, by their first line.
 NEEDS = {
     "# as root\n": "needs root: control groups, or CAP_SYS_ADMIN over the machine's namespaces",
     "# needs images of a registry, and packages\n": "needs docker.io and mirrors of Alpine and Debian",
@@ -31,7 +31,7 @@ NEEDS = {
     '# needs a container "web" on record\n': "test_attach.py runs Container.attach on containers that it creates",
 }
 
-# Command lines that can't be run as they stand.
+# Command lines that can't be run unchanged.
 NOT_RUN = {
     "containerkit run --bind .:/work --cwd /work --memory 1G --timeout 60 -- make test": "needs a Makefile, and root",
     'containerkit run --image postgres:16 --bind "$PWD/data:/var/lib/postgresql/data"': "needs docker.io",
@@ -53,7 +53,7 @@ NOT_RUN = {
 
 
 def blocks(*languages):
-    """Yield each example of one of the languages: its page, its line there, its text."""
+    """Yield each example in one of the languages: its page, its line, its text."""
     for page in PAGES:
         text = page.read_text()
         for found in BLOCK.finditer(text):
@@ -62,7 +62,7 @@ def blocks(*languages):
 
 
 def commands():
-    """Yield each command line of the examples for a shell that calls containerkit, without its remark."""
+    """Yield each containerkit command line of the shell examples, without its comment."""
     for page, _, text in blocks("sh", "console"):
         for line in text.replace("\\\n", " ").splitlines():
             command = re.sub(r"\s+#.*", "", line).removeprefix("$ ").strip()
@@ -72,7 +72,7 @@ def commands():
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory):
-    """Run a registry with an image that is called alpine:3.20; return the settings that have it asked for docker.io."""
+    """Run a registry with an image alpine:3.20. Return the settings that make it the mirror of docker.io."""
     if REGISTRY is None or not os.path.exists(BUSYBOX):
         pytest.skip("needs Debian's packages docker-registry and busybox-static")
     made = tmp_path_factory.mktemp("mirror")
@@ -90,7 +90,7 @@ def mirror(tmp_path_factory):
 
 @pytest.fixture
 def surroundings(request, tmp_path):
-    """Return a function that gives the environment of an example: a store of its own, and the mirror where it needs one."""
+    """Return a function for the environment of an example: a separate store, and the mirror if it needs one."""
 
     def made_for(text):
         more = request.getfixturevalue("mirror") if "alpine:3.20" in text else {}
@@ -108,7 +108,7 @@ def test_example_holds(code, tmp_path, surroundings):
         pytest.skip(needs)
     if "\nContainer(limits=" in code and os.geteuid() != 0:
         code = re.sub(r"^Container\(limits=.*\n", "", code, flags=re.MULTILINE)
-    # As a program of its own, for nothing to be there that the example does not bring about.
+    # As a separate program, so that only the example's own definitions exist.
     path = tmp_path / "example.py"
     path.write_text(code)
     tests = len(re.findall("^def test_", code, re.MULTILINE))
@@ -152,7 +152,7 @@ def test_examples_that_are_not_run_are_there():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_for_python_say_so(page):
-    """An example that is merely indented, or in no language, would not be run."""
+    """An example that is only indented, or has no language, would not be run."""
     prose = BLOCK.sub("", page.read_text())
     assert not re.search(r"^(?:    |```\n)(?:from|import) \w+|^(?:    |```\n)containerkit ", prose, re.MULTILINE)
 

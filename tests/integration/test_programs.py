@@ -14,13 +14,13 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def needs(program, package):
-    """Skip unless the program is where a container sees it."""
+    """Skip unless the program is in a directory that a container has."""
     found = shutil.which(program, path=PATH)
     return pytest.mark.skipif(found is None, reason=f"{program} is not there: install {package}")
 
 
 def database_directory():
-    """Where Debian, or a build of one's own, keeps initdb."""
+    """The directories of initdb, in Debian and in local builds."""
     directories = (
         [f"/usr/lib/postgresql/{name}/bin" for name in sorted(os.listdir("/usr/lib/postgresql"))]
         if os.path.isdir("/usr/lib/postgresql")
@@ -34,7 +34,7 @@ def database_directory():
 
 @needs("python3", "python3")
 def test_a_python_test_suite():
-    """The interpreter's own tests where they are installed, else a suite that comes along: threads, sockets, processes."""
+    """The interpreter's own tests if they are installed, otherwise a small suite: threads, sockets, processes."""
     suite = """
 import multiprocessing, os, socket, sqlite3, subprocess, tempfile, threading, unittest
 
@@ -80,9 +80,9 @@ class Suite(unittest.TestCase):
 
 
 def test_this_projects_own_unit_tests():
-    """With the very interpreter that runs here, bound where it is."""
+    """With the interpreter that runs this test, bound at the same path."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    prefix = os.path.realpath(sys.prefix)  # what the way there leads through may be no directory inside
+    prefix = os.path.realpath(sys.prefix)  # the directories of a symlink to it may be missing inside
     places = {prefix, os.path.realpath(sys.base_prefix), os.path.realpath(root)}
     mounts = [Mount.bind(place, place, readonly=True) for place in sorted(places) if not place.startswith("/usr")]
     if any(os.stat(mount.source).st_uid != os.geteuid() for mount in mounts) and os.geteuid():
@@ -113,7 +113,7 @@ def test_this_projects_own_unit_tests():
 def test_postgresql_initdb_and_a_query_over_its_socket():
     directory = database_directory()
     env = {"PATH": f"{directory}:{PATH}", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
-    # The server refuses to be root; where a single id is mapped there is nobody else to be.
+    # The server refuses to run as root; with a single mapped id there is no other user.
     if os.geteuid():
         pytest.skip("PostgreSQL refuses to run as root, and this user has no other id")
     who = "1000:1000"

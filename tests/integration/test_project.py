@@ -1,4 +1,4 @@
-"""Projects that run: order, health, networks, volumes, logs, changes, the end."""
+"""Running projects: order, health, networks, volumes, logs, changes, the end."""
 
 import os
 import signal
@@ -93,8 +93,8 @@ def test_conditions_of_dependencies_are_met(name):
 @pytest.mark.parametrize(
     ("condition", "keys", "message"),
     [
-        ("service_completed_successfully", {"command": ["sh", "-c", "exit 3"]}, "it was to complete, and has ended with status 3"),
-        ("service_healthy", {"command": SLEEP}, "it is to be healthy, and has no health check"),
+        ("service_completed_successfully", {"command": ["sh", "-c", "exit 3"]}, "it should complete, but has ended with status 3"),
+        ("service_healthy", {"command": SLEEP}, "it should become healthy, but has no health check"),
         ("service_healthy", {"command": SLEEP, "healthcheck": {"test": "false", "interval": "10ms", "retries": 2}}, "is unhealthy"),
         ("service_healthy", {"command": ["true"], "healthcheck": {"test": "false", "interval": "1s"}}, "has ended with status 0"),
     ],
@@ -177,7 +177,7 @@ def test_scaling_and_changing(name):
         stack.apply(
             project(name, a={"command": SLEEP, "environment": {"N": "1"}}, b={"command": SLEEP, "depends_on": ["a"]})
         )
-        assert stack["b"].pid == kept  # who depends on it is not replaced with it
+        assert stack["b"].pid == kept  # its dependents are not replaced
         assert stack["a"].pid != changed
         stack.apply(project(name, b={"command": SLEEP}))
         assert [each.service for each in stack.containers()] == ["b"]
@@ -242,7 +242,7 @@ def test_services_share_a_network_and_publish(name):
             [BUSYBOX, "wget", "-q", "-O", "-", f"http://127.0.0.1:{port}/i"], capture_output=True, text=True
         )
         assert done.stdout == "hi\n"
-        with pytest.raises(StateError, match="no port of the host leads to 81/tcp"):
+        with pytest.raises(StateError, match="port 81/tcp is not published"):
             stack.port("web", 81)
 
 
@@ -266,8 +266,11 @@ def test_services_share_volumes_and_ipc(name):
 
 def test_the_kernels_own_filesystems_are_shown_too(name):
     keys = {"command": SLEEP, "volumes": ["/sys:/outside/sys:ro", "/proc:/outside/proc:ro", "/dev/zero:/mine"],
-            "device_cgroup_rules": ["c 1:3 rwm"]}  # fmt: skip
+            "device_cgroup_rules": ["c 1:3 rwm"], "devices": ["/dev/zero:/dev/nought", "/dev/fuse:/dev/only:r"]}  # fmt: skip
     with project(name, a=keys).up() as stack:
+        assert stack["a"].run(["head", "-c", "1", "/dev/nought"]).returncode == 0
+        assert b"not permitted" in stack["a"].run(["sh", "-c", "exec 3> /dev/only"], stderr=subprocess.STDOUT).stdout
+        assert stack["a"].run(["sh", "-c", "exec 3< /dev/only"]).returncode == 0
         assert stack["a"].run(["head", "-c", "2", "/mine"]).stdout == b"\0\0"
         assert stack["a"].run(["ls", "/outside/sys/kernel", "/outside/proc/1/comm"]).returncode == 0
 
@@ -290,7 +293,7 @@ def test_an_update_that_fails_is_rolled_back(name):
         second = stack.containers("a")[1].pid
         with pytest.raises(StateError, match="has ended with status 1") as caught:
             stack.apply(project(name, a={"command": ["false"], "deploy": deploy}))
-        assert "runs again" in caught.value.__notes__[0]
+        assert "run again" in caught.value.__notes__[0]
         assert [each.argv for each in stack.containers("a")] == [SLEEP, SLEEP]
         assert stack.containers("a")[1].pid == second
         assert not stack.apply().steps
@@ -360,7 +363,7 @@ def test_all_die_with_a_killed_owner(name, images):
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     pids = owner.stdout.readline().split()
     assert len(pids) == 3
-    until(lambda: all(_is_ours(pid) for pid in pids))  # each is just about to be the program
+    until(lambda: all(_is_ours(pid) for pid in pids))  # each may still be before its exec
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     owner.stdout.close()

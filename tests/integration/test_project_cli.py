@@ -1,4 +1,4 @@
-"""``containerkit compose`` and ``containerkit kube``, as people type them."""
+"""``containerkit compose`` and ``containerkit kube`` on the command line."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_up_in_the_foreground_ends_with_a_signal(cli):
         stderr=subprocess.DEVNULL, text=True,
     ) as process:  # fmt: skip
         assert {process.stdout.readline().split(" | ")[1] for _ in range(2)} == {"ready\n", "world\n"}
-        assert cli("up", "-d", check=False).returncode == 0  # it asks the one that is there
+        assert cli("up", "-d", check=False).returncode == 0  # it uses the running project
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     assert "it is not up" in cli("ps", check=False).stderr
@@ -125,7 +125,7 @@ def test_a_command_runs_in_a_project_that_is_not_up(cli):
     )
     assert cli("run", "one", "cat", input="in").stdout == "in"
     assert cli("run", "--no-deps", "web").stdout == "said\n"
-    assert cli("run", "--rm", "web", "nslookup", "db", check=False).returncode != 0  # it is on another network
+    assert cli("run", "--rm", "web", "nslookup", "db", check=False).returncode != 0  # the name is on another network
     assert "it is not up" in cli("ps", check=False).stderr
 
 
@@ -169,7 +169,7 @@ def test_watch_carries_files_inside(cli):
 
 @pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, None])
 def test_a_killed_supervisor_takes_all_with_it(cli, after_s):
-    """It is killed at some moment of the start, or after it."""
+    """It is killed at a random moment of the start, or after it."""
     mark = f"9{os.getpid()}"
     (cli.place / "compose.yaml").write_text(COMPOSE.replace("sleep 1000", f"sleep {mark}"))
     starting = subprocess.Popen(
@@ -200,7 +200,7 @@ def until(look, seconds=30):
 
 
 def _supervisors(name):
-    """Return the process that holds a project: it is the leader of a session."""
+    """Return the process that holds a project, which is the leader of a session."""
     return [
         int(pid)
         for pid in os.listdir("/proc")
@@ -344,7 +344,7 @@ def test_a_pod_is_written(cli):
     files = {each["target"]: model["configs"][each["source"]]["content"] for each in keys["configs"]}
     assert files == {"/run/secrets/s": "hush", "/c": "told"}
     assert [each.get("mode") for each in keys["configs"]] == ["0440", None]
-    for key, message in (("gpus: all", "a Pod can't say it"), ("restart: 'on-failure:3'", "how often"), ("scale: 2", "one container"),
+    for key, message in (("gpus: all", "a Pod has no such field"), ("restart: 'on-failure:3'", "the number of restarts"), ("scale: 2", "one container"),
                          ("networks: {default: {aliases: [x]}}", "one network"), ("stop_grace_period: 1500ms", "whole seconds")):  # fmt: skip
         (cli.place / "compose.yaml").write_text(f"services: {{a: {{image: box:1, {key}}}}}")
         assert message in cli("generate", kind="kube", check=False).stderr
@@ -384,7 +384,7 @@ def test_probes_keep_a_container_alive(cli):
         ("enableServiceLinks: true", "no services of a cluster"),
         ("initContainers: [{name: i, image: x, readinessProbe: {exec: {command: [x]}}}]", "readinessProbe"),
         ("volumes: [{name: v, hostPath: {path: /etc/hostname, type: Directory}}]", "is not a Directory"),
-        ("volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]", "it takes medium: Memory"),
+        ("volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]", "it requires medium: Memory"),
         ("dnsPolicy: None", "dnsPolicy"),
     ],
 )  # fmt: skip

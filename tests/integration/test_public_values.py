@@ -1,4 +1,4 @@
-"""What calls return and hand over is of the public classes."""
+"""Values that calls return and pass to callbacks have public classes."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""The plugin for pytest: whole runs of small suites, each in an interpreter of its own."""
+"""The plugin for pytest: complete runs of small suites, each in a separate interpreter."""
 
 import json
 import os
@@ -13,7 +13,7 @@ HEAD = "import os, sys, time, pytest\n"
 
 @pytest.fixture
 def suite(tmp_path):
-    """Return a function that runs a suite, and returns what became of each test: its outcome, and all that was shown."""
+    """Return a function that runs a suite, and returns the outcome of each test and the output."""
 
     def run(text, *options, conftest="", env=None):
         (tmp_path / "test_it.py").write_text(HEAD + text)

@@ -1,4 +1,4 @@
-"""The pages and the reference become a site without a warning, and each public name is in it."""
+"""The documentation site is built without a warning, and contains each public name."""
 
 import importlib
 import importlib.util
@@ -26,14 +26,14 @@ def test_each_public_name_has_its_entry():
     assert len(told) == len(set(told))
     wanted = {f"containerkit.{name}" for name in containerkit.__all__}
     for package in (aio, cgroup, executor, fleet, image, interpreter, measure):
-        # What is public under a shorter name as well is told of there.
+        # Objects that are public under a shorter name too are documented there.
         wanted |= {
             f"{package.__name__}.{name}"
             for name in package.__all__
             if getattr(package, name) is not getattr(containerkit, name, None)
         }
     assert wanted <= set(told)
-    for name in set(told) - wanted:  # what methods return, told of where it is defined
+    for name in set(told) - wanted:  # classes that methods return are documented where they are defined
         module, _, attribute = name.rpartition(".")
         assert attribute in importlib.import_module(module).__all__
 

@@ -1,4 +1,4 @@
-"""Every kind of root filesystem: what is seen, what can be written, and what the host keeps."""
+"""Every kind of root filesystem: visible files, writes, and isolation from the host."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ HOST_PROGRAMS = [
 
 @pytest.fixture
 def layers(tmp_path):
-    """A maker of directories with files, as layers of an overlay."""
+    """A function that creates directories with files, for layers of an overlay."""
 
     def make(name, **files):
         directory = tmp_path / name
@@ -37,7 +37,7 @@ def layers(tmp_path):
 
 @pytest.fixture
 def small_root(tmp_path):
-    """A directory with a shell in it, as static as can be had: the host's own programs are bound over it."""
+    """A directory with a shell. The host's own programs are bound over it."""
     root = tmp_path / "root"
     for name in ("usr", "etc", "proc", "sys", "dev", "tmp"):
         (root / name).mkdir(parents=True)
@@ -85,7 +85,7 @@ def test_host_shows_no_secrets(box):
     assert "" == found.stdout
 
 
-@needs_root  # the machine's /usr belongs to somebody whom an ordinary user's container has no id for
+@needs_root  # an unprivileged user's container has no id for the owner of the machine's /usr
 def test_host_takes_writes_and_keeps_none(box):
     script = "echo x >/etc/new && echo y >>/etc/passwd && rm /usr/bin/env && mkdir /usr/share/mine && echo z >/usr/share/mine/f"
     assert 0 == box.run(["sh", "-c", script]).returncode
@@ -300,7 +300,7 @@ def test_overlay_of_too_many_layers(tmp_path):
 
 @needs_root
 def test_overlay_whose_upper_is_another_filesystem_than_its_work(layers, tmp_path):
-    """Silently writing to what lies hidden below the mount would be the worst of all."""
+    """Silent writes to the files hidden below the mount would be the worst outcome."""
     upper = tmp_path / "upper"
     upper.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "disk", upper], check=True)
@@ -337,7 +337,7 @@ def test_sizes_that_are_none_are_refused(size):
             make(size)
 
 
-# --- What has changed -----------------------------------------------------------------------------------------------------------
+# --- Changes -----------------------------------------------------------------------------------------------------------
 
 
 @needs_root
@@ -409,7 +409,7 @@ def test_changes_where_there_is_no_writable_layer(kind, tmp_path):
 
 
 def test_changes_do_not_follow_links(box):
-    """A link that the container made leads nowhere outside: it is listed as a link."""
+    """A symlink that the container made is not followed outside: it is listed as a symlink."""
     box.run(["sh", "-c", "ln -s /root /opt/link; ln -s /proc/1/root /opt/other"], check=True)
     assert {Change("/opt/link", "added"), Change("/opt/other", "added")} == set(box.changes())
 
@@ -433,7 +433,7 @@ def test_readonly_directory_without_places_for_mounts_says_so(tmp_path):
 
 
 def test_readonly_roots_take_the_places_of_mounts_and_keep_them_to_themselves(tmp_path):
-    """The skeleton that all containers share must not learn of it."""
+    """The skeleton that all containers share must not change."""
     mounts = [Mount.bind(tmp_path, "/made/for/this"), Mount.tmpfs("/made/other")]
     (tmp_path / "f").write_text("x")
     for readonly in (True, False):

@@ -115,7 +115,7 @@ def test_descriptors_are_not_inherited():
     finally:
         os.close(read_end)
         os.close(write_end)
-    assert ["0", "1", "2", "3"] == names  # 3 is that of ls itself
+    assert ["0", "1", "2", "3"] == names  # 3 is the directory that ls reads
     assert str(read_end) in passed
 
 
@@ -197,7 +197,7 @@ def test_report_says_what_is_and_what_is_not():
 
 
 def test_report_is_true_about_processes_in_sight():
-    """What it says is not covered is not: the test would fail if the report were too modest."""
+    """The report lists only what is really not covered: this test fails if an item is covered."""
     assert str(os.getpid()) in BOX.run(["ls", "/proc"], text=True).stdout.split()
     assert os.uname().nodename == BOX.run(["uname", "-n"], text=True).stdout.strip()
 

@@ -1,4 +1,4 @@
-"""Filters in the real kernel: what it lets through is what was described."""
+"""Filters in the real kernel: it allows exactly the described calls."""
 
 # ruff: noqa: E101 - the C program is indented as C is
 
@@ -320,7 +320,7 @@ def asker(tmp_path_factory):
 
 
 def ask(asker, tmp_path, mode, last, profile=None):
-    """Return the answer to each number."""
+    """Return the result of each system call number."""
     arguments = [str(asker), mode, str(last)]
     if profile is not None:
         (tmp_path / "filter").write_bytes(profile.program())
@@ -330,10 +330,10 @@ def ask(asker, tmp_path, mode, last, profile=None):
 
 
 PROBES = {335, 336}
-"""``uretprobe`` and ``uprobe``: the kernel (6.14 and later) lets them pass by every filter. Source: kernel/seccomp.c."""
+"""``uretprobe`` and ``uprobe``: the kernel (6.14 and later) exempts them from every filter. Source: kernel/seccomp.c."""
 
 REACHABLE = 301
-"""How many system calls of x86_64 can be made in the default container, for some arguments; a change wants a reason."""
+"""The number of x86_64 system calls that the default container allows, for some arguments. Give a reason for a change."""
 
 
 @X86_64

@@ -29,7 +29,7 @@ CALLS = calls_of(architecture(MACHINE).table)
 
 
 class Confined:
-    """A forked child that works under a filter; ``listener`` supervises it, ``answer()`` is the repr of its result."""
+    """A forked child that runs under a filter. ``listener`` supervises it, ``answer()`` is the repr of its result."""
 
     def __init__(self, filter_, work):
         answer_read, answer_write = os.pipe()
@@ -55,7 +55,7 @@ class Confined:
         os.close(go_write)
 
     def _take_listener(self):
-        """Copy the descriptor out of the child, which may be unable to make any call before it is supervised."""
+        """Copy the descriptor out of the child, which may be unable to make a call before it is supervised."""
         directory = f"/proc/{self._pid}/fd"
         pidfd = os.pidfd_open(self._pid)
         try:
@@ -282,7 +282,7 @@ def test_async_handler_answers_side_by_side():
             count += 1
             if count == 3:
                 waiting.set()
-            await asyncio.wait_for(waiting.wait(), 10)  # so each waits for the two others
+            await asyncio.wait_for(waiting.wait(), 10)  # each waits for the two others
             return Return(100 + request.args[0])
 
         await supervise(listener, handler)
@@ -368,7 +368,7 @@ def test_recorder_tells_the_other_entries_apart():
 
 
 def start(profile, argv, socket_end):
-    """Start a program under a filter whose listener goes out through a socket."""
+    """Start a program under a filter whose listener is sent through a socket."""
     plan = Plan(
         (
             no_new_privs(),
@@ -389,7 +389,7 @@ def ended(outcome):
 
 
 def test_handed_over_listener_lets_a_whole_program_be_recorded(interpreter, tmp_path):
-    """Every call is notified, that of the hand-over and the execve as well."""
+    """Every call is notified, including those of the hand-over and the execve."""
     ours, theirs = socket.socketpair()
     recorder = Recorder(MACHINE)
     with ours, Supervisor(os.dup(ours.fileno()), recorder, through_socket=True) as supervisor:

@@ -1,4 +1,4 @@
-"""What people reach for: lines as they come, variables that are added, popen without a container, hints for other names."""
+"""Short forms: callbacks for lines, additional variables, popen without a container, hints for other names."""
 
 import asyncio
 import errno
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("warm", "nothing_left")
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
-    """Make what a process makes once and keeps: the helper of unprivileged users, and the staging for binds."""
+    """Create the objects that a process creates once and keeps: the helper of unprivileged users, the staging for binds."""
     directory = tmp_path_factory.mktemp("warm")
     directory.chmod(0o755)
     with Container(RootFS.tmpfs(), volumes=[f"{directory}:/x"]) as container:
@@ -59,7 +59,7 @@ def runner(request):
         yield Sandbox(landlock=Landlock().allow_execute("/usr", "/bin", "/lib", "/lib64").allow_read("/")).run
 
 
-# --- Lines as they come
+# --- Callbacks for lines
 
 
 def test_lines_are_heard_while_the_command_runs(runner):
@@ -194,7 +194,7 @@ def test_end_is_told_once():
     assert told == [1, 2, 3]
 
 
-# --- Words of others, and what errors tell
+# --- Names from other tools, and the hints of errors
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ for n in range(40): os.mkdir('d' * 200); os.chdir('d' * 200)
 
 
 def test_removed_links_of_a_container_lead_nowhere_outside(live, tmp_path):
-    """A symlink to a path of the host is one inside."""
+    """A symlink to a path of the host is resolved inside."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("x")
@@ -341,7 +341,7 @@ def test_wait_is_for_all_commands_and_kill_is_for_all_that_runs(live):
     live.kill()
     live.wait(10)
     assert process.returncode == -9
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while live.state != "stopped" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert live.state == "stopped"
@@ -356,7 +356,7 @@ def test_commit_is_that_of_images(tmp_path, monkeypatch):
     assert image.history()[-1].comment == "why"
 
 
-# --- Mounts in short
+# --- Short forms of mounts
 
 
 def test_volumes_are_binds_in_short(tmp_path):

@@ -1,4 +1,4 @@
-"""What is ready-made for containers of one description."""
+"""Prepared objects for containers of one description."""
 
 import os
 import threading

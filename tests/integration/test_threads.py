@@ -1,4 +1,4 @@
-"""Containers from many threads, many containers, and programs that are large or busy."""
+"""Containers from many threads, many containers, and large or busy programs."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def free_memory():
 
 @contextlib.contextmanager
 def chatter():
-    """A second thread that prints all the while: it holds locks of stdio and of the interpreter at any moment."""
+    """A second thread prints continuously, so it may hold locks of stdio and of the interpreter at any moment."""
     stop = threading.Event()
     count = [0]
     with open(os.devnull, "w", buffering=1) as sink:
@@ -89,7 +89,7 @@ def test_two_hundred_alive_at_once_from_sixteen_threads():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_program_with_a_large_heap():
-    """4 GB where the machine has them to spare; the time of a start must not grow with it."""
+    """4 GB if the machine has enough memory. The time of a start must not depend on it."""
     size = min(4 * 1024**3, free_memory() // 3)
     if size < 256 * 1024**2:
         pytest.skip("less than 768 MB of memory is free")
@@ -151,7 +151,7 @@ def test_threads_that_end_give_back_their_stacks():
 
 
 def test_starts_from_threads_while_others_fork():
-    """Plain subprocesses beside: no descriptor of a start strays into them, none of them waits for one of ours."""
+    """With plain subprocesses at the same time: they inherit no descriptor of a start, and do not wait for ours."""
     stop = threading.Event()
     seen = []
 
@@ -173,7 +173,7 @@ def test_starts_from_threads_while_others_fork():
 
 
 def test_first_start_from_many_threads_at_once():
-    """Whatever is made once and kept, is made once."""
+    """Objects that are created once and kept are created only once."""
     code = (
         "import threading, os\n"
         "from containerkit import run\n"

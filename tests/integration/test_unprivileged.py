@@ -1,4 +1,4 @@
-"""As an ordinary user, with a single id and with ranges: the same tests, and what is different."""
+"""As an unprivileged user, with a single id and with ranges: the same tests, and the differences."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 HERE = os.path.dirname(__file__)
-USER = 54_321 + os.getpid() % 4000  # other runs of the tests end what their own user has
+USER = 54_321 + os.getpid() % 4000  # other test runs kill the processes of their own user
 CHOSEN = {
     "test_process.py": "run_captures or returncode_is or text_and or pass_fds or timeout_kills or output_limit or pty_is_a or fifty_side or user_names_that_are_not or umask or rlimits or stop_and",
     "test_container.py": "state_from or stop_ends or forked_child_may or garbage or default_container or command_that_is_not or hundred or stop_while or exec_is",
@@ -26,7 +26,7 @@ CHOSEN = {
 
 @pytest.fixture(scope="session")
 def python_for_all():
-    """An interpreter with pytest that an ordinary user can read, and the places where its modules are."""
+    """An interpreter with pytest that an unprivileged user can read, and the directories of its modules."""
     if os.geteuid():
         pytest.skip("these tests become another user, which needs CAP_SETUID")
     check = "import pytest, hypothesis, attrs, cffi, pytest_timeout, containerkit._native.compiled"
@@ -64,7 +64,7 @@ def python_for_all():
 
 @pytest.fixture
 def home():
-    """A directory of that user's own, beside those of the tests, which are root's alone."""
+    """A directory of that user, beside those of the tests, which only root can access."""
     directory = tempfile.mkdtemp(prefix="containerkit-user-")
     os.chown(directory, USER, USER)
     yield pathlib.Path(directory)

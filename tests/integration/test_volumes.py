@@ -1,4 +1,4 @@
-"""Named volumes: filled once, backed up, limited in size; the same for containers and for projects."""
+"""Named volumes of containers and projects: filled once, backed up, limited in size."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ def test_a_volume_is_filled_while_it_is_empty_with_owners_modes_and_times(image)
     if os.geteuid() == 0:
         assert (33, 34, 35, 36) == (os.stat(data).st_uid, os.stat(data).st_gid, found.st_uid, found.st_gid)
     os.unlink(f"{data}/seed")
-    assert of_projects.make("data", {}, image, "/data") == data  # a project has the same volume
+    assert of_projects.make("data", {}, image, "/data") == data  # a project uses the same volume
     assert not os.path.exists(f"{data}/seed"), "it was filled again"
     assert not volume.used("other", image, "/missing").fill(image, "/etc/nothing")
     assert sorted(each.name for each in volume.volumes()) == ["data", "other"]
@@ -74,7 +74,7 @@ def test_a_container_sees_what_its_image_put_into_the_volume(image, capfd):
     assert cli.main(["run", "--image", "box:1", "--mount", mount, "--", "sh", "-c", "! touch /elsewhere/x"]) == 0
     assert capfd.readouterr().out == "seedmore\n"
     assert cli.main(["run", "--image", "box:1", "-v", "/data", "--", "true"]) == cli.FAILED
-    assert "name one (-v NAME:/data)" in capfd.readouterr().err
+    assert "give it a name (-v NAME:/data)" in capfd.readouterr().err
 
 
 def test_a_volume_is_backed_up_and_restored(tmp_path):
@@ -89,7 +89,7 @@ def test_a_volume_is_backed_up_and_restored(tmp_path):
     with open(f"{other.path}/link", encoding="utf-8") as file:
         assert file.read() == "content"
     assert stat.S_IMODE(os.stat(f"{other.path}/file").st_mode) == 0o600
-    assert cli.main(["volume", "import", "b", str(tmp_path / "a.tar")]) == cli.FAILED  # there are files in it
+    assert cli.main(["volume", "import", "b", str(tmp_path / "a.tar")]) == cli.FAILED  # it contains files
     with open(f"{other.path}/later", "w", encoding="utf-8"):
         pass
     assert cli.main(["volume", "import", "--replace", "b", str(tmp_path / "a.tar")]) == 0

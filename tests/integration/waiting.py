@@ -1,4 +1,4 @@
-"""Waiting for what comes a little later, in the tests of what runs in other processes."""
+"""Waiting for conditions, in the tests of other processes."""
 
 import time
 

@@ -306,7 +306,7 @@ def what_there_is():
 
 def stays(before):
     """Return what is there and was not before; waits a little for what the kernel has yet to reap."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while True:
         descriptors, children = what_there_is()
         left = {name: target for name, target in descriptors.items() if before[0].get(name) != target}

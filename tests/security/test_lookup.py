@@ -187,7 +187,7 @@ def test_nothing_of_the_callers_can_be_named_as_the_working_directory(root, vict
 
 
 def test_program_that_is_the_sealed_init_says_so(root):
-    done = run(["/script-exe"], rootfs=RootFS.dir(root), text=True, timeout=10)
+    done = run(["/script-exe"], rootfs=RootFS.dir(root), text=True, timeout=60)
     assert (126, "containerkit: the sealed init of a container is not an interpreter\n") == (
         done.returncode,
         done.stderr,
@@ -211,7 +211,7 @@ def test_argument_that_is_a_mode_of_the_init_does_not_wake_it(root):
     """``#!/proc/self/exe walk`` is at most taken for a start, but it runs as the container's own process."""
     for mode in ("walk", "run", "stay"):
         write(root / f"mode-{mode}", f"#!/proc/self/exe {mode}\n")
-        done = run([f"/mode-{mode}", "0", "0"], rootfs=RootFS.dir(root), text=True, timeout=10)
+        done = run([f"/mode-{mode}", "0", "0"], rootfs=RootFS.dir(root), text=True, timeout=60)
         assert done.cause in ("exit", "signal")
         assert done.returncode != 0
 

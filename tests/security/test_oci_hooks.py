@@ -135,7 +135,7 @@ def test_hook_of_the_image_that_hangs_ends_with_a_forced_delete(oci, spoilt, sha
         while "sleep" not in oci("ps", ONE).stdout:
             assert time.monotonic() < end
         oci("delete", "--force", ONE)
-        assert "startContainer hook #0 /bin/sleep: signal 9" in start.communicate(timeout=10)[1]
+        assert "startContainer hook #0 /bin/sleep: signal 9" in start.communicate(timeout=60)[1]
     finally:
         start.kill()
         start.communicate()

@@ -18,7 +18,7 @@ BY_NUMBER = {"kill", "killpg"}
 ALLOWED = {
     ("_native/reference.py", "kill"): "its own child, not reaped yet: the number is its own",
     ("cli/attend.py", "kill"): "itself",
-    ("cli/detached/output.py", "kill"): "itself",
+    ("cli/detached/attaching.py", "kill"): "itself",
     ("pytest_plugin/__init__.py", "kill"): "itself",
 }
 

@@ -43,7 +43,7 @@ def project(tmp_path):
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists() or shutil.which("gcc") is None:
         pytest.skip("no compiler, or no headers of Python: apt-get install gcc python3-dev")
     copy = tmp_path / "project"
-    left_out = shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__", "init")
+    left_out = shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__", "init", "keeper", "front")
     shutil.copytree(PROJECT / "src", copy / "src", ignore=left_out)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, copy)
@@ -61,4 +61,5 @@ def test_setup_builds_for_both_kinds_of_python(project, tmp_path, free_threaded)
     (extension,) = native.glob("_lib.*")
     assert extension.name == "_lib" + (sysconfig.get_config_var("EXT_SUFFIX") if free_threaded else ".abi3.so")
     assert free_threaded == ("-D_CFFI_NO_LIMITED_API" in done.stdout + done.stderr)
-    assert (native / "init").exists()
+    for program in ("init", "keeper", "front"):
+        assert os.access(native / program, os.X_OK)

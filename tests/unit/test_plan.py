@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from containerkit._native import constants as k
 from containerkit.errors import SpecError
 from containerkit.plan import calls as plans
+from containerkit.plan import entries
 from containerkit.plan.operation import Block, Operation, Slot
 from containerkit.plan.tape import Plan
 
@@ -99,3 +100,24 @@ def test_every_string_lies_where_its_step_points(paths):
         offset = step[-6]
         assert path == tape.data[offset : tape.data.index(b"\0", offset)]
         assert 0 == offset % 8
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: entries.directory(b"", 0o755),
+        lambda: entries.directory(b"a\0b", 0o755),
+        lambda: entries.file(b"a\0b", 0o644, b""),
+        lambda: entries.symlink(b"a", b""),
+        lambda: entries.symlink(b"a", b"b\0c"),
+    ],
+)
+def test_entries_without_a_name_or_with_a_nul_are_refused(make):
+    with pytest.raises(SpecError, match="is empty or contains a NUL"):
+        make()
+
+
+@pytest.mark.parametrize("at", [-1, 10_000])
+def test_entry_that_is_not_known_leaves_the_operation_its_own_name(at):
+    operation = entries.populate(Slot("d"), [entries.directory(b"a", 0o755)], "all of it")
+    assert operation == entries.failed(operation, at)

@@ -1,4 +1,4 @@
-"""Builds the compiled parts: the cffi extension ``_lib`` and the static programs ``init`` and ``keeper``."""
+"""Builds the compiled parts: the cffi extension ``_lib`` and the static programs ``init``, ``keeper`` and ``front``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-SOURCES = ("spawn.c", "check.c", "child.c", "image.c", "listen.c", "run.c", "calls.c")
-HEADERS = ("native.h", "spawn.h", "image.h", "listen.h", "run.h", "calls.h", "syscalls.h", "cdef.h")
+SOURCES = ("spawn.c", "check.c", "child.c", "exec_steps.c", "populate.c", "image.c", "listen.c", "run.c", "calls.c")
+HEADERS = (
+    *("native.h", "spawn.h", "exec_steps.h", "populate.h", "image.h", "listen.h", "run.h", "calls.h"),
+    *("syscalls.h", "text.h", "cdef.h"),
+)
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers")
 
 # The child runs on its own stacks and shares thread-local storage with a live thread: no canary is read from there.
@@ -22,8 +25,10 @@ INIT = (
     *("-Wl,--build-id=none,-z,noexecstack,-z,norelro", "-s", "-Wall", "-Wextra"),
 )
 PROGRAMS = {
-    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "image.c"),  # one segment: it has nothing to write to
-    "keeper": ("keeper.c",),
+    # -n: one segment, because it has nothing to write to
+    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "exec_steps.c", "populate.c", "image.c"),
+    "keeper": ("keeper.c", "keeper_log.c"),
+    "front": ("front.c", "front_record.c", "front_verbs.c"),
 }
 
 # One build for all versions, except free-threaded Python, which has no stable ABI before 3.15. Source: PEP 803.
@@ -44,7 +49,9 @@ ffibuilder.set_source(
 
 
 def build_programs(compiler: list[str], directory: Path) -> None:
-    """Compile the static programs of a few kilobytes without libc: the init, with the walker in it, and the keeper.
+    """Compile the static programs of a few kilobytes without libc.
+
+    The init contains the walker. The front end is the OCI command without an interpreter.
 
     Raises:
         subprocess.CalledProcessError: the compiler failed.

@@ -6,6 +6,9 @@ It does the same as ``calls_compiled``, but a call takes about twice as long, an
 from __future__ import annotations
 
 import ctypes
+import gc
+from itertools import tee
+from operator import call
 
 from containerkit._native.constants import SYSTEM_CALLS
 
@@ -59,12 +62,18 @@ def fork(arguments: bytes) -> int:
 
     Source: clone3(2).
     """
-    number = ctypes.c_long(SYSTEM_CALLS["clone3"])
-    _python.PyOS_BeforeFork()
-    pid: int = _syscall_with_gil(number, ctypes.c_char_p(arguments), ctypes.c_long(len(arguments)))
-    error = ctypes.get_errno()
-    if pid == 0:
-        _python.PyOS_AfterFork_Child()
-    else:
-        _python.PyOS_AfterFork_Parent()
+    # Until the hook has run in the child no code of Python may: another thread may have asked for the GIL, and the
+    # child would wait forever for that thread, which it does not have, to take it. So C makes the calls, by iterators.
+    words = ((ctypes.c_long(SYSTEM_CALLS["clone3"]),), (ctypes.c_char_p(arguments),), (ctypes.c_long(len(arguments)),))
+    pids, known = tee(map(_syscall_with_gil, *words))
+    hook = map({0: _python.PyOS_AfterFork_Child}.get, known, (_python.PyOS_AfterFork_Parent,))
+    steps = zip(pids, map(call, (ctypes.get_errno,)), map(call, hook), strict=False)
+    collecting = gc.isenabled()
+    gc.disable()  # a collection runs code of Python, too
+    try:
+        _python.PyOS_BeforeFork()
+        ((pid, error, _),) = steps
+    finally:
+        if collecting:
+            gc.enable()
     return -error if pid == -1 else pid

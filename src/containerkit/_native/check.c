@@ -1,5 +1,6 @@
 /* Checks that a tape is well formed, because the child relies on it. */
 #include "native.h"
+#include "populate.h"
 #include "spawn.h"
 
 #include <stddef.h>
@@ -27,6 +28,24 @@ static int valid_list(const struct ck_step *step, int list, int count, const str
            (uint64_t)step->argument[count] <= (tape->data_size - (size_t)step->argument[list]) / sizeof(int32_t);
 }
 
+/* Whether the entries of a step lie within the data, and each is well formed. */
+static int valid_entries(const struct ck_step *step, const struct ck_tape *tape) {
+    if (step->argument_kind[1] != CK_ARG_DATA || step->argument[1] % 8 != 0 ||
+        step->argument_kind[2] != CK_ARG_INTEGER || step->argument_kind[3] != CK_ARG_SLOT || step->argument[2] < 0 ||
+        (uint64_t)step->argument[2] > tape->data_size - (size_t)step->argument[1])
+        return 0;
+    uint64_t left = (uint64_t)step->argument[2];
+    const char *at = (const char *)tape->data + step->argument[1];
+    while (left > 0) {
+        uint64_t taken = ck_entry_size((const struct ck_entry *)(const void *)at, left);
+        if (taken == 0)
+            return 0;
+        at += taken;
+        left -= taken;
+    }
+    return 1;
+}
+
 static int valid_step(const struct ck_step *step, const struct ck_tape *tape) {
     if (step->kind >= CK_STEP_KINDS || (step->result != CK_NO_SLOT && step->result >= CK_SLOTS))
         return 0;
@@ -46,6 +65,8 @@ static int valid_step(const struct ck_step *step, const struct ck_tape *tape) {
     if (step->kind == CK_STEP_NETLINK)
         return step->argument_kind[1] == CK_ARG_DATA && step->argument_kind[2] == CK_ARG_INTEGER &&
                step->argument[2] >= 0 && (uint64_t)step->argument[2] <= tape->data_size - (size_t)step->argument[1];
+    if (step->kind == CK_STEP_POPULATE)
+        return valid_entries(step, tape);
     if (step->kind == CK_STEP_OWN_PID)
         return step->argument_kind[0] == CK_ARG_ENVP && step->argument_kind[1] == CK_ARG_INTEGER &&
                step->argument[1] >= 0 && step->argument[1] < CK_MOST_OFFSET;

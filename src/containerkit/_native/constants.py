@@ -31,6 +31,7 @@ STEP_STRIP: Final = 14
 STEP_LIVES: Final = 15
 STEP_NETLINK: Final = 16
 STEP_OWN_PID: Final = 17
+STEP_POPULATE: Final = 18
 
 TELL_OUTSIDE: Final = 0
 TELL_ITSELF: Final = 1

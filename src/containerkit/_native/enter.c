@@ -8,19 +8,13 @@
 #include "enter.h"
 #include "native.h"
 #include "syscalls.h"
+#include "text.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/prctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-
-static int64_t number(const char *text) {
-    int64_t value = 0;
-    while (*text >= '0' && *text <= '9')
-        value = value * 10 + (*text++ - '0');
-    return value;
-}
 
 __attribute__((noreturn)) static void give_up(int error_fd, int index, long error) {
     struct ck_failure failure = {index, (int32_t)error};
@@ -130,8 +124,8 @@ static long find_image(struct ck_request *request, int tape) {
 
 /* `init walk TAPE ERROR INDEX`: 0 as the error pipe says that the tape is a board. */
 void ck_enter(char **argv, void (*become_init)(struct ck_request *request, const char *mode)) {
-    int error_fd = (int)number(argv[3]);
-    int index = (int)number(argv[4]);
+    int error_fd = (int)ck_parse(argv[3]);
+    int index = (int)ck_parse(argv[4]);
     /* A process that joins a live container must not be accessible to those inside while it has other descriptors. */
     CK_CALL5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     if (error_fd > 0)
@@ -149,7 +143,7 @@ void ck_enter(char **argv, void (*become_init)(struct ck_request *request, const
     request->await_successor = await_successor;
     for (int gate = 0; gate < CK_GATES; gate++)
         request->gates[gate] = gate == CK_COMMAND_GATE ? CK_WAITING : CK_RELEASED; /* those of stage 1 are passed */
-    long at = find_image(request, (int)number(argv[2]));
+    long at = find_image(request, (int)ck_parse(argv[2]));
     if (failed(at))
         give_up(error_fd, index, -at);
     struct ck_image *image = (struct ck_image *)at;

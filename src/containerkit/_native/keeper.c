@@ -21,9 +21,11 @@
  * Each health check is run by a separate interpreter, which ends with the check, so that the keeper stays small.
  *
  * The record of the end is written to "exit.new", whose blocks are already allocated, and renamed to "exit.N". So it
- * can be written even if the filesystem is full. Source: pidfd_open(2), renameat(2), the log format of Kubernetes' CRI.
+ * can be written even if the filesystem is full. Source: pidfd_open(2), renameat(2).
  */
+#include "keeper_log.h"
 #include "syscalls.h"
+#include "text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -39,7 +41,6 @@
 #include <unistd.h>
 
 #define RECORD 3
-#define LOGS 4
 #define INIT 5
 #define COMMAND 6
 #define OUTPUT 7
@@ -47,8 +48,6 @@
 #define ATTENDANT 10
 #define LIFE 11
 #define GRACE_MS 10000
-#define READ_SIZE 65536
-#define PREFIX_SIZE 40
 
 /* Compilers may call them to copy and clear, even in a program without libc. */
 __attribute__((used)) void *memcpy(void *target, const void *source, size_t size) {
@@ -67,193 +66,26 @@ __attribute__((used)) void *memset(void *target, int value, size_t size) {
 }
 
 static struct {
-    unsigned long run, delay_ms, most_bytes, most_logs, log, removes, check_ms, first_check_ms, start_period_ms, input;
+    unsigned long run, delay_ms, removes, check_ms, first_check_ms, start_period_ms, input;
     char *interpreter;
     char **groups, **environment;
-    long file;          /* the current log, or a negative number */
-    unsigned long lost; /* bytes that could not be written */
     int signals, asked_to_end, has_attendant, has_errors;
     int check, check_passed; /* a pidfd of the health check that runs, or a negative number; whether one has passed */
     unsigned long began_ms, next_check_ms;
-} keeper = {.file = -1, .check = -1};
+} keeper = {.check = -1};
 
-static char incoming[READ_SIZE], outgoing[READ_SIZE + 4096];
+static char incoming[CK_READ_SIZE];
 
 __attribute__((noreturn)) static void leave(int status) {
     for (;;)
         CK_CALL1(exit_group, status);
 }
 
-static size_t length(const char *text) {
-    size_t size = 0;
-    while (text[size])
-        size++;
-    return size;
-}
-
-static char *put_text(char *at, const char *text) {
-    size_t size = length(text);
-    memcpy(at, text, size);
-    return at + size;
-}
-
-/* Write a number in decimal, with at least the given number of digits. */
-static char *put_number(char *at, unsigned long number, int digits) {
-    char reversed[24];
-    int count = 0;
-    do {
-        reversed[count++] = (char)('0' + number % 10);
-        number /= 10;
-    } while (number || count < digits);
-    while (count)
-        *at++ = reversed[--count];
-    return at;
-}
-
-static unsigned long parse(const char *text) {
-    unsigned long number = 0;
-    while (*text)
-        number = number * 10 + (unsigned long)(*text++ - '0');
-    return number;
-}
-
-static void name_of(char *name, const char *stem, unsigned long number) {
-    *put_number(put_text(name, stem), number, 1) = 0;
-}
-
-/* Write the time in the format of RFC 3339, with nanoseconds. The date is computed in years that begin in March, whose
- * last day is the leap day, and in eras of 400 years. */
-static char *put_time(char *at, const struct timespec *now) {
-    unsigned long days = (unsigned long)now->tv_sec / 86400 + 719468, second = (unsigned long)now->tv_sec % 86400;
-    unsigned long era = days / 146097, of_era = days % 146097;
-    unsigned long year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
-    unsigned long of_year = of_era - (365 * year + year / 4 - year / 100), month = (5 * of_year + 2) / 153;
-    unsigned long day = of_year - (153 * month + 2) / 5 + 1;
-    month = month < 10 ? month + 3 : month - 9;
-    at = put_number(at, era * 400 + year + (month <= 2), 4);
-    *at++ = '-';
-    at = put_number(at, month, 2);
-    *at++ = '-';
-    at = put_number(at, day, 2);
-    *at++ = 'T';
-    at = put_number(at, second / 3600, 2);
-    *at++ = ':';
-    at = put_number(at, second / 60 % 60, 2);
-    *at++ = ':';
-    at = put_number(at, second % 60, 2);
-    *at++ = '.';
-    at = put_number(at, (unsigned long)now->tv_nsec, 9);
-    *at++ = 'Z';
-    return at;
-}
-
-/* --- Logs */
-
-static int open_log(void) {
-    char name[40];
-    if (keeper.file >= 0)
-        return 1;
-    name_of(name, "log.", keeper.log);
-    keeper.file = CK_CALL4(openat, LOGS, name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-    return keeper.file >= 0;
-}
-
-static void rotate(void) {
-    char name[40];
-    CK_CALL1(close, keeper.file);
-    keeper.file = -1;
-    keeper.log++;
-    if (keeper.log > keeper.most_logs) {
-        name_of(name, "log.", keeper.log - keeper.most_logs);
-        CK_CALL3(unlinkat, LOGS, name, 0);
-    }
-}
-
-static unsigned long log_size(void) {
-    long size = CK_CALL3(lseek, keeper.file, 0, SEEK_END); /* another process may have truncated it */
-    return size < 0 ? 0 : (unsigned long)size;
-}
-
-/* Append whole records. Returns whether all of them are in the log. An incomplete write is undone. */
-static int append(const char *records, size_t size) {
-    if (!open_log())
-        return 0;
-    unsigned long before = log_size();
-    if (before && before + size > keeper.most_bytes) {
-        rotate();
-        if (!open_log())
-            return 0;
-        before = log_size();
-    }
-    size_t done = 0;
-    while (done < size) {
-        long written = CK_CALL3(write, keeper.file, records + done, size - done);
-        if (written == -EINTR)
-            continue;
-        if (written <= 0) {
-            CK_CALL2(ftruncate, keeper.file, before);
-            return 0;
-        }
-        done += (size_t)written;
-    }
-    return 1;
-}
-
-static void append_or_count(const char *records, size_t size, size_t content) {
-    char note[128];
-    if (keeper.lost) {
-        struct timespec now;
-        CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
-        char *at = put_text(put_time(note, &now), " stderr F containerkit: ");
-        at = put_text(put_number(at, keeper.lost, 1), " bytes of output are lost: the log could not be written\n");
-        if (!append(note, (size_t)(at - note))) {
-            keeper.lost += content;
-            return;
-        }
-        keeper.lost = 0;
-    }
-    if (!append(records, size))
-        keeper.lost += content;
-}
-
-/* Log what was read: a whole line is a record with the mark F, a part of one has the mark P. */
-static void record(const char *read, size_t size, int is_stderr) {
-    char prefix[PREFIX_SIZE + 8];
-    struct timespec now;
-    CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
-    size_t head = (size_t)(put_text(put_time(prefix, &now), is_stderr ? " stderr " : " stdout ") - prefix);
-    size_t filled = 0, content = 0;
-    while (size) {
-        size_t line = 0, most = sizeof outgoing - filled;
-        if (most < head + 4096) {
-            append_or_count(outgoing, filled, content);
-            filled = content = 0;
-            most = sizeof outgoing;
-        }
-        most -= head + 3;
-        while (line < size && line < most && read[line] != '\n')
-            line++;
-        int whole = line < size && read[line] == '\n';
-        memcpy(outgoing + filled, prefix, head);
-        filled += head;
-        outgoing[filled++] = whole ? 'F' : 'P';
-        outgoing[filled++] = ' ';
-        memcpy(outgoing + filled, read, line);
-        filled += line;
-        outgoing[filled++] = '\n';
-        line += (size_t)whole;
-        content += line;
-        read += line;
-        size -= line;
-    }
-    append_or_count(outgoing, filled, content);
-}
-
 /* Read once. Returns 0 at the end of a stream, when no process can write to it any more. */
 static int take(int fd) {
     long size = CK_CALL3(read, fd, incoming, sizeof incoming);
     if (size > 0)
-        record(incoming, (size_t)size, fd != OUTPUT);
+        ck_log_output(incoming, (size_t)size, fd != OUTPUT);
     return size > 0 || size == -EAGAIN || size == -EINTR;
 }
 
@@ -281,9 +113,9 @@ static int tells_of_a_kill(const char *group, const char *report) {
     static const char wanted[] = "oom_kill ";
     char path[512], content[1024];
     size_t matched = 0;
-    if (length(group) > sizeof path - 32)
+    if (ck_length(group) > sizeof path - 32)
         return 0;
-    *put_text(put_text(path, group), report) = 0;
+    *ck_put_text(ck_put_text(path, group), report) = 0;
     long file = CK_CALL4(openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
     if (file < 0)
         return 0;
@@ -306,44 +138,40 @@ static int out_of_memory(void) {
 
 static void write_end(int status, const struct rusage *usage) {
     char text[256], name[40];
-    struct timespec now;
-    CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
-    char *at = put_number(put_text(text, "status "), (unsigned long)(unsigned int)status, 1);
-    at = put_time(put_text(at, " finished "), &now);
-    at = put_number(put_text(at, " oom "), (unsigned long)out_of_memory(), 1);
-    at = put_number(put_text(at, " user_us "),
-                    (unsigned long)(usage->ru_utime.tv_sec * 1000000 + usage->ru_utime.tv_usec), 1);
-    at = put_number(put_text(at, " system_us "),
-                    (unsigned long)(usage->ru_stime.tv_sec * 1000000 + usage->ru_stime.tv_usec), 1);
-    at = put_number(put_text(at, " lost "), keeper.lost, 1);
+    char *at = ck_put_number(ck_put_text(text, "status "), (unsigned long)(unsigned int)status, 1);
+    at = ck_put_now(ck_put_text(at, " finished "));
+    at = ck_put_number(ck_put_text(at, " oom "), (unsigned long)out_of_memory(), 1);
+    at = ck_put_number(ck_put_text(at, " user_us "),
+                       (unsigned long)(usage->ru_utime.tv_sec * 1000000 + usage->ru_utime.tv_usec), 1);
+    at = ck_put_number(ck_put_text(at, " system_us "),
+                       (unsigned long)(usage->ru_stime.tv_sec * 1000000 + usage->ru_stime.tv_usec), 1);
+    at = ck_put_number(ck_put_text(at, " lost "), ck_log.lost, 1);
     *at++ = '\n';
     long file = CK_CALL4(openat, RECORD, "exit.new", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (file < 0)
         return;
-    name_of(name, "exit.", keeper.run);
+    ck_name(name, "exit.", keeper.run);
     if (CK_CALL4(pwrite64, file, text, at - text, 0) == at - text && CK_CALL2(ftruncate, file, at - text) == 0)
         CK_CALL4(renameat, RECORD, "exit.new", RECORD, name);
     CK_CALL1(close, file);
 }
 
-/* Append an event to the stream that all of a user's containers share: what its reader is to know beside is ready in
- * the record. One write, so that it stays together. */
+/* Append an event to the stream that all of a user's containers share. The file "event" of the record contains its other
+ * fields. A single write keeps the line together. */
 static void tell(const char *action, const char *name, unsigned long value) {
     char line[4096], *at;
-    struct timespec now;
     long file = CK_CALL4(openat, RECORD, "event", O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
     if (file < 0)
         return;
-    CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
-    at = put_text(put_text(put_text(put_time(line, &now), " event F {\"action\": \""), action), "\", ");
+    at = ck_put_text(ck_put_text(ck_put_text(ck_put_now(line), " event F {\"action\": \""), action), "\", ");
     long size = CK_CALL3(read, file, at, sizeof line - 512);
     CK_CALL1(close, file);
     if (size <= 0)
         return;
     at += size;
     if (name)
-        at = put_number(put_text(put_text(put_text(at, ", \""), name), "\": "), value, 1);
-    at = put_text(at, "}\n");
+        at = ck_put_number(ck_put_text(ck_put_text(ck_put_text(at, ", \""), name), "\": "), value, 1);
+    at = ck_put_text(at, "}\n");
     file = CK_CALL4(openat, RECORD, "../../events/current", O_WRONLY | O_APPEND | O_CLOEXEC, 0);
     if (file < 0)
         return;
@@ -402,7 +230,7 @@ static int restarts(int status) {
     return !stopped_by_hand();
 }
 
-/* --- Health checks, and who serves the network */
+/* --- Health checks, and the process that serves the network */
 
 static unsigned long milliseconds(void) {
     struct timespec now;
@@ -416,7 +244,7 @@ static void schedule_check(void) {
     keeper.next_check_ms = now + (starting ? keeper.first_check_ms : keeper.check_ms);
 }
 
-/* Start a check: it has the record as descriptor 3, and no other of ours, least of all the lock. */
+/* Start a check. It inherits only descriptor 3, the record, and not the lock. */
 static void start_check(void) {
     char *argv[] = {keeper.interpreter, (char *)"-sP", (char *)"-m", (char *)"containerkit.detached.check", 0};
     uint64_t none = 0;
@@ -438,7 +266,7 @@ static void start_check(void) {
         keeper.check = pidfd;
 }
 
-/* Reap a check that has ended, or that must. */
+/* Reap a check that has ended, or kill it first. */
 static void end_check(int kill) {
     siginfo_t info;
     if (keeper.check < 0)
@@ -455,7 +283,7 @@ static void end_check(int kill) {
     schedule_check();
 }
 
-/* Let go of the process that serves the network, and wait for its end: its ports can be had again then. */
+/* End the process that serves the network, and wait for its end, which frees its ports. */
 static void end_attendant(void) {
     struct pollfd ends = {ATTENDANT, POLLIN, 0};
     struct timespec grace = {GRACE_MS / 1000, GRACE_MS % 1000 * 1000000};
@@ -497,20 +325,13 @@ __attribute__((noreturn)) static void finish(void) {
 static const char network_ended[] =
     " stderr F containerkit: the process that serves its network has ended, so it is ended, too\n";
 
-static void note(const char *text) {
-    char line[160];
-    struct timespec now;
-    CK_CALL2(clock_gettime, CLOCK_REALTIME, &now);
-    append_or_count(line, (size_t)(put_text(put_time(line, &now), text) - line), 0);
-}
-
 static void end_input(void) {
     if (keeper.input)
         CK_CALL1(close, keeper.input);
     keeper.input = 0;
 }
 
-/* Wait for what is watched, and no longer than until the next health check is due. */
+/* Wait for an event, at most until the next health check is due. */
 static void wait_for_any(struct pollfd *watched, unsigned count) {
     struct timespec left = {0, 0};
     int idle = keeper.check_ms && keeper.check < 0;
@@ -529,7 +350,7 @@ __attribute__((noreturn)) static void keep(void) {
     struct signalfd_siginfo info;
 
     keeper.has_errors = CK_CALL3(fcntl, OUTPUT + 1, F_GETFD, 0) >= 0;
-    keeper.has_attendant = CK_CALL3(fcntl, ATTENDANT, F_GETFD, 0) >= 0; /* before the number can be another's */
+    keeper.has_attendant = CK_CALL3(fcntl, ATTENDANT, F_GETFD, 0) >= 0; /* before the number can be reused */
     CK_CALL5(prctl, PR_SET_NAME, "ck-keeper", 0, 0, 0);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
     keeper.signals = (int)CK_CALL4(signalfd4, -1, &asked, sizeof asked, SFD_NONBLOCK | SFD_CLOEXEC);
@@ -554,13 +375,13 @@ __attribute__((noreturn)) static void keep(void) {
                 end_input();
                 continue;
             }
-            keeper.asked_to_end = 1; /* as at a shutdown: the container ends too */
+            keeper.asked_to_end = 1; /* for example at a shutdown: the container ends too */
             finish();
         }
         if (watched[2].revents || watched[3].revents)
             finish();
         if (watched[6].revents) {
-            note(network_ended);
+            ck_log_note(network_ended);
             finish();
         }
         if (watched[5].revents)
@@ -572,12 +393,12 @@ __attribute__((noreturn, used)) static void start(long *stack) {
     long argc = stack[0];
     char **argv = (char **)(stack + 1);
     unsigned long *numbers[] = {
-        &keeper.run,     &keeper.delay_ms, &keeper.most_bytes,     &keeper.most_logs,       &keeper.log,
+        &keeper.run,     &keeper.delay_ms, &ck_log.most_bytes,     &ck_log.most_logs,       &ck_log.number,
         &keeper.removes, &keeper.check_ms, &keeper.first_check_ms, &keeper.start_period_ms, &keeper.input};
     if (argc < 12)
         leave(126);
     for (int i = 0; i < 10; i++)
-        *numbers[i] = parse(argv[i + 1]);
+        *numbers[i] = ck_parse(argv[i + 1]);
     keeper.interpreter = argv[11];
     keeper.groups = argv + 12;
     keeper.environment = argv + argc + 1;

@@ -13,16 +13,16 @@
  *   clone3 ------------------> walks the tape
  *   (suspended: vfork)         CLONE ---------------------> AWAIT (futex, gate 0)
  *                              id maps, mounts as owner
- *                              RELEASE -------------------> goes on: mounts
+ *                              RELEASE -------------------> continues: mounts
  *                              network namespace
  *                              RELEASE (gate 2) ----------> joins it: /sys, pivot
  *                              LEAVE                        ENTER: exec of the sealed init,
  *                                                           which shares nothing with the parent
  *   reaps stage 1                                           CLONE ----------------------> credentials
- *                                                           old root away                 AWAIT (gate 1)
+ *                                                           detaches the old root         AWAIT (gate 1)
  *                                                           RELEASE --------------------> STRIP, filter
  *                                                           INIT: waits until it has      execve
- *   reads the error pipe <--------------------------------- exec'd, then tells
+ *   reads the error pipe <--------------------------------- exec'd, then reports
  *
  * End of file means success, 8 bytes are a struct ck_failure. A process after STRIP has no end of the pipe. It stores
  * its failure in memory, and another reports it: PID 1 if that has cloned it, otherwise a thread of its own (the
@@ -57,8 +57,8 @@
 #define CK_LET_GO 60           /* the signal before a checkpoint: a staying init stops watching its owner, see init.c */
 #define CK_SHUT 61             /* the signal after it and after a restore: nobody inside can inspect the init */
 #define CK_LOWEST_FD 16        /* a start assigns the numbers below */
-#define CK_LOOKS 400           /* how often a process looks at a gate before it sleeps: a wake-up takes longer */
-#define CK_MOST_OFFSET 64      /* of what OWN_PID writes, from the beginning of a string */
+#define CK_LOOKS 400           /* how often a process checks a gate before it sleeps: a wake-up takes longer */
+#define CK_MOST_OFFSET 64      /* the highest offset in a string at which OWN_PID writes */
 #define CK_TRIES 1000          /* attempts of an openat2 that is disturbed by renames */
 #define CK_WATCHER_NS 50000000 /* how long a child waits until its parent has a pidfd */
 #define CK_START_MS 20000      /* how long the parent waits for a process that has all it needs to exec */
@@ -82,10 +82,12 @@ enum ck_step_kind {
     CK_STEP_STRIP,         /* close all but the standard streams and the arg[1] descriptors at arg[0], in rising order;
                             * arg[2]: enum ck_telling; arg[3]: the init, for the reference interpreter */
     CK_STEP_LIVES,         /* fail with ESRCH if the process of the pidfd arg[0] has ended */
-    CK_STEP_NETLINK,       /* send the arg[2] bytes at arg[1], one message that wants an ack, through socket arg[0]; the
-                            * error is that of the ack, which stays to be read where the step fails */
+    CK_STEP_NETLINK,       /* send the arg[2] bytes at arg[1], one message that requests an ack, through socket arg[0];
+                            * the error is that of the ack, which stays readable if the step fails */
     CK_STEP_OWN_PID,       /* write the pid of this process, as it sees itself, into the first string of the environment
-                            * vector arg[0], from the byte arg[1] on, where there is room for it */
+                            * vector arg[0], from the byte arg[1] on, which has room for it */
+    CK_STEP_POPULATE,      /* make the entries in the arg[2] bytes at arg[1], see struct ck_entry, in the directory
+                            * arg[0]; the slot arg[3] gets the offset of the current one */
     CK_STEP_KINDS
 };
 
@@ -98,7 +100,7 @@ enum ck_argument_kind {
     CK_ARG_KINDS
 };
 
-/* 72 bytes; plan.py packs the same layout. */
+/* 72 bytes; packing.py packs the same layout. */
 struct ck_step {
     uint16_t kind;
     uint16_t result; /* the slot that takes the value, or CK_NO_SLOT */
@@ -108,6 +110,20 @@ struct ck_step {
     uint8_t leap;        /* steps to skip after success */
     int16_t tolerate[4]; /* error numbers that count as success; 0 is unused */
     int64_t argument[6];
+};
+
+enum ck_entry_kind { CK_ENTRY_DIRECTORY, CK_ENTRY_SYMLINK, CK_ENTRY_FILE, CK_ENTRY_KINDS };
+
+#define CK_ENTRY_WRITING 1 /* added to the offset of an entry while its content is written */
+
+/* What CK_STEP_POPULATE makes. A directory or symlink that exists is left as it is; a file must be new. The path
+ * follows, then the content of a file or symlink. Paths and the content of a symlink end in a NUL, which counts. The
+ * next entry begins at the next multiple of 8. */
+struct ck_entry {
+    uint32_t kind;
+    uint32_t mode;
+    uint32_t path_size;
+    uint32_t content_size;
 };
 
 struct ck_failure {
@@ -148,7 +164,7 @@ struct ck_image {
     int64_t slots[];
 };
 
-/* What a held start, or a command that joins, shares with the parent. The kernel accepts at most 6 MiB of arguments and environment. */
+/* What a held start shares with the parent. The kernel accepts at most 6 MiB of arguments and environment. */
 #define CK_BOARD_BYTES (8 * 1024 * 1024)
 struct ck_board {
     uint32_t gate;

@@ -10,12 +10,21 @@ import mmap
 import os
 import signal
 import struct
-from errno import EAGAIN, EBADMSG, EINVAL, ESRCH, ETIMEDOUT
+from errno import EAGAIN, EBADMSG, EEXIST, EINVAL, EIO, ESRCH, ETIMEDOUT
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from containerkit._native import constants as k
 from containerkit._native.outcome import HIDE_MEMORY, SLOTS
-from containerkit._native.reference_tape import GATES, LAYOUT, NO_SLOT, Step
+from containerkit._native.reference_tape import (
+    ENTRY_FILE,
+    ENTRY_SIZE,
+    ENTRY_SYMLINK,
+    GATES,
+    LAYOUT,
+    NO_SLOT,
+    Step,
+    entries_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +61,7 @@ _TRIES: Final = 1000
 
 _PATIENCE: Final = ctypes.create_string_buffer(struct.pack("=qq", 0, 50_000_000))  # CK_WATCHER_NS in native.h
 _SIGACTION: Final = ctypes.create_string_buffer(32)
+_WRITING: Final = 1  # CK_ENTRY_WRITING in native.h
 _RT_SIGACTION, _RT_SIGPROCMASK = (134, 135) if k.MACHINE == "aarch64" else (13, 14)
 
 
@@ -156,6 +166,28 @@ class Walk:
         variables[0] = first[:offset] + digits
         return 0
 
+    def _populate(self, step: Step, directory: int, address: int, size: int) -> int:
+        """Make the entries, as ``populate.c`` does."""
+        for at, entry in entries_of(ctypes.string_at(address, size)):
+            self.slots[step.argument[3]] = at
+            if entry is None:
+                return -EINVAL
+            path = address + at + ENTRY_SIZE
+            content = path + len(entry.path) + 1
+            if entry.kind == ENTRY_FILE:
+                flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
+                result = raw(k.SYSTEM_CALLS["openat"], directory, path, flags, entry.mode)
+                if result >= 0:
+                    self.slots[step.argument[3]] = at + _WRITING
+                    result = _write_and_close(result, content, len(entry.content))
+            elif entry.kind == ENTRY_SYMLINK:
+                result = raw(k.SYSTEM_CALLS["symlinkat"], content, directory, path)
+            else:
+                result = raw(k.SYSTEM_CALLS["mkdirat"], directory, path, entry.mode)
+            if result < 0 and (result != -EEXIST or entry.kind == ENTRY_FILE):
+                return result
+        return 0
+
     def _perform(self, step: Step) -> int:  # noqa: C901, PLR0911, PLR0912 - one branch for each kind of step
         value = [self._resolve(step, which) for which in range(6)]
         match step.kind:
@@ -193,6 +225,8 @@ class Walk:
                 return _has_ended(value[0])
             case k.STEP_NETLINK:
                 return _converse(step, value[0], value[1], value[2])
+            case k.STEP_POPULATE:
+                return self._populate(step, value[0], value[1], value[2])
             case k.STEP_OWN_PID:
                 return self._own_pid(value[1])
             case k.STEP_STRIP | k.STEP_INIT:
@@ -283,6 +317,17 @@ class Walk:
             ctypes.addressof(envp),
             k.AT_EMPTY_PATH,
         )
+
+
+def _write_and_close(fd: int, address: int, left: int) -> int:
+    result = 0
+    while left > 0 and result >= 0:
+        result = raw(k.SYSTEM_CALLS["write"], fd, address, left)
+        if result == 0:
+            result = -EIO
+        address, left = address + result, left - result
+    raw(k.SYSTEM_CALLS["close"], fd)
+    return min(result, 0)
 
 
 def _converse(step: Step, socket: int, message: int, size: int) -> int:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit._native import constants as k
 from containerkit._native.outcome import SLOTS
 
-__all__ = ["COMMAND_GATE", "GATES", "LAYOUT", "NO_SLOT", "Step", "Tape"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "COMMAND_GATE",
+    "ENTRY_FILE",
+    "ENTRY_SIZE",
+    "ENTRY_SYMLINK",
+    "GATES",
+    "LAYOUT",
+    "NO_SLOT",
+    "Entry",
+    "Step",
+    "Tape",
+    "entries_of",
+]
 
 LAYOUT: Final = struct.Struct("=HHi8B4h6q")
 NO_SLOT: Final = 0xFFFF
-_KINDS, _ARGUMENT_KINDS, GATES, COMMAND_GATE = 18, 5, 3, 1
+ENTRY_SYMLINK, ENTRY_FILE, ENTRY_KINDS = 1, 2, 3
+_ENTRY: Final = struct.Struct("=4I")
+ENTRY_SIZE: Final = _ENTRY.size
+_KINDS, _ARGUMENT_KINDS, GATES, COMMAND_GATE = 19, 5, 3, 1
 _MOST_OFFSET: Final = 64  # CK_MOST_OFFSET in native.h
 _UNKNOWN: Final = frozenset({k.STEP_HOLD})
 """Nothing here is shared with a process that has exec'd."""
@@ -35,6 +53,35 @@ class Step(NamedTuple):
         """Parse the bytes of one step."""
         fields = LAYOUT.unpack(packed)
         return cls(fields[0], fields[1], fields[2], fields[3:9], fields[9], fields[10], fields[11:15], fields[15:])
+
+
+class Entry(NamedTuple):
+    """What a step makes: ``struct ck_entry`` in ``native.h``."""
+
+    kind: int
+    mode: int
+    path: bytes
+    content: bytes
+
+
+def entries_of(data: bytes) -> Iterator[tuple[int, Entry | None]]:
+    """Yield the offset of each entry and the entry, or None and no more if it is malformed."""
+    at = 0
+    while at < len(data):
+        if len(data) - at < ENTRY_SIZE:
+            yield at, None
+            return
+        kind, mode, path_size, content_size = _ENTRY.unpack_from(data, at)
+        begin = at + ENTRY_SIZE + path_size
+        path, content = data[at + ENTRY_SIZE : begin], data[begin : begin + content_size]
+        end = begin + content_size
+        end += -end % 8
+        is_whole = kind < ENTRY_KINDS and path_size > 1 and end <= len(data) and path.endswith(b"\0")
+        if not is_whole or (kind == ENTRY_SYMLINK and not (content_size > 1 and content.endswith(b"\0"))):
+            yield at, None
+            return
+        yield at, Entry(kind, mode, path[:-1], content)
+        at = end
 
 
 class Tape:
@@ -87,6 +134,8 @@ class Tape:
                 offset, size = step.argument[1:3]
                 kinds = step.argument_kind[1], step.argument_kind[2]
                 return kinds == (k.ARG_DATA, k.ARG_INTEGER) and 0 <= size <= len(self.data) - offset
+            case k.STEP_POPULATE:
+                return self._is_populated(step)
             case k.STEP_OWN_PID:
                 kinds = step.argument_kind[0], step.argument_kind[1]
                 return kinds == (k.ARG_ENVP, k.ARG_INTEGER) and 0 <= step.argument[1] < _MOST_OFFSET
@@ -94,6 +143,15 @@ class Tape:
                 return first >= 0 and first + (4 if step.kind == k.STEP_STORE_SLOT else 8) <= len(self.data)
             case _:
                 return True
+
+    def _is_populated(self, step: Step) -> bool:
+        """Return whether the entries of a step lie within the data, and each is well formed."""
+        offset, size = step.argument[1:3]
+        if step.argument_kind[1:4] != (k.ARG_DATA, k.ARG_INTEGER, k.ARG_SLOT) or offset % 8:
+            return False
+        if not 0 <= size <= len(self.data) - offset:
+            return False
+        return all(entry is not None for _, entry in entries_of(self.data[offset : offset + size]))
 
     def _is_list(self, step: Step, at: int) -> bool:
         """Return whether a step's list of descriptor numbers lies within the data."""

@@ -80,7 +80,6 @@ static inline long ck_clone3(struct clone_args *args, void (*run)(void *), void 
 #error "containerkit knows the system call convention of x86_64 and aarch64 only"
 #endif
 
-#define CK_CALL0(name) ck_syscall(SYS_##name, 0, 0, 0, 0, 0, 0)
 /* The kernel's struct sigaction, which differs from libc's. */
 struct ck_sigaction {
     void *handler;
@@ -89,6 +88,7 @@ struct ck_sigaction {
     uint64_t mask;
 };
 
+#define CK_CALL0(name) ck_syscall(SYS_##name, 0, 0, 0, 0, 0, 0)
 #define CK_CALL1(name, a) ck_syscall(SYS_##name, (long)(a), 0, 0, 0, 0, 0)
 #define CK_CALL2(name, a, b) ck_syscall(SYS_##name, (long)(a), (long)(b), 0, 0, 0, 0)
 #define CK_CALL3(name, a, b, c) ck_syscall(SYS_##name, (long)(a), (long)(b), (long)(c), 0, 0, 0)

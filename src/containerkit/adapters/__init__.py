@@ -1,1 +1,1 @@
-"""Other projects' interfaces, each in a module of its own that needs that project: smolagents, llm-sandbox, Jupyter."""
+"""Adapters to interfaces of other projects, each in a separate module: joblib, smolagents, llm-sandbox, Jupyter."""

@@ -1,4 +1,4 @@
-"""A backend for joblib: each call of ``Parallel`` is made in a container.
+"""A backend for joblib that makes each call of ``Parallel`` in a container.
 
 ::
 
@@ -8,7 +8,7 @@
     with parallel_config("containerkit", n_jobs=4, timeout=30):
         Parallel()(delayed(function)(n) for n in range(100))
 
-What is built on joblib, such as scikit-learn, then runs its calls there, too. Needs joblib 1.4 or later.
+Libraries that use joblib, such as scikit-learn, then run their calls there too. Needs joblib 1.4 or later.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ __all__ = ["ContainerBackend"]
 
 
 class ContainerBackend(ParallelBackendBase):
-    """What joblib makes of ``parallel_config("containerkit", ...)``.
+    """The backend for ``parallel_config("containerkit", ...)``.
 
-    Each call has a container of its own: calls are put together only by ``Parallel(batch_size=...)``.
+    Each call runs in a separate container, unless ``Parallel(batch_size=...)`` combines calls.
 
     Args:
-        executor: runs the calls (default: one that is made for each use of ``Parallel``, with ``joblib`` preloaded).
-            Its interpreters need joblib: ``preload=["joblib"]`` spares each task the import.
+        executor: runs the calls (default: a new one for each use of ``Parallel``, with ``joblib`` preloaded). Its
+            interpreters need joblib: ``preload=["joblib"]`` avoids the import in each task.
         options: those of :class:`containerkit.executor.ContainerExecutor`, without ``executor``.
 
     Raises:
-        SpecError: a value that can't be, once it is used.
+        SpecError: an invalid value, at the first use.
     """
 
     supports_retrieve_callback = True
@@ -60,10 +60,10 @@ class ContainerBackend(ParallelBackendBase):
         self._futures: set[TaskFuture[Any]] = set()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many calls run at a time.
+        """Return the number of calls that run at a time.
 
         Args:
-            n_jobs: as joblib has it: -1 for all processors, or all workers of the executor that was given.
+            n_jobs: as in joblib: -1 for all processors, or for all workers of the given executor.
 
         Raises:
             ValueError: 0.
@@ -76,9 +76,9 @@ class ContainerBackend(ParallelBackendBase):
         return wanted if self._given is None else min(most, wanted)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
-        """Make the executor where none was given, and return how many calls run at a time.
+        """Create the executor if none was given, and return the number of calls that run at a time.
 
-        What joblib tells beside is about memory that its own backends map for their workers.
+        The other arguments of joblib concern memory that its own backends map for their workers.
         """
         self.parallel = parallel
         workers = self.effective_n_jobs(n_jobs)
@@ -87,7 +87,7 @@ class ContainerBackend(ParallelBackendBase):
         return workers
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None) -> TaskFuture[Any]:
-        """Let a batch of calls be made in a container."""
+        """Make a batch of calls in a container."""
         executor = self._given or self._own
         assert executor is not None
         future = executor.submit(func)
@@ -98,22 +98,22 @@ class ContainerBackend(ParallelBackendBase):
         return future
 
     def retrieve_result_callback(self, out: TaskFuture[Any]) -> Any:
-        """Return what a batch came to."""
+        """Return the results of a batch."""
         return out.result()
 
     def get_nested_backend(self) -> tuple[Any, int | None]:
-        """Return what a ``Parallel`` inside of a call uses: it runs one call after the other."""
+        """Return the backend for a ``Parallel`` inside a call: it runs one call after the other."""
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
     def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002 - joblib's own
-        """Cancel what has not begun; what runs goes on to its end, and nobody waits for it."""
+        """Cancel calls that have not begun. Running calls continue, without anyone waiting for them."""
         for future in list(self._futures):
             future.cancel()
         if not ensure_ready:
             self.terminate()
 
     def terminate(self) -> None:
-        """End the executor that was made here."""
+        """Shut down the executor, unless it was given."""
         own, self._own = self._own, None
         if own is not None:
             own.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""A provisioner for Jupyter: any kernel, in a container, over sockets in a directory that both see.
+"""A provisioner for Jupyter: runs any kernel in a container, with Unix sockets in a shared directory.
 
 In the kernel's ``kernel.json``::
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 __all__ = ["ContainerProvisioner"]
 
 _PASSED_ON: Final = ("JPY_SESSION_NAME", "LANG", "LC_ALL", "TZ")
-"""Of the caller's environment; all else of a kernel comes from its specification."""
+"""The variables that a kernel gets from the caller's environment. All others come from its specification."""
 
 
 class ContainerProvisioner(KernelProvisionerBase):
     """Runs a kernel in a fresh container, without a network.
 
-    It talks with its client by sockets in a directory, which is seen under the same path inside.
+    It communicates with its client through sockets in a directory, which is mounted at the same path inside.
     """
 
-    image = Unicode("", config=True, help="an image that is seen as / (default: the machine's programs)")
-    python = Unicode("", config=True, help="a virtual environment that is shown (default: this interpreter's own)")
-    memory = Unicode("", config=True, help="the most memory, such as 2G (default: no limit)")
-    cpus = Float(0.0, config=True, help="the most processor time, such as 1.5 (default: no limit)")
-    pids = Int(0, config=True, help="the most processes (default: no limit)")
-    binds = List(Unicode(), config=True, help="SOURCE:TARGET:ro, shown inside (default: none)")
-    show_cwd = Bool(default_value=False, config=True, help="show the notebook's directory, writable, and start there")
+    image = Unicode("", config=True, help="the image to use as / (default: the host's programs)")
+    python = Unicode("", config=True, help="a virtual environment to mount (default: that of this interpreter)")
+    memory = Unicode("", config=True, help="limit of memory, such as 2G (default: no limit)")
+    cpus = Float(0.0, config=True, help="limit of processor time in processors, such as 1.5 (default: no limit)")
+    pids = Int(0, config=True, help="limit of the number of processes (default: no limit)")
+    binds = List(Unicode(), config=True, help="mounts of the form SOURCE:TARGET:ro (default: none)")
+    show_cwd = Bool(default_value=False, config=True, help="mount the notebook's directory writable, and start there")
 
     container: Container | None = None
     process: Process[Any] | None = None
@@ -56,11 +56,11 @@ class ContainerProvisioner(KernelProvisionerBase):
 
     @property
     def has_process(self) -> bool:
-        """Whether there is a kernel."""
+        """Whether a kernel was started."""
         return self.process is not None
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Let the client and the kernel meet by sockets in a directory."""
+        """Set up the directory of sockets for the client and the kernel."""
         manager = self.parent
         if self.directory is None:
             self.directory = tempfile.mkdtemp(prefix="containerkit-kernel-")
@@ -109,12 +109,12 @@ class ContainerProvisioner(KernelProvisionerBase):
         return Limits(**wanted) if wanted else None
 
     def _environment(self, env: dict[str, str]) -> dict[str, str]:
-        """Return the kernel's own variables: of the caller's environment nothing else is inside."""
+        """Return the kernel's variables. It gets nothing else from the caller's environment."""
         own = {name: value for name, value in env.items() if name in _PASSED_ON or name in self.kernel_spec.env}
         return {"IPYTHONDIR": "/tmp/ipython", "PYDEVD_DISABLE_FILE_VALIDATION": "1", **own}
 
     async def poll(self) -> int | None:
-        """Return its status if it has ended, else None; 0 where there is none."""
+        """Return its status if it has ended, None if it runs, 0 if there is no kernel."""
         return 0 if self.process is None else self.process.poll()
 
     async def wait(self) -> int | None:
@@ -138,7 +138,7 @@ class ContainerProvisioner(KernelProvisionerBase):
             self.process.send_signal(signum)
 
     async def kill(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002 - jupyter_client's own
-        """End it at once, with all that it has started."""
+        """Kill it and all processes that it has started."""
         del restart
         if self.container is not None:
             self.container.kill()
@@ -149,7 +149,7 @@ class ContainerProvisioner(KernelProvisionerBase):
         await self.send_signal(signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002 - as above
-        """Let go of what there is; of the sockets' directory only when no other kernel follows."""
+        """Release all resources. Keep the directory of sockets if another kernel follows."""
         self._end()
         if not restart and self.directory is not None:
             directory, self.directory = self.directory, None

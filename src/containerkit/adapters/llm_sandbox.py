@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["ContainerkitSession"]
 
 _PROGRAMS: Final = "/opt/containerkit/bin"
-"""Where ``python`` is in a root of the host's programs: Debian has ``python3`` alone."""
+"""The directory of ``python`` in a root with the host's programs, because Debian only has ``python3``."""
 
 
 _PATH: Final = {"PATH": f"{DEFAULT_ENVIRONMENT['PATH']}:{_PROGRAMS}"}
@@ -60,18 +60,18 @@ class ContainerkitSession(BaseSession):
     """A session of llm-sandbox in a :class:`containerkit.Container`.
 
     Args:
-        image: a reference; None for the machine's own programs (default).
-        lang: which language (default Python).
-        workdir: where code is run (default ``"/sandbox"``).
-        verbose, security_policy, default_timeout, execution_timeout, session_timeout: as other backends have them.
-        skip_environment_setup: as others have it, but True by default: setting up installs packages, for which these
-            containers have no network unless ``runtime_configs`` says so.
+        image: a reference; None for the host's programs (default).
+        lang: the language (default Python).
+        workdir: the working directory of code (default ``"/sandbox"``).
+        verbose, security_policy, default_timeout, execution_timeout, session_timeout: as in other backends.
+        skip_environment_setup: as in other backends, but True by default: the setup installs packages, for which
+            these containers have no network unless ``runtime_configs`` enables it.
         runtime_configs: arguments of :class:`containerkit.Container`, such as ``limits``.
-        libraries: packages to install when it opens; only where the environment is set up.
+        libraries: packages to install when the session opens; only with the setup of the environment.
 
     Raises:
-        ContainerError: an existing container is asked for, which there is none of.
-        LibraryInstallationNotSupportedError: ``libraries`` without setting up.
+        ContainerError: an existing container is requested, which this backend does not support.
+        LibraryInstallationNotSupportedError: ``libraries`` without the setup of the environment.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ContainerkitSession(BaseSession):
         if libraries and skip_environment_setup:
             raise LibraryInstallationNotSupportedError(lang)
         if container_id is not None:
-            raise ContainerError("containers of this backend end with their session: there is none to connect to")
+            raise ContainerError("containers of this backend end with their session: can't connect to an existing one")
         config = SessionConfig(
             image=image,
             lang=SupportedLanguage(lang.upper()),
@@ -147,12 +147,12 @@ class ContainerkitSession(BaseSession):
         on_stdout: Callable[[str], object] | None = None,
         on_stderr: Callable[[str], object] | None = None,
     ) -> ConsoleOutput:
-        """Run a command by the shell inside, as llm-sandbox's other local backends do.
+        """Run a command in a shell inside, as llm-sandbox's other local backends do.
 
         Args:
-            command: for ``/bin/sh -c``.
-            workdir: where (default ``/``).
-            on_stdout, on_stderr: called with each piece of text as it comes. What one raises ends the command.
+            command: the argument of ``/bin/sh -c``.
+            workdir: the working directory (default ``/``).
+            on_stdout, on_stderr: called with each piece of text. An exception in them ends the command.
 
         Raises:
             CommandEmptyError, NotOpenSessionError, SandboxTimeoutError: as for other backends.
@@ -183,7 +183,7 @@ class ContainerkitSession(BaseSession):
         Args:
             code: the code.
             libraries: packages to install before.
-            timeout: seconds that it may take (default: those of the session).
+            timeout: the time limit in seconds (default: that of the session).
             more: the other arguments of :meth:`BaseSession.run`.
 
         Raises:
@@ -198,15 +198,15 @@ class ContainerkitSession(BaseSession):
             self._timeout = None
 
     def copy_to_container(self, container: Any, src: str, dest: str, **_: Any) -> None:
-        """Copy a file or directory in; a relative ``dest`` begins at the working directory."""
+        """Copy a file or directory in. A relative ``dest`` is relative to the working directory."""
         container.files.put(src, self._at(dest))
 
     def copy_from_runtime(self, src: str, dest: str) -> None:
-        """Copy a file or directory out; symlinks and devices in it are left out, and nothing outside is followed.
+        """Copy a file or directory out. Symlinks and devices in it are omitted.
 
         Raises:
-            FileNotFoundError: there is nothing.
-            SecurityError: ``..`` is in the path. A relative one begins at the working directory.
+            FileNotFoundError: it does not exist.
+            SecurityError: ``..`` is in the path. A relative one is relative to the working directory.
             NotOpenSessionError: as for other backends.
         """
         if self.container is None:
@@ -216,7 +216,7 @@ class ContainerkitSession(BaseSession):
         _get(self.container, inside, dest)
 
     def copy_from_container(self, container: Any, src: str, **_: Any) -> tuple[bytes, dict[str, int]]:
-        """Return a file or directory as a tar archive, and its size; symlinks and devices are left out."""
+        """Return a file or directory as a tar archive, and its size. Symlinks and devices are omitted."""
         archive = io.BytesIO()
         with tempfile.TemporaryDirectory(prefix="containerkit-") as place:
             copy = os.path.join(place, os.path.basename(src.rstrip("/")) or "root")
@@ -227,7 +227,7 @@ class ContainerkitSession(BaseSession):
         return content, {"size": len(content)}
 
     def get_archive(self, path: str) -> tuple[bytes, dict[str, int]]:
-        """Return what :meth:`copy_from_container` does: for the pictures that code has made."""
+        """Return the result of :meth:`copy_from_container`, for plots."""
         if self.container is None:
             raise NotOpenSessionError
         return self.copy_from_container(self.container, path)
@@ -240,7 +240,7 @@ class ContainerkitSession(BaseSession):
         return os.path.normpath(os.path.join(self.config.workdir, path))
 
     def _ensure_ownership(self, paths: list[str]) -> None:
-        """Do nothing: what is copied in is root's, as the commands are."""
+        """Do nothing: copied files belong to root, who also runs the commands."""
 
     def _process_non_stream_output(self, output: Any) -> tuple[str, str]:
         raise NotImplementedError
@@ -263,10 +263,10 @@ def _output(returncode: int, out: str, err: str) -> ConsoleOutput:
 def _heard_out(
     process: Process[bytes], listeners: tuple[Callable[[str], object] | None, ...], timeout: float | None
 ) -> tuple[str, str]:
-    """Pass on each piece of what a command writes, until it has ended, and return all of it.
+    """Pass on each piece of a command's output, until it has ended, and return the whole output.
 
     Raises:
-        ContainerTimeout: the time was up; it and what it has started are dead.
+        ContainerTimeout: the timeout expired; the command and its processes are dead.
     """
     decode = codecs.getincrementaldecoder("utf-8")
     outputs = [
@@ -310,7 +310,7 @@ def _pipes(process: Process[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _read(number: int) -> bytes:
-    """Read what lies in a pipe, a MiB at most: something that was left behind may write on and on."""
+    """Read what is in a pipe now, at most 1 MiB. Processes that were left running may write more forever."""
     raw = b""
     with suppress(BlockingIOError):
         while len(raw) < _PIECE and (piece := os.read(number, 65536)):

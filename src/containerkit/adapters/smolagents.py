@@ -1,4 +1,4 @@
-"""An executor of Python for smolagents' agents: their code runs in a container on this machine.
+"""A Python executor for smolagents' agents: their code runs in a container on this machine.
 
 ::
 
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
 __all__ = ["ContainerPythonExecutor"]
 
 _REMEDY: Final = (
-    "not in the container, which has no network to install from: choose a root that has it, such as "
+    "not in the container, which has no network to install it: choose a root that contains it, such as "
     "RootFS.image(...) or RootFS.host(python=sys.prefix)"
 )
 _SHOWN: Final = ("html", "json", "latex", "markdown", "svg", "text")
-"""What the output of a piece of code is taken from, the first that there is."""
+"""The MIME types of the output of a piece of code, in the order of preference."""
 
 
 class ContainerPythonExecutor(RemotePythonExecutor):
     """Runs the code of an agent in an :class:`Interpreter`, which keeps variables from step to step.
 
     Args:
-        additional_imports: modules that the code may want; they must be in the container (default none). There is no
-            network to install them from.
-        logger: smolagents' own.
-        allow_pickle: as smolagents has it: whether an answer may be unpickled, which lets the code inside run code
-            outside (default False).
-        timeout: seconds that a piece of code has (default: no limit).
-        options: for :class:`Interpreter`, such as ``limits``, ``root`` and ``python`` (default: the machine's programs
-            and the caller's own virtual environment, since smolagents' tools import numpy and pillow).
+        additional_imports: modules for the code; they must be in the container, because it has no network to install
+            them (default none).
+        logger: a logger of smolagents.
+        allow_pickle: as in smolagents: answers may be unpickled, which lets the code inside run code outside (default
+            False).
+        timeout: the time limit of a piece of code, in seconds (default: no limit).
+        options: for :class:`Interpreter`, such as ``limits``, ``root`` and ``python`` (default: the host's programs and
+            the caller's virtual environment, because smolagents' tools import numpy and pillow).
 
     Raises:
-        AgentError: a module is not there.
+        AgentError: a module is missing.
         SpecError, SetupError: as for :class:`Interpreter`.
     """
 
@@ -87,7 +87,7 @@ class ContainerPythonExecutor(RemotePythonExecutor):
         """Run a piece of code.
 
         Raises:
-            AgentError: it has raised, its time was up, or it was killed for memory.
+            AgentError: it raised an exception, exceeded its time limit, or was killed because memory ran out.
         """
         done = self.interpreter.run_code(code)
         logs = done.stdout
@@ -103,14 +103,14 @@ class ContainerPythonExecutor(RemotePythonExecutor):
         return CodeOutput(output=_output(done), logs=logs, is_final_answer=False)
 
     def install_packages(self, additional_imports: list[str]) -> list[str]:
-        """Log which of the packages of tools are not there, and return the others: a tool may do without."""
+        """Log which packages of tools are missing, and return the others. A tool may work without them."""
         missing = self._missing(additional_imports)
         if missing:
             self.logger.log(f"{', '.join(missing)}: {_REMEDY}")
         return [name for name in additional_imports if name not in missing]
 
     def _missing(self, names: list[str]) -> list[str]:
-        """Return those of some packages that can't be imported."""
+        """Return the packages that can't be imported."""
         missing: list[str] = []
         for name in names:
             module = {"pillow": "PIL"}.get(name, name.partition("[")[0].replace("-", "_"))
@@ -135,7 +135,7 @@ class ContainerPythonExecutor(RemotePythonExecutor):
 
 
 def _output(done: Execution) -> Any:
-    """Return the value of the last expression as an agent takes it: a picture, else text."""
+    """Return the value of the last expression for an agent: an image, otherwise text."""
     for result in done.results:
         picture = result.png or result.jpeg
         if picture is not None:

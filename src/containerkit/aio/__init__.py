@@ -1,4 +1,4 @@
-"""Containers for asyncio: nothing here blocks the event loop, and whoever waits takes no thread.
+"""Containers for asyncio. Nothing here blocks the event loop, and waiting occupies no thread.
 
 ::
 
@@ -10,8 +10,8 @@
             async for line in p.stdout:
                 print(line)
 
-A task that is cancelled kills and reaps its command, and gives back all that was made, before the cancellation is seen.
-It works under every event loop that has ``add_reader``, uvloop's among them.
+A task that is cancelled first kills and reaps its command and releases all resources, then raises ``CancelledError``.
+It works with every event loop that has ``add_reader``, including uvloop.
 """
 
 from containerkit.late import lazy as _lazy

@@ -1,4 +1,4 @@
-"""What blocks is done by threads of a pool of its own; a cancellation waits until it is through."""
+"""Runs blocking calls in threads of a separate pool. A cancellation waits until the call has ended."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 _SHORT: Final = max(4, min(16, (os.cpu_count() or 1) + 4))
-"""Threads for starts and ends, each of which takes milliseconds: more would only get into each other's way."""
+"""The number of threads for starts and ends, which take milliseconds. More threads would only compete."""
 
 _LONG: Final = 32
-"""Threads for what may take long, such as a pull."""
+"""The number of threads for calls that may take long, such as a pull."""
 
 _pools: dict[str, ThreadPoolExecutor] = {}
 
 
 def _pool(name: str, size: int) -> ThreadPoolExecutor:
-    """Return one of the pools. They are not the loop's own, whose few threads another may keep busy."""
+    """Return one of the pools. The loop's own pool is not used, because others may occupy its few threads."""
     if name not in _pools:
         _pools[name] = ThreadPoolExecutor(size, thread_name_prefix=f"containerkit {name}")
     return _pools[name]
@@ -40,15 +40,15 @@ def in_thread(do: Callable[Given, Result], *args: Given.args, **kwargs: Given.kw
     """Start or end something in a thread.
 
     Returns:
-        A future, which is not to be cancelled: hand it to :func:`settled`, or await :func:`undone`.
+        A future that must not be cancelled: pass it to :func:`settled` or :func:`undone`.
     """
     return asyncio.get_running_loop().run_in_executor(_pool("aio", _SHORT), partial(do, *args, **kwargs))
 
 
 async def settled(work: asyncio.Future[Result]) -> asyncio.CancelledError | None:
-    """Wait until something is through, whatever comes; return the cancellation that came meanwhile.
+    """Wait until a call has ended, even if cancelled. Return a cancellation that arrived in the meantime.
 
-    The caller raises it once all is in order. What a thread does can't be stopped, and what it made must have an owner.
+    The caller raises it after its cleanup. A thread can't be stopped, and its result must have an owner.
     """
     cancelled: asyncio.CancelledError | None = None
     while not work.done():
@@ -60,14 +60,14 @@ async def settled(work: asyncio.Future[Result]) -> asyncio.CancelledError | None
 
 
 async def undone(work: asyncio.Future[Result], undo: Callable[[Result], object] | None = None) -> Result:
-    """Return the result of something in a thread, or take it back where a cancellation came meanwhile.
+    """Return the result of a call in a thread, or undo it if a cancellation arrived in the meantime.
 
     Args:
         work: from :func:`in_thread`.
-        undo: takes back what it made, in a thread (default: there is nothing to take back).
+        undo: undoes the call, in a thread (default: nothing to undo).
 
     Raises:
-        CancelledError: once it is taken back.
+        CancelledError: after the call was undone.
     """
     cancelled = await settled(work)
     if cancelled is None:
@@ -80,7 +80,7 @@ async def undone(work: asyncio.Future[Result], undo: Callable[[Result], object] 
 
 
 async def call(do: Callable[Given, Result], /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
-    """Call something of the library that blocks, in a thread: images, builds, pools of networks, checkpoints.
+    """Call a blocking function of the library in a thread: images, builds, pools of networks, checkpoints.
 
     ::
 
@@ -88,14 +88,14 @@ async def call(do: Callable[Given, Result], /, *args: Given.args, **kwargs: Give
         root = await aio.call(image.rootfs)
 
     Args:
-        do: what is called.
+        do: the function.
         args, kwargs: its arguments.
 
-    A cancellation is seen once the call is through, since nothing stops a thread: its result is then lost. Of those 32
-    may be under way at a time, the others wait.
+    A cancellation takes effect after the call has ended, because a thread can't be stopped. The result is then lost.
+    At most 32 calls run at a time; others wait.
 
     Raises:
-        CancelledError: the task was cancelled; the call is through.
+        CancelledError: the task was cancelled; the call has ended.
     """
     loop = asyncio.get_running_loop()
     return await undone(loop.run_in_executor(_pool("aio calls", _LONG), partial(do, *args, **kwargs)))

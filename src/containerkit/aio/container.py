@@ -44,7 +44,7 @@ __all__ = ["AsyncContainer", "AsyncFiles"]
 
 @explained
 class AsyncContainer:
-    """A container for asyncio: it runs from ``async with`` (or :meth:`start`) to its end.
+    """A container for asyncio. It runs from the start of ``async with`` (or :meth:`start`) to its end.
 
     ::
 
@@ -52,15 +52,15 @@ class AsyncContainer:
             done = await c.run(["python3", "-c", "print(6 * 7)"], text=True)
 
     Args:
-        rootfs: what is seen as ``/`` (default ``RootFS.host()``).
-        id: a name of its own: letters, digits, ``_.-``, at most 64 (default: random).
+        rootfs: the root filesystem (default ``RootFS.host()``).
+        id: a unique name of at most 64 letters, digits and ``_.-`` (default: random).
         options: see :class:`containerkit.options.ContainerOptions`.
 
     Raises:
         SpecError: a value is invalid; nothing was made.
 
     Attributes:
-        container: the same container for callers that may block.
+        container: the same container with blocking methods.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class AsyncContainer:
 
     @classmethod
     def of(cls, container: Container) -> Self:
-        """Return a container for asyncio of one that was made otherwise: by a template, by attaching, by a restore.
+        """Wrap a container that was created in another way: from a template, by attaching, by a restore.
 
         Args:
-            container: it is stopped at the end of ``async with``; where it does not run yet, that starts it.
+            container: the container. ``async with`` starts it if it is not running, and stops it at the end.
         """
         self = cls.__new__(cls)
         self.container = container
@@ -93,15 +93,15 @@ class AsyncContainer:
 
     @property
     def state(self) -> State:
-        """What it does, as :attr:`Container.state` tells it."""
+        """Its state, as in :attr:`Container.state`."""
         return self.container.state
 
     @property
     def pid(self) -> int:
-        """The pid of its init, outside.
+        """The pid of its init on the host.
 
         Raises:
-            StateError: it does not run.
+            StateError: it is not running.
         """
         return self.container.pid
 
@@ -118,12 +118,12 @@ class AsyncContainer:
         return self
 
     async def stop(self, grace_s: float = 0, *, stop_signal: int | None = None) -> None:
-        """Kill all that runs in it and wait until it is gone. May be called twice.
+        """Kill all its processes and wait for their end. May be called twice.
 
         Args:
             grace_s, stop_signal: as for :meth:`Container.stop`.
 
-        A cancellation is seen once it is gone.
+        A cancellation takes effect after it has ended.
         """
         stop = self.container.stop
         if grace_s:
@@ -142,24 +142,24 @@ class AsyncContainer:
         await self.stop()
 
     async def wait(self) -> None:
-        """Wait until the container has ended, whoever ends it.
+        """Wait until the container has ended for any reason.
 
         Raises:
-            StateError: it does not run.
+            StateError: it is not running.
         """
         await readable(self.container.fileno())
 
     async def pause(self) -> None:
-        """Stop all of its processes where they are, as :meth:`Container.pause` does.
+        """Freeze all of its processes, as :meth:`Container.pause` does.
 
         Raises:
             StateError, UnsupportedError: as there.
-            CancelledError: the task was cancelled; it goes on.
+            CancelledError: the task was cancelled; the container is not paused.
         """
         await undone(in_thread(self.container.pause), lambda _: self.container.resume())
 
     async def resume(self) -> None:
-        """Let its processes go on.
+        """Let its processes continue.
 
         Raises:
             StateError: it is not paused.
@@ -174,24 +174,24 @@ class AsyncContainer:
         """
         await undone(in_thread(self.container.update, limits))
 
-    # --- What is known of it
+    # --- Facts
 
     async def stats(self) -> Stats:
-        """Return the report of every controller that the container's group is in.
+        """Return the statistics of every controller of the container's control group.
 
         Raises:
-            StateError: it does not run, or has no ``limits`` and so no group.
+            StateError: it is not running, or has no ``limits`` and so no control group.
         """
         return await undone(in_thread(self.container.stats))
 
     async def every(self, seconds: float) -> AsyncIterator[Stats]:
-        """Yield :meth:`stats` again and again, until the container has ended.
+        """Yield :meth:`stats` repeatedly, until the container has ended.
 
         Args:
-            seconds: from one to the next, more than 0.
+            seconds: the interval, more than 0.
 
         Raises:
-            SpecError: no such time.
+            SpecError: an invalid interval.
             StateError: it was never started, or has no ``limits``.
         """
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
@@ -206,16 +206,16 @@ class AsyncContainer:
             yield told
 
     def events(self, kinds: Iterable[EventKind] | None = None, *, triggers: Iterable[PressureTrigger] = ()) -> Events:
-        """Return the events of its group from now on: ``async for event in c.events():``.
+        """Return the future events of its control group: ``async for event in c.events():``.
 
         Args:
             kinds, triggers: as for :meth:`CGroup.events`.
 
-        It ends with the container. It owns descriptors: use ``with``, or ``close()`` where the loop is left early.
+        It ends with the container. It owns descriptors: use ``with``, or ``close()`` if you leave the loop early.
 
         Raises:
-            StateError: it was never started, or has no ``limits`` and so no group.
-            UnsupportedError: the kernel can't tell such an event.
+            StateError: it was never started, or has no ``limits`` and so no control group.
+            UnsupportedError: the kernel does not report such events.
         """
         group = self.container.cgroup
         if group is None:
@@ -224,21 +224,21 @@ class AsyncContainer:
 
     @property
     def log(self) -> Log:
-        """Where its commands can write to, as :attr:`Container.log`.
+        """A file that its commands can write to, as :attr:`Container.log`.
 
         Raises:
-            StateError: it does not run.
+            StateError: it is not running.
         """
         return self.container.log
 
     async def logs(self, *, tail: int | None = None) -> str:
-        """Return what its commands have written to :attr:`log`, as :meth:`Container.logs` does.
+        """Return the content of :attr:`log`, as :meth:`Container.logs` does.
 
         Args:
-            tail: only so many of the last lines (default: all).
+            tail: at most so many lines, the latest (default: all).
 
         Raises:
-            SpecError: no number of lines.
+            SpecError: an invalid number of lines.
         """
         return await call(self.container.logs, tail=tail)
 
@@ -293,13 +293,13 @@ class AsyncContainer:
 
         Args:
             argv: the program, which is looked up inside, and its arguments.
-            line_limit_bytes: the longest line that can be read (default 65536).
+            line_limit_bytes: the maximum length of a line that is read (default 65536).
             options: see :class:`containerkit.options.AnyPopenOptions`.
 
-        Its streams are of bytes, or of str, as for :func:`containerkit.aio.popen`.
+        Its streams contain bytes or str, as for :func:`containerkit.aio.popen`.
 
         Raises:
-            StateError, SpecError, SetupError: as for :meth:`Container.popen`, when it is awaited.
+            StateError, SpecError, SetupError: as for :meth:`Container.popen`, when the result is awaited.
             CancelledError: the task was cancelled; the command is dead and reaped.
         """
         popen = self.container.popen
@@ -347,7 +347,7 @@ class AsyncContainer:
         argv: ListOf[Word],
         *,
         input: Input = None,  # noqa: A002 - subprocess's own argument
-        timeout: float | None = None,  # noqa: ASYNC109 - what Container.run has: the command is killed then
+        timeout: float | None = None,  # noqa: ASYNC109 - as in Container.run: the command is killed
         check: bool = False,
         capture_output: bool = True,
         output_limit_bytes: int | None = OUTPUT_LIMIT_BYTES,
@@ -383,9 +383,9 @@ class AsyncContainer:
 
 
 class AsyncFiles:
-    """The files inside a container, for asyncio; :func:`containerkit.aio.call` does the rest of what ``files`` can.
+    """The files inside a container, for asyncio. Use :func:`containerkit.aio.call` for other methods of ``files``.
 
-    Each raises what the same call of :attr:`Container.files` does.
+    Each method raises the same errors as that of :attr:`Container.files`.
     """
 
     def __init__(self, container: Container) -> None:
@@ -400,7 +400,7 @@ class AsyncFiles:
         return await call(self._files.read_text, path, encoding)
 
     async def write(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
-        """Write a file: its permission bits are ``mode`` where it is new."""
+        """Write a file. A new file gets the permission bits ``mode``."""
         await call(self._files.write, path, content, mode=mode)
 
     async def listdir(self, path: str = "/") -> list[str]:
@@ -408,13 +408,13 @@ class AsyncFiles:
         return await call(self._files.listdir, path)
 
     async def exists(self, path: str) -> bool:
-        """Return whether there is something at a path."""
+        """Return whether a path exists."""
         return await call(self._files.exists, path)
 
     async def put(self, source: str | os.PathLike[str], target: str) -> None:
-        """Copy a file or directory of the caller's into the container."""
+        """Copy a file or directory of the host into the container."""
         await call(self._files.put, source, target)
 
     async def get(self, source: str, target: str | os.PathLike[str]) -> tuple[str, ...]:
-        """Copy a file or directory out of the container; return what was left out."""
+        """Copy a file or directory out of the container. Return the paths that were not copied."""
         return await call(self._files.get, source, target)

@@ -21,21 +21,21 @@ __all__ = ["pull"]
 
 
 class _CalledOffError(Exception):
-    """Ends a pull from within."""
+    """Raised inside a pull to end it."""
 
 
 @explained
 async def pull(reference: str | Reference, **options: Unpack[PullOptions]) -> Image:
-    """Fetch an image from its registry, as :meth:`containerkit.Image.pull` does.
+    """Pull an image from its registry, as :meth:`containerkit.Image.pull` does.
 
     Args:
-        reference: which image, such as ``alpine:3.20``.
+        reference: the image, such as ``alpine:3.20``.
         options: see :class:`containerkit.image.options.PullOptions`.
 
     Raises:
         SpecError, ImageError, SetupError, UnsupportedError: as there.
-        CancelledError: the task was cancelled; the pull has ended at its next step, and what it had fetched whole stays
-            in the store.
+        CancelledError: the task was cancelled; the pull has ended at its next step. Complete downloads stay in the
+            store.
     """
     told = options.pop("progress", silent)
     called_off = False
@@ -57,5 +57,5 @@ async def pull(reference: str | Reference, **options: Unpack[PullOptions]) -> Im
             except asyncio.CancelledError:
                 continue
         if not work.cancelled():
-            work.exception()  # nobody asks for it any more
+            work.exception()  # marks it as retrieved: nobody awaits it any more
         raise

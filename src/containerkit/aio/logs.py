@@ -1,4 +1,4 @@
-"""What detached containers write, for asyncio."""
+"""The output of detached containers, for asyncio."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["logs"]
 
 _AT_A_TIME: Final = 1000
 _LONGEST_WAIT_S: Final = 0.25
-"""After which it is looked whether the container still runs."""
+"""The interval of checks whether the container is still running, in seconds."""
 
 
 async def logs(
@@ -30,12 +30,12 @@ async def logs(
     tail: int | None = None,
     pieces: bool = False,
 ) -> AsyncIterator[LogLine]:
-    """Yield what the command of a detached container writes: ``async for line in aio.logs(c, follow=True):``.
+    """Yield the output of a detached container's command: ``async for line in aio.logs(c, follow=True):``.
 
-    Whoever waits for more takes no thread.
+    Waiting for more occupies no thread.
 
     Args:
-        container: as :func:`containerkit.containers` and ``detach`` return it.
+        container: the result of :func:`containerkit.containers` or ``detach``.
         follow, since, until, tail, pieces: as for :meth:`Detached.logs`.
 
     Raises:

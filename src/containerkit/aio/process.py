@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["LINE_LIMIT_BYTES", "AsyncProcess", "AsyncTextProcess", "Opening", "dispose"]
 
 LINE_LIMIT_BYTES: Final = 2**16
-"""How long a line may be, and half of how much is read ahead: as in asyncio."""
+"""The maximum length of a line in bytes, and half of the read-ahead, as in asyncio."""
 
 
 def dispose(made: tuple[Process[Any], Container | None]) -> None:
-    """End a command, and the container that was made for it, and wait until both are gone."""
+    """Kill a command and the container that was made for it, and wait until both have ended."""
     process, container = made
     try:
         process.close()
@@ -41,10 +41,10 @@ def dispose(made: tuple[Process[Any], Container | None]) -> None:
 
 
 class Attended(Generic[AnyStr]):
-    """A process that the event loop attends to, whatever its streams are of.
+    """A process that the event loop watches, with streams of bytes or text.
 
     Attributes:
-        stdin, stdout, stderr: its streams; None where there is no pipe.
+        stdin, stdout, stderr: its streams; None if it is not a pipe.
     """
 
     stdin: Any
@@ -67,12 +67,12 @@ class Attended(Generic[AnyStr]):
         line_limit_bytes: int = LINE_LIMIT_BYTES,
         text: Text | None = None,
     ) -> Self:
-        """Take over a command that was started, and its container where it has one of its own.
+        """Take over a started command, and its own container, if it has one.
 
         Args:
             made: the command, and the container to stop at its end.
-            line_limit_bytes: the longest line.
-            text: how its streams are text (default: they are of bytes).
+            line_limit_bytes: the maximum length of a line.
+            text: the encoding of its streams (default: they contain bytes).
 
         Raises:
             CancelledError: the task was cancelled; the command is dead and reaped.
@@ -86,7 +86,7 @@ class Attended(Generic[AnyStr]):
         return self
 
     def _connect(self, limit: int, text: Text | None) -> None:
-        """Watch copies of the ends of its pipes, which it then lets go of; those of a terminal it keeps."""
+        """Watch copies of its pipes, and close the originals. The descriptors of a terminal stay open."""
         process = self._process
         if process.stdin is not None:
             self._input = Writer.of(process.stdin.fileno())
@@ -108,7 +108,7 @@ class Attended(Generic[AnyStr]):
     def __repr__(self) -> str:
         return f"<Async{repr(self._process)[1:]}"
 
-    # --- What is known
+    # --- Facts
 
     @property
     def args(self) -> list[str]:
@@ -117,17 +117,17 @@ class Attended(Generic[AnyStr]):
 
     @property
     def pid(self) -> int:
-        """Its pid, outside."""
+        """Its pid on the host."""
         return self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        """The exit status, or the negative number of the signal; None until it was waited for."""
+        """The exit status, or the negative signal number; None until it was waited for."""
         return self._process.returncode
 
     @property
     def usage(self) -> Usage | None:
-        """What it used; None until it was waited for."""
+        """Its resource usage; None until it was waited for."""
         return self._process.usage
 
     @property
@@ -138,7 +138,7 @@ class Attended(Generic[AnyStr]):
     # --- Signals
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended."""
+        """Send a signal. Does nothing if it has ended."""
         self._process.send_signal(number)
 
     def terminate(self) -> None:
@@ -152,12 +152,12 @@ class Attended(Generic[AnyStr]):
     # --- Waiting
 
     async def wait(self) -> int:
-        """Wait for the end; any number of tasks may.
+        """Wait for the end. Any number of tasks may wait.
 
         Returns:
-            The exit status, or the negative number of the signal.
+            The exit status, or the negative signal number.
 
-        A task that is cancelled here stops waiting, and no more: so is ``asyncio.wait_for(p.wait(), 5)``.
+        Cancelling the task, as ``asyncio.wait_for(p.wait(), 5)`` does, only ends the wait.
         """
         if self._process.returncode is not None and self._container is None:
             return self._process.returncode
@@ -189,11 +189,11 @@ class Attended(Generic[AnyStr]):
             input: bytes for its stdin, or str if its streams are text; it is closed afterwards.
 
         Returns:
-            What it wrote to stdout and stderr; None where there is no pipe. The end is that of the process: something
-            that it left behind may hold the pipes open.
+            Its output on stdout and stderr; None if that is not a pipe. It ends with the process: others that it left
+            running may keep the pipes open.
 
         Raises:
-            SpecError: the input is neither, or there is no pipe for it; the command is dead and reaped.
+            SpecError: the input has another type, or there is no pipe for it; the command is dead and reaped.
             CancelledError: the task was cancelled; it is dead and reaped.
         """
         reading = [asyncio.ensure_future(reader.read()) for reader in (self.stdout, self.stderr) if reader is not None]
@@ -229,7 +229,7 @@ class Attended(Generic[AnyStr]):
 
     @staticmethod
     async def _write(stdin: Any, given: Any) -> None:
-        with suppress(BrokenPipeError):  # nobody reads it any more: not an error, as in communicate of subprocess
+        with suppress(BrokenPipeError):  # it closed its stdin: not an error, as in communicate of subprocess
             if given:
                 stdin.write(given)
                 await stdin.drain()
@@ -238,7 +238,7 @@ class Attended(Generic[AnyStr]):
     # --- The end
 
     async def aclose(self) -> None:
-        """Kill it if it runs, wait for it and close its streams. May be called twice."""
+        """Kill it if it is running, wait for it, and close its streams. May be called twice."""
         if self._closed:
             return
         self._closed = True
@@ -283,14 +283,14 @@ class Attended(Generic[AnyStr]):
 
 
 class AsyncProcess(Attended[bytes]):
-    """A process in a container, as ``popen`` of this module returns it; there is no other way to make one.
+    """A process in a container, returned by ``popen`` of this package.
 
-    In the manner of :class:`asyncio.subprocess.Process`. Streams are of bytes. All signals go through a pidfd. With
-    ``async with`` it is waited for at the end, and killed before where an exception comes.
+    It resembles :class:`asyncio.subprocess.Process`. Streams contain bytes. All signals are sent through a pidfd.
+    ``async with`` waits for it at the end, and kills it first after an exception.
 
     Attributes:
-        stdin: writes to its standard input; None where that is no pipe.
-        stdout, stderr: read what it writes, also by ``async for line in p.stdout``; None where that is no pipe.
+        stdin: the writer of its standard input; None if that is not a pipe.
+        stdout, stderr: the readers of its output, also for ``async for line in p.stdout``; None if not a pipe.
     """
 
     stdin: Writer | None
@@ -299,11 +299,11 @@ class AsyncProcess(Attended[bytes]):
 
 
 class AsyncTextProcess(Attended[str]):
-    """A process whose streams are text, as ``popen(..., text=True)`` returns it; otherwise an :class:`AsyncProcess`.
+    """A process with text streams, returned by ``popen(..., text=True)``; otherwise like :class:`AsyncProcess`.
 
     Attributes:
-        stdin: writes str to its standard input; None where that is no pipe.
-        stdout, stderr: read what it writes as str, also by ``async for line in p.stdout``; None where that is no pipe.
+        stdin: the writer of its standard input, for str; None if that is not a pipe.
+        stdout, stderr: the readers of its output as str, also for ``async for line in p.stdout``; None if not a pipe.
     """
 
     stdin: TextWriter | None
@@ -315,7 +315,7 @@ Awaited = TypeVar("Awaited", bound=Attended[Any])
 
 
 class Opening(Generic[Awaited]):
-    """A process that is about to start: ``p = await popen(...)``, or ``async with popen(...) as p:``."""
+    """The result of ``popen`` before the start: ``p = await popen(...)``, or ``async with popen(...) as p:``."""
 
     def __init__(self, start: Coroutine[Any, Any, Awaited]) -> None:
         self._start = start
@@ -326,7 +326,7 @@ class Opening(Generic[Awaited]):
         return self._start.__await__()
 
     async def __aenter__(self) -> Awaited:
-        """Start it; at the end it is waited for."""
+        """Start it. ``__aexit__`` waits for its end."""
         self._process = await self._start
         return self._process
 

@@ -1,4 +1,4 @@
-"""Commands in containers of their own, for asyncio; and what ``run`` is in any container."""
+"""Commands in new containers, for asyncio, and the implementation of ``run`` for any container."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Made = tuple[Process[Any], Container | None]
     Start = Callable[[dict[str, Any]], Made]
-    """Starts a command with these streams, in a thread."""
+    """Starts a command with the given streams, in a thread."""
 
 __all__ = ["attended", "opened", "popen", "run", "told_to"]
 
@@ -78,7 +78,7 @@ async def run(
     argv: ListOf[Word],
     *,
     input: Input = None,  # noqa: A002 - subprocess's own argument
-    timeout: float | None = None,  # noqa: ASYNC109 - what containerkit.run has: the command is killed then
+    timeout: float | None = None,  # noqa: ASYNC109 - as in containerkit.run: the command is killed
     check: bool = False,
     capture_output: bool = True,
     output_limit_bytes: int | None = OUTPUT_LIMIT_BYTES,
@@ -87,7 +87,7 @@ async def run(
     on_stderr: Listener | None = None,
     **more: Unpack[AnyLaunchOptions],
 ) -> CompletedProcess[Any]:
-    """Run one command in a container of its own and wait for its end, as :func:`containerkit.run` does.
+    """Run one command in a new container and wait for its end, as :func:`containerkit.run` does.
 
     Args:
         argv: the program, which is looked up inside, and its arguments.
@@ -97,7 +97,7 @@ async def run(
 
     Raises:
         SpecError, SetupError, ContainerTimeout, ExitError: as there.
-        CancelledError: the task was cancelled; the command is dead and reaped, and its container gone.
+        CancelledError: the task was cancelled; the command is dead and reaped, and its container has ended.
     """
 
     def start(streams: dict[str, Any]) -> Made:
@@ -126,7 +126,7 @@ async def attended(
     limit: int | None,
     told: Told | None = None,
 ) -> CompletedProcess[Any]:
-    """Do what ``run`` does with a command that ``start`` starts; the arguments are those of ``run``.
+    """Do the work of ``run`` for a command that ``start`` starts. The other arguments are those of ``run``.
 
     Raises:
         SpecError, SetupError, ContainerTimeout, ExitError, CancelledError: as there.
@@ -154,7 +154,7 @@ async def attended(
 
 
 class Told:
-    """Who is told the lines of a command in the event loop: those that come there, and then those that were left.
+    """Passes the lines of a command to listeners in the event loop.
 
     Args:
         hearing: the listeners.
@@ -168,7 +168,7 @@ class Told:
         self.rest = Listening(out, err, hearing.kept)
 
     def listeners(self, more: Mapping[str, Any]) -> Any:
-        """Return what takes the pieces of both streams."""
+        """Return functions that receive the pieces of both streams."""
         text = Text.of(more.get("text"), more.get("encoding"), more.get("errors"))
         return tuple(
             Lines(partial(self._tell, number), text).feed if self._calls[number] else None for number in (0, 1)
@@ -181,17 +181,17 @@ class Told:
         call(line)
 
     def finish(self) -> None:
-        """Pass on the lines that came after the loop had stopped listening."""
+        """Pass on the lines that arrived after the loop had stopped reading."""
         for number, lines in enumerate(self._all):
             for line in lines[self._told[number] :]:
                 self._tell(number, line)
 
 
 def told_to(on_stdout: Listener | None, on_stderr: Listener | None, *, kept: bool) -> Told | None:
-    """Return who is told the lines; None where nobody is.
+    """Return an object that passes lines to the listeners, or None without listeners.
 
     Raises:
-        SpecError: what can't be called.
+        SpecError: a listener is not callable.
     """
     hearing = Listening.of(on_stdout, on_stderr, kept=kept)
     return None if hearing is None else Told(hearing)
@@ -261,26 +261,26 @@ def popen(
     line_limit_bytes: int = LINE_LIMIT_BYTES,
     **options: Unpack[AnyLaunchOptions],
 ) -> Opening[Any]:
-    """Start one command in a container of its own: ``p = await popen(...)``, or ``async with popen(...) as p:``.
+    """Start one command in a new container: ``p = await popen(...)``, or ``async with popen(...) as p:``.
 
     Args:
         argv: the program, which is looked up inside, and its arguments.
         init: as for :func:`containerkit.run` (default True).
-        line_limit_bytes: the longest line that can be read (default 65536).
+        line_limit_bytes: the maximum length of a line that is read (default 65536).
         options: see :class:`containerkit.options.AnyLaunchOptions`.
 
-    Its streams are of bytes, or with ``text``, ``encoding`` or ``errors`` of str: an :class:`AsyncProcess` or an
-    :class:`AsyncTextProcess`. The container ends with the command.
+    Its streams contain bytes (:class:`AsyncProcess`), or str with ``text``, ``encoding`` or ``errors``
+    (:class:`AsyncTextProcess`). The container ends with the command.
 
     Raises:
-        SpecError, SetupError: as for :func:`containerkit.run`, when it is awaited.
-        CancelledError: the task was cancelled; nothing runs, and nothing is left.
+        SpecError, SetupError: as for :func:`containerkit.run`, when the result is awaited.
+        CancelledError: the task was cancelled; nothing is running or left behind.
     """
     return Opening(opened(lambda more: begin(argv, more, {}, init=init), options, line_limit_bytes))
 
 
 async def opened(start: Start, options: Mapping[str, Any], limit: int) -> Attended[Any]:
-    """Return a command that ``start`` starts; the arguments are those of ``popen``.
+    """Return a command that ``start`` starts. The other arguments are those of ``popen``.
 
     Raises:
         SpecError, SetupError, CancelledError: as there.
@@ -288,7 +288,7 @@ async def opened(start: Start, options: Mapping[str, Any], limit: int) -> Attend
     text = Text.of(options.get("text"), options.get("encoding"), options.get("errors"))
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise SpecError(f"line_limit_bytes: {limit!r} is not a number of bytes")
-    # The loop decodes: beneath are bytes.
+    # The streams of the process contain bytes; the event loop decodes them.
     options = {name: value for name, value in options.items() if name not in ("text", "encoding", "errors")}
     made = await undone(in_thread(start, options), dispose)
     kind: type[Attended[Any]] = AsyncProcess if text is None else AsyncTextProcess

@@ -1,7 +1,7 @@
 """The ends of pipes on the event loop.
 
-Not by ``connect_read_pipe``: uvloop closes a descriptor there twice, and in between a thread that starts another
-command may have been given its number. Here each descriptor has one owner, and nothing is awaited until it is watched.
+``connect_read_pipe`` is not used: uvloop closes its descriptor twice. In between, a thread that starts another command
+may have got the same number. Here each descriptor has one owner, and is watched before the first ``await``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Source(asyncio.ReadTransport):
     """Reads a descriptor into a StreamReader.
 
     Args:
-        fd: the descriptor; it belongs to this from now on.
-        limit: of the reader.
+        fd: the descriptor. This object closes it.
+        limit: of the reader, in bytes.
     """
 
     def __init__(self, fd: int, limit: int) -> None:
@@ -59,7 +59,7 @@ class Source(asyncio.ReadTransport):
             self.close()
 
     def read_all(self) -> None:
-        """Read what lies there, and no more than that: something that was left behind may write on and on."""
+        """Read the bytes that are in the pipe now. Processes that the command left running may write more forever."""
         from containerkit.aio.waiting import lying
 
         left = 0 if self._fd < 0 else lying(self._fd)
@@ -70,12 +70,12 @@ class Source(asyncio.ReadTransport):
         self.close()
 
     def pause_reading(self) -> None:
-        """Read no more for now: the reader has enough."""
+        """Stop reading for now: the reader's buffer is full."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
-        """Go on."""
+        """Continue reading."""
         if self._fd >= 0:
             self._loop.add_reader(self._fd, self._read)
 
@@ -84,7 +84,7 @@ class Source(asyncio.ReadTransport):
         return self._fd < 0
 
     def close(self) -> None:
-        """Close it: the reader is at its end. May be called twice."""
+        """Close it. The reader gets the end of file. May be called twice."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
@@ -95,7 +95,7 @@ class Source(asyncio.ReadTransport):
 
 
 class Writer:
-    """Writes to the standard input of a command, in the manner of :class:`asyncio.StreamWriter`."""
+    """Writes to the standard input of a command, like :class:`asyncio.StreamWriter`."""
 
     def __init__(self, fd: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -117,9 +117,9 @@ class Writer:
             raise
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write something, at once as far as the pipe takes it; after that the rest. :meth:`drain` waits for it.
+        """Write data. What does not fit in the pipe is buffered and written later; :meth:`drain` waits for it.
 
-        What is written once nobody reads any more is dropped; :meth:`drain` tells of it.
+        Data is dropped if the command has closed its standard input; :meth:`drain` then raises an error.
 
         Raises:
             RuntimeError: it was closed.
@@ -150,7 +150,7 @@ class Writer:
             sent = os.write(self._fd, memoryview(self._rest)[:_CHUNK])
         except BlockingIOError:
             return
-        except OSError:  # EPIPE: nobody reads it any more; EIO: the terminal is gone
+        except OSError:  # EPIPE: no reader is left; EIO: the terminal is closed
             self._broken = True
             sent = len(self._rest)
         del self._rest[:sent]
@@ -158,23 +158,23 @@ class Writer:
             self._told.set()
 
     async def drain(self) -> None:
-        """Wait until little is left to be written.
+        """Wait until the buffer is nearly empty.
 
         Raises:
-            BrokenPipeError: nobody reads it any more.
+            BrokenPipeError: the command has closed its standard input.
         """
         while len(self._rest) > _HIGH_WATER_BYTES and not self._broken:
             self._told.clear()
             await self._told.wait()
         if self._broken:
-            raise BrokenPipeError("the command reads its standard input no more")
+            raise BrokenPipeError("the command has closed its standard input")
 
     def is_closing(self) -> bool:
         """Whether it was closed."""
         return self._closing
 
     def can_write_eof(self) -> bool:
-        """Whether its end can be told: by closing it."""
+        """Whether the end of file can be signalled: always, by closing it."""
         return True
 
     def write_eof(self) -> None:
@@ -182,7 +182,7 @@ class Writer:
         self.close()
 
     def close(self) -> None:
-        """Close it, once what was written is through. May be called twice."""
+        """Close it after the buffer was written. May be called twice."""
         self._closing = True
         if not self._rest:
             self._close()
@@ -194,7 +194,7 @@ class Writer:
             await self._told.wait()
 
     def abort(self) -> None:
-        """Close it at once; what was not written yet is lost."""
+        """Close it at once. The buffer is lost."""
         self._closing = True
         self._close()
 

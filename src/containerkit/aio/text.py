@@ -1,4 +1,4 @@
-"""The streams of a command as text, for asyncio: what the streams of bytes are, decoded and encoded on the way."""
+"""The streams of a command as text, for asyncio: the streams of bytes with decoding and encoding."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CHUNK: Final = 65536
 
 
 class TextReader:
-    """Reads text, in the manner of :class:`asyncio.StreamReader`. All ends of lines are read as one newline.
+    """Reads text, like :class:`asyncio.StreamReader`. All line endings are read as one newline.
 
     Args:
-        reader: where the bytes come from; nobody else reads from it.
-        text: how they are text.
-        limit: the longest line, in characters.
+        reader: the source of the bytes. It must have no other reader.
+        text: the encoding.
+        limit: the maximum length of a line, in characters.
     """
 
     def __init__(self, reader: asyncio.StreamReader, text: Text, limit: int) -> None:
@@ -36,13 +36,13 @@ class TextReader:
         self._ended = False
 
     async def read(self, n: int = -1) -> str:
-        """Return up to so many characters, at least one before the end; without a number, all up to the end.
+        """Return between 1 and ``n`` characters, or an empty string at the end. By default read to the end.
 
         Args:
-            n: how many (default -1: all).
+            n: the maximum number of characters (default -1: all).
 
         Raises:
-            UnicodeDecodeError: bytes that are no such text, with ``errors="strict"``.
+            UnicodeDecodeError: invalid bytes, with ``errors="strict"``.
         """
         if n < 0:
             while await self._more():
@@ -55,10 +55,10 @@ class TextReader:
         return found
 
     async def readline(self) -> str:
-        """Return a line with its end; what there is at the end of the stream, and then ``""``.
+        """Return a line with its newline, the rest at the end of the stream, and then ``""``.
 
         Raises:
-            ValueError: it is longer than the limit; what was read of it is dropped, as in asyncio.
+            ValueError: it is longer than the limit; the part that was read is dropped, as in asyncio.
             UnicodeDecodeError: as for :meth:`read`.
         """
         searched = 0
@@ -74,7 +74,7 @@ class TextReader:
         return found
 
     async def _more(self) -> bool:
-        """Decode what comes next; False at the end."""
+        """Decode the next bytes. Return False at the end."""
         if self._ended:
             return False
         raw = await self._reader.read(_CHUNK)
@@ -83,7 +83,7 @@ class TextReader:
         return True
 
     def at_eof(self) -> bool:
-        """Whether all was read up to the end."""
+        """Whether everything up to the end was read."""
         return not self._rest and (self._ended or self._reader.at_eof())
 
     def __aiter__(self) -> TextReader:
@@ -99,11 +99,11 @@ class TextReader:
 
 
 class TextWriter:
-    """Writes text to the standard input of a command, in the manner of :class:`asyncio.StreamWriter`.
+    """Writes text to the standard input of a command, like :class:`asyncio.StreamWriter`.
 
     Args:
-        writer: where the bytes go.
-        text: how text is bytes.
+        writer: the destination of the bytes.
+        text: the encoding.
     """
 
     def __init__(self, writer: Writer, text: Text) -> None:
@@ -111,7 +111,7 @@ class TextWriter:
         self._text = text
 
     def write(self, data: str) -> None:
-        """Write something, at once as far as the pipe takes it; after that the rest. :meth:`drain` waits for it.
+        """Write text. What does not fit in the pipe is buffered and written later; :meth:`drain` waits for it.
 
         Raises:
             RuntimeError: it was closed.
@@ -124,10 +124,10 @@ class TextWriter:
         self.write("".join(lines))
 
     async def drain(self) -> None:
-        """Wait until little is left to be written.
+        """Wait until the buffer is nearly empty.
 
         Raises:
-            BrokenPipeError: nobody reads it any more.
+            BrokenPipeError: the command has closed its standard input.
         """
         await self._writer.drain()
 
@@ -136,7 +136,7 @@ class TextWriter:
         return self._writer.is_closing()
 
     def can_write_eof(self) -> bool:
-        """Whether its end can be told: by closing it."""
+        """Whether the end of file can be signalled: always, by closing it."""
         return True
 
     def write_eof(self) -> None:
@@ -144,7 +144,7 @@ class TextWriter:
         self.close()
 
     def close(self) -> None:
-        """Close it, once what was written is through; harmless when repeated."""
+        """Close it after the buffer was written. May be called twice."""
         self._writer.close()
 
     async def wait_closed(self) -> None:

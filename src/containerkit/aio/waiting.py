@@ -1,4 +1,4 @@
-"""Waiting for a descriptor, and hearing a command out, on the event loop."""
+"""Waits for a descriptor, and reads the output of a command, on the event loop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FIONREAD: Final = 0x541B
 
 
 async def readable(fd: int) -> None:
-    """Wait until a descriptor is readable. A copy is watched: its owner may close it meanwhile.
+    """Wait until a descriptor is readable. A copy is watched, because its owner may close it in the meantime.
 
     Args:
-        fd: such as a pidfd, which is readable once its process has ended. -1: it has.
+        fd: such as a pidfd, which is readable after its process has ended; -1 if it has ended already.
     """
     if fd < 0:
         return
@@ -44,20 +44,20 @@ def _set(ready: asyncio.Future[None]) -> None:
 
 
 def lying(fd: int) -> int:
-    """Return how many bytes there are to read. Source: ioctl(2), FIONREAD."""
+    """Return the number of bytes that can be read now. Source: ioctl(2), FIONREAD."""
     import fcntl
 
     return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
 
 
 class Hearing:
-    """Feeds a command and keeps what it writes, until it has ended, has written too much, or its time is up.
+    """Writes a command's input and keeps its output, until it has ended, has written too much, or the time is up.
 
     Args:
-        process: the command; its files are not used by anybody else.
-        given: what it finds on stdin.
-        limit: how many bytes are kept.
-        listeners: functions that are called with each piece of stdout and of stderr. What one raises ends it all.
+        process: the command. Nothing else uses its streams.
+        given: its standard input.
+        limit: the number of bytes to keep.
+        listeners: functions that are called with each piece of stdout and of stderr. An exception ends the command.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Hearing:
 
     @property
     def heard(self) -> tuple[bytes, bytes]:
-        """What it wrote to stdout and to stderr."""
+        """Its output on stdout and on stderr."""
         out, err = self._chunks
         return b"".join(out), b"".join(err)
 
     async def until(self, deadline: float | None) -> None:
-        """Go on until it has ended, or there is nothing more to be heard from here.
+        """Continue until it has ended, or there is nothing more to read.
 
         Args:
-            deadline: by the loop's clock, which is the monotonic one.
+            deadline: by the loop's clock, which is the monotonic one, in seconds.
         """
         with self._watching():
             timer = None if deadline is None else self._loop.call_at(deadline, _set, self._over)
@@ -133,7 +133,7 @@ class Hearing:
 
     def _read(self, fd: int, chunks: list[bytes], listener: Callable[[bytes], object] | None) -> None:
         most = _CHUNK if self._left is None else min(_CHUNK, self._left)
-        if most == 0:  # whoever takes over from here ends it for its output, if there is more of it
+        if most == 0:  # the caller ends the command if it writes more
             if lying(fd) > 0:
                 _set(self._over)
                 return
@@ -142,7 +142,7 @@ class Hearing:
             chunk = os.read(fd, most)
         except BlockingIOError:
             return
-        except OSError:  # EIO: the other side of a terminal is gone
+        except OSError:  # EIO: the other side of a terminal is closed
             chunk = b""
         if not chunk:
             self._watched.discard(fd)
@@ -154,7 +154,7 @@ class Hearing:
         if listener is not None:
             try:
                 listener(chunk)
-            except BaseException as error:  # noqa: BLE001 - whoever waits raises it
+            except BaseException as error:  # noqa: BLE001 - raised again by the one who waits
                 if not self._over.done():
                     self._over.set_exception(error)
 
@@ -163,7 +163,7 @@ class Hearing:
             sent = os.write(fd, self._rest[:_CHUNK])
         except BlockingIOError:
             return
-        except OSError:  # EPIPE: nobody reads it any more
+        except OSError:  # EPIPE: no reader is left
             sent = len(self._rest)
         self._rest = self._rest[sent:]
         if not self._rest:

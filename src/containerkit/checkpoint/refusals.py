@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit._linux import criu, mountinfo, procfs
 from containerkit.errors import StateError, UnsupportedError
+from containerkit.spec.devices import DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -91,6 +92,9 @@ def _check_description(subject: Subject) -> None:
         ),
         "the writes to its root are in memory, which is not saved: give it a RootFS.dir(), or an upper "
         "directory": spec.rootfs.kind not in ("dir", "overlay") or spec.rootfs.in_memory,
+        "it has devices of the host, whose state is not saved: leave out devices=": any(
+            (DEVICE, None) in mount.options for mount in spec.mounts
+        ),
         "its filter asks a supervisor, which a restore lacks": subject.supervised or spec.confinement.notifies,
     }
     for kind in ("mount", "pid", "network", "ipc", "uts", "user", "cgroup", "time"):

@@ -169,7 +169,7 @@ def _binds(spec: Spec, userns: Slot | None) -> list[Operation]:
     for number, bind in enumerate(mount for mount in spec.mounts if mount.type == "bind"):
         tree = Slot(bind_place(number))
         alone = attrs.evolve(bind, recursive=False)
-        steps += [*mounts.open_source(alone, tree), *mounts.set_attributes(alone, tree, userns)]
+        steps += [*mounts.open_source(alone, tree), *mounts.set_attributes(alone, tree, userns if bind.idmap else None)]
     return steps
 
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
-__all__ = ["COMMANDS", "FAILED", "LONG", "PLACES", "main"]
+__all__ = ["COMMANDS", "FAILED", "LONG", "PLACES", "main", "program"]
 
 COMMANDS: Final = {
     "run": "run a command in a new container",
     "explain": "print the operations that 'run' would perform",
-    "probe": "report what this host supports, and what would help",
+    "probe": "report what this host supports, and how to enable the rest",
     "seccomp": "record the system calls of a command as a profile",
-    "create": "put a container on record, for 'start'",
+    "create": "create a container without starting it",
     "image": "pull, push, build, convert and inspect images",
     "images": "list images",
     "pull": "pull an image from its registry",
@@ -33,44 +35,44 @@ COMMANDS: Final = {
     "load": "read images from such a file",
     "import": "make an image from a tar archive of a root",
     "history": "list the steps that built an image",
-    "network": "make networks that several commands share",
+    "network": "create networks that several commands share",
     "compose": "run several services from a compose file",
     "kube": "run pods from Kubernetes' YAML",
     "template": "make a root from files of the host or of a distribution",
     "login": "store the name and password for a registry",
-    "logout": "forget them",
+    "logout": "delete the name and password for a registry",
     "ps": "list containers: detached ones, those of running programs, and those of the OCI command",
     "start": "start detached containers again",
-    "stop": "ask detached containers to end, and kill them when the time is up",
-    "restart": "stop detached containers and start them",
-    "kill": "send the command of detached containers a signal",
+    "stop": "ask detached containers to end, and kill them after a timeout",
+    "restart": "stop detached containers and start them again",
+    "kill": "send a signal to the command of detached containers",
     "wait": "wait for the end of detached containers, and print their exit statuses",
-    "pause": "stop all processes of detached containers where they are",
-    "unpause": "let them go on",
-    "rm": "remove detached containers with all that they have written",
+    "pause": "freeze all processes of detached containers",
+    "unpause": "let the processes of paused containers continue",
+    "rm": "remove detached containers with all their files",
     "rename": "give a detached container another name",
     "update": "change the limits or the restart policy of detached containers",
-    "logs": "print what a detached container has written",
+    "logs": "print the output of a detached container",
     "exec": "run a command in a detached container",
-    "attach": "see what a detached container writes, and type to it",
-    "inspect": "print all that is known of detached containers",
+    "attach": "show the output of a detached container, and pass on input",
+    "inspect": "print all facts about containers, images, volumes or networks",
     "top": "list the processes of a detached container",
-    "port": "print by which ports of the host a detached container is reached",
-    "events": "print what happens to detached containers",
-    "stats": "print what detached containers use",
-    "diff": "list what a detached container has changed",
-    "commit": "make an image of what a detached container has changed",
+    "port": "print the published ports of a detached container",
+    "events": "print the events of detached containers",
+    "stats": "print the resource usage of detached containers",
+    "diff": "list the files that a detached container has changed",
+    "commit": "make an image from the changes of a detached container",
     "cp": "copy files between a detached container and the host",
-    "container": "the commands for containers by their long names, such as 'container ls'; and 'container prune'",
-    "volume": "make, list, back up and remove volumes",
-    "system": "tell what takes space on the disk, and remove what nobody needs",
-    "info": "print what this host and this user have",
+    "container": "the commands for containers by their long names, such as 'container ls', and 'container prune'",
+    "volume": "create, list, back up and remove volumes",
+    "system": "show the disk usage, and remove unused objects",
+    "info": "print facts about this host and this user",
     "version": "print the versions",
-    "generate": "print unit files of systemd, and manual pages",
-    "completion": "print the completion of a shell",
-    "gc": "remove what killed owners have left behind",
+    "generate": "print unit files for systemd, and write manual pages",
+    "completion": "print the completion for a shell",
+    "gc": "remove objects that killed owners have left behind",
 }
-"""The commands, each a module of this package or in :data:`PLACES`, and what they do."""
+"""The commands and their purposes. Each command is a module of this package, or is listed in :data:`PLACES`."""
 
 PLACES: Final = {
     **dict.fromkeys(
@@ -79,13 +81,14 @@ PLACES: Final = {
     **dict.fromkeys(("inspect", "top", "stats", "diff", "commit", "cp"), "detached.contents"),
     "exec": "detached.execute",
     **dict.fromkeys(("events", "port"), "detached.observing"),
-    **dict.fromkeys(("attach", "logs"), "detached.output"),
+    "attach": "detached.attaching",
+    "logs": "detached.output",
     **dict.fromkeys(
         ("images", "pull", "push", "build", "tag", "rmi", "save", "load", "import", "history"), "image.short"
     ),
     **dict.fromkeys(("system", "info", "version"), "system"),
 }
-"""Where commands are that share a module, which has a :class:`containerkit.cli.detached.Verb` by the name of each."""
+"""The modules of commands that share one. It contains a :class:`containerkit.cli.detached.Verb` for each name."""
 
 LONG: Final = {
     **{
@@ -128,6 +131,60 @@ FAILED: Final = 125
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT
 _BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
+_COLLECTED_AFTER: Final = 100_000
+"""After how many new objects garbage is collected: more than a short command makes, imports included."""
+
+
+def program() -> NoReturn:
+    """Run the command line as a program, and end the process with its exit status.
+
+    The process ends once everything is released and written, without the end of the interpreter: freeing each object by
+    itself takes as long as starting a container. If other threads have to be waited for, the interpreter does it.
+    """
+    import gc
+
+    from containerkit import meanings
+
+    meanings.omit()
+    gc.set_threshold(_COLLECTED_AFTER, 20, 100)
+    status = main()
+    if _has_other_threads() or sys.flags.interactive:
+        sys.exit(status)
+    import atexit
+
+    atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does before it ends a process in this way
+    os._exit(_flushed(status))
+
+
+def _has_other_threads() -> bool:
+    """Whether threads run that the interpreter would wait for."""
+    threading = sys.modules.get("threading")
+    if threading is None:
+        return False
+    main_thread = threading.main_thread()
+    return any(each is not main_thread and not each.daemon for each in threading.enumerate())
+
+
+def _flushed(status: int) -> int:
+    """Write what is left of both outputs, and return the exit status: another one if that fails."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = _BROKEN_PIPE
+    except OSError as error:
+        status = _unwritten(error)
+    with suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    return status
+
+
+def _unwritten(error: OSError) -> int:
+    """Say that our own output could not be written, and return the exit status."""
+    with suppress(OSError):
+        print(f"containerkit: write to the standard output: {os.strerror(error.errno or 0)}", file=sys.stderr)  # noqa: T201 - it prints errors
+    return FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,6 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has closed it. Otherwise the interpreter would report that when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE
+    except OSError as error:  # from our own output, since commands convert theirs
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the same reason
+        return _unwritten(error)
 
 
 def _fill_streams() -> None:

@@ -46,7 +46,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     _define_isolation(parser.add_argument_group("isolation"))
     networks.define(parser.add_argument_group("the network"))
     _define_limits(parser.add_argument_group("limits"))
-    docker.define(parser.add_argument_group("as Docker says it"))
+    docker.define(parser.add_argument_group("Docker's options"))
     _define_command(parser.add_argument_group("the command"))
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
 
@@ -60,7 +60,7 @@ def _define_image(group: Any) -> None:
     group.add_argument("--pull", choices=("missing", "always", "never"), help="when to pull it (default: missing)")
     group.add_argument("--platform", metavar="OS/ARCH", help="which platform to use (default: this machine's)")
     group.add_argument("--no-volumes", action="store_true", help="keep the directories of its volumes in its root")
-    group.add_argument("--entrypoint", metavar="PROGRAM", help="replaces the image's entrypoint; '' for none")
+    group.add_argument("--entrypoint", metavar="PROGRAM", help="replace the image's entrypoint; '' for none")
 
 
 def _define_files(group: Any) -> None:
@@ -74,7 +74,7 @@ def _define_files(group: Any) -> None:
     group.add_argument("--root-size", metavar="SIZE", help="limit of the data written to / in memory, such as 256M")
     group.add_argument("--readonly", "--read-only", action="store_true", help="make / read-only")
     group.add_argument("--python", metavar="DIR", help="also show this virtual environment of the host")
-    group.add_argument("--no-idmap", action="store_true", help="show the files of / with the ids of the host")
+    group.add_argument("--no-idmap", action="store_true", help="show the files of / with the owner ids of the host")
     mounts = {"action": _AddMount, "dest": "mounts", "default": []}
     group.add_argument(
         "-v",
@@ -95,7 +95,7 @@ def _define_files(group: Any) -> None:
 
 def _define_isolation(group: Any) -> None:
     group.add_argument("--id", metavar="NAME", help="the id of the container (default: random)")
-    own_help = "-h" in group._option_string_actions  # noqa: SLF001 - where it is not the help, it is as in Docker
+    own_help = "-h" in group._option_string_actions  # noqa: SLF001 - if -h is not the help, it is the host name as in Docker
     names = ("--hostname",) if own_help else ("-h", "--hostname")
     group.add_argument(*names, metavar="NAME", help="its host name (default: container)")
     group.add_argument("--domainname", metavar="NAME", help="its domain name")
@@ -111,7 +111,7 @@ def _define_isolation(group: Any) -> None:
             f"--{letter}id-map",
             metavar="INSIDE:OUTSIDE[:COUNT]",
             **_LISTS,
-            help=f"maps {what} ids inside to ids outside; repeatable",
+            help=f"map {what} ids inside to ids outside; repeatable",
         )
     group.add_argument(
         "--sysctl", metavar="NAME=VALUE", **_LISTS, help="a kernel parameter of the container's namespaces; repeatable"
@@ -306,7 +306,7 @@ def _id_mappings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def limits(options: argparse.Namespace) -> dict[str, Any]:
-    """Return ``limits`` of :class:`containerkit.Container`, where one was given.
+    """Return the argument ``limits`` of :class:`containerkit.Container`, if a limit was given.
 
     Raises:
         SpecError: not a number.
@@ -424,7 +424,7 @@ def number(option: str, text: str, convert: Any) -> Any:
     """Return the number of an option's text.
 
     Raises:
-        SpecError: it is none.
+        SpecError: it is not a number.
     """
     try:
         return convert(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from errno import ENOENT, ENOTDIR
 from importlib import import_module
@@ -28,6 +29,27 @@ class Parser(argparse.ArgumentParser):
         """Print the error and exit with the status of containerkit's own failures."""
         complain(f"{self.prog.removeprefix('containerkit ')}: {message} (see '{self.prog} --help')")
         raise SystemExit(FAILED)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Finds the width of the terminal without :mod:`shutil`, which would be imported for each command."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """Return the width of the terminal, as :func:`shutil.get_terminal_size` does."""
+    try:
+        columns = int(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        columns = 0
+    if columns <= 0:
+        try:
+            columns = os.get_terminal_size(sys.__stdout__.fileno()).columns  # type: ignore[union-attr] # None is caught
+        except (AttributeError, ValueError, OSError):
+            columns = 0
+    return columns if columns > 0 else 80
 
 
 def run(name: str, words: Sequence[str]) -> int:
@@ -56,7 +78,7 @@ def run(name: str, words: Sequence[str]) -> int:
 
 
 def _verb(name: str) -> Any:
-    """Return what has ``define`` and ``main`` of a command: its module, or its part of one."""
+    """Return the object with ``define`` and ``main`` of a command: its module, or an attribute of a shared module."""
     module = import_module(f"containerkit.cli.{PLACES.get(name, name)}")
     return getattr(module, name) if name in PLACES else module
 
@@ -66,14 +88,14 @@ def parser_of(name: str, verb: Any = None) -> Parser:
 
     Args:
         name: one of :data:`containerkit.cli.COMMANDS`.
-        verb: what has its ``define`` (default: it is looked up).
+        verb: the object with its ``define`` (default: it is looked up).
     """
     verb = _verb(name) if verb is None else verb
     parser = Parser(
         prog=f"containerkit {name}",
         description=verb.__doc__ if name not in PLACES else f"{COMMANDS[name].capitalize()}.",
         epilog=getattr(verb, "EPILOG", None),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         add_help=name not in _HOST_NAMES,  # -h is the host name there, as in Docker
         allow_abbrev=False,  # an option of a later version must not change the meaning of a script
     )

@@ -25,7 +25,7 @@ _LISTS: Final = {
     "volumes": "containerkit volume ls -q",
     "networks": "containerkit network ls -q",
 }
-"""What prints the names of things."""
+"""The commands that print the names of a kind of object."""
 
 _BASH: Final = """\
 _containerkit() {{
@@ -95,7 +95,7 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print it; returns 0."""
+    """Print it. Return 0."""
     known = list(commands())
     say({"bash": _bash, "zsh": _zsh, "fish": _fish}[options.shell](known))
     return 0
@@ -106,7 +106,7 @@ def _path(command: Command) -> str:
 
 
 def _all_paths(known: list[Command]) -> list[str]:
-    """Return the paths of all, with the names that only follow ``container``."""
+    """Return the paths of all commands, including the names that are only valid after ``container``."""
     return [*map(_path, known), *(name for name in ("ls", "list", "remove"))]
 
 

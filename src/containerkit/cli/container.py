@@ -13,34 +13,34 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main", "prune"]
 
 EPILOG: Final = f"""\
-The others are commands of their own too: {", ".join(LONG)}.
+These are also commands without 'container': {", ".join(LONG)}.
 """
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    pruning = verbs.add_parser("prune", help="remove detached containers that do not run")
+    pruning = verbs.add_parser("prune", help="remove detached containers that are not running")
     pruning.add_argument("-f", "--force", action="store_true", help="do not ask")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Remove them; returns 0.
+    """Remove them. Return 0.
 
     Raises:
-        SpecError: there is nobody to ask.
-        ContainerError: one can't be removed.
+        SpecError: there is no terminal for the confirmation.
+        ContainerError: a container can't be removed.
     """
     from containerkit.cli.system import confirmed
 
-    if confirmed("remove all detached containers that do not run", force=options.force):
+    if confirmed("remove all detached containers that are not running", force=options.force):
         for name in prune():
             say(name)
     return 0
 
 
 def prune() -> list[str]:
-    """Remove detached containers that do not run; returns their ids."""
+    """Remove detached containers that are not running. Return their ids."""
     from containerkit.detached.container import containers
 
     removed = []

@@ -1,4 +1,4 @@
-"""Put a container on record without starting it, and print its id: ``containerkit start`` starts it."""
+"""Create a container without starting it, and print its id. ``containerkit start`` starts it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ define = run.define
 
 
 def main(options: argparse.Namespace) -> int:
-    """Make the record; returns 0.
+    """Create its record. Return 0.
 
     Raises:
-        ContainerError: it can't be made.
+        ContainerError: it can't be created.
     """
     options.detach = True
     keeping.check(options)

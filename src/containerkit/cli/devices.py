@@ -1,4 +1,4 @@
-"""Devices of the host, by their path or by a specification of CDI, and the mounts of other containers.
+"""Devices of the host, by path or by CDI name, and the mounts of other containers.
 
 Source: Container Device Interface, SPEC.md, versions 0.3 to 1.0.
 """
@@ -6,11 +6,11 @@ Source: Container Device Interface, SPEC.md, versions 0.3 to 1.0.
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli.commands import complain
 from containerkit.errors import SpecError
+from containerkit.spec.devices import device
 from containerkit.spec.mount import Mount
 
 if TYPE_CHECKING:
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _PLACES: Final = ("/etc/cdi", "/var/run/cdi")
-_STANDARD: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu")
 
 
 def add(options: argparse.Namespace, fields: dict[str, Any]) -> None:
-    """Add what ``--device``, ``--gpus`` and ``--volumes-from`` show to the arguments of a container.
+    """Add the mounts of ``--device``, ``--gpus`` and ``--volumes-from`` to the arguments of a container.
 
     Raises:
-        SpecError: a device is missing, or no CDI specification describes it.
+        SpecError: a text is invalid, or no CDI specification describes the device.
         StateError: there is no container of that name.
     """
     mounts: list[Mount] = []
@@ -36,51 +35,12 @@ def add(options: argparse.Namespace, fields: dict[str, Any]) -> None:
         if "=" in text and not text.startswith("/"):
             mounts += _by_cdi(options, text, f"--device {text}")
         else:
-            mounts.append(_node(options, text))
+            mounts.append(device(text, "--device"))
     if options.gpus is not None:
         mounts += _by_cdi(options, _gpu(options.gpus), f"--gpus {options.gpus}")
     for text in options.volumes_from:
         mounts += _of_container(text)
     fields["mounts"] = (*fields["mounts"], *mounts)
-
-
-def _node(options: argparse.Namespace, text: str) -> Mount:
-    source, _, rest = text.partition(":")
-    target, _, access = rest.partition(":")
-    if target and not target.startswith("/"):  # SOURCE:rwm
-        target, access = "", target
-    if set(access) - set("rwm"):
-        raise SpecError(f"--device {text!r}: must be PATH[:TARGET[:rwm]]")
-    return _bound(options, source, target or source, access or "rw", f"--device {text!r}")
-
-
-def _bound(options: argparse.Namespace, source: str, target: str, access: str, what: str) -> Mount:
-    """Return the mount that shows a node, which keeps its owner: the kernel id-maps no mount of a node's filesystem.
-
-    Raises:
-        SpecError: it is no device, or nobody inside could open it.
-    """
-    try:
-        status = os.stat(source)
-    except OSError as error:
-        raise SpecError(f"{what}: {source}: {error.strerror}; a device is named by its path on the host") from None
-    mode = status.st_mode
-    if not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
-        raise SpecError(f"{what}: {source} is no device; for files and directories there is --bind")
-    wanted = (4 if "r" in access else 0) | (2 if "w" in access else 0)
-    is_own = os.geteuid() != 0 and status.st_uid == os.geteuid()
-    if mode & wanted != wanted and not is_own and "user=host" not in options.namespace:
-        raise SpecError(
-            f"{what}: the mode of {source} is {stat.S_IMODE(mode):o}: only its owner and group may use it, and root of "
-            "the container's user namespace is neither; add --userns host, or give others access (chmod, udev)"
-        )
-    has_own_dev = any("/dev" in text.split(":")[1:2] or "target=/dev" in text.split(",") for _, text in options.mounts)
-    if os.path.dirname(target) == "/dev" and os.path.basename(target) not in _STANDARD and not has_own_dev:
-        raise SpecError(
-            f"{what}: the /dev of containers is one for all and takes no new names: choose another target, such as "
-            f"--device {source}:/run{target}, or put a directory of your own there first: --bind DIR:/dev"
-        )
-    return Mount.bind(source, target, readonly="w" not in access, idmap=False)
 
 
 def _of_container(text: str) -> list[Mount]:
@@ -99,21 +59,21 @@ def _of_container(text: str) -> list[Mount]:
 
 
 def _gpu(text: str) -> str:
-    """Return the name of GPUs by CDI: ``all``, ``0``, ``device=0`` or a whole name."""
+    """Return the CDI name of GPUs, given ``all``, ``0``, ``device=0`` or a complete name."""
     name = text.strip('"').removeprefix("device=")
     if "=" in name:
         return name
     kinds = [kind for kind in _GPUS if any(spec.get("kind") == kind for spec in _specs())]
     if not kinds:
         raise SpecError(
-            f"--gpus {text}: no CDI specification in {' or '.join(_PLACES)} describes a GPU; the driver's tool writes "
-            "one (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json); or name nodes: --device"
+            f"--gpus {text}: no CDI specification in {' or '.join(_PLACES)} describes a GPU; use --device PATH, or "
+            "create one (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json)"
         )
     return f"{kinds[0]}={name}"
 
 
 def _specs() -> Iterator[dict[str, Any]]:
-    """Yield the specifications, those that count first."""
+    """Yield the specifications, those of higher precedence first."""
     import json
 
     for place in reversed(_PLACES):
@@ -152,7 +112,7 @@ def _by_cdi(options: argparse.Namespace, name: str, what: str) -> list[Mount]:
             return [mount for edit in edits for mount in _edited(options, edit, what)]
         known += devices
     if known:
-        raise SpecError(f"{what}: CDI knows no {device!r} of {kind}; there are {', '.join(known)}")
+        raise SpecError(f"{what}: {kind} has no CDI device {device!r}; choose from {', '.join(known)}")
     raise SpecError(f"{what}: no CDI specification in {' or '.join(_PLACES)} is of the kind {kind!r}")
 
 
@@ -160,8 +120,10 @@ def _edited(options: argparse.Namespace, edits: Mapping[str, Any], what: str) ->
     options.env = [*edits.get("env", ()), *options.env]
     for node in edits.get("deviceNodes", ()):
         source = node.get("hostPath") or node["path"]
-        yield _bound(options, source, node["path"], node.get("permissions", "rw"), what)
+        yield device(f"{source}:{node['path']}:{node.get('permissions', 'rwm')}", what)
     for mount in edits.get("mounts", ()):
         yield Mount.bind(mount["hostPath"], mount["containerPath"], readonly="ro" in mount.get("options", ()))
     for hook in edits.get("hooks", ()):
-        complain(f"{what}: a hook of the CDI specification is not run: {hook.get('path')}; do what it does inside")
+        complain(
+            f"{what}: a hook of the CDI specification is not run: {hook.get('path')}; run its steps inside yourself"
+        )

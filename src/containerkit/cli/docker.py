@@ -1,4 +1,4 @@
-"""Options of ``docker run`` that say in other words what an option here says, or that only Docker's users need."""
+"""Options of ``docker run``: other names of options of this command, and options that only Docker's users need."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 _NAMESPACES: Final = ("pid", "ipc", "uts", "cgroupns", "userns")
 _KINDS: Final = {"cgroupns": "cgroup", "userns": "user"}
 LIMITS: Final = {
-    "memory_reservation": ("--memory-reservation", "SIZE", "memory that is taken last of all from it", str),
+    "memory_reservation": ("--memory-reservation", "SIZE", "memory that the kernel reclaims last", str),
     "memory_swap": ("--memory-swap", "SIZE", "memory and swap together; -1 for any amount of swap", str),
-    "memory_swappiness": ("--memory-swappiness", "NUMBER", "0 to 100: how readily its memory is swapped out", int),
-    "cpu_shares": ("--cpu-shares", "NUMBER", "its weight against others, 2 to 262144 (default: 1024)", int),
+    "memory_swappiness": ("--memory-swappiness", "NUMBER", "0 to 100: the tendency to swap out its memory", int),
+    "cpu_shares": ("--cpu-shares", "NUMBER", "its relative weight, 2 to 262144 (default: 1024)", int),
     "cpu_quota": ("--cpu-quota", "MICROSECONDS", "processor time in each period", int),
     "cpu_period": ("--cpu-period", "MICROSECONDS", "the length of a period", int),
     "cpuset_cpus": ("--cpuset-cpus", "LIST", "processors that it may use, such as 0-2,4", str),
     "cpuset_mems": ("--cpuset-mems", "LIST", "memory nodes that it may use", str),
     "blkio_weight": ("--blkio-weight", "NUMBER", "its weight at block devices, 10 to 1000", int),
 }
-"""Limits that are named as Docker does: the option, its value, what it means, and its type."""
+"""Limits with Docker's names: the option, its value, its meaning, and its type."""
 
 _FIELDS: Final = {
     "memory_swappiness": "swappiness",
@@ -43,7 +43,7 @@ def define_limits(group: Any) -> None:
 
 
 def limit_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of :class:`containerkit.Limits` that these options say.
+    """Return the arguments of :class:`containerkit.Limits` for these options.
 
     Raises:
         SpecError: not a number, or swap without memory.
@@ -61,16 +61,16 @@ def limit_fields(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _swap(both: str, memory: str | None) -> int | str:
-    """Return the limit of swap alone. Source: docker run, "--memory-swap details"."""
+    """Return the limit of swap without memory. Source: docker run, "--memory-swap details"."""
     from containerkit.cgroup import parse_size
 
     if both == "-1":
         return "max"
     if memory is None:
-        raise SpecError("--memory-swap is memory and swap together: add --memory")
+        raise SpecError("--memory-swap is the sum of memory and swap: add --memory")
     swap = parse_size(both) - parse_size(memory)
     if swap < 0:
-        raise SpecError(f"--memory-swap {both} is memory and swap together: it can't be less than --memory {memory}")
+        raise SpecError(f"--memory-swap {both} is the sum of memory and swap: it can't be less than --memory {memory}")
     return swap
 
 
@@ -88,7 +88,9 @@ def define(group: Any) -> None:
     group.add_argument("--ip", metavar="ADDRESS", help="--network NAME:ip=...")
     group.add_argument("--ip6", metavar="ADDRESS", help="--network NAME:ip6=...")
     group.add_argument("--mac-address", metavar="ADDRESS", help="--network NAME:mac=...")
-    group.add_argument("--cap-drop", metavar="NAME", **_LISTS, help="none of what --cap names: a capability, or all")
+    group.add_argument(
+        "--cap-drop", metavar="NAME", **_LISTS, help="remove a capability that --cap adds, or all; repeatable"
+    )
     group.add_argument(
         "--security-opt",
         metavar="seccomp=FILE|unconfined, no-new-privileges",
@@ -100,12 +102,19 @@ def define(group: Any) -> None:
         "--device",
         metavar="PATH[:TARGET[:rwm]]|VENDOR/CLASS=NAME",
         **_LISTS,
-        help="show a device of the host, or one that a CDI specification describes; repeatable",
+        help="mount a device of the host, or one of a CDI specification; repeatable",
     )
-    group.add_argument("--gpus", metavar="all|NAME", help="GPUs, by the CDI specification of their driver")
-    group.add_argument("--group-add", metavar="GROUP", **_LISTS, help="another group of the user; repeatable")
-    group.add_argument("--oom-score-adj", metavar="NUMBER", help="-1000 to 1000: how soon it is killed without memory")
-    group.add_argument("--volumes-from", metavar="CONTAINER[:ro]", **_LISTS, help="what this one mounts; repeatable")
+    group.add_argument("--gpus", metavar="all|NAME", help="mount GPUs, by the CDI specification of their driver")
+    group.add_argument("--group-add", metavar="GROUP", **_LISTS, help="an additional group of the user; repeatable")
+    group.add_argument(
+        "--oom-score-adj", metavar="NUMBER", help="-1000 to 1000: how likely it is killed if memory runs out"
+    )
+    group.add_argument(
+        "--volumes-from",
+        metavar="CONTAINER[:ro]",
+        **_LISTS,
+        help="also mount the volumes of this container; repeatable",
+    )
     group.add_argument(
         "--expose", metavar="PORT", **_LISTS, help="accepted: a network reaches all ports of a container"
     )
@@ -113,7 +122,7 @@ def define(group: Any) -> None:
 
 
 def translate(options: argparse.Namespace) -> None:
-    """Say the options in the words of others.
+    """Translate the options to others of this command.
 
     Raises:
         SpecError: a value is invalid, or what it needs is missing.
@@ -138,14 +147,14 @@ def _namespace(name: str, choice: str) -> str:
     if choice.startswith("container:") and name in ("pid", "ipc"):
         return of_container(choice.removeprefix("container:"), name)
     known = "host, private, container:NAME" if name in ("pid", "ipc") else "host, private"
-    raise SpecError(f"--{name} {choice!r}: there are {known}")
+    raise SpecError(f"--{name} {choice!r}: choose from {known}")
 
 
 def of_container(name: str, kind: str) -> str:
     """Return the path of a namespace of a detached container.
 
     Raises:
-        StateError: there is none of that name, or it does not run.
+        StateError: no such container, or it is not running.
     """
     from containerkit.detached.container import find
     from containerkit.errors import StateError
@@ -165,8 +174,8 @@ def _network(options: argparse.Namespace) -> None:
         return
     if len(options.network) != 1 or options.network[0] in ("none", "host", "internet"):
         raise SpecError(
-            "--network-alias, --ip, --ip6 and --mac-address are about one network: --network NAME, which "
-            "'containerkit network create NAME' makes; with several write --network NAME:ip=..."
+            "--network-alias, --ip, --ip6 and --mac-address need exactly one --network NAME, made by "
+            "'containerkit network create NAME'; with several networks use --network NAME:ip=..."
         )
     mark = "," if ":" in options.network[0] else ":"
     options.network = [f"{options.network[0]}{mark}{','.join(given)}"]
@@ -180,8 +189,8 @@ def _security(options: argparse.Namespace, text: str) -> None:
         options.seccomp = {"unconfined": "none", "builtin": "default"}.get(value, value)
     elif name in ("apparmor", "label", "systempaths", "writable-cgroups"):
         raise SpecError(
-            f"--security-opt {text!r}: the library has Container(apparmor=..., selinux=...) for this; "
-            "here there are seccomp=... and no-new-privileges"
+            f"--security-opt {text!r}: only the library supports this, with Container(apparmor=..., selinux=...); "
+            "choose from seccomp=... and no-new-privileges"
         )
     else:
-        raise SpecError(f"--security-opt {text!r}: there are seccomp=FILE, seccomp=unconfined and no-new-privileges")
+        raise SpecError(f"--security-opt {text!r}: choose from seccomp=FILE, seccomp=unconfined and no-new-privileges")

@@ -1,4 +1,4 @@
-"""What a user of Docker types and finds elsewhere here: options of each command, and whole commands."""
+"""Options and commands of Docker that are missing here, with their replacements."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ if TYPE_CHECKING:
 __all__ = ["ACCEPTED", "COMMANDS", "OPTIONS", "Elsewhere", "add"]
 
 COMMANDS: Final = {
-    "search": "a registry can't be searched by its protocol: look at its web page, such as https://hub.docker.com",
+    "search": "the protocol of registries has no search: use a web page such as https://hub.docker.com",
     "export": "use 'containerkit commit CONTAINER NAME' and 'containerkit image export NAME'",
     "buildx": "use 'containerkit build'",
     "builder": "use 'containerkit build', and 'containerkit image prune --cache' for its cache",
-    "context": "there is no daemon that could be elsewhere",
-    "checkpoint": "the library has Container.checkpoint(); containerkit-oci has 'checkpoint' and 'restore'",
+    "context": "there is no daemon to connect to",
+    "checkpoint": "use the library's Container.checkpoint(), or 'containerkit-oci checkpoint'",
     "manifest": "use 'containerkit image inspect --manifest NAME'",
     "plugin": "there are no plugins",
     "trust": "name images by digest: NAME@sha256:...",
-    "swarm": "there are no clusters; for one machine there is 'containerkit compose'",
+    "swarm": "there are no clusters; use 'containerkit compose' on one machine",
     "stack": "use 'containerkit compose'",
     "service": "use 'containerkit compose'",
     "node": "there are no clusters",
     "secret": "use secrets of 'containerkit compose', or 'containerkit build --secret'",
     "config": "use configs of 'containerkit compose'",
-    "scout": "there is nothing like it here",
+    "scout": "there is no replacement",
     "port": "use 'containerkit inspect', or 'containerkit compose port'",
     "events": "use 'containerkit wait', or 'containerkit ps'",
 }
-"""Commands of Docker's that are none here, and what to use."""
+"""Docker's commands that are missing here, with their replacements."""
 
 OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "exec": {
-        ("-d", "--detach"): "let a shell do it: exec NAME sh -c 'setsid COMMAND </dev/null >/dev/null 2>&1 &'",
-        ("--privileged",): "a command gets what its container has; --user chooses the user",
-        ("--detach-keys",): "end the command, or use 'containerkit attach' for the first one",
+        ("-d", "--detach"): "use a shell: exec NAME sh -c 'setsid COMMAND </dev/null >/dev/null 2>&1 &'",
+        ("--privileged",): "a command has the privileges of its container; --user chooses the user",
+        ("--detach-keys",): "end the command; only 'containerkit attach' can detach",
     },
-    "logs": {("--details",): "labels are shown by 'containerkit inspect'"},
+    "logs": {("--details",): "use 'containerkit inspect' for labels"},
     "cp": {
-        ("-a", "--archive"): "files belong to root of the container; owners are set by 'containerkit exec NAME chown'",
-        ("-L", "--follow-link"): "symlinks are copied as such: name what they point to",
+        ("-a", "--archive"): "files belong to root of the container; change owners with 'containerkit exec NAME chown'",
+        ("-L", "--follow-link"): "symlinks are copied as symlinks: name their target",
     },
     "commit": {
         ("-c", "--change"): "use the library's Detached.commit(command=..., env=...), or a Dockerfile FROM the image",
-        ("-p", "--pause", "--no-pause"): "it is not paused: 'containerkit pause' does that",
+        ("-p", "--pause", "--no-pause"): "the container is not paused: use 'containerkit pause'",
     },
-    "update": {("--kernel-memory",): "the kernel has no such limit any more"},
+    "update": {("--kernel-memory",): "the kernel no longer has this limit"},
     "pull": {("-a", "--all-tags"): "name the tags; 'skopeo list-tags docker://NAME' lists them"},
     "push": {("-a", "--all-tags"): "name the tags, one command each"},
     "build": {
         ("-o", "--output"): "use 'containerkit image export' afterwards",
-        ("--cache-from", "--cache-to"): "the cache is the store's own, by content",
-        ("--add-host",): "with --network host the host's /etc/hosts counts",
+        ("--cache-from", "--cache-to"): "the cache is part of the store, addressed by content",
+        ("--add-host",): "with --network host the host's /etc/hosts is used",
         ("--build-context", "--ssh", "--iidfile", "--label", "--metadata-file", "--shm-size", "--ulimit"): (
             "use the library's Build(...), or instructions of the Dockerfile, such as LABEL"
         ),
@@ -67,30 +67,30 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
         ("--squash",): "use 'containerkit image squash' afterwards",
         ("--security-opt",): "use --allow security.insecure",
     },
-    "login": {("-p", "--password"): "others would see it in the list of processes: use --password-stdin"},
+    "login": {("-p", "--password"): "it would be visible in the list of processes: use --password-stdin"},
     "ps": {("-s", "--size"): "use 'containerkit system df'"},
-    "stats": {("-a", "--all"): "one that does not run uses nothing"},
+    "stats": {("-a", "--all"): "a stopped container uses nothing"},
 }
-"""Options of Docker's commands that are none here, and what to use. Those of ``run`` are in ``keeping``."""
+"""Options of Docker's commands that are missing here, with their replacements. Those of ``run`` are in ``keeping``."""
 
 ACCEPTED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
-    "rm": {("-v", "--volumes"): "there are no volumes without a name"},
-    "ps": {("--no-trunc",): "ids are short, and the JSON has the whole command"},
+    "rm": {("-v", "--volumes"): "there are no anonymous volumes"},
+    "ps": {("--no-trunc",): "ids are short, and --json shows the whole command"},
     "stats": {("--no-trunc",): "nothing is shortened"},
-    "attach": {("--sig-proxy",): "signals end the watching only"},
-    "cp": {("-q", "--quiet"): "nothing is said"},
+    "attach": {("--sig-proxy",): "signals end only this command"},
+    "cp": {("-q", "--quiet"): "it prints nothing"},
     "build": {
-        ("--rm", "--force-rm", "--load"): "there is nothing left behind, and the image is in the store",
+        ("--rm", "--force-rm", "--load"): "no containers are left behind, and the image is in the store",
     },
-    "rmi": {("-f", "--force", "--no-prune"): "names are removed; 'prune' frees the space"},
+    "rmi": {("-f", "--force", "--no-prune"): "only names are removed; 'prune' frees the space"},
     "pull": {("--disable-content-trust",): "images are known by their digests"},
     "push": {("--disable-content-trust",): "images are known by their digests"},
 }
-"""Options of Docker's that change nothing here, and why."""
+"""Docker's options that have no effect here, and why."""
 
 
 class Elsewhere(argparse.Action):
-    """Refuses an option and says what to use."""
+    """Refuses an option and names the replacement."""
 
     def __call__(
         self,
@@ -99,17 +99,17 @@ class Elsewhere(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> NoReturn:
-        """End with the error."""
+        """Exit with the error."""
         del namespace, values
         parser.error(f"{option_string} is not an option here: {self.metavar}")
 
 
 def add(command: str, parser: argparse.ArgumentParser) -> None:
-    """Add Docker's options to the parser of a command, each unless the command has one of that name itself."""
+    """Add Docker's options to the parser of a command, except those that the command has itself."""
     known: Mapping[str, Any] = parser._option_string_actions  # noqa: SLF001 - argparse has no other list of them
     for names, remedy in OPTIONS.get(command, {}).items():
         if new := [name for name in names if name not in known]:
-            # The remedy takes the place of the name of the value, which is shown nowhere.
+            # The replacement is stored as the name of the value, which is not shown.
             parser.add_argument(*new, action=Elsewhere, nargs="?", metavar=remedy, help=argparse.SUPPRESS, dest="_")
     for names, why in ACCEPTED.get(command, {}).items():
         if new := [name for name in names if name not in known]:

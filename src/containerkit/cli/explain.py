@@ -23,7 +23,7 @@ __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
 Each line is one operation, almost always one system call, and its target. The first list starts the container and its
-init. The second list runs the command inside. With a network, a list before these makes the container's end of it.
+init. The second list runs the command inside. With a network, a list before these creates the container's interface.
 
   containerkit explain --tmpfs /tmp:64M -- true
 """
@@ -32,7 +32,7 @@ init. The second list runs the command inside. With a network, a list before the
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     arguments.define(parser)
-    parser.add_argument("--json", action="store_true", help="print it for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
         text = json.dumps({title.removeprefix("the "): _operations(plan) for title, plan in found.items()}, indent=2)
     else:
         text = "\n\n".join(_listed(title, plan) for title, plan in found.items())
-    print(text, flush=True)  # noqa: T201 - as asked
+    print(text, flush=True)  # noqa: T201 - the command line prints its output
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Remove what killed owners have left behind: control groups, and other things that the kernel does not remove."""
+"""Remove objects that killed owners have left behind: control groups, and others that the kernel does not remove."""
 
 from __future__ import annotations
 

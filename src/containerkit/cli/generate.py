@@ -76,19 +76,19 @@ def define(parser: argparse.ArgumentParser) -> None:
     unit = verbs.add_parser("systemd", help="print a unit file for a container, or for a project")
     unit.add_argument("name", metavar="CONTAINER", nargs="?", help="a detached container with a name, made by 'run -d'")
     unit.add_argument(
-        "-f", "--file", metavar="FILE", action="append", default=[], help="of a project: its compose file; repeatable"
+        "-f", "--file", metavar="FILE", action="append", default=[], help="for a project: its compose file; repeatable"
     )
-    unit.add_argument("-p", "--project-name", metavar="NAME", help="of a project: its name (default: as in compose)")
+    unit.add_argument("-p", "--project-name", metavar="NAME", help="for a project: its name (default: as for compose)")
     manual = verbs.add_parser("man", help="write the manual pages")
-    manual.add_argument("directory", metavar="DIR", help="where to; it is made if it is missing")
+    manual.add_argument("directory", metavar="DIR", help="the directory for them; created if it is missing")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print or write it; returns 0.
+    """Print or write it. Return 0.
 
     Raises:
-        StateError: there is no such container, or no command line is known that makes it.
-        SpecError: neither a container nor a project is named, or the project's files are wrong.
+        StateError: no such container, or the command line that created it is not known.
+        SpecError: neither a container nor a project is named, or the project's files are invalid.
     """
     if options.verb == "man":
         from containerkit.cli.manual import write
@@ -122,10 +122,10 @@ def _project(options: argparse.Namespace) -> int:
 def _container(options: argparse.Namespace) -> int:
     one = find(options.name)
     if not one.name:
-        raise StateError(f"{one!r}: it has no name, by which the unit could find it: containerkit rename {one.id} NAME")
+        raise StateError(f"{one!r}: it has no name for the unit to use; run containerkit rename {one.id} NAME")
     words, directory = one.command_line
     if not words:
-        raise StateError(f"{one!r}: it was made from Python: no command line is known that would make it again")
+        raise StateError(f"{one!r}: it was created from Python, so no command line is known that would create it again")
     program = _program()
     shown = " ".join(map(quoted, _named(words, one.name)))
     stop_s = one.stop_timeout_s + 10
@@ -134,17 +134,17 @@ def _container(options: argparse.Namespace) -> int:
 
 
 def _named(words: Sequence[str], name: str) -> list[str]:
-    """Return the command line with the present name, which comes after all others and so counts."""
+    """Return the command line with the present name, in the last position, which takes precedence."""
     from containerkit.cli.commands import parser_of
 
-    # What follows the first word that is not an option is the command's own: the name must stand before it.
+    # Everything after the first argument that is not an option belongs to the command, so the name goes before it.
     count = len(parser_of("run").parse_args(words).command)
     options, command = list(words[: len(words) - count]), list(words[len(words) - count :])
     return [*options, "--name", name, *command]
 
 
 def quoted(word: str) -> str:
-    """Return a word as a command line of systemd takes it. Source: systemd.service(5), "Command lines"."""
+    """Return an argument quoted for a command line of systemd. Source: systemd.service(5), "Command lines"."""
     text = word.replace("%", "%%").replace("$", "$$")
     if text and all(c.isalnum() or c in "-_./:=,@+%$" for c in text):
         return text
@@ -153,7 +153,7 @@ def quoted(word: str) -> str:
 
 
 def write_pidfile(path: str, pid: int | None) -> None:
-    """Write a pid as systemd reads it, whole or not at all."""
+    """Write a pid file for systemd atomically."""
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "w", encoding="ascii") as file:
         file.write(f"{pid}\n")

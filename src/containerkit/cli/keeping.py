@@ -1,4 +1,4 @@
-"""The options of ``run`` for a container that goes on by itself, and Docker's that are spelled otherwise here."""
+"""The options of ``run`` for detached containers, and Docker's options that have other names here."""
 
 from __future__ import annotations
 
@@ -29,79 +29,85 @@ _ONLY_DETACHED: Final = (
 )
 
 _ELSEWHERE: Final = {
-    ("--privileged",): "name what it needs: --cap all, --seccomp none, --namespace user=host, --bind /dev/...",
+    ("--privileged",): "pass what it needs: --cap all, --seccomp none, --namespace user=host, --bind /dev/...",
     ("-P", "--publish-all"): "name the ports: --publish",
     ("--link",): "containers on one network find each other by name: --network NAME:alias=...",
     ("--log-driver",): "logs are files in the format of Kubernetes: --log-opt max-size=... and max-file=...",
-    ("--attach", "-a"): "the command has the caller's streams; with -d use 'containerkit attach'",
-    ("--detach-keys",): "it is an option of 'containerkit attach'",
+    ("--attach", "-a"): "the command has the caller's own streams; with -d use 'containerkit attach'",
+    ("--detach-keys",): "use this option with 'containerkit attach'",
     (
         "--cgroup-parent",
-    ): "the groups go beneath the caller's own; start containerkit in another, as 'systemd-run' does",
-    ("--storage-opt",): "the size of what is written: --root-size",
-    ("--dns-option", "--dns-opt"): "the resolver takes no options; servers are set by --dns",
-    ("--link-local-ip",): "addresses are set by --network NAME:ip=...",
+    ): "control groups are created below the caller's own; start containerkit in another one, with 'systemd-run'",
+    ("--storage-opt",): "use --root-size to limit written data",
+    ("--dns-option", "--dns-opt"): "the resolver has no options; set servers with --dns",
+    ("--link-local-ip",): "set addresses with --network NAME:ip=...",
     ("--device-cgroup-rule",): "use the library's Limits(devices=...)",
     ("--device-read-bps", "--device-write-bps", "--device-read-iops", "--device-write-iops", "--blkio-weight-device"): (
         "use the library's Limits(io=[IOLimit(...)])"
     ),
     ("--oom-kill-disable", "--cpu-rt-period", "--cpu-rt-runtime", "--kernel-memory"): "use the library's Limits(...)",
-    ("--runtime",): "there is one; for runc, crun and the like there is 'containerkit-oci'",
-    ("--isolation", "--volume-driver", "--disable-content-trust", "--use-api-socket"): "there is nothing like it here",
+    ("--runtime",): "there is only one; other engines can use 'containerkit-oci'",
+    ("--isolation", "--volume-driver", "--disable-content-trust", "--use-api-socket"): "there is no replacement",
     ("--annotation",): "use --label",
     ("--quiet", "-q"): "progress is only shown on a terminal",
 }
-"""Options of ``docker run`` that are not options here, and what to use."""
+"""Options of ``docker run`` that are missing here, with their replacements."""
 
 
 def define(group: Any) -> None:
     """Add the options."""
-    group.add_argument("-d", "--detach", action="store_true", help="leave it to a keeper, and print its id")
-    group.add_argument("--name", metavar="NAME", help="by which it is found")
+    group.add_argument("-d", "--detach", action="store_true", help="run it in the background, and print its id")
+    group.add_argument("--name", metavar="NAME", help="the name of the container")
     group.add_argument(
-        "--restart", metavar="POLICY", help="start it again: no, on-failure[:N], always, unless-stopped (default: no)"
+        "--restart",
+        metavar="POLICY",
+        help="when to restart it: no, on-failure[:N], always, unless-stopped (default: no)",
     )
-    group.add_argument("--rm", action="store_true", help="remove it at its end, as without --detach")
+    group.add_argument("--rm", action="store_true", help="with --detach: remove it when it ends")
     group.add_argument("-i", "--interactive", action="store_true", help="keep its standard input open, for attach")
     group.add_argument("-l", "--label", metavar="NAME[=VALUE]", **_LISTS, help="a label; repeatable")
-    group.add_argument("--label-file", metavar="FILE", **_LISTS, help="labels, one a line; repeatable")
-    group.add_argument("--env-file", metavar="FILE", **_LISTS, help="variables, one a line; repeatable")
-    group.add_argument("--stop-signal", metavar="SIGNAL", help="what asks it to end (default: the image's, or TERM)")
-    group.add_argument("--stop-timeout", metavar="SECONDS", help="how long it has to end by itself (default: 10)")
+    group.add_argument("--label-file", metavar="FILE", **_LISTS, help="a file of labels, one per line; repeatable")
+    group.add_argument("--env-file", metavar="FILE", **_LISTS, help="a file of variables, one per line; repeatable")
+    group.add_argument(
+        "--stop-signal", metavar="SIGNAL", help="the signal that asks it to end (default: the image's, or TERM)"
+    )
+    group.add_argument("--stop-timeout", metavar="SECONDS", help="the time that it has to end by itself (default: 10)")
     group.add_argument("--log-opt", metavar="NAME=VALUE", **_LISTS, help="max-size=SIZE or max-file=NUMBER")
     group.add_argument("--cidfile", metavar="FILE", help="write the id to a new file")
-    group.add_argument("--pidfile", metavar="FILE", help="write the pid of the keeper")
-    group.add_argument("--health-cmd", metavar="LINE", help="a line for a shell; status 0 is healthy")
+    group.add_argument("--pidfile", metavar="FILE", help="write the pid of its keeper to a file")
+    group.add_argument("--health-cmd", metavar="LINE", help="a shell command that checks it; status 0 is healthy")
     for name, meaning in (
-        ("interval", "between two checks (default: 30s)"),
-        ("timeout", "after which a check has failed (default: 30s)"),
-        ("start-period", "in which failures do not count (default: 0s)"),
-        ("start-interval", "between two checks in that period (default: 5s)"),
+        ("interval", "the time between two checks (default: 30s)"),
+        ("timeout", "the time after which a check has failed (default: 30s)"),
+        ("start-period", "the initial time in which failures do not count (default: 0s)"),
+        ("start-interval", "the time between two checks in that period (default: 5s)"),
     ):
         group.add_argument(f"--health-{name}", metavar="DURATION", help=meaning)
-    group.add_argument("--health-retries", metavar="NUMBER", help="failures that make it unhealthy (default: 3)")
-    group.add_argument("--health-on-failure", metavar="ACTION", help="then: none (default), kill, stop")
-    group.add_argument("--no-healthcheck", action="store_true", help="do not check its health, whatever its image says")
-    group.add_argument("--init", action="store_true", help="have an init: there always is one")
+    group.add_argument(
+        "--health-retries", metavar="NUMBER", help="failures in a row that make it unhealthy (default: 3)"
+    )
+    group.add_argument("--health-on-failure", metavar="ACTION", help="what to do then: none (default), kill, stop")
+    group.add_argument("--no-healthcheck", action="store_true", help="disable the health check of the image")
+    group.add_argument("--init", action="store_true", help="accepted: there always is an init")
     for names, remedy in _ELSEWHERE.items():
-        # The remedy takes the place of the name of the value, which is shown nowhere.
+        # The replacement is stored as the name of the value, which is not shown.
         group.add_argument(*names, action=Elsewhere, nargs="?", metavar=remedy, help=argparse.SUPPRESS)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Take Docker's spellings for ours, and refuse what means nothing together.
+    """Translate Docker's spellings, and refuse options that contradict each other.
 
     Raises:
-        SpecError: options that do not go together.
+        SpecError: options contradict each other.
     """
     for path in reversed(options.label_file):
         options.label = [*lines("--label-file", path), *options.label]
     if not options.detach:
         for name in _ONLY_DETACHED:
             if getattr(options, name):
-                raise SpecError(f"--{name.replace('_', '-')} is about a container that goes on by itself: add --detach")
+                raise SpecError(f"--{name.replace('_', '-')} needs a detached container: add --detach")
     elif options.timeout is not None or options.commit is not None or options.time:
-        raise SpecError("--timeout, --commit and --time are about a command that is waited for, not for --detach")
+        raise SpecError("--timeout, --commit and --time wait for the command: they can't be used with --detach")
     for path in reversed(options.env_file):
         options.env = [*lines("--env-file", path), *options.env]
 
@@ -128,7 +134,7 @@ def detach(
     *,
     start: bool = True,
 ) -> int:
-    """Start a container that goes on, or only put it on record, and print its id; returns 0.
+    """Start a detached container, or only create it, and print its id. Return 0.
 
     Raises:
         ContainerError: it can't be started.
@@ -200,7 +206,7 @@ def _new_file(path: str | None) -> int | None:
 
 
 def _by_name(options: argparse.Namespace, found: RootFS) -> RootFS:
-    """Return the root by the image's name: each start claims the image's layers anew."""
+    """Return the root by the image's name, so that each start claims the image's layers again."""
     from containerkit.spec.rootfs import RootFS
 
     chosen = {
@@ -223,5 +229,5 @@ def _logs(texts: Sequence[str]) -> dict[str, int]:
         elif name == "max-file":
             found["log_files"] = arguments.number("--log-opt max-file", value, int)
         else:
-            raise SpecError(f"--log-opt {name!r}: there are max-size and max-file")
+            raise SpecError(f"--log-opt {name!r}: choose from max-size and max-file")
     return found

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-The kinds are Pod, Deployment, ConfigMap, Secret and PersistentVolumeClaim. A pod is a project of the name of the first:
-'containerkit compose -p NAME ps|logs|exec|top' look into it.
+The kinds are Pod, Deployment, ConfigMap, Secret and PersistentVolumeClaim. The file is run as a project with the name
+of the first pod: inspect it with 'containerkit compose -p NAME ps|logs|exec|top'.
 
   containerkit kube play pod.yaml
   containerkit kube down pod.yaml
@@ -26,23 +26,23 @@ def define(parser: argparse.ArgumentParser) -> None:
     from containerkit.cli import kubenode
 
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    play = verbs.add_parser("play", help="start what a file describes; a process of its own holds it")
+    play = verbs.add_parser("play", help="start the pods of a file; a background process holds them")
     play.add_argument("file", metavar="FILE")
-    play.add_argument("--wait", action="store_true", help="return when all is ready")
+    play.add_argument("--wait", action="store_true", help="return when everything is ready")
     play.add_argument("--wait-timeout", metavar="SECONDS", type=float, default=300.0)
-    down = verbs.add_parser("down", help="end it; what an emptyDir holds is removed")
+    down = verbs.add_parser("down", help="stop them, and remove their emptyDir volumes")
     down.add_argument("file", metavar="FILE")
-    down.add_argument("--force", action="store_true", help="remove the volumes of claims, too")
-    generate = verbs.add_parser("generate", help="write the Pod that a compose file means")
+    down.add_argument("--force", action="store_true", help="also remove the volumes of claims")
+    generate = verbs.add_parser("generate", help="print a compose file as a Pod")
     generate.add_argument("file", metavar="COMPOSE-FILE", nargs="?")
     kubenode.define(verbs)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do what the verb says.
+    """Run a verb and return the exit status.
 
     Raises:
-        ContainerError: it could not be done.
+        ContainerError: the verb failed.
     """
     if options.verb == "node":
         from containerkit.cli import kubenode
@@ -71,4 +71,4 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line tells what it does
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line reports its steps

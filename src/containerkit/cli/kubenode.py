@@ -1,4 +1,4 @@
-"""``containerkit kube node``: make nodes of a cluster ready for the runtime."""
+"""``containerkit kube node``: install the runtime on nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ _RESTART: Final = ("nsenter", "--target", "1", "--mount", "--", "systemctl", "re
 
 
 def define(verbs: Any) -> None:
-    """Add the verb and its own verbs."""
-    node = verbs.add_parser("node", help="put the OCI runtime on nodes of a cluster")
+    """Add the verb and its subcommands."""
+    node = verbs.add_parser("node", help="install the OCI runtime on nodes of a cluster")
     steps = node.add_subparsers(dest="step", metavar="VERB", required=True)
-    install = steps.add_parser("install", help="put it on a node, and name it in containerd's configuration")
-    remove = steps.add_parser("remove", help="take it away again; its containers must have ended")
+    install = steps.add_parser("install", help="install it on a node, and add it to containerd's configuration")
+    remove = steps.add_parser("remove", help="uninstall it; its containers must have ended")
     for parser in (install, remove):
         parser.add_argument("--root", required=True, metavar="DIR", help="the node's root directory, such as /host")
-        parser.add_argument("--prefix", default="/opt/containerkit", metavar="DIR", help="where it lies on the node")
+        parser.add_argument("--prefix", default="/opt/containerkit", metavar="DIR", help="its directory on the node")
         parser.add_argument("--configuration", default="/etc/containerd/config.toml", metavar="FILE")
-        parser.add_argument("--restart", action="store_true", help="let systemd start containerd again if it changed")
+        parser.add_argument(
+            "--restart", action="store_true", help="restart containerd with systemd if its configuration changed"
+        )
     manifests = steps.add_parser("manifests", help="print a RuntimeClass, and the DaemonSet that installs it")
     manifests.add_argument("--image", required=True, help="an image with Python and containerkit")
-    manifests.add_argument("--namespace", default="kube-system", help="of the DaemonSet (default: kube-system)")
+    manifests.add_argument(
+        "--namespace", default="kube-system", help="the namespace of the DaemonSet (default: kube-system)"
+    )
     manifests.add_argument("--configuration", default="/etc/containerd/config.toml", metavar="FILE")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do what the verb says; returns 0.
+    """Run the verb. Return 0.
 
     Raises:
-        ContainerError: it could not be done.
-        OSError: the node's file system refuses it.
+        ContainerError: the verb failed.
+        OSError: a file of the node can't be read or written.
     """
     from containerkit.fleet import kubenode
 
@@ -47,11 +51,13 @@ def main(options: argparse.Namespace) -> int:
         return 0
     do = kubenode.install if options.step == "install" else kubenode.uninstall
     changed = do(options.root, prefix=options.prefix, configuration=options.configuration)
-    print("containerd's configuration has " + ("changed" if changed else "not changed"), file=sys.stderr)  # noqa: T201 - the command line tells what it does
+    print("containerd's configuration has " + ("changed" if changed else "not changed"), file=sys.stderr)  # noqa: T201 - the command line reports its steps
     if changed and options.restart:
         done = subprocess.run(_RESTART, check=False)
         if done.returncode:
-            raise SetupError("start containerd again", 0, " ".join(_RESTART), "start it by hand, or repeat this")
+            raise SetupError(
+                "restart containerd", 0, " ".join(_RESTART), "restart it by hand, or run this command again"
+            )
     return 0
 
 

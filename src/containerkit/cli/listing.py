@@ -1,4 +1,4 @@
-"""Lists: as a table, as JSON, by a template, or names alone; the same options for everything that lists."""
+"""Lists as a table, as JSON, by a template, or as names. All commands that list share these options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Listing", "check_template", "formatted", "say"]
 
 @attrs.frozen
 class Listing:
-    """A kind of list.
+    """One kind of list.
 
     Args:
         columns: the fields that the table shows.
@@ -30,7 +30,7 @@ class Listing:
     def define(self, parser: argparse.ArgumentParser) -> None:
         """Add ``--quiet``, ``--json`` and ``--format``."""
         parser.add_argument("-q", "--quiet", action="store_true", help=f"print only the field {self.key}")
-        parser.add_argument("--json", action="store_true", help="print it for programs: the same as --format json")
+        parser.add_argument("--json", action="store_true", help="print JSON: the same as --format json")
         parser.add_argument(
             "--format", metavar="TEMPLATE", help=f"fields only, such as {{{{.{self.key}}}}}; or table, or json"
         )
@@ -40,7 +40,7 @@ class Listing:
         """Print rows.
 
         Raises:
-            SpecError: the template has more than fields, or a field that is not there.
+            SpecError: the template contains anything but fields, or an unknown field.
         """
         template = options.format
         if options.json or template == "json":

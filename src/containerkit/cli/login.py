@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-They are stored in $DOCKER_CONFIG/config.json (~/.docker/config.json), or by the helper program that is named there.
+They are stored in $DOCKER_CONFIG/config.json (~/.docker/config.json), or by the credential helper that is set there.
 
   containerkit login registry.example.org
   containerkit login --username ci --password-stdin registry.example.org < token
@@ -70,7 +70,7 @@ def checked_registry(text: str) -> str:
 
 def _ask(registry: str, name: str | None) -> tuple[str, str]:
     if not sys.stdin.isatty():
-        raise SpecError("login: there is no terminal to ask on; use --username NAME --password-stdin")
+        raise SpecError("login: there is no terminal for a prompt; use --username NAME --password-stdin")
     from getpass import getpass
 
     if not name:

@@ -21,7 +21,7 @@ _STATUS: Final = (
 
 
 def write(directory: str) -> list[str]:
-    """Write all pages to a directory, which is made if it is missing; returns the names of the files."""
+    """Write all pages to a directory, which is created if it is missing. Return the names of the files."""
     os.makedirs(directory, exist_ok=True)
     names = []
     for name, text in pages().items():
@@ -37,7 +37,7 @@ def pages() -> dict[str, str]:
     found = {"containerkit": _overview([command for command in known if len(command.path) == 1])}
     seen: set[int] = set()
     for command in known:
-        if id(command.parser) not in seen:  # an alias has the page of what it stands for
+        if id(command.parser) not in seen:  # an alias shares the page of its command
             seen.add(id(command.parser))
             found["-".join(("containerkit", *command.path))] = _page(command)
     return found
@@ -119,7 +119,7 @@ def _option(action: argparse.Action) -> str:
 
 
 def _epilog(text: str) -> list[str]:
-    """Return paragraphs; lines that are indented are commands, and stay as they are."""
+    """Return paragraphs. Indented lines are commands, and are not changed."""
     lines: list[str] = []
     is_code = False
     for line in text.strip("\n").splitlines():
@@ -144,7 +144,7 @@ def _escaped(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a text of one or several lines, none of which is a request."""
+    """Return a text in which no line is a request of roff."""
     found = []
     for line in text.splitlines():
         escaped = _escaped(line.strip())

@@ -20,16 +20,16 @@ def volume(text: str, image: Image | None) -> Mount:
 
     Args:
         text: the value of the option.
-        image: where a volume that is empty is filled from.
+        image: an empty volume is filled from it.
 
     Raises:
         SpecError: the value is invalid.
-        SetupError: the volume can't be made or filled.
+        SetupError: the volume can't be created or filled.
     """
     source, colon, rest = text.partition(":")
     if not colon and source[:1] == "/":
         raise SpecError(
-            f"-v {text!r}: without a source this is a volume without a name in Docker: name one (-v NAME:{text}), "
+            f"-v {text!r}: anonymous volumes are not supported: give it a name (-v NAME:{text}), "
             f"use --tmpfs {text} for memory, or --bind {text} for the host's directory"
         )
     if source[:1] == "~":
@@ -39,14 +39,14 @@ def volume(text: str, image: Image | None) -> Mount:
     target, _, words = rest.partition(":")
     given = words.split(",") if words else []
     kept = ",".join(word for word in given if word not in ("nocopy", "copy", "z", "Z"))
-    # The target is checked before anything is made.
+    # The target is checked before the volume is created.
     values.bind(f"/:{target}:{kept}" if kept else f"/:{target}")
     path = _used(source, None if "nocopy" in given else image, target)
     return values.bind(f"{path}:{target}:{kept}" if kept else f"{path}:{target}")
 
 
 def _without(text: str, words: tuple[str, ...]) -> str:
-    """Return a bind without options that only say how SELinux labels it: the labels of the host's files stay."""
+    """Return a bind without the options for SELinux labels. The labels of the host's files are not changed."""
     head, _, last = text.rpartition(":")
     if not head or "/" in last or ":" not in head:
         return text

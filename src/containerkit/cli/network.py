@@ -1,4 +1,4 @@
-"""Make networks that several commands share, list them, look at them, and remove them."""
+"""Create networks that several commands share, list, inspect and remove them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["EPILOG", "define", "main"]
 LISTING: Final = Listing(("Name", "Subnets", "Containers", "Internal"), key="Name")
 
 EPILOG = """\
-A process keeps each network until it is removed; containers of any process of the same user can be on it.
+A process keeps each network until it is removed. Containers of all processes of the same user can join it.
 
   containerkit network create app
   containerkit run --network app:alias=db -- ...
@@ -34,25 +34,29 @@ def define(parser: argparse.ArgumentParser) -> None:
     making = verbs.add_parser("create", help="make one")
     making.add_argument("name", metavar="NAME")
     making.add_argument(
-        "--subnet", metavar="CIDR", action="append", default=[], help="of IPv4 or IPv6 (default: free ones); repeatable"
+        "--subnet",
+        metavar="CIDR",
+        action="append",
+        default=[],
+        help="a subnet of IPv4 or IPv6 (default: free ones); repeatable",
     )
-    making.add_argument("--internal", action="store_true", help="nothing leads out of it")
+    making.add_argument("--internal", action="store_true", help="without access to other networks")
     making.add_argument("--isolated", action="store_true", help="its containers can't reach each other")
     making.add_argument("--mtu", metavar="BYTES", type=int, default=1500)
-    listing = verbs.add_parser("ls", aliases=["list"], help="list those of this user")
+    listing = verbs.add_parser("ls", aliases=["list"], help="list the networks of this user")
     LISTING.define(listing)
     removing = verbs.add_parser("rm", aliases=["remove"], help="remove some")
     removing.add_argument("names", metavar="NAME", nargs="+")
-    removing.add_argument("-f", "--force", action="store_true", help="also with containers on it, which lose it")
-    looking = verbs.add_parser("inspect", help="tell all that is known of some, as JSON")
+    removing.add_argument("-f", "--force", action="store_true", help="also if containers are on it, which lose it")
+    looking = verbs.add_parser("inspect", help="print networks as JSON")
     looking.add_argument("names", metavar="NAME", nargs="+")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do it; returns 0, or 125 when some could not be removed.
+    """Run a verb. Return 0, or 125 if a network could not be removed.
 
     Raises:
-        ContainerError: it could not be done.
+        ContainerError: the verb failed.
     """
     from containerkit.network import keeper
     from containerkit.spec.network import Network

@@ -22,8 +22,8 @@ def define(group: Any) -> None:
         "--network",
         metavar="NAME[:OPTION=VALUE,...]",
         **_LISTS,
-        help="none (default), host, internet, one that 'containerkit network create' has made, container:ID (or its "
-        f"name) for that container's own, macvlan:INTERFACE or "
+        help="none (default), host, internet, a network of 'containerkit network create', container:ID (or its "
+        f"name) for the network of that container, macvlan:INTERFACE or "
         f"cni:NAME; options of a network are {', '.join(_KEYS)}; repeatable",
     )
     group.add_argument(
@@ -31,26 +31,26 @@ def define(group: Any) -> None:
         "--publish",
         metavar="[HOST:][PORT:]PORT[/udp]",
         **_LISTS,
-        help="lead a port of the host's inside, of 127.0.0.1 unless told otherwise; ranges too; repeatable",
+        help="publish a port or a range of ports on the host, by default on 127.0.0.1; repeatable",
     )
     group.add_argument(
         "--egress",
         metavar="NAME|*.NAME|CIDR[:PORT]",
         **_LISTS,
-        help="what it may reach outside, and nothing else, or 'none'; repeatable",
+        help="a destination that it may reach, all others are blocked; or 'none'; repeatable",
     )
-    group.add_argument("--dns", metavar="ADDRESS", **_LISTS, help="who is asked for names (default: who the host asks)")
+    group.add_argument("--dns", metavar="ADDRESS", **_LISTS, help="a name server (default: those of the host)")
     group.add_argument("--dns-search", metavar="DOMAIN", **_LISTS, help="a domain for names without dots; repeatable")
     group.add_argument(
-        "--add-host", metavar="NAME:ADDRESS", **_LISTS, help="a line of /etc/hosts; the address may be host-gateway"
+        "--add-host", metavar="NAME:ADDRESS", **_LISTS, help="add a line to /etc/hosts; the address may be host-gateway"
     )
 
 
 def fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of :class:`containerkit.Container` about its network.
+    """Return the arguments of :class:`containerkit.Container` for its network.
 
     Raises:
-        SpecError: a value is invalid, or options that do not go together.
+        SpecError: a value is invalid, or options contradict each other.
     """
     found: dict[str, Any] = {}
     if options.network:
@@ -102,7 +102,7 @@ def _one(text: str) -> Any:
     chosen = values.pairs("--network", rest.split(",")) if rest else {}
     aliases = [text.partition("=")[2] for text in rest.split(",") if text.startswith("alias=")]
     if strange := [name for name in chosen if name not in _KEYS]:
-        raise SpecError(f"--network {kind}: unknown option {strange[0]!r}; there are {', '.join(_KEYS)}")
+        raise SpecError(f"--network {kind}: unknown option {strange[0]!r}; choose from {', '.join(_KEYS)}")
     addresses = tuple(chosen[name] for name in ("ip", "ip6") if name in chosen)
     return Attach(
         Kept(kind),
@@ -122,7 +122,7 @@ def _macvlan(text: str) -> Any:
     for each in rest:
         name, mark, value = each.partition("=")
         if not mark or name not in ("ip", "gateway", "mode", "mac"):
-            raise SpecError(f"--network macvlan: {each!r} is none of ip=, gateway=, mode=, mac=")
+            raise SpecError(f"--network macvlan: unknown option {each!r}; choose from ip=, gateway=, mode=, mac=")
         if name in ("ip", "gateway"):
             chosen.setdefault("addresses" if name == "ip" else name, []).append(value)
         else:

@@ -1,4 +1,4 @@
-"""All commands with their verbs and options, as the completion and the manual pages need them."""
+"""All commands with their verbs and options, for the completion and the manual pages."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Command:
         return {name: purpose for name, _, purpose in _verbs(self.parser)}
 
     def options(self) -> Iterator[argparse.Action]:
-        """Yield its options that are shown."""
+        """Yield its visible options."""
         for action in self.parser._actions:  # noqa: SLF001 - argparse has no other list of them
             if action.option_strings and action.help != argparse.SUPPRESS:
                 yield action
 
     @property
     def subject(self) -> str:
-        """What its arguments name: ``containers``, ``images`` or ``volumes``; empty for something else."""
+        """The kind of its arguments: ``containers``, ``images`` or ``volumes``; empty for anything else."""
         for action in self.parser._actions:  # noqa: SLF001 - as above
             if not action.option_strings and str(action.metavar) in _SUBJECTS:
                 return _SUBJECTS[str(action.metavar)]
@@ -59,7 +59,7 @@ class Command:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What its first argument may be, where that is a choice."""
+        """The choices of its first argument, or nothing."""
         for action in self.parser._actions:  # noqa: SLF001 - as above
             is_verb = isinstance(action, argparse._SubParsersAction)  # noqa: SLF001 - as above
             if not action.option_strings and action.choices and not is_verb:
@@ -68,7 +68,7 @@ class Command:
 
 
 def values_of(action: argparse.Action) -> tuple[str, ...] | str:
-    """Return what the value of an option may be: words, or ``images``, ``networks``, ``containers``; else nothing."""
+    """Return the possible values of an option: words, or ``images``, ``networks``, ``containers``; else nothing."""
     if action.choices:
         return tuple(map(str, action.choices))
     metavar = str(action.metavar or "")

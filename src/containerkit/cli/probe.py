@@ -1,4 +1,4 @@
-"""Report what this host lets the caller do, found by trials, and what would provide the rest."""
+"""Report what the caller can do on this host, found by trials, and how to enable the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List containers: detached ones, those that end with their owner, and those that the OCI command has on record."""
+"""List containers: detached ones, those that end with their owner, and those of the OCI command."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _PLAIN: Final[dict[str, Any]] = {
     "health": None,
     "ports": [],
 }
-"""What is not known of a container that has no record of ours."""
+"""The fields that are unknown for containers without a record of this library."""
 _TITLES: Final = ("id", "name", "image", "command", "created", "status", "kind")
 
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("-a", "--all", action="store_true", help="also those that do not run")
+    parser.add_argument("-a", "--all", action="store_true", help="also list those that are not running")
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
-    parser.add_argument("--json", action="store_true", help="print it for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.ID}} {{.Status}}; or json")
     parser.add_argument(
         "-f", "--filter", metavar="NAME=VALUE", action="append", default=[], help="name, status, label, id; repeatable"
     )
-    parser.add_argument("--root", metavar="DIR", help="those of the OCI command on record there, and no others")
+    parser.add_argument("--root", metavar="DIR", help="list only those of the OCI command with this state directory")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -97,7 +97,7 @@ def _ago(seconds: float) -> str:
 
 
 def _rows(*, all_of_them: bool) -> list[dict[str, Any]]:
-    # Not by way of the class that starts them, which takes as long to import as to list hundreds.
+    # The class that starts them is not used: its import takes as long as listing hundreds of containers.
     from containerkit.detached import store
     from containerkit.detached.known import Known, shell_status
     from containerkit.detached.owned import owned
@@ -105,7 +105,7 @@ def _rows(*, all_of_them: bool) -> list[dict[str, Any]]:
     rows = []
     inits = set()
     for one in map(Known, store.entries()):
-        with suppress(StateError):  # it is gone meanwhile
+        with suppress(StateError):  # it has ended in the meantime
             row = one.summary()
             inits.add(row.pop("init"))
             if not all_of_them and row["status"] not in ("running", "paused", "restarting"):
@@ -113,7 +113,7 @@ def _rows(*, all_of_them: bool) -> list[dict[str, Any]]:
             if row["exit_code"] is not None:
                 row["exit_code"] = shell_status(row["exit_code"])
             rows.append({**row, "kind": "detached"})
-    with suppress(StateError):  # nobody can say where those of the OCI command are
+    with suppress(StateError):  # the state directory of the OCI command is unknown
         for state in late.load(late.KEEPERS["oci"]).states(None):
             inits.add(state["pid"])
             if all_of_them or state["status"] in _ALIVE:
@@ -136,7 +136,7 @@ def _filters(texts: list[str]) -> list[tuple[str, str]]:
     found = [pair for text in texts for pair in values.pairs("--filter", [text]).items()]
     for name, _ in found:
         if name not in ("name", "id", "status", "label"):
-            raise SpecError(f"--filter {name!r}: there are name, id, status, label")
+            raise SpecError(f"--filter {name!r}: choose from name, id, status, label")
     return found
 
 

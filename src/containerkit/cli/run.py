@@ -52,7 +52,7 @@ _CAUSES: Final = {
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     arguments.define(parser)
-    keeping.define(parser.add_argument_group("going on by itself"))
+    keeping.define(parser.add_argument_group("detached containers"))
     parser.add_argument("--commit", metavar="NAME", help="if it ends with status 0, make an image from its changes")
 
 
@@ -66,7 +66,7 @@ def main(options: argparse.Namespace) -> int:
         return _run(options)
     except ProgramNotFoundError as error:
         if options.image is None and options.rootfs is None and error.target == arguments.words(options)[0]:
-            complain(f"if {error.target!r} is an image, say so: containerkit run --image {error.target} ...")
+            complain(f"if {error.target!r} is an image, use --image: containerkit run --image {error.target} ...")
         raise
 
 
@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_commit(name: str, rootfs: RootFS) -> None:
-    """Refuse an impossible commit before the command runs, not after it."""
+    """Refuse an impossible commit before the command runs."""
     from containerkit.image import Reference
 
     Reference.parse(name)
@@ -142,4 +142,4 @@ def _report(container: Container, process: Process[Any], real_s: float) -> None:
     for name, most in (("max rss", usage.max_rss_bytes), ("memory", usage.memory_peak_bytes)):
         if most is not None:
             lines.append((name, f"{most / 2**20:.1f} MiB"))
-    print(*(f"{name:8} {value}" for name, value in lines), sep="\n", file=sys.stderr, flush=True)  # noqa: T201 - as asked
+    print(*(f"{name:8} {value}" for name, value in lines), sep="\n", file=sys.stderr, flush=True)  # noqa: T201 - the command line prints its output

@@ -1,4 +1,4 @@
-"""``containerkit system``, ``info`` and ``version``: what there is, and what nobody needs."""
+"""``containerkit system``, ``info`` and ``version``: disk usage, unused objects, and facts about the host."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def confirmed(what: str, *, force: bool) -> bool:
     """Ask on the terminal whether to do something that can't be undone.
 
     Args:
-        what: what is done, as in an instruction.
+        what: the action, as an imperative.
         force: do not ask.
 
     Raises:
-        SpecError: there is no terminal to ask on.
+        SpecError: there is no terminal for the question.
     """
     if force:
         return True
     if not sys.stdin.isatty():
-        raise SpecError(f"this would {what}, and there is no terminal to ask on: pass --force")
-    sys.stderr.write(f"This will {what}. Go on? [y/N] ")
+        raise SpecError(f"this would {what}; there is no terminal for the confirmation: pass --force")
+    sys.stderr.write(f"This will {what}. Continue? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -45,18 +45,16 @@ def confirmed(what: str, *, force: bool) -> bool:
 
 def _define_system(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    usage = verbs.add_parser("df", help="tell what takes space on the disk")
+    usage = verbs.add_parser("df", help="show the disk usage")
     _USAGE.define(usage)
     usage.add_argument("-v", "--verbose", action="store_true", help="one line for each container, image and volume")
-    pruning = verbs.add_parser(
-        "prune", help="remove containers that do not run, images without a name, and the build cache"
-    )
+    pruning = verbs.add_parser("prune", help="remove stopped containers, images without a name, and the build cache")
     pruning.add_argument("-f", "--force", action="store_true", help="do not ask")
     pruning.add_argument(
         "-a", "--all", action="store_true", help="accepted: images with a name stay, 'rmi' removes them"
     )
-    pruning.add_argument("--volumes", action="store_true", help="also volumes that no container on record has")
-    _define_facts(verbs.add_parser("info", help="print what this host and this user have"))
+    pruning.add_argument("--volumes", action="store_true", help="also remove volumes that no container uses")
+    _define_facts(verbs.add_parser("info", help="print facts about this host and this user"))
 
 
 def _system(options: argparse.Namespace) -> int:
@@ -69,7 +67,7 @@ def _system(options: argparse.Namespace) -> int:
 
 
 def _size_of(path: str | os.PathLike[str]) -> int:
-    """Return the space that files take; those with several names once. What can't be read is not counted."""
+    """Return the size of the files in a directory in bytes. Hard links count once. Unreadable files are not counted."""
     seen: set[tuple[int, int]] = set()
     total = 0
     for directory, _, names in os.walk(path):
@@ -141,8 +139,8 @@ def _prune(options: argparse.Namespace) -> int:
     from containerkit.cli.container import prune
     from containerkit.image import Store
 
-    more = ", and volumes that no container on record has" if options.volumes else ""
-    what = f"remove containers that do not run, images without a name, and the build cache{more}"
+    more = ", and volumes that no container uses" if options.volumes else ""
+    what = f"remove stopped containers, images without a name, and the build cache{more}"
     if not confirmed(what, force=options.force):
         return 0
     for name in prune():
@@ -160,7 +158,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _define_facts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.KernelVersion}}; or json")
-    parser.add_argument("--json", action="store_true", help="print it for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _show(options: argparse.Namespace, facts: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Make a root from files of the host or of a distribution, once for the same options, and print its name."""
+"""Make a root from files of the host or of a distribution, and print its name. The same options reuse it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
             say(name)
         return 0
     if options.name is None:
-        raise SpecError(f"template: a name is required; there are {', '.join(template_names())}")
+        raise SpecError(f"template: a name is required; choose from {', '.join(template_names())}")
     return _make(options.name, options.options)
 
 

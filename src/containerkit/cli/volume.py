@@ -1,4 +1,4 @@
-"""Make, list, back up and remove volumes: directories that outlive containers, for ``run -v NAME:TARGET``."""
+"""Create, list, back up and remove volumes: directories that outlive containers, for ``run -v NAME:TARGET``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "facts", "main"]
 
 EPILOG: Final = """\
-A volume that is empty gets what the image has where it is mounted, with owners and modes.
+An empty volume is filled with the image's files at its mount point, with owners and modes.
 
   containerkit volume create data
   containerkit run --image postgres:16 -v data:/var/lib/postgresql/data
@@ -36,51 +36,55 @@ def define(parser: argparse.ArgumentParser) -> None:
     create = verbs.add_parser("create", help="make one")
     create.add_argument("name", metavar="NAME", nargs="?", help="its name (default: a random one)")
     create.add_argument(
-        "--size", metavar="SIZE", help="the most that its files may take, such as 64M (default: no limit)"
+        "--size", metavar="SIZE", help="limit of the size of its files, such as 64M (default: no limit)"
     )
     create.add_argument("-l", "--label", metavar="NAME[=VALUE]", **_LISTS, help="a label; repeatable")
-    create.add_argument("-d", "--driver", metavar="NAME", default="local", help="accepted: there is 'local' only")
-    create.add_argument("-o", "--opt", metavar="size=SIZE", **_LISTS, help="as --size; there are no other options")
+    create.add_argument("-d", "--driver", metavar="NAME", default="local", help="accepted: only 'local' is supported")
+    create.add_argument("-o", "--opt", metavar="size=SIZE", **_LISTS, help="same as --size; there are no other options")
     listed = verbs.add_parser("ls", aliases=["list"], help="list them")
     LISTING.define(listed)
     listed.add_argument(
         "-f", "--filter", metavar="NAME=VALUE", **_LISTS, help="name, label, dangling=true|false; repeatable"
     )
-    inspect = verbs.add_parser("inspect", help="print all that is known of them")
+    inspect = verbs.add_parser("inspect", help="print all facts about volumes")
     inspect.add_argument("names", nargs="+", metavar="VOLUME", help="its name")
     inspect.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.Mountpoint}}")
-    remove = verbs.add_parser("rm", aliases=["remove"], help="remove them with all that is in them")
+    remove = verbs.add_parser("rm", aliases=["remove"], help="remove volumes with all their files")
     remove.add_argument("names", nargs="+", metavar="VOLUME", help="its name")
-    remove.add_argument("-f", "--force", action="store_true", help="do not complain of one that is not there")
-    prune = verbs.add_parser("prune", help="remove those that no detached container has")
-    prune.add_argument("-f", "--force", action="store_true", help="accepted: nothing is asked")
-    prune.add_argument("-a", "--all", action="store_true", help="accepted: all that are unused are removed")
-    prune.add_argument("--filter", metavar="label=NAME[=VALUE]", **_LISTS, help="only those with it; repeatable")
+    remove.add_argument("-f", "--force", action="store_true", help="ignore volumes that do not exist")
+    prune = verbs.add_parser("prune", help="remove volumes that no detached container uses")
+    prune.add_argument("-f", "--force", action="store_true", help="accepted: there is no confirmation")
+    prune.add_argument("-a", "--all", action="store_true", help="accepted: all unused volumes are removed")
+    prune.add_argument(
+        "--filter", metavar="label=NAME[=VALUE]", **_LISTS, help="only volumes with this label; repeatable"
+    )
     export = verbs.add_parser("export", help="write its files to a tar archive")
     export.add_argument("name", metavar="VOLUME", help="its name")
     export.add_argument("-o", "--output", metavar="FILE", default="-", help="the archive (default: stdout)")
-    importing = verbs.add_parser("import", help="put the files of a tar archive in the place of its own")
-    importing.add_argument("name", metavar="VOLUME", help="its name; it is made if it is missing")
+    importing = verbs.add_parser("import", help="replace its files with those of a tar archive")
+    importing.add_argument("name", metavar="VOLUME", help="its name; created if it is missing")
     importing.add_argument("file", metavar="FILE", nargs="?", default="-", help="the archive (default: stdin)")
-    importing.add_argument("--replace", action="store_true", help="also if there are files in it, which are removed")
+    importing.add_argument("--replace", action="store_true", help="also if it contains files, which are removed")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do it; returns 0, or 125 when some could not be removed.
+    """Run a verb. Return 0, or 125 if a volume could not be removed.
 
     Raises:
-        ContainerError: it can't be done.
+        ContainerError: the verb failed.
     """
     return _VERBS[options.verb](options)
 
 
 def _create(options: argparse.Namespace) -> int:
     if options.driver != "local":
-        raise SpecError(f"--driver {options.driver!r}: there is 'local' only")
+        raise SpecError(f"--driver {options.driver!r}: only 'local' is supported")
     opts = values.pairs("--opt", options.opt)
     size = opts.pop("size", options.size)
     if opts:
-        raise SpecError(f"--opt {next(iter(opts))!r}: there is size=SIZE; for a directory of the host use run --bind")
+        raise SpecError(
+            f"--opt {next(iter(opts))!r}: only size=SIZE is supported; for a directory of the host use run --bind"
+        )
     labels = {name: value for name, _, value in (text.partition("=") for text in options.label)}
     say(volumes.create(options.name, labels=labels, size=size).name)
     return 0
@@ -98,7 +102,7 @@ def _filters(texts: list[str]) -> list[tuple[str, str]]:
         if name not in ("name", "label", "dangling") or (
             name == "dangling" and value not in ("true", "false", "1", "0")
         ):
-            raise SpecError(f"--filter {name}={value}: there are name, label, dangling=true, dangling=false")
+            raise SpecError(f"--filter {name}={value}: choose from name, label, dangling=true, dangling=false")
     return found
 
 
@@ -147,7 +151,7 @@ def _prune(options: argparse.Namespace) -> int:
         kind, _, rest = text.partition("=")
         key, equals, value = rest.partition("=")
         if kind != "label" or not key:
-            raise SpecError(f"--filter {text!r}: there is label=NAME and label=NAME=VALUE")
+            raise SpecError(f"--filter {text!r}: choose from label=NAME and label=NAME=VALUE")
         wanted[key] = value if equals else None
     for name in volumes.prune(labels=wanted):
         say(name)
@@ -169,14 +173,14 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     volume = volumes.create(options.name, exist_ok=True)
     if not options.replace and not volume.is_empty:
-        raise StateError(f"volume {volume.name}: there are files in it; pass --replace to remove them")
+        raise StateError(f"volume {volume.name}: it contains files; pass --replace to remove them")
     with as_file(options.file) as path:
         volume.replace(path)
     return 0
 
 
 def facts(volume: volumes.Volume) -> dict[str, Any]:
-    """Return all that is known of a volume."""
+    """Return all known facts about a volume."""
     from containerkit.detached.inspection import rfc3339
 
     return {

@@ -10,7 +10,7 @@ from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
-from containerkit.compile import mounts
+from containerkit.compile import dev, mounts
 from containerkit.compile.facts import FILES, KERNEL_FS, ROOT, TTY_GROUP, bind_slot
 from containerkit.compile.namespaces import network_inside
 from containerkit.compile.root import memory_options
@@ -40,7 +40,7 @@ def standard_mounts(start: Start) -> list[Operation]:
         steps += sysctl_writes(start)
         steps += mounts.attach(Slot("proc"), ROOT, "/proc", directory=True, kept=Slot("proc"))
     if "/dev" not in covered:
-        steps += mounts.attach(Slot("dev"), ROOT, "/dev", directory=True, kept=Slot("dev"))
+        steps += dev.attach(start.spec)
         devices = start.spec.device_mounts(TTY_GROUP if start.host.terminals else None)
         steps += [step for mount in devices if mount.target not in covered for step in made(mount)]
     return steps

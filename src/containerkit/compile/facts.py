@@ -34,6 +34,15 @@ FILES: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
 KERNEL_FS: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
 
 
+class Node(NamedTuple):
+    """A device node of the host: its mode with its type, its device number, and its owner and group."""
+
+    mode: int
+    device: int
+    uid: int
+    gid: int
+
+
 class Host(NamedTuple):
     """The facts about the caller and the machine that a plan depends on.
 
@@ -42,6 +51,7 @@ class Host(NamedTuple):
         programs: the directories that ``RootFS.host()`` shows completely.
         terminals: whether terminals can belong to the group tty, which the container must map.
         directories: for each described bind, whether its source is a directory.
+        nodes: for each described bind, the node to make in its place, or None. Empty if there is none.
         sets_groups: whether setgroups(2) is allowed inside.
         joins: how it joins its control groups.
         skeleton: the skeleton of ``RootFS.host()`` that the start must make itself, because the one in the staging
@@ -53,6 +63,7 @@ class Host(NamedTuple):
     programs: tuple[str, ...] = ()
     terminals: bool = True
     directories: tuple[bool, ...] = ()
+    nodes: tuple[Node | None, ...] = ()
     sets_groups: bool = True
     joins: Joining = NOTHING_TO_JOIN
     skeleton: HostRoot | None = None
@@ -84,6 +95,7 @@ class Start:
         self.mode = mode
         self.names = spec.namespaces
         self.binds = [mount for mount in spec.mounts if mount.type == "bind"]
+        self.nodes = host.nodes or (None,) * len(self.binds)
         self.assembles = self.names.mount == "new"
         self.by_fuse = spec.rootfs.kind == "overlay" and spec.rootfs.union == "fuse"
         if not host.privileged and self.names.user == "host":

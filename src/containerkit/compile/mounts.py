@@ -16,7 +16,7 @@ from containerkit.plan.operation import Operation, Slot
 if TYPE_CHECKING:
     from containerkit.spec.mount import Mount
 
-__all__ = ["attach", "make_filesystem", "open_source", "resolve", "set_attributes"]
+__all__ = ["attach", "keep", "make_filesystem", "open_source", "resolve", "set_attributes"]
 
 
 _KIND_HINT: Final = "a file can only be mounted on a file, a directory on a directory"
@@ -39,7 +39,7 @@ _FULL_HINT: Final = (
 )
 
 
-_FULL: Final = ("/dev", "/proc", "/sys")
+_FULL: Final = ("/proc", "/sys")
 """Directories in which nothing can be created."""
 
 
@@ -62,7 +62,7 @@ def set_attributes(mount: Mount, tree: Slot, userns: Slot | None) -> list[Operat
             target=mount.source,
         )
     ]
-    if userns is not None and mount.idmap:
+    if userns is not None:
         steps.append(
             calls.mount_setattr(
                 tree, userns=userns, recursive=mount.recursive, target=f"id map of {mount.source}", hint=_IDMAP_HINT
@@ -140,8 +140,13 @@ def attach(
         return [*steps, calls.close(tree)]
     if kept == tree:
         return steps
+    return [*steps, *keep(tree, kept, target)]
+
+
+def keep(tree: Slot, kept: Slot, target: str) -> list[Operation]:
+    """Return the operations that move a descriptor to another slot, above the numbers that commands may get."""
     high = calls.call("fcntl", tree, _F_DUPFD_CLOEXEC, _native.LOWEST, target=target, result=kept)
-    return [*steps, high, calls.close(tree)]
+    return [high, calls.close(tree)]
 
 
 def _leaving_out(step: Operation) -> Operation:

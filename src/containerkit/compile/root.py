@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from containerkit._linux.hostroot import HOSTNAME, hosts_line
 from containerkit._linux.tmpfs import inodes_for
 from containerkit._native import constants as k
-from containerkit.compile import mounts
+from containerkit.compile import dev, mounts
 from containerkit.compile.facts import FILES, ROOT, SKELETON, UPPER, bind_slot, lower
 from containerkit.compile.skeleton import LOWERS, skeleton
 from containerkit.plan import calls
@@ -33,7 +33,8 @@ def clone_trees(start: Start) -> list[Operation]:
     if rootfs.upper is not None and not start.by_fuse:
         steps.append(calls.open_tree(k.AT_FDCWD, os.fsencode(start.upper_base()), Slot("disk")))
     for number, bind in enumerate(start.binds):
-        steps += mounts.open_source(bind, bind_slot(number))
+        node, tree = start.nodes[number], bind_slot(number)
+        steps += mounts.open_source(bind, tree) if node is None else dev.make_node(bind, node, tree)
     return steps
 
 
@@ -79,7 +80,8 @@ def tree_attributes(start: Start, userns: Slot | None) -> list[Operation]:
         own_dev = calls.mount_setattr(Slot("dev"), userns=userns, target="id map of /dev")
         steps.append(own_dev._replace(tolerate=(EINVAL,)))
     for number, bind in enumerate(start.binds):
-        steps += mounts.set_attributes(bind, bind_slot(number), userns)
+        idmap = bind.idmap or start.nodes[number] is not None
+        steps += mounts.set_attributes(bind, bind_slot(number), userns if idmap else None)
     return steps
 
 
@@ -132,7 +134,7 @@ def overlays(start: Start) -> list[Operation]:
     # First the layer of the skeleton, then each directory of programs on its mount point.
     if start.host.skeleton is not None:
         steps += calls.new_mount("tmpfs", {"mode": "755"}, Slot("skeleton"), attributes=FILES)
-        steps += skeleton(start.host.skeleton, Slot("skeleton"), "")
+        steps.append(skeleton(start.host.skeleton, Slot("skeleton")))
     steps.append(calls.move_mount(Slot("skeleton"), k.AT_FDCWD, b"/host", target=SKELETON))
     steps += union(start, "/newroot", ["/host"], 0)
     for number, name in enumerate(start.host.programs):

@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
-from containerkit.plan import calls
+from containerkit.plan import calls, entries
 from containerkit.plan.operation import Block, Operation, Slot
 
 if TYPE_CHECKING:
     from containerkit._linux import hostroot
 
-__all__ = ["LOWERS", "STAGING_ROOT", "skeleton", "write_map"]
+__all__ = ["LOWERS", "STAGING_ROOT", "skeleton", "staged_skeleton", "write_map"]
 
 STAGING_ROOT: Final = Slot("staging root")
 
@@ -32,19 +32,16 @@ def write_map(pid: Slot, name: str, content: bytes) -> list[Operation]:
     ]
 
 
-def skeleton(root: hostroot.HostRoot, directory: Slot = STAGING_ROOT, below: str = "host/") -> list[Operation]:
-    """Return the operations that make the skeleton of ``RootFS.host()`` in a directory, or below it."""
-    at = Slot("file")
-    steps: list[Operation] = []
-    for path, mode in root.directories:
-        steps.append(calls.make_directory(directory, os.fsencode(f"{below}{path}"), mode))
-    for path, content in root.links:
-        steps.append(calls.make_symlink(directory, os.fsencode(f"{below}{path}"), os.fsencode(content)))
-    for path, mode, data in root.files:
-        flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
-        name = os.fsencode(f"{below}{path}")
-        steps.append(calls.call("openat", directory, name, flags, mode, target=path, result=at))
-        if data:
-            steps.append(calls.write(at, data, path))
-        steps.append(calls.close(at))
-    return steps
+def skeleton(root: hostroot.HostRoot, directory: Slot) -> Operation:
+    """Return the operation that makes the skeleton of ``RootFS.host()`` in a directory."""
+    made = [entries.directory(os.fsencode(path), mode) for path, mode in root.directories]
+    made += [entries.symlink(os.fsencode(path), os.fsencode(content)) for path, content in root.links]
+    made += [entries.file(os.fsencode(path), mode, data) for path, mode, data in root.files]
+    return entries.populate(directory, made, "the host's root")
+
+
+def staged_skeleton(root: hostroot.HostRoot) -> list[Operation]:
+    """Return the operations that make it in its directory of the staging."""
+    at = Slot("host")
+    opened = calls.open_at(STAGING_ROOT, b"host", k.O_PATH | k.O_DIRECTORY | k.O_NOFOLLOW, at)
+    return [opened, skeleton(root, at), calls.close(at)]

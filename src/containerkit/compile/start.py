@@ -18,6 +18,7 @@ from containerkit.compile.contents import (
     volumes,
     working_directory,
 )
+from containerkit.compile.dev import close_for_writing
 from containerkit.compile.facts import ROOT, UPPER, Start
 from containerkit.compile.namespaces import identity, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
@@ -88,6 +89,7 @@ def inside(start: Start) -> list[Operation]:
             steps += sys_mount(start)
         steps += volumes(start)
         steps += own_mounts(start)
+        steps += close_for_writing(start.spec)
         steps += working_directory(start)
         steps += covered_paths(start)
         steps += pivot()

@@ -15,7 +15,7 @@ from errno import EINTR
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from containerkit import _native
-from containerkit.errors import ContainerTimeout, SpecError
+from containerkit.errors import SpecError
 from containerkit.process.communicate import Conversation
 from containerkit.process.process import Process
 from containerkit.process.stdio import Streams
@@ -394,6 +394,8 @@ class Captured:
             self.call_off()
             return
         if not self._under_way.acquire(timeout=-1 if timeout is None else timeout):
+            from containerkit.errors import ContainerTimeout  # late: it imports subprocess
+
             raise ContainerTimeout(self.command.words, timeout or 0)
         self._under_way.release()
 
@@ -422,9 +424,12 @@ def complete(
         if heard is not None:
             talk.go_on(heard, deadline)
         written = talk.hold()
-    except ContainerTimeout as error:
+    except TimeoutError as error:
         process.close()
-        error.result = _result(process, (error.stdout, error.stderr), terms.began)
+        from containerkit.errors import ContainerTimeout  # late: it imports subprocess
+
+        if isinstance(error, ContainerTimeout):
+            error.result = _result(process, (error.stdout, error.stderr), terms.began)
         raise
     except BaseException:
         process.close()

@@ -19,7 +19,7 @@ from containerkit.container.commands import Commands
 from containerkit.container.join import Entrance
 from containerkit.container.live import guests
 from containerkit.container.starting import init_process, wait_for_all, wait_for_others
-from containerkit.errors import CleanupError, ContainerTimeout, StateError, telling_of_descriptors
+from containerkit.errors import CleanupError, StateError, telling_of_descriptors
 from containerkit.meanings import explained
 from containerkit.process.process import put_down
 from containerkit.spec.container import Spec, build
@@ -375,7 +375,7 @@ class Container(Commands):
         for process in asked:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except ContainerTimeout:
+            except TimeoutError:  # a ContainerTimeout, whose own module takes long to import
                 return
 
     def __del__(self) -> None:

@@ -15,9 +15,10 @@ from weakref import WeakSet
 
 from containerkit import late
 from containerkit.container.starting import LOOK_AGAIN_S, Unwaited
-from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
+from containerkit.errors import ContainerError, StateError
 from containerkit.meanings import explained
 from containerkit.namespace import Kind
+from containerkit.spec.words import checked_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from containerkit.start.cgroup import Freezer
     from containerkit.start.context import Ground
 
-__all__ = ["Live", "State", "checked_id", "guests"]
+__all__ = ["Live", "State", "guests"]
 
 State = Literal["created", "running", "paused", "stopped", "detached"]
 """The state of a container. ``"detached"`` is a view by :meth:`Container.attach` after it has detached."""
@@ -180,7 +181,7 @@ class Live:
                 guest.reap(init)
             try:
                 init.wait(pause_s if others else None)
-            except ContainerTimeout:
+            except TimeoutError:  # a ContainerTimeout, whose own module takes long to import
                 pause_s = min(2 * pause_s, LOOK_AGAIN_S)
 
     def reap(self, dying: Process[Any]) -> None:
@@ -377,18 +378,3 @@ class Live:
         from containerkit.container.files import changed
 
         yield from changed(self, self._standing())
-
-
-_ID_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
-
-
-def checked_id(value: str) -> str:
-    """Return a valid name of a container.
-
-    Raises:
-        SpecError: the name is invalid.
-    """
-    good = isinstance(value, str) and 0 < len(value) <= 64 and set(value) <= _ID_CHARACTERS
-    if not good or value[0] in ".-":
-        raise SpecError(f"id: {value!r} must be 1 to 64 letters, digits, '_', '.', '-', and begin with none of '.-'")
-    return value

@@ -13,11 +13,9 @@ Source: fork(2), setsid(2), execveat(2), proc_pid_fdinfo(5), "lock".
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -141,6 +139,9 @@ def _fork(entry: Entry, read: int, write: int) -> None:
 
 
 def _spawn(entry: Entry, write: int) -> None:
+    import json
+    import subprocess
+
     words = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), entry.id, str(write)]
     subprocess.run(words, pass_fds=[write], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=False)
 

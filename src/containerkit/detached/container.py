@@ -18,11 +18,10 @@ from containerkit.detached.description import Policy, signal_number
 from containerkit.detached.events import emit, identify
 from containerkit.detached.health import image_of
 from containerkit.detached.known import Known
-from containerkit.detached.logs import LogLine, Moment, moment, read, steps
-from containerkit.errors import ContainerTimeout, SetupError, SpecError, StateError
+from containerkit.errors import SetupError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Unpack
 
     from containerkit.cgroup import CGroup, Limits
@@ -156,6 +155,8 @@ class Detached(Known):
                 raise StateError(f"{self!r}: {why}")
             left = 86_400.0 if deadline is None else deadline - time.monotonic()
             if left <= 0:
+                from containerkit.errors import ContainerTimeout  # late: it imports subprocess
+
                 raise ContainerTimeout(self.argv, timeout_s or 0.0)
             self._sleep_until_end(run, left)
 
@@ -254,60 +255,6 @@ class Detached(Known):
         emit(self.entry, "destroy", config)
 
     # --- What it says and uses
-
-    def logs(
-        self,
-        *,
-        follow: bool = False,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        tail: int | None = None,
-        pieces: bool = False,
-    ) -> Iterator[LogLine]:
-        """Yield what its command has written.
-
-        Args:
-            follow: wait for more, until it has ended (default False).
-            since, until: only what was written then: a datetime, seconds since 1970, a timedelta or text such as
-                ``"10m"`` for so long ago, or a time as RFC 3339 has it.
-            tail: only so many of the last lines.
-            pieces: also pieces of lines, as they came: a prompt is one (default False: whole lines up to 1 MiB).
-
-        Raises:
-            SpecError: no time, or no number.
-            SetupError: the logs can't be read.
-        """
-        asked = self._asked_of_logs(since, until, tail)
-        return read(self.entry.state_path, **asked, follow=self.goes_on if follow else None, pieces=pieces)
-
-    def log_steps(
-        self,
-        *,
-        follow: bool = False,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        tail: int | None = None,
-        pieces: bool = False,
-    ) -> Generator[LogLine | int, None, None]:
-        """Yield what :meth:`logs` does, and, where it would wait, an inotify descriptor to be waited for.
-
-        It is for event loops, such as :func:`containerkit.aio.logs`: nothing of it waits.
-
-        Args:
-            follow, since, until, tail, pieces: as for :meth:`logs`.
-
-        Raises:
-            SpecError, SetupError: as for :meth:`logs`.
-        """
-        asked = self._asked_of_logs(since, until, tail)
-        return steps(self.entry.state_path, **asked, follow=self.goes_on if follow else None, pieces=pieces)
-
-    @staticmethod
-    def _asked_of_logs(since: Moment | None, until: Moment | None, tail: int | None) -> dict[str, Any]:
-        if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
-            raise SpecError(f"tail: {tail!r:.100} is not a number of lines")
-        start = "" if since is None else moment(since, "since")
-        return {"since": start, "until": "~" if until is None else moment(until, "until"), "tail": tail}
 
     def stats(self) -> Stats:
         """Return the report of its control group.

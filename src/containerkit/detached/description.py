@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import attrs
 
 from containerkit.container.arguments import COMMAND_FIELDS, owns_nothing
-from containerkit.container.live import checked_id
 from containerkit.detached.health import check_options
 from containerkit.detached.wiring import refuse_bound
 from containerkit.errors import SpecError, StateError
 from containerkit.security.checks import check_bool
 from containerkit.spec.container import CONFINEMENT, Spec, check_names
-from containerkit.spec.words import encode, sequence
+from containerkit.spec.words import checked_id, encode, sequence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import pickle
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from containerkit.errors import StateError
+from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from containerkit.detached.description import Description, Keeping
+    from containerkit.detached.logs import LogLine, Moment
     from containerkit.detached.store import Entry
     from containerkit.spec.mount import Mount
     from containerkit.spec.network import Port
@@ -303,10 +303,74 @@ class Known:
         except StateError:
             return False
 
+    # --- What it has written
+
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        tail: int | None = None,
+        pieces: bool = False,
+    ) -> Iterator[LogLine]:
+        """Yield what its command has written.
+
+        Args:
+            follow: wait for more, until it has ended (default False).
+            since, until: only what was written then: a datetime, seconds since 1970, a timedelta or text such as
+                ``"10m"`` for so long ago, or a time as RFC 3339 has it.
+            tail: only so many of the last lines.
+            pieces: also pieces of lines, as they came: a prompt is one (default False: whole lines up to 1 MiB).
+
+        Raises:
+            SpecError: no time, or no number.
+            SetupError: the logs can't be read.
+        """
+        from containerkit.detached.logs import read
+
+        asked = self._asked_of_logs(since, until, tail)
+        return read(self.entry.state_path, **asked, follow=self.goes_on if follow else None, pieces=pieces)
+
+    def log_steps(
+        self,
+        *,
+        follow: bool = False,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        tail: int | None = None,
+        pieces: bool = False,
+    ) -> Generator[LogLine | int, None, None]:
+        """Yield what :meth:`logs` does, and, where it would wait, an inotify descriptor to be waited for.
+
+        It is for event loops, such as :func:`containerkit.aio.logs`: nothing of it waits.
+
+        Args:
+            follow, since, until, tail, pieces: as for :meth:`logs`.
+
+        Raises:
+            SpecError, SetupError: as for :meth:`logs`.
+        """
+        from containerkit.detached.logs import steps
+
+        asked = self._asked_of_logs(since, until, tail)
+        return steps(self.entry.state_path, **asked, follow=self.goes_on if follow else None, pieces=pieces)
+
+    @staticmethod
+    def _asked_of_logs(since: Moment | None, until: Moment | None, tail: int | None) -> dict[str, Any]:
+        from containerkit.detached.logs import moment
+
+        if tail is not None and (isinstance(tail, bool) or not isinstance(tail, int) or tail < 0):
+            raise SpecError(f"tail: {tail!r:.100} is not a number of lines")
+        start = "" if since is None else moment(since, "since")
+        return {"since": start, "until": "~" if until is None else moment(until, "until"), "tail": tail}
+
     def resolved_root(self) -> RootFS:
         """Return what its root stood for at the last start."""
         run = self.last_run
         if not run:
             raise StateError(f"{self!r}: it was never started")
+        import pickle
+
         found: RootFS = pickle.loads(bytes.fromhex(run["root"]))  # noqa: S301 - nobody but the user can write it
         return found

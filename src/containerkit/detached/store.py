@@ -28,8 +28,8 @@ from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, ENOSPC
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit.container.live import checked_id
 from containerkit.errors import SetupError, SpecError, StateError
+from containerkit.spec.words import checked_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

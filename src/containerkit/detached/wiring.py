@@ -9,8 +9,6 @@ Source: unix(7); pidfd_open(2).
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -105,6 +103,9 @@ class Attendant:
     """
 
     def __init__(self, entry: Entry) -> None:
+        import socket
+        import subprocess
+
         from containerkit.network.kept import Kept
 
         directory = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -159,13 +160,15 @@ def main(given: list[int]) -> None:
     Args:
         given: descriptors: the listening socket, a pipe that is told how the opening went, and a socket.
     """
+    from socket import socket
+
     from containerkit.network.keeper import serve
     from containerkit.spec.network import Network
 
     for fd in given:
         os.set_inheritable(fd, False)
     listening, ready, life = given
-    serve(Network("internet", isolated=True), socket.socket(fileno=listening), ready, socket.socket(fileno=life))
+    serve(Network("internet", isolated=True), socket(fileno=listening), ready, socket(fileno=life))
 
 
 def _attendant(entry: Entry) -> Attendant:

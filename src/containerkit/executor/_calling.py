@@ -1,4 +1,4 @@
-"""Calls, as they go to tasks: by reference where the module is to be had inside, else by value."""
+"""Pickles calls for tasks: functions by reference if their module can be imported inside, otherwise by value."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _registering = threading.Lock()
 
 
 def shown_directories(path: Iterable[str]) -> list[str]:
-    """Return the directories of the caller's Python that a task needs: its installation, and those of ``path``.
+    """Return the directories that a task needs: those of the caller's Python, and those of ``path``.
 
-    What lies below another of them, or below /usr, is left out.
+    Directories below another one of them, or below /usr, are omitted.
     """
     wanted = {os.path.realpath(each) for each in (sys.prefix, sys.base_prefix, *path)}
     kept = [each for each in sorted(wanted) if not any(_below(each, other) for other in {*wanted, "/usr"} - {each})]
@@ -37,18 +37,18 @@ def _below(path: str, directory: str) -> bool:
 
 
 class Shown:
-    """The modules of the caller's that tasks can import.
+    """The caller's modules that tasks can import.
 
     Args:
-        directories: where they lie.
+        directories: the directories that contain them.
     """
 
     def __init__(self, directories: list[str]) -> None:
         self._directories = directories
-        self._known: dict[str, bool] = {"__main__": True}  # cloudpickle sends what is its own by value
+        self._known: dict[str, bool] = {"__main__": True}  # cloudpickle sends the objects of this module by value
 
     def has(self, name: str | None) -> bool:
-        """Return whether a module is to be had inside, by its name."""
+        """Return whether a module of this name can be imported inside."""
         if name is None or (known := self._known.get(name)):
             return True
         module = sys.modules.get(name)
@@ -67,15 +67,15 @@ class Shown:
 
 
 def dumped(call: object, function: Callable[..., Any], shown: Shown | None) -> bytes:
-    """Return a call as bytes. Functions and classes of modules that are not shown go by value, wherever in it they are.
+    """Return a call as bytes. All functions and classes in it whose modules are not shown are pickled by value.
 
     Args:
         call: the function and its arguments.
         function: the function.
-        shown: the modules that are to be had inside (None: what there is is not known here).
+        shown: the modules that can be imported inside; None if they are unknown.
 
     Raises:
-        TaskError: it can't be sent, and what to do.
+        TaskError: it can't be sent; with the remedy.
     """
     try:
         import cloudpickle
@@ -86,13 +86,13 @@ def dumped(call: object, function: Callable[..., Any], shown: Shown | None) -> b
         content, found = _dumped_with(cloudpickle, call, hidden, shown)
         if found.keys() <= hidden.keys():
             return content
-        hidden |= found  # what goes by value may use more
+        hidden |= found  # code that is sent by value may use more modules
 
 
 def _dumped_plainly(call: object, function: Callable[..., Any], shown: Shown | None) -> bytes:
     name = getattr(function, "__module__", None)
     if name == "__main__" or (shown is not None and not shown.has(name)):
-        where = "a function of the main program" if name == "__main__" else f"module {name} is not to be had inside"
+        where = "a function of the main program" if name == "__main__" else f"module {name} can't be imported inside"
         raise TaskError(f"{where}: install cloudpickle (containerkit[executor]), or show its directory by path=[...]")
     return pickle.dumps(call, 5)
 
@@ -100,14 +100,14 @@ def _dumped_plainly(call: object, function: Callable[..., Any], shown: Shown | N
 def _dumped_with(
     cloudpickle: Any, call: object, hidden: dict[str, ModuleType], shown: Shown | None
 ) -> tuple[bytes, dict[str, ModuleType]]:
-    """Return the bytes, and the modules that are not shown, but were found in there."""
+    """Return the bytes, and the modules in them that are not shown."""
     content = io.BytesIO()
     pickler = _pickler()(content, 5)
     pickler.shown, pickler.found = shown, {}
     if not hidden:
         pickler.dump(call)
         return content.getvalue(), pickler.found
-    with _registering:  # it is a setting of the whole process
+    with _registering:  # the registration affects the whole process
         known = cloudpickle.list_registry_pickle_by_value()
         ours = [module for name, module in hidden.items() if name not in known]
         try:
@@ -122,7 +122,7 @@ def _dumped_with(
 
 @lru_cache(maxsize=1)
 def _pickler() -> Any:
-    """Return a class that pickles as cloudpickle does, and notes which modules are not shown."""
+    """Return a class that pickles as cloudpickle does, and records which modules are not shown."""
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # it has no types

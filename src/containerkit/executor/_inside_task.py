@@ -1,7 +1,7 @@
-"""What a forked interpreter does with its tasks, inside: its source is handed to the zygote.
+"""Runs tasks in a forked interpreter inside the container. The zygote receives the source of this module.
 
-A message is 9 bytes, what it is and how long, and so many bytes; those of large ones are in a sealed memfd that comes
-along. Of a result the caller gets data and no code: :mod:`containerkit.executor.plain` reads it.
+A message has a header of 9 bytes, the kind and the length, and then the content. Large contents are passed in a sealed
+memfd instead. Results contain data and no code; :mod:`containerkit.executor.plain` reads them.
 """
 
 import array
@@ -43,7 +43,7 @@ def receive(sock):
 def send(sock, kind, *parts):
     import fcntl
 
-    for stream in (sys.stdout, sys.stderr):  # whoever has the answer may end this process
+    for stream in (sys.stdout, sys.stderr):  # the caller may kill this process after the answer
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     length = sum(len(part) for part in parts)
@@ -64,7 +64,7 @@ def send(sock, kind, *parts):
 
 
 def plain(value, buffers):
-    """Return a value as JSON can write it: what JSON has not is a mapping with one key, that tells what it is."""
+    """Return a value for JSON. A type that JSON does not have becomes a mapping with one key, the name of the type."""
     kind = type(value)
     if value is None or kind in (bool, float, str):
         return value
@@ -90,7 +90,7 @@ def plain(value, buffers):
         return {"scalar": [len(buffers) - 1, value.dtype.str]}
     raise TypeError(
         "a result of type %s.%s is not plain data; only plain data is read without running code in the caller "
-        "(hint: return plain data, or pass results='pickle' where the tasks are trusted)"
+        "(hint: return plain data, or pass results='pickle' if the tasks are trusted)"
         % (kind.__module__, kind.__name__)
     )
 
@@ -109,7 +109,7 @@ def packed(value):
 
 
 def told(error):
-    """Return what is told of an exception: its class by name, its arguments as far as they are plain data."""
+    """Return an exception as data: the name of its class, and its arguments if they are plain data."""
     arguments = []
     for each in error.args:
         try:
@@ -142,11 +142,11 @@ def perform(sock, request):
 
 
 def report(sock, results, error):
-    with contextlib.suppress(BaseException):  # what can't be pickled is told in words
+    with contextlib.suppress(BaseException):  # an exception that can't be pickled is sent as text
         if results == b"p":
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             data = pickle.dumps((error, text), 5)
-            pickle.loads(data)  # some can be written, and not read again
+            pickle.loads(data)  # some can be pickled but not unpickled
             send(sock, b"x", data)
             return
     send(sock, b"f", *packed(told(error)))
@@ -155,7 +155,7 @@ def report(sock, results, error):
 def main(sock):
     while True:
         kind, request = receive(sock)
-        if kind == b"i":  # what each worker does first
+        if kind == b"i":  # the initializer of each worker
             try:
                 function, args = pickle.loads(request)
                 function(*args)

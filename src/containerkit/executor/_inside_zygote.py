@@ -1,6 +1,6 @@
-"""What the zygote runs, inside its container: its source is handed to the Python in there, whatever its version.
+"""The program of the zygote, inside its container. The Python inside receives its source.
 
-It imports nothing of the library. It may read this file with Python 3.8 and later.
+It imports nothing of the library, and runs with Python 3.8 and later.
 """
 
 import array
@@ -29,7 +29,7 @@ def checked(result, what):
 
 
 def prepared(operations):
-    """Return the calls of the confinement, with all memory that they point to: nothing of it is made after the fork."""
+    """Return the calls of the confinement with all their memory, so that nothing is allocated after the fork."""
     kept = []
 
     def pointer(content):
@@ -91,7 +91,7 @@ def child(zygote, kinds, fds):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         for kind, fd in zip(kinds, fds[2:]):
-            if kind == "group":  # the caller has opened it, by whose rights it is joined
+            if kind == "group":  # the caller has opened it, and its privileges permit the join
                 os.write(fd, b"0")
             elif kind != "pid":
                 checked(LIBC.setns(fd, 0), "join the " + kind + " namespace")
@@ -135,7 +135,7 @@ class Zygote:
         self.program = {"__name__": "containerkit", "__builtins__": __builtins__}
         exec(compile(told["program"], "<containerkit>", "exec"), self.program)
         gc.collect()
-        gc.freeze()  # a look through all of this in a fork would copy its memory
+        gc.freeze()  # a collection in a fork would copy all of this memory
 
     def reap(self, *_):
         while True:
@@ -153,7 +153,7 @@ class Zygote:
                 os.close(fd)
 
     def fork(self, kinds, fds):
-        """Fork for one request; a socket and the pipe for its end come first, then the namespaces."""
+        """Fork for one request. The descriptors are a socket, the pipe that reports its end, and the namespaces."""
         if "pid" in kinds:
             checked(LIBC.setns(fds[2 + kinds.index("pid")], 0), "join the pid namespace")
         else:

@@ -1,4 +1,4 @@
-"""What can become of a task beside its result."""
+"""Errors of tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RemoteError", "TaskError", "TaskTimeout", "WorkerLost"]
 
 
 class RemoteError(Exception):
-    """The traceback of an exception, as a task has told it: the cause of the one that is raised in the caller."""
+    """The traceback of an exception in a task. It is the cause of the exception that is raised in the caller."""
 
     def __init__(self, trace: str) -> None:
         super().__init__(trace)
@@ -28,7 +28,7 @@ class TaskError(ContainerError):
     """A task failed in a way that is not an exception of the caller's own.
 
     Attributes:
-        exception: the class of the exception that it raised, as ``module.name``; None where it raised none.
+        exception: the class of the exception that it raised, as ``module.name``; None if it raised none.
     """
 
     def __init__(self, message: str, exception: str | None = None) -> None:
@@ -39,13 +39,13 @@ class TaskError(ContainerError):
         return type(self), (str(self), self.exception)
 
 
-class WorkerLost(TaskError, BrokenExecutor):  # noqa: N818 - what happened, as TimeoutExpired of subprocess
-    """The interpreter of a task ended before its result came. The executor goes on.
+class WorkerLost(TaskError, BrokenExecutor):  # noqa: N818 - named after the event, like TimeoutExpired of subprocess
+    """The interpreter of a task ended before its result arrived. The executor continues.
 
     Attributes:
         cause: ``"exit"``, ``"signal"`` or ``"oom"``.
-        returncode: its exit status, or the negative number of the signal; None where nobody knows.
-        usage: what it used; None where nobody knows.
+        returncode: its exit status, or the negative signal number; None if unknown.
+        usage: its resource usage; None if unknown.
     """
 
     def __init__(self, message: str, cause: Cause, returncode: int | None = None, usage: Usage | None = None) -> None:
@@ -58,11 +58,11 @@ class WorkerLost(TaskError, BrokenExecutor):  # noqa: N818 - what happened, as T
         return type(self), (str(self), self.cause, self.returncode, self.usage)
 
 
-class TaskTimeout(TaskError, TimeoutError):  # noqa: N818 - as ContainerTimeout is called
-    """The time of a task was up: its interpreter, and all that it had started, was killed.
+class TaskTimeout(TaskError, TimeoutError):  # noqa: N818 - named like ContainerTimeout
+    """A task exceeded its timeout. Its interpreter and all processes that it had started were killed.
 
     Attributes:
-        timeout: seconds.
+        timeout: in seconds.
     """
 
     def __init__(self, message: str, timeout: float) -> None:

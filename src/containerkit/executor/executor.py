@@ -1,4 +1,4 @@
-"""An executor whose tasks run in containers: :class:`concurrent.futures.Executor` as it is."""
+"""A :class:`concurrent.futures.Executor` whose tasks run in containers."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ Result = TypeVar("Result")
 Isolation = Literal["container", "fork", "worker"]
 
 RESULT_LIMIT_BYTES: Final = 2**31
-"""The most that a result may be, unless it was said otherwise."""
+"""The default limit of the size of a result, in bytes."""
 
 
 class TaskFuture(Future[Result]):
     """The future of a task in a container.
 
     Attributes:
-        usage: what its interpreter used; None until it is done, and with ``isolation="worker"``.
+        usage: the resource usage of its interpreter; None until it is done, and with ``isolation="worker"``.
         cause: why its interpreter ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``; None until it is done.
     """
 
@@ -65,13 +65,13 @@ class _Work:
         self.kwargs = kwargs
 
     def clear(self) -> None:
-        """Let go of the call: a thread holds this for longer than the call takes."""
+        """Drop the call, because a thread keeps this object for longer than the call takes."""
         del self.future, self.function, self.args, self.kwargs
 
 
 @explained
 class ContainerExecutor(Executor):
-    """Runs calls in containers, each in a fresh one with an interpreter that is warm.
+    """Runs calls in containers, by default each in a fresh one with a warm interpreter.
 
     ::
 
@@ -79,38 +79,39 @@ class ContainerExecutor(Executor):
             future = executor.submit(function, argument)
             print(future.result(), future.usage)
 
-    It is used as any :class:`concurrent.futures.Executor`, also by ``loop.run_in_executor``. What a task does harms
-    neither the caller nor other tasks: one that kills its interpreter loses its own result, and no other.
+    Use it like any :class:`concurrent.futures.Executor`, also with ``loop.run_in_executor``. A task can't harm the
+    caller or other tasks: if it kills its interpreter, only its own result is lost.
 
     Args:
-        max_workers: how many tasks run at a time (default: as many as processors).
-        rootfs: what tasks see as ``/`` (default ``RootFS.host()`` with the caller's Python and its packages).
+        max_workers: the number of tasks that run at a time (default: the number of processors).
+        rootfs: the root filesystem of tasks (default ``RootFS.host()`` with the caller's Python and its packages).
         isolation: ``"container"`` for a fresh container for each task (default); ``"fork"`` for a fresh interpreter in
-            one container, as PID 1 of a pid namespace of its own: files and network the tasks share; ``"worker"`` for
-            containers that are used again.
+            one container, as PID 1 of a new pid namespace, where tasks share files and network; ``"worker"`` for
+            containers that are reused.
         preload: modules that are imported once, before the first task.
-        path: directories of the caller's with modules for the tasks: shown read-only at the same paths with the default
-            root, else looked for inside. Functions of other modules are sent by value, which takes cloudpickle.
-        python: the interpreter, inside (default: the caller's with the default root, else ``python3``).
-        timeout: seconds that a task may take; then its interpreter is killed (default: for ever).
-        results: ``"plain"`` for numbers, texts, bytes, containers of them, and arrays of numpy, which are read without
-            running any code (default); ``"pickle"`` for anything, for tasks that are trusted: unpickling runs their
-            code in the caller.
-        result_limit_bytes: the most that a result may be (default 2 GiB).
+        path: directories of the host with modules for the tasks. With the default root they are mounted read-only at
+            the same paths, otherwise they must exist inside. Functions of other modules are sent by value, which
+            requires cloudpickle.
+        python: the interpreter inside (default: the caller's with the default root, else ``python3``).
+        timeout: the time limit of a task in seconds, after which its interpreter is killed (default: no limit).
+        results: ``"plain"`` for numbers, strings, bytes, containers of them, and numpy arrays, which are read without
+            running any code (default); ``"pickle"`` for any object, for trusted tasks: unpickling runs their code in
+            the caller.
+        result_limit_bytes: the maximum size of a result (default 2 GiB).
         initializer, initargs: called in each interpreter before its first task.
-        env: the environment of tasks (default: as of any command).
-        stdout, stderr: where tasks write to (default ``DEVNULL``).
-        user: who tasks are, an id or a pair of ids (default: root of the container).
+        env: the environment of tasks (default: that of any command).
+        stdout, stderr: the output of tasks (default ``DEVNULL``).
+        user: the user of tasks, an id or a pair of ids (default: root of the container).
         options: see :class:`containerkit.options.ContainerOptions`.
 
-    Limits are of each task with ``"container"``, of each worker with ``"worker"``, of all together with ``"fork"``.
+    Limits apply to each task with ``"container"``, to each worker with ``"worker"``, to all together with ``"fork"``.
 
     Raises:
         SpecError: a value is invalid; nothing was made.
         SetupError: the interpreter does not start, or a module of ``preload`` can't be imported.
 
-    Side effects, until :meth:`shutdown`: a container with an interpreter, up to ``max_workers`` threads and as many
-    more that replace what was used, and up to ``max_workers`` containers that are ready.
+    Side effects, until :meth:`shutdown`: a container with an interpreter, up to ``max_workers`` threads for tasks, as
+    many that replace used containers, and up to ``max_workers`` containers that are ready.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class ContainerExecutor(Executor):
         user: int | tuple[int, int] | None = None,
         **options: Unpack[ContainerOptions],
     ) -> None:
-        self._max_workers = _number_of_workers(max_workers)  # the name that dask looks for
+        self._max_workers = _number_of_workers(max_workers)  # dask reads this attribute
         Terms.of(timeout, result_limit_bytes, check=False)
         _check_choices(isolation, results, initializer)
         self._isolation = isolation
@@ -151,7 +152,7 @@ class ContainerExecutor(Executor):
         if rootfs is None:
             self._show_python(python, directories)
         self._lock = threading.Lock()
-        self._replacing = threading.Lock()  # for long: submit() does not wait for it
+        self._replacing = threading.Lock()  # held for long: submit() does not acquire it
         self._ready: deque[Forked] = deque()
         self._pending: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
         self._down = False
@@ -162,11 +163,11 @@ class ContainerExecutor(Executor):
         self._unreplaced = threading.BoundedSemaphore(self._max_workers)
 
     def _show_python(self, python: str | None, path: list[str]) -> None:
-        """Show the caller's Python, its packages and the directories of its modules, to be read only."""
+        """Mount the caller's Python, its packages and the directories of its modules read-only."""
         shown = shown_directories(path)
         mounts = [Mount.bind(each, each, readonly=True) for each in shown]
         self._fields["mounts"] = [*mounts, *sequence(self._fields.get("mounts") or (), "mounts")]
-        # A virtual environment may be reached through a symlink: inside there is only the directory that it leads to.
+        # A virtual environment may be reached through a symlink. Only the target of the symlink is mounted.
         directory, name = os.path.split(sys.executable)
         self._fields["python"] = python or os.path.join(os.path.realpath(directory), name)
         self._shown = Shown([os.path.realpath(each) for each in ("/usr", *shown)])
@@ -177,30 +178,32 @@ class ContainerExecutor(Executor):
 
     @property
     def max_workers(self) -> int:
-        """How many tasks run at a time."""
+        """The number of tasks that run at a time."""
         return self._max_workers
 
     @staticmethod
     def default_workers() -> int:
-        """Return how many tasks run at a time unless it is said otherwise: as many as there are processors."""
+        """Return the default number of tasks that run at a time: the number of processors."""
         return _number_of_workers(None)
 
     # --- As an executor
 
     def submit(self, fn: Callable[Given, Result], /, *args: Given.args, **kwargs: Given.kwargs) -> TaskFuture[Result]:
-        """Let a call be made in a container, and return its future.
+        """Make a call in a container, and return its future.
 
         Args:
             fn, args, kwargs: the call; all of it is pickled.
 
-        The future raises, beside what the call does: :class:`TaskTimeout`, :class:`WorkerLost`,
-        :class:`containerkit.OutOfMemory`, and :class:`TaskError` for what can't be sent.
+        The future raises the exceptions of the call, and :class:`TaskTimeout`, :class:`WorkerLost`,
+        :class:`containerkit.OutOfMemory`, or :class:`TaskError` if the call or its result can't be sent.
 
         Raises:
             RuntimeError: it was shut down.
         """
         if os.getpid() != self._owner:
-            raise RuntimeError("cannot schedule new futures: this executor is that of the process that was forked from")
+            raise RuntimeError(
+                "cannot schedule new futures: this executor belongs to the parent of this forked process"
+            )
         future: TaskFuture[Result] = TaskFuture()
         with self._lock:
             if self._down:
@@ -210,11 +213,11 @@ class ContainerExecutor(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's own
-        """Take no more calls, and end once those that were taken are through. May be called twice.
+        """Accept no more calls, and end after all accepted calls have ended. May be called twice.
 
         Args:
-            wait: return only then, when nothing is left behind (default True).
-            cancel_futures: cancel those that have not begun (default False).
+            wait: return only after the end, when nothing is left behind (default True).
+            cancel_futures: cancel calls that have not begun (default False).
         """
         if os.getpid() != self._owner:
             return
@@ -250,11 +253,11 @@ class ContainerExecutor(Executor):
             worker = self._taken(content)
             value, error = self._answer(worker)
             lasts = self._isolation == "worker"
-        except BaseException as problem:  # noqa: BLE001 - it is raised in the caller
+        except BaseException as problem:  # noqa: BLE001 - raised again in the caller
             value, error = None, self._explained(problem, worker, work)
         if worker is not None and not lasts:
             self._count(worker.end(), future)
-        work.clear()  # who called may want to be the only one who has the result
+        work.clear()  # the caller may need to hold the only reference to the result
         if error is None:
             future.set_result(value)
         else:
@@ -266,11 +269,15 @@ class ContainerExecutor(Executor):
     def _dumped(self, work: _Work) -> bytes:
         try:
             return dumped((work.function, work.args, work.kwargs), work.function, self._shown)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:  # it would end who asks for the result
+        except (
+            SystemExit,
+            KeyboardInterrupt,
+            GeneratorExit,
+        ) as error:  # it would end the process that asks for the result
             raise TaskError(f"{work.function!r:.100}: it can't be sent: pickling raised {error!r:.100}") from error
 
     def _taken(self, content: bytes) -> Forked:
-        """Return an interpreter that has got the task: one that was ready and is gone by now is replaced."""
+        """Return an interpreter that has received the task. Replace one that has ended in the meantime."""
         while True:
             try:
                 worker = self._ready.popleft()
@@ -305,7 +312,7 @@ class ContainerExecutor(Executor):
             zygote = self._zygote
         try:
             return zygote.fork()
-        except SetupError:  # it has ended, or the host has changed; if it is anything else, another fails too
+        except SetupError:  # it has ended, or the host has changed; after any other failure the next one fails too
             with self._replacing:
                 if self._zygote is zygote:
                     self._zygote = self._made_zygote()
@@ -314,7 +321,7 @@ class ContainerExecutor(Executor):
             return zygote.fork()
 
     def _close_retired(self) -> None:
-        """Close the zygotes that have made room for others, once nothing comes from them any more."""
+        """Close the replaced zygotes that have no forks left."""
         with self._replacing:
             idle = [each for each in self._retired if not each.busy]
             self._retired = [each for each in self._retired if each not in idle]
@@ -342,10 +349,10 @@ class ContainerExecutor(Executor):
             error, trace = pickle.loads(content)  # noqa: S301 - as above
             error.__cause__ = RemoteError(trace)
             return None, error
-        raise TaskError("a task sent what is not a message")
+        raise TaskError("a task sent an invalid message")
 
     def _explained(self, problem: BaseException, worker: Forked | None, work: _Work) -> BaseException:
-        """Return what the caller is told of an exception that came in the place of an answer."""
+        """Return the error for the caller, from an exception that occurred in place of an answer."""
         if worker is None or not isinstance(problem, (EndedError, OverdueError)):
             return problem
         name = getattr(work.function, "__qualname__", repr(work.function))
@@ -365,14 +372,14 @@ class ContainerExecutor(Executor):
     def _count(fate: Ended, future: TaskFuture[Any]) -> None:
         future.usage = fate.usage
         if future.cause is None:
-            # One that has answered was killed by us: that it was a signal tells nothing.
+            # After its answer we have killed it, so the signal is not its own failure.
             future.cause = fate.cause if fate.cause == "oom" else "exit"
 
     def _go_on(self, worker: Forked, *, lasts: bool) -> None:
-        """Have an interpreter ready for the next task, once nobody waits for the last one.
+        """Prepare an interpreter for the next task, after the result of the last one was delivered.
 
-        Another thread replaces the last one, while this one has the next task: the kernel takes its time to take a
-        container down. If there is much to replace already this one helps.
+        Another thread replaces the used one while this thread runs the next task, because the kernel takes long to
+        destroy a container. If many must be replaced, this thread helps.
         """
         if lasts and not self._down:
             self._ready.append(worker)
@@ -395,7 +402,7 @@ class ContainerExecutor(Executor):
             return
         try:
             self._ready.append(self._made())
-        except (ContainerError, OSError):  # the next task tries again, and tells of it
+        except (ContainerError, OSError):  # the next task tries again, and reports the error
             return
 
 
@@ -409,8 +416,8 @@ def _number_of_workers(wanted: int | None) -> int:
 
 def _check_choices(isolation: str, results: str, initializer: object) -> None:
     if isolation not in ("container", "fork", "worker"):
-        raise SpecError(f"isolation: {isolation!r} is none of 'container', 'fork', 'worker'")
+        raise SpecError(f"isolation: {isolation!r} is not one of 'container', 'fork', 'worker'")
     if results not in ("plain", "pickle"):
         raise SpecError(f"results: {results!r} is neither 'plain' nor 'pickle'")
     if initializer is not None and not callable(initializer):
-        raise SpecError(f"initializer: {initializer!r} can't be called")
+        raise SpecError(f"initializer: {initializer!r} is not callable")

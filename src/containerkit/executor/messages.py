@@ -1,4 +1,4 @@
-"""Messages to and from tasks, in the caller: nothing that a task sends is trusted."""
+"""Messages to and from tasks, in the caller. Nothing that a task sends is trusted."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["EndedError", "OverdueError", "receive", "send"]
 _HEAD: Final = struct.Struct("<cQ")
 _LARGE: Final = 65536
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE
-"""What keeps a mapping readable: a file that was cut off would raise SIGBUS in whoever reads it."""
+"""The seals that keep a mapping readable. Reading a mapping of a truncated file would raise SIGBUS."""
 
 
 class EndedError(ContainerError):
-    """The other side has ended before its message was whole."""
+    """The other side has ended before its message was complete."""
 
 
 class OverdueError(ContainerError):
-    """The time was up before a message came."""
+    """The deadline passed before a message arrived."""
 
 
 def send(worker: Forked, kind: bytes, content: bytes) -> None:
     """Send a message; a large one in a memfd.
 
     Raises:
-        EndedError: nobody reads it.
+        EndedError: the other side has ended.
     """
     assert worker.sock is not None
     head = _HEAD.pack(kind, len(content))
@@ -60,16 +60,17 @@ def send(worker: Forked, kind: bytes, content: bytes) -> None:
 
 
 def receive(worker: Forked, deadline: float | None, limit: int) -> tuple[bytes, memoryview]:
-    """Return a message, its kind first; a large one lies in memory that nobody can change.
+    """Return the kind and the content of a message. A large content is in memory that is sealed against changes.
 
     Args:
-        worker: from whom.
-        deadline: by the monotonic clock.
-        limit: the most bytes.
+        worker: the sender.
+        deadline: by the monotonic clock, in seconds.
+        limit: the maximum number of bytes.
 
     Raises:
-        EndedError, OverdueError: nothing came, and why.
-        TaskError: it is not a message, or too long.
+        EndedError: the sender has ended.
+        OverdueError: the deadline passed.
+        TaskError: the message is invalid or too long.
     """
     assert worker.sock is not None
     head, ancillary = _first(worker, deadline)
@@ -120,7 +121,7 @@ def _some(worker: Forked, size: int, deadline: float | None) -> bytes:
 
 
 def _await(worker: Forked, deadline: float | None) -> None:
-    """Wait until there is something to read: what it left behind may hold the socket, so its end is watched too."""
+    """Wait for input, or for the end of the sender, whose other processes may keep the socket open."""
     assert worker.sock is not None
     poll = select.poll()
     poll.register(worker.sock, select.POLLIN)
@@ -128,7 +129,7 @@ def _await(worker: Forked, deadline: float | None) -> None:
     left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
     ready = dict(poll.poll(left))
     if not ready:
-        raise OverdueError("the time is up")
+        raise OverdueError("the deadline has passed")
     if worker.sock.fileno() not in ready:
         raise EndedError("the interpreter has ended")
 
@@ -139,5 +140,5 @@ def _mapped(fd: int, length: int) -> memoryview:
     except OSError:
         sealed = 0
     if sealed & _SEALS != _SEALS or os.fstat(fd).st_size != length or length == 0:
-        raise TaskError("a task sent what is not a message: a file that is not sealed, or of another size")
+        raise TaskError("a task sent an invalid message: its file is not sealed, or has another size")
     return memoryview(mmap.mmap(fd, length, prot=mmap.PROT_READ))

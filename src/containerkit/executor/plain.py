@@ -1,4 +1,4 @@
-"""Messages from tasks, read in the caller: data becomes data, and no code of a task is ever run."""
+"""Reads messages from tasks in the caller. They become plain data, and no code of a task is run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _HEAD: Final = struct.Struct("<II")
 _LENGTH: Final = struct.Struct("<Q")
 _ALIGNMENT: Final = 64
 _KINDS_OF_ARRAYS: Final = "biufcSUmM"
-"""The kinds of numpy's types that hold numbers and texts, and no objects."""
+"""The kinds of numpy types that contain numbers and text, but no objects."""
 
 
 def unpacked(message: memoryview) -> Any:
     """Return the value of a result.
 
     Args:
-        message: as a task has sent it; arrays of numpy are read where they lie.
+        message: as a task has sent it. Numpy arrays are not copied.
 
     Raises:
-        TaskError: it is no such message.
+        TaskError: the message is invalid.
     """
     try:
         length, count = _HEAD.unpack_from(message, 0)
@@ -43,13 +43,13 @@ def unpacked(message: memoryview) -> Any:
             at += size
         return _value(json.loads(text), buffers)
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError, MemoryError, struct.error) as error:
-        raise TaskError(f"a task sent what is not a result: {type(error).__name__}: {error}") from None
+        raise TaskError(f"a task sent an invalid result: {type(error).__name__}: {error}") from None
 
 
 def _cut(message: memoryview, at: int, size: int) -> memoryview:
     buffer = message[at : at + size]
     if len(buffer) != size:
-        raise ValueError("a buffer is cut off")
+        raise ValueError("a buffer is truncated")
     return buffer
 
 
@@ -75,7 +75,7 @@ def _flat(buffer: memoryview, name: str) -> Any:
     try:
         import numpy as np
     except ImportError:
-        raise TypeError("an array, which takes numpy in the caller too") from None
+        raise TypeError("an array needs numpy in the caller too") from None
     dtype = np.dtype(str(name))
     if dtype.kind not in _KINDS_OF_ARRAYS or dtype.hasobject:
         raise TypeError(f"an array of {name}")
@@ -97,15 +97,15 @@ _READERS: Final[dict[str, Callable[[Any, list[memoryview]], Any]]] = {
 
 
 def exception_of(told: Any) -> BaseException:
-    """Return an exception that is like one that a task has raised: of the same class where that is built in.
+    """Return an exception for one that a task has raised: of the same class if that is a built-in one.
 
-    Others are a :class:`TaskError` that tells the class. The traceback of the task is its cause.
+    For others return a :class:`TaskError` that names the class. The traceback of the task is its cause.
     """
     try:
         module, name, args = str(told["module"]), str(told["name"]), list(told["args"])
         text, trace = str(told["text"]), str(told["traceback"])
     except (TypeError, LookupError):
-        return TaskError("a task sent what is not an exception")
+        return TaskError("a task sent an invalid exception")
     error: BaseException = TaskError(f"{module}.{name}: {text}", exception=f"{module}.{name}")
     kind = getattr(builtins, name, None) if module == "builtins" else None
     if isinstance(kind, type) and issubclass(kind, Exception):

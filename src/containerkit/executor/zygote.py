@@ -1,8 +1,8 @@
-"""An interpreter that has imported what is needed, and from which others are forked, each in a place of its own.
+"""An interpreter with preloaded modules, the zygote. Others are forked from it, each into another container.
 
-The zygote runs in a container, as root of a user namespace in which it may enter others: the *fresh* containers of its
-forks join that same user namespace, and nothing else of it. A fork enters one, gives up all privileges and takes on
-the confinement of any command there: the very system calls of it, which come along as data. Only then it sees a task.
+The zygote runs in a container, as root of its user namespace. The *fresh* containers of its forks join this user
+namespace and share nothing else with it. A fork enters one, gives up all privileges, and applies the confinement of a
+command there: the same system calls, which it receives as data. Only then does it receive a task.
 """
 
 from __future__ import annotations
@@ -51,22 +51,24 @@ if TYPE_CHECKING:
 __all__ = ["Forked", "Zygote", "confinement_of", "group_files", "source_of"]
 
 _CAPABILITIES: Final = Capabilities.of("CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
-"""What it takes to enter namespaces of one's own user namespace, and to become a command there."""
+"""The capabilities for entering namespaces of the own user namespace, and for becoming a command there."""
 
 _LONGEST_S: Final = 60.0
-"""For so long a fork may take that has to wait for a busy machine."""
+"""The time limit of a fork on a busy machine, in seconds."""
 
 
 def source_of(module: str) -> str:
-    """Return the source of a module of this package, which runs inside."""
+    """Return the source of a module of this package that runs inside."""
     from importlib.util import find_spec
 
     found = find_spec(module)
     loader: Any = None if found is None else found.loader
     try:
         return str(loader.get_data(found.origin if found is not None else "").decode())
-    except (AttributeError, OSError):  # from an archive of compiled modules, say
-        raise StateError(f"{module}: its source is not there, which is what runs inside") from None
+    except (AttributeError, OSError):  # for example in an archive of compiled modules
+        raise StateError(
+            f"{module}: its source file is missing, which must run inside; reinstall containerkit"
+        ) from None
 
 
 class Zygote:
@@ -74,20 +76,20 @@ class Zygote:
 
     Args:
         program: source text that defines ``main(sock)``, which each fork calls.
-        rootfs: what is seen as ``/`` (default ``RootFS.host()``).
-        python: the interpreter, inside; version 3.8 or later with ctypes.
+        rootfs: the root filesystem (default ``RootFS.host()``).
+        python: the interpreter inside, version 3.8 or later with ctypes.
         preload: the modules that it imports before the first fork.
-        path: directories, inside, in which modules are looked for besides.
+        path: additional directories inside for the search for modules.
         isolation: ``"container"`` for a fresh container for each fork, ``"fork"`` for one container for all, in which
             each has its own pid namespace.
-        env: its environment (default: as of any command).
-        stdout, stderr: where it and its forks write to (default ``DEVNULL``).
-        user: who the forks are, as for a command; ids only.
+        env: its environment (default: that of any command).
+        stdout, stderr: the output of it and its forks (default ``DEVNULL``).
+        user: the user of the forks, as for a command; ids only.
         options: see :class:`containerkit.options.ContainerOptions`.
 
     Raises:
-        SpecError: a value is invalid, or a confinement that a fork can't take on.
-        SetupError: it does not start: no such interpreter, or a module that can't be imported.
+        SpecError: a value is invalid, or a fork can't apply the confinement.
+        SetupError: it does not start: no such interpreter, or a module can't be imported.
     """
 
     def __init__(
@@ -134,13 +136,11 @@ class Zygote:
     def _made_nursery(self, fields: Mapping[str, Any]) -> Container:
         description = {name: value for name, value in fields.items() if name not in CONFINEMENT}
         description.pop("confinement", None)
-        if (
-            self.isolation == "container"
-        ):  # a pid namespace can be joined only from above; and the limits are of each fork
+        if self.isolation == "container":  # only a child pid namespace can be joined, and limits apply to each fork
             description["namespaces"] = attrs.evolve(self.spec.namespaces, pid="host")
-            description["masked_paths"] = ["/proc"]  # it would show the processes of the host
+            description["masked_paths"] = ["/proc"]  # this /proc shows the processes of the host
             description.pop("limits", None)
-        # Its filter is beneath those of its forks, which leave the caller's keys behind.
+        # The forks inherit its filter and add their own. They must be able to leave the caller's keyrings.
         seccomp = Seccomp.default(_CAPABILITIES.bounding).allow("keyctl")
         return Container(capabilities=_CAPABILITIES, seccomp=seccomp, **description)
 
@@ -164,12 +164,12 @@ class Zygote:
         except OSError:
             answer = b""
         if answer != b"ready":
-            why = answer.decode(errors="replace") or "the interpreter ended; it takes Python 3.8 with ctypes"
+            why = answer.decode(errors="replace") or "the interpreter ended; it must be Python 3.8 or later with ctypes"
             raise SetupError("start", ECHILD, f"zygote of {self._command.words[0]}", why)
 
     @property
     def alive(self) -> bool:
-        """Whether it can fork still."""
+        """Whether it can still fork."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -180,15 +180,15 @@ class Zygote:
     # --- Forks
 
     def fork(self) -> Forked:
-        """Fork, and return once the fork is confined and calls ``main``. Any thread may; they take turns.
+        """Fork, and return when the fork is confined and calls ``main``. Threads take turns.
 
         Raises:
-            StateError: it was closed, or belongs to a process that this one was forked from.
-            SetupError: it failed, or the zygote has ended; nothing is left behind. Also, for an unprivileged user with
-                the default root, once the mounts of the host have changed: then make another zygote.
+            StateError: it was closed, or belongs to the parent of this forked process.
+            SetupError: the fork failed, or the zygote has ended; nothing is left behind. Also, for an unprivileged user
+                with the default root, after the mounts of the host have changed: then make another zygote.
         """
         if os.getpid() != self._owner or self._user is None:
-            raise StateError("zygote: it was closed, or belongs to the process that this one was forked from")
+            raise StateError("zygote: it was closed, or belongs to the parent of this forked process")
         made = Forked()
         self._forks.add(made)
         try:
@@ -224,7 +224,7 @@ class Zygote:
         made.pidfd, made.pid = passed[0], int(answer)
 
     def close(self) -> None:
-        """End it, with all of its forks that are in its own container.
+        """Kill it, with all of its forks that are in its own container.
 
         May be called twice, and has no effect in a forked child.
         """
@@ -251,8 +251,8 @@ class Ended:
     """How a fork ended.
 
     Attributes:
-        returncode: its exit status, or the negative number of the signal.
-        usage: what it used.
+        returncode: its exit status, or the negative signal number.
+        usage: its resource usage.
         cause: why it ended.
     """
 
@@ -263,13 +263,13 @@ class Ended:
 
 
 class Forked:
-    """An interpreter that was forked from a zygote; made by :meth:`Zygote.fork`, to be closed by :meth:`close`.
+    """An interpreter that was forked from a zygote by :meth:`Zygote.fork`. End it with :meth:`close`.
 
     Attributes:
-        sock: the caller's end of the socket that its ``main`` has.
-        container: the container that it has for itself; None with ``isolation="fork"``.
-        pid: its pid outside; with ``isolation="fork"`` that in the pid namespace of the zygote.
-        pidfd, status: descriptors: readable once it has ended.
+        sock: the caller's end of the socket that its ``main`` receives.
+        container: its own container; None with ``isolation="fork"``.
+        pid: its pid on the host; with ``isolation="fork"`` that in the pid namespace of the zygote.
+        pidfd, status: descriptors that are readable after it has ended.
         closed: whether it was closed.
     """
 
@@ -286,7 +286,7 @@ class Forked:
         """Wait until it is confined.
 
         Raises:
-            SetupError: it could not be.
+            SetupError: the confinement failed.
         """
         assert self.sock is not None
         self.sock.settimeout(_LONGEST_S)
@@ -301,7 +301,7 @@ class Forked:
         self.sock.settimeout(None)
 
     def kill(self) -> None:
-        """End it, and what it has started: SIGKILL to PID 1 of its pid namespace, or to itself."""
+        """Kill it and the processes that it has started: SIGKILL to PID 1 of its pid namespace, or to itself."""
         if self.pidfd >= 0:
             try:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -309,7 +309,7 @@ class Forked:
                 return
 
     def end(self) -> Ended:
-        """Kill it if it runs, wait for its end and return how it ended and what it used."""
+        """Kill it if it is running, wait for its end, and return how it ended and its usage."""
         if self.fate is None:
             self.kill()
             self.fate = self._fate()
@@ -321,7 +321,7 @@ class Forked:
         raw = os.read(self.status, 200) if poll.poll(_LONGEST_S * 1000) else b""
         try:
             status, user_us, system_us, rss_kib = map(int, raw.split())
-        except ValueError:  # the zygote is gone, and with it what it knew
+        except ValueError:  # the zygote has ended, and its knowledge is lost
             fate = Ended(-signal.SIGKILL, Usage(), "signal")
         else:
             ending = decode(self.pid, status, (0,) * 18)
@@ -333,7 +333,7 @@ class Forked:
         return fate
 
     def close(self) -> None:
-        """End it and its container, and close what it has. May be called twice."""
+        """Kill it and its container, and close its descriptors. May be called twice."""
         self.closed = True
         self.kill()
         if self.sock is not None:
@@ -348,23 +348,23 @@ class Forked:
                 os.close(fd)
 
 
-# --- What a fork takes on
+# --- The confinement of a fork
 
 
 def _check(spec: Spec) -> None:
-    """Refuse what a fork can't have.
+    """Refuse a description that a fork can't have.
 
     Raises:
-        SpecError: and why.
+        SpecError: with the reason.
     """
     shared = [kind for kind in ("user", "pid", "mount") if getattr(spec.namespaces, kind) != "new"]
     if shared:
-        raise SpecError(f"{shared[0]} namespace: interpreters are forked into containers that have a new one")
+        raise SpecError(f"{shared[0]} namespace: it must be new for containers of forked interpreters")
     if spec.rootfs.upper is not None:
-        raise SpecError("rootfs: an upper directory can't be that of several containers: leave it out")
+        raise SpecError("rootfs: several containers can't share an upper directory; remove it")
     confinement = spec.confinement
     if confinement.notifies:
-        raise SpecError("seccomp: a filter that notifies needs a supervisor, which a fork has none of")
+        raise SpecError("seccomp: a fork has no supervisor for a filter with notifications")
     if confinement.landlock is not None or confinement.writes_proc or not confinement.no_new_privs:
         raise SpecError(
             "confinement: a fork can't have landlock, apparmor, selinux, oom_score_adj, nor be without no_new_privs"
@@ -372,15 +372,15 @@ def _check(spec: Spec) -> None:
 
 
 def _entered(container: Container, entered: list[Kind], given: list[int]) -> list[str]:
-    """Return what a fork enters, in that order; the descriptors of it are added to a list.
+    """Return what a fork enters, in order, and add the descriptors to a list.
 
-    Its control groups come first, and the mounts last: what comes before may need the root.
+    Control groups come first and the mount namespace last, because earlier steps may need the old root.
     """
     group_files(container, given)
     pid = container.pid
     words = ["group"] * len(given)
     for kind in entered:
-        # By its number, which is its init's while nobody has waited for it: the pidfd is asked afterwards.
+        # By pid, which stays that of its init until someone waits for it: the pidfd is checked afterwards.
         given.append(os.open(f"/proc/{pid}/ns/{kind.file}", os.O_RDONLY | os.O_CLOEXEC))
         words.append(kind.value)
     signal.pidfd_send_signal(container.fileno(), 0)
@@ -388,7 +388,7 @@ def _entered(container: Container, entered: list[Kind], given: list[int]) -> lis
 
 
 def _kinds_entered(spec: Spec) -> list[Kind]:
-    """Return the namespaces that are a container's own, the mounts last."""
+    """Return the kinds of a container's own namespaces, the mount namespace last."""
     own = [
         kind
         for kind in Kind
@@ -398,30 +398,30 @@ def _kinds_entered(spec: Spec) -> list[Kind]:
 
 
 def group_files(container: Container, opened: list[int]) -> None:
-    """Open the files by which a process of one thread joins the container's groups: it writes ``0`` to each."""
+    """Open the files by which a single-threaded process joins the container's groups: it writes ``0`` to each."""
     group = container.cgroup
     if group is None:
         return
-    old = [(fd, "tasks") for fd in group.join_directories()]  # moves a thread, and waits for nobody
+    old = [(fd, "tasks") for fd in group.join_directories()]  # moves one thread, without waiting
     new = [] if group.directory_fd is None else [(group.directory_fd, "cgroup.procs")]
     for directory, name in (*old, *new):
         opened.append(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory))
 
 
 def confinement_of(command: Command, *, sets_groups: bool) -> list[Operation]:
-    """Return the system calls by which a process inside becomes a command, but for the exec."""
+    """Return the system calls by which a process inside becomes a command, without the exec."""
     confinement = command.confinement
     keep = command.user.uid != 0 and bool(confinement.capabilities.permitted)
     return [
         *confinement.before_user(keep=keep),
         *steps.credentials(command.user, may_set_groups=sets_groups),
-        # As the user that it is; no magic link leads outside, since a fork has no directory of the caller's open.
+        # With its final user. No magic link leads outside, because a fork has no directory of the caller open.
         calls.call("chdir", os.fsencode(command.cwd), target=command.cwd),
         calls.call("umask", command.umask),
         *confinement.after_user(),
         *confinement.walls(),
         *steps.surroundings(command),
-        # As after an exec: a change of user has taken /proc/self from it.
+        # As after an exec: the change of user has made /proc/self inaccessible.
         calls.prctl("let it see itself", k.PR_SET_DUMPABLE, 1),
         *confinement.last(),
     ]
@@ -430,7 +430,7 @@ def confinement_of(command: Command, *, sets_groups: bool) -> list[Operation]:
 def _encoded(step: Operation) -> tuple[Any, ...]:
     """Return an operation as data that :func:`ast.literal_eval` reads."""
     if step.step not in (k.STEP_CALL, k.STEP_CLOSE):
-        raise SpecError(f"{step.describe()}: not a system call, a fork can't do it")
+        raise SpecError(f"{step.describe()}: not a system call, so a fork can't perform it")
     call = -1 if step.step == k.STEP_CLOSE else step.call
     result = "" if step.result is None else step.result.name
     arguments = [_argument(each, step) for each in step.args]
@@ -446,4 +446,4 @@ def _argument(value: object, step: Operation) -> tuple[str, Any]:
         return "bytes", value
     if isinstance(value, Block):
         return "block", (value.content, [(at, *_argument(each, step)) for at, each in value.patches])
-    raise SpecError(f"{step.describe()}: an argument that a fork has not")
+    raise SpecError(f"{step.describe()}: a fork does not have this argument")

@@ -1,4 +1,4 @@
-"""Containers on many machines: an engine that exists distributes them, such as Ray, Dask or Kubernetes."""
+"""Containers on many machines. An existing engine distributes them: Ray, Dask, Kubernetes or an executor."""
 
 from containerkit.late import load as _load
 

@@ -1,16 +1,16 @@
-"""The driver's side of the connections to workers: who may begin a task, what tasks write, how they end.
+"""The driver's side of the connections to workers: the start, the output and the end of tasks.
 
 ::
 
     worker ─ claim ─► driver      may I begin this attempt? on this node
-    worker ◄─ go ──── driver      the task, or nothing: it was cancelled, or another has begun it
+    worker ◄─ go ──── driver      the task, or nothing: it was cancelled, or another worker has begun it
     worker ─ wrote ─► driver      lines of its command
     worker ◄ cancel ─ driver
-    worker ◄─ call ── driver      to a held container;  answer, heard: what became of it, what it wrote
-    worker ─ ended ─► driver      the outcome; nothing of it runs any more
+    worker ◄─ call ── driver      to a held container;  answer, heard: its result, its output
+    worker ─ ended ─► driver      the outcome; nothing of it is running any more
 
-An attempt begins at most once, whatever the engine does: the driver decides, when it is claimed. A connection that ends
-means that the worker is gone. The worker, for its part, ends all that it runs for a driver whose connection ended.
+An attempt begins at most once, whatever the engine does: the driver decides when it is claimed. If a connection ends,
+the worker is lost. When a worker's connection to a driver ends, it ends everything that it runs for this driver.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 __all__ = ["Channel", "Held", "Ticket"]
 
 _ANSWERS_WITHIN_S: Final = 5.0
-"""How long a worker has that the engine has given up, to say how its task ended."""
+"""The time that a worker has to report the end of its task after the engine has given it up, in seconds."""
 
 
 class Ticket(NamedTuple):
-    """What an engine carries to a worker: where the task is to be had.
+    """What an engine passes to a worker: where to get the task.
 
     Attributes:
-        host, port: where the driver listens.
-        key: what proves that it is the driver, and the worker a worker of its.
+        host, port: the driver's address.
+        key: the shared key by which driver and worker authenticate each other.
         id: the id of the task.
     """
 
@@ -65,12 +65,12 @@ class Held:
 
     Attributes:
         id: that of its task.
-        content: the task, pickled; empty once a worker has it.
-        watcher: who is told.
-        heard: takes what a held container says: its answers, and lines of its commands.
+        content: the task, pickled; empty after a worker has received it.
+        watcher: receives its events.
+        heard: receives the answers of a held container, and the lines of its commands.
         wire: the connection to its worker; None before one has claimed it.
-        node: where it runs; empty before.
-        given_up: why the engine is through with it although its worker is not; None otherwise.
+        node: the node on which it runs; empty before.
+        given_up: why the engine has given it up although its worker has not ended; None otherwise.
         over: whether it has ended.
     """
 
@@ -88,7 +88,7 @@ class Channel:
     """Listens for workers.
 
     Args:
-        host: the address to listen at, which workers must be able to reach.
+        host: the address to listen on, which workers must be able to reach.
 
     Raises:
         SpecError: this machine does not have that address.
@@ -119,31 +119,31 @@ class Channel:
         """Keep a task for the worker that will claim it.
 
         Raises:
-            SpecError: it can't be sent, or a task of this id is under way.
+            SpecError: it can't be sent, or a task with this id is running.
         """
         if self._closed or os.getpid() != self._owner:
-            raise FleetError(f"task {task.id}: the fleet is closed, or that of the process that was forked from")
+            raise FleetError(f"task {task.id}: the fleet is closed, or belongs to the parent of this forked process")
         try:
             content = pickle.dumps(task, 5)
         except Exception as error:
             raise SpecError(
-                f"task {task.id}: it can't be sent to a node: {error} (hint: plain values and descriptions alone can)"
+                f"task {task.id}: it can't be sent to a node: {error} (hint: use only plain values and descriptions)"
             ) from error
         held = Held(task.id, content, watcher, heard)
         with self._lock:
             if task.id in self._held:
-                raise SpecError(f"task {task.id}: a task of this id is under way")
+                raise SpecError(f"task {task.id}: a task with this id is already running")
             self._held[task.id] = held
         return held, Ticket(*self._address, self._key, task.id)
 
     def forget(self, held: Held) -> None:
-        """Keep a task no longer that the engine did not take: nobody is told."""
+        """Drop a task that the engine did not accept, without telling its watcher."""
         with self._lock:
             held.over = True
             self._held.pop(held.id, None)
 
     def cancel(self, held: Held) -> None:
-        """End an attempt, or have it never begin; returns at once."""
+        """End an attempt, or prevent its beginning. Returns at once."""
         never = Outcome(error=FleetError(f"task {held.id}: cancelled before it began"))
         if not self._end(held, never, waiting=True):
             self.tell(held, "cancel", held.id)
@@ -156,12 +156,12 @@ class Channel:
         try:
             wire.send(*message)
         except OSError:
-            wire.close()  # its thread finds out
+            wire.close()  # its thread notices
             return False
         return True
 
     def give_up(self, held: Held, error: BaseException | None) -> None:
-        """Hear from the engine that it is through with an attempt. One that a worker has ends as that says."""
+        """Called when the engine has finished an attempt. If a worker has claimed it, the worker's report decides."""
         why = f"{type(error).__name__}: {error}" if error is not None else "the engine dropped it"
         lost = NodeLost(f"task {held.id}: lost before it began: {why}")
         lost.__cause__ = error
@@ -176,7 +176,7 @@ class Channel:
         timer.start()
 
     def _end(self, held: Held, outcome: Outcome, *, waiting: bool = False) -> bool:
-        """End it here; ``waiting`` for only if no worker has claimed it. Return whether this call did."""
+        """End it; with ``waiting`` only if no worker has claimed it. Return whether this call has ended it."""
         with self._lock:
             if held.over or (waiting and held.wire is not None):
                 return False
@@ -203,14 +203,14 @@ class Channel:
     def _serve(self, sock: socket.socket) -> None:
         try:
             wire = Wire(sock, self._key, driver=True)
-        except (OSError, EOFError):  # a stranger, or a worker that has gone already
+        except (OSError, EOFError):  # a stranger, or a worker that has already ended
             return
         with self._lock:
             self._wires.add(wire)
         try:
             while True:
                 self._hear(wire, *wire.receive())
-        except Exception as error:  # noqa: BLE001 - whatever it is, this worker can't be understood any more
+        except Exception as error:  # noqa: BLE001 - after any error this connection can't be used any more
             self._lose(wire, error)
         finally:
             wire.close()
@@ -254,7 +254,7 @@ class Channel:
             self._end(held, Outcome(error=what, lost=True))
 
     def close(self) -> None:
-        """Close all connections: workers end what they still run. Harmless when repeated."""
+        """Close all connections, so that workers end their tasks. May be called twice."""
         self._closed = True
         if os.getpid() != self._owner:
             return

@@ -38,8 +38,8 @@ class FleetContainer:
             c.files.write("/tmp/text", "any")
             print(c.run(["wc", "-c", "/tmp/text"], text=True).stdout)
 
-    It takes the place of one task on its node, until :meth:`stop` or the end of ``with``. It ends with its node, and
-    with this program. Its methods may be called from any thread.
+    It occupies the resources of one task on its node, until :meth:`stop` or the end of ``with``. It ends with its node
+    and with this program. Its methods may be called from any thread.
 
     Attributes:
         files: its files.
@@ -69,21 +69,21 @@ class FleetContainer:
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing of it runs any more."""
+        """Whether it has ended."""
         return self._gone.is_set()
 
     # --- Life
 
     def start(self, timeout: float | None = None) -> Self:
-        """Wait for a node that has room, and for the container to run there.
+        """Wait for a free node, and until the container runs there.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: in seconds (default: no limit).
 
         Raises:
             SpecError, SetupError, ImageError: it can't be started.
-            NodeLost: its node was lost meanwhile.
-            TimeoutError: no node had room in time; it is not wanted any more.
+            NodeLost: its node was lost in the meantime.
+            TimeoutError: no node was free in time; the request was withdrawn.
         """
         from containerkit.fleet.held import Holding
 
@@ -91,19 +91,19 @@ class FleetContainer:
             self._carried = self._engine.submit(self._task, self, kind=Holding, heard=self._heard)
         if not self._ready.wait(timeout):
             self.stop()
-            raise TimeoutError(f"{self!r}: no node had room within {timeout} s")
+            raise TimeoutError(f"{self!r}: no node was free within {timeout} s")
         if self._over is not None:
             raise self._over
         return self
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Stop it with all its commands, and wait for its end; harmless when repeated.
+        """Stop it with all its commands, and wait for its end. May be called twice.
 
         Args:
-            timeout: seconds to wait (default: for ever).
+            timeout: how long to wait, in seconds (default: no limit).
 
         Returns:
-            Whether nothing of it runs any more.
+            Whether it has ended.
         """
         if self._carried is None:
             return True
@@ -145,7 +145,7 @@ class FleetContainer:
         self,
         argv: ListOf[Word],
         *,
-        input: Input = None,  # noqa: A002 - subprocess's own argument
+        input: Input = None,  # noqa: A002 - an argument of subprocess
         text: bool | None = None,
         **options: Unpack[HeldRunOptions],
     ) -> CompletedProcess[Any]:
@@ -194,11 +194,11 @@ class FleetContainer:
         self,
         argv: ListOf[Word],
         *,
-        input: Input = None,  # noqa: A002 - subprocess's own argument
+        input: Input = None,  # noqa: A002 - an argument of subprocess
         text: bool | None = None,
         **options: Unpack[HeldRunOptions],
     ) -> FleetProcess[Any]:
-        """Start a command in it, whose output is streamed to here.
+        """Start a command in it, and stream its output to this program.
 
         Args:
             argv: the program, which is looked up inside, and its arguments.
@@ -215,7 +215,7 @@ class FleetContainer:
         more: dict[str, Any] = {"capture_output": False, **options}
         for name in ("on_stdout", "on_stderr"):
             if more.pop(name, None) is not None:
-                raise SpecError(f"popen: {name}: the lines are those of the process that is returned; run() has it")
+                raise SpecError(f"popen: {name}: read the lines from the returned process, or use run()")
         number, future = self._begun(
             argv, input, text, more, lambda stream, line: lines.put((stream, line)), ("stdout", "stderr")
         )
@@ -248,7 +248,7 @@ class FleetContainer:
         future: Future[Any] = Future()
         with self._lock:
             if self._over is not None or not self._ready.is_set() or self._carried is None:
-                raise StateError(f"{self!r}: it does not run")
+                raise StateError(f"{self!r}: it is not running")
             self._number += 1
             number = self._number
             self._calls[number] = future, listener
@@ -260,11 +260,11 @@ class FleetContainer:
         return number, future
 
     def signal(self, number: int, which: int) -> None:
-        """Send a signal to the command of a call; nothing happens when it has ended."""
+        """Send a signal to the command of a call. Does nothing if it has ended."""
         if self._carried is not None:
             self._engine.channel.tell(self._carried.held, "call", self._task.id, 0, "signal", (number, which))
 
-    # --- What the node says
+    # --- Events from the node
 
     def _heard(self, word: str, *rest: Any) -> None:
         if word == "ready":
@@ -281,14 +281,14 @@ class FleetContainer:
                 found[0].set_result(value) if good else found[0].set_exception(value)
 
     def began(self, node: str) -> None:
-        """Hear that a node begins with it."""
+        """Called when a node begins it."""
         self._node = node
 
     def wrote(self, stream: StreamName, data: str | bytes) -> None:
-        """Hear a line: never, they come by call."""
+        """Not called: lines arrive with the calls."""
 
     def ended(self, outcome: Outcome) -> None:
-        """Hear that it is over: so are all calls."""
+        """Called at its end. Ends all calls."""
         error = outcome.error or FleetError(f"{self!r}: it ended")
         with self._lock:
             self._over = error
@@ -303,8 +303,8 @@ class FleetContainer:
 class FleetProcess(Generic[AnyStr]):
     """A command in a container on a node; made by :meth:`FleetContainer.popen`.
 
-    ``for stream, line in process`` gives its output as it comes, without the ends of lines: ``("stdout", b"...")``.
-    What is not read is kept in memory.
+    ``for stream, line in process`` yields its output when it arrives, without newlines: ``("stdout", b"...")``.
+    Unread output is kept in memory.
     """
 
     def __init__(
@@ -318,13 +318,13 @@ class FleetProcess(Generic[AnyStr]):
     def __iter__(self) -> Iterator[tuple[StreamName, AnyStr]]:
         while (line := self._lines.get()) is not _END:
             yield line
-        self._lines.put(_END)  # for whoever iterates again
+        self._lines.put(_END)  # for another iteration
 
     def poll(self) -> int | None:
-        """Return the exit status if it has ended, else None; does not wait.
+        """Return the exit status if it has ended, else None. Does not wait.
 
         Raises:
-            SetupError, ContainerTimeout, NodeLost: it could not be started, or what else became of it.
+            SetupError, ContainerTimeout, NodeLost: it could not be started, timed out, or its node was lost.
         """
         return self.wait().returncode if self._future.done() else None
 
@@ -332,13 +332,13 @@ class FleetProcess(Generic[AnyStr]):
         """Wait for the end.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: in seconds (default: no limit).
 
         Returns:
             The result; its output is None unless ``capture_output=True`` was given.
 
         Raises:
-            TimeoutError: it still runs; nothing was done to it.
+            TimeoutError: it is still running.
             SetupError, ContainerTimeout, ExitError: as for ``run``.
             NodeLost, StateError: its node was lost, or its container was stopped.
         """
@@ -346,16 +346,16 @@ class FleetProcess(Generic[AnyStr]):
         return done
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended."""
+        """Send a signal. Does nothing if it has ended."""
         self._container.signal(self._number, int(number))
 
     def kill(self) -> None:
-        """End it with all that it has started."""
+        """Kill it and the processes that it has started."""
         self.send_signal(signal.SIGKILL)
 
 
 class FleetFiles:
-    """The files of a container on a node, by absolute paths inside: as ``Container.files``, with whole contents."""
+    """The files of a container on a node, by absolute paths inside. Like ``Container.files``, for whole files."""
 
     def __init__(self, container: FleetContainer) -> None:
         self._container = container
@@ -374,15 +374,15 @@ class FleetFiles:
         return content
 
     def write(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
-        """Write a file; one that is there is replaced. Text is written in UTF-8; ``mode`` is that of a new file."""
+        """Write or replace a file. Text is written in UTF-8; ``mode`` is that of a new file."""
         self._ask("write", path, content, mode=mode)
 
     def append(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
-        """Write to the end of a file, which is made if it is not there."""
+        """Append to a file, which is created if it is missing."""
         self._ask("append", path, content, mode=mode)
 
     def make_directory(self, path: str, *, mode: int = 0o755) -> None:
-        """Make a directory and those above it; harmless if it is there."""
+        """Create a directory and its missing parents. Does nothing if it exists."""
         self._ask("make_directory", path, mode=mode)
 
     def listdir(self, path: str = "/") -> list[str]:
@@ -391,6 +391,6 @@ class FleetFiles:
         return names
 
     def exists(self, path: str) -> bool:
-        """Return whether there is something at a path."""
+        """Return whether a path exists."""
         found: bool = self._ask("exists", path)
         return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DaskEngine"]
 
 _ASKED_EVERY_S: Final = 5.0
-"""How long what the workers declare is taken as known: to ask takes a round trip to the scheduler."""
+"""The time in seconds for which the workers' declared resources are cached, because a request takes a round trip."""
 
 
 class DaskEngine(WorkerEngine[Any]):
@@ -30,12 +30,12 @@ class DaskEngine(WorkerEngine[Any]):
     ``dask worker ... --resources "cpus=4 memory=16e9"``. Otherwise a worker runs as many tasks as it has threads.
 
     Args:
-        client: the client of the cluster. It stays the caller's.
-        host: the address at which this driver listens (default: the one from which it reaches the scheduler).
+        client: the client of the cluster. The caller closes it.
+        host: the address on which this driver listens (default: the one from which it reaches the scheduler).
 
     Raises:
         UnsupportedError: Dask is not installed.
-        SpecError: what is no client, or that of a cluster that asks for TLS.
+        SpecError: it is not a client, or its cluster requires TLS.
     """
 
     name: ClassVar[str] = "dask"
@@ -46,9 +46,9 @@ class DaskEngine(WorkerEngine[Any]):
         except ImportError as error:
             raise UnsupportedError("import", 2, "distributed", "pip install containerkit[dask]") from error
         if not isinstance(client, Client) or client.asynchronous:
-            raise SpecError(f"Fleet.dask: {client!r:.100} is not a distributed.Client that is called synchronously")
+            raise SpecError(f"Fleet.dask: {client!r:.100} is not a synchronous distributed.Client")
         if client.security.require_encryption or str(client.scheduler.address).startswith("tls"):
-            raise SpecError("Fleet.dask: the cluster asks for TLS, and the fleet's own connections would not have it")
+            raise SpecError("Fleet.dask: the cluster requires TLS, which the fleet's own connections do not support")
         self._client: Any = client
         self._declared: set[str] = set()
         self._asked_at = -_ASKED_EVERY_S
@@ -79,7 +79,7 @@ class DaskEngine(WorkerEngine[Any]):
         return future
 
     def _needs(self, limits: Limits | None) -> dict[str, float] | None:
-        """Return the resources that a task takes, of those that workers declare: others no worker would ever have."""
+        """Return the resources that a task needs, restricted to those that workers declare."""
         wanted: dict[str, float] = {}
         if limits is not None and limits.cpus is not None:
             wanted["cpus"] = limits.cpus
@@ -100,8 +100,8 @@ class DaskEngine(WorkerEngine[Any]):
         """Cancel it."""
         handle.cancel()
 
-    def kill(self, handle: Any, held: Held) -> None:  # noqa: ARG002 - the worker is looked for by its name
-        """Restart its worker, if it has a nanny; other tasks on it are lost."""
+    def kill(self, handle: Any, held: Held) -> None:  # noqa: ARG002 - the worker is found by its name
+        """Restart its worker, if it has a nanny. Other tasks on the worker are lost."""
         for address, worker in self._workers().items():
             if str(worker["name"]) == held.node:
                 self._client.restart_workers([address], raise_for_error=False)
@@ -134,7 +134,7 @@ def _address_towards(scheduler: str) -> str:
     """Return the address of this machine from which it reaches the scheduler. Nothing is sent."""
     kind, _, place = scheduler.rpartition("://")
     if kind not in ("", "tcp", "ws"):
-        return "127.0.0.1"  # inproc: all of it is in this process
+        return "127.0.0.1"  # inproc: the cluster is in this process
     host, _, port = place.rpartition(":")
     host = host.strip("[]")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -38,19 +38,19 @@ def task_of(
     Args:
         name: its id.
         argv: the program and its arguments.
-        given: what it finds on stdin.
+        given: its standard input.
         options: the other arguments.
         call: the name of the call, for errors.
 
     Raises:
-        SpecError: a value that can't be, or that means something on this machine alone.
+        SpecError: a value is invalid, or only valid on this machine.
     """
     check_names(call, options, _KNOWN)
     more = dict(options)
     image, limits, rootfs, timeout = (more.pop(each, None) for each in ("image", "limits", "rootfs", "timeout"))
     check_container(call, image, rootfs, options)
     fields = {each: value for each, value in options.items() if each in _COMMAND}
-    if has_names(rootfs or RootFS.host(), fields):  # they are looked up inside
+    if has_names(rootfs or RootFS.host(), fields):  # names are looked up inside
         fields = {each: value for each, value in fields.items() if each not in ("user", "groups")}
     description = {each: value for each, value in options.items() if each in DESCRIPTION}
     command = describe(build(description), argv, {k: v for k, v in fields.items() if v is not None})
@@ -78,7 +78,7 @@ def check_container(call: str, image: object, rootfs: object, options: Mapping[s
     """Refuse a description of a container that another machine can't follow.
 
     Raises:
-        SpecError: it is one.
+        SpecError: the description is of that kind.
     """
     if image is not None and rootfs is not None:
         raise SpecError(f"{call}: give either image or rootfs")
@@ -89,14 +89,14 @@ def check_container(call: str, image: object, rootfs: object, options: Mapping[s
         del described["rootfs"]
     spec = build({name: value for name, value in described.items() if name in DESCRIPTION - CONFINEMENT})
     if not owns_nothing(spec):
-        raise SpecError(f"{call}: namespaces: those of this machine's processes can't be joined on another")
+        raise SpecError(f"{call}: namespaces: namespaces of this machine's processes can't be joined on another one")
 
 
 def check_retries(retries: object) -> int:
     """Return a number of retries.
 
     Raises:
-        SpecError: it is none.
+        SpecError: it is not a number from 0 to 1000.
     """
     if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= 1000:
         raise SpecError(f"retries: {retries!r:.100} is not a number from 0 to 1000")
@@ -104,10 +104,10 @@ def check_retries(retries: object) -> int:
 
 
 def check_fits(task: Task, nodes: tuple[Node, ...]) -> None:
-    """Refuse a task that no node is large enough for: engines would have it wait for ever.
+    """Refuse a task that is too large for every node. Engines would let it wait forever.
 
     Raises:
-        SpecError: so it is.
+        SpecError: it is too large.
     """
     limits = task.limits
     if limits is None or not nodes:

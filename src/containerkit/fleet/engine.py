@@ -5,7 +5,7 @@
     Fleet.submit ──> Engine.submit(task, watcher) ──> Attempt            (on the driver)
     watcher.began(node) · watcher.wrote(stream, data) · watcher.ended(outcome)   (from any thread)
 
-An engine makes one attempt at one task. It never tries again by itself: the fleet does, where that was asked for.
+An engine makes one attempt at one task. It never retries by itself: the fleet does if retries were requested.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ StreamName = Literal["stdout", "stderr"]
 
 @attrs.frozen(kw_only=True)
 class Task:
-    """One command in a container of its own, somewhere. It can be pickled.
+    """One command in a new container on some node. It can be pickled.
 
     Attributes:
         id: a name that no other attempt of any driver has: lower-case letters, digits and ``-``, at most 63 characters.
         argv: the program and its arguments.
-        image: the reference of the image, with the digest that it had on the driver; None where ``rootfs`` says what
-            is seen as ``/``.
-        rootfs: what is seen as ``/``; None for the default. Never given together with ``image``.
-        limits: what it may use; they are also what the engine sets aside for it. None for no limits.
-        timeout: seconds that the command may take, from its start; None for ever.
-        given: what it finds on stdin, bytes or text.
-        options: the other arguments of :func:`containerkit.run`, checked already: ``env``, ``cwd``, ``user``,
+        image: the reference of the image, with the digest that it had on the driver; None if ``rootfs`` is the root.
+        rootfs: the root filesystem; None for the default. Never given together with ``image``.
+        limits: the container's limits, and the resources that the engine reserves for it. None for no limits.
+        timeout: the time limit of the command from its start, in seconds; None for no limit.
+        given: its standard input, bytes or text.
+        options: the other arguments of :func:`containerkit.run`, already checked: ``env``, ``cwd``, ``user``,
             ``text``, ``check``, ``output_limit_bytes`` and so on.
-        listened: the streams whose lines go to the driver while the command writes them.
+        listened: the streams whose lines are sent to the driver while the command writes them.
     """
 
     id: str
@@ -59,15 +58,15 @@ class Task:
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What became of an attempt: a result, or an error.
+    """The outcome of an attempt: a result, or an error.
 
     Attributes:
         result: how the command ended; None if that is not known.
-        error: what ``Future.result()`` raises; None if there is a result. With ``check=True`` a command that failed
-            gives an ``ExitError``, which has the result.
-        lost: the node, the worker or the connection to it was lost, so nobody knows how the command ended. These
-            alone are tried again.
-        run_s: seconds that the node was busy with it; None if nobody knows.
+        error: the exception that ``Future.result()`` raises; None if there is a result. With ``check=True`` a failed
+            command has an ``ExitError``, which contains the result.
+        lost: the node, the worker or the connection to it was lost, so the end of the command is unknown. Only these
+            attempts are retried.
+        run_s: the time in seconds that the node spent on it; None if unknown.
     """
 
     result: CompletedProcess[Any] | None = None
@@ -78,12 +77,12 @@ class Outcome:
 
 @attrs.frozen(kw_only=True)
 class Node:
-    """A machine, or a worker, that takes tasks.
+    """A machine or a worker that runs tasks.
 
     Attributes:
         name: its name, as in ``FleetFuture.node``.
-        cpus: how many processors it offers; None if the engine does not say.
-        memory_bytes: how much memory it offers; None if the engine does not say.
+        cpus: the number of its processors; None if unknown.
+        memory_bytes: the size of its memory; None if unknown.
     """
 
     name: str
@@ -92,32 +91,32 @@ class Node:
 
 
 class Watcher(Protocol):
-    """Who is told of an attempt. All methods may be called from any thread, return soon and raise nothing."""
+    """Receives the events of an attempt. All methods may be called from any thread, return soon and raise nothing."""
 
     def began(self, node: str) -> None:
-        """Hear that a node begins with it. Called at most once, before the others."""
+        """A node begins it. Called at most once, before the others."""
 
     def wrote(self, stream: StreamName, data: str | bytes) -> None:
-        """Hear a line of the command, without its end, of a stream that is listened to.
+        """The command has written a line to one of the requested streams. The line has no newline.
 
-        Text of a task in text mode may come as bytes, too: it is decoded then.
+        In text mode it may also be bytes, which are then decoded.
         """
 
     def ended(self, outcome: Outcome) -> None:
-        """Hear that it is over and that nothing of it runs any more. Called exactly once, the last of all."""
+        """It has ended, and nothing of it is running any more. Called exactly once, after the others."""
 
 
 class Attempt(ABC):
-    """One attempt at a task that an engine has taken."""
+    """One attempt at a task that an engine has accepted."""
 
     @abstractmethod
     def cancel(self, *, force: bool = False) -> None:
-        """Have its container ended, or never begun; returns at once. ``Watcher.ended`` is called when that is done.
+        """End its container, or prevent its start. Returns at once; ``Watcher.ended`` is called afterwards.
 
-        The outcome then has an error of any kind, or the result if the command was quicker. Harmless when repeated.
+        The outcome then has any error, or the result if the command has ended before. May be called twice.
 
         Args:
-            force: if the node does not answer within a few seconds, end the worker itself, with all that it runs.
+            force: if the node does not answer within a few seconds, kill the worker with everything that it runs.
         """
 
 
@@ -125,25 +124,25 @@ class Engine(ABC):
     """Distributes tasks over nodes. Its methods may be called from any thread."""
 
     name: ClassVar[str]
-    """What it is called in errors and reports, such as ``"ray"``."""
+    """Its name in errors and reports, such as ``"ray"``."""
 
     @abstractmethod
     def submit(self, task: Task, watcher: Watcher) -> Attempt:
-        """Hand over one attempt at a task; returns without waiting for a node.
+        """Submit one attempt at a task. Returns without waiting for a node.
 
         Args:
             task: the task.
-            watcher: who is told of it.
+            watcher: receives its events.
 
         Raises:
-            SpecError: it asks for something that the engine can't do; nothing was made.
-            FleetError: the engine does not take it.
+            SpecError: the engine does not support one of its arguments; nothing was made.
+            FleetError: the engine does not accept it.
         """
 
     @abstractmethod
     def nodes(self) -> tuple[Node, ...]:
-        """Return the nodes that there are now."""
+        """Return the present nodes."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the engine; harmless when repeated. No attempt is under way any more when this is called."""
+        """Release the engine. May be called twice. All attempts have ended before this is called."""

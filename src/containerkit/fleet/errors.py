@@ -1,4 +1,4 @@
-"""What can become of a task of a fleet beside what its command does."""
+"""Errors of fleets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["FleetError", "NodeLost"]
 
 
 class FleetError(ContainerError):
-    """An engine does not take a task, or an attempt at it failed otherwise than by its command."""
+    """An engine does not accept a task, or an attempt failed for another reason than its command."""
 
 
-class NodeLost(FleetError):  # noqa: N818 - what happened, as TimeoutExpired of subprocess
-    """The node, the worker or the connection to it was lost. Nobody knows how far the command had come.
+class NodeLost(FleetError):  # noqa: N818 - named after the event, like TimeoutExpired of subprocess
+    """The node, the worker or the connection to it was lost. The progress of the command is unknown.
 
     Attributes:
         node: the name of the node; an empty string if none had begun.

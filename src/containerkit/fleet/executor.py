@@ -25,11 +25,11 @@ class ExecutorEngine(WorkerEngine["Future[None]"]):
     """Tasks are calls of an executor: threads, processes, or those of other packages.
 
     Args:
-        executor: the executor. It stays the caller's.
-        host: the address at which this driver listens, which workers must reach.
+        executor: the executor. The caller shuts it down.
+        host: the address on which this driver listens, which workers must reach.
 
     Raises:
-        SpecError: what is no executor, or runs its calls in containers itself.
+        SpecError: it is not an executor, or runs its calls in containers itself.
     """
 
     name: ClassVar[str] = "executor"
@@ -40,14 +40,14 @@ class ExecutorEngine(WorkerEngine["Future[None]"]):
         if not isinstance(executor, Executor):
             raise SpecError(f"executor: {executor!r:.100} is not a concurrent.futures.Executor")
         if type(executor).__module__.startswith("containerkit."):
-            raise SpecError("executor: tasks of a ContainerExecutor are in containers, where none can be started")
+            raise SpecError("executor: tasks of a ContainerExecutor run in containers, which can't start containers")
         super().__init__(host)
         self._executor = executor
 
     def carry(
         self,
         ticket: Ticket,
-        limits: Limits | None,  # noqa: ARG002 - an executor knows of no resources
+        limits: Limits | None,  # noqa: ARG002 - an executor has no resources
         more: dict[str, Any],
         through: Callable[[BaseException | None], None],
     ) -> Future[None]:
@@ -65,10 +65,10 @@ class ExecutorEngine(WorkerEngine["Future[None]"]):
         handle.cancel()
 
     def kill(self, handle: Future[None], held: Held) -> None:
-        """Do nothing: an executor has no way to end one of its workers."""
+        """Do nothing: an executor can't end one of its workers."""
 
     def nodes(self) -> tuple[Node, ...]:
-        """Return this machine: an executor does not say what it has."""
+        """Return this machine: an executor does not report its resources."""
         return (Node(name=socket.gethostname()),)
 
 

@@ -44,7 +44,7 @@ _NODES_KNOWN_S: Final = 10.0
 
 
 class Fleet:
-    """Runs commands in containers on the nodes of an engine: each in a fresh one, wherever there is room.
+    """Runs commands in containers on the nodes of an engine, each in a fresh container on a free node.
 
     ::
 
@@ -52,13 +52,14 @@ class Fleet:
             future = fleet.submit(["sort", "/etc/services"], image="debian:12", limits=Limits(cpus=1, memory="1G"))
             print(future.result().returncode, future.node)
 
-    Make one by :meth:`ray`, :meth:`dask`, :meth:`executor` or :meth:`kubernetes`. The engine finds a node with room for
-    the limits of a task, which are the limits of its container, too. At the end of ``with`` all tasks are waited for;
-    if it is left by an exception they are cancelled. If this program ends in any other way, its containers end as well.
+    Make one with :meth:`ray`, :meth:`dask`, :meth:`executor` or :meth:`kubernetes`. The engine finds a node with free
+    resources for the limits of a task, which are also the limits of its container. The end of ``with`` waits for all
+    tasks, and cancels them after an exception. If this program ends in any other way, its containers end too.
 
     Args:
-        engine: what distributes the tasks.
-        elastic: wait for nodes that are large enough, instead of refusing what none is (default False).
+        engine: distributes the tasks.
+        elastic: let tasks that are too large for all nodes wait for larger ones, instead of refusing them (default
+            False).
     """
 
     def __init__(self, engine: Engine, *, elastic: bool = False) -> None:
@@ -83,18 +84,18 @@ class Fleet:
 
     @classmethod
     def ray(cls, address: str | None = "auto", *, listen: str | None = None, elastic: bool = False) -> Self:
-        """Return a fleet on a Ray cluster; this program must run on a node of it.
+        """Return a fleet on a Ray cluster. This program must run on a node of it.
 
         Args:
             address: of the cluster, as for ``ray.init``; None starts one on this machine (default ``"auto"``). If the
-                program is connected to a cluster already, that is used.
-            listen: the address at which this program listens for its workers (default: this node's in the cluster).
+                program is already connected to a cluster, that one is used.
+            listen: the address on which this program listens for its workers (default: this node's in the cluster).
             elastic: see the class.
 
         Raises:
             UnsupportedError: Ray is not installed.
-            SpecError: a cluster that asks for TLS, or is reached by a Ray client.
-            ConnectionError: there is no such cluster.
+            SpecError: the cluster requires TLS, or is reached through a Ray client.
+            ConnectionError: no such cluster.
         """
         return cls(load("containerkit.fleet.ray:RayEngine")(address, listen), elastic=elastic)
 
@@ -103,14 +104,14 @@ class Fleet:
         """Return a fleet on a Dask cluster.
 
         Args:
-            client: a ``distributed.Client``, which stays the caller's.
-            listen: the address at which this program listens for its workers (default: the one from which it reaches
+            client: a ``distributed.Client``. The caller closes it.
+            listen: the address on which this program listens for its workers (default: the one from which it reaches
                 the scheduler).
             elastic: see the class.
 
         Raises:
             UnsupportedError: Dask is not installed.
-            SpecError: what is no client, or one of a cluster that asks for TLS.
+            SpecError: it is not a client, or its cluster requires TLS.
         """
         return cls(load("containerkit.fleet.dask:DaskEngine")(client, listen), elastic=elastic)
 
@@ -118,15 +119,15 @@ class Fleet:
     def executor(cls, executor: Executor, *, listen: str = "127.0.0.1") -> Self:
         """Return a fleet on any :class:`concurrent.futures.Executor`.
 
-        It knows of no resources: the limits of tasks are those of their containers alone.
+        An executor does not reserve resources: limits of tasks only limit their containers.
 
         Args:
-            executor: the executor, which stays the caller's.
-            listen: the address at which this program listens, which workers must reach (default: of this machine
-                alone).
+            executor: the executor. The caller shuts it down.
+            listen: the address on which this program listens, which workers must reach (default: 127.0.0.1, for
+                workers on this machine).
 
         Raises:
-            SpecError: what is no executor, or an address that this machine does not have.
+            SpecError: it is not an executor, or this machine does not have the address.
         """
         return cls(load("containerkit.fleet.executor:ExecutorEngine")(executor, listen))
 
@@ -182,10 +183,10 @@ class Fleet:
         self,
         argv: ListOf[Word],
         *,
-        input: Input = None,  # noqa: A002 - subprocess's own argument
+        input: Input = None,  # noqa: A002 - an argument of subprocess
         **options: Unpack[AnyFleetOptions],
     ) -> FleetFuture[Any]:
-        """Have a command run in a container of its own on some node, and return its future.
+        """Run a command in a new container on some node, and return its future.
 
         Args:
             argv: the program, which is looked up inside, and its arguments.
@@ -193,16 +194,16 @@ class Fleet:
             text, encoding, errors: as in :func:`subprocess.run`; text is UTF-8 unless an encoding is given.
             options: see :class:`containerkit.fleet.options.FleetOptions`.
 
-        Paths in it, of binds and roots, are those of the node. Functions that hear lines are called here, in another
-        thread; one that takes long holds up the other tasks of that worker.
+        Paths of binds and roots are those of the node. Functions that receive lines are called in another thread of
+        this program. A slow one delays the other tasks of that worker.
 
-        The future's ``result()`` raises what :func:`containerkit.run` does, and :class:`NodeLost`.
+        The future's ``result()`` raises the errors of :func:`containerkit.run`, and :class:`NodeLost`.
 
         Raises:
-            SpecError: a value that can't be; nothing was made.
-            ImageError: the image is not to be had.
+            SpecError: an invalid value; nothing was made.
+            ImageError: the image is not available.
             StateError: the fleet is closed.
-            FleetError: the engine does not take it.
+            FleetError: the engine does not accept it.
         """
         more: dict[str, Any] = dict(options)
         retries = check_retries(more.pop("retries", 0))
@@ -287,16 +288,16 @@ class Fleet:
                 print(done.args, done.returncode)
 
         Args:
-            argv_of: returns the argv for an item; it is called here.
+            argv_of: returns the argv for an item. It is called in this program.
             items: the items.
             progress: show a bar on stderr, if that is a terminal (default False).
-            buffersize: how many may be under way or not taken yet (default: all). With a number, items are taken from
-                an endless iterable as well.
+            buffersize: how many tasks may be running or have unread results (default: all). With a number the iterable
+                may be endless.
             text, encoding, errors: as for :meth:`submit`.
             options: see :class:`containerkit.fleet.options.FleetOptions`.
 
-        Iterating raises what the task at that place raised. The tasks that are left are cancelled then, and when the
-        iterator is closed.
+        The iteration raises the error of a failed task at its position. The remaining tasks are then cancelled, as they
+        are when the iterator is closed.
 
         Raises:
             SpecError, ImageError, StateError, FleetError: as for :meth:`submit`.
@@ -311,7 +312,7 @@ class Fleet:
 
         Args:
             futures: the futures, of any fleets.
-            timeout: seconds for all of them (default: for ever).
+            timeout: for all of them, in seconds (default: no limit).
 
         Raises:
             TimeoutError: not all are done in time.
@@ -327,16 +328,16 @@ class Fleet:
         image: str | None = None,
         **options: Unpack[ContainerOptions],
     ) -> FleetContainer:
-        """Return a container that is held on some node, for any number of commands: use it by ``with``.
+        """Return a container that is held on some node for any number of commands. Use it with ``with``.
 
         Args:
-            rootfs: what is seen as ``/``, of the node (default ``RootFS.host()``).
-            image: the image, in place of that.
+            rootfs: the root filesystem, on the node (default ``RootFS.host()``).
+            image: an image instead of ``rootfs``.
             options: see :class:`containerkit.options.ContainerOptions`.
 
         Raises:
-            SpecError: a value that can't be, or an engine whose workers are no Python processes; nothing was made.
-            ImageError: the image is not to be had.
+            SpecError: an invalid value, or the workers of the engine are not Python processes; nothing was made.
+            ImageError: the image is not available.
         """
         if not isinstance(self._engine, WorkerEngine):
             raise SpecError(f"Fleet.container: {self._engine.name} holds no containers; submit() runs single commands")
@@ -358,7 +359,7 @@ class Fleet:
             return f"{self._name}-{self._number}"
 
     def _placed(self, task: Task) -> Task:
-        """Return a task that can go to a node: there is one for it, and its image has a digest."""
+        """Return a task for submission: check that it fits a node, and resolve its image to a digest."""
         if task.limits is not None and not self._elastic:
             check_fits(task, self._known_nodes())
         if task.image is None:
@@ -380,18 +381,18 @@ class Fleet:
     # --- The whole
 
     def nodes(self) -> tuple[Node, ...]:
-        """Return the nodes that there are now, sorted by name."""
+        """Return the present nodes, sorted by name."""
         return self._engine.nodes()
 
     def report(self) -> Report:
-        """Return what became of the tasks so far: as data, and by ``print(fleet.report())`` as a table."""
+        """Return the outcomes of the tasks so far, as data. ``print(fleet.report())`` shows a table."""
         return self._books.report()
 
     def close(self, *, cancel: bool = False) -> None:
-        """Wait for all tasks, and let go of the engine; harmless when repeated. Held containers are stopped.
+        """Wait for all tasks, and release the engine. May be called twice. Held containers are stopped.
 
         Args:
-            cancel: cancel what is under way, and wait until nothing runs any more (default False).
+            cancel: cancel all tasks, and wait until nothing is running any more (default False).
         """
         with self._lock:
             first, self._closed = not self._closed, True

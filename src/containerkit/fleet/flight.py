@@ -1,4 +1,4 @@
-"""A task on its way: its attempts, one after the other, and what its future is told."""
+"""The attempts at a task, one after the other, and the result of its future."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 __all__ = ["Flight"]
 
 _PAUSES_S: Final = (0.0, 0.5, 2.0, 5.0)
-"""How long to wait before the attempts after the first: who loses several is near something that is going wrong."""
+"""The delays before the attempts after the first, in seconds, because a repeated loss may have a lasting cause."""
 
 
 class Flight:
     """A task and its attempts.
 
-    It is the watcher of all of them: an engine tells of one that it is over before another begins.
+    It is the watcher of all attempts. Each one has ended before another begins.
 
     Args:
-        engine: who makes the attempts.
-        task: the task; each attempt has its id with a number.
-        retries: how many more attempts there may be.
-        books: where is kept what became of it.
-        listeners: who hears the lines of the command.
-        text: how its output is text; None for bytes.
+        engine: makes the attempts.
+        task: the task. Each attempt has its id with a number.
+        retries: the maximum number of further attempts.
+        books: counts the outcomes.
+        listeners: receive the lines of the command.
+        text: the encoding of its output; None for bytes.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Flight:
         """Make an attempt.
 
         Raises:
-            SpecError, FleetError: the engine does not take it.
+            SpecError, FleetError: the engine does not accept it.
         """
         future = self.future
         future.attempts += 1
@@ -86,7 +86,7 @@ class Flight:
             if future.attempts != number or future.done():
                 force = self._cancelled
                 if force is None:
-                    return  # it is over already
+                    return  # it has ended already
             else:
                 self._attempt = attempt
                 force = self._cancelled
@@ -99,7 +99,7 @@ class Flight:
                 self.launch()
                 return
             self.future.settle_gone()
-        except Exception as error:  # noqa: BLE001 - who waits for the future gets it
+        except Exception as error:  # noqa: BLE001 - raised again by the future
             self._settle(None, error, "error")
 
     def call_off(self, force: bool) -> bool:  # noqa: FBT001 - the future's own callback
@@ -121,25 +121,25 @@ class Flight:
     # --- As the watcher of its attempts
 
     def began(self, node: str) -> None:
-        """Hear that a node begins with it."""
+        """A node begins it."""
         self.future.node = node
         self._books.began(node, time.monotonic() - self._submitted)
 
     def wrote(self, stream: StreamName, data: str | bytes) -> None:
-        """Hear a line, and pass it on."""
+        """Pass a line on to the listeners."""
         listener = self._listeners.get(stream)
         if listener is None or self._problem is not None or self.future.done():
             return
         try:
             listener(self._text.decode(data, cut=False) if self._text is not None and isinstance(data, bytes) else data)
-        except BaseException as error:  # noqa: BLE001 - as in run(), it ends the command
+        except BaseException as error:  # noqa: BLE001 - ends the command, as in run()
             self._problem = error
             attempt = self._attempt
             if attempt is not None:
                 attempt.cancel()
 
     def ended(self, outcome: Outcome) -> None:
-        """Hear that an attempt is over; make another if it was lost and that was asked for."""
+        """An attempt has ended. Make another if it was lost and retries are left."""
         future = self.future
         self._books.ended(future.node or "", outcome)
         with self._lock:
@@ -166,7 +166,7 @@ class Flight:
         self._settle(outcome.result, outcome.error, cause)
 
     def _settle(self, result: CompletedProcess[Any] | None, error: BaseException | None, cause: FleetCause) -> None:
-        """Give the future its result, unless it was cancelled. It is in the books before anybody is told."""
+        """Set the result of the future, unless it was cancelled. The outcome is counted before."""
         future = self.future
         with self._lock:
             first, self._settled = not self._settled, True
@@ -175,7 +175,7 @@ class Flight:
             future.usage = None if result is None else result.usage
             future.cause = cause
             if error is None and result is None:
-                error = FleetError(f"task {self._task.id}: the engine told neither a result nor an error")
+                error = FleetError(f"task {self._task.id}: the engine reported neither a result nor an error")
             failed = error is not None or (result is not None and result.returncode != 0)
             self._books.settled(cause if failed else None)
             if error is not None:

@@ -21,9 +21,9 @@ class FleetFuture(Future[Result]):
     """The future of a task: a :class:`concurrent.futures.Future` that can be cancelled at any time.
 
     Attributes:
-        node: the name of the node that has it, or had it last; None before one has begun.
-        attempts: how many times it was handed to the engine, at least 1.
-        usage: what the command used; None until it is done, and if nobody knows.
+        node: the name of the node that runs it, or ran it last; None before one has begun.
+        attempts: how many times it was submitted to the engine, at least 1.
+        usage: the resource usage of the command; None until it is done, and if it is unknown.
         cause: why it ended: that of its :class:`~containerkit.CompletedProcess`, or ``"lost"``, ``"cancelled"``, or
             ``"error"`` if the command could not be started; None until it is done.
     """
@@ -39,43 +39,43 @@ class FleetFuture(Future[Result]):
         self._call_off: Callable[[bool], bool] | None = None
 
     def cancel(self, *, force: bool = False) -> bool:
-        """Cancel it, also if it runs: its container is ended on its node. Returns at once; see :meth:`gone`.
+        """Cancel it, even if it is running: its container is killed on its node. Returns at once; see :meth:`gone`.
 
         Args:
-            force: if the node does not answer within 3 seconds, end the worker itself: with Ray its process, with Dask
-                the whole worker and whatever else that runs (default False).
+            force: if the node does not answer within 3 seconds, kill the worker: with Ray its process, with Dask the
+                whole worker and everything else that it runs (default False).
 
         Returns:
-            Whether it is cancelled; False if it was done before.
+            Whether it is cancelled; False if it was already done.
         """
         if self._call_off is None:
             return super().cancel()
         return self._call_off(force)
 
     def running(self) -> bool:
-        """Return whether a node has begun with it, and it is not done."""
+        """Return whether a node has begun it, and it is not done."""
         return self.node is not None and not self.done()
 
     def gone(self, timeout: float | None = None) -> bool:
-        """Wait until nothing of it runs on any node: for one that is done at once, for a cancelled one soon.
+        """Wait until nothing of it is running on any node. Returns at once if it is done, and soon if it was cancelled.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: in seconds (default: no limit).
 
         Returns:
-            Whether that is so.
+            Whether nothing is running.
         """
         return self._gone.wait(timeout)
 
     def settle_cancelled(self) -> None:
-        """Become cancelled and tell who waits."""
+        """Become cancelled, and wake those who wait."""
         super().cancel()
         self.set_running_or_notify_cancel()
 
     def settle_gone(self) -> None:
-        """Know that nothing of it runs any more."""
+        """Record that nothing of it is running any more."""
         self._gone.set()
 
     def cancelled_by(self, call_off: Callable[[bool], bool]) -> None:
-        """Say what cancels it; it is told whether by force."""
+        """Set the function that cancels it. Its argument is ``force``."""
         self._call_off = call_off

@@ -1,4 +1,4 @@
-"""What a worker does with a held container: start it, serve the driver's calls, stop it."""
+"""The worker's side of a held container: starts it, serves the driver's calls, stops it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["FILE_CALLS", "Holding"]
 FILE_CALLS: Final = frozenset(
     {"read", "read_text", "write", "append", "make_directory", "listdir", "exists"}
 )  # fmt: skip
-"""What the driver may ask of the files of a held container."""
+"""The methods of files that the driver may call."""
 
 
 class Holding(Attending):
@@ -38,7 +38,7 @@ class Holding(Attending):
         id: the id of the task.
     """
 
-    def __init__(self, link: Link, id: str) -> None:  # noqa: A002 - as it is called everywhere
+    def __init__(self, link: Link, id: str) -> None:  # noqa: A002 - the name everywhere else
         super().__init__(link, id)
         self._stop = threading.Event()
         self._container: Container | None = None
@@ -46,7 +46,7 @@ class Holding(Attending):
         self._early: dict[int, list[int]] = {}
 
     def work(self, task: Task) -> Outcome:
-        """Hold the container until it is no longer wanted."""
+        """Hold the container until it is stopped."""
         from containerkit.container.lifecycle import Container
 
         began = time.monotonic()
@@ -63,12 +63,12 @@ class Holding(Attending):
                 self.ends_by(self._stop.set)
                 self._say("ready")
                 self._stop.wait()
-        except Exception as error:  # noqa: BLE001 - the driver raises it
+        except Exception as error:  # noqa: BLE001 - raised again in the driver
             return Outcome(error=error, run_s=time.monotonic() - began)
         return Outcome(error=FleetError(f"container {self.id}: it was stopped"), run_s=time.monotonic() - began)
 
     def call(self, *message: Any) -> None:
-        """Serve a call, in a thread of its own."""
+        """Serve a call in a separate thread."""
         number, method, given = message
         if method == "signal":
             self._signal(*given)
@@ -79,7 +79,7 @@ class Holding(Attending):
         thread.start()
 
     def _signal(self, number: int, which: int) -> None:
-        """Send a signal to a command; one that is about to start gets it then, and one that has ended never."""
+        """Send a signal to a command. A command that is about to start gets it after its start."""
         with self._lock:
             process = self._commands.get(number)
             if process is None:
@@ -95,15 +95,15 @@ class Holding(Attending):
             else:
                 value = self._of_files(*given)
             answer: tuple[bool, Any] = (True, value)
-        except Exception as error:  # noqa: BLE001 - the driver raises it
+        except Exception as error:  # noqa: BLE001 - raised again in the driver
             stopped = StateError(f"container {self.id}: it was stopped")
             answer = (False, stopped if self._stop.is_set() else error)
         self._early.pop(number, None)
         try:
             self._say("answer", number, *answer)
         except OSError:
-            return  # the driver is gone, and with it the container
-        except Exception as error:  # noqa: BLE001 - pickling runs code of others
+            return  # the driver has ended, and so does the container
+        except Exception as error:  # noqa: BLE001 - pickling runs foreign code
             told = FleetError(f"container {self.id}: the answer can't be sent: {error!r:.500}")
             with contextlib.suppress(OSError):
                 self._say("answer", number, False, told)

@@ -16,14 +16,14 @@ _LOCK: Final = "fleet.lock"
 
 
 def resolved(name: str) -> str:
-    """Return a reference with the digest that an image has now: in its registry, or else in the driver's store.
+    """Return a reference with the image's present digest, from its registry or otherwise from the driver's store.
 
     Args:
-        name: the reference. One that has a digest is returned as it is, and no registry asked.
+        name: the reference. A reference with a digest is returned unchanged, without a request.
 
     Raises:
-        SpecError: it is no reference.
-        ImageError: neither has it.
+        SpecError: it is not a reference.
+        ImageError: neither has the image.
     """
     from containerkit.image.reference import Reference
 
@@ -35,7 +35,7 @@ def resolved(name: str) -> str:
     except ImageError as error:
         kept = _kept(reference)
         if kept is None:
-            raise ImageError(f"image {name}: its digest is not to be had: {error}") from error
+            raise ImageError(f"image {name}: its digest can't be determined: {error}") from error
         digest = kept
     return reference.with_digest(digest).familiar
 
@@ -64,10 +64,10 @@ def _kept(reference: Reference) -> str | None:
 
 
 def pulled(reference: str) -> RootFS:
-    """Return the root filesystem of an image. It is pulled if the node's store does not have it, once however many ask.
+    """Return the root filesystem of an image. The first caller pulls it if the node's store does not have it.
 
     Raises:
-        ImageError: it is not to be had.
+        ImageError: it is not available.
         SpecError: it is no reference.
     """
     from containerkit.image import Image, Store
@@ -84,4 +84,4 @@ def pulled(reference: str) -> RootFS:
 
 
 _there: set[str] = set()
-"""What this process has seen in the store. What is removed from there meanwhile is pulled again when it is used."""
+"""The images that this process has found in the store. An image that was removed is pulled again at its next use."""

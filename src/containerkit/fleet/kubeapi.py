@@ -1,4 +1,4 @@
-"""Requests to the API server of Kubernetes; the credentials come from Kubernetes' own client."""
+"""Requests to the API server of Kubernetes, with the credentials of Kubernetes' own client."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class APIError(FleetError):
 class KubeAPI:
     """An API server, with the credentials of a context. Its methods may be called from any thread.
 
-    A request that the server was too busy for, or whose answer was lost, is sent again, six times within 7 seconds.
+    A request is repeated up to six times within 7 seconds if the server is too busy, or the answer was lost.
 
     Args:
         kubeconfig: the file with the credentials (default: ``$KUBECONFIG`` or ``~/.kube/config``, in a pod its service
@@ -89,10 +89,10 @@ class KubeAPI:
         return found
 
     def _send(self, method: str, path: str, query: Mapping[str, Any], body: Any, **more: Any) -> Any:
-        """Return an answer, of whatever status.
+        """Return an answer of any status.
 
         Raises:
-            APIError: there is none.
+            APIError: there was no answer.
         """
         import urllib3
 
@@ -113,19 +113,19 @@ class KubeAPI:
         """Return the object in the answer to a request.
 
         Args:
-            method: of HTTP.
+            method: the HTTP method.
             path: below the server's address.
             body: an object to send.
             query: parameters.
 
         Raises:
-            APIError: it was refused, or there is no answer after several tries.
+            APIError: it was refused, or there was no answer after several attempts.
         """
         content = self.content(method, path, body, **query)
         return json.loads(content) if content else None
 
     def content(self, method: str, path: str, body: Any = None, **query: Any) -> bytes:
-        """Return the answer to a request as it is; see :meth:`request`."""
+        """Return the content of the answer to a request; see :meth:`request`."""
         pause = _FIRST_PAUSE_S
         for left in reversed(range(_TRIES)):
             try:
@@ -142,11 +142,11 @@ class KubeAPI:
         raise error
 
     def lines(self, path: str, *, read_s: float = _READ_S, **query: Any) -> Iterator[bytes]:
-        """Yield the lines of an answer while the server writes them. The last may have no end.
+        """Yield the lines of an answer while the server writes them. The last one may be incomplete.
 
         Args:
             path: below the server's address.
-            read_s: how many seconds may pass without any data.
+            read_s: the maximum time without any data, in seconds.
             query: parameters.
 
         Raises:
@@ -172,7 +172,7 @@ class KubeAPI:
             answer.close()
 
     def close(self) -> None:
-        """Close all connections; harmless when repeated."""
+        """Close all connections. May be called twice."""
         self._pool.clear()
 
 

@@ -1,4 +1,4 @@
-"""One Job on its way: what its pod tells of it, and what the fleet is told."""
+"""One Job: reads the state of its pod, and reports it to the fleet."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _IMAGE: Final = frozenset({"ErrImageNeverPull", "ImagePullBackOff", "InvalidImag
 _REFUSED: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _NOT_STARTED: Final = frozenset({"ContainerCannotRun", "StartError"})
 _MISSING_S: Final = 30.0
-"""For how long a Job may have no pod after its pod was seen, until it counts as lost."""
+"""The time in seconds after which a Job counts as lost if its pod has disappeared."""
 
 
 def _disrupted(pod: dict[str, Any]) -> bool:
-    """Whether somebody else has ended a pod: its removal, an eviction, a drain of its node."""
+    """Whether a pod was ended from outside: by its removal, an eviction, or a drain of its node."""
     conditions = pod.get("status", {}).get("conditions", ())
     targeted = any(each["type"] == "DisruptionTarget" and each["status"] == "True" for each in conditions)
     return targeted or "deletionTimestamp" in pod["metadata"]
@@ -45,8 +45,8 @@ class KubeAttempt(Attempt):
 
     Attributes:
         task: its task.
-        made: when its Job was made, on the monotonic clock.
-        deadline_s: after how many seconds from then the cluster ends it.
+        made: the time at which its Job was created, on the monotonic clock.
+        deadline_s: the number of seconds from then after which the cluster ends it.
     """
 
     def __init__(self, engine: KubernetesEngine, task: Task, watcher: Watcher) -> None:
@@ -65,10 +65,10 @@ class KubeAttempt(Attempt):
         self._lines = 0
         self._listening: threading.Thread | None = None
 
-    # --- What is told of it
+    # --- Events
 
     def look(self, pod: dict[str, Any], *, deleted: bool = False) -> None:
-        """Hear of the state of its pod."""
+        """Handle the state of its pod."""
         status = pod.get("status", {})
         states = status.get("containerStatuses") or [{}]
         state = states[0].get("state", {})
@@ -93,12 +93,12 @@ class KubeAttempt(Attempt):
         self._claim(lambda: self._lost(told))
 
     def pod_missing(self) -> None:
-        """Hear that no pod of it is there, although one may have been."""
+        """Handle the absence of its pod, which may have existed before."""
         if self._pod:
             self._lose("its pod is gone")
 
     def look_at_job(self, job: dict[str, Any] | None) -> None:
-        """Hear of the state of its Job: one that failed without a pod says so here alone."""
+        """Handle the state of its Job. A failure without a pod is only visible here."""
         if time.monotonic() < self.made + _MISSING_S:
             return
         if job is None:
@@ -123,7 +123,7 @@ class KubeAttempt(Attempt):
             self._listening = threading.Thread(target=self._listen, name="containerkit kubernetes log", daemon=True)
             self._listening.start()
 
-    # --- The end, of which there is one: in a thread of the engine's
+    # --- The end, which happens once, in a thread of the engine
 
     def _claim(self, end: Callable[[], Outcome]) -> None:
         with self._lock:
@@ -137,9 +137,9 @@ class KubeAttempt(Attempt):
     def _end(self, end: Callable[[], Outcome]) -> None:
         try:
             outcome = end()
-        except Exception as error:  # noqa: BLE001 - who waits for the result gets it
+        except Exception as error:  # noqa: BLE001 - raised again with the result
             outcome = Outcome(error=error, lost=isinstance(error, APIError))
-        with contextlib.suppress(ContainerError):  # its lease ends it then
+        with contextlib.suppress(ContainerError):  # otherwise it ends with its lease
             self._remove()
         self._engine.forget(self)
         self._watcher.ended(outcome)
@@ -190,13 +190,13 @@ class KubeAttempt(Attempt):
         return Outcome(error=error)
 
     def cancel(self, *, force: bool = False) -> None:
-        """Have it ended; see :meth:`Attempt.cancel`."""
+        """End it; see :meth:`Attempt.cancel`."""
         if force:
             self._force.set()
         self._claim(lambda: Outcome(error=FleetError(f"task {self.task.id}: cancelled")))
 
     def _remove(self) -> None:
-        """Remove the Job, and return once nothing of it runs any more.
+        """Remove the Job, and return when nothing of it is running any more.
 
         Raises:
             APIError: the API server can't be reached, or refuses it.
@@ -227,7 +227,7 @@ class KubeAttempt(Attempt):
         return self._engine.api.content("GET", f"{self._engine.pods}/{self._pod}/log", container="task", **query)
 
     def _listen(self) -> None:
-        """Pass lines on while they are written; a connection that is lost is made again."""
+        """Pass lines on while they are written. A lost connection is restored."""
         path = f"{self._engine.pods}/{self._pod}/log"
         while not self._over:
             try:
@@ -243,7 +243,7 @@ class KubeAttempt(Attempt):
             time.sleep(0.2)
 
     def _hear_rest(self, content: bytes) -> None:
-        """Pass on the lines that nobody has heard yet."""
+        """Pass on the lines that were not passed on yet."""
         if self._listening is None:
             return
         self._listening.join(10)

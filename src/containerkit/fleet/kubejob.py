@@ -1,4 +1,4 @@
-"""What a task is in Kubernetes: the Job that is made of it, and what its pod says of how it ended."""
+"""Translates a task to a Job of Kubernetes, and the state of its pod to an outcome."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _MEMBERS: Final = frozenset({
     "capture_output", "check", "cwd", "encoding", "env", "errors", "output_limit_bytes", "text", "user",
 })  # fmt: skip
 _KEEP_S: Final = 300
-"""How long the cluster keeps a Job that nobody has removed."""
+"""The time for which the cluster keeps a finished Job that was not removed, in seconds."""
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """How the pods of a fleet are made; see :class:`containerkit.fleet.kubernetes.KubernetesEngine`."""
+    """The settings of the pods of a fleet; see :class:`containerkit.fleet.kubernetes.KubernetesEngine`."""
 
     namespace: str
     runtime_class: str | None
@@ -43,48 +43,48 @@ class Settings:
 
 
 def refuse(task: Task) -> None:
-    """Refuse what a pod of Kubernetes can't do as it was asked.
+    """Refuse a task that a pod of Kubernetes can't perform exactly.
 
     Raises:
-        SpecError: the task asks for it.
+        SpecError: with the argument and an alternative.
     """
 
     def no(what: str, hint: str) -> SpecError:
         return SpecError(f"Fleet.kubernetes: {what} (hint: {hint})")
 
     if task.image is None:
-        raise no("a pod has the root filesystem of an image", "give image=, and no rootfs")
+        raise no("rootfs: a pod needs the root filesystem of an image", "use image= instead of rootfs=")
     if task.given:
-        raise no("input: a Job has no stdin", "pass it in argv or env, or let the command fetch it")
+        raise no("input: a Job has no stdin", "pass it in argv or env, or let the command download it")
     if "stderr" in task.listened:
-        raise no("on_stderr: a pod has one log for both streams", "on_stdout hears both")
+        raise no("on_stderr: a pod has one log for both streams", "use on_stdout, which receives both")
     if task.options.get("capture_output", True) is not True:
-        raise no("capture_output=False: output of a pod goes to its log alone", "leave it out")
+        raise no("capture_output=False: output of a pod always goes to its log", "omit it")
     unknown = sorted(set(task.options) - _MEMBERS)
     if unknown:
-        raise no(f"{', '.join(unknown)}: not translated to pods", "leave it out, or use the engines Ray or Dask")
+        raise no(f"{', '.join(unknown)}: not supported for pods", "omit it, or use the engines Ray or Dask")
     user = task.options.get("user")
     ids = user if isinstance(user, tuple) else (user,)
     if user is not None and not all(isinstance(each, int) for each in ids):
-        raise no(f"user: {user!r:.100}: pods take ids, not names", "give a number, or a pair of numbers")
+        raise no(f"user: {user!r:.100}: pods need ids, not names", "pass a number, or a pair of numbers")
     cwd = task.options.get("cwd")
     if cwd is not None and not os.path.isabs(os.fspath(cwd)):
-        raise no(f"cwd: {cwd!r:.100}: pods take absolute paths", "start it with '/'")
+        raise no(f"cwd: {cwd!r:.100}: pods need absolute paths", "start it with '/'")
     if task.limits is not None:
         limits, none = task.limits, type(task.limits)()
         names = {each.name for each in attrs.fields(type(limits))} - {"cpus", "memory"}
         given = sorted(name for name in names if getattr(limits, name) != getattr(none, name))
         if given:
-            raise no(f"limits: {', '.join(given)}: not translated to pods", "pods are limited in cpus and memory")
+            raise no(f"limits: {', '.join(given)}: not supported for pods", "use only cpus and memory")
 
 
 def _plain(text: str | bytes | os.PathLike[str], what: str) -> str:
-    """Return a text as the API takes it. Kubernetes expands ``$(NAME)`` in it, unless each ``$`` is doubled."""
+    """Return a text for the API, with each ``$`` doubled, because Kubernetes expands ``$(NAME)``."""
     try:
         found = os.fspath(text) if not isinstance(text, bytes) else text.decode()
         found.encode()
     except UnicodeError:
-        raise SpecError(f"Fleet.kubernetes: {what}: {text!r:.100} is not UTF-8, the only text of its API") from None
+        raise SpecError(f"Fleet.kubernetes: {what}: {text!r:.100} is not UTF-8, which the API requires") from None
     return str(found).replace("$", "$$")
 
 
@@ -92,11 +92,11 @@ def _resources(limits: Limits | None) -> dict[str, Any]:
     found: dict[str, str] = {}
     if limits is not None and limits.cpus is not None:
         if isinstance(limits.cpus, str):
-            raise SpecError("Fleet.kubernetes: limits: cpus='max' is no amount (hint: leave it out)")
+            raise SpecError("Fleet.kubernetes: limits: cpus='max' is not an amount (hint: omit it)")
         found["cpu"] = f"{round(limits.cpus * 1000)}m"
     if limits is not None and limits.memory is not None:
         if not isinstance(limits.memory, int):
-            raise SpecError("Fleet.kubernetes: limits: memory='max' is no amount (hint: leave it out)")
+            raise SpecError("Fleet.kubernetes: limits: memory='max' is not an amount (hint: omit it)")
         found["memory"] = str(limits.memory)
     return {"limits": found, "requests": dict(found)} if found else {}
 
@@ -130,7 +130,7 @@ def job_of(task: Task, fleet: str, settings: Settings) -> dict[str, Any]:
     """Return the Job of an attempt at a task: one pod that is started once.
 
     Raises:
-        SpecError: the task asks for what a pod can't do.
+        SpecError: a pod can't perform the task.
 
     Source: Kubernetes API, batch/v1 Job.
     """

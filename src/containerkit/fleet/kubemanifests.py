@@ -1,4 +1,4 @@
-"""What makes a cluster ready for the runtime: a RuntimeClass, and a DaemonSet that installs it on nodes."""
+"""The manifests that install the runtime in a cluster: a RuntimeClass, and a DaemonSet for its nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABEL: Final = "containerkit/runtime"
 
 _NAME: Final = "containerkit-node"
 _WAIT: Final = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, {15}); s.sigwait({15})"
-"""PID 1 gets no signal that it neither handles nor blocks."""
+"""A program that waits for SIGTERM. PID 1 receives only signals that it handles or blocks."""
 
 
 def manifests(
@@ -22,8 +22,8 @@ def manifests(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the RuntimeClass ``containerkit``, and the DaemonSet that installs the runtime on labelled nodes.
 
-    The DaemonSet's pods have the privileges of root of the node: they write below its root directory and have its
-    systemd start containerd again, where the configuration has changed.
+    The DaemonSet's pods have the privileges of root of the node: they write below its root directory, and restart
+    containerd through its systemd if the configuration has changed.
 
     Args:
         image: an image with Python and containerkit; docs/kubernetes.md has a Dockerfile.
@@ -61,7 +61,7 @@ def manifests(
 
 
 def _pod(image: str, configuration: str) -> dict[str, Any]:
-    """Return the pod that installs the runtime on its node, and then waits for its own end."""
+    """Return the pod that installs the runtime on its node, and then sleeps until it is ended."""
     install = ["containerkit", "kube", "node", "install", "--root", "/host", "--prefix", PREFIX]
     installer = {
         "name": "install",

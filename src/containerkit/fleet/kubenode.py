@@ -1,4 +1,4 @@
-"""Puts the OCI runtime on a node of Kubernetes, and names it to containerd. The node needs no Python of its own."""
+"""Installs the OCI runtime on a node of Kubernetes, and registers it with containerd. The node needs no Python."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tomllib
 from errno import ENOENT
 from typing import TYPE_CHECKING, Any, Final
 
+from containerkit._native import front
 from containerkit.errors import SpecError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -19,32 +20,33 @@ if TYPE_CHECKING:
 __all__ = ["CONFIGURATION", "HANDLER", "PREFIX", "configured", "install", "uninstall"]
 
 HANDLER: Final = "containerkit"
-"""What the runtime is called in containerd and in the RuntimeClass."""
+"""The name of the runtime in containerd and in the RuntimeClass."""
 
 PREFIX: Final = "/opt/containerkit"
-"""Where it lies on a node."""
+"""Its directory on a node."""
 
 CONFIGURATION: Final = "/etc/containerd/config.toml"
-"""What containerd reads."""
+"""The configuration file of containerd."""
 
 _BEGIN: Final = "# --- containerkit: begin"
 _END: Final = "# --- containerkit: end"
 _PLUGINS: Final = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
-"""The plugin that makes pods, by the version of the configuration. Source: containerd, docs/cri/config.md."""
+"""The plugin that creates pods, by the version of the configuration. Source: containerd, docs/cri/config.md."""
 
 _DEFAULT: Final = "runc"
 _TYPE: Final = 'runtime_type = "io.containerd.runc.v2"'
 _LAUNCHER: Final = """\
 #!/bin/sh
 p={prefix}
-exec $p/lib/{loader} --library-path $p/lib $p/bin/python3 -ISB $p/lib/containerkit-oci.py "$@"
+exec $p/lib/{loader} --library-path $p/lib $p/bin/python3 "$@"
 """
 _PROGRAM: Final = """\
 import gc, sys
 gc.disable()
+sys.dont_write_bytecode = True
 sys.path.append({packages!r})
 from containerkit.oci.main import leave, main
-leave(main())
+leave(main({resumed}))
 """
 _UNUSED: Final = frozenset({
     "__pycache__", "config-3", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages",
@@ -53,19 +55,19 @@ _UNUSED: Final = frozenset({
 
 
 def configured(content: str, program: str | os.PathLike[str], *, records: str = "", path: str = CONFIGURATION) -> str:
-    """Return containerd's configuration with the runtime ``containerkit`` in it; all else stays as it is, comments too.
+    """Return containerd's configuration with the runtime ``containerkit`` added. The rest, with comments, is unchanged.
 
-    containerd takes its own default runtime away as soon as another one is named. Where the configuration relies on it,
-    it is named as well.
+    containerd drops its own default runtime as soon as another one is configured. If the configuration relies on the
+    default one, it is added too.
 
     Args:
         content: the configuration, of version 1, 2, or 3 for containerd 2; an empty one becomes version 2.
         program: the path of ``containerkit-oci`` on the node.
         records: the directory of the runtime's records (default: its own default).
-        path: where it comes from, for errors.
+        path: the path of the file, for errors.
 
     Raises:
-        SpecError: it is no TOML, of another version, or has such a runtime already that is not ours.
+        SpecError: it is not TOML, has another version, or already has a different runtime with this name.
 
     Source: containerd, docs/cri/config.md.
     """
@@ -73,12 +75,14 @@ def configured(content: str, program: str | os.PathLike[str], *, records: str = 
     parsed = _parsed(bare, path)
     version = parsed.get("version", 1 if bare.strip() else 2)
     if version not in _PLUGINS:
-        raise SpecError(f"{path}: version {version!r:.100} of containerd's configuration: 1, 2 and 3 are known")
+        raise SpecError(
+            f"{path}: version {version!r:.100} of containerd's configuration is not supported; choose from 1, 2 and 3"
+        )
     plugin = _PLUGINS[version]
     present = parsed.get("plugins", {}).get(plugin, {}).get("containerd", {})
     runtimes = present.get("runtimes", {})
     if HANDLER in runtimes:
-        raise SpecError(f"{path}: it has a runtime {HANDLER!r} already (hint: remove it there)")
+        raise SpecError(f"{path}: it already has a runtime {HANDLER!r} (hint: remove it there)")
     table = f"plugins.{_quoted(plugin)}.containerd.runtimes"
     default = present.get("default_runtime_name", _DEFAULT)
     added = [] if default in runtimes else [f"[{table}.{_quoted(default)}]", f"  {_TYPE}"]
@@ -92,8 +96,8 @@ def configured(content: str, program: str | os.PathLike[str], *, records: str = 
         tomllib.loads(made)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(
-            f"{path}: its own tables leave no place for a runtime {HANDLER!r}: {error} (hint: write its table "
-            f"{table} as a table of its own)"
+            f"{path}: a runtime {HANDLER!r} can't be added to its tables: {error} (hint: write the table "
+            f"{table} as a separate table)"
         ) from None
     return made
 
@@ -121,11 +125,11 @@ def _parsed(content: str, path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: it is no TOML: {error}") from None
+        raise SpecError(f"{path}: it is not TOML: {error}") from None
 
 
 def _replace(path: str, content: str) -> None:
-    """Write a file whole or not at all, with the mode of the one that it replaces."""
+    """Write a file atomically, with the mode of the one that it replaces."""
     mode = os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o644
     fd = os.open(f"{path}.containerkit", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
@@ -170,8 +174,8 @@ def _libraries(files: Iterable[str]) -> tuple[str, dict[str, str]]:
 
 
 def _copy_files(prefix: str, packages: str) -> str:
-    """Copy the interpreter, its library, this package and the C libraries; returns the name of the loader."""
-    import _cffi_backend  # type: ignore[import-untyped] # cffi ships no types of it
+    """Copy the interpreter, its library, this package and the C libraries. Return the name of the loader."""
+    import _cffi_backend  # type: ignore[import-untyped] # cffi has no type stubs for it
     import attr
 
     import containerkit
@@ -199,24 +203,24 @@ def _copy_files(prefix: str, packages: str) -> str:
 
 
 def install(root: str, *, prefix: str = PREFIX, configuration: str = CONFIGURATION) -> bool:
-    """Put ``containerkit-oci`` on a node, with all that it needs, and name it in containerd's configuration.
+    """Install ``containerkit-oci`` with its dependencies on a node, and add it to containerd's configuration.
 
-    The node needs a shell and a kernel, no Python: this interpreter, its library and the C libraries are copied, about
-    40 MB. What is there of an earlier installation is replaced by two renames; containers that run are not disturbed.
+    The node needs a shell and a kernel, but no Python: this interpreter, its library and the C libraries are copied,
+    about 40 MB. An earlier installation is replaced by two renames, without disturbing running containers.
 
     Args:
-        root: the node's root directory, as it is seen here, such as ``/host``.
-        prefix: where the files go on the node (default ``/opt/containerkit``).
-        configuration: containerd's configuration on the node (default ``/etc/containerd/config.toml``). A copy of it as
-            it was before the first installation stays beside it.
+        root: the mount point of the node's root directory, such as ``/host``.
+        prefix: the directory for the files on the node (default ``/opt/containerkit``).
+        configuration: containerd's configuration on the node (default ``/etc/containerd/config.toml``). A copy of the
+            file from before the first installation stays beside it.
 
     Returns:
-        Whether the configuration has changed, so that containerd must be started again.
+        Whether the configuration has changed, so that containerd must be restarted.
 
     Raises:
-        SpecError: a path that can't be, or a configuration that can't be extended; nothing was changed.
+        SpecError: an invalid path, or a configuration that can't be extended; nothing was changed.
         UnsupportedError: this interpreter can't be copied.
-        OSError: the node's file system refuses it.
+        OSError: a file of the node can't be read or written.
 
     Side effects: writes below ``root`` only.
     """
@@ -224,21 +228,22 @@ def install(root: str, *, prefix: str = PREFIX, configuration: str = CONFIGURATI
         if not os.path.isabs(path) or "\0" in path:
             raise SpecError(f"{name}: {path!r:.100} is not an absolute path")
     if any(char in prefix for char in " \t\n'\"$`\\"):
-        raise SpecError(f"prefix: {prefix!r:.100}: the launcher takes no blanks and quotes")
+        raise SpecError(f"prefix: {prefix!r:.100}: spaces and quotes are not supported")
     if not os.path.isdir(root):
-        raise SpecError(f"root: {root}: it is no directory (hint: mount the node's root there)")
+        raise SpecError(f"root: {root}: it is not a directory (hint: mount the node's root there)")
     program = f"{prefix}/bin/containerkit-oci"
     path = _below(root, configuration)
     before = _read(path)
     after = configured(before, program, path=configuration)
+    command = _command(prefix)
     target = _below(root, prefix)
     new, old = f"{target}.new", f"{target}.old"
     for each in (new, old):
         shutil.rmtree(each, ignore_errors=True)
     os.makedirs(f"{new}/lib")
     loader = _copy_files(new, f"{new}/lib/packages")
-    _write(f"{new}/lib/containerkit-oci.py", _PROGRAM.format(packages=f"{prefix}/lib/packages"), 0o644)
-    _write(f"{new}/bin/containerkit-oci", _LAUNCHER.format(prefix=prefix, loader=loader), 0o755)
+    _write(f"{new}/bin/python", _LAUNCHER.format(prefix=prefix, loader=loader).encode(), 0o755)
+    _write(f"{new}/bin/containerkit-oci", command, 0o755)
     if os.path.isdir(target):
         os.rename(target, old)
     os.rename(new, target)
@@ -253,7 +258,7 @@ def install(root: str, *, prefix: str = PREFIX, configuration: str = CONFIGURATI
 
 
 def uninstall(root: str, *, prefix: str = PREFIX, configuration: str = CONFIGURATION) -> bool:
-    """Remove what :func:`install` has put on a node; harmless when there is nothing.
+    """Remove the files and the configuration of :func:`install` from a node. Does nothing if there are none.
 
     Args:
         root, prefix, configuration: as for :func:`install`.
@@ -262,8 +267,8 @@ def uninstall(root: str, *, prefix: str = PREFIX, configuration: str = CONFIGURA
         Whether the configuration has changed.
 
     Raises:
-        SpecError: the lines in the configuration are not whole; nothing was removed.
-        OSError: the node's file system refuses it.
+        SpecError: the added lines in the configuration are incomplete; nothing was removed.
+        OSError: a file of the node can't be read or written.
     """
     path = _below(root, configuration)
     before = _read(path)
@@ -280,7 +285,16 @@ def _below(root: str, path: str) -> str:
     return os.path.join(root, path.lstrip("/"))
 
 
-def _write(path: str, content: str, mode: int) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+def _command(prefix: str) -> bytes:
+    """Return the OCI command. The Python that it executes is the launcher."""
+    code = _PROGRAM.format(packages=f"{prefix}/lib/packages", resumed=front.RESUMED)
+    command = front.configured(f"{prefix}/bin/python", code)
+    if command is None:
+        raise UnsupportedError("copy", ENOENT, front.FRONT, "it was not built: install containerkit from a wheel")
+    return command
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    with open(path, "wb") as file:
         file.write(content)
     os.chmod(path, mode)

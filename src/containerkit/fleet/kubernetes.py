@@ -1,4 +1,4 @@
-"""Kubernetes as the engine of a fleet: each attempt at a task is a Job."""
+"""Kubernetes as the engine of a fleet. Each attempt at a task is a Job."""
 
 from __future__ import annotations
 
@@ -31,31 +31,32 @@ _WORKERS: Final = 16
 
 
 class KubernetesEngine(Engine):
-    """Tasks are Jobs, whose pods are their containers: the cluster's runtime starts them, on any node that has room.
+    """Tasks are Jobs, whose pods are their containers. The cluster's runtime starts them on any free node.
 
-    A pod has one log for both streams: ``result.stdout`` holds both, ``result.stderr`` is None. What a node keeps of a
-    log is a setting of its kubelet, 10 MiB by default; of more than that only the end is found.
+    A pod has one log for both streams: ``result.stdout`` contains both, ``result.stderr`` is None. A node keeps the
+    last part of a log, 10 MiB by default; its kubelet sets the size.
 
     Args:
-        namespace: where the Jobs are made (default ``"default"``).
+        namespace: the namespace of the Jobs (default ``"default"``).
         kubeconfig: the file with the credentials (default: ``$KUBECONFIG`` or ``~/.kube/config``, in a pod its service
             account).
         context: the context in it (default: the current one).
         runtime_class: the RuntimeClass of the pods (default ``"containerkit"``); None for the cluster's default.
-        user_namespaces: whether each pod has a user namespace of its own (default True). A cluster that does not know
-            of them is refused.
-        lease_s: after how many seconds a Job ends whose driver has gone without a word (default 600, at least 15).
-            While the driver is there, it puts that off.
-        grace_s: how many seconds a command has between SIGTERM and SIGKILL when it is ended (default 5).
+        user_namespaces: give each pod a new user namespace (default True). A cluster that does not support them is
+            refused.
+        lease_s: the time in seconds after which a Job ends if its driver has disappeared (default 600, at least 15).
+            A running driver extends the time.
+        grace_s: the time in seconds between SIGTERM and SIGKILL when a command is ended (default 5).
         node_selector: labels that a node must have (default: none).
-        service_account: the service account of the pods, whose token they see (default: none, and no token).
-        pull_secrets: names of the secrets that images are pulled with (default: none).
+        service_account: the service account of the pods, whose token they get (default: none, and no token).
+        pull_secrets: names of the secrets for pulling images (default: none).
 
     Raises:
         UnsupportedError: Kubernetes' client is not installed.
-        SpecError: a value that can't be, or no credentials.
+        SpecError: an invalid value, or no credentials.
 
-    Side effects, until :meth:`close`: two threads, and one for each task that is listened to. No request is made here.
+    Side effects, until :meth:`close`: two threads, and one for each task with listeners. The constructor makes no
+    request.
     """
 
     name: ClassVar[str] = "kubernetes"
@@ -76,7 +77,7 @@ class KubernetesEngine(Engine):
     ) -> None:
         for what, value, least in (("lease_s", lease_s, _MINIMUM_LEASE_S), ("grace_s", grace_s, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SpecError(f"Fleet.kubernetes: {what}: {value!r:.100} is not a whole number from {least} on")
+                raise SpecError(f"Fleet.kubernetes: {what}: {value!r:.100} is not an integer of at least {least}")
         if not namespace or not isinstance(namespace, str):
             raise SpecError(f"Fleet.kubernetes: namespace: {namespace!r:.100} is not the name of a namespace")
         self.settings = Settings(
@@ -100,7 +101,7 @@ class KubernetesEngine(Engine):
         self._threads: list[threading.Thread] = []
 
     def submit(self, task: Task, watcher: Watcher) -> KubeAttempt:
-        """Make a Job; see :meth:`Engine.submit`."""
+        """Create a Job; see :meth:`Engine.submit`."""
         job = job_of(task, self.id, self.settings)
         attempt = KubeAttempt(self, task, watcher)
         with self._lock:
@@ -126,23 +127,23 @@ class KubernetesEngine(Engine):
         try:
             made = self.api.request("POST", self.jobs, job)
         except APIError as error:
-            if error.status != 409:  # an earlier try arrived, whose answer was lost: nobody else has this name
-                raise FleetError(f"task {task.id}: {self.name} does not take it: {error}") from error
+            if error.status != 409:  # an earlier attempt succeeded and its answer was lost: nobody else uses this name
+                raise FleetError(f"task {task.id}: {self.name} does not accept it: {error}") from error
             made = self.api.request("GET", f"{self.jobs}/{task.id}")
         pod = made["spec"]["template"]["spec"]
         for name, wanted, hint in (("hostUsers", self.settings.user_namespaces, "user_namespaces=False"),):
             if wanted and pod.get(name) is not False:
                 self.delete(task.id)
                 raise SpecError(
-                    f"Fleet.kubernetes: the cluster dropped {name!r}: it has no user namespaces (hint: {hint} gives "
+                    f"Fleet.kubernetes: the cluster ignored {name!r}: it has no user namespaces (hint: {hint} creates "
                     "pods without; root in them is root of the node)"
                 )
 
     def delete(self, name: str) -> None:
-        """Have a Job removed, once nothing of its pods runs any more; harmless if there is none.
+        """Remove a Job, and return when nothing of its pods is running any more. Does nothing if it does not exist.
 
         Raises:
-            APIError: it can't be.
+            APIError: it can't be removed.
         """
         try:
             self.api.request("DELETE", f"{self.jobs}/{name}", {"propagationPolicy": "Foreground"})
@@ -151,26 +152,26 @@ class KubernetesEngine(Engine):
                 raise
 
     def forget(self, attempt: KubeAttempt) -> None:
-        """Look after an attempt no longer."""
+        """Stop watching an attempt."""
         with self._lock:
             self._attempts.pop(attempt.task.id, None)
 
-    # --- In threads of its own
+    # --- In separate threads
 
     def _watch(self) -> None:
-        """Tell attempts of their pods, as long as there may be any."""
+        """Report the state of pods to their attempts, until it is closed."""
         version = ""
         while not self._closing.is_set():
             try:
                 if not version:
                     version = self._list()
                 version = self._follow(version)
-            except (APIError, ValueError, KeyError):  # lost, or too old: all is listed again
+            except (APIError, ValueError, KeyError):  # lost, or too old: list everything again
                 version = ""
                 self._closing.wait(_PAUSE_S)
 
     def _list(self) -> str:
-        """Tell attempts of all pods there are, and return the version of the list."""
+        """Report the state of all pods to their attempts, and return the version of the list."""
         found = self.api.request("GET", self.pods, labelSelector=f"{FLEET}={self.id}")
         seen = set()
         for pod in found["items"]:
@@ -210,7 +211,7 @@ class KubernetesEngine(Engine):
             attempt.look(pod, deleted=deleted)
 
     def _keep(self) -> None:
-        """Put off the deadlines of Jobs, and look for those that have failed without a pod."""
+        """Extend the deadlines of Jobs, and find those that have failed without a pod."""
         pause = self.settings.lease_s / 3
         while not self._closing.wait(min(pause, 20)):
             with self._lock:
@@ -220,7 +221,7 @@ class KubernetesEngine(Engine):
             try:
                 found = self.api.request("GET", self.jobs, labelSelector=f"{FLEET}={self.id}")
             except APIError:
-                continue  # the next time
+                continue  # retry next time
             jobs = {each["metadata"]["name"]: each for each in found["items"]}
             for name, attempt in attempts.items():
                 attempt.look_at_job(jobs.get(name))
@@ -236,13 +237,13 @@ class KubernetesEngine(Engine):
             patch = {"spec": {"activeDeadlineSeconds": deadline}}
             self.api.request("PATCH", f"{self.jobs}/{attempt.task.id}", patch)
         except APIError:
-            return  # the next time, of which there are two before the deadline
+            return  # retry next time, twice before the deadline
         attempt.deadline_s = deadline
 
     # --- The whole
 
     def nodes(self) -> tuple[Node, ...]:
-        """Return the nodes that take pods; none if the credentials do not allow to list them."""
+        """Return the schedulable nodes, or none if the credentials do not permit listing them."""
         try:
             found = self.api.request("GET", "/api/v1/nodes")
         except APIError as error:
@@ -263,7 +264,7 @@ class KubernetesEngine(Engine):
         return tuple(sorted(nodes, key=lambda node: node.name))
 
     def close(self) -> None:
-        """Let go of the cluster; see :meth:`Engine.close`."""
+        """Release the cluster; see :meth:`Engine.close`."""
         self._closing.set()
         self.workers.shutdown(wait=True)
         self.api.close()

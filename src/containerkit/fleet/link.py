@@ -1,4 +1,4 @@
-"""A worker's side of the connection to a driver: one for each process and driver, shared by all tasks in it."""
+"""The worker's side of the connection to a driver. All tasks of a process share one connection per driver."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ __all__ = ["Job", "Link"]
 
 _CONNECT_S: Final = 10.0
 _UNSENT_BYTES: Final = 1 << 20
-"""How much of what commands write may wait to be sent. Then they wait."""
+"""The maximum size of unsent output in bytes. Commands that write more must wait."""
 
 
 class Job(Protocol):
-    """What a worker does for a driver."""
+    """A job that a worker runs for a driver."""
 
     id: str
 
     def cancel(self) -> None:
-        """End it, or have it never begin; returns soon."""
+        """End it, or prevent its beginning. Returns soon."""
 
     def call(self, *message: Any) -> None:
-        """Take a call to a held container; returns soon."""
+        """Accept a call to a held container. Returns soon."""
 
 
 class Link:
     """A connection to a driver.
 
     Args:
-        ticket: where the driver is.
+        ticket: the address of the driver, and the key.
 
     Raises:
         NodeLost: it can't be reached.
@@ -67,7 +67,7 @@ class Link:
 
     @classmethod
     def to(cls, ticket: Ticket) -> Link:
-        """Return the connection to a driver; a new one if there is none that stands."""
+        """Return the connection to a driver. Create one if there is none."""
         where = ticket[:3]
         with _known_lock:
             link = _known.get(where)
@@ -81,7 +81,7 @@ class Link:
         """Ask whether a job may begin here. From then on it can be cancelled.
 
         Returns:
-            The task, pickled; None if it may not, or the driver is gone.
+            The task, pickled; None if it may not begin, or the driver has ended.
         """
         with self._condition:
             self._jobs[job.id] = job
@@ -96,36 +96,36 @@ class Link:
         return answer[0] if answer else None
 
     def forget(self, job: Job) -> None:
-        """Have a job no longer known here."""
+        """Remove a job from this connection."""
         with self._condition:
             self._jobs.pop(job.id, None)
 
     def end(self, job: Job, outcome: Outcome) -> None:
-        """Tell the driver that a job is over, after all that it wrote."""
+        """Report the end of a job to the driver, after all of its output."""
         self.forget(job)
         try:
             self.send("ended", job.id, outcome)
         except OSError:
             self._wire.close()
-        except Exception as error:  # noqa: BLE001 - pickling runs code of others
-            told = FleetError(f"task {job.id}: what became of it can't be sent: {error!r:.500}")
+        except Exception as error:  # noqa: BLE001 - pickling runs foreign code
+            told = FleetError(f"task {job.id}: its outcome can't be sent: {error!r:.500}")
             with contextlib.suppress(OSError):
                 self.send("ended", job.id, Outcome(error=told, run_s=outcome.run_s))
 
     # --- Messages
 
     def send(self, *message: Any) -> None:
-        """Send a message, after the lines that came before it.
+        """Send a message, after all earlier lines.
 
         Raises:
-            OSError: the driver is gone.
+            OSError: the driver has ended.
         """
         with self._sending:
             self._send_lines()
             self._wire.send(*message)
 
     def write(self, task: str, stream: str, line: Any) -> None:
-        """Have a line sent soon, with others. Waits while too much is unsent."""
+        """Queue a line, which is sent soon together with others. Waits while too much is unsent."""
         with self._condition:
             while self._size > _UNSENT_BYTES and not self.closed:
                 self._condition.wait()
@@ -155,7 +155,7 @@ class Link:
             self._wire.send("wrote", lines)
 
     def _hear(self) -> None:
-        with contextlib.suppress(Exception):  # whatever it is, this driver can't be understood any more
+        with contextlib.suppress(Exception):  # after any error this connection can't be used any more
             while True:
                 word, task, *rest = self._wire.receive()
                 if word == "go":
@@ -184,7 +184,7 @@ _known_lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    global _known_lock  # noqa: PLW0603 - another thread of the parent may hold it, and that thread is not here
+    global _known_lock  # noqa: PLW0603 - a thread of the parent, which does not exist here, may hold it
     _known_lock = threading.Lock()
     _known.clear()  # the connections are the parent's
 
@@ -193,5 +193,5 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def loads(content: bytes) -> Any:
-    """Return a task that came from the driver: it has proven that it is the one that the ticket is of."""
-    return pickle.loads(content)  # noqa: S301 - whoever submits tasks may run code here: it is what engines do
+    """Return a task from the driver, which has proved that it has the key of the ticket."""
+    return pickle.loads(content)  # noqa: S301 - those who submit tasks may run code here: that is the purpose of engines

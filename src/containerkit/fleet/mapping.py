@@ -1,4 +1,4 @@
-"""A command for each of many items: in order, with a bar for people."""
+"""Runs a command for each of many items. Results are in order; a progress bar is optional."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Item = TypeVar("Item")
 def mapped(
     submit: Callable[[Item], FleetFuture[Any]], items: Iterable[Item], *, buffersize: int | None, progress: bool
 ) -> Iterator[CompletedProcess[Any]]:
-    """Submit a task for each item; return the results in order.
+    """Submit a task for each item, and return the results in order.
 
     Args:
-        submit: submits that of an item.
+        submit: submits the task of an item.
         items: the items.
-        buffersize: how many may be under way or not taken yet; None for all.
+        buffersize: how many tasks may be running or have unread results; None for all.
         progress: show a bar.
 
     Raises:
-        SpecError: a buffer that is no number above 0.
+        SpecError: a buffer size that is not a number above 0.
         UnsupportedError: ``progress``, and rich is not installed.
     """
     if buffersize is not None and (isinstance(buffersize, bool) or not isinstance(buffersize, int) or buffersize < 1):
@@ -40,7 +40,7 @@ def mapped(
     if progress:
         _need_rich()
     try:
-        total: int | None = len(items)  # type: ignore[arg-type] # not all have it: that is what is caught
+        total: int | None = len(items)  # type: ignore[arg-type] # some have no length, which is caught
     except TypeError:
         total = None
     left = iter(items)
@@ -81,9 +81,9 @@ def _cancel(flying: Iterable[FleetFuture[Any]]) -> None:
 
 def _need_rich() -> None:
     try:
-        import rich.progress  # noqa: F401 - to know now
+        import rich.progress  # noqa: F401 - to fail early
     except ImportError as error:
-        raise UnsupportedError("import", 2, "rich", "pip install rich, or leave progress out") from error
+        raise UnsupportedError("import", 2, "rich", "pip install rich, or omit progress") from error
 
 
 def _bar(total: int | None) -> tuple[Any, Any]:
@@ -100,7 +100,7 @@ def _bar(total: int | None) -> tuple[Any, Any]:
 def _shown(
     bar: tuple[Any, Any] | None, flying: Iterable[FleetFuture[Any]]
 ) -> Iterator[Callable[[FleetFuture[Any]], FleetFuture[Any]]]:
-    """Show a bar that goes on with each task that is done, in whatever order. Yields what has a future counted."""
+    """Show a bar that counts tasks when they are done. Yields a function that adds a future to the count."""
     if bar is None:
         yield lambda future: future
         return

@@ -39,16 +39,16 @@ class FleetOptions(
     """The arguments of :meth:`containerkit.fleet.Fleet.submit`, apart from the input and those for text mode."""
 
     image: str | None
-    """The image, in place of ``rootfs``. Its name is resolved to a digest once, here; each node pulls that once."""
+    """An image instead of ``rootfs``. This program resolves its name to a digest once; each node pulls it once."""
     rootfs: RootFS
-    """The root filesystem, seen as ``/``, of the node that runs it (default ``RootFS.host()``)."""
+    """The root filesystem, on the node that runs it (default ``RootFS.host()``)."""
     retries: int
-    """How many more attempts are made if the node, its worker or the connection is lost (default 0). Nobody knows how
-    far a lost attempt had come: with retries a command runs at least once, without them at most once."""
+    """The number of retries if the node, its worker or the connection is lost (default 0). The progress of a lost
+    attempt is unknown: with retries a command runs at least once, without them at most once."""
 
 
 class AnyFleetOptions(FleetOptions, TextOptions, total=False):
-    """The same, and those for text mode."""
+    """The same arguments, and those for text mode."""
 
 
 class HeldRunOptions(

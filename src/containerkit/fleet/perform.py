@@ -1,4 +1,4 @@
-"""What a worker does with a task: pull its image once for the node, run it, tell the driver how it ended."""
+"""The worker's side of a task: pulls its image once for the node, runs it, and reports its end to the driver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Attending:
         id: the id of the task.
     """
 
-    def __init__(self, link: Link, id: str) -> None:  # noqa: A002 - as it is called everywhere
+    def __init__(self, link: Link, id: str) -> None:  # noqa: A002 - the name everywhere else
         self.id = id
         self.link = link
         self._lock = threading.Lock()
@@ -39,16 +39,16 @@ class Attending:
         self._end: Callable[[], object] | None = None
 
     def check(self) -> None:
-        """Go on only if it was not cancelled.
+        """Check that it was not cancelled.
 
         Raises:
-            FleetError: it was.
+            FleetError: it was cancelled.
         """
         if self._cancelled:
             raise FleetError(f"task {self.id}: cancelled")
 
     def ends_by(self, end: Callable[[], object]) -> None:
-        """Say what ends it from now on; that is called at once if it was cancelled meanwhile."""
+        """Set the function that ends it from now on. It is called at once if the task was already cancelled."""
         with self._lock:
             self._end = end
             cancelled = self._cancelled
@@ -56,7 +56,7 @@ class Attending:
             end()
 
     def cancel(self) -> None:
-        """End it, or have it never begin."""
+        """End it, or prevent its beginning."""
         with self._lock:
             self._cancelled = True
             end = self._end
@@ -64,22 +64,22 @@ class Attending:
             end()
 
     def call(self, *message: Any) -> None:
-        """Take a call; a plain task has none."""
+        """Accept a call. A plain task has none."""
 
     def work(self, task: Task) -> Outcome:
-        """Do it and return what became of it."""
+        """Run it and return the outcome."""
         from containerkit.errors import ContainerTimeout, ExitError
 
         began = time.monotonic()
         try:
             result = self._run(task)
-        except Exception as error:  # noqa: BLE001 - the driver raises it
+        except Exception as error:  # noqa: BLE001 - raised again in the driver
             known = error.result if isinstance(error, (ContainerTimeout, ExitError)) else None
             return Outcome(result=known, error=error, run_s=time.monotonic() - began)
         return Outcome(result=result, run_s=time.monotonic() - began)
 
     def _run(self, task: Task) -> CompletedProcess[Any]:
-        """Do what :func:`containerkit.run` does, with a command that can be ended from another thread."""
+        """Do the work of :func:`containerkit.run`, with a command that another thread can end."""
         from containerkit.container.arguments import run_streams
         from containerkit.container.captured import Terms, complete
         from containerkit.container.run import begin
@@ -120,12 +120,12 @@ class Attending:
 
 
 def perform(ticket: Ticket, node: str, kind: Callable[[Link, str], Attending] = Attending) -> None:
-    """Do a task for a driver, if it is still to be done; called by the engine in a worker.
+    """Run a task for a driver, if it is still wanted. The engine calls this in a worker.
 
     Args:
-        ticket: where the task is to be had.
+        ticket: where to get the task.
         node: the name of this node.
-        kind: what attends to it.
+        kind: the class that runs it.
 
     Raises:
         NodeLost: the driver can't be reached.
@@ -144,10 +144,10 @@ def perform(ticket: Ticket, node: str, kind: Callable[[Link, str], Attending] = 
 
 
 def root_of(task: Task) -> RootFS | None:
-    """Return the root filesystem of a task. An image that this node does not have is pulled, by one worker at a time.
+    """Return the root filesystem of a task. One worker at a time pulls an image that this node does not have.
 
     Raises:
-        ImageError: it is not to be had.
+        ImageError: it is not available.
     """
     if task.image is None:
         return task.rootfs

@@ -24,13 +24,13 @@ class RayEngine(WorkerEngine[Any]):
     """Tasks are Ray tasks, whose ``num_cpus`` and ``memory`` are the container's limits.
 
     Args:
-        address: of the cluster, as for ``ray.init``. Unused if this program is connected to one already, which then
+        address: of the cluster, as for ``ray.init``. Ignored if this program is already connected to one, which then
             stays connected.
-        host: the address at which this driver listens (default: this node's address in the cluster).
+        host: the address on which this driver listens (default: this node's address in the cluster).
 
     Raises:
         UnsupportedError: Ray is not installed.
-        SpecError: it is a cluster that can't be used: one that asks for TLS, or that is reached by a Ray client.
+        SpecError: the cluster requires TLS, or is reached through a Ray client.
     """
 
     name: ClassVar[str] = "ray"
@@ -41,10 +41,10 @@ class RayEngine(WorkerEngine[Any]):
         except ImportError as error:
             raise UnsupportedError("import", 2, "ray", "pip install containerkit[ray]") from error
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-            raise SpecError("Fleet.ray: the cluster asks for TLS, and the fleet's own connections would not have it")
+            raise SpecError("Fleet.ray: the cluster requires TLS, which the fleet's own connections do not support")
         if address is not None and address.startswith("ray://"):
             raise SpecError(
-                f"Fleet.ray({address!r}): a Ray client is outside of the cluster, and nodes must reach the driver "
+                f"Fleet.ray({address!r}): a Ray client is outside of the cluster, but nodes must reach the driver "
                 "(hint: run it on a node: ray job submit)"
             )
         self._ray: Any = ray
@@ -76,11 +76,11 @@ class RayEngine(WorkerEngine[Any]):
         return ref
 
     def withdraw(self, handle: Any) -> None:
-        """Cancel it, if it has not begun."""
+        """Cancel it if it has not begun."""
         self._ray.cancel(handle, force=False)
 
-    def kill(self, handle: Any, held: Held) -> None:  # noqa: ARG002 - Ray knows where it is
-        """End its worker process: a Ray task has one of its own."""
+    def kill(self, handle: Any, held: Held) -> None:  # noqa: ARG002 - Ray finds it by the handle
+        """Kill its worker process, which belongs to this task only."""
         self._ray.cancel(handle, force=True)
 
     def nodes(self) -> tuple[Node, ...]:
@@ -100,7 +100,7 @@ class RayEngine(WorkerEngine[Any]):
         return tuple(sorted(found, key=lambda node: node.name))
 
     def close(self) -> None:
-        """Let go of the cluster; a connection that was there before stays."""
+        """Disconnect from the cluster, unless the program was connected before."""
         super().close()
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
@@ -120,7 +120,7 @@ _names: list[str] = []
 
 
 def _own_name(ray: Any) -> str:
-    """Return the name of this node; asked of Ray once for each worker."""
+    """Return the name of this node. Each worker asks Ray once."""
     if not _names:
         node = ray.get_runtime_context().get_node_id()
         known = {each["NodeID"]: each.get("NodeName") or each["NodeManagerAddress"] for each in ray.nodes()}

@@ -1,4 +1,4 @@
-"""What became of the tasks of a fleet, as data and as a table."""
+"""The outcomes of the tasks of a fleet, as data and as a table."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Books", "NodeReport", "Report"]
 
 @attrs.frozen(kw_only=True)
 class NodeReport:
-    """What one node did.
+    """The work of one node.
 
     Attributes:
         name: its name.
-        began: how many attempts it began.
-        lost: how many of them were lost with it.
-        busy_s: seconds that its tasks took, added up.
+        began: the number of attempts that it began.
+        lost: the number of them that were lost with it.
+        busy_s: the total time of its tasks, in seconds.
     """
 
     name: str
@@ -34,16 +34,16 @@ class NodeReport:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What became of the tasks of a fleet so far. ``str(report)`` is a table for people.
+    """The outcomes of the tasks of a fleet so far. ``str(report)`` is a table.
 
     Attributes:
-        tasks: how many were submitted.
-        succeeded: how many ended with status 0.
-        pending: how many are not done.
-        retried: how many attempts were made beyond the first of each task.
-        failures: how many did not succeed, by cause: as ``FleetFuture.cause``.
+        tasks: the number of submitted tasks.
+        succeeded: the number that ended with status 0.
+        pending: the number that are not done.
+        retried: the number of attempts beyond the first of each task.
+        failures: the number that did not succeed, by cause as in ``FleetFuture.cause``.
         wait_median_s, wait_max_s: seconds from the submission of an attempt until a node began it; None if none began.
-        nodes: the nodes that began any, by name.
+        nodes: the nodes that began any attempt, by name.
     """
 
     tasks: int
@@ -91,7 +91,7 @@ class Books:
             self._tasks += 1
 
     def refused(self) -> None:
-        """Count a task no longer that no engine took."""
+        """Remove a task from the count that the engine did not accept."""
         with self._lock:
             self._tasks -= 1
 
@@ -102,7 +102,7 @@ class Books:
             self._waits.append(waited_s)
 
     def ended(self, node: str, outcome: Outcome) -> None:
-        """Count an attempt that is over."""
+        """Count an attempt that has ended."""
         with self._lock:
             if outcome.lost and node:
                 self._lost[node] += 1
@@ -123,7 +123,7 @@ class Books:
                 self._failures[cause] += 1
 
     def report(self) -> Report:
-        """Return what was counted."""
+        """Return the counts."""
         with self._lock:
             done = self._succeeded + sum(self._failures.values())
             return Report(

@@ -1,4 +1,4 @@
-"""A connection between a driver and a worker: messages in both directions, after each has proven that it has the key.
+"""A connection between a driver and a worker: messages in both directions, after mutual authentication with a key.
 
 ::
 
@@ -37,7 +37,7 @@ _HANDSHAKE_S: Final = 10.0
 _SMALL: Final = 1 << 16
 _PIECE: Final = 1 << 20
 
-# A machine that is gone without a word is noticed after about five seconds. Source: tcp(7).
+# The failure of a machine is noticed after about 5 seconds. Source: tcp(7).
 _WATCHFUL: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -51,7 +51,7 @@ _sockets: WeakSet[socket.socket] = WeakSet()
 
 
 def keep_private(sock: socket.socket) -> socket.socket:
-    """Have a socket closed in each child that is forked: else the other side would not notice that this process ended.
+    """Close a socket in each forked child. Otherwise the other side would not notice the end of this process.
 
     Returns:
         The socket.
@@ -73,8 +73,8 @@ class Wire:
     """One side of a connection. Messages are tuples; any thread may send, one thread receives.
 
     Args:
-        sock: the connected socket, which it owns from now on.
-        key: what both sides know.
+        sock: the connected socket. This object closes it.
+        key: the shared key.
         driver: whether this is the driver's side.
 
     Raises:
@@ -139,7 +139,7 @@ class Wire:
         return message
 
     def _exactly(self, length: int) -> bytearray:
-        """Receive so many bytes. Memory is taken as they come, not as they are announced."""
+        """Receive a number of bytes. Memory is allocated when they arrive, not when they are announced."""
         content = bytearray()
         while len(content) < length:
             piece = self._socket.recv(min(length - len(content), _PIECE))
@@ -149,7 +149,7 @@ class Wire:
         return content
 
     def close(self) -> None:
-        """End the connection for both sides; harmless when repeated."""
+        """End the connection for both sides. May be called twice."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What the engines have in common whose workers are Python processes: they carry tickets, the channel does the rest."""
+"""The common part of engines whose workers are Python processes. They pass on tickets, the channel does the rest."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["FORCE_AFTER_S", "Carried", "WorkerEngine"]
 
 FORCE_AFTER_S: Final = 3.0
-"""How long a worker has to answer before ``cancel(force=True)`` ends it."""
+"""The time that a worker has to answer before ``cancel(force=True)`` kills it, in seconds."""
 
 Handle = TypeVar("Handle")
-"""What the engine calls a task that it has taken."""
+"""The engine's object for an accepted task."""
 
 
 class Carried(Attempt, Generic[Handle]):
-    """An attempt that an engine carries to one of its workers.
+    """An attempt that an engine passes to one of its workers.
 
     Attributes:
-        held: what the channel knows of it.
-        handle: what the engine knows of it; None before the engine has taken it.
+        held: the channel's object for it.
+        handle: the engine's object for it; None before the engine has accepted it.
     """
 
     def __init__(self, engine: WorkerEngine[Handle], held: Held) -> None:
@@ -41,7 +41,7 @@ class Carried(Attempt, Generic[Handle]):
         self.handle: Handle | None = None
 
     def cancel(self, *, force: bool = False) -> None:
-        """Have its container ended, or never begun; see :meth:`Attempt.cancel`."""
+        """End its container, or prevent its start; see :meth:`Attempt.cancel`."""
         engine, held = self._engine, self.held
         began = held.wire is not None
         engine.channel.cancel(held)
@@ -61,7 +61,7 @@ class WorkerEngine(Engine, Generic[Handle]):
     """An engine that calls Python functions in its workers, on which containerkit is installed.
 
     Args:
-        host: the address at which this driver listens for its workers.
+        host: the address on which this driver listens for its workers.
 
     Raises:
         SpecError: this machine does not have that address.
@@ -78,13 +78,13 @@ class WorkerEngine(Engine, Generic[Handle]):
         kind: type[Attending] | None = None,
         heard: Callable[..., None] | None = None,
     ) -> Carried[Handle]:
-        """Hand over one attempt at a task; see :meth:`Engine.submit`.
+        """Submit one attempt at a task; see :meth:`Engine.submit`.
 
         Args:
             task: the task.
-            watcher: who is told of it.
-            kind: what attends to it in the worker (default: what runs a command).
-            heard: takes what that says beside.
+            watcher: receives its events.
+            kind: the class that runs it in the worker (default: the one that runs a command).
+            heard: receives other messages of that object.
         """
         held, ticket = self.channel.expect(task, watcher, heard)
         carried = Carried(self, held)
@@ -93,7 +93,7 @@ class WorkerEngine(Engine, Generic[Handle]):
             carried.handle = self.carry(ticket, task.limits, more, lambda error: self.channel.give_up(held, error))
         except Exception as error:
             self.channel.forget(held)
-            raise FleetError(f"task {task.id}: {self.name} does not take it: {error}") from error
+            raise FleetError(f"task {task.id}: {self.name} does not accept it: {error}") from error
         return carried
 
     @abstractmethod
@@ -104,23 +104,23 @@ class WorkerEngine(Engine, Generic[Handle]):
         more: dict[str, Any],
         through: Callable[[BaseException | None], None],
     ) -> Handle:
-        """Have the engine call :func:`containerkit.fleet.perform.perform` in a worker, once.
+        """Let the engine call :func:`containerkit.fleet.perform.perform` in a worker, once.
 
         Args:
-            ticket: the argument of that.
-            limits: what it needs.
-            more: keyword arguments of that.
-            through: to be called when the engine is through with it, with the error if there was one.
+            ticket: the argument of that function.
+            limits: the resources that it needs.
+            more: keyword arguments of that function.
+            through: called when the engine has finished it, with the error, if any.
         """
 
     @abstractmethod
     def withdraw(self, handle: Handle) -> None:
-        """Have the engine forget a task that has not begun; harmless otherwise."""
+        """Let the engine drop a task that has not begun. Otherwise do nothing."""
 
     @abstractmethod
     def kill(self, handle: Handle, held: Held) -> None:
-        """End the worker of a task that has begun and does not answer, as far as the engine can."""
+        """Kill the worker of a task that has begun and does not answer, if the engine can do that."""
 
     def close(self) -> None:
-        """Let go of the engine; see :meth:`Engine.close`."""
+        """Release the engine; see :meth:`Engine.close`."""
         self.channel.close()

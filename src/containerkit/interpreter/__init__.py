@@ -1,4 +1,4 @@
-"""Python code of others, run piece by piece in a container: for agents and notebooks. Variables are kept.
+"""Runs untrusted Python code piece by piece in a container, for agents and notebooks. Variables are kept.
 
 ::
 

@@ -1,15 +1,15 @@
-"""What runs inside, in Python of the container: runs code that comes over a socket, and forks itself for snapshots.
+"""The program inside the container: it runs code that arrives on a socket, and forks itself for snapshots.
 
-Its text is given to the interpreter inside by ``-c``, so that nothing of this library has to be there. It takes Python
-3.9 or later and imports what each start needs alone. The words of the conversation stand in
-:mod:`containerkit.interpreter.branch`.
+The interpreter inside receives its text with ``-c``, so the container needs no file of this library. It requires Python
+3.9 or later, and imports only modules that every start needs. :mod:`containerkit.interpreter.branch` documents the
+protocol.
 """
 
 from __future__ import annotations
 
-# The modules in C alone: ast, json, signal and socket take half as long again as all else that a start does.
+# Only the modules in C: ast, json, signal and socket would make a start half as long again.
 import _ast
-import _signal  # type: ignore[import-not-found] # typeshed has it not
+import _signal  # type: ignore[import-not-found] # typeshed does not have it
 import _socket
 import os
 import struct
@@ -17,7 +17,7 @@ import sys
 
 try:
     from _json import encode_basestring_ascii as quoted
-except ImportError:  # another Python than CPython
+except ImportError:  # not CPython
     from json.encoder import encode_basestring_ascii as quoted
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ LONGEST = 32 * 1024 * 1024
 
 
 class Channel:
-    """Messages, each behind its length, with descriptors beside them: words come in, JSON goes out."""
+    """Messages with a length prefix and descriptors. Requests are words, answers are JSON."""
 
     def __init__(self, fd: int) -> None:
         """Take over a descriptor."""
@@ -56,7 +56,7 @@ class Channel:
             sent += self.sock.send(raw[sent:])
 
     def receive(self) -> tuple[str, list[int]]:
-        """Return the next message and its descriptors; end the process when there will be none."""
+        """Return the next message and its descriptors. End the process at the end of the socket."""
         head = b""
         fds: list[int] = []
         while len(head) < 4:
@@ -79,7 +79,7 @@ class Channel:
 
 
 def rich(value: Any) -> dict[str, Any]:
-    """Return what a value looks like, by type: its own methods that notebooks call, and its repr."""
+    """Return the representations of a value by MIME type: those of its methods for notebooks, and its repr."""
     shown = {"text/plain": repr(value)}
     bundle = getattr(value, "_repr_mimebundle_", None)
     if bundle is not None and not isinstance(value, type):
@@ -91,7 +91,7 @@ def rich(value: Any) -> dict[str, Any]:
             continue
         try:
             made = method()
-        except Exception:  # noqa: BLE001, S112 - what it looks like is no reason to fail
+        except Exception:  # noqa: BLE001, S112 - a failing representation is omitted
             continue
         if isinstance(made, tuple):  # with metadata
             made = made[0]
@@ -104,7 +104,7 @@ def encoded(value: Any) -> str:
     """Return JSON of a value.
 
     Raises:
-        TypeError, RecursionError: JSON has nothing for it.
+        TypeError, RecursionError: JSON can't represent it.
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -117,11 +117,11 @@ def encoded(value: Any) -> str:
         return "{" + ",".join([f"{quoted(str(name))}:{encoded(each)}" for name, each in value.items()]) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join([encoded(each) for each in value]) + "]"
-    raise TypeError(f"{type(value).__name__} is nothing for JSON")
+    raise TypeError(f"JSON can't represent {type(value).__name__}")
 
 
 def plain(content: Any) -> Any:
-    """Return what JSON can take: bytes as base64."""
+    """Return a value for JSON, with bytes as base64."""
     if isinstance(content, (bytes, bytearray)):
         import binascii
 
@@ -130,7 +130,7 @@ def plain(content: Any) -> Any:
 
 
 class Agent:
-    """A process in which code is run, one piece after the other."""
+    """A process that runs pieces of code, one after the other."""
 
     def __init__(self, channel: Channel, workspace: str) -> None:
         """Begin with an empty namespace."""
@@ -145,7 +145,7 @@ class Agent:
         sys.modules["__main__"] = self.module
 
     def serve(self) -> None:
-        """Do what is asked for, for ever."""
+        """Serve requests forever."""
         while True:
             message, fds = self.channel.receive()
             verb, _, rest = message.partition("\0")
@@ -156,14 +156,14 @@ class Agent:
                 self.fork(save, restore, fds)
 
     def answer(self, done: dict[str, Any]) -> None:
-        """Send an answer; one that is too long is replaced by an error."""
+        """Send an answer. Replace one that is too long by an error."""
         try:
             self.channel.send(done)
         except (TypeError, ValueError, RecursionError) as error:
             self.channel.send({"error": {"name": type(error).__name__, "value": str(error), "traceback": ""}})
 
     def display(self, *values: Any) -> None:
-        """Show values, as richly as they can be: for code that wants to show more than its last value."""
+        """Show values in their richest form, in addition to the last value of the code."""
         for value in values:
             shown = rich(value)
             if sum(len(each) for each in shown.values() if isinstance(each, str)) > LONGEST:
@@ -173,7 +173,7 @@ class Agent:
     # --- Running
 
     def run(self, code: str) -> dict[str, Any]:
-        """Run a piece of code, and return what became of it."""
+        """Run a piece of code, and return its outcome."""
         self.count += 1
         name = f"<cell {self.count}>"
         import resource
@@ -187,10 +187,10 @@ class Agent:
             finally:
                 _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
                 self.flush()
-        except BaseException as error:  # noqa: BLE001 - of code that may raise anything
+        except BaseException as error:  # noqa: BLE001 - the code may raise anything
             done = {"error": self.told(error, name, code)}
         after = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        pairs = list(zip(before, after))  # noqa: B905 - strict= is of Python 3.10
+        pairs = list(zip(before, after))  # noqa: B905 - strict= needs Python 3.10
         done["usage"] = {
             "user_us": sum(int((b.ru_utime - a.ru_utime) * 1e6) for a, b in pairs),
             "system_us": sum(int((b.ru_stime - a.ru_stime) * 1e6) for a, b in pairs),
@@ -199,7 +199,7 @@ class Agent:
         return done
 
     def execute(self, code: str, name: str, done: dict[str, Any]) -> None:
-        """Run the statements; the value of an expression that comes last is the result."""
+        """Run the statements. If the last one is an expression, its value is the result."""
         tree = compile(code, name, "exec", _ast.PyCF_ONLY_AST | _ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         last = None
         if tree.body and isinstance(tree.body[-1], _ast.Expr):
@@ -217,8 +217,8 @@ class Agent:
         self.pictures()
 
     def evaluate(self, code: CodeType, space: dict[str, Any]) -> Any:
-        """Evaluate compiled code; what awaits something at its top is run by asyncio."""
-        value = eval(code, space)  # noqa: S307 - it is what this program is for
+        """Evaluate compiled code. Code with ``await`` at its top level is run by asyncio."""
+        value = eval(code, space)  # noqa: S307 - the purpose of this program
         if code.co_flags & 0x80:  # CO_COROUTINE
             import asyncio
 
@@ -226,13 +226,13 @@ class Agent:
         return value
 
     def remember(self, name: str, code: str) -> None:
-        """Let tracebacks show the lines."""
+        """Store the lines of the code for tracebacks."""
         cache = sys.modules.get("linecache")
         if cache is not None:
             cache.cache[name] = (len(code), None, code.splitlines(True), name)
 
     def pictures(self) -> None:
-        """Show the figures of matplotlib that nobody has saved, and close them."""
+        """Show the open figures of matplotlib, and close them."""
         plots = sys.modules.get("matplotlib.pyplot")
         if plots is None:
             return
@@ -245,7 +245,7 @@ class Agent:
         plots.close("all")
 
     def told(self, error: BaseException, name: str, code: str) -> dict[str, str]:
-        """Return an error as data: with the traceback from the code's own frame on."""
+        """Return an error as data. Its traceback begins with the code's own frame."""
         import linecache
         import traceback
 
@@ -261,20 +261,20 @@ class Agent:
         return {"name": type(error).__name__, "value": value[:100000], "traceback": text[-100000:]}
 
     def flush(self) -> None:
-        """Write what is still held back."""
+        """Flush the output streams."""
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except Exception:  # noqa: BLE001, S112 - it was replaced, or closed
+            except Exception:  # noqa: BLE001, S112 - the code has replaced or closed it
                 continue
 
     # --- Forking
 
     def fork(self, save: str, restore: str, fds: list[int]) -> None:
-        """Go on in a child as well, which talks over a socket of its own."""
+        """Fork a child that continues from here, with a separate socket."""
         try:
             parent = os.fork()
-        except OSError:  # the caller learns of it from the end of the socket
+        except OSError:  # the caller notices the end of the socket
             parent = -1
         if parent:
             for fd in fds:
@@ -297,14 +297,14 @@ class Agent:
             self.channel.send({"ready": os.getpid()}, [pidfd] if pidfd >= 0 else [])
             if pidfd >= 0:
                 os.close(pidfd)
-        except BaseException as error:  # noqa: BLE001 - it is told, and this process ends
+        except BaseException as error:  # noqa: BLE001 - reported, then this process ends
             try:
                 self.channel.send({"error": {"name": type(error).__name__, "value": str(error), "traceback": ""}})
             finally:
                 os._exit(1)
 
     def raise_oom_score(self) -> None:
-        """Let the kernel kill this one for memory, and not the one that it comes from."""
+        """Make the kernel prefer this process to its parent when memory runs out."""
         try:
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write("900")
@@ -313,7 +313,7 @@ class Agent:
 
 
 def copy(source: str, target: str) -> None:
-    """Make a directory hold what another holds."""
+    """Replace the content of a directory by that of another."""
     os.makedirs(target, exist_ok=True)
     there = os.listdir(target)
     wanted = os.listdir(source) if os.path.isdir(source) else []
@@ -336,14 +336,14 @@ def copy(source: str, target: str) -> None:
 
 
 def main() -> None:
-    """Begin, as the process that all others are forked from."""
+    """Run as the process from which all others are forked."""
     channel = Channel(int(sys.argv[1]))
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     workspace, names = sys.argv[2], sys.argv[3:]
     os.makedirs(workspace, exist_ok=True)
     os.chdir(workspace)
     sys.path.insert(0, workspace)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # at the start it is the interpreter's own
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # at the start it is still the interpreter's own object
     sys.argv[:] = [""]
     agent = Agent(channel, workspace)
     for name in names:

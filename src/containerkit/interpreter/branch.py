@@ -1,4 +1,4 @@
-"""A process inside that runs code, as the caller talks to it.
+"""The caller's side of a process inside that runs code.
 
 ::
 
@@ -9,8 +9,8 @@
     fork, save, restore + fds   ->                         the child takes socket, stdout, stderr
                                 <-  {"ready": pid} + pidfd on the child's own socket
 
-Each message is its length, 4 bytes in network order, and then words with a NUL between, or JSON. Nothing that comes
-from there is trusted: what is not as above ends the process.
+Each message is a length, 4 bytes in network byte order, followed by words separated by NUL, or JSON. Answers are not
+trusted: an invalid one ends the process.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ __all__ = ["Branch", "LostError", "Talk"]
 _LONGEST: Final = 64 * 1024 * 1024
 _CHUNK: Final = 65536
 _ANSWERS_S: Final = 10.0
-"""How long a fork may take; it copies the files of the workspace."""
+"""The time limit of a fork in seconds. A fork copies the files of the workspace."""
 
 _GROUP: Final = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 
 class LostError(Exception):
-    """The process has ended, or says what can't be."""
+    """The process has ended, or has sent an invalid message."""
 
 
 class Branch:
-    """One process: its socket, what it writes, and a handle on it.
+    """One process: its socket, its output and its pidfd.
 
     Args:
-        sock: the caller's side.
-        streams: the reading ends of its stdout and stderr.
-        pidfd: of it; -1 where there is none.
+        sock: the caller's end of the socket.
+        streams: the read ends of its stdout and stderr.
+        pidfd: its pidfd, or -1.
     """
 
     def __init__(self, sock: socket.socket, streams: tuple[int, int], pidfd: int = -1) -> None:
@@ -64,14 +64,14 @@ class Branch:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not closed."""
+        """Whether it is not closed."""
         return self.sock.fileno() >= 0
 
     def send(self, *words: str, fds: tuple[int, ...] = (), deadline: float | None = None) -> None:
         """Send a message.
 
         Raises:
-            LostError: nobody takes it.
+            LostError: the process does not accept it.
         """
         raw = "\0".join(words).encode("utf-8", "surrogatepass")
         data = memoryview(struct.pack("!I", len(raw)) + raw)
@@ -85,13 +85,14 @@ class Branch:
             raise LostError(str(error)) from None
 
     def fork(self, *, save: str = "", restore: str = "") -> Branch:
-        """Make another process that is as this one is now.
+        """Fork the process in its present state.
 
         Args:
-            save, restore: directories inside that take, or give, what is in the workspace (default none).
+            save: a directory inside that receives a copy of the workspace (default: none).
+            restore: a directory inside whose content replaces that of the workspace (default: none).
 
         Raises:
-            LostError: it can't.
+            LostError: the fork failed.
         """
         if not self.is_open:
             raise LostError("it was closed")
@@ -117,10 +118,10 @@ class Branch:
         return child
 
     def greet(self) -> None:
-        """Wait until it is there, and take its pidfd.
+        """Wait until it runs, and receive its pidfd.
 
         Raises:
-            LostError: it is not.
+            LostError: it does not run.
         """
         deadline = time.monotonic() + _ANSWERS_S
         message, fds = self._receive(deadline)
@@ -162,7 +163,7 @@ class Branch:
         self._signal(signal.SIGINT, 0)
 
     def kill(self) -> None:
-        """End it, and what it has started in its session's own group. May be called twice."""
+        """Kill it and its process group. May be called twice."""
         if not self._signal(signal.SIGKILL, _GROUP):
             self._signal(signal.SIGKILL, 0)
 
@@ -171,12 +172,12 @@ class Branch:
             return False
         try:
             signal.pidfd_send_signal(self.pidfd, number, None, flags)
-        except OSError:  # it has ended; or what it has sent is not a pidfd; or an older kernel
+        except OSError:  # it has ended, it has sent something else than a pidfd, or the kernel is too old
             return False
         return True
 
     def close(self) -> None:
-        """End it and let go of it. May be called twice. A forked child only lets go."""
+        """Kill it and close its descriptors. May be called twice. A forked child only closes them."""
         if not self.is_open:
             return
         if os.getpid() == self._owner:
@@ -190,13 +191,13 @@ class Branch:
 
 
 class Talk:
-    """What comes from a process while it runs a piece of code.
+    """Receives the output and the answers of a process while it runs a piece of code.
 
     Args:
         branch: the process.
         on_stdout, on_stderr: called with each piece of text.
-        on_result: called with what is shown.
-        limit: how many bytes are kept of what it writes and shows.
+        on_result: called with each result.
+        limit: the number of bytes of output and results to keep.
     """
 
     def __init__(
@@ -217,15 +218,15 @@ class Talk:
 
     @property
     def texts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What was written to stdout and stderr."""
+        """The output on stdout and stderr."""
         out, err = self._outputs.values()
         return tuple(out.pieces), tuple(err.pieces)
 
     def hold(self, deadline: float | None) -> bool:
-        """Listen until there is an answer; False when the time is up before.
+        """Wait for an answer. Return False if the deadline passes before.
 
         Raises:
-            LostError: the process has ended, or says what can't be.
+            LostError: the process has ended, or has sent an invalid message.
         """
         while self.answer is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000 + 0.5
@@ -240,7 +241,7 @@ class Talk:
         return True
 
     def finish(self) -> None:
-        """Take what was written by now."""
+        """Read the rest of the output that exists now."""
         for fd in self._outputs:
             while self._read(fd):
                 pass
@@ -254,7 +255,7 @@ class Talk:
             return False
         except OSError:
             raw = b""
-        if not raw:  # everybody has closed it
+        if not raw:  # all writers have closed it
             with suppress(KeyError):
                 self._poll.unregister(fd)
             return False
@@ -297,7 +298,7 @@ class Talk:
 
 
 class _Output:
-    """What is written to one stream, as text."""
+    """The output of one stream, as text."""
 
     def __init__(self, hear: Heard) -> None:
         self.pieces: list[str] = []
@@ -324,7 +325,7 @@ def _left(deadline: float | None) -> float | None:
 def _length(raw: bytes | bytearray) -> int:
     size: int = struct.unpack("!I", raw)[0]
     if size > _LONGEST:
-        raise LostError("it says too much")
+        raise LostError("its answer is too long")
     return size
 
 
@@ -332,17 +333,17 @@ def _message(raw: bytes) -> dict[str, Any]:
     try:
         message = json.loads(raw)
     except (ValueError, RecursionError):
-        raise LostError("what it says is not JSON") from None
+        raise LostError("its answer is not JSON") from None
     if not isinstance(message, dict):
-        raise LostError("what it says is not a message")
+        raise LostError("its answer is not a valid message")
     return message
 
 
 def check_open(branch: Branch, what: str) -> None:
-    """Refuse what was closed.
+    """Refuse a closed branch.
 
     Raises:
-        StateError: it was.
+        StateError: it was closed, or its process has ended.
     """
     if not branch.is_open:
         raise StateError(f"{what}: it was closed, or its process has ended")

@@ -12,7 +12,7 @@ from containerkit.process.result import Usage
 __all__ = ["Execution", "ExecutionError", "Logs", "Result"]
 
 ExecutionCause = Literal["done", "error", "timeout", "oom", "lost"]
-"""Why it ended: ``"lost"`` says that its process has ended."""
+"""Why it ended. ``"lost"`` means that its process has ended."""
 
 
 @attrs.frozen(kw_only=True)
@@ -20,7 +20,7 @@ class Logs:
     """The output, in the pieces in which it was read.
 
     Attributes:
-        stdout, stderr: text; bytes that are no UTF-8 are replaced.
+        stdout, stderr: text. Bytes that are not UTF-8 are replaced.
     """
 
     stdout: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Result:
     """A result: the value of the last expression, an argument of ``display``, or a figure.
 
     Attributes:
-        data: by MIME type: text, for binary types base64, for JSON what it holds.
+        data: by MIME type: text, for binary types base64, for JSON the value.
         is_main_result: whether it is the value of the last expression.
     """
 
@@ -76,22 +76,22 @@ class Result:
 
     @property
     def svg(self) -> str | None:
-        """As a picture of vectors."""
+        """As SVG."""
         return self._text("image/svg+xml")
 
     @property
     def json(self) -> Any:
-        """As JSON holds it."""
+        """As the value for JSON."""
         return self.data.get("application/json")
 
     @property
     def png(self) -> bytes | None:
-        """As a picture."""
+        """As a PNG image."""
         return self._bytes("image/png")
 
     @property
     def jpeg(self) -> bytes | None:
-        """As a photograph."""
+        """As a JPEG image."""
         return self._bytes("image/jpeg")
 
     def _text(self, mime: str) -> str | None:
@@ -115,8 +115,8 @@ class Execution:
         logs: the output.
         error: the exception that it raised, or None.
         usage: what it used, as its own process reports. With limits, also the peak memory of the container.
-        cause: ``"done"``, ``"error"`` for an exception, ``"timeout"``, ``"oom"`` when the kernel ended its process for
-            memory, ``"lost"`` when its process has ended otherwise, such as by ``os._exit``.
+        cause: ``"done"``, ``"error"`` for an exception, ``"timeout"``, ``"oom"`` if the kernel killed it because
+            memory ran out, ``"lost"`` if its process ended otherwise, such as by ``os._exit``.
         state_lost: whether all variables are gone: after ``"oom"``, ``"lost"`` and a timeout that the code ignored.
         truncated: whether output or results were dropped.
         duration_s: seconds from the call to the end.
@@ -133,21 +133,21 @@ class Execution:
 
     @property
     def text(self) -> str | None:
-        """The repr of the value of the last expression; None where it has none."""
+        """The repr of the value of the last expression, or None."""
         return next((result.text for result in self.results if result.is_main_result), None)
 
     @property
     def stdout(self) -> str:
-        """All that it wrote to stdout."""
+        """Its whole output on stdout."""
         return "".join(self.logs.stdout)
 
     @property
     def stderr(self) -> str:
-        """All that it wrote to stderr."""
+        """Its whole output on stderr."""
         return "".join(self.logs.stderr)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
+        """Return it as data for JSON."""
         return {
             "text": self.text,
             "results": [result.data for result in self.results],

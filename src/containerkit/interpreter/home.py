@@ -1,4 +1,4 @@
-"""The container of interpreters, and the process in it that they are all forked from."""
+"""The container of interpreters, and the process in it from which they are all forked."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def _agent() -> str:
 
 
 class Home:
-    """A container with a process that has imported what all need, and that runs no code itself.
+    """A container with a process that has imported the common modules, and that runs no code itself.
 
-    It goes with the last interpreter in it. Arguments: see :class:`containerkit.interpreter.Interpreter`.
+    It ends with the last interpreter in it. Arguments: see :class:`containerkit.interpreter.Interpreter`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Home:
         names = sequence(preload, "preload")
         for name in names:
             if not all(part.isidentifier() for part in text_of(name, "preload").split(".")):
-                raise SpecError(f"preload: {name!r:.100} is not a name of a module")
+                raise SpecError(f"preload: {name!r:.100} is not the name of a module")
         self.workspace = path_inside(workspace, "workspace")
         self._words = [text_of(python, "python"), "-u", "-c", _agent()]
         self._setup = [self.workspace, *names]
@@ -78,7 +78,7 @@ class Home:
     def _described(self, root: Template | RootFS | None, options: Mapping[str, Any]) -> Container:
         if isinstance(root, Template):
             if options:
-                raise SpecError(f"{min(options)!r} is not an argument here; the container is as the template has it")
+                raise SpecError(f"{min(options)!r} can't be combined with a template, which defines the container")
             return root.container()
         own = Mount.tmpfs(self.workspace, mode=0o755)
         mounts = sequence(options.get("mounts", ()), "mounts")
@@ -87,7 +87,7 @@ class Home:
         return Container(root, **{**options, "mounts": mounts})
 
     def _begin(self) -> None:
-        """Start the process that all others are forked from."""
+        """Start the process from which all others are forked."""
         ours, theirs = socket.socketpair()
         try:
             process = self.container.popen(
@@ -118,7 +118,7 @@ class Home:
         self._base, self._process = base, process
 
     def fresh(self) -> Branch:
-        """Return a new process in which nothing was run; where all had ended they are started anew.
+        """Return a new process that has run no code. Restart the first process if it has ended.
 
         Raises:
             StateError: the container has stopped.
@@ -131,7 +131,7 @@ class Home:
             self._end_base()
             self._end_others()
             if self.container.state != "running":
-                raise StateError(f"{self.container!r}: its interpreters have ended with it")
+                raise StateError(f"{self.container!r}: it has stopped, and its interpreters have ended")
             self._begin()
             assert self._base is not None
             try:
@@ -140,9 +140,9 @@ class Home:
                 raise SetupError("fork", 11, "an interpreter", f"{error}: raise Limits(memory=..., pids=...)") from None
 
     def _end_others(self) -> None:
-        """End what code has started and left: it may be so much that nothing else can be started."""
+        """Kill the processes that code has left running. They may be so many that no other can be started."""
         container = self.container
-        with contextlib.suppress(ContainerError):  # without a freezer: what forks on and on is faster than we
+        with contextlib.suppress(ContainerError):  # without a freezer a fork bomb is faster than this loop
             container.pause()
             try:
                 init = container.pid
@@ -160,7 +160,7 @@ class Home:
             process.close()
 
     def save_place(self) -> str:
-        """Return where the files of a new snapshot go."""
+        """Return the directory for the files of a new snapshot."""
         return f"{_SNAPSHOTS}/{next(self._numbers)}"
 
     def remove(self, place: str) -> None:
@@ -174,7 +174,7 @@ class Home:
             self._guests += 1
 
     def leave(self) -> None:
-        """Let go of an interpreter; with the last one the container goes."""
+        """Count one interpreter less. The last one stops the container."""
         with self.lock:
             self._guests -= 1
             if self._guests:
@@ -184,14 +184,14 @@ class Home:
 
 
 def _not_begun(process: Process[Any]) -> SetupError:
-    """Return the error of a Python that did not start, with what it says."""
+    """Return the error for a Python that did not start, with its output."""
     _, err = process.communicate(timeout=10)
     told = err[-_TOLD_BYTES:].decode(errors="replace").strip()
-    return SetupError("start", 8, "the interpreter inside", f"it says: {told[-2000:] or 'nothing'}")  # ENOEXEC
+    return SetupError("start", 8, "the interpreter inside", f"its output: {told[-2000:] or 'nothing'}")  # ENOEXEC
 
 
 def _kill_member(container: Container, pid: int) -> None:
-    """Kill a process of a container by a descriptor: its number may be another's by now, outside of the container."""
+    """Kill a process of a container through a pidfd, because its pid may now belong to a process of the host."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

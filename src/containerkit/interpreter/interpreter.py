@@ -1,4 +1,4 @@
-"""Interpreter: code that is run piece by piece, with snapshots."""
+"""The interpreter, which runs code piece by piece, with snapshots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["Interpreter", "Snapshot"]
 
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
 _GRACE_S: Final = 1.0
-"""How long code has to end by itself once its time is up and it was interrupted."""
+"""The time that interrupted code has to end after its timeout, in seconds."""
 
 
 class Interpreter:
@@ -78,7 +78,7 @@ class Interpreter:
         output_limit_bytes: int = OUTPUT_LIMIT_BYTES,
         **options: Unpack[ContainerOptions],
     ) -> None:
-        Terms.of(timeout, output_limit_bytes, check=False)  # refuses what is no such number
+        Terms.of(timeout, output_limit_bytes, check=False)  # refuses invalid numbers
         self._timeout = timeout
         self._limit = output_limit_bytes
         self._lock = threading.RLock()
@@ -128,7 +128,7 @@ class Interpreter:
 
         Args:
             code: one or more statements. ``await`` is allowed at the top level.
-            timeout: seconds (default: as the interpreter has it).
+            timeout: in seconds (default: that of the interpreter).
             on_stdout, on_stderr: functions that are called with each piece of text when it is written.
             on_result: a function that is called with each result that is shown before the end.
 
@@ -158,7 +158,7 @@ class Interpreter:
             try:
                 cause, lost = self._converse(self._current, talk, code, deadline)
                 talk.finish()
-            except BaseException as error:  # of a callback, or a signal's handler
+            except BaseException as error:  # of a callback or a signal handler
                 if not isinstance(error, KeyboardInterrupt) or not self._heeds(talk):
                     self._give_up()
                 raise
@@ -169,11 +169,11 @@ class Interpreter:
             return self._execution(talk, cause, began, lost=lost)
 
     def _heeds(self, talk: Talk) -> bool:
-        """Interrupt the code as well, and return whether it has ended by that."""
+        """Interrupt the code too, and return whether that has ended it."""
         try:
             self.interrupt()
             return talk.hold(time.monotonic() + _GRACE_S)
-        except BaseException:  # noqa: BLE001 - the caller raises what came first
+        except BaseException:  # noqa: BLE001 - the caller raises the first exception
             return False
 
     def _converse(self, branch: Branch, talk: Talk, code: str, deadline: float | None) -> tuple[ExecutionCause, bool]:
@@ -218,13 +218,13 @@ class Interpreter:
         return 0 if group is None else group.oom_kills or 0
 
     def _give_up(self) -> None:
-        """End the process; the next code finds a new one."""
+        """Kill the process. The next code runs in a new one."""
         branch, self._current = self._current, None
         if branch is not None:
             branch.close()
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the code that runs; from any thread."""
+        """Raise KeyboardInterrupt in the running code. May be called from any thread."""
         branch = self._current
         if branch is not None:
             branch.interrupt()
@@ -245,7 +245,7 @@ class Interpreter:
         the workspace are not saved.
 
         Raises:
-            StateError: it was closed, or the last code has lost all state.
+            StateError: it was closed, or the last code lost all state.
             SetupError: not enough memory or processes.
         """
         with self._lock:
@@ -304,7 +304,7 @@ class Interpreter:
             raise StateError("interpreter: it was closed")
 
     def close(self) -> None:
-        """End it, and the container with the last interpreter. Has no effect when repeated, or in a forked child."""
+        """End it, and with the last interpreter the container. May be called twice. Does nothing in a forked child."""
         if self._closed or os.getpid() != self._owner:
             return
         self._closed = True
@@ -330,7 +330,7 @@ class Interpreter:
 class Snapshot:
     """A saved state, made by :meth:`Interpreter.snapshot`.
 
-    It is a process that waits. It ends with the container, or by :meth:`close`.
+    It is a waiting process. It ends with the container, or by :meth:`close`.
     """
 
     def __init__(self, branch: Branch, home: Home, place: str) -> None:
@@ -339,7 +339,7 @@ class Snapshot:
         self.place = place
 
     def close(self) -> None:
-        """Delete it. Has no effect when repeated."""
+        """Delete it. May be called twice."""
         if self.branch.is_open:
             self.branch.close()
             self.home.remove(self.place)

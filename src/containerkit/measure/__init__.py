@@ -1,4 +1,4 @@
-"""Benchmarks in containers: the resources that a command used, with limits, on processors of its own.
+"""Benchmarks in containers: measures the resources of a command, with limits, on exclusive processors.
 
 ::
 
@@ -8,7 +8,7 @@
         done = executor.execute_run(["./solver", "problem"], cpu_limit_s=900, memory_limit="4G", rootfs=...)
         print(done.cpu_s, done.termination)
 
-``python -m containerkit.measure -- COMMAND`` prints what one command took.
+``python -m containerkit.measure -- COMMAND`` prints the measurements of one command.
 """
 
 from containerkit.measure.executor import RunExecutor

@@ -1,4 +1,4 @@
-"""``python -m containerkit.measure -- COMMAND``: measures one command and prints what it took."""
+"""``python -m containerkit.measure -- COMMAND``: measures one command and prints the result."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [OPTIONS] [--] COMMAND [ARGUMENT ...]",
         description="Measure a command in a container; the exit status is that of the command.",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON (default: a line for each field)")
-    parser.add_argument("--output", metavar="FILE", help="what the command writes goes there (default: stderr)")
-    parser.add_argument("--cpu-limit", metavar="SECONDS", type=float, help="kill it after so much processor time")
-    parser.add_argument("--soft-cpu-limit", metavar="SECONDS", type=float, help="send it SIGTERM after so much")
-    parser.add_argument("--wall-limit", metavar="SECONDS", type=float, help="kill it after so long")
-    parser.add_argument("--memory-limit", metavar="SIZE", help="the most memory, such as 4G")
-    parser.add_argument("--cores", metavar="NUMBER", type=int, help="how many processors it has for itself")
+    parser.add_argument("--json", action="store_true", help="print JSON (default: one line per field)")
+    parser.add_argument("--output", metavar="FILE", help="the file for the command's output (default: stderr)")
+    parser.add_argument("--cpu-limit", metavar="SECONDS", type=float, help="kill it after this processor time")
+    parser.add_argument(
+        "--soft-cpu-limit", metavar="SECONDS", type=float, help="send it SIGTERM after this processor time"
+    )
+    parser.add_argument("--wall-limit", metavar="SECONDS", type=float, help="kill it after this time")
+    parser.add_argument("--memory-limit", metavar="SIZE", help="limit of memory, such as 4G")
+    parser.add_argument("--cores", metavar="NUMBER", type=int, help="the number of exclusive processors")
     parser.add_argument("--siblings", action="store_true", help="use all processors of a physical core")
     parser.add_argument("--bind", metavar="SOURCE[:TARGET[:ro]]", action="append", default=[], help="repeatable")
     parser.add_argument("--cwd", metavar="DIR", help="the working directory inside (default: /)")
@@ -41,15 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure a command.
 
     Args:
-        arguments: the words after the name of the program (default: those that the interpreter was started with).
+        arguments: the arguments after the program's name (default: ``sys.argv[1:]``).
 
     Returns:
-        The command's exit status, as a shell gives it; 125 when it could not be measured.
+        The command's exit status, as a shell reports it; 125 if it could not be measured.
     """
     options = _parser().parse_args(arguments)
     words = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not words:
-        print("measure: a command is needed, such as: -- sleep 1", file=sys.stderr)  # noqa: T201 - a command line speaks
+        print("measure: a command is required, such as: -- sleep 1", file=sys.stderr)  # noqa: T201 - a command line speaks
         return _FAILED
     from containerkit.measure.executor import RunExecutor
 

@@ -1,4 +1,4 @@
-"""Measures commands, one by one or several at a time on processors of their own."""
+"""Measures commands, one by one or several at a time on separate processors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class RunExecutor:
-    """Measures commands, each in a fresh container, any number of threads at a time.
+    """Measures commands, each in a fresh container. Any number of threads can use it.
 
     ::
 
@@ -44,9 +44,10 @@ class RunExecutor:
             done = executor.execute_run(["./solver"], cpu_limit_s=900, memory_limit="4G")
 
     Args:
-        cores: how many processors are allotted to each run (default: no allotment).
-        runs: how many runs can execute at the same time; others wait (default: as many as the processors allow).
-        siblings: whether a run uses all processors of a physical core, see :meth:`Topology.allot` (default False).
+        cores: the number of processors that are allotted to each run (default: no allotment).
+        runs: the number of runs that can execute at the same time; others wait (default: as many as the processors
+            allow).
+        siblings: use all processors of a physical core for a run, see :meth:`Topology.allot` (default False).
         topology: the processors (default: those of this machine).
 
     Raises:
@@ -69,7 +70,7 @@ class RunExecutor:
             for allotment in self.allotments:
                 self._seats.put(allotment)
         elif runs is not None:
-            raise SpecError("runs: say how many processors each has for itself: cores=")
+            raise SpecError("runs: it needs cores=, the number of processors of each run")
         self._lock = threading.Lock()
         self._stopped = False
         self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -99,10 +100,10 @@ class RunExecutor:
             output: the file that its stdout goes to, or as ``stdout`` of ``popen`` (default: nowhere).
             error_output: the same for stderr (default: where stdout goes).
             stdin: as for ``popen`` (default /dev/null).
-            cpu_limit_s: seconds of processor time of all processes, after which they are killed (default: no limit).
-            soft_cpu_limit_s: after which the command gets SIGTERM (default: none).
-            wall_limit_s: seconds after which all is killed (default: no limit).
-            memory_limit: bytes, or such as ``"4G"``; there is no swap beside it (default: no limit).
+            cpu_limit_s: the processor time after which all processes are killed, in seconds (default: no limit).
+            soft_cpu_limit_s: the processor time after which the command gets SIGTERM, in seconds (default: none).
+            wall_limit_s: the time after which all processes are killed, in seconds (default: no limit).
+            memory_limit: in bytes, or for example ``"4G"``. Swap is disabled (default: no limit).
             cores, memory_nodes: processors and memory nodes instead of the allotted ones.
             env, extra_env, cwd: as for ``popen``.
             options: further arguments for the container, see :class:`containerkit.options.TemplateOptions`.
@@ -147,7 +148,7 @@ class RunExecutor:
 
     def _check_open(self) -> None:
         if self._stopped or self._waker < 0:
-            raise StateError("measure: the executor was stopped; make another")
+            raise StateError("measure: the executor was stopped; create another")
 
     def stop(self) -> None:
         """End all runs, with the termination ``"killed"``, and refuse more. Can be called from a signal handler."""
@@ -189,7 +190,7 @@ class _Run:
         self._process: Process[Any] = container.popen(argv, **given)
 
     def see_out(self, bounds: dict[str, float | None], waker: int, is_stopped: Any) -> Measurement:
-        """Wait for the end, or bring it about."""
+        """Wait for the end, or kill it at a limit."""
         try:
             termination = self._await(bounds, waker, is_stopped)
             if termination in ("cputime", "walltime", "killed"):
@@ -218,7 +219,7 @@ class _Run:
             if wall is not None:
                 waits.append(self._began + wall - time.monotonic())
             used = self._cpu_s()
-            # So long it takes at least to use up what is left.
+            # The shortest time in which the rest can be used up.
             waits += [(limit - used) / processors for limit in (hard, None if warned else soft) if limit is not None]
             pause = max(min(waits), _SHORTEST_LOOK_S)
             if self._process.poll() is not None or any(fd != waker for fd, _ in poll.poll(pause * 1000 + 0.5)):
@@ -270,7 +271,7 @@ class _Run:
 
 
 def _limited(options: TemplateOptions, allotment: Allotment | None, memory: int | str | None) -> dict[str, Any]:
-    """Return the arguments of the container, with what the run may use among its limits."""
+    """Return the arguments of the container, with the allotment and the memory limit in its limits."""
     import attrs
 
     fields: dict[str, Any] = dict(options)
@@ -278,7 +279,7 @@ def _limited(options: TemplateOptions, allotment: Allotment | None, memory: int 
     more: dict[str, Any] = {}
     if memory is not None:
         more["memory"] = memory
-    elif limits.memory is None:  # what is not limited is counted, too
+    elif limits.memory is None:  # memory is counted even without a limit
         more |= {"memory": "max", "swap": "max"} if limits.swap is None else {"memory": "max"}
     if limits.pids is None:
         more["pids"] = "max"
@@ -300,6 +301,6 @@ def _opened(stack: ExitStack, output: Any) -> Any:
 def _check_seconds(name: str, value: float | None) -> None:
     if value is None:
         return
-    # "not >" refuses what is not a number at all, too
+    # "not >" also refuses NaN
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise SpecError(f"{name}: {value!r:.100} is not a number of seconds over 0")

@@ -1,4 +1,4 @@
-"""What is read beside the run: the kernel's counters of the group, and those of the processors."""
+"""The kernel's counters of the control group and of the processors during a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SYSTEM: Final = "/sys/devices/system/cpu"
 
 
 class Meters:
-    """Counters at the start of a run, and what has become of them.
+    """Reads counters at the start and at the end of a run.
 
     Args:
         group: the container's group.
@@ -35,13 +35,13 @@ class Meters:
         self.look()
 
     def look(self) -> None:
-        """Look at what has no counter: the frequency."""
+        """Sample the frequency, which has no counter."""
         seen = [found for number in self._cores if (found := _number(number, "cpufreq/scaling_cur_freq")) is not None]
         if seen:
             self._frequencies.append(sum(seen) / len(seen) / 1000)
 
     def read(self) -> dict[str, Any]:
-        """Return what a measurement tells of it."""
+        """Return the fields of a measurement."""
         self.look()
         heat = self._throttles()
         samples = self._frequencies
@@ -81,7 +81,7 @@ class Meters:
 
     def _pressure(self) -> dict[str, PressureTimes] | None:
         found: dict[str, PressureTimes] = {}
-        with contextlib.suppress(UnsupportedError):  # no version 2 here, or a kernel without it
+        with contextlib.suppress(UnsupportedError):  # not version 2, or not supported by the kernel
             for resource in _RESOURCES:
                 pressure = getattr(self._group.pressure, resource)
                 full = None if pressure.full is None else pressure.full.total_us / 1e6

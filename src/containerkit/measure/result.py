@@ -9,14 +9,14 @@ import attrs
 __all__ = ["Measurement", "PressureTimes", "Termination"]
 
 Termination = Literal["cputime", "cputime-soft", "walltime", "memory", "killed"]
-"""Why a run was ended before it ended by itself."""
+"""Why a run was ended."""
 
 _ROUNDED: Final = 6
 
 
 @attrs.frozen(kw_only=True)
 class PressureTimes:
-    """How long processes of the run waited for a resource, in seconds: at least one of them, and all of them at once.
+    """The time in seconds that processes of the run waited for a resource: some of them, and all of them at once.
 
     Source: Documentation/accounting/psi.rst.
     """
@@ -31,21 +31,21 @@ class Measurement:
 
     Attributes:
         argv: the program and its arguments.
-        returncode: its exit status, or the negative number of the signal that ended it.
+        returncode: its exit status, or the negative number of the signal that killed it.
         termination: which limit ended it: ``"cputime"``, ``"cputime-soft"``, ``"walltime"``, ``"memory"``, or
-            ``"killed"`` by :meth:`RunExecutor.stop`; None when it ended by itself.
+            ``"killed"`` by :meth:`RunExecutor.stop`; None if it ended by itself.
         started_at: when it was started, ISO 8601 in UTC.
         wall_s: seconds from its start to its end.
-        cpu_s, cpu_user_s, cpu_system_s: seconds of processor time of all its processes, also of those that nobody
-            waited for.
+        cpu_s, cpu_user_s, cpu_system_s: seconds of processor time of all its processes, including those that were
+            never waited for.
         cpu_per_core_s: the same for each processor, by its number.
         memory_peak_bytes: the peak memory of all its processes together, including page cache and files in memory.
-        oom_kills: how many of its processes the kernel killed for memory.
-        pids_peak: the most processes and threads at a time.
+        oom_kills: the number of its processes that the kernel killed because memory ran out.
+        pids_peak: the maximum number of processes and threads at a time.
         io_read_bytes, io_write_bytes: from and to block devices.
-        throttled_s: for how long a limit on processor time held it back.
-        thermal_throttles: how often its processors were slowed for heat meanwhile.
-        frequency_mhz: of its processors, the mean of what was seen.
+        throttled_s: the time in seconds that a limit on processor time throttled it.
+        thermal_throttles: how often its processors were throttled because of heat.
+        frequency_mhz: the mean of the sampled frequencies of its processors.
         pressure: by ``"cpu"``, ``"memory"`` and ``"io"``.
         cores, memory_nodes: the processors and memory nodes that it was allotted.
     """
@@ -73,11 +73,11 @@ class Measurement:
 
     @property
     def exit_signal(self) -> int | None:
-        """The signal that ended it; None when it ended by itself."""
+        """The signal that killed it; None if it exited."""
         return -self.returncode if self.returncode < 0 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
+        """Return it as data for JSON."""
         plain: dict[str, Any] = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
         if self.cpu_per_core_s is not None:
             plain["cpu_per_core_s"] = {str(number): _plain(value) for number, value in self.cpu_per_core_s.items()}

@@ -1,4 +1,4 @@
-"""The processors of the machine: which share a core, which memory is near, and who gets which."""
+"""The processors of the machine: which share a core, their memory nodes, and their allotment to runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Processor:
     Attributes:
         number: its number.
         core: the lowest number among those with which it shares a physical core.
-        node: the memory node that is nearest.
+        node: the nearest memory node.
     """
 
     number: int
@@ -45,11 +45,11 @@ class Processor:
 
 @attrs.frozen(kw_only=True)
 class Allotment:
-    """What one run has for itself.
+    """The exclusive resources of one run.
 
     Attributes:
         cores: the numbers of its processors.
-        memory_nodes: the numbers of the memory nodes that are near to them.
+        memory_nodes: the numbers of the nearest memory nodes.
     """
 
     cores: tuple[int, ...]
@@ -71,8 +71,8 @@ class Topology:
         """Read it from the kernel.
 
         Args:
-            root: where it is (default /sys/devices/system/cpu).
-            usable: the numbers of those that may be used (default: as sched_getaffinity(2) says).
+            root: the directory (default /sys/devices/system/cpu).
+            usable: the numbers of the processors that may be used (default: those of sched_getaffinity(2)).
 
         Source: Documentation/admin-guide/cputopology.rst; sysfs-devices-node.
         """
@@ -80,22 +80,22 @@ class Topology:
         return cls(tuple(_processor(root, number) for number in numbers))
 
     def allot(self, cores: int, runs: int | None = None, *, siblings: bool = False) -> tuple[Allotment, ...]:
-        """Part the processors among runs that go on at the same time.
+        """Divide the processors among simultaneous runs.
 
-        No two runs share a physical core, and none is spread over more memory nodes than it must be. Runs are spread
-        over the nodes evenly.
+        No two runs share a physical core, and each uses as few memory nodes as possible. Runs are spread evenly over
+        the nodes.
 
         Args:
-            cores: how many processors each gets, 1 or more.
-            runs: how many runs there are (default: as many as there is room for).
+            cores: the number of processors of each run, at least 1.
+            runs: the number of runs (default: as many as possible).
             siblings: let a run use all processors of a physical core (default False: one of each, the others are idle).
 
         Raises:
-            SpecError: there is no room for so many.
+            SpecError: not enough processors.
         """
         for name, number in (("cores", cores), ("runs", 1 if runs is None else runs)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise SpecError(f"{name}: {number!r:.100} is not a number from 1 on")
+                raise SpecError(f"{name}: {number!r:.100} is not a number of at least 1")
         made = _Parting(self, siblings=siblings).shares(cores, runs)
         if not made or (runs is not None and len(made) < runs):
             room = f"room for {len(made)} runs" if made else "not room for one run"
@@ -122,7 +122,7 @@ class _Parting:
         return made
 
     def _share(self, cores: int) -> Allotment | None:
-        """Take one run's from the node with the most left, or from several where none has enough."""
+        """Take the processors of one run from the node with the most left, or from several if none has enough."""
         nodes = sorted(self._left, key=lambda node: (-self._room(node), node))
         taken: list[int] = []
         used: list[int] = []
@@ -147,7 +147,7 @@ def _processor(root: str, number: int) -> Processor:
             with open(f"{base}/topology/{name}", encoding="ascii") as file:
                 core = min(parse_list(file.read()), default=number)
             break
-        except OSError:  # an older kernel has the other name, a virtual machine may have neither
+        except OSError:  # an older kernel has another name, a virtual machine may have neither
             continue
     try:
         nodes = [int(name[4:]) for name in os.listdir(base) if re.fullmatch(r"node\d+", name)]

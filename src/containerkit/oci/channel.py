@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import os
 from struct import pack
 
 TYPE_CHECKING = False
@@ -62,6 +63,12 @@ class Channel:
             channel.close()
             raise
         return channel
+
+    @classmethod
+    def adopted(cls, fd: int) -> Channel:
+        """Return the owner of a connected socket that another program has passed to this process."""
+        os.set_inheritable(fd, False)
+        return cls(_socket.socket(fileno=fd))
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 if closed."""

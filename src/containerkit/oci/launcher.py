@@ -1,9 +1,10 @@
-"""``launcher``: write a program that starts the runtime without the interpreter's site packages.
+"""``launcher``: write the program that engines start.
 
-The program that pip installs makes Python search all installed packages for startup hooks. That takes longer than
-``state`` or ``kill``. The program written here names the interpreter and the two directories that are needed, and
-Python searches nothing else. It does not collect garbage or clean up at exit, because the process lives only for
-milliseconds.
+It is the front end, ``_native/front.c``, which does ``state``, ``start``, ``kill`` and ``delete`` without an
+interpreter. For everything else it executes Python. The program that pip installs makes Python search all installed
+packages for startup hooks, which takes longer than these verbs. The front end names the interpreter and the two
+directories that are needed, and Python searches nothing else. It does not collect garbage or clean up at exit, because
+the process lives only for milliseconds.
 """
 
 from __future__ import annotations
@@ -11,23 +12,41 @@ from __future__ import annotations
 import os
 import sys
 
+from containerkit._native import front
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.oci.main import Call
 
-__all__ = ["launcher", "text"]
+__all__ = ["launcher", "program", "text"]
 
 _SHEBANG_LIMIT = 255
 
 
+def program() -> bytes:
+    """Return the front end, or the script where the front end was not built.
+
+    Raises:
+        RuntimeFailure: see :func:`text`.
+    """
+    return front.configured(sys.executable, _code(front.RESUMED)) or os.fsencode(text())
+
+
 def text() -> str:
-    """Return the program.
+    """Return the script that does the same with Python alone.
 
     Raises:
         RuntimeFailure: the interpreter's path is too long for the kernel's first line of a script.
     """
+    first = f"#!{sys.executable} -IS"
+    if len(first) > _SHEBANG_LIMIT or " " in sys.executable:
+        raise RuntimeFailure(f"{sys.executable}: the kernel does not accept this path in the first line of a script")
+    return f"{first}\n{_code('')}"
+
+
+def _code(arguments: str) -> str:
+    """Return the Python code that runs the command, given the arguments of ``main``."""
     import _cffi_backend  # type: ignore[import-untyped] # cffi ships no types of it
 
     import containerkit
@@ -36,16 +55,12 @@ def text() -> str:
     for module in (containerkit.__file__, _cffi_backend.__file__):
         place = os.path.dirname(module)
         directories[os.path.dirname(place) if module is containerkit.__file__ else place] = None
-    first = f"#!{sys.executable} -IS"
-    if len(first) > _SHEBANG_LIMIT or " " in sys.executable:
-        raise RuntimeFailure(f"{sys.executable}: the kernel does not accept this path in the first line of a script")
     return (
-        f"{first}\n"
         "import gc, sys\n"
         "gc.disable()\n"
         f"sys.path += {list(directories)!r}\n"
         "from containerkit.oci.main import leave, main\n"
-        "leave(main())\n"
+        f"leave(main({arguments}))\n"
     )
 
 
@@ -65,17 +80,17 @@ def _hidden_from_others() -> str:
 
 def launcher(call: Call) -> int:
     """Write the program to the file named, or to the standard output."""
-    program = text()
+    content = program()
     if hidden := _hidden_from_others():
         call.journal.warning(f"launcher: other users can't run it: they can't read {hidden} (hint: chmod o+rx)")
     if not call.flags.arguments:
-        sys.stdout.write(program)
+        sys.stdout.buffer.write(content)
         return 0
     path = call.flags.arguments[0]
     try:
         fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o755)
-        with os.fdopen(fd, "w") as file:
-            file.write(program)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
         os.rename(f"{path}.new", path)
     except OSError as error:
         raise RuntimeFailure(f"write {path}: {strerror(error.errno or 0)}") from None

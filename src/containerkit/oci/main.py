@@ -160,16 +160,19 @@ class Call:
         manager: ``"cgroupfs"``, ``"systemd"`` or ``"disabled"``.
         flags: the verb's own.
         options: the global ones.
+        resumed: for the end of ``start``, the descriptors that the front end passes: the container's directory, and
+            the connection to its gate.
     """
 
-    __slots__ = ("flags", "journal", "manager", "options", "root")
+    __slots__ = ("flags", "journal", "manager", "options", "resumed", "root")
 
-    def __init__(self, options: Flags, flags: Flags, journal: Log) -> None:
+    def __init__(self, options: Flags, flags: Flags, journal: Log, resumed: tuple[int, int] | None = None) -> None:
         from containerkit.oci.store import default_root
 
         self.options = options
         self.flags = flags
         self.journal = journal
+        self.resumed = resumed
         self.root = os.path.abspath(options.text("root") or default_root())
         self.manager = "systemd" if options.has("systemd-cgroup") else options.text("cgroup-manager", "cgroupfs")
         if self.manager not in ("cgroupfs", "systemd", "disabled"):
@@ -183,11 +186,12 @@ class Call:
         return self.flags.arguments[0]
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None, *, resumed: str = "") -> int:
     """Run one call of the command line.
 
     Args:
         words: the command line without the program (default: this process's own).
+        resumed: two descriptors, separated by a comma, if the front end has begun to start a container.
 
     Returns:
         The exit status.
@@ -203,7 +207,7 @@ def main(words: Sequence[str] | None = None) -> int:
         verb, *rest = options.arguments or [""]
         if verb in ("", "help") or options.has("help"):
             return _usage()
-        return _perform(verb, rest, options, journal)
+        return _perform(verb, rest, options, journal, resumed)
     except RuntimeFailure as error:
         journal.error(str(error))
     except OSError as error:
@@ -227,14 +231,15 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log) -> int:
+def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log, resumed: str) -> int:
     if verb not in _VERBS:
         raise RuntimeFailure(f"unknown command {verb!r}: one of {', '.join(_VERBS)}")
     module, function, known = _VERBS[verb]
     if any(word in ("--help", "-h") for word in rest[:1]):
         return _verb_usage(verb, known)
     flags = flag_reader.read(rest, known, anywhere=verb not in ("exec", "ps"))
-    call = Call(options, flags, journal)
+    directory, _, gate = resumed.partition(",")
+    call = Call(options, flags, journal, (int(directory), int(gate)) if resumed else None)
     place = __import__(f"containerkit.oci.{module}", fromlist=[function])
     status: int = getattr(place, function)(call)
     journal.tell_warnings()

@@ -20,10 +20,19 @@ __all__ = ["open_gate", "start", "start_entry"]
 
 def start(call: Call) -> int:
     """Start a created container. Source: OCI runtime-spec, runtime.md, "Start"."""
+    if call.resumed is not None:
+        return _resume(call, *call.resumed)
     with store.open_entry(call.root, call.name, lock=True) as entry:
         listener = start_entry(entry, call.journal)
     if listener is not None:  # the lock is released: a long wait must not block other calls for this container
         listener.wait()
+    return 0
+
+
+def _resume(call: Call, directory: int, gate: int) -> int:
+    """Do the end of a start whose front end has connected to the gate, but was told that the program did not start."""
+    with store.adopt(call.root, call.name, directory) as entry:
+        _await_program(entry, Channel.adopted(gate))
     return 0
 
 
@@ -76,6 +85,10 @@ def open_gate(entry: Entry) -> None:
     except (ConnectionRefusedError, FileNotFoundError):
         _unlink(entry)
         raise RuntimeFailure("cannot start an already running container") from None
+    _await_program(entry, gate)
+
+
+def _await_program(entry: Entry, gate: Channel) -> None:
     with gate:
         told = gate.receive()
     _unlink(entry)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 __all__ = [
+    "FORMAT",
     "Entry",
+    "adopt",
     "check_id",
     "default_root",
     "entries",
@@ -39,6 +41,13 @@ __all__ = [
 ]
 
 STATE, CONFIG, GATE = "state.json", "config.json", "gate"
+FORMAT = 1
+"""The version of the record, for the front end (``_native/front.h``), which may be older than this package.
+
+It changes with the meaning of a member, and with what ``state``, ``start``, ``kill`` or ``delete`` do. The front end
+leaves a record of another version to this package.
+"""
+
 _ID_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 _MEMFD = "/memfd:init"
 
@@ -285,7 +294,7 @@ def reserve(root: str, name: str) -> Entry:
         raise RuntimeFailure(f"make {path}: {strerror(error.errno or 0)}") from None
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    return Entry(name, path, fd, {})
+    return Entry(name, path, fd, {"format": FORMAT})
 
 
 def open_entry(root: str, name: str, *, lock: bool = False, patience_s: float = 0.0) -> Entry:
@@ -316,6 +325,23 @@ def open_entry(root: str, name: str, *, lock: bool = False, patience_s: float = 
     except BaseException:
         entry.close()
         raise
+    return entry
+
+
+def adopt(root: str, name: str, fd: int) -> Entry:
+    """Return the entry of a container whose directory the front end has opened and locked.
+
+    Args:
+        root: the runtime's.
+        name: the container's id.
+        fd: the directory. The entry owns it.
+
+    Raises:
+        RuntimeFailure: its record can't be read.
+    """
+    os.set_inheritable(fd, False)
+    entry = Entry(name, f"{root}/{check_id(name)}", fd, {})
+    entry.record = _read_record(entry)
     return entry
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from containerkit._native.outcome import Outcome
+    from containerkit.plan.operation import Argument
     from containerkit.plan.tape import Plan
 
 __all__ = ["Program", "proc"]
@@ -208,16 +209,23 @@ class Program:
         operation = self.plan.operations[self._tape.origin[outcome.failed_index]]
         if operation.step == k.STEP_NETLINK:
             operation = self._told(operation, outcome)
+        elif operation.step == k.STEP_POPULATE:
+            from containerkit.plan import entries
+
+            operation = entries.failed(operation, self._value(operation.args[3], outcome))
         made: SetupError = late.load(late.REFUSALS).explained(operation, outcome.error)
         return made
+
+    def _value(self, slot: Argument, outcome: Outcome) -> int:
+        """Return the value of a slot when the run failed, or -1 if it is not known."""
+        assert isinstance(slot, Slot)
+        number = self._tape.slots[slot.name]
+        return outcome.slots[number] if number < len(outcome.slots) else -1
 
     def _told(self, operation: Operation, outcome: Outcome) -> Operation:
         """Return a netlink operation with the kernel's text as its hint, if its ack can still be read."""
         from containerkit.plan.netlink import reason
 
-        socket = operation.args[0]
-        assert isinstance(socket, Slot)
-        number = self._tape.slots[socket.name]
-        fd = outcome.slots[number] if number < len(outcome.slots) else -1
+        fd = self._value(operation.args[0], outcome)
         words = reason(fd) if fd >= 0 else ""
         return operation._replace(hint=words or operation.hint)

@@ -110,15 +110,18 @@ class _Encoder:
             operation = operations[index]
             if not (operation.skip or operation.leap) or self.origin[at + 1 : at + 2] == [index]:
                 continue  # nothing to skip, or a step that belongs to the next one
-            skipped, leapt = (
-                sum(index < other <= index + reach for other in self.origin)
-                for reach in (operation.skip, operation.leap)
-            )
             try:
-                self.packer.skip(at, skipped)
-                self.packer.leap(at, leapt)
+                self.packer.skip(at, self._steps_of(at, operation.skip))
+                self.packer.leap(at, self._steps_of(at, operation.leap))
             except ValueError as error:
                 raise SpecError(f"{operation.describe()}: {error}") from None
+
+    def _steps_of(self, at: int, reach: int) -> int:
+        """Return how many steps the next operations have, after the last step of an operation."""
+        last, end = self.origin[at] + reach, at + 1
+        while end < len(self.origin) and self.origin[end] <= last:
+            end += 1
+        return end - at - 1
 
     def _add(self, operation: Operation, index: int) -> int:
         kinds: list[int] = []

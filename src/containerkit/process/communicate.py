@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from containerkit import _native
-from containerkit.errors import ContainerTimeout, SpecError
+from containerkit.errors import SpecError
 from containerkit.process.lines import Lines
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ class _Exchange:
         return min(max(0.0, (self.talk.deadline - time.monotonic()) * 1000 + 0.5), LONGEST_POLL_MS)
 
     def _give_up(self) -> None:
+        from containerkit.errors import ContainerTimeout  # late: it imports subprocess
+
         process, talk = self.process, self.talk
         process.kill_all("timeout")
         process.wait()

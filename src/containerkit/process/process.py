@@ -9,13 +9,13 @@ import struct
 import threading
 import time
 from errno import ECHILD, EINTR
-from subprocess import DEVNULL, PIPE, STDOUT
 from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, TypeVar
 
 from containerkit import _native
 from containerkit.descriptors import keep
-from containerkit.errors import ContainerTimeout, StateError
+from containerkit.errors import StateError
 from containerkit.process.communicate import LONGEST_POLL_MS, Conversation
+from containerkit.process.stdio import DEVNULL, PIPE, STDOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +128,8 @@ class Process(Generic[AnyStr]):
             ContainerTimeout: it is still running. Nothing was done to it.
         """
         if timeout is not None and self.returncode is None and not self._ended_within(timeout):
+            from containerkit.errors import ContainerTimeout  # late: it imports subprocess
+
             raise ContainerTimeout(self.args, timeout)
         while (status := self._collect()) is None:
             self._ended_within(86_400.0)  # wait without the lock: poll() of another thread must not be blocked

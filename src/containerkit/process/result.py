@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, AnyStr, Final, Generic, Literal, Self
 import attrs
 
 from containerkit._native.outcome import Ending
-from containerkit.errors import ExitError, OutOfMemory
 
 if TYPE_CHECKING:
     from containerkit.cgroup.stats import Usage as GroupUsage
@@ -129,6 +128,8 @@ class CompletedProcess(Generic[AnyStr]):
             ExitError: any other end.
         """
         if self.returncode:
+            from containerkit.errors import ExitError, OutOfMemory
+
             kind = OutOfMemory if self.cause == "oom" else ExitError
             raise kind(self.returncode, self.args, self.stdout, self.stderr, self.cause, self)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,8 @@ class Supervision:
     """
 
     def __init__(self, handler: Callable[[Any], Any]) -> None:
+        import socket
+
         self._handler = handler
         self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.error: BaseException | None = None
@@ -62,9 +63,11 @@ class Supervision:
         self._there.close()
 
     def _serve(self) -> None:
+        from socket import recv_fds
+
         try:
             with self._here:
-                _, descriptors, _, _ = socket.recv_fds(self._here, 1, 1)
+                _, descriptors, _, _ = recv_fds(self._here, 1, 1)
         except OSError:
             return
         if not descriptors:

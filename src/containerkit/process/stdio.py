@@ -7,14 +7,17 @@ import os
 import stat
 from errno import EIO
 from functools import partial
-from subprocess import DEVNULL, PIPE, STDOUT
 from typing import IO, Any, Final, NamedTuple
 
 from containerkit.descriptors import close_all, keep
 from containerkit.errors import SpecError, telling_of_descriptors
 
-__all__ = ["End", "Streams", "Text", "require_open", "window_size"]
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "End", "Streams", "Text", "require_open", "window_size"]
 
+PIPE: Final = -1
+STDOUT: Final = -2
+DEVNULL: Final = -3
+"""The same values as in :mod:`subprocess`, which takes long to import."""
 
 _CHUNK: Final = 65536
 

@@ -1,4 +1,4 @@
-"""What a service's keys mean for the confinement of its containers: capabilities, namespaces, limits, devices."""
+"""Turns the keys of a service into the confinement of its containers: capabilities, namespaces, limits, devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from containerkit.container.lifecycle import Container
 
-__all__ = ["confinement", "limits_of", "namespaces", "security_options"]
+__all__ = ["confinement", "device_rules", "limits_of", "namespaces", "security_options"]
 
 
 def confinement(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def security_options(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def namespaces(keys: Mapping[str, Any], shared: Callable[[str], Container]) -> dict[str, Any]:
-    """Return the arguments of a container for its namespaces; ``shared`` returns the container of a service."""
+    """Return the arguments of a container for its namespaces. ``shared`` returns the container of a service by name."""
     from containerkit.namespace import Namespaces
 
     kinds = {"ipc": "ipc", "pid": "pid", "uts": "uts", "userns_mode": "user", "cgroup": "cgroup"}
@@ -106,7 +106,7 @@ def limits_of(keys: Mapping[str, Any]) -> dict[str, Any]:
         "pids": None if not pids else "max" if pids < 0 else pids,
         "cpu_rt_period_us": duration_us(keys["cpu_rt_period"]) if "cpu_rt_period" in keys else None,
         "cpu_rt_runtime_us": duration_us(keys["cpu_rt_runtime"]) if "cpu_rt_runtime" in keys else None,
-        "devices": _device_rules(keys),
+        "devices": device_rules(keys),
         **_disks(keys.get("blkio_config", {})),
     }
     given = {name: value for name, value in found.items() if value is not None}
@@ -118,7 +118,7 @@ def _share(reserved: Mapping[str, Any]) -> int | None:
 
 
 def _disks(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the limits of block devices; weights are 10 to 1000 here, and 1 to 10000 for the kernel."""
+    """Return the limits of block devices. Weights are 10 to 1000 in compose files, and 1 to 10000 for the kernel."""
     from containerkit.cgroup import IOLimit
 
     found: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def _disks(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _weight(weight: int) -> int:
     if not _LEAST_WEIGHT <= weight <= _LARGEST_WEIGHT:
-        raise SpecError(f"blkio_config: the weight {weight} is not from {_LEAST_WEIGHT} to {_LARGEST_WEIGHT}")
+        raise SpecError(f"blkio_config: the weight {weight} is not between {_LEAST_WEIGHT} and {_LARGEST_WEIGHT}")
     return 1 + (weight - _LEAST_WEIGHT) * 9999 // (_LARGEST_WEIGHT - _LEAST_WEIGHT)
 
 
@@ -151,7 +151,22 @@ _OF_EVERY_CONTAINER: Final = (
 """null, zero, full, random, urandom, tty, console, ptmx, terminals, tun."""
 
 
-def _device_rules(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the devices that may be used: beside those of every container, those that the service's rules name."""
+def device_rules(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the devices that may be used: beside those of every container, those that the service's keys name.
+
+    Without rules, and without a device that may only be read or only be written, all may be used.
+
+    Raises:
+        SpecError: a device is named by CDI.
+    """
     given = tuple(keys.get("device_cgroup_rules", ()))
-    return (*_OF_EVERY_CONTAINER, *given) if given else None
+    shown = []
+    for each in keys.get("devices", ()):
+        if not each["source"].startswith("/"):
+            raise SpecError(
+                f"devices: {each['source']!r}: devices of CDI are not supported: name their nodes, as paths"
+            )
+        shown.append((each["source"], each["permissions"]))
+    if given or any(not {"r", "w"}.issubset(access) for _, access in shown):
+        return (*_OF_EVERY_CONTAINER, *given, *[f"{path} {access.strip('m')}m" for path, access in shown])
+    return None

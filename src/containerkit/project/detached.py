@@ -1,4 +1,4 @@
-"""The process that holds one project: a fork of the command line, or of its own.
+"""The process that holds one project: a fork of the command line, or a separate process.
 
 ``python -m containerkit.project.detached FD < REQUEST``
 """
@@ -21,7 +21,7 @@ __all__ = ["hold", "main"]
 
 
 def main() -> int:
-    """Start the project that stands on stdin, tell of it by a descriptor, and hold it."""
+    """Read a project from stdin, start it, report on it through a descriptor, and hold it."""
     told = int(sys.argv[1])
     os.set_inheritable(told, False)
     request = json.loads(sys.stdin.buffer.read())
@@ -30,11 +30,11 @@ def main() -> int:
 
 
 def hold(project: Project, told: int, options: dict[str, Any]) -> int:
-    """Start a project, tell of it, and hold it until it is down, by a request or by SIGTERM.
+    """Start a project, report on it, and hold it until a request or SIGTERM ends it.
 
     Args:
         project: the project.
-        told: the descriptor of a pipe, on which each step, then the end of the start is written.
+        told: the descriptor of a pipe. Each step is written to it, then the result of the start.
         options: of :meth:`containerkit.project.stack.Stack.apply`, ``wait``, ``build`` and ``pull``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Files of variables: ``.env``, and what ``env_file`` and ``label_file`` name.
+"""Reads files of variables: ``.env``, and those that ``env_file`` and ``label_file`` name.
 
 Source: the compose specification, "env_file"; docker's documentation, "Syntax for .env files".
 """
@@ -30,11 +30,11 @@ def read_dotenv(path: str, variables: Mapping[str, str], *, raw: bool = False) -
 
     Args:
         path: the file.
-        variables: for names without a value, and for variables in values; they win over the file's own.
-        raw: the format of ``docker run --env-file``: nothing is quoted and nothing is replaced.
+        variables: for names without a value, and for variables in values. They take precedence over the file's own.
+        raw: read the format of ``docker run --env-file``: quotes and variables have no meaning (default False).
 
     Raises:
-        SpecError: it can't be read, or is malformed.
+        SpecError: the file can't be read, or is malformed.
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -51,7 +51,7 @@ def _raw(text: str, variables: Mapping[str, str], place: str) -> dict[str, str]:
             continue
         name, equals, value = line.lstrip().partition("=")
         if not name or " " in name.strip():
-            raise SpecError(f"{place}:{number}: {line!r:.100}: no NAME=VALUE")
+            raise SpecError(f"{place}:{number}: {line!r:.100} is not NAME=VALUE")
         if equals:
             found[name] = value
         elif name in variables:
@@ -72,7 +72,7 @@ def parse_dotenv(text: str, variables: Mapping[str, str], place: str) -> dict[st
         line = f"{place}:{text.count(chr(10), 0, at) + 1}"
         key = _NAME.match(text, at)
         if key is None or not key[1]:
-            raise SpecError(f"{line}: {text[at : _line_end(text, at)]!r:.100}: no NAME=VALUE")
+            raise SpecError(f"{line}: {text[at : _line_end(text, at)]!r:.100} is not NAME=VALUE")
         at = key.end()
         if key[2] not in ("=", ":"):
             if key[1] in variables:

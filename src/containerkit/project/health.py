@@ -1,4 +1,4 @@
-"""How the health of a container is looked at, again and again: by commands inside, by its ports, by what it serves."""
+"""Repeated health checks of a container: a command inside, a TCP connection or an HTTP request."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _LEAST_SUCCESS: Final = 200
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """One look at a container, and how often it is repeated; times in seconds.
+    """A health check of a container, and how often it is repeated. Times are in seconds.
 
     Attributes:
-        argv: a command inside; or
-        port: a port that must take connections, and
-        path: what an HTTP server there must serve.
+        argv: a command inside that must exit with status 0; or
+        port: a TCP port that must accept connections, and
+        path: a path that an HTTP server at this port must serve with a status from 200 to 399.
         scheme: ``"http"`` or ``"https"``, whose certificate is not checked.
-        host: where the port is.
-        delay_s: before the first look.
-        retries: failures in a row after which it is unhealthy.
-        successes: successes in a row after which it is healthy.
+        host: the address of the port.
+        delay_s: the time before the first check.
+        retries: after so many failures in a row the container is unhealthy.
+        successes: after so many successes in a row it is healthy.
     """
 
     argv: tuple[str, ...] = ()
@@ -53,10 +53,10 @@ class Check:
     start_interval_s: float = 5.0
 
     def passes(self, container: Container, options: Mapping[str, Any]) -> bool:
-        """Look once, in the calling thread.
+        """Check once, in the calling thread.
 
         Args:
-            container: at what.
+            container: the container.
             options: of commands in it.
         """
         try:
@@ -67,11 +67,11 @@ class Check:
             return False
 
     def _answers(self, container: Container) -> bool:
-        """Look from the container's own network, where this process may enter it, else by a program inside."""
+        """Connect from within the container's network if this process may enter it, otherwise by a program inside."""
         with container.namespace("network") as network, ExitStack() as visit:
             try:
                 visit.enter_context(network.enter())
-            except SetupError:  # an unprivileged user has no way back from another's network
+            except SetupError:  # an unprivileged user could not return from another network namespace
                 return container.run(["/bin/sh", "-c", self._script()], timeout=self.timeout_s).returncode == 0
             return self._connects() if self.path is None else self._serves()
 
@@ -115,15 +115,15 @@ def watch(
     alive: Check | None,
     started: Check | None,
 ) -> None:
-    """Look at a container until it ends.
+    """Check a container until it ends.
 
     Args:
         replica: the container.
         options: of commands in it.
-        ended: set when it is to end.
-        ready: whether it is healthy.
-        alive: where it fails, the command starts again.
-        started: the others only begin once this has passed; where it does not, the command starts again.
+        ended: an event that ends the checks.
+        ready: decides whether it is healthy.
+        alive: if it fails, the command is restarted.
+        started: the others begin once this has passed; if it fails, the command is restarted.
     """
     _Watch(replica, options, ended, started).run(ready, alive)
 
@@ -151,7 +151,7 @@ class _Watch:
         return self._replica.status == "running" and check.passes(self._replica.container, self._options)
 
     def _has_started(self) -> bool:
-        """Wait for the first check; False when the container ends before it passes."""
+        """Wait for the first check. Return False if the container ends before it passes."""
         return self._started is None or self._until_it_fails(self._started, stops_at_success=True)
 
     def _keep_alive(self, check: Check) -> None:
@@ -161,7 +161,7 @@ class _Watch:
                 return
 
     def _until_it_fails(self, check: Check, *, stops_at_success: bool = False) -> bool:
-        """Look until it has failed often enough, and start the command again then."""
+        """Check until it has failed often enough, then restart the command."""
         failures = 0
         self._ended.wait(check.delay_s)
         while self._goes_on():
@@ -186,7 +186,7 @@ class _Watch:
         self._ended.wait(check.delay_s)
         while self._goes_on():
             starting = replica.health == "starting" and time.monotonic() - began < check.start_period_s
-            # The first look is early: most are ready at once, and who waits for them waits no longer than needed.
+            # The first check is early: most containers are ready at once, and others may wait for them.
             pause = check.start_interval_s if starting else check.interval_s
             if self._passes(check):
                 failures, successes = 0, successes + 1

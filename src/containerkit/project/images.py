@@ -34,19 +34,19 @@ def image_of(
     pull: str | None = None,
     log: Callable[[str], object] = lambda _: None,
 ) -> Image:
-    """Return the image of a service; it is built or pulled when it is missing.
+    """Return the image of a service. Build or pull it if it is missing.
 
     Args:
         project: the project.
         service: the service's name.
         keys: its keys.
         build: build it even if it is there (default False).
-        pull: ``"missing"``, ``"always"`` or ``"never"`` (default: as the service says, or missing).
-        log: called with what a build writes.
+        pull: ``"missing"``, ``"always"`` or ``"never"`` (default: the service's ``pull_policy``, or missing).
+        log: called with the output of a build.
 
     Raises:
         SpecError: a key is not supported.
-        ImageError: is not supported.
+        ImageError: the image can't be pulled or built.
         ExitError: a command of the build failed.
     """
     from containerkit.image import Image

@@ -1,4 +1,4 @@
-"""What the containers of a project write, line by line, for any number of readers."""
+"""The output of a project's containers, line by line, for any number of readers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class LogLine(NamedTuple):
 
     Attributes:
         time: when it was read, in seconds since 1970.
-        service: whose it is.
+        service: the service's name.
         container: the container's name.
         stream: ``"stdout"`` or ``"stderr"``.
-        text: without its newline; bytes that are no UTF-8 are replaced. Longer lines than 16 KiB are cut in pieces.
+        text: without its newline. Bytes that are not UTF-8 are replaced. Lines longer than 16 KiB are split.
     """
 
     time: float
@@ -35,7 +35,7 @@ class LogLine(NamedTuple):
 
 
 class Journal:
-    """The latest 200,000 lines, in memory; older ones are gone."""
+    """The latest 200,000 lines, in memory. Older ones are dropped."""
 
     def __init__(self) -> None:
         self._lines: deque[LogLine] = deque(maxlen=_LINES)
@@ -47,11 +47,11 @@ class Journal:
         self._closed = False
 
     def add(self, lines: list[LogLine], most_bytes: int | None = None) -> None:
-        """Add lines, and wake those who follow.
+        """Add lines, and wake the readers that follow.
 
         Args:
             lines: of one container.
-            most_bytes: so many bytes of the latest lines of that container are kept (default: no limit).
+            most_bytes: keep at most so many bytes of that container's latest lines (default: no limit).
         """
         with self._changed:
             if most_bytes is not None:
@@ -61,7 +61,7 @@ class Journal:
             self._changed.notify_all()
 
     def _limit(self, lines: list[LogLine], most_bytes: int) -> None:
-        """Count what a container has in the journal; what is too much is not shown any more."""
+        """Count a container's bytes in the journal, and hide its oldest lines above the limit."""
         for number, line in enumerate(lines, self._count):
             kept = self._kept.setdefault(line.container, deque(maxlen=_LINES))
             size = len(line.text) + 1
@@ -74,7 +74,7 @@ class Journal:
             self._bytes[line.container] = total
 
     def close(self) -> None:
-        """End: those who follow come to their end."""
+        """End the journal, and with it the loops of readers that follow."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -88,14 +88,14 @@ class Journal:
         tail: int | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[LogLine]:
-        """Go through the lines, oldest first.
+        """Iterate over the lines, oldest first.
 
         Args:
-            services: of which services (default: all).
+            services: the services to include (default: all).
             follow: wait for more, until the project has ended (default False).
             since: seconds since 1970; older lines are left out.
-            tail: only so many of the lines that are there (default: all).
-            stop: asked twice a second while it waits; True ends it.
+            tail: at most so many of the existing lines, the latest (default: all).
+            stop: called twice a second while it waits; the iteration ends if it returns True.
         """
         with self._changed:
             at = self._count
@@ -121,14 +121,14 @@ class Journal:
 
 
 class Splitter:
-    """Cuts what is read from one stream into lines."""
+    """Splits the bytes that are read from one stream into lines."""
 
     def __init__(self, service: str, container: str, stream: str) -> None:
         self._whose = (service, container, stream)
         self._rest = b""
 
     def feed(self, data: bytes) -> list[LogLine]:
-        """Return the lines that are whole by now; with no data what is left, too."""
+        """Return the lines that are complete. Empty data is the end of the stream: also return the rest."""
         *whole, rest = (self._rest + data).split(b"\n")
         if not data and rest:
             whole, rest = [*whole, rest], b""

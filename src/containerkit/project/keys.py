@@ -1,4 +1,4 @@
-"""Every key of a compose file, and what becomes of it: it is carried out, or refused by name.
+"""Every key of a compose file, and whether it is supported or refused by name.
 
 Source: the compose specification.
 """
@@ -72,6 +72,7 @@ WORKS: Final[dict[str, str]] = {
     "services.deploy.update_config": "parallelism, delay, monitor; failure_action pause or rollback; order stop-first",
     "services.develop": "watch with all actions",
     "services.device_cgroup_rules": "",
+    "services.devices": "nodes by their paths; those of CDI are refused",
     "services.dns": "",
     "services.dns_opt": "",
     "services.dns_search": "",
@@ -177,7 +178,7 @@ WORKS: Final[dict[str, str]] = {
     "secrets.labels": "shown by `config`",
     "secrets.name": "",
 }
-"""Keys that are carried out, each with what is to be known of it. What stands below a key is carried out with it."""
+"""Keys that are supported, each with a note. The keys below a supported key are supported too."""
 
 REFUSED: Final[dict[str, str]] = {
     "models": "language models",
@@ -187,7 +188,7 @@ REFUSED: Final[dict[str, str]] = {
     "services.build.entitlements": "builds with more privileges",
     "services.build.extra_hosts": "hosts for builds",
     "services.build.isolation": "an isolation of Windows",
-    "services.build.labels": "say LABEL in the Dockerfile",
+    "services.build.labels": "use LABEL in the Dockerfile",
     "services.build.privileged": "builds with more privileges",
     "services.build.provenance": "attestations",
     "services.build.sbom": "attestations",
@@ -195,12 +196,11 @@ REFUSED: Final[dict[str, str]] = {
     "services.build.ssh": "keys of builds; use secrets",
     "services.build.ulimits": "limits of builds",
     "services.cgroup_parent": "a parent for control groups",
-    "services.cpu_count": "a limit of Windows; say cpus",
-    "services.cpu_percent": "a limit of Windows; say cpus",
+    "services.cpu_count": "a limit of Windows; use cpus",
+    "services.cpu_percent": "a limit of Windows; use cpus",
     "services.credential_spec": "credentials of Windows",
     "services.deploy.resources.reservations.devices": "devices of the host",
     "services.deploy.resources.reservations.generic_resources": "resources of a cluster",
-    "services.devices": "nodes of the host: /dev takes no new names; show one elsewhere, by a bind in volumes",
     "services.external_links": "containers of other projects; put both on one external network",
     "services.gpus": "devices of the host",
     "services.isolation": "an isolation of Windows",
@@ -208,21 +208,21 @@ REFUSED: Final[dict[str, str]] = {
     "services.networks.driver_opts": "options of a network's driver",
     "services.networks.link_local_ips": "addresses of a link",
     "services.provider": "providers",
-    "services.pull_refresh_after": "images that are pulled after a time; say pull_policy: always",
+    "services.pull_refresh_after": "images that are pulled after a time; use pull_policy: always",
     "services.runtime": "other runtimes",
     "services.storage_opt": "options of a storage driver",
     "services.use_api_socket": "an engine's socket; there is no engine",
     "services.volumes.image": "mounts of images; copy in a build",
-    "services.volumes.volume.labels": "say them of the volume below 'volumes'",
-    "networks.attachable": "containers of others join external networks",
-    "networks.ipam.config.aux_addresses": "say subnet alone",
-    "networks.ipam.config.ip_range": "say subnet alone",
+    "services.volumes.volume.labels": "set them on the volume below 'volumes'",
+    "networks.attachable": "use an external network for other containers",
+    "networks.ipam.config.aux_addresses": "use subnet only",
+    "networks.ipam.config.ip_range": "use subnet only",
     "networks.ipam.options": "options of a driver",
-    "configs.external": "there is no store of configs; say file",
+    "configs.external": "there is no store of configs; use file",
     "configs.template_driver": "templates",
-    "secrets.driver": "there is no store of secrets; say file",
+    "secrets.driver": "there is no store of secrets; use file",
     "secrets.driver_opts": "there is no store of secrets",
-    "secrets.external": "there is no store of secrets; say file, or environment",
+    "secrets.external": "there is no store of secrets; use file or environment",
     "secrets.template_driver": "templates",
 }
-"""Keys that are refused where they have a value, each with what it would be, or what to say instead."""
+"""Keys that are refused if they have a value, each with its meaning or with an alternative."""

@@ -34,7 +34,7 @@ _PULL: Final = {"Always": "always", "IfNotPresent": "missing", "Never": "never"}
 
 
 class Pod:
-    """Containers that share one network, and more where that is wished: they reach each other on localhost.
+    """Containers that share one network, and optionally more: they reach each other on localhost.
 
     ::
 
@@ -43,12 +43,12 @@ class Pod:
 
     Args:
         name: of the pod (default ``"pod"``).
-        containers: by name; the first holds what is shared, and the ports of all are published there.
-        share: ``"network"``, ``"ipc"`` (default the network).
+        containers: by name. The first one owns the shared namespaces and publishes the ports of all.
+        share: ``"network"``, ``"ipc"`` (default: the network only).
         others: more containers, by name.
 
     Raises:
-        SpecError: a container with a network of its own, or none at all; something that can't be shared.
+        SpecError: a container has its own network; there is no container; or a namespace can't be shared.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pod:
             raise SpecError("Pod: at least one container is needed")
         for each in self.share:
             if each not in _SHARED:
-                raise SpecError(f"Pod: share: {each!r:.60} can't be shared; there are {', '.join(_SHARED)}")
+                raise SpecError(f"Pod: share: {each!r:.60} can't be shared; choose from {', '.join(_SHARED)}")
 
     def project(
         self,
@@ -74,13 +74,13 @@ class Pod:
         configs: Mapping[str, Keys] | None = None,
         secrets: Mapping[str, Keys] | None = None,
     ) -> Project:
-        """Return the project that it is.
+        """Return the pod as a project.
 
         Args:
             volumes, configs, secrets: what its containers refer to, as for :class:`Project`.
 
         Raises:
-            SpecError: what it says can't be.
+            SpecError: its values contradict each other.
         """
         first, *others = self.containers
         services = {name: dict(each.keys) for name, each in self.containers.items()}
@@ -101,7 +101,7 @@ def load_kube(path: str) -> Project:
     """Return the project of a file with Pods, Deployments, ConfigMaps, Secrets and PersistentVolumeClaims.
 
     Raises:
-        SpecError: another kind, an unknown key, or a name that means nothing; each with its place.
+        SpecError: another kind, an unknown key, or a reference to something that does not exist; with its place.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -292,16 +292,14 @@ class _Kube:
     def _memory(
         self, spec: dict[str, Any], volume: dict[str, Any], mount: dict[str, Any], *, readonly: bool
     ) -> dict[str, Any]:
-        """Return a tmpfs, which one container alone can have."""
+        """Return a tmpfs, which only one container can have."""
         users = [
             each["name"]
             for each in (*spec.get("initContainers", ()), *spec["containers"])
             if any(other["name"] == volume["name"] for other in each.get("volumeMounts", ()))
         ]
         if len(users) > 1 or "subPath" in mount:
-            raise SpecError(
-                f"{self._path}: volume {volume['name']}: memory is one container's; leave 'medium' out to share it"
-            )
+            raise SpecError(f"{self._path}: volume {volume['name']}: medium: Memory can't be shared; remove 'medium'")
         found: dict[str, Any] = {"type": "tmpfs", "target": mount["mountPath"], "read_only": readonly}
         size = volume["emptyDir"].get("sizeLimit")
         return {**found, "tmpfs": {"size": int(_quantity(size, "emptyDir.sizeLimit"))}} if size else found
@@ -315,7 +313,7 @@ class _Kube:
         else:
             name = f"{pod}-{volume['name']}"
             if volume["emptyDir"].get("sizeLimit"):
-                raise SpecError(f"{self._path}: volume {volume['name']}: sizeLimit: it takes medium: Memory")
+                raise SpecError(f"{self._path}: volume {volume['name']}: sizeLimit: it requires medium: Memory")
             self._volumes.setdefault(name, {"labels": {"kube.emptydir": "true"}})
         if "fsGroup" in spec.get("securityContext", {}):
             self._volumes[name]["x-group"] = spec["securityContext"]["fsGroup"]
@@ -347,7 +345,7 @@ class _Kube:
 
 
 def _check_claim(spec: dict[str, Any], place: Place) -> None:
-    """Refuse a claim for more than is free where volumes lie; who asks for a size gets at least that."""
+    """Refuse a claim that is larger than the free space for volumes."""
     wanted = spec.get("resources", {}).get("requests", {}).get("storage")
     if wanted is not None:
         from containerkit.image.store import default_root
@@ -357,7 +355,7 @@ def _check_claim(spec: dict[str, Any], place: Place) -> None:
             at = os.path.dirname(at)
         free = os.statvfs(at).f_bavail * os.statvfs(at).f_frsize
         if _quantity(wanted, "storage") > free:
-            raise place.error(f"spec.resources.requests.storage: {wanted} are wanted, and {free} bytes are free")
+            raise place.error(f"spec.resources.requests.storage: {wanted} requested, but only {free} bytes are free")
 
 
 def _decoded(value: str, place: Place) -> str:
@@ -368,7 +366,7 @@ def _decoded(value: str, place: Place) -> str:
 
 
 def _expand(text: str, variables: Mapping[str, str]) -> str:
-    """Return a text with ``$(NAME)`` replaced, ``$$(NAME)`` being meant literally."""
+    """Return a text with each ``$(NAME)`` replaced. ``$$(NAME)`` stands for a literal ``$(NAME)``."""
     return re.sub(
         r"\$\$|\$\(([A-Za-z_.-][\w.-]*)\)",
         lambda found: "$" if found[0] == "$$" else variables.get(found[1], found[0]),
@@ -419,9 +417,9 @@ def _security(context: dict[str, Any]) -> dict[str, Any]:
         group = context.get("runAsGroup")
         found["user"] = f"{context['runAsUser']}{'' if group is None else f':{group}'}"
     elif "runAsGroup" in context:
-        raise SpecError("securityContext.runAsGroup: it takes runAsUser, too")
+        raise SpecError("securityContext.runAsGroup: it requires runAsUser")
     if context.get("runAsNonRoot") and str(context.get("runAsUser", "0")) == "0":
-        raise SpecError("securityContext.runAsNonRoot: say who, with runAsUser")
+        raise SpecError("securityContext.runAsNonRoot: it requires runAsUser")
     groups = [*context.get("supplementalGroups", ()), *([context["fsGroup"]] if "fsGroup" in context else ())]
     if groups:
         found["group_add"] = groups
@@ -458,7 +456,7 @@ def _check(probe: dict[str, Any], container: dict[str, Any]) -> dict[str, Any]:
         return {**found, "argv": list(how["command"])}
     port = named.get(how["port"], how["port"])
     if not isinstance(port, int):
-        raise SpecError(f"{container['name']}: probe: no port is named {port!r:.60}")
+        raise SpecError(f"{container['name']}: probe: no port has the name {port!r:.60}")
     found |= {"port": port, "host": how.get("host", "127.0.0.1")}
     if kinds[0] == "tcpSocket":
         return found

@@ -1,4 +1,4 @@
-"""What Kubernetes' objects say and is not supported here is refused by name."""
+"""Refuses values of Kubernetes' objects that are not supported, by name."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _TYPES: Final[dict[str, Callable[[int], bool]]] = {
 
 
 def check_pod(spec: dict[str, Any], place: str) -> None:
-    """Refuse what a pod says and is not supported.
+    """Refuse values of a pod that are not supported.
 
     Raises:
-        SpecError: a key, and why.
+        SpecError: with the key and the reason.
     """
     for key, (value, why) in _ONLY.items():
         if spec.get(key, value) != value:
-            raise SpecError(f"{place}: {key}: {why}; say {str(value).lower()}, or leave it out")
+            raise SpecError(f"{place}: {key}: {why}; set it to {str(value).lower()}, or remove it")
     if spec.get("dnsPolicy", "Default") not in ("Default", "ClusterFirst"):
         raise SpecError(f"{place}: dnsPolicy: {spec['dnsPolicy']!r:.60} is not supported; choose from Default")
     for each in (*spec.get("initContainers", ()), *spec["containers"]):
         for key, usual in (("terminationMessagePath", "/dev/termination-log"), ("terminationMessagePolicy", "File")):
             if each.get(key, usual) != usual:
-                raise SpecError(f"{place}.{each['name']}: {key}: there are no such messages; look into the log")
+                raise SpecError(f"{place}.{each['name']}: {key}: termination messages are not supported; read the log")
     for each in spec.get("initContainers", ()):
         for key in ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle"):
             if key in each:
-                raise SpecError(f"{place}.{each['name']}: {key}: one that runs before the others has none")
+                raise SpecError(f"{place}.{each['name']}: {key}: an init container can't have it")
 
 
 def check_path(host: dict[str, Any], place: str) -> None:
-    """Refuse a path of the host's that is not of the kind that is said; make a file that may be made.
+    """Refuse a path of the host that is not of its declared type. Create a file or directory whose type allows it.
 
     Raises:
         SpecError: it is of another kind, or missing.

@@ -1,6 +1,6 @@
-"""A project as Kubernetes' objects: a Pod, and the ConfigMaps and Secrets that it refers to.
+"""Writes a project as Kubernetes' objects: a Pod, and the ConfigMaps and Secrets that it refers to.
 
-What a Pod can't say is refused by name: nothing of a service is left out in silence.
+What a Pod can't express is refused by name. Nothing of a service is omitted silently.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _PULL: Final = {"always": "Always", "missing": "IfNotPresent", "never": "Never"}
 
 
 def objects_of(project: Project) -> list[dict[str, Any]]:
-    """Return the objects that say what a project says: the Pod last.
+    """Return the objects that a project corresponds to, the Pod last.
 
     Raises:
-        SpecError: a key that a Pod can't say.
+        SpecError: a Pod can't express a key.
     """
     return _Writing(project).objects()
 
@@ -81,9 +81,9 @@ class _Writing:
 
         for key in keys:
             if key not in _KNOWN and not key.startswith("x-"):
-                raise refuse(key, "a Pod can't say it")
+                raise refuse(key, "a Pod has no such field")
         if "image" not in keys:
-            raise refuse("build", "a Pod takes images: name one")
+            raise refuse("build", "a Pod needs an image: set 'image'")
         for other, how in keys.get("depends_on", {}).items():
             shares = f"service:{other}" in (keys.get("network_mode"), keys.get("ipc"))
             if how["condition"] != "service_completed_successfully" and not shares:
@@ -93,22 +93,24 @@ class _Writing:
         ) - {"default"}:
             raise refuse("networks", "a Pod has one network, which its containers share")
         if keys.get("network_mode", "host") != "host" and not keys["network_mode"].startswith("service:"):
-            raise refuse("network_mode", f"a Pod can't say {keys['network_mode']!r:.60}")
+            raise refuse("network_mode", f"a Pod can't have {keys['network_mode']!r:.60}")
         if ":" in keys.get("restart", ""):
-            raise refuse("restart", "a Pod can't say how often")
+            raise refuse("restart", "a Pod can't limit the number of restarts")
         if name in before and (keys.get("healthcheck") or keys.get("post_start") or keys.get("pre_stop")):
-            raise refuse("healthcheck", "one that runs before the others has neither checks nor hooks")
+            raise refuse("healthcheck", "an init container can't have health checks or hooks")
         _check_numbers(name, keys)
 
     def _of_the_pod(self, name: str, keys: Mapping[str, Any]) -> None:
-        """Say of the pod what a service says of its own; two services can't say different things."""
+        """Move the keys of a service that a Pod has only once to the Pod. They must not differ between services."""
         said = _said(name, keys)
         for key, other in _HOST:
             if keys.get(key) != "host" and other in self._spec:
-                raise SpecError(f"services.{name}.{key}: the containers of a Pod share the host's or none does")
+                raise SpecError(
+                    f"services.{name}.{key}: either all containers of a Pod share the host's namespace, or none does"
+                )
         for key, value in said.items():
             if self._spec.setdefault(key, value) != value:
-                raise SpecError(f"services.{name}: a Pod has one {key} for all of its containers")
+                raise SpecError(f"services.{name}: a Pod has one {key} for all containers")
         for key in ("labels", "annotations"):
             for label, value in keys.get(key, {}).items():
                 if self._meta.setdefault(key, {}).setdefault(label, value) != value:
@@ -122,7 +124,7 @@ class _Writing:
                 found[other] = _literal(keys[key]) if key in ("entrypoint", "command") else keys[key]
         if "pull_policy" in keys:
             if keys["pull_policy"] not in _PULL:
-                raise SpecError(f"services.{name}.pull_policy: a Pod can't say {keys['pull_policy']!r:.60}")
+                raise SpecError(f"services.{name}.pull_policy: a Pod can't have {keys['pull_policy']!r:.60}")
             found["imagePullPolicy"] = _PULL[keys["pull_policy"]]
         env = [{"name": key, "value": value} for key, value in keys.get("environment", {}).items() if value is not None]
         mounts = [self._mount(name, each) for each in keys.get("volumes", ())]
@@ -143,7 +145,7 @@ class _Writing:
         found: dict[str, Any] = {"mountPath": each["target"]}
         bind = {key: value for key, value in each.get("bind", {}).items() if key != "create_host_path"}
         if bind or each.get("consistency"):
-            raise SpecError(f"services.{service}.volumes: a Pod can't say {', '.join(bind) or 'consistency'}")
+            raise SpecError(f"services.{service}.volumes: a Pod has no field for {', '.join(bind) or 'consistency'}")
         if each["type"] == "bind":
             name = f"host-{len(self._volumes)}"
             kind = {"type": "DirectoryOrCreate"} if each.get("bind", {}).get("create_host_path") else {}
@@ -160,7 +162,7 @@ class _Writing:
         else:
             options = each.get("tmpfs", {})
             if "mode" in options:
-                raise SpecError(f"services.{service}.volumes.tmpfs.mode: a Pod can't say it")
+                raise SpecError(f"services.{service}.volumes.tmpfs.mode: a Pod has no such field")
             name = self._in_memory(options.get("size"))
         return {"name": name, **found, **({"readOnly": True} if each.get("read_only") else {})}
 
@@ -168,7 +170,7 @@ class _Writing:
         target, _, options = text.partition(":")
         given = dict(each.partition("=")[::2] for each in options.split(",") if each)
         if set(given) - {"size"}:
-            raise SpecError(f"services.{service}.tmpfs: a Pod takes a size alone, not {options}")
+            raise SpecError(f"services.{service}.tmpfs: a Pod can only set the size, not {options}")
         return {"name": self._in_memory(given.get("size")), "mountPath": target}
 
     def _in_memory(self, size: str | None) -> str:
@@ -178,9 +180,9 @@ class _Writing:
         return name
 
     def _file(self, kind: str, each: Mapping[str, Any]) -> dict[str, Any]:
-        """Put a config or secret into an object of its own, and show it as a file."""
+        """Put a config or secret into an object, and mount it as a file."""
         if "uid" in each or "gid" in each:
-            raise SpecError(f"{kind}.{each['source']}: a Pod can't say whose the file is")
+            raise SpecError(f"{kind}.{each['source']}: a Pod can't set the owner of the file")
         name, content = each["source"].replace("_", "-"), content_of(self._project, kind, each["source"])
         meta = {"apiVersion": "v1", "metadata": {"name": name}}
         key, target = "value", each.get("target", each["source"])
@@ -201,17 +203,17 @@ class _Writing:
 
 def _check_numbers(name: str, keys: Mapping[str, Any]) -> None:
     if keys.get("container_name", name) != name:
-        raise SpecError(f"services.{name}.container_name: in a Pod it is {name}")
+        raise SpecError(f"services.{name}.container_name: in a Pod it must be {name}")
     deploy = keys.get("deploy", {})
     if set(deploy) - {"replicas", "resources"} or keys.get("scale", deploy.get("replicas", 1)) != 1:
-        raise SpecError(f"services.{name}.deploy: a Pod has one container of each service, and resources")
+        raise SpecError(f"services.{name}.deploy: a Pod has one container of each service; only resources can be set")
     limits = deploy.get("resources", {})
     if "pids" in limits.get("limits", {}) or set(limits.get("reservations", {})) - {"cpus", "memory"}:
-        raise SpecError(f"services.{name}.deploy.resources: a Pod takes cpus and memory")
+        raise SpecError(f"services.{name}.deploy.resources: a Pod can only have cpus and memory")
 
 
 def _said(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a service says of itself, and a Pod of all of its containers."""
+    """Return the keys of a service that a Pod has once for all containers."""
     grace = keys.get("stop_grace_period", "10s")
     found: dict[str, Any] = {"terminationGracePeriodSeconds": _seconds(grace, f"{name}.stop_grace_period")}
     if "hostname" in keys:
@@ -223,7 +225,7 @@ def _said(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     context: dict[str, Any] = {}
     if "group_add" in keys:
         if not all(each.isdecimal() for each in keys["group_add"]):
-            raise SpecError(f"services.{name}.group_add: a Pod takes numbers")
+            raise SpecError(f"services.{name}.group_add: a Pod needs numbers")
         context["supplementalGroups"] = [int(each) for each in keys["group_add"]]
     if "sysctls" in keys:
         context["sysctls"] = [{"name": key, "value": value} for key, value in keys["sysctls"].items()]
@@ -236,14 +238,14 @@ def _completed(keys: Mapping[str, Any]) -> list[str]:
 
 
 def _literal(argv: list[str]) -> list[str]:
-    """Return words of which Kubernetes replaces nothing."""
+    """Return arguments in which Kubernetes replaces nothing."""
     return [word.replace("$(", "$$(") for word in argv]
 
 
 def _seconds(text: str, what: str) -> int:
     found = duration_s(text)
     if not found.is_integer():
-        raise SpecError(f"services.{what}: a Pod takes whole seconds, not {text}")
+        raise SpecError(f"services.{what}: a Pod needs whole seconds, not {text}")
     return int(found)
 
 
@@ -252,7 +254,7 @@ def _ports(name: str, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
     for each in keys.get("ports", ()):
         one: dict[str, Any] = {"containerPort": each["target"], "protocol": each["protocol"].upper()}
         if "published" not in each:
-            raise SpecError(f"services.{name}.ports: a Pod can't say that any port of the host's does: say which")
+            raise SpecError(f"services.{name}.ports: a Pod can't have a random port of the host: choose one")
         one["hostPort"] = int(each["published"])
         found.append({**one, "hostIP": each["host_ip"]} if each.get("host_ip") else one)
     there = {each["containerPort"] for each in found}
@@ -281,7 +283,7 @@ def _context(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     if "user" in keys:
         user, _, group = keys["user"].partition(":")
         if not user.isdecimal() or (group and not group.isdecimal()):
-            raise SpecError(f"services.{name}.user: a Pod takes numbers, not {keys['user']!r:.60}")
+            raise SpecError(f"services.{name}.user: a Pod needs numbers, not {keys['user']!r:.60}")
         found["runAsUser"] = int(user)
         if group:
             found["runAsGroup"] = int(group)
@@ -295,19 +297,19 @@ def _context(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
             case "seccomp:unconfined":
                 found["seccompProfile"] = {"type": "Unconfined"}
             case _:
-                raise SpecError(f"services.{name}.security_opt: a Pod can't say {option!r:.60}")
+                raise SpecError(f"services.{name}.security_opt: a Pod has no field for {option!r:.60}")
     capabilities = {other: keys[key] for key, other in (("cap_add", "add"), ("cap_drop", "drop")) if key in keys}
     return {**found, "capabilities": capabilities} if capabilities else found
 
 
 def _hook(name: str, hooks: list[dict[str, Any]]) -> dict[str, Any]:
     if len(hooks) > 1 or set(hooks[0]) - {"command"}:
-        raise SpecError(f"services.{name}: a Pod takes one hook of a kind, and its command alone")
+        raise SpecError(f"services.{name}: a Pod can have one hook of each kind, with a command only")
     return {"exec": {"command": hooks[0]["command"]}}
 
 
 def _probes(name: str, check: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the probes that a health check means: one that does not pass makes a container unready, no more."""
+    """Return the probes for a health check. A failed check makes a container unready, and does not restart it."""
     test = check.get("test", [])
     if not test or test[0] == "NONE" or check.get("disable"):
         return {}

@@ -1,4 +1,4 @@
-"""Load compose files: read, interpolate, extend, include, merge; pure but for the files that are read.
+"""Loads compose files: read, interpolate, extend, include, merge. It only reads files.
 
 Source: the compose specification, "Interpolation", "Include", "Extends", "Merge", "Profiles".
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["FILES", "Loading", "find_files", "project_name"]
 
 FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
-"""Names that are looked for, in this order."""
+"""The names of compose files, in the order of the search."""
 
 _KEPT: Final = ("services", "networks", "volumes", "secrets", "configs", "models")
 _REMOTE: Final = re.compile(r"(?:https?|git|ssh|oci)://|git@|.*\.git(?:[#?].*)?\Z")
@@ -33,12 +33,12 @@ _file: Final = fields(MODEL)
 
 
 def project_name(text: str) -> str:
-    """Return a text as a project's name: lower case, without what can't be in one."""
+    """Return a text as a project's name: in lower case, without invalid characters."""
     return re.sub(r"[^a-z0-9_-]", "", text.lower()).lstrip("_-")
 
 
 def find_files(directory: str) -> list[str]:
-    """Return the file that stands in a directory or above it, and its override.
+    """Return the compose file in a directory or above it, and its override file.
 
     Raises:
         SpecError: there is none.
@@ -51,7 +51,7 @@ def find_files(directory: str) -> list[str]:
                 overrides = (os.path.join(at, f"{stem}.override{dot}{end}") for end in ("yml", "yaml"))
                 return [path, *[each for each in overrides if os.path.isfile(each)][:1]]
         if at == "/":
-            raise SpecError(f"no compose file in {directory} or above: there is not one of {', '.join(FILES)}")
+            raise SpecError(f"no compose file in {directory} or above: none of {', '.join(FILES)} exists")
         at = os.path.dirname(at)
 
 
@@ -74,12 +74,12 @@ class Loading:
         """Return the merged model of files.
 
         Args:
-            files: paths, the later over the earlier.
-            base: where relative paths start.
-            included: the files that have led here by ``include``.
+            files: paths. Later files override earlier ones.
+            base: the directory of relative paths.
+            included: the chain of files whose ``include`` led to these.
 
         Raises:
-            SpecError: whatever is wrong with them.
+            SpecError: a file can't be read, or is invalid.
         """
         found: dict[str, Any] = {}
         for path in files:
@@ -88,7 +88,7 @@ class Loading:
         return without_marks(found)  # type: ignore[no-any-return] # of a mapping it is one
 
     def named(self, files: list[str]) -> str:
-        """Return the name that the last of the files that have one gives the project; empty without one."""
+        """Return the project's name from the last file that sets one, or an empty string."""
         found = ""
         for path in files:
             for document in self._documents(path):
@@ -109,10 +109,10 @@ class Loading:
             raise SpecError(f"{path}: {reason}") from error
         found = parse_yaml(self._texts[path], path)
         if not any(each for each in found):
-            raise SpecError(f"{path}: an empty compose file")
+            raise SpecError(f"{path}: the compose file is empty")
         for each in found:
             if each is not None and not isinstance(each, dict):
-                raise SpecError(f"{path}: must be a mapping, with 'services' and the like")
+                raise SpecError(f"{path}: must be a mapping with keys such as 'services'")
         return [each for each in found if each is not None]
 
     def _one(self, document: dict[str, Any], place: Place, included: tuple[str, ...]) -> dict[str, Any]:
@@ -190,6 +190,8 @@ class Loading:
             for name, each in (other.get(kind) or {}).items():
                 there = (made.get(kind) or {}).get(name)
                 if there is not None and there != each:
-                    raise SpecError(f"{place.file}: {kind}.{name} is in the included {files[0]} too, and differs")
+                    raise SpecError(
+                        f"{place.file}: {kind}.{name} is also in the included {files[0]}, with a different value"
+                    )
                 made[kind] = {**(made.get(kind) or {}), name: each}
         return made

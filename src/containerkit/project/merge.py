@@ -1,4 +1,4 @@
-"""Merge what several files, and several services, say; both in their long forms.
+"""Merges the models of several files, and of services that extend each other. All are in their long forms.
 
 Source: the compose specification, "Merge".
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["merged", "merged_service", "without_marks"]
 
 _REPLACED: Final = frozenset({"command", "entrypoint", "healthcheck.test", "extends"})
-"""Keys of a service whose later value stands alone."""
+"""Keys of a service whose later value replaces the earlier one."""
 
 
 def _by(*names: str) -> Callable[[Any], object]:
@@ -24,7 +24,7 @@ def _by(*names: str) -> Callable[[Any], object]:
 
 
 def _port(item: Any) -> object:
-    host = item.get("host_ip") or "0.0.0.0"  # noqa: S104 - what no address means
+    host = item.get("host_ip") or "0.0.0.0"  # noqa: S104 - the meaning of no address
     return host, item.get("published"), item["target"], item["protocol"]
 
 
@@ -40,7 +40,7 @@ _KEYED: Final[dict[str, Callable[[Any], object]]] = {
     "ports": _port, "volumes": _by("target"), "devices": _by("target"), "configs": _mounted, "secrets": _secret,
     "env_file": _by("path"),
 }  # fmt: skip
-"""Lists of a service in which what has the same key stands in the place of what stood there before."""
+"""Lists of a service in which an entry replaces an earlier one with the same key."""
 
 _ONCE: Final = frozenset(
     {
@@ -48,21 +48,21 @@ _ONCE: Final = frozenset(
         "label_file", "build.tags", "build.extra_hosts", "networks.aliases",
     }
 )  # fmt: skip
-"""Lists of a service in which each value counts once."""
+"""Lists of a service in which duplicates are dropped."""
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Return a file's model with that of a later one over it; neither is changed."""
+    """Return a file's model merged with that of a later file. Neither argument is changed."""
     return _mapping(base, over, ())
 
 
 def merged_service(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Return a service with another over it, which extends it."""
+    """Return a service merged with one that extends it."""
     return _mapping(base, over, ("services", ""))
 
 
 def without_marks(value: Any) -> Any:
-    """Return a value as it is when nothing stands before it: marks of merging have had their effect."""
+    """Return a value without the marks ``!reset`` and ``!override``, after all merging."""
     if isinstance(value, Override):
         return without_marks(value.value)
     if isinstance(value, dict):

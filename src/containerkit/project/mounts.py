@@ -1,4 +1,4 @@
-"""What a service's keys mean for the files of its containers: mounts, volumes, configs, secrets."""
+"""Turns the keys of a service into the files of its containers: mounts, volumes, configs, secrets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from containerkit.errors import SpecError
+from containerkit.spec.devices import device
 from containerkit.spec.mount import Mount
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ def mounts_of(
             anonymous.add(target)
         else:
             mounts.append(_named(project, each, target, image, volume_path))
+    mounts += [device(f"{each['source']}:{each['target']}") for each in keys.get("devices", ())]
     return mounts, anonymous
 
 
 def _of_others(project: Project, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the volumes of the services in ``volumes_from``, without those whose place is taken."""
+    """Return the volumes of the services in ``volumes_from``, without those whose target is already used."""
     taken = {each["target"] for each in keys.get("volumes", ())}
     found: dict[str, dict[str, Any]] = {}
     for text in keys.get("volumes_from", ()):
@@ -58,11 +60,11 @@ def _bind(each: Mapping[str, Any], target: str, *, readonly: bool) -> Mount:
     source = each["source"]
     if not os.path.lexists(source):
         if not options.get("create_host_path"):
-            raise SpecError(f"volumes: {source}: there is no such path; or say bind: {{create_host_path: true}}")
+            raise SpecError(f"volumes: {source}: no such path; create it, or set bind: {{create_host_path: true}}")
         os.makedirs(source)
     propagation: Any = options.get("propagation", "private").removeprefix("r")
     recursive = options.get("recursive", "enabled") != "disabled"
-    # The kernel's own filesystems take no id map; others' files in them are nobody's inside.
+    # The kernel's own filesystems support no id map. Their files of other users belong to nobody inside.
     own = not re.match(r"/(proc|sys|dev(?!/shm/))(/|\Z)", os.path.realpath(source))
     return Mount.bind(
         source, target, readonly=readonly, recursive=recursive, propagation=propagation, idmap=own, nodev=own
@@ -100,14 +102,14 @@ def _tmpfs(text: str) -> Mount:
         elif name in ("noexec", "nosuid", "nodev"):
             found[name] = True
         elif name not in ("rw", "exec", "suid", "dev"):
-            raise SpecError(f"tmpfs: {text!r}: unknown option {name!r}; there are size, mode, ro and noexec")
+            raise SpecError(f"tmpfs: {text!r}: unknown option {name!r}; choose from size, mode, ro and noexec")
     return Mount.tmpfs(target, **found)
 
 
 def files_of(
     project: Project, keys: Mapping[str, Any]
 ) -> tuple[list[Mount], tuple[tuple[str, str, int, int, int], ...]]:
-    """Return the mounts of configs and secrets, and those that are written because of their mode or owner."""
+    """Return the mounts of configs and secrets, and the files to write: those with a mode or an owner."""
     mounts: list[Mount] = []
     written: list[tuple[str, str, int, int, int]] = []
     for kind in ("configs", "secrets"):
@@ -130,7 +132,7 @@ def files_of(
 
 
 def content_of(project: Project, kind: str, name: str) -> str:
-    """Return what a config or secret holds.
+    """Return the content of a config or secret.
 
     Raises:
         SpecError: its file can't be read, or its variable is not set.

@@ -1,4 +1,4 @@
-"""What a project's networks mean: each its own network, that its containers are on by their services' names."""
+"""Turns a project's networks into networks of the library, on which containers have their services' names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["connection", "described"]
 
 
 def described(name: str, keys: Mapping[str, Any]) -> Network | None:
-    """Return the description of a network, None for one that is there without the project.
+    """Return the description of a network, or None for an external one.
 
     Raises:
-        SpecError: something is not supported.
+        SpecError: a value is not supported.
     """
     if keys.get("external"):
         return None
@@ -37,7 +37,7 @@ def described(name: str, keys: Mapping[str, Any]) -> Network | None:
     options = keys.get("driver_opts", {})
     mtu = options.get("com.docker.network.driver.mtu", "1500")
     if not mtu.isdecimal():
-        raise SpecError(f"networks.{name}.driver_opts.com.docker.network.driver.mtu: {mtu!r:.60} is no number")
+        raise SpecError(f"networks.{name}.driver_opts.com.docker.network.driver.mtu: {mtu!r:.60} is not a number")
     return Network(
         _short(keys["name"]), subnets=tuple(subnets), internal=bool(keys.get("internal")), mtu=int(mtu),
         isolated=options.get("com.docker.network.bridge.enable_icc") == "false",
@@ -50,7 +50,7 @@ def _check_gateway(name: str, each: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise SpecError(f"networks.{name}.ipam: {error}") from None
     if each.get("gateway", str(first)) != str(first):
-        raise SpecError(f"networks.{name}.ipam.gateway: it is the first address of the subnet, {first}")
+        raise SpecError(f"networks.{name}.ipam.gateway: it must be the first address of the subnet, {first}")
 
 
 def _short(name: str) -> str:
@@ -68,16 +68,16 @@ def connection(
 
     Args:
         project: the project.
-        service: whose container it is.
-        container: its name.
-        networks: those that are open.
+        service: the service of the container.
+        container: the container's name.
+        networks: the open networks.
         shared: returns the container of a service whose network is shared.
     """
     keys = project.model["services"][service]
     mode = keys.get("network_mode")
     if mode in ("none", "host"):
         if keys.get("ports") and mode == "none":
-            raise SpecError(f"services.{service}.ports: there are none without a network")
+            raise SpecError(f"services.{service}.ports: ports need a network")
         return {"network": mode}
     if mode is not None and mode.startswith("service:"):
         return {"network": shared(mode.removeprefix("service:"))}

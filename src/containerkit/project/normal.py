@@ -1,4 +1,4 @@
-"""What a merged model leaves open is filled in, and what it says is checked as a whole.
+"""Fills in the defaults of a merged model, and checks the model as a whole.
 
 Source: the compose specification.
 """
@@ -21,7 +21,7 @@ _KINDS: Final = ("networks", "volumes", "configs", "secrets")
 
 
 def fill(model: dict[str, Any], name: str, base: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    """Return the model with defaults: names, the default network, what depends on what, values from the caller.
+    """Return the model with defaults: names, the default network, implied dependencies, values from the caller.
 
     Args:
         model: the merged model.
@@ -72,7 +72,7 @@ def _resolved(pairs: Mapping[str, str | None], variables: Mapping[str, str]) -> 
 
 
 def _implied(service: dict[str, Any]) -> dict[str, Any]:
-    """Return the services that must run before another because it shares something of theirs."""
+    """Return the services that must run before this one because it shares a resource of theirs."""
     found: dict[str, Any] = {}
     for link in service.get("links", ()):
         found[link.partition(":")[0]] = True
@@ -89,21 +89,21 @@ def _implied(service: dict[str, Any]) -> dict[str, Any]:
 
 
 def select(model: dict[str, Any], profiles: Iterable[str], services: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the model with the services of active profiles alone.
+    """Return the model with only the services of active profiles.
 
     Args:
         model: a filled model.
         profiles: those that are active; ``*`` stands for all.
-        services: services that are asked for by name, whose profiles become active.
+        services: services that are selected by name. Their profiles become active.
 
     Raises:
-        SpecError: a service that there is not.
+        SpecError: a service does not exist.
     """
     active = set(profiles)
     everything = model["services"]
     for name in services:
         if name not in everything:
-            raise SpecError(f"no service {name!r}; there are {', '.join(everything) or 'none'}")
+            raise SpecError(f"no service {name!r}; the services are {', '.join(everything) or 'none'}")
         active |= set(everything[name].get("profiles", ()))
     kept = {
         name: each
@@ -143,7 +143,7 @@ def references(service: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def with_files(service: dict[str, Any], name: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    """Return a service with what its ``env_file`` and ``label_file`` hold, in their place.
+    """Return a service with the content of its ``env_file`` and ``label_file`` in place of these keys.
 
     Raises:
         SpecError: a file that is required can't be read.
@@ -153,7 +153,9 @@ def with_files(service: dict[str, Any], name: str, variables: Mapping[str, str])
     for each in service.get("env_file", ()):
         if not os.path.exists(each["path"]):
             if each["required"]:
-                raise SpecError(f"services.{name}.env_file: there is no {each['path']}; or say required: false")
+                raise SpecError(
+                    f"services.{name}.env_file: no such file {each['path']}; create it, or set required: false"
+                )
             continue
         known = {key: value for key, value in found.items() if value is not None}
         found |= read_dotenv(each["path"], {**known, **variables}, raw=each.get("format") == "raw")
@@ -168,10 +170,10 @@ def with_files(service: dict[str, Any], name: str, variables: Mapping[str, str])
 
 
 def check(model: dict[str, Any]) -> None:
-    """Check what can only be seen in the whole.
+    """Check the relations between parts of the model.
 
     Raises:
-        SpecError: names that mean nothing, keys that exclude each other, dependencies in a circle.
+        SpecError: a reference to nothing, keys that exclude each other, or dependencies in a circle.
     """
     for kind, keys in (("configs", ("file", "environment", "content")), ("secrets", ("file", "environment"))):
         for name, each in (model.get(kind) or {}).items():
@@ -221,7 +223,7 @@ def _check_numbers(service: dict[str, Any]) -> None:
     if count < 0:
         raise SpecError("scale: it must be 0 or more")
     if count > 1 and "container_name" in service:
-        raise SpecError("container_name: several containers can't have one name")
+        raise SpecError("container_name: several containers can't have the same name")
     resources = deploy.get("resources", {})
     for key, part, other in (
         ("cpus", "limits", "cpus"), ("mem_limit", "limits", "memory"), ("pids_limit", "limits", "pids"),
@@ -243,7 +245,7 @@ def _check_targets(service: dict[str, Any]) -> None:
 
 
 def order(services: Mapping[str, Any]) -> list[str]:
-    """Return the names of the services, each after those that it depends on.
+    """Return the names of the services, each after its dependencies.
 
     Raises:
         SpecError: they depend on each other in a circle.

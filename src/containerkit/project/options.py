@@ -15,7 +15,7 @@ __all__ = ["ServiceOptions"]
 
 
 class ServiceOptions(TypedDict, total=False):
-    """What a service is. Source: the compose specification, "Services"."""
+    """The keys of a service. Source: the compose specification, "Services"."""
 
     annotations: Pairs
     attach: bool

@@ -1,6 +1,7 @@
-"""What has to be done so that a project is as it is described: a graph of steps, as a value.
+"""Plans of projects: the steps that bring a project into its described state, as a graph.
 
-A plan comes of a project and of what runs. It touches nothing; :class:`containerkit.project.stack.Stack` performs it.
+A plan is computed from a project and the running containers. It changes nothing;
+:class:`containerkit.project.stack.Stack` performs it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class Step:
     """One step.
 
     Attributes:
-        action: what is done.
-        target: to what: a service, a network, a volume or a container.
-        after: the steps that must be done before, by their names.
-        detail: for people, and the condition of a wait.
+        action: what to do.
+        target: the service, network, volume or container to do it to.
+        after: the names of the steps that must be done before.
+        detail: a note for people, or the condition of a wait.
     """
 
     action: Action
@@ -42,17 +43,17 @@ class Step:
 
     @property
     def name(self) -> str:
-        """What others call it by."""
+        """The name by which other steps refer to it."""
         return f"{self.action} {self.target}{f' {self.detail}' if self.action == 'wait' else ''}"
 
 
 @attrs.frozen
 class Observed:
-    """A container that is there.
+    """An existing container.
 
     Attributes:
-        service: whose it is.
-        fingerprint: of the service as it was then.
+        service: the name of its service.
+        fingerprint: of the service when the container was created.
     """
 
     service: str
@@ -64,7 +65,7 @@ class Plan:
     """The steps, each after those that it needs. ``print(plan)`` shows them.
 
     Attributes:
-        steps: in an order in which they could be done one by one.
+        steps: in a valid sequential order.
     """
 
     steps: tuple[Step, ...]
@@ -82,7 +83,7 @@ class Plan:
 
 
 def fingerprint(project: Project, service: str) -> str:
-    """Return what changes exactly when a service's containers have to be replaced."""
+    """Return a value that changes if and only if a service's containers must be replaced."""
     keys = {key: value for key, value in project.model["services"][service].items() if key not in _NOT_OF_CONTAINERS}
     deploy = {key: value for key, value in keys.get("deploy", {}).items() if key in ("resources", "restart_policy")}
     used = {
@@ -120,18 +121,18 @@ def up_plan(
     keep: bool = False,
     back: bool = False,
 ) -> Plan:
-    """Return what has to be done so that services run as described.
+    """Return the plan that makes services run as described.
 
     Args:
         project: the project.
-        observed: the containers that run, by name.
+        observed: the running containers, by name.
         open_networks: the networks that are open.
-        services: which, with what they depend on (default: all, and what the project has no more is stopped).
+        services: which services, with their dependencies (default: all; containers of removed services are stopped).
         scale: other numbers of containers, by service.
-        deps: whether what the services depend on is started and waited for, too (default True).
-        recreate: services whose containers are replaced even if they are as described.
-        keep: let containers run that are not as described any more (default False).
-        back: it is a return to what was before, which goes by ``rollback_config``.
+        deps: also start the dependencies of the services, and wait for them (default True).
+        recreate: services whose containers are replaced even if they are unchanged.
+        keep: keep containers whose description has changed (default False).
+        back: the plan is a rollback, which follows ``rollback_config`` (default False).
     """
     planning = _Planning(project, observed, frozenset(open_networks), dict(scale or {}))
     planning.deps, planning.recreate, planning.keep, planning.back = deps, frozenset(recreate), keep, back
@@ -159,7 +160,7 @@ class _Planning:
         if services is None:
             for name, each in self._observed.items():
                 if each.service not in self._services:
-                    self._add(Step("stop", name, detail="it is not in the project any more", service=each.service))
+                    self._add(Step("stop", name, detail="it is no longer in the project", service=each.service))
         for service in chosen:
             self._service(service)
         return Plan(tuple(self._steps.values()))
@@ -183,7 +184,7 @@ class _Planning:
         names = replica_names(self._project, service, self._scale.get(service))
         there = {name: each for name, each in self._observed.items() if each.service == service}
         for name in there.keys() - set(names):
-            self._add(Step("stop", name, detail="one less is wanted", service=service))
+            self._add(Step("stop", name, detail="fewer containers are requested", service=service))
         again = service in self.recreate
         differs = [name for name in names if name in there and (there[name].fingerprint != mark or again)]
         stale = [] if self.keep else differs
@@ -197,7 +198,7 @@ class _Planning:
         self._replace(service, keys, stale, needed)
 
     def _replace(self, service: str, keys: Mapping[str, Any], stale: list[str], needed: list[str]) -> None:
-        """Replace containers, by default one at a time, so that the others serve meanwhile."""
+        """Replace containers, by default one at a time, so that the others stay available."""
         how = keys.get("deploy", {}).get("rollback_config" if self.back else "update_config", {})
         together = how.get("parallelism", 1) or len(stale)
         before: tuple[str, ...] = ()
@@ -239,7 +240,7 @@ def _is_checked(keys: Mapping[str, Any]) -> bool:
 
 
 def down_plan(project: Project, observed: Mapping[str, Observed], networks: Collection[str]) -> Plan:
-    """Return what has to be done so that nothing runs: each service ends before those that it depends on."""
+    """Return the plan that stops everything: each service ends before its dependencies."""
     steps: list[Step] = []
     stops: dict[str, list[str]] = {}
     services = project.model["services"]

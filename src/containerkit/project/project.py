@@ -33,7 +33,7 @@ _model = fields(MODEL)
 
 
 class Service:
-    """One service of a project: what a compose file says below ``services.NAME``.
+    """One service of a project, like an entry of ``services`` in a compose file.
 
     ::
 
@@ -43,7 +43,7 @@ class Service:
         keys: the keys of the compose specification, in their short or long forms.
 
     Attributes:
-        keys: the same in their long forms.
+        keys: the keys in their long forms.
 
     Raises:
         SpecError: an unknown key, or a value is invalid.
@@ -58,7 +58,7 @@ class Service:
 
     @classmethod
     def of(cls, keys: Mapping[str, Any]) -> Service:
-        """Return the service with keys that are in their long forms already."""
+        """Return a service whose keys are already in their long forms."""
         made = cls.__new__(cls)
         made.keys = dict(keys)
         return made
@@ -74,24 +74,24 @@ class Service:
 
     @property
     def image(self) -> str | None:
-        """The name of its image, None where it is only built."""
+        """The name of its image, None if it is only built."""
         return self.keys.get("image")
 
     @property
     def scale(self) -> int:
-        """How many containers it has."""
+        """The number of its containers."""
         deploy = self.keys.get("deploy", {})
         count: int = self.keys.get("scale", deploy.get("replicas", 1))
         return count
 
     @property
     def depends_on(self) -> dict[str, str]:
-        """The services that must run before it, each with the condition."""
+        """The services that it depends on, each with the condition."""
         return {name: how["condition"] for name, how in self.keys.get("depends_on", {}).items()}
 
     @property
     def stop_grace_s(self) -> float:
-        """Seconds that it has to end by itself (default 10)."""
+        """The time that it has to end by itself, in seconds (default 10)."""
         return duration_s(self.keys.get("stop_grace_period", "10s"))
 
 
@@ -106,17 +106,17 @@ class Project:
             stack["web"].run(["true"])
 
     Args:
-        services: by name, a :class:`Service` each.
+        services: by name, each a :class:`Service`.
         name: of the project: lower-case letters, digits, ``_`` and ``-`` (default: ``"project"``).
         networks, volumes, configs, secrets: as in a compose file, by name.
-        directory: where relative paths start (default: the working directory).
+        directory: the directory of relative paths (default: the working directory).
 
     Attributes:
-        model: all of it in its long form, as ``containerkit compose config`` shows it.
-        variables: of the caller and of ``.env``, for interpolation and for what is taken from the environment.
+        model: the whole project in its long form, as ``containerkit compose config`` shows it.
+        variables: those of the caller and of ``.env``, for interpolation and for values from the environment.
 
     Raises:
-        SpecError: an unknown key, a value is invalid, or names that mean nothing.
+        SpecError: an unknown key, an invalid value, or a reference to nothing.
 
     Source: the compose specification.
     """
@@ -177,19 +177,19 @@ class Project:
         """Read compose files. Nothing is started.
 
         Args:
-            files: the later are merged over the earlier; ``-`` is standard input (default: ``COMPOSE_FILE``, else
+            files: later files are merged over earlier ones; ``-`` is standard input (default: ``COMPOSE_FILE``, else
                 ``compose.yaml`` or its like in the working directory or above, with its override).
             name: of the project (default: ``COMPOSE_PROJECT_NAME``, the files' ``name``, the directory's name).
-            directory: where relative paths start (default: that of the first file).
-            profiles: which are active (default: ``COMPOSE_PROFILES``).
-            env: variables for interpolation (default: ``os.environ``); they win over those of ``.env``.
+            directory: the directory of relative paths (default: that of the first file).
+            profiles: the active profiles (default: ``COMPOSE_PROFILES``).
+            env: variables for interpolation (default: ``os.environ``). They take precedence over ``.env``.
             env_files: files of variables (default: ``.env`` in the directory).
-            services: services that are asked for by name; their profiles become active.
+            services: services that are selected by name. Their profiles become active.
             interpolate: whether variables are replaced (default True).
             unset: called with the name of each variable that is missing and has no default.
 
         Raises:
-            SpecError: whatever is wrong with the files, with path and line or key.
+            SpecError: a file can't be read or is invalid; with its path, and the line or key.
             UnsupportedError: PyYAML is not installed.
         """
         caller = dict(os.environ if env is None else env)
@@ -211,33 +211,33 @@ class Project:
             profiles if profiles is not None else filter(None, variables.get("COMPOSE_PROFILES", "").split(","))
         )
         made = cls.__new__(cls)
-        made._set(model, chosen, base, loading.variables, active, services)  # noqa: SLF001 - it is one of this class
+        made._set(model, chosen, base, loading.variables, active, services)  # noqa: SLF001 - an object of this class
         return made
 
     @classmethod
     def of(cls, model: Mapping[str, Any], directory: str, variables: Mapping[str, str]) -> Project:
-        """Return the project with a model that is whole and checked already, such as another process's."""
+        """Return the project of a model that is complete and checked, such as one from another process."""
         made = cls.__new__(cls)
         made.__attrs_init__(model=model, directory=directory, variables=variables)
         return made
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the project."""
         found: str = self.model["name"]
         return found
 
     @property
     def services(self) -> dict[str, Service]:
-        """Its services, each after those that it depends on."""
+        """Its services, each after its dependencies."""
         every = self.model["services"]
         return {name: Service.of(every[name]) for name in normal.order(every)}
 
     def plan(self, observed: Mapping[str, Observed] | None = None) -> Plan:
-        """Return what has to be done so that it runs; nothing is touched, and ``print()`` shows it.
+        """Return the plan that starts it. Nothing is changed; ``print()`` shows the plan.
 
         Args:
-            observed: what runs already, of :meth:`containerkit.project.stack.Stack.observed` (default: nothing).
+            observed: the running containers, from :meth:`containerkit.project.stack.Stack.observed` (default: none).
 
         Raises:
             SpecError: the project uses something that is not supported.
@@ -257,15 +257,15 @@ class Project:
         pull: Literal["missing", "always", "never"] | None = None,
         log: Callable[[str], object] = lambda _: None,
     ) -> Stack:
-        """Start it, as the caller's own: when the caller ends, or leaves the ``with``, all of it is gone.
+        """Start it in this process: when the process ends, or leaves the ``with``, everything is stopped.
 
         Args:
-            wait: seconds to wait until all of it is ready: runs, and is healthy where that is checked (default: no
-                longer than conditions of dependencies ask for).
-            services: which, with what they depend on (default: all).
+            wait: the time to wait until everything is ready, in seconds: all containers run, and those with a health
+                check are healthy (default: wait only for the conditions of dependencies).
+            services: which services, with their dependencies (default: all).
             scale: numbers of containers, by service (default: as described).
-            build: build images even if they are there (default False).
-            pull: when images are pulled (default: as the services say, or missing).
+            build: build images even if they exist (default False).
+            pull: ``"missing"``, ``"always"`` or ``"never"`` (default: the services' ``pull_policy``, or missing).
             log: called with each step.
 
         Raises:
@@ -292,14 +292,14 @@ class Project:
         services: ListOf[str] | None = None,
         log: Callable[[str], object] = lambda _: None,
     ) -> Remote:
-        """Start it in a process of its own, which holds it until ``down``; the caller may end.
+        """Start it in a separate process, which holds it until ``down``. The caller may end.
 
         Args:
             wait, services, log: as for :meth:`up`.
 
         Raises:
             SpecError: the project uses something that is not supported; nothing was made.
-            StateError: it is up already, or could not be started; nothing is left behind.
+            StateError: it is already up, or could not be started; nothing is left behind.
         """
         from containerkit.project import support
         from containerkit.project.remote import detach
@@ -312,7 +312,7 @@ class Project:
 
 
 def _plain(value: Any) -> Any:
-    """Return mappings and sequences of any type as those that a file has."""
+    """Return a value with all mappings as dicts and all sequences as lists."""
     if isinstance(value, MappingABC):
         return {str(key): _plain(each) for key, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, (list, tuple, set, frozenset)) else value
@@ -321,7 +321,7 @@ def _plain(value: Any) -> Any:
 def _check_name(name: str) -> None:
     if not name or project_name(name) != name:
         raise SpecError(
-            f"project name {name!r:.60}: lower-case letters, digits, '_' and '-' alone, first a letter or digit"
+            f"project name {name!r:.60}: only lower-case letters, digits, '_' and '-'; the first is a letter or digit"
         )
 
 

@@ -1,6 +1,6 @@
-"""What a service's keys mean for a container: its description, its command, its mounts.
+"""Turns the keys of a service into a container: its description, its command, its mounts.
 
-What is not supported is refused before, by :mod:`containerkit.project.support`.
+:mod:`containerkit.project.support` has refused before what is not supported.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 __all__ = ["PROBES", "Recipe", "health_of", "network_options", "ports_of", "recipe"]
 
 PROBES: Final = "x-probes"
-"""The key of a service by which a pod gives the checks that compose files have no words for."""
+"""The key of a service that contains the checks of a pod that compose files can't express."""
 
 _DEFAULT_RETRIES: Final = 3
 
 
 @attrs.frozen(kw_only=True)
 class Recipe:
-    """What a container of a service is made of.
+    """The arguments from which a container of a service is created.
 
     Attributes:
         container: arguments of :class:`containerkit.Container`, without those of the network.
         command: arguments of ``popen``.
         argv: the program and its arguments.
-        files: path, content, mode, uid and gid of what is written inside before the command starts.
-        check: how its health is looked at, or None.
-        alive: where this fails the command starts again, or None.
-        started: the other two only begin once this has passed, or None.
-        stop_signal: the name or number of what asks it to end; None for that of the image.
+        files: path, content, mode, uid and gid of the files that are written inside before the command starts.
+        check: its health check, or None.
+        alive: the check whose failure restarts the command, or None.
+        started: the check that must pass before the other two begin, or None.
+        stop_signal: the name or number of the signal that asks it to end; None for that of the image.
     """
 
     container: dict[str, Any]
@@ -59,7 +59,7 @@ class Recipe:
 
     @property
     def is_watched(self) -> bool:
-        """Whether anything of it is looked at again and again."""
+        """Whether it has any check."""
         return any(each is not None for each in (self.check, self.alive, self.started))
 
 
@@ -71,15 +71,15 @@ def recipe(
     volume_path: Callable[[str, str, Image], str],
     shared: Callable[[str], Container],
 ) -> Recipe:
-    """Return what a container of a service is made of.
+    """Return the arguments for a container of a service.
 
     Args:
         project: the project.
         service: the service's name.
         image: its image.
         name: of the container.
-        volume_path: returns the directory of a volume, by its name, the path inside and the image.
-        shared: returns the container of a service, of which something is shared.
+        volume_path: returns the directory of a volume, given its name, the path inside and the image.
+        shared: returns the container of a service whose namespaces are shared.
 
     Raises:
         SpecError: a value is invalid.
@@ -93,7 +93,7 @@ def recipe(
     taken = {mount.target for mount in mounts}
     volumes = find_volumes(root.lowers, tuple({each.target for each in root.volumes} - taken | anonymous))
     if files and keys.get("read_only"):
-        raise SpecError("configs and secrets with uid, gid or mode need a root that can be written to")
+        raise SpecError("configs and secrets with uid, gid or mode need a writable root filesystem")
     container: dict[str, Any] = {
         "rootfs": attrs.evolve(root, volumes=volumes, readonly=bool(keys.get("read_only"))),
         "mounts": tuple(sorted((*mounts, *file_mounts), key=lambda mount: mount.target.count("/"))),
@@ -108,7 +108,7 @@ def recipe(
     command = _command(keys, image)
     argv = _argv(keys, image)
     if not argv:
-        raise SpecError(f"services.{service}.command: the image names none: say which")
+        raise SpecError(f"services.{service}.command: the image has no command: set one")
     probes = {
         kind: Check(**{**each, "argv": tuple(each.get("argv", ()))}) for kind, each in keys.get(PROBES, {}).items()
     }
@@ -152,7 +152,7 @@ def _command(keys: Mapping[str, Any], image: Image) -> dict[str, Any]:
 
 
 def health_of(keys: Mapping[str, Any], image: Image) -> Check | None:
-    """Return how the health of a service is looked at: as it says, else as its image says."""
+    """Return the health check of a service: its own, otherwise that of its image."""
     given = keys.get("healthcheck", {})
     if given.get("disable") or given.get("test", [""])[:1] == ["NONE"]:
         return None
@@ -172,7 +172,7 @@ def health_of(keys: Mapping[str, Any], image: Image) -> Check | None:
 
 
 def ports_of(keys: Mapping[str, Any]) -> tuple[Port, ...]:
-    """Return the ports of the host that lead to a service; without an address, those of all its addresses."""
+    """Return the published ports of a service. A port without an address is published on all addresses of the host."""
     found = []
     for each in keys.get("ports", ()):
         published = each.get("published", "0")
@@ -180,13 +180,13 @@ def ports_of(keys: Mapping[str, Any]) -> tuple[Port, ...]:
             raise SpecError(f"ports: one port can't be published on the range {published}; give one port, or none")
         if each["protocol"] == "sctp":
             raise SpecError("ports: sctp is not supported; choose from tcp and udp")
-        host = each.get("host_ip") or "0.0.0.0"  # noqa: S104 - what the specification says of a port without address
+        host = each.get("host_ip") or "0.0.0.0"  # noqa: S104 - specified for a port without address
         found.append(Port(int(published), each["target"], each["protocol"], host=host))
     return tuple(found)
 
 
 def network_options(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a container that go with any network of its own: ports, names, servers."""
+    """Return the arguments of a container that any separate network takes: ports, names, servers."""
     found: dict[str, Any] = {"publish": ports_of(keys)}
     hosts = dict(each.split("=", 1) for each in keys.get("extra_hosts", ()))
     if hosts:

@@ -1,4 +1,4 @@
-"""A project that another process holds, as seen from here."""
+"""The client of a project that another process holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Remote", "detach"]
 
 
 class Remote:
-    """A project that is up, held by a process of its own.
+    """A running project that a separate process holds.
 
     Args:
         name: of the project.
@@ -55,7 +55,7 @@ class Remote:
         return items[-1]
 
     def stream(self, verb: str, *, fds: tuple[int, ...] = (), **request: Any) -> Iterator[Any]:
-        """Send a request and go through what comes; the result is last.
+        """Send a request and iterate over its items. The result is last.
 
         Raises:
             StateError: it could not be done, or the project went down meanwhile.
@@ -75,22 +75,22 @@ class Remote:
                     yield value
                     if kind == "done":
                         return
-        raise StateError(f"project {self.name}: it went down")
+        raise StateError(f"project {self.name}: it ended before it answered")
 
 
 def project_request(project: Project) -> dict[str, Any]:
-    """Return a project as a request has it."""
+    """Return a project as part of a request."""
     return {"model": project.model, "directory": project.directory, "variables": dict(project.variables)}
 
 
 def detach(project: Project, log: Callable[[str], object], *, by_fork: bool = False, **options: Any) -> Remote:
-    """Start a project in a process of its own, and return when it is up.
+    """Start a project in a separate process, and return when it is up.
 
     Args:
         project: the project.
         log: called with each step.
-        by_fork: whether that process is a fork of the caller, which has no other threads: it is ready sooner than a
-            new interpreter (default False).
+        by_fork: fork the caller, which must have no other threads. A fork is ready sooner than a new interpreter
+            (default False).
         options: of :meth:`containerkit.project.project.Project.up`.
 
     Raises:
@@ -127,7 +127,7 @@ def _started(project: Project, told: int, options: dict[str, Any]) -> int:
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:
         process.stdin.write(request)
-    process.returncode = 0  # it is waited for by its id, or goes on
+    process.returncode = 0  # it is reaped by its id, or continues
     return process.pid
 
 
@@ -152,4 +152,4 @@ def _forked(project: Project, told: int, options: dict[str, Any]) -> int:
             signal.signal(number, signal.SIG_DFL)
         status = hold(project, told, options)
     finally:
-        os._exit(status)  # what the caller has yet to do is not done twice
+        os._exit(status)  # never return into the caller's code

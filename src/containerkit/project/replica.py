@@ -29,7 +29,7 @@ __all__ = ["Replica", "Restart", "signal_number", "write_files"]
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 60.0
-_LASTING_S: Final = 10.0  # who ran so long begins anew with short pauses
+_LASTING_S: Final = 10.0  # after a run of this length the pauses begin anew with the shortest
 _CHUNK: Final = 65536
 
 Status = Literal["created", "running", "restarting", "paused", "exited"]
@@ -39,7 +39,7 @@ def signal_number(text: str) -> int:
     """Return the number of a signal.
 
     Raises:
-        SpecError: there is none of that name.
+        SpecError: no such signal.
     """
     try:
         if text.isdecimal():
@@ -50,10 +50,10 @@ def signal_number(text: str) -> int:
 
 
 def write_files(container: Container, recipe: Recipe) -> None:
-    """Write what is to be in a container that runs, before its command starts.
+    """Write the files of a recipe into a running container, before its command starts.
 
     Raises:
-        SetupError: it can't be written.
+        SetupError: a file can't be written.
     """
     for path, content, mode, uid, gid in recipe.files:
         container.files.make_directory(os.path.dirname(path))
@@ -61,13 +61,13 @@ def write_files(container: Container, recipe: Recipe) -> None:
 
 
 class Restart:
-    """When a command that has ended is started again.
+    """Decides whether a command that has ended is restarted.
 
     Args:
         keys: of the service.
 
     Raises:
-        SpecError: a policy that there is not.
+        SpecError: no such policy.
 
     Source: the compose specification, "restart"; deploy specification, "restart_policy".
     """
@@ -78,14 +78,14 @@ class Restart:
         text = keys.get("restart") or words.get(policy.get("condition", ""), policy.get("condition", "no"))
         name, _, count = text.partition(":")
         if name not in ("no", "always", "unless-stopped", "on-failure") or (count and not count.isdecimal()):
-            raise SpecError(f"restart: {text!r:.60} is none of no, always, unless-stopped, on-failure[:NUMBER]")
+            raise SpecError(f"restart: {text!r:.60} is not one of no, always, unless-stopped, on-failure[:NUMBER]")
         self.policy = name
         self.most = int(count) if count else policy.get("max_attempts")
         self.delay_s = duration_s(policy["delay"]) if "delay" in policy else None
         self.window_s = duration_s(policy["window"]) if "window" in policy else None
 
     def wanted(self, code: int, times: int) -> bool:
-        """Return whether a command that has ended with a status is started again, having been so many times."""
+        """Return whether a command that has ended with a status is restarted, after so many restarts."""
         if self.policy == "no" or (self.policy == "on-failure" and code == 0):
             return False
         return self.most is None or times < self.most
@@ -102,12 +102,12 @@ class Replica(_LikeContainer):
 
     Attributes:
         name: of the container.
-        service: whose it is.
-        fingerprint: of the service when it was made.
+        service: the name of its service.
+        fingerprint: of the service when the container was created.
         status: ``"created"``, ``"running"``, ``"restarting"``, ``"paused"`` or ``"exited"``.
         health: ``None`` without a check, else ``"starting"``, ``"healthy"`` or ``"unhealthy"``.
-        exit_code: of the command when it ended last; 128+N if signal N ended it.
-        restarts: how often it was started again.
+        exit_code: of the command when it last ended; 128+N if signal N ended it.
+        restarts: how often the command was restarted.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Replica(_LikeContainer):
         return f"<Replica {self.name}: {self.status}>"
 
     def __getattr__(self, name: str) -> Any:
-        """Be the container for all else: ``run``, ``popen``, ``files`` and the like."""
+        """Delegate all other attributes to the container: ``run``, ``popen``, ``files`` and so on."""
         if name.startswith("_") or name == "container":
             raise AttributeError(name)
         return getattr(self.container, name)
@@ -182,7 +182,7 @@ class Replica(_LikeContainer):
         else:
             options |= {"stdin": PIPE if self._keys.get("stdin_open") else -3, "stdout": PIPE, "stderr": PIPE}
         self._process = self.container.popen(self._recipe.argv, **options)
-        self._end = os.dup(self._process.fileno())  # its own is closed by whoever waits for the process first
+        self._end = os.dup(self._process.fileno())  # the first one who waits for the process closes its own
         self._stdin = self._process.stdin  # kept open as long as the command runs
         self.status, self.started_at = "running", time.time()
         self._changed()
@@ -198,7 +198,7 @@ class Replica(_LikeContainer):
         self.container.run(hook["command"], check=True, **options)
 
     def _attend(self) -> None:
-        """Read the log, and start the command again, as long as there is one."""
+        """Read the output, and restart the command, until it has ended for good."""
         pause, tries = _FIRST_PAUSE_S, 0
         while True:
             assert self._process is not None
@@ -254,7 +254,7 @@ class Replica(_LikeContainer):
                 events = selector.select(0 if ended else None)
                 read = [key for key, _ in events if key.data is not None and self._take(selector, key)]
                 ended = ended or any(key.fd == end for key, _ in events)
-                if ended and not read:  # what its children still hold open is not waited for
+                if ended and not read:  # do not wait for its children, which may hold the output open
                     break
             for key in selector.get_map().values():
                 if key.data is not None:
@@ -269,7 +269,7 @@ class Replica(_LikeContainer):
             data = os.read(key.fd, _CHUNK)
         except BlockingIOError:
             return False
-        except OSError:  # the other side of a terminal is gone
+        except OSError:  # the other side of the terminal is closed
             data = b""
         self._keep(key.data.feed(data))
         if not data:
@@ -277,10 +277,10 @@ class Replica(_LikeContainer):
         return bool(data)
 
     def stop(self, grace_s: float | None = None) -> None:
-        """Ask the command to end, wait for as long as it may take, and kill what is left. May be called twice.
+        """Ask the command to end, wait, then kill what is left. May be called twice.
 
         Args:
-            grace_s: seconds (default: as the service says, or 10).
+            grace_s: how long to wait, in seconds (default: the service's ``stop_grace_period``, or 10).
         """
         if not self._stopping.is_set() and self.status == "running":
             for hook in self._keys.get("pre_stop", ()):
@@ -309,11 +309,11 @@ class Replica(_LikeContainer):
         """End the command and start it again, in the same container.
 
         Raises:
-            StateError: it does not run.
+            StateError: it is not running.
         """
         process = self._process
         if process is None or self.status not in ("running", "restarting"):
-            raise StateError(f"{self.name}: it does not run; 'up' starts it")
+            raise StateError(f"{self.name}: it is not running; 'up' starts it")
         self._again.set()
         with suppress(ContainerError):
             process.send_signal(self._stop_signal())
@@ -328,23 +328,23 @@ class Replica(_LikeContainer):
             self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Stop all of its processes where they are."""
+        """Freeze all of its processes."""
         self.container.pause()
         self.status = "paused"
 
     def unpause(self) -> None:
-        """Let them go on."""
+        """Let its processes continue."""
         self.container.resume()
         self.status = "running"
 
     @property
     def pid(self) -> int | None:  # type: ignore[override] # None between two commands
-        """The command's process id outside; None when it does not run."""
+        """The command's process id outside; None if it is not running."""
         return self._process.pid if self._process is not None and self.status == "running" else None
 
     @property
     def was_stopped(self) -> bool:
-        """Whether it has been asked to end, other than to start again."""
+        """Whether it has been asked to end, and not to restart."""
         return self._stopping.is_set()
 
     @property
@@ -363,7 +363,7 @@ class Replica(_LikeContainer):
         return self._recipe.argv
 
     def options(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a command beside its own: those of the service, and what a caller says of them."""
+        """Return the arguments of an additional command: those of the service, overridden by the caller's."""
         found = {**self._recipe.command}
         if request.get("env"):
             found["env"] = {**found.get("env", {}), **request["env"]}
@@ -377,7 +377,7 @@ class Replica(_LikeContainer):
         return found
 
     def ports(self) -> list[str]:
-        """Return the host's ports that lead to it, such as ``0.0.0.0:8080->80/tcp``."""
+        """Return its published ports, such as ``0.0.0.0:8080->80/tcp``."""
         from containerkit.network.later import published_of
 
         if self.status == "exited":
@@ -394,7 +394,7 @@ class Replica(_LikeContainer):
         watch(self, made.command, self._stopping, ready=made.check, alive=made.alive, started=made.started)
 
     def set_health(self, health: str) -> None:
-        """Know how it is, and tell those who wait for it."""
+        """Set its health, and wake those who wait for it."""
         if self.health != health:
             self.health = health
             self._changed()

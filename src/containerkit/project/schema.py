@@ -68,7 +68,7 @@ def _additional_contexts(value: Any, place: Place) -> dict[str, Any]:
 
 
 def _hosts(value: Any, place: Place) -> list[str]:
-    """Take extra hosts; return ``NAME=ADDRESS`` each."""
+    """Take extra hosts. Return each as ``NAME=ADDRESS``."""
     found: list[tuple[str, str]] = []
     if isinstance(value, dict):
         for name, addresses in value.items():
@@ -77,7 +77,7 @@ def _hosts(value: Any, place: Place) -> list[str]:
         for number_, item in enumerate(strings(value, place)):
             name, mark, address = item.partition("=") if "=" in item else item.partition(":")
             if not mark:
-                raise place.at(number_).error(f"{item!r:.60}: no NAME=ADDRESS")
+                raise place.at(number_).error(f"{item!r:.60} is not NAME=ADDRESS")
             found.append((name, address))
     made = [f"{name.strip()}={_address(address.strip(), place)}" for name, address in found]
     return unique(made)
@@ -139,7 +139,7 @@ def _mounted_file(value: Any, place: Place) -> dict[str, Any]:
 
 
 def _names(known: Any) -> Any:
-    """Return the shape of a list of names, or a mapping of them to more."""
+    """Return the shape of a list of names, or of a mapping from names to values."""
 
     def check(value: Any, place: Place) -> dict[str, Any]:
         if isinstance(value, list):
@@ -153,7 +153,7 @@ def _names(known: Any) -> Any:
 
 
 def _maybe(shape: Any) -> Any:
-    """Return the shape of a resource: nothing is the same as a mapping without keys."""
+    """Return the shape of a resource: an empty value is a mapping without keys."""
 
     def check(value: Any, place: Place) -> dict[str, Any]:
         found: dict[str, Any] = shape({} if value is None else value, place)
@@ -161,7 +161,7 @@ def _maybe(shape: Any) -> Any:
         if isinstance(external, dict):
             name = external.get("name")
             if name is not None and found.setdefault("name", name) != name:
-                raise place.error("name and external.name differ: say name alone, with external: true")
+                raise place.error("name and external.name differ: use only name, with external: true")
             found["external"] = True
         return found
 
@@ -253,7 +253,9 @@ def _optional(shape: Any) -> Any:
 def _container_name(value: Any, place: Place) -> str:
     text = string(value, place)
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", text):
-        raise place.error(f"{text!r:.60} is no name: letters, digits, '_', '.' and '-', first a letter or digit")
+        raise place.error(
+            f"{text!r:.60} is not a name: only letters, digits, '_', '.' and '-'; the first is a letter or digit"
+        )
     return text
 
 

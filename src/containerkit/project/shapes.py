@@ -1,6 +1,6 @@
 """Shapes of values in compose files: each checks a value and returns it in its long form.
 
-A shape is a function of a value and its :class:`Place`. Merging, comparing and running know the long forms alone.
+A shape is a function of a value and its :class:`Place`. All other modules know only the long forms.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _FALSE: Final = frozenset({"false", "n", "no", "off"})
 
 
 class Place(NamedTuple):
-    """Where a value stands.
+    """The position of a value in a file.
 
     Attributes:
         path: the keys that lead to it, such as ``services.web.ports[0]``.
         file: the file.
-        base: the directory at which relative paths in it start.
+        base: the directory of relative paths in it.
     """
 
     path: str
@@ -53,17 +53,17 @@ class Place(NamedTuple):
     base: str
 
     def at(self, key: str | int) -> Place:
-        """Return the place of what is within, by key or position."""
+        """Return the place of a value inside this one, by key or position."""
         below = f"{self.path}[{key}]" if isinstance(key, int) else f"{self.path}.{key}".lstrip(".")
         return self._replace(path=below)
 
     def error(self, message: str) -> SpecError:
-        """Return an error that tells the place."""
+        """Return an error that names the place."""
         return SpecError(f"{self.file}: {self.path}: {message}")
 
 
 def text_of(value: Any) -> str:
-    """Return a scalar as the text that docker's loader makes of it."""
+    """Return a scalar as text, as docker's loader does."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -79,7 +79,7 @@ def _kind(value: Any) -> str:
 
 
 def string(value: Any, place: Place) -> str:
-    """Take a string, or a number where the file has one unquoted by accident of its digits."""
+    """Take a string, or a number: an unquoted string of digits."""
     if not isinstance(value, str):
         raise place.error(f"must be a string, not {_kind(value)} ({value!r:.60}); quote it")
     return value
@@ -93,7 +93,7 @@ def scalar(value: Any, place: Place) -> str:
 
 
 def boolean(value: Any, place: Place) -> bool:
-    """Take a boolean, or what stands for one in a variable."""
+    """Take a boolean, or a text that stands for one."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
@@ -102,7 +102,7 @@ def boolean(value: Any, place: Place) -> bool:
 
 
 def integer(value: Any, place: Place) -> int:
-    """Take a whole number, also as text."""
+    """Take an integer, or a text of one."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, float) and value.is_integer():
@@ -113,7 +113,7 @@ def integer(value: Any, place: Place) -> int:
 
 
 def number(value: Any, place: Place) -> float:
-    """Take a number, also as text."""
+    """Take a number, or a text of one."""
     try:
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             found = float(value)
@@ -124,7 +124,7 @@ def number(value: Any, place: Place) -> float:
 
 
 def size(value: Any, place: Place) -> str:
-    """Take bytes, a number or such as ``64m``; return the number as text."""
+    """Take a size in bytes, or with a unit such as ``64m``. Return the number of bytes as text."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(int(value))
     found = size_of(value) if isinstance(value, str) else None
@@ -134,13 +134,13 @@ def size(value: Any, place: Place) -> str:
 
 
 def size_of(text: str) -> int | None:
-    """Return the bytes of a text such as ``64m``, None where it is no size."""
+    """Return the bytes of a text such as ``64m``, or None if it is not a size."""
     found = _SIZE.match(text.strip())
     return None if found is None else int(float(found[1]) * 1024 ** " kmgtp".index(found[2].lower() or " "))
 
 
 def mode(value: Any, place: Place) -> str:
-    """Take the mode of a file: a number, or its octal digits as text; return the octal digits."""
+    """Take the mode of a file: a number, or octal digits as text. Return the octal digits."""
     if isinstance(value, str) and re.fullmatch(r"0?o?[0-7]{1,5}", value):
         return f"0{int(value.replace('o', ''), 8):o}"
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o7777:
@@ -166,19 +166,19 @@ def duration_s(text: str) -> float:
 
 
 def duration_us(text: str) -> int:
-    """Return the microseconds of a number of them, or of a duration such as ``950ms``.
+    """Return the microseconds of a text: a number of microseconds, or a duration such as ``950ms``.
 
     Raises:
         SpecError: it is neither.
     """
     found = int(text) * 1000 if text.isdecimal() else _nanoseconds(text)
     if found is None:
-        raise SpecError(f"{text!r:.60} is not a duration; use microseconds, or such as 950ms")
+        raise SpecError(f"{text!r:.60} is not a duration; use microseconds, or for example 950ms")
     return found // 1000
 
 
 def duration(value: Any, place: Place) -> str:
-    """Take a duration such as ``1m30s``; return it with the largest units first, as Go writes it."""
+    """Take a duration such as ``1m30s``. Return it with the largest units first, as Go writes it."""
     found = _nanoseconds(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise place.error(f"{value!r:.60} is not a duration; use for example 1m30s")
@@ -199,7 +199,7 @@ def _short(value: float) -> str:
 
 
 def choice(*known: str) -> Shape:
-    """Return the shape of one of some words."""
+    """Return the shape of one of the given words."""
 
     def check(value: Any, place: Place) -> str:
         if value not in known or not isinstance(value, str):
@@ -210,7 +210,7 @@ def choice(*known: str) -> Shape:
 
 
 def words(value: Any, place: Place) -> list[str] | None:
-    """Take a command: a list, or a text that is split as a shell splits it; nothing for that of the image."""
+    """Take a command: a list, or a text that is split like in a shell. None stands for the image's command."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -222,7 +222,7 @@ def words(value: Any, place: Place) -> list[str] | None:
 
 
 def unique(values: Iterable[Any]) -> list[Any]:
-    """Return the values without those that stand earlier already."""
+    """Return the values without duplicates. The first of equal values stays."""
     return list(dict.fromkeys(values))
 
 
@@ -234,7 +234,7 @@ def strings(value: Any, place: Place) -> list[str]:
 
 
 def either(value: Any, place: Place) -> list[str]:
-    """Take a string, or a list of them, of which each counts once."""
+    """Take a string, or a list of strings without duplicates."""
     return unique([value] if isinstance(value, str) else strings(value, place))
 
 
@@ -250,7 +250,7 @@ def each(shape: Shape) -> Shape:
 
 
 def marked(shape: Shape, value: Any, place: Place) -> Any:
-    """Apply a shape to what a mark of merging holds, too."""
+    """Apply a shape to a value, or to the value inside a mark of merging."""
     if isinstance(value, Reset):
         return value
     if isinstance(value, Override):
@@ -259,7 +259,7 @@ def marked(shape: Shape, value: Any, place: Place) -> Any:
 
 
 def pairs(value: Any, place: Place, *, empty: str | None = None) -> dict[str, Any]:
-    """Take a mapping, or a list of ``NAME=VALUE``; what has no value gets ``empty``."""
+    """Take a mapping, or a list of ``NAME=VALUE``. Names without a value get ``empty``."""
     if isinstance(value, dict):
         return {
             key: item if isinstance(item, Reset) else empty if item is None else scalar(item, place.at(key))
@@ -275,7 +275,7 @@ def pairs(value: Any, place: Place, *, empty: str | None = None) -> dict[str, An
 
 
 def joined_pairs(value: Any, place: Place) -> dict[str, str]:
-    """Take a mapping or a list of ``NAME=VALUE``; what has no value is empty."""
+    """Take a mapping or a list of ``NAME=VALUE``. Names without a value get an empty one."""
     return {key: item if item is not None else "" for key, item in pairs(value, place, empty="").items()}
 
 
@@ -296,12 +296,12 @@ def by_name(shape: Shape, *, known: re.Pattern[str] | None = None) -> Shape:
 
 
 def fields(known: Mapping[str, Shape], *, required: tuple[str, ...] = (), open_ended: bool = False) -> Shape:
-    """Return the shape of a mapping with known keys; keys that begin with ``x-`` are let through.
+    """Return the shape of a mapping with known keys. Keys that begin with ``x-`` are ignored.
 
     Args:
         known: the shapes of the keys.
-        required: keys that must be there.
-        open_ended: let other keys through, too.
+        required: keys that must be present.
+        open_ended: accept other keys too.
     """
 
     def check(value: Any, place: Place) -> dict[str, Any]:
@@ -323,7 +323,7 @@ def fields(known: Mapping[str, Shape], *, required: tuple[str, ...] = (), open_e
                 raise place.error(_unknown(key, known))
         return {key: item for key, item in found.items() if item is not _LEFT_OUT}
 
-    check.known = known  # type: ignore[attr-defined] # for who lists the keys
+    check.known = known  # type: ignore[attr-defined] # read by those who list the keys
     return check
 
 
@@ -331,7 +331,7 @@ _LEFT_OUT: Final = object()
 
 
 def _nothing(shape: Shape, place: Place) -> Any:
-    """Return what an empty value means: a mapping without keys, or as if the key were not there."""
+    """Return the meaning of an empty value: a mapping without keys, or a missing key."""
     del place
     return {} if getattr(shape, "may_be_empty", False) else _LEFT_OUT
 
@@ -341,5 +341,5 @@ def _unknown(key: str, known: Iterable[str]) -> str:
 
     names = list(known)
     near = get_close_matches(key, names, 1)
-    advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names))}"
+    advice = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(sorted(names))}"
     return f"unknown key {key!r:.60}; {advice}"

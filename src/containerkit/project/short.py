@@ -32,7 +32,7 @@ _PORT: Final = fields(
 
 
 def port_list(value: Any, place: Place) -> list[dict[str, Any]]:
-    """Take the ports of a service; a range stands for each of its ports."""
+    """Take the ports of a service. A range is expanded to its ports."""
     if not isinstance(value, list):
         raise place.error("must be a list, such as ['8080:80']")
     found: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def _range(text: str, whole: str, place: Place) -> range:
         )
     first, last = int(found[1]), int(found[2] or found[1])
     if not first <= last <= _MOST_PORTS:
-        raise place.error(f"{whole!r:.60}: ports are numbers up to {_MOST_PORTS}, the lower one first")
+        raise place.error(f"{whole!r:.60}: ports are numbers up to {_MOST_PORTS}; the lower one of a range is first")
     return range(first, last + 1)
 
 
@@ -143,7 +143,7 @@ def volume(value: Any, place: Place) -> dict[str, Any]:
 def _short_volume(text: str, place: Place) -> dict[str, Any]:
     parts = text.split(":")
     if len(parts) > 1 and len(parts[0]) == 1 and parts[0].isalpha() and parts[1][:1] == "\\":
-        raise place.error(f"{text!r:.60}: a path of Windows; there are none here")
+        raise place.error(f"{text!r:.60}: paths of Windows are not supported")
     if not all(parts) or len(parts) > 3:
         raise place.error(f"{text!r:.60} is not a volume; use SOURCE:TARGET[:OPTIONS]")
     source, target, options = [*(["", *parts] if len(parts) == 1 else parts), "", ""][:3]
@@ -171,15 +171,17 @@ def _volume_option(found: dict[str, Any], option: str, place: Place) -> None:
         found.setdefault("bind", {})["propagation"] = option
     elif option in ("z", "Z"):
         found.setdefault("bind", {})["selinux"] = option
-    elif option not in ("cached", "delegated", "consistent"):  # of Docker Desktop, without meaning on Linux
-        raise place.error(f"unknown option {option!r:.60} of a volume; there are ro, rw, nocopy, z, Z and propagations")
+    elif option not in ("cached", "delegated", "consistent"):  # of Docker Desktop, without effect on Linux
+        raise place.error(
+            f"unknown option {option!r:.60} of a volume; choose from ro, rw, nocopy, z, Z and a propagation"
+        )
 
 
 _DEVICE: Final = fields({"source": string, "target": string, "permissions": string}, required=("source",))
 
 
 def device(value: Any, place: Place) -> dict[str, Any]:
-    """Take a device of a service: ``SOURCE[:TARGET[:rwm]]``, or the name of one by CDI."""
+    """Take a device of a service: ``SOURCE[:TARGET[:rwm]]``, or a CDI name."""
     if isinstance(value, str):
         parts = value.split(":") if "=" not in value else [value]
         if len(parts) > 3 or not all(parts):

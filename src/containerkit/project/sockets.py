@@ -1,4 +1,4 @@
-"""Where the sockets of projects are that processes of their own hold."""
+"""The paths of the sockets of projects that separate processes hold."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["directory", "names", "socket_path"]
 
 
 def directory() -> str:
-    """Return where the sockets of this user's projects are."""
+    """Return the directory of the sockets of this user's projects."""
     if os.geteuid() == 0:
         return "/run/containerkit/projects"
     base = os.environ.get("XDG_RUNTIME_DIR")
     if not base:
-        raise StateError("projects: XDG_RUNTIME_DIR is not set: log in by a session manager, or set it")
+        raise StateError("projects: XDG_RUNTIME_DIR is not set: log in through a session manager, or set it")
     return os.path.join(base, "containerkit", "projects")
 
 
@@ -31,7 +31,7 @@ def socket_path(name: str) -> str:
 
 
 def names() -> Iterator[str]:
-    """Go through the names of this user's projects that are up."""
+    """Iterate over the names of this user's projects that are up."""
     try:
         entries = sorted(os.listdir(directory()))
     except (FileNotFoundError, StateError):

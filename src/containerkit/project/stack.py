@@ -1,4 +1,4 @@
-"""A project that runs: its containers, networks and volumes, held by this process."""
+"""A running project: its containers, networks and volumes, held by this process."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = ["Stack"]
 
 
 class Stack(Waiting):
-    """A project that runs. Made by :meth:`containerkit.project.Project.up`.
+    """A running project. Made by :meth:`containerkit.project.Project.up`.
 
-    Its containers live by this process: when it ends, by SIGKILL too, all of them are dead. Named volumes stay.
+    Its containers die with this process, however it ends. Named volumes stay.
 
     Args:
         project: the project.
         log: called with each step that is done.
-        build: build images even if they are there.
+        build: build images even if they exist (default False).
         pull: when images are pulled: ``"missing"`` (default), ``"always"`` or ``"never"``.
 
     Attributes:
@@ -85,10 +85,10 @@ class Stack(Waiting):
         return found[0]
 
     def observed(self, *, completed: bool = False) -> dict[str, plans.Observed]:
-        """Return what runs, for a plan.
+        """Return the running containers, for a plan.
 
         Args:
-            completed: with what has ended well (default False).
+            completed: also those that have ended with status 0 (default False).
         """
         return {
             each.name: plans.Observed(each.service, each.fingerprint)
@@ -104,15 +104,15 @@ class Stack(Waiting):
         tail: int | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[LogLine]:
-        """Go through what the containers have written; see :meth:`containerkit.project.journal.Journal.read`."""
+        """Iterate over the output of the containers; see :meth:`containerkit.project.journal.Journal.read`."""
         self._check_names(services)
         return self._journal.read(services, follow=follow, since=since, tail=tail, stop=stop)
 
     def port(self, service: str, target: int, protocol: str = "tcp", index: int = 1) -> tuple[str, int]:
-        """Return the address and port of the host that lead to a port of a service.
+        """Return the address and port of the host on which a port of a service is published.
 
         Raises:
-            StateError: none leads there.
+            StateError: it is not published.
         """
         from containerkit.network.later import published_of
 
@@ -120,13 +120,13 @@ class Stack(Waiting):
         for each in published_of(found[index - 1].container) if len(found) >= index else ():
             if each.port.container_port == target and each.port.protocol == protocol:
                 return each.port.host, each.host_port
-        raise StateError(f"{service}: no port of the host leads to {target}/{protocol}")
+        raise StateError(f"{service}: port {target}/{protocol} is not published")
 
     def _check_names(self, services: Collection[str]) -> None:
         for name in services:
             if name not in self.project.model["services"]:
                 known = ", ".join(self.project.model["services"])
-                raise SpecError(f"no service {name!r:.60}; there are {known or 'none'}")
+                raise SpecError(f"no service {name!r:.60}; the services are {known or 'none'}")
 
     # --- Changing it
 
@@ -140,23 +140,23 @@ class Stack(Waiting):
         recreate: bool | Collection[str] = False,
         keep: bool = False,
     ) -> Plan:
-        """Make it as a project describes: start what is missing, replace what differs, stop what is too much.
+        """Make it as a project describes: start missing containers, replace changed ones, stop surplus ones.
 
         Args:
-            project: the project (default: the one that it has).
-            services: which, with what they depend on (default: all).
+            project: the project (default: its present one).
+            services: which services, with their dependencies (default: all).
             scale: other numbers of containers, by service.
-            deps: whether what the services depend on is started, too (default True).
-            recreate: replace containers that are as described, too: those of the services that are asked for (True),
-                or those of other services, by name (default False).
-            keep: let containers run that are not as described any more (default False).
+            deps: also start the dependencies of the services (default True).
+            recreate: also replace unchanged containers: those of the selected services (True), or those of the
+                named services (default False).
+            keep: keep containers whose description has changed (default False).
 
         Returns:
             The plan that was performed.
 
         Raises:
             SpecError: the project uses something that is not supported; nothing was changed.
-            ContainerError: a step failed; what had been started before it runs on.
+            ContainerError: a step failed. Containers that were started before it keep running.
         """
         wanted = project or self.project
         support.unsupported(wanted)
@@ -181,15 +181,15 @@ class Stack(Waiting):
                 if before is not wanted and _rolls_back(wanted, plan):
                     self.project = before
                     self._perform(plans.up_plan(before, self.observed(), open_networks=self._networks, back=True))
-                    error.add_note("deploy.update_config.failure_action: what was before runs again")
+                    error.add_note("deploy.update_config.failure_action: the previous containers run again")
                 raise
             return plan
 
     def scale(self, service: str, count: int) -> None:
-        """Let a service have so many containers.
+        """Set the number of containers of a service.
 
         Raises:
-            SpecError: no such service, or a number that can't be.
+            SpecError: no such service, or an invalid number.
             ContainerError: as for :meth:`apply`.
         """
         self._check_names((service,))
@@ -198,16 +198,16 @@ class Stack(Waiting):
         self.apply(services=(service,), scale={service: count, **self._numbers(service)})
 
     def _numbers(self, but: str) -> dict[str, int]:
-        """Return how many containers services have, so that those that one depends on stay as many."""
+        """Return the numbers of containers of the other services, so that scaling one service changes no other."""
         found = {name: len(self.containers(name)) for name in self.project.model["services"] if name != but}
         return {name: count for name, count in found.items() if count}
 
     def restart(self, *services: str, grace_s: float | None = None) -> None:
-        """Restart services in the order of their dependencies (default: all), and those that ask for it with them.
+        """Restart services (default: all) in the order of their dependencies, and dependents with ``restart: true``.
 
         Raises:
             SpecError: no such service.
-            StateError: a container does not run.
+            StateError: a container is not running.
         """
         self._check_names(services)
         every = self.project.services
@@ -222,21 +222,21 @@ class Stack(Waiting):
                     container.restart(grace_s)
 
     def stop(self, *services: str, grace_s: float | None = None) -> None:
-        """Stop services (default: all), each before those that it depends on; ``apply`` starts them again."""
+        """Stop services (default: all), each before its dependencies. ``apply`` starts them again."""
         self._check_names(services)
         with self._acting:
             chosen = {name: each for name, each in self.observed().items() if not services or each.service in services}
             self._perform(plans.down_plan(self.project, chosen, ()), grace_s=grace_s)
 
     def remove(self, *services: str, grace_s: float | None = None) -> None:
-        """Stop services and those that depend on them, and forget them; ``apply`` makes them anew.
+        """Stop services and those that depend on them, and forget them. ``apply`` creates them again.
 
         Raises:
             SpecError: no such service.
         """
         self._check_names(services)
         chosen = set(services)
-        for name, each in self.project.services.items():  # each after those that it depends on
+        for name, each in self.project.services.items():  # each after its dependencies
             if chosen & each.depends_on.keys():
                 chosen.add(name)
         with self._acting:
@@ -259,14 +259,14 @@ class Stack(Waiting):
         return gone
 
     def down(self, *, grace_s: float | None = None, remove_volumes: bool = False) -> None:
-        """Stop everything, each service before those that it depends on. May be called twice.
+        """Stop everything, each service before its dependencies. May be called twice.
 
         Args:
-            grace_s: seconds for each to end by itself (default: as the services say).
-            remove_volumes: remove the named volumes of the project, too (default False).
+            grace_s: the time for each container to end by itself, in seconds (default: the services' own).
+            remove_volumes: also remove the named volumes of the project (default False).
 
         Raises:
-            CleanupError: something could not be given back.
+            CleanupError: something could not be removed.
         """
         with self._acting:
             if not self._ended:
@@ -282,7 +282,7 @@ class Stack(Waiting):
                     volumes.remove(each["name"])
 
     def _let_go(self) -> None:
-        with ExitStack() as stack:  # each is tried, whatever becomes of the others
+        with ExitStack() as stack:  # each is tried, even if others fail
             for network in self._networks.values():
                 stack.callback(network.close)
             for replica in self._replicas.values():
@@ -300,14 +300,14 @@ class Stack(Waiting):
 
     @contextmanager
     def one_off(self, project: Project, service: str) -> Iterator[tuple[Container, Recipe]]:
-        """Give a container of a service beside the others, whose command the caller starts; without the ports.
+        """Yield an additional container of a service, without published ports. The caller starts its command.
 
         Args:
-            project: the project, in which the service may be described otherwise.
+            project: the project, whose description of the service may differ.
             service: the service's name.
 
         Raises:
-            SpecError, ContainerError: is not supported.
+            SpecError, ContainerError: it can't be created.
         """
         from containerkit.container.lifecycle import Container
         from containerkit.project.networks import connection
@@ -329,10 +329,10 @@ class Stack(Waiting):
     # --- Performing
 
     def _perform(self, plan: Plan, *, grace_s: float | None = None) -> None:
-        """Perform the steps of a plan, side by side as far as their order allows.
+        """Perform the steps of a plan, in parallel where their order allows it.
 
         Raises:
-            ContainerError: the first that failed; the steps after it were not begun.
+            ContainerError: the first failure. Steps that depend on it were not begun.
         """
         done: dict[str, threading.Event] = {step.name: threading.Event() for step in plan.steps}
         errors: list[BaseException] = []
@@ -347,7 +347,7 @@ class Stack(Waiting):
                     return
                 self._log(f"{step.action} {step.target}")
                 self._do(step, grace_s, errors)
-            except BaseException as error:  # noqa: BLE001 - it is raised where the plan is performed
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that performs the plan
                 errors.append(error)
                 self._tell()
             finally:
@@ -378,7 +378,7 @@ class Stack(Waiting):
                 self._wait_step(step, errors)
             case "stop":
                 self._replicas[step.target].stop(grace_s)
-                if step.detail:  # it is replaced, or too much; others stay on record until they start or are forgotten
+                if step.detail:  # replaced or surplus; others stay on record until they start or are forgotten
                     del self._replicas[step.target]
             case "close":
                 self._networks.pop(step.target).close()
@@ -401,7 +401,7 @@ class Stack(Waiting):
             found: str = described["driver_opts"]["device"]
             return found
         path = volumes.make(described["name"], described.get("labels", {}), image, target)
-        if "x-group" in described:  # a pod's: its group may write, and new files are the group's
+        if "x-group" in described:  # of a pod: its group may write, and owns new files
             os.chown(path, -1, described["x-group"])
             os.chmod(path, os.stat(path).st_mode | 0o2070)
         return path
@@ -430,7 +430,7 @@ class Stack(Waiting):
 
 
 def _rolls_back(project: Project, plan: Plan) -> bool:
-    """Return whether a service that a plan replaces is to be as before when that fails."""
+    """Return whether the plan must be rolled back if it fails: a service that it replaces asks for that."""
     for step in plan.steps:
         deploy = project.model["services"].get(step.service, {}).get("deploy", {}) if step.action == "stop" else {}
         if deploy.get("update_config", {}).get("failure_action") == "rollback":

@@ -1,7 +1,7 @@
-"""A project that outlives who has started it: one process holds it, and answers requests on a socket.
+"""A project that outlives the process that started it: another process holds it, and answers requests on a socket.
 
-A request is one line of JSON, with the descriptors that a command is to have. Answers are lines of JSON: any number of
-``{"item": ...}``, then ``{"done": ...}`` or ``{"error": ...}``. The socket's directory is the user's alone.
+A request is one line of JSON, with the descriptors that a command inherits. Answers are lines of JSON: any number of
+``{"item": ...}``, then ``{"done": ...}`` or ``{"error": ...}``. Only the user can access the socket's directory.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _FDS: Final = 3
 
 
 class Supervisor:
-    """Answers requests about a stack, each in a thread of its own, until it is down.
+    """Answers requests about a stack, each in a separate thread, until the project is down.
 
     Args:
-        stack: what runs.
+        stack: the running project.
 
     Raises:
-        StateError: the project is held by another process already.
+        StateError: another process already holds the project.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -56,7 +56,7 @@ class Supervisor:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _bind(self) -> None:
-        # Bound aside and renamed: a socket that stands there always has somebody behind it, or a dead one's name.
+        # Bound to a temporary name and renamed, so that every socket with the final name has had a listener.
         aside = f"{self._path}.{os.getpid()}"
         self._listening.bind(aside)
         self._listening.listen(64)
@@ -68,10 +68,10 @@ class Supervisor:
                 os.rename(aside, self._path)
                 return
         os.unlink(aside)
-        raise StateError(f"project {self.stack.project.name}: it is up already; 'down' ends it")
+        raise StateError(f"project {self.stack.project.name}: it is already up; 'down' ends it")
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         with suppress(FileNotFoundError):
             os.unlink(self._path)
         with suppress(OSError):
@@ -160,7 +160,7 @@ class Supervisor:
         found = self.stack.containers(request["service"])
         index = int(request.get("index") or 1)
         if len(found) < index or found[index - 1].status == "exited":
-            raise StateError(f"service {request['service']}: no container {index} of it runs")
+            raise StateError(f"service {request['service']}: its container {index} is not running")
         return found[index - 1]
 
     def _exec(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
@@ -206,7 +206,7 @@ class Supervisor:
                 each.kill(signal_number(what))
 
     def _remove(self, request: dict[str, Any], _: list[int], __: _Reply) -> list[str]:
-        """Forget containers that have ended; with ``stop`` those that run are ended first."""
+        """Forget containers that have ended. With ``stop``, end the running ones first."""
         if request.get("stop"):
             self.stack.stop(*(request.get("services") or ()))
         return self.stack.forget(*(request.get("services") or ()))
@@ -239,7 +239,7 @@ def _process(pid: int) -> dict[str, Any]:
 
 
 def _commanded(container: Any, options: dict[str, Any], argv: Sequence[str], fds: list[int], reply: _Reply) -> int:
-    """Run a command with the caller's own streams; it dies when the caller goes away."""
+    """Run a command with the caller's own streams. It is killed when the caller disconnects."""
     stdin, stdout, stderr = fds
     with container.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, **options) as process:
         with suppress(ContainerError):

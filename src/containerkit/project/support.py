@@ -1,4 +1,4 @@
-"""What a project says and is not supported is refused by name, before anything is made."""
+"""Refuses keys and values of a project that are not supported, before anything is created."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "volumes.driver": ("local",),
     "volumes.driver_opts": ("type", "o", "device"),
 }
-"""Values that can be had; of a mapping, its keys."""
+"""The supported values; for a mapping, its supported keys."""
 
 
 def unsupported(project: Project) -> None:
-    """Refuse what a project says and is not supported, before anything is made.
+    """Refuse keys and values that are not supported, before anything is created.
 
     Raises:
-        SpecError: a key, with its place and what would do instead.
+        SpecError: with the place of the key, and an alternative.
     """
     for path, why in REFUSED.items():
         for place, value in _found(project.model, path):
@@ -79,11 +79,11 @@ def unsupported(project: Project) -> None:
     for name, each in project.model.get("volumes", {}).items():
         options = each.get("driver_opts", {})
         if options and (options.get("o") != "bind" or "device" not in options):
-            raise SpecError(f"volumes.{name}.driver_opts: there is only type: none, o: bind, device: DIRECTORY")
+            raise SpecError(f"volumes.{name}.driver_opts: only type: none, o: bind, device: DIRECTORY is supported")
 
 
 def _found(model: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    """Go through the values of a key, each with its place; the second part of a place is the name of what it is of."""
+    """Yield the values of a key and their places. The second part of a place is the name of its service or resource."""
     kind, _, rest = path.partition(".")
     if not rest:
         if kind in model:
@@ -102,7 +102,7 @@ def _below(value: Any, place: str, parts: list[str]) -> Iterator[tuple[str, Any]
     elif isinstance(value, dict):
         if parts[0] in value:
             yield from _below(value[parts[0]], f"{place}.{parts[0]}", parts[1:])
-        elif place.endswith(".networks"):  # of a service: by name
+        elif place.endswith(".networks"):  # a service's networks: by name
             for name, item in value.items():
                 yield from _below(item or {}, f"{place}.{name}", parts)
 
@@ -111,65 +111,66 @@ def check_service(keys: Mapping[str, Any], project: Project) -> None:
     """Refuse values of one service that are not supported.
 
     Raises:
-        SpecError: the key, and why.
+        SpecError: with the key and the reason.
     """
-    from containerkit.project.confinement import security_options
+    from containerkit.project.confinement import device_rules, security_options
     from containerkit.project.realize import ports_of
     from containerkit.project.replica import Restart
 
     security_options(keys)
     Restart(keys)
     ports_of(keys)
+    device_rules(keys)
     _check_logging(keys)
     _check_deploy(keys)
     for each in keys.get("volumes", ()):
         options = each.get("bind", {})
         if options.get("selinux") and os.path.exists("/sys/fs/selinux/enforce"):
-            raise SpecError("volumes.bind.selinux: files are not relabelled here; do it with chcon, and leave it out")
+            raise SpecError("volumes.bind.selinux: files are not relabelled; remove this key, and use chcon")
         if options.get("recursive") == "writable" and each.get("read_only"):
             raise SpecError("volumes.bind.recursive: 'writable' is not supported where read_only is true")
     if len(keys.get("build", {}).get("platforms", ())) > 1:
-        raise SpecError("build.platforms: an image is built for one platform")
+        raise SpecError("build.platforms: only one platform is supported")
     for each in keys.get("volumes_from", ()):
         source, _, access = each.partition(":")
         if source == "container" or access not in ("", "ro", "rw"):
             raise SpecError(f"volumes_from: {each!r:.60} is not supported; use SERVICE or SERVICE:ro")
         if any("source" not in volume for volume in project.model["services"][source].get("volumes", ())):
-            raise SpecError(f"volumes_from: a volume of {source} has no name: give it one")
+            raise SpecError(f"volumes_from: a volume of {source} has no name; give it one")
 
 
 def _check_logging(keys: Mapping[str, Any]) -> None:
     options = keys.get("logging", {}).get("options", {})
     if options and keys["logging"].get("driver") == "none":
-        raise SpecError("logging.options: there is nothing to limit with the driver none")
+        raise SpecError("logging.options: the driver none has no options")
     if "max-size" in options and size_of(options["max-size"]) is None:
         raise SpecError(f"logging.options.max-size: {options['max-size']!r:.60} is not a size; use a value such as 10m")
     if not re.fullmatch("[1-9][0-9]*", options.get("max-file", "1")):
-        raise SpecError(f"logging.options.max-file: {options['max-file']!r:.60} is not a number from 1")
+        raise SpecError(f"logging.options.max-file: {options['max-file']!r:.60} is not a number of at least 1")
 
 
 def _check_deploy(keys: Mapping[str, Any]) -> None:
     deploy = keys.get("deploy", {})
     count = keys.get("scale", deploy.get("replicas", 1))
     if deploy.get("mode") == "global" and count != 1:
-        raise SpecError(f"deploy.mode: 'global' is one container on one machine, and {count} are wanted")
+        raise SpecError(f"deploy.mode: 'global' means one container on this machine, not {count}")
     placement = deploy.get("placement", {})
     if 0 < placement.get("max_replicas_per_node", 0) < count:
-        raise SpecError(
-            f"deploy.placement.max_replicas_per_node: there is one machine, and {count} containers are wanted"
-        )
+        raise SpecError(f"deploy.placement.max_replicas_per_node: {count} containers are requested on this one machine")
     for each in placement.get("constraints", ()):
         _check_constraint(each)
     wanted, there = deploy.get("resources", {}).get("reservations", {}).get("cpus", 0), os.cpu_count() or 1
     if wanted > there:
-        raise SpecError(f"deploy.resources.reservations.cpus: {wanted} are wanted, and this machine has {there}")
+        raise SpecError(f"deploy.resources.reservations.cpus: {wanted} are requested; this machine has {there}")
     for kind in ("update_config", "rollback_config"):
         if deploy.get(kind, {}).get("max_failure_ratio"):
-            raise SpecError(f"deploy.{kind}.max_failure_ratio: the first failure ends it: leave it out, or say 0")
+            raise SpecError(
+                f"deploy.{kind}.max_failure_ratio: the first failure ends the update; remove this key, or set it to 0"
+            )
 
 
 def _check_constraint(text: str) -> None:
-    """Refuse a constraint that this machine does not meet; one machine alone is its own manager."""
+    """Refuse a constraint that this machine does not meet. A single machine is its own manager."""
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     known = {
         "node.role": {"manager"}, "node.hostname": {os.uname().nodename}, "node.platform.os": {"linux"},

@@ -1,4 +1,4 @@
-"""Variables in compose files, and the values that they stand for.
+"""Replaces variables in compose files by their values.
 
 Source: the compose specification, "Interpolation".
 """
@@ -28,11 +28,11 @@ def substitute(
     Args:
         text: the text; ``$$`` is a dollar sign.
         variables: the values.
-        place: where it stands, for errors.
+        place: its position, for errors.
         unset: called with the name of each variable that has no value and no default.
 
     Raises:
-        SpecError: not well-formed, or a variable that ``:?`` or ``?`` asks for is missing.
+        SpecError: a variable is malformed, or one that ``:?`` or ``?`` requires is missing.
     """
     if "$" not in text:
         return text
@@ -55,7 +55,7 @@ class _Substitution:
         return "".join((*made, text[at:]))
 
     def _one(self, text: str, at: int, depth: int) -> tuple[str, int]:
-        """Return the value of what follows a dollar sign, and where the text goes on."""
+        """Return the value of the variable after a dollar sign, and the position after it."""
         if text.startswith("$", at):
             return "$", at + 1
         if text.startswith("{", at):
@@ -78,7 +78,7 @@ class _Substitution:
         raise self._malformed(text)
 
     def _malformed(self, text: str) -> SpecError:
-        return SpecError(f"{self._place}: {text!r:.200}: no well-formed variable; a dollar sign is written '$$'")
+        return SpecError(f"{self._place}: {text!r:.200}: a malformed variable; write '$$' for a dollar sign")
 
     def _value(self, name: str) -> str:
         value = self._variables.get(name)
@@ -116,7 +116,7 @@ class _Substitution:
 def interpolated(
     value: Any, variables: Mapping[str, str], *, place: str, unset: Callable[[str], object] | None = None
 ) -> Any:
-    """Return a value of a file with the variables of all its texts replaced; keys stay as they are.
+    """Return a value of a file with the variables in all its texts replaced. Keys are not changed.
 
     Args:
         value: mappings, lists and scalars.

@@ -1,4 +1,4 @@
-"""The named volumes of projects: those of :mod:`containerkit.volume`, by what a project says of them."""
+"""The named volumes of projects: those of :mod:`containerkit.volume`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def path_of(name: str) -> str:
 
 
 def make(name: str, labels: Mapping[str, str], image: Image | None, target: str) -> str:
-    """Return the directory of a volume's files; it is made when it is missing, and filled while it is empty.
+    """Return the directory of a volume's files. Create the volume if it is missing, fill it if it is empty.
 
     Args:
         name: of the volume.
         labels: free strings.
-        image: where its first content comes from, or None.
-        target: the path in the image; empty for nothing.
+        image: the image that its first content is copied from, or None.
+        target: the path in the image; an empty string for no content.
 
     Raises:
-        SetupError: it can't be made.
+        SetupError: it can't be created.
     """
     return volume.used(name, image, target, labels=labels).path
 
@@ -40,13 +40,13 @@ def existing(name: str) -> str:
     """Return the directory of a volume's files.
 
     Raises:
-        StateError: there is none of that name.
+        StateError: no such volume.
     """
     return volume.get(name).path
 
 
 def remove(name: str) -> bool:
-    """Remove a volume with all that is in it; whether there was one.
+    """Remove a volume with all its files. Return whether it existed.
 
     Raises:
         CleanupError: something could not be removed.

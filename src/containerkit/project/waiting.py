@@ -1,4 +1,4 @@
-"""Waiting for what a project's containers do: their end, their health, conditions of those that depend on them."""
+"""Waits for a project's containers: for their end, their health, and the conditions of dependencies."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Waiting:
         """Wait until the containers of services (default: all) have ended; return their statuses by name.
 
         Raises:
-            ContainerTimeout: they still run.
+            ContainerTimeout: some are still running.
         """
         self._check_names(services)
 
@@ -53,10 +53,10 @@ class Waiting:
         return found
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until all containers run or have ended well, and those with a health check are healthy.
+        """Wait until all containers run or have ended with status 0, and those with a health check are healthy.
 
         Raises:
-            ContainerTimeout: they are not yet.
+            ContainerTimeout: they are not ready in time.
             StateError: one has failed, or is unhealthy.
         """
 
@@ -112,16 +112,16 @@ def _meets(each: Replica, condition: str) -> bool:
     """Return whether a container meets a condition.
 
     Raises:
-        StateError: it never will.
+        StateError: it can no longer meet it.
     """
     if condition == "service_completed_successfully":
         if each.status == "exited" and each.exit_code:
-            raise StateError(f"{each.name}: it was to complete, and has ended with status {each.exit_code}")
+            raise StateError(f"{each.name}: it should complete, but has ended with status {each.exit_code}")
         return each.status == "exited"
     if each.health is None:
-        raise StateError(f"{each.name}: it is to be healthy, and has no health check")
+        raise StateError(f"{each.name}: it should become healthy, but has no health check")
     if each.status == "exited":
-        raise StateError(f"{each.name}: it was to be healthy, and has ended with status {each.exit_code}")
+        raise StateError(f"{each.name}: it should become healthy, but has ended with status {each.exit_code}")
     if each.health == "unhealthy":
-        raise StateError(f"{each.name}: it was to be healthy, and is unhealthy")
+        raise StateError(f"{each.name}: it should become healthy, but is unhealthy")
     return each.health == "healthy"

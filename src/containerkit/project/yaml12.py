@@ -1,6 +1,6 @@
-"""YAML 1.2 as compose files are written in: PyYAML's parser, with resolvers and constructors of our own.
+"""Reads YAML 1.2, the language of compose files: PyYAML's parser with separate resolvers and constructors.
 
-PyYAML's own resolvers are those of YAML 1.1: ``22:22`` is 1342 there, ``no`` is False, and a key may stand twice.
+PyYAML's own resolvers follow YAML 1.1: ``22:22`` is 1342, ``no`` is False, and duplicate keys are accepted.
 
 Source: YAML 1.2.2, "Core Schema"; the compose specification, "Fragments", "Merge".
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Override", "Reset", "dump_yaml", "parse_yaml"]
 
 _QUOTED: Final = ("'", '"', "|", ">")
-_NODES_AT_MOST: Final = 1_000_000  # an alias of aliases multiplies without end
+_NODES_AT_MOST: Final = 1_000_000  # aliases of aliases multiply
 _INTEGER: Final = re.compile(r"[-+]?(0o?[0-7_]+|0x[0-9a-fA-F_]+|0b[01_]+|0|[1-9][0-9_]*)\Z")
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL: Final[dict[str, object]] = {
@@ -32,14 +32,14 @@ _BASES: Final = {"0x": 16, "0b": 2, "0o": 8}
 
 
 class Reset:
-    """What ``!reset`` stands for: what earlier files say of this key is taken away."""
+    """The tag ``!reset``: the values of earlier files for this key are removed."""
 
     def __repr__(self) -> str:
         return "!reset"
 
 
 class Override:
-    """What ``!override`` stands for: the value stands in the place of what earlier files say, and is not merged.
+    """The tag ``!override``: the value replaces those of earlier files, and is not merged with them.
 
     Args:
         value: the value.
@@ -57,10 +57,10 @@ def parse_yaml(text: str, place: str) -> list[Any]:
 
     Args:
         text: YAML.
-        place: what is named in errors, a path.
+        place: the path for errors.
 
     Raises:
-        SpecError: no YAML, a key that stands twice, an unknown tag, or a value within itself.
+        SpecError: not YAML, a duplicate key, an unknown tag, or a value that contains itself.
         UnsupportedError: PyYAML is not installed.
     """
     yaml = _library()
@@ -68,7 +68,7 @@ def parse_yaml(text: str, place: str) -> list[Any]:
     try:
         return list(_documents(loader, place))
     except yaml.YAMLError as error:
-        raise SpecError(f"{place}: no YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise SpecError(f"{place}: nested too deeply") from None
     finally:
@@ -107,7 +107,7 @@ def _library() -> Any:
 
 
 def _scalar(text: str) -> Any:
-    """Return what a plain scalar means."""
+    """Return the value of a plain scalar."""
     if text in _SPECIAL:
         return _SPECIAL[text]
     first = text[0]
@@ -115,14 +115,14 @@ def _scalar(text: str) -> Any:
         return text
     if _INTEGER.match(text):
         sign, digits = (-1 if first == "-" else 1), text.lstrip("+-").replace("_", "")
-        # A leading zero is octal, as a file's mode is written and as docker's own loader takes it.
+        # A leading zero means octal, as in file modes and in docker's own loader.
         base = _BASES.get(digits[:2].lower(), 8 if len(digits) > 1 and digits[0] == "0" else 10)
         return sign * int(digits.removeprefix("0o"), base)
     return float(text) if _FLOAT.match(text) else text
 
 
 class _Builder:
-    """Makes values of nodes."""
+    """Builds values from nodes."""
 
     def __init__(self, place: str) -> None:
         self._place = place
@@ -132,9 +132,9 @@ class _Builder:
     def build(self, node: Any) -> Any:
         self._count += 1
         if self._count > _NODES_AT_MOST:
-            raise SpecError(f"{self._place}: more than {_NODES_AT_MOST} values, aliases counted as often as they stand")
+            raise SpecError(f"{self._place}: more than {_NODES_AT_MOST} values; aliases count each time they are used")
         if id(node) in self._open:
-            raise SpecError(f"{self._where(node)}: a value within itself")
+            raise SpecError(f"{self._where(node)}: a value contains itself")
         self._open.add(id(node))
         try:
             return self._tagged(node)
@@ -152,7 +152,7 @@ class _Builder:
             return Override(self._plain(node, None))
         if tag.startswith("tag:yaml.org,2002:"):
             return self._plain(node, tag[len("tag:yaml.org,2002:") :])
-        raise SpecError(f"{self._where(node)}: unknown tag {tag!r:.100}; there are !reset and !override")
+        raise SpecError(f"{self._where(node)}: unknown tag {tag!r:.100}; choose from !reset and !override")
 
     def _plain(self, node: Any, kind: str | None) -> Any:
         if node.id == "mapping":
@@ -173,7 +173,7 @@ class _Builder:
                 continue
             key = self._key(key_node)
             if key in own:
-                raise SpecError(f"{self._where(key_node)}: the key {key!r:.100} stands twice")
+                raise SpecError(f"{self._where(key_node)}: the key {key!r:.100} is a duplicate")
             own[key] = self.build(value_node)
         yield from {**merged, **own}.items()
 
@@ -189,5 +189,5 @@ class _Builder:
             if isinstance(found, Override):
                 found = found.value
             if not isinstance(found, dict):
-                raise SpecError(f"{self._where(source)}: '<<' takes a mapping, or a list of them")
+                raise SpecError(f"{self._where(source)}: '<<' needs a mapping, or a list of them")
             yield from found.items()

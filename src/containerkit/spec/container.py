@@ -293,7 +293,10 @@ class Spec:
 CONFINEMENT: Final = frozenset(field.name for field in attrs.fields(Confinement))
 """The names of the arguments for the confinement."""
 
-DESCRIPTION: Final = frozenset(field.name for field in attrs.fields(Spec) if field.init) | CONFINEMENT | {"volumes"}
+SHORT_FORMS: Final = frozenset({"volumes", "devices"})
+"""The names of the arguments that add to ``mounts``."""
+
+DESCRIPTION: Final = frozenset(field.name for field in attrs.fields(Spec) if field.init) | CONFINEMENT | SHORT_FORMS
 """The names of the arguments that describe a container."""
 
 
@@ -327,12 +330,17 @@ _ALIKE: Final = 0.7
 """How similar a name must be to be suggested: ``timeout`` for ``tiemout``, but not for ``mounts``. Source: difflib."""
 
 
-def _with_volumes(values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the mounts of ``volumes`` and ``devices`` to those of ``mounts``."""
+    from containerkit.spec.devices import devices
     from containerkit.spec.volumes import volumes
 
-    fields = {name: value for name, value in values.items() if name != "volumes"}
-    more = () if values["volumes"] is None else volumes(values["volumes"])
-    return {**fields, "mounts": (*_mounts(values.get("mounts", ())), *more)}
+    fields = dict(values)
+    mounts = list(_mounts(fields.get("mounts", ())))
+    for name, read in (("volumes", volumes), ("devices", devices)):
+        given = fields.pop(name, None)
+        mounts += () if given is None else read(given)
+    return {**fields, "mounts": tuple(mounts)}
 
 
 def build(values: Mapping[str, Any]) -> Spec:
@@ -342,8 +350,8 @@ def build(values: Mapping[str, Any]) -> Spec:
         SpecError: a name is unknown. The message suggests the nearest known one.
     """
     check_names("Container", values, DESCRIPTION)
-    if "volumes" in values:
-        values = _with_volumes(values)
+    if not SHORT_FORMS.isdisjoint(values):
+        values = _with_short_forms(values)
     chosen = {name: value for name, value in values.items() if name in CONFINEMENT}
     if not chosen:
         return Spec(**values)

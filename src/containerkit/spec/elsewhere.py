@@ -27,8 +27,6 @@ ELSEWHERE: Final = {
     "cpus": _CPUS,
     "cpuset_cpus": 'limits=Limits(cpuset_cpus="0-1")',
     "detach": _START,
-    "devices": 'mounts=[Mount.bind("/dev/fuse", "/run/fuse", nodev=False, idmap=False)]: not in /dev, which takes no '
-    "new names, and for devices that every user may open",
     "entrypoint": "argv, the first argument",
     "environment": "env=, or extra_env= to add to the environment",
     "image": _IMAGE,

@@ -11,9 +11,10 @@ from containerkit.security.checks import text_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["encode", "mapping_items", "path_inside", "path_outside", "sequence", "size_text"]
+__all__ = ["checked_id", "encode", "mapping_items", "path_inside", "path_outside", "sequence", "size_text"]
 
 _MOST_DIGITS: Final = 20  # of 2**64
+_ID_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def encode(words: Sequence[str | bytes | os.PathLike[str]], what: str) -> list[bytes]:
@@ -101,3 +102,15 @@ def size_text(value: int | str, what: str) -> str:
     if isinstance(value, bool) or not digits or len(text) - len(number) > 1 or int(number) == 0:
         raise SpecError(f"{what}: {value!r:.100} is not a size (bytes, or such as '64M')")
     return text
+
+
+def checked_id(value: str) -> str:
+    """Return a valid name of a container.
+
+    Raises:
+        SpecError: the name is invalid.
+    """
+    good = isinstance(value, str) and 0 < len(value) <= 64 and set(value) <= _ID_CHARACTERS
+    if not good or value[0] in ".-":
+        raise SpecError(f"id: {value!r} must be 1 to 64 letters, digits, '_', '.', '-', and begin with none of '.-'")
+    return value

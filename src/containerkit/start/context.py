@@ -21,6 +21,7 @@ from containerkit.security.confinement import PROC
 from containerkit.spec import rootfs
 from containerkit.spec.idmap import IdMapping, mapping_text
 from containerkit.start.cgroup import Membership, inputs, joining_first, lift
+from containerkit.start.devices import device_nodes
 from containerkit.start.id_ranges import RANGE, IdRange, lease
 from containerkit.start.staging import Mappings, Staging, staging
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from containerkit._linux.hostroot import HostRoot
     from containerkit._native.outcome import Outcome
+    from containerkit.compile.facts import Node
     from containerkit.namespace import Namespace
     from containerkit.spec.container import Spec
     from containerkit.spec.mount import Mount
@@ -162,6 +164,7 @@ class Ground:
             programs=stage.programs,
             terminals=terminals,
             directories=directories,
+            nodes=_device_nodes(spec, stage, sets_groups=sets_groups),
             sets_groups=sets_groups,
             skeleton=_own_skeleton(spec, stage),
             unmapped=_unmapped(spec),
@@ -452,6 +455,12 @@ def _within(mapping: IdMapping, granted: tuple[IdMapping, ...]) -> IdMapping:
         if grant.outside <= mapping.outside and mapping.outside + mapping.count <= grant.outside + grant.count:
             return IdMapping(mapping.inside, grant.inside + mapping.outside - grant.outside, mapping.count)
     raise SpecError(f"id mappings: {mapping} is not granted to this user in /etc/subuid and /etc/subgid")
+
+
+def _device_nodes(spec: Spec, stage: Staging, *, sets_groups: bool) -> tuple[Node | None, ...]:
+    if not any(mount.options for mount in spec.mounts):
+        return ()
+    return device_nodes(spec, privileged=stage.privileged, keeps_groups=not sets_groups)
 
 
 def check_directories(mounts_: tuple[Mount, ...]) -> tuple[bool, ...]:

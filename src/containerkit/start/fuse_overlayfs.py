@@ -16,6 +16,7 @@ import sys
 from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ESRCH
 from typing import TYPE_CHECKING, Any, Final
 
+from containerkit._linux.programs import which
 from containerkit._native import constants as k
 from containerkit.errors import SetupError, UnsupportedError
 
@@ -59,8 +60,6 @@ def explained(error: SetupError) -> SetupError:
 
 def is_installed() -> bool:
     """Return whether the program is installed, and this user can open its device."""
-    from shutil import which
-
     return which(PROGRAM) is not None and os.access(_DEVICE, os.R_OK | os.W_OK)
 
 
@@ -82,8 +81,6 @@ class FuseUnion:
     """
 
     def __init__(self, rootfs: RootFS, holder: int, mappings: Mappings) -> None:
-        from shutil import which
-
         self.tree = self.memory = self._words = -1
         program = which(PROGRAM)
         if program is None:

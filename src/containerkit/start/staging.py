@@ -23,8 +23,10 @@ import attrs
 
 from containerkit import _native
 from containerkit._linux.privileges import is_privileged
+from containerkit._linux.programs import which
 from containerkit._native import constants as k
-from containerkit.compile.skeleton import LOWERS, STAGING_ROOT, skeleton, write_map
+from containerkit.compile.dev import DIRECTORIES, LINKS, NODES
+from containerkit.compile.skeleton import LOWERS, STAGING_ROOT, staged_skeleton, write_map
 from containerkit.descriptors import close_all, keep, keep_above
 from containerkit.errors import SetupError, UnsupportedError
 from containerkit.plan import calls
@@ -46,22 +48,6 @@ Mappings = tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]
 """The id maps of users and of groups."""
 
 
-_DEVICES: Final = {
-    "null": (1, 3),
-    "zero": (1, 5),
-    "full": (1, 7),
-    "random": (1, 8),
-    "urandom": (1, 9),
-    "tty": (5, 0),
-}
-_LINKS: Final = {
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-    "core": "/proc/kcore",
-    "ptmx": "pts/ptmx",
-}
 _DIRECTORIES: Final = ("proc", "sys", "dev", "host", "masked", "newroot", "upper", "lower")
 _PROC = Slot("proc")
 _ROOT = STAGING_ROOT
@@ -328,8 +314,6 @@ def _same(mappings: tuple[IdMapping, ...]) -> tuple[IdMapping, ...]:
 
 def own_mappings() -> Mappings:
     """Return the (uid, gid) mappings that an unprivileged user can have: its ranges, or its own id as root."""
-    from shutil import which
-
     if _passed_on:
         return _passed_on[0]
 
@@ -397,8 +381,6 @@ def _write_own(mappings: Mappings, pid: Slot) -> list[Operation]:
 
 
 def _run_helper(name: str, mappings: tuple[IdMapping, ...], pid: Slot) -> Operation:
-    from shutil import which
-
     path = which(name)
     if path is None:
         raise UnsupportedError(name, 2, "", "install the package that has newuidmap (uidmap), or drop the mappings")
@@ -435,7 +417,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
         calls.close(_SYS_TREE),
         *_dev(makes_nodes=makes_nodes),
         *_masked(),
-        *(skeleton(root) if root else ()),
+        *(staged_skeleton(root) if root else ()),
         calls.call("fchdir", _ROOT),
         calls.pivot_root(),
         calls.unmount(b"."),
@@ -458,16 +440,16 @@ def _kernel_trees(*, privileged: bool) -> list[Operation]:
 def _dev(*, makes_nodes: bool) -> list[Operation]:
     """A /dev that all containers share and none can write to. Their terminals and /dev/shm are separate mounts."""
     steps = calls.new_mount("tmpfs", {"mode": "755", "size": "64k"}, _DEV)
-    for name, (major, minor) in _DEVICES.items():
+    for name, (major, minor) in NODES.items():
         if makes_nodes:
             steps.append(calls.make_node(_DEV, name.encode(), 0o020666, os.makedev(major, minor)))
         else:
             steps.append(calls.make_node(_DEV, name.encode(), 0o100666))
-    steps += [calls.make_symlink(_DEV, name.encode(), content.encode()) for name, content in _LINKS.items()]
-    steps += [calls.make_directory(_DEV, name) for name in (b"pts", b"shm", b"mqueue", b"net")]
+    steps += [calls.make_symlink(_DEV, name.encode(), content.encode()) for name, content in LINKS.items()]
+    steps += [calls.make_directory(_DEV, name.encode()) for name in DIRECTORIES]
     steps.append(calls.make_node(_DEV, b"console", 0o100600))
     steps.append(calls.move_mount(_DEV, _ROOT, b"dev"))
-    bound = ["console"] if makes_nodes else ["console", *_DEVICES]
+    bound = ["console"] if makes_nodes else ["console", *NODES]
     tree = Slot("tree")
     for name in bound:
         source = b"null" if name == "console" else name.encode()

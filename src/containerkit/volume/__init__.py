@@ -1,4 +1,4 @@
-"""Named volumes: directories that outlive containers, of single containers and of projects alike."""
+"""Named volumes: directories that outlive containers. Single containers and projects use them."""
 
 from __future__ import annotations
 

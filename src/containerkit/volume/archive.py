@@ -1,4 +1,4 @@
-"""Volumes as tar archives: the same reader and writer as for layers of images, so an archive can't lead out."""
+"""Volumes as tar archives, by the reader and writer of image layers, so an archive can't write outside the volume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["export", "replace"]
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _UNBOUND: Final = Limits(bytes=1 << 62, entries=1 << 40, ratio=1 << 30)
-"""A backup is the user's own: it may be as large as the disk."""
+"""The limits of an archive: none, because a backup belongs to the user and may be as large as the disk."""
 
 
 def export(data: str, path: str | os.PathLike[str]) -> None:
@@ -43,7 +43,7 @@ def _export(data: str, fd: int) -> None:
 
 
 def replace(data: str, path: str | os.PathLike[str]) -> None:
-    """Put the files of an archive in the place of a directory's."""
+    """Replace the files of a directory by those of an archive."""
     from containerkit.image.store.locks import remove_tree
 
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -55,7 +55,7 @@ def replace(data: str, path: str | os.PathLike[str]) -> None:
     except BaseException as error:
         remove_tree(Path(new))
         if isinstance(error, OSError) and not isinstance(error, SetupError):
-            raise SetupError("rename", error.errno or 0, data, "the volume is as it was") from None
+            raise SetupError("rename", error.errno or 0, data, "the volume is unchanged") from None
         raise
     finally:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""Copy a directory of an image into an empty volume."""
+"""Copies a directory of an image into an empty volume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 
 
 def fill(image: Image, target: str, data: str) -> bool:
-    """Copy what an image has at a path; see :meth:`containerkit.volume.Volume.fill`."""
+    """Copy the directory of an image at a path; see :meth:`containerkit.volume.Volume.fill`."""
     root = image.rootfs(volumes=False)
     return bool(userns_helper.call(_fill, tuple(root.lowers), target, data))
 

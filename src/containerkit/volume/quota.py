@@ -32,13 +32,13 @@ _PROJECT: Final = 2
 _SET_QUOTA: Final = 0x800008 << 8 | _PROJECT
 _GET_QUOTA: Final = 0x800007 << 8 | _PROJECT
 _QUOTA: Final = struct.Struct("=8QI4x")
-"""struct if_dqblk: the first is the limit in blocks of 1,024 bytes, the last says which are valid."""
+"""struct if_dqblk: the first field is the limit in blocks of 1,024 bytes, the last one names the valid fields."""
 _BLOCK_LIMITS: Final = 1
 
 _HINT: Final = (
     "only ext4 and xfs with project quotas can limit the size of a directory: enable them (ext4: 'tune2fs -O "
     "project,quota -Q prjquota DEVICE' while it is unmounted, then mount it with -o prjquota; xfs: mount it with "
-    "-o prjquota), let CONTAINERKIT_VOLUMES name a directory there, or make the volume without a size"
+    "-o prjquota), set CONTAINERKIT_VOLUMES to a directory there, or create the volume without a size"
 )
 
 
@@ -52,12 +52,12 @@ def _opened(place: str) -> Iterator[int]:
 
 
 def limited(place: str, size: int, *, taken: Collection[int | None] = ()) -> int:
-    """Limit the size of all that will be made below an empty directory.
+    """Limit the total size of files that will be created below an empty directory.
 
     Args:
         place: the directory.
-        size: in bytes; rounded up to 1 KiB.
-        taken: projects that are other directories'.
+        size: in bytes, rounded up to a multiple of 1 KiB.
+        taken: the ids of projects of other directories.
 
     Returns:
         The id of the project, which :func:`unlimited` takes.
@@ -79,11 +79,11 @@ def limited(place: str, size: int, *, taken: Collection[int | None] = ()) -> int
 
 
 def _free(fd: int, taken: Collection[int | None]) -> int:
-    """Return the id of a project that nobody uses: of those that people hardly choose by hand."""
+    """Return an unused project id, from a range that administrators are unlikely to choose."""
     while True:
         project = random.SystemRandom().randrange(1 << 24, 1 << 31)
         found = bytearray(_QUOTA.size)
-        with suppress(FileNotFoundError):  # the filesystem keeps nothing of it
+        with suppress(FileNotFoundError):  # the filesystem has no record of it
             _quotactl(fd, _GET_QUOTA, project, found)
         if project not in taken and not any(_QUOTA.unpack(found)[:6]):
             return project
@@ -100,6 +100,6 @@ def _set(fd: int, project: int, blocks: int) -> None:
 
 
 def unlimited(place: str, project: int) -> None:
-    """Take the limit away. One that can't be taken away holds for a project that has no files."""
+    """Remove the limit. If that fails, the limit stays on a project without files."""
     with suppress(OSError), _opened(place) as fd:
         _set(fd, project, 0)

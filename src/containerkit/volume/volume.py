@@ -1,7 +1,7 @@
-"""Volumes: how they are made, found and removed.
+"""Creates, finds and removes volumes.
 
-They lie below ``/var/lib/containerkit/volumes`` (of a user: ``$XDG_DATA_HOME/containerkit/volumes``), or where
-``$CONTAINERKIT_VOLUMES`` says, each with its files in ``data``. The files have the ids that they have in containers.
+They are in ``/var/lib/containerkit/volumes`` (of a user: ``$XDG_DATA_HOME/containerkit/volumes``), or in
+``$CONTAINERKIT_VOLUMES``. The files of each are in ``data``, with the owner ids that they have in containers.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def place_of(name: str) -> str:
     """Return the directory of a volume and its record.
 
     Raises:
-        SpecError: no such name.
+        SpecError: the name is invalid.
     """
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise SpecError(
-            f"volume {name!r:.60}: a name has 1 to 255 letters, digits, '_', '.' and '-', and begins with one of the "
-            "first two"
+            f"volume {name!r:.60}: a name has 1 to 255 letters, digits, '_', '.' and '-', and begins with a letter or "
+            "digit"
         )
     return os.path.join(_root(), name)
 
@@ -59,10 +59,10 @@ class Volume:
     """A named volume.
 
     Attributes:
-        name: by which it is found.
-        labels: free strings.
+        name: its name.
+        labels: arbitrary strings.
         created_at: in seconds since 1970.
-        size_bytes: the most that its files may take; None for no limit.
+        size_bytes: the limit of the total size of its files; None for no limit.
     """
 
     name: str
@@ -78,36 +78,36 @@ class Volume:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it."""
+        """Whether it contains no files."""
         with os.scandir(self.path) as entries:
             return next(entries, None) is None
 
     def mount(self, target: str, *, readonly: bool = False) -> Mount:
-        """Return the mount that shows it in a container."""
+        """Return its mount for a container."""
         return Mount.bind(self.path, target, readonly=readonly)
 
     def fill(self, image: Image, target: str) -> bool:
-        """Copy into it what an image has at a path, with owners, modes and times, if there is nothing in it.
+        """Copy the files of an image at a path into it, with owners, modes and times, if it is empty.
 
-        Hard links become files of their own. Devices and sockets are left out.
+        Hard links become separate files. Devices and sockets are omitted.
 
         Args:
             image: the image.
-            target: the path inside. Symlinks on the way are followed as inside a container.
+            target: the path inside. Symlinks in it are followed as inside a container.
 
         Returns:
-            Whether it was filled: False if there is something in it, or the image has no directory there.
+            Whether it was filled: False if it is not empty, or the image has no directory there.
 
         Raises:
-            SetupError: a file can't be made, because the size of the volume is exhausted, for example. The volume is
-                empty then.
+            SetupError: a file can't be created, for example because the size limit is reached. The volume is then
+                empty.
         """
         from containerkit.volume.filling import fill
 
         return fill(image, target, self.path)
 
     def users(self) -> list[str]:
-        """Return the ids of the containers on record that have it, running or not."""
+        """Return the ids of the recorded containers that use it, running or not."""
         return [user for place in late.VOLUME_USERS.values() for user in late.load(place)(self.path)]
 
     def export(self, path: str | os.PathLike[str]) -> None:
@@ -125,15 +125,15 @@ class Volume:
         export(self.path, path)
 
     def replace(self, path: str | os.PathLike[str]) -> None:
-        """Put the files of a tar archive in the place of its own. If that fails, it has its own files still.
+        """Replace its files by those of a tar archive. After a failure its own files are unchanged.
 
         Args:
             path: the archive, compressed or not.
 
         Raises:
-            StateError: a container on record has it.
-            ImageError: the archive is malformed, or leads out of the volume.
-            SetupError: its files can't be made.
+            StateError: a recorded container uses it.
+            ImageError: the archive is malformed, or has paths outside the volume.
+            SetupError: its files can't be created.
         """
         from containerkit.volume.archive import replace
 
@@ -141,18 +141,18 @@ class Volume:
         replace(self.path, path)
 
     def remove(self) -> None:
-        """Remove it with all that is in it.
+        """Remove it with all its files.
 
         Raises:
-            StateError: it is gone, or a container on record has it.
-            CleanupError: something could not be removed.
+            StateError: it does not exist, or a recorded container uses it.
+            CleanupError: a file could not be removed.
         """
         from containerkit.image.store.locks import remove_tree
 
         self._refuse_users()
         place = place_of(self.name)
         if not os.path.isdir(place):
-            raise StateError(f"volume {self.name}: there is none of that name")
+            raise StateError(f"volume {self.name}: no such volume")
         if self._project is not None:
             from containerkit.volume.quota import unlimited
 
@@ -162,11 +162,11 @@ class Volume:
 
     def _refuse_users(self) -> None:
         if users := self.users():
-            raise StateError(f"volume {self.name}: container {users[0]} has it: remove that first")
+            raise StateError(f"volume {self.name}: container {users[0]} uses it; remove the container first")
 
     @classmethod
     def read(cls, name: str) -> Self:
-        """Return the one of a name, which must be there."""
+        """Return the volume of a name, which must exist."""
         with open(os.path.join(place_of(name), _RECORD), encoding="utf-8") as file:
             content: dict[str, Any] = json.load(file)
         return cls(
@@ -185,20 +185,20 @@ def create(
     size: int | str | None = None,
     exist_ok: bool = False,
 ) -> Volume:
-    """Make a volume, empty and root's.
+    """Create an empty volume that belongs to root.
 
     Args:
         name: 1 to 255 letters, digits, ``_.-`` (default: a random one).
-        labels: free strings.
-        size: the most that its files may take, in bytes or such as ``"64M"`` (default: no limit). It is a project quota
-            of the filesystem, which needs root, and ext4 or xfs with project quotas enabled.
-        exist_ok: return the one that is there (default False).
+        labels: arbitrary strings.
+        size: the limit of the total size of its files, in bytes or for example ``"64M"`` (default: no limit). It is a
+            project quota of the filesystem, which needs root, and ext4 or xfs with project quotas enabled.
+        exist_ok: return an existing volume of this name (default False).
 
     Raises:
-        SpecError: no such name or size.
-        StateError: there is one of that name.
+        SpecError: an invalid name or size.
+        StateError: the name is already used.
         UnsupportedError: the filesystem can't limit the size.
-        SetupError: it can't be made.
+        SetupError: it can't be created.
 
     Source: quotactl(2); docker volume create.
     """
@@ -211,12 +211,12 @@ def create(
     if os.path.lexists(place):
         if exist_ok:
             return get(name)
-        raise StateError(f"volume {name}: there is one of that name already")
+        raise StateError(f"volume {name}: it already exists")
     return _made(name, place, limit, dict(labels or {}), exist_ok=exist_ok)
 
 
 def _made(name: str, place: str, limit: int | None, labels: dict[str, str], *, exist_ok: bool) -> Volume:
-    """Make the directory of a volume beside its place, and move it there when it is complete."""
+    """Create the directory of a volume under a temporary name, and rename it when it is complete."""
     from containerkit.image.store.locks import remove_tree
 
     temporary = os.path.join(_root(), f".{name[:200]}.{os.urandom(4).hex()}")
@@ -233,7 +233,7 @@ def _made(name: str, place: str, limit: int | None, labels: dict[str, str], *, e
         facts = {"labels": labels, "created": time.time(), "size": limit, "project": project}
         with open(os.path.join(temporary, _RECORD), "w", encoding="utf-8") as file:
             json.dump(facts, file)
-        os.rename(temporary, place)  # as a whole, or not at all
+        os.rename(temporary, place)  # atomic
     except BaseException as error:
         if project is not None:
             from containerkit.volume.quota import unlimited
@@ -242,24 +242,24 @@ def _made(name: str, place: str, limit: int | None, labels: dict[str, str], *, e
         remove_tree(Path(temporary))
         if not isinstance(error, OSError) or isinstance(error, SetupError):
             raise
-        if os.path.isdir(place):  # another was sooner
+        if os.path.isdir(place):  # another process was faster
             return create(name, labels=labels, size=limit, exist_ok=exist_ok)
-        raise SetupError("mkdir", error.errno or 0, place, "the volume can't be made") from None
+        raise SetupError("mkdir", error.errno or 0, place, "the volume can't be created") from None
     return get(name)
 
 
 def used(name: str, image: Image | None = None, target: str = "", *, labels: Mapping[str, str] | None = None) -> Volume:
-    """Return a volume for a container that mounts it: it is made if it is missing, and filled if it is empty.
+    """Return a volume for a container that mounts it. Create it if it is missing, fill it if it is empty.
 
     Args:
         name: of the volume.
-        image: where its first content comes from (default: nowhere).
+        image: the image that its first content is copied from (default: none).
         target: the path in the image.
         labels: of a new volume.
 
     Raises:
-        SpecError: no such name.
-        SetupError: it can't be made or filled.
+        SpecError: the name is invalid.
+        SetupError: it can't be created or filled.
     """
     volume = create(name, labels=labels, exist_ok=True)
     if image is not None and target:
@@ -271,14 +271,14 @@ def get(name: str) -> Volume:
     """Return a volume.
 
     Raises:
-        SpecError: no such name.
-        StateError: there is none of that name.
+        SpecError: the name is invalid.
+        StateError: no such volume.
     """
     place_of(name)
     try:
         return Volume.read(name)
     except (OSError, ValueError, KeyError):
-        raise StateError(f"volume {name}: there is none of that name: 'containerkit volume ls' shows all") from None
+        raise StateError(f"volume {name}: no such volume; 'containerkit volume ls' lists all") from None
 
 
 def volumes() -> list[Volume]:
@@ -291,13 +291,13 @@ def volumes() -> list[Volume]:
 
 
 def prune(*, labels: Mapping[str, str | None] | None = None) -> list[str]:
-    """Remove the volumes that no container on record has; returns their names.
+    """Remove the volumes that no recorded container uses. Return their names.
 
     Args:
-        labels: only those with these labels; a value of None stands for any.
+        labels: only volumes with these labels; None stands for any value.
 
     Raises:
-        CleanupError: one could not be removed.
+        CleanupError: a volume could not be removed.
     """
     wanted = (labels or {}).items()
     unused = [

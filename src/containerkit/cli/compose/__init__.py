@@ -1,4 +1,4 @@
-"""Run several services from a compose file: start, list, look into, change and end them."""
+"""Run several services from a compose file: start, list, inspect, change and stop them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "define", "main"]
 
 EPILOG: Final = """\
-  containerkit compose config                 what the files say, merged and in full
+  containerkit compose config                 the merged content of the files
   containerkit compose plan                   what 'up' would do
-  containerkit compose up                     start, show the logs, end with Ctrl-C
-  containerkit compose up -d --wait           start, and return when all is healthy
-  containerkit compose exec web sh            a command in a running container
-  containerkit compose down -v                end, and remove the named volumes
+  containerkit compose up                     start and show the logs; Ctrl-C stops everything
+  containerkit compose up -d --wait           start, and return when everything is healthy
+  containerkit compose exec web sh            run a command in a running container
+  containerkit compose down -v                stop everything, and remove the named volumes
 """
 
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
@@ -24,12 +24,16 @@ _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the verbs and their options."""
     parser.add_argument(
-        "-f", "--file", metavar="FILE", **_LISTS, help="a compose file, - for stdin; the later over the earlier"
+        "-f", "--file", metavar="FILE", **_LISTS, help="a compose file, - for stdin; later files override earlier ones"
     )
-    parser.add_argument("-p", "--project-name", metavar="NAME", help="of the project (default: the directory's)")
-    parser.add_argument("--project-directory", metavar="DIR", help="where relative paths start")
-    parser.add_argument("--profile", metavar="NAME", **_LISTS, help="a profile that is active; repeatable")
-    parser.add_argument("--env-file", metavar="FILE", **_LISTS, help="variables (default: .env); repeatable")
+    parser.add_argument(
+        "-p", "--project-name", metavar="NAME", help="the project's name (default: that of the directory)"
+    )
+    parser.add_argument(
+        "--project-directory", metavar="DIR", help="the directory of relative paths (default: that of the first file)"
+    )
+    parser.add_argument("--profile", metavar="NAME", **_LISTS, help="an active profile; repeatable")
+    parser.add_argument("--env-file", metavar="FILE", **_LISTS, help="a file of variables (default: .env); repeatable")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _define_looking(verbs)
     _define_life(verbs)
@@ -42,105 +46,130 @@ def _services(parser: argparse.ArgumentParser, what: str = "services (default: a
 
 
 def _define_looking(verbs: Any) -> None:
-    config = _services(verbs.add_parser("config", aliases=["convert"], help="show what the files say, in full"))
+    config = _services(verbs.add_parser("config", aliases=["convert"], help="show the merged content of the files"))
     config.add_argument("--format", choices=("yaml", "json"), default="yaml")
-    config.add_argument("-q", "--quiet", action="store_true", help="only look for mistakes")
-    config.add_argument("--no-interpolate", action="store_true", help="leave variables as they are")
+    config.add_argument("-q", "--quiet", action="store_true", help="only check the files")
+    config.add_argument("--no-interpolate", action="store_true", help="do not replace variables")
     for name in ("services", "volumes", "networks", "images", "profiles", "hash"):
-        config.add_argument(f"--{name}", action="store_true", dest=f"only_{name}", help=f"show the {name} alone")
-    plan = _services(verbs.add_parser("plan", help="show the steps of 'up'"))
+        config.add_argument(f"--{name}", action="store_true", dest=f"only_{name}", help=f"show only the {name}")
+    plan = _services(verbs.add_parser("plan", help="show the steps of 'up', without starting anything"))
     plan.add_argument("--json", action="store_true")
     ps = _services(verbs.add_parser("ps", help="list the containers"))
-    ps.add_argument("-q", "--quiet", action="store_true", help="their names alone")
-    ps.add_argument("-a", "--all", action="store_true", help="with those that have ended")
-    ps.add_argument("--services", action="store_true", dest="only_services", help="the services alone")
+    ps.add_argument("-q", "--quiet", action="store_true", help="print only their names")
+    ps.add_argument("-a", "--all", action="store_true", help="also list containers that have ended")
+    ps.add_argument("--services", action="store_true", dest="only_services", help="print only the services")
     ps.add_argument("--format", choices=("table", "json"), default="table")
-    logs = _services(verbs.add_parser("logs", help="show what the containers write"))
-    logs.add_argument("-f", "--follow", action="store_true", help="and what comes")
-    logs.add_argument("-n", "--tail", metavar="NUMBER", help="only so many lines (default: all)")
+    logs = _services(verbs.add_parser("logs", help="show the output of the containers"))
+    logs.add_argument("-f", "--follow", action="store_true", help="wait for more output")
+    logs.add_argument("-n", "--tail", metavar="NUMBER", help="show at most so many lines, the latest (default: all)")
     logs.add_argument("-t", "--timestamps", action="store_true")
     logs.add_argument(
-        "--since", metavar="TIME", help="only later ones: seconds ago, such as 10m, or a time of RFC 3339"
+        "--since",
+        metavar="TIME",
+        help="show only later lines: a duration before now, such as 10m, or a time of RFC 3339",
     )
     logs.add_argument("--no-color", action="store_true", help="accepted: there are no colours")
-    logs.add_argument("--no-log-prefix", action="store_true", help="without the containers' names")
+    logs.add_argument("--no-log-prefix", action="store_true", help="omit the containers' names")
     _services(verbs.add_parser("top", help="list the processes"))
-    port = verbs.add_parser("port", help="show the port of the host that leads to one of a service")
+    port = verbs.add_parser("port", help="show the address and port of the host for a published port of a service")
     port.add_argument("service", metavar="SERVICE")
     port.add_argument("port", metavar="PORT", type=int)
     port.add_argument("--protocol", choices=("tcp", "udp"), default="tcp")
     port.add_argument("--index", type=int, default=1, metavar="NUMBER")
     volumes = _services(verbs.add_parser("volumes", help="list the named volumes of the services"))
-    volumes.add_argument("-q", "--quiet", action="store_true", help="their names alone")
+    volumes.add_argument("-q", "--quiet", action="store_true", help="print only their names")
     version = verbs.add_parser("version", help="show the version")
-    version.add_argument("--short", action="store_true", help="the number alone")
+    version.add_argument("--short", action="store_true", help="print only the number")
     listing = verbs.add_parser("ls", help="list the projects that are up")
     listing.add_argument("-q", "--quiet", action="store_true")
-    listing.add_argument("-a", "--all", action="store_true", help="accepted: projects that are down are not on record")
+    listing.add_argument("-a", "--all", action="store_true", help="accepted: projects that are down are not recorded")
     listing.add_argument("--format", choices=("table", "json"), default="table")
     images = _services(verbs.add_parser("images", help="list the images of the services"))
     images.add_argument("--format", choices=("table", "json"), default="table")
-    _services(
-        verbs.add_parser("wait", help="wait until containers have ended; the last status is that of this command")
+    _services(verbs.add_parser("wait", help="wait until containers have ended, and exit with the last status"))
+
+
+def _define_up(verbs: Any) -> None:
+    up = _services(verbs.add_parser("up", help="start the services, or update running ones to the files"))
+    up.add_argument(
+        "-d",
+        "--detach",
+        action="store_true",
+        help="return when everything is up; a background process holds the project",
+    )
+    up.add_argument("--wait", action="store_true", help="with -d: return when everything is healthy")
+    up.add_argument("--wait-timeout", metavar="SECONDS", type=float, default=300.0)
+    up.add_argument("--build", action="store_true", help="build images even if they exist")
+    up.add_argument("--no-deps", action="store_true", help="do not start dependencies of the named services")
+    up.add_argument("--pull", choices=("missing", "always", "never"))
+    up.add_argument(
+        "--scale", metavar="SERVICE=NUMBER", **_LISTS, help="set the number of containers of a service; repeatable"
+    )
+    again = up.add_mutually_exclusive_group()
+    again.add_argument("--force-recreate", action="store_true", help="also replace unchanged containers")
+    again.add_argument(
+        "--no-recreate", action="store_true", help="replace no container, even if its description has changed"
+    )
+    up.add_argument(
+        "--always-recreate-deps", action="store_true", help="also replace dependencies of the named services"
+    )
+    up.add_argument(
+        "--abort-on-container-exit", action="store_true", help="stop everything as soon as one container has ended"
+    )
+    up.add_argument(
+        "--abort-on-container-failure", action="store_true", help="stop everything as soon as one container has failed"
+    )
+    up.add_argument("--attach", metavar="SERVICE", **_LISTS, help="show only the logs of this service; repeatable")
+    up.add_argument("--no-attach", metavar="SERVICE", **_LISTS, help="do not show the logs of this service; repeatable")
+    up.add_argument("--no-log-prefix", action="store_true", help="omit the containers' names")
+    up.add_argument("--no-color", action="store_true", help="accepted: there are no colours")
+    up.add_argument(
+        "--exit-code-from",
+        metavar="SERVICE",
+        help="exit with the status of this service; implies --abort-on-container-exit",
+    )
+    up.add_argument(
+        "--remove-orphans", action="store_true", help="accepted: services that are not in the files are always stopped"
+    )
+    up.add_argument(
+        "-t", "--timeout", metavar="SECONDS", type=float, help="the time that each container has to end by itself"
     )
 
 
 def _define_life(verbs: Any) -> None:
-    up = _services(verbs.add_parser("up", help="start, or change what runs to what the files say"))
-    up.add_argument("-d", "--detach", action="store_true", help="return when it is up; a process of its own holds it")
-    up.add_argument("--wait", action="store_true", help="return when all is healthy; with -d")
-    up.add_argument("--wait-timeout", metavar="SECONDS", type=float, default=300.0)
-    up.add_argument("--build", action="store_true", help="build images even if they are there")
-    up.add_argument("--no-deps", action="store_true", help="without the services that the named ones depend on")
-    up.add_argument("--pull", choices=("missing", "always", "never"))
-    up.add_argument("--scale", metavar="SERVICE=NUMBER", **_LISTS, help="another number of containers; repeatable")
-    again = up.add_mutually_exclusive_group()
-    again.add_argument("--force-recreate", action="store_true", help="replace containers that are as described, too")
-    again.add_argument(
-        "--no-recreate", action="store_true", help="replace no container, even if its description differs"
-    )
-    up.add_argument(
-        "--always-recreate-deps", action="store_true", help="replace what the named services depend on, too"
-    )
-    up.add_argument("--abort-on-container-exit", action="store_true", help="end all as soon as one has ended")
-    up.add_argument("--abort-on-container-failure", action="store_true", help="end all as soon as one has failed")
-    up.add_argument("--attach", metavar="SERVICE", **_LISTS, help="show the logs of these alone; repeatable")
-    up.add_argument("--no-attach", metavar="SERVICE", **_LISTS, help="do not show the logs of these; repeatable")
-    up.add_argument("--no-log-prefix", action="store_true", help="without the containers' names")
-    up.add_argument("--no-color", action="store_true", help="accepted: there are no colours")
-    up.add_argument("--exit-code-from", metavar="SERVICE", help="the status of this one; implies the former")
-    up.add_argument("--remove-orphans", action="store_true", help="accepted: what is not in the files is always ended")
-    up.add_argument("-t", "--timeout", metavar="SECONDS", type=float, help="to end by itself, for each")
-    down = _services(verbs.add_parser("down", help="end all, or services and those that depend on them"))
-    down.add_argument("-v", "--volumes", action="store_true", help="remove the named volumes, too")
+    _define_up(verbs)
+    down = _services(verbs.add_parser("down", help="stop everything, or services and their dependents"))
+    down.add_argument("-v", "--volumes", action="store_true", help="also remove the named volumes")
     down.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
     down.add_argument(
-        "--remove-orphans", action="store_true", help="accepted: what is not in the files is always ended"
+        "--remove-orphans", action="store_true", help="accepted: services that are not in the files are always stopped"
     )
-    for name, what in (("restart", "end services and start them again"), ("stop", "end services")):
+    for name, what in (("restart", "stop services and start them again"), ("stop", "stop services")):
         ending = _services(verbs.add_parser(name, help=what))
         ending.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
     _services(verbs.add_parser("start", help="start services that were stopped"))
-    _services(verbs.add_parser("pause", help="stop all processes where they are"))
-    _services(verbs.add_parser("unpause", help="let them go on"))
+    _services(verbs.add_parser("pause", help="freeze all processes"))
+    _services(verbs.add_parser("unpause", help="let frozen processes continue"))
     rm = _services(verbs.add_parser("rm", help="forget containers that have ended"))
-    rm.add_argument("-f", "--force", action="store_true", help="accepted: nothing is asked")
-    rm.add_argument("-s", "--stop", action="store_true", help="end those that run, first")
-    rm.add_argument("-v", "--volumes", action="store_true", help="accepted: volumes without a name are gone anyhow")
+    rm.add_argument("-f", "--force", action="store_true", help="accepted: there is no confirmation")
+    rm.add_argument("-s", "--stop", action="store_true", help="stop running containers first")
+    rm.add_argument("-v", "--volumes", action="store_true", help="accepted: anonymous volumes end with their container")
     kill = _services(verbs.add_parser("kill", help="send a signal"))
     kill.add_argument("-s", "--signal", default="SIGKILL", metavar="NAME")
-    scale = verbs.add_parser("scale", help="change how many containers services have")
+    scale = verbs.add_parser("scale", help="change the number of containers of services")
     scale.add_argument("numbers", metavar="SERVICE=NUMBER", nargs="+")
     build = _services(verbs.add_parser("build", help="build images"))
     build.add_argument("--no-cache", action="store_true")
-    build.add_argument("--pull", action="store_true", help="fetch base images anew")
+    build.add_argument("--pull", action="store_true", help="always pull base images")
     build.add_argument("--build-arg", metavar="NAME=VALUE", **_LISTS)
     build.add_argument("-q", "--quiet", action="store_true")
     pull = _services(verbs.add_parser("pull", help="fetch images"))
     pull.add_argument("-q", "--quiet", action="store_true")
-    pull.add_argument("--ignore-buildable", action="store_true", help="not those that can be built")
-    watch = _services(verbs.add_parser("watch", help="carry changes of files into what runs"))
-    watch.add_argument("--interval", type=float, default=0.5, metavar="SECONDS", help="between two looks (default 0.5)")
+    pull.add_argument("--ignore-buildable", action="store_true", help="omit images that can be built")
+    watch = _services(verbs.add_parser("watch", help="update running containers when files change"))
+    watch.add_argument(
+        "--interval", type=float, default=0.5, metavar="SECONDS", help="the interval of checks (default: 0.5)"
+    )
 
 
 def _define_commands(verbs: Any) -> None:
@@ -150,7 +179,7 @@ def _define_commands(verbs: Any) -> None:
         parser.add_argument("-u", "--user", metavar="UID[:GID]")
         parser.add_argument("-w", "--workdir", metavar="DIR")
         parser.add_argument(
-            "-T", "--no-tty", action="store_true", help="accepted: the caller's streams are used as they are"
+            "-T", "--no-tty", action="store_true", help="accepted: the caller's own streams are always used"
         )
         parser.add_argument("-i", "--interactive", action="store_true", help="accepted: standard input is passed on")
         parser.add_argument("-t", "--tty", action="store_true", help="accepted: a terminal of the caller is passed on")
@@ -159,7 +188,7 @@ def _define_commands(verbs: Any) -> None:
             parser.add_argument("--privileged", action="store_true")
         else:
             parser.add_argument("--rm", action="store_true", help="accepted: it is always removed")
-            parser.add_argument("--no-deps", action="store_true", help="without the services that it depends on")
+            parser.add_argument("--no-deps", action="store_true", help="do not start the dependencies of the service")
             parser.add_argument("--entrypoint", metavar="PROGRAM")
             parser.add_argument("-v", "--volume", metavar="SOURCE:TARGET", **_LISTS)
         parser.add_argument("service", metavar="SERVICE")
@@ -171,10 +200,10 @@ def _define_commands(verbs: Any) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Do what the verb says.
+    """Run a verb and return the exit status.
 
     Raises:
-        ContainerError: it could not be done.
+        ContainerError: the verb failed.
     """
     from containerkit.cli.compose import life, looking, running
 

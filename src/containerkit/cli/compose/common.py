@@ -1,4 +1,4 @@
-"""What the verbs of projects share."""
+"""Functions that the verbs of projects share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["load", "numbers", "remote", "show", "table"]
 
 
 def load(options: argparse.Namespace, *, services: Sequence[str] = (), interpolate: bool = True) -> Project:
-    """Return the project that the options name.
+    """Return the project that the options select.
 
     Raises:
-        SpecError: whatever is wrong with its files.
+        SpecError: a file can't be read or is invalid.
     """
     from containerkit.project import Project
 
@@ -34,7 +34,7 @@ def load(options: argparse.Namespace, *, services: Sequence[str] = (), interpola
     from containerkit.cli.commands import complain
 
     for name in sorted(missing):
-        complain(f"compose: the variable {name} is not set: it is empty")
+        complain(f"compose: the variable {name} is not set; using an empty string")
     return found
 
 
@@ -43,7 +43,7 @@ def _env_files(options: argparse.Namespace) -> list[str] | None:
 
 
 def remote(options: argparse.Namespace) -> Remote:
-    """Return the project that is up; its files are only read when its name is not given.
+    """Return the running project. Its files are only read if its name is not given.
 
     Raises:
         StateError: it is not up.
@@ -57,7 +57,7 @@ def numbers(texts: Sequence[str]) -> dict[str, int]:
     """Return the numbers of ``SERVICE=NUMBER``.
 
     Raises:
-        SpecError: no such.
+        SpecError: a text has another form.
     """
     found = {}
     for text in texts:
@@ -69,7 +69,7 @@ def numbers(texts: Sequence[str]) -> dict[str, int]:
 
 
 def show(text: str) -> None:
-    """Print a text that may come from a container's inside."""
+    """Print a text that may come from inside a container."""
     from containerkit.cli.commands import printable
 
     print(printable(text), flush=True)  # noqa: T201 - the command line prints its output

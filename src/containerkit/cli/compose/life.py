@@ -21,7 +21,7 @@ __all__ = ["VERBS"]
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line tells what it does
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line reports its steps
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -53,9 +53,9 @@ def _up(options: argparse.Namespace) -> int:
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what of a running project is replaced."""
+    """Return the arguments that select which running containers are replaced."""
     if options.no_deps and not options.services:
-        raise SpecError("--no-deps: it is about services that are named")
+        raise SpecError("--no-deps: it needs names of services")
     every = options.force_recreate and options.always_recreate_deps and options.services
     return {
         "deps": not options.no_deps, "keep": options.no_recreate,
@@ -74,7 +74,7 @@ def _with_needed(options: argparse.Namespace) -> list[str]:
 def _attend(
     project: Project, options: argparse.Namespace, services: list[str] | None, scale: dict[str, int] | None
 ) -> int:
-    """Hold the project, show its logs, and end it when all has ended, or at a signal."""
+    """Hold the project and show its logs. Stop it when all containers have ended, or at a signal."""
     from containerkit.project.stack import Stack
     from containerkit.project.supervisor import Supervisor
 
@@ -113,7 +113,7 @@ def _until_ended(stack: Stack, options: argparse.Namespace, supervisor: Any) -> 
         return 0
     codes = [each.exit_code for each in stack.containers(options.exit_code_from)]
     if not codes:
-        raise SpecError(f"--exit-code-from: no container of {options.exit_code_from!r:.60}")
+        raise SpecError(f"--exit-code-from: the service {options.exit_code_from!r:.60} has no container")
     return codes[0] or 0
 
 

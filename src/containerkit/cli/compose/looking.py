@@ -1,4 +1,4 @@
-"""Verbs that show something of a project."""
+"""Verbs that show parts of a project."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def _escaped(value: Any) -> Any:
-    """Return a value that means the same when it is read as a compose file again."""
+    """Return a value in which dollar signs are escaped, so that it can be read again as a compose file."""
     if isinstance(value, str):
         return value.replace("$", "$$")
     if isinstance(value, dict):
@@ -121,7 +121,7 @@ def print_line(line: Any, *, prefix: bool = True, timestamps: bool = False) -> N
 
 
 def _moment(text: str) -> float:
-    """Return the seconds since 1970 of a time, or of so long ago."""
+    """Return a time in seconds since 1970, from a time of RFC 3339 or a duration before now."""
     from datetime import UTC, datetime
 
     from containerkit.errors import SpecError
@@ -135,7 +135,7 @@ def _moment(text: str) -> float:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise SpecError(
-            f"--since: {text!r:.60} is neither a time nor so long ago; say 10m, or 2026-01-31T12:00:00Z"
+            f"--since: {text!r:.60} is neither a time nor a duration; use 10m, or 2026-01-31T12:00:00Z"
         ) from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 

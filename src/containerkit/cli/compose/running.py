@@ -1,4 +1,4 @@
-"""Verbs that run commands in a project's containers, and carry files into them."""
+"""Verbs that run commands in a project's containers, and copy files into them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _env(texts: list[str]) -> dict[str, str]:
 
 def _exec(options: argparse.Namespace) -> int:
     if not options.command:
-        raise SpecError("exec: a command is needed, such as: exec web sh")
+        raise SpecError("exec: a command is required, such as: exec web sh")
     code: int = remote(options).ask(
         "exec", fds=_STREAMS, service=options.service, index=options.index, argv=options.command,
         env=_env(options.env), user=options.user, cwd=options.workdir, privileged=options.privileged,
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
         if needed and not options.no_deps:
             holder.ask("apply", **project_request(project), services=needed)
     except StateError:
-        # Nobody holds the project: somebody does as long as the command runs.
+        # No process holds the project, so this one holds it while the command runs.
         holder = ours = detach(project, lambda _: None, by_fork=True, services=[] if options.no_deps else needed)
     try:
         code: int = holder.ask(
@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _whole(project: Project, options: argparse.Namespace, argv: list[str]) -> list[str]:
-    """Return the argv of a command: it follows the entrypoint, unless another is given."""
+    """Return the argv of a command: the arguments follow the entrypoint, unless another one is given."""
     if options.entrypoint is not None or not argv:
         return argv
     from containerkit.project.images import image_of
@@ -89,7 +89,7 @@ def _changed(project: Project, options: argparse.Namespace) -> Project:
     from containerkit.project.short import volume
 
     if options.service not in project.model["services"]:
-        raise SpecError(f"no service {options.service!r:.60}; there are {', '.join(project.model['services'])}")
+        raise SpecError(f"no service {options.service!r:.60}; the services are {', '.join(project.model['services'])}")
     keys = dict(project.model["services"][options.service])
     keys["environment"] = {**keys.get("environment", {}), **_env(options.env)}
     if options.command:
@@ -103,7 +103,7 @@ def _changed(project: Project, options: argparse.Namespace) -> Project:
 def _cp(options: argparse.Namespace) -> int:
     (source, inside), (target, outside) = _place(options.source), _place(options.target)
     if (source is None) == (target is None):
-        raise SpecError("cp: one of the two is SERVICE:PATH, the other a path here")
+        raise SpecError("cp: one argument must be SERVICE:PATH, the other a path of the host")
     if source is not None:
         here = os.path.join(outside, os.path.basename(inside)) if os.path.isdir(outside) else outside
         remote(options).ask(
@@ -117,7 +117,7 @@ def _cp(options: argparse.Namespace) -> int:
 
 
 def _place(text: str) -> tuple[str | None, str]:
-    """Return the service and the path of an argument; a path here has no service."""
+    """Return the service and the path of an argument. A path of the host has no service."""
     service, colon, path = text.partition(":")
     return (service, path) if colon and "/" not in service else (None, text)
 
@@ -135,10 +135,10 @@ def _watch(options: argparse.Namespace) -> int:
         for rule in keys.get("develop", {}).get("watch", ())
     ]
     if not rules:
-        raise SpecError("watch: no service says what to watch: add develop.watch")
+        raise SpecError("watch: no service has files to watch; add develop.watch")
     for _, rule in rules:
         if not os.path.exists(rule["path"]):
-            raise SpecError(f"watch: there is no {rule['path']}")
+            raise SpecError(f"watch: no such file {rule['path']}")
     seen = [_state(rule) for _, rule in rules]
     for (service, rule), state in zip(rules, seen, strict=True):
         if rule.get("initial_sync"):
@@ -157,7 +157,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _state(rule: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return the files that a rule is about, by their paths below its own."""
+    """Return the state of the files that a rule covers, by their paths below the rule's path."""
     root = rule["path"]
     if os.path.isfile(root):
         status = os.stat(root)
@@ -172,7 +172,7 @@ def _state(rule: dict[str, Any]) -> dict[str, tuple[int, int]]:
                 continue
             try:
                 status = os.stat(os.path.join(root, path))
-            except OSError:  # gone meanwhile
+            except OSError:  # removed in the meantime
                 continue
             found[path] = (status.st_mtime_ns, status.st_size)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from containerkit.cli.commands import complain
 from containerkit.errors import ContainerError, SpecError
@@ -23,7 +23,7 @@ class Verb(NamedTuple):
 
     Attributes:
         define: adds its options to a parser.
-        main: does it, and returns the exit status.
+        main: runs it, and returns the exit status.
     """
 
     define: Callable[[argparse.ArgumentParser], None]
@@ -37,10 +37,10 @@ def say(text: str) -> None:
 
 
 def for_each(names: Iterable[str], do: Callable[[Detached], object]) -> int:
-    """Do something for each container, and print what it was called by; one that fails does not keep it from the rest.
+    """Call a function for each container, and print the given name. After a failure continue with the next container.
 
     Returns:
-        The exit status: 1 when one has failed.
+        The exit status: 1 if a call has failed.
     """
     from containerkit.detached.container import find
 
@@ -57,29 +57,31 @@ def for_each(names: Iterable[str], do: Callable[[Detached], object]) -> int:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text in columns; the first are the titles."""
+    """Return rows as text in columns. The first row contains the titles."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-_FIELD = re.compile(r"\{\{\s*(json\s+)?((?:\.\w+)+|\.)\s*\}\}")
+_FIELD: Final = r"\{\{\s*(json\s+)?((?:\.\w+)+|\.)\s*\}\}"
 
 
 def check_template(template: str) -> None:
-    """Refuse a template that has more than fields.
+    """Refuse a template that contains anything but fields.
 
     Raises:
         SpecError: anything else in double braces.
     """
-    if "{{" in _FIELD.sub("", template):
-        raise SpecError(f"--format {template!r}: only fields are known, such as {{{{.Name}}}} and {{{{json .State}}}}")
+    if "{{" in template and "{{" in re.sub(_FIELD, "", template):
+        raise SpecError(
+            f"--format {template!r}: only fields are supported, such as {{{{.Name}}}} and {{{{json .State}}}}"
+        )
 
 
 def formatted(template: str, value: Any) -> str:
     """Return a template of Docker's with its fields filled in: ``{{.State.Status}}``, ``{{json .Config}}``.
 
     Raises:
-        SpecError: anything else in double braces, or a field that is not there.
+        SpecError: anything else in double braces, or an unknown field.
     """
     import json
 
@@ -92,10 +94,10 @@ def formatted(template: str, value: Any) -> str:
                 break
             if not isinstance(at, dict) or name not in at:
                 known = ", ".join(at) if isinstance(at, dict) else "none"
-                raise SpecError(f"--format: there is no field {found[2]!r}; there are {known}")
+                raise SpecError(f"--format: there is no field {found[2]!r}; the fields are {known}")
             at = at[name]
         if found[1] or isinstance(at, (dict, list)):
             return json.dumps(at)
         return str(at).lower() if isinstance(at, bool) else "" if at is None else str(at)
 
-    return _FIELD.sub(fill, template)
+    return re.sub(_FIELD, fill, template)

@@ -1,4 +1,4 @@
-"""Find what a name stands for: a container, an image, a volume or a network."""
+"""Find a container, an image, a volume or a network by name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["inspected"]
 
 
 def inspected(name: str, kind: str | None) -> dict[str, Any]:
-    """Return all that is known of something.
+    """Return all known facts about an object.
 
     Args:
         name: its name or id.
-        kind: ``container``, ``image``, ``volume`` or ``network``; None for the first of these that there is.
+        kind: ``container``, ``image``, ``volume`` or ``network``. None tries them in this order.
 
     Raises:
-        StateError, ImageError: there is none.
+        StateError, ImageError: no such object.
     """
     if kind is not None:
         return _KINDS[kind](name)

@@ -1,4 +1,4 @@
-"""The commands that tell what a detached container is, uses and has changed, and that copy from and to it."""
+"""The commands that show the state, usage and changes of a detached container, and that copy files from and to it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _define_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="+", metavar="CONTAINER", help="its name or id")
     parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.State.Status}}; or json")
     parser.add_argument("--type", choices=("container", "image", "volume", "network"), help="what it is (default: any)")
-    parser.add_argument("-s", "--size", action="store_true", help="accepted: 'system df --verbose' tells sizes")
+    parser.add_argument("-s", "--size", action="store_true", help="accepted: 'system df --verbose' shows sizes")
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -57,7 +57,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _define_top(parser: argparse.ArgumentParser) -> None:
     _define_one(parser)
-    parser.add_argument("--json", action="store_true", help="print it for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _top(options: argparse.Namespace) -> int:
@@ -69,7 +69,7 @@ def _top(options: argparse.Namespace) -> int:
                 head, _, rest = file.read().rpartition(")")
             with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
                 words = file.read().replace("\0", " ").strip()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended in the meantime
             continue
         fields = rest.split()
         seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -90,11 +90,9 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _define_stats(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="CONTAINER", help="its name or id (default: all that run)")
-    parser.add_argument(
-        "--no-stream", action="store_true", help="once, as is the default where stdout is not a terminal"
-    )
-    parser.add_argument("--json", action="store_true", help="print it for programs, once")
+    parser.add_argument("names", nargs="*", metavar="CONTAINER", help="its name or id (default: all running ones)")
+    parser.add_argument("--no-stream", action="store_true", help="print once (default if stdout is not a terminal)")
+    parser.add_argument("--json", action="store_true", help="print JSON, once")
     parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Name}} {{.CPUPerc}}, or json")
 
 
@@ -167,7 +165,7 @@ def _cpu_us(stats: Stats) -> int | None:
 
 def _define_diff(parser: argparse.ArgumentParser) -> None:
     _define_one(parser)
-    parser.add_argument("--json", action="store_true", help="print it for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -185,9 +183,9 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _define_commit(parser: argparse.ArgumentParser) -> None:
     _define_one(parser)
-    parser.add_argument("reference", metavar="NAME", help="of the new image, such as tools:1")
+    parser.add_argument("reference", metavar="NAME", help="the name of the new image, such as tools:1")
     parser.add_argument("-a", "--author", metavar="TEXT", default="", help="who made it")
-    parser.add_argument("-m", "--message", metavar="TEXT", default="", help="goes into the history")
+    parser.add_argument("-m", "--message", metavar="TEXT", default="", help="a message for the history")
 
 
 def _commit(options: argparse.Namespace) -> int:
@@ -197,12 +195,14 @@ def _commit(options: argparse.Namespace) -> int:
 
 
 def _define_cp(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="[CONTAINER:]SOURCE", help="what is copied")
-    parser.add_argument("target", metavar="[CONTAINER:]TARGET", help="where to; one of the two is in a container")
+    parser.add_argument("source", metavar="[CONTAINER:]SOURCE", help="the file or directory to copy")
+    parser.add_argument(
+        "target", metavar="[CONTAINER:]TARGET", help="the destination; exactly one of the two is in a container"
+    )
 
 
 def _place(text: str) -> tuple[str, str]:
-    """Return the container and the path of ``NAME:PATH``; a path with a slash before the colon is the host's."""
+    """Return the container and the path of ``NAME:PATH``. A path with a slash before the colon is one of the host."""
     name, colon, path = text.partition(":")
     return (name, path) if colon and name and "/" not in name else ("", text)
 
@@ -210,7 +210,7 @@ def _place(text: str) -> tuple[str, str]:
 def _cp(options: argparse.Namespace) -> int:
     (source, inside), (target, into) = _place(options.source), _place(options.target)
     if bool(source) == bool(target):
-        raise SpecError("cp: one of the two must be CONTAINER:PATH, and the other a path of the host")
+        raise SpecError("cp: one argument must be CONTAINER:PATH, and the other a path of the host")
     with _opened(source or target) as view:
         if source:
             goal = os.path.join(into, os.path.basename(inside.rstrip("/"))) if os.path.isdir(into) else into
@@ -226,7 +226,7 @@ def _cp(options: argparse.Namespace) -> int:
 
 
 def _opened(name: str) -> AbstractContextManager[Container]:
-    """Return a detached container whether it runs or not, or one of the OCI command."""
+    """Return a detached container, running or not, or one of the OCI command."""
     try:
         one = find(name)
     except StateError:

@@ -1,4 +1,4 @@
-"""The commands that begin, end, hold and change detached containers."""
+"""The commands that start, stop, pause and change detached containers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,15 @@ def _names(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
 def _define_stop(parser: argparse.ArgumentParser) -> None:
     _names(parser)
     parser.add_argument(
-        "-t", "--time", "--timeout", metavar="SECONDS", help="before it is killed (default: its own, or 10)"
+        "-t",
+        "--time",
+        "--timeout",
+        metavar="SECONDS",
+        help="the time until it is killed (default: the container's, or 10)",
     )
-    parser.add_argument("-s", "--signal", metavar="SIGNAL", help="what asks it to end")
+    parser.add_argument(
+        "-s", "--signal", metavar="SIGNAL", help="the signal that asks it to end (default: the container's)"
+    )
 
 
 def _grace(options: argparse.Namespace) -> float | None:
@@ -57,8 +63,8 @@ def _restart(options: argparse.Namespace) -> int:
 
 def _define_start(parser: argparse.ArgumentParser) -> None:
     _names(parser)
-    parser.add_argument("-a", "--attach", action="store_true", help="see what it writes, and end with its status")
-    parser.add_argument("-i", "--interactive", action="store_true", help="with --attach: also type to it")
+    parser.add_argument("-a", "--attach", action="store_true", help="show its output, and exit with its status")
+    parser.add_argument("-i", "--interactive", action="store_true", help="with --attach: pass on standard input")
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -68,7 +74,7 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _start_attached(options: argparse.Namespace) -> int:
-    from containerkit.cli.detached.output import watch
+    from containerkit.cli.detached.attaching import watch
 
     if len(options.names) != 1:
         raise SpecError("start --attach: name one container")
@@ -80,7 +86,7 @@ def _start_attached(options: argparse.Namespace) -> int:
 
 def _define_kill(parser: argparse.ArgumentParser) -> None:
     _names(parser)
-    parser.add_argument("-s", "--signal", metavar="SIGNAL", default="KILL", help="which (default: KILL)")
+    parser.add_argument("-s", "--signal", metavar="SIGNAL", default="KILL", help="the signal (default: KILL)")
 
 
 def _kill(options: argparse.Namespace) -> int:
@@ -103,8 +109,8 @@ def _unpause(options: argparse.Namespace) -> int:
 
 def _define_rm(parser: argparse.ArgumentParser) -> None:
     _names(parser, optional=True)
-    parser.add_argument("-f", "--force", action="store_true", help="kill it first, if it runs")
-    parser.add_argument("-a", "--all", action="store_true", help="all that do not run; with --force all")
+    parser.add_argument("-f", "--force", action="store_true", help="kill it first, if it is running")
+    parser.add_argument("-a", "--all", action="store_true", help="all that are not running; with --force all")
 
 
 def _rm(options: argparse.Namespace) -> int:
@@ -129,9 +135,9 @@ def _rename(options: argparse.Namespace) -> int:
 
 def _define_update(parser: argparse.ArgumentParser) -> None:
     _names(parser)
-    parser.add_argument("-m", "--memory", metavar="SIZE", help="the most memory, such as 256M")
-    parser.add_argument("--cpus", metavar="NUMBER", help="the most processor time, such as 1.5")
-    parser.add_argument("--pids", "--pids-limit", metavar="NUMBER", help="the most processes")
+    parser.add_argument("-m", "--memory", metavar="SIZE", help="limit of memory, such as 256M")
+    parser.add_argument("--cpus", metavar="NUMBER", help="limit of processor time in processors, such as 1.5")
+    parser.add_argument("--pids", "--pids-limit", metavar="NUMBER", help="limit of the number of processes")
     docker.define_limits(parser)
     parser.add_argument("--restart", metavar="POLICY", help="no, on-failure[:N], always, unless-stopped")
 
@@ -139,7 +145,7 @@ def _define_update(parser: argparse.ArgumentParser) -> None:
 def _update(options: argparse.Namespace) -> int:
     limits = arguments.limits(options).get("limits")
     if limits is None and options.restart is None:
-        complain("update: nothing to change: pass --memory, --cpus, --pids or --restart")
+        complain("update: nothing to change; pass --memory, --cpus, --pids or --restart")
         return 125
     return for_each(options.names, lambda one: one.update(limits, restart=options.restart))
 

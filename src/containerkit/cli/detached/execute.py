@@ -1,4 +1,4 @@
-"""Run a command in a detached container, and end with its exit status."""
+"""Run a command in a detached container, and exit with its status."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ _ALSO_TAKEN: Final = frozenset({signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP}
 
 def _define(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [OPTIONS] CONTAINER COMMAND [ARGUMENT ...]"
-    parser.add_argument("-i", "--interactive", action="store_true", help="hand on our standard input (else: nothing)")
-    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal of its own")
     parser.add_argument(
-        "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[], help="a variable; repeatable"
+        "-i", "--interactive", action="store_true", help="pass on standard input (default: it is empty)"
     )
-    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="variables, one a line")
+    parser.add_argument("-t", "--tty", action="store_true", help="allocate a terminal")
+    parser.add_argument(
+        "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[], help="set a variable; repeatable"
+    )
+    parser.add_argument(
+        "--env-file", metavar="FILE", action="append", default=[], help="a file of variables, one per line"
+    )
     parser.add_argument("-w", "--workdir", "--cwd", metavar="DIR", dest="cwd", help="the working directory")
-    parser.add_argument("-u", "--user", metavar="UID[:GID]", help="ids, or names as the container knows them")
+    parser.add_argument("-u", "--user", metavar="UID[:GID]", help="ids, or names that exist in the container")
     parser.add_argument("name", metavar="CONTAINER", help="its name or id; also one of the OCI command")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
 
@@ -39,7 +43,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
 def _main(options: argparse.Namespace) -> int:
     words = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not words:
-        raise SpecError(f"a command is needed, such as: containerkit exec {options.name} sh")
+        raise SpecError(f"a command is required, such as: containerkit exec {options.name} sh")
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if options.tty else FORWARDED))
         container = stack.enter_context(Container.attach(options.name))
@@ -74,4 +78,4 @@ def _fields(options: argparse.Namespace, container: Container) -> dict[str, Any]
     return fields
 
 
-exec = Verb(_define, _main)  # noqa: A001 - what the command is called
+exec = Verb(_define, _main)  # noqa: A001 - the name of the command

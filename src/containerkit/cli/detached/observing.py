@@ -1,4 +1,4 @@
-"""The commands that tell what happens to detached containers, and by which ports they are reached."""
+"""The commands that show events of detached containers, and their published ports."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _FILTERS: Final = {"event": "action", "container": "container", "image": "image"
 
 
 def _define_events(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--since", metavar="TIME", help="also what happened since: 10m, or 2026-01-02T03:04:05Z")
-    parser.add_argument("--until", metavar="TIME", help="end with what happened then (default: go on)")
+    parser.add_argument("--since", metavar="TIME", help="start with past events: 10m, or 2026-01-02T03:04:05Z")
+    parser.add_argument("--until", metavar="TIME", help="end at this time (default: continue)")
     parser.add_argument(
         "-f",
         "--filter",
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help=f"{', '.join(_FILTERS)}; repeatable: one of the same name, all of different names",
+        help=f"{', '.join(_FILTERS)}; repeatable: any of the same name, all of different names",
     )
     parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Action}} {{.Actor.ID}}; or json")
 
@@ -47,7 +47,7 @@ def _events(options: argparse.Namespace) -> int:
     for text in options.filter:
         for name, value in values.pairs("--filter", [text]).items():
             if name not in _FILTERS:
-                raise SpecError(f"--filter {name!r}: there are {', '.join(_FILTERS)}")
+                raise SpecError(f"--filter {name!r}: choose from {', '.join(_FILTERS)}")
             wanted.setdefault(_FILTERS[name], []).append(value)
     since = time.time() if options.since is None else options.since
     follow = options.until is None or moment(options.until, "--until") > moment(time.time(), "now")
@@ -60,7 +60,9 @@ def _events(options: argparse.Namespace) -> int:
 def _fits(event: ContainerEvent, name: str, wanted: str) -> bool:
     if name == "container":
         return event.name == wanted or event.id.startswith(wanted)
-    if name == "action" and ":" in event.attributes.get("health", "") + wanted:  # as health_status: healthy is filtered
+    if (
+        name == "action" and ":" in event.attributes.get("health", "") + wanted
+    ):  # such as the filter health_status: healthy
         return wanted.replace(" ", "") == f"{event.action}:{event.attributes.get('health', '')}"
     return event.fits(name, wanted)
 
@@ -86,7 +88,7 @@ def _templated(event: ContainerEvent, template: str) -> str:
 
 def _define_port(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="CONTAINER", help="its name or id")
-    parser.add_argument("port", metavar="PORT[/udp]", nargs="?", help="of the container's (default: all)")
+    parser.add_argument("port", metavar="PORT[/udp]", nargs="?", help="a port of the container (default: all)")
 
 
 def _port(options: argparse.Namespace) -> int:
@@ -99,7 +101,7 @@ def _port(options: argparse.Namespace) -> int:
     asked = options.port if "/" in options.port else f"{options.port}/tcp"
     chosen = [at for number, at in found if number == asked]
     if not chosen:
-        raise SpecError(f"port: {options.name} has no published port {asked}; leave the port out to list them")
+        raise SpecError(f"port: {options.name} has no published port {asked}; omit the port to list them")
     say(os.linesep.join(chosen))
     return 0
 

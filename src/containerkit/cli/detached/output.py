@@ -1,59 +1,63 @@
-"""The commands that show what a detached container writes: ``logs`` and ``attach``."""
+"""``logs`` shows the output of a detached container."""
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import struct
 import sys
-import threading
-from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-from containerkit.cli import arguments, terminal
 from containerkit.cli.detached import Verb
-from containerkit.detached.container import find
-from containerkit.detached.known import shell_status
-from containerkit.detached.stdin import end_input, stdin_of
-from containerkit.errors import SpecError, StateError
+from containerkit.detached import store
+from containerkit.detached.known import Known
+from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from containerkit.detached.container import Detached
     from containerkit.detached.logs import LogLine
 
-__all__ = ["attach", "logs", "watch"]
+__all__ = ["copy", "logs"]
 
 _BATCH: Final = 1 << 16
 
 
 def _define_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="CONTAINER", help="its name or id")
-    parser.add_argument("-f", "--follow", action="store_true", help="wait for more, until it has ended")
-    parser.add_argument("--since", metavar="TIME", help="only what was written then: 10m, or 2026-01-02T03:04:05Z")
-    parser.add_argument("--until", metavar="TIME", help="only what was written before")
-    parser.add_argument("-n", "--tail", metavar="NUMBER", help="only so many of the last lines (default: all)")
+    parser.add_argument("-f", "--follow", action="store_true", help="wait for more output, until it has ended")
+    parser.add_argument("--since", metavar="TIME", help="show only output since then: 10m, or 2026-01-02T03:04:05Z")
+    parser.add_argument("--until", metavar="TIME", help="show only output before then")
+    parser.add_argument("-n", "--tail", metavar="NUMBER", help="show at most so many lines, the latest (default: all)")
     parser.add_argument("-t", "--timestamps", action="store_true", help="begin each line with its time")
 
 
 def _logs(options: argparse.Namespace) -> int:
-    tail = None if options.tail in (None, "all") else arguments.number("--tail", options.tail, int)
-    one = find(options.name)
+    tail = None if options.tail in (None, "all") else _number(options.tail)
+    # The class that starts containers takes longer to import than most logs to read.
+    one = Known(store.find(options.name))
     times = {"since": options.since, "until": options.until}
     # Without times a line can be shown piece by piece.
     pieces = options.follow and not options.timestamps and tail is None
     lines = one.logs(follow=options.follow, tail=tail, pieces=pieces, **times)
     if options.timestamps:
         lines = (line._replace(text=f"{line.time} ".encode() + line.text) for line in lines)
-    _copy(lines, at_once=options.follow)
+    copy(lines, at_once=options.follow)
     return 0
 
 
-def _copy(lines: Iterable[LogLine], *, at_once: bool) -> None:
-    """Write what was written to each stream to the same of ours."""
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SpecError(f"--tail: {text!r} is not a number") from None
+
+
+def copy(lines: Iterable[LogLine], *, at_once: bool) -> None:
+    """Write the lines of stdout to stdout, and those of stderr to stderr.
+
+    Args:
+        lines: the output.
+        at_once: whether to write each line as it arrives.
+    """
     kept: list[bytes] = []
     stream, size = "stdout", 0
     for line in lines:
@@ -75,145 +79,4 @@ def _write(stream: str, kept: list[bytes]) -> None:
     kept.clear()
 
 
-def _define_attach(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="CONTAINER", help="its name or id")
-    parser.add_argument("--no-stdin", action="store_true", help="do not type to it")
-    parser.add_argument(
-        "--detach-keys", metavar="KEYS", default="ctrl-p,ctrl-q", help="what lets go of it (default: ctrl-p,ctrl-q)"
-    )
-    parser.add_argument(
-        "--end-stdin", action="store_true", help="when our standard input ends, end that of the command, too"
-    )
-    parser.add_argument("--logs", action="store_true", help="also what it has written before")
-
-
-def keys_of(text: str) -> bytes:
-    """Return the bytes of ``ctrl-p,ctrl-q``; empty for none.
-
-    Raises:
-        SpecError: no keys.
-    """
-    found = bytearray()
-    for part in text.split(",") if text else ():
-        letter = part.removeprefix("ctrl-")
-        if len(letter) != 1 or not letter.isascii() or (part != letter and not 0x40 <= ord(letter.upper()) <= 0x5F):
-            raise SpecError(f"--detach-keys {text!r}: must be single letters, or ctrl-LETTER, with commas between")
-        found.append(ord(letter) if part == letter else ord(letter.upper()) & 0x1F)
-    return bytes(found)
-
-
-def _attach(options: argparse.Namespace) -> int:
-    one, keys = find(options.name), keys_of(options.detach_keys)
-    if one.status not in ("running", "paused"):
-        raise StateError(f"{one!r}: it does not run: 'containerkit logs {options.name}' shows what it wrote")
-    return watch(one, typing=not options.no_stdin, before=options.logs, keys=keys, ends=options.end_stdin)
-
-
-def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11", ends: bool = False) -> int:
-    """Show what a container writes until its end, and return its exit status.
-
-    Args:
-        one: the container.
-        typing: hand on what is typed.
-        before: also show what it has written before.
-        keys: what lets go of it; empty for nothing.
-        ends: when our standard input ends, end the command's, too.
-    """
-    tty = bool(one.inspect()["Config"]["Tty"])
-    with ExitStack() as stack:
-        stdin = stdin_of(one) if typing and one.status in ("running", "paused") else None
-        hands_on = _Typing(stdin, keys, (lambda: end_input(one)) if ends else None)
-        stack.callback(hands_on.close)
-        if stdin is not None and tty:
-            stack.enter_context(terminal.RawMode(0))
-            _resize(stdin)
-            former = signal.signal(signal.SIGWINCH, lambda *_: _resize(stdin))
-            stack.callback(signal.signal, signal.SIGWINCH, former)
-        handler = signal.signal(signal.SIGURG, _let_go)
-        stack.callback(signal.signal, signal.SIGURG, handler)
-        try:
-            lines = one.logs(follow=True, tail=None if before else 0, pieces=True)
-            hands_on.start()
-            _copy(lines, at_once=True)
-        except _LetGo:
-            return 0
-    with suppress(StateError):  # the record may go with its end
-        return shell_status(one.wait())
-    return 0
-
-
-def _resize(fd: int) -> None:
-    import fcntl
-    import termios
-
-    rows, columns = terminal.size()
-    with suppress(OSError):
-        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
-
-
-class _LetGo(Exception):  # noqa: N818 - no error
-    """The keys that let go were typed."""
-
-
-def _let_go(*_: object) -> None:
-    raise _LetGo
-
-
-class _Typing(threading.Thread):
-    """Hands on what is typed, until the keys that let go of it.
-
-    Args:
-        fd: the command's standard input, or its terminal; None for none.
-        keys: what lets go.
-        ended: is called when there is no more to come; None for nothing.
-    """
-
-    def __init__(self, fd: int | None, keys: bytes, ended: Callable[[], None] | None) -> None:
-        super().__init__(daemon=True)
-        self._ended = ended
-        self._fd = fd
-        self._keys = keys
-        self._matched = 0
-
-    def run(self) -> None:
-        """Read keys and write them."""
-        with suppress(OSError):
-            while self._fd is not None and (typed := os.read(0, 4096)):
-                if self._hand_on(typed):
-                    os.kill(os.getpid(), signal.SIGURG)  # wakes the main thread, which waits for output
-                    return
-        if self._fd is not None and self._ended is not None:
-            self.close()  # the command reads the end once nobody has the other side
-            with suppress(StateError):  # it has ended meanwhile
-                self._ended()
-
-    def close(self) -> None:
-        """Let go of the command's standard input; harmless when repeated."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
-
-    def _hand_on(self, typed: bytes) -> bool:
-        assert self._fd is not None
-        passed = bytearray()
-        for key in typed:
-            if self._keys and key == self._keys[self._matched]:
-                self._matched += 1
-                if self._matched == len(self._keys):
-                    os.write(self._fd, passed)
-                    return True
-                continue
-            passed += self._keys[: self._matched]
-            self._matched = 0
-            if self._keys and key == self._keys[0]:
-                self._matched = 1
-            else:
-                passed.append(key)
-        select.select([], [self._fd], [])
-        while passed:
-            del passed[: os.write(self._fd, passed)]
-        return False
-
-
 logs = Verb(_define_logs, _logs)
-attach = Verb(_define_attach, _attach)

@@ -1,4 +1,4 @@
-"""Which images ``containerkit images`` lists, and their fields as Docker names them."""
+"""Filters of ``containerkit images``, and the fields of images with Docker's names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["chosen", "docker_fields"]
 
 
 def chosen(store: Store, repository: str | None, filters: Sequence[str]) -> list[Image]:
-    """Return the images of a store that fit.
+    """Return the images of a store that match.
 
     Args:
         store: the store.
@@ -33,7 +33,7 @@ def chosen(store: Store, repository: str | None, filters: Sequence[str]) -> list
     wanted = [pair for text in filters for pair in values.pairs("--filter", [text]).items()]
     for name, _ in wanted:
         if name not in ("reference", "dangling", "label"):
-            raise SpecError(f"--filter {name!r}: there are reference, dangling, label")
+            raise SpecError(f"--filter {name!r}: choose from reference, dangling, label")
     if repository is not None:
         wanted.append(("reference", repository))
     return [image for image in Image.list(store) if all(_fits(image, *each) for each in wanted)]
@@ -56,7 +56,7 @@ def _fits(image: Image, name: str, value: str) -> bool:
 
 
 def docker_fields(image: Image) -> dict[str, Any]:
-    """Return the fields of an image that templates know."""
+    """Return the fields of an image for templates."""
     full = image.reference.familiar_with_tag if image.reference else ""
     repository, _, tag = full.partition("@")[0].rpartition(":")
     try:

@@ -46,14 +46,14 @@ def _define_build(parser: argparse.ArgumentParser) -> None:
         "--egress",
         metavar="NAME|*.NAME|CIDR[:PORT]",
         action="append",
-        help="with --network internet: what commands may reach, and nothing else; repeatable",
+        help="with --network internet: a destination that commands may reach; all others are blocked; repeatable",
     )
     parser.add_argument(
         "--allow",
         action="append",
         default=[],
         choices=("network.host", "security.insecure"),
-        help="what single commands may request; repeatable",
+        help="a privilege that single commands may request; repeatable",
     )
     parser.add_argument(
         "--pull",
@@ -61,7 +61,7 @@ def _define_build(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="always",
         default="missing",
-        help="of base images (default: missing; without a value: always)",
+        help="when to pull base images (default: missing; without a value: always)",
     )
     parser.add_argument("--progress", metavar="KIND", help="accepted: steps are lines on stderr; --quiet hides them")
     parser.add_argument("--no-cache", action="store_true", help="repeat all steps")
@@ -75,9 +75,9 @@ def _build(options: argparse.Namespace) -> int:
 
     more: dict[str, Any] = {}
     context, pull = options.context, options.pull
-    if pull not in ("missing", "always", "never"):  # 'build --pull DIR', as Docker's option without a value has it
+    if pull not in ("missing", "always", "never"):  # 'build --pull DIR': Docker's option has no value
         if context != ".":
-            raise SpecError(f"--pull {pull!r}: there are missing, always, never")
+            raise SpecError(f"--pull {pull!r}: choose from missing, always, never")
         context, pull = pull, "always"
     if options.file == "-":
         more["text"] = sys.stdin.read()

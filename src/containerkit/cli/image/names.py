@@ -35,7 +35,9 @@ _MARKS: Final = {"added": "A", "changed": "C", "deleted": "D"}
 
 
 def _define_list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", metavar="NAME", nargs="?", help="only those of a repository, or with a tag")
+    parser.add_argument(
+        "repository", metavar="NAME", nargs="?", help="list only images of this repository, or with this tag"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
     how.add_argument("-q", "--quiet", action="store_true", help="print only names and digests")
@@ -133,7 +135,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def described(image: Image) -> dict[str, Any]:
-    """Return all that is known of an image."""
+    """Return all known facts about an image."""
     config = image.config
     layers = zip(image.manifest.layers, config.diff_ids, strict=True)
     return {
@@ -157,7 +159,7 @@ def _define_history(parser: argparse.ArgumentParser) -> None:
     image_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.CreatedBy}}; or json")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only what each step was")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only the command of each step")
     parser.add_argument("--no-trunc", action="store_true", help="accepted: nothing is shortened")
 
 
@@ -270,7 +272,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _define_prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-a", "--unnamed", "--all", action="store_true", help="delete images without a name too")
-    parser.add_argument("-f", "--force", action="store_true", help="accepted: nothing is asked")
+    parser.add_argument("-f", "--force", action="store_true", help="accepted: there is no confirmation")
     parser.add_argument("--cache", action="store_true", help="delete the build cache too")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not list what is removed")
 

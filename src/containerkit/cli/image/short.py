@@ -1,4 +1,4 @@
-"""The verbs of ``containerkit image`` that are commands of their own, as in Docker: ``pull``, ``images``, ``rmi``."""
+"""The verbs of ``containerkit image`` that are also separate commands, as in Docker: ``pull``, ``images``, ``rmi``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES: Final = {"images": "list", "rmi": "remove"}
 
 
 class _Short:
-    """A command that is a verb of images.
+    """A command that runs a verb of ``containerkit image``.
 
     Args:
         verb: the verb.
@@ -34,7 +34,7 @@ class _Short:
         add_store(parser)
 
     def main(self, options: argparse.Namespace) -> int:
-        """Do it, and return the exit status."""
+        """Run it, and return the exit status."""
         return self._verb.main(options)
 
 

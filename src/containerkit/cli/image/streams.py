@@ -17,7 +17,7 @@ __all__ = ["as_file"]
 
 @contextmanager
 def as_file(path: str) -> Iterator[str]:
-    """Yield a path, or for ``-`` that of a file with all that stdin has: readers of archives go back to their start.
+    """Yield a path. For ``-`` copy stdin to a file and yield its path, because readers of archives seek.
 
     Raises:
         SpecError: stdin is a terminal.

@@ -1,0 +1,36 @@
+"""The front end of the OCI command, ``front.c``, with what it executes written into it."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["FRONT", "RESUMED", "configured"]
+
+FRONT = os.path.join(os.path.dirname(__file__), "front")
+RESUMED = "resumed=sys.argv.pop(1)"
+"""The argument with which the interpreter's code calls ``main``: the front end passes a word of its own first."""
+
+_SIZE = 8192
+_UNSET = b"containerkit-oci: the front end is not configured\n"
+
+
+def configured(interpreter: str, code: str) -> bytes | None:
+    """Return the program.
+
+    Args:
+        interpreter: the absolute path of Python, or of a program that takes the same arguments.
+        code: what Python runs for all that the front end leaves to it.
+
+    Returns:
+        None if the front end was not built, or has too little room.
+    """
+    try:
+        with open(FRONT, "rb") as file:
+            image = file.read()
+    except FileNotFoundError:
+        return None
+    launch = os.fsencode(f"{interpreter}\0{code}\0")
+    at = image.find(_UNSET.ljust(_SIZE, b"\0"))
+    if at < 0 or len(launch) > _SIZE:
+        return None
+    return image[:at] + launch.ljust(_SIZE, b"\0") + image[at + _SIZE :]
