@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from errno import EIO, EPERM, ESRCH
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import attrs
 
@@ -51,8 +51,6 @@ _FIRST_PROCESS: Final = re.compile(r"PID: real (\d+) virt 1$", re.MULTILINE)
 
 class Restored(Container):
     """A restored container, made by :meth:`containerkit.Container.restore`. It is live at once."""
-
-    _starts_init: ClassVar[bool] = False
 
     def __init__(
         self,

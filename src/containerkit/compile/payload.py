@@ -104,7 +104,7 @@ def exec_plan(
     """Return the plan that runs a command in a running container.
 
     Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``caller's proc``; ``time``, a
-    descriptor of its time namespace, if that differs (not if ``direct``); ``image``, the init.
+    descriptor of its time namespace, if that differs; ``image``, the init.
 
     Args:
         command: what to run.
@@ -113,8 +113,7 @@ def exec_plan(
         joins: how it joins its control groups.
         direct: whether the calling thread clones the command into the pid namespace by itself (``_native.JOIN``).
     """
-    time = joined_clock(_TARGET if direct else Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK
-    clock = joins.clock(time.adjusted(command))
+    clock = joins.clock((joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK).adjusted(command))
     joined = kinds & ~(k.CLONE_NEWTIME | (k.CLONE_NEWPID if direct else 0))
     cloned = [
         calls.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, group=joins.group, target="command"),

@@ -69,7 +69,7 @@ class Attached(Container):
         self.id = record.id
         self._record = record
         self._init = Process(Command(argv=["init"]), record.pid, record.pidfd, Streams([], [None, None, None], []))
-        self._entrance = Entrance(self._init, self._ground, sealed=False)
+        self._entrance = Entrance(self._init, self._ground)
 
     def __enter__(self) -> Self:
         self._running()

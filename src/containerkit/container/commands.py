@@ -386,11 +386,10 @@ class Commands(Live):
                 entrance = self._entrance
                 assert entrance is not None
                 captured = Captured(command, text, terms, owner, self._forget, self._processes)
-                # A socket gets a number that the pidfd of PID 1 may have, which is still needed then.
-                direct = entrance.direct and not command.sockets
+                direct = entrance.direct
                 program = entrance.program(command, direct=direct)
                 flags = _native.JOIN if direct else _native.HIDE_MEMORY
-                captured.begin(program, entrance.inputs(direct=direct), flags=flags)
+                captured.begin(program, entrance.inputs(), flags=flags)
             return captured.complete()
         except BaseException:
             if captured is not None:

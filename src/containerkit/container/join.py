@@ -31,21 +31,19 @@ class Entrance:
     Args:
         init: its PID 1.
         ground: the context of its start.
-        sealed: whether PID 1 is a fresh sealed init, whose namespaces root of the container may join.
     """
 
-    def __init__(self, init: Process[Any], ground: Ground, *, sealed: bool) -> None:
+    def __init__(self, init: Process[Any], ground: Ground) -> None:
         self._init = init
         self._ground = ground
         self._kinds = ground.spec.kinds
-        self._sealed = sealed
         self._time: list[int] = []
         self._opening = allocate_lock()
 
     @property
     def direct(self) -> bool:
         """Whether a thread of the caller can clone a command into the pid namespace. Source: pid_namespaces(7)."""
-        return self._sealed and self._ground.host.privileged
+        return self._ground.host.privileged
 
     def program(self, command: Command, joins: Joining = NOTHING_TO_JOIN, *, direct: bool = False) -> Program:
         """Return the compiled plan by which a command joins; see :func:`containerkit.compile.payload.exec_plan`."""
@@ -55,13 +53,13 @@ class Entrance:
             lambda: Program(payload.exec_plan(command, kinds, sets_groups=sets_groups, joins=joins, direct=direct)),
         )
 
-    def inputs(self, *, direct: bool = False) -> dict[str, int]:
+    def inputs(self) -> dict[str, int]:
         """Return the slots of such a plan, except those of the command.
 
         Raises:
             StateError: the container has stopped.
         """
-        time = {"time": self._time_namespace()} if self._kinds & Kind.TIME.flag and not direct else {}
+        time = {"time": self._time_namespace()} if self._kinds & Kind.TIME.flag else {}
         own = {"target": self._init.fileno(), PROC.name: proc(), "image": _native.init_image()}
         return {**time, **own, **self._ground.sockets()}
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from weakref import WeakSet
 
 from containerkit import late
@@ -101,9 +101,6 @@ class Container(Commands):
 
     Source: namespaces(7), OCI runtime-spec config-linux.md.
     """
-
-    _starts_init: ClassVar[bool] = True
-    """Whether PID 1 is executed here, and not restored."""
 
     def __init__(
         self,
@@ -271,7 +268,7 @@ class Container(Commands):
             planned = time.perf_counter()
             outcome = self._begin(ground, born)
             init = init_process(outcome)
-            self._entrance = Entrance(init, ground, sealed=self._starts_init)
+            self._entrance = Entrance(init, ground)
             self.timings = _timings(began, planned, outcome)
             _alive.add(self)
             if not self._has_init:
