@@ -206,7 +206,9 @@ class Program:
             if outcome.error == ETIMEDOUT:
                 return SetupError("execve", ETIMEDOUT, "", "something inside may have stopped the process that joined")
             return SetupError("pidfd_open", outcome.error, "", "raise the limit on open files: ulimit -n")
-        operation = self.plan.operations[self._tape.origin[outcome.failed_index]]
+        # A container that may trace its processes can write any number to the board of one that joins.
+        step = min(outcome.failed_index, len(self._tape.origin) - 1)
+        operation = self.plan.operations[self._tape.origin[step]]
         if operation.step == k.STEP_NETLINK:
             operation = self._told(operation, outcome)
         elif operation.step == k.STEP_POPULATE:
