@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -63,6 +64,18 @@ _ON_RECORD = re.compile(r"docs/(detached|fleet|networks|projects)\.md")
 """Pages whose examples leave containers, networks or projects on record until their last command."""
 
 
+with contextlib.suppress(ImportError):  # guests do without
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "tests",
+        max_examples=300 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 50,
+        deadline=None,  # a loaded machine holds an example up for longer than any
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("tests")
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--interpreter",
@@ -72,12 +85,26 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     _configuration.append(config)
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        # A directory of this run alone. The one that all runs of a user share is closed to other users whenever one
+        # begins, also those that tests start; and to remove a deep tree that a killed run left there fails each run.
+        directory = tempfile.mkdtemp(prefix="pytest-")  # short, since paths of sockets lie below
+        config.option.basetemp = f"{directory}/run"
+        config.add_cleanup(functools.partial(_remove_tree, directory))
     if os.geteuid() and "XDG_RUNTIME_DIR" not in os.environ:  # no session manager has made one
         directory = tempfile.mkdtemp(prefix="containerkit-")
         config.add_cleanup(functools.partial(shutil.rmtree, directory, ignore_errors=True))
         os.environ["XDG_RUNTIME_DIR"] = directory
+
+
+def _remove_tree(directory):
+    with open("/proc/self/mountinfo") as file:
+        if any(line.split()[4].startswith(f"{directory}/") for line in file):
+            return  # what a test has left mounted there may be anything
+    subprocess.run(["rm", "-rf", "--", directory], check=False)  # shutil's removal recurses
 
 
 def pytest_generate_tests(metafunc):
@@ -216,9 +243,9 @@ def _kill_tree(pid):
 
 
 def _open_directories():
-    """Let the users that some tests become reach the tests' directories; another run of pytest closes the topmost."""
-    path = _configuration[-1]._tmp_path_factory.getbasetemp()
-    while path.name.startswith(("popen-", "pytest-")):
+    """Let the users that some tests become reach the tests' directories."""
+    path = _configuration[0]._tmp_path_factory.getbasetemp()
+    while path.name.startswith(("popen-", "pytest-", "run")):
         path.chmod(0o711)
         path = path.parent
 
@@ -368,12 +395,18 @@ def _traces():
     }
 
 
-def left_behind(before, patience_s=15):
-    """Return what is there now and was not before; waits a little, since the kernel reaps and unmounts lazily."""
+def left_behind(before, stagings, patience_s=15):
+    """Return what is there now and was not before; waits a little, since the kernel reaps and unmounts lazily.
+
+    The namespaces of a staging that was made anew do not count: others have mounted something meanwhile.
+    """
     deadline = time.monotonic() + patience_s
     while True:
         now = _traces()
         left = {kind: now[kind] - before[kind] for kind in before}
+        if stagings != _stagings():
+            for name in ("mnt:[N]", "user:[N]"):
+                del left["descriptors"][name]
         left = {kind: dict(extra) for kind, extra in left.items() if extra}
         if not left or time.monotonic() > deadline:
             return left
@@ -402,10 +435,7 @@ def nothing_left():
         _warm.append(True)
     before, stagings = _traces(), _stagings()
     yield
-    left = left_behind(before)
-    if stagings != _stagings() and left.keys() == {"descriptors"}:  # others have mounted something meanwhile
-        left = {name: count for name, count in left["descriptors"].items() if name not in {"mnt:[N]", "user:[N]"}}
-    assert left == {}
+    assert left_behind(before, stagings) == {}
 
 
 @pytest.fixture
@@ -413,9 +443,9 @@ def left_of():
     """A function that does something and returns what it has left behind, as :func:`left_behind` does."""
 
     def watch(do):
-        before = _traces()
+        before, stagings = _traces(), _stagings()
         do()
-        return left_behind(before)
+        return left_behind(before, stagings)
 
     return watch
 

@@ -14,6 +14,7 @@ import warnings
 import pytest
 from image_registry import REGISTRY, registry
 from image_samples import BUSYBOX, busybox_root
+from waiting import wait_for
 
 import containerkit
 from containerkit import (
@@ -684,28 +685,21 @@ def test_timeout_of_asyncio(go):
 
 
 def test_interrupt_ends_all():
+    mark = f"314.{os.getpid()}"
     code = (
         "import asyncio; from containerkit import aio\n"
         "async def main():\n"
         "    print('up', flush=True)\n"
-        "    await asyncio.gather(*(aio.run(['sleep', '31.4157']) for _ in range(5)))\n"
+        f"    await asyncio.gather(*(aio.run(['sleep', '{mark}']) for _ in range(5)))\n"
         "asyncio.run(main())"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=PIPE, stderr=PIPE) as child:
         child.stdout.readline()
-        time.sleep(1)
-        assert len(alive("31.4157")) >= 5
+        wait_for(lambda: len(alive(mark)) >= 6)  # with the program itself
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=20)
+        _, err = child.communicate(timeout=60)
     assert b"KeyboardInterrupt" in err
-    assert alive("31.4157") == [] or wait_gone("31.4157")
-
-
-def wait_gone(marker):
-    until = time.monotonic() + 5
-    while alive(marker) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not alive(marker)
+    wait_for(lambda: alive(mark) == [])
 
 
 # --- Cost

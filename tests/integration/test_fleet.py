@@ -483,7 +483,7 @@ def test_no_room_for_a_held_container_in_time():
         ThreadPoolExecutor(1) as executor,
         Fleet.executor(executor) as fleet,
         fleet.container(),
-        pytest.raises(TimeoutError, match="no node had room"),
+        pytest.raises(TimeoutError, match="no node was free"),
     ):
         fleet.container().start(timeout=0.1)
 

@@ -56,10 +56,10 @@ def test_configuration_keeps_all_else_and_its_default_runtime(before, plugin, na
 @pytest.mark.parametrize(
     ("before", "told"),
     [
-        ("version = [", "no TOML"),
+        ("version = [", "not TOML"),
         ("version = 9\n", "version 9"),
         (f'version = 2\n[plugins."{CRI}".containerd.runtimes.containerkit]\n', "already"),
-        (f'version = 2\nplugins = {{"{CRI}" = {{containerd = {{runtimes = {{}}}}}}}}\n', "a table of its own"),
+        (f'version = 2\nplugins = {{"{CRI}" = {{containerd = {{runtimes = {{}}}}}}}}\n', "as a separate table"),
         ("# --- containerkit: begin\n", "by hand"),
     ],
 )

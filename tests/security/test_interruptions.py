@@ -7,11 +7,11 @@ import contextlib
 import dis
 import gc
 import inspect
-import io
 import itertools
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -162,7 +162,7 @@ def typical_s(do):
     return (time.perf_counter() - began) / 5
 
 
-@pytest.mark.parametrize("kind", [a_run, a_first_run, a_command, a_life])
+@pytest.mark.parametrize("kind", [a_run, a_first_run, a_command, a_fed_command, a_piped_command, a_life])
 def test_nothing_stays_of_what_was_interrupted(kind, interrupt, left_of):
     moments = random.Random(kind.__name__)
     hits: list[bool] = []
@@ -181,43 +181,6 @@ def test_nothing_stays_of_what_was_interrupted(kind, interrupt, left_of):
         assert b"on\n" == container.run(["echo", "on"]).stdout
         began = time.monotonic()
     assert time.monotonic() - began < 20, "stop() waits for nobody who is gone"
-
-
-def holders_of(fd):
-    """Return the files that hold a descriptor, each with the kinds of objects that hold it; and the threads."""
-    files = [
-        each for each in gc.get_objects() if isinstance(each, io.FileIO) and not each.closed and each.fileno() == fd
-    ]
-    return [[type(holder).__qualname__ for holder in gc.get_referrers(each)] for each in files], threading.enumerate()
-
-
-@pytest.mark.parametrize("kind", [a_fed_command, a_piped_command])
-def test_almost_nothing_stays_of_a_command_with_pipes_that_was_interrupted(kind, interrupt, left_of):
-    """Known: late in a long run of the tests, once in some hundred interruptions, the pipes of one command stayed.
-
-    Why is not known yet: it never came in tens of thousands of interruptions alone.
-    """
-    with Container() as container:
-        kind(container)
-        before = set(os.listdir("/proc/self/fd"))
-
-        def work():
-            moments = random.Random(1)
-            for number in range(ROUNDS):
-                if number % 20 == 0:
-                    span_s = typical_s(lambda: kind(container))
-                interrupt(max(1e-6, moments.random() * span_s), lambda: kind(container))
-
-        left = left_of(work)
-        holders = {}
-        for name in set(os.listdir("/proc/self/fd")) - before:
-            with contextlib.suppress(OSError):
-                target = os.readlink(f"/proc/self/fd/{name}")
-                if target.startswith("pipe:"):
-                    holders[name, target] = holders_of(int(name))
-                    os.close(int(name))
-        assert left in ({}, *({"descriptors": {"pipe:[N]": count}} for count in (1, 2, 3))), holders
-        assert b"x" == container.run(["cat"], input=b"x").stdout
 
 
 # --- The same without chance: an exception at each step
@@ -344,6 +307,44 @@ def test_nothing_stays_of_a_start_that_was_interrupted_at_any_step(kind, groups_
         assert {} == left
         assert number > 200, "the way is longer than that"
         assert b"on\n" == container.run(["echo", "on"]).stdout
+
+
+IN_AUDIT_HOOK = """
+import os, sys
+from containerkit import run
+
+class InterruptError(Exception):
+    pass
+
+def hook(event, arguments):
+    if event == "open" and isinstance(arguments[0], int):  # a file of a descriptor
+        left.append(left.pop() - 1)
+        if left == [0]:
+            raise InterruptError
+
+def there_is():
+    return len(os.listdir("/proc/self/fd"))
+
+run(["cat"], input=b"x")
+left = [0]
+sys.addaudithook(hook)
+for number in range(1, 10):
+    before = there_is()
+    left[:] = [number]
+    try:
+        run(["cat"], input=b"x")
+        break
+    except InterruptError:
+        left[:] = [0]
+        assert there_is() == before, (number, before, there_is())
+print("interrupted:", number - 1)
+"""
+
+
+def test_nothing_stays_of_a_command_that_is_interrupted_in_an_audit_hook():
+    """A hook of the program runs while C makes files of the ends of the pipes, and a signal handler in the hook."""
+    done = subprocess.run([sys.executable, "-c", IN_AUDIT_HOOK], capture_output=True, text=True, timeout=60)
+    assert ("", "interrupted: 3\n") == (done.stderr, done.stdout)
 
 
 @pytest.mark.parametrize("kind", ["put", "get"])

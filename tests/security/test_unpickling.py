@@ -4,6 +4,7 @@ Bombs are in every channel to the outside. Python reports each name in a pickle 
 """
 
 import ast
+import functools
 import os
 import pickle
 import sys
@@ -39,12 +40,16 @@ def _hook(event, arguments):
             listen(arguments)
 
 
-sys.addaudithook(_hook)
+@functools.cache
+def _add_hook():
+    """Add the hook when it is first needed: it can't be removed, and then runs at each event of this process."""
+    sys.addaudithook(_hook)
 
 
 @contextmanager
 def names_asked_for():
     """Collect the names that pickles ask for, except those of the library's own messages."""
+    _add_hook()
     found = []
     _listeners.append(lambda arguments: found.append(".".join(map(str, arguments))))
     try:

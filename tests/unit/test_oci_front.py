@@ -100,6 +100,16 @@ def lasting():
     found.wait()
 
 
+@pytest.fixture(scope="module")
+def deaf():
+    """A process that ignores the signal which is sent if none is named."""
+    script = "trap '' TERM; echo; exec sleep 1000"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as found:
+        found.stdout.readline()
+        yield found
+        found.kill()
+
+
 def record_of(pid, /, **changes):
     record = {
         "format": store.FORMAT,
@@ -591,6 +601,53 @@ def test_command_lines(front, lasting, words, status):
         assert ["", *shown, ""] == handed[-len(shown) - 2 :]
     else:
         assert front.expected() == done.stdout
+
+
+OPTIONS = st.sampled_from(
+    [
+        *(["--debug"], ["-debug"], ["--systemd-cgroup"], ["--log-format", "json"], ["--log-format=text"], ["--log="]),
+        *(["--rootless", "auto"], ["--criu="], ["--cgroup-manager", "disabled"], ["--root", "/nowhere"], ["--log", ""]),
+        *(
+            ["--root", "ROOT"],
+            ["--root=ROOT"],
+            ["--cgroup-manager=systemd"],
+            ["--log", "ROOT/.log"],
+            ["--"],
+            ["-"],
+            [""],
+        ),
+        *(
+            ["--root", ""],
+            ["--log-format", "--debug"],
+            ["--debug=1"],
+            ["-v"],
+            ["--log"],
+            ["---debug"],
+            ["--log", "state"],
+        ),
+    ]
+)
+REST = st.sampled_from(
+    [ONE, ONE, ONE, "0", "WINCH", "SIGCONT", "-a", "--all", "-f", "--force", "--", "-", "", "28", "--x=1"]
+)
+
+
+@given(before=st.lists(OPTIONS, max_size=4), verb=st.sampled_from(["state", "kill"]), rest=st.lists(REST, max_size=3))
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+def test_command_line_that_is_understood_means_the_same_to_python(front, deaf, before, verb, rest):
+    """Python is asked about those that the front end does; what that leaves to Python can't differ."""
+    front.write(record_of(deaf.pid))
+    given = ["--root", str(front.root), *(word for words in before for word in words), verb, *rest]
+    given = [word.replace("ROOT", str(front.root)) for word in given]
+    more = {"capture_output": True, "text": True, "cwd": front.root, "timeout": 30}
+    found = subprocess.run([front.program, *given], **more)
+    if found.returncode != HANDED_OVER:
+        source = str(Path(containerkit.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": source}
+        expected = subprocess.run([sys.executable, "-m", "containerkit.oci", *given], env=environment, **more)
+        for one in (expected, found):
+            one.args = given
+        assert vars(expected) == vars(found)
 
 
 @pytest.mark.parametrize("odd", ["{0}/", "{0}/.", "{0}/../root", "/{0}", "{0}//", "", "root", "./root", "/"])

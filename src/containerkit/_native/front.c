@@ -1,7 +1,7 @@
 /* The front end of the OCI command: state, start, kill and delete without an interpreter.
  *
  * It is static, without libc. The verb "launcher" copies it to where an engine looks for the runtime, with the block
- * `launch` filled in. It does what the Python modules of the verbs do in the usual case. Everything else is handed over
+ * `ck_launch` filled in. It does what the Python modules of the verbs do in the usual case. Everything else is handed over
  * by execve to Python, which begins from the beginning: other verbs, options that are not known here, records that are
  * not wholly understood, hooks, all errors. So there is one text of each message, and one place for each rare case.
  *
@@ -19,7 +19,7 @@
 #define INTERRUPTED 130
 
 /* The path of the interpreter and the program that it runs, each with a null byte at its end. It is written by
- * oci/launcher.py, which finds it by its first words; it must not be constant for the compiler. */
+ * front.py, which finds the block by its first words. It must not be constant for the compiler. */
 __attribute__((used)) char ck_launch[LAUNCH_SIZE] = "containerkit-oci: the front end is not configured\n";
 
 /* Compilers may call them to copy and clear, even in a program without libc. */

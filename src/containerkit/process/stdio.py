@@ -7,6 +7,7 @@ import os
 import stat
 from errno import EIO
 from functools import partial
+from operator import itemgetter
 from typing import IO, Any, Final, NamedTuple
 
 from containerkit.descriptors import close_all, keep
@@ -71,8 +72,10 @@ class End:
 
     def take_over(self, kind: type[io.FileIO], descriptors: list[int | None], mode: str) -> None:
         """Make a file that owns the last descriptor of a list."""
-        # All in C, as in keep(), so that at every moment exactly one owner would close it.
-        self._files.extend(map(kind, map(descriptors.pop, (-1,)), (mode,)))
+        # All in C, as in keep(), so that at every moment exactly one owner would close it. But while the file is made,
+        # audit hooks of the program run, where a signal handler can raise: only then is it taken out of the list.
+        made = zip(map(kind, descriptors[-1:], (mode,)), map(descriptors.pop, (-1,)), strict=False)
+        self._files.extend(map(itemgetter(0), made))
 
     @property
     def file(self) -> IO[Any]:
