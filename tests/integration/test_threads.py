@@ -210,13 +210,13 @@ def test_run_leaves_the_namespace_of_the_threads_children_as_it_was():
             assert 0 == container.run(["true"]).returncode
             assert theirs == children_go_to()
         assert own == children_go_to()
-    stopped = Container().start()
-    os.kill(stopped.pid, 9)
-    assert select.select([stopped], [], [], 20)[0]
-    with pytest.raises(SetupError, match="the container has stopped"):
+    with Container() as stopped:
         stopped.run(["true"])
-    assert own == children_go_to()
-    stopped.stop()
+        os.kill(stopped.pid, 9)
+        assert select.select([stopped], [], [], 20)[0]
+        with pytest.raises(SetupError, match="the container has stopped"):
+            stopped.run(["true"])
+        assert own == children_go_to()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_ADMIN")

@@ -1,7 +1,9 @@
 /* The parent's side of a start. native.h describes the protocol. */
 #define _GNU_SOURCE
 #include "spawn.h"
+#include "board.h"
 #include "native.h"
+#include "parent.h"
 #include "syscalls.h"
 
 #include <errno.h>
@@ -13,7 +15,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -40,12 +41,12 @@ static char *map_stacks(void) {
 
 static void free_stacks(void *mapping) { munmap(mapping, stacks_bytes); }
 
-static char *own_stacks(void) {
+char *ck_stacks(void) {
     if (!thread_stacks) {
         thread_stacks = map_stacks();
         pthread_setspecific(stacks_key, thread_stacks);
     }
-    return thread_stacks;
+    return thread_stacks ? thread_stacks + PAGE : NULL;
 }
 
 /* --- Dumpability --------------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ static void initialise(void) {
     pthread_atfork(NULL, NULL, after_fork);
 }
 
-static int enter_window(int hide) {
+int ck_enter_window(int hide) {
     int serial = geteuid() != 0;
     if (serial)
         pthread_mutex_lock(&unprivileged_lock);
@@ -87,7 +88,7 @@ static int enter_window(int hide) {
     return serial;
 }
 
-static void leave_window(int serial) {
+void ck_leave_window(int serial) {
     pthread_mutex_lock(&window_lock);
     if (--window_depth == 0 && window_dumpable == 1)
         prctl(PR_SET_DUMPABLE, 1);
@@ -110,8 +111,8 @@ static size_t point(char **vector, char *strings, size_t count) {
 }
 
 /* Build a request for a tape. One allocation holds the copy of the data and both vectors. */
-static int lay(struct ck_request *request, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
-               size_t envc, void **room) {
+int ck_lay(struct ck_request *request, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
+           size_t envc, void **room) {
     size_t data_bytes = (tape->data_size + 15) & ~(size_t)15;
     *room = malloc(data_bytes + (argc + envc + 2) * sizeof(char *));
     if (!*room)
@@ -132,13 +133,13 @@ static int lay(struct ck_request *request, const struct ck_tape *tape, const cha
     return 0;
 }
 
-static void fill_slots(struct ck_request *request, const int64_t *slots, size_t count) {
+void ck_fill_slots(struct ck_request *request, const int64_t *slots, size_t count) {
     request->slot_count = (uint32_t)(count < CK_SLOTS ? count : CK_SLOTS);
     for (size_t i = 0; i < CK_SLOTS; i++)
         request->slots[i] = i < request->slot_count ? slots[i] : -1;
 }
 
-static int64_t now_ns(void) {
+int64_t ck_now_ns(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
@@ -151,13 +152,13 @@ static void reap(pid_t pid) {
 
 /* CLONE_CLEAR_SIGHAND leaves ignored signals ignored. If SIGCHLD were ignored, the kernel would reap the command before
  * PID 1 does, and its status would be lost. */
-static void reset_sigchld(void) {
+void ck_reset_sigchld(void) {
     const struct ck_sigaction standard = {0};
     CK_CALL4(rt_sigaction, SIGCHLD, &standard, 0, sizeof standard.mask);
 }
 
 static void run_stage(void *request) {
-    reset_sigchld();
+    ck_reset_sigchld();
     ck_walk(request, 0);
 }
 
@@ -212,7 +213,7 @@ static void abort_gates(struct ck_request *request) {
 
 /* Kill a process and wait for it. Without a pidfd it has not exec'd yet or is stage 1: nobody else can have reaped it,
  * so the pid is still its own. */
-static void end_process(pid_t pid, int pidfd) {
+void ck_end_process(pid_t pid, int pidfd) {
     if (pidfd < 0) {
         kill(pid, SIGKILL);
         reap(pid);
@@ -234,10 +235,10 @@ static void finish_without_process(struct ck_request *request, pid_t stage, int 
         set(&request->watched, 1);
         reap(request->main_pid);
     }
-    result->times_ns[2] = now_ns();
+    result->times_ns[2] = ck_now_ns();
     close(error_pipe[1]);
     read_failure(error_pipe[0], 0, result);
-    result->times_ns[3] = now_ns();
+    result->times_ns[3] = ck_now_ns();
 }
 
 static void finish(struct ck_request *request, pid_t stage, int flags, int error_pipe[2], struct ck_result *result) {
@@ -252,9 +253,9 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
             kill(pid, SIGKILL); /* it has not exec'd and is unreaped, so the pid is still its own */
         set(&request->watched, 1);
     }
-    result->times_ns[2] = now_ns();
+    result->times_ns[2] = ck_now_ns();
     read_failure(error_pipe[0], (flags & CK_HOLD) ? (ssize_t)sizeof(struct ck_failure) : 0, result);
-    result->times_ns[3] = now_ns();
+    result->times_ns[3] = ck_now_ns();
     if (!request->main_pid && result->failed_index < 0)
         pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
     if (pidfd < 0 && result->failed_index < 0) {
@@ -262,7 +263,7 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
         result->error = -pidfd;
     }
     if (result->failed_index >= 0) {
-        end_process(pid, pidfd);
+        ck_end_process(pid, pidfd);
         return;
     }
     result->pid = pid;
@@ -271,7 +272,7 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
 
 /* Move a descriptor above the numbers that the tape assigns to streams and to init. Returns a negative error number if
  * there is none, or if `fd` is none. */
-static int above_assigned(int fd) {
+int ck_above_assigned(int fd) {
     if (fd >= CK_LOWEST_FD)
         return fd;
     int moved = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, CK_LOWEST_FD);
@@ -284,7 +285,7 @@ static int above_assigned(int fd) {
 static int open_error_pipe(int error_pipe[2]) {
     if (pipe2(error_pipe, O_CLOEXEC) < 0)
         return -errno;
-    error_pipe[1] = above_assigned(error_pipe[1]);
+    error_pipe[1] = ck_above_assigned(error_pipe[1]);
     if (error_pipe[1] >= 0)
         return 0;
     close(error_pipe[0]);
@@ -301,16 +302,16 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
     uint64_t all = ~(uint64_t)0;
     uint64_t mask;
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof all);
-    int serial = enter_window(flags & CK_HIDE_MEMORY);
+    int serial = ck_enter_window(flags & CK_HIDE_MEMORY);
     long stage = clone_stage(request, flags);
-    result->times_ns[1] = now_ns();
+    result->times_ns[1] = ck_now_ns();
     if (stage < 0)
         close(error_pipe[1]);
     else if (flags & CK_NO_PROCESS)
         finish_without_process(request, (pid_t)stage, error_pipe, result);
     else
         finish(request, (pid_t)stage, flags, error_pipe, result);
-    leave_window(serial);
+    ck_leave_window(serial);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
     if (stage >= 0)
         return error_pipe[0];
@@ -318,238 +319,27 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
     return (int)stage;
 }
 
-static void begin(struct ck_result *result) {
+void ck_begin(struct ck_result *result) {
     pthread_once(&once, initialise);
     *result = (struct ck_result){.failed_index = -1, .pidfd = -1};
-    result->times_ns[0] = now_ns();
+    result->times_ns[0] = ck_now_ns();
 }
 
 int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
              size_t slot_count, int proc_fd, int flags, struct ck_result *result) {
-    begin(result);
+    ck_begin(result);
     struct ck_request request = {.proc_fd = proc_fd};
     void *room = NULL;
-    int error = own_stacks() ? lay(&request, tape, argv, argc, envp, envc, &room) : -ENOMEM;
+    request.stacks = ck_stacks();
+    int error = request.stacks ? ck_lay(&request, tape, argv, argc, envp, envc, &room) : -ENOMEM;
     if (!error) {
-        request.stacks = thread_stacks + PAGE;
-        fill_slots(&request, slots, slot_count);
+        ck_fill_slots(&request, slots, slot_count);
         int error_read = start(&request, flags, result);
         if (error_read >= 0)
             close(error_read);
         else
             error = error_read;
         memcpy(slots, request.slots, request.slot_count * sizeof *slots);
-    }
-    free(room);
-    return error;
-}
-
-/* --- Boards ------------------------------------------------------------------------------------------------------- */
-
-struct part {
-    const void *bytes;
-    size_t size;
-};
-
-static size_t parts_size(const struct part *parts, int count) {
-    size_t size = 0;
-    for (int i = 0; i < count; i++)
-        size += parts[i].size;
-    return size;
-}
-
-static void append(void *place, const struct part *parts, int count) {
-    char *at = place;
-    for (int i = 0; i < count; i++) {
-        memcpy(at, parts[i].bytes, parts[i].size);
-        at += parts[i].size;
-    }
-}
-
-/* --- Commands that join a live container --------------------------------------------------------------------------- */
-
-#define LOOK_AGAIN_NS 10000000 /* how often the parent checks that the command still lives */
-
-/* Create the board in the caller's memory, with what the command walks in the sealed init, except the slots.
- *
- * It has a file of its own and is not used again: root of a container that may trace its processes can keep it. It is no
- * larger than needed: to unmap whole page tables interrupts all processors. */
-static int make_board(struct ck_request *request, const struct ck_tape *tape, const char *argv, const char *envp) {
-    uint32_t first = 0;
-    while (first < request->count && request->steps[first].kind != CK_STEP_ENTER)
-        first++;
-    first += first < request->count;
-    const struct part parts[] = {
-        {request->slots, request->slot_count * sizeof *request->slots},
-        {request->steps + first, (request->count - first) * sizeof(struct ck_step)},
-        {tape->data, tape->data_size},
-        {argv, request->argv_size},
-        {envp, request->envp_size},
-    };
-    size_t size = sizeof(struct ck_board) + parts_size(parts, 5);
-    if (size > CK_BOARD_BYTES)
-        return -E2BIG;
-    int fd = above_assigned(memfd_create("board", MFD_CLOEXEC));
-    if (fd < 0)
-        return fd;
-    request->board_fd = fd;
-    if (ftruncate(fd, (off_t)size) < 0)
-        return -errno;
-    struct ck_board *board = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (board == MAP_FAILED)
-        return -errno;
-    board->failure.index = CK_NONE;
-    board->successor = (struct ck_image){
-        .first = first,
-        .count = request->count,
-        .data_size = request->data_size,
-        .argc = request->argc,
-        .envc = request->envc,
-        .slot_count = request->slot_count,
-        .board_fd = -1,
-    };
-    append(board->successor.slots, parts, 5);
-    request->board = board;
-    request->board_size = size;
-    return 0;
-}
-
-#define PIDFD_OF_THREAD O_EXCL              /* PIDFD_THREAD, Linux 6.9 */
-#define PIDFD_PID_FOR_CHILDREN _IO(0xFF, 6) /* PIDFD_GET_PID_FOR_CHILDREN_NAMESPACE, Linux 6.11 */
-
-/* The pid namespace of this thread's children. Somebody may have set another than its own. */
-static int own_pid_namespace(int proc_fd) {
-    int thread = (int)CK_CALL2(pidfd_open, CK_CALL0(gettid), PIDFD_OF_THREAD);
-    int own = thread < 0 ? -1 : ioctl(thread, PIDFD_PID_FOR_CHILDREN);
-    if (thread >= 0)
-        close(thread);
-    if (own < 0)
-        own = openat(proc_fd, "thread-self/ns/pid_for_children", O_RDONLY | O_CLOEXEC);
-    return own < 0 ? -errno : own;
-}
-
-/* Return to the namespace `own` for children. If the thread stayed, its next children would be inside. Nothing but a
- * lack of memory can prevent this. */
-static void come_back(int own) {
-    for (int tries = 0; CK_CALL2(setns, own, CLONE_NEWPID) < 0; tries++) {
-        if (tries == CK_TRIES)
-            abort();
-        CK_CALL0(sched_yield);
-    }
-}
-
-static void run_joined(void *argument) {
-    struct ck_request *request = argument;
-    reset_sigchld();
-    ck_walk(request, 1);
-}
-
-/* The first step of the tape puts the children of the calling thread into the pid namespace. Source: setns(2). */
-static long enter_pid_namespace(const struct ck_request *request) {
-    const struct ck_step *step = request->steps;
-    long value[2];
-    for (int i = 0; i < 2; i++)
-        value[i] = step->argument_kind[i] == CK_ARG_SLOT ? request->slots[step->argument[i]] : step->argument[i];
-    return step->kind == CK_STEP_CALL ? ck_syscall(step->call, value[0], value[1], 0, 0, 0, 0) : -EINVAL;
-}
-
-static long clone_inside(struct ck_request *request, int own, int *pidfd, int *joined) {
-    struct clone_args args = {
-        .flags = CLONE_VM | CLONE_CLEAR_SIGHAND | CLONE_PIDFD,
-        .pidfd = (uint64_t)(uintptr_t)pidfd,
-        .stack = (uint64_t)(uintptr_t)request->stacks,
-        .stack_size = CK_STACK_BYTES,
-    };
-    request->next_stack = 1;
-    long pid = enter_pid_namespace(request);
-    *joined = pid >= 0;
-    if (*joined) {
-        pid = ck_clone3(&args, run_joined, request);
-        come_back(own);
-    }
-    return pid;
-}
-
-/* Wait until the command shares no memory with this process. It says so itself, from the sealed init: what the kernel
- * does at an exec to wake others, it does before the memory is changed. Root of the container may kill or stop the
- * command before that. */
-static void await_entry(struct ck_request *request, int pidfd, struct ck_result *result) {
-    struct ck_failure failure = {CK_NONE, 0};
-    const struct timespec patience = {0, LOOK_AGAIN_NS};
-    struct pollfd watched = {pidfd, POLLIN, 0};
-    uint32_t *entered = &request->board->entered;
-    int64_t until = result->times_ns[1] + (int64_t)CK_START_MS * 1000000;
-    while (!__atomic_load_n(entered, __ATOMIC_ACQUIRE)) {
-        CK_CALL4(futex, entered, FUTEX_WAIT, 0, &patience);
-        if (__atomic_load_n(entered, __ATOMIC_ACQUIRE))
-            break;
-        if (poll(&watched, 1, 0) == 1) {
-            failure = request->board->failure;
-            break;
-        }
-        if (now_ns() > until) {
-            failure = (struct ck_failure){INT_MAX, ETIMEDOUT};
-            break;
-        }
-    }
-    if (failure.index < 0)
-        failure = request->failure; /* of a step before the init */
-    result->failed_index = failure.index;
-    result->error = failure.error;
-}
-
-/* Returns 0 or a negative error number of the parent's own preparations. */
-static int join(struct ck_request *request, struct ck_result *result) {
-    int own = own_pid_namespace(request->proc_fd);
-    if (own < 0)
-        return own;
-    int pidfd = -1;
-    int joined;
-    uint64_t all = ~(uint64_t)0;
-    uint64_t mask;
-    CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof all);
-    int serial = enter_window(1);
-    long pid = clone_inside(request, own, &pidfd, &joined);
-    result->times_ns[1] = now_ns();
-    if (pid > 0)
-        await_entry(request, pidfd, result);
-    result->times_ns[2] = result->times_ns[3] = now_ns();
-    if (pid > 0 && result->failed_index >= 0)
-        end_process((pid_t)pid, pidfd);
-    leave_window(serial);
-    CK_CALL4(rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
-    close(own);
-    if (pid > 0 && result->failed_index < 0) {
-        result->pid = (int32_t)pid;
-        result->pidfd = pidfd;
-    } else if (!joined) {
-        result->failed_index = 0;
-        result->error = (int32_t)-pid;
-    }
-    return pid < 0 && joined ? (int)pid : 0;
-}
-
-int ck_join(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
-            size_t slot_count, int proc_fd, struct ck_result *result, struct ck_shared *board) {
-    begin(result);
-    struct ck_request request = {.proc_fd = proc_fd};
-    void *room = NULL;
-    int error = own_stacks() ? lay(&request, tape, argv, argc, envp, envc, &room) : -ENOMEM;
-    request.error_fd = -1;
-    if (!error) {
-        request.stacks = thread_stacks + PAGE;
-        fill_slots(&request, slots, slot_count);
-        error = make_board(&request, tape, argv, envp);
-        if (error == -E2BIG) { /* as the exec would say */
-            result->failed_index = (int32_t)tape->count - 1;
-            result->error = E2BIG;
-            error = 0;
-        } else if (!error) {
-            error = join(&request, result);
-        }
-        if (request.board_fd >= 0)
-            close(request.board_fd);
-        *board = (struct ck_shared){request.board, request.board_size};
     }
     free(room);
     return error;
@@ -580,16 +370,16 @@ void ck_free_board(struct ck_shared *shared) {
 
 int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int proc_fd, int flags,
             struct ck_result *result, struct ck_held **held) {
-    begin(result);
+    ck_begin(result);
     struct ck_held *made = calloc(1, sizeof *made);
     if (!made)
         return -ENOMEM;
     made->stacks = map_stacks();
-    int error = made->stacks ? lay(&made->request, tape, "", 0, "", 0, &made->room) : -ENOMEM;
+    int error = made->stacks ? ck_lay(&made->request, tape, "", 0, "", 0, &made->room) : -ENOMEM;
     if (!error) {
         made->request.proc_fd = proc_fd;
         made->request.stacks = made->stacks + PAGE;
-        fill_slots(&made->request, slots, slot_count);
+        ck_fill_slots(&made->request, slots, slot_count);
         int error_read = start(&made->request, flags, result);
         if (error_read < 0)
             error = error_read;
@@ -621,15 +411,15 @@ static int write_successor(struct ck_board *board, const struct ck_tape *tape, c
         .envc = (uint32_t)envc,
         .board_fd = -1,
     };
-    const struct part parts[] = {
+    const struct ck_part parts[] = {
         {tape->steps, tape->count * sizeof(struct ck_step)},
         {tape->data, tape->data_size},
         {argv, strings_size(argv, argc)},
         {envp, strings_size(envp, envc)},
     };
-    if (parts_size(parts, 4) > CK_BOARD_BYTES - sizeof *board)
+    if (ck_parts_size(parts, 4) > CK_BOARD_BYTES - sizeof *board)
         return -E2BIG;
-    append(image->slots, parts, 4);
+    ck_append(image->slots, parts, 4);
     return 0;
 }
 
@@ -649,7 +439,7 @@ int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv
 }
 
 void ck_end(struct ck_held *held, struct ck_result *result) {
-    end_process(result->pid, result->pidfd);
+    ck_end_process(result->pid, result->pidfd);
     result->pidfd = -1;
     free_held(held);
 }
