@@ -25,6 +25,7 @@ _TOGETHER = {
     "records": frozenset(
         {
             "test_cgroup_lifecycle",
+            "test_cli_imports",
             "test_cli_run",
             "test_detached",
             "test_detached_cli",

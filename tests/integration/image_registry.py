@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,9 +24,12 @@ needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs 
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that is free, below those that the kernel gives to connections and to other tests at any moment."""
+    for _ in range(100):
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 @contextmanager
@@ -64,22 +68,25 @@ def registry(directory, *, tls=None, users=None, token=None, clients=None):
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([REGISTRY, "serve", directory / "config.json"], stdout=log, stderr=log)
     try:
-        wait_for(port)
+        wait_for(port, process)
         yield f"127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()
 
 
-def wait_for(port):
-    for _ in range(200):
+def wait_for(port, process, timeout_s=60):
+    """Wait until a process serves a port."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        assert process.poll() is None, "the server has ended"
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
+            assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.02)
         else:
             return
-    raise AssertionError("the server does not start")
 
 
 def certificate(directory):

@@ -1,4 +1,4 @@
-"""The command line as a program: how its process ends, and what it imports."""
+"""The command line as a program: how its process ends."""
 
 import os
 import signal
@@ -130,52 +130,3 @@ def test_program_is_told_by_python_to_stay():
         input="print('here')\n", capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert "here\n" == done.stdout
-
-
-# --- Which modules are imported
-
-LIGHT = {
-    "subprocess",
-    "socket",
-    "shutil",
-    "tempfile",
-    "logging",
-    "asyncio",
-    "email",
-    "urllib3",
-    "csv",
-    "ctypes",
-    "importlib.metadata",
-    "pathlib",
-    "difflib",
-    "datetime",
-}
-OURS = {"containerkit.image", "containerkit.network", "containerkit.cgroup", "containerkit.oci", "containerkit.project"}
-COUNT = "import sys, os, containerkit.cli as cli\nstatus = cli.main(sys.argv[1:])\nos.write(2, ' '.join(sys.modules).encode())\nsys.exit(status)"
-
-
-def imported(*words):
-    """Return the modules that a command has imported when it ends."""
-    done = subprocess.run([sys.executable, "-c", COUNT, *words], capture_output=True, text=True, timeout=60)
-    assert 0 == done.returncode, done.stderr[-2000:]
-    return set(done.stderr.split())
-
-
-@pytest.fixture
-def detached():
-    name = f"imports-{os.getpid()}"
-    assert 0 == program("run", "-d", "--name", name, "--", "sleep", "1000").returncode
-    yield name
-    assert 0 == program("rm", "-f", name).returncode
-
-
-def test_run_imports_only_what_a_container_needs():
-    assert set() == imported("run", "--", "true") & (LIGHT | OURS | {"json", "pickle", "containerkit.detached"})
-
-
-@pytest.mark.several_ids
-def test_commands_for_detached_containers_import_only_what_they_need(detached):
-    heavy = LIGHT | OURS
-    assert set() == imported("ps") & (heavy - {"containerkit.oci"} | {"attr", "containerkit.container.lifecycle"})
-    assert set() == imported("logs", detached) & (heavy - {"datetime"} | {"attr", "containerkit.container.lifecycle"})
-    assert set() == imported("exec", detached, "true") & (heavy - {"datetime"})

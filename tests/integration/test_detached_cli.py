@@ -100,7 +100,7 @@ def test_life_by_commands(kept, name):
     ck("kill", f"{name}b")
     assert "it does not run" in ck("kill", f"{name}b", status=1)
     ck("rm", f"{name}b")
-    assert "none of that name" in ck("rm", f"{name}b", status=1)
+    assert "no such container" in ck("rm", f"{name}b", status=1)
 
 
 def test_logs_go_to_their_streams(kept, name):
@@ -208,7 +208,7 @@ def test_unit_of_systemd_makes_it_again(kept, name):
     ("words", "said"),
     [
         (("run", "--privileged", "--", "true"), "pass what it needs"),
-        (("run", "-d", "--network", "cni:nosuch", "--", "true"), "plugins of a CNI network"),
+        (("run", "-d", "--network", "cni:nosuch", "--", "true"), "a CNI network must be removed"),
         (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
         (("run", "--gpus", "none-such", "--", "true"), "CDI"),
         (("run", "--name", "x", "--", "true"), "add --detach"),

@@ -139,7 +139,7 @@ def test_fixed_port_and_address_are_had_again_at_once(kept):
 
 def test_network_of_another_kind_by_the_same_name_is_refused(kept, network):
     Container(network=network).detach(command=["sleep", "100"])
-    with pytest.raises(StateError, match="differs"):
+    with pytest.raises(StateError, match="a different network"):
         Container(network=Network(network.name)).detach(command=["true"])
 
 

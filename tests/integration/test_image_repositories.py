@@ -6,13 +6,13 @@ import functools
 import http.server
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from image_registry import free_port, wait_for
 
 from containerkit.errors import ImageError, SpecError, UnsupportedError
 from containerkit.image import Build, Store
@@ -72,16 +72,10 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 def daemon(served):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["git", "daemon", "--listen=127.0.0.1", f"--port={port}", f"--base-path={served[0]}", "--export-all"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        for _ in range(100):
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_for(port, process)
         yield f"git://127.0.0.1:{port}/repo.git"
         process.terminate()
 

@@ -167,7 +167,11 @@ class Walk:
         return 0
 
     def _populate(self, step: Step, directory: int, address: int, size: int) -> int:
-        """Make the entries, as ``populate.c`` does."""
+        """Make the entries, as ``populate.c`` does.
+
+        The functions of ``os`` would release the GIL. If another thread had requested it before the fork, the child
+        would then wait forever for that thread, which it does not have.
+        """
         for at, entry in entries_of(ctypes.string_at(address, size)):
             self.slots[step.argument[3]] = at
             if entry is None:

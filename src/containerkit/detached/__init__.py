@@ -1,1 +1,1 @@
-"""Containers that go on after the process that started them: each is held by a small keeper of its own."""
+"""Containers that outlive the process that started them. Each one is held by a separate small keeper."""

@@ -1,11 +1,11 @@
 """Starts a recorded container together with its keeper.
 
-The process that becomes the keeper starts the container by the library's own means and then execs the keeper, a small
-static program. It stays the same process: the owner for which the container's init watches, the owner by whose name
-control groups are swept, the parent of the command, and the holder of the locks on ids and images.
+A process starts the container with the library and then execs the keeper, a small static program. It stays the same
+process: the owner that the container's init watches, the owner that the names of control groups contain, the parent of
+the command, and the holder of the locks on ids and images.
 
-Who asks for a start forks where it has a single thread, which takes a millisecond; from a process with threads a new
-interpreter is started instead. Either way the keeper is in a session of its own, and no child of the caller.
+A caller with a single thread forks this process, which takes 1 ms. A caller with several threads starts a new
+interpreter instead. In both cases the keeper has its own session, and is not a child of the caller.
 
 Source: fork(2), setsid(2), execveat(2), proc_pid_fdinfo(5), "lock".
 """
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 __all__ = ["Begun", "become_keeper", "begin", "root_of", "write_policy"]
 
 _FIRST_DELAY_MS, _LAST_DELAY_MS, _STEADY_S = 100, 60_000, 10.0
-"""The wait before a first restart, doubled up to the last; a run of so many seconds begins anew. Source: Docker's."""
+"""The delay before the first restart, its maximum after doublings, and the run time that resets it. Source: Docker."""
 
 _RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, _LOCK, _ATTENDANT, _LIFE = range(3, 12)
 """The numbers of the keeper's descriptors; see keeper.c."""
 
 _END_BYTES: Final = 512
 _ABOVE: Final = 64
-"""Copies of descriptors are made above this number, so that none is in the place of another."""
+"""Copies of descriptors are made above this number, so that none replaces another."""
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -64,28 +64,28 @@ class Begun(Container):
 
     def __init__(self, spec: Spec, id: str) -> None:  # noqa: A002 - what it is in the OCI
         Commands.__init__(self, spec, id, Recall(16))
-        self._has_name = False  # it is on record as what it will be
+        self._has_name = False  # it is recorded as a detached container
         self.timings = None
         self._guard = None
 
     def refuse_fuse(self) -> None:
-        """Refuse a root that fuse-overlayfs serves: that would end with the process that started it.
+        """Refuse a root that fuse-overlayfs serves, because it would end with the process that started it.
 
         Raises:
-            UnsupportedError: it does.
+            UnsupportedError: fuse-overlayfs serves the root.
         """
         if self._standing().union is not None:
-            hint = "fuse-overlayfs serves its root, and ends with its starter: give it a root that the kernel can make"
+            hint = "fuse-overlayfs serves its root and ends with this process: choose a root that the kernel can mount"
             raise UnsupportedError("detach", EOPNOTSUPP, self.rootfs.upper or "/", hint)
 
     @property
     def network(self) -> dict[str, Any]:
-        """What it has of a network that others serve: ``addresses`` and ``ports``; empty for none."""
+        """Its ``addresses`` and ``ports`` on a network that another process serves; empty for none."""
         return dict(getattr(self.joined().get("network"), "told", {}))
 
     @property
     def connection(self) -> list[int]:
-        """The descriptor on which that depends, if any."""
+        """The descriptor of the connection to that network, if any."""
         connection = getattr(self.joined().get("network"), "connection", None)
         return [] if connection is None else [connection.fileno()]
 
@@ -100,11 +100,11 @@ class Begun(Container):
 
 
 def begin(entry: Entry) -> None:
-    """Start a container that is on record; it runs when this returns.
+    """Start a recorded container. It is running when this returns.
 
     Raises:
-        StateError: it runs already.
-        ContainerError: the start failed, with the error of the process that tried.
+        StateError: it is already running.
+        ContainerError: the start failed; the error of the process that started it.
     """
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
@@ -159,7 +159,7 @@ os._exit(0)
 
 
 def _hear(entry: Entry, read: int) -> None:
-    """Read what the keeper to be says: nothing once it has become one, or why it has not."""
+    """Read the result of the future keeper: nothing if it has exec'd the keeper, otherwise the error."""
     said = b""
     while chunk := os.read(read, 65536):
         said += chunk
@@ -172,7 +172,7 @@ def _hear(entry: Entry, read: int) -> None:
 
 
 def _quiet() -> None:
-    """Let go of the caller's streams: whoever reads them to their end waits for all who have them."""
+    """Close the caller's streams, because a reader waits until all processes have closed them."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
@@ -187,18 +187,18 @@ def _open_descriptors() -> list[int]:
 def become_keeper(
     entry: Entry, told: int, *, inherited: frozenset[int] = frozenset(), restarts: int = 0, lock: int = -1
 ) -> NoReturn:
-    """Start the container and exec the keeper; a failure is told and ends the process.
+    """Start the container and exec the keeper. A failure is reported and ends the process.
 
     Args:
         entry: its record.
-        told: a pipe for what is to be told; -1 for none.
-        inherited: descriptors of the caller: no lock of theirs is held on.
-        restarts: how often a policy has started it again.
-        lock: the lock of the record, where it is held already.
+        told: a pipe for the report; -1 for none.
+        inherited: descriptors of the caller, whose locks are not kept.
+        restarts: the number of restarts by the policy.
+        lock: the lock of the record, if it is already held.
     """
     try:
         _become(entry, told, inherited, restarts, lock)
-    except BaseException as error:  # noqa: BLE001 - whoever asked raises it
+    except BaseException as error:  # noqa: BLE001 - raised again in the caller
         with suppress(Exception):
             if told >= 0:
                 os.write(told, _dumped(error))
@@ -211,7 +211,7 @@ def _dumped(error: BaseException) -> bytes:
     try:
         if isinstance(error, (ContainerError, OSError)):
             return pickle.dumps(error)
-    except Exception:  # noqa: BLE001, S110 - told as text below
+    except Exception:  # noqa: BLE001, S110 - reported as text below
         pass
     return pickle.dumps(StateError(f"the start failed: {type(error).__name__}: {error}"))
 
@@ -250,7 +250,7 @@ def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, l
         }
         handed = Handed(sources, [ends[0], *container.connection, *_locks(inherited | {lock})])
         delay_ms = _delay(former, restarts)
-        # The keeper reads them once it is there; not sooner, or the command would have them blocked.
+        # The keeper reads them later. They are blocked only now, because the command would inherit the mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
         facts = _facts(container, process)
         run = int(former.get("run", 0)) + 1
@@ -272,7 +272,7 @@ def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, l
         *(str(int(keeping.remove)), *map(str, (0, 0, 0) if check is None else check.milliseconds())),
         *(str(max(0, handed.stdin)) if not keeping.tty else "0", sys.executable, *facts["leaves"], *facts["groups"]),
     )
-    handed.become(words, environment, told)  # where that fails, we end, and with us the container
+    handed.become(words, environment, told)  # if that fails, this process ends, and so does the container
 
 
 def _command(container: Container, description: Description, keeping: Keeping) -> Process[Any]:
@@ -284,16 +284,16 @@ def _command(container: Container, description: Description, keeping: Keeping) -
 
 
 def write_policy(entry: Entry, policy: Policy, restarts: int) -> None:
-    """Put the policy where the keeper looks for it when the container has ended."""
+    """Write the file from which the keeper reads the policy after the end of the container."""
     entry.write_bytes("policy", str(policy.number(restarts)).encode())
 
 
 def _reserve(entry: Entry) -> None:
-    """Put the file that the keeper's last word goes to in its place, with room for it: the disk may be full by then."""
+    """Create the file for the record of the end with its blocks allocated, because the disk may be full later."""
     fd = os.open(entry.file("exit.new"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if os.pwrite(fd, b" " * _END_BYTES, 0) != _END_BYTES:
-            raise SetupError("write", ENOSPC, entry.file("exit.new"), "there is no room for the record of its end")
+            raise SetupError("write", ENOSPC, entry.file("exit.new"), "there is no space for the record of its end")
     except OSError as error:
         if isinstance(error, SetupError):
             raise
@@ -303,7 +303,7 @@ def _reserve(entry: Entry) -> None:
 
 
 def _facts(container: Begun, process: Process[Any]) -> dict[str, Any]:
-    """Return what ``run.json`` says of a start."""
+    """Return the content of ``run.json`` for a start."""
     groups, leaves = container.groups()
     root = container.rootfs
     return {
@@ -320,14 +320,14 @@ def _facts(container: Begun, process: Process[Any]) -> dict[str, Any]:
 
 
 def _forget_ends(entry: Entry, run: int) -> None:
-    """Remove what keepers wrote of former starts, now that the record is of another."""
+    """Remove the records of the ends of former starts."""
     for name in os.listdir(entry.path):
         if name.startswith("exit.") and name not in ("exit.new", f"exit.{run}"):
             os.unlink(entry.file(name))
 
 
 def _locks(without: frozenset[int]) -> list[int]:
-    """Return the descriptors by which this process holds locks of files: on ids, and on images."""
+    """Return the descriptors with which this process holds file locks, on ids and on images."""
     found = []
     for fd in _open_descriptors():
         with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
@@ -337,11 +337,11 @@ def _locks(without: frozenset[int]) -> list[int]:
 
 
 class Handed:
-    """The descriptors of the keeper to be, first as copies above all that are in use.
+    """The descriptors of the future keeper, first as copies above all used numbers.
 
     Args:
-        sources: which descriptor is to have which number; -1 for none.
-        others: further ones, whose numbers do not matter; the first is the command's standard input.
+        sources: the descriptor for each number; -1 for none.
+        others: further ones, whose numbers do not matter. The first one is the command's standard input.
 
     Attributes:
         stdin: the number of the first of ``others``; -1 for none.
@@ -358,17 +358,17 @@ class Handed:
         return -1 if fd < 0 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
 
     def become(self, words: tuple[str, ...], environment: dict[str, str], told: int) -> None:
-        """Exec the keeper, with these descriptors and no other; tells ``+`` before.
+        """Exec the keeper with only these descriptors. Report ``+`` before.
 
         Raises:
-            OSError: the kernel refused it; by then other descriptors are gone.
+            OSError: the kernel refused it. Other descriptors are already closed.
         """
         for fd in _open_descriptors():
             with suppress(OSError):
                 os.set_inheritable(fd, fd in self._others or fd < 3)
         if told >= 0:
             told = self._copy(told)
-            with suppress(BrokenPipeError):  # whoever asked was killed meanwhile: it is on record by now
+            with suppress(BrokenPipeError):  # the caller was killed in the meantime; the start is recorded
                 os.write(told, b"+")
         for number, fd in self._placed.items():
             if fd >= 0:
@@ -385,21 +385,21 @@ def _load(entry: Entry) -> Description:
 
 
 def _environment() -> dict[str, str]:
-    """Return what a later restart needs to find what was found this time."""
+    """Return the variables that a later restart needs to find the same files."""
     names = ("HOME", "PATH", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "CONTAINERKIT_IMAGES", "LANG")
     path = os.pathsep.join(os.path.abspath(place) for place in sys.path)
     return {"PYTHONPATH": path, **{name: os.environ[name] for name in names if name in os.environ}}
 
 
 def _delay(former: dict[str, Any], restarts: int) -> int:
-    """Return how many milliseconds the keeper waits before the next start."""
+    """Return the delay before the next start, in milliseconds."""
     if not restarts or time.time() - float(former.get("started", 0)) > _STEADY_S:
         return _FIRST_DELAY_MS
     return min(2 * int(former.get("delay_ms", _FIRST_DELAY_MS)), _LAST_DELAY_MS)
 
 
 def root_of(entry: Entry, described: RootFS, former: dict[str, Any]) -> RootFS:
-    """Return what the root of a description stands for, with a writable layer on disk where nothing else was asked for.
+    """Resolve the root of a description. By default it gets a writable layer on disk.
 
     Args:
         entry: the record.
@@ -407,7 +407,7 @@ def root_of(entry: Entry, described: RootFS, former: dict[str, Any]) -> RootFS:
         former: ``run.json`` of the last start; empty before the first.
 
     Raises:
-        StateError: the image's name means another image by now: what was written belongs on the former.
+        StateError: the image's name now has other layers, and the changes belong to the former ones.
     """
     found = resolve(described)
     found = attrs.evolve(found, readonly=found.readonly or described.readonly, idmap=found.idmap and described.idmap)
@@ -416,7 +416,7 @@ def root_of(entry: Entry, described: RootFS, former: dict[str, Any]) -> RootFS:
     if former and pickle.loads(bytes.fromhex(former["root"])).lowers != found.lowers:  # noqa: S301 - the user's own
         raise StateError(
             f"container {entry.id}: its image has other layers than at the last start, to which its changes belong: "
-            "make another container of the new image"
+            "create another container from the new image"
         )
     upper = os.path.join(entry.state_path, "upper")
     os.makedirs(upper, mode=0o755, exist_ok=True)

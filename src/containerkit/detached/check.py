@@ -1,4 +1,4 @@
-"""One health check, as a keeper starts it: the record is descriptor 3, and the exit status tells whether it has passed.
+"""One health check, started by a keeper. Descriptor 3 is the record, and exit status 0 means that it has passed.
 
 See :mod:`containerkit.detached.health`.
 """
@@ -18,12 +18,12 @@ _RECORD = 3
 
 
 def main() -> None:
-    """Check, and end with 0 if it has passed."""
+    """Check, and exit with 0 if it has passed."""
     entry = Entry(os.path.basename(os.readlink(f"/proc/self/fd/{_RECORD}")))
     os.close(_RECORD)
     try:
         passed = check(entry)
-    except ContainerError:  # it has ended meanwhile
+    except ContainerError:  # it has ended in the meantime
         passed = False
     sys.exit(0 if passed else 1)
 

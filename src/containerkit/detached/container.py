@@ -1,4 +1,4 @@
-"""Detached containers, as a caller sees them."""
+"""The class of detached containers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["Detached", "containers", "find"]
 
 _END_S: Final = 10.0
-"""How long a killed container may take to be gone."""
+"""The time that a killed container has to end, in seconds."""
 
 
 class Detached(Known):
-    """A container that goes on by itself; made by :meth:`containerkit.Container.detach` and :func:`containers`.
+    """A detached container, returned by :meth:`containerkit.Container.detach` and :func:`containers`.
 
-    It owns nothing: any number of them, in any process, may stand for one container.
+    It owns nothing: any number of objects, in any process, can represent the same container.
 
     Attributes:
         id: the container's.
@@ -53,7 +53,7 @@ class Detached(Known):
         """Start it again after its end.
 
         Raises:
-            StateError: it runs.
+            StateError: it is running.
             ContainerError: the start failed.
         """
         status = self.status
@@ -66,7 +66,7 @@ class Detached(Known):
         begin(self.entry)
 
     def ask_to_end(self, run: int) -> None:
-        """Ask a run to end as :meth:`stop` does, and do not wait: for who ends with it."""
+        """Ask a run to end as :meth:`stop` does, without waiting: for a caller that ends with it."""
         asked = self.keeping.stop_signal
         self._mark_stopped()
         self.signal_command(
@@ -75,15 +75,15 @@ class Detached(Known):
         emit(self.entry, "stop")
 
     def stop(self, grace_s: float | None = None, *, stop_signal: int | str | None = None) -> None:
-        """Ask it to end, and kill it when the time is up; no policy starts it again. Harmless when it does not run.
+        """Ask it to end, and kill it after a time. It is not restarted. Does nothing if it is not running.
 
         Args:
-            grace_s: seconds that it has (default: its ``stop_timeout_s``).
-            stop_signal: what asks it (default: its own, or that of its image, or SIGTERM).
+            grace_s: the time that it has to end, in seconds (default: its ``stop_timeout_s``).
+            stop_signal: the signal that asks it to end (default: its own, or that of its image, or SIGTERM).
 
         Raises:
-            SpecError: no signal.
-            StateError: its record is gone.
+            SpecError: an invalid signal.
+            StateError: its record was removed.
         """
         keeping = self.keeping
         status, run, _ = self.looked_at()
@@ -104,11 +104,11 @@ class Detached(Known):
             emit(self.entry, "stop")
 
     def kill(self, signal: int | str = "SIGKILL") -> None:
-        """Send its command a signal. After SIGKILL it is gone when this returns, and no policy starts it again.
+        """Send a signal to its command. After SIGKILL this returns when it has ended, and it is not restarted.
 
         Raises:
-            SpecError: no signal.
-            StateError: it does not run.
+            SpecError: an invalid signal.
+            StateError: it is not running.
         """
         number = signal_number(signal)
         status, run, _ = self.looked_at()
@@ -124,7 +124,7 @@ class Detached(Known):
         self._end()
 
     def restart(self, grace_s: float | None = None) -> None:
-        """Stop it, if it runs, and start it; arguments and errors as for :meth:`stop` and :meth:`start`."""
+        """Stop it if it is running, and start it. Arguments and errors as for :meth:`stop` and :meth:`start`."""
         self.stop(grace_s)
         self.start()
 
@@ -132,14 +132,14 @@ class Detached(Known):
         """Wait for the end of the run.
 
         Args:
-            timeout_s: seconds (default: for ever).
+            timeout_s: in seconds (default: no limit).
 
         Returns:
             As :attr:`exit_code`.
 
         Raises:
-            ContainerTimeout: it still runs.
-            StateError: it was never started, or its keeper was killed, or the record went with its end.
+            ContainerTimeout: it is still running.
+            StateError: it was never started, its keeper was killed, or the record was removed at its end.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -150,7 +150,7 @@ class Detached(Known):
                 why = (
                     "it was never started"
                     if status == "created"
-                    else "its keeper was killed: nobody knows how it ended"
+                    else "its keeper was killed, so its exit status is unknown"
                 )
                 raise StateError(f"{self!r}: {why}")
             left = 86_400.0 if deadline is None else deadline - time.monotonic()
@@ -161,10 +161,10 @@ class Detached(Known):
             self._sleep_until_end(run, left)
 
     def pause(self) -> None:
-        """Stop all of its processes where they are.
+        """Freeze all of its processes.
 
         Raises:
-            StateError: it does not run.
+            StateError: it is not running.
             UnsupportedError: it has no control group that can be frozen.
         """
         from containerkit.detached.freezing import freeze
@@ -176,7 +176,7 @@ class Detached(Known):
         emit(self.entry, "pause")
 
     def resume(self) -> None:
-        """Let its processes go on.
+        """Let its processes continue.
 
         Raises:
             StateError: it is not paused.
@@ -206,11 +206,11 @@ class Detached(Known):
         emit(self.entry, "rename", former=former)
 
     def update(self, limits: Limits | None = None, *, restart: str | None = None) -> None:
-        """Change its limits or its policy, now and for later starts; what is None stays.
+        """Change its limits or its policy, now and for later starts. None leaves a value unchanged.
 
         Raises:
-            SpecError, UnsupportedError, SetupError: the limits can't be had; the former ones hold.
-            StateError: it runs without a control group.
+            SpecError, UnsupportedError, SetupError: the limits can't be set; the former ones still apply.
+            StateError: it is running without a control group.
         """
         if restart is not None:
             keeping = attrs.evolve(self.keeping, restart=restart)
@@ -234,14 +234,14 @@ class Detached(Known):
         emit(self.entry, "update", limits=str(limits))
 
     def remove(self, *, force: bool = False) -> None:
-        """Remove the record with all that it has written.
+        """Remove its record and all its files.
 
         Args:
-            force: kill it first, if it runs (default False).
+            force: kill it first, if it is running (default False).
 
         Raises:
-            StateError: it runs.
-            CleanupError: something could not be removed.
+            StateError: it is running.
+            CleanupError: a file could not be removed.
         """
         status = self.status
         if status in ("running", "paused", "restarting"):
@@ -254,28 +254,28 @@ class Detached(Known):
         self.entry.remove()
         emit(self.entry, "destroy", config)
 
-    # --- What it says and uses
+    # --- Statistics and changes
 
     def stats(self) -> Stats:
-        """Return the report of its control group.
+        """Return the statistics of its control group.
 
         Raises:
-            StateError: it does not run, or has no control group.
+            StateError: it is not running, or has no control group.
         """
         with self._group() as group:
             return group.stats()
 
     def members(self) -> list[int]:
-        """Return the pids, outside, of all its processes.
+        """Return the pids of all its processes on the host.
 
         Raises:
-            StateError: it does not run.
+            StateError: it is not running.
         """
         with self.attach() as view:
             return view.members()
 
     def changes(self) -> Iterator[Change]:
-        """Yield what it has added, changed and deleted below its root; also when it does not run.
+        """Yield the files that it has added, changed and deleted below its root, running or not.
 
         Raises:
             StateError: it was never started, or its root keeps no changes on disk.
@@ -287,16 +287,16 @@ class Detached(Known):
     def commit(
         self, reference: str | None = None, *, author: str = "", message: str = "", **defaults: Unpack[CommitOptions]
     ) -> Image:
-        """Make an image of what it has changed; see :func:`containerkit.image.commit`.
+        """Make an image from its changes; see :func:`containerkit.image.commit`.
 
         Args:
             reference: the new image's name, or None.
-            author: who made it.
-            message: goes into the history.
+            author: the author.
+            message: a message for the history.
             defaults: see :class:`containerkit.image.options.CommitOptions`.
 
         Raises:
-            StateError: its root keeps no changes, or was in memory and it does not run.
+            StateError: its root keeps no changes, or it is not running and its root was in memory.
         """
         from containerkit.image import commit
 
@@ -309,11 +309,11 @@ class Detached(Known):
 
     @contextmanager
     def opened(self) -> Iterator[Container]:
-        """Yield a container for its files, whether it runs or not; nobody can start it meanwhile.
+        """Yield a container for its files, running or not. It can't be started at the same time.
 
         Raises:
-            StateError: it does not run, and was never started, or its root was in memory.
-            SetupError: it can't be had.
+            StateError: it is not running, and was never started or its root was in memory.
+            SetupError: the container for the files can't be started.
         """
         if self.status in ("running", "paused"):
             with self.attach() as view:
@@ -325,10 +325,10 @@ class Detached(Known):
             yield container
 
     def attach(self, **confinement: Unpack[ConfinementOptions]) -> Container:
-        """Return a view on it for ``run``, ``popen`` and ``files``; see :meth:`containerkit.Container.attach`.
+        """Return a view of it for ``run``, ``popen`` and ``files``; see :meth:`containerkit.Container.attach`.
 
         Raises:
-            StateError: it does not run.
+            StateError: it is not running.
         """
         from containerkit.detached.view import View
 
@@ -353,14 +353,14 @@ class Detached(Known):
         try:
             os.close(os.open(self.entry.file("stopped"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except FileNotFoundError:
-            raise StateError(f"container {self.id}: its record is gone") from None
+            raise StateError(f"container {self.id}: its record was removed") from None
         except OSError as error:
             raise SetupError("open", error.errno or 0, self.entry.file("stopped")) from None
 
     def signal_command(self, number: int, run: int) -> None:
-        """Send the command of a run a signal; nothing happens where that has ended.
+        """Send a signal to the command of a run. Does nothing if it has ended.
 
-        Its pid is not another's while its keeper has not read its status: that is looked at once the pidfd is there.
+        Its pid can't be reused before its keeper reaps it. This is checked after the pidfd is opened.
         """
         last = self.last_run
         if last.get("run") != run:
@@ -374,7 +374,7 @@ class Detached(Known):
                 os.close(pidfd)
 
     def _sleep_until_end(self, run: Mapping[str, Any], most_s: float) -> None:
-        """Sleep until the command has ended, but not longer than some time; a moment where it has ended already."""
+        """Sleep until the command has ended, at most for the given time. If it has already ended, sleep briefly."""
         try:
             pidfd = os.pidfd_open(int(run["pid"]))
         except ProcessLookupError:
@@ -389,7 +389,7 @@ class Detached(Known):
             os.close(pidfd)
 
     def _end(self) -> None:
-        """End the keeper, and with it all that runs; returns when it has ended."""
+        """Kill the keeper, and with it the container. Return when it has ended."""
         keeper = self.last_run.get("keeper")
         if keeper is not None and self.entry.is_kept():
             with suppress(ProcessLookupError):
@@ -414,7 +414,7 @@ def find(name: str) -> Detached:
     """Return the detached container of a name, an id, or the beginning of an id.
 
     Raises:
-        StateError: there is none, or there are several.
+        StateError: no such container, or there are several.
     """
     return Detached(store.find(name))
 
@@ -423,7 +423,7 @@ def containers(*, all: bool = False) -> list[Detached]:  # noqa: A002 - as in ps
     """Return the detached containers of this user, the oldest first.
 
     Args:
-        all: also those that do not run (default False).
+        all: also those that are not running (default False).
     """
     found = [Detached(entry) for entry in store.entries()]
     return found if all else [one for one in found if one.goes_on()]

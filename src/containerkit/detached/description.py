@@ -1,4 +1,4 @@
-"""What a detached container is made from, and how it is kept."""
+"""The description of a detached container: its spec, its command, and its settings."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _POLICIES: Final = {"no": 0, "on-failure": 1, "always": 2, "unless-stopped": 2}
 
 @attrs.frozen
 class Policy:
-    """When a container is started again after its end.
+    """When a container is restarted after its end.
 
     Attributes:
-        name: ``"no"``, ``"on-failure"``, ``"always"`` or ``"unless-stopped"``. One that was stopped by hand is not
-            started again by any of them; since there is no daemon that starts, the last two are the same.
-        most: how often in a row, for ``on-failure``; 0 for any number.
+        name: ``"no"``, ``"on-failure"``, ``"always"`` or ``"unless-stopped"``. None of them restarts a container that
+            was stopped by hand. Without a daemon that starts at boot, the last two are equal.
+        most: the maximum number of consecutive restarts, for ``on-failure``; 0 for any number.
     """
 
     name: str = "no"
@@ -49,17 +49,17 @@ class Policy:
         """
         name, colon, most = text.partition(":") if isinstance(text, str) else ("", "", "")
         if name not in _POLICIES or (colon and (name != "on-failure" or not most.isascii() or not most.isdecimal())):
-            raise SpecError(f"restart: {text!r:.100} is none of no, on-failure[:N], always, unless-stopped")
+            raise SpecError(f"restart: {text!r:.100} is not one of no, on-failure[:N], always, unless-stopped")
         return cls(name, int(most) if colon else 0)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.most}" if self.most else self.name
 
     def number(self, restarts: int) -> int:
-        """Return what the keeper is told: 0 never, 1 on failure, 2 always.
+        """Return the number for the keeper: 0 never, 1 on failure, 2 always.
 
         Args:
-            restarts: how often it has been started again.
+            restarts: the number of restarts so far.
         """
         return 0 if self.most and restarts >= self.most else _POLICIES[self.name]
 
@@ -83,7 +83,7 @@ def signal_number(value: int | str) -> int:
 
 
 def _check_command(value: ListOf[Word] | str | None) -> tuple[str, ...]:
-    """Return the argv of a check; a text is for the shell."""
+    """Return the argv of a check. A text is run by the shell."""
     if isinstance(value, str):
         return ("/bin/sh", "-c", value) if value else ()
     return tuple(map(os.fsdecode, sequence(value, "health_command"))) if value is not None else ()
@@ -91,26 +91,26 @@ def _check_command(value: ListOf[Word] | str | None) -> tuple[str, ...]:
 
 @attrs.frozen(kw_only=True)
 class Keeping:
-    """How a container is kept.
+    """The settings of a detached container.
 
     Attributes:
-        name: by which it is found; empty for none but the id.
+        name: its name; empty for none.
         restart: the policy, as text.
-        labels: free strings.
-        stop_signal: what asks it to end; None for what its image says, or SIGTERM.
-        stop_timeout_s: seconds that it has to end by itself.
+        labels: arbitrary strings.
+        stop_signal: the signal that asks it to end; None for that of its image, or SIGTERM.
+        stop_timeout_s: the time that it has to end by itself, in seconds.
         tty: whether the command gets a terminal.
         stdin_open: whether its standard input stays open, for ``attach``.
-        remove: whether the record goes with its end.
+        remove: whether the record is removed at its end.
         log_max_bytes: the size at which a log is rotated.
-        log_files: how many logs are kept.
-        image: the name of its image, for people.
-        command_line: the options and the command of ``run`` that made it; empty for what was made from Python.
-        directory: the working directory of that.
-        healthcheck: whether its health is checked: as told here, or as its image says.
-        health_command: the command that checks it; empty for what its image says.
+        log_files: the number of logs to keep.
+        image: the name of its image, for display.
+        command_line: the options and the command of ``run`` that created it; empty if it was created from Python.
+        directory: the working directory of ``run``.
+        healthcheck: whether its health is checked.
+        health_command: the command that checks it; empty for that of its image.
         health_interval_s, health_timeout_s, health_start_period_s, health_start_interval_s, health_retries,
-            health_on_failure: see :class:`containerkit.detached.health.Check`; None for what its image says.
+            health_on_failure: see :class:`containerkit.detached.health.Check`; None for the values of its image.
     """
 
     name: str = ""
@@ -143,7 +143,7 @@ class Keeping:
         for name in ("tty", "stdin_open", "remove", "healthcheck"):
             check_bool(getattr(self, name), name)
         if self.remove and policy.name != "no":
-            raise SpecError(f"remove and restart={self.restart!r} can't both be meant: it would be removed at its end")
+            raise SpecError(f"remove and restart={self.restart!r} exclude each other: it would be removed at its end")
         if self.stop_signal is not None:
             signal_number(self.stop_signal)
         for key, value in self.labels.items():
@@ -152,20 +152,20 @@ class Keeping:
         for name, least in (("log_max_bytes", 4096), ("log_files", 1)):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**60:
-                raise SpecError(f"{name}: {number!r:.100} is not a number from {least} on")
+                raise SpecError(f"{name}: {number!r:.100} is not a number of at least {least}")
         seconds = self.stop_timeout_s
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 2**31:
             raise SpecError(f"stop_timeout_s: {seconds!r:.100} is not a number of seconds")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """Return what a record's ``config.json`` says."""
+        """Return the settings in a record's ``config.json``."""
         return cls(**{field.name: config[field.name] for field in attrs.fields(cls) if field.name in config})
 
 
 @attrs.frozen(kw_only=True)
 class Description:
-    """What a container is made from.
+    """The parts from which a container is created.
 
     Attributes:
         spec: the container.
@@ -179,36 +179,38 @@ class Description:
 
     def __attrs_post_init__(self) -> None:
         if not self.argv:
-            raise SpecError("detach: the image has no command of its own: pass command=[...]")
+            raise SpecError("detach: the image has no command: pass command=[...]")
         encode(self.argv, "argv")
         check_names("detach", self.fields, COMMAND_FIELDS - {"pass_fds"} - CONFINEMENT)
         if self.spec.namespaces.pid != "new":
-            raise SpecError("detach: the pid namespace must be new: with it all that is left of a container ends")
+            raise SpecError("detach: the pid namespace must be new, so that all processes of the container end with it")
         if self.spec.wishes_for_network:
             refuse_bound(self.spec)
         if not owns_nothing(self.spec):
-            raise SpecError("detach: a namespace that this process holds can't be handed on: make it new or the host's")
+            raise SpecError(
+                "detach: a namespace that this process holds can't be passed on: use a new one or the host's"
+            )
 
     def dump(self) -> bytes:
         """Return it as bytes for the record.
 
         Raises:
-            SpecError: something in it belongs to this process.
+            SpecError: a part of it belongs to this process.
         """
         try:
             return pickle.dumps(self)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise SpecError(f"detach: something in the description can't outlive this process: {error}") from None
+            raise SpecError(f"detach: a part of the description can't outlive this process: {error}") from None
 
     @classmethod
     def load(cls, content: bytes) -> Description:
-        """Return what :meth:`dump` made. The record is the user's own, as is whoever reads it.
+        """Read the result of :meth:`dump`. The record belongs to the user who reads it.
 
         Raises:
             StateError: it was written by another version.
         """
         try:
-            found = pickle.loads(content)  # noqa: S301 - nobody but the user can write it
+            found = pickle.loads(content)  # noqa: S301 - only the user can write it
         except Exception as error:  # noqa: BLE001 - a pickle of another version may fail in any way
             raise StateError(f"the description was written by another version of containerkit: {error}") from None
         if not isinstance(found, cls):

@@ -1,11 +1,11 @@
-"""What happens to detached containers: one stream for each user, which everybody who acts on a container appends to.
+"""Events of detached containers: one stream for each user, to which all processes that act on containers append.
 
-It lies in ``/run/containerkit/events`` (of a user: below ``$XDG_RUNTIME_DIR``), in the format of the logs: a line is
-``TIME event F {...}``. ``current`` is a symlink to the log that is written to. Keepers append the end of a run, which
-they alone see; all else is appended by the process that does it. The record decides: an event that could not be
-written, since the filesystem is full, is missing here and nowhere else.
+It is in ``/run/containerkit/events`` (of a user: below ``$XDG_RUNTIME_DIR``), in the format of the logs: a line is
+``TIME event F {...}``. ``current`` is a symlink to the current log. Keepers append the end of a run, which only they
+notice. Other events are appended by the process that causes them. Records do not depend on events: if the filesystem is
+full, an event is lost, but the record is correct.
 
-Source: write(2), O_APPEND: what is written in one call stays together.
+Source: write(2), O_APPEND: data of one call stays together.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ __all__ = ["ContainerEvent", "emit", "events", "identify"]
 _MOST_BYTES: Final = 1 << 20
 _MOST_LOGS: Final = 4
 _LONGEST: Final = 2048
-"""Bytes that the labels may take with the name: the keeper reads no more; where there are more they are left out."""
+"""The limit of the size of name and labels in bytes. Longer labels are omitted, because the keeper reads no more."""
 
 
 class ContainerEvent(NamedTuple):
-    """Something that happened to a detached container.
+    """An event of a detached container.
 
     Attributes:
         time: in UTC, as RFC 3339 with nanoseconds.
         action: ``create``, ``start``, ``die``, ``oom``, ``stop``, ``kill``, ``pause``, ``unpause``, ``rename``,
             ``update``, ``exec_start``, ``health_status``, ``commit`` or ``destroy``.
         id: of the container.
-        name: its name then; empty for none.
+        name: its name at that time; empty for none.
         image: the name of its image; empty for another root.
         labels: its labels.
-        attributes: more about it, such as ``exit_code`` of ``die`` and ``signal`` of ``kill``.
+        attributes: further fields, such as ``exit_code`` of ``die`` and ``signal`` of ``kill``.
     """
 
     time: str
@@ -57,7 +57,7 @@ class ContainerEvent(NamedTuple):
     attributes: Mapping[str, Any]
 
     def fits(self, name: str, wanted: str) -> bool:
-        """Tell whether a filter of :func:`events` lets it through."""
+        """Return whether it matches a filter of :func:`events`."""
         if name == "label":
             key, equals, value = wanted.partition("=")
             return key in self.labels and (not equals or self.labels[key] == value)
@@ -72,7 +72,7 @@ def _place() -> str:
 
 
 def identify(entry: Entry, config: Mapping[str, Any]) -> None:
-    """Write who it is to where its keeper finds it for its own events.
+    """Write the file with the container's identity that its keeper uses for its own events.
 
     Raises:
         SetupError: the filesystem of the records is full.
@@ -81,20 +81,20 @@ def identify(entry: Entry, config: Mapping[str, Any]) -> None:
 
 
 def _who(entry: Entry, config: Mapping[str, Any]) -> str:
-    """Return the fields that all events of a container have, as the inner part of an object."""
+    """Return the common fields of a container's events, as the inner part of a JSON object."""
     known = {"id": entry.id, "name": config["name"], "image": config["image"]}
     text = json.dumps({**known, "labels": dict(config["labels"])})
     return (text if len(text) <= _LONGEST else json.dumps({**known, "labels": {}}))[1:-1]
 
 
 def emit(entry: Entry, action: str, config: Mapping[str, Any] | None = None, **attributes: Any) -> None:
-    """Append an event; what can't be written is left out.
+    """Append an event. One that can't be written is lost.
 
     Args:
         entry: the record of the container.
-        action: what happened.
-        config: what the record says of the container (default: it is read).
-        attributes: more about it.
+        action: the kind of event.
+        config: the configuration in the record (default: it is read).
+        attributes: further fields.
     """
     with suppress(OSError, StateError):
         who = _who(entry, entry.config if config is None else config)
@@ -128,7 +128,7 @@ def _open(place: str) -> int:
 
 
 def _rotate(place: str, full: int) -> None:
-    """Begin another log, unless somebody has done so meanwhile."""
+    """Begin another log, unless another process has done so in the meantime."""
     gate = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(gate, fcntl.LOCK_EX)
@@ -147,23 +147,23 @@ def _rotate(place: str, full: int) -> None:
 def events(
     *, since: Moment | None = None, until: Moment | None = None, follow: bool = False, **filters: str
 ) -> Iterator[ContainerEvent]:
-    """Yield what has happened to the detached containers of this user, the oldest first.
+    """Yield the events of this user's detached containers, the oldest first.
 
     Args:
-        since, until: only what happened then, as for :meth:`Detached.logs`.
+        since, until: only events in this period, as for :meth:`Detached.logs`.
         follow: wait for more, until the time of ``until`` (default False).
-        filters: only events that have this as ``action``, ``name``, ``image``, as the beginning of ``id``, or as
-            ``label``: ``NAME`` or ``NAME=VALUE``.
+        filters: only events with this ``action``, ``name``, ``image``, beginning of the ``id``, or ``label``: ``NAME``
+            or ``NAME=VALUE``.
 
     Raises:
-        SpecError: no time, or another filter.
+        SpecError: an invalid time, or an unknown filter.
         SetupError: the events can't be read.
 
-    Some 20,000 events are kept, and none over a reboot. The end of a container whose keeper was killed is no event,
-    since nobody saw it: its ``status`` tells.
+    About 20,000 events are kept, until the next reboot. If a keeper was killed, there is no event for the end of its
+    container: see its ``status``.
     """
     if unknown := sorted(set(filters) - {"action", "name", "image", "id", "label"}):
-        raise SpecError(f"events: unknown filter {unknown[0]!r}; there are action, name, image, id, label")
+        raise SpecError(f"events: unknown filter {unknown[0]!r}; choose from action, name, image, id, label")
     start = "" if since is None else logs.moment(since, "since")
     end = "~" if until is None else logs.moment(until, "until")
     return _read(start, end, filters, follow=follow)
@@ -186,6 +186,6 @@ def _parsed(line: logs.LogLine) -> ContainerEvent | None:
     try:
         told = json.loads(line.text)
         known = {name: told.pop(name) for name in ("action", "id", "name", "image", "labels")}
-    except (ValueError, KeyError):  # cut off by a full filesystem, or another version's
+    except (ValueError, KeyError):  # truncated by a full filesystem, or of another version
         return None
     return ContainerEvent(line.time, attributes=told, **known)

@@ -1,7 +1,7 @@
 """Pauses the processes of a detached container.
 
-Its init is not held: it watches over the keeper, whom the container must not outlive, paused or not. So it is moved
-to a group beside, whose name tells the keeper as its owner: what a killed keeper leaves of it is swept.
+Its init is not frozen, because it watches the keeper, which the container must not outlive, even if paused. It is moved
+to a sibling group, whose name contains the keeper as the owner. After the keeper was killed, this group is swept.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def _freezers(run: Mapping[str, Any]) -> list[str]:
 
 
 def freeze(name: str, run: Mapping[str, Any]) -> None:
-    """Stop the processes of a run, and return when they have stopped.
+    """Freeze the processes of a run, and return when they are frozen.
 
     Raises:
         UnsupportedError: it has no group that can be frozen.
-        StateError: one does not stop; they go on.
+        StateError: a group can't be frozen; the processes continue.
     """
     places = _freezers(run)
     group = group_at(name, places)
@@ -53,7 +53,7 @@ def freeze(name: str, run: Mapping[str, Any]) -> None:
 
 
 def thaw(name: str, run: Mapping[str, Any]) -> None:
-    """Let the processes of a run go on."""
+    """Let the processes of a run continue."""
     places = _freezers(run)
     group = group_at(name, places)
     if group is None:

@@ -1,7 +1,7 @@
-"""Health checks of detached containers: which there is, what it has found, and one check.
+"""Health checks of detached containers: their description, their results, and the execution of one.
 
-Nobody stays for them: the keeper starts an interpreter for each (``python -m containerkit.detached.check``), which runs
-the command in the container and puts what it has found into the record.
+No process stays for them. The keeper starts an interpreter for each check (``python -m containerkit.detached.check``),
+which runs the command in the container and records the result.
 
 Source: Dockerfile reference, "HEALTHCHECK".
 """
@@ -39,16 +39,16 @@ ACTIONS: Final = ("none", "kill", "stop")
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """How to find out whether a container works.
+    """A health check of a container.
 
     Attributes:
         argv: the command; it passes with status 0.
-        interval_s: seconds from the end of a check to the next.
-        timeout_s: seconds after which it has failed.
-        start_period_s: seconds in which a failure does not count, unless one has passed.
-        start_interval_s: seconds between two of them.
-        retries: how many failures in a row make it unhealthy.
-        on_failure: what is done then: ``"none"``, ``"kill"``, so that the restart policy decides, or ``"stop"``.
+        interval_s: the time from the end of a check to the next, in seconds.
+        timeout_s: the time after which a check has failed, in seconds.
+        start_period_s: the initial time in seconds in which failures do not count, unless a check has passed.
+        start_interval_s: the interval in the start period, in seconds.
+        retries: after so many failures in a row the container is unhealthy.
+        on_failure: the reaction: ``"none"``, ``"kill"``, so that the restart policy applies, or ``"stop"``.
     """
 
     argv: tuple[str, ...]
@@ -61,10 +61,10 @@ class Check:
 
     @classmethod
     def of(cls, keeping: Keeping, spec: Spec) -> Check | None:
-        """Return the check that was asked for, or the image's; None where there is none.
+        """Return the requested check, or that of the image; None for no check.
 
         Raises:
-            ImageError: the image is gone.
+            ImageError: the image was removed.
         """
         if not keeping.healthcheck:
             return None
@@ -76,7 +76,7 @@ class Check:
         return cls(**chosen) if chosen["argv"] else None
 
     def milliseconds(self) -> tuple[int, int, int]:
-        """Return the interval, that of the start period, and the period, as the keeper has them."""
+        """Return the interval, the interval in the start period, and the start period, as arguments of the keeper."""
         return (
             max(1, int(self.interval_s * 1000)),
             max(1, int(self.start_interval_s * 1000)),
@@ -89,10 +89,10 @@ def image_of(spec: Spec, **options: Any) -> Image:
 
     Args:
         spec: its root is ``RootFS.image``.
-        options: as for :meth:`containerkit.image.Image.get`, in place of those of the root.
+        options: as for :meth:`containerkit.image.Image.get`, instead of those of the root.
 
     Raises:
-        ImageError: it can't be had.
+        ImageError: it is not available.
     """
     from containerkit.image import Image, Store
 
@@ -107,10 +107,10 @@ def default_command(spec: Spec) -> tuple[str, ...]:
     """Return the command of a container's image.
 
     Raises:
-        SpecError: its root is no image.
+        SpecError: its root is not an image.
     """
     if spec.rootfs.kind != "image":
-        raise SpecError("detach: this root has no command of its own: pass command=[...]")
+        raise SpecError("detach: this root has no command: pass command=[...]")
     return tuple(image_of(spec).defaults.argv(None))
 
 
@@ -127,28 +127,28 @@ def _of_image(spec: Spec, argv: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_options(keeping: Keeping) -> None:
-    """Refuse options of a check that can't be.
+    """Refuse invalid options of a check.
 
     Raises:
-        SpecError: one of them.
+        SpecError: an option is invalid.
     """
     for name in _DEFAULTS:
         seconds = getattr(keeping, f"health_{name}")
         least = 0.0 if name == "start_period_s" else 0.001
         wrong = isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not least <= seconds < 2**31
         if seconds is not None and wrong:
-            raise SpecError(f"health_{name}: {seconds!r:.100} is not a number of seconds from {least:g} on")
+            raise SpecError(f"health_{name}: {seconds!r:.100} is not a number of seconds, at least {least:g}")
     retries = keeping.health_retries
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 1):
-        raise SpecError(f"health_retries: {retries!r:.100} is not a number from 1 on")
+        raise SpecError(f"health_retries: {retries!r:.100} is not a number of at least 1")
     if keeping.health_on_failure not in ACTIONS:
-        raise SpecError(f"health_on_failure: {keeping.health_on_failure!r:.100} is none of {', '.join(ACTIONS)}")
+        raise SpecError(f"health_on_failure: {keeping.health_on_failure!r:.100} is not one of {', '.join(ACTIONS)}")
     if keeping.health_command and not keeping.healthcheck:
-        raise SpecError("health_command and healthcheck=False can't both be meant")
+        raise SpecError("health_command and healthcheck=False exclude each other")
 
 
 def begin(entry: Entry, check: Check | None, run: int) -> None:
-    """Put it on record that a run begins, of which nothing is known yet."""
+    """Record the beginning of a run without results."""
     if check is not None:
         entry.write(
             HEALTH_FILE, {"run": run, "check": attrs.asdict(check), "status": "starting", "streak": 0, "log": []}
@@ -156,13 +156,13 @@ def begin(entry: Entry, check: Check | None, run: int) -> None:
 
 
 def check(entry: Entry) -> bool:
-    """Check once, and put on record what was found.
+    """Check once, and record the result.
 
     Returns:
         Whether it has passed.
 
     Raises:
-        StateError: it does not run, or is paused: that is no failure.
+        StateError: it is not running, or is paused, which does not count as a failure.
     """
     from containerkit.detached.container import Detached
     from containerkit.detached.events import emit
@@ -191,7 +191,7 @@ def check(entry: Entry) -> bool:
 
 
 def _act(one: Detached, run: int, action: str) -> None:
-    if action == "kill":  # not as by hand: the policy decides what comes after
+    if action == "kill":  # not stopped by hand: the restart policy applies
         one.signal_command(signal.SIGKILL, run)
     elif action == "stop":
         one.ask_to_end(run)

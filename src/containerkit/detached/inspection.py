@@ -21,7 +21,7 @@ def rfc3339(seconds: float | None) -> str:
 
 
 def inspection(one: Known) -> dict[str, Any]:
-    """Return all that is known of a container."""
+    """Return all facts about a container."""
     keeping, description = one.keeping, one.description()
     status, run, end = one.looked_at()
     spec, runs = description.spec, status in ("running", "paused")
@@ -83,6 +83,6 @@ def inspection(one: Known) -> dict[str, Any]:
 
 
 def _network(choice: Any) -> str:
-    """Return the name of a network, as people know it."""
+    """Return the name of a network for display."""
     found = getattr(choice, "network", choice)
     return found if isinstance(found, str) else str(getattr(found, "name", found))

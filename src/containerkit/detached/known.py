@@ -1,4 +1,4 @@
-"""What is known of a detached container."""
+"""The recorded facts about a detached container, and its state."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["Known", "Status", "health_state", "shell_status"]
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
-"""The status of a detached container. ``"dead"``: its keeper was killed, so it is not known how the container ended."""
+"""The status of a detached container. ``"dead"``: its keeper was killed, so its exit status is unknown."""
 
 HEALTH_FILE: Final = "health.json"
-"""The file of a record that tells what its health checks have found."""
+"""The file of a record with the results of health checks."""
 
 
 def shell_status(code: int | None) -> int:
-    """Return an exit status as a shell has it: 128 + N for signal N; -1 where nobody knows."""
+    """Return an exit status as a shell reports it: 128 + N for signal N; -1 if unknown."""
     return -1 if code is None else code if code >= 0 else 128 - code
 
 
 def health_state(entry: Entry, status: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return ``status``, ``streak`` and ``log`` of the checks of a run; None where there are none, or it is over.
+    """Return ``status``, ``streak`` and ``log`` of the checks of a run; None if there are none, or it has ended.
 
     Args:
         entry: the record.
-        status: what the container does.
+        status: the status of the container.
         run: its last start.
     """
     if not run.get("checked") or status not in ("running", "paused"):
@@ -47,7 +47,7 @@ def health_state(entry: Entry, status: str, run: Mapping[str, Any]) -> dict[str,
 
 
 class Known:
-    """What is on record of a detached container, and what it does now.
+    """The recorded facts about a detached container, and its state.
 
     Attributes:
         id: the container's.
@@ -70,14 +70,14 @@ class Known:
     def __hash__(self) -> int:
         return hash(self.entry.path)
 
-    # --- What is known of it
+    # --- Facts
 
     @property
     def keeping(self) -> Keeping:
-        """How it is kept.
+        """Its settings.
 
         Raises:
-            StateError: its record is gone.
+            StateError: its record was removed.
         """
         from containerkit.detached.description import Keeping
 
@@ -85,12 +85,12 @@ class Known:
 
     @property
     def last_run(self) -> dict[str, Any]:
-        """What its record says of the last start; empty before the first."""
+        """The record of the last start; empty before the first."""
         return self.entry.read("run.json") or {}
 
     @property
     def name(self) -> str:
-        """Its name; empty where it has none but its id."""
+        """Its name; empty for none."""
         return self.keeping.name
 
     @property
@@ -100,18 +100,18 @@ class Known:
 
     @property
     def status(self) -> Status:
-        """What it does now.
+        """Its present status.
 
         Raises:
-            StateError: its record is gone.
+            StateError: its record was removed.
         """
         return self.looked_at()[0]
 
     def looked_at(self) -> tuple[Status, dict[str, Any], dict[str, str] | None]:
-        """Return what it does, its last start, and how that ended.
+        """Return its status, its last start, and the end of that.
 
-        What is read can be changed by the keeper in between, so the order counts: a keeper that lives was there all the
-        time, and one that has ended by then had written its last word before.
+        The keeper can change the files in between, so the order matters: a keeper that still lives has lived all the
+        time, and one that has ended has written the end before.
         """
         for _ in range(5):
             kept = self.entry.is_kept()
@@ -121,7 +121,7 @@ class Known:
                 continue
             break
         if not run:
-            self.entry.config  # noqa: B018 - raises where the record is gone
+            self.entry.config  # noqa: B018 - raises if the record was removed
             return "created", run, None
         if kept and end is None:
             return ("paused" if self._is_frozen(run) else "running"), run, None
@@ -150,7 +150,7 @@ class Known:
 
     @property
     def pid(self) -> int | None:
-        """The pid of its command, outside; None while it does not run."""
+        """The pid of its command on the host; None if it is not running."""
         status, run, _ = self.looked_at()
         return int(run["pid"]) if status in ("running", "paused") else None
 
@@ -158,31 +158,31 @@ class Known:
     def exit_code(self) -> int | None:
         """The exit status of the last run, or the negative number of the signal that ended it.
 
-        None while it runs, before the first start, and where the keeper was killed.
+        None while it is running, before the first start, and if the keeper was killed.
         """
         _, _, end = self.looked_at()
         return None if end is None else os.waitstatus_to_exitcode(int(end["status"]))
 
     @property
     def oom_killed(self) -> bool:
-        """Whether the kernel killed a process of the last run for its memory."""
+        """Whether the kernel killed a process of the last run because memory ran out."""
         end = self.looked_at()[2]
         return end is not None and end["oom"] == "1"
 
     @property
     def started_at(self) -> float | None:
-        """When it was started last, in seconds since 1970; None before."""
+        """The time of the last start, in seconds since 1970; None before the first."""
         return self.last_run.get("started")
 
     @property
     def finished_at(self) -> str | None:
-        """When the last run ended, in UTC as RFC 3339; None where nobody knows."""
+        """The time at which the last run ended, in UTC as RFC 3339; None if unknown."""
         end = self.looked_at()[2]
         return None if end is None else end["finished"]
 
     @property
     def restarts(self) -> int:
-        """How often its policy has started it again since it was started by hand."""
+        """The number of restarts by its policy since it was last started by hand."""
         return int(self.last_run.get("restarts", 0))
 
     @property
@@ -197,47 +197,47 @@ class Known:
 
     @property
     def command_line(self) -> tuple[list[str], str]:
-        """The words of ``run`` that made it, and the working directory of that; empty for what Python made."""
+        """The arguments of the ``run`` that created it, and its working directory; empty if created from Python."""
         keeping = self.keeping
         return list(keeping.command_line), keeping.directory
 
     @property
     def stop_timeout_s(self) -> float:
-        """How many seconds it has to end by itself."""
+        """The time that it has to end by itself, in seconds."""
         return self.keeping.stop_timeout_s
 
     @property
     def keeper(self) -> int | None:
-        """The pid of its keeper; None while it does not run."""
+        """The pid of its keeper; None if it is not running."""
         run = self.last_run
         return int(run["keeper"]) if run and self.entry.is_kept() else None
 
     @property
     def mounts(self) -> tuple[Mount, ...]:
-        """What is mounted in it."""
+        """Its mounts."""
         return self.description().spec.mounts
 
     @property
     def created_at(self) -> float:
-        """When it was put on record, in seconds since 1970."""
+        """The time of its creation, in seconds since 1970."""
         return float(self.entry.config["created"])
 
     @property
     def health(self) -> str | None:
-        """``"starting"``, ``"healthy"`` or ``"unhealthy"`` while it runs; None where its health is not checked."""
+        """``"starting"``, ``"healthy"`` or ``"unhealthy"`` while it is running; None without a health check."""
         status, run, _ = self.looked_at()
         found = health_state(self.entry, status, run)
         return None if found is None else str(found["status"])
 
     @property
     def addresses(self) -> list[str]:
-        """Its addresses on a network; empty while it does not run, and where it is on none that others serve."""
+        """Its addresses on a network; empty if it is not running, or has no network that another process serves."""
         status, run, _ = self.looked_at()
         return list(run.get("network", {}).get("addresses", ())) if status in ("running", "paused") else []
 
     @property
     def ports(self) -> list[Port]:
-        """Its published ports, with the host's ports that they have got; empty while it does not run."""
+        """Its published ports with the assigned ports of the host; empty if it is not running."""
         from containerkit.spec.network import Port
 
         status, run, _ = self.looked_at()
@@ -246,12 +246,12 @@ class Known:
 
     @property
     def error(self) -> str | None:
-        """Why its policy could not start it again; None where it could."""
+        """The error of the last restart by its policy, or None."""
         content = self.entry.read("error.json")
         return None if content is None else str(content["error"])
 
     def summary(self) -> dict[str, Any]:
-        """Return what a list of containers shows of it, with a single look at the record.
+        """Return the fields for a list of containers, from one read of the record.
 
         ``status``, ``pid``, ``exit_code``, ``created``, ``health`` and ``labels`` are those of the attributes;
         ``init`` is the pid of the last run's init.
@@ -274,19 +274,19 @@ class Known:
         }
 
     def inspect(self) -> dict[str, Any]:
-        """Return all that is known of it, by the names that Docker's users know.
+        """Return all facts about it, with Docker's names.
 
-        ``State.ExitCode`` is 128 + N for signal N, as a shell has it; -1 where nobody knows.
+        ``State.ExitCode`` is 128 + N for signal N, as in a shell; -1 if unknown.
         """
         from containerkit.detached.inspection import inspection
 
         return inspection(self)
 
     def description(self) -> Description:
-        """Return what it is made from.
+        """Return its description.
 
         Raises:
-            StateError: its record is gone, or another version's.
+            StateError: its record was removed, or is of another version.
         """
         from containerkit.detached.description import Description
 
@@ -294,16 +294,16 @@ class Known:
             with open(self.entry.file("description"), "rb") as file:
                 return Description.load(file.read())
         except FileNotFoundError:
-            raise StateError(f"container {self.id}: its record is gone") from None
+            raise StateError(f"container {self.id}: its record was removed") from None
 
     def goes_on(self) -> bool:
-        """Return whether it runs, or will by its policy."""
+        """Return whether it is running, or will be restarted by its policy."""
         try:
             return self.status in ("running", "paused", "restarting")
         except StateError:
             return False
 
-    # --- What it has written
+    # --- Output
 
     def logs(
         self,
@@ -314,17 +314,18 @@ class Known:
         tail: int | None = None,
         pieces: bool = False,
     ) -> Iterator[LogLine]:
-        """Yield what its command has written.
+        """Yield the output of its command.
 
         Args:
             follow: wait for more, until it has ended (default False).
-            since, until: only what was written then: a datetime, seconds since 1970, a timedelta or text such as
-                ``"10m"`` for so long ago, or a time as RFC 3339 has it.
-            tail: only so many of the last lines.
-            pieces: also pieces of lines, as they came: a prompt is one (default False: whole lines up to 1 MiB).
+            since, until: only output in this period: a datetime, seconds since 1970, a timedelta or text such as
+                ``"10m"`` before now, or a time of RFC 3339.
+            tail: at most so many lines, the latest.
+            pieces: also yield incomplete lines when they arrive, such as a prompt (default False: whole lines up to
+                1 MiB).
 
         Raises:
-            SpecError: no time, or no number.
+            SpecError: an invalid time or number.
             SetupError: the logs can't be read.
         """
         from containerkit.detached.logs import read
@@ -341,9 +342,9 @@ class Known:
         tail: int | None = None,
         pieces: bool = False,
     ) -> Generator[LogLine | int, None, None]:
-        """Yield what :meth:`logs` does, and, where it would wait, an inotify descriptor to be waited for.
+        """Yield the lines of :meth:`logs`, and an inotify descriptor to wait for where it would wait.
 
-        It is for event loops, such as :func:`containerkit.aio.logs`: nothing of it waits.
+        It is for event loops, such as :func:`containerkit.aio.logs`, because it never blocks.
 
         Args:
             follow, since, until, tail, pieces: as for :meth:`logs`.
@@ -366,11 +367,11 @@ class Known:
         return {"since": start, "until": "~" if until is None else moment(until, "until"), "tail": tail}
 
     def resolved_root(self) -> RootFS:
-        """Return what its root stood for at the last start."""
+        """Return its resolved root of the last start."""
         run = self.last_run
         if not run:
             raise StateError(f"{self!r}: it was never started")
         import pickle
 
-        found: RootFS = pickle.loads(bytes.fromhex(run["root"]))  # noqa: S301 - nobody but the user can write it
+        found: RootFS = pickle.loads(bytes.fromhex(run["root"]))  # noqa: S301 - only the user can write it
         return found

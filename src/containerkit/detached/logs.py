@@ -1,7 +1,7 @@
-"""The logs of a detached container, as its keeper writes them.
+"""Reads the logs of a detached container, which its keeper writes.
 
-They lie in ``log.1``, ``log.2``, ...: a new one is begun when one is full, and the oldest are removed. A line is
-``TIME STREAM F TEXT``, a piece of one that goes on ``TIME STREAM P TEXT``.
+They are ``log.1``, ``log.2``, ...: when one is full, a new one is begun and the oldest is removed. A line is
+``TIME STREAM F TEXT``, an incomplete one ``TIME STREAM P TEXT``.
 
 Source: the Kubernetes CRI log format; inotify(7).
 """
@@ -29,16 +29,16 @@ _IN_CREATE, _IN_MODIFY, _IN_CLOEXEC = 0x100, 0x2, 0o2000000
 _CHUNK: Final = 1 << 18
 _LONGEST_LINE: Final = 1 << 20
 _LONGEST_WAIT_S: Final = 0.25
-"""After which a follower looks whether the container still runs."""
+"""The interval in which a follower checks whether the container is still running, in seconds."""
 
 
 class LogLine(NamedTuple):
-    """What a command wrote: a line, or a piece of one.
+    """A line of a command's output, or a piece of one.
 
     Attributes:
         time: when the keeper read it, in UTC, as RFC 3339 with nanoseconds.
         stream: ``"stdout"`` or ``"stderr"``; a terminal has only the former.
-        text: the bytes, with the end of the line where it is whole.
+        text: the bytes, with the newline if the line is complete.
     """
 
     time: str
@@ -60,15 +60,15 @@ def numbers(directory: str) -> list[int]:
 
 
 def last_log(directory: str) -> int:
-    """Return the number of the log that is written to; 1 where there is none yet."""
+    """Return the number of the current log; 1 if there is none yet."""
     return max(numbers(directory), default=1)
 
 
 def moment(value: Moment, what: str) -> str:
-    """Return a time as the logs have it.
+    """Return a time in the format of the logs.
 
     Raises:
-        SpecError: it can't be one.
+        SpecError: it is not a time.
     """
     now = datetime.now(UTC)
     if isinstance(value, str):
@@ -78,7 +78,7 @@ def moment(value: Moment, what: str) -> str:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         value = datetime.fromtimestamp(value, UTC)
     if not isinstance(value, datetime):
-        raise SpecError(f"{what}: {value!r:.100} is no time")
+        raise SpecError(f"{what}: {value!r:.100} is not a time")
     if value.tzinfo is None:
         value = value.astimezone()
     return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
@@ -125,15 +125,14 @@ def read(
     follow: Callable[[], bool] | None = None,
     pieces: bool = False,
 ) -> Iterator[LogLine]:
-    """Yield what the logs of a directory hold.
+    """Yield the content of the logs in a directory.
 
     Args:
         directory: the directory.
-        since, until: only what was written then, as :func:`moment` gives it.
-        tail: only so many of the last lines that are there by now.
-        follow: tells whether more may come: then it is waited for. Default: what is there.
-        pieces: yield pieces of lines as they came, and do not wait for the rest. Default: whole lines, as far as they
-            are not longer than 1 MiB.
+        since, until: only output in this period, as returned by :func:`moment`.
+        tail: at most so many of the existing lines, the latest.
+        follow: returns whether more may come, which is then waited for. Default: only the existing lines.
+        pieces: yield incomplete lines when they arrive. Default: only whole lines, up to 1 MiB.
 
     Raises:
         SetupError: a log can't be read, or there are no inotify instances left.
@@ -154,9 +153,9 @@ def steps(
     follow: Callable[[], bool] | None = None,
     pieces: bool = False,
 ) -> Generator[LogLine | int, None, None]:
-    """Yield what :func:`read` does, and each time that it would wait a descriptor: it is readable once there is more.
+    """Yield the lines of :func:`read`, and where it would wait a descriptor that is readable when there is more.
 
-    Whoever waits goes on after a quarter of a second in any case, since the end of the container is no news.
+    The caller must continue after 0.25 s in any case, because the descriptor does not report the end of the container.
 
     Args:
         directory, since, until, tail, follow, pieces: as for :func:`read`.
@@ -173,7 +172,7 @@ def steps(
             if since <= line.time <= until:
                 yield line
         while follow is not None:
-            goes_on = follow()  # asked before the logs are read: what was written before its end is not missed
+            goes_on = follow()  # called before the logs are read, so that no output before the end is missed
             for line in joined.add(logs.more()):
                 if line.time > until:
                     return
@@ -189,14 +188,14 @@ def steps(
 
 
 class _Joined:
-    """Joins the pieces of lines, each stream's for itself."""
+    """Joins the pieces of lines, separately for each stream."""
 
     def __init__(self, *, pieces: bool) -> None:
         self._pieces = pieces
         self._begun: dict[str, LogLine] = {}
 
     def add(self, lines: Iterator[LogLine]) -> Iterator[LogLine]:
-        """Yield the lines that are whole with these."""
+        """Yield the lines that these pieces complete."""
         for line in lines:
             begun = None if self._pieces else self._begun.pop(line.stream, None)
             found = line if begun is None else begun._replace(text=begun.text + line.text)
@@ -206,7 +205,7 @@ class _Joined:
                 self._begun[line.stream] = found
 
     def rest(self) -> Iterator[LogLine]:
-        """Yield what no end of a line has come for."""
+        """Yield the incomplete lines."""
         yield from sorted(self._begun.values())
         self._begun.clear()
 
@@ -220,7 +219,7 @@ def _last(lines: Iterator[LogLine], tail: int | None) -> Iterator[LogLine]:
 
 
 class _Logs:
-    """The logs of a directory, read from the oldest on."""
+    """The logs in a directory, read from the oldest on."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -241,12 +240,12 @@ class _Logs:
             raise SetupError("inotify_init1", number, self._directory, hint)
 
     def take_news(self) -> None:
-        """Read what inotify has to tell, which is only that there is something to read."""
+        """Read and discard the events of inotify."""
         with suppress(BlockingIOError):
             os.read(self.inotify, 65536)
 
     def more(self) -> Iterator[LogLine]:
-        """Yield all that is there and was not read before."""
+        """Yield the unread lines."""
         while self._open():
             while chunk := os.read(self._fd, _CHUNK):
                 *lines, self._rest = (self._rest + chunk).split(b"\n")
@@ -265,12 +264,12 @@ class _Logs:
         return True
 
     def _next(self) -> bool:
-        """Go on to the next log, once this one is full and read to its end."""
+        """Continue with the next log when this one is full and read to its end."""
         later = [number for number in numbers(self._directory) if number > self._number]
         if not later:
             return False
         if os.lseek(self._fd, 0, os.SEEK_CUR) < os.fstat(self._fd).st_size:
-            return True  # it was written to before the next was begun
+            return True  # it may have been written to before the next one was begun
         os.close(self._fd)
         self._fd, self._number = -1, later[0]
         return True
@@ -287,4 +286,4 @@ def _line(raw: bytes) -> LogLine:
         time, stream, mark, text = raw.split(b" ", 3)
         return LogLine(time.decode("ascii"), stream.decode("ascii"), text + b"\n" if mark == b"F" else text)
     except ValueError:
-        raise StateError(f"the log holds something else: {raw!r:.100}") from None
+        raise StateError(f"the log contains an invalid line: {raw!r:.100}") from None

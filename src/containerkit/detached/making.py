@@ -1,4 +1,4 @@
-"""Putting a container on record and starting it: what :meth:`containerkit.Container.detach` does."""
+"""Creates and starts a detached container, for :meth:`containerkit.Container.detach`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["detach"]
 
 
 def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping[str, Any]) -> Detached:
-    """Put a container on record and start it; see :meth:`containerkit.Container.detach`."""
+    """Create a record and start the container; see :meth:`containerkit.Container.detach`."""
     options = dict(options)
     start = options.pop("start", True)
     check_bool(start, "start")

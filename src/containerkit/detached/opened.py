@@ -1,4 +1,4 @@
-"""The files of a detached container that does not run, as of any other: a container without a command on its root."""
+"""Access to the files of a stopped detached container, by a container without a command on its root."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["opened"]
 
 @contextmanager
 def opened(one: Detached) -> Iterator[Container]:
-    """Yield a container with the root of one that does not run; nobody can start that one meanwhile.
+    """Yield a container with the root of a stopped one, which can't be started at the same time.
 
     Raises:
-        StateError: it runs, was never started, or its root is in memory and went with its end.
+        StateError: it is running, was never started, or its root was in memory.
     """
     root = one.resolved_root()
     if root.kind in ("host", "tmpfs") or (root.kind == "overlay" and root.upper is None):
-        raise StateError(f"{one!r}: its root was in memory: what it had written is gone with its end")
+        raise StateError(f"{one!r}: its root was in memory, so its files were removed at its end")
     lock = one.entry.lock()
     try:
         spec = one.description().spec

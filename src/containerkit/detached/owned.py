@@ -1,7 +1,7 @@
-"""Containers that end with the process that started them: their owner has them, and nobody else has them on record.
+"""Containers that end with the process that started them, their owner. There is no record of them.
 
-Nothing is written for them when they start. Their inits are found in /proc: each is the library's own program, and has
-a pidfd of the owner, by which the kernel tells who that is.
+A start writes nothing to disk. Their inits are found in /proc: each is the library's own program, and has a pidfd of
+the owner, from which the kernel reports the owner's pid.
 
 Source: proc_pid_fdinfo(5); pidfd_open(2).
 """
@@ -20,19 +20,19 @@ __all__ = ["Owned", "owned"]
 
 _INIT: Final = "/memfd:init (deleted)"
 _OWNER_FD: Final = 3
-"""The descriptor by which an init watches for its owner; see init.c."""
+"""The descriptor with which an init watches its owner; see init.c."""
 _START_TIME: Final = 19
 """The place of the start time among the fields of /proc/PID/stat, counted after the name. Source: proc_pid_stat(5)."""
 
 
 class Owned(NamedTuple):
-    """A container that its owner has.
+    """A container that ends with its owner.
 
     Attributes:
         pid: of its init.
-        owner: the pid of the process that started it, and with which it ends.
-        id: its id, where one was given to it; else empty.
-        argv: the oldest command that runs in it; empty for none.
+        owner: the pid of the process that started it.
+        id: its id, if one was given; otherwise empty.
+        argv: the oldest running command in it; empty for none.
         started_at: seconds since 1970.
     """
 
@@ -47,9 +47,9 @@ def owned(without: Container[int] = ()) -> list[Owned]:
     """Return the containers of this user that end with their owners, the oldest first.
 
     Args:
-        without: pids of inits that are known otherwise.
+        without: pids of inits to omit.
 
-    Only processes of the pid namespace of /proc are found. A container without a pid namespace of its own has no init.
+    Only processes in the pid namespace of /proc are found. A container without its own pid namespace has no init.
     """
     ids, processes = _ids(), _processes()
     clock = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -57,7 +57,7 @@ def owned(without: Container[int] = ()) -> list[Owned]:
     inits = {}
     for pid, (name, _, started) in processes.items():
         if name == "init" and pid not in without:
-            with suppress(OSError, ValueError):  # it has ended meanwhile, or is another user's
+            with suppress(OSError, ValueError):  # it has ended in the meantime, or belongs to another user
                 if os.readlink(f"/proc/{pid}/exe") == _INIT and (owner := _owner(pid)):
                     inits[pid] = owner, os.readlink(f"/proc/{pid}/ns/pid"), clock + started / ticks
     commands = _commands(inits, processes)
@@ -79,7 +79,7 @@ def _processes() -> dict[int, tuple[str, int, int]]:
 def _commands(
     inits: Mapping[int, tuple[int, str, float]], processes: Mapping[int, tuple[str, int, int]]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the oldest command in each pid namespace: commands are children of the init, or of its owner."""
+    """Return the oldest command in each pid namespace. Commands are children of the init or of its owner."""
     parents = {*inits, *(owner for owner, _, _ in inits.values())}
     found: dict[str, tuple[str, ...]] = {}
     for pid, (_, parent, _) in sorted(processes.items(), key=lambda each: each[1][2]):
@@ -97,7 +97,7 @@ def _read(pid: int, name: str) -> str:
 
 
 def _owner(pid: int) -> int:
-    """Return the pid of an init's owner; 0 where that is another user's, or has ended."""
+    """Return the pid of an init's owner; 0 if it belongs to another user, or has ended."""
     for line in _read(pid, f"fdinfo/{_OWNER_FD}").splitlines():
         if line.startswith("Pid:"):
             owner = int(line[4:])

@@ -1,6 +1,6 @@
-"""What a keeper becomes when its container has ended and there is more to do: ``again`` or ``remove``.
+"""The program that a keeper execs when its container has ended: ``again`` restarts it, ``remove`` removes its record.
 
-It has the record in descriptor 3, the logs in 4 and the lock of the record in 9; see keeper.c.
+Descriptor 3 is the record, 4 the logs and 9 the lock of the record; see keeper.c.
 """
 
 from __future__ import annotations

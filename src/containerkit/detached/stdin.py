@@ -1,6 +1,6 @@
 """The standard input of a detached container's command, which its keeper holds.
 
-Source: pidfd_getfd(2): it takes the permission to trace the keeper, which the same user has.
+Source: pidfd_getfd(2), which requires the permission to trace the keeper. The same user has it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _PIDFD_GETFD: Final = 438  # the same on all machines
 
 
 def stdin_of(one: Detached) -> int | None:
-    """Return a descriptor that is the other side of the command's standard input, or of its terminal.
+    """Return a descriptor of the other side of the command's standard input, or of its terminal.
 
     Returns:
-        None where it has neither; else a descriptor, the caller's to close.
+        A descriptor, which the caller must close; None if it has neither.
 
     Raises:
-        StateError: it does not run.
+        StateError: it is not running.
         SetupError: the kernel refused it.
     """
     status, run, _ = one.looked_at()
@@ -43,7 +43,7 @@ def stdin_of(one: Detached) -> int | None:
         fd = int(libc.syscall(_PIDFD_GETFD, pidfd, int(run["stdin"]), 0))
     finally:
         os.close(pidfd)
-    if fd < 0 and ctypes.get_errno() == EBADF:  # it was ended
+    if fd < 0 and ctypes.get_errno() == EBADF:  # it was closed
         return None
     if fd < 0:
         raise SetupError("pidfd_getfd", ctypes.get_errno(), f"keeper {run['keeper']}", "only its user, or root, can")
@@ -51,16 +51,16 @@ def stdin_of(one: Detached) -> int | None:
 
 
 def end_input(one: Detached) -> None:
-    """Let the keeper close the command's standard input, so that the command reads its end once all was read.
+    """Let the keeper close the command's standard input, so that the command reads the end of file.
 
     Raises:
-        StateError: it does not run, or has no standard input that could be ended: a terminal has none.
+        StateError: it is not running, or has no pipe as standard input; a terminal can't be closed.
     """
     status, run, _ = one.looked_at()
     if status not in ("running", "paused"):
         raise StateError(f"{one!r}: it does not run")
     if one.keeping.tty or not one.keeping.stdin_open:
-        raise StateError(f"{one!r}: it has no standard input of its own: start it with stdin_open=True, without tty")
+        raise StateError(f"{one!r}: it has no pipe as standard input: start it with stdin_open=True, without tty")
     with suppress(ProcessLookupError):
         pidfd = os.pidfd_open(int(run["keeper"]))
         try:

@@ -1,19 +1,19 @@
-"""The records of detached containers: where they lie, how they are made, found and removed.
+"""The records of detached containers: their directories, and how they are created, found and removed.
 
 A record is a directory below ``/run/containerkit/containers`` (of a user: below ``$XDG_RUNTIME_DIR``):
 
 ==================  ==================================================================================================
-``config.json``     name, labels, policy and the like; replaced as a whole
-``description``     what the container and its command are made from, pickled
+``config.json``     name, labels, policy and so on; replaced atomically
+``description``     the description of the container and its command, pickled
 ``run.json``        the last start: its number, the pids, the control groups
 ``exit.N``          how start number N ended; written by the keeper
-``lock``            locked by the keeper for as long as it lives
-``stopped``         it was stopped by hand: no policy starts it again
+``lock``            locked by the keeper as long as it lives
+``stopped``         it was stopped by hand, and is not restarted
 ==================  ==================================================================================================
 
-Beside them ``names`` holds a symlink from each name to an id. What must not lie in memory, the writable layer and the
-logs, is below ``/var/lib/containerkit/containers/ID`` (of a user: ``$XDG_DATA_HOME``). A reboot takes the records away;
-what it leaves on disk is swept.
+The directory ``names`` contains a symlink from each name to an id. The writable layer and the logs must be on disk,
+below ``/var/lib/containerkit/containers/ID`` (of a user: ``$XDG_DATA_HOME``). A reboot removes the records. The
+remaining files on disk are then swept.
 
 Source: fcntl_locking(2), F_OFD_SETLK.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "sweep"]
 
 VERSION: Final = 1
-"""Of the records; those of another version are refused."""
+"""The version of the records. Those of another version are refused."""
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock of 64-bit machines
 
@@ -46,21 +46,21 @@ def records_root() -> str:
     """Return the directory of this user's records.
 
     Raises:
-        StateError: a user without ``XDG_RUNTIME_DIR``.
+        StateError: an unprivileged user without ``XDG_RUNTIME_DIR``.
     """
     if os.geteuid() == 0:
         return "/run/containerkit/containers"
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if not runtime:
         raise StateError(
-            "detached containers are on record below $XDG_RUNTIME_DIR, which is not set: "
-            "log in by way of systemd or PAM, or set it to a directory of your own in memory"
+            "records of detached containers are below $XDG_RUNTIME_DIR, which is not set: "
+            "log in through systemd or PAM, or set it to your own directory in memory"
         )
     return os.path.join(runtime, "containerkit/containers")
 
 
 def state_root() -> str:
-    """Return the directory on disk of what containers write."""
+    """Return the directory on disk for the files and logs of containers."""
     if os.geteuid() == 0:
         return "/var/lib/containerkit/containers"
     data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
@@ -91,10 +91,10 @@ class Entry:
         return os.path.join(self.path, name)
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return the content of one of its JSON files, None where there is none.
+        """Return the content of one of its JSON files, or None if it is missing.
 
         Raises:
-            StateError: it is not what this version writes.
+            StateError: it is malformed, or of another version.
         """
         try:
             with open(self.file(name), encoding="utf-8") as file:
@@ -112,16 +112,16 @@ class Entry:
         self.write_bytes(name, json.dumps({"version": VERSION, **content}).encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Replace one of its files as a whole: who reads it sees the former or this.
+        """Replace one of its files atomically.
 
         Raises:
-            SetupError: the filesystem of the records is full, or the record is gone.
+            SetupError: the filesystem of the records is full, or the record was removed.
         """
         temporary = self.file(f"{name}.{os.getpid()}.new")
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                if os.write(fd, content) != len(content):  # the filesystem has become full in the midst of it
+                if os.write(fd, content) != len(content):  # the filesystem has become full during the write
                     raise OSError(ENOSPC, os.strerror(ENOSPC))
             finally:
                 os.close(fd)
@@ -133,18 +133,18 @@ class Entry:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What it is called and how it is kept.
+        """Its name and settings.
 
         Raises:
-            StateError: it is gone.
+            StateError: it was removed.
         """
         content = self.read("config.json")
         if content is None:
-            raise StateError(f"container {self.id}: its record is gone")
+            raise StateError(f"container {self.id}: its record was removed")
         return content
 
     def is_kept(self) -> bool:
-        """Return whether a keeper lives, or a process that is about to become one."""
+        """Return whether its keeper, or a future keeper, is alive."""
         try:
             fd = os.open(self.file("lock"), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -157,7 +157,7 @@ class Entry:
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def lock(self) -> int:
-        """Lock it for a keeper to be; returns the descriptor that holds the lock.
+        """Lock it for a future keeper. Return the descriptor that holds the lock.
 
         Raises:
             StateError: it has a keeper.
@@ -168,12 +168,12 @@ class Entry:
         except OSError as error:
             os.close(fd)
             if error.errno in (EACCES, EAGAIN):
-                raise StateError(f"container {self.id}: it runs, or is being started") from None
+                raise StateError(f"container {self.id}: it is running, or is being started") from None
             raise
         return fd
 
     def end_of(self, run: int) -> dict[str, str] | None:
-        """Return what the keeper wrote of the end of a start; None where it wrote nothing."""
+        """Return the keeper's record of the end of a start, or None."""
         try:
             with open(self.file(f"exit.{run}"), encoding="ascii") as file:
                 words = file.read().split()
@@ -185,7 +185,7 @@ class Entry:
         """Give it a name.
 
         Raises:
-            SpecError: it can't be one.
+            SpecError: the name is invalid.
             StateError: another container has it.
         """
         place = _name_path(checked_id(name))
@@ -201,23 +201,23 @@ class Entry:
                     raise StateError(
                         f"the name {name!r} belongs to container {owner}: remove or rename that one, or choose another"
                     ) from None
-                with suppress(FileNotFoundError):  # of a record that is gone
+                with suppress(FileNotFoundError):  # of a removed record
                     os.unlink(place)
             else:
                 return
-        raise StateError(f"the name {name!r} is being taken and given back by others: try again")
+        raise StateError(f"the name {name!r} is being changed by other processes: try again")
 
     def drop_name(self, name: str) -> None:
-        """Take a name away, if it is this container's."""
+        """Remove a name, if it belongs to this container."""
         if _link(name) == self.id:
             with suppress(FileNotFoundError):
                 os.unlink(_name_path(name))
 
     def remove(self) -> None:
-        """Remove the record with all that the container has written; the caller has seen to it that nothing runs.
+        """Remove the record and all files of the container. The caller has ensured that it is not running.
 
         Raises:
-            CleanupError: something on disk could not be removed; the record is still there.
+            CleanupError: a file on disk could not be removed; the record still exists.
         """
         from pathlib import Path
 
@@ -230,7 +230,7 @@ class Entry:
         if name := config.get("name"):
             self.drop_name(name)
         with suppress(FileNotFoundError):
-            os.unlink(self.file("config.json"))  # the first: without it there is no container, and a sweep goes on
+            os.unlink(self.file("config.json"))  # first: without it there is no container, and a sweep removes the rest
         if os.path.lexists(self.path) and not remove_tree(Path(self.path)):
             raise CleanupError((self.path,))
 
@@ -247,14 +247,14 @@ def _link(name: str) -> str | None:
 
 
 def _named(name: str) -> str | None:
-    """Return the id that a name leads to, None where there is no such record any more."""
+    """Return the id of a name, or None if there is no such record."""
     found = _link(name)
     return found if found is not None and os.path.isdir(os.path.join(records_root(), found)) else None
 
 
 @contextmanager
 def _gate() -> Iterator[None]:
-    """Let no sweep look at what is half made."""
+    """Keep sweeps from removing incomplete records."""
     root = records_root()
     os.makedirs(root, mode=0o700, exist_ok=True)
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -266,14 +266,14 @@ def _gate() -> Iterator[None]:
 
 
 def create(config: dict[str, Any], description: bytes) -> Entry:
-    """Put a container on record, as created.
+    """Create the record of a container.
 
     Args:
-        config: what goes to ``config.json``; ``name`` is the container's, and may be empty.
-        description: what it is made from.
+        config: the content of ``config.json``; ``name`` may be empty.
+        description: the pickled description.
 
     Raises:
-        SpecError, StateError: the name can't be had.
+        SpecError, StateError: the name is invalid or already used.
         SetupError: the record can't be written.
     """
     entry = Entry(os.urandom(6).hex())
@@ -284,14 +284,14 @@ def create(config: dict[str, Any], description: bytes) -> Entry:
             if config["name"]:
                 entry.set_name(config["name"])
             entry.write_bytes("description", description)
-            entry.write("config.json", config)  # the last: without it there is no container
+            entry.write("config.json", config)  # last: without it there is no container
     except BaseException as error:
         if config["name"]:
             entry.drop_name(config["name"])
         entry.remove()
         if isinstance(error, OSError) and not isinstance(error, SetupError):
             where = error.filename or entry.path
-            raise SetupError("mkdir", error.errno or 0, where, "the record can't be made") from None
+            raise SetupError("mkdir", error.errno or 0, where, "the record can't be created") from None
         raise
     return entry
 
@@ -310,7 +310,7 @@ def entries() -> list[Entry]:
         try:
             status = os.stat(os.path.join(root, name, "description"))
             os.stat(os.path.join(root, name, "config.json"))
-        except OSError:  # half made, or half gone
+        except OSError:  # incomplete, or being removed
             continue
         found.append((status.st_mtime_ns, Entry(name)))
     return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
@@ -321,7 +321,7 @@ def find(name: str) -> Entry:
 
     Raises:
         SpecError: an empty name.
-        StateError: there is none, or there are several.
+        StateError: no such container, or there are several.
     """
     if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
         raise SpecError(f"container {name!r:.100}: it must be a name, an id, or the beginning of an id")
@@ -331,15 +331,15 @@ def find(name: str) -> Entry:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise StateError(f"container {name!r}: there are {len(fitting)} whose ids begin so: give more of it")
-    raise StateError(f"container {name!r}: there is none of that name or id: 'containerkit ps -a' shows all")
+        raise StateError(f"container {name!r}: the ids of {len(fitting)} containers begin with it: use more digits")
+    raise StateError(f"container {name!r}: no such container; 'containerkit ps -a' lists all")
 
 
 def sweep() -> tuple[str, ...]:
-    """Remove what records and their disk state have left half made: by killed processes, or a reboot.
+    """Remove incomplete records, and files on disk without a record, left by killed processes or a reboot.
 
     Returns:
-        What is gone.
+        The removed paths.
     """
     from pathlib import Path
 

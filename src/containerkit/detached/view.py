@@ -1,4 +1,4 @@
-"""A detached container as any other: a view on it for commands and files."""
+"""A view of a detached container, for commands and files."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["View", "changes", "view"]
 
 
 class _Record:
-    """What a view has to know; it owns nothing but, until it is taken, the pidfd."""
+    """The record behind a view. It owns only the pidfd, until that is taken."""
 
     def __init__(self, entry: Entry) -> None:
         from containerkit.detached.container import Detached
 
         self.detached: Detached = Detached(entry)
         status, run, _ = self.detached.looked_at()
-        stopped = StateError(f"container {entry.id!r} does not run: 'containerkit start {entry.id}' starts it")
+        stopped = StateError(f"container {entry.id!r} is not running; 'containerkit start {entry.id}' starts it")
         if status not in ("running", "paused"):
             raise stopped
         self.id = entry.id
@@ -66,7 +66,7 @@ class _Record:
 
 
 class View(Attached):
-    """A view on a detached container; see :meth:`containerkit.Container.attach`."""
+    """A view of a detached container; see :meth:`containerkit.Container.attach`."""
 
     def __init__(self, entry: Entry, confinement: Mapping[str, Any]) -> None:
         check_names("attach", confinement, CONFINEMENT)
@@ -75,11 +75,11 @@ class View(Attached):
         self._adopt(record, lambda: _fields(record, confinement))
 
     def pause(self) -> None:
-        """Stop all of its processes where they are; see :meth:`containerkit.Detached.pause`."""
+        """Freeze all of its processes; see :meth:`containerkit.Detached.pause`."""
         self._detached.pause()
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Let its processes continue."""
         self._detached.resume()
 
     def update(self, limits: Limits) -> None:
@@ -87,7 +87,7 @@ class View(Attached):
         self._detached.update(limits)
 
     def changes(self) -> Iterator[Change]:
-        """Yield what it has changed; see :meth:`containerkit.Detached.changes`."""
+        """Yield its changes; see :meth:`containerkit.Detached.changes`."""
         yield from self._detached.changes()
 
     def note(self, action: str, **attributes: Any) -> None:
@@ -96,7 +96,7 @@ class View(Attached):
 
     @property
     def state(self) -> State:
-        """``"running"``, ``"paused"``, ``"stopped"``; ``"detached"`` once let go."""
+        """``"running"``, ``"paused"``, ``"stopped"``; ``"detached"`` after the end of the view."""
         return super().state
 
     def _remedy(self, verb: str) -> str:
@@ -110,10 +110,10 @@ def _fields(record: _Record, confinement: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def view(name: str, confinement: Mapping[str, Any]) -> View | None:
-    """Return a view on a detached container; None where none is called so.
+    """Return a view of a detached container, or None if there is none of this name.
 
     Raises:
-        StateError: it does not run.
+        StateError: it is not running.
     """
     try:
         entry = store.find(name)
@@ -123,17 +123,15 @@ def view(name: str, confinement: Mapping[str, Any]) -> View | None:
 
 
 def changes(root: RootFS, spec: Spec, who: str) -> Iterator[Change]:
-    """Yield what the writable layer on disk adds, changes and deletes.
+    """Yield the additions, changes and deletions in the writable layer on disk.
 
     Raises:
-        StateError: there is none.
+        StateError: it has no writable layer on disk.
     """
     from containerkit.start import userns_helper
 
     if root.upper is None:
-        raise StateError(
-            f"{who}: its root has no writable layer on disk: what it writes is in its memory, or in a directory"
-        )
+        raise StateError(f"{who}: its root has no writable layer on disk: writes go to memory, or to a directory")
     apart = [mount.target for mount in spec.mounts] + [one.target for one in root.volumes]
     made = {"/proc", "/sys", "/dev", *apart}
     upper = os.open(root.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,7 +1,7 @@
-"""Networks of detached containers: who serves names, ports and rules once the process that has started them is gone.
+"""Networks of detached containers: serves names, ports and rules after the starting process has ended.
 
-A network that a keeper of networks has is served by that. ``"internet"`` is served by a process of the container's own,
-the attendant, a child of the keeper: each ends when the other does, however that ends.
+The keeper of a kept network serves it. For ``"internet"`` each container has a separate process, the attendant, a child
+of the container's keeper. Each of the two ends when the other ends for any reason.
 
 Source: unix(7); pidfd_open(2).
 """
@@ -34,7 +34,7 @@ def refuse_bound(spec: Spec) -> None:
     """Refuse a network that ends with this process.
 
     Raises:
-        SpecError: it does.
+        SpecError: the network ends with this process.
     """
     from containerkit.spec.network import CNI, Attach, Network
 
@@ -44,25 +44,25 @@ def refuse_bound(spec: Spec) -> None:
     elif isinstance(network, Attach):
         refuse_bound(attrs.evolve(spec, network=network.network))
     elif isinstance(network, CNI):
-        raise SpecError("detach: the plugins of a CNI network must be called at its end by who called them first")
+        raise SpecError("detach: a CNI network must be removed by the process that created it")
     elif isinstance(network, tuple):
-        raise SpecError("detach: a container that goes on is on one network at most")
+        raise SpecError("detach: a detached container can have at most one network")
     else:
         raise SpecError(
-            f"detach: {network!r:.100} ends with this process: pass the Network itself, which is kept, or 'internet'"
+            f"detach: {network!r:.100} ends with this process: pass a Network, which is kept, or 'internet'"
         )
     if any(port.fd is not None for port in spec.publish):
-        raise SpecError("detach: a listening socket can't be handed to it: publish the port by its number")
+        raise SpecError("detach: a listening socket can't be passed to it: publish the port by its number")
 
 
 def kept_network(spec: Spec) -> tuple[Spec, str | None]:
-    """Return a description whose network outlives this process, and the name of a network that was made for it.
+    """Return a description whose network outlives this process, and the name of a network that was created for it.
 
     Raises:
-        StateError: one of that name is kept, and differs.
-        SetupError: it can't be made.
+        StateError: a different network of that name is kept.
+        SetupError: it can't be created.
 
-    Side effects: a process that keeps the network, where there was none of its name.
+    Side effects: a process that keeps the network, if there was none of its name.
     """
     from containerkit.spec.network import Attach, Network
 
@@ -80,13 +80,13 @@ def kept_network(spec: Spec) -> tuple[Spec, str | None]:
         made = network.name
     else:
         if (told["internal"], told["mtu"]) != (network.internal, network.mtu):
-            raise StateError(f"network {network.name}: one that is kept by that name differs: give this another name")
+            raise StateError(f"network {network.name}: a different network of that name is kept: choose another name")
     chosen: Any = kept if attach is None else attrs.evolve(attach, network=kept)
     return attrs.evolve(spec, network=chosen), made
 
 
 def drop_network(name: str) -> None:
-    """Remove a network that :func:`kept_network` has made, unless another container is on it by now."""
+    """Remove a network that :func:`kept_network` has created, unless another container uses it now."""
     from containerkit.network import keeper
 
     with suppress(ContainerError):
@@ -98,7 +98,7 @@ class Attendant:
 
     Attributes:
         pidfd: of the process.
-        life: a socket; when it is closed the process ends.
+        life: a socket; the process ends when it is closed.
         network: the network, for the description.
     """
 
@@ -109,17 +109,17 @@ class Attendant:
         from containerkit.network.kept import Kept
 
         directory = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # The path may be longer than a socket's can be; this one, of the descriptor, is not.
+        # The path may be too long for a socket. The path of the descriptor is short.
         at = f"/proc/self/fd/{directory}/network"
         self.life, theirs = socket.socketpair()
         read, write = os.pipe2(os.O_CLOEXEC)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listening, theirs:
             if os.path.lexists(at):
-                os.unlink(at)  # of a former run
+                os.unlink(at)  # from a former run
             listening.bind(at)
             listening.listen(8)
             given = (listening.fileno(), write, theirs.fileno())
-            # An interpreter of its own has none of our locks, and takes less memory than a fork that goes on.
+            # A new interpreter has none of our locks, and takes less memory than a fork.
             words = [sys.executable, "-sP", "-c", _PROGRAM, os.pathsep.join(map(os.path.abspath, sys.path))]
             null = subprocess.DEVNULL
             process = subprocess.Popen(
@@ -129,7 +129,7 @@ class Attendant:
         self.pid: int = process.pid
         self.pidfd: int = os.pidfd_open(process.pid)
         self.network: Kept = Kept("internet", at)
-        process.returncode = 0  # its end is the keeper's to see
+        process.returncode = 0  # the keeper reaps it
         told = os.read(read, _LARGEST)
         os.close(read)
         if told != b"{}":
@@ -142,7 +142,7 @@ class Attendant:
 
         self.life.close()
         if not told:
-            raise StateError("network internet: the process that was to serve it has ended")
+            raise StateError("network internet: its attendant has ended")
         raise error_of(json.loads(told))
 
 
@@ -155,10 +155,10 @@ main([int(word) for word in sys.argv[2:]])
 
 
 def main(given: list[int]) -> None:
-    """Serve a network until the end of whoever has the other side of the last descriptor.
+    """Serve a network until the process at the other end of the last descriptor has ended.
 
     Args:
-        given: descriptors: the listening socket, a pipe that is told how the opening went, and a socket.
+        given: descriptors: the listening socket, a pipe for the result of the opening, and a socket.
     """
     from socket import socket
 
@@ -172,7 +172,7 @@ def main(given: list[int]) -> None:
 
 
 def _attendant(entry: Entry) -> Attendant:
-    """Return an attendant; one that was killed may have left a link that the kernel is still taking down."""
+    """Start an attendant. A killed one may have left a link that the kernel is still removing."""
     deadline = time.monotonic() + _LEFT_S
     while True:
         try:
@@ -184,22 +184,22 @@ def _attendant(entry: Entry) -> Attendant:
 
 
 def _wait_until_left(network: Kept, own: str) -> None:
-    """Wait until the network has let go of what a former run had there: its ports and addresses may be asked for."""
+    """Wait until the network has released the ports and addresses of a former run, which may be needed again."""
     deadline = time.monotonic() + _LEFT_S
     while any(own in each["names"] for each in network.inspect()["containers"]) and time.monotonic() < deadline:
         time.sleep(0.002)
 
 
 def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
-    """Return a description that can be started, and who serves its network where that is the container's alone.
+    """Return a description that can be started, and the attendant of its network, if it has one.
 
     Args:
-        spec: the description on record.
+        spec: the recorded description.
         entry: the record.
-        name: of the container; others on its network find it by that.
+        name: of the container, by which others on its network find it.
 
     Raises:
-        StateError, SetupError, UnsupportedError: the network can't be had.
+        StateError, SetupError, UnsupportedError: the network can't be created or joined.
     """
     from containerkit.spec.network import Attach
 
@@ -218,7 +218,7 @@ def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
 
 
 def _host_names(*names: str) -> list[str]:
-    """Return those that can be the name of a host, too."""
+    """Return the names that are valid host names."""
     from containerkit.spec.network import host_name
 
     found = []
