@@ -416,13 +416,15 @@ def left_behind(before, stagings, patience_s=15):
 
 def warm_up():
     """Make what a process makes once and keeps: the staging namespaces, init's memfd, the locked id ranges."""
-    from containerkit import Container, Namespaces, RootFS
+    from containerkit import Container, ContainerError, Limits, Namespaces, RootFS, run
 
     release = tuple(int(word) for word in os.uname().release.split("-")[0].split(".")[:2])
     user = "new" if release >= (6, 3) else "host"  # id-mapped tmpfs mounts came with Linux 6.3
     for rootfs in (RootFS.host(), RootFS.tmpfs()):
         with Container(rootfs, namespaces=Namespaces(user=user)):
             pass
+    with contextlib.suppress(ContainerError):  # where this user has a place for control groups
+        run(["true"], limits=Limits())
 
 
 _warm = []

@@ -53,24 +53,26 @@ def become(
         command: the command.
         sets_groups: whether its user namespace lets it set supplementary groups.
         dies_with_parent: whether it gets SIGKILL when the thread that started it ends, because there is no init.
-        gate: where it waits for PID 1: as late as possible, but before a filter that may forbid waiting.
+        gate: where it waits for PID 1: as late as possible, but before it looks up a path, and before a filter that may
+            forbid waiting. Until PID 1 has unmounted the old root, ``..`` at the new one leads into the old one.
         held: whether it then waits for its argv; :func:`rest_plan` returns the remaining operations.
     """
     confinement = command.confinement
     waiting = [] if gate is None else [calls.await_release(gate=gate)]
     # Everything that may need a privilege, or a call that a filter forbids, comes before the filter.
     early = not confinement.no_new_privs
-    alone = [*waiting, strip(command, held=held, kept=[_OWNER] if early and dies_with_parent else [])]
+    alone = strip(command, held=held, kept=[_OWNER] if early and dies_with_parent else [])
     steps = [
         *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),
-        *([*alone, *confinement.early_walls()] if early else ()),
+        *([*waiting, alone, *confinement.early_walls()] if early else ()),
         *process.credentials(command.user, may_set_groups=sets_groups),
+        *(() if early else waiting),
         *process.place(command),
         *confinement.after_user(),
     ]
     if dies_with_parent:
         steps += [*calls.die_with_owner(_OWNER), calls.close(_OWNER)]
-    steps += [calls.reset_signals(), *(() if early else alone)]
+    steps += [calls.reset_signals(), *(() if early else [alone])]
     if held:
         return [*steps, *(_dress(command) if _can_sleep(command) else ()), calls.hold()]
     return [*steps, *process.announce(command), *_dress(command), *process.execute(command)]

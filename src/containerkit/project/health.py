@@ -72,7 +72,7 @@ class Check:
             try:
                 visit.enter_context(network.enter())
             except SetupError:  # an unprivileged user could not return from another network namespace
-                return container.run(["/bin/sh", "-c", self._script()], timeout=self.timeout_s).returncode == 0
+                return container.run(self._command(), timeout=self.timeout_s).returncode == 0
             return self._connects() if self.path is None else self._serves()
 
     def _connects(self) -> bool:
@@ -99,11 +99,12 @@ class Check:
         finally:
             made.close()
 
-    def _script(self) -> str:
+    def _command(self) -> list[str]:
+        """Return a command for a shell. The address is an argument of it, so that no part of it is read as a script."""
         if self.path is None:
-            return f"nc -z {self.host} {self.port} </dev/null"
+            return ["/bin/sh", "-c", 'nc -z "$0" "$1" </dev/null', self.host, str(self.port)]
         url = f"{self.scheme}://{self.host}:{self.port}{self.path}"
-        return 'wget -q -O /dev/null "$0" || curl -fsSk -o /dev/null "$0"'.replace("$0", url)
+        return ["/bin/sh", "-c", 'wget -q -O /dev/null "$0" || curl -fsSk -o /dev/null "$0"', url]
 
 
 def watch(
