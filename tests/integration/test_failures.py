@@ -10,6 +10,7 @@ import pytest
 
 from containerkit import Container, Mount, Namespaces, RootFS, SetupError, run
 from containerkit._native import constants as k
+from containerkit._native.outcome import Outcome
 from containerkit.plan import calls as plans
 from containerkit.plan.operation import Slot
 from containerkit.plan.program import Program
@@ -242,3 +243,12 @@ def test_few_processes_allowed():
         pytest.skip("this interpreter can't be read by other users")
     assert done.stdout.startswith("EAGAIN | ")
     assert "ulimit -u" in done.stdout
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 1000, 2**20 - 1, 2**20, 2**31 - 2])
+def test_number_of_a_failed_step_may_be_anything(index):
+    program = Program(Plan((plans.call("umask", 0), plans.call("setsid"))))
+    outcome = Outcome(0, -1, index, errno.EPERM, (0, 0, 0, 0), [])
+    error = program.failure_of_either(outcome, program)
+    assert error.errno == errno.EPERM
+    assert error.operation in ("umask", "setsid")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +120,44 @@ def test_loopback_is_up():
         "s6 = socket.create_server(('::1', 0), family=socket.AF_INET6); print('ok')"
     )
     assert "ok\n" == run(["python3", "-c", code], text=True).stdout
+
+
+def namespaces_of(argv=("sh", "-c", "readlink /proc/self/ns/net /proc/self/ns/user; ls /sys/class/net"), **more):
+    return run(list(argv), text=True, check=True, **more).stdout.split()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"mounts": [Mount.tmpfs("/mnt")]},
+        {"mounts": [Mount.tmpfs("/sys/fs")]},
+        {"sysctls": {"net.ipv4.ip_forward": 1}},
+        {"masked_paths": ("/etc/hosts",)},
+        {"init": False},
+    ],
+    ids=str,
+)
+def test_network_namespace_is_new_and_its_sys_is_shown(more):
+    network, user, *links = namespaces_of(**more)
+    assert ["lo"] == links
+    assert os.readlink("/proc/self/ns/net") != network
+    assert os.readlink("/proc/self/ns/user") != user
+    assert network != namespaces_of(**more)[0]
+
+
+def test_network_namespace_belongs_to_the_containers_user_namespace():
+    with Container() as container, container.namespace("network") as network, container.namespace("user") as user:
+        owner = network.owner
+        assert owner is not None
+        with owner:
+            assert user == owner
+
+
+def test_parameter_of_the_network_is_set_in_its_own():
+    before = Path("/proc/sys/net/ipv4/ip_default_ttl").read_text()
+    done = run(["cat", "/proc/sys/net/ipv4/ip_default_ttl"], sysctls={"net.ipv4.ip_default_ttl": 77}, text=True)
+    assert ("77\n", before) == (done.stdout, Path("/proc/sys/net/ipv4/ip_default_ttl").read_text())
 
 
 def test_network_is_empty_otherwise():

@@ -406,6 +406,15 @@ def test_a_command_is_told_of_its_listening_sockets(net, interpreter, seccomp):
     assert (count, told) == ("1", pid)
 
 
+def test_socket_with_the_number_of_the_pidfd_of_the_container_does_it_no_harm(net):
+    with Container(network=net, publish=[Port.socket(0, fd=900)]) as container:
+        number = container.fileno()
+    with Container(network=net, publish=[Port.socket(0, fd=number)]) as container:
+        assert number == container.fileno()
+        shown = container.run(["readlink", f"/proc/self/fd/{number}"], text=True, check=True)
+        assert shown.stdout.startswith("socket:")
+
+
 def test_sockets_that_do_not_begin_at_3_or_are_told_of_otherwise_are_not_announced(net):
     for fd, env in ((5, {}), (3, {"LISTEN_FDS": ""})):
         wanted = {"PATH": os.environ["PATH"], **env}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from containerkit import Container, run
+from containerkit import Container, SetupError, run
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -188,3 +189,49 @@ def test_first_start_from_many_threads_at_once():
     assert (1, 1) == (image, owner)
     assert staged in (1, 2)
     assert "" == done.stderr
+
+
+def children_go_to():
+    return os.readlink("/proc/thread-self/ns/pid_for_children")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_ADMIN")
+def test_run_leaves_the_namespace_of_the_threads_children_as_it_was():
+    own = children_go_to()
+    with Container() as container, Container() as other:
+        assert 0 == container.run(["true"]).returncode
+        assert own == children_go_to()
+        with pytest.raises(SetupError):
+            container.run(["no such program"])
+        assert own == children_go_to()
+        with other.namespace("pid") as namespace, namespace.enter():
+            theirs = children_go_to()
+            assert own != theirs
+            assert 0 == container.run(["true"]).returncode
+            assert theirs == children_go_to()
+        assert own == children_go_to()
+    with Container() as stopped:
+        stopped.run(["true"])
+        os.kill(stopped.pid, 9)
+        assert select.select([stopped], [], [], 20)[0]
+        with pytest.raises(SetupError, match="the container has stopped"):
+            stopped.run(["true"])
+        assert own == children_go_to()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_ADMIN")
+def test_runs_of_many_threads_in_many_containers_keep_apart():
+    own = children_go_to()
+    with contextlib.ExitStack() as stack:
+        containers = [stack.enter_context(Container()) for _ in range(4)]
+        places = [container.run(["readlink", "/proc/self/ns/pid"], text=True).stdout for container in containers]
+
+        def work(number):
+            at = number % len(containers)
+            done = containers[at].run(["readlink", "/proc/self/ns/pid"], text=True, check=True)
+            child = subprocess.run(["readlink", "/proc/self/ns/pid"], capture_output=True, text=True, check=True)
+            return places[at] == done.stdout, child.stdout.replace("\n", "") == own
+
+        with ThreadPoolExecutor(8) as pool:
+            assert {(True, True)} == set(pool.map(work, range(200)))
+    assert 4 == len(set(places))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from containerkit import PIPE, Container, SetupError
+from containerkit import PIPE, Container, ContainerTimeout, SetupError
 
 pytestmark = [pytest.mark.usefixtures("interpreter", "nothing_left")]
 
@@ -38,6 +38,24 @@ def test_processes_that_are_stopped_as_they_join_do_not_hold_the_caller():
                     outcomes.append(error.strerror)
         assert time.monotonic() - began < 30
         assert outcomes
+        assert 0 == container.run(["true"], timeout=30).returncode
+
+
+def test_runs_that_are_stopped_as_they_join_hold_the_caller_no_longer_than_asked():
+    """The same with ``run``, whose process is cloned into the pid namespace by the caller itself."""
+    with Container() as container:
+        with container.popen(["python3", "-c", STOPPER], stdout=PIPE, text=True) as stopper:
+            stopper.stdout.readline()
+            longest, stopped = 0.0, 0
+            while stopper.poll() is None:
+                began = time.monotonic()
+                try:
+                    container.run(["true"], timeout=0.2)
+                except (ContainerTimeout, SetupError):
+                    stopped += 1
+                longest = max(longest, time.monotonic() - began)
+        assert longest < 30
+        assert stopped > 0
         assert 0 == container.run(["true"], timeout=30).returncode
 
 

@@ -92,6 +92,47 @@ def test_the_same_description_gives_the_same_plan():
     assert plan_of(Spec()) == plan_of(Spec())
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_last"),
+    [
+        ({}, True),
+        ({"mounts": [Mount.tmpfs("/mnt")]}, False),  # /mnt may be a symlink to /sys
+        ({"masked_paths": ("/proc/kcore", "/alias/firmware")}, False),
+        ({"readonly_paths": ("/sys",)}, False),
+        ({"namespaces": Namespaces(network="host")}, False),
+    ],
+)
+def test_sys_is_mounted_last_where_nothing_else_leads_there(fields, is_last):
+    text = [step.describe() for step in plan_of(build(fields))]
+    covered = max(at for at, line in enumerate(text) if line.startswith("move_mount /proc/"))
+    assert is_last == (covered < text.index("move_mount /sys"))
+    assert is_last == (text.index("pivot_root .") < text.index("move_mount /sys"))
+    assert text.index("move_mount /sys") < text.index("umount2 .")
+
+
+@pytest.mark.parametrize(
+    ("fields", "host", "is_beside"),
+    [
+        ({}, {}, True),
+        ({"namespaces": Namespaces(user="host")}, {}, True),
+        ({"namespaces": Namespaces(mount="host")}, {}, False),
+        ({}, {"privileged": False}, False),
+        ({}, {"joins": Joining(new=True, limit=b"1")}, False),
+    ],
+)
+def test_network_namespace_is_made_beside_where_both_stages_share_their_gates(fields, host, is_beside):
+    text = str(plan_of(build(fields), **host))
+    assert is_beside == ("unshare network namespace" in text)
+    assert is_beside != (", network" in text)
+
+
+def test_parameters_of_the_network_are_set_after_it_is_joined():
+    text = [step.describe() for step in plan_of(build({"sysctls": {"net.ipv4.ip_forward": 1}}))]
+    joined = text.index("setns network namespace")
+    assert joined < text.index("write sysctl net.ipv4.ip_forward=1")
+    assert 1 == text.count("setns network namespace")
+
+
 def test_a_plan_says_what_is_done():
     text = str(plan_of(Spec()))
     for line in (
@@ -102,8 +143,9 @@ def test_a_plan_says_what_is_done():
     ):
         assert line in text
     clone = next(step for step in plan_of(Spec()) if step.name == "clone")
-    for kind in ("user", "pid", "network", "ipc", "uts", "mount"):
+    for kind in ("user", "pid", "ipc", "uts", "mount"):
         assert kind in clone.target
+    assert "unshare network namespace" in text
 
 
 @pytest.mark.parametrize(

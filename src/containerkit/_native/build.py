@@ -9,10 +9,32 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-SOURCES = ("spawn.c", "check.c", "child.c", "exec_steps.c", "populate.c", "image.c", "listen.c", "run.c", "calls.c")
+SOURCES = (
+    "spawn.c",
+    "check.c",
+    "child.c",
+    "exec_steps.c",
+    "populate.c",
+    "image.c",
+    "join.c",
+    "listen.c",
+    "run.c",
+    "calls.c",
+)
 HEADERS = (
-    *("native.h", "spawn.h", "exec_steps.h", "populate.h", "image.h", "listen.h", "run.h", "calls.h"),
-    *("syscalls.h", "text.h", "cdef.h"),
+    "native.h",
+    "spawn.h",
+    "exec_steps.h",
+    "populate.h",
+    "image.h",
+    "board.h",
+    "parent.h",
+    "listen.h",
+    "run.h",
+    "calls.h",
+    "syscalls.h",
+    "text.h",
+    "cdef.h",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers")
 

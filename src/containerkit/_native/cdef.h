@@ -7,6 +7,7 @@
 #define CK_HIDE_MEMORY ...
 #define CK_NO_PROCESS ...
 #define CK_HOLD ...
+#define CK_JOIN ...
 #define CK_SECOND ...
 
 struct ck_result {
@@ -60,7 +61,9 @@ void ck_forget(struct ck_heard *heard);
 
 /* --- run.c --- */
 struct ck_held;
-struct ck_board;
+struct ck_shared {
+    ...;
+};
 
 struct ck_run {
     int32_t stream_slots[3];
@@ -78,7 +81,7 @@ struct ck_run {
     int32_t kept;
     struct ck_ending ending;
     struct ck_held *held;
-    struct ck_board *board;
+    struct ck_shared shared;
     ...;
 };
 

@@ -24,6 +24,11 @@ struct branch {
     uint32_t index;
 };
 
+void ck_has_entered(struct ck_board *board) {
+    __atomic_store_n(&board->entered, 1, __ATOMIC_RELEASE);
+    CK_CALL3(futex, &board->entered, FUTEX_WAKE, 1);
+}
+
 /* After STRIP a process has no error pipe. It stores the failure where another process or thread finds it, and ends
  * alone, which the teller notices. */
 __attribute__((noreturn)) static void fail(struct ck_request *request, uint32_t index, long error, int stripped) {
@@ -33,8 +38,10 @@ __attribute__((noreturn)) static void fail(struct ck_request *request, uint32_t 
         ck_leave(127);
     }
     request->failure = failure;
-    if (request->board)
+    if (request->board) {
         request->board->failure = failure;
+        ck_has_entered(request->board);
+    }
     CK_CALL1(exit, 127);
     ck_leave(127);
 }
@@ -93,12 +100,13 @@ static long step_clone(struct ck_request *request, const struct ck_step *step) {
     return pid;
 }
 
-/* The futex is not private: in the reference interpreter its word is in memory shared between address spaces. */
+/* No sched_yield: on a busy machine the scheduler puts who yields behind all others. The futex is not private: in the
+ * reference interpreter its word is in memory shared between address spaces. */
 static long step_await(uint32_t *gate) {
     uint32_t state;
-    for (int patience = CK_YIELDS; (state = __atomic_load_n(gate, __ATOMIC_ACQUIRE)) == CK_WAITING; patience--)
+    for (int patience = CK_LOOKS; (state = __atomic_load_n(gate, __ATOMIC_ACQUIRE)) == CK_WAITING; patience--)
         if (patience > 0)
-            CK_CALL0(sched_yield);
+            ck_relax();
         else
             CK_CALL4(futex, gate, FUTEX_WAIT, CK_WAITING, 0);
     if (state == CK_ABORTED)

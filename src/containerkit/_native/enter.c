@@ -18,7 +18,8 @@
 
 __attribute__((noreturn)) static void give_up(int error_fd, int index, long error) {
     struct ck_failure failure = {index, (int32_t)error};
-    CK_CALL3(write, error_fd, &failure, sizeof failure);
+    if (error_fd > 0)
+        CK_CALL3(write, error_fd, &failure, sizeof failure);
     for (;;)
         CK_CALL1(exit_group, 127);
 }
@@ -85,7 +86,7 @@ static struct ck_request *await_successor(struct ck_request *request, void (*wai
     struct memory *memory = (struct memory *)(void *)request->stacks;
     struct ck_request *successor = &memory->successor;
     memory->vectors[0] = 0;
-    successor->proc_fd = successor->error_fd = -1;
+    successor->proc_fd = successor->error_fd = successor->board_fd = -1;
     successor->base = CK_SECOND;
     successor->board = request->board;
     successor->next_stack = CK_STACKS; /* a CLONE in the rest of the tape would find no stack */
@@ -103,39 +104,58 @@ static long map_board(struct ck_request *request, int board_fd) {
     return CK_CALL1(close, board_fd);
 }
 
-void ck_enter(char **argv, void (*become_init)(struct ck_request *request, const char *mode)) {
-    int tape = (int)ck_parse(argv[2]);
-    int error_fd = (int)ck_parse(argv[3]);
-    int index = (int)ck_parse(argv[4]);
+/* Return the image of a start: a file of its own, or the board of a command that joins, on which its failures are found
+ * from then on. A negative number is an error. */
+static long find_image(struct ck_request *request, int tape) {
     struct stat status;
-    /* A process that joins a live container must not be accessible to those inside while it has other descriptors. */
-    CK_CALL5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
-    CK_CALL3(fcntl, error_fd, F_SETFD, FD_CLOEXEC);
+    if (request->error_fd < 0) {
+        long result = map_board(request, tape);
+        return failed(result) ? result : (long)&request->board->successor;
+    }
     long result = CK_CALL2(fstat, tape, &status);
     if (failed(result))
-        give_up(error_fd, index, -result);
-    long at = map(status.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, tape);
-    long memory = map(sizeof(struct memory), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-    if (failed(at) || failed(memory))
-        give_up(error_fd, index, ENOMEM);
+        return result;
+    result = map(status.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, tape);
+    request->image = (char *)result;
+    request->image_size = (size_t)status.st_size;
     CK_CALL1(close, tape);
-    struct ck_image *image = (struct ck_image *)at;
+    return result;
+}
+
+/* `init walk TAPE ERROR INDEX`: 0 as the error pipe says that the tape is a board. */
+void ck_enter(char **argv, void (*become_init)(struct ck_request *request, const char *mode)) {
+    int error_fd = (int)ck_parse(argv[3]);
+    int index = (int)ck_parse(argv[4]);
+    /* A process that joins a live container must not be accessible to those inside while it has other descriptors. */
+    CK_CALL5(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    if (error_fd > 0)
+        CK_CALL3(fcntl, error_fd, F_SETFD, FD_CLOEXEC);
+    long memory = map(sizeof(struct memory), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    if (failed(memory))
+        give_up(error_fd, index, -memory);
 
     struct ck_request *request = &((struct memory *)memory)->request;
     request->stacks = (char *)memory;
-    request->proc_fd = -1;
-    request->error_fd = error_fd;
-    request->image = (char *)at;
-    request->image_size = (size_t)status.st_size;
+    request->proc_fd = request->board_fd = -1;
+    request->error_fd = error_fd > 0 ? error_fd : -1;
     request->shown = argv[1];
     request->become_init = become_init;
     request->await_successor = await_successor;
     for (int gate = 0; gate < CK_GATES; gate++)
-        request->gates[gate] = gate == 0 ? CK_RELEASED : CK_WAITING; /* this process has passed the owner's gate */
-    result = lay(request, image, 0);
-    if (!failed(result))
+        request->gates[gate] = gate == CK_COMMAND_GATE ? CK_WAITING : CK_RELEASED; /* those of stage 1 are passed */
+    long at = find_image(request, (int)ck_parse(argv[2]));
+    if (failed(at))
+        give_up(error_fd, index, -at);
+    struct ck_image *image = (struct ck_image *)at;
+    int joins = request->error_fd < 0;
+    long result = lay(request, image, joins ? ((struct memory *)memory)->vectors : 0);
+    if (!failed(result) && !joins)
         result = map_board(request, image->board_fd);
     if (failed(result))
         give_up(error_fd, index, -result);
+    if (joins) {
+        request->board->failure.index = CK_NONE;
+        ck_has_entered(request->board);
+    }
     ck_walk(request, (uint32_t)index);
 }

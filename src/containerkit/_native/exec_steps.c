@@ -94,6 +94,8 @@ long ck_step_strip(struct ck_request *request, const int32_t *kept, long count, 
         result = close_but(first, ~0U, request->error_fd);
     if (result < 0 || telling != CK_TELL_OUTSIDE)
         return result;
+    if (request->error_fd < 0)
+        return CK_STRIPPED;
     /* If no thread can be created, the exec itself closes the error pipe, which gives access to nothing. */
     if (!request->has_cloned && start_teller(request) < 0)
         return 0;
@@ -205,13 +207,23 @@ long ck_step_init(struct ck_request *request, long image, const char *mode, long
     return CK_CALL5(execveat, image, "", argv, envp, AT_EMPTY_PATH);
 }
 
+/* The parent has written the rest of the tape to the board. If the init can't read it, nobody else will say so. */
+static long take_board(struct ck_request *request, uint32_t next) {
+    struct ck_board *board = request->board;
+    for (uint32_t i = 0; i < request->slot_count; i++)
+        board->successor.slots[i] = request->slots[i];
+    board->failure = (struct ck_failure){(int32_t)next - 1, EPROTO};
+    return request->board_fd;
+}
+
 /* These survive this exec: the descriptors that the rest of the tape needs, the tape, the board, and the pipe that
  * reports the result. */
 long ck_step_enter(struct ck_request *request, const struct ck_step *step, const long value[6]) {
     const int32_t *kept = (const int32_t *)value[1];
     await_watcher(request);
-    long board = value[3] ? ck_make_board(request) : -1;
-    if (value[3] && board < 0)
+    int joins = request->board_fd >= 0;
+    long board = joins ? request->board_fd : value[3] ? ck_make_board(request) : -1;
+    if ((joins || value[3]) && board < 0)
         return board;
     long result = CK_CALL3(close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
     if (result < 0)
@@ -222,14 +234,15 @@ long ck_step_enter(struct ck_request *request, const struct ck_step *step, const
     if (board >= 0)
         CK_CALL3(fcntl, board, F_SETFD, 0);
     uint32_t next = (uint32_t)(step - request->steps) + 1;
-    long tape = ck_write_image(request, next, (int)board);
+    long tape = joins ? take_board(request, next) : ck_write_image(request, next, (int)board);
     if (tape < 0)
         return tape;
     char words[3][CK_DECIMAL_BYTES];
     *ck_put_number(words[0], tape, 1) = 0;
-    *ck_put_number(words[1], request->error_fd, 1) = 0;
+    *ck_put_number(words[1], joins ? 0 : request->error_fd, 1) = 0; /* 0 is a stream: the tape is on the board */
     *ck_put_number(words[2], next, 1) = 0;
-    CK_CALL3(fcntl, request->error_fd, F_SETFD, 0);
+    if (!joins)
+        CK_CALL3(fcntl, request->error_fd, F_SETFD, 0);
     char *argv[] = {"init", "walk", words[0], words[1], words[2], 0};
     char *envp[] = {0};
     return CK_CALL5(execveat, value[0], "", argv, envp, AT_EMPTY_PATH);

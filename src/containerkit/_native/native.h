@@ -13,7 +13,9 @@
  *   clone3 ------------------> walks the tape
  *   (suspended: vfork)         CLONE ---------------------> AWAIT (futex, gate 0)
  *                              id maps, mounts as owner
- *                              RELEASE -------------------> continues: mounts, pivot
+ *                              RELEASE -------------------> continues: mounts
+ *                              network namespace
+ *                              RELEASE (gate 2) ----------> joins it: /sys, pivot
  *                              LEAVE                        ENTER: exec of the sealed init,
  *                                                           which shares nothing with the parent
  *   reaps stage 1                                           CLONE ----------------------> credentials
@@ -27,12 +29,16 @@
  * teller), which has the pipe's end in its own descriptor table. The exec kills the teller, which causes the end of
  * file.
  *
- * If stage 1 dies before RELEASE, the parent sets gate 0 to CK_ABORTED, so that stage 2 does not wait forever. Gate 1
+ * If stage 1 dies before RELEASE, the parent sets its gates to CK_ABORTED, so that stage 2 does not wait forever. Gate 1
  * does not need this: when PID 1 dies the kernel kills the command.
  *
  * A start can be held (CK_STEP_HOLD) just before the exec of the command. Its process reports this in the error pipe
  * with index CK_HELD, and sleeps at the gate of the board, a memfd shared with the parent. When the parent writes
  * another request to the board, the successor, the process walks that one. A failure is then reported on the board.
+ *
+ * A command that is only read to its end joins a live container without stage 1 (CK_JOIN). The calling thread clones it
+ * into the pid namespace, so that it is the only process, and waits until it is in the sealed init. There is no error
+ * pipe and no teller: failures are on the board, where the parent finds them at the end.
  *
  * Stage 2 does not exec before the parent has its pidfd (`watched`). Until its exec it ends without a signal, so no
  * wait(-1) can reap it and let its pid be reused before the pidfd is opened.
@@ -51,7 +57,7 @@
 #define CK_LET_GO 60           /* the signal before a checkpoint: a staying init stops watching its owner, see init.c */
 #define CK_SHUT 61             /* the signal after it and after a restore: nobody inside can inspect the init */
 #define CK_LOWEST_FD 16        /* a start assigns the numbers below */
-#define CK_YIELDS 64           /* how often a process checks a gate before it sleeps: a wake-up takes longer */
+#define CK_LOOKS 400           /* how often a process checks a gate before it sleeps: a wake-up takes longer */
 #define CK_MOST_OFFSET 64      /* the highest offset in a string at which OWN_PID writes */
 #define CK_TRIES 1000          /* attempts of an openat2 that is disturbed by renames */
 #define CK_WATCHER_NS 50000000 /* how long a child waits until its parent has a pidfd */
@@ -129,7 +135,9 @@ struct ck_failure {
 #define CK_NONE (-1)       /* in place of an index: nothing has failed */
 #define CK_SECOND 0x100000 /* added to the indices of a successor */
 
-#define CK_GATES 2 /* the gates of AWAIT and RELEASE: the owner's, then the command's */
+/* The gates of AWAIT and RELEASE. Stage 1 releases the first and the third, PID 1 the second. */
+#define CK_GATES 3
+#define CK_COMMAND_GATE 1
 enum ck_gate { CK_WAITING = 0, CK_RELEASED = 1, CK_ABORTED = 2 };
 
 /* How the failure of a process after STRIP is reported. */
@@ -161,7 +169,7 @@ struct ck_image {
 struct ck_board {
     uint32_t gate;
     struct ck_failure failure;
-    uint32_t reserved;
+    uint32_t entered; /* of a command that joins: 1 once it shares no memory with the parent, or has failed */
     struct ck_image successor;
 };
 
@@ -189,6 +197,8 @@ struct ck_request {
     uint32_t progress;         /* enum ck_progress, of that process */
     int32_t has_cloned;        /* 1: the walker after ENTER has cloned the command, and reports for it */
     struct ck_board *board;    /* 0 for none */
+    int32_t board_fd;          /* of a board that the parent has made, else -1 */
+    size_t board_size;
     /* In the sealed init, otherwise 0: the function for CK_STEP_INIT, and the request of the board (0: no memory). */
     void (*become_init)(struct ck_request *request, const char *mode);
     struct ck_request *(*await_successor)(struct ck_request *request, void (*wait)(struct ck_board *board));
@@ -196,6 +206,9 @@ struct ck_request {
     size_t image_size;
     char *shown; /* the arguments that ps(1) shows: "walk" and its numbers, up to the end of the strings */
 };
+
+/* Tell the parent of a command that joins that it can go on. child.c */
+void ck_has_entered(struct ck_board *board);
 
 /* Walk the tape from step `index`; never returns. child.c */
 __attribute__((noreturn)) void ck_walk(struct ck_request *request, uint32_t index);

@@ -10,7 +10,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CALLER", "HIDE_MEMORY", "HOLD", "NO_PROCESS", "SECOND", "SHARE_FILES", "SLOTS", "Ending", "Left", "Outcome"]
+__all__ = [
+    "CALLER",
+    "HIDE_MEMORY",
+    "HOLD",
+    "JOIN",
+    "NO_PROCESS",
+    "SECOND",
+    "SHARE_FILES",
+    "SLOTS",
+    "Ending",
+    "Left",
+    "Outcome",
+]
 
 SHARE_FILES: Final = 1
 """The tape opens descriptors for the caller."""
@@ -18,6 +30,8 @@ HIDE_MEMORY: Final = 2
 """The tape joins a live container: processes inside must not be able to read memory shared with the caller."""
 NO_PROCESS: Final = 4
 """The tape ends without an exec: all its processes are reaped before the call returns."""
+JOIN: Final = 16
+"""The first process of the tape becomes the command in a live container. Failures are known at its end."""
 HOLD: Final = 8
 """The tape holds its command until a second tape continues it."""
 

@@ -22,7 +22,7 @@ from containerkit._native import constants as k
 from containerkit._native import high
 from containerkit._native.outcome import CALLER, NO_PROCESS, SHARE_FILES, Ending, Outcome
 from containerkit._native.reference_child import ABORTED, WAITING, Walk, raw
-from containerkit._native.reference_tape import Tape
+from containerkit._native.reference_tape import COMMAND_GATE, Tape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,8 +126,7 @@ class _Request(Walk):
         """Reap all processes. They may share our own descriptors (SHARE_FILES), including the error pipe."""
         _reap(stage)
         if self.main_pid.value:
-            if self.gates[0].value == WAITING:
-                self.set(self.gates[0], ABORTED)
+            self._abort_gates()
             self.set(self.watched, 1)
             _reap(self.main_pid.value)
         times.append(time.monotonic_ns())
@@ -142,8 +141,7 @@ class _Request(Walk):
         pid = self.main_pid.value or stage
         pidfd, problem = -1, 0
         if self.main_pid.value:
-            if self.gates[0].value == WAITING:
-                self.set(self.gates[0], ABORTED)
+            self._abort_gates()
             pidfd, problem = _open_pidfd(pid)
             if problem:
                 os.kill(pid, signal.SIGKILL)  # it has not exec'd and is unreaped, so the pid is still its own
@@ -159,6 +157,12 @@ class _Request(Walk):
             _end_process(pid, pidfd)
             return self._outcome(0, -1, index, error, times)
         return self._outcome(pid, pidfd, -1, 0, times)
+
+    def _abort_gates(self) -> None:
+        """Stage 1 is gone: what it has not released, nobody will."""
+        for number, gate in enumerate(self.gates):
+            if number != COMMAND_GATE and gate.value == WAITING:
+                self.set(gate, ABORTED)
 
     def _await_stage(self, stage: int, error_read: int) -> None:
         """Wait until stage 1 has exited or exec'd. At an exec the error pipe closes while stage 1 still runs."""

@@ -65,6 +65,10 @@ _WRITING: Final = 1  # CK_ENTRY_WRITING in native.h
 _RT_SIGACTION, _RT_SIGPROCMASK = (134, 135) if k.MACHINE == "aarch64" else (13, 14)
 
 
+_WORDS: Final = 8 + 4 * GATES + 4
+"""The size of the pid, the word of the watcher and the gates, and what aligns the data to 8 bytes."""
+
+
 class Walk:
     """One start: the shared memory of its processes, and the child's walk through the steps.
 
@@ -87,14 +91,14 @@ class Walk:
         self.error_fd = -1
         self.hidden = False
         self.handed_in = len(slots)
-        self.memory = mmap.mmap(-1, SLOTS * 8 + 16 + len(data) + 8)
+        self.memory = mmap.mmap(-1, SLOTS * 8 + _WORDS + len(data) + 8)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.slots = (ctypes.c_int64 * SLOTS).from_buffer(self.memory)
         self.slots[:] = [*slots, *[-1] * (SLOTS - len(slots))]
         self.main_pid = ctypes.c_int32.from_buffer(self.memory, SLOTS * 8)
         self.watched = ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8 + 4)
         self.gates = [ctypes.c_uint32.from_buffer(self.memory, SLOTS * 8 + 8 + 4 * gate) for gate in range(GATES)]
-        self.data_at = SLOTS * 8 + 16
+        self.data_at = SLOTS * 8 + _WORDS
         self.memory[self.data_at : self.data_at + len(data)] = data
         self.vectors = [(ctypes.c_char_p * (len(words) + 1))(*words, None) for words in (argv, envp)]
 

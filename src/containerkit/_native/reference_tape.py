@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "COMMAND_GATE",
     "ENTRY_FILE",
     "ENTRY_SIZE",
     "ENTRY_SYMLINK",
@@ -29,7 +30,7 @@ NO_SLOT: Final = 0xFFFF
 ENTRY_SYMLINK, ENTRY_FILE, ENTRY_KINDS = 1, 2, 3
 _ENTRY: Final = struct.Struct("=4I")
 ENTRY_SIZE: Final = _ENTRY.size
-_KINDS, _ARGUMENT_KINDS, GATES = 19, 5, 2
+_KINDS, _ARGUMENT_KINDS, GATES, COMMAND_GATE = 19, 5, 3, 1
 _MOST_OFFSET: Final = 64  # CK_MOST_OFFSET in native.h
 _UNKNOWN: Final = frozenset({k.STEP_HOLD})
 """Nothing here is shared with a process that has exec'd."""

@@ -113,7 +113,7 @@ int ck_see_out(struct ck_run *run) {
         return error;
     if (run->report >= 0)
         take_report(run);
-    ck_read_board(run->board, &run->result); /* it is unmapped later, when the run is freed */
+    ck_read_board(&run->shared, &run->result); /* it is unmapped later, when the run is freed */
     if (run->keep) {
         run->kept = run->result.pidfd;
         run->result.pidfd = -1;
@@ -129,7 +129,7 @@ int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char
     run->result = (struct ck_result){.failed_index = -1, .pidfd = -1};
     run->ends[0] = run->ends[1] = run->report = run->leaving = run->kept = -1;
     run->held = NULL;
-    run->board = NULL;
+    run->shared = (struct ck_shared){NULL, 0};
     run->maker = getpid();
     int error = open_streams(run, theirs);
     if (!error) {
@@ -138,9 +138,12 @@ int ck_run(const struct ck_tape *tape, const char *argv, size_t argc, const char
                 slots[run->stream_slots[i]] = theirs[i];
         if (run->report_slot >= 0)
             slots[run->report_slot] = theirs[3];
-        error = (flags & CK_HOLD)
-                    ? ck_hold(tape, slots, slot_count, proc_fd, flags, &run->result, &run->held)
-                    : ck_spawn(tape, argv, argc, envp, envc, slots, slot_count, proc_fd, flags, &run->result);
+        if (flags & CK_HOLD)
+            error = ck_hold(tape, slots, slot_count, proc_fd, flags, &run->result, &run->held);
+        else if (flags & CK_JOIN)
+            error = ck_join(tape, argv, argc, envp, envc, slots, slot_count, proc_fd, &run->result, &run->shared);
+        else
+            error = ck_spawn(tape, argv, argc, envp, envc, slots, slot_count, proc_fd, flags, &run->result);
     }
     for (int i = 0; i < 4; i++)
         close_one(&theirs[i]);
@@ -157,7 +160,7 @@ int ck_go(const struct ck_tape *tape, const char *argv, size_t argc, const char 
           struct ck_run *run) {
     struct ck_held *held = run->held;
     run->held = NULL;
-    int error = ck_let_go(held, tape, argv, argc, envp, envc, &run->result, &run->board);
+    int error = ck_let_go(held, tape, argv, argc, envp, envc, &run->result, &run->shared);
     if (run->result.pidfd < 0)
         close_ours(run);
     return error;
@@ -172,6 +175,6 @@ void ck_drop(struct ck_run *run) {
 void ck_dispose(struct ck_run *run) {
     if (run->held && run->maker == getpid())
         ck_drop(run);
-    ck_free_board(run->board);
+    ck_free_board(&run->shared);
     ck_forget(run->heard);
 }

@@ -24,9 +24,9 @@ struct ck_run {
     int32_t leaving; /* after an early end: the pidfd of init, which must still be reaped and closed; else -1 */
     int32_t kept;    /* the pidfd that stays open after the command was reaped; else -1 */
     struct ck_ending ending;
-    int32_t maker;          /* the process that started it: a forked child must not act on it */
-    struct ck_held *held;   /* a start that waits for its command (CK_HOLD), for ck_go or ck_drop */
-    struct ck_board *board; /* of a start that continued; ck_dispose unmaps it, to keep the start fast */
+    int32_t maker;           /* the process that started it: a forked child must not act on it */
+    struct ck_held *held;    /* a start that waits for its command (CK_HOLD), for ck_go or ck_drop */
+    struct ck_shared shared; /* of a start that continued, or joined; ck_dispose unmaps it, to keep the start fast */
 };
 
 /* Start a command like ck_spawn, without input, to read both outputs.

@@ -1,7 +1,9 @@
 /* The parent's side of a start. native.h describes the protocol. */
 #define _GNU_SOURCE
 #include "spawn.h"
+#include "board.h"
 #include "native.h"
+#include "parent.h"
 #include "syscalls.h"
 
 #include <errno.h>
@@ -39,12 +41,12 @@ static char *map_stacks(void) {
 
 static void free_stacks(void *mapping) { munmap(mapping, stacks_bytes); }
 
-static char *own_stacks(void) {
+char *ck_stacks(void) {
     if (!thread_stacks) {
         thread_stacks = map_stacks();
         pthread_setspecific(stacks_key, thread_stacks);
     }
-    return thread_stacks;
+    return thread_stacks ? thread_stacks + PAGE : NULL;
 }
 
 /* --- Dumpability --------------------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ static void initialise(void) {
     pthread_atfork(NULL, NULL, after_fork);
 }
 
-static int enter_window(int hide) {
+int ck_enter_window(int hide) {
     int serial = geteuid() != 0;
     if (serial)
         pthread_mutex_lock(&unprivileged_lock);
@@ -86,7 +88,7 @@ static int enter_window(int hide) {
     return serial;
 }
 
-static void leave_window(int serial) {
+void ck_leave_window(int serial) {
     pthread_mutex_lock(&window_lock);
     if (--window_depth == 0 && window_dumpable == 1)
         prctl(PR_SET_DUMPABLE, 1);
@@ -109,13 +111,14 @@ static size_t point(char **vector, char *strings, size_t count) {
 }
 
 /* Build a request for a tape. One allocation holds the copy of the data and both vectors. */
-static int lay(struct ck_request *request, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
-               size_t envc, void **room) {
+int ck_lay(struct ck_request *request, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
+           size_t envc, void **room) {
     size_t data_bytes = (tape->data_size + 15) & ~(size_t)15;
     *room = malloc(data_bytes + (argc + envc + 2) * sizeof(char *));
     if (!*room)
         return -ENOMEM;
     request->failure.index = CK_NONE;
+    request->board_fd = -1;
     request->steps = tape->steps;
     request->count = (uint32_t)tape->count;
     request->data_size = (uint32_t)tape->data_size;
@@ -130,13 +133,13 @@ static int lay(struct ck_request *request, const struct ck_tape *tape, const cha
     return 0;
 }
 
-static void fill_slots(struct ck_request *request, const int64_t *slots, size_t count) {
+void ck_fill_slots(struct ck_request *request, const int64_t *slots, size_t count) {
     request->slot_count = (uint32_t)(count < CK_SLOTS ? count : CK_SLOTS);
     for (size_t i = 0; i < CK_SLOTS; i++)
         request->slots[i] = i < request->slot_count ? slots[i] : -1;
 }
 
-static int64_t now_ns(void) {
+int64_t ck_now_ns(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
@@ -149,9 +152,13 @@ static void reap(pid_t pid) {
 
 /* CLONE_CLEAR_SIGHAND leaves ignored signals ignored. If SIGCHLD were ignored, the kernel would reap the command before
  * PID 1 does, and its status would be lost. */
-static void run_stage(void *request) {
+void ck_reset_sigchld(void) {
     const struct ck_sigaction standard = {0};
     CK_CALL4(rt_sigaction, SIGCHLD, &standard, 0, sizeof standard.mask);
+}
+
+static void run_stage(void *request) {
+    ck_reset_sigchld();
     ck_walk(request, 0);
 }
 
@@ -197,9 +204,16 @@ static void set(uint32_t *word, uint32_t value) {
     CK_CALL3(futex, word, FUTEX_WAKE, INT_MAX); /* PID 1 and the command may both wait for `watched` */
 }
 
+/* Stage 1 is gone: what it has not released, nobody will. */
+static void abort_gates(struct ck_request *request) {
+    for (int gate = 0; gate < CK_GATES; gate++)
+        if (gate != CK_COMMAND_GATE && request->gates[gate] == CK_WAITING)
+            set(&request->gates[gate], CK_ABORTED);
+}
+
 /* Kill a process and wait for it. Without a pidfd it has not exec'd yet or is stage 1: nobody else can have reaped it,
  * so the pid is still its own. */
-static void end_process(pid_t pid, int pidfd) {
+void ck_end_process(pid_t pid, int pidfd) {
     if (pidfd < 0) {
         kill(pid, SIGKILL);
         reap(pid);
@@ -217,15 +231,14 @@ static void finish_without_process(struct ck_request *request, pid_t stage, int 
                                    struct ck_result *result) {
     reap(stage);
     if (request->main_pid) {
-        if (request->gates[0] == CK_WAITING)
-            set(&request->gates[0], CK_ABORTED);
+        abort_gates(request);
         set(&request->watched, 1);
         reap(request->main_pid);
     }
-    result->times_ns[2] = now_ns();
+    result->times_ns[2] = ck_now_ns();
     close(error_pipe[1]);
     read_failure(error_pipe[0], 0, result);
-    result->times_ns[3] = now_ns();
+    result->times_ns[3] = ck_now_ns();
 }
 
 static void finish(struct ck_request *request, pid_t stage, int flags, int error_pipe[2], struct ck_result *result) {
@@ -234,16 +247,15 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
     int pidfd = -1;
     if (request->main_pid) {
         reap(stage);
-        if (request->gates[0] == CK_WAITING)
-            set(&request->gates[0], CK_ABORTED);
+        abort_gates(request);
         pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
         if (pidfd < 0)
             kill(pid, SIGKILL); /* it has not exec'd and is unreaped, so the pid is still its own */
         set(&request->watched, 1);
     }
-    result->times_ns[2] = now_ns();
+    result->times_ns[2] = ck_now_ns();
     read_failure(error_pipe[0], (flags & CK_HOLD) ? (ssize_t)sizeof(struct ck_failure) : 0, result);
-    result->times_ns[3] = now_ns();
+    result->times_ns[3] = ck_now_ns();
     if (!request->main_pid && result->failed_index < 0)
         pidfd = (int)CK_CALL2(pidfd_open, pid, 0);
     if (pidfd < 0 && result->failed_index < 0) {
@@ -251,28 +263,33 @@ static void finish(struct ck_request *request, pid_t stage, int flags, int error
         result->error = -pidfd;
     }
     if (result->failed_index >= 0) {
-        end_process(pid, pidfd);
+        ck_end_process(pid, pidfd);
         return;
     }
     result->pid = pid;
     result->pidfd = pidfd;
 }
 
+/* Move a descriptor above the numbers that the tape assigns to streams and to init. Returns a negative error number if
+ * there is none, or if `fd` is none. */
+int ck_above_assigned(int fd) {
+    if (fd >= CK_LOWEST_FD)
+        return fd;
+    int moved = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, CK_LOWEST_FD);
+    int error = errno == EINVAL && fd >= 0 ? EMFILE : errno; /* the limit is below that number: fcntl(2) */
+    if (fd >= 0)
+        close(fd);
+    return moved < 0 ? -error : moved;
+}
+
 static int open_error_pipe(int error_pipe[2]) {
     if (pipe2(error_pipe, O_CLOEXEC) < 0)
         return -errno;
-    /* Above the numbers that the tape assigns to streams and to init. */
-    if (error_pipe[1] < CK_LOWEST_FD) {
-        int moved = fcntl(error_pipe[1], F_DUPFD_CLOEXEC, CK_LOWEST_FD);
-        int error = errno == EINVAL ? EMFILE : errno; /* the limit is below that number: fcntl(2) */
-        close(error_pipe[1]);
-        if (moved < 0) {
-            close(error_pipe[0]);
-            return -error;
-        }
-        error_pipe[1] = moved;
-    }
-    return 0;
+    error_pipe[1] = ck_above_assigned(error_pipe[1]);
+    if (error_pipe[1] >= 0)
+        return 0;
+    close(error_pipe[0]);
+    return error_pipe[1];
 }
 
 /* Return the read end of the error pipe, which the caller must close, or a negative error number. */
@@ -285,16 +302,16 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
     uint64_t all = ~(uint64_t)0;
     uint64_t mask;
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof all);
-    int serial = enter_window(flags & CK_HIDE_MEMORY);
+    int serial = ck_enter_window(flags & CK_HIDE_MEMORY);
     long stage = clone_stage(request, flags);
-    result->times_ns[1] = now_ns();
+    result->times_ns[1] = ck_now_ns();
     if (stage < 0)
         close(error_pipe[1]);
     else if (flags & CK_NO_PROCESS)
         finish_without_process(request, (pid_t)stage, error_pipe, result);
     else
         finish(request, (pid_t)stage, flags, error_pipe, result);
-    leave_window(serial);
+    ck_leave_window(serial);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof mask);
     if (stage >= 0)
         return error_pipe[0];
@@ -302,21 +319,21 @@ static int start(struct ck_request *request, int flags, struct ck_result *result
     return (int)stage;
 }
 
-static void begin(struct ck_result *result) {
+void ck_begin(struct ck_result *result) {
     pthread_once(&once, initialise);
     *result = (struct ck_result){.failed_index = -1, .pidfd = -1};
-    result->times_ns[0] = now_ns();
+    result->times_ns[0] = ck_now_ns();
 }
 
 int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
              size_t slot_count, int proc_fd, int flags, struct ck_result *result) {
-    begin(result);
+    ck_begin(result);
     struct ck_request request = {.proc_fd = proc_fd};
     void *room = NULL;
-    int error = own_stacks() ? lay(&request, tape, argv, argc, envp, envc, &room) : -ENOMEM;
+    request.stacks = ck_stacks();
+    int error = request.stacks ? ck_lay(&request, tape, argv, argc, envp, envc, &room) : -ENOMEM;
     if (!error) {
-        request.stacks = thread_stacks + PAGE;
-        fill_slots(&request, slots, slot_count);
+        ck_fill_slots(&request, slots, slot_count);
         int error_read = start(&request, flags, result);
         if (error_read >= 0)
             close(error_read);
@@ -340,27 +357,29 @@ static void free_held(struct ck_held *held) {
     free(held->room);
     if (held->stacks)
         free_stacks(held->stacks);
-    ck_free_board(held->request.board);
+    struct ck_shared shared = {held->request.board, CK_BOARD_BYTES};
+    ck_free_board(&shared);
     free(held);
 }
 
-void ck_free_board(struct ck_board *board) {
-    if (board)
-        munmap(board, CK_BOARD_BYTES);
+void ck_free_board(struct ck_shared *shared) {
+    if (shared->board)
+        munmap(shared->board, shared->size);
+    shared->board = NULL;
 }
 
 int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int proc_fd, int flags,
             struct ck_result *result, struct ck_held **held) {
-    begin(result);
+    ck_begin(result);
     struct ck_held *made = calloc(1, sizeof *made);
     if (!made)
         return -ENOMEM;
     made->stacks = map_stacks();
-    int error = made->stacks ? lay(&made->request, tape, "", 0, "", 0, &made->room) : -ENOMEM;
+    int error = made->stacks ? ck_lay(&made->request, tape, "", 0, "", 0, &made->room) : -ENOMEM;
     if (!error) {
         made->request.proc_fd = proc_fd;
         made->request.stacks = made->stacks + PAGE;
-        fill_slots(&made->request, slots, slot_count);
+        ck_fill_slots(&made->request, slots, slot_count);
         int error_read = start(&made->request, flags, result);
         if (error_read < 0)
             error = error_read;
@@ -385,17 +404,6 @@ static size_t strings_size(const char *strings, size_t count) {
 static int write_successor(struct ck_board *board, const struct ck_tape *tape, const char *argv, size_t argc,
                            const char *envp, size_t envc) {
     struct ck_image *image = &board->successor;
-    const struct {
-        const void *bytes;
-        size_t size;
-    } parts[] = {
-        {tape->steps, tape->count * sizeof(struct ck_step)},
-        {tape->data, tape->data_size},
-        {argv, strings_size(argv, argc)},
-        {envp, strings_size(envp, envc)},
-    };
-    char *at = (char *)image->slots;
-    const char *end = (const char *)board + CK_BOARD_BYTES;
     *image = (struct ck_image){
         .count = (uint32_t)tape->count,
         .data_size = (uint32_t)tape->data_size,
@@ -403,37 +411,41 @@ static int write_successor(struct ck_board *board, const struct ck_tape *tape, c
         .envc = (uint32_t)envc,
         .board_fd = -1,
     };
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        if (parts[i].size > (size_t)(end - at))
-            return -E2BIG;
-        memcpy(at, parts[i].bytes, parts[i].size);
-        at += parts[i].size;
-    }
+    const struct ck_part parts[] = {
+        {tape->steps, tape->count * sizeof(struct ck_step)},
+        {tape->data, tape->data_size},
+        {argv, strings_size(argv, argc)},
+        {envp, strings_size(envp, envc)},
+    };
+    if (ck_parts_size(parts, 4) > CK_BOARD_BYTES - sizeof *board)
+        return -E2BIG;
+    ck_append(image->slots, parts, 4);
     return 0;
 }
 
 int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
-              size_t envc, struct ck_result *result, struct ck_board **board) {
-    *board = held->request.board;
-    int error = write_successor(*board, tape, argv, argc, envp, envc);
+              size_t envc, struct ck_result *result, struct ck_shared *shared) {
+    struct ck_board *board = held->request.board;
+    int error = write_successor(board, tape, argv, argc, envp, envc);
     if (error) {
-        *board = NULL;
         ck_end(held, result);
         return error;
     }
-    set(&(*board)->gate, CK_RELEASED);
+    *shared = (struct ck_shared){board, CK_BOARD_BYTES};
+    set(&board->gate, CK_RELEASED);
     held->request.board = NULL;
     free_held(held);
     return 0;
 }
 
 void ck_end(struct ck_held *held, struct ck_result *result) {
-    end_process(result->pid, result->pidfd);
+    ck_end_process(result->pid, result->pidfd);
     result->pidfd = -1;
     free_held(held);
 }
 
-void ck_read_board(const struct ck_board *board, struct ck_result *result) {
+void ck_read_board(const struct ck_shared *shared, struct ck_result *result) {
+    const struct ck_board *board = shared->board;
     if (board && board->failure.index >= 0) {
         result->failed_index = board->failure.index;
         result->error = board->failure.error;

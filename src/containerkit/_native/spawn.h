@@ -10,7 +10,8 @@ enum ck_spawn_flags {
     CK_SHARE_FILES = 1, /* stage 1 opens descriptors for the caller: CLONE_FILES */
     CK_HIDE_MEMORY = 2, /* the child joins a live container: those inside must not read the shared memory */
     CK_NO_PROCESS = 4,  /* the tape ends without an exec: reap everything, return no pid */
-    CK_HOLD = 8         /* the tape holds the command: only ck_hold accepts this */
+    CK_HOLD = 8,        /* the tape holds the command: only ck_hold accepts this */
+    CK_JOIN = 16        /* the first process becomes the command in a live container: see ck_join */
 };
 
 struct ck_result {
@@ -51,8 +52,12 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
 /* A start that is held just before its command. It waits in separate memory. */
 struct ck_held;
 
-/* The memory that the two still share after it has continued. */
+/* The memory that a command shares with the parent after its start; 0 for none. Nobody else may write to it. */
 struct ck_board;
+struct ck_shared {
+    struct ck_board *board;
+    size_t size;
+};
 
 /* Run a tape up to its CK_STEP_HOLD, where it waits for ck_let_go or ck_end. Returns like ck_spawn. */
 int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int proc_fd, int flags,
@@ -61,13 +66,19 @@ int ck_hold(const struct ck_tape *tape, int64_t *slots, size_t slot_count, int p
 /* Let it continue with another tape, and free it. Returns like ck_spawn. After an error it has ended and its pidfd is
  * closed. Nobody waits for the exec: when the process has ended, `board` says whether the exec failed. */
 int ck_let_go(struct ck_held *held, const struct ck_tape *tape, const char *argv, size_t argc, const char *envp,
-              size_t envc, struct ck_result *result, struct ck_board **board);
+              size_t envc, struct ck_result *result, struct ck_shared *shared);
 
-/* Copy the failure of a held start, if any, to `result`. */
-void ck_read_board(const struct ck_board *board, struct ck_result *result);
+/* Run a tape whose first step puts the children of the calling thread into the pid namespace of a live container, and
+ * whose other steps are those of one process, which becomes the command. Returns like ck_spawn, once the command is in
+ * the sealed init. When it has ended, `shared` says whether it failed before its exec. */
+int ck_join(const struct ck_tape *tape, const char *argv, size_t argc, const char *envp, size_t envc, int64_t *slots,
+            size_t slot_count, int proc_fd, struct ck_result *result, struct ck_shared *shared);
 
-/* Free a board. NULL is allowed. */
-void ck_free_board(struct ck_board *board);
+/* Copy the failure of a held start, or of a command that joined, to `result`, if there is one. */
+void ck_read_board(const struct ck_shared *shared, struct ck_result *result);
+
+/* Unmap it. */
+void ck_free_board(struct ck_shared *shared);
 
 /* Kill it, reap it and free it. */
 void ck_end(struct ck_held *held, struct ck_result *result);

@@ -39,7 +39,11 @@ static inline long ck_clone3(struct clone_args *args, void (*run)(void *), void 
     return result;
 }
 
+static inline void ck_relax(void) { __asm__ volatile("pause" ::: "memory"); }
+
 #elif defined(__aarch64__)
+
+static inline void ck_relax(void) { __asm__ volatile("yield" ::: "memory"); }
 
 static inline long ck_syscall(long number, long a, long b, long c, long d, long e, long f) {
     register long x8 __asm__("x8") = number;

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 from containerkit._native import constants as k
 from containerkit.compile import dev, mounts
 from containerkit.compile.facts import FILES, KERNEL_FS, ROOT, TTY_GROUP, bind_slot
+from containerkit.compile.namespaces import network_inside
 from containerkit.compile.root import memory_options
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
-from containerkit.security.paths import make_readonly, mask, may_exist
+from containerkit.security.paths import make_readonly, mask, may_exist, open_covers
 
 if TYPE_CHECKING:
     from containerkit.compile.facts import Start
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from containerkit.spec.rootfs import Volume
 
 _OF_THE_KERNEL: Final = frozenset({"/dev", "/proc", "/sys"})
+_SYS: Final = Slot("sys")
 
 
 def standard_mounts(start: Start) -> list[Operation]:
@@ -37,15 +39,32 @@ def standard_mounts(start: Start) -> list[Operation]:
             steps += calls.new_mount("proc", {}, Slot("proc"), attributes=KERNEL_FS)
         steps += sysctl_writes(start)
         steps += mounts.attach(Slot("proc"), ROOT, "/proc", directory=True, kept=Slot("proc"))
-    if "/sys" not in covered:
-        if start.is_new("network"):
-            steps += calls.new_mount("sysfs", {}, Slot("sys"), attributes=KERNEL_FS | k.MOUNT_ATTR_RDONLY)
-        steps += mounts.attach(Slot("sys"), ROOT, "/sys", directory=True, kept=Slot("sys"))
     if "/dev" not in covered:
         steps += dev.attach(start.spec)
         devices = start.spec.device_mounts(TTY_GROUP if start.host.terminals else None)
         steps += [step for mount in devices if mount.target not in covered for step in made(mount)]
     return steps
+
+
+def sys_mount(start: Start) -> list[Operation]:
+    """Join the network namespace, unless that is done, and mount its /sys."""
+    steps = [] if _sets_network(start) else network_inside(start)
+    if any(mount.target == "/sys" for mount in start.spec.mounts):
+        return steps
+    if start.is_new("network"):
+        steps += calls.new_mount("sysfs", {}, Slot("sys"), attributes=KERNEL_FS | k.MOUNT_ATTR_RDONLY)
+    return [*steps, *mounts.attach(Slot("sys"), ROOT, "/sys", directory=True, kept=Slot("sys"))]
+
+
+def mounts_sys_last(start: Start) -> bool:
+    """Whether /sys can be mounted last, when its network namespace is likely to be there.
+
+    Nothing else may lead there, not even by a symlink.
+    """
+    spec = start.spec
+    paths = (*spec.readonly_paths, *spec.masked_paths)
+    leads = bool(spec.mounts or spec.rootfs.volumes or dict(spec.rootfs.defaults).get("cwd"))
+    return start.network_beside and not leads and all(_below(path)[0] != ROOT for path in paths)
 
 
 def made(mount: Mount) -> list[Operation]:
@@ -159,14 +178,31 @@ def covered_paths(start: Start) -> list[Operation]:
     for cover, paths in ((make_readonly, start.spec.readonly_paths), (mask, start.spec.masked_paths)):
         for path in filter(may_exist, paths):
             root, below = _below(path)
-            steps += cover(root, below, path)
+            if root != _SYS or not mounts_sys_last(start):
+                steps += cover(root, below, path)
+    if mounts_sys_last(start):
+        return [*steps, *open_covers(), calls.close(Slot("dev")), calls.close(Slot("proc"))]
     return [*steps, *[calls.close(Slot(path[1:])) for path in sorted(_OF_THE_KERNEL)]]
+
+
+def last_mounts(start: Start) -> list[Operation]:
+    """Mount /sys after the pivot, with what covers it, while the staging is still attached."""
+    if not mounts_sys_last(start):
+        return []
+    steps = sys_mount(start)
+    for path in filter(may_exist, start.spec.readonly_paths):
+        if _below(path)[0] == _SYS:
+            steps += make_readonly(_SYS, _below(path)[1], path)
+    for path in filter(may_exist, start.spec.masked_paths):
+        if _below(path)[0] == _SYS:
+            steps += mask(_SYS, _below(path)[1], path, opened=True)
+    return [*steps, calls.close(_SYS)]
 
 
 def sysctl_writes(start: Start) -> list[Operation]:
     """Write kernel parameters through the container's own procfs, before anything can be mounted over it."""
     at = Slot("sysctl")
-    steps: list[Operation] = []
+    steps = network_inside(start) if _sets_network(start) else []
     wanted = dict(start.spec.sysctls)
     if start.is_new("user") and not start.spec.nested_userns:
         wanted.setdefault("user.max_user_namespaces", "0")
@@ -179,6 +215,12 @@ def sysctl_writes(start: Start) -> list[Operation]:
             calls.close(at),
         ]
     return steps
+
+
+def _sets_network(start: Start) -> bool:
+    """Whether a kernel parameter of the network namespace is set through the container's procfs."""
+    is_own = all(mount.target != "/proc" for mount in start.spec.mounts)
+    return is_own and any(name.startswith("net.") for name, _ in start.spec.sysctls)
 
 
 def _below(path: str) -> tuple[Slot, str]:

@@ -30,6 +30,7 @@ MAP_BYTES: Final = 2048
 PID: Final = Slot("pid")
 ROOT: Final = Slot("root")
 USERNS: Final = Slot("userns")
+NETWORK: Final = Slot("network")
 UPPER: Final = Slot("upper")
 
 FILES: Final = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV
@@ -120,6 +121,15 @@ class Start:
     def joins_alone(self) -> bool:
         """Whether stage 2 must have its own memory before it joins a group or sets its limit."""
         return bool(self.host.joins.inside())
+
+    @property
+    def network_beside(self) -> bool:
+        """Whether stage 1 makes the network namespace, which takes the kernel longest, while stage 2 mounts.
+
+        Both must share their memory and descriptors, and stage 1 must be able to join the new user namespace.
+        """
+        owned = self.names.user == "host" or (self.names.user == "new" and self.host.privileged)
+        return self.is_new("network") and owned and self.assembles and not self.joins_alone
 
     @property
     def joins_later(self) -> bool:

@@ -6,7 +6,7 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
-from containerkit.compile.facts import JOIN_PREFIX, KERNEL_FS, MAP_BYTES, PID, USERNS
+from containerkit.compile.facts import JOIN_PREFIX, KERNEL_FS, MAP_BYTES, NETWORK, PID, USERNS
 from containerkit.compile.root import clone_staged, clone_trees, tree_attributes
 from containerkit.compile.skeleton import write_map
 from containerkit.namespace import Kind
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MAKER: Final = "maker of proc"
 _SIOCSIFFLAGS: Final = 0x8914
+_SIOCGSKNS: Final = 0x894C
 _JOINED_IN_STAGE_1: Final = (Kind.CGROUP, Kind.IPC, Kind.UTS, Kind.NETWORK, Kind.PID)
 _SYS_HINT: Final = "only the owner of a network namespace can mount its /sys"
 
@@ -48,15 +49,22 @@ def outside(start: Start) -> list[Operation]:
         if start.assembles:
             steps += tree_attributes(start, Slot(JOIN_PREFIX + "user") if start.host.privileged else None)
         steps.append(join(Kind.USER))
+    return [*steps, clone_inside(start)]
+
+
+def clone_inside(start: Start) -> Operation:
+    """Return the clone of stage 2 into the new namespaces."""
     flags = k.CLONE_PARENT | k.CLONE_FILES
     for kind in Kind:
         if kind is not Kind.TIME and start.is_new(kind.value):
             flags |= kind.flag
+    if start.network_beside:
+        flags &= ~Kind.NETWORK.flag
     kinds = ", ".join(kind.value for kind in Kind if flags & kind.flag)
     if start.joins_later:
         flags &= ~k.CLONE_NEWCGROUP  # otherwise its root would be the group of the cloning process
     group = start.host.joins.group
-    return [*steps, calls.clone(flags, "inside", pid=PID, group=group, target=f"{kinds} namespaces")]
+    return calls.clone(flags, "inside", pid=PID, group=group, target=f"{kinds} namespaces")
 
 
 def proc_of_joined() -> list[Operation]:
@@ -105,7 +113,31 @@ def owner(start: Start) -> list[Operation]:
             steps.append(calls.open_of_process(PID, "ns/user", k.O_RDONLY, userns))
     if start.assembles and not start.is_joined("user"):
         steps += tree_attributes(start, userns)
-    return [*steps, calls.release(), calls.leave()]
+    return [*steps, calls.release(), *network_outside(start), calls.leave()]
+
+
+def network_outside(start: Start) -> list[Operation]:
+    """Make the network namespace in stage 1, as the container's user namespace, which then owns it."""
+    if not start.network_beside:
+        return []
+    hint = "a limit on network namespaces may be reached: see user.max_net_namespaces"
+    return [
+        *([calls.setns(USERNS, k.CLONE_NEWUSER, "the new user namespace")] if start.is_new("user") else ()),
+        calls.unshare(k.CLONE_NEWNET, "network namespace", hint),
+        *_loopback(NETWORK),
+        calls.release(calls.NETWORK_GATE),
+    ]
+
+
+def network_inside(start: Start) -> list[Operation]:
+    """Join it in stage 2."""
+    if not start.network_beside:
+        return []
+    return [
+        calls.await_release(gate=calls.NETWORK_GATE),
+        calls.setns(NETWORK, k.CLONE_NEWNET, "network namespace"),
+        calls.close(NETWORK),
+    ]
 
 
 def identity(start: Start) -> list[Operation]:
@@ -114,20 +146,24 @@ def identity(start: Start) -> list[Operation]:
     for call, name in (("sethostname", start.spec.hostname), ("setdomainname", start.spec.domainname)):
         if start.is_new("uts") and name is not None:
             steps.append(calls.call(call, Block(name.encode()), len(name.encode()), target=name))
-    if start.is_new("network"):
+    if start.is_new("network") and not start.network_beside:
         steps += _loopback()
     return steps
 
 
-def _loopback() -> list[Operation]:
+def _loopback(result: Slot | None = None) -> list[Operation]:
     """Bring up ``lo``, which gets its addresses automatically.
 
-    The ioctl works with any socket. Source: netdevice(7).
+    The ioctls work with any socket. Source: netdevice(7), SIOCGSKNS in sock_ioctl() of net/socket.c.
+
+    Args:
+        result: the slot for a descriptor of the network namespace.
     """
     at = Slot("socket")
     request = pack("=16sH22x", b"lo", 0x41)  # IFF_UP | IFF_RUNNING
     return [
         calls.call("socket", 1, 2 | k.O_CLOEXEC, 0, target="for lo", result=at),  # AF_UNIX, SOCK_DGRAM
         calls.call("ioctl", at, _SIOCSIFFLAGS, Block(request), target="lo up"),
+        *(() if result is None else (calls.call("ioctl", at, _SIOCGSKNS, target="network namespace", result=result),)),
         calls.close(at),
     ]

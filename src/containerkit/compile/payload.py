@@ -28,6 +28,8 @@ __all__ = [
 
 _PID: Final = Slot("pid")
 _OWNER: Final = Slot("owner")
+_TARGET: Final = Slot("target")
+_STOPPED: Final = "the container has stopped"
 
 
 def be_root() -> list[Operation]:
@@ -98,7 +100,9 @@ def rest_plan(command: Command) -> Plan:
     return Plan((*process.announce(command), *dress, *process.execute(command)))
 
 
-def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining = NOTHING_TO_JOIN) -> Plan:
+def exec_plan(
+    command: Command, kinds: int, *, sets_groups: bool, joins: Joining = NOTHING_TO_JOIN, direct: bool = False
+) -> Plan:
     """Return the plan that runs a command in a running container.
 
     Inputs (slots): ``target``, a pidfd of its init; ``stdin``, ``stdout``, ``stderr``; ``caller's proc``; ``time``, a
@@ -109,21 +113,25 @@ def exec_plan(command: Command, kinds: int, *, sets_groups: bool, joins: Joining
         kinds: the ``CLONE_NEW*`` of the namespaces in which it differs from the caller.
         sets_groups: as for :func:`become`.
         joins: how it joins its control groups.
+        direct: whether the calling thread clones the command into the pid namespace by itself (``_native.JOIN``).
     """
     clock = joins.clock((joined_clock(Slot("time")) if kinds & k.CLONE_NEWTIME else NO_CLOCK).adjusted(command))
-    steps = [
-        calls.call("umask", 0),
-        *joins.outside(),
-        calls.setns(
-            Slot("target"), kinds & ~k.CLONE_NEWTIME, "the container's namespaces", "the container has stopped"
-        ),
+    joined = kinds & ~(k.CLONE_NEWTIME | (k.CLONE_NEWPID if direct else 0))
+    cloned = [
         calls.clone(k.CLONE_PARENT | k.CLONE_FILES, "command", pid=_PID, group=joins.group, target="command"),
         calls.release(),
         calls.leave(),
         calls.await_release("command"),
+    ]
+    steps = [
+        *((calls.setns(_TARGET, k.CLONE_NEWPID, "the container's pid namespace", _STOPPED),) if direct else ()),
+        calls.call("umask", 0),
+        *joins.outside(),
+        calls.setns(_TARGET, joined, "the container's namespaces", _STOPPED),
+        *(() if direct else cloned),
         *(be_root() if kinds & k.CLONE_NEWUSER else ()),
         *process.session(command),
-        *clock.operations(process.passed(command)),
+        *clock.operations(process.passed(command), board=direct),
         *become(command, sets_groups=sets_groups),
     ]
     return Plan(tuple(steps))

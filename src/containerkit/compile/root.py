@@ -172,7 +172,6 @@ def pivot() -> list[Operation]:
     return [
         calls.call("fchdir", ROOT, target="/"),
         calls.pivot_root(),
-        calls.close(ROOT),
     ]
 
 

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
 from containerkit._native import constants as k
-from containerkit.compile.contents import covered_paths, own_mounts, standard_mounts, volumes, working_directory
+from containerkit.compile.contents import (
+    covered_paths,
+    last_mounts,
+    mounts_sys_last,
+    own_mounts,
+    standard_mounts,
+    sys_mount,
+    volumes,
+    working_directory,
+)
 from containerkit.compile.dev import close_for_writing
-from containerkit.compile.facts import UPPER, Start
+from containerkit.compile.facts import ROOT, UPPER, Start
 from containerkit.compile.namespaces import identity, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
 from containerkit.compile.process import given, passed, session
@@ -76,12 +85,16 @@ def inside(start: Start) -> list[Operation]:
         steps += root(start)
         steps += own_name(start)
         steps += standard_mounts(start)
+        if not mounts_sys_last(start):
+            steps += sys_mount(start)
         steps += volumes(start)
         steps += own_mounts(start)
         steps += close_for_writing(start.spec)
         steps += working_directory(start)
         steps += covered_paths(start)
         steps += pivot()
+        steps += last_mounts(start)
+        steps.append(calls.close(ROOT))
         if not start.clones_command:
             steps += leave_outside(start)
     return steps

@@ -278,9 +278,9 @@ class Captured:
         # Python runs its signal handlers in between: they may raise, or stop the container, and with it this.
         while not self._over and run.see_out() == EINTR:
             continue
-        if self._rest is not None and run.failed:  # nothing has waited for the exec
+        if run.failed:  # nothing has waited for the exec
             assert self._program is not None
-            raise self._program.failure_of_either(run.outcome(), self._rest)
+            raise self._program.failure_of_either(run.outcome(), self._rest or self._program)
         left: Left = run.left()
         self._end()
         return left if self._heard is None else left._replace(heard=self._heard)

@@ -386,7 +386,10 @@ class Commands(Live):
                 entrance = self._entrance
                 assert entrance is not None
                 captured = Captured(command, text, terms, owner, self._forget, self._processes)
-                captured.begin(entrance.program(command), entrance.inputs(), flags=_native.HIDE_MEMORY)
+                direct = entrance.direct
+                program = entrance.program(command, direct=direct)
+                flags = _native.JOIN if direct else _native.HIDE_MEMORY
+                captured.begin(program, entrance.inputs(), flags=flags)
             return captured.complete()
         except BaseException:
             if captured is not None:

@@ -40,12 +40,17 @@ class Entrance:
         self._time: list[int] = []
         self._opening = allocate_lock()
 
-    def program(self, command: Command, joins: Joining = NOTHING_TO_JOIN) -> Program:
-        """Return the compiled plan by which a command joins."""
+    @property
+    def direct(self) -> bool:
+        """Whether a thread of the caller can clone a command into the pid namespace. Source: pid_namespaces(7)."""
+        return self._ground.host.privileged
+
+    def program(self, command: Command, joins: Joining = NOTHING_TO_JOIN, *, direct: bool = False) -> Program:
+        """Return the compiled plan by which a command joins; see :func:`containerkit.compile.payload.exec_plan`."""
         kinds, sets_groups = self._kinds, self._ground.host.sets_groups
         return programs.get(
-            (command.shape, kinds, sets_groups, joins),
-            lambda: Program(payload.exec_plan(command, kinds, sets_groups=sets_groups, joins=joins)),
+            (command.shape, kinds, sets_groups, joins, direct),
+            lambda: Program(payload.exec_plan(command, kinds, sets_groups=sets_groups, joins=joins, direct=direct)),
         )
 
     def inputs(self) -> dict[str, int]:

@@ -71,6 +71,10 @@ PAYLOAD_GATE: Final = 1
 """Where the command waits until PID 1 has removed everything of the outside."""
 
 
+NETWORK_GATE: Final = 2
+"""Where the first process inside waits until stage 1 has made its network namespace."""
+
+
 def await_release(label: str = "", *, gate: int = OWNER_GATE) -> Operation:
     """Sleep until the process that cloned this one calls :func:`release`."""
     return Operation("await_release", step=k.STEP_AWAIT, args=(gate,), label=label)

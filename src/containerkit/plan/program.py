@@ -163,7 +163,7 @@ class Program:
             raise _not_begun("execve", problem)
 
     def failure_of_either(self, outcome: Outcome, rest: Program) -> SetupError:
-        """Return the error of a start that another plan continued."""
+        """Return the error of a start that another plan may have continued."""
         if _native.SECOND <= outcome.failed_index < _native.CALLER:
             return rest._failure(outcome._replace(failed_index=outcome.failed_index - _native.SECOND))
         return self._failure(outcome)
@@ -206,7 +206,9 @@ class Program:
             if outcome.error == ETIMEDOUT:
                 return SetupError("execve", ETIMEDOUT, "", "something inside may have stopped the process that joined")
             return SetupError("pidfd_open", outcome.error, "", "raise the limit on open files: ulimit -n")
-        operation = self.plan.operations[self._tape.origin[outcome.failed_index]]
+        # A container that may trace its processes can write any number to the board of one that joins.
+        step = min(outcome.failed_index, len(self._tape.origin) - 1)
+        operation = self.plan.operations[self._tape.origin[step]]
         if operation.step == k.STEP_NETLINK:
             operation = self._told(operation, outcome)
         elif operation.step == k.STEP_POPULATE:

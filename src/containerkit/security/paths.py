@@ -65,16 +65,32 @@ def make_readonly(root: Slot, path: str, target: str) -> list[Operation]:
     return [_open_if_there(root, path, target, at, 0, len(steps)), *steps]
 
 
-def mask(root: Slot, path: str, target: str) -> list[Operation]:
+EMPTY, NULL = Slot("empty directory"), Slot("null device")
+
+
+def open_covers() -> list[Operation]:
+    """Return the operations that open what masks are made of, for masks after the staging is out of sight."""
+    return [
+        calls.open_at(k.AT_FDCWD, b"/masked", k.O_PATH | k.O_DIRECTORY, EMPTY, target="empty directory"),
+        calls.open_at(k.AT_FDCWD, b"/dev/null", k.O_PATH, NULL, target="null device"),
+    ]
+
+
+def mask(root: Slot, path: str, target: str, *, opened: bool = False) -> list[Operation]:
     """Return the operations that mount an empty directory or /dev/null over a path. None if it does not exist.
 
     Both come from the staging filesystem, so nobody inside can have replaced them (CVE-2025-31133). The arguments are
-    those of :func:`make_readonly`.
+    those of :func:`make_readonly`; ``opened`` says whether they come from :func:`open_covers`.
     """
     at, tree = Slot("covered"), Slot("cover")
     over = [calls.move_mount(tree, at, b"", target=target), calls.close(tree), calls.close(at)]
-    directory = [calls.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty directory"), *over]
-    file = [calls.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device"), *over]
+    if opened:
+        empty = calls.open_tree(EMPTY, b"", tree, target="empty directory")
+        null = calls.open_tree(NULL, b"", tree, target="null device")
+    else:
+        empty = calls.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty directory")
+        null = calls.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device")
+    directory, file = [empty, *over], [null, *over]
     directory[-1] = directory[-1]._replace(leap=len(file) + 1)  # it is a directory, so skip the steps for a file
     return [
         _open_if_there(root, path, target, at, k.O_DIRECTORY, len(directory)),
