@@ -18,6 +18,10 @@ from containerkit.network import keeper
 CLI = [sys.executable, "-m", "containerkit"]
 SERVE = "import socket; s = socket.create_server(('', 80)); print('up', flush=True)\nwhile True: s.accept()[0].send(b'hello')"
 
+leads_out = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.access("/dev/net/tun", os.R_OK | os.W_OK), reason="this user may not open /dev/net/tun"
+)
+
 
 @pytest.fixture
 def kept():
@@ -41,6 +45,7 @@ def served(one):
         return client.recv(5)
 
 
+@leads_out
 def test_port_is_served_after_the_caller_and_until_the_end(kept):
     name = f"p{os.getpid()}"
     words = ["run", "-d", "--name", name, "--network", "internet", "-p", "0:80", "--", "python3", "-c", SERVE]
@@ -59,6 +64,7 @@ def test_port_is_served_after_the_caller_and_until_the_end(kept):
         free.bind((port.host, port.host_port))
 
 
+@leads_out
 def test_policy_starts_network_and_container_again(kept):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -76,6 +82,7 @@ def test_policy_starts_network_and_container_again(kept):
         assert client.recv(5) == b"hello"
 
 
+@leads_out
 def test_killed_keeper_takes_the_network_with_it(kept):
     one = Container(network="internet").detach(command=["sleep", "100"])
     attendant = one.last_run["attendant"]
@@ -84,6 +91,7 @@ def test_killed_keeper_takes_the_network_with_it(kept):
     wait_for(lambda: one.status == "dead")
 
 
+@leads_out
 def test_start_that_fails_leaves_no_attendant(kept):
     before = _attendants()
     with pytest.raises(Exception, match="nosuch"):
@@ -121,6 +129,7 @@ def test_containers_of_one_network_find_each_other(kept, network):
     assert len(members) == 2
 
 
+@leads_out
 def test_fixed_port_and_address_are_had_again_at_once(kept):
     network = Network(f"f{os.getpid()}", subnets=["10.177.66.0/24"])
     with socket.socket() as free:
