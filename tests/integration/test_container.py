@@ -1,5 +1,6 @@
 """The life of a container: start, state, stop, and calls in the wrong state."""
 
+import contextlib
 import errno
 import gc
 import os
@@ -630,6 +631,30 @@ def test_a_container_is_stopped_under_what_another_thread_runs():
         for thread in threads:
             thread.join()
     assert [-9] * 4 == done
+
+
+def test_a_command_that_is_killed_while_it_enters_was_killed():
+    statuses = set()
+    with Container() as c:
+
+        def kill_all():
+            while not ended.is_set():
+                for pid in c.members():
+                    if pid != c.pid:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+
+        ended = threading.Event()
+        killer = threading.Thread(target=kill_all)
+        killer.start()
+        try:
+            for _ in range(300):
+                statuses.add(c.run(["true"]).returncode)
+        finally:
+            ended.set()
+            killer.join()
+    assert statuses <= {0, -signal.SIGKILL}
+    assert -signal.SIGKILL in statuses
 
 
 def test_nobody_waits_for_a_command_that_another_thread_runs():

@@ -75,7 +75,8 @@ def test_sparse_members_of_gnu_tar_keep_their_holes(tmp_path, form):
     unpack(made, target)
     for name in os.listdir(source):
         assert same(source / name, target / name)
-        assert (source / name).stat().st_blocks == (target / name).stat().st_blocks
+        # The filesystem may count a block of its own list of extents, or not.
+        assert (target / name).stat().st_blocks <= (source / name).stat().st_blocks + 16
 
 
 def test_sparse_file_is_written_as_others_read_it(tmp_path):

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -120,6 +121,14 @@ static long clone_inside(struct ck_request *request, int own, int *pidfd, int *j
     return pid;
 }
 
+/* Whether an ended process was killed, as by the stop of its container. It stays to be reaped. */
+static int was_killed(int pidfd) {
+    siginfo_t info = {0};
+    int flags = WEXITED | WNOWAIT | WNOHANG | __WALL;
+    return CK_CALL5(waitid, P_PIDFD, pidfd, &info, flags, 0) == 0 && info.si_code == CLD_KILLED &&
+           info.si_status == SIGKILL;
+}
+
 /* Wait until the command shares no memory with this process. It says so itself, from the sealed init: what the kernel
  * does at an exec to wake others, it does before the memory is changed. Root of the container may kill or stop the
  * command before that. */
@@ -134,6 +143,8 @@ static void await_entry(struct ck_request *request, int pidfd, struct ck_result 
         if (__atomic_load_n(entered, __ATOMIC_ACQUIRE))
             break;
         if (poll(&watched, 1, 0) == 1) {
+            if (was_killed(pidfd)) /* whoever reaps the command is told */
+                request->board->failure.index = CK_NONE;
             failure = request->board->failure;
             break;
         }
