@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 TUN = "/dev/net/tun"
 HERE = os.pathsep.join(path for path in sys.path if path)
-USER = 45_000 + os.getpid() % 4000  # other runs of the tests end what their own user has
+USER = 41_000 + os.getpid() % 4000  # other runs of the tests end what their own user has
 root = pytest.mark.skipif(os.geteuid() != 0, reason="making nodes needs root")
 
 
