@@ -10,6 +10,7 @@ import ctypes
 import gc
 import importlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -88,6 +89,7 @@ def child(zygote, kinds, fds):
     sock = socket.socket(fileno=fds[0])
     try:
         checked(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "die with the zygote")
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         for kind, fd in zip(kinds, fds[2:]):
@@ -97,7 +99,6 @@ def child(zygote, kinds, fds):
                 checked(LIBC.setns(fd, 0), "join the " + kind + " namespace")
         close_others(sock.fileno())
         confine(zygote.operations)
-        signal.set_wakeup_fd(-1)
     except BaseException as error:
         what = "%d %s" % (getattr(error, "errno", None) or 0, getattr(error, "filename", None) or error)
         sock.sendall(b"e" + what.encode()[:1000])
@@ -137,7 +138,7 @@ class Zygote:
         gc.collect()
         gc.freeze()  # a collection in a fork would copy all of this memory
 
-    def reap(self, *_):
+    def reap(self):
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -173,10 +174,32 @@ class Zygote:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         return pid, pidfd
 
+    def await_request(self):
+        """Wait for a request, and reap forks meanwhile.
+
+        A signal may come just before a call that blocks, when its handler in Python does not run any more. That of C
+        runs, and writes to a pipe.
+        """
+        while True:
+            ready = [fd for fd, _ in self.poll.poll()]
+            if self.woken in ready:
+                os.read(self.woken, 4096)
+                self.reap()
+            if self.control.fileno() in ready:
+                return
+
     def serve(self):
-        signal.signal(signal.SIGCHLD, self.reap)
+        self.woken, waking = os.pipe()
+        for fd in self.woken, waking:
+            os.set_blocking(fd, False)
+        self.poll = select.poll()
+        for fd in self.woken, self.control.fileno():
+            self.poll.register(fd, select.POLLIN)
+        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         self.control.sendall(b"ready")
         while True:
+            self.await_request()
             message, fds = receive(self.control)
             if not message:
                 return
