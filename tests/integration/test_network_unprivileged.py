@@ -8,7 +8,6 @@ import tempfile
 import textwrap
 
 import pytest
-from test_programs import database_directory
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("pasta") or shutil.which("slirp4netns")), reason="the programs pasta or slirp4netns"
@@ -123,36 +122,3 @@ def test_containers_of_several_processes_of_a_user_are_on_a_network_that_is_kept
         if os.geteuid() == 0:
             os.chown(runtime, USER, USER)
         assert as_user(code, uplink=False, runtime=runtime) == "200\n0\n[]\n"
-
-
-DATABASE = """
-import os, subprocess, time
-from containerkit import Container, IdMapping, Mount, Port
-place = {place!r}
-env = {{"PATH": place + ":/usr/bin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}}
-ids = {{"uid_mappings": [IdMapping(1000, os.getuid(), 1)], "gid_mappings": [IdMapping(1000, os.getgid(), 1)]}}
-mounts = [Mount.tmpfs("/data", size="512M", mode=0o777), Mount.tmpfs("/run/pg", mode=0o777)]
-with Container(network="internet", publish=[Port(0, 5432)], mounts=mounts, **ids) as c:
-    who = {{"env": env, "user": "1000:1000"}}
-    c.run(["initdb", "-D", "/data/base", "-U", "me", "-A", "trust", "--no-sync"], check=True, timeout=100, **who)
-    allow = ["sh", "-c", "echo host all all all trust >> /data/base/pg_hba.conf"]
-    c.run(allow, check=True, **who)
-    words = ["postgres", "-D", "/data/base", "-k", "/run/pg", "-c", "listen_addresses=*", "-c", "fsync=off"]
-    server = c.popen(words, stdout=-3, stderr=-3, **who)
-    (port,) = c.joined()["network"].published
-    psql = [place + "/psql", "-h", "127.0.0.1", "-p", str(port.host_port), "-U", "me", "-d", "postgres", "-Atc"]
-    for _ in range(600):
-        done = subprocess.run([*psql, "select sum(n) from generate_series(1, 1000) n"], capture_output=True, text=True)
-        if done.returncode == 0:
-            break
-        assert server.poll() is None
-        time.sleep(0.1)
-    print(done.stdout, done.stderr)
-    server.terminate()
-    assert server.wait(timeout=60) == 0
-"""
-
-
-@pytest.mark.skipif(database_directory() is None, reason="initdb is not there: install postgresql")
-def test_database_with_a_published_port():
-    assert as_user(DATABASE.format(place=database_directory())).split() == ["500500"]
