@@ -132,6 +132,9 @@ class Zygote:
         sys.path += told["path"]
         for name in told["preload"]:
             importlib.import_module(name)
+        for name in told["optional"]:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         self.operations, self.kept = prepared(told["operations"])
         self.program = {"__name__": "containerkit", "__builtins__": __builtins__}
         exec(compile(told["program"], "<containerkit>", "exec"), self.program)

@@ -174,7 +174,9 @@ class ContainerExecutor(Executor):
 
     def _made_zygote(self) -> Zygote:
         kind: Any = "fork" if self._isolation == "fork" else "container"
-        return Zygote(source_of("containerkit.executor._inside_task"), isolation=kind, **self._fields)
+        program = source_of("containerkit.executor._inside_task")
+        # Functions that are sent by value need it: each fork would import it anew.
+        return Zygote(program, isolation=kind, optional=["cloudpickle"], **self._fields)
 
     @property
     def max_workers(self) -> int:

@@ -79,6 +79,7 @@ class Zygote:
         rootfs: the root filesystem (default ``RootFS.host()``).
         python: the interpreter inside, version 3.8 or later with ctypes.
         preload: the modules that it imports before the first fork.
+        optional: the same for modules that may be missing inside.
         path: additional directories inside for the search for modules.
         isolation: ``"container"`` for a fresh container for each fork, ``"fork"`` for one container for all, in which
             each has its own pid namespace.
@@ -99,6 +100,7 @@ class Zygote:
         *,
         python: str = "python3",
         preload: ListOf[str] = (),
+        optional: ListOf[str] = (),
         path: ListOf[str] = (),
         isolation: Isolation = "container",
         env: Mapping[str, str] | None = None,
@@ -127,7 +129,7 @@ class Zygote:
             with theirs:
                 self._nursery.start()
                 self._begin(theirs, python, env, stdout, stderr)
-            self._set_up({"program": program, "preload": list(preload), "path": list(path)})
+            self._set_up({"program": program, "preload": list(preload), "optional": list(optional), "path": list(path)})
             self._user = self._nursery.namespace(Kind.USER)
         except BaseException:
             self.close()
