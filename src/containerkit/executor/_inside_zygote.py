@@ -132,14 +132,17 @@ class Zygote:
         sys.path += told["path"]
         for name in told["preload"]:
             importlib.import_module(name)
-        for name in told["optional"]:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
         self.operations, self.kept = prepared(told["operations"])
         self.program = {"__name__": "containerkit", "__builtins__": __builtins__}
         exec(compile(told["program"], "<containerkit>", "exec"), self.program)
         gc.collect()
         gc.freeze()  # a collection in a fork would copy all of this memory
+
+    def load(self, name):
+        with contextlib.suppress(Exception):  # a fork that needs it tells why it can't be imported
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
 
     def reap(self):
         while True:
@@ -206,8 +209,13 @@ class Zygote:
             message, fds = receive(self.control)
             if not message:
                 return
+            verb, *words = message.decode().split()
+            if verb == "load":
+                self.load(words[0])
+                self.control.sendall(b"loaded")
+                continue
             try:
-                pid, pidfd = self.fork(message.decode().split()[1:], fds)
+                pid, pidfd = self.fork(words, fds)
             except OSError as error:
                 self.control.sendall(("error %s" % error).encode())
             else:

@@ -42,6 +42,10 @@ Isolation = Literal["container", "fork", "worker"]
 RESULT_LIMIT_BYTES: Final = 2**31
 """The default limit of the size of a result, in bytes."""
 
+_BY_VALUE: Final = b"cloudpickle.cloudpickle"
+"""Near the beginning of what is pickled by value: the module that is imported to unpickle it."""
+_FIRST_PART: Final = 65536
+
 
 class TaskFuture(Future[Result]):
     """The future of a task in a container.
@@ -174,9 +178,7 @@ class ContainerExecutor(Executor):
 
     def _made_zygote(self) -> Zygote:
         kind: Any = "fork" if self._isolation == "fork" else "container"
-        program = source_of("containerkit.executor._inside_task")
-        # Functions that are sent by value need it: each fork would import it anew.
-        return Zygote(program, isolation=kind, optional=["cloudpickle"], **self._fields)
+        return Zygote(source_of("containerkit.executor._inside_task"), isolation=kind, **self._fields)
 
     @property
     def max_workers(self) -> int:
@@ -252,6 +254,8 @@ class ContainerExecutor(Executor):
         lasts = False
         try:
             content = (b"p" if self._results == "pickle" else b"d") + self._dumped(work)
+            if _BY_VALUE in content[:_FIRST_PART]:
+                self._zygote.load("cloudpickle")  # otherwise each fork would import it anew
             worker = self._taken(content)
             value, error = self._answer(worker)
             lasts = self._isolation == "worker"

@@ -79,7 +79,6 @@ class Zygote:
         rootfs: the root filesystem (default ``RootFS.host()``).
         python: the interpreter inside, version 3.8 or later with ctypes.
         preload: the modules that it imports before the first fork.
-        optional: the same for modules that may be missing inside.
         path: additional directories inside for the search for modules.
         isolation: ``"container"`` for a fresh container for each fork, ``"fork"`` for one container for all, in which
             each has its own pid namespace.
@@ -100,7 +99,6 @@ class Zygote:
         *,
         python: str = "python3",
         preload: ListOf[str] = (),
-        optional: ListOf[str] = (),
         path: ListOf[str] = (),
         isolation: Isolation = "container",
         env: Mapping[str, str] | None = None,
@@ -119,6 +117,7 @@ class Zygote:
         self._command = describe(self.spec, [python], {"env": env, "user": user})
         self._fields = {name: value for name, value in fields.items() if name not in ("uid_mappings", "gid_mappings")}
         self._lock = threading.Lock()
+        self._loaded: set[str] = set()
         self._forks: WeakSet[Forked] = WeakSet()
         self._owner = os.getpid()
         self._nursery = self._made_nursery(fields)
@@ -129,7 +128,7 @@ class Zygote:
             with theirs:
                 self._nursery.start()
                 self._begin(theirs, python, env, stdout, stderr)
-            self._set_up({"program": program, "preload": list(preload), "optional": list(optional), "path": list(path)})
+            self._set_up({"program": program, "preload": list(preload), "path": list(path)})
             self._user = self._nursery.namespace(Kind.USER)
         except BaseException:
             self.close()
@@ -224,6 +223,18 @@ class Zygote:
         if not passed:
             raise SetupError("fork", ECHILD, "zygote", answer.decode(errors="replace") or "it has ended")
         made.pidfd, made.pid = passed[0], int(answer)
+
+    def load(self, module: str) -> None:
+        """Import a module before later forks, once. It may be missing inside, and the zygote may have ended."""
+        with self._lock:
+            if module in self._loaded:
+                return
+            self._loaded.add(module)
+            try:
+                self._control.sendall(f"load {module}".encode())
+                self._control.recv(16)
+            except OSError:  # the next fork says so
+                return
 
     def close(self) -> None:
         """Kill it, with all of its forks that are in its own container.
