@@ -16,6 +16,7 @@ import warnings
 from gc import collect
 
 import pytest
+from test_programs import PATH, database_directory
 from waiting import wait_for
 
 from containerkit import (
@@ -922,3 +923,29 @@ def test_a_bridge_takes_1023_containers_and_the_next_is_told_so(net):
         net.release(claim)
     with Container(network=net) as container:
         assert "eth0" in interfaces(container)
+
+
+@pytest.mark.skipif(database_directory() is None, reason="initdb is not there: install postgresql")
+def test_postgresql_with_a_published_port():
+    if os.geteuid():
+        pytest.skip("PostgreSQL refuses to run as root, and this user has no other id")
+    directory = database_directory()
+    who = {"env": {"PATH": f"{directory}:{PATH}", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}, "user": "1000:1000"}
+    mounts = [Mount.tmpfs("/data", size="512M"), Mount.tmpfs("/run/pg")]
+    with Container(network="internet", publish=[Port(0, 5432)], mounts=mounts) as container:
+        words = ["initdb", "-D", "/data/base", "-U", "me", "-A", "trust", "--no-sync"]
+        container.run(words, check=True, timeout=60, **who)
+        container.run(["sh", "-c", "echo host all all all trust >> /data/base/pg_hba.conf"], check=True, **who)
+        words = ["postgres", "-D", "/data/base", "-k", "/run/pg", "-c", "listen_addresses=*", "-c", "fsync=off"]
+        with container.popen(words, stdout=-1, stderr=-1, **who) as server:
+            (port,) = container.joined()["network"].published
+            psql = [f"{directory}/psql", "-h", "127.0.0.1", "-p", str(port.host_port), "-U", "me", "-d", "postgres"]
+            for _ in range(300):
+                done = subprocess.run([*psql, "-Atc", "select sum(n) from generate_series(1, 1000) n"],
+                                      capture_output=True, text=True, check=False)  # fmt: skip
+                if done.returncode == 0:
+                    break
+                assert server.poll() is None, server.communicate()
+                time.sleep(0.1)
+            assert done.stdout == "500500\n"
+            server.terminate()

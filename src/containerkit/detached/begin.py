@@ -37,6 +37,7 @@ from containerkit.detached.wiring import wired
 from containerkit.errors import ContainerError, SetupError, StateError, UnsupportedError
 from containerkit.process.process import DEVNULL, PIPE
 from containerkit.spec.rootfs import resolve
+from containerkit.start.id_ranges import lease_singly
 
 if TYPE_CHECKING:
     from containerkit.detached.store import Entry
@@ -232,6 +233,7 @@ def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, l
     if spec.wishes_for_network:
         spec, attendant = wired(spec, entry, keeping.name)
     container = Begun(spec, entry.id)
+    lease_singly()
     container.start()
     try:
         container.refuse_fuse()

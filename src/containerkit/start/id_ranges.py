@@ -20,7 +20,7 @@ from containerkit.spec.idmap import LARGEST_ID
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["RANGE", "IdRange", "lease", "subordinate"]
+__all__ = ["RANGE", "IdRange", "lease", "lease_singly", "subordinate"]
 
 
 _BLOCK_RANGES: Final = 256  # ranges under one lock file
@@ -62,8 +62,13 @@ class IdRange:
         return f"<IdRange {self.base} to {self.base + RANGE - 1}, {state}>"
 
 
-def _hold(name: str) -> int | None:
-    """Lock a file. Return the descriptor that holds the lock, or None if another process holds it."""
+def _hold(name: str, *, shared: bool = False) -> int | None:
+    """Lock a file. Return the descriptor that holds the lock, or None if another process holds it.
+
+    Args:
+        name: its name.
+        shared: whether others may hold it too, shared.
+    """
     import fcntl
 
     try:
@@ -74,7 +79,7 @@ def _hold(name: str) -> int | None:
         raise SetupError("open", error.errno or 0, f"{_DIRECTORY}/{name}", hint) from None
     try:
         # a lock of the open file, so that a forked child with a copy is not another holder
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return None
@@ -173,7 +178,7 @@ class _Ranges:
             return found
         with self.lock:
             if not self.free:
-                self._take_block()
+                self._take_free()
             base = self.free.pop()
         return IdRange(base, base, lambda: self._give_back(base))
 
@@ -181,10 +186,33 @@ class _Ranges:
         with self.lock:
             self.free.append(base)
 
-    def _take_block(self) -> None:
+    def _take_free(self) -> None:
         if not has_ids_to_spare():
             hint = "the user namespace of the caller does not have these ids: pass uid_mappings and gid_mappings"
             raise UnsupportedError("lease", EPERM, "id range", hint)
+        if not (self._take_single() if _singly else self._take_block()):
+            hint = f"all {_BLOCKS} blocks in {_DIRECTORY} are held by live processes"
+            raise UnsupportedError("lease", EAGAIN, "id range", hint)
+
+    def _take_single(self) -> bool:
+        """Take one range of a block that is shared with processes that do the same. Return whether there was one."""
+        for block in reversed(range(_BLOCKS)):
+            whole = _hold(str(block), shared=True)
+            if whole is None:
+                continue
+            offset = os.getpid() % _BLOCK_RANGES
+            for number in range(_BLOCK_RANGES):
+                place = (offset + number) % _BLOCK_RANGES
+                fd = _hold(f"{block}.{place}")
+                if fd is not None:
+                    self.locks += [whole, fd]
+                    self.free.append(FIRST_BASE + (block * _BLOCK_RANGES + place) * RANGE)
+                    return True
+            _let_go(whole)
+        return False
+
+    def _take_block(self) -> bool:
+        """Take a block. Return whether there was one."""
         # Not always the first: the lock of a killed process is gone a moment before its containers are.
         offset = os.getpid() % _BLOCKS
         for number in range(_BLOCKS):
@@ -196,12 +224,23 @@ class _Ranges:
             first = FIRST_BASE + block * _BLOCK_RANGES * RANGE
             # The lowest is used first and reused first, because its caches are warm.
             self.free.extend(first + number * RANGE for number in reversed(range(_BLOCK_RANGES)))
-            return
-        hint = f"all {_BLOCKS} blocks in {_DIRECTORY} are held by live processes"
-        raise UnsupportedError("lease", EAGAIN, "id range", hint)
+            return True
+        return False
 
 
 _ranges: _Ranges | None = None
+
+
+_singly = False
+
+
+def lease_singly() -> None:
+    """Let this process take single ranges, not blocks of 256, of which a machine has 224.
+
+    It is for processes with one container each, of which there may be thousands.
+    """
+    global _singly  # noqa: PLW0603 - one way for a process
+    _singly = True
 
 
 def lease() -> IdRange:
