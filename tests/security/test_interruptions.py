@@ -162,6 +162,8 @@ def typical_s(do):
     return (time.perf_counter() - began) / 5
 
 
+# Between open() and "with" nobody holds a file but its last reference, which closes it, with a warning.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("kind", [a_run, a_first_run, a_command, a_fed_command, a_piped_command, a_life])
 def test_nothing_stays_of_what_was_interrupted(kind, interrupt, left_of):
     moments = random.Random(kind.__name__)
