@@ -20,6 +20,7 @@ import containerkit
 from benchmarks.measure import Report, main, options, quantile
 from containerkit import RootFS, run
 from containerkit._native import compiled
+from containerkit._native.build import SOURCES
 from containerkit.plan import program as engine
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Stopwatch:
         )
         sources = [
             os.path.join(HERE, "steps.c"),
-            *(os.path.join(native, name) for name in ("spawn.c", "check.c", "exec_steps.c", "image.c")),
+            *(os.path.join(native, name) for name in SOURCES if name not in ("child.c", "calls.c")),
         ]
         with open(os.path.join(native, "child.c"), encoding="utf-8") as file:
             original = file.read()

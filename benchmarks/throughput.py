@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from benchmarks.commands import spawn
 from benchmarks.floor import Floor
 from benchmarks.measure import Ratio, Report, main, options, quantile
 from benchmarks.peers import PEERS
@@ -133,14 +134,10 @@ def bear(name: str, drive: Callable[[float], int], seconds: float) -> Load:
 def peers(root: str, scratch: str) -> list[tuple[str, Callable[[], object]]]:
     """Return the programs that are installed and work here, each with a call that starts it and waits for its end."""
     found: list[tuple[str, Callable[[], object]]] = []
-    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     numbers = itertools.count()
 
     def start(words: list[str], *, named: bool) -> None:
-        own = [*words[:-1], f"bench-{os.getpid()}-{next(numbers)}"] if named else words
-        pid = os.posix_spawnp(own[0], own, os.environ, file_actions=null)
-        if os.waitpid(pid, 0)[1]:
-            raise RuntimeError(f"{' '.join(own)}: failed")
+        spawn([*words[:-1], f"bench-{os.getpid()}-{next(numbers)}"] if named else words)
 
     for peer in PEERS:
         if peer.name not in COMPARED or not peer.installed:

@@ -48,9 +48,9 @@ INIT = (
 )
 PROGRAMS = {
     # -n: one segment, because it has nothing to write to
-    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "exec_steps.c", "populate.c", "image.c"),
-    "keeper": ("keeper.c", "keeper_log.c"),
-    "front": ("front.c", "front_record.c", "front_verbs.c"),
+    "init": ("-Wl,-n", "init.c", "enter.c", "child.c", "exec_steps.c", "populate.c", "image.c", "memory.c"),
+    "keeper": ("keeper.c", "keeper_log.c", "memory.c"),
+    "front": ("front.c", "front_record.c", "front_verbs.c", "memory.c"),
 }
 
 # One build for all versions, except free-threaded Python, which has no stable ABI before 3.15. Source: PEP 803.

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <string.h>
 
 #define LAUNCH_SIZE 8192
 #define FAILED 1
@@ -21,22 +22,6 @@
 /* The path of the interpreter and the program that it runs, each with a null byte at its end. It is written by
  * front.py, which finds the block by its first words. It must not be constant for the compiler. */
 __attribute__((used)) char ck_launch[LAUNCH_SIZE] = "containerkit-oci: the front end is not configured\n";
-
-/* Compilers may call them to copy and clear, even in a program without libc. */
-__attribute__((used)) void *memcpy(void *target, const void *source, size_t size) {
-    unsigned char *to = target;
-    const unsigned char *from = source;
-    while (size--)
-        *to++ = *from++;
-    return target;
-}
-
-__attribute__((used)) void *memset(void *target, int value, size_t size) {
-    unsigned char *at = target;
-    while (size--)
-        *at++ = (unsigned char)value;
-    return target;
-}
 
 __attribute__((noreturn)) static void leave(int status) {
     for (;;)

@@ -18,15 +18,8 @@ static long memory_file(const char *name) {
 }
 
 long ck_write_image(struct ck_request *request, uint32_t first, int board_fd) {
-    struct ck_image head = {
-        .first = first,
-        .count = request->count,
-        .data_size = request->data_size,
-        .argc = request->argc,
-        .envc = request->envc,
-        .slot_count = request->slot_count,
-        .board_fd = board_fd,
-    };
+    struct ck_image head;
+    ck_head(&head, request, first, board_fd);
     struct iovec parts[] = {
         {&head, sizeof head},
         {request->slots, request->slot_count * sizeof *request->slots},

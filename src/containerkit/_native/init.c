@@ -32,14 +32,6 @@
 #define GUARDED 4
 #define COMMAND 2
 
-/* Compilers may use it to clear a structure, even in a program without libc. */
-__attribute__((used)) void *memset(void *target, int value, size_t size) {
-    unsigned char *at = target;
-    while (size--)
-        *at++ = (unsigned char)value;
-    return target;
-}
-
 struct report {
     int status; /* as returned by wait4 */
     int alone;  /* 1: the command has left no process behind */

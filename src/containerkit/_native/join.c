@@ -50,15 +50,7 @@ static int make_board(struct ck_request *request, const struct ck_tape *tape, co
     if (board == MAP_FAILED)
         return -errno;
     board->failure.index = CK_NONE;
-    board->successor = (struct ck_image){
-        .first = first,
-        .count = request->count,
-        .data_size = request->data_size,
-        .argc = request->argc,
-        .envc = request->envc,
-        .slot_count = request->slot_count,
-        .board_fd = -1,
-    };
+    ck_head(&board->successor, request, first, -1);
     ck_append(board->successor.slots, parts, 5);
     request->board = board;
     request->board_size = size;

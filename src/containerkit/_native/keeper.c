@@ -34,6 +34,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -48,22 +49,6 @@
 #define ATTENDANT 10
 #define LIFE 11
 #define GRACE_MS 10000
-
-/* Compilers may call them to copy and clear, even in a program without libc. */
-__attribute__((used)) void *memcpy(void *target, const void *source, size_t size) {
-    unsigned char *to = target;
-    const unsigned char *from = source;
-    while (size--)
-        *to++ = *from++;
-    return target;
-}
-
-__attribute__((used)) void *memset(void *target, int value, size_t size) {
-    unsigned char *at = target;
-    while (size--)
-        *at++ = (unsigned char)value;
-    return target;
-}
 
 static struct {
     unsigned long run, delay_ms, removes, check_ms, first_check_ms, start_period_ms, input;

@@ -207,6 +207,19 @@ struct ck_request {
     char *shown; /* the arguments that ps(1) shows: "walk" and its numbers, up to the end of the strings */
 };
 
+/* Fill in the head of the image of a request. */
+static inline void ck_head(struct ck_image *image, const struct ck_request *request, uint32_t first, int board_fd) {
+    *image = (struct ck_image){
+        .first = first,
+        .count = request->count,
+        .data_size = request->data_size,
+        .argc = request->argc,
+        .envc = request->envc,
+        .slot_count = request->slot_count,
+        .board_fd = board_fd,
+    };
+}
+
 /* Tell the parent of a command that joins that it can go on. child.c */
 void ck_has_entered(struct ck_board *board);
 

@@ -101,18 +101,18 @@ def _specs() -> Iterator[dict[str, Any]]:
 
 
 def _by_cdi(options: argparse.Namespace, name: str, what: str) -> list[Mount]:
-    kind, _, device = name.partition("=")
+    kind, _, wanted = name.partition("=")
     known: list[str] = []
     for spec in _specs():
         if spec.get("kind") != kind:
             continue
         devices = {str(each["name"]): each for each in spec.get("devices", ())}
-        if device in devices:
-            edits = [spec.get("containerEdits", {}), devices[device].get("containerEdits", {})]
+        if wanted in devices:
+            edits = [spec.get("containerEdits", {}), devices[wanted].get("containerEdits", {})]
             return [mount for edit in edits for mount in _edited(options, edit, what)]
         known += devices
     if known:
-        raise SpecError(f"{what}: {kind} has no CDI device {device!r}; choose from {', '.join(known)}")
+        raise SpecError(f"{what}: {kind} has no CDI device {wanted!r}; choose from {', '.join(known)}")
     raise SpecError(f"{what}: no CDI specification in {' or '.join(_PLACES)} is of the kind {kind!r}")
 
 
