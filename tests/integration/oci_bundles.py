@@ -28,6 +28,17 @@ TWO = f"two-{RUN}"
 """The names of a test's containers, and so of their control groups."""
 
 
+def write_front(path, interpreter):
+    """Write a front end that executes another interpreter."""
+    before, sys.executable = sys.executable, str(interpreter)
+    try:
+        path.write_bytes(program())
+    finally:
+        sys.executable = before
+    path.chmod(0o755)
+    return str(path)
+
+
 def needs_busybox():
     """Skip without a static busybox for root filesystems."""
     if not os.path.exists(BUSYBOX):

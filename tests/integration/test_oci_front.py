@@ -18,9 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
-from oci_bundles import ONE, Runtime, as_root, bundle, groups_named, oci, rootfs  # noqa: F401 - fixtures
-
-from containerkit.oci import launcher
+from oci_bundles import ONE, Runtime, as_root, bundle, groups_named, oci, rootfs, write_front  # noqa: F401 - fixtures
 
 pytestmark = as_root
 
@@ -38,13 +36,7 @@ def counting(path):
     interpreter = path.with_name("interpreter")
     interpreter.write_text(f'#!/bin/sh\necho >>{notes}\nexec {sys.executable} "$@"\n')
     interpreter.chmod(0o755)
-    before, sys.executable = sys.executable, str(interpreter)
-    try:
-        path.write_bytes(launcher.program())
-    finally:
-        sys.executable = before
-    path.chmod(0o755)
-    return str(path), notes
+    return write_front(path, interpreter), notes
 
 
 class Observer:

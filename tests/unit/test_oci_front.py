@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oci_bundles import write_front
 
 import containerkit
 from containerkit._native import front as front_end
@@ -28,17 +29,6 @@ from containerkit.oci.errors import RuntimeFailure
 NATIVE = Path(containerkit.__file__).parent / "_native"
 HANDED_OVER = 77
 ONE = "one"
-
-
-def write_front(path, interpreter):
-    """Write a front end that executes another interpreter."""
-    before, sys.executable = sys.executable, str(interpreter)
-    try:
-        path.write_bytes(launcher.program())
-    finally:
-        sys.executable = before
-    path.chmod(0o755)
-    return str(path)
 
 
 class Front:
