@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/integration"))
 from image_registry import registry, skopeo
 
 from containerkit import Container
+from containerkit.archive.extract import Extraction
 from containerkit.image import Build, Store
-from containerkit.image.layers.extract import Extraction
 from containerkit.image.layers.unpack import extract_blob
 
 LAYERS = 12

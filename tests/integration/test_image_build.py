@@ -14,11 +14,11 @@ from image_registry import Quiet, server
 from image_samples import BUSYBOX, busybox_root
 
 from containerkit import Container
+from containerkit.archive.compression import Plain
 from containerkit.errors import ExitError, ImageError, SpecError
 from containerkit.image import Build, Defaults, Digest, Image, Store
 from containerkit.image.build import build_dockerfile
 from containerkit.image.claimed import release
-from containerkit.image.layers.compression import Plain
 from containerkit.network.connect import close_shared
 
 pytestmark = [

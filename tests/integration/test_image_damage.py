@@ -8,9 +8,9 @@ import tarfile
 
 import pytest
 
+from containerkit.archive.compression import compress
 from containerkit.errors import ImageError, SpecError
 from containerkit.image import Image, Limits, Store
-from containerkit.image.layers.compression import compress
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

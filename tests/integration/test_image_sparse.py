@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from image_archives import unpack
 
 from containerkit import Container
+from containerkit.archive.sparse import data_map, data_stretches
+from containerkit.archive.tarwrite import Head, TreeWriter, Writing, _record
 from containerkit.image import Build, Image, Store, commit
 from containerkit.image.claimed import release
-from containerkit.image.layers.sparse import data_map, data_stretches
-from containerkit.image.layers.tarwrite import Head, TreeWriter, Writing, _record
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and mounts need root")
 MIB = 1 << 20

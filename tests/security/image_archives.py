@@ -9,7 +9,7 @@ import stat
 import tarfile
 from contextlib import contextmanager
 
-from containerkit.image.layers.extract import Extraction, extract
+from containerkit.archive.extract import Extraction, extract
 
 
 def member(name, kind=tarfile.REGTYPE, data=b"", link="", mode=0o644, **more):

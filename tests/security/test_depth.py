@@ -15,13 +15,13 @@ from image_samples import add_image
 
 from containerkit import Container, Mount, RootFS, SetupError, SpecError
 from containerkit._linux.tree_walk import DIRECTORY, Trail, chunks, remove, walk
+from containerkit.archive.extract import Extraction
 from containerkit.container.changes import changes
 from containerkit.errors import ImageError
 from containerkit.image import Image, Store, commit
 from containerkit.image.build.words import expand
 from containerkit.image.digest import Digest
 from containerkit.image.document import encode
-from containerkit.image.layers.extract import Extraction
 
 DEPTH = 1010  # the recursion limit of the interpreter is 1,000
 DIG = """

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from image_archives import archive, directory, hardlink, member, snapshot, symlink, unpack, watched
 
+from containerkit.archive.extract import Extraction
+from containerkit.archive.limits import Limits
 from containerkit.errors import ImageError
-from containerkit.image.layers.extract import Extraction
-from containerkit.image.layers.limits import Limits
 from containerkit.image.layers.unpack import extract_blob
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and device nodes need root")

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from containerkit.archive.attributes import attributes_of, is_kept, posix_acl
+from containerkit.archive.compression import COMPRESSIONS, Plain, compress, recognise
+from containerkit.archive.limits import Limits
+from containerkit.archive.stream import split_path
 from containerkit.errors import ImageError, SpecError
-from containerkit.image.layers.attributes import attributes_of, is_kept, posix_acl
-from containerkit.image.layers.compression import COMPRESSIONS, Plain, compress, recognise
-from containerkit.image.layers.limits import Limits
-from containerkit.image.layers.stream import split_path
 
 
 @given(st.binary(max_size=5000), st.sampled_from(COMPRESSIONS))

@@ -222,7 +222,7 @@ class Entry:
         from pathlib import Path
 
         from containerkit.errors import CleanupError
-        from containerkit.image.store.locks import remove_tree
+        from containerkit.start.removal import remove_tree
 
         config = self.read("config.json") or {}
         if os.path.lexists(self.state_path) and not remove_tree(Path(self.state_path)):
@@ -343,7 +343,7 @@ def sweep() -> tuple[str, ...]:
     """
     from pathlib import Path
 
-    from containerkit.image.store.locks import remove_tree
+    from containerkit.start.removal import remove_tree
 
     try:
         root = records_root()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 from containerkit.late import lazy
 
 if TYPE_CHECKING:
+    from containerkit.archive.limits import Limits
     from containerkit.image.build import Build
     from containerkit.image.config import Defaults, Healthcheck, History, ImageConfig
     from containerkit.image.digest import Digest
     from containerkit.image.health import Health
     from containerkit.image.image import Image
-    from containerkit.image.layers.limits import Limits
     from containerkit.image.manifest import Descriptor, Index, Manifest
     from containerkit.image.platform import Platform
     from containerkit.image.progress import ProgressEvent, terminal_progress

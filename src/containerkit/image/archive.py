@@ -11,12 +11,12 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import attrs
 
+from containerkit.archive.compression import Plain, recognise
 from containerkit.errors import ImageError, SpecError
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
 from containerkit.image.digest import Digest
 from containerkit.image.document import LARGEST_BYTES, Document, encode
-from containerkit.image.layers.compression import Plain, recognise
 from containerkit.image.manifest import REF_NAME, Descriptor, Index, Manifest
 from containerkit.image.reference import Reference
 from containerkit.image.store.collect import reachable
@@ -24,7 +24,7 @@ from containerkit.image.store.collect import reachable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from containerkit.image.layers.limits import Limits
+    from containerkit.archive.limits import Limits
     from containerkit.image.store import Lease, Store
 
 __all__ = ["load", "save"]

@@ -6,11 +6,11 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from containerkit.archive.compression import Plain
+from containerkit.archive.stream import ForwardReader, read_entries
+from containerkit.archive.tarwrite import TreeWriter, Writing
 from containerkit.container.changes import Change, ChangeKind
 from containerkit.image.layers.blob import LayerWriter
-from containerkit.image.layers.compression import Plain
-from containerkit.image.layers.stream import ForwardReader, read_entries
-from containerkit.image.layers.tarwrite import TreeWriter, Writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

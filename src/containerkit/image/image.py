@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 
+from containerkit.archive.extract import Extraction
+from containerkit.archive.tarwrite import TreeWriter, Writing, source_date_epoch
 from containerkit.errors import SpecError, telling_of_descriptors
 from containerkit.image.claimed import process_lease, ready
 from containerkit.image.config import Defaults, History, ImageConfig
 from containerkit.image.diff import compare_images, layer_from_directory
-from containerkit.image.layers.extract import Extraction
 from containerkit.image.layers.stack import Stack, stack_layers
-from containerkit.image.layers.tarwrite import TreeWriter, Writing, source_date_epoch
 from containerkit.image.layers.unpack import extract_blob, layer_paths, unpack_layers
 from containerkit.image.progress import silent
 from containerkit.image.reference import Reference

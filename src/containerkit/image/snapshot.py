@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from containerkit.archive.tarwrite import Writing, source_date_epoch
 from containerkit.compile.start import UPPER_FD
 from containerkit.errors import ImageError, SpecError, StateError, telling_of_descriptors
 from containerkit.image.config import Defaults, History, ImageConfig, timestamp
 from containerkit.image.diff import layer_from_directory
 from containerkit.image.image import Image
-from containerkit.image.layers.tarwrite import Writing, source_date_epoch
 from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference
 from containerkit.image.store import Store

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import attrs
 
+from containerkit.archive.compression import Plain
+from containerkit.archive.stream import copy_archive
+from containerkit.archive.tarwrite import Writing, source_date_epoch
 from containerkit.errors import ImageError, SpecError, telling_of_descriptors
 from containerkit.image.config import Defaults, History, ImageConfig, timestamp
 from containerkit.image.diff import layer_from_directory
 from containerkit.image.layers.blob import LayerWriter
-from containerkit.image.layers.compression import Plain
-from containerkit.image.layers.stream import copy_archive
-from containerkit.image.layers.tarwrite import Writing, source_date_epoch
 from containerkit.image.manifest import Descriptor, Index, Manifest
 from containerkit.image.platform import Platform
 from containerkit.image.progress import silent

@@ -7,7 +7,7 @@ import stat
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit.image.layers.view import View
+from containerkit.archive.view import View
 from containerkit.spec.rootfs import Volume
 from containerkit.start import userns_helper
 

@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from containerkit.archive.longpath import open_file, readlink
+from containerkit.archive.recreate import dress, recreate
+from containerkit.archive.view import View
 from containerkit.errors import SetupError
-from containerkit.image.layers.longpath import open_file, readlink
-from containerkit.image.layers.recreate import dress, recreate
-from containerkit.image.layers.view import View
 from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
+    from containerkit.archive.view import Found
     from containerkit.image import Image
-    from containerkit.image.layers.view import Found
 
 __all__ = ["fill"]
 
@@ -48,7 +48,7 @@ def _fill(directorys: tuple[str, ...], target: str, data: str) -> bool:
 
 
 def _empty(data: Path) -> None:
-    from containerkit.image.store.locks import remove_tree
+    from containerkit.start.removal import remove_tree
 
     for path in data.iterdir():
         remove_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -120,7 +120,7 @@ class Volume:
             ImageError: a file changes while it is read, or has a name that archives of layers can't contain.
             OSError: the file can't be written.
         """
-        from containerkit.volume.archive import export
+        from containerkit.volume.backup import export
 
         export(self.path, path)
 
@@ -135,7 +135,7 @@ class Volume:
             ImageError: the archive is malformed, or has paths outside the volume.
             SetupError: its files can't be created.
         """
-        from containerkit.volume.archive import replace
+        from containerkit.volume.backup import replace
 
         self._refuse_users()
         replace(self.path, path)
@@ -147,7 +147,7 @@ class Volume:
             StateError: it does not exist, or a recorded container uses it.
             CleanupError: a file could not be removed.
         """
-        from containerkit.image.store.locks import remove_tree
+        from containerkit.start.removal import remove_tree
 
         self._refuse_users()
         place = place_of(self.name)
@@ -217,7 +217,7 @@ def create(
 
 def _made(name: str, place: str, limit: int | None, labels: dict[str, str], *, exist_ok: bool) -> Volume:
     """Create the directory of a volume under a temporary name, and rename it when it is complete."""
-    from containerkit.image.store.locks import remove_tree
+    from containerkit.start.removal import remove_tree
 
     temporary = os.path.join(_root(), f".{name[:200]}.{os.urandom(4).hex()}")
     project = None

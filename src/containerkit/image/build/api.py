@@ -12,7 +12,7 @@ from containerkit.errors import SpecError
 from containerkit.image.build.copying import context_source
 from containerkit.image.build.dockerfile import Dockerfile, Instruction, Stage, parse_dockerfile
 from containerkit.image.build.engine import ENTITLEMENTS, Engine
-from containerkit.image.layers.tarwrite import source_date_epoch
+from containerkit.archive.tarwrite import source_date_epoch
 from containerkit.image.platform import Platform
 from containerkit.image.progress import silent
 from containerkit.image.reference import Reference

@@ -14,19 +14,19 @@ import attrs
 from containerkit.errors import ImageError, SpecError, UnsupportedError
 from containerkit.image.build.patterns import Ignore, has_wildcard, pattern
 from containerkit.image.digest import Digest
-from containerkit.image.layers.attributes import attributes_of, is_kept
-from containerkit.image.layers.compression import Plain
-from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
-from containerkit.image.layers.longpath import open_file
-from containerkit.image.layers.stream import ForwardReader, read_entries
-from containerkit.image.layers.tarwrite import Head
-from containerkit.image.layers.view import View
+from containerkit.archive.attributes import attributes_of, is_kept
+from containerkit.archive.compression import Plain
+from containerkit.archive.limits import DEFAULT_LIMITS, Limits
+from containerkit.archive.longpath import open_file
+from containerkit.archive.stream import ForwardReader, read_entries
+from containerkit.archive.tarwrite import Head
+from containerkit.archive.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from containerkit.image.build.draft import Draft
-    from containerkit.image.layers.view import Found, Parts
+    from containerkit.archive.view import Found, Parts
     from containerkit.image.registry.settings import RegistrySettings
 
 __all__ = ["Copy", "Source", "context_source", "fetch", "owner_of"]

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from containerkit.errors import SpecError
-from containerkit.image.layers.attributes import CAPABILITY, is_kept
+from containerkit.archive.attributes import CAPABILITY, is_kept
 from containerkit.image.layers.blob import LayerWriter
-from containerkit.image.layers.longpath import attribute, attributes, open_file, readlink
-from containerkit.image.layers.tarwrite import Head, TreeWriter, Writing
+from containerkit.archive.longpath import attribute, attributes, open_file, readlink
+from containerkit.archive.tarwrite import Head, TreeWriter, Writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from containerkit.image.digest import Digest
-    from containerkit.image.layers.view import Found, Parts, View
+    from containerkit.archive.view import Found, Parts, View
     from containerkit.image.manifest import Descriptor
     from containerkit.image.store import Lease, Store
 

@@ -10,7 +10,7 @@ from containerkit.image.build.steps import StageBuilder
 from containerkit.image.build.words import expand, split_words
 from containerkit.image.config import DEFAULT_PATH, Defaults, ImageConfig, timestamp
 from containerkit.image.image import Image
-from containerkit.image.layers.view import View
+from containerkit.archive.view import View
 from containerkit.image.platform import Platform
 from containerkit.image.progress import ProgressEvent
 from containerkit.image.store.cache import Cache, key_of

@@ -17,8 +17,8 @@ from containerkit.errors import ExitError, SpecError
 from containerkit.image.build.agent import forwarded_agent
 from containerkit.image.config import DEFAULT_PATH
 from containerkit.image.diff import layer_from_directory
-from containerkit.image.layers.kernel import open_beneath
-from containerkit.image.layers.tarwrite import Writing
+from containerkit.archive.beneath import open_beneath
+from containerkit.archive.tarwrite import Writing
 from containerkit.image.store.locks import workspace
 from containerkit.security.capabilities import Capabilities
 from containerkit.spec.mount import Mount
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from containerkit.image.build.copying import Source
     from containerkit.image.digest import Digest
-    from containerkit.image.layers.view import Parts, View
+    from containerkit.archive.view import Parts, View
     from containerkit.image.manifest import Descriptor
     from containerkit.image.store import Lease, Store
 

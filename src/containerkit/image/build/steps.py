@@ -19,9 +19,9 @@ from containerkit.image.build.repositories import Repository
 from containerkit.image.build.running import Run, parse_mount, shell_command
 from containerkit.image.build.words import expand, name_values, split_words
 from containerkit.image.config import Healthcheck, History, ImageConfig
-from containerkit.image.layers.tarwrite import Head
+from containerkit.archive.tarwrite import Head
 from containerkit.image.layers.unpack import layer_paths, unpack_layers
-from containerkit.image.layers.view import View
+from containerkit.archive.view import View
 from containerkit.image.store.cache import Made, key_of
 from containerkit.image.store.locks import workspace
 

@@ -1,1 +1,1 @@
-"""Layers: compression, the safe extractor, and the directories that hold each layer unpacked."""
+"""Layers of images: the directories that contain each layer unpacked, and what overlayfs gets of them."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from containerkit.archive.compression import compress
 from containerkit.image import media
 from containerkit.image.digest import Digest
-from containerkit.image.layers.compression import compress
 from containerkit.image.manifest import Descriptor
 
 if TYPE_CHECKING:

@@ -11,20 +11,20 @@ from errno import EMLINK, EPERM, EXDEV
 from typing import TYPE_CHECKING, Any
 
 from containerkit._linux.tree_walk import DIRECTORY
-from containerkit.image.layers.attributes import IMPLIED, mark_opaque, mark_whiteouts
-from containerkit.image.layers.extract import OWNER_OVERRIDE, Extraction
-from containerkit.image.layers.longpath import attribute, has_attribute, lstat, reached
-from containerkit.image.layers.recreate import recreate
+from containerkit.archive.attributes import IMPLIED, mark_opaque, mark_whiteouts
+from containerkit.archive.extract import OWNER_OVERRIDE, Extraction
+from containerkit.archive.longpath import attribute, has_attribute, lstat, reached
+from containerkit.archive.recreate import recreate
+from containerkit.archive.view import View
 from containerkit.image.layers.unpack import CONTENT, ORIGINS, UNNAMED, place_layer
-from containerkit.image.layers.view import View
 from containerkit.image.store.locks import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from containerkit.image.layers.links import Parts
-    from containerkit.image.layers.view import Found
+    from containerkit.archive.links import Parts
+    from containerkit.archive.view import Found
     from containerkit.image.store import Store
 
 __all__ = ["copy_owner", "merge"]

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit._linux.tree_walk import DIRECTORY, walk
+from containerkit.archive.attributes import mark_whiteouts
+from containerkit.archive.beneath import is_on_same_mount
+from containerkit.archive.extract import Extraction
+from containerkit.archive.recreate import dress
+from containerkit.archive.tree import Tree
+from containerkit.archive.view import View
 from containerkit.errors import SetupError
 from containerkit.image.digest import Digest
-from containerkit.image.layers.attributes import mark_whiteouts
-from containerkit.image.layers.extract import Extraction
-from containerkit.image.layers.kernel import is_on_same_mount
 from containerkit.image.layers.merge import copy_owner, merge
-from containerkit.image.layers.recreate import dress
-from containerkit.image.layers.tree import Tree
 from containerkit.image.layers.unpack import (
     CONTENT,
     ORIGINS,
@@ -32,14 +33,13 @@ from containerkit.image.layers.unpack import (
     place_layer,
     settle,
 )
-from containerkit.image.layers.view import View
 from containerkit.image.store.locks import locked, workspace
 from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from containerkit.image.layers.links import Parts
+    from containerkit.archive.links import Parts
     from containerkit.image.store import Lease, Store
 
 __all__ = ["Stack", "grouped", "parts_of", "stack_id", "stack_layers"]

@@ -16,15 +16,16 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from containerkit.archive.beneath import sync_filesystem
+from containerkit.archive.compression import Plain
+from containerkit.archive.extract import Extraction, extract
+from containerkit.archive.tree import LacksError
+from containerkit.archive.view import View
 from containerkit.errors import ImageError
 from containerkit.image.config import chain_ids
-from containerkit.image.layers.compression import Plain
-from containerkit.image.layers.extract import Extraction, extract
-from containerkit.image.layers.kernel import sync_filesystem
-from containerkit.image.layers.tree import LacksError
-from containerkit.image.layers.view import View
-from containerkit.image.store.locks import refused, remove_tree, replace_file
+from containerkit.image.store.locks import refused, replace_file
 from containerkit.start import userns_helper
+from containerkit.start.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from containerkit.archive.limits import DEFAULT_LIMITS, Limits
 from containerkit.errors import ImageError, SpecError, telling_of_descriptors
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
-from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
 from containerkit.image.manifest import Index, Manifest, parse_manifest
 from containerkit.image.platform import Platform
 from containerkit.image.reference import Reference

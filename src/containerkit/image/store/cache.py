@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from containerkit.archive.compression import Plain
 from containerkit.errors import ContainerError
 from containerkit.image.digest import Digest
 from containerkit.image.document import Document
-from containerkit.image.layers.compression import Plain
 from containerkit.image.manifest import Descriptor
-from containerkit.image.store.locks import locked, remove_tree, replace_file
+from containerkit.image.store.locks import locked, replace_file
+from containerkit.start.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -20,7 +20,8 @@ from containerkit.image.manifest import Index, Manifest
 from containerkit.image.store.cache import cached_digests
 from containerkit.image.store.catalog import INDEX
 from containerkit.image.store.leases import leased
-from containerkit.image.store.locks import IDS, UNPLACED, locked, remove_tree, try_lock
+from containerkit.image.store.locks import IDS, UNPLACED, locked, try_lock
+from containerkit.start.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

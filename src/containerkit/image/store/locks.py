@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from containerkit._linux.tree_walk import DIRECTORY, remove
 from containerkit.errors import SetupError
-from containerkit.start import userns_helper
+from containerkit.start.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +21,6 @@ __all__ = [
     "UNPLACED",
     "locked",
     "refused",
-    "remove_tree",
     "replace_file",
     "sync_directory",
     "try_lock",
@@ -135,24 +133,3 @@ def workspace(parent: Path) -> Iterator[Path]:
     finally:
         remove_tree(directory)
         os.close(lock)
-
-
-def remove_tree(path: Path) -> bool:
-    """Delete a directory with its content, which may belong to any id of the user. What can't be deleted stays.
-
-    Returns:
-        Whether it is gone.
-    """
-    _remove(path)
-    if path.exists() and userns_helper.key():
-        userns_helper.call(_remove, path)
-    return not path.exists()
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        above = os.open(path.parent, DIRECTORY)
-        try:
-            remove(os.fsencode(path.name), above, ignore_errors=True)
-        finally:
-            os.close(above)

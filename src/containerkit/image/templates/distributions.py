@@ -88,7 +88,7 @@ def _extract(archive: Path, root: Path) -> None:
 
 
 def _extract_all(archive: Path, root: Path) -> None:
-    from containerkit.image.layers.extract import Extraction
+    from containerkit.archive.extract import Extraction
     from containerkit.image.layers.unpack import extract_blob
 
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -36,7 +36,7 @@ def mark_opaque(directory: int, spaces: tuple[str, ...]) -> None:
 
     Args:
         directory: its descriptor.
-        spaces: the name spaces of the attribute, see :class:`containerkit.image.layers.extract.Extraction`.
+        spaces: the name spaces of the attribute, see :class:`containerkit.archive.extract.Extraction`.
 
     Source: Documentation/filesystems/overlayfs.rst.
     """

@@ -7,9 +7,9 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from containerkit.image.layers.attributes import IMPLIED
-from containerkit.image.layers.links import Parts, follow
-from containerkit.image.layers.longpath import attribute, lstat, names, open_file, readlink
+from containerkit.archive.attributes import IMPLIED
+from containerkit.archive.links import Parts, follow
+from containerkit.archive.longpath import attribute, lstat, names, open_file, readlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Final
 
+from containerkit.archive.compression import Plain
+from containerkit.archive.extract import Extraction, extract
+from containerkit.archive.limits import Limits
+from containerkit.archive.tarwrite import TreeWriter, Writing
 from containerkit.errors import CleanupError, SetupError
-from containerkit.image.layers.compression import Plain
-from containerkit.image.layers.extract import Extraction, extract
-from containerkit.image.layers.limits import Limits
-from containerkit.image.layers.tarwrite import TreeWriter, Writing
 from containerkit.start import userns_helper
 from containerkit.start.userns_helper import Lent
 
@@ -44,7 +44,7 @@ def _export(data: str, fd: int) -> None:
 
 def replace(data: str, path: str | os.PathLike[str]) -> None:
     """Replace the files of a directory by those of an archive."""
-    from containerkit.image.store.locks import remove_tree
+    from containerkit.start.removal import remove_tree
 
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     new, old = (f"{data}.{word}.{os.urandom(4).hex()}" for word in ("new", "old"))

@@ -11,8 +11,8 @@ from contextlib import suppress
 from struct import pack
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
+from containerkit.archive.limits import DEFAULT_LIMITS, Limits
 from containerkit.errors import ImageError, SpecError, UnsupportedError
-from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

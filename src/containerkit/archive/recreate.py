@@ -8,13 +8,13 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from containerkit._linux.tree_walk import Trail
-from containerkit.image.layers.attributes import is_kept
-from containerkit.image.layers.longpath import attribute, attributes
+from containerkit.archive.attributes import is_kept
+from containerkit.archive.longpath import attribute, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from containerkit.image.layers.view import Found, Parts, View
+    from containerkit.archive.view import Found, Parts, View
 
 __all__ = ["dress", "recreate"]
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit.errors import ImageError, SetupError, SpecError
-from containerkit.image.layers.attributes import (
+from containerkit.archive.attributes import (
     CAPABILITY,
     IMPLIED,
     attributes_of,
@@ -19,17 +18,18 @@ from containerkit.image.layers.attributes import (
     mark_opaque,
     mark_whiteouts,
 )
-from containerkit.image.layers.limits import DEFAULT_LIMITS, DeviceRule, Limits
-from containerkit.image.layers.stream import ForwardReader, read_entries, shown
-from containerkit.image.layers.tree import Tree
-from containerkit.image.layers.union import Union, covers
+from containerkit.archive.limits import DEFAULT_LIMITS, DeviceRule, Limits
+from containerkit.archive.stream import ForwardReader, read_entries, shown
+from containerkit.archive.tree import Tree
+from containerkit.archive.union import Union, covers
+from containerkit.errors import ImageError, SetupError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from containerkit.image.layers.links import Parts
-    from containerkit.image.layers.stream import Entry, Source
-    from containerkit.image.layers.view import View
+    from containerkit.archive.links import Parts
+    from containerkit.archive.stream import Entry, Source
+    from containerkit.archive.view import View
 
 __all__ = ["OWNER_OVERRIDE", "Extracted", "Extraction", "extract"]
 
@@ -266,7 +266,7 @@ class _Work:
         self._by_name(entry, mode=False)
 
     def _hardlink(self, entry: Entry) -> None:
-        from containerkit.image.layers.stream import split_path
+        from containerkit.archive.stream import split_path
 
         target = split_path(entry.link, "link")
         if not target or any(part.startswith(_WHITEOUT) for part in target):

@@ -14,16 +14,16 @@ from errno import EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY
 from typing import TYPE_CHECKING, Final
 
 from containerkit._linux.tree_walk import remove
+from containerkit.archive.beneath import open_beneath
+from containerkit.archive.longpath import reached
+from containerkit.archive.stream import shown
 from containerkit.errors import ImageError
-from containerkit.image.layers.kernel import open_beneath
-from containerkit.image.layers.longpath import reached
-from containerkit.image.layers.stream import shown
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from containerkit.image.layers.links import Parts
+    from containerkit.archive.links import Parts
 
 __all__ = ["LacksError", "Tree"]
 

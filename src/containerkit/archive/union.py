@@ -5,16 +5,16 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
+from containerkit.archive.links import follow
+from containerkit.archive.longpath import readlink
+from containerkit.archive.stream import shown
+from containerkit.archive.tree import LacksError
 from containerkit.errors import ImageError
-from containerkit.image.layers.links import follow
-from containerkit.image.layers.longpath import readlink
-from containerkit.image.layers.stream import shown
-from containerkit.image.layers.tree import LacksError
 
 if TYPE_CHECKING:
-    from containerkit.image.layers.links import Parts
-    from containerkit.image.layers.tree import Tree
-    from containerkit.image.layers.view import Found, View
+    from containerkit.archive.links import Parts
+    from containerkit.archive.tree import Tree
+    from containerkit.archive.view import Found, View
 
 __all__ = ["Union", "covers"]
 

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from containerkit._linux.tree_walk import Trail
+from containerkit.archive.attributes import CAPABILITY, is_kept
+from containerkit.archive.extract import OWNER_OVERRIDE
+from containerkit.archive.longpath import reached
+from containerkit.archive.sparse import data_map, data_stretches
+from containerkit.archive.stream import shown
 from containerkit.errors import ImageError, SpecError
-from containerkit.image.layers.attributes import CAPABILITY, is_kept
-from containerkit.image.layers.extract import OWNER_OVERRIDE
-from containerkit.image.layers.longpath import reached
-from containerkit.image.layers.sparse import data_map, data_stretches
-from containerkit.image.layers.stream import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from containerkit.image.layers.compression import Sink
+    from containerkit.archive.compression import Sink
 
 __all__ = ["Head", "TreeWriter", "Writing", "source_date_epoch"]
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
+from containerkit.archive.limits import DEFAULT_LIMITS, Limits
 from containerkit.errors import ImageError
-from containerkit.image.layers.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from containerkit.image.layers.blob import LayerWriter
-    from containerkit.image.layers.compression import Plain
+    from containerkit.archive.compression import Plain, Sink
 
 __all__ = ["Entry", "ForwardReader", "Source", "copy_archive", "read_entries", "split_path"]
 
@@ -244,7 +243,7 @@ def read_entries(reader: ForwardReader, limits: Limits = DEFAULT_LIMITS) -> Iter
     reader.drain()
 
 
-def copy_archive(stream: Plain, writer: LayerWriter, limits: Limits) -> None:
+def copy_archive(stream: Plain, writer: Sink, limits: Limits) -> None:
     """Copy an archive unchanged and check it, so that no archive gets in that could not be unpacked.
 
     Args:

@@ -1,0 +1,1 @@
+"""Directory trees and their archives: extracted without trust in their content, written, compressed."""
