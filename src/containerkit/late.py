@@ -174,7 +174,7 @@ def lazy(names: dict[str, Any], places: dict[str, str]) -> tuple[Callable[[str],
 
     Args:
         names: the ``globals()`` of the package.
-        places: the module of each name, relative to the package.
+        places: the module of each name, relative to the package; one of another package with its full name.
 
     Source: PEP 562.
     """
@@ -183,7 +183,9 @@ def lazy(names: dict[str, Any], places: dict[str, str]) -> tuple[Callable[[str],
     def find(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = names[name] = load(f"{package}.{places[name]}:{name}")
+        place = places[name]
+        module = place if place.startswith("containerkit.") else f"{package}.{place}"
+        value = names[name] = load(f"{module}:{name}")
         return value
 
     return find, lambda: sorted({*names, *places})

@@ -63,7 +63,7 @@ _HOMES: Final = {
     "Image": "image",
     "ImageConfig": "config",
     "Index": "manifest",
-    "Limits": "layers.limits",
+    "Limits": "containerkit.archive.limits",
     "Manifest": "manifest",
     "Platform": "platform",
     "ProgressEvent": "progress",
