@@ -254,6 +254,49 @@ def test_services_extend_each_other(load, tmp_path):
     assert made["web"]["volumes"][0]["source"] == str(tmp_path / "sub" / "x")
 
 
+def test_a_file_that_is_extended_needs_only_the_services_in_use_to_be_valid(load, tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        textwrap.dedent("""
+        services:
+          broken: {no-such-key: 1}
+          nothing:
+          first: {image: a, command: [sleep, "9"], labels: {x: "1"}}
+          second: {extends: first, command: !reset null}
+    """)
+    )
+    made = load("""
+        services:
+          one: {extends: {file: base.yaml, service: second}}
+          two: {image: b, extends: {file: base.yaml, service: nothing}}
+    """)["services"]
+    assert "command" not in made["one"]
+    assert made["one"]["labels"] == {"x": "1"}
+    assert made["two"]["image"] == "b"
+    with pytest.raises(SpecError, match="no-such-key"):
+        load("services: {one: {extends: {file: base.yaml, service: broken}}}")
+
+
+def test_entries_that_are_given_twice_count_once(load):
+    made = load("""
+        services:
+          a:
+            image: x
+            ports: ["80:80", "81:81", "80:80/tcp", {target: 81, published: 81, mode: host}]
+            volumes: ["/a:/b", "v:/c", "/a:/b"]
+            devices: [/dev/null, /dev/null]
+            extra_hosts: ["h=10.0.0.1,10.0.0.2", "h:10.0.0.2"]
+        volumes: {v: }
+    """)["services"]["a"]
+    assert [(each["target"], each["mode"]) for each in made["ports"]] == [(80, "ingress"), (81, "host")]
+    assert [each["target"] for each in made["volumes"]] == ["/b", "/c"]
+    assert len(made["devices"]) == 1
+    assert made["extra_hosts"] == ["h=10.0.0.1", "h=10.0.0.2"]
+    assert (
+        load("services: {a: {build: {context: ., dockerfile: ''}}}")["services"]["a"]["build"]["dockerfile"]
+        == "Dockerfile"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -278,6 +321,10 @@ def test_services_extend_each_other(load, tmp_path):
         ("[1]", "must be a mapping"),
         ("services: {a: {image: '${TAG:?which}'}}", "services.a.image: the variable TAG is required: which"),
         ("services: {a: {image: x, extends: {file: https://example.org/c.yaml, service: s}}}", "remote files are not fetched"),
+        ("services: {a: {image: x, volumes: [{type: tmpfs, target: /t, tmpfs: {size: -1}}]}}", "-1 is not a whole number of bytes"),
+        ("services: {a: {image: x, volumes: [{type: tmpfs, target: /t, tmpfs: {size: 0.5}}]}}", "0.5 is not a whole number of bytes"),
+        ("services: {a: {image: x, volumes: [{type: bind, source: 'C:\\\\x', target: /t}]}}", "paths of Windows are not supported"),
+        ("services: {a: {image: x, deploy: {resources: {reservations: {devices: [{count: 1}]}}}}}", "the key 'capabilities' is missing"),
         ("services: {a: {image: x, mem_limit: 1g, deploy: {resources: {limits: {memory: 2g}}}}}", "differ"),
     ],
 )  # fmt: skip

@@ -145,7 +145,7 @@ class Loading:
         of = service["extends"]
         others, where = services, place
         if of.get("file"):
-            others, where = self._other_file(of["file"], place)
+            others, where = self._other_file(of["file"], of["service"], place)
         base_name = of["service"]
         if base_name not in others:
             raise SpecError(f"{place.file}: services.{name}.extends: there is no service {base_name!r} in {where.file}")
@@ -153,13 +153,17 @@ class Loading:
         own = {key: each for key, each in service.items() if key != "extends"}
         return merged_service(without_marks(base or {}), own)
 
-    def _other_file(self, name: str, place: Place) -> tuple[dict[str, Any], Place]:
+    def _other_file(self, name: str, service: str, place: Place) -> tuple[dict[str, Any], Place]:
+        """Return the services of a file, only those that one of them needs: others may be incomplete or invalid."""
         path = name if _REMOTE.match(name) else absolute(name, place.base)
         where = Place("", path, os.path.dirname(path))
         found: dict[str, Any] = {}
         for document in self._documents(path):
-            kept = {key: each for key, each in document.items() if key == "services"}
-            found = merged(found, self._shaped(kept, where))
+            services = document.get("services")
+            if isinstance(services, dict):
+                services = {key: {} if services[key] is None else services[key] for key in _lineage(services, service)}
+            model = self._shaped({"services": services}, where)
+            found = merged(found, model) if found else model  # the marks of a single file are kept for its extensions
         return found.get("services") or {}, where
 
     # --- Include
@@ -195,3 +199,14 @@ class Loading:
                     )
                 made[kind] = {**(made.get(kind) or {}), name: each}
         return made
+
+
+def _lineage(services: dict[str, Any], name: str) -> list[str]:
+    """Return a service's name, and the names of those that it extends in the same file, directly or not."""
+    found: list[str] = []
+    while name in services and name not in found:
+        found.append(name)
+        service = services[name]
+        of = service.get("extends") if isinstance(service, dict) else None
+        name = of if isinstance(of, str) else str(of.get("service", "")) if isinstance(of, dict) else ""
+    return found

@@ -45,7 +45,7 @@ _KEYED: Final[dict[str, Callable[[Any], object]]] = {
 _ONCE: Final = frozenset(
     {
         "cap_add", "cap_drop", "dns", "dns_opt", "dns_search", "expose", "extra_hosts", "links", "profiles", "tmpfs",
-        "label_file", "build.tags", "build.extra_hosts", "networks.aliases",
+        "label_file", "build.tags", "build.extra_hosts", "networks.aliases", "networks.link_local_ips",
     }
 )  # fmt: skip
 """Lists of a service in which duplicates are dropped."""

@@ -15,6 +15,7 @@ from containerkit.project.shapes import (
     boolean,
     by_name,
     choice,
+    distinct,
     duration,
     each,
     either,
@@ -78,7 +79,7 @@ def _hosts(value: Any, place: Place) -> list[str]:
             name, mark, address = item.partition("=") if "=" in item else item.partition(":")
             if not mark:
                 raise place.at(number_).error(f"{item!r:.60} is not NAME=ADDRESS")
-            found.append((name, address))
+            found += [(name, each) for each in address.split(",")]
     made = [f"{name.strip()}={_address(address.strip(), place)}" for name, address in found]
     return unique(made)
 
@@ -113,7 +114,9 @@ def _dependency(value: Any, place: Place) -> dict[str, Any]:
 def _env_files(value: Any, place: Place) -> list[dict[str, Any]]:
     items = [value] if isinstance(value, (str, dict)) else value
     shape = fields({"path": path, "required": boolean, "format": string}, required=("path",))
-    listed = each(lambda item, at: {"required": True, **shape({"path": item} if isinstance(item, str) else item, at)})
+    listed = distinct(
+        lambda item, at: {"required": True, **shape({"path": item} if isinstance(item, str) else item, at)}
+    )
     found: list[dict[str, Any]] = listed(items, place)
     return found
 
@@ -203,6 +206,13 @@ def _request(value: Any, place: Place) -> dict[str, Any]:
     return found if "device_ids" in found else {"count": -1, **found}
 
 
+def _reservation(value: Any, place: Place) -> dict[str, Any]:
+    found = _request(value, place)
+    if "capabilities" not in found:
+        raise place.error("the key 'capabilities' is missing, such as capabilities: [gpu]")
+    return found
+
+
 def _gpus(value: Any, place: Place) -> list[Any]:
     if isinstance(value, str):
         return [{"count": _count(value, place)}]
@@ -214,6 +224,8 @@ def _build(value: Any, place: Place) -> dict[str, Any]:
     if isinstance(value, str):
         return {"context": _context(value, place)}
     found: dict[str, Any] = fields(_BUILD)(value, place)
+    if not found.get("dockerfile", "x"):  # from a variable that is not set
+        del found["dockerfile"]
     return found
 
 
@@ -271,7 +283,7 @@ _BUILD: Final[dict[str, Any]] = {
     "ssh": _sources, "labels": joined_pairs, "cache_from": strings, "cache_to": strings, "no_cache": boolean,
     "additional_contexts": _additional_contexts, "network": string, "provenance": shapes.scalar, "sbom": shapes.scalar,
     "pull": boolean, "target": string, "shm_size": size, "extra_hosts": _hosts, "isolation": string,
-    "privileged": boolean, "secrets": each(_mounted_file), "tags": _once, "ulimits": by_name(_ulimit),
+    "privileged": boolean, "secrets": distinct(_mounted_file), "tags": _once, "ulimits": by_name(_ulimit),
     "platforms": strings,
 }  # fmt: skip
 
@@ -291,7 +303,7 @@ _DEPLOY: Final = fields(
                 "limits": fields({"cpus": number, "memory": size, "pids": integer}),
                 "reservations": fields(
                     {
-                        "cpus": number, "memory": size, "devices": each(_request),
+                        "cpus": number, "memory": size, "devices": each(_reservation),
                         "generic_resources": each(
                             fields({"discrete_resource_spec": fields({"kind": string, "value": number})})
                         ),
@@ -336,12 +348,12 @@ SERVICE: Final[dict[str, Any]] = {
         }
     ),
     "cap_add": _once, "cap_drop": _once, "cgroup": choice("host", "private"), "cgroup_parent": string,
-    "command": words, "configs": each(_mounted_file), "container_name": _container_name, "cpu_count": integer,
+    "command": words, "configs": distinct(_mounted_file), "container_name": _container_name, "cpu_count": integer,
     "cpu_percent": number, "cpu_period": integer, "cpu_quota": integer, "cpu_rt_period": shapes.scalar,
     "cpu_rt_runtime": shapes.scalar, "cpu_shares": integer, "cpus": number, "cpuset": string,
     "credential_spec": fields({"config": string, "file": string, "registry": string}),
     "depends_on": _depends_on, "deploy": _optional(_DEPLOY),
-    "develop": _optional(fields({"watch": each(_WATCH)})), "device_cgroup_rules": strings, "devices": each(device),
+    "develop": _optional(fields({"watch": each(_WATCH)})), "device_cgroup_rules": strings, "devices": distinct(device),
     "dns": either, "dns_opt": _once, "dns_search": either, "domainname": string, "entrypoint": words,
     "env_file": _env_files, "environment": pairs, "expose": _once, "extends": _extends, "external_links": strings,
     "extra_hosts": _hosts, "gpus": _gpus, "group_add": strings,
@@ -360,10 +372,10 @@ SERVICE: Final[dict[str, Any]] = {
     "pre_stop": each(_HOOK), "privileged": boolean, "profiles": _once,
     "provider": fields({"type": string, "options": by_name(_provided)}, required=("type",)),
     "pull_policy": string, "pull_refresh_after": string, "read_only": boolean, "restart": string, "runtime": string,
-    "scale": integer, "secrets": each(_mounted_file), "security_opt": strings, "shm_size": size,
+    "scale": integer, "secrets": distinct(_mounted_file), "security_opt": strings, "shm_size": size,
     "stdin_open": boolean, "stop_grace_period": duration, "stop_signal": shapes.scalar, "storage_opt": _options,
     "sysctls": joined_pairs, "tmpfs": either, "tty": boolean, "ulimits": by_name(_ulimit),
-    "use_api_socket": boolean, "user": shapes.scalar, "userns_mode": string, "uts": string, "volumes": each(volume),
+    "use_api_socket": boolean, "user": shapes.scalar, "userns_mode": string, "uts": string, "volumes": distinct(volume),
     "volumes_from": strings, "working_dir": string,
 }  # fmt: skip
 """The keys of a service."""

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     Shape = Callable[[Any, "Place"], Any]
 
 __all__ = [
-    "Place", "boolean", "by_name", "choice", "duration", "duration_s", "duration_us", "each", "either", "fields",
-    "integer", "joined_pairs", "mode", "number", "pairs", "size", "size_of", "string", "strings", "text_of", "unique",
-    "words",
+    "Place", "boolean", "by_name", "choice", "distinct", "duration", "duration_s", "duration_us", "each", "either",
+    "fields", "integer", "joined_pairs", "mode", "number", "pairs", "size", "size_of", "string", "strings", "text_of",
+    "unique", "words",
 ]  # fmt: skip
 
 _NS: Final = {
@@ -245,6 +245,20 @@ def each(shape: Shape) -> Shape:
         if not isinstance(value, list):
             raise place.error(f"must be a list, not {_kind(value)}")
         return [marked(shape, item, place.at(number)) for number, item in enumerate(value)]
+
+    return check
+
+
+def distinct(shape: Shape) -> Shape:
+    """Return the shape of a list in which entries that are equal to an earlier one are left out."""
+    listed = each(shape)
+
+    def check(value: Any, place: Place) -> list[Any]:
+        found: list[Any] = []
+        for item in listed(value, place):
+            if item not in found:
+                found.append(item)
+        return found
 
     return check
 

@@ -47,7 +47,12 @@ def port_list(value: Any, place: Place) -> list[dict[str, Any]]:
             found.append(one)
         else:
             found += _short_ports(scalar(item, at), at)
-    return found
+    return list({_published(each): each for each in found}.values())
+
+
+def _published(port: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what makes two entries of the same list one port: the later entry is used."""
+    return port.get("host_ip"), port.get("published"), port["target"], port["protocol"]
 
 
 def _check_address(text: str, place: Place) -> None:
@@ -103,6 +108,14 @@ def _range(text: str, whole: str, place: Place) -> range:
     return range(first, last + 1)
 
 
+def _tmpfs_size(value: Any, place: Place) -> str:
+    """Take the size of a tmpfs. The kernel takes 0 for no limit, so a part of a byte must not become one."""
+    found = size(value, place)
+    if found.startswith("-") or (isinstance(value, float) and not value.is_integer()):
+        raise place.error(f"{value!r:.60} is not a whole number of bytes; use for example 64m, or 0 for no limit")
+    return found
+
+
 _VOLUME: Final = fields(
     {
         "type": string, "source": string, "target": string, "read_only": boolean, "consistency": string,
@@ -110,7 +123,7 @@ _VOLUME: Final = fields(
             {"propagation": string, "create_host_path": boolean, "recursive": string, "selinux": string}
         ),
         "volume": fields({"labels": joined_pairs, "nocopy": boolean, "subpath": string}),
-        "tmpfs": fields({"size": size, "mode": mode}),
+        "tmpfs": fields({"size": _tmpfs_size, "mode": mode}),
         "image": fields({"subpath": string}),
     },
     required=("type",),
@@ -133,8 +146,11 @@ def volume(value: Any, place: Place) -> dict[str, Any]:
             found.setdefault("bind", {})
             if not found.get("source"):
                 raise place.error("a bind needs a source")
+            _refuse_windows(found["source"], place)
         if found["type"] == "volume":
             found.setdefault("volume", {})
+        if found["type"] == "image" and not found.get("source"):
+            raise place.error("a mount of an image needs a source, its name")
     if found["type"] == "bind":
         found["source"] = os.path.normpath(os.path.join(place.base, os.path.expanduser(found["source"])))
     return found
@@ -142,8 +158,7 @@ def volume(value: Any, place: Place) -> dict[str, Any]:
 
 def _short_volume(text: str, place: Place) -> dict[str, Any]:
     parts = text.split(":")
-    if len(parts) > 1 and len(parts[0]) == 1 and parts[0].isalpha() and parts[1][:1] == "\\":
-        raise place.error(f"{text!r:.60}: paths of Windows are not supported")
+    _refuse_windows(text, place)
     if not all(parts) or len(parts) > 3:
         raise place.error(f"{text!r:.60} is not a volume; use SOURCE:TARGET[:OPTIONS]")
     source, target, options = [*(["", *parts] if len(parts) == 1 else parts), "", ""][:3]
@@ -158,6 +173,11 @@ def _short_volume(text: str, place: Place) -> dict[str, Any]:
     for option in filter(None, options.split(",")):
         _volume_option(found, option, place)
     return found
+
+
+def _refuse_windows(text: str, place: Place) -> None:
+    if re.match(r"[A-Za-z]:\\", text):
+        raise place.error(f"{text!r:.60}: paths of Windows are not supported")
 
 
 def _volume_option(found: dict[str, Any], option: str, place: Place) -> None:
