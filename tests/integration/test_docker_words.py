@@ -111,7 +111,7 @@ def test_options_of_run(ck, tmp_path):
 
 
 def test_devices_are_shown_by_path_and_by_cdi(ck, tmp_path, monkeypatch):
-    from containerkit.cli import devices
+    from containerkit.project import cdi
 
     box = "run --image box:1"
     assert ck(f"{box} --device /dev/full:/run/other sh -c", 0, "echo x > /run/other || echo full").endswith("full\n")
@@ -123,7 +123,7 @@ def test_devices_are_shown_by_path_and_by_cdi(ck, tmp_path, monkeypatch):
     }
     (tmp_path / "cdi").mkdir()
     (tmp_path / "cdi" / "x.json").write_text(json.dumps(spec))
-    monkeypatch.setattr(devices, "_PLACES", (str(tmp_path / "cdi"),))
+    monkeypatch.setattr(cdi, "PLACES", (str(tmp_path / "cdi"),))
     shown = ck(f"{box} --device example.com/null=0 sh -c", 0, "echo $ALL; echo x > /run/mine; stat -c %t:%T /run/mine")
     assert shown == "1\n1:3\n"
     assert "choose from 0" in ck(f"{box} --device example.com/null=1 true", cli.FAILED)

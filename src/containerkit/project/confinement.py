@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import SpecError
+from containerkit.project.cdi import requested
 from containerkit.project.shapes import duration_us
 from containerkit.security.capabilities import Capabilities
 
@@ -157,16 +158,11 @@ def device_rules(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
     Without rules, and without a device that may only be read or only be written, all may be used.
 
     Raises:
-        SpecError: a device is named by CDI.
+        SpecError: a device that is not named by its path does not exist.
     """
     given = tuple(keys.get("device_cgroup_rules", ()))
-    shown = []
-    for each in keys.get("devices", ()):
-        if not each["source"].startswith("/"):
-            raise SpecError(
-                f"devices: {each['source']!r}: devices of CDI are not supported: name their nodes, as paths"
-            )
-        shown.append((each["source"], each["permissions"]))
+    by_path = (each for each in keys.get("devices", ()) if each["source"].startswith("/"))
+    shown = [*((each["source"], each["permissions"]) for each in by_path), *requested(keys).nodes]
     if given or any(not {"r", "w"}.issubset(access) for _, access in shown):
         return (*_OF_EVERY_CONTAINER, *given, *[f"{path} {access.strip('m')}m" for path, access in shown])
     return None

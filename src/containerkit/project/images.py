@@ -34,7 +34,7 @@ def image_of(
     pull: str | None = None,
     log: Callable[[str], object] = lambda _: None,
 ) -> Image:
-    """Return the image of a service. Build or pull it if it is missing.
+    """Return the image of a service. Build or pull it if it is missing, and pull those that it mounts.
 
     Args:
         project: the project.
@@ -58,6 +58,9 @@ def image_of(
             f"services.{service}.pull_policy: {policy!r:.60} is not supported; choose from {', '.join(_POLICIES)}"
         )
     wanted: Any = _POLICIES[policy]
+    for each in keys.get("volumes", ()):
+        if each["type"] == "image":
+            Image.get(each["source"], pull="missing" if policy == "build" else wanted)
     if "build" not in keys:
         return Image.get(name, pull=wanted, platform=keys.get("platform"))
     if not build and policy != "build":

@@ -35,12 +35,20 @@ def mounts_of(
             mounts.append(Mount.tmpfs(target, size=size, mode=int(options.get("mode", "01777"), 8)))
         elif each["type"] == "bind":
             mounts.append(_bind(each, target, readonly=readonly))
+        elif each["type"] == "image":
+            mounts.append(_image(each, target))
         elif "source" not in each:
             anonymous.add(target)
         else:
             mounts.append(_named(project, each, target, image, volume_path))
-    mounts += [device(f"{each['source']}:{each['target']}") for each in keys.get("devices", ())]
+    mounts += [device(f"{each['source']}:{each['target']}") for each in keys.get("devices", ()) if _is_path(each)]
     return mounts, anonymous
+
+
+def _is_path(each: Mapping[str, Any]) -> bool:
+    """Return whether a device is named by its path. Others come from :mod:`containerkit.project.cdi`."""
+    found: bool = each["source"].startswith("/")
+    return found
 
 
 def _of_others(project: Project, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -81,11 +89,28 @@ def _named(
     options = each.get("volume", {})
     path = volume_path(each["source"], "" if options.get("nocopy") else target, image)
     if "subpath" in options:
-        below = os.path.realpath(os.path.join(path, options["subpath"]))
-        if not below.startswith(os.path.realpath(path) + "/"):
-            raise SpecError(f"volumes: the subpath {options['subpath']!r} leads out of {project.name}'s volume")
-        path = below
+        path = _below(path, options["subpath"], f"{project.name}'s volume {each['source']}")
     return Mount.bind(path, target, readonly=bool(each.get("read_only")))
+
+
+def _image(each: Mapping[str, Any], target: str) -> Mount:
+    """Return the mount of an image, which is there already. It is read-only, because containers share its files."""
+    from containerkit.image import Image
+    from containerkit.image.layers.whole import whole_directory
+
+    path, name = whole_directory(Image.get(each["source"], pull="never")), each["source"]
+    subpath = each.get("image", {}).get("subpath")
+    return Mount.bind(path if subpath is None else _below(path, subpath, f"the image {name}"), target, readonly=True)
+
+
+def _below(path: str, subpath: str, what: str) -> str:
+    """Return a path below a directory, which symlinks don't lead out of."""
+    found = os.path.realpath(os.path.join(path, subpath))
+    if not f"{found}/".startswith(os.path.realpath(path) + "/"):
+        raise SpecError(f"volumes: the subpath {subpath!r} leads out of {what}")
+    if not os.path.exists(found):
+        raise SpecError(f"volumes: the subpath {subpath!r} does not exist in {what}")
+    return found
 
 
 def _tmpfs(text: str) -> Mount:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
     Action = Literal["image", "network", "volume", "wait", "start", "stop", "close"]
 
-__all__ = ["Observed", "Plan", "Step", "down_plan", "fingerprint", "replica_names", "up_plan"]
+__all__ = ["BESIDE", "Observed", "Plan", "Step", "down_plan", "fingerprint", "replica_names", "up_plan"]
+
+
+BESIDE: Final = "beside the previous one"
+"""The detail of a start whose container replaces one that runs until later in the plan."""
 
 
 @attrs.frozen
@@ -198,30 +202,49 @@ class _Planning:
         self._replace(service, keys, stale, needed)
 
     def _replace(self, service: str, keys: Mapping[str, Any], stale: list[str], needed: list[str]) -> None:
-        """Replace containers, by default one at a time, so that the others stay available."""
+        """Replace containers, by default one at a time, so that the others stay available.
+
+        With the order ``start-first`` the previous container runs until its replacement is ready.
+        """
         how = keys.get("deploy", {}).get("rollback_config" if self.back else "update_config", {})
-        together = how.get("parallelism", 1) or len(stale)
+        together, first = how.get("parallelism", 1) or len(stale), how.get("order") == "start-first"
         before: tuple[str, ...] = ()
         for at in range(0, len(stale), together):
             group, is_last = stale[at : at + together], at + together >= len(stale)
             done: list[str] = []
             for name in group:
-                stopped = self._add(Step("stop", name, (*needed, *before), "its description has changed", service))
-                done.append(self._add(Step("start", name, (*needed, stopped), service=service)))
+                after = (*needed, *before)
+                if first:
+                    done.append(self._add(Step("start", name, after, BESIDE, service)))
+                else:
+                    stopped = self._add(Step("stop", name, after, "its description has changed", service))
+                    done.append(self._add(Step("start", name, (*needed, stopped), service=service)))
                 self._starts[service].append(done[-1])
-                if _is_checked(keys) and not is_last:
+                if _is_checked(keys) and (first or not is_last):
                     done.append(self._add(Step("wait", name, (done[-1],), "service_healthy", service)))
                 if "monitor" in how:
                     done.append(self._add(Step("wait", name, (done[-1],), f"running_for {how['monitor']}", service)))
+                if first:
+                    done.append(self._add(Step("stop", name, (done[-1],), "its replacement runs", service)))
             if "delay" in how and not is_last:
                 done = [self._add(Step("wait", group[-1], tuple(done), f"delay {how['delay']}", service))]
             before = tuple(done)
 
     def _resources(self, service: str, keys: Mapping[str, Any]) -> list[str]:
         used = normal.references(keys)
-        found = [self._add(Step("image", service, detail=keys.get("image", "built"), service=service))]
+        mounted = [each.get("source") for each in keys.get("volumes", ()) if each["type"] == "image"]
+        built = [
+            self._image(other, ())
+            for other, its in self._services.items()
+            if other != service and "build" in its and its.get("image", f"{self._project.name}-{other}") in mounted
+        ]
+        found = [self._image(service, tuple(built))]
         found += [self._add(Step("network", name)) for name in used["networks"] if name not in self._opened]
         return found + [self._add(Step("volume", name)) for name in used["volumes"]]
+
+    def _image(self, service: str, after: tuple[str, ...]) -> str:
+        detail = self._services[service].get("image", "built")
+        return self._add(Step("image", service, after, detail=detail, service=service))
 
     def _conditions(self, keys: Mapping[str, Any]) -> list[str]:
         found: list[str] = []

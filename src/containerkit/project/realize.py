@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit.errors import SpecError
+from containerkit.project.cdi import requested
 from containerkit.project.confinement import confinement, limits_of, namespaces
 from containerkit.project.health import Check
 from containerkit.project.mounts import files_of, mounts_of
@@ -46,6 +47,7 @@ class Recipe:
         alive: the check whose failure restarts the command, or None.
         started: the check that must pass before the other two begin, or None.
         stop_signal: the name or number of the signal that asks it to end; None for that of the image.
+        notes: what the user should know about it.
     """
 
     container: dict[str, Any]
@@ -56,6 +58,7 @@ class Recipe:
     alive: Check | None = None
     started: Check | None = None
     stop_signal: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_watched(self) -> bool:
@@ -87,6 +90,7 @@ def recipe(
     keys = project.model["services"][service]
     mounts, anonymous = mounts_of(project, keys, image, volume_path)
     file_mounts, files = files_of(project, keys)
+    given = requested(keys)
     from containerkit.image.volumes import find_volumes
 
     root = image.rootfs()
@@ -96,7 +100,7 @@ def recipe(
         raise SpecError("configs and secrets with uid, gid or mode need a writable root filesystem")
     container: dict[str, Any] = {
         "rootfs": attrs.evolve(root, volumes=volumes, readonly=bool(keys.get("read_only"))),
-        "mounts": tuple(sorted((*mounts, *file_mounts), key=lambda mount: mount.target.count("/"))),
+        "mounts": tuple(sorted((*mounts, *file_mounts, *given.mounts), key=lambda mount: mount.target.count("/"))),
         "hostname": keys.get("hostname", name)[:64],
         "sysctls": keys.get("sysctls", {}),
         **confinement(keys),
@@ -105,7 +109,7 @@ def recipe(
     }
     if "domainname" in keys:
         container["domainname"] = keys["domainname"]
-    command = _command(keys, image)
+    command = _command(keys, image, given.env)
     argv = _argv(keys, image)
     if not argv:
         raise SpecError(f"services.{service}.command: the image has no command: set one")
@@ -116,6 +120,7 @@ def recipe(
         container=container, command=command, argv=argv, files=files,
         check=probes.get("ready") if PROBES in keys else health_of(keys, image),
         alive=probes.get("alive"), started=probes.get("started"), stop_signal=keys.get("stop_signal"),
+        notes=given.notes,
     )  # fmt: skip
 
 
@@ -127,10 +132,10 @@ def _argv(keys: Mapping[str, Any], image: Image) -> tuple[str, ...]:
     return image.defaults.argv(given)
 
 
-def _command(keys: Mapping[str, Any], image: Image) -> dict[str, Any]:
+def _command(keys: Mapping[str, Any], image: Image, more: Mapping[str, str]) -> dict[str, Any]:
     options: dict[str, Any] = dict(image.defaults.options())
     own = {name: value for name, value in keys.get("environment", {}).items() if value is not None}
-    options["env"] = {**options.get("env", {}), **own}
+    options["env"] = {**options.get("env", {}), **more, **own}
     if "user" in keys:
         options["user"] = keys["user"]
         if not {"HOME"} & (own.keys() | image.defaults.env.keys()):

@@ -56,6 +56,7 @@ class Stack(Waiting):
         self.project = project
         self._log, self._build, self._pull = log, build, pull
         self._replicas: dict[str, Replica] = {}
+        self._previous: dict[str, Replica] = {}  # those whose replacements already run, until they are stopped
         self._networks: dict[str, LiveNetwork] = {}
         self._images: dict[str, Image] = {}
         self._journal = Journal()
@@ -285,7 +286,7 @@ class Stack(Waiting):
         with ExitStack() as stack:  # each is tried, even if others fail
             for network in self._networks.values():
                 stack.callback(network.close)
-            for replica in self._replicas.values():
+            for replica in (*self._replicas.values(), *self._previous.values()):
                 stack.callback(replica.stop, 0)
             stack.callback(self._journal.close)
         self._networks.clear()
@@ -359,7 +360,16 @@ class Stack(Waiting):
         for thread in threads:
             thread.join()
         if errors:
+            self._keep_previous()
             raise errors[0]
+
+    def _keep_previous(self) -> None:
+        """Stop replacements that did not become ready. The containers that they should replace still run."""
+        for name, previous in self._previous.items():
+            if (replacement := self._replicas[name]) is not previous:
+                replacement.stop(0)
+                self._replicas[name] = previous
+        self._previous.clear()
 
     def _do(self, step: Step, grace_s: float | None, errors: list[BaseException]) -> None:
         match step.action:
@@ -376,6 +386,8 @@ class Stack(Waiting):
                 self._start(step)
             case "wait":
                 self._wait_step(step, errors)
+            case "stop" if step.target in self._previous:
+                self._previous.pop(step.target).stop(grace_s)
             case "stop":
                 self._replicas[step.target].stop(grace_s)
                 if step.detail:  # replaced or surplus; others stay on record until they start or are forgotten
@@ -413,11 +425,15 @@ class Stack(Waiting):
         made = realize.recipe(
             self.project, service, self._images[service], step.target, self._volume_path, self._shared
         )
+        for note in made.notes:
+            self._log(f"{service}: {note}")
         network = connection(self.project, service, step.target, self._networks, self._shared)
         replica = Replica(
             step.target, service, keys, made, fingerprint=plans.fingerprint(self.project, service), network=network,
             journal=self._journal, changed=self._tell,
         )  # fmt: skip
+        if step.detail == plans.BESIDE:
+            self._previous[step.target] = self._replicas[step.target]
         try:
             replica.start()
         except ContainerError as error:

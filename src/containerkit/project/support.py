@@ -30,7 +30,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "services.pull_policy": ("always", "missing", "never", "build"),
     "services.ports.protocol": ("tcp", "udp"),
     "services.ports.mode": ("host", "ingress"),
-    "services.volumes.type": ("bind", "volume", "tmpfs"),
+    "services.volumes.type": ("bind", "volume", "tmpfs", "image"),
     "services.volumes.consistency": ("consistent", "cached", "delegated"),
     "services.volumes.bind.propagation": ("private", "rprivate", "shared", "rshared", "slave", "rslave"),
     "services.volumes.bind.recursive": ("enabled", "disabled", "readonly", "writable"),
@@ -38,9 +38,9 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "services.deploy.mode": ("replicated", "global"),
     "services.deploy.endpoint_mode": ("dnsrr",),
     "services.deploy.update_config.failure_action": ("pause", "rollback"),
-    "services.deploy.update_config.order": ("stop-first",),
+    "services.deploy.update_config.order": ("stop-first", "start-first"),
     "services.deploy.rollback_config.failure_action": ("pause",),
-    "services.deploy.rollback_config.order": ("stop-first",),
+    "services.deploy.rollback_config.order": ("stop-first", "start-first"),
     "services.deploy.restart_policy.condition": ("none", "on-failure", "any"),
     "networks.driver": ("bridge", "default"),
     "networks.driver_opts": ("com.docker.network.driver.mtu", "com.docker.network.bridge.enable_icc"),
@@ -78,7 +78,7 @@ def unsupported(project: Project) -> None:
         described(name, each)
     for name, each in project.model.get("volumes", {}).items():
         options = each.get("driver_opts", {})
-        if options and (options.get("o") != "bind" or "device" not in options):
+        if options and (options.get("o") != "bind" or not options.get("device")):
             raise SpecError(f"volumes.{name}.driver_opts: only type: none, o: bind, device: DIRECTORY is supported")
 
 
@@ -167,6 +167,24 @@ def _check_deploy(keys: Mapping[str, Any]) -> None:
             raise SpecError(
                 f"deploy.{kind}.max_failure_ratio: the first failure ends the update; remove this key, or set it to 0"
             )
+        if deploy.get(kind, {}).get("order") == "start-first":
+            _check_twice(keys, f"deploy.{kind}.order")
+
+
+def _check_twice(keys: Mapping[str, Any], place: str) -> None:
+    """Refuse what two containers can't have at the same time: a replacement, and the one that it replaces."""
+    what = [
+        f"the host's port {each['published']}" for each in keys.get("ports", ()) if each.get("published", "0") != "0"
+    ]
+    what += [f"the address {keys['mac_address']}"] if "mac_address" in keys else []
+    for how in (keys.get("networks") or {}).values():
+        fixed = ("ipv4_address", "ipv6_address", "mac_address")
+        what += [f"the address {how[key]}" for key in fixed if key in (how or {})]
+    if what:
+        raise SpecError(
+            f"{place}: start-first needs two containers at the same time, and only one can have {what[0]}; leave this "
+            f"to the system, or choose stop-first"
+        )
 
 
 def _check_constraint(text: str) -> None:

@@ -30,26 +30,27 @@ if TYPE_CHECKING:
 __all__ = ["copy_owner", "merge"]
 
 
-def merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
+def merge(store: Store, directories: Sequence[str], directory: Path, *, whole: bool = False) -> bool:
     """Merge neighbouring layers into one that hides and shows the same of what is below them.
 
     Args:
         store: the store.
         directories: the directories of the layers' files, topmost first.
         directory: the directory of the new layer.
+        whole: whether nothing is below them: the result has no whiteouts, and is not for an overlay. Default False.
 
     Returns:
         Whether it was made. It is not if files can't be linked, or have too many links.
 
     Source: link(2); Documentation/filesystems/overlayfs.rst.
     """
-    view = _Part(directories)
+    view = View(directories) if whole else _Part(directories)
     marks = Extraction.for_user().marks
     unnamed: list[str] = []
 
     def finish(parts: Parts, target: int) -> None:
         copy_owner(view, parts, target)
-        if not parts:
+        if not parts or not isinstance(view, _Part):
             return
         opaque, replaced = view.hides(parts)
         if opaque or replaced:
