@@ -129,6 +129,37 @@ def test_a_command_runs_in_a_project_that_is_not_up(cli):
     assert "it is not up" in cli("ps", check=False).stderr
 
 
+def test_a_command_in_a_new_container_takes_nothing_from_the_service(cli):
+    text = "services: {web: {image: box:1, command: sleep 1000, stop_signal: KILL, ports: ['127.0.0.1:PORT:80']}}"
+    (cli.place / "compose.yaml").write_text(text.replace("PORT", ""))
+    cli("up", "-d")
+    port = cli("port", "web", "80").stdout.strip().rpartition(":")[2]
+    (cli.place / "compose.yaml").write_text(text.replace("PORT", port))
+    (cli.place / "vars").write_text("B=2\n")
+    words = ("--name", "mine", "-l", "a=b", "-e", "A=1", "--env-from-file", "vars", "--cap-drop", "CHOWN")
+    script = "hostname; echo $A $B; chown 1:1 /bin/sh 2>/dev/null || echo denied; nslookup web | grep -c ^Address"
+    assert cli("run", *words, "web", "sh", "-c", script).stdout == "mine\n1 2\ndenied\n2\n"  # the server, the service
+    assert cli("run", "--use-aliases", "web", "sh", "-c", "nslookup web | grep -c ^Address").stdout == "3\n"
+    for words in (("-P",), ("-p", f"127.0.0.1:{port}:81")):
+        assert "in use" in cli("run", *words, "web", "true", check=False).stderr
+
+
+def test_what_is_not_up_has_nothing_to_show_or_stop(cli):
+    for words in ("ps",), ("ps", "-q"), ("logs",), ("stop",), ("down",), ("down", "-v", "--rmi", "local"):
+        assert cli(*words).stdout == ""
+    assert "it is not up" in cli("exec", "web", "true", check=False).stderr
+    cli("--ansi", "never", "up", "-d", "--no-build", "--quiet-pull", "-y")
+    names = [f"{cli.name}-db-1 running", f"{cli.name}-web-1 running"]
+    assert cli("ps", "--format", "{{.Name}} {{.State}}").stdout.splitlines() == names
+    assert cli("ps", "-q", "--status", "exited").stdout == cli("ps", "-q", "--filter", "status=paused").stdout == ""
+    assert "only status=STATE" in cli("ps", "--filter", "name=x", check=False).stderr
+    assert cli("images", "-q").stdout.split()
+    cli("config", "-o", "out")
+    assert f"name: {cli.name}" in (cli.place / "out").read_text()
+    cli("down", "--rmi", "local")
+    cli("run", "--no-deps", "web", "true")  # its image has a name in the file, and is kept
+
+
 def test_the_status_of_one_can_be_that_of_all(cli):
     (cli.place / "compose.yaml").write_text(
         "services:\n  test: {image: box:1, command: sh -c 'exit 7'}\n  db: {image: box:1, command: sleep 1000, stop_signal: KILL}\n"

@@ -382,6 +382,30 @@ def test_names_come_from_where_docker_takes_them(tmp_path):
         Project.load(file, env={}, name="Arg")
 
 
+def test_files_of_variables_select_the_files(tmp_path, monkeypatch):
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sub")
+    text = "services: {a: {image: 'WHERE:$A-$B'}, b: {image: x, profiles: [p]}, c: {image: x, profiles: [q]}}"
+    (tmp_path / "compose.yaml").write_text(text.replace("WHERE", "above"))
+    (tmp_path / "sub" / "deep" / "x.yaml").write_text(text.replace("WHERE", "deep"))
+    (tmp_path / ".env").write_text("A=above\nB=above")
+    (tmp_path / "sub" / ".env").write_text("A=here\nCOMPOSE_PROFILES=p, q")
+    (tmp_path / "sub" / "deep" / ".env").write_text("A=deep\nB=deep")
+    (tmp_path / "sub" / "other.env").write_text("A=other\nCOMPOSE_FILE=deep/x.yaml")
+
+    def image(*files, **env):
+        return Project.load(*files, env=env).model["services"]["a"]["image"]
+
+    assert image() == "above:here-above"  # the working directory's, then the one beside the file
+    assert set(Project.load(env={}).model["services"]) == {"a", "b", "c"}
+    assert image("deep/x.yaml") == "deep:deep-deep"
+    assert image(COMPOSE_FILE="deep/x.yaml") == "deep:here-deep"
+    assert image(COMPOSE_ENV_FILES="other.env") == "deep:other-"
+    assert image("deep/x.yaml", COMPOSE_DISABLE_ENV_FILE="1") == "deep:-"
+    (tmp_path / "sub" / ".env").write_text("COMPOSE_FILE=deep/x.yaml")
+    assert image() == "deep:deep-deep"
+
+
 def test_env_files_yield_to_environment(load, tmp_path):
     (tmp_path / "a.env").write_text("A=1\nB=2\n")
     made = load("services: {a: {image: x, env_file: a.env, environment: {B: 3}}}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from containerkit.errors import SpecError
 from containerkit.project.realize import network_options
 from containerkit.spec.network import Attach, Network
@@ -63,6 +65,8 @@ def connection(
     container: str,
     networks: Mapping[str, LiveNetwork],
     shared: Callable[[str], Any],
+    *,
+    named: bool = True,
 ) -> dict[str, Any]:
     """Return the arguments of a container for its networks.
 
@@ -72,6 +76,7 @@ def connection(
         container: the container's name.
         networks: the open networks.
         shared: returns the container of a service whose network is shared.
+        named: whether it has the names of the service. Default True.
     """
     keys = project.model["services"][service]
     mode = keys.get("network_mode")
@@ -85,9 +90,9 @@ def connection(
         return {"network": "internet", **network_options(keys)}
     ranked = sorted((keys.get("networks") or {}).items(), key=_rank)
     attached = [_attach(project, service, container, name, how or {}, networks) for name, how in ranked]
+    if not named:
+        attached = [attrs.evolve(each, aliases=(container,)) for each in attached]
     if "mac_address" in keys and attached:
-        import attrs
-
         attached[0] = attrs.evolve(attached[0], mac=keys["mac_address"])
     return {"network": attached, **network_options(keys)}
 

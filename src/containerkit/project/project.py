@@ -177,13 +177,15 @@ class Project:
         """Read compose files. Nothing is started.
 
         Args:
-            files: later files are merged over earlier ones; ``-`` is standard input (default: ``COMPOSE_FILE``, else
-                ``compose.yaml`` or its like in the working directory or above, with its override).
+            files: later files are merged over earlier ones; ``-`` is standard input (default: ``COMPOSE_FILE``, also
+                from the files of variables, else ``compose.yaml`` or its like in the working directory or above, with
+                its override).
             name: of the project (default: ``COMPOSE_PROJECT_NAME``, the files' ``name``, the directory's name).
             directory: the directory of relative paths (default: that of the first file).
             profiles: the active profiles (default: ``COMPOSE_PROFILES``).
             env: variables for interpolation (default: ``os.environ``). They take precedence over ``.env``.
-            env_files: files of variables (default: ``.env`` in the directory).
+            env_files: files of variables (default: ``COMPOSE_ENV_FILES``, else ``.env`` in the directory of the project
+                and, without ``files``, in the working directory; the latter takes precedence).
             services: services that are selected by name. Their profiles become active.
             interpolate: whether variables are replaced (default True).
             unset: called with the name of each variable that is missing and has no default.
@@ -193,11 +195,12 @@ class Project:
             UnsupportedError: PyYAML is not installed.
         """
         caller = dict(os.environ if env is None else env)
-        paths = [_STDIN if each == "-" else os.path.abspath(each) for each in files] or _from_environment(caller)
-        if not paths:
-            paths = find_files(os.fspath(directory or "."))
-        base = os.path.abspath(directory or ("." if paths[0] == _STDIN else os.path.dirname(paths[0])))
-        variables = {**_variables(env_files, base, caller), **caller}
+        paths = [_STDIN if each == "-" else os.path.abspath(each) for each in files]
+        variables = {**_variables(env_files, _base(directory, paths), caller), **caller}
+        paths = paths or _from_environment(variables) or find_files(os.fspath(directory or "."))
+        base = _base(directory, paths)
+        if env_files is None:  # the files may be elsewhere, with an .env beside them
+            variables = {**_variables(None, base, variables), **variables}
         chosen = name or variables.get("COMPOSE_PROJECT_NAME")
         if name is not None:
             _check_name(name)
@@ -207,9 +210,7 @@ class Project:
             chosen = project_name(loading.named(paths)) or project_name(os.path.basename(base)) or "project"
             loading.variables = {**variables, "COMPOSE_PROJECT_NAME": chosen}
         model = loading.model(paths, base)
-        active = frozenset(
-            profiles if profiles is not None else filter(None, variables.get("COMPOSE_PROFILES", "").split(","))
-        )
+        active = frozenset(profiles if profiles is not None else _listed(variables, "COMPOSE_PROFILES"))
         made = cls.__new__(cls)
         made._set(model, chosen, base, loading.variables, active, services)  # noqa: SLF001 - an object of this class
         return made
@@ -330,9 +331,21 @@ def _from_environment(variables: Mapping[str, str]) -> list[str]:
     return [os.path.abspath(each) for each in given.split(variables.get("COMPOSE_PATH_SEPARATOR", ":")) if each]
 
 
+def _base(directory: str | os.PathLike[str] | None, paths: list[str]) -> str:
+    """Return the directory of a project. Without a file that is the working directory."""
+    return os.path.abspath(directory or ("." if paths[:1] in ([], [_STDIN]) else os.path.dirname(paths[0])))
+
+
+def _listed(variables: Mapping[str, str], name: str) -> list[str]:
+    return [each.strip() for each in variables.get(name, "").split(",") if each.strip()]
+
+
 def _variables(env_files: ListOf[str] | None, base: str, caller: Mapping[str, str]) -> dict[str, str]:
     beside = os.path.join(base, ".env")
-    named = list(env_files) if env_files is not None else [beside] if os.path.isfile(beside) else []
+    of_caller = map(os.path.abspath, _listed(caller, "COMPOSE_ENV_FILES"))
+    named = list(of_caller if env_files is None else env_files)
+    if not named and env_files is None and caller.get("COMPOSE_DISABLE_ENV_FILE") not in ("1", "true"):
+        named = [beside] if os.path.isfile(beside) else []
     found: dict[str, str] = {}
     for path in named:
         found |= read_dotenv(os.path.join(base, path), {**found, **caller})

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from containerkit.project.project import Project
 
-__all__ = ["Remote", "detach"]
+__all__ = ["NotUpError", "Remote", "detach"]
+
+
+class NotUpError(StateError):
+    """No process holds the project."""
 
 
 class Remote:
@@ -29,7 +33,7 @@ class Remote:
         name: of the project.
 
     Raises:
-        StateError: it is not up.
+        NotUpError: it is not up.
     """
 
     def __init__(self, name: str) -> None:
@@ -42,7 +46,7 @@ class Remote:
             made.connect(socket_path(self.name))
         except OSError:
             made.close()
-            raise StateError(f"project {self.name}: it is not up; 'up' starts it") from None
+            raise NotUpError(f"project {self.name}: it is not up; 'up' starts it") from None
         return made
 
     def ask(self, verb: str, *, fds: tuple[int, ...] = (), **request: Any) -> Any:

@@ -300,12 +300,17 @@ class Stack(Waiting):
         self.down()
 
     @contextmanager
-    def one_off(self, project: Project, service: str) -> Iterator[tuple[Container, Recipe]]:
-        """Yield an additional container of a service, without published ports. The caller starts its command.
+    def one_off(
+        self, project: Project, service: str, *, name: str | None = None, aliases: bool = False
+    ) -> Iterator[tuple[Container, Recipe]]:
+        """Yield an additional container of a service. The caller starts its command.
 
         Args:
-            project: the project, whose description of the service may differ.
+            project: the project, whose description of the service may differ: it publishes the ports in it.
             service: the service's name.
+            name: of the container (default: a new one).
+            aliases: whether it also has the names of the service in its networks (default: only its own name, so that
+                others do not reach it in place of the service).
 
         Raises:
             SpecError, ContainerError: it can't be created.
@@ -314,7 +319,7 @@ class Stack(Waiting):
         from containerkit.project.networks import connection
 
         keys = project.model["services"][service]
-        name = f"{project.name}-{service}-run-{os.urandom(4).hex()}"
+        name = name or f"{project.name}-{service}-run-{os.urandom(4).hex()}"
         image = image_of(project, service, keys, build=self._build, pull=self._pull, log=self._log)
         with self._acting:
             for network in normal.references(keys)["networks"]:
@@ -322,7 +327,7 @@ class Stack(Waiting):
                     self._open_network(network)
         made = realize.recipe(project, service, image, name, self._volume_path, self._shared)
         with Container(
-            **made.container, **connection(project, service, name, self._networks, self._shared)
+            **made.container, **connection(project, service, name, self._networks, self._shared, named=aliases)
         ) as container:
             write_files(container, made)
             yield container, made

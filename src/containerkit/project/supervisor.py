@@ -169,7 +169,8 @@ class Supervisor:
 
     def _run(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
         project = Project.of(request["model"], request["directory"], request["variables"])
-        with self.stack.one_off(project, request["service"]) as (container, recipe):
+        name, aliases = request.get("name"), bool(request.get("aliases"))
+        with self.stack.one_off(project, request["service"], name=name, aliases=aliases) as (container, recipe):
             argv = request["argv"] or recipe.argv
             return _commanded(container, {**recipe.command, **request.get("options", {})}, argv, fds, reply)
 

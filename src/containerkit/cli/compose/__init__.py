@@ -18,6 +18,10 @@ EPILOG: Final = """\
   containerkit compose down -v                stop everything, and remove the named volumes
 """
 
+_AS_ALWAYS: Final = "accepted: this is always so"
+_QUIET_WITHOUT: Final = ("down", "logs", "ps", "rm", "stop", "top")
+"""Verbs that have nothing to do if the project is not up."""
+
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 
 
@@ -34,6 +38,8 @@ def define(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--profile", metavar="NAME", **_LISTS, help="an active profile; repeatable")
     parser.add_argument("--env-file", metavar="FILE", **_LISTS, help="a file of variables (default: .env); repeatable")
+    for name in ("--ansi", "--progress", "--parallel"):
+        parser.add_argument(name, metavar="WORD", help="accepted: there are neither colours nor bars")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _define_looking(verbs)
     _define_life(verbs)
@@ -49,6 +55,8 @@ def _define_looking(verbs: Any) -> None:
     config = _services(verbs.add_parser("config", aliases=["convert"], help="show the merged content of the files"))
     config.add_argument("--format", choices=("yaml", "json"), default="yaml")
     config.add_argument("-q", "--quiet", action="store_true", help="only check the files")
+    config.add_argument("-o", "--output", metavar="FILE", help="write it to a file")
+    config.add_argument("--environment", action="store_true", help="show only the variables for the files")
     config.add_argument("--no-interpolate", action="store_true", help="do not replace variables")
     for name in ("services", "volumes", "networks", "images", "profiles", "hash"):
         config.add_argument(f"--{name}", action="store_true", dest=f"only_{name}", help=f"show only the {name}")
@@ -58,7 +66,11 @@ def _define_looking(verbs: Any) -> None:
     ps.add_argument("-q", "--quiet", action="store_true", help="print only their names")
     ps.add_argument("-a", "--all", action="store_true", help="also list containers that have ended")
     ps.add_argument("--services", action="store_true", dest="only_services", help="print only the services")
-    ps.add_argument("--format", choices=("table", "json"), default="table")
+    ps.add_argument("--status", metavar="STATE", **_LISTS, help="only containers in this state; repeatable")
+    ps.add_argument("--filter", metavar="status=STATE", **_LISTS, help="the same; repeatable")
+    ps.add_argument("--no-trunc", action="store_true", help="show whole commands")
+    ps.add_argument("--orphans", action="store_true", help="accepted: there are no orphans")
+    ps.add_argument("--format", default="table", metavar="FORMAT", help="table, json, or '{{.Name}} {{.State}}'")
     logs = _services(verbs.add_parser("logs", help="show the output of the containers"))
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more output")
     logs.add_argument("-n", "--tail", metavar="NUMBER", help="show at most so many lines, the latest (default: all)")
@@ -80,11 +92,13 @@ def _define_looking(verbs: Any) -> None:
     volumes.add_argument("-q", "--quiet", action="store_true", help="print only their names")
     version = verbs.add_parser("version", help="show the version")
     version.add_argument("--short", action="store_true", help="print only the number")
+    version.add_argument("-f", "--format", choices=("pretty", "json"), default="pretty")
     listing = verbs.add_parser("ls", help="list the projects that are up")
     listing.add_argument("-q", "--quiet", action="store_true")
     listing.add_argument("-a", "--all", action="store_true", help="accepted: projects that are down are not recorded")
     listing.add_argument("--format", choices=("table", "json"), default="table")
     images = _services(verbs.add_parser("images", help="list the images of the services"))
+    images.add_argument("-q", "--quiet", action="store_true", help="print only their ids")
     images.add_argument("--format", choices=("table", "json"), default="table")
     _services(verbs.add_parser("wait", help="wait until containers have ended, and exit with the last status"))
 
@@ -100,6 +114,7 @@ def _define_up(verbs: Any) -> None:
     up.add_argument("--wait", action="store_true", help="with -d: return when everything is healthy")
     up.add_argument("--wait-timeout", metavar="SECONDS", type=float, default=300.0)
     up.add_argument("--build", action="store_true", help="build images even if they exist")
+    up.add_argument("--no-build", action="store_true", help="do not build images; pull those that are missing")
     up.add_argument("--no-deps", action="store_true", help="do not start dependencies of the named services")
     up.add_argument("--pull", choices=("missing", "always", "never"))
     up.add_argument(
@@ -122,6 +137,9 @@ def _define_up(verbs: Any) -> None:
     up.add_argument("--attach", metavar="SERVICE", **_LISTS, help="show only the logs of this service; repeatable")
     up.add_argument("--no-attach", metavar="SERVICE", **_LISTS, help="do not show the logs of this service; repeatable")
     up.add_argument("--no-log-prefix", action="store_true", help="omit the containers' names")
+    up.add_argument("--timestamps", action="store_true", help="show the time of each line")
+    for flags in (("--quiet-pull",), ("--quiet-build",), ("-y", "--yes"), ("-V", "--renew-anon-volumes")):
+        up.add_argument(*flags, action="store_true", help=_AS_ALWAYS)
     up.add_argument("--no-color", action="store_true", help="accepted: there are no colours")
     up.add_argument(
         "--exit-code-from",
@@ -140,6 +158,7 @@ def _define_life(verbs: Any) -> None:
     _define_up(verbs)
     down = _services(verbs.add_parser("down", help="stop everything, or services and their dependents"))
     down.add_argument("-v", "--volumes", action="store_true", help="also remove the named volumes")
+    down.add_argument("--rmi", choices=("all", "local"), help="also remove the images: all, or those without a name")
     down.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
     down.add_argument(
         "--remove-orphans", action="store_true", help="accepted: services that are not in the files are always stopped"
@@ -187,12 +206,32 @@ def _define_commands(verbs: Any) -> None:
             parser.add_argument("--index", type=int, default=1, metavar="NUMBER")
             parser.add_argument("--privileged", action="store_true")
         else:
+            _define_run(parser)
             parser.add_argument("--rm", action="store_true", help="accepted: it is always removed")
             parser.add_argument("--no-deps", action="store_true", help="do not start the dependencies of the service")
             parser.add_argument("--entrypoint", metavar="PROGRAM")
             parser.add_argument("-v", "--volume", metavar="SOURCE:TARGET", **_LISTS)
         parser.add_argument("service", metavar="SERVICE")
         parser.add_argument("command", metavar="COMMAND", nargs="...")
+    _define_cp(verbs)
+
+
+def _define_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", metavar="NAME", help="the container's name (default: a new one)")
+    parser.add_argument("--build", action="store_true", help="build the image even if it exists")
+    parser.add_argument("--pull", choices=("missing", "always", "never"))
+    parser.add_argument("-l", "--label", metavar="NAME=VALUE", **_LISTS, help="a label; repeatable")
+    parser.add_argument("--env-from-file", metavar="FILE", **_LISTS, help="a file of variables; repeatable")
+    parser.add_argument("--cap-add", metavar="NAME", **_LISTS, help="a capability to add; repeatable")
+    parser.add_argument("--cap-drop", metavar="NAME", **_LISTS, help="a capability to drop; repeatable")
+    parser.add_argument("-p", "--publish", metavar="HOST:PORT", **_LISTS, help="publish a port; repeatable")
+    parser.add_argument("-P", "--service-ports", action="store_true", help="publish the ports of the service")
+    parser.add_argument("--use-aliases", action="store_true", help="have the names of the service in its networks")
+    for flags in (("-q", "--quiet"), ("--quiet-pull",), ("--quiet-build",), ("--remove-orphans",)):
+        parser.add_argument(*flags, action="store_true", help=_AS_ALWAYS)
+
+
+def _define_cp(verbs: Any) -> None:
     cp = verbs.add_parser("cp", help="copy files into or out of a running container")
     cp.add_argument("--index", type=int, default=1, metavar="NUMBER")
     cp.add_argument("source", metavar="[SERVICE:]PATH")
@@ -206,6 +245,15 @@ def main(options: argparse.Namespace) -> int:
         ContainerError: the verb failed.
     """
     from containerkit.cli.compose import life, looking, running
+    from containerkit.project.remote import NotUpError
 
-    found: int = {**looking.VERBS, **life.VERBS, **running.VERBS}[options.verb](options)
+    try:
+        found: int = {**looking.VERBS, **life.VERBS, **running.VERBS}[options.verb](options)
+    except NotUpError as error:
+        if options.verb not in _QUIET_WITHOUT:
+            raise
+        from containerkit.cli.commands import complain
+
+        complain(str(error))
+        return 0
     return found

@@ -29,6 +29,8 @@ def _up(options: argparse.Namespace) -> int:
     from containerkit.project.remote import Remote, detach, project_request
 
     project = load(options, services=options.services)
+    if options.no_build:
+        project = _without_builds(project)
     support.unsupported(project)
     services = options.services or None
     wait = options.wait_timeout if options.wait else None
@@ -50,6 +52,17 @@ def _up(options: argparse.Namespace) -> int:
         )  # fmt: skip
         return 0
     return _attend(project, options, services, scale)
+
+
+def _without_builds(project: Project) -> Project:
+    from containerkit.project import Project
+    from containerkit.project.images import tag_of
+
+    services = {
+        name: {"image": tag_of(project, name, keys), **{key: each for key, each in keys.items() if key != "build"}}
+        for name, keys in project.model["services"].items()
+    }
+    return Project.of({**project.model, "services": services}, project.directory, project.variables)
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
@@ -97,7 +110,7 @@ def _follow(stack: Stack, options: argparse.Namespace) -> None:
         if options.attach:
             shown = line.service in options.attach
         if shown and line.service not in options.no_attach:
-            print_line(line, prefix=not options.no_log_prefix)
+            print_line(line, prefix=not options.no_log_prefix, timestamps=options.timestamps)
 
 
 def _until_ended(stack: Stack, options: argparse.Namespace, supervisor: Any) -> int:
@@ -121,14 +134,32 @@ def _down(options: argparse.Namespace) -> int:
     try:
         remote(options).ask("down", grace_s=options.timeout, volumes=options.volumes, services=options.services)
     except StateError:
-        if not options.volumes:
+        if not options.volumes and not options.rmi:
             raise
         from containerkit.project import volumes
 
-        for each in load(options).model.get("volumes", {}).values():
+        for each in load(options).model.get("volumes", {}).values() if options.volumes else ():
             if not each.get("external"):
                 volumes.remove(each["name"])
+    if options.rmi:
+        _remove_images(options)
     return 0
+
+
+def _remove_images(options: argparse.Namespace) -> None:
+    """Remove the images of the services: all, or those that have no name in the files."""
+    from containerkit.errors import ImageError
+    from containerkit.image import Image
+    from containerkit.project.images import tag_of
+
+    project = load(options, services=options.services)
+    for name, keys in project.model["services"].items():
+        chosen = not options.services or name in options.services
+        if chosen and (options.rmi == "all" or "image" not in keys):
+            try:
+                Image.get(tag_of(project, name, keys), pull="never").remove()
+            except ImageError as error:
+                _note(str(error))
 
 
 def _asking(verb: str) -> Callable[[argparse.Namespace], int]:

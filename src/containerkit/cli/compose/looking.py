@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli.compose.common import load, remote, show, table
+from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
     import argparse
@@ -31,6 +32,10 @@ def _config(options: argparse.Namespace) -> int:
         "profiles": lambda: sorted({each for keys in services.values() for each in keys.get("profiles", ())}),
         "hash": lambda: [f"{name} {fingerprint(project, name)}" for name in services],
     }  # fmt: skip
+    if options.environment:
+        for name, value in sorted(project.variables.items()):
+            show(f"{name}={value}")
+        return 0
     for name, listed in lists.items():
         if getattr(options, f"only_{name}"):
             for each in listed():
@@ -39,7 +44,11 @@ def _config(options: argparse.Namespace) -> int:
     if not options.quiet:
         escaped = _escaped(model) if not options.no_interpolate else model
         text = json.dumps(escaped, indent=2) if options.format == "json" else dump_yaml(escaped).rstrip("\n")
-        print(text)  # noqa: T201 - the command line prints its output
+        if options.output:
+            with open(options.output, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+        else:
+            print(text)  # noqa: T201 - the command line prints its output
     return 0
 
 
@@ -79,7 +88,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _ps(options: argparse.Namespace) -> int:
     rows = remote(options).ask("ps", services=options.services)
-    if not options.all:
+    states = _states(options)
+    if states:
+        rows = [row for row in rows if row["State"] in states]
+    elif not options.all:
         rows = [row for row in rows if row["State"] != "exited"]
     if options.only_services:
         for name in dict.fromkeys(row["Service"] for row in rows):
@@ -90,18 +102,40 @@ def _ps(options: argparse.Namespace) -> int:
     elif options.format == "json":
         for row in rows:
             show(json.dumps(row))
+    elif options.format != "table":
+        from containerkit.cli.listing import check_template, formatted
+
+        check_template(options.format)
+        for row in rows:
+            show(formatted(options.format, {**row, "Names": row["Name"], "Status": _status(row)}))
     else:
         head = ("NAME", "SERVICE", "STATUS", "PORTS", "COMMAND")
+        width = None if options.no_trunc else 40
         table(
             [
                 head,
                 *(
-                    (row["Name"], row["Service"], _status(row), ", ".join(row["Ports"]), row["Command"][:40])
+                    (row["Name"], row["Service"], _status(row), ", ".join(row["Ports"]), row["Command"][:width])
                     for row in rows
                 ),
             ]
         )
     return 0
+
+
+def _states(options: argparse.Namespace) -> set[str]:
+    """Return the states that are selected.
+
+    Raises:
+        SpecError: another filter is given.
+    """
+    found = set(options.status)
+    for text in options.filter:
+        name, _, state = text.partition("=")
+        if name != "status":
+            raise SpecError(f"ps --filter {text!r:.60}: only status=STATE is supported; name services as arguments")
+        found.add(state)
+    return found
 
 
 def _status(row: dict[str, Any]) -> str:
@@ -124,7 +158,6 @@ def _moment(text: str) -> float:
     """Return a time in seconds since 1970, from a time of RFC 3339 or a duration before now."""
     from datetime import UTC, datetime
 
-    from containerkit.errors import SpecError
     from containerkit.project.shapes import duration_us
 
     try:
@@ -163,7 +196,10 @@ def _volumes(options: argparse.Namespace) -> int:
 def _version(options: argparse.Namespace) -> int:
     from containerkit import __version__
 
-    show(__version__ if options.short else f"containerkit compose {__version__}")
+    if options.format == "json":
+        show(json.dumps({"version": __version__}))
+    else:
+        show(__version__ if options.short else f"containerkit compose {__version__}")
     return 0
 
 
@@ -227,7 +263,10 @@ def _images(options: argparse.Namespace) -> int:
                 rows.append((name, tag, image.id.short, image.size_bytes))
             except ImageError:
                 rows.append((name, tag, "not here", ""))
-    if options.format == "json":
+    if options.quiet:
+        for row in rows[1:]:
+            show(str(row[2]))
+    elif options.format == "json":
         show(json.dumps([dict(zip(("Service", "Image", "ID", "Size"), row, strict=True)) for row in rows[1:]]))
     else:
         table(rows)

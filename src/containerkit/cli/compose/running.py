@@ -46,6 +46,7 @@ def _run(options: argparse.Namespace) -> int:
 
     project = load(options, services=(options.service,))
     changed = _changed(project, options)
+    _prepare(changed, options)
     argv: list[str] = options.command
     if options.entrypoint is not None:
         argv = [options.entrypoint, *argv]
@@ -62,12 +63,23 @@ def _run(options: argparse.Namespace) -> int:
     try:
         code: int = holder.ask(
             "run", fds=_STREAMS, **project_request(changed), service=options.service,
-            argv=_whole(changed, options, argv), options=more,
+            argv=_whole(changed, options, argv), options=more, name=options.name, aliases=options.use_aliases,
         )  # fmt: skip
     finally:
         if ours is not None:
             ours.ask("down")
     return code
+
+
+def _prepare(project: Project, options: argparse.Namespace) -> None:
+    """Refuse what is not supported, and build the image if that is wanted."""
+    from containerkit.project import support
+    from containerkit.project.images import build_image
+
+    support.unsupported(project)
+    keys = project.model["services"][options.service]
+    if options.build and "build" in keys:
+        build_image(project, options.service, keys)
 
 
 def _whole(project: Project, options: argparse.Namespace, argv: list[str]) -> list[str]:
@@ -85,13 +97,25 @@ def _whole(project: Project, options: argparse.Namespace, argv: list[str]) -> li
 
 def _changed(project: Project, options: argparse.Namespace) -> Project:
     from containerkit.project import Project
+    from containerkit.project.dotenv import read_dotenv
     from containerkit.project.shapes import Place
-    from containerkit.project.short import volume
+    from containerkit.project.short import port_list, volume
 
     if options.service not in project.model["services"]:
         raise SpecError(f"no service {options.service!r:.60}; the services are {', '.join(project.model['services'])}")
     keys = dict(project.model["services"][options.service])
+    variables = dict(project.variables)
+    for path in options.env_from_file:
+        keys["environment"] = {**keys.get("environment", {}), **read_dotenv(os.path.abspath(path), variables)}
     keys["environment"] = {**keys.get("environment", {}), **_env(options.env)}
+    keys["labels"] = {**keys.get("labels", {}), **dict(each.partition("=")[::2] for each in options.label)}
+    for key, names in (("cap_add", options.cap_add), ("cap_drop", options.cap_drop)):
+        if names:
+            keys[key] = [*keys.get(key, ()), *names]
+    at = Place("--publish", "command line", os.getcwd())
+    keys["ports"] = [*(keys.get("ports", ()) if options.service_ports else ()), *port_list(options.publish, at)]
+    if options.pull:
+        keys["pull_policy"] = options.pull
     if options.command:
         keys["command"] = list(options.command)
     place = Place("--volume", "command line", os.getcwd())
