@@ -185,6 +185,33 @@ def test_scaling_and_changing(name):
             stack.scale("c", 1)
 
 
+def test_dependents_follow_what_is_replaced(name):
+    def version(number):
+        return project(
+            name, db={"command": SLEEP, "environment": {"N": number}},
+            again={"command": SLEEP, "depends_on": {"db": {"condition": "service_started", "restart": True}}},
+            inside={"command": SLEEP, "network_mode": "service:db"}, plain={"command": SLEEP, "depends_on": ["db"]},
+        )  # fmt: skip
+
+    with version("1").up() as stack:
+        (again,), (inside,) = stack.containers("again"), stack.containers("inside")
+        stack["again"].run(["touch", "/kept"], check=True)
+        before = {each.service: each.pid for each in stack.containers()}
+        stack.apply(version("2"), services=["db"])
+        assert {each.service for each in stack.containers() if each.pid == before[each.service]} == {"plain"}
+        assert stack["again"] is again  # restarted: its files stay
+        assert stack["again"].run(["test", "-e", "/kept"]).returncode == 0
+        assert stack["inside"] is not inside  # its network is that of the new container
+        same = [os.readlink(f"/proc/{stack[service].pid}/ns/net") for service in ("db", "inside")]
+        assert same[0] == same[1]
+        assert not stack.apply().steps
+
+
+def test_a_command_that_fails_at_once_is_not_ready(name):
+    with pytest.raises(StateError, match="it has ended with status 3"):
+        project(name, a={"command": ["sh", "-c", "sleep 0.05; exit 3"]}).up(wait=10)
+
+
 def test_volumes_are_filled_once_and_stay(name):
     keys = {"command": SLEEP, "volumes": ["data:/seed", "/anon"]}
     made = Project(name=name, services={"a": Service(image="box:1", **AT_ONCE, **keys)}, volumes={"data": {}})
@@ -196,6 +223,19 @@ def test_volumes_are_filled_once_and_stay(name):
         assert stack["a"].run(["ls", "/anon"], text=True).stdout == ""
         stack.down(remove_volumes=True)
     assert not os.path.exists(volumes.path_of(f"{name}_data"))
+
+
+def test_a_name_has_several_addresses_and_a_profile_is_beside_the_file(name, tmp_path):
+    (tmp_path / "deny.json").write_text(
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}'
+    )
+    (tmp_path / "compose.yaml").write_text(
+        "services: {a: {image: 'box:1', command: sleep 1000, stop_signal: KILL, extra_hosts: ['h=10.0.0.1', 'h=10.0.0.2'], "
+        "security_opt: ['seccomp:./deny.json']}}"
+    )
+    with Project.load(tmp_path / "compose.yaml", name=name, env={}).up() as stack:
+        assert stack["a"].run(["grep", "-c", "h$", "/etc/hosts"], text=True).stdout == "2\n"
+        assert stack["a"].run(["mkdir", "/x"]).returncode == 1
 
 
 def test_configs_secrets_and_settings_arrive(name, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from containerkit.errors import SpecError
 from containerkit.project import Project, Service, keys, schema, short
 from containerkit.project.plan import Observed, fingerprint, up_plan
+from containerkit.project.support import unsupported_builds
 
 PAGE = Path(__file__).parents[2] / "docs" / "projects.md"
 LISTED = keys.WORKS.keys() | keys.REFUSED.keys()
@@ -131,6 +132,16 @@ def test_values_that_cannot_be_had_are_refused(asked, message):
     with pytest.raises(SpecError, match=re.escape(message)) as caught:
         project.plan()
     assert str(caught.value).startswith("services.a.")
+
+
+def test_a_build_is_refused_for_its_own_keys_only():
+    labels = {"context": "/", "labels": {"a": "b"}}
+    project = Project(
+        services={"a": Service(build="/", gpus="all"), "b": Service(build=labels), "c": Service(image="x", gpus="all")}
+    )
+    unsupported_builds(project, ["a", "c"])
+    with pytest.raises(SpecError, match=r"services\.b\.build\.labels: is not supported: use LABEL"):
+        unsupported_builds(project, ["a", "b"])
 
 
 def test_values_that_one_machine_meets_are_taken():

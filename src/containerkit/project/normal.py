@@ -14,9 +14,9 @@ from containerkit.project.dotenv import read_dotenv
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["check", "fill", "select"]
+__all__ = ["SHARED", "check", "fill", "select"]
 
-_SHARED: Final = ("network_mode", "ipc", "pid", "uts", "cgroup")
+SHARED: Final = ("network_mode", "ipc", "pid", "uts", "cgroup")
 _KINDS: Final = ("networks", "volumes", "configs", "secrets")
 
 
@@ -76,7 +76,7 @@ def _implied(service: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for link in service.get("links", ()):
         found[link.partition(":")[0]] = True
-    for key in _SHARED:
+    for key in SHARED:
         if str(service.get(key, "")).startswith("service:"):
             found[service[key].removeprefix("service:")] = True
     for volume in service.get("volumes_from", ()):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from containerkit.project.project import Project
 
-    Action = Literal["image", "network", "volume", "wait", "start", "stop", "close"]
+    Action = Literal["image", "network", "volume", "wait", "start", "restart", "stop", "close"]
 
 __all__ = ["BESIDE", "Observed", "Plan", "Step", "down_plan", "fingerprint", "replica_names", "up_plan"]
 
@@ -158,6 +158,8 @@ class _Planning:
         self._services: dict[str, dict[str, Any]] = project.model["services"]
         self._steps: dict[str, Step] = {}
         self._starts: dict[str, list[str]] = {}
+        self._replaced: set[str] = set()  # services of which a running container is replaced
+        self._renewed: set[str] = set()  # services whose first container is another one than before
 
     def up(self, services: Collection[str] | None) -> Plan:
         chosen = [name for name in normal.order(self._services) if services is None or name in self._wanted(services)]
@@ -167,6 +169,9 @@ class _Planning:
                     self._add(Step("stop", name, detail="it is no longer in the project", service=each.service))
         for service in chosen:
             self._service(service)
+        for service in normal.order(self._services):
+            if service not in chosen:
+                self._dependent(service)
         return Plan(tuple(self._steps.values()))
 
     def _wanted(self, services: Collection[str]) -> set[str]:
@@ -189,17 +194,42 @@ class _Planning:
         there = {name: each for name, each in self._observed.items() if each.service == service}
         for name in there.keys() - set(names):
             self._add(Step("stop", name, detail="fewer containers are requested", service=service))
-        again = service in self.recreate
+        again = service in self.recreate or self._shares_renewed(keys)
         differs = [name for name in names if name in there and (there[name].fingerprint != mark or again)]
         stale = [] if self.keep else differs
         fresh = [name for name in names if name not in there]
         self._starts[service] = []
+        self._restart(service, keys, [name for name in names if name in there and name not in stale])
         if not stale and not fresh:
             return
+        self._replaced |= {service} if stale else set()
+        self._renewed |= {service} if names[0] in (*stale, *fresh) else set()
         needed = [*self._resources(service, keys), *self._conditions(keys)]
         for name in fresh:
             self._starts[service].append(self._add(Step("start", name, tuple(needed), service=service)))
         self._replace(service, keys, stale, needed)
+
+    def _dependent(self, service: str) -> None:
+        """Plan a service that is not chosen, but depends on one that is replaced."""
+        keys, running = self._services[service], [n for n, each in self._observed.items() if each.service == service]
+        if running and self._shares_renewed(keys):
+            self._starts[service] = []
+            self._replace(service, keys, running, [*self._resources(service, keys), *self._conditions(keys)])
+        else:
+            self._restart(service, keys, running)
+
+    def _shares_renewed(self, keys: Mapping[str, Any]) -> bool:
+        """Return whether a service shares a namespace of a container that is gone."""
+        others = (str(keys.get(key, "")) for key in normal.SHARED)
+        return any(other.removeprefix("service:") in self._renewed for other in others if other.startswith("service:"))
+
+    def _restart(self, service: str, keys: Mapping[str, Any], names: list[str]) -> None:
+        """Restart containers that depend, with ``restart: true``, on a service of which containers are replaced."""
+        needed = [name for name, how in keys.get("depends_on", {}).items() if how.get("restart")]
+        if self._replaced.intersection(needed):
+            after = (*self._conditions(keys), *(start for name in needed for start in self._starts.get(name, ())))
+            for name in names:
+                self._add(Step("restart", name, after, service=service))
 
     def _replace(self, service: str, keys: Mapping[str, Any], stale: list[str], needed: list[str]) -> None:
         """Replace containers, by default one at a time, so that the others stay available.

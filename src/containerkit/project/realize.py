@@ -193,8 +193,8 @@ def ports_of(keys: Mapping[str, Any]) -> tuple[Port, ...]:
 def network_options(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a container that any separate network takes: ports, names, servers."""
     found: dict[str, Any] = {"publish": ports_of(keys)}
-    hosts = dict(each.split("=", 1) for each in keys.get("extra_hosts", ()))
-    if hosts:
+    hosts = tuple(tuple(each.split("=", 1)) for each in keys.get("extra_hosts", ()))
+    if hosts:  # pairs, because a name may have several addresses
         found["hosts"] = hosts
     if keys.get("dns") or keys.get("dns_search") or keys.get("dns_opt"):
         servers: Any = tuple(keys["dns"]) if keys.get("dns") else "host"

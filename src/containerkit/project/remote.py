@@ -67,9 +67,9 @@ class Remote:
         line = json.dumps({"verb": verb, **request}).encode() + b"\n"
         with self._connect() as connection:
             if fds:
-                sent = socket.send_fds(connection, [line], list(fds))
-                connection.sendall(line[sent:])
-            else:
+                line = line[socket.send_fds(connection, [line], list(fds)) :]
+            # Sending nothing would fail once the answer is there and the other side has closed.
+            if line:
                 connection.sendall(line)
             with connection.makefile("rb") as answers:
                 for answer in answers:

@@ -262,6 +262,15 @@ def _optional(shape: Any) -> Any:
     return check
 
 
+def _security_options(value: Any, place: Place) -> list[str]:
+    found = []
+    for option in strings(value, place):
+        name, mark, profile = re.match(r"([^:=]*)([:=]?)(.*)", option, re.DOTALL).groups()  # type: ignore[union-attr] # any text matches
+        is_file = name == "seccomp" and mark and profile != "unconfined"
+        found.append(f"{name}{mark}{absolute(profile, place.base)}" if is_file else option)
+    return found
+
+
 def _container_name(value: Any, place: Place) -> str:
     text = string(value, place)
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", text):
@@ -372,7 +381,7 @@ SERVICE: Final[dict[str, Any]] = {
     "pre_stop": each(_HOOK), "privileged": boolean, "profiles": _once,
     "provider": fields({"type": string, "options": by_name(_provided)}, required=("type",)),
     "pull_policy": string, "pull_refresh_after": string, "read_only": boolean, "restart": string, "runtime": string,
-    "scale": integer, "secrets": distinct(_mounted_file), "security_opt": strings, "shm_size": size,
+    "scale": integer, "secrets": distinct(_mounted_file), "security_opt": _security_options, "shm_size": size,
     "stdin_open": boolean, "stop_grace_period": duration, "stop_signal": shapes.scalar, "storage_opt": _options,
     "sysctls": joined_pairs, "tmpfs": either, "tty": boolean, "ulimits": by_name(_ulimit),
     "use_api_socket": boolean, "user": shapes.scalar, "userns_mode": string, "uts": string, "volumes": distinct(volume),

@@ -391,6 +391,9 @@ class Stack(Waiting):
                 self._start(step)
             case "wait":
                 self._wait_step(step, errors)
+            case "restart":
+                if self._replicas[step.target].status in ("running", "restarting"):
+                    self._replicas[step.target].restart(grace_s)
             case "stop" if step.target in self._previous:
                 self._previous.pop(step.target).stop(grace_s)
             case "stop":

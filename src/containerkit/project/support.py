@@ -12,11 +12,11 @@ from containerkit.project.keys import REFUSED
 from containerkit.project.shapes import size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from containerkit.project.project import Project
 
-__all__ = ["check_service", "unsupported"]
+__all__ = ["check_service", "unsupported", "unsupported_builds"]
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "services.ipc": ("private", "shareable", "host", "service:*"),
@@ -57,10 +57,8 @@ def unsupported(project: Project) -> None:
     Raises:
         SpecError: with the place of the key, and an alternative.
     """
-    for path, why in REFUSED.items():
-        for place, value in _found(project.model, path):
-            if value and value != "false" and not (path.endswith("isolation") and value == "default"):
-                raise SpecError(f"{place}: is not supported: {why}")
+    for path in REFUSED:
+        _refuse(project.model, path)
     for path, known in _CHOICES.items():
         for place, value in _found(project.model, path):
             for each in value if isinstance(value, dict) else (value,):
@@ -80,6 +78,24 @@ def unsupported(project: Project) -> None:
         options = each.get("driver_opts", {})
         if options and (options.get("o") != "bind" or not options.get("device")):
             raise SpecError(f"volumes.{name}.driver_opts: only type: none, o: bind, device: DIRECTORY is supported")
+
+
+def unsupported_builds(project: Project, services: Collection[str]) -> None:
+    """Refuse keys of builds that are not supported.
+
+    Raises:
+        SpecError: with the place of the key, and an alternative.
+    """
+    chosen = {name: each for name, each in project.model["services"].items() if name in services}
+    for path in REFUSED:
+        if path.startswith("services.build."):
+            _refuse({"services": chosen}, path)
+
+
+def _refuse(model: Mapping[str, Any], path: str) -> None:
+    for place, value in _found(model, path):
+        if value and value != "false" and not (path.endswith("isolation") and value == "default"):
+            raise SpecError(f"{place}: is not supported: {REFUSED[path]}")
 
 
 def _found(model: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Waiting"]
 
 _POLL_S: Final = 0.5
+_SETTLED_S: Final = 0.2
+"""A command without a health check is ready after it has run so long. Most that fail at their start have ended then."""
 
 
 class Waiting:
@@ -53,7 +55,7 @@ class Waiting:
         return found
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until all containers run or have ended with status 0, and those with a health check are healthy.
+        """Wait until all containers have run for 0.2 s or ended with status 0, and those with a check are healthy.
 
         Raises:
             ContainerTimeout: they are not ready in time.
@@ -63,24 +65,26 @@ class Waiting:
         def ready() -> bool | None:
             return True if all(self._is_ready(each) for each in self.containers()) else None
 
-        self._until(ready, timeout, "be ready")
+        self._until(ready, timeout, "be ready", poll_s=_SETTLED_S / 4)
 
     def _is_ready(self, each: Replica) -> bool:
         if each.status == "exited" and each.exit_code and not each.was_stopped:
             raise StateError(f"{each.name}: it has ended with status {each.exit_code}{self._last_words(each)}")
         if each.health == "unhealthy":
             raise StateError(f"{each.name}: it is unhealthy{self._last_words(each)}")
-        return each.status == "exited" or (each.status == "running" and each.health in (None, "healthy"))
+        if each.status == "running" and each.health is None:
+            return time.time() - each.started_at >= _SETTLED_S
+        return each.status == "exited" or (each.status == "running" and each.health == "healthy")
 
     def _last_words(self, each: Replica) -> str:
         lines = [line.text for line in self._journal.read((each.service,)) if line.container == each.name][-3:]
         return f": {' / '.join(lines)}" if lines else ""
 
-    def _until(self, look: Callable[[], Any], timeout: float | None, what: str) -> Any:
+    def _until(self, look: Callable[[], Any], timeout: float | None, what: str, *, poll_s: float = _POLL_S) -> Any:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while (found := look()) is None:
-                left = _POLL_S if deadline is None else min(_POLL_S, deadline - time.monotonic())
+                left = poll_s if deadline is None else min(poll_s, deadline - time.monotonic())
                 if left <= 0:
                     raise ContainerTimeout([f"wait for {self.project.name} to {what}"], timeout or 0)
                 self._changed.wait(left)

@@ -199,8 +199,10 @@ def _rm(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     from containerkit.project.images import build_image
+    from containerkit.project.support import unsupported_builds
 
     project = load(options, services=options.services)
+    unsupported_builds(project, options.services or project.model["services"])
     extra = dict(each.partition("=")[::2] for each in options.build_arg)
     log: Callable[[str], object] = (lambda _: None) if options.quiet else _note
     for name, keys in project.model["services"].items():
