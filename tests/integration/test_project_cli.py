@@ -1,10 +1,14 @@
 """``containerkit compose`` and ``containerkit kube`` on the command line."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -144,6 +148,39 @@ def test_a_command_in_a_new_container_takes_nothing_from_the_service(cli):
         assert "in use" in cli("run", *words, "web", "true", check=False).stderr
 
 
+@pytest.mark.parametrize("words", [("exec",), ("run", "--no-deps")])
+def test_a_command_gets_a_terminal_of_its_own(cli, words):
+    cli("up", "-d")
+    pid, master = pty.fork()
+    if pid == 0:
+        try:
+            os.chdir(cli.place)
+            program = [sys.executable, "-m", "containerkit", "compose", *words, "web", "sh"]
+            os.execve(program[0], program, cli.env)
+        finally:
+            os._exit(1)
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+    seen_on(master, b"# ")
+    os.write(master, b"tty; echo ready$((1+2)); sleep 1000; echo after$((1+1))\n")
+    assert b"/dev/pts/" in seen_on(master, b"ready3")
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 99, 0, 0))
+    os.write(master, b"\x03")  # Ctrl-C ends the sleep, and the rest of its line
+    time.sleep(0.5)
+    os.write(master, b"stty size; echo done$((1+3))\n")
+    assert b"44 99" in (shown := seen_on(master, b"done4"))
+    assert b"after2" not in shown
+    os.write(master, b"exit 5\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    os.close(master)
+
+
+def seen_on(master, mark):
+    found = b""
+    while mark not in found:
+        found += os.read(master, 4096)
+    return found
+
+
 def test_what_is_not_up_has_nothing_to_show_or_stop(cli):
     for words in ("ps",), ("ps", "-q"), ("logs",), ("stop",), ("down",), ("down", "-v", "--rmi", "local"):
         assert cli(*words).stdout == ""
@@ -165,6 +202,11 @@ def test_the_status_of_one_can_be_that_of_all(cli):
         "services:\n  test: {image: box:1, command: sh -c 'exit 7'}\n  db: {image: box:1, command: sleep 1000, stop_signal: KILL}\n"
     )
     assert cli("up", "--exit-code-from", "test", check=False).returncode == 7
+    (cli.place / "compose.yaml").write_text(
+        "services:\n  quick: {image: box:1, command: 'true'}\n"
+        "  test: {image: box:1, command: sh -c \"trap 'exit 9' TERM; while :; do sleep 0.1; done\"}\n"
+    )
+    assert cli("up", "--exit-code-from", "test", check=False).returncode == 9  # it is stopped when another one ends
 
 
 def test_config_is_what_the_files_mean(cli):

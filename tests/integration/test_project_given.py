@@ -99,7 +99,7 @@ def test_a_replacement_starts_before_the_previous_one_ends(up):
 
 
 def test_both_answer_while_one_replaces_the_other(up):
-    deploy = {"update_config": {"order": "start-first", "monitor": "300ms"}}
+    deploy = {"update_config": {"order": "start-first"}}
     with up(a={"deploy": deploy}).up() as stack:
         first = stack["a"].pid
         seen = []
@@ -107,6 +107,9 @@ def test_both_answer_while_one_replaces_the_other(up):
         stack.apply(up(a={"deploy": deploy, "environment": {"N": "1"}}))
         assert seen == [True]
         assert not os.path.exists(f"/proc/{first}")
+        with pytest.raises(StateError, match="has ended with status 1"):
+            stack.apply(up(a={"deploy": deploy, "command": ["sh", "-c", "sleep 0.05; exit 1"]}))
+        assert [each.status for each in stack.containers("a")] == ["running"]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from containerkit.errors import SpecError
 from containerkit.image.config import Defaults
 from containerkit.image.registry.settings import RegistrySettings
 from containerkit.image.registry.tokens import may_send_to, parse_challenges
-from containerkit.image.registry.transport import backoff_s, no_proxy
+from containerkit.image.registry.transport import _reason, backoff_s, no_proxy
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,8 @@ def test_defaults_turn_into_what_a_container_takes():
     assert "/root" == Defaults().options()["env"]["HOME"]
     defaults = Defaults(env={"PATH": "/bin", "A": "1"}, user="7:8", working_dir="/w")
     assert {"env": {"PATH": "/bin", "A": "1", "HOME": "/"}, "user": "7:8", "cwd": "/w"} == defaults.options()
+
+
+def test_a_reason_names_no_class():
+    reason = OSError("PatientConnection(host='localhost', port=1): Failed to connect: [Errno 111] refused (again)")
+    assert _reason(reason) == "Failed to connect: [Errno 111] refused (again)"

@@ -28,6 +28,10 @@ BESIDE: Final = "beside the previous one"
 """The detail of a start whose container replaces one that runs until later in the plan."""
 
 
+_SETTLED: Final = "200ms"
+"""A replacement without a check must run so long before the previous container is stopped."""
+
+
 @attrs.frozen
 class Step:
     """One step.
@@ -252,8 +256,9 @@ class _Planning:
                 self._starts[service].append(done[-1])
                 if _is_checked(keys) and (first or not is_last):
                     done.append(self._add(Step("wait", name, (done[-1],), "service_healthy", service)))
-                if "monitor" in how:
-                    done.append(self._add(Step("wait", name, (done[-1],), f"running_for {how['monitor']}", service)))
+                monitor = how.get("monitor", _SETTLED if first and not _is_checked(keys) else "")
+                if monitor:
+                    done.append(self._add(Step("wait", name, (done[-1],), f"running_for {monitor}", service)))
                 if first:
                     done.append(self._add(Step("stop", name, (done[-1],), "its replacement runs", service)))
             if "delay" in how and not is_last:

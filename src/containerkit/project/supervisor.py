@@ -165,14 +165,15 @@ class Supervisor:
 
     def _exec(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
         replica = self._one(request)
-        return _commanded(replica.container, replica.options(request), request["argv"], fds, reply)
+        return _commanded(replica.container, replica.options(request), request["argv"], fds, reply, request.get("size"))
 
     def _run(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
         project = Project.of(request["model"], request["directory"], request["variables"])
         name, aliases = request.get("name"), bool(request.get("aliases"))
         with self.stack.one_off(project, request["service"], name=name, aliases=aliases) as (container, recipe):
             argv = request["argv"] or recipe.argv
-            return _commanded(container, {**recipe.command, **request.get("options", {})}, argv, fds, reply)
+            options = {**recipe.command, **request.get("options", {})}
+            return _commanded(container, options, argv, fds, reply, request.get("size"))
 
     def _top(self, request: dict[str, Any], _: list[int], __: _Reply) -> Any:
         return [
@@ -239,9 +240,28 @@ def _process(pid: int) -> dict[str, Any]:
     return {"pid": pid, "uid": uid, "command": " ".join(argv)}
 
 
-def _commanded(container: Any, options: dict[str, Any], argv: Sequence[str], fds: list[int], reply: _Reply) -> int:
-    """Run a command with the caller's own streams. It is killed when the caller disconnects."""
+def _commanded(
+    container: Any,
+    options: dict[str, Any],
+    argv: Sequence[str],
+    fds: list[int],
+    reply: _Reply,
+    size: Sequence[int] | None,
+) -> int:
+    """Run a command with the caller's own streams, or with a terminal of the container that is relayed to the caller's.
+
+    It is killed when the caller disconnects.
+
+    Args:
+        size: rows and columns of the terminal; None for the caller's own streams.
+    """
     stdin, stdout, stderr = fds
+    if size is not None:
+        from containerkit.project.relay import relay
+
+        with container.popen(argv, pty=tuple(size), **options) as process:
+            relay(process, stdin, stdout, reply.fileno())
+            return _status(process.wait())
     with container.popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, **options) as process:
         with suppress(ContainerError):
             poll = select.poll()
@@ -249,7 +269,10 @@ def _commanded(container: Any, options: dict[str, Any], argv: Sequence[str], fds
             poll.register(reply.fileno(), select.POLLIN | select.POLLHUP)
             if any(fd == reply.fileno() for fd, _ in poll.poll()):
                 process.kill_all()
-        code: int = process.wait()
+        return _status(process.wait())
+
+
+def _status(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 

@@ -198,10 +198,10 @@ def _define_commands(verbs: Any) -> None:
         parser.add_argument("-u", "--user", metavar="UID[:GID]")
         parser.add_argument("-w", "--workdir", metavar="DIR")
         parser.add_argument(
-            "-T", "--no-tty", action="store_true", help="accepted: the caller's own streams are always used"
+            "-T", "--no-tty", action="store_true", help="no terminal, even if the caller's streams are one"
         )
         parser.add_argument("-i", "--interactive", action="store_true", help="accepted: standard input is passed on")
-        parser.add_argument("-t", "--tty", action="store_true", help="accepted: a terminal of the caller is passed on")
+        parser.add_argument("-t", "--tty", action="store_true", help="accepted: where there is a terminal it is used")
         if name == "exec":
             parser.add_argument("--index", type=int, default=1, metavar="NUMBER")
             parser.add_argument("--privileged", action="store_true")

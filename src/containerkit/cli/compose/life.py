@@ -124,10 +124,11 @@ def _until_ended(stack: Stack, options: argparse.Namespace, supervisor: Any) -> 
         return max((each.exit_code or 0 for each in stack.containers() if each.status == "exited"), default=0)
     if options.exit_code_from is None:
         return 0
-    codes = [each.exit_code for each in stack.containers(options.exit_code_from)]
-    if not codes:
+    found = stack.containers(options.exit_code_from)
+    if not found:
         raise SpecError(f"--exit-code-from: the service {options.exit_code_from!r:.60} has no container")
-    return codes[0] or 0
+    found[0].stop(options.timeout)  # another one may have ended first
+    return found[0].exit_code or 0
 
 
 def _down(options: argparse.Namespace) -> int:

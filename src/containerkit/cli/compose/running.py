@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from containerkit.project.project import Project
     from containerkit.project.remote import Remote
@@ -34,11 +35,24 @@ def _env(texts: list[str]) -> dict[str, str]:
 def _exec(options: argparse.Namespace) -> int:
     if not options.command:
         raise SpecError("exec: a command is required, such as: exec web sh")
-    code: int = remote(options).ask(
-        "exec", fds=_STREAMS, service=options.service, index=options.index, argv=options.command,
-        env=_env(options.env), user=options.user, cwd=options.workdir, privileged=options.privileged,
-    )  # fmt: skip
+    with _terminal(options) as size:
+        code: int = remote(options).ask(
+            "exec", fds=_STREAMS, service=options.service, index=options.index, argv=options.command, size=size,
+            env=_env(options.env), user=options.user, cwd=options.workdir, privileged=options.privileged,
+        )  # fmt: skip
     return code
+
+
+@contextmanager
+def _terminal(options: argparse.Namespace) -> Iterator[tuple[int, int] | None]:
+    """Yield the size of the caller's terminal, in raw mode, if the command gets a terminal; otherwise None."""
+    from containerkit.cli import terminal
+
+    if options.no_tty or not terminal.is_wanted():
+        yield None
+        return
+    with terminal.RawMode(0):
+        yield terminal.size()
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -61,10 +75,12 @@ def _run(options: argparse.Namespace) -> int:
         # No process holds the project, so this one holds it while the command runs.
         holder = ours = detach(project, lambda _: None, by_fork=True, services=[] if options.no_deps else needed)
     try:
-        code: int = holder.ask(
-            "run", fds=_STREAMS, **project_request(changed), service=options.service,
-            argv=_whole(changed, options, argv), options=more, name=options.name, aliases=options.use_aliases,
-        )  # fmt: skip
+        whole = _whole(changed, options, argv)
+        with _terminal(options) as size:
+            code: int = holder.ask(
+                "run", fds=_STREAMS, **project_request(changed), service=options.service, argv=whole, options=more,
+                name=options.name, aliases=options.use_aliases, size=size,
+            )  # fmt: skip
     finally:
         if ours is not None:
             ours.ask("down")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import ssl
 import time
 from contextlib import suppress
@@ -382,7 +383,7 @@ def _tls_error(host: str, error: BaseException) -> ImageError:
 
 def _reason(error: BaseException) -> str:
     inner = getattr(error, "reason", None) or (error.args[-1] if error.args else error)
-    return f"{inner}"[:200]
+    return re.sub(r"^\w+\([^()]*\): ", "", f"{inner}")[:200]  # without the name of the connection's class
 
 
 def _shown(url: str) -> str:
