@@ -400,7 +400,7 @@ def test_template_is_made_once_and_named(box, tmp_path):
     assert again.startswith("localhost/template/busybox:")
     assert again.endswith(digest)
     assert "hi\n" == output("run", "--rootfs", tmp_path / "deep/root", "--", "echo", "hi")
-    assert "empty directory only" in complaint("template", "busybox", "--into", tmp_path / "deep/root")
+    assert "into an empty directory" in complaint("template", "busybox", "--into", tmp_path / "deep/root")
 
 
 def test_template_of_programs_takes_a_list():

@@ -1,4 +1,4 @@
-"""Containers whose processes CRIU has restored from a directory."""
+"""Containers whose processes CRIU restored from a directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from containerkit._linux import criu
 from containerkit._native.outcome import Outcome
 from containerkit.checkpoint import record as records
 from containerkit.checkpoint.calling import call, criu_command, find_program, opened
-from containerkit.checkpoint.guard import shut
+from containerkit.checkpoint.guard import finish_checkpoint
 from containerkit.checkpoint.images import id_maps, id_maps_name
 from containerkit.checkpoint.refusals import IMAGES, ROOT
 from containerkit.checkpoint.trees import CHECKPOINT, HOME, PLACE, criu_plan
@@ -50,7 +50,7 @@ _FIRST_PROCESS: Final = re.compile(r"PID: real (\d+) virt 1$", re.MULTILINE)
 
 
 class Restored(Container):
-    """A restored container, made by :meth:`containerkit.Container.restore`. It is live at once."""
+    """A restored container, made by :meth:`containerkit.Container.restore`. It runs immediately."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Restored(Container):
         return self
 
     def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
-        born.append(_Revival(ground, self._record, self._images, self._directory, self._criu).make())
+        born.append(_Restore(ground, self._record, self._images, self._directory, self._criu).make())
         return born[-1]
 
 
@@ -98,7 +98,7 @@ def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as 
             raise SpecError(f"rootfs: {rootfs!r} is not a RootFS; use RootFS.dir(path), ...")
         resolved = resolve(rootfs)
         if resolved.kind != spec.rootfs.kind:
-            raise SpecError(f"rootfs: it was of the kind {spec.rootfs.kind!r}, not {resolved.kind!r}")
+            raise SpecError(f"rootfs: the checkpoint's root is of the kind {spec.rootfs.kind!r}, not {resolved.kind!r}")
         spec = attrs.evolve(spec, rootfs=resolved)
     if not isinstance(limits, str):
         spec = attrs.evolve(spec, limits=limits)
@@ -109,7 +109,7 @@ def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as 
     return {**fields, **{field.name: getattr(confinement, field.name) for field in attrs.fields(Confinement)}}
 
 
-class _Revival:
+class _Restore:
     """One container that is being restored.
 
     Args:
@@ -138,7 +138,7 @@ class _Revival:
             SetupError: it failed. Nothing is left behind.
         """
         try:
-            lend(self._bring_back)
+            lend(self._restore_processes)
         except BaseException:
             if self._outcome is not None:
                 put_down(self._outcome.pidfd)
@@ -146,7 +146,7 @@ class _Revival:
         assert self._outcome is not None
         return self._outcome
 
-    def _bring_back(self, kept: list[int]) -> None:
+    def _restore_processes(self, kept: list[int]) -> None:
         began = time.monotonic_ns()
         os.makedirs(PLACE, exist_ok=True)
         with TemporaryDirectory(prefix="containerkit-") as work:
@@ -157,7 +157,7 @@ class _Revival:
                 self._outcome = Outcome(
                     pid=pid, pidfd=pidfd, failed_index=-1, error=0, times_ns=(began, began, middle, middle), slots=[]
                 )
-                shut(pidfd)
+                finish_checkpoint(pidfd)
             except BaseException:
                 if self._outcome is None:
                     _reap(_first_process(work))
@@ -177,7 +177,7 @@ class _Revival:
         return criu_command(words, given)
 
     def _run(self, work: str, kept: list[int]) -> None:
-        """Have CRIU do it."""
+        """Run CRIU."""
         command = self._command(work, kept)
         ground = self._ground
         group = ground.membership.for_first() if ground.membership is not None else None
@@ -201,12 +201,12 @@ class _Revival:
 
 
 def _joining(group: CGroup | None) -> Joining:
-    """Return how CRIU joins the group: once it has its own memory, because the group already limits memory."""
+    """Return how CRIU joins the group: only with its own memory, because the group already limits memory."""
     return NOTHING_TO_JOIN if group is None else joining(group)._replace(late=True)
 
 
 def _first_process(work: str) -> int:
-    """Return the pid of PID 1, from CRIU's output at its end or from its log; 0 if it was never made."""
+    """Return the host's pid of PID 1, from CRIU's output or its log; 0 if it was never made."""
     for name, pattern in ((_PID_FILE, _NUMBER), (_LOG, _FIRST_PROCESS)):
         with suppress(FileNotFoundError), open(f"{work}/{name}", encoding="utf-8", errors="replace") as file:
             if found := pattern.search(file.read()):
@@ -223,7 +223,7 @@ def _open_child(pid: int) -> int:
     try:
         pidfd = _native.high(os.pidfd_open(pid))
     except OSError:
-        raise SetupError("restore", ESRCH, f"init {pid}", "it has ended at once") from None
+        raise SetupError("restore", ESRCH, f"init {pid}", "it ended immediately") from None
     try:
         signal.pidfd_send_signal(pidfd, 0)
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
@@ -233,7 +233,7 @@ def _open_child(pid: int) -> int:
     except OSError:
         pass
     os.close(pidfd)
-    raise SetupError("restore", ESRCH, f"init {pid}", "it has ended at once")
+    raise SetupError("restore", ESRCH, f"init {pid}", "it ended immediately")
 
 
 def _reap(pid: int) -> None:
@@ -241,5 +241,5 @@ def _reap(pid: int) -> None:
     if pid:
         try:
             put_down(_open_child(pid))
-        except SetupError:  # CRIU has removed it
+        except SetupError:  # CRIU removed it
             return

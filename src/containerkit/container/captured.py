@@ -238,7 +238,7 @@ class Captured:
         flags: int,
     ) -> None:
         keep, books = self._books is not None, self._books
-        run = program.heard(self._owner, self.terms.limit, self._deadline, early=self._early, keep=keep)
+        run = program.captured(self._owner, self.terms.limit, self._deadline, early=self._early, keep=keep)
         self._program, self._run = program, run
         if books is not None:
             books.add(self)
