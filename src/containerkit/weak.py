@@ -51,6 +51,9 @@ class WeakMembers(Generic[Member]):
     def __iter__(self) -> Iterator[Member]:
         return iter([member for each in list(self._references) if (member := each()) is not None])
 
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
 
 class WeakValues(Generic[Member]):
     """A dictionary whose values do not live longer because they are in it. Its user holds a lock."""

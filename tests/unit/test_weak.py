@@ -16,13 +16,14 @@ def test_members_end_with_their_last_other_reference():
         members.add(thing)
     members.add(things[0])
     assert set(members) == set(things)
-    assert len(list(members)) == 3
+    assert len(members) == 3
     members.discard(things.pop())
     members.discard(Thing())
     del thing
     assert set(members) == set(things)
     things.clear()
     assert list(members) == []
+    assert not members
 
 
 def test_references_to_dead_objects_do_not_accumulate():
