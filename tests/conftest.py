@@ -157,10 +157,10 @@ def use_interpreter(name):
     from containerkit import _native
     from containerkit._native import compiled, reference
     from containerkit.container import run
-    from containerkit.start import context as ground
+    from containerkit.start import context
 
     _native._cache["interpreter"] = {"compiled": compiled, "reference": reference}[name]
-    ground.programs.kept.clear()
+    context.programs.kept.clear()
     run.recipes.clear()
 
 

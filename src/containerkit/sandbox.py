@@ -26,7 +26,7 @@ from containerkit.plan import calls
 from containerkit.plan.operation import Slot
 from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
-from containerkit.process.communicate import Hearing
+from containerkit.process.communicate import LineCallbacks
 from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.process.seccomp_notify import Supervision
 from containerkit.process.stdio import Streams, Text, require_open
@@ -360,9 +360,9 @@ class Sandbox:
             ContainerTimeout: the timeout expired. The error has the output up to then.
             ExitError: the status is not 0, and ``check`` is True.
         """
-        hearing = Hearing.of(on_stdout, on_stderr, kept=capture_output)
-        terms = Terms.of(timeout, output_limit_bytes, check=check, hearing=hearing)
-        process = self.popen(argv, **run_streams(input, more, capture=capture_output, hearing=hearing))
+        callbacks = LineCallbacks.of(on_stdout, on_stderr, kept=capture_output)
+        terms = Terms.of(timeout, output_limit_bytes, check=check, callbacks=callbacks)
+        process = self.popen(argv, **run_streams(input, more, capture=capture_output, callbacks=callbacks))
         return complete(process, input, terms)
 
     def _start(self, command: Command) -> tuple[Operation, ...]:

@@ -19,7 +19,7 @@ from containerkit import _native
 from containerkit.compile.start import OWNER_FD
 from containerkit.descriptors import keep
 from containerkit.errors import SetupError, StateError
-from containerkit.process.process import put_down
+from containerkit.process.process import kill_and_reap
 from containerkit.start.context import own_pidfd
 
 __all__ = ["LET_GO", "SHUT", "Guard", "finish_checkpoint", "replace_owner"]
@@ -66,7 +66,7 @@ class Guard:
                 keep(self._pidfds, os.pidfd_open, self._pids[0])
         self._pids.clear()
         while self._pidfds:
-            put_down(self._pidfds.pop())
+            kill_and_reap(self._pidfds.pop())
 
 
 def replace_owner(pid: int, pidfd: int) -> str:

@@ -27,12 +27,12 @@ from containerkit.container.lifecycle import Container
 from containerkit.descriptors import lend
 from containerkit.errors import SetupError, SpecError, UnsupportedError
 from containerkit.plan.program import proc
-from containerkit.process.process import put_down
+from containerkit.process.process import kill_and_reap
 from containerkit.security.confinement import PROC, Confinement
 from containerkit.spec.container import Spec
 from containerkit.spec.rootfs import RootFS, resolve
 from containerkit.start.cgroup import inputs, joining
-from containerkit.start.context import Ground, own_pidfd
+from containerkit.start.context import StartContext, own_pidfd
 
 if TYPE_CHECKING:
     from containerkit.cgroup import CGroup, Limits
@@ -85,8 +85,8 @@ class Restored(Container):
         self._running()
         return self
 
-    def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
-        born.append(_Restore(ground, self._record, self._images, self._directory, self._criu).make())
+    def _begin(self, context: StartContext, born: list[Outcome]) -> Outcome:
+        born.append(_Restore(context, self._record, self._images, self._directory, self._criu).make())
         return born[-1]
 
 
@@ -113,15 +113,15 @@ class _Restore:
     """One container that is being restored.
 
     Args:
-        ground: the context of its start.
+        context: the context of its start.
         record: the record of the checkpoint.
         images: its directory, for messages.
         directory: a descriptor of it.
         program: CRIU.
     """
 
-    def __init__(self, ground: Ground, record: Record, images: str, directory: int, program: str) -> None:
-        self._ground = ground
+    def __init__(self, context: StartContext, record: Record, images: str, directory: int, program: str) -> None:
+        self._context = context
         self._record = record
         self._images = images
         self._directory = directory
@@ -141,7 +141,7 @@ class _Restore:
             lend(self._restore_processes)
         except BaseException:
             if self._outcome is not None:
-                put_down(self._outcome.pidfd)
+                kill_and_reap(self._outcome.pidfd)
             raise
         assert self._outcome is not None
         return self._outcome
@@ -179,17 +179,17 @@ class _Restore:
     def _run(self, work: str, kept: list[int]) -> None:
         """Run CRIU."""
         command = self._command(work, kept)
-        ground = self._ground
-        group = ground.membership.for_first() if ground.membership is not None else None
+        context = self._context
+        group = context.membership.for_first() if context.membership is not None else None
         joins = _joining(group)
         replaced = {}
-        if ground.spec.namespaces.user == "new":
+        if context.spec.namespaces.user == "new":
             replaced[id_maps_name(f"/proc/self/fd/{self._directory}/{IMAGES}")] = f"{work}/{_ID_MAPS}"
             with open(f"{work}/{_ID_MAPS}", "wb") as file:
-                file.write(id_maps(ground.mappings))
-        plan = criu_plan(ground.spec, ground.mappings, command, replaced=replaced, joins=joins)
+                file.write(id_maps(context.mappings))
+        plan = criu_plan(context.spec, context.mappings, command, replaced=replaced, joins=joins)
         slots = {
-            **ground.staging.slots,
+            **context.staging.slots,
             **inputs(group),
             PROC.name: proc(),
             CHECKPOINT: self._directory,
@@ -240,6 +240,6 @@ def _reap(pid: int) -> None:
     """Kill and reap the first process of a restore that failed."""
     if pid:
         try:
-            put_down(_open_child(pid))
+            kill_and_reap(_open_child(pid))
         except SetupError:  # CRIU removed it
             return

@@ -175,7 +175,7 @@ def pivot() -> list[Operation]:
     ]
 
 
-def leave_outside(start: Start) -> list[Operation]:
+def unmount_old_root(start: Start) -> list[Operation]:
     """Unmount the old root, which covers the new one. The kernel waits a grace period for this."""
     steps = [calls.unmount(b"."), calls.chdir(b"/")]
     if start.spec.rootfs.readonly:

@@ -23,7 +23,7 @@ from containerkit.compile.facts import ROOT, UPPER, Start
 from containerkit.compile.namespaces import identity, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
 from containerkit.compile.process import given, passed, session
-from containerkit.compile.root import leave_outside, own_name, pivot, root
+from containerkit.compile.root import own_name, pivot, root, unmount_old_root
 from containerkit.compile.timens import NO_CLOCK, Clock, clock, clock_alone, exec_enters_time
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
@@ -96,7 +96,7 @@ def inside(start: Start) -> list[Operation]:
         steps += last_mounts(start)
         steps.append(calls.close(ROOT))
         if not start.clones_command:
-            steps += leave_outside(start)
+            steps += unmount_old_root(start)
     return steps
 
 
@@ -134,8 +134,8 @@ def payload(start: Start) -> list[Operation]:
     return [
         *way.operations(given(command), board=start.mode.held),
         calls.clone(0, "command", pid=Slot("command"), target="command"),
-        *(leave_outside(start) if start.assembles else ()),
-        *let_go(start),
+        *(unmount_old_root(start) if start.assembles else ()),
+        *close_others(start),
         calls.release(gate),
         calls.become_init(Slot("image"), b"run", UPPER_FD),
         process[0]._replace(label="command"),
@@ -143,7 +143,7 @@ def payload(start: Start) -> list[Operation]:
     ]
 
 
-def let_go(start: Start) -> list[Operation]:
+def close_others(start: Start) -> list[Operation]:
     """Keep the owner's pidfd and the pipe for the report.
 
     Close everything through which programs of the caller can be found.

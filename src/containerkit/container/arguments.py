@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from containerkit.options import Input, ListOf, Word
-    from containerkit.process.communicate import Hearing
+    from containerkit.process.communicate import LineCallbacks
     from containerkit.spec.rootfs import RootFS
 
 __all__ = [
@@ -180,7 +180,7 @@ def has_names(rootfs: RootFS, fields: Mapping[str, Any]) -> bool:
 
 
 def run_streams(
-    given: Input, more: Mapping[str, Any], *, capture: bool, hearing: Hearing | None = None
+    given: Input, more: Mapping[str, Any], *, capture: bool, callbacks: LineCallbacks | None = None
 ) -> dict[str, Any]:
     """Return the arguments of ``run`` with its own defaults for the streams.
 
@@ -203,8 +203,8 @@ def run_streams(
     if capture:
         options.setdefault("stdout", PIPE)
         options.setdefault("stderr", PIPE)
-    if hearing is not None and not options.get("pty"):
-        for name, call in (("stdout", hearing.on_stdout), ("stderr", hearing.on_stderr)):
+    if callbacks is not None and not options.get("pty"):
+        for name, call in (("stdout", callbacks.on_stdout), ("stderr", callbacks.on_stderr)):
             if call is not None and options.setdefault(name, PIPE) != PIPE:
                 raise SpecError(f"on_{name}: {name} is redirected: leave {name} out")
     return options

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from containerkit import late
 from containerkit.compile.facts import Host
-from containerkit.container.join import Entrance
+from containerkit.container.join import JoinContext
 from containerkit.container.lifecycle import Container
 from containerkit.container.starting import wait_for_others
 from containerkit.errors import SetupError, SpecError, StateError
@@ -19,7 +19,7 @@ from containerkit.spec.container import CONFINEMENT
 from containerkit.spec.idmap import IdMapping
 from containerkit.spec.rootfs import RootFS
 from containerkit.start.cgroup import Membership
-from containerkit.start.context import Ground
+from containerkit.start.context import StartContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ class Attached(Container):
         try:
             super().__init__(namespaces=_differing(record.pid), **fields())
             group = group_at(record.id, record.groups)
-            self._ground = _Standing(self.spec, record.pid, group)
+            self._context = _AttachedContext(self.spec, record.pid, group)
         except BaseException:
             if group is not None:
                 group.close()
@@ -69,7 +69,7 @@ class Attached(Container):
         self.id = record.id
         self._record = record
         self._init = Process(Command(argv=["init"]), record.pid, record.pidfd, Streams([], [None, None, None], []))
-        self._entrance = Entrance(self._init, self._ground)
+        self._join_context = JoinContext(self._init, self._context)
 
     def __enter__(self) -> Self:
         self._running()
@@ -89,8 +89,8 @@ class Attached(Container):
             if init is None:
                 return
             os.close(init.fileno())
-            if self._entrance is not None:
-                self._entrance.close()
+            if self._join_context is not None:
+                self._join_context.close()
             self._standing().release()
             self._record.close()
 
@@ -170,7 +170,7 @@ def attach(name: str, root: str | None, confinement: Mapping[str, Any]) -> Conta
     return Attached(name, root, **confinement) if kept is None else kept
 
 
-class _Standing(Ground):
+class _AttachedContext(StartContext):
     """The context of a start by another process: there is no staging, and nothing to release."""
 
     def __init__(self, spec: Spec, pid: int, group: CGroup | None) -> None:
@@ -179,10 +179,10 @@ class _Standing(Ground):
         self.mappings = _mappings(pid, "uid_map"), _mappings(pid, "gid_map")
         self.ids = None
         self.joined = {}
-        self.membership = None if group is None else _Seat(group)
+        self.membership = None if group is None else _AttachedGroups(group)
 
 
-class _Seat(Membership):
+class _AttachedGroups(Membership):
     """The groups of a container that another process owns."""
 
     def __init__(self, group: CGroup) -> None:

@@ -1,6 +1,6 @@
 """Commands that are run to their end in one go: what ``run``, ``Container.run`` and ``Template.run`` share.
 
-:class:`Recall` caches what was made of their arguments, :class:`Terms` has the timeout and the output limit, and
+:class:`ArgumentCache` caches what was made of their arguments, :class:`Terms` has the timeout and the output limit, and
 :class:`Captured` is the running command.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from containerkit import _native
 from containerkit.errors import SpecError
-from containerkit.process.communicate import Conversation
+from containerkit.process.communicate import Communication
 from containerkit.process.process import Process
 from containerkit.process.stdio import Streams
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from containerkit._native.outcome import Left
     from containerkit.options import Input
     from containerkit.plan.program import Program
-    from containerkit.process.communicate import Hearing
+    from containerkit.process.communicate import LineCallbacks
     from containerkit.process.result import Cause, CompletedProcess, Usage
     from containerkit.process.seccomp_notify import Supervision
     from containerkit.process.stdio import Text
     from containerkit.spec.command import Command
 
-__all__ = ["FOREVER", "Captured", "Recall", "Terms", "complete"]
+__all__ = ["FOREVER", "ArgumentCache", "Captured", "Terms", "complete"]
 
 
 _PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})
@@ -40,7 +40,7 @@ _PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})
 Made = TypeVar("Made")
 
 
-class Recall(Generic[Made]):
+class ArgumentCache(Generic[Made]):
     """Caches what was made of the last sets of keyword arguments, if they are immutable values.
 
     Args:
@@ -112,17 +112,19 @@ class Terms(NamedTuple):
         timeout: how many seconds to wait for it (None for no limit).
         limit: how many bytes it may write (None for no limit).
         check: whether to raise if its status is not 0.
-        hearing: the functions that get its lines.
+        callbacks: the functions that get its lines.
     """
 
     began: float
     timeout: float | None
     limit: int | None
     check: bool
-    hearing: Hearing | None = None
+    callbacks: LineCallbacks | None = None
 
     @classmethod
-    def of(cls, timeout: float | None, limit: int | None, *, check: bool, hearing: Hearing | None = None) -> Terms:
+    def of(
+        cls, timeout: float | None, limit: int | None, *, check: bool, callbacks: LineCallbacks | None = None
+    ) -> Terms:
         """Return the terms of a call that begins now.
 
         Raises:
@@ -136,7 +138,7 @@ class Terms(NamedTuple):
             raise SpecError(f"timeout: {timeout!r} is not a number of seconds")
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**63):
             raise SpecError(f"output_limit_bytes: {limit!r} is not a number of bytes")
-        return cls(began, timeout, limit, check, hearing)
+        return cls(began, timeout, limit, check, callbacks)
 
 
 FOREVER: Final = Terms(0.0, None, None, check=False)
@@ -221,7 +223,7 @@ class Captured:
         self._start(program, inputs, self.command.argv, self.command.envp, blocks, flags)
 
     def hold(self, program: Program, inputs: Mapping[str, int], blocks: Mapping[str, bytes]) -> None:
-        """Start it up to the point where it needs its argv, for :meth:`go_on`.
+        """Start it up to the point where it needs its argv, for :meth:`continue_held`.
 
         Raises:
             SetupError: an operation failed. Nothing runs.
@@ -244,7 +246,7 @@ class Captured:
             books.add(self)
         program.begin(run, inputs, argv=argv, envp=envp, blocks=blocks, flags=flags)
 
-    def go_on(
+    def continue_held(
         self, rest: Program, command: Command, text: Text | None, terms: Terms, finish: Callable[[Any], None]
     ) -> None:
         """Continue a held command.
@@ -271,9 +273,9 @@ class Captured:
             SetupError: the exec of a held command failed. Nothing runs.
             ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
         """
-        return self._completed(self._hear_out())
+        return self._completed(self._read_to_end())
 
-    def _hear_out(self) -> Left:
+    def _read_to_end(self) -> Left:
         run = self._run
         # Python runs its signal handlers in between: they may raise, or stop the container, and with it this.
         while not self._over and run.see_out() == EINTR:
@@ -286,11 +288,11 @@ class Captured:
         return left if self._heard is None else left._replace(heard=self._heard)
 
     def _completed(self, left: Left) -> CompletedProcess[Any]:
-        from containerkit.process.result import fate_of
+        from containerkit.process.result import result_fields
 
         if left.ending is None:  # timeout, too much output, or anything else unusual
             return complete(self._taken_over(left), None, self.terms, heard=left.heard, deadline=self._deadline)
-        self.returncode, self.usage, self.cause = fate_of(left.ending)
+        self.returncode, self.usage, self.cause = result_fields(left.ending)
         if self._finish is not None:
             self._finish(self)
             self._finish = None  # break the reference cycle
@@ -344,7 +346,7 @@ class Captured:
         return self._process
 
     @property
-    def waits(self) -> bool:
+    def is_held(self) -> bool:
         """Whether it is still held."""
         return bool(self._run.is_held)
 
@@ -353,7 +355,7 @@ class Captured:
         """Whether it and everything that it has started have ended. The init must still be reaped."""
         return bool(self._run.is_leaving)
 
-    def see_off(self) -> None:
+    def end_if_held(self) -> None:
         """End it if it is held, and wait for the init if that is ending. Otherwise this has no effect."""
         self._run.drop()
         self._run.reap()
@@ -420,9 +422,9 @@ def complete(
         ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
     """
     try:
-        talk = Conversation(process, given, terms.timeout, terms.limit, terms.hearing)
+        talk = Communication(process, given, terms.timeout, terms.limit, terms.callbacks)
         if heard is not None:
-            talk.go_on(heard, deadline)
+            talk.continue_with(heard, deadline)
         written = talk.hold()
     except TimeoutError as error:
         process.close()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from containerkit._native.outcome import Outcome
     from containerkit.container.live import Live
-    from containerkit.start.context import Ground
+    from containerkit.start.context import StartContext
 
 __all__ = ["READ_LIMIT_BYTES", "Files", "changed"]
 
@@ -58,7 +58,7 @@ class Files(Entries, Listed):
     :class:`SetupError` with the kernel's error number if the path is missing, not a file, or not accessible.
     """
 
-    def __init__(self, container: Live, standing: Callable[[], Ground]) -> None:
+    def __init__(self, container: Live, standing: Callable[[], StartContext]) -> None:
         self._container = container
         self._standing = standing
 
@@ -392,16 +392,16 @@ class Files(Entries, Listed):
         return kept[-1]
 
 
-def changed(container: Live, ground: Ground) -> Iterator[Change]:
+def changed(container: Live, context: StartContext) -> Iterator[Change]:
     """Yield the differences of a running container's root; see :meth:`containerkit.Container.changes`."""
     with telling_of_descriptors("changes"):
-        yield from _changed(container, ground)
+        yield from _changed(container, context)
 
 
-def _changed(container: Live, ground: Ground) -> Iterator[Change]:
-    rootfs = ground.spec.rootfs
+def _changed(container: Live, context: StartContext) -> Iterator[Change]:
+    rootfs = context.spec.rootfs
     if rootfs.upper is not None:
-        yield from _compare(ground, [(rootfs.upper, rootfs.lowers, "")], os.open)
+        yield from _compare(context, [(rootfs.upper, rootfs.lowers, "")], os.open)
         return
     if not rootfs.in_memory:
         raise StateError(f"{container!r}: its root filesystem has no writable layer of its own")
@@ -413,10 +413,10 @@ def _changed(container: Live, ground: Ground) -> Iterator[Change]:
         elif rootfs.kind == "overlay":
             pairs = [("u0", rootfs.lowers, "")]
         else:
-            programs = ground.host.programs
+            programs = context.host.programs
             pairs = [("u0", ("/host",), "")]
             pairs += [(f"u{number}", (f"/{name}",), f"/{name}") for number, name in enumerate(programs, start=1)]
-        yield from _compare(ground, pairs, lambda path, flags: os.open(path, flags, dir_fd=upper))
+        yield from _compare(context, pairs, lambda path, flags: os.open(path, flags, dir_fd=upper))
     finally:
         os.close(upper)
 
@@ -424,8 +424,8 @@ def _changed(container: Live, ground: Ground) -> Iterator[Change]:
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open_upper: Any) -> Iterator[Change]:
-    spec = ground.spec
+def _compare(context: StartContext, pairs: list[tuple[str, tuple[str, ...], str]], open_upper: Any) -> Iterator[Change]:
+    spec = context.spec
     apart = [mount.target for mount in spec.mounts] + [one.target for one in spec.rootfs.volumes]
     made = {"/proc", "/sys", "/dev", *apart}
     marks = spec.rootfs.union == "fuse"
@@ -435,7 +435,7 @@ def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open
         try:
             for lower in lowers:
                 if lower == "/host" and spec.rootfs.kind == "host":
-                    opened.append(_open_staged(ground, lower))
+                    opened.append(_open_staged(context, lower))
                     below.append(userns_helper.Lent(opened[-1]))
                 else:
                     below.append(lower)
@@ -448,10 +448,10 @@ def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open
                 os.close(fd)
 
 
-def _open_staged(ground: Ground, path: str) -> int:
+def _open_staged(context: StartContext, path: str) -> int:
     """Open a directory of the staging namespace, which can't be reached by a path."""
     steps = []
-    staged = ground.staging.slots
+    staged = context.staging.slots
     if staged["holder"] >= 0:
         steps.append(calls.setns(Slot("holder"), k.CLONE_NEWUSER, "holder user namespace"))
     steps += [

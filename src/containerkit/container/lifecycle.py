@@ -13,17 +13,17 @@ from containerkit import late
 from containerkit.compile.facts import Mode
 from containerkit.container import running
 from containerkit.container.arguments import owns_nothing
-from containerkit.container.captured import Recall
+from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
-from containerkit.container.join import Entrance
+from containerkit.container.join import JoinContext
 from containerkit.container.live import guests
 from containerkit.container.starting import init_process, wait_for_all, wait_for_others
 from containerkit.errors import CleanupError, StateError, telling_of_descriptors
 from containerkit.meanings import explained
-from containerkit.process.process import put_down
+from containerkit.process.process import kill_and_reap
 from containerkit.spec.container import Spec, build
 from containerkit.start.cgroup import Freezer
-from containerkit.start.context import Ground
+from containerkit.start.context import StartContext
 from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ class Timings(NamedTuple):
 
 _alive: WeakMembers[Container] = WeakMembers()
 
-_specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
+_specs: ArgumentCache[tuple[Spec, ArgumentCache[Command]]] = ArgumentCache()
 """Descriptions of containers, each with those of the commands that were run in such a container."""
 
 
-def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, Recall[Command]]:
-    return build(fields), Recall(16)
+def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, ArgumentCache[Command]]:
+    return build(fields), ArgumentCache(16)
 
 
 @atexit.register
@@ -257,42 +257,42 @@ class Container(Commands):
         return self
 
     def _check_unused(self) -> None:
-        if self._ground is not None or self._stopped:
+        if self._context is not None or self._stopped:
             raise StateError(f"{self!r}: it was started before; make another")
 
     def _bring_up(self) -> None:
         began = time.perf_counter()
-        ground = self._prepared()
+        context = self._prepared()
         born: list[Outcome] = []  # the maker of the process adds the outcome, which has an owner from then on
         try:
             planned = time.perf_counter()
-            outcome = self._begin(ground, born)
+            outcome = self._begin(context, born)
             init = init_process(outcome)
-            self._entrance = Entrance(init, ground)
+            self._join_context = JoinContext(init, context)
             self.timings = _timings(began, planned, outcome)
             _alive.add(self)
             if not self._has_init:
                 guests.add(self)
-            self._ground, self._init = ground, init
+            self._context, self._init = context, init
         except BaseException:
             while born:
-                put_down(born.pop().pidfd)
-            ground.release()
+                kill_and_reap(born.pop().pidfd)
+            context.release()
             raise
 
-    def _prepared(self) -> Ground:
-        ground = Ground.prepare(self.spec)
-        if tell := getattr(ground.joined.get("network"), "named", None):
+    def _prepared(self) -> StartContext:
+        context = StartContext.prepare(self.spec)
+        if tell := getattr(context.joined.get("network"), "named", None):
             try:
                 tell(self.id)
             except BaseException:
-                ground.release()
+                context.release()
                 raise
-        return ground
+        return context
 
-    def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
+    def _begin(self, context: StartContext, born: list[Outcome]) -> Outcome:
         """Make PID 1 and everything that it needs."""
-        return ground.start(Mode(command=None, reads_upper=True), (), (), {}, born)
+        return context.start(Mode(command=None, reads_upper=True), (), (), {}, born)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -317,7 +317,7 @@ class Container(Commands):
             self._ask_to_end(time.monotonic() + grace_s, stop_signal or self.rootfs.stop_signal)
         with self._lock:
             init, self._stopped = self._init, True
-            if init is None or self._ground is None:
+            if init is None or self._context is None:
                 return
             init.kill()
             if self._paused and self._freezer is not None:
@@ -332,11 +332,11 @@ class Container(Commands):
             for process in list(self._processes):
                 process.wait()
             self._wait_for_init(init)
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         """Release its resources, after all its processes have ended. Nothing is released twice."""
-        assert self._ground is not None
+        assert self._context is not None
         assert self._init is not None
         self._init.release()
         _alive.discard(self)
@@ -346,8 +346,8 @@ class Container(Commands):
             supervision = next(iter(self._supervisions))
             supervision.close()
             self._supervisions.discard(supervision)
-        if self._entrance is not None:
-            self._entrance.close()
+        if self._join_context is not None:
+            self._join_context.close()
         if self._guard is not None:
             self._guard.close()
         try:
@@ -355,7 +355,7 @@ class Container(Commands):
                 if self._freezer is not None:
                     self._freezer.end()
             finally:
-                self._ground.release()
+                self._context.release()
         except CleanupError:  # reported once
             self._init = None
             raise
@@ -463,11 +463,11 @@ class Container(Commands):
             init = self._settled()
             if self._paused:
                 raise StateError(f"{self!r}: it is paused; resume() it first")
-            ground = self._standing()
+            context = self._standing()
             running = [process for process in self._processes if process.poll() is None]
             supervised = any(not supervision.ended for supervision in self._supervisions)
             subject = room.Subject(
-                repr(self), ground.spec, init.pid, init.fileno(), running, self._landlocked, supervised
+                repr(self), context.spec, init.pid, init.fileno(), running, self._landlocked, supervised
             )
             room.checkpoint(
                 subject,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from containerkit.container.changes import Change
     from containerkit.container.files import Files
     from containerkit.container.inside import InsidePath
-    from containerkit.container.join import Entrance
+    from containerkit.container.join import JoinContext
     from containerkit.container.starting import Entering
     from containerkit.image import Image
     from containerkit.image.options import CommitOptions
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from containerkit.spec.container import Spec
     from containerkit.spec.rootfs import RootFS
     from containerkit.start.cgroup import Freezer
-    from containerkit.start.context import Ground
+    from containerkit.start.context import StartContext
 
 __all__ = ["Live", "State", "guests"]
 
@@ -84,11 +84,11 @@ class Live:
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._starting: WeakMembers[Entering] = WeakMembers()
-        self._ground: Ground | None = None
+        self._context: StartContext | None = None
         self._init: Process[Any] | None = None
         self._processes: set[Process[Any] | Captured] = set()
         self._unwaited = Unwaited()
-        self._entrance: Entrance | None = None
+        self._join_context: JoinContext | None = None
         self._supervisions: set[Supervision] = set()
         self._freezer: Freezer | None = None
         self._paused = False
@@ -123,10 +123,10 @@ class Live:
         """
         return self._standing().spec.rootfs
 
-    def _standing(self) -> Ground:
-        if self._ground is None:
+    def _standing(self) -> StartContext:
+        if self._context is None:
             raise StateError(f"{self!r}: it does not run")
-        return self._ground
+        return self._context
 
     # --- Processes
 
@@ -186,18 +186,18 @@ class Live:
 
     def reap(self, dying: Process[Any]) -> None:
         """Reap ended processes. If another container's PID 1 ends, and its own processes with it, thaw those first."""
-        if self._paused and self._freezer is not None and self._stands_in(dying):
+        if self._paused and self._freezer is not None and self._is_in_namespace_of(dying):
             self._freezer.thaw()
             self._paused = False
         for process in (self._init, *self._processes):
             if process is not None:
                 process.poll()
 
-    def _stands_in(self, dying: Process[Any]) -> bool:
+    def _is_in_namespace_of(self, dying: Process[Any]) -> bool:
         """Whether it has joined the pid namespace of another container."""
         from containerkit.namespace import Namespace
 
-        joined = self._ground.joined.get("pid") if self._ground is not None else None
+        joined = self._context.joined.get("pid") if self._context is not None else None
         try:
             with Namespace.from_pidfd(dying.fileno(), Kind.PID) as namespace:
                 return bool(namespace == joined)

@@ -11,19 +11,19 @@ import attrs
 from containerkit import late
 from containerkit.compile.facts import Mode
 from containerkit.container.arguments import RUN_ARGUMENTS
-from containerkit.container.captured import Recall
+from containerkit.container.captured import ArgumentCache
 from containerkit.container.lifecycle import Container
-from containerkit.container.ready import Stock, why_never_ready
+from containerkit.container.ready import Stock, why_not_kept_ready
 from containerkit.container.run import Recipe, perform
 from containerkit.errors import SpecError, StateError
 from containerkit.meanings import explained
 from containerkit.namespace import Namespaces
 from containerkit.pool.networks import NetworkPool
-from containerkit.process.communicate import Hearing
+from containerkit.process.communicate import LineCallbacks
 from containerkit.process.process import OUTPUT_LIMIT_BYTES
 from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, check_names
 from containerkit.spec.rootfs import resolve
-from containerkit.start.context import Ground
+from containerkit.start.context import StartContext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,7 +92,7 @@ class Template:
             raise SpecError("networks: only containers with a network namespace of their own can have one kept ready")
         self._owner = os.getpid()
         self._closed = False
-        self._recipes: Recall[Recipe] = Recall()
+        self._recipes: ArgumentCache[Recipe] = ArgumentCache()
         self._fields: dict[str, Any] = {**options, "rootfs": resolve(self.spec.rootfs)}
         self._stock: Stock | None = None
         self._pool: NetworkPool | EndpointPool | None = None
@@ -105,11 +105,11 @@ class Template:
             self._fields["namespaces"] = attrs.evolve(namespaces, network=self._pool)
         try:
             self.spec = build(self._fields)
-            ground = Ground.prepare(self.spec)
+            context = StartContext.prepare(self.spec)
             try:
-                ground.compile(Mode(command=None, reads_upper=True))
+                context.compile(Mode(command=None, reads_upper=True))
             finally:
-                ground.release()
+                context.release()
             self._stock = self._stocked(ready, networks)
         except BaseException:
             self.close()
@@ -123,7 +123,7 @@ class Template:
         spec, command = recipe.spec, recipe.command
         if isinstance(self._pool, NetworkPool):  # each gets a network during its start in the background
             spec = attrs.evolve(spec, namespaces=attrs.evolve(spec.namespaces, network="new"))
-        if reason := why_never_ready(spec, command):
+        if reason := why_not_kept_ready(spec, command):
             if wanted is None:
                 return None
             raise SpecError(f"ready: this container can't wait for its command: {reason}")
@@ -230,7 +230,7 @@ class Template:
             limit=output_limit_bytes,
             init=init,
             take=None if self._stock is None else self._stock.take,
-            hearing=Hearing.of(on_stdout, on_stderr, kept=capture_output),
+            callbacks=LineCallbacks.of(on_stdout, on_stderr, kept=capture_output),
         )
 
     def _recipe(self, more: Mapping[str, Any]) -> Recipe:

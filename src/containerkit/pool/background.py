@@ -50,7 +50,7 @@ class Supply(Generic[Thing]):
         self._end = end
         self._name = name
         self._few = size if eager else size // 2
-        self._told = ""
+        self._last_warning = ""
         self._things: deque[Thing] = deque()
         self._messages: SimpleQueue[tuple[Thing] | LockType | None] = SimpleQueue()
         self._owner = os.getpid()
@@ -121,8 +121,8 @@ class Supply(Generic[Thing]):
         try:
             do(*arguments)
         except (ContainerError, OSError) as error:
-            if str(error) != self._told:
-                self._told = str(error)
+            if str(error) != self._last_warning:
+                self._last_warning = str(error)
                 with contextlib.suppress(ResourceWarning):  # the warning may be an error, which would end the thread
                     warnings.warn(f"{self._name}: {error}", ResourceWarning, stacklevel=1)
             return False

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, TypeVar
 from containerkit import _native
 from containerkit.descriptors import keep
 from containerkit.errors import StateError
-from containerkit.process.communicate import LONGEST_POLL_MS, Conversation
+from containerkit.process.communicate import LONGEST_POLL_MS, Communication
 from containerkit.process.stdio import DEVNULL, PIPE, STDOUT
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from containerkit.process.stdio import End, Streams, Text
     from containerkit.spec.command import Command
 
-__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process", "put_down"]
+__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process", "kill_and_reap"]
 
 OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
 """The default limit of a command's captured output in bytes. A command that writes more is killed."""
@@ -228,7 +228,7 @@ class Process(Generic[AnyStr]):
 
         if self._report >= 0:
             ending = self._from_report(ending)
-        returncode, self.usage, cause = result.fate_of(ending)
+        returncode, self.usage, cause = result.result_fields(ending)
         self.cause = self._killed_for or cause
         try:
             if self._finish is not None:
@@ -352,7 +352,7 @@ class Process(Generic[AnyStr]):
         Raises:
             ContainerTimeout: the timeout expired. It and what it started were killed. The error has the output so far.
         """
-        return Conversation(self, input, timeout, limit_bytes).hold()
+        return Communication(self, input, timeout, limit_bytes).hold()
 
     def __enter__(self) -> Self:
         return self
@@ -379,7 +379,7 @@ class Process(Generic[AnyStr]):
         self.wait()
 
 
-def put_down(pidfd: int) -> None:
+def kill_and_reap(pidfd: int) -> None:
     """Kill and reap a child that has no owner, and close its pidfd.
 
     Args:

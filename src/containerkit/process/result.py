@@ -15,7 +15,7 @@ from containerkit._native.outcome import Ending
 if TYPE_CHECKING:
     from containerkit.cgroup.stats import Usage as GroupUsage
 
-__all__ = ["Cause", "CompletedProcess", "Usage", "decode", "fate_of"]
+__all__ = ["Cause", "CompletedProcess", "Usage", "decode", "result_fields"]
 
 Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
 
@@ -76,7 +76,7 @@ def _own_rss(maxrss_kib: int) -> int | None:
     return maxrss_kib * 1024 if maxrss_kib > getrusage(RUSAGE_SELF).ru_maxrss else None
 
 
-def fate_of(ending: Ending) -> tuple[int, Usage, Cause]:
+def result_fields(ending: Ending) -> tuple[int, Usage, Cause]:
     """Return the returncode, the usage and the cause of a status, as in :class:`CompletedProcess`."""
     exited = ending.code == os.CLD_EXITED
     return ending.status if exited else -ending.status, Usage.from_ending(ending), cause_of(ending)

@@ -106,7 +106,7 @@ class Membership:
         self._used: list[tuple[str, int]] = []
         self._lock = threading.Lock()
 
-    def hand_over(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
+    def delegate(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
         """Give the group to a user if one of the mounts makes it writable.
 
         Raises:
@@ -118,9 +118,9 @@ class Membership:
                 shown.update(name for name, _ in mount.options) if mount.type == "cgroup" else shown.add("")
         if shown:
             self._heir = uid, gid, frozenset(shown)
-            self._bequeath(self.group)
+            self._give_group(self.group)
 
-    def _bequeath(self, group: CGroup) -> None:
+    def _give_group(self, group: CGroup) -> None:
         if self._heir is None:
             return
         from containerkit.cgroup.create import delegate
@@ -180,7 +180,7 @@ class Membership:
         self.shared(init)
         self._remove_used()
         leaf = self.group.create_leaf(controllers=_REPORTED, without=_UNCOUNTED)
-        self._bequeath(leaf)
+        self._give_group(leaf)
         return leaf
 
     def retire(self, leaf: CGroup, oom_kills: int = 0) -> None:
@@ -240,7 +240,7 @@ class Freezer:
 
         group = self._group
         if group is None or not group.can_freeze:
-            group = self._gather(init)
+            group = self._move_into_one_group(init)
         elif init is not None and self._aside is None:
             aside = CGroup.create(controllers=("freezer",) if group.unified is None else ())
             try:
@@ -257,7 +257,7 @@ class Freezer:
         if group is not None:
             group.thaw()
 
-    def _gather(self, init: int | None) -> CGroup:
+    def _move_into_one_group(self, init: int | None) -> CGroup:
         """Move all processes into one group, until none is left outside."""
         from containerkit.cgroup import CGroup
 

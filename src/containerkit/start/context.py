@@ -16,7 +16,7 @@ from containerkit.compile.process import socket_slot
 from containerkit.compile.start import start_plan
 from containerkit.errors import CleanupError, SetupError, SpecError, UnsupportedError
 from containerkit.plan.program import Program, proc
-from containerkit.process.process import put_down
+from containerkit.process.process import kill_and_reap
 from containerkit.security.confinement import PROC
 from containerkit.spec import rootfs
 from containerkit.spec.idmap import IdMapping, mapping_text
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from containerkit.spec.rootfs import RootFS
     from containerkit.start.fuse_overlayfs import FuseUnion
 
-__all__ = ["Ground", "own_pidfd", "programs", "sealed_init", "sources"]
+__all__ = ["StartContext", "own_pidfd", "programs", "sealed_init", "sources"]
 
 Started = TypeVar("Started")
 
@@ -74,7 +74,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _told(operation: str, call: Callable[[], int]) -> int:
+def _checked(operation: str, call: Callable[[], int]) -> int:
     """Return the result of a call that an outer seccomp filter may refuse.
 
     Raises:
@@ -95,7 +95,7 @@ def own_pidfd() -> int:
     """Return a pidfd of this process, by which inits notice its end."""
     pid = os.getpid()
     if pid not in _owners:  # one for a process; a forked child opens its own
-        fd = _native.high(_told("pidfd_open", lambda: os.pidfd_open(pid)))
+        fd = _native.high(_checked("pidfd_open", lambda: os.pidfd_open(pid)))
         if _owners.setdefault(pid, fd) != fd:
             os.close(fd)  # another thread was faster
     return _owners[pid]
@@ -107,7 +107,7 @@ def sealed_init() -> int:
     Raises:
         SetupError: an outer filter refuses it.
     """
-    return _told("memfd_create", _native.init_image)
+    return _checked("memfd_create", _native.init_image)
 
 
 def _own_slots() -> dict[str, int]:
@@ -119,7 +119,7 @@ def _own_slots() -> dict[str, int]:
     return slots
 
 
-class Ground:
+class StartContext:
     """The context of a start: the staging, the ids, the facts for the plan, and the joined namespaces.
 
     ``release`` releases the ids, when nothing runs under them any more.
@@ -138,7 +138,7 @@ class Ground:
         self.membership: Membership | None = None
 
     @classmethod
-    def prepare(cls, spec: Spec) -> Ground:
+    def prepare(cls, spec: Spec) -> StartContext:
         """Check that the described paths exist, and lease the resources of the container.
 
         Raises:
@@ -169,15 +169,15 @@ class Ground:
             skeleton=_own_skeleton(spec, stage),
             unmapped=_unmapped(spec),
         )
-        ground = cls(spec, stage, host, mappings, ids)
+        context = cls(spec, stage, host, mappings, ids)
         try:
-            ground._join()
+            context._join()
             if resolved.union == "fuse":
-                ground._make_union()
+                context._make_union()
         except BaseException:
-            ground.release()
+            context.release()
             raise
-        return ground
+        return context
 
     def _join(self) -> None:
         if self.spec.joins:
@@ -186,7 +186,7 @@ class Ground:
             self.membership = Membership(self.spec.limits)
             root = self.outside(0), self._outside(self.mappings[1], 0)
             if root[0] is not None and root[1] is not None:
-                self.membership.hand_over(self.spec.mounts, root[0], root[1])
+                self.membership.delegate(self.spec.mounts, root[0], root[1])
             self.host = self.host._replace(joins=joining_first(self.membership.group))
 
     def outside(self, uid: int) -> int | None:
@@ -232,7 +232,7 @@ class Ground:
             SetupError: an operation failed. Everything that it had made is removed.
         """
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
-        outcome = self.walk(
+        outcome = self.begin_with_fallbacks(
             mode,
             lambda program, own, blocks: program.run({**own, **slots}, argv=argv, envp=envp, blocks=blocks, into=into),
         )
@@ -243,7 +243,7 @@ class Ground:
                 self.membership.check_started()
             except BaseException:
                 if into is None:  # else its owner must end it
-                    put_down(outcome.pidfd)
+                    kill_and_reap(outcome.pidfd)
                 raise
         return outcome
 
@@ -256,7 +256,9 @@ class Ground:
         key = (self.spec.shape, self.host, mode.init, mode.reads_upper, mode.held, shape)
         return programs.get(key, lambda: Program(start_plan(self.spec, self.host, mode)))
 
-    def walk(self, mode: Mode, begin: Callable[[Program, Mapping[str, int], Mapping[str, bytes]], Started]) -> Started:
+    def begin_with_fallbacks(
+        self, mode: Mode, begin: Callable[[Program, Mapping[str, int], Mapping[str, bytes]], Started]
+    ) -> Started:
         """Start. If this kernel lacks a feature, start again without it.
 
         Args:
@@ -272,9 +274,9 @@ class Ground:
             try:
                 return begin(self._program(mode), self.inputs(), self.blocks())
             except SetupError as error:
-                self._find_another_way(error)
+                self._fall_back(error)
 
-    def _find_another_way(self, error: SetupError) -> None:
+    def _fall_back(self, error: SetupError) -> None:
         if self.spec.rootfs.kind == "overlay":
             self._leave_to_fuse(error)
         elif error.errno == EINVAL and error.target == f"id map of {SKELETON}":

@@ -86,7 +86,7 @@ def _hold(name: str, *, shared: bool = False) -> int | None:
     return fd
 
 
-def _let_go(fd: int) -> None:
+def _release(fd: int) -> None:
     import fcntl
 
     fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if a forked child has a copy
@@ -118,14 +118,14 @@ class _Granted:
             return None
         group = _hold(f"gid-{gid}")
         if group is None:
-            _let_go(user)
+            _release(user)
             return None
         return user, group
 
     def _give_back(self, pair: tuple[int, int], locks: tuple[int, int]) -> None:
         with self.lock:
             for fd in locks:
-                _let_go(fd)
+                _release(fd)
             self.used.discard(pair)
 
     def _read(self) -> None:
@@ -208,7 +208,7 @@ class _Ranges:
                     self.locks += [whole, fd]
                     self.free.append(FIRST_BASE + (block * _BLOCK_RANGES + place) * RANGE)
                     return True
-            _let_go(whole)
+            _release(whole)
         return False
 
     def _take_block(self) -> bool:

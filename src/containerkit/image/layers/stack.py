@@ -89,7 +89,7 @@ def stack_layers(store: Store, directories: Sequence[str], chain_id: Digest, lea
 
     Source: OCI image specification, config.md, "Layer ChainID"; Documentation/filesystems/overlayfs.rst.
     """
-    with userns_helper.hired():
+    with userns_helper.kept():
         found = _stacked(store, tuple(directories), chain_id, lease)
     return Stack(found, _base(store, found) if len(found) > 1 else None)
 

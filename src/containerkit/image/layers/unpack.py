@@ -76,7 +76,10 @@ def unpack_layers(
 
     missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not is_complete(store.layer_directory(diff_id))}
     if len(missing) > 1:
-        with userns_helper.hired(), ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
+        with (
+            userns_helper.kept(),
+            ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool,
+        ):
             list(pool.map(one, sorted(missing.values(), key=lambda layer: -layer[0].size)))
     found: list[Path] = []
     chain = chain_ids(tuple(diff_id for _, diff_id in layers))

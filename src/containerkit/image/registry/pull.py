@@ -171,7 +171,7 @@ class _Pull:
         diff_ids = {layer.digest: diff for layer, diff in layers}
         parallel = self.source.settings.parallel
         with (
-            userns_helper.hired(),
+            userns_helper.kept(),
             ThreadPoolExecutor(parallel, "pull") as pool,
             ThreadPoolExecutor(2, "unpack") as unpackers,
         ):

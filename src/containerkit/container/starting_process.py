@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from containerkit import _native
 from containerkit.descriptors import close_all, keep, keep_above
-from containerkit.process.process import Process, put_down
+from containerkit.process.process import Process, kill_and_reap
 from containerkit.process.stdio import Streams
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from containerkit.process.stdio import Text
     from containerkit.spec.command import Command
 
-__all__ = ["Birth"]
+__all__ = ["StartingProcess"]
 
 
-class Birth:
+class StartingProcess:
     """A process that is being started. It owns the pipes, the child and the process as they are made.
 
     A signal handler may raise after any call. Each resource is stored here before it could be lost by that.
@@ -122,6 +122,6 @@ class Birth:
         while self.outcomes:
             pidfd = self.outcomes[-1].pidfd
             del self.outcomes[-1]
-            put_down(pidfd)
+            kill_and_reap(pidfd)
         if self.supervision is not None:
             self.supervision.close()
