@@ -1,6 +1,6 @@
 """A sandbox without namespaces, for hosts that forbid them: Landlock, seccomp and no capabilities.
 
-It restricts a command, or the calling process itself, and needs no privileges. Its report says what is not enforced:
+It restricts a command, or the calling process itself, and needs no privileges. Its report lists what is not enforced:
 without namespaces other processes, the host's name, its mounts and its network interfaces stay visible, and without a
 control group nothing limits memory or time. ::
 
@@ -64,9 +64,9 @@ __all__ = ["Sandbox"]
 _FIELDS: Final = frozenset({"env", "extra_env", "cwd", "umask", "rlimits", "nice", "pass_fds"})
 _EXECUTE_HINT: Final = "it must exist and be allowed with its loader and libraries: Landlock.allow_execute(...)"
 _UNCOVERED: Final = (
-    "host names, mounts, network interfaces and other processes are visible: there is no namespace",
-    "memory, processor time and the number of processes are unlimited: there is no control group",
-    "processes that a command leaves in a session of their own outlive it: there is no init",
+    "host names, mounts, network interfaces and other processes are visible, because there are no namespaces",
+    "memory, processor time and the number of processes are unlimited, because there is no control group",
+    "processes that start their own session outlive the command, because there is no init",
     "the user is the caller's own, with the caller's permissions on allowed files",
 )
 
@@ -173,7 +173,7 @@ class Sandbox:
         from containerkit.security.direct import perform
 
         if not this_thread_only and walls.has_other_threads():
-            raise StateError("other threads would stay unrestricted: apply the sandbox before they start")
+            raise StateError("sandbox: other threads would stay unrestricted: apply it before they start")
         Supervision.of(self._confinement, None)
         kernel_abi = walls.abi()
         perform(self.operations(kernel_abi))
@@ -380,7 +380,7 @@ class Sandbox:
             strip(command),
             calls.reset_signals(),
             # The limits come after everything that opens files, because new descriptors may exceed them.
-            *self.operations(walls.abi(), limits=process.surroundings(command)),
+            *self.operations(walls.abi(), limits=process.limits_and_priority(command)),
             *(step._replace(hint=_EXECUTE_HINT) for step in process.execute(command)),
         )
 

@@ -387,7 +387,7 @@ class Captured:
         """Wait for its end.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
 
         Raises:
             ContainerTimeout: it is still running.

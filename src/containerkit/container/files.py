@@ -13,7 +13,7 @@ from errno import EISDIR, EMFILE, ENFILE, ENOENT, ENXIO, ESTALE
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit import _native
-from containerkit._linux.tree_copy import copy_in, copy_out, pour
+from containerkit._linux.tree_copy import copy_in, copy_out, copy_rest
 from containerkit._native import constants as k
 from containerkit.compile import payload
 from containerkit.compile.start import UPPER_FD
@@ -27,7 +27,7 @@ from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
 from containerkit.process.stdio import window_size
 from containerkit.spec.command import User
-from containerkit.spec.words import path_outside
+from containerkit.spec.words import host_path
 from containerkit.start import userns_helper
 from containerkit.start.context import programs
 
@@ -176,7 +176,7 @@ class Files(Entries, Listed):
 
         Side effects: new files belong to root of the container and keep their permissions, without set-id bits.
         """
-        outside = path_outside(source, "files.put: source")
+        outside = host_path(source, "files.put: source")
         status = os.stat(outside)
         inside = inside_path(target)
         if stat.S_ISDIR(status.st_mode):
@@ -196,7 +196,7 @@ class Files(Entries, Listed):
         def copy(kept: list[int]) -> None:
             source = keep(kept, os.open, outside, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             fd = self._open_regular(kept, inside, k.O_WRONLY | k.O_CREAT | os.O_TRUNC, mode=mode & 0o777)
-            pour(source, fd)
+            copy_rest(source, fd)
 
         lend(copy)
 
@@ -234,7 +234,7 @@ class Files(Entries, Listed):
         Raises:
             FileExistsError: ``target`` exists.
         """
-        inside, outside = inside_path(source), path_outside(target, "files.get: target")
+        inside, outside = inside_path(source), host_path(target, "files.get: target")
         flags = k.O_RDONLY | k.O_NONBLOCK | k.O_NOCTTY
 
         def copy(kept: list[int]) -> tuple[str, ...]:

@@ -235,7 +235,7 @@ class Live:
         """Wait until all commands that ``popen`` has started have ended. The container keeps running.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
 
         Raises:
             ContainerTimeout: one of them is still running.

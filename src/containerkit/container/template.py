@@ -248,7 +248,7 @@ class Template:
         """Wait until everything requested is ready. Return whether it was in time.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         for kept in (self._pool, self._stock):

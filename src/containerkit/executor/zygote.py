@@ -433,7 +433,7 @@ def confinement_of(command: Command, *, sets_groups: bool) -> list[Operation]:
         calls.call("umask", command.umask),
         *confinement.after_user(),
         *confinement.walls(),
-        *steps.surroundings(command),
+        *steps.limits_and_priority(command),
         # As after an exec: the change of user has made /proc/self inaccessible.
         calls.prctl("let it see itself", k.PR_SET_DUMPABLE, 1),
         *confinement.last(),

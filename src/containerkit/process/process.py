@@ -119,7 +119,7 @@ class Process(Generic[AnyStr]):
         """Wait for the end.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
 
         Returns:
             The exit status, or the negative number of the signal that ended it.
@@ -343,7 +343,7 @@ class Process(Generic[AnyStr]):
 
         Args:
             input: bytes, or str if the files are text.
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
             limit_bytes: kill it once it has written more than this to both outputs together (default: no limit).
 
         Returns:
