@@ -106,10 +106,10 @@ class Sandbox:
     @property
     def filter(self) -> Seccomp | None:
         """The filter of system calls. The default is resolved."""
-        from containerkit.security.seccomp.guards import among_its_own
+        from containerkit.security.seccomp.guards import only_own_processes
 
         chosen = self._confinement.filter
-        return chosen if chosen is None or self.other_processes else among_its_own(chosen)
+        return chosen if chosen is None or self.other_processes else only_own_processes(chosen)
 
     @property
     def _confinement(self) -> Confinement:

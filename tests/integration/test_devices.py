@@ -105,7 +105,7 @@ def test_what_is_no_device_is_refused_when_it_is_described(text, said):
 
 def test_a_file_is_no_device(tmp_path):
     (tmp_path / "file").write_text("")
-    for path, said in ((tmp_path / "file", "it is no device"), (tmp_path / "missing", "No such file")):
+    for path, said in ((tmp_path / "file", "it is not a device"), (tmp_path / "missing", "No such file")):
         with pytest.raises(SpecError, match=said):
             run(["true"], devices=[f"{path}:/dev/x"])
 

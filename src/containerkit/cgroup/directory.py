@@ -1,4 +1,4 @@
-"""One directory of one hierarchy, held by a descriptor. All access goes through it, so no path is resolved twice."""
+"""One directory of one hierarchy, by its descriptor. All access uses the descriptor, so no path is resolved twice."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Directory:
             os.close(fd)
 
     def __del__(self) -> None:
-        # A base that is no longer cached is closed by the last object that creates or removes a group in it.
+        # The last object that creates or removes a group in an uncached base closes the base.
         if getattr(self, "fd", -1) >= 0:
             os.close(self.fd)
 
@@ -150,7 +150,7 @@ class Directory:
         fd = high(os.open(name, _FLAGS, dir_fd=self.fd))
         below = Directory(fd, f"{self.path.rstrip('/')}/{name}", self.version, self.names)
         below._above = above
-        if self._enabled is not None:  # what is enabled here is what is available there, so it need not be read
+        if self._enabled is not None:  # the controllers enabled here are those available there
             below._available = self._enabled
         return below
 
@@ -178,7 +178,7 @@ class Directory:
             while len(chunk) > _LAST:
                 chunk = os.read(fd, _CHUNK)
                 text += chunk
-        except OSError:  # it is switched off, such as memory.kmem.slabinfo or the pressure files
+        except OSError:  # the kernel has disabled it, such as memory.kmem.slabinfo or the pressure files
             return None
         finally:
             os.close(fd)

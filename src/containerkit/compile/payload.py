@@ -64,7 +64,7 @@ def become(
     alone = strip(command, held=held, kept=[_OWNER] if early and dies_with_parent else [])
     steps = [
         *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),
-        *([*waiting, alone, *confinement.early_walls()] if early else ()),
+        *([*waiting, alone, *confinement.early_labels_and_landlock()] if early else ()),
         *process.credentials(command.user, may_set_groups=sets_groups),
         *(() if early else waiting),
         *process.place(command),
@@ -86,7 +86,7 @@ def strip(command: Command, *, held: bool = False, kept: Iterable[Slot] = ()) ->
 def _limits_and_filter(command: Command) -> list[Operation]:
     """Set the limits after all steps that open files, because new descriptors may have numbers above the limit."""
     confinement = command.confinement
-    return [*confinement.walls(), *process.limits_and_priority(command), *confinement.last()]
+    return [*confinement.labels_and_landlock(), *process.limits_and_priority(command), *confinement.last()]
 
 
 def _can_sleep(command: Command) -> bool:

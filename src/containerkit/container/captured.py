@@ -1,6 +1,6 @@
-"""Commands that are run to their end in one go: what ``run``, ``Container.run`` and ``Template.run`` share.
+"""Commands that are run to their end: the part that ``run``, ``Container.run`` and ``Template.run`` share.
 
-:class:`ArgumentCache` caches what was made of their arguments, :class:`Terms` has the timeout and the output limit, and
+:class:`ArgumentCache` caches their evaluated arguments, :class:`Terms` has the timeout and the output limit, and
 :class:`Captured` is the running command.
 """
 
@@ -41,7 +41,7 @@ Made = TypeVar("Made")
 
 
 class ArgumentCache(Generic[Made]):
-    """Caches what was made of the last sets of keyword arguments, if they are immutable values.
+    """Caches the objects made from the last sets of keyword arguments, if these are immutable values.
 
     Args:
         size: the number of sets.
@@ -55,7 +55,7 @@ class ArgumentCache(Generic[Made]):
         return len(self._kept)
 
     def clear(self) -> None:
-        """Forget them."""
+        """Remove all."""
         self._kept.clear()
 
     def get(
@@ -66,9 +66,9 @@ class ArgumentCache(Generic[Made]):
         Args:
             arguments: the arguments.
             make: makes the object.
-            lasts: returns whether the same arguments would give the same object again.
+            lasts: returns whether the same arguments would give an equal object later.
         """
-        # With the types: True is not a number here.
+        # The key includes the types: True and 1 are different.
         key = tuple((name, type(value), _fixed(value)) for name, value in arguments.items())
         try:
             known = self._kept.get(key)
@@ -131,7 +131,7 @@ class Terms(NamedTuple):
             SpecError: the timeout or the limit is invalid.
         """
         began = time.monotonic()
-        # "not >=" refuses what is not a number at all, too
+        # "not >=" also refuses NaN
         if timeout is not None and (
             isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0
         ):
@@ -157,8 +157,8 @@ class Captured:
         terms: its terms.
         owner: the owner of its pipes, a uid outside. None for the caller.
         finish: called at its end, with this object or with the process that it has become.
-        books: the processes of its container, where other threads can find it.
-        early: whether to return when nothing runs any more, before the kernel has removed the namespaces.
+        books: the list of the container's processes, in which other threads can find it.
+        early: whether to return when no process runs any more, before the kernel has removed the namespaces.
 
     Attributes:
         returncode, usage, cause: as of :class:`containerkit.CompletedProcess`; None until it has ended.
@@ -277,10 +277,10 @@ class Captured:
 
     def _read_to_end(self) -> Left:
         run = self._run
-        # Python runs its signal handlers in between: they may raise, or stop the container, and with it this.
+        # Python runs signal handlers in between. They may raise, or stop the container and this command.
         while not self._over and run.see_out() == EINTR:
             continue
-        if run.failed:  # nothing has waited for the exec
+        if run.failed:  # the call did not wait for the exec
             assert self._program is not None
             raise self._program.failure_of_either(run.outcome(), self._rest or self._program)
         left: Left = run.left()
@@ -352,11 +352,11 @@ class Captured:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it and everything that it has started have ended. The init must still be reaped."""
+        """Whether it and all its descendants have ended. The init must still be reaped."""
         return bool(self._run.is_leaving)
 
     def end_if_held(self) -> None:
-        """End it if it is held, and wait for the init if that is ending. Otherwise this has no effect."""
+        """End it if it is held, or wait for an init that is about to end. Otherwise do nothing."""
         self._run.drop()
         self._run.reap()
 
@@ -392,7 +392,7 @@ class Captured:
         Raises:
             ContainerTimeout: it is still running.
         """
-        if self._thread == get_ident():  # the interrupted call is this one, and will not continue
+        if self._thread == get_ident():  # called by a signal handler that interrupted this command's own call
             self.call_off()
             return
         if not self._under_way.acquire(timeout=-1 if timeout is None else timeout):

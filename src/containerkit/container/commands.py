@@ -10,7 +10,7 @@ from containerkit import _native
 from containerkit.container.arguments import (
     POPEN_ARGUMENTS,
     RUN_ARGUMENTS,
-    beside,
+    confine_for_streams,
     describe,
     has_names,
     run_streams,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["Commands"]
 
 _BY_HAND: Final = frozenset({"stdin", "stdout", "stderr", "pty", "own_group", "syscall_handler"})
-"""The arguments for which a command is not merely started and read to its end."""
+"""The arguments that need more than starting the command and reading its output."""
 
 
 class Commands(Live):
@@ -65,10 +65,10 @@ class Commands(Live):
     Args:
         spec: its description.
         id: its name (None: a random one).
-        known: the commands that were run in containers of this description.
+        known: the cached commands of containers with this description.
     """
 
-    def __init__(self, spec: Spec, id: str | None, known: ArgumentCache[Command]) -> None:  # noqa: A002 - what it is in the OCI
+    def __init__(self, spec: Spec, id: str | None, known: ArgumentCache[Command]) -> None:  # noqa: A002 - the term of the OCI
         super().__init__(spec, id)
         self._commands = known
         self._log: Log | None = None
@@ -135,7 +135,7 @@ class Commands(Live):
     ) -> Process[Any]:
         """Start a command in the container.
 
-        A command that has ended and that nobody waits for is reaped when others are started or the container ends.
+        A command that has ended without being waited for is reaped when others are started or the container ends.
 
         Args:
             argv: the program, which is looked up inside, and its arguments.
@@ -181,7 +181,7 @@ class Commands(Live):
                 self._open_terminal(starting.streams, pty, command.user)
             else:
                 starting.streams.add(*streams, context.outside(command.user.uid))
-            command = beside(command, starting.streams, self.spec, fields)
+            command = confine_for_streams(command, starting.streams, self.spec, fields)
             starting.supervision = Supervision.of(command.confinement, handler)
             leaf = self._group_for_command(init.pid, own=own_group)
             starting.leaf = leaf if own_group else None
@@ -205,19 +205,19 @@ class Commands(Live):
             self._supervisions.add(supervision)
 
     def _call_off(self, starting: StartingProcess) -> None:
-        """Undo a start that failed or in which a signal handler has raised."""
+        """Undo a start that failed, or in which a signal handler raised."""
         starting.call_off()
         if starting.process is None and starting.leaf is not None:
             self._retire(starting.leaf)
 
     def _entering(self) -> Entering:
-        """Return a context manager that lets :meth:`stop` wait until the starting process is in the list."""
+        """Return a context manager that makes :meth:`stop` wait until the new process is in the list."""
         if os.getpid() == self._owner:
             self._unwaited.reap()
         return Entering(self._idle, self._starting, self._admit)
 
     def _admit(self) -> Process[Any]:
-        """Return PID 1, if a process may be started now.
+        """Return PID 1 if a process may be started now.
 
         Raises:
             StateError: it does not run, or is paused.
@@ -366,7 +366,7 @@ class Commands(Live):
         return text if tail is None else "".join(text.splitlines(keepends=True)[-tail:] if tail else ())
 
     def _captures(self, more: Mapping[str, Any]) -> bool:
-        """Whether nothing must be done for a command between its start and its end."""
+        """Return whether a command needs no work between its start and its end."""
         return (
             self._has_init
             and self._group is None
@@ -409,7 +409,7 @@ class Commands(Live):
         return command
 
     def _is_lasting(self, fields: Mapping[str, Any]) -> bool:
-        """Whether these fields have the same meaning in each container of this description, whatever its files."""
+        """Return whether these fields mean the same in each container of this description, independent of its files."""
         return self.rootfs is self.spec.rootfs and not has_names(self.rootfs, fields)
 
     def _described(self, fields: Mapping[str, Any], *, terminal: bool = False) -> Command:
@@ -452,6 +452,8 @@ class Commands(Live):
     def _forget(self, process: Process[Any] | Captured) -> None:
         self._processes.discard(process)
         supervision = process.supervision
-        if supervision is not None and supervision.ended:  # else a process that it left behind still has the filter
+        if (
+            supervision is not None and supervision.ended
+        ):  # otherwise a process that it left behind still has the filter
             self._supervisions.discard(supervision)
             supervision.close()

@@ -1,4 +1,4 @@
-"""The files of a running container, from outside.
+"""Access the files of a running container from the host.
 
 Every path is resolved by a process that has joined the container as its root, so symlinks are resolved inside. The
 caller gets the open descriptor, and checks its type before it reads or writes.
@@ -113,7 +113,7 @@ class Files(Entries, Listed):
 
         Args:
             path: the file. Its directory must exist.
-            content: what is appended.
+            content: the content to append.
             mode: the permissions of a new file (default 0o644).
         """
         self._put(path, content, os.O_APPEND, mode, None)
@@ -171,7 +171,8 @@ class Files(Entries, Listed):
         """Copy a file or directory of the host into the container.
 
         Args:
-            source: outside. Symlinks in a directory are copied as symlinks; devices, fifos and sockets are left out.
+            source: the path on the host. In a directory, symlinks are copied as such; devices, fifos and sockets are
+                left out.
             target: the path of the copy inside. Existing files are replaced.
 
         Side effects: new files belong to root of the container and keep their permissions, without set-id bits.
@@ -225,11 +226,11 @@ class Files(Entries, Listed):
         """Copy a file or directory of the container to the host.
 
         Args:
-            source: inside.
-            target: the path of the copy outside. Nothing existing is followed or replaced.
+            source: the path inside.
+            target: the path of the copy on the host. An existing file is neither followed nor replaced.
 
         Returns:
-            The paths inside that were skipped: symlinks, which might lead anywhere outside, devices, fifos and sockets.
+            The skipped paths: symlinks, which might lead anywhere on the host, devices, fifos and sockets.
 
         Raises:
             FileExistsError: ``target`` exists.
@@ -309,7 +310,7 @@ class Files(Entries, Listed):
     def open_terminal(self, kept: list[int], size: tuple[int, int] | None, _user: User) -> None:
         """Open a new terminal of the container; append its master and its slave to a list.
 
-        The slave comes from the master itself, not from a path that could be something else (CVE-2025-52565).
+        The slave is opened through the master, not by a path that could lead to another file (CVE-2025-52565).
         Source: ioctl_tty(2), TIOCGPTPEER.
         """
         import fcntl
@@ -317,7 +318,7 @@ class Files(Entries, Listed):
         size = None if size is None else window_size(size)
         master = self._open(kept, "/dev/pts/ptmx", k.O_RDWR | k.O_NOCTTY)
         if os.fstat(master).st_rdev != os.makedev(5, 2):
-            raise SetupError("open", ENXIO, "/dev/pts/ptmx", "what is mounted there is not a devpts")
+            raise SetupError("open", ENXIO, "/dev/pts/ptmx", "the filesystem mounted there is not a devpts")
         fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("=i", 0))
         if size is not None:
             fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("=HHHH", *size, 0, 0))
@@ -385,7 +386,7 @@ class Files(Entries, Listed):
         outcome = self._run(program, blocks, directory)  # not by **, which would be a call of C: see descriptors.py
         try:
             kept.append(program.slot(outcome, _OPENED.name))
-        except BaseException:  # a signal handler has raised
+        except BaseException:  # a signal handler raised
             if len(kept) == before:
                 os.close(program.slot(outcome, _OPENED.name))
             raise
@@ -471,7 +472,7 @@ def _home(entry: list[str] | None) -> str:
 
 
 def _lend_for_a_copy(path: str, do: Callable[[list[int]], Made]) -> Made:
-    """Call ``lend``, and convert unclear errors within a tree."""
+    """Call ``lend``, and convert errors of a copied tree to clear ones."""
     hints = {ESTALE: "the directory was moved during the operation", EMFILE: DESCRIPTORS_HINT, ENFILE: DESCRIPTORS_HINT}
     try:
         return lend(do)

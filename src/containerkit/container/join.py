@@ -1,4 +1,4 @@
-"""How commands join a live container: compiled plans, and descriptors of what they join."""
+"""How commands join a live container: compiled plans, and descriptors of the namespaces to join."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PIDFD_GET_TIME_NAMESPACE: Final = 0xFF07
 
 
 class JoinContext:
-    """What commands need to join one container. Closed by :meth:`close`.
+    """The plans and descriptors with which commands join one container. Closed by :meth:`close`.
 
     Args:
         init: its PID 1.
@@ -42,7 +42,7 @@ class JoinContext:
 
     @property
     def direct(self) -> bool:
-        """Whether a thread of the caller can clone a command into the pid namespace. Source: pid_namespaces(7)."""
+        """Return whether the calling thread can clone a command into the pid namespace. Source: pid_namespaces(7)."""
         return self._context.host.privileged
 
     def program(self, command: Command, joins: Joining = NOTHING_TO_JOIN, *, direct: bool = False) -> Program:
@@ -64,7 +64,7 @@ class JoinContext:
         return {**time, **own, **self._context.sockets()}
 
     def _time_namespace(self) -> int:
-        """Return what can't be joined through the pidfd. It is opened on first use."""
+        """Return the time namespace, if the pidfd can't be used to join it. It is opened on first use."""
         with self._opening:  # two threads must not both open one, or the first would be closed again
             if not self._time:
                 lend(self._open_time)

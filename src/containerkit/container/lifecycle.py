@@ -63,7 +63,7 @@ class Timings(NamedTuple):
 _alive: WeakMembers[Container] = WeakMembers()
 
 _specs: ArgumentCache[tuple[Spec, ArgumentCache[Command]]] = ArgumentCache()
-"""Descriptions of containers, each with those of the commands that were run in such a container."""
+"""Descriptions of containers, each with the cached commands that were run in such a container."""
 
 
 def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, ArgumentCache[Command]]:
@@ -72,7 +72,7 @@ def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, ArgumentCache[Command]]:
 
 @atexit.register
 def _stop_all() -> None:
-    """Stop what still runs when the interpreter ends, while the interpreter still works."""
+    """Stop the containers that still run at exit, before the interpreter shuts down."""
     for container in list(_alive):
         container.stop()
 
@@ -87,7 +87,7 @@ class Container(Commands):
             done = c.run(["python3", "-c", "print(6 * 7)"], text=True)
 
     PID 1 is a tiny init. Each ``run`` and ``popen`` starts another process beside it. Any number can run at a time,
-    from any thread. When the process that made the container ends for any reason, the container ends at once.
+    from any thread. When the process that made the container ends for any reason, the container ends immediately.
 
     Args:
         rootfs: the root filesystem (default ``RootFS.host()``).
@@ -106,7 +106,7 @@ class Container(Commands):
         self,
         rootfs: RootFS | None = None,
         *,
-        id: str | None = None,  # noqa: A002 - what it is in the OCI
+        id: str | None = None,  # noqa: A002 - the term of the OCI
         **options: Unpack[ContainerOptions],
     ) -> None:
         fields: Mapping[str, Any] = options if rootfs is None else {**options, "rootfs": rootfs}
@@ -119,7 +119,7 @@ class Container(Commands):
     @explained
     def attach(
         cls,
-        id: str,  # noqa: A002 - what it is in the OCI
+        id: str,  # noqa: A002 - the term of the OCI
         root: str | None = None,
         **confinement: Unpack[ConfinementOptions],
     ) -> Container:
@@ -161,7 +161,7 @@ class Container(Commands):
             StateError: it was started before, or the name is in use.
             SetupError, ImageError: the start failed. Nothing is left behind.
 
-        Side effects: a record below /run/containerkit, and a directory below /var/lib/containerkit for what it writes.
+        Side effects: a record below /run/containerkit, and a directory below /var/lib/containerkit for its data.
         """
         with self._lock:
             self._check_unused()
@@ -179,7 +179,7 @@ class Container(Commands):
         ready: int | None = None,
         **options: Unpack[ContainerOptions],
     ) -> Template:
-        """Return a template of containers with this description. It makes in advance what can be made in advance.
+        """Return a template of containers with this description. It makes as much as possible in advance.
 
         Args:
             rootfs: the root filesystem (default ``RootFS.host()``).
@@ -213,9 +213,9 @@ class Container(Commands):
         Args:
             path: the directory.
             id: its unique name (default: random).
-            rootfs: the root filesystem, of the same kind (default: at its former path). Its files are not in the
+            rootfs: the root filesystem, of the same kind (default: at its previous path). Its files are not in the
                 checkpoint.
-            limits: its limits, None for no control group (default: the former limits).
+            limits: its limits, None for no control group (default: the previous limits).
             criu: the program, version 4 or later (default: ``criu`` along ``PATH``).
 
         Raises:
@@ -251,7 +251,7 @@ class Container(Commands):
                 if self._has_name and self._init is not None:
                     self._note = running.note(self.id, self._init.pid)
         except BaseException:
-            if ours and self._init is not None:  # a signal handler raised after it ran
+            if ours and self._init is not None:  # a signal handler raised after the container had started
                 self.stop()
             raise
         return self
@@ -263,7 +263,7 @@ class Container(Commands):
     def _bring_up(self) -> None:
         began = time.perf_counter()
         context = self._prepared()
-        born: list[Outcome] = []  # the maker of the process adds the outcome, which has an owner from then on
+        born: list[Outcome] = []  # owns the outcome from the moment the process is made
         try:
             planned = time.perf_counter()
             outcome = self._begin(context, born)
@@ -325,7 +325,7 @@ class Container(Commands):
                 self._paused = False
             wait_for_others(self._idle, self._starting)
             if self._init is None:
-                return  # another thread was faster
+                return  # another thread did it first
             # The kernel lets PID 1 end only after all processes that joined its namespace are reaped.
             if not self._has_init:
                 self._kill_each()
@@ -335,7 +335,7 @@ class Container(Commands):
             self._release()
 
     def _release(self) -> None:
-        """Release its resources, after all its processes have ended. Nothing is released twice."""
+        """Release its resources, after all its processes have ended. May be called twice."""
         assert self._context is not None
         assert self._init is not None
         self._init.release()
@@ -362,7 +362,7 @@ class Container(Commands):
         self._init = None
 
     def _ask_to_end(self, deadline: float, number: int) -> None:
-        """Send each command a signal, and wait until all have ended or the time is up."""
+        """Send each command a signal, and wait until all have ended or the time has passed."""
         with self._lock:
             asked = list(self._processes)
             for process in asked:
@@ -388,7 +388,7 @@ class Container(Commands):
 
         Raises:
             StateError: it does not run, has no group, or a signal handler calls this during a start.
-            SpecError, UnsupportedError, SetupError: the limits can't be set. The former ones still apply.
+            SpecError, UnsupportedError, SetupError: the limits can't be set. The previous ones still apply.
         """
         with self._lock:
             wait_for_all(self._idle, self._starting, self._limited)

@@ -49,7 +49,7 @@ State = Literal["created", "running", "paused", "stopped", "detached"]
 """The state of a container. ``"detached"`` is a view by :meth:`Container.attach` after it has detached."""
 
 _FIRST_LOOK_S: Final = 0.001
-"""When :meth:`Container.stop` first checks for other containers' processes in its pid namespace, in seconds."""
+"""Seconds after which :meth:`Container.stop` first checks for other containers' processes in its pid namespace."""
 
 
 class Handle(Protocol):
@@ -77,7 +77,7 @@ class Live:
         SpecError: the name is invalid.
     """
 
-    def __init__(self, spec: Spec, id: str | None) -> None:  # noqa: A002 - what it is in the OCI
+    def __init__(self, spec: Spec, id: str | None) -> None:  # noqa: A002 - the term of the OCI
         self.spec = spec
         self.id: str = checked_id(id) if id is not None else os.urandom(6).hex()
         self._owner = os.getpid()
@@ -116,7 +116,7 @@ class Live:
 
     @property
     def rootfs(self) -> RootFS:
-        """Its root filesystem: what a description such as ``RootFS.image`` meant when it was started.
+        """Its root filesystem, as the provider resolved a description such as ``RootFS.image`` at the start.
 
         Raises:
             StateError: it was never started.
@@ -132,7 +132,7 @@ class Live:
 
     @property
     def pid(self) -> int:
-        """The pid of its init, as seen from outside.
+        """The host's pid of its init.
 
         Raises:
             StateError: it does not run.
@@ -148,7 +148,7 @@ class Live:
         return self._running().fileno()
 
     def members(self) -> list[int]:
-        """Return the pids of all its processes, as seen from outside.
+        """Return the host's pids of all its processes.
 
         Raises:
             StateError: it does not run, or it has neither its own pid namespace nor a group to identify them.
@@ -185,7 +185,7 @@ class Live:
                 pause_s = min(2 * pause_s, LOOK_AGAIN_S)
 
     def reap(self, dying: Process[Any]) -> None:
-        """Reap ended processes. If another container's PID 1 ends, and its own processes with it, thaw those first."""
+        """Reap ended processes. If they are in the pid namespace of an ending container, thaw them first."""
         if self._paused and self._freezer is not None and self._is_in_namespace_of(dying):
             self._freezer.thaw()
             self._paused = False
@@ -194,7 +194,7 @@ class Live:
                 process.poll()
 
     def _is_in_namespace_of(self, dying: Process[Any]) -> bool:
-        """Whether it has joined the pid namespace of another container."""
+        """Return whether it has joined the pid namespace of another container."""
         from containerkit.namespace import Namespace
 
         joined = self._context.joined.get("pid") if self._context is not None else None
@@ -283,7 +283,7 @@ class Live:
         return self._group
 
     def stats(self) -> Stats:
-        """Return the report of every controller that the container's group is in.
+        """Return the report of each controller of the container's group.
 
         Raises:
             StateError: it does not run, or has no ``limits`` and so no group.
@@ -294,7 +294,7 @@ class Live:
         self._running()
         group = self._group
         if group is None:
-            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+            raise StateError(f"{self!r}: it has no control group; pass limits=Limits(...)")
         return group
 
     @property

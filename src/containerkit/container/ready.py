@@ -30,7 +30,7 @@ _LARGEST: Final = 1024
 
 
 def why_not_kept_ready(spec: Spec, command: Command | None) -> str | None:
-    """Return why containers of a description can't be kept ready, or None if they can.
+    """Return the reason why containers of a description can't be kept ready, or None if they can.
 
     Args:
         spec: the container.
@@ -39,7 +39,7 @@ def why_not_kept_ready(spec: Spec, command: Command | None) -> str | None:
     if command is None:
         return "its user is a name, which only a running container can look up"
     if spec.rootfs.union == "fuse":
-        return "its root is served by a process of its own"
+        return "a fuse-overlayfs process serves its root"
     if _native.interpreter().Run is None:
         return "the compiled module is missing"
     return why_not_held(spec, command)
@@ -86,7 +86,7 @@ class Ready:
 
     @property
     def is_current(self) -> bool:
-        """Whether a container that is started now would show the same files."""
+        """Return whether a container that is started now would show the same files."""
         return self._seen == sources(self._stock.spec)
 
     def run(self, command: Command, text: Text | None, terms: Terms) -> CompletedProcess[Any]:
@@ -117,7 +117,7 @@ class Ready:
             self._release()
 
     def _release(self) -> None:
-        """Release its context once. As soon as the stock knows that it has ended, another thread may do so."""
+        """Release its context once. After the stock knows that it has ended, another thread may do this too."""
         if self._over:
             return
         if not self._captured.is_leaving:  # otherwise the stock releases it when the init has ended
@@ -125,7 +125,7 @@ class Ready:
         self.mark_used()
 
     def mark_used(self) -> None:
-        """Tell the stock that it was used. May be called twice."""
+        """Report to the stock that it was used. May be called twice."""
         if not self._over:
             self._over = True
             self._stock.used(self)
@@ -138,13 +138,13 @@ class Ready:
             self._context.release()
 
     def __del__(self) -> None:
-        # A signal handler has raised while it was unclaimed.
+        # A signal handler raised while it had no owner.
         if not self._over and self._stock.is_ours and not sys.is_finalizing():
             self.mark_used()
 
 
 def _leaves_nothing(spec: Spec) -> bool:
-    """Whether nothing visible outlasts its last process: no directory of the host, no control group."""
+    """Return whether nothing visible outlives its last process: no directory of the host, no control group."""
     binds = any(mount.type == "bind" for mount in spec.mounts)
     return not binds and spec.rootfs.upper is None and spec.limits is None
 

@@ -1,4 +1,4 @@
-"""One command in its own container: the fastest way."""
+"""Run one command in its own container. This is the fastest way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from containerkit.container.arguments import (
     COMMAND_FIELDS,
     RUN_ARGUMENTS,
     STREAM_ARGUMENTS,
-    beside,
+    confine_for_streams,
     describe,
     has_names,
     owns_nothing,
@@ -156,7 +156,7 @@ def perform(
     take: Callable[[Command], Ready | None] | None = None,
     callbacks: LineCallbacks | None = None,
 ) -> CompletedProcess[Any]:
-    """Do what :func:`run` does. ``recipe_of`` evaluates its other arguments. ``take`` returns a ready container."""
+    """Implement :func:`run`. ``recipe_of`` evaluates its other arguments. ``take`` returns a ready container."""
     terms = Terms.of(timeout, limit, check=check, callbacks=callbacks)
     if init is not True:
         check_bool(init, "init")
@@ -287,7 +287,7 @@ def recipe_of_run(arguments: Mapping[str, Any]) -> Recipe:
 
 
 def _is_lasting(recipe: Recipe) -> bool:
-    """Whether evaluating it again gives the same result: no name of an image is involved."""
+    """Return whether evaluating it again gives the same result, because it has no name of an image."""
     spec = recipe.spec
     return spec.rootfs is recipe.description.get("rootfs", spec.rootfs) and owns_nothing(spec)
 
@@ -353,12 +353,12 @@ def _communicated(
 
 
 def _start(starting: StartingProcess, recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> None:
-    """Start it with these streams. If this raises, the maker of its :class:`StartingProcess` calls that off."""
+    """Start it with these streams. If this raises, the maker of its :class:`StartingProcess` must call it off."""
     context = StartContext.prepare(recipe.spec)
     try:
         stdin, stdout, stderr = (options.get(name) for name in ("stdin", "stdout", "stderr"))
         starting.streams.add(stdin, stdout, stderr, context.outside(command.user.uid))
-        command = beside(command, starting.streams, recipe.spec, recipe.given)
+        command = confine_for_streams(command, starting.streams, recipe.spec, recipe.given)
         report = starting.open_report() if mode.init else -1
         slots = {**starting.streams.inputs(), "report": report}
         context.start(mode._replace(command=command), command.argv, command.envp, slots, starting.outcomes)

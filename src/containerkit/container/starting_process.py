@@ -23,9 +23,9 @@ __all__ = ["StartingProcess"]
 
 
 class StartingProcess:
-    """A process that is being started. It owns the pipes, the child and the process as they are made.
+    """A process that is being started. It owns the pipes, the child and the process as soon as they are made.
 
-    A signal handler may raise after any call. Each resource is stored here before it could be lost by that.
+    A signal handler may raise after any call. Each resource is stored here before that could lose it.
     :meth:`call_off` releases them.
 
     Args:
@@ -35,7 +35,7 @@ class StartingProcess:
         outcomes: the outcome of the start, after it.
         process: the process, once it owns the child and the caller's ends.
         leaf: its own control group.
-        throttled_us: how long its container had been throttled before.
+        throttled_us: how long its container was throttled before the start, in microseconds.
         supervision: the supervisor of its system calls.
     """
 
@@ -102,7 +102,7 @@ class StartingProcess:
         return self.process
 
     def close_child(self) -> None:
-        """Close the child's ends: it has its copies."""
+        """Close the child's ends, of which the child has copies."""
         self.streams.close_child()
         close_all(self._theirs)
 

@@ -1,4 +1,4 @@
-"""Templates: everything that can be made in advance for containers of one description."""
+"""Templates: make as much as possible in advance for containers of one description."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _READY: Final = 16
 
 
 def _lasts(_: Recipe) -> bool:
-    """Names were resolved once, for the lifetime of the template."""
+    """Return True: names are resolved once, for the lifetime of the template."""
     return True
 
 
@@ -82,14 +82,14 @@ class Template:
     kernel then removes its namespaces in the background.
 
     Side effects, until :meth:`close`: with ``networks`` a thread and as many descriptors; with ``ready`` a thread, and
-    for each container 2 processes and 5 descriptors. Until its exec a process shares the caller's memory. Meanwhile
-    setns(2) and unshare(2) refuse to the caller what they refuse to a process with threads.
+    for each container 2 processes and 5 descriptors. Until its exec a process shares the caller's memory. Meanwhile the
+    kernel treats the caller like a process with threads in setns(2) and unshare(2).
     """
 
     def __init__(self, *, networks: int = 0, ready: int | None = None, **options: Unpack[TemplateOptions]) -> None:
         self.spec: Spec = build(options)
         if networks and self.spec.namespaces.network != "new":
-            raise SpecError("networks: only containers with a network namespace of their own can have one kept ready")
+            raise SpecError("networks: only a container with its own network namespace can have one kept ready")
         self._owner = os.getpid()
         self._closed = False
         self._recipes: ArgumentCache[Recipe] = ArgumentCache()
@@ -209,7 +209,7 @@ class Template:
             argv, input, text, encoding, errors: as for :func:`containerkit.run`.
             options: see :class:`containerkit.options.TemplateRunOptions`.
 
-        The container is that of the template.
+        The container is described by the template.
 
         Raises:
             StateError: the template was closed.
@@ -217,7 +217,9 @@ class Template:
         """
         self._check_open()
         if strange := more.keys() & (DESCRIPTION - CONFINEMENT):
-            raise SpecError(f"{min(strange)!r} is not an argument of a command; the container is that of the template")
+            raise SpecError(
+                f"{min(strange)!r} is not an argument of a command; the template already describes the container"
+            )
         check_names("run", more, RUN_ARGUMENTS)
         return perform(
             self._recipe,

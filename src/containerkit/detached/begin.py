@@ -63,7 +63,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class Begun(Container):
     """A container of a description that was read from a record."""
 
-    def __init__(self, spec: Spec, id: str) -> None:  # noqa: A002 - what it is in the OCI
+    def __init__(self, spec: Spec, id: str) -> None:  # noqa: A002 - the term of the OCI
         Commands.__init__(self, spec, id, ArgumentCache(16))
         self._has_name = False  # it is recorded as a detached container
         self.timings = None

@@ -432,7 +432,7 @@ def confinement_of(command: Command, *, sets_groups: bool) -> list[Operation]:
         calls.call("chdir", os.fsencode(command.cwd), target=command.cwd),
         calls.call("umask", command.umask),
         *confinement.after_user(),
-        *confinement.walls(),
+        *confinement.labels_and_landlock(),
         *steps.limits_and_priority(command),
         # As after an exec: the change of user has made /proc/self inaccessible.
         calls.prctl("let it see itself", k.PR_SET_DUMPABLE, 1),

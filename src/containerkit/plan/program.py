@@ -39,7 +39,7 @@ def proc() -> int:
             raise SetupError("stat", error.errno or 0, "/proc/self/ns", hint) from None
         fd = _native.high(fd)
         if _kept.setdefault("proc", fd) != fd:
-            os.close(fd)  # another thread was faster
+            os.close(fd)  # another thread did it first
     return _kept["proc"]
 
 

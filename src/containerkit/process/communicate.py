@@ -1,4 +1,4 @@
-"""Sends input to a process and reads its output, as ``communicate`` does."""
+"""Send input to a process and read its output, as ``communicate`` does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONGEST_POLL_MS: Final = 2**31 - 1
 _CHUNK: Final = 65536
 _FIONREAD: Final = 0x541B
 _TERMINAL_BYTES: Final = 1024 * 1024  # more than a terminal buffers
-_HANGUP_S: Final = 0.2  # after the end of its session a terminal hangs up within some milliseconds
+_HANGUP_S: Final = 0.2  # a terminal hangs up within some milliseconds after the end of its session
 
 
 class Communication:
@@ -124,7 +124,7 @@ class Communication:
 
 
 class _Polling:
-    """Communication with input, or that does not end normally."""
+    """Communication by poll(2): with input, or with an unusual end."""
 
     def __init__(self, talk: Communication) -> None:
         self.talk = talk
@@ -228,7 +228,7 @@ class _Polling:
     def _drain(self) -> None:
         """Read what is in the pipes. Output after the end of the process is ignored.
 
-        A process that was left behind may write forever, so no more is read than there is now.
+        A process that was left behind may write without end, so only the bytes that are there now are read.
         """
         talk = self.talk
         for fd in list(self.open):

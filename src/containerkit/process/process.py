@@ -1,4 +1,4 @@
-"""A process that runs in a container, and how it ended."""
+"""A process in a container, and its end."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Process(Generic[AnyStr]):
                 self._watchers.add(mark)
             result = do(self._pidfd)
             self._unwatch(mark)
-        except BaseException:  # again, in case a signal handler has run before it
+        except BaseException:  # again, in case a signal handler raised before it
             self._unwatch(mark)
             raise
         return result
@@ -189,7 +189,7 @@ class Process(Generic[AnyStr]):
             return self.returncode
         with self._lock:
             if self.returncode is not None:
-                self._close_pidfd()  # in case a signal handler has run before it
+                self._close_pidfd()  # in case a signal handler raised before it
                 return self.returncode
             if os.getpid() != self._owner:
                 raise StateError(f"{self!r}: it is a child of the process that this one was forked from")
@@ -207,7 +207,7 @@ class Process(Generic[AnyStr]):
         return self.returncode
 
     def _reaped_by_another(self) -> Ending:
-        """Get the status of a child that another wait(-1) has reaped. Source: PIDFD_GET_INFO, Linux 6.15."""
+        """Get the status of a child that another wait(-1) reaped. Source: PIDFD_GET_INFO, Linux 6.15."""
         import fcntl
 
         from containerkit.process import result
@@ -223,7 +223,7 @@ class Process(Generic[AnyStr]):
         return result.decode(self.pid, status, (0,) * 18)
 
     def _settle(self, ending: Ending) -> None:
-        """Store how it ended. If init has written a report, that describes the command itself."""
+        """Store how it ended. If the init wrote a report, use that, because it describes the command itself."""
         from containerkit.process import result
 
         if self._report >= 0:
@@ -240,7 +240,7 @@ class Process(Generic[AnyStr]):
     def _from_report(self, ending: Ending) -> Ending:
         from containerkit.process import result
 
-        if not self._reported:  # else a signal handler has raised after it was read
+        if not self._reported:  # otherwise it was read before a signal handler raised
             try:
                 keep(self._reported, os.read, self._report, _REPORT.size)
             except BlockingIOError:
@@ -296,7 +296,7 @@ class Process(Generic[AnyStr]):
         self.send_signal(signal.SIGKILL)
 
     def kill_all(self, cause: Cause | None = None) -> None:
-        """Kill it with everything that it has started, as far as that can be distinguished from what others started.
+        """Kill it and all its descendants, as far as these can be distinguished from processes of others.
 
         Args:
             cause: the value of :attr:`cause` (default: derived from its end).
@@ -347,10 +347,10 @@ class Process(Generic[AnyStr]):
             limit_bytes: kill it once it has written more than this to both outputs together (default: no limit).
 
         Returns:
-            What it wrote to stdout and stderr; None if there is no pipe, which the types do not express.
+            Its output on stdout and stderr; None for a stream without a pipe, which the types do not express.
 
         Raises:
-            ContainerTimeout: the timeout expired. It and what it started were killed. The error has the output so far.
+            ContainerTimeout: the timeout expired. It and its descendants were killed. The error has the output so far.
         """
         return Communication(self, input, timeout, limit_bytes).hold()
 

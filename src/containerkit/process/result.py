@@ -1,4 +1,4 @@
-"""How a command ended, and what it used."""
+"""The end of a command, and the resources that it used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOT_CAPTURED: Final[Any] = None
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What a command used, including its children that were waited for.
+    """The resources that a command used, including its children that were waited for.
 
     Attributes:
         user_us, system_us: processor time in microseconds.
@@ -90,7 +90,7 @@ class CompletedProcess(Generic[AnyStr]):
         args: its argv.
         returncode: its exit status, or the negative number of the signal that ended it.
         stdout, stderr: its output, bytes or text. None if it was not captured. The types do not express this.
-        usage: what it used.
+        usage: the resources that it used.
         cause: why it ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``, ``"seccomp"``, or ``"output"`` if it
             wrote more than the limit.
         duration_s: seconds from the call to the end.

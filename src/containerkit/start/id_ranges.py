@@ -52,7 +52,7 @@ class IdRange:
         self._give_back: Callable[[], None] | None = give_back
 
     def release(self) -> None:
-        """Release it for other containers. Nothing may run under these ids any more."""
+        """Release it for other containers. No process may have these ids any more."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
             give_back()
@@ -78,7 +78,7 @@ def _hold(name: str, *, shared: bool = False) -> int | None:
         hint = f"{_DIRECTORY} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
         raise SetupError("open", error.errno or 0, f"{_DIRECTORY}/{name}", hint) from None
     try:
-        # a lock of the open file, so that a forked child with a copy is not another holder
+        # A lock of the open file: a forked child with a copy is not another holder.
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
@@ -94,7 +94,7 @@ def _release(fd: int) -> None:
 
 
 class _Granted:
-    """The ranges that the administrator has granted. Each has locks of its own while it is in use."""
+    """The ranges that the administrator granted. Each has its own locks while it is in use."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -213,7 +213,7 @@ class _Ranges:
 
     def _take_block(self) -> bool:
         """Take a block. Return whether there was one."""
-        # Not always the first: the lock of a killed process is gone a moment before its containers are.
+        # Not always the first one, because the lock of a killed process ends slightly before its containers.
         offset = os.getpid() % _BLOCKS
         for number in range(_BLOCKS):
             block = (offset + number) % _BLOCKS
@@ -235,9 +235,9 @@ _singly = False
 
 
 def lease_singly() -> None:
-    """Let this process take single ranges, not blocks of 256, of which a machine has 224.
+    """Make this process take single ranges. By default it takes blocks of 256, of which a host has 224.
 
-    It is for processes with one container each, of which there may be thousands.
+    Use it in processes with one container each, of which there may be thousands.
     """
     global _singly  # noqa: PLW0603 - one way for a process
     _singly = True
