@@ -633,5 +633,5 @@ def test_filter_prints_itself_in_words():
         "allow unless a rule says otherwise; allow for unknown numbers",
         "kill process when argument 0 & 0xff == 0x1: open",
         "fail with EPERM: read write",
-        "kill process for any architecture but the native, x86",
+        "kill process for any architecture except the native, x86",
     ]

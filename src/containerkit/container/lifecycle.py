@@ -262,9 +262,11 @@ class Container(Commands):
 
     def _bring_up(self) -> None:
         began = time.perf_counter()
-        context = self._prepared()
-        born: list[Outcome] = []  # owns the outcome from the moment the process is made
+        # Their makers add the context and the outcome, which have an owner from then on.
+        contexts: list[StartContext] = []
+        born: list[Outcome] = []
         try:
+            context = self._prepared(contexts)
             planned = time.perf_counter()
             outcome = self._begin(context, born)
             init = init_process(outcome)
@@ -277,17 +279,14 @@ class Container(Commands):
         except BaseException:
             while born:
                 kill_and_reap(born.pop().pidfd)
-            context.release()
+            for each in contexts:
+                each.release()
             raise
 
-    def _prepared(self) -> StartContext:
-        context = StartContext.prepare(self.spec)
+    def _prepared(self, contexts: list[StartContext]) -> StartContext:
+        context = StartContext.prepare(self.spec, contexts)
         if tell := getattr(context.joined.get("network"), "named", None):
-            try:
-                tell(self.id)
-            except BaseException:
-                context.release()
-                raise
+            tell(self.id)
         return context
 
     def _begin(self, context: StartContext, born: list[Outcome]) -> Outcome:

@@ -316,8 +316,9 @@ def _captured(recipe: Recipe, mode: Mode, terms: Terms) -> CompletedProcess[Any]
     """Run it in its own container from its start to its end."""
     assert mode.command is not None
     captured: Captured | None = None
-    context = StartContext.prepare(recipe.spec)
+    contexts: list[StartContext] = []
     try:
+        context = StartContext.prepare(recipe.spec, contexts)
         owner = context.outside(mode.command.user.uid)
         captured = Captured(mode.command, recipe.text, terms, owner, partial(_finish, context))
         context.begin_with_fallbacks(mode, captured.begin)
@@ -325,7 +326,8 @@ def _captured(recipe: Recipe, mode: Mode, terms: Terms) -> CompletedProcess[Any]
     except BaseException:
         if captured is not None:
             captured.call_off()
-        context.release()
+        for each in contexts:
+            each.release()
         raise
 
 
@@ -354,8 +356,9 @@ def _communicated(
 
 def _start(starting: StartingProcess, recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> None:
     """Start it with these streams. If this raises, the maker of its :class:`StartingProcess` must call it off."""
-    context = StartContext.prepare(recipe.spec)
+    contexts: list[StartContext] = []
     try:
+        context = StartContext.prepare(recipe.spec, contexts)
         stdin, stdout, stderr = (options.get(name) for name in ("stdin", "stdout", "stderr"))
         starting.streams.add(stdin, stdout, stderr, context.outside(command.user.uid))
         command = confine_for_streams(command, starting.streams, recipe.spec, recipe.given)
@@ -366,5 +369,6 @@ def _start(starting: StartingProcess, recipe: Recipe, command: Command, mode: Mo
         starting.close_child()
     except BaseException:
         starting.call_off()  # before its context is released
-        context.release()
+        for each in contexts:
+            each.release()
         raise
