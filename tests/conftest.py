@@ -329,6 +329,15 @@ def warm_up():
         run(["true"], limits=Limits())
 
 
+@pytest.fixture(scope="session")
+def forked():
+    """Where ``forked_commands.run`` forks. It is there before a test's own fixtures look for what is left behind."""
+    import forked_commands
+
+    with forked_commands.started():
+        yield
+
+
 @pytest.fixture
 def nothing_left():
     """Hold a test to leaving no descriptor, child, mount, control group or file of containerkit's behind."""
