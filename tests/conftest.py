@@ -38,6 +38,11 @@ def pytest_addoption(parser):
         default="compiled",
         help="who walks the tapes in the tests that start containers (default: compiled)",
     )
+    parser.addoption(
+        "--beside-root",
+        action="store_true",
+        help="leave out the modules that find for each user what they find for root, which runs them too",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -82,6 +87,14 @@ def pytest_xdist_make_scheduler(config, log):
     from scheduling import Scheduling
 
     return Scheduling(config, log)
+
+
+def pytest_ignore_collect(collection_path, config):
+    if not config.option.beside_root:
+        return None
+    from scheduling import SAME_FOR_EVERY_USER
+
+    return True if collection_path.stem in SAME_FOR_EVERY_USER else None
 
 
 def pytest_collection_modifyitems(config, items):

@@ -26,13 +26,22 @@ def run_tests(directory, text, *words):
     return done.returncode, done.stdout
 
 
-def test_modules_that_stay_together_are_there():
+def test_modules_that_are_named_are_there():
     pytest.importorskip("xdist")
-    from scheduling import TOGETHER
+    from scheduling import SAME_FOR_EVERY_USER, TOGETHER
 
+    there = {path.stem for path in TESTS.rglob("test_*.py")}
     named = [module for modules in TOGETHER.values() for module in modules]
     assert len(named) == len(set(named))
-    assert set(named) <= {path.stem for path in TESTS.rglob("test_*.py")}
+    assert set(named) <= there
+    assert there >= SAME_FOR_EVERY_USER
+
+
+def test_modules_that_say_the_same_for_every_user_are_left_out_on_request(tmp_path):
+    (tmp_path / "test_odd_arguments.py").write_text("def test_one(): pass\n")
+    for options, count in (([], 2), (["--beside-root"], 1)):
+        status, output = run_tests(tmp_path, "def test_other(): pass", *options, ".")
+        assert (0, True) == (status, f"{count} passed" in output), output
 
 
 def test_worker_whose_test_takes_too_long_is_replaced_though_its_child_lives(tmp_path):
