@@ -253,10 +253,20 @@ def mounts():
 
 
 def own_cgroups():
-    """Return the control groups that this process has made."""
-    found = set()
-    for directory, names, _ in os.walk("/sys/fs/cgroup"):
-        found.update(f"{directory}/{name}" for name in names if name.startswith(f"containerkit.{os.getpid()}."))
+    """Return the control groups that this process has made.
+
+    A directory without others in it is not read: it has two links, and many files.
+    """
+    found, places = set(), ["/sys/fs/cgroup"]
+    while places:
+        with contextlib.suppress(OSError), os.scandir(places.pop()) as entries:  # others come and go
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name.startswith(f"containerkit.{os.getpid()}."):
+                        found.add(entry.path)
+                    with contextlib.suppress(OSError):
+                        if entry.stat(follow_symlinks=False).st_nlink != 2:
+                            places.append(entry.path)
     return found
 
 

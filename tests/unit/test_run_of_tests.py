@@ -12,12 +12,16 @@ TESTS = Path(__file__).parents[1]
 
 
 def run_tests(directory, text, *words):
-    """Run the tests of a text with the hooks of all tests; return the status, and both outputs as one."""
+    """Run the tests of a text with the hooks of all tests; return the status, and both outputs as one.
+
+    Of the plugins that are installed only those that a run needs are loaded, because hypothesis takes long to import.
+    """
     (directory / "test_these.py").write_text(textwrap.dedent(text))
+    plugins = ["-p", "conftest", "-p", "xdist", "-p", "pytest_timeout", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", *words, "test_these.py"],
+        [sys.executable, "-m", "pytest", "-q", *plugins, *words, "test_these.py"],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
