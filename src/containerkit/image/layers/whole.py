@@ -13,7 +13,7 @@ from containerkit.errors import SetupError
 from containerkit.image.claimed import process_lease
 from containerkit.image.digest import Digest
 from containerkit.image.layers.merge import merge
-from containerkit.image.layers.unpack import CONTENT, is_whole, settle
+from containerkit.image.layers.unpack import CONTENT, is_complete, settle
 from containerkit.image.store.locks import locked
 from containerkit.start import userns_helper
 
@@ -45,9 +45,9 @@ def whole_directory(image: Image) -> str:
     own = Digest.of(f"whole {image.config.chain_ids[-1]}".encode())
     lease.claim([own])
     directory = store.layer_directory(own)
-    if not is_whole(directory):
-        with userns_helper.hired(), locked(store.root / "layers/.merging", exclusive=True):
-            if not is_whole(directory) and not userns_helper.call(_merge, store, directories, directory):
+    if not is_complete(directory):
+        with userns_helper.kept(), locked(store.root / "layers/.merging", exclusive=True):
+            if not is_complete(directory) and not userns_helper.call(_merge, store, directories, directory):
                 raise SetupError("merge layers", EPERM, str(directory), "files of the store can't be linked any more")
     settle(directory)
     return str(directory / CONTENT)
