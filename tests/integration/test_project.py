@@ -365,13 +365,29 @@ def test_a_service_gets_its_grace(name):
 
 
 def test_an_image_is_built(name, tmp_path):
-    (tmp_path / "Dockerfile").write_text('FROM box:1\nARG WHO\nRUN echo "built for $WHO" > /who\nCMD ["cat", "/who"]\n')
+    (tmp_path / "Dockerfile").write_text(
+        'FROM box:1\nARG WHO\nLABEL X=0\nRUN echo "built for $WHO" > /who\nCMD ["cat", "/who"]\n'
+    )
     made = Project(
-        name=name, services={"a": Service(build={"context": str(tmp_path), "args": {"WHO": "me"}, "network": "none"})}
+        name=name,
+        services={
+            "a": Service(
+                build={
+                    "context": str(tmp_path),
+                    "args": {"WHO": "me"},
+                    "network": "none",
+                    "labels": {"X": "1", "Y": "2"},
+                }
+            )
+        },
     )
     with made.up() as stack:
         stack.wait(timeout=20)
         assert lines(stack, "a") == ["built for me"]
+    assert Image.get(f"{name}-a", pull="never").config.defaults.labels == {"X": "1", "Y": "2"}
+    (tmp_path / "Dockerfile").write_text("FROM box:1\nONBUILD RUN false\n")
+    with pytest.raises(SpecError, match=r"services\.a\.build\.labels: the image has ONBUILD"):
+        made.up(build=True)
 
 
 def test_nothing_is_left_of_a_start_that_fails(name):

@@ -71,7 +71,7 @@ def made(path, value):
 
 SAMPLES = {
     "services.build.additional_contexts": {"x": "/y"}, "services.build.ssh": ["default"],
-    "services.build.labels": {"a": "b"}, "services.build.ulimits": {"nofile": 1},
+    "services.build.ulimits": {"nofile": 1},
     "services.build.extra_hosts": ["h=1.2.3.4"], "services.credential_spec": {"file": "x"},
     "services.deploy.resources.reservations.generic_resources": [{"discrete_resource_spec": {"kind": "k", "value": 1}}],
     "services.networks.driver_opts": {"a": "b"}, "services.provider": {"type": "x"},
@@ -135,12 +135,12 @@ def test_values_that_cannot_be_had_are_refused(asked, message):
 
 
 def test_a_build_is_refused_for_its_own_keys_only():
-    labels = {"context": "/", "labels": {"a": "b"}}
+    keyed = {"context": "/", "ssh": ["default"]}
     project = Project(
-        services={"a": Service(build="/", gpus="all"), "b": Service(build=labels), "c": Service(image="x", gpus="all")}
+        services={"a": Service(build="/", gpus="all"), "b": Service(build=keyed), "c": Service(image="x", gpus="all")}
     )
     unsupported_builds(project, ["a", "c"])
-    with pytest.raises(SpecError, match=r"services\.b\.build\.labels: is not supported: use LABEL"):
+    with pytest.raises(SpecError, match=r"services\.b\.build\.ssh: is not supported: .* use secrets"):
         unsupported_builds(project, ["a", "b"])
 
 

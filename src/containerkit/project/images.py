@@ -103,9 +103,24 @@ def build_image(
     elif build["dockerfile"] != "Dockerfile":
         options["dockerfile"] = os.path.join(context, build["dockerfile"])
     image = Image.build(context, **options)
+    if build.get("labels"):
+        image = _labelled(image, build["labels"], options, service)
     for tag in build.get("tags", ()):
         image.tag(tag)
     return image
+
+
+def _labelled(image: Image, labels: Mapping[str, str], options: Mapping[str, Any], service: str) -> Image:
+    """Return an image with labels, under the same name."""
+    from containerkit.image import Build, Image
+
+    if image.config.defaults.on_build:
+        raise SpecError(
+            f"services.{service}.build.labels: the image has ONBUILD instructions, which a further step would run; use "
+            "LABEL in the Dockerfile"
+        )
+    kept = {name: options[name] for name in ("tag", "platform") if name in options}
+    return Image.build(Build.from_(options["tag"]).label(labels), pull="never", **kept)
 
 
 def _network(text: str | None, service: str) -> str:
