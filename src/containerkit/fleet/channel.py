@@ -31,6 +31,7 @@ from containerkit.fleet.errors import FleetError, NodeLost
 from containerkit.fleet.wire import KEY_BYTES, Wire, keep_private
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from containerkit.fleet.engine import Task, Watcher
@@ -48,12 +49,14 @@ class Ticket(NamedTuple):
         host, port: the driver's address.
         key: the shared key by which driver and worker authenticate each other.
         id: the id of the task.
+        tls: whether the driver accepts only encrypted connections.
     """
 
     host: str
     port: int
     key: bytes
     id: str
+    tls: bool = False
 
     def __repr__(self) -> str:  # engines write arguments to their logs
         return f"Ticket({self.host!r}, {self.port}, id={self.id!r})"
@@ -89,6 +92,7 @@ class Channel:
 
     Args:
         host: the address to listen on, which workers must be able to reach.
+        tls: certificates for encrypted connections (default: not encrypted).
 
     Raises:
         SpecError: this machine does not have that address.
@@ -96,10 +100,11 @@ class Channel:
     Side effects: a listening TCP socket, a thread, and one more for each worker.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, tls: ssl.SSLContext | None = None) -> None:
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._wires: set[Wire] = set()
+        self._tls = tls
         self._key = secrets.token_bytes(KEY_BYTES)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -134,7 +139,7 @@ class Channel:
             if task.id in self._held:
                 raise SpecError(f"task {task.id}: a task with this id is already running")
             self._held[task.id] = held
-        return held, Ticket(*self._address, self._key, task.id)
+        return held, Ticket(*self._address, self._key, task.id, self._tls is not None)
 
     def forget(self, held: Held) -> None:
         """Drop a task that the engine did not accept, without telling its watcher."""
@@ -202,7 +207,7 @@ class Channel:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
-            wire = Wire(sock, self._key, driver=True)
+            wire = Wire(sock, self._key, driver=True, tls=self._tls)
         except (OSError, EOFError):  # a stranger, or a worker that has already ended
             return
         with self._lock:

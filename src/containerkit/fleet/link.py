@@ -14,6 +14,9 @@ from containerkit.fleet.errors import FleetError, NodeLost
 from containerkit.fleet.wire import Wire
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
     from containerkit.fleet.channel import Ticket
 
 __all__ = ["Job", "Link"]
@@ -40,12 +43,13 @@ class Link:
 
     Args:
         ticket: the address of the driver, and the key.
+        tls: returns the certificates of this node, for a driver that requires TLS (default: it has none).
 
     Raises:
         NodeLost: it can't be reached.
     """
 
-    def __init__(self, ticket: Ticket) -> None:
+    def __init__(self, ticket: Ticket, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
         self._where = ticket[:3]
         self._condition = threading.Condition()
         self._sending = threading.Lock()
@@ -56,23 +60,25 @@ class Link:
         self._writes = False
         self.closed = False
         try:
+            context = _context(tls) if ticket.tls else None
             sock = socket.create_connection((ticket.host, ticket.port), timeout=_CONNECT_S)
-            self._wire = Wire(sock, ticket.key, driver=False)
+            self._wire = Wire(sock, ticket.key, driver=False, tls=context)
         except (OSError, EOFError) as error:
             raise NodeLost(
                 f"task {ticket.id}: the driver at {ticket.host} port {ticket.port} can't be reached from node "
-                f"{socket.gethostname()}: {error} (hint: listen= of the fleet, an address that nodes reach)"
+                f"{socket.gethostname()}: {error} (hint: listen= of the fleet, an address that nodes reach"
+                f"{'; certificates that one authority signed' if ticket.tls else ''})"
             ) from error
         threading.Thread(target=self._hear, name="containerkit fleet", daemon=True).start()
 
     @classmethod
-    def to(cls, ticket: Ticket) -> Link:
+    def to(cls, ticket: Ticket, tls: Callable[[], ssl.SSLContext] | None = None) -> Link:
         """Return the connection to a driver. Create one if there is none."""
         where = ticket[:3]
         with _known_lock:
             link = _known.get(where)
             if link is None or link.closed:
-                link = _known[where] = cls(ticket)
+                link = _known[where] = cls(ticket, tls)
             return link
 
     # --- Jobs
@@ -177,6 +183,12 @@ class Link:
         for job in jobs:
             with contextlib.suppress(Exception):
                 job.cancel()
+
+
+def _context(tls: Callable[[], ssl.SSLContext] | None) -> ssl.SSLContext:
+    if tls is None:
+        raise PermissionError("the driver requires TLS, for which this worker has no certificates")
+    return tls()
 
 
 _known: dict[object, Link] = {}

@@ -11,6 +11,7 @@ from containerkit.fleet.engine import Attempt, Engine
 from containerkit.fleet.errors import FleetError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from containerkit.cgroup import Limits
@@ -62,13 +63,14 @@ class WorkerEngine(Engine, Generic[Handle]):
 
     Args:
         host: the address on which this driver listens for its workers.
+        tls: the certificates of this driver, if the cluster uses TLS (default: it does not).
 
     Raises:
         SpecError: this machine does not have that address.
     """
 
-    def __init__(self, host: str) -> None:
-        self.channel = Channel(host)
+    def __init__(self, host: str, tls: ssl.SSLContext | None = None) -> None:
+        self.channel = Channel(host, tls)
 
     def submit(
         self,
