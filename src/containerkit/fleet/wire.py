@@ -123,17 +123,21 @@ class Wire:
         """Send a message.
 
         Raises:
-            OSError: the connection broke.
+            OSError: the connection broke, and is closed.
             Exception: a part of the message can't be pickled; nothing was sent.
         """
         content = pickle.dumps(message, 5)
         head = _HEAD.pack(len(content))
         with self._sending:
-            if len(content) <= _SMALL:
-                self._stream.sendall(head + content)
-            else:
-                self._stream.sendall(head)
-                self._stream.sendall(content)
+            try:
+                if len(content) <= _SMALL:
+                    self._stream.sendall(head + content)
+                else:
+                    self._stream.sendall(head)
+                    self._stream.sendall(content)
+            except BaseException:  # an interruption, too, may leave a part of a message, which nothing can follow
+                self.close()
+                raise
 
     def receive(self, loads: Callable[[Any], Any] = pickle.loads) -> tuple[Any, ...]:
         """Wait for a message.

@@ -44,9 +44,7 @@ class Carried(Attempt, Generic[Handle]):
     def cancel(self, *, force: bool = False) -> None:
         """End its container, or prevent its start; see :meth:`Attempt.cancel`."""
         engine, held = self._engine, self.held
-        began = held.wire is not None
-        engine.channel.cancel(held)
-        if not began and self.handle is not None:
+        if engine.channel.cancel(held) and self.handle is not None:
             engine.withdraw(self.handle)
         if force and not held.over:
             timer = threading.Timer(FORCE_AFTER_S, self._force)
