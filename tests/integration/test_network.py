@@ -672,6 +672,26 @@ def test_networks_that_are_ready_are_given_away_once(net):
         Container.prepare(networks=2, network=net, publish=[Port(8080, 80)])
 
 
+def test_networks_are_made_ready_when_a_container_has_ended_or_half_are_taken(net):
+    with Container.prepare(networks=4, ready=0, network=net) as template:
+        pool = template._pool
+        assert template.wait_full(30)
+        with template.container() as container:
+            container.run(["true"])
+            assert len(pool) == 3
+        assert template.wait_full(30)
+        assert len(pool) == 4
+        with template.container(), template.container():
+            assert template.wait_full(30)
+            assert len(pool) == 4
+
+
+def test_names_without_a_network_are_no_obstacle_to_ready_networks():
+    with Container.prepare(networks=2, ready=0, hosts={"x": "10.0.0.9"}) as template:
+        assert template.wait_full(30)
+        assert "10.0.0.9" in template.run(["getent", "hosts", "x"], capture_output=True, text=True).stdout
+
+
 def test_a_template_with_ready_networks_makes_ready_containers_on_them(net):
     with Container.prepare(networks=2, network=net) as template:
         assert template.wait_full(30)
@@ -827,6 +847,17 @@ def test_a_file_of_given_content_is_shown_read_only(content):
         assert container.files.read("/etc/app/secret") == expected
         assert container.run(["sh", "-c", "echo x > /etc/app/secret"]).returncode != 0
         assert container.run(["rm", "/etc/app/secret"]).returncode != 0
+
+
+def test_files_of_given_content_are_apart():
+    files = {f"/etc/app/{number}": f"text {number}" for number in range(3)}
+    between = Mount.tmpfs("/etc/app/memory")
+    mounts = [*map(Mount.file, files, files.values())]
+    with Container(mounts=[*mounts[:2], between, *mounts[2:]]) as container:
+        assert [container.files.read_text(path) for path in files] == list(files.values())
+        assert sorted(container.run(["ls", "/etc/app"], text=True, capture_output=True).stdout.split())[:3] == list(
+            "012"
+        )
 
 
 def test_a_file_that_is_too_large_is_refused():
