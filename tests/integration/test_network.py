@@ -692,6 +692,25 @@ def test_names_without_a_network_are_no_obstacle_to_ready_networks():
         assert "10.0.0.9" in template.run(["getent", "hosts", "x"], capture_output=True, text=True).stdout
 
 
+PING = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+s.settimeout(5)
+s.connect((sys.argv[1], 0))
+s.send(bytes((8, 0, 0, 0, 0, 0, 0, 1)) + b"echo")
+print(s.recv(100)[8:].decode())
+"""
+
+
+def test_ping_needs_no_capability_whatever_ids_the_container_has(net):
+    with Container(network=net) as container:
+        done = container.run(["python3", "-c", PING, net.gateways[0]], capture_output=True, text=True)
+        assert done.stdout == "echo\n", done.stderr
+        if os.geteuid() == 0 and tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 5):
+            with container.namespace("network").enter(), open("/proc/sys/net/ipv4/ping_group_range") as file:
+                assert file.read().split() == ["0", "4294967294"]
+
+
 def test_a_template_with_ready_networks_makes_ready_containers_on_them(net):
     with Container.prepare(networks=2, network=net) as template:
         assert template.wait_full(30)

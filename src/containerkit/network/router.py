@@ -36,10 +36,13 @@ if TYPE_CHECKING:
     from containerkit.network.rules import RouterRules
     from containerkit.spec.idmap import IdMapping
 
-__all__ = ["UPLINK", "Router", "current", "entering", "write_sysctl"]
+__all__ = ["ALL_GROUPS", "UPLINK", "Router", "current", "entering", "write_sysctl"]
 
 UPLINK: Final = "up0"
 """The router's end of the link to the outside."""
+
+ALL_GROUPS: Final = 2**32 - 2
+"""The highest group id."""
 
 _UPLINK_INDEX: Final = 2
 _NETFILTER: Final = 12
@@ -198,7 +201,7 @@ class Router:
         self._stage = stage  # keeps the holder's descriptor
         self.privileged = stage.privileged
         self.holder = stage.holder
-        self.last_group = 2**31 - 1 if self.privileged else _last(stage.mappings[1])
+        self.last_group = ALL_GROUPS if self.privileged else _last(stage.mappings[1])
         self._firewalls: Watch | None = firewalls.Watch() if self.privileged else None
         linked = self.privileged and not firewalls.dropping()
         self.uplink = f"{PREFIX}{secrets.token_hex(4)}" if linked else ""
