@@ -25,6 +25,7 @@ from containerkit import (
     Attach,
     Capabilities,
     Container,
+    Egress,
     LiveNetwork,
     Macvlan,
     Mount,
@@ -40,7 +41,7 @@ from containerkit import (
     run,
 )
 from containerkit.gc import gc
-from containerkit.network import leases, router
+from containerkit.network import files, leases, router
 from containerkit.network.connect import close_shared
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
@@ -238,10 +239,38 @@ def test_hosts_and_dns_are_in_the_files_of_etc(net):
     with Container(network=net, hosts={"x": "10.0.0.9", "here": "host-gateway"}, dns=wish) as container:
         hosts = container.run(["cat", "/etc/hosts"], text=True).stdout
         assert "10.0.0.9\tx\n" in hosts
-        assert f"{net.gateways[0]}\there\n" in hosts
+        assert f"{files.own_address()}\there\n" in hosts
         resolv = container.run(["cat", "/etc/resolv.conf"], text=True).stdout
         assert resolv == f"nameserver {net.gateways[0]}\nsearch example.org\noptions ndots:2\n"
         assert container.run(["sh", "-c", "echo x >> /etc/hosts"]).returncode != 0
+
+
+def greet(server):
+    server.settimeout(10)
+    with server.accept()[0] as client:
+        client.send(b"host")
+
+
+def test_the_host_is_reached_by_name_if_an_egress_rule_names_it(net):
+    ask = "import socket; print(socket.create_connection(('here', PORT), 3).recv(9).decode())"
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        command = ["python3", "-c", ask.replace("PORT", str(port))]
+        how = {"network": net, "hosts": {"here": "host-gateway"}, "capture_output": True, "text": True}
+        assert run(command, egress=Egress.only(f"{files.own_address()}:{port + 1}"), **how).returncode
+        assert run(command, **how).returncode
+        thread = threading.Thread(target=greet, args=(server,))
+        thread.start()
+        done = run(command, egress=Egress.only(f"{files.own_address()}:{port}"), **how)
+        assert done.stdout == "host\n", done.stderr
+        thread.join()
+
+
+def test_the_name_of_the_host_needs_a_network_that_leads_to_it():
+    wish = {"hosts": {"here": "host-gateway"}, "capture_output": True, "text": True}
+    with pytest.raises(SpecError, match="host-gateway"):
+        run(["true"], **wish)
+    assert run(["getent", "hosts", "here"], network="host", **wish).stdout.split()[0] == "127.0.0.1"
 
 
 def test_root_inside_has_no_power_over_its_network(net):
@@ -869,11 +898,11 @@ def test_a_file_of_given_content_is_shown_read_only(content):
 
 
 def test_files_of_given_content_are_apart():
-    files = {f"/etc/app/{number}": f"text {number}" for number in range(3)}
+    texts = {f"/etc/app/{number}": f"text {number}" for number in range(3)}
     between = Mount.tmpfs("/etc/app/memory")
-    mounts = [*map(Mount.file, files, files.values())]
+    mounts = [*map(Mount.file, texts, texts.values())]
     with Container(mounts=[*mounts[:2], between, *mounts[2:]]) as container:
-        assert [container.files.read_text(path) for path in files] == list(files.values())
+        assert [container.files.read_text(path) for path in texts] == list(texts.values())
         assert sorted(container.run(["ls", "/etc/app"], text=True, capture_output=True).stdout.split())[:3] == list(
             "012"
         )
