@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from cgroup_workloads import READY, SLEEP, SPIN, eventually, fds, groups, own_groups, python, version
 
+from containerkit._linux import mountinfo
 from containerkit.cgroup import CGroup, Limits, sweep
 from containerkit.cgroup.directory import Directory
 from containerkit.cgroup.owner import Owner
+from containerkit.cgroup.processes import wait_empty
 from containerkit.errors import CleanupError, SetupError, SpecError, StateError, UnsupportedError
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="making groups needs root")]
@@ -388,6 +390,30 @@ def test_groups_of_a_killed_owner_are_swept_with_their_processes(everywhere):
         lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes()
     )
     assert not [path for path in sweep(everywhere=everywhere) if f"containerkit.{owner}." in path]
+
+
+class _Vanishing(Directory):
+    """A group that another process removes after this one has opened a file of it."""
+
+    def open_file(self, *args):
+        opened = super().open_file(*args)
+        os.rmdir(self.path)
+        return opened
+
+
+def test_group_that_another_sweep_removes_meanwhile_counts_as_empty():
+    """The kernel answers ENODEV then. It would fail the start of a container, which sweeps first."""
+    unified = next((mount.mount_point for mount in mountinfo.read() if mount.filesystem == "cgroup2"), None)
+    if unified is None:
+        pytest.skip("cgroup2 is mounted nowhere")
+    path = f"{unified}/containerkit-vanishing-{os.getpid()}"
+    os.mkdir(path)
+    part = _Vanishing(os.open(path, os.O_RDONLY | os.O_DIRECTORY), path, 2)
+    try:
+        assert wait_empty((part,), 5)
+        assert not os.path.exists(path)
+    finally:
+        part.close()
 
 
 def test_sweep_of_a_user_who_may_not_remove_them_leaves_groups_alone():
