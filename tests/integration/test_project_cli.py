@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -85,6 +86,8 @@ def test_a_project_from_up_to_down(cli):
     assert len(cli("ps", "-q", "web").stdout.split()) == 2
     cli("restart", "db")
     assert cli.name in cli("ls", "-q").stdout.split()
+    (listed,) = (each for each in json.loads(cli("ls", "--format", "json").stdout) if each["Name"] == cli.name)
+    assert listed == {"Name": cli.name, "Status": "running(3)", "ConfigFiles": str(cli.place / "compose.yaml")}
     cli("up", more={"WHO": "you"})
     assert cli("logs", "--no-log-prefix", "-n", "1", "web").stdout == "you\n"
     (cli.place / "file").write_text("carried")
@@ -163,19 +166,26 @@ def test_a_command_gets_a_terminal_of_its_own(cli, words):
     os.write(master, b"tty; echo ready$((1+2)); sleep 1000; echo after$((1+1))\n")
     assert b"/dev/pts/" in seen_on(master, b"ready3")
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 99, 0, 0))
-    os.write(master, b"\x03")  # Ctrl-C ends the sleep, and the rest of its line
-    time.sleep(0.5)
-    os.write(master, b"stty size; echo done$((1+3))\n")
-    assert b"44 99" in (shown := seen_on(master, b"done4"))
+    shown = b""
+    for _ in range(20):  # a shell that has just forked may lose the key, and one that sets up its line the text
+        os.write(master, b"\x03")  # Ctrl-C ends the sleep, and the rest of its line
+        time.sleep(0.1)
+        os.write(master, b"stty size; echo done$((1+3))\n")
+        while b"done4" not in shown and select.select([master], [], [], 1)[0]:
+            shown += os.read(master, 4096)
+        if b"done4" in shown:
+            break
+    assert b"44 99" in shown
     assert b"after2" not in shown
     os.write(master, b"exit 5\n")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
     os.close(master)
 
 
-def seen_on(master, mark):
-    found = b""
+def seen_on(master, mark, seconds=20):
+    found, end = b"", time.monotonic() + seconds
     while mark not in found:
+        assert select.select([master], [], [], max(0, end - time.monotonic()))[0], found
         found += os.read(master, 4096)
     return found
 

@@ -25,7 +25,7 @@ def main() -> int:
     told = int(sys.argv[1])
     os.set_inheritable(told, False)
     request = json.loads(sys.stdin.buffer.read())
-    project = Project.of(request["model"], request["directory"], request["variables"])
+    project = Project.of(request["model"], request["directory"], request["variables"], request["files"])
     return hold(project, told, request["options"])
 
 

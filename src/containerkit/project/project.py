@@ -114,6 +114,7 @@ class Project:
     Attributes:
         model: the whole project in its long form, as ``containerkit compose config`` shows it.
         variables: those of the caller and of ``.env``, for interpolation and for values from the environment.
+        files: the paths of the compose files that it was loaded from.
 
     Raises:
         SpecError: an unknown key, an invalid value, or a reference to nothing.
@@ -124,6 +125,7 @@ class Project:
     model: Mapping[str, Any]
     directory: str
     variables: Mapping[str, str] = attrs.field(repr=False)
+    files: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -154,12 +156,13 @@ class Project:
         variables: Mapping[str, str],
         profiles: Iterable[str],
         services: Iterable[str],
+        files: Iterable[str] = (),
     ) -> None:
         made = normal.select(normal.fill(model, name, base, variables), profiles, services)
         normal.check(made)
         made = normal.without_unused(made)
         made["services"] = {key: normal.with_files(each, key, variables) for key, each in made["services"].items()}
-        self.__attrs_init__(model=made, directory=base, variables=variables)
+        self.__attrs_init__(model=made, directory=base, variables=variables, files=tuple(files))
 
     @classmethod
     def load(
@@ -212,14 +215,16 @@ class Project:
         model = loading.model(paths, base)
         active = frozenset(profiles if profiles is not None else _listed(variables, "COMPOSE_PROFILES"))
         made = cls.__new__(cls)
-        made._set(model, chosen, base, loading.variables, active, services)  # noqa: SLF001 - an object of this class
+        made._set(model, chosen, base, loading.variables, active, services, paths)  # noqa: SLF001 - of this class
         return made
 
     @classmethod
-    def of(cls, model: Mapping[str, Any], directory: str, variables: Mapping[str, str]) -> Project:
+    def of(
+        cls, model: Mapping[str, Any], directory: str, variables: Mapping[str, str], files: Iterable[str] = ()
+    ) -> Project:
         """Return the project of a model that is complete and checked, such as one from another process."""
         made = cls.__new__(cls)
-        made.__attrs_init__(model=model, directory=directory, variables=variables)
+        made.__attrs_init__(model=model, directory=directory, variables=variables, files=tuple(files))
         return made
 
     @property

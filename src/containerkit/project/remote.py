@@ -84,7 +84,10 @@ class Remote:
 
 def project_request(project: Project) -> dict[str, Any]:
     """Return a project as part of a request."""
-    return {"model": project.model, "directory": project.directory, "variables": dict(project.variables)}
+    return {
+        "model": project.model, "directory": project.directory, "variables": dict(project.variables),
+        "files": project.files,
+    }  # fmt: skip
 
 
 def detach(project: Project, log: Callable[[str], object], *, by_fork: bool = False, **options: Any) -> Remote:

@@ -115,13 +115,14 @@ class Supervisor:
             "apply": self._apply, "down": self._down, "ps": self._ps, "logs": self._logs, "exec": self._exec,
             "run": self._run, "top": self._top, "scale": self._scale, "restart": self._restart, "wait": self._wait,
             "port": self._port, "signal": self._signal, "stop": self._stop, "copy": self._copy, "remove": self._remove,
+            "files": lambda *_: self.stack.project.files,
         }  # fmt: skip
         if verb not in known:
             raise SpecError(f"unknown request {verb!r:.60}")
         return known[verb](request, fds, reply)
 
     def _apply(self, request: dict[str, Any], _: list[int], reply: _Reply) -> Any:
-        project = Project.of(request["model"], request["directory"], request["variables"])
+        project = Project.of(request["model"], request["directory"], request["variables"], request["files"])
         plan = self.stack.apply(
             project,
             services=request.get("services"),
@@ -168,7 +169,7 @@ class Supervisor:
         return _commanded(replica.container, replica.options(request), request["argv"], fds, reply, request.get("size"))
 
     def _run(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
-        project = Project.of(request["model"], request["directory"], request["variables"])
+        project = Project.of(request["model"], request["directory"], request["variables"], request["files"])
         name, aliases = request.get("name"), bool(request.get("aliases"))
         with self.stack.one_off(project, request["service"], name=name, aliases=aliases) as (container, recipe):
             argv = request["argv"] or recipe.argv

@@ -62,7 +62,7 @@ def _without_builds(project: Project) -> Project:
         name: {"image": tag_of(project, name, keys), **{key: each for key, each in keys.items() if key != "build"}}
         for name, keys in project.model["services"].items()
     }
-    return Project.of({**project.model, "services": services}, project.directory, project.variables)
+    return Project.of({**project.model, "services": services}, project.directory, project.variables, project.files)
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:

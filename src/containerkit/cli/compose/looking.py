@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from containerkit.project.remote import Remote
+
 __all__ = ["VERBS", "print_line"]
 
 
@@ -236,16 +238,27 @@ def _ls(options: argparse.Namespace) -> int:
 
     rows: list[tuple[Any, ...]] = []
     for name in names():
-        states = [row["State"] for row in Remote(name).ask("ps")]
-        rows.append((name, ", ".join(f"{state}({states.count(state)})" for state in dict.fromkeys(states))))
+        holder = Remote(name)
+        states = [row["State"] for row in holder.ask("ps")]
+        status = ", ".join(f"{state}({states.count(state)})" for state in dict.fromkeys(states))
+        rows.append((name, status, _files(holder)))
     if options.quiet:
-        for name, _ in rows:
+        for name, _, _ in rows:
             show(name)
     elif options.format == "json":
-        show(json.dumps([{"Name": name, "Status": status} for name, status in rows]))
+        show(json.dumps([dict(zip(("Name", "Status", "ConfigFiles"), row, strict=True)) for row in rows]))
     else:
-        table([("NAME", "STATUS"), *rows])
+        table([("NAME", "STATUS", "CONFIG FILES"), *rows])
     return 0
+
+
+def _files(holder: Remote) -> str:
+    from containerkit.errors import StateError
+
+    try:
+        return ",".join(holder.ask("files"))
+    except StateError:  # an earlier version holds it
+        return ""
 
 
 def _images(options: argparse.Namespace) -> int:

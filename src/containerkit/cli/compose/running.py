@@ -137,7 +137,7 @@ def _changed(project: Project, options: argparse.Namespace) -> Project:
     place = Place("--volume", "command line", os.getcwd())
     keys["volumes"] = [*keys.get("volumes", ()), *(volume(text, place) for text in options.volume)]
     services = {**project.model["services"], options.service: keys}
-    return Project.of({**project.model, "services": services}, project.directory, project.variables)
+    return Project.of({**project.model, "services": services}, project.directory, project.variables, project.files)
 
 
 def _cp(options: argparse.Namespace) -> int:
