@@ -570,6 +570,20 @@ def test_fork_bomb():
             bad.result()
 
 
+@pytest.mark.root
+def test_memory_hog_beside_good_tasks():
+    if os.geteuid() != 0:
+        pytest.skip("needs root: control groups")
+
+    with ContainerExecutor(2, limits=Limits(memory="60M")) as made:
+        bad = [made.submit(bytearray, 10**9) for _ in range(2)]
+        assert list(made.map(good, range(6))) == [2 * number for number in range(6)]
+        for each in bad:
+            with pytest.raises(OutOfMemory):
+                each.result()
+            assert each.cause == "oom"
+
+
 def test_zygote_that_was_lost_is_replaced(fresh):
     assert fresh.submit(good, 1).result() == 2
     zygote = fresh._zygote
@@ -595,11 +609,7 @@ def test_zygote_that_can_fork_no_more_makes_room_for_another(fresh):
         old = made._zygote
         while made._ready:
             made._ready.popleft().close()
-        user, old._user = (
-            old._user,
-            fresh._zygote._user.duplicate(),
-        )  # like another user's: its containers can't be entered
-        user.close()
+        old._fresh = fresh._zygote._fresh  # like another user's: its containers can't be entered
         assert [each.result() for each in slow] == [None, None]
         assert list(made.map(good, range(10))) == [2 * number for number in range(10)]
         assert made._zygote is not old

@@ -271,7 +271,7 @@ class Container(Commands):
             self._entrance = Entrance(init, ground)
             self.timings = _timings(began, planned, outcome)
             _alive.add(self)
-            if not self._has_init:
+            if self.spec.namespaces.pid not in ("new", "host"):
                 guests.add(self)
             self._ground, self._init = ground, init
         except BaseException:

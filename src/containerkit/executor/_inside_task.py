@@ -6,6 +6,7 @@ memfd instead. Results contain data and no code; :mod:`containerkit.executor.pla
 
 import array
 import contextlib
+import fcntl
 import json
 import os
 import pickle
@@ -41,8 +42,6 @@ def receive(sock):
 
 
 def send(sock, kind, *parts):
-    import fcntl
-
     for stream in (sys.stdout, sys.stderr):  # the caller may kill this process after the answer
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -167,3 +166,14 @@ def main(sock):
             perform(sock, request)
         else:
             return
+
+
+def rehearse():
+    """Perform calls in the zygote, before any task. Forks then find what these import, look up and specialize."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for call in [(abs, (-1,), {})] * 16 + [(int, ("x",), {})]:
+            content = b"d" + pickle.dumps(call, 5)
+            ours.sendall(HEAD.pack(b"t", len(content)) + content)
+        ours.shutdown(socket.SHUT_WR)
+        main(theirs)

@@ -262,7 +262,10 @@ class ContainerExecutor(Executor):
         except BaseException as problem:  # noqa: BLE001 - raised again in the caller
             value, error = None, self._explained(problem, worker, work)
         if worker is not None and not lasts:
-            self._count(worker.end(), future)
+            try:
+                self._count(worker.end(), future)
+            except BaseException as problem:  # noqa: BLE001 - as above, for example too many open files
+                value, error = None, error or problem
         work.clear()  # the caller may need to hold the only reference to the result
         if error is None:
             future.set_result(value)
