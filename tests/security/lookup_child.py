@@ -8,6 +8,8 @@ import sys
 from types import SimpleNamespace
 
 from containerkit import PIPE, Container, Limits, Mount, Namespaces, RootFS, TimeOffsets, run
+from containerkit.executor import Zygote
+from containerkit.interpreter import Interpreter
 from containerkit.sandbox import Sandbox
 from containerkit.security.landlock import Landlock
 
@@ -87,6 +89,12 @@ WAYS = {
     **{f"run, {kind} joined": joined(kind) for kind in ("network", "ipc", "pid")},
 }
 
+INTERPRETERS = {
+    "zygote": lambda root, argv: Zygote("", root, python=argv[0], mounts=SHOWN),
+    "interpreter": lambda root, argv: Interpreter(root, python=argv[0], mounts=SHOWN),
+}
+"""Ways to start an interpreter that receives a socket. Another program is reported as an error."""
+
 
 def unguarded():
     """Remove the remedy: a command then shares the caller's memory and only marks its descriptors close-on-exec."""
@@ -108,7 +116,7 @@ def main():
     os.set_inheritable(os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY), True)  # and one that is inherited
     for name in programs:
         try:
-            done = WAYS[way](RootFS.dir(root), [name])
+            done = (WAYS | INTERPRETERS)[way](RootFS.dir(root), [name])
             told = f"status {done.returncode} {shown(done.stdout)} {shown(done.stderr)}"
         except OSError as error:
             told = f"error {error.errno}"

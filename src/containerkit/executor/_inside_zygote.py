@@ -247,7 +247,7 @@ class Zygote:
 
 
 def receive(control):
-    message, ancillary, _, _ = control.recvmsg(200, socket.CMSG_SPACE(4 * 16))
+    message, ancillary, _, _ = control.recvmsg(200, socket.CMSG_SPACE(4 * 16), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

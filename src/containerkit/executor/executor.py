@@ -265,7 +265,7 @@ class ContainerExecutor(Executor):
             try:
                 self._count(worker.end(), future)
             except BaseException as problem:  # noqa: BLE001 - as above, for example too many open files
-                value, error = None, error or problem
+                value, error = None, problem if error is None else error
         work.clear()  # the caller may need to hold the only reference to the result
         if error is None:
             future.set_result(value)
