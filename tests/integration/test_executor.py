@@ -296,6 +296,30 @@ def test_results_by_pickle():
             made.submit(threading.Lock).result()
 
 
+class Own:
+    def __init__(self, number):
+        self.number = number
+
+
+class FalseError(Exception):
+    def __bool__(self):
+        return False
+
+
+def fail_falsely():
+    raise FalseError("no")
+
+
+@pytest.mark.parametrize("kind", ISOLATIONS)
+def test_results_of_the_callers_own_classes_are_of_these(kind):
+    """The classes are not inside: this module is sent by value."""
+    with ContainerExecutor(1, isolation=kind, results="pickle") as made:
+        got = made.submit(Own, 7).result()
+        assert (type(got), got.number) == (Own, 7)
+        error = made.submit(fail_falsely).exception()
+        assert (type(error), error.args) == (FalseError, ("no",))
+
+
 def test_result_that_is_too_large():
     with ContainerExecutor(1, result_limit_bytes=1_000_000) as made:
         with pytest.raises(TaskError, match="result_limit_bytes"):
