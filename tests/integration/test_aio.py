@@ -633,23 +633,22 @@ async def talking_in_text():
 
 
 async def in_all_states():
-    async with aio.AsyncContainer(limits=Limits(memory="100M", pids=20)) as c:
-        async with c.popen(["sleep", f"9.{MARK}"]) as p:
-            await c.stats()
-            async for _ in c.every(0.001):
-                break
-            with c.events(["oom_kill"]) as events, contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(anext(events), 0.01)
-            await c.update(Limits(memory="100M", pids=30))
-            await c.pause()
-            await c.resume()
-            await c.run(["echo", "logged"], stdout=c.log)
-            await c.logs()
-            await c.files.listdir("/tmp")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(c.wait(), 0.01)
-            await c.stop()
-            await p.wait()
+    async with aio.AsyncContainer(limits=Limits(memory="100M", pids=20)) as c, c.popen(["sleep", f"9.{MARK}"]) as p:
+        await c.stats()
+        async for _ in c.every(0.001):
+            break
+        with c.events(["oom_kill"]) as events, contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(anext(events), 0.01)
+        await c.update(Limits(memory="100M", pids=30))
+        await c.pause()
+        await c.resume()
+        await c.run(["echo", "logged"], stdout=c.log)
+        await c.logs()
+        await c.files.listdir("/tmp")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(c.wait(), 0.01)
+        await c.stop()
+        await p.wait()
 
 
 async def in_a_network():

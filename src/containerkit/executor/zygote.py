@@ -20,7 +20,7 @@ import attrs
 from containerkit._native import constants as k
 from containerkit.compile import process as steps
 from containerkit.container.arguments import describe
-from containerkit.container.captured import Recall
+from containerkit.container.captured import ArgumentCache
 from containerkit.container.lifecycle import Container
 from containerkit.descriptors import close_all
 from containerkit.errors import SetupError, SpecError, StateError
@@ -28,7 +28,7 @@ from containerkit.namespace import Kind, Namespace
 from containerkit.plan import calls
 from containerkit.plan.operation import Block, Operation, Slot
 from containerkit.process.process import DEVNULL
-from containerkit.process.result import Usage, decode, fate_of
+from containerkit.process.result import Usage, decode, result_fields
 from containerkit.security.capabilities import Capabilities
 from containerkit.security.seccomp import Seccomp
 from containerkit.spec.container import CONFINEMENT, build
@@ -119,7 +119,7 @@ class Zygote:
         self._command = describe(self.spec, [python], {"env": env, "user": user})
         shared = {name: value for name, value in fields.items() if name not in ("uid_mappings", "gid_mappings")}
         self._fresh = self.spec
-        self._commands: Recall[Command] = Recall(16)
+        self._commands: ArgumentCache[Command] = ArgumentCache(16)
         self._lock = threading.Lock()
         self._loaded: set[str] = set()
         self._forks: WeakMembers[Forked] = WeakMembers()
@@ -274,7 +274,7 @@ class _Fresh(Container):
         known: the descriptions of commands in it.
     """
 
-    def __init__(self, spec: Spec, known: Recall[Command]) -> None:
+    def __init__(self, spec: Spec, known: ArgumentCache[Command]) -> None:
         super(Container, self).__init__(spec, None, known)
         self.timings = None
         self._guard = None
@@ -358,7 +358,7 @@ class Forked:
             fate = Ended(-signal.SIGKILL, Usage(), "signal")
         else:
             ending = decode(self.pid, status, (0,) * 18)
-            returncode, _, cause = fate_of(ending)
+            returncode, _, cause = result_fields(ending)
             fate = Ended(returncode, Usage(user_us=user_us, system_us=system_us, max_rss_bytes=rss_kib * 1024), cause)
         group = None if self.container is None else self.container.cgroup
         if group is not None:
@@ -452,8 +452,8 @@ def confinement_of(command: Command, *, sets_groups: bool) -> list[Operation]:
         calls.call("chdir", os.fsencode(command.cwd), target=command.cwd),
         calls.call("umask", command.umask),
         *confinement.after_user(),
-        *confinement.walls(),
-        *steps.surroundings(command),
+        *confinement.labels_and_landlock(),
+        *steps.limits_and_priority(command),
         # As after an exec: the change of user has made /proc/self inaccessible.
         calls.prctl("let it see itself", k.PR_SET_DUMPABLE, 1),
         *confinement.last(),
