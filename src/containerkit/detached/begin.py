@@ -31,13 +31,13 @@ from containerkit.container.lifecycle import Container
 from containerkit.detached import health
 from containerkit.detached.description import Description, Keeping, Policy
 from containerkit.detached.events import emit
-from containerkit.detached.health import Check
 from containerkit.detached.logs import last_log
 from containerkit.detached.wiring import wired
 from containerkit.errors import ContainerError, SetupError, StateError, UnsupportedError
 from containerkit.process.process import DEVNULL, PIPE
 from containerkit.spec.rootfs import resolve
 from containerkit.start.id_ranges import lease_singly
+from containerkit.start.staging import staging
 
 if TYPE_CHECKING:
     from containerkit.detached.store import Entry
@@ -100,8 +100,12 @@ class Begun(Container):
         return own, [] if shared == own else shared
 
 
-def begin(entry: Entry) -> None:
+def begin(entry: Entry, description: Description | None = None) -> None:
     """Start a recorded container. It is running when this returns.
+
+    Args:
+        entry: its record.
+        description: the description in the record, if it is known (default: it is read).
 
     Raises:
         StateError: it is already running.
@@ -110,7 +114,10 @@ def begin(entry: Entry) -> None:
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
         if len(os.listdir("/proc/self/task")) == 1:
-            _fork(entry, read, write)
+            known = _load(entry) if description is None else description
+            # A fork inherits the staging. The next start of this process finds it, too.
+            staging(host=known.spec.rootfs.kind == "host")
+            _fork(entry, known, read, write)
         else:
             _spawn(entry, write)
         os.close(write)
@@ -122,7 +129,7 @@ def begin(entry: Entry) -> None:
             os.close(write)
 
 
-def _fork(entry: Entry, read: int, write: int) -> None:
+def _fork(entry: Entry, description: Description, read: int, write: int) -> None:
     inherited = frozenset(_open_descriptors())
     sys.stdout.flush()
     sys.stderr.flush()
@@ -133,7 +140,7 @@ def _fork(entry: Entry, read: int, write: int) -> None:
             if os.fork() == 0:
                 os.close(read)
                 _quiet()
-                become_keeper(entry, write, inherited=inherited)
+                become_keeper(entry, write, description=description, inherited=inherited)
         finally:
             os._exit(1)
     os.waitpid(child, 0)
@@ -186,19 +193,26 @@ def _open_descriptors() -> list[int]:
 
 
 def become_keeper(
-    entry: Entry, told: int, *, inherited: frozenset[int] = frozenset(), restarts: int = 0, lock: int = -1
+    entry: Entry,
+    told: int,
+    *,
+    description: Description | None = None,
+    inherited: frozenset[int] = frozenset(),
+    restarts: int = 0,
+    lock: int = -1,
 ) -> NoReturn:
     """Start the container and exec the keeper. A failure is reported and ends the process.
 
     Args:
         entry: its record.
         told: a pipe for the report; -1 for none.
+        description: the description in the record, if it is known (default: it is read).
         inherited: descriptors of the caller, whose locks are not kept.
         restarts: the number of restarts by the policy.
         lock: the lock of the record, if it is already held.
     """
     try:
-        _become(entry, told, inherited, restarts, lock)
+        _become(entry, told, description, inherited, restarts, lock)
     except BaseException as error:  # noqa: BLE001 - raised again in the caller
         with suppress(Exception):
             if told >= 0:
@@ -217,13 +231,15 @@ def _dumped(error: BaseException) -> bytes:
     return pickle.dumps(StateError(f"the start failed: {type(error).__name__}: {error}"))
 
 
-def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, lock: int) -> None:
+def _become(
+    entry: Entry, told: int, known: Description | None, inherited: frozenset[int], restarts: int, lock: int
+) -> None:
     environment = _environment()
     os.umask(0o022)
     os.chdir("/")
     if lock < 0:
         lock = entry.lock()
-    description = _load(entry)
+    description = _load(entry) if known is None else known
     keeping = Keeping.of(entry.config)
     former = entry.read("run.json") or {}
     os.makedirs(entry.state_path, mode=0o700, exist_ok=True)
@@ -257,7 +273,7 @@ def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, l
         facts = _facts(container, process)
         run = int(former.get("run", 0)) + 1
         write_policy(entry, Policy.parse(keeping.restart), restarts)
-        check = Check.of(keeping, description.spec)
+        check = health.wanted(keeping, description.spec)
         health.begin(entry, check, run)
         facts |= {"checked": check is not None, "attendant": None if attendant is None else attendant.pid}
         entry.write(
