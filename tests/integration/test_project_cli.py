@@ -90,9 +90,11 @@ def test_a_project_from_up_to_down(cli):
     assert (cli.place / "back").read_text() == "carried"
     assert cli("volumes", "-q").stdout.split() == [f"{cli.name}_data"]
     cli("up", "--force-recreate", "--no-deps", "web", more={"WHO": "you"})
+    cli("exec", "web", "touch", "/kept")
     cli("stop", "web")
     assert cli("ps", "--services").stdout.split() == ["db"]
     cli("start", "web")
+    cli("exec", "web", "test", "-e", "/kept")
     cli("kill", "-s", "KILL", "web")
     assert cli("wait", "web", check=False).stdout == f"{cli.name}-web-1 137\n"
     assert cli("rm", "-f").stdout == f"{cli.name}-web-1\n"

@@ -143,7 +143,7 @@ def _start(options: argparse.Namespace) -> int:
     from containerkit.project.remote import project_request
 
     project = load(options, services=options.services)
-    remote(options).ask("apply", **project_request(project), services=options.services or None)
+    remote(options).ask("apply", **project_request(project), services=options.services or None, keep=True)
     return 0
 
 
