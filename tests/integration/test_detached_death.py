@@ -12,6 +12,7 @@ import pytest
 from detached_samples import Kept, needs_groups, needs_root, runs
 from waiting import wait_for
 
+import containerkit
 from containerkit import Limits, containers
 from containerkit.detached.container import find
 from containerkit.errors import StateError
@@ -37,6 +38,41 @@ def test_killed_keeper_takes_the_container_and_the_record_says_so(kept):
     assert one.status == "running"
     one.stop(0)
     assert groups != one.last_run["groups"]
+
+
+def test_killed_keeper_is_told_to_those_who_follow_and_to_those_who_ask_later(kept):
+    one = kept.shell("echo said; exec sleep 100")
+    wait_for(lambda: list(one.logs()))
+    cli = [sys.executable, "-m", "containerkit"]
+    following = subprocess.Popen(
+        [*cli, "events", "--since", "10m", "-f", f"container={one.id}"], stdout=subprocess.PIPE, text=True
+    )
+    waiting = subprocess.Popen([*cli, "wait", one.id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    logs = subprocess.Popen([*cli, "logs", "-f", one.id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with following, waiting, logs:
+        try:
+            assert logs.stdout.readline() == "said\n"
+            assert [following.stdout.readline().split()[2] for _ in range(2)] == ["create", "start"]
+            os.kill(one.keeper, signal.SIGKILL)
+            assert "(error=its keeper was killed)" in following.stdout.readline()
+            out, error = waiting.communicate(timeout=20)
+            assert (out, waiting.returncode) == ("", 1)
+            assert "its keeper was killed, so its exit status is unknown" in error
+            assert logs.communicate(timeout=20) == (
+                "",
+                f"containerkit: {one.id}: its keeper was killed: its last output may be missing\n",
+            )
+        finally:
+            following.kill()
+    assert one.inspect()["State"]["Error"] == "its keeper was killed"
+    listed = subprocess.run([*cli, "ps", "-a", "--filter", f"id={one.id}"], capture_output=True, text=True, check=True)
+    assert " dead " in listed.stdout
+    ends = [event for event in containerkit.events(id=one.id) if event.action == "die"]
+    assert [dict(event.attributes) for event in ends] == [{"error": "its keeper was killed"}]  # one, whoever asks
+    one.start()
+    os.kill(one.keeper, signal.SIGKILL)
+    wait_for(lambda: one.status == "dead")
+    assert [event.action for event in containerkit.events(id=one.id)][-2:] == ["start", "die"]
 
 
 def test_keeper_that_is_asked_to_end_ends_the_container(kept):

@@ -340,7 +340,7 @@ def _facts(container: Begun, process: Process[Any]) -> dict[str, Any]:
 def _forget_ends(entry: Entry, run: int) -> None:
     """Remove the records of the ends of former starts."""
     for name in os.listdir(entry.path):
-        if name.startswith("exit.") and name not in ("exit.new", f"exit.{run}"):
+        if name.startswith(("exit.", "lost.")) and name not in ("exit.new", f"exit.{run}"):
             os.unlink(entry.file(name))
 
 

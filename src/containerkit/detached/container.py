@@ -17,7 +17,7 @@ from containerkit.detached.begin import begin, write_policy
 from containerkit.detached.description import Policy, signal_number
 from containerkit.detached.events import emit, identify
 from containerkit.detached.health import image_of
-from containerkit.detached.known import Known
+from containerkit.detached.known import KEEPER_KILLED, Known
 from containerkit.errors import SetupError, StateError
 
 if TYPE_CHECKING:
@@ -148,9 +148,7 @@ class Detached(Known):
                 return os.waitstatus_to_exitcode(int(end["status"]))
             if status in ("created", "dead"):
                 why = (
-                    "it was never started"
-                    if status == "created"
-                    else "its keeper was killed, so its exit status is unknown"
+                    "it was never started" if status == "created" else f"{KEEPER_KILLED}, so its exit status is unknown"
                 )
                 raise StateError(f"{self!r}: {why}")
             left = 86_400.0 if deadline is None else deadline - time.monotonic()

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from containerkit.spec.network import Port
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["Known", "Status", "health_state", "shell_status"]
+__all__ = ["KEEPER_KILLED", "Known", "Status", "health_state", "shell_status"]
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
 """The status of a detached container. ``"dead"``: its keeper was killed, so its exit status is unknown."""
+
+KEEPER_KILLED: Final = "its keeper was killed"
+"""The cause that is told for a container whose keeper has ended without a record of the end."""
 
 HEALTH_FILE: Final = "health.json"
 """The file of a record with the results of health checks."""
@@ -127,7 +130,21 @@ class Known:
             return ("paused" if self._is_frozen(run) else "running"), run, None
         if kept:
             return ("restarting" if self._starts_again(end) else "exited"), run, end
-        return ("dead" if end is None else "exited"), run, end
+        if end is None:
+            self._note_loss(run)
+            return "dead", run, None
+        return "exited", run, end
+
+    def _note_loss(self, run: Mapping[str, Any]) -> None:
+        """Append the event that a killed keeper could not append: once, by the first process that notices."""
+        with suppress(OSError, StateError):  # as for each event: one that can't be written is lost
+            mark = self.entry.file(f"lost.{run['run']}")
+            if os.path.exists(mark) or self.entry.is_kept() or self.last_run.get("run") != run["run"]:
+                return
+            os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            from containerkit.detached.events import emit
+
+            emit(self.entry, "die", error=KEEPER_KILLED)
 
     def _starts_again(self, end: Mapping[str, str] | None) -> bool:
         policy = self._policy()

@@ -7,6 +7,7 @@ A record is a directory below ``/run/containerkit/containers`` (of a user: below
 ``description``     the description of the container and its command, pickled
 ``run.json``        the last start: its number, the pids, the control groups
 ``exit.N``          how start number N ended; written by the keeper
+``lost.N``          the keeper of start number N was killed, and there is an event of it
 ``lock``            locked by the keeper as long as it lives
 ``stopped``         it was stopped by hand, and is not restarted
 ==================  ==================================================================================================

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
+from containerkit.cli.commands import complain
 from containerkit.cli.detached import Verb
 from containerkit.detached import store
-from containerkit.detached.known import Known
+from containerkit.detached.known import KEEPER_KILLED, Known
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def _logs(options: argparse.Namespace) -> int:
     if options.timestamps:
         lines = (line._replace(text=f"{line.time} ".encode() + line.text) for line in lines)
     copy(lines, at_once=options.follow)
+    if one.status == "dead":
+        complain(f"{options.name}: {KEEPER_KILLED}: its last output may be missing")
     return 0
 
 
