@@ -144,6 +144,22 @@ def test_names_of_killed_starters_are_free_again(kept):
     assert find(name) == one
 
 
+def test_former_name_of_a_killed_rename_is_free_again(kept):
+    from containerkit.detached import store
+
+    before, after = f"before{os.getpid()}", f"after{os.getpid()}"
+    one = kept.make("sleep", "100", name=after)
+    os.symlink(one.id, os.path.join(store.records_root(), ".names", before))
+    with pytest.raises(StateError, match="no such container"):
+        find(before)
+    other = kept.make("sleep", "100", name=before)
+    assert (find(before), find(after)) == (other, one)
+    os.symlink(one.id, os.path.join(store.records_root(), ".names", f"{before}-2"))
+    store.sweep()
+    assert not os.path.lexists(os.path.join(store.records_root(), ".names", f"{before}-2"))
+    assert (find(before), find(after)) == (other, one)
+
+
 def in_mounts_of_its_own(program):
     """Run a program as root of the machine, in a private mount namespace."""
     words = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", textwrap.dedent(program)]

@@ -17,7 +17,7 @@ from containerkit.detached.begin import begin, write_policy
 from containerkit.detached.description import Policy, signal_number
 from containerkit.detached.events import emit, identify
 from containerkit.detached.health import image_of
-from containerkit.detached.known import KEEPER_KILLED, Known
+from containerkit.detached.known import KEEPER_KILLED, NO_GROUP, Known
 from containerkit.errors import SetupError, StateError
 
 if TYPE_CHECKING:
@@ -196,11 +196,8 @@ class Detached(Known):
         """
         config = self.entry.config
         former = config["name"]
-        self.entry.set_name(name)
-        self.entry.write("config.json", {**config, "name": name})
+        self.entry.rename(name, {**config, "name": name})
         identify(self.entry, {**config, "name": name})
-        if former and former != name:
-            self.entry.drop_name(former)
         emit(self.entry, "rename", former=former)
 
     def update(self, limits: Limits | None = None, *, restart: str | None = None) -> None:
@@ -244,7 +241,7 @@ class Detached(Known):
         status = self.status
         if status in ("running", "paused", "restarting"):
             if not force:
-                raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True")
+                raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True (rm --force)")
             with suppress(StateError):
                 self.kill()
         self._wait_for_keeper()
@@ -341,7 +338,7 @@ class Detached(Known):
             raise StateError(f"{self!r}: it does not run")
         group = group_at(self.id, run["groups"])
         if group is None:
-            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+            raise StateError(f"{self!r}: {NO_GROUP}")
         try:
             yield group
         finally:

@@ -33,7 +33,7 @@ from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.spec.words import checked_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "sweep"]
 
@@ -182,8 +182,32 @@ class Entry:
             return None
         return dict(zip(words[::2], words[1::2], strict=False))
 
+    def rename(self, name: str, config: Mapping[str, Any]) -> None:
+        """Give it another name.
+
+        Args:
+            name: the name.
+            config: its settings with that name.
+
+        Raises:
+            SpecError: the name is invalid.
+            StateError: another container has it.
+            SetupError: the filesystem of the records is full.
+        """
+        former = self.config["name"]
+        with _gate():
+            self.set_name(name)
+            try:
+                self.write("config.json", dict(config))  # from here on it has this name, and no longer the former one
+            except BaseException:
+                if name != former:
+                    self.drop_name(name)
+                raise
+            if former and former != name:
+                self.drop_name(former)
+
     def set_name(self, name: str) -> None:
-        """Give it a name.
+        """Give it a name. The caller holds the gate, and writes the name to the configuration before it lets go.
 
         Raises:
             SpecError: the name is invalid.
@@ -202,7 +226,7 @@ class Entry:
                     raise StateError(
                         f"the name {name!r} belongs to container {owner}: remove or rename that one, or choose another"
                     ) from None
-                with suppress(FileNotFoundError):  # of a removed record
+                with suppress(FileNotFoundError):  # of a removed record, or of a process that was killed meanwhile
                     os.unlink(place)
             else:
                 return
@@ -248,9 +272,15 @@ def _link(name: str) -> str | None:
 
 
 def _named(name: str) -> str | None:
-    """Return the id of a name, or None if there is no such record."""
+    """Return the id of the record with a name, or None. A killed rename leaves another link to the record."""
     found = _link(name)
-    return found if found is not None and os.path.isdir(os.path.join(records_root(), found)) else None
+    if found is None:
+        return None
+    try:
+        config = Entry(found).read("config.json")
+    except StateError:  # it is damaged, or of another version: it may be its name
+        return found
+    return found if config is not None and config["name"] == name else None
 
 
 @contextmanager
