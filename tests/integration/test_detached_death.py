@@ -194,12 +194,14 @@ def test_full_disk_of_the_logs_loses_output_and_says_so():
 @needs_root
 def test_full_filesystem_of_the_records_does_not_hide_the_end():
     done = in_mounts_of_its_own("""
-        import subprocess
+        import subprocess, time
         from containerkit import Container
         place = "/run/containerkit/containers"
         import os; os.makedirs(place, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=40", "none", place], check=True)
         one = Container().detach("full", command=["sh", "-c", "sleep 1; exit 6"])
+        lasting = Container().detach("lasting", command=["sleep", "100"])
+        again = Container().detach("again", command=["sh", "-c", "sleep 1; exit 5"], restart="always")
         try:
             with open(f"{place}/filler", "wb", buffering=0) as file:
                 while True:
@@ -215,13 +217,31 @@ def test_full_filesystem_of_the_records_does_not_hide_the_end():
             assert error.errno == 28, error
         print(one.wait(20), one.status)
         try:
+            lasting.rename("other")
+        except OSError as error:
+            print(error.operation, error.errno, lasting.name)
+        lasting.stop(0)
+        print(lasting.exit_code, lasting.status)
+        deadline = time.monotonic() + 20
+        while "the restart failed" not in "".join(map(str, again.logs())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        print(again.status, "No space left" in "".join(map(str, again.logs())))
+        lasting.remove(force=True)
+        again.remove(force=True)
+        try:  # use again what these have freed
+            while True:
+                number += 1
+                open(f"{place}/{number}", "w").close()
+        except OSError as error:
+            assert error.errno == 28, error
+        try:
             Container().detach(command=["true"])
         except OSError as error:
             print("refused", error.errno)
         os.unlink(f"{place}/filler")
         one.remove(force=True)
     """)
-    assert done.stdout == "6 exited\nrefused 28\n", done
+    assert done.stdout == "6 exited\nsymlink 28 lasting\n-15 exited\nexited True\nrefused 28\n", done
 
 
 def test_containers_are_listed_while_others_come_and_go(kept):

@@ -218,8 +218,19 @@ def become_keeper(
             if told >= 0:
                 os.write(told, _dumped(error))
             else:
-                entry.write("error.json", {"error": str(error)})
+                _record_failure(entry, str(error))
     os._exit(1)
+
+
+def _record_failure(entry: Entry, error: str) -> None:
+    """Record why a restart by the policy failed: in the log, if the filesystem of the records is full."""
+    try:
+        entry.write("error.json", {"error": error})
+    except SetupError:
+        path = f"{entry.state_path}/log.{last_log(entry.state_path)}"
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+            file.write(f"{now}.000000000Z stderr F containerkit: the restart failed: {error}\n")
 
 
 def _dumped(error: BaseException) -> bytes:
@@ -307,7 +318,7 @@ def write_policy(entry: Entry, policy: Policy, restarts: int) -> None:
 
 
 def _reserve(entry: Entry) -> None:
-    """Create the file for the record of the end with its blocks allocated, because the disk may be full later."""
+    """Create the files for the record of the end and for a stop by hand, because the disk may be full later."""
     fd = os.open(entry.file("exit.new"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if os.pwrite(fd, b" " * _END_BYTES, 0) != _END_BYTES:
@@ -318,6 +329,7 @@ def _reserve(entry: Entry) -> None:
         raise SetupError("write", error.errno or 0, entry.file("exit.new")) from None
     finally:
         os.close(fd)
+    entry.write_bytes("stopped.new", b"")
 
 
 def _facts(container: Begun, process: Process[Any]) -> dict[str, Any]:

@@ -345,6 +345,10 @@ class Detached(Known):
             group.close()
 
     def _mark_stopped(self) -> None:
+        # A start has reserved the file, because the filesystem may be full, and a stop may be the remedy.
+        with suppress(FileNotFoundError):
+            os.replace(self.entry.file("stopped.new"), self.entry.file("stopped"))
+            return
         try:
             os.close(os.open(self.entry.file("stopped"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except FileNotFoundError:

@@ -9,7 +9,7 @@ A record is a directory below ``/run/containerkit/containers`` (of a user: below
 ``exit.N``          how start number N ended; written by the keeper
 ``lost.N``          the keeper of start number N was killed, and there is an event of it
 ``lock``            locked by the keeper as long as it lives
-``stopped``         it was stopped by hand, and is not restarted
+``stopped``         it was stopped by hand, and is not restarted; until then ``stopped.new``, so that it needs no space
 ==================  ==================================================================================================
 
 The directory ``names`` contains a symlink from each name to an id. The writable layer and the logs must be on disk,
@@ -162,8 +162,12 @@ class Entry:
 
         Raises:
             StateError: it has a keeper.
+            SetupError: the filesystem of the records is full.
         """
-        fd = os.open(self.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = os.open(self.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise SetupError("open", error.errno or 0, self.file("lock"), "its record could not be locked") from None
         try:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         except OSError as error:
@@ -228,6 +232,8 @@ class Entry:
                     ) from None
                 with suppress(FileNotFoundError):  # of a removed record, or of a process that was killed meanwhile
                     os.unlink(place)
+            except OSError as error:
+                raise SetupError("symlink", error.errno or 0, place, "the name could not be given") from None
             else:
                 return
         raise StateError(f"the name {name!r} is being changed by other processes: try again")

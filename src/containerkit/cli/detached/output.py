@@ -44,8 +44,11 @@ def _logs(options: argparse.Namespace) -> int:
         lines = (line._replace(text=f"{line.time} ".encode() + line.text) for line in lines)
     copy(lines, at_once=options.follow)
     with suppress(StateError):  # with --rm the record is gone after its end
-        if one.status == "dead":
+        status, _, end = one.looked_at()
+        if status == "dead":
             complain(f"{options.name}: {KEEPER_KILLED}: its last output may be missing")
+        if end is not None and (lost := int(end["lost"])):
+            complain(f"{options.name}: {lost} bytes of its output are lost: the filesystem of the logs was full")
     return 0
 
 
