@@ -13,6 +13,7 @@ Source: fork(2), setsid(2), execveat(2), proc_pid_fdinfo(5), "lock".
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import pickle
 import signal
@@ -138,6 +139,7 @@ def _fork(entry: Entry, description: Description, read: int, write: int) -> None
         try:
             os.setsid()
             if os.fork() == 0:
+                gc.disable()  # it would copy the pages of all objects, for a process that soon executes a program
                 os.close(read)
                 _quiet()
                 become_keeper(entry, write, description=description, inherited=inherited)
