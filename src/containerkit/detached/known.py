@@ -27,7 +27,7 @@ Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
 KEEPER_KILLED: Final = "its keeper was killed"
 """The cause that is told for a container whose keeper has ended without a record of the end."""
 
-NO_GROUP: Final = "it has no control group; give it limits=Limits(...), or start it with a limit such as --pids-limit"
+NO_GROUP: Final = "it has no control group; pass limits=Limits(...), or start it with a limit such as --pids-limit"
 
 HEALTH_FILE: Final = "health.json"
 """The file of a record with the results of health checks."""
