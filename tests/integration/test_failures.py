@@ -70,13 +70,13 @@ def perhaps_left_out(plan):
 
 def sabotage(saboteur, start):
     """Let each operation of the plan fail in turn. Return the reported and the expected errors by the operation's number."""
-    from containerkit.start import context as ground
+    from containerkit.start import context
 
     plan = saboteur.plan
     told, unnoticed = {}, set()
     for at in indices(plan):
         saboteur.at = at
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
         try:
             start()
         except SetupError as error:
@@ -116,11 +116,11 @@ SHAPES["container"] = start_and_stop
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_operation_of_a_start_that_fails_names_itself_and_leaves_nothing(shape, monkeypatch, request):
-    from containerkit.start import context as ground
+    from containerkit.start import context
 
     start = SHAPES[shape]
     saboteur = Saboteur(monkeypatch)
-    ground.programs.kept.clear()
+    context.programs.kept.clear()
     try:
         start()
         assert len(saboteur.plan) > 40
@@ -128,23 +128,23 @@ def test_each_operation_of_a_start_that_fails_names_itself_and_leaves_nothing(sh
         assert wanted == told
     finally:
         monkeypatch.undo()
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
     start()
 
 
 def test_each_operation_of_an_exec_that_fails_names_itself_and_leaves_the_container_alive(monkeypatch):
-    from containerkit.start import context as ground
+    from containerkit.start import context
 
     with Container() as box:
         saboteur = Saboteur(monkeypatch)
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
         try:
             box.run(["true"])
             told, wanted = sabotage(saboteur, lambda: box.run(["true"]))
             assert wanted == told
         finally:
             monkeypatch.undo()
-            ground.programs.kept.clear()
+            context.programs.kept.clear()
         assert 0 == box.run(["true"]).returncode
 
 

@@ -23,7 +23,7 @@ import pytest
 import containerkit
 from containerkit import RootFS, SetupError, SpecError, run
 from containerkit.plan import calls
-from containerkit.start import context as ground
+from containerkit.start import context
 
 MARK = "program of the host"
 NUMBERS = range(3, 48)
@@ -228,12 +228,12 @@ def test_no_program_is_looked_up_in_memory_that_is_shared(root, victim, monkeypa
     """A plan that does not enter the init does not reach its exec."""
     shutil.copy(victim, root / "quick")
     monkeypatch.setattr(calls, "enter", lambda *_, **__: calls.call("getuid"))
-    ground.programs.kept.clear()
+    context.programs.kept.clear()
     try:
         with pytest.raises(SetupError, match=r"strip .*Invalid argument"):
             run(["/quick"], rootfs=RootFS.dir(root), init=init)
     finally:
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
 
 
 def test_argument_that_is_a_mode_of_the_init_does_not_wake_it(root):

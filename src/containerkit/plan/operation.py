@@ -1,6 +1,6 @@
 """The operations of a start, as data.
 
-A *plan* is a flat, ordered tuple of :class:`Operation`. Nearly every operation is one system call, whose arguments are
+A *plan* is a flat, ordered tuple of :class:`Operation`. Nearly every operation is one system call. Its arguments are
 integers, bytes and *slots*. A slot is a named register of the child. It holds a file descriptor or a pid that is only
 known when the start runs, because an earlier operation made it (``result=``) or because the caller passes it.
 
@@ -14,9 +14,9 @@ import os
 from struct import pack
 from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import WeakValueDictionary
 
 from containerkit._native import constants as k
+from containerkit.weak import WeakValues
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
     Attributes:
         content: the bytes.
-        patches: what is written into them just before the call: at an offset in bytes, the 32-bit value of a slot or
+        patches: values to write into them just before the call: at an offset in bytes, the 32-bit value of a slot or
             the 64-bit address of other bytes.
         name: if given, the caller may pass other bytes of the same length at each start.
     """
@@ -99,7 +99,7 @@ class Operation(NamedTuple):
 
 
 class Shape:
-    """A key of everything in a description that its plan depends on.
+    """A key of those parts of a description on which its plan depends.
 
     Equal parts give the same object while it lives.
     """
@@ -108,14 +108,14 @@ class Shape:
 
     parts: tuple[object, ...]
 
-    def __new__(cls, *parts: object) -> Self:  # noqa: D102 - the class tells
+    def __new__(cls, *parts: object) -> Self:  # noqa: D102 - see the class
+        def make() -> Shape:
+            shape = object.__new__(cls)
+            shape.parts = parts
+            return shape
+
         with _known.lock:
-            shape = _known.shapes.get(parts)
-            if shape is None:
-                shape = super().__new__(cls)
-                shape.parts = parts
-                _known.shapes[parts] = shape
-        return shape  # type: ignore[return-value] # there are no subclasses
+            return _known.shapes.get(parts, make)  # type: ignore[return-value] # there are no subclasses
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), self.parts
@@ -125,7 +125,7 @@ class _Known:
     """The shapes that are in use. A signal handler may request one while another request is in progress."""
 
     def __init__(self) -> None:
-        self.shapes: WeakValueDictionary[tuple[object, ...], Shape] = WeakValueDictionary()
+        self.shapes: WeakValues[Shape] = WeakValues()
         self.lock = RLock()
 
 
