@@ -23,6 +23,7 @@ NEEDS = {
     "# needs CRIU, and a root filesystem at /srv/root\n": "needs CRIU, and a root filesystem at /srv/root",
     "# needs smolagents and a model\n": "needs a model; test_adapters.py lets an agent follow a script",
     "# needs Ray\n": "needs a Ray cluster; test_fleet_clusters.py runs fleets and workers in containers on one",
+    "# needs Dask with TLS\n": "needs a cluster with certificates; test_fleet_tls.py runs fleets on one",
     "# needs Kubernetes\n": "needs a cluster; test_fleet_kubernetes.py runs fleets on a small API server",
     "# needs dask\n": "test_executor_elsewhere.py lets dask compute by an executor",
     "# needs joblib\n": "test_executor_elsewhere.py runs joblib's Parallel",
