@@ -57,9 +57,9 @@ def sys_mount(start: Start) -> list[Operation]:
 
 
 def mounts_sys_last(start: Start) -> bool:
-    """Whether /sys can be mounted last, when its network namespace is likely to be there.
+    """Return whether /sys can be mounted last, when its network namespace probably exists.
 
-    Nothing else may lead there, not even by a symlink.
+    No other mount may be below /sys, even through a symlink.
     """
     spec = start.spec
     paths = (*spec.readonly_paths, *spec.masked_paths)
@@ -91,7 +91,7 @@ def attached(mount: Mount, tree: Slot, *, directory: bool) -> list[Operation]:
         kept=kept,
         prefix=prefix,
         optional=optional,
-        # An image's /etc/resolv.conf may be a symlink to a file of a daemon that does not run here.
+        # An image's /etc/resolv.conf may be a symlink to the file of a daemon that does not run here.
         itself=mount.type == "file",
     )
 
@@ -115,9 +115,9 @@ def own_mounts(start: Start) -> list[Operation]:
 
 
 def volumes(start: Start) -> list[Operation]:
-    """Make the volumes of the image, except where the description mounts something.
+    """Make the volumes of the image, except where the description has a mount.
 
-    A volume with content in the image is a union of that and memory, so nothing is copied before it is written.
+    A volume with content in the image is a union of that content and memory, so files are copied only when written.
     """
     covered = [mount.target.rstrip("/") + "/" for mount in start.spec.mounts]
     steps: list[Operation] = []
@@ -166,7 +166,7 @@ def working_directory(start: Start) -> list[Operation]:
     path = os.path.normpath(f"/{dict(start.spec.rootfs.defaults).get('cwd', '')}").strip("/")
     if not path:
         return []
-    hint = "the image's working directory can't be made there"
+    hint = "the image's working directory can't be created"
     found = Slot("working directory")
     making = [calls.call("umask", 0o022), *mounts.resolve(ROOT, path, found, directory=True)]
     look = calls.open_inside(
@@ -178,8 +178,8 @@ def working_directory(start: Start) -> list[Operation]:
 def covered_paths(start: Start) -> list[Operation]:
     """Hide the masked paths, and make the read-only paths read-only. Source: OCI runtime-spec, config-linux.md.
 
-    Paths in kernel filesystems are looked up by the descriptors of those, because someone who can write to the root may
-    have renamed their mount points.
+    Paths in kernel filesystems are looked up by the descriptors of these. A process that can write to the root may
+    have renamed the mount points.
     """
     steps: list[Operation] = []
     for cover, paths in ((make_readonly, start.spec.readonly_paths), (mask, start.spec.masked_paths)):
@@ -193,7 +193,7 @@ def covered_paths(start: Start) -> list[Operation]:
 
 
 def last_mounts(start: Start) -> list[Operation]:
-    """Mount /sys after the pivot, with what covers it, while the staging is still attached."""
+    """Mount /sys and its masks after the pivot, while the staging is still attached."""
     if not mounts_sys_last(start):
         return []
     steps = sys_mount(start)

@@ -25,7 +25,7 @@ _KIND_HINT: Final = "a file can only be mounted on a file, a directory on a dire
 _IDMAP_HINT: Final = "the filesystem can't be id-mapped: pass idmap=False, or namespaces=Namespaces(user='host')"
 
 
-_SYMLINK_HINT: Final = "it must be a directory in the root filesystem and not a symlink, which masks would follow"
+_SYMLINK_HINT: Final = "it must be a directory in the root filesystem; masks would follow a symlink"
 
 
 _F_DUPFD_CLOEXEC: Final = 1030
@@ -34,13 +34,11 @@ _F_DUPFD_CLOEXEC: Final = 1030
 _MISSING_HINT: Final = "the target can't be created: the root filesystem is read-only or belongs to unmapped ids"
 
 
-_FULL_HINT: Final = (
-    "nothing can be created in {0}: choose another target, or mount a directory of your own on {0} first"
-)
+_FULL_HINT: Final = "no file can be created in {0}: choose another target, or first mount a writable directory on {0}"
 
 
 _FULL: Final = ("/proc", "/sys")
-"""Directories in which nothing can be created."""
+"""Directories in which no file can be created."""
 
 
 def open_source(mount: Mount, tree: Slot) -> list[Operation]:
@@ -128,7 +126,7 @@ def attach(
         root, target: where to attach it.
         directory: whether it is a directory.
         create: whether to create a missing target.
-        kept: a slot that keeps the tree's descriptor, so that its content can be found even if the target is renamed.
+        kept: a slot that keeps the tree's descriptor, so that its content can be found after the target was renamed.
             It is used for kernel filesystems, whose target must not be a symlink.
         prefix: the path of ``root``, for messages.
         optional: whether to skip the mount if the target is missing and can't be created.
@@ -158,10 +156,10 @@ def keep(tree: Slot, kept: Slot, target: str) -> list[Operation]:
 
 
 def _leaving_out(step: Operation) -> Operation:
-    """Let a step of :func:`resolve` fail if something is missing or can't be created, and skip the dependent steps.
+    """Make a step of :func:`resolve` optional: if a path is missing and can't be created, skip the dependent steps.
 
-    After the opening of a directory these are two steps, the making of a name in it and its closing; after that of the
-    target they are its use and its closing.
+    After opening a directory these are two steps: create a name in it, close it. After opening the target
+    they are: use it, close it.
     """
     if step.name == "openat2":
         return step._replace(tolerate=(ENOENT, ENOTDIR, ELOOP), skip=2)
