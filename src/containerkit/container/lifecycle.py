@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
-from weakref import WeakSet
 
 from containerkit import late
 from containerkit.compile.facts import Mode
@@ -25,6 +24,7 @@ from containerkit.process.process import put_down
 from containerkit.spec.container import Spec, build
 from containerkit.start.cgroup import Freezer
 from containerkit.start.context import Ground
+from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,7 @@ class Timings(NamedTuple):
     total_us: float
 
 
-_alive: WeakSet[Container] = WeakSet()
+_alive: WeakMembers[Container] = WeakMembers()
 
 _specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
 """Descriptions of containers, each with those of the commands that were run in such a container."""
@@ -262,9 +262,11 @@ class Container(Commands):
 
     def _bring_up(self) -> None:
         began = time.perf_counter()
-        ground = self._prepared()
-        born: list[Outcome] = []  # the maker of the process adds the outcome, which has an owner from then on
+        # Their makers add the context and the outcome, which have an owner from then on.
+        grounds: list[Ground] = []
+        born: list[Outcome] = []
         try:
+            ground = self._prepared(grounds)
             planned = time.perf_counter()
             outcome = self._begin(ground, born)
             init = init_process(outcome)
@@ -277,17 +279,14 @@ class Container(Commands):
         except BaseException:
             while born:
                 put_down(born.pop().pidfd)
-            ground.release()
+            for each in grounds:
+                each.release()
             raise
 
-    def _prepared(self) -> Ground:
-        ground = Ground.prepare(self.spec)
+    def _prepared(self, grounds: list[Ground]) -> Ground:
+        ground = Ground.prepare(self.spec, grounds)
         if tell := getattr(ground.joined.get("network"), "named", None):
-            try:
-                tell(self.id)
-            except BaseException:
-                ground.release()
-                raise
+            tell(self.id)
         return ground
 
     def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
