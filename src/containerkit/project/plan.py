@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Action = Literal["image", "network", "volume", "wait", "start", "restart", "stop", "close"]
 
-__all__ = ["BESIDE", "Observed", "Plan", "Step", "down_plan", "fingerprint", "replica_names", "up_plan"]
+__all__ = ["BESIDE", "Observed", "Plan", "Step", "down_plan", "fingerprint", "replica_names", "rolls_back", "up_plan"]
 
 
 BESIDE: Final = "beside the previous one"
@@ -127,6 +127,7 @@ def up_plan(
     deps: bool = True,
     recreate: Collection[str] = (),
     keep: bool = False,
+    kept: Collection[str] = (),
     back: bool = False,
 ) -> Plan:
     """Return the plan that makes services run as described.
@@ -140,10 +141,12 @@ def up_plan(
         deps: also start the dependencies of the services, and wait for them (default True).
         recreate: services whose containers are replaced even if they are unchanged.
         keep: keep containers whose description has changed (default False).
+        kept: stopped containers that are started again as they are.
         back: the plan is a rollback, which follows ``rollback_config`` (default False).
     """
     planning = _Planning(project, observed, frozenset(open_networks), dict(scale or {}))
     planning.deps, planning.recreate, planning.keep, planning.back = deps, frozenset(recreate), keep, back
+    planning.kept = frozenset(kept)
     return planning.up(services)
 
 
@@ -159,6 +162,7 @@ class _Planning:
         self._scale = scale
         self.deps, self.keep, self.back = True, False, False
         self.recreate: frozenset[str] = frozenset()
+        self.kept: frozenset[str] = frozenset()
         self._services: dict[str, dict[str, Any]] = project.model["services"]
         self._steps: dict[str, Step] = {}
         self._starts: dict[str, list[str]] = {}
@@ -207,7 +211,7 @@ class _Planning:
         if not stale and not fresh:
             return
         self._replaced |= {service} if stale else set()
-        self._renewed |= {service} if names[0] in (*stale, *fresh) else set()
+        self._renewed |= {service} if names[0] in {*stale, *fresh} - self.kept else set()
         needed = [*self._resources(service, keys), *self._conditions(keys)]
         for name in fresh:
             self._starts[service].append(self._add(Step("start", name, tuple(needed), service=service)))
@@ -313,3 +317,12 @@ def down_plan(project: Project, observed: Mapping[str, Observed], networks: Coll
                 stops.setdefault(service, []).append(steps[-1].name)
     every = tuple(step.name for step in steps)
     return Plan((*steps, *(Step("close", name, every) for name in networks)))
+
+
+def rolls_back(project: Project, plan: Plan) -> bool:
+    """Return whether the plan must be rolled back if it fails: a service that it replaces asks for that."""
+    for step in plan.steps:
+        deploy = project.model["services"].get(step.service, {}).get("deploy", {}) if step.action == "stop" else {}
+        if deploy.get("update_config", {}).get("failure_action") == "rollback":
+            return True
+    return False

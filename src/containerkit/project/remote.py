@@ -68,8 +68,7 @@ class Remote:
         with self._connect() as connection:
             if fds:
                 line = line[socket.send_fds(connection, [line], list(fds)) :]
-            # Sending nothing would fail once the answer is there and the other side has closed.
-            if line:
+            if line:  # even nothing can't be sent to a supervisor that has answered already
                 connection.sendall(line)
             with connection.makefile("rb") as answers:
                 for answer in answers:
