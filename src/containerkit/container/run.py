@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
-import attrs
-
 from containerkit import _native, late
 from containerkit.compile.facts import Mode
 from containerkit.container.arguments import (
@@ -34,6 +32,7 @@ from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, c
 from containerkit.spec.rootfs import resolve
 from containerkit.start.cgroup import account
 from containerkit.start.context import Ground
+from containerkit.values import evolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -265,7 +264,7 @@ class Recipe(NamedTuple):
         spec = build(description)
         root = resolve(spec.rootfs)  # the image provides defaults of the command
         if root is not spec.rootfs:
-            spec = attrs.evolve(spec, rootfs=root)
+            spec = evolve(spec, rootfs=root)
         if given.get("pty") or given.get("syscall_handler") or has_names(spec.rootfs, given):
             return cls(description, given, spec, None, None, captures=False)
         fields = {name: value for name, value in given.items() if name in COMMAND_FIELDS}

@@ -8,9 +8,8 @@ import time
 from resource import RUSAGE_SELF, getrusage
 from typing import TYPE_CHECKING, Any, AnyStr, Final, Generic, Literal, Self
 
-import attrs
-
 from containerkit._native.outcome import Ending
+from containerkit.values import field, frozen
 
 if TYPE_CHECKING:
     from containerkit.cgroup.stats import Usage as GroupUsage
@@ -22,7 +21,7 @@ Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
 _NOT_CAPTURED: Final[Any] = None
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Usage:
     """What a command used, including its children that were waited for.
 
@@ -82,7 +81,7 @@ def fate_of(ending: Ending) -> tuple[int, Usage, Cause]:
     return ending.status if exited else -ending.status, Usage.from_ending(ending), cause_of(ending)
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class CompletedProcess(Generic[AnyStr]):
     """A command that has ended: ``CompletedProcess[str]`` with ``text=True`` or an encoding, else of bytes.
 
@@ -100,7 +99,7 @@ class CompletedProcess(Generic[AnyStr]):
     returncode: int
     stdout: AnyStr = _NOT_CAPTURED
     stderr: AnyStr = _NOT_CAPTURED
-    usage: Usage = attrs.field(factory=Usage)
+    usage: Usage = field(factory=Usage)
     cause: Cause = "exit"
     duration_s: float = 0.0
 

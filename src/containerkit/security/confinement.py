@@ -6,8 +6,6 @@ import os
 from errno import ENOSYS
 from typing import TYPE_CHECKING, Final, Literal
 
-import attrs
-
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
 from containerkit.plan import calls
@@ -15,6 +13,7 @@ from containerkit.plan.operation import Operation, Slot
 from containerkit.security import capabilities as capability
 from containerkit.security.capabilities import Capabilities
 from containerkit.security.checks import check_bool, check_number
+from containerkit.values import field, frozen
 
 if TYPE_CHECKING:
     from containerkit.options import Keyring
@@ -91,7 +90,7 @@ def _is_landlock(value: object) -> bool:
 
 
 @explained
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Confinement:
     """What a process may do. The default is suitable for untrusted code.
 
@@ -104,16 +103,16 @@ class Confinement:
     Source: capabilities(7), seccomp(2), session-keyring(7), proc_pid_attr(5), personality(2).
     """
 
-    capabilities: Capabilities = attrs.field(factory=Capabilities.none)
+    capabilities: Capabilities = field(factory=Capabilities.none)
     seccomp: Seccomp | Literal["default"] | None = "default"
     set_id_bits: bool | None = None
     landlock: Landlock | None = None
     no_new_privs: bool = True
-    keyring: Keyring = attrs.field(default="new", converter=_keyring)
+    keyring: Keyring = field(default="new", converter=_keyring)
     oom_score_adj: int | None = None
-    apparmor: AppArmor | None = attrs.field(default=None, converter=_apparmor)
-    selinux: SELinux | None = attrs.field(default=None, converter=_selinux)
-    personality: Personality | None = attrs.field(default=None, converter=_personality)
+    apparmor: AppArmor | None = field(default=None, converter=_apparmor)
+    selinux: SELinux | None = field(default=None, converter=_selinux)
+    personality: Personality | None = field(default=None, converter=_personality)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.capabilities, Capabilities):

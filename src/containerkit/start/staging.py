@@ -19,8 +19,6 @@ from errno import EACCES, EPERM
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import attrs
-
 from containerkit import _native
 from containerkit._linux.privileges import is_privileged
 from containerkit._linux.programs import which
@@ -56,7 +54,6 @@ _PROC_TREE = Slot("proc tree")
 _SYS_TREE = Slot("sys tree")
 
 
-@attrs.define(eq=False)
 class Staging:
     """Owns the descriptors of a staging namespace. They are closed when it is no longer used.
 
@@ -71,22 +68,21 @@ class Staging:
         slots: the inputs of a start from this object.
     """
 
-    mount: int
-    holder: int = -1
-    view: int = -1
-    mappings: Mappings = ((), ())
-    programs: tuple[str, ...] = ()
-    owned: list[int] = attrs.field(factory=list, repr=False)
-    privileged: bool = attrs.field(init=False)
-    slots: dict[str, int] = attrs.field(init=False, repr=False)
+    __slots__ = ("holder", "mappings", "mount", "owned", "privileged", "programs", "slots", "view")
 
-    @privileged.default
-    def _is_the_callers(self) -> bool:
-        return self.holder < 0
-
-    @slots.default
-    def _named(self) -> dict[str, int]:
-        return {"staging": self.mount, "holder": self.holder, "view": self.view}
+    def __init__(
+        self,
+        mount: int,
+        holder: int = -1,
+        view: int = -1,
+        mappings: Mappings = ((), ()),
+        programs: tuple[str, ...] = (),
+        owned: list[int] | None = None,
+    ) -> None:
+        self.owned: list[int] = [] if owned is None else owned
+        self.mount, self.holder, self.view, self.mappings, self.programs = mount, holder, view, mappings, programs
+        self.privileged = holder < 0
+        self.slots = {"staging": mount, "holder": holder, "view": view}
 
     def __del__(self) -> None:
         owned = getattr(self, "owned", [])  # a signal handler may raise before it has them
