@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
-from weakref import WeakSet
 
 from containerkit import late
 from containerkit.compile.facts import Mode
@@ -25,6 +24,7 @@ from containerkit.process.process import put_down
 from containerkit.spec.container import Spec, build
 from containerkit.start.cgroup import Freezer
 from containerkit.start.context import Ground
+from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,7 @@ class Timings(NamedTuple):
     total_us: float
 
 
-_alive: WeakSet[Container] = WeakSet()
+_alive: WeakMembers[Container] = WeakMembers()
 
 _specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
 """Descriptions of containers, each with those of the commands that were run in such a container."""

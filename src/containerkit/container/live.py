@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
-from weakref import WeakSet
 
 from containerkit import late
 from containerkit.container.starting import LOOK_AGAIN_S, Unwaited
@@ -19,6 +18,7 @@ from containerkit.errors import ContainerError, StateError
 from containerkit.meanings import explained
 from containerkit.namespace import Kind
 from containerkit.spec.words import checked_id
+from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ class Handle(Protocol):
         """Close it."""
 
 
-guests: WeakSet[Live] = WeakSet()
+guests: WeakMembers[Live] = WeakMembers()
 """Containers without their own pid namespace. Their processes may be in that of another container."""
 
 
@@ -83,7 +83,7 @@ class Live:
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
-        self._starting: WeakSet[Entering] = WeakSet()
+        self._starting: WeakMembers[Entering] = WeakMembers()
         self._ground: Ground | None = None
         self._init: Process[Any] | None = None
         self._processes: set[Process[Any] | Captured] = set()

@@ -18,9 +18,9 @@ from containerkit.spec.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from weakref import WeakSet
 
     from containerkit._native.outcome import Outcome
+    from containerkit.weak import WeakMembers
 
 __all__ = ["LOOK_AGAIN_S", "Entering", "Unwaited", "init_process", "wait_for_all", "wait_for_others"]
 
@@ -70,7 +70,9 @@ class Entering:
 
     __slots__ = ("__weakref__", "_admit", "_books", "_idle", "thread")
 
-    def __init__(self, idle: threading.Condition, books: WeakSet[Entering], admit: Callable[[], Process[Any]]) -> None:
+    def __init__(
+        self, idle: threading.Condition, books: WeakMembers[Entering], admit: Callable[[], Process[Any]]
+    ) -> None:
         self._idle = idle
         self._books = books
         self._admit = admit
@@ -92,7 +94,7 @@ class Entering:
             self._idle.notify_all()
 
 
-def wait_for_others(idle: threading.Condition, books: WeakSet[Entering]) -> None:
+def wait_for_others(idle: threading.Condition, books: WeakMembers[Entering]) -> None:
     """Wait until no other thread is starting a process. The caller holds the lock.
 
     A start in the caller's own thread will not continue, because a signal handler has raised or is running.
@@ -102,7 +104,7 @@ def wait_for_others(idle: threading.Condition, books: WeakSet[Entering]) -> None
         idle.wait(LOOK_AGAIN_S)
 
 
-def wait_for_all(idle: threading.Condition, books: WeakSet[Entering], check: Callable[[], object]) -> None:
+def wait_for_all(idle: threading.Condition, books: WeakMembers[Entering], check: Callable[[], object]) -> None:
     """Wait until no thread is starting a process. The caller holds the lock.
 
     Args:

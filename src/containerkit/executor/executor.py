@@ -7,7 +7,6 @@ import pickle
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
@@ -23,6 +22,7 @@ from containerkit.meanings import explained
 from containerkit.process.process import DEVNULL
 from containerkit.spec.mount import Mount
 from containerkit.spec.words import sequence
+from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -158,7 +158,7 @@ class ContainerExecutor(Executor):
         self._lock = threading.Lock()
         self._replacing = threading.Lock()  # held for long: submit() does not acquire it
         self._ready: deque[Forked] = deque()
-        self._pending: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
+        self._pending: WeakMembers[TaskFuture[Any]] = WeakMembers()
         self._down = False
         self._zygote = self._made_zygote()
         self._retired: list[Zygote] = []

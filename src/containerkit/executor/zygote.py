@@ -14,7 +14,6 @@ import socket
 import threading
 from errno import ECHILD
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
-from weakref import WeakSet
 
 import attrs
 
@@ -33,6 +32,7 @@ from containerkit.security.capabilities import Capabilities
 from containerkit.security.seccomp import Seccomp
 from containerkit.spec.container import CONFINEMENT, build
 from containerkit.start.cgroup import account
+from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +118,7 @@ class Zygote:
         self._fields = {name: value for name, value in fields.items() if name not in ("uid_mappings", "gid_mappings")}
         self._lock = threading.Lock()
         self._loaded: set[str] = set()
-        self._forks: WeakSet[Forked] = WeakSet()
+        self._forks: WeakMembers[Forked] = WeakMembers()
         self._owner = os.getpid()
         self._nursery = self._made_nursery(fields)
         self._process: Process[Any] | None = None

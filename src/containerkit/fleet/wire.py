@@ -23,7 +23,8 @@ import socket
 import struct
 import threading
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
+
+from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,7 @@ _WATCHFUL: Final = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000),
 )
 
-_sockets: WeakSet[socket.socket] = WeakSet()
+_sockets: WeakMembers[socket.socket] = WeakMembers()
 
 
 def keep_private(sock: socket.socket) -> socket.socket:

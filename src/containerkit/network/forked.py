@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from typing import Protocol, TypeVar
-from weakref import WeakSet
+
+from containerkit.weak import WeakMembers
 
 __all__ = ["closed_in_children"]
 
@@ -15,7 +16,7 @@ class _Detachable(Protocol):
 
 
 _Kept = TypeVar("_Kept", bound=_Detachable)
-_kept: WeakSet[_Detachable] = WeakSet()
+_kept: WeakMembers[_Detachable] = WeakMembers()
 
 
 def closed_in_children(kept: _Kept) -> _Kept:

@@ -14,9 +14,9 @@ import os
 from struct import pack
 from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import WeakValueDictionary
 
 from containerkit._native import constants as k
+from containerkit.weak import WeakValues
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -109,13 +109,13 @@ class Shape:
     parts: tuple[object, ...]
 
     def __new__(cls, *parts: object) -> Self:  # noqa: D102 - the class tells
+        def make() -> Shape:
+            shape = object.__new__(cls)
+            shape.parts = parts
+            return shape
+
         with _known.lock:
-            shape = _known.shapes.get(parts)
-            if shape is None:
-                shape = super().__new__(cls)
-                shape.parts = parts
-                _known.shapes[parts] = shape
-        return shape  # type: ignore[return-value] # there are no subclasses
+            return _known.shapes.get(parts, make)  # type: ignore[return-value] # there are no subclasses
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), self.parts
@@ -125,7 +125,7 @@ class _Known:
     """The shapes that are in use. A signal handler may request one while another request is in progress."""
 
     def __init__(self) -> None:
-        self.shapes: WeakValueDictionary[tuple[object, ...], Shape] = WeakValueDictionary()
+        self.shapes: WeakValues[Shape] = WeakValues()
         self.lock = RLock()
 
 
