@@ -37,7 +37,7 @@ def skeleton(root: hostroot.HostRoot, directory: Slot) -> Operation:
     made = [entries.directory(os.fsencode(path), mode) for path, mode in root.directories]
     made += [entries.symlink(os.fsencode(path), os.fsencode(content)) for path, content in root.links]
     made += [entries.file(os.fsencode(path), mode, data) for path, mode, data in root.files]
-    return entries.populate(directory, made, "the host's root")
+    return entries.populate(directory, [*made, root.packed], "the host's root")
 
 
 def staged_skeleton(root: hostroot.HostRoot) -> list[Operation]:

@@ -27,7 +27,7 @@ from containerkit.compile.dev import DIRECTORIES, LINKS, NODES
 from containerkit.compile.skeleton import LOWERS, STAGING_ROOT, staged_skeleton, write_map
 from containerkit.descriptors import close_all, keep, keep_above
 from containerkit.errors import SetupError, UnsupportedError
-from containerkit.plan import calls
+from containerkit.plan import calls, entries
 from containerkit.plan.operation import Operation, Slot
 from containerkit.plan.program import Program, proc
 from containerkit.plan.tape import Plan
@@ -405,8 +405,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
         *calls.new_mount("tmpfs", {"mode": "755"}, _ROOT, attributes=k.MOUNT_ATTR_NOSUID),
         # The tmpfs may be mounted on any directory that certainly exists. pivot_root leaves that directory behind.
         calls.move_mount(_ROOT, k.AT_FDCWD, b"/proc", target="staging"),
-        *[calls.make_directory(_ROOT, name.encode()) for name in _DIRECTORIES],
-        *[calls.make_directory(_ROOT, b"lower/%d" % number) for number in range(LOWERS)],
+        entries.populate(_ROOT, _made_directories(), "the staging"),
         calls.move_mount(_PROC_TREE, _ROOT, b"proc"),
         calls.move_mount(_SYS_TREE, _ROOT, b"sys"),
         calls.close(_PROC_TREE),
@@ -421,6 +420,11 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
         calls.close(_ROOT),
         calls.close(_DEV),
     ]
+
+
+def _made_directories() -> list[bytes]:
+    names = [*(name.encode() for name in _DIRECTORIES), *(b"lower/%d" % number for number in range(LOWERS))]
+    return [entries.directory(name, 0o755) for name in names]
 
 
 def _kernel_trees(*, privileged: bool) -> list[Operation]:
