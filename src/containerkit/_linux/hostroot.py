@@ -12,10 +12,14 @@ from contextlib import suppress
 from errno import ELOOP
 from itertools import chain
 from operator import attrgetter
-from typing import Final, NamedTuple
 
 from containerkit._native.calls_seam import backend
 from containerkit.descriptors import keep, lend
+from containerkit.typed import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["HOSTNAME", "HostRoot", "hosts_line", "programs", "read"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import docker, networks, values
 from containerkit.container.arguments import unresolved_user
@@ -13,7 +12,10 @@ from containerkit.spec.command import NAMED, User, default_environment
 from containerkit.spec.rootfs import RootFS
 from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from containerkit.container.lifecycle import Container
     from containerkit.image import Image
     from containerkit.spec.mount import Mount

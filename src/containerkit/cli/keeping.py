@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import arguments, values
 from containerkit.cli.elsewhere import Elsewhere
 from containerkit.errors import SpecError
 from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Final
 
     from containerkit.image import Image
     from containerkit.spec.rootfs import RootFS

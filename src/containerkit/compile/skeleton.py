@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
 from containerkit.plan import calls, entries
 from containerkit.plan.operation import Block, Operation, Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit._linux import hostroot
 
 __all__ = ["LOWERS", "STAGING_ROOT", "skeleton", "staged_skeleton", "write_map"]

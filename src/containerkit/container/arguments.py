@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
 from containerkit._linux.privileges import is_privileged
 from containerkit.errors import SpecError
 from containerkit.namespace import Namespace
@@ -15,8 +13,10 @@ from containerkit.spec.container import CONFINEMENT, Spec, check_names
 from containerkit.spec.words import sequence
 from containerkit.values import evolve, fields_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any, Final
 
     from containerkit.options import Input, ListOf, Word
     from containerkit.process.communicate import Hearing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 from containerkit import _native, late
 from containerkit.compile.facts import Mode
@@ -32,11 +31,13 @@ from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, c
 from containerkit.spec.rootfs import resolve
 from containerkit.start.cgroup import account
 from containerkit.start.context import Ground
+from containerkit.typed import NamedTuple, overload
 from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Unpack
+    from typing import Any, Final, Literal, Unpack
 
     from containerkit.container.lifecycle import Container
     from containerkit.container.ready import Ready

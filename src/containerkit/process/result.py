@@ -6,12 +6,15 @@ import os
 import signal
 import time
 from resource import RUSAGE_SELF, getrusage
-from typing import TYPE_CHECKING, Any, AnyStr, Final, Generic, Literal, Self
 
 from containerkit._native.outcome import Ending
+from containerkit.typed import AnyStr, Generic, Literal
 from containerkit.values import field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, Self
+
     from containerkit.cgroup.stats import Usage as GroupUsage
 
 __all__ = ["Cause", "CompletedProcess", "Usage", "decode", "fate_of"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from errno import EINVAL
 from struct import pack
-from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
@@ -19,7 +18,10 @@ from containerkit.plan.operation import Block, Operation
 from containerkit.security.checks import check_bool, check_number, names, text_of
 from containerkit.values import evolve, field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.options import ListOf
 
 __all__ = ["NAMES", "Capabilities", "after_setuid", "before_setuid", "canonical", "no_new_privs"]

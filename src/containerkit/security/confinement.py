@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from errno import ENOSYS
-from typing import TYPE_CHECKING, Final, Literal
 
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
@@ -15,7 +14,10 @@ from containerkit.security.capabilities import Capabilities
 from containerkit.security.checks import check_bool, check_number
 from containerkit.values import field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final, Literal
+
     from containerkit.options import Keyring
     from containerkit.security.landlock import Landlock
     from containerkit.security.lsm import AppArmor, SELinux

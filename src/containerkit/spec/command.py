@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit._native.names import RESOURCES
 from containerkit.errors import SpecError
@@ -14,8 +13,10 @@ from containerkit.security.confinement import Confinement
 from containerkit.spec.words import encode, mapping_items, path_inside, sequence
 from containerkit.values import field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any, Final
 
     from containerkit.options import ListOf, Word
 

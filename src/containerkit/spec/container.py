@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit._linux.hostroot import HOSTNAME
 from containerkit.errors import SpecError
@@ -18,8 +17,10 @@ from containerkit.spec.rootfs import RootFS
 from containerkit.spec.words import mapping_items, path_inside, sequence
 from containerkit.values import evolve, field, fields_of, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any, Final
 
     from containerkit.cgroup import Limits
     from containerkit.options import ListOf

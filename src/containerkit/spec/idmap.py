@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SpecError
 from containerkit.values import field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     import attrs
 
 __all__ = ["IdMapping", "check_mappings", "mapping_text"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Literal
 
 from containerkit._native import constants as k
 from containerkit._native.names import PROPAGATION
@@ -13,9 +12,10 @@ from containerkit.security.checks import check_bool, text_of
 from containerkit.spec.words import mapping_items, path_inside, path_outside, sequence, size_text
 from containerkit.values import field, fields_of, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Unpack
+    from typing import Final, Literal, Unpack
 
     from containerkit.options import FilesystemOptions, HidePid, ListOf, MountOptions, Propagation
 

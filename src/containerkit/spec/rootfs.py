@@ -8,18 +8,19 @@ templates) are converted to a known kind by a *provider*. The provider is looked
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Literal
 
 from containerkit import late
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
 from containerkit.security.checks import check_bool, text_of
 from containerkit.spec.words import path_inside, path_outside, size_text
+from containerkit.typed import Literal
 from containerkit.values import fields_of, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Unpack
+    from typing import Final, Unpack
 
     from containerkit.image.options import ImageRootOptions, TemplateRootOptions
 

@@ -12,15 +12,15 @@ import os
 import threading
 from _thread import allocate_lock
 from errno import ENOMEM, ESRCH
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.compile.joining import GROUP, NOTHING_TO_JOIN, Joining
 from containerkit.errors import CleanupError, SetupError, StateError
 from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Protocol
+    from typing import Any, Final, Protocol
 
     from containerkit.cgroup import CGroup, Limits
     from containerkit.process.result import Cause, Usage

@@ -6,7 +6,6 @@ import os
 import threading
 from errno import EINVAL, EPERM
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from containerkit import _native, late
 from containerkit.compile.facts import JOIN_PREFIX, MAP_BYTES, SKELETON, TTY_GROUP, Host, Mode
@@ -22,10 +21,13 @@ from containerkit.start.cgroup import Membership, inputs, joining_first, lift
 from containerkit.start.devices import device_nodes
 from containerkit.start.id_ranges import RANGE, IdRange, lease
 from containerkit.start.staging import Mappings, Staging, staging
+from containerkit.typed import TypeVar
 from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, Final
 
     from containerkit._linux.hostroot import HostRoot
     from containerkit._native.outcome import Outcome

@@ -17,7 +17,6 @@ import select
 import threading
 from errno import EACCES, EPERM
 from functools import partial
-from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
 from containerkit._linux.privileges import is_privileged
@@ -34,8 +33,10 @@ from containerkit.plan.tape import Plan
 from containerkit.spec.idmap import IdMapping, mapping_text
 from containerkit.start.id_ranges import subordinate
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Final
 
     from containerkit._linux import hostroot
     from containerkit._native.outcome import Outcome
