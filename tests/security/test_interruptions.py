@@ -246,6 +246,10 @@ def fed_alone(_):
     run(["cat"], input=b"x")
 
 
+def limited_alone(_):
+    run(["true"], limits=Limits(pids=20))
+
+
 def started_in_a_container(container):
     born = []
     try:
@@ -280,8 +284,42 @@ def stays(before):
         time.sleep(0.01)
 
 
+by_root = pytest.mark.skipif(os.geteuid() != 0, reason="limits: root")
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the instructions are those of Python 3.11")
-@pytest.mark.parametrize("kind", [started_alone, fed_alone, started_in_a_container, a_fed_command, a_command])
+@by_root
+def test_group_of_an_interrupted_command_is_removed_with_its_container(groups_found):
+    """While the container lives it may stay, with its descriptors; the check for leaks sees what is there afterwards."""
+    former = sys.gettrace()
+    with Container(limits=Limits(pids=50)) as container:
+        container.run(["true"])
+        for number in range(1, 10_000, 7 * STRIDE):
+            interrupting = Interrupting(number)
+            try:
+                sys.settrace(interrupting)
+                container.run(["true"])
+            except InterruptError:
+                pass
+            finally:
+                sys.settrace(former)
+            if interrupting.where is None:
+                break
+    assert number > 200
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the instructions are those of Python 3.11")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        started_alone,
+        fed_alone,
+        pytest.param(limited_alone, marks=by_root),
+        started_in_a_container,
+        a_fed_command,
+        a_command,
+    ],
+)
 def test_nothing_stays_of_a_start_that_was_interrupted_at_any_step(kind, groups_found):
     left = {}
     with Container() as container:

@@ -39,6 +39,7 @@ def resolved(limits: Limits) -> Limits:
 
 
 def create_directories(
+    begun: list[Directory],
     name: str,
     wish: Limits,
     further: frozenset[str],
@@ -46,10 +47,11 @@ def create_directories(
     *,
     mount: bool,
     systemd: bool | None,
-) -> tuple[Directory, ...]:
-    """Create a group in each hierarchy that it needs. Return its directories, version 2 last.
+) -> None:
+    """Create a group in each hierarchy that it needs.
 
     Args:
+        begun: an empty list for its directories, version 2 last. Each is in it before it is created.
         name: the name of the directories.
         wish: the limits, with device numbers in place of device paths.
         further: more controllers to join, because their reports are wanted.
@@ -61,11 +63,11 @@ def create_directories(
         SetupError: the kernel refused an operation. What had been created is removed again.
     """
     try:
-        return make(_rooms(wish, further, parent, mount=mount, systemd=systemd), name)
+        make(begun, _rooms(wish, further, parent, mount=mount, systemd=systemd), name)
     except FileNotFoundError:
         # A base can vanish: this process was moved and its former group was removed. Look again once, then give up.
         try:
-            return make(_rooms(wish, further, parent, mount=mount, systemd=systemd, refresh=True), name)
+            make(begun, _rooms(wish, further, parent, mount=mount, systemd=systemd, refresh=True), name)
         except FileNotFoundError as error:
             raise refused("mkdir", error, f"{error.filename}/{name}", "the parent group is gone") from None
 
@@ -107,23 +109,21 @@ def _found(rooms: tuple[Room, ...]) -> tuple[Room, ...]:
     return rooms
 
 
-def make(rooms: tuple[Room, ...], name: str) -> tuple[Directory, ...]:
+def make(begun: list[Directory], rooms: tuple[Room, ...], name: str) -> None:
     """Create the group in each hierarchy and write its settings. If one step fails, remove everything again."""
-    parts: list[Directory] = []
     try:
         for base, settings in rooms:
-            part = base.make(name)
-            parts.append(part)
+            part = base.make_into(begun, name)
             for setting in settings:
                 apply(part, setting)
     except BaseException:
-        for part in parts:
+        while begun:
             try:
-                part.remove_self()
+                begun[-1].remove_self()
             finally:
-                part.close()
+                begun[-1].close()
+                del begun[-1]
         raise
-    return tuple(parts)
 
 
 def delegate(part: Directory, uid: int, gid: int) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, EROFS, ESRCH
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from containerkit._native import high
+from containerkit._native import LOWEST
+from containerkit.descriptors import close_all, keep, keep_above, lend
 from containerkit.errors import SetupError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Directory", "refused"]
+__all__ = ["Directory", "OpenedDirectory", "refused"]
+
+Kind = TypeVar("Kind", bound="Directory")
 
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _ABOVE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -42,7 +46,7 @@ def refused(operation: str, error: OSError, target: str, hint: str = "") -> Setu
 
 
 class Directory:
-    """A group's directory in one hierarchy. It owns its descriptor.
+    """A group's directory in one hierarchy. It owns its descriptor, until :meth:`close`.
 
     Attributes:
         fd: the directory, open for reading; -1 when closed.
@@ -51,15 +55,23 @@ class Directory:
         names: the controllers of a version 1 hierarchy.
     """
 
-    __slots__ = ("_above", "_available", "_enabled", "fd", "names", "path", "version")
+    __slots__ = ("_above", "_available", "_enabled", "_held", "fd", "names", "path", "version")
 
-    def __init__(self, fd: int, path: str, version: int, names: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        fd: int,
+        path: str,
+        version: int,
+        names: frozenset[str] = frozenset(),
+        available: frozenset[str] | None = None,
+    ) -> None:
+        self._held = [fd] if fd >= 0 else []
         self.fd = fd
         self.path = path
         self.version = version
         self.names = names
         self._above: Directory | None = None
-        self._available: frozenset[str] | None = None
+        self._available = available
         self._enabled: frozenset[str] | None = None
 
     def __repr__(self) -> str:
@@ -68,14 +80,8 @@ class Directory:
 
     def close(self) -> None:
         """Close the descriptor. May be called twice."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        # A base that is no longer cached is closed by the last object that creates or removes a group in it.
-        if getattr(self, "fd", -1) >= 0:
-            os.close(self.fd)
+        self.fd = -1
+        close_all(self._held)
 
     def remove_self(self) -> None:
         """Remove the directory, which must not contain processes or groups. It is not an error if it does not exist.
@@ -115,53 +121,93 @@ class Directory:
             return False
         return True
 
-    def make(self, name: str, *, exist_ok: bool = False) -> Directory:
-        """Create a child group and open it.
+    def make(self, name: str) -> OpenedDirectory:
+        """Create a child group if it does not exist, and open it.
 
         Raises:
-            StateError: a group of that name exists, and ``exist_ok`` is False.
             SetupError: the kernel refuses it.
+            FileNotFoundError: this group no longer exists.
         """
+        with contextlib.suppress(FileExistsError):
+            self._mkdir(name)
+        try:
+            return self.open(name)
+        except OSError as error:
+            raise refused("open", error, f"{self.path}/{name}") from None
+
+    def make_into(self, begun: list[Directory], name: str) -> Directory:
+        """Append a child group to a list, then create and open it.
+
+        After an error the list contains what the caller has to close and remove.
+
+        Raises:
+            StateError: a group of that name exists.
+            SetupError: the kernel refuses it.
+            FileNotFoundError: this group no longer exists.
+        """
+        below = self._named(Directory, name)
+        below._above = self  # noqa: SLF001 - of the same class
+        begun.append(below)
+        try:
+            self._mkdir(name)
+        except FileExistsError:
+            begun.remove(below)
+            raise StateError(f"{below.path}: a group of that name exists") from None
+        except OSError:
+            begun.remove(below)
+            raise
+        try:
+            below.open_in(self.fd, name)
+        except OSError as error:
+            raise refused("open", error, below.path) from None
+        return below
+
+    def _mkdir(self, name: str) -> None:
         try:
             os.mkdir(name, 0o755, dir_fd=self.fd)
         except FileExistsError:
-            if not exist_ok:
-                raise StateError(f"{self.path}/{name}: a group of that name exists") from None
+            raise
         except OSError as error:
             if error.errno in {ENOENT, ENODEV}:
                 raise FileNotFoundError(ENOENT, os.strerror(ENOENT), self.path) from None
             raise refused("mkdir", error, f"{self.path}/{name}") from None
-        try:
-            return self._open(name, above=self)
-        except OSError as error:
-            if not exist_ok:
-                os.rmdir(name, dir_fd=self.fd)
-            raise refused("open", error, f"{self.path}/{name}") from None
 
-    def open(self, name: str) -> Directory:
+    def open(self, name: str) -> OpenedDirectory:
         """Open a child group.
 
         Raises:
             OSError: it does not exist, or this process may not open it.
         """
-        return self._open(name)
-
-    def _open(self, name: str, above: Directory | None = None) -> Directory:
-        fd = high(os.open(name, _FLAGS, dir_fd=self.fd))
-        below = Directory(fd, f"{self.path.rstrip('/')}/{name}", self.version, self.names)
-        below._above = above
-        if self._enabled is not None:  # what is enabled here is what is available there, so it need not be read
-            below._available = self._enabled
+        below = self._named(OpenedDirectory, name)
+        below.open_in(self.fd, name)
         return below
 
-    def above(self) -> Directory:
+    def _named(self, kind: type[Kind], name: str) -> Kind:
+        # What is enabled here is what is available there, so it need not be read.
+        return kind(-1, f"{self.path.rstrip('/')}/{name}", self.version, self.names, self._enabled)
+
+    def open_in(self, above: int, name: str) -> None:
+        """Open the directory, by its name in the one above.
+
+        Raises:
+            OSError: it does not exist, or this process may not open it.
+        """
+        fd = keep(self._held, partial(os.open, dir_fd=above), name, _FLAGS)
+        if fd < LOWEST:  # a start assigns the numbers below
+            above_them = keep_above(self._held, fd, LOWEST)
+            del self._held[0]
+            os.close(fd)
+            fd = above_them
+        self.fd = fd
+
+    def above(self) -> OpenedDirectory:
         """Open the parent group.
 
         Raises:
             OSError: this group no longer exists.
         """
         fd = os.open("..", _FLAGS, dir_fd=self.fd)
-        return Directory(fd, self.path.rpartition("/")[0], self.version, self.names)
+        return OpenedDirectory(fd, self.path.rpartition("/")[0], self.version, self.names)
 
     def open_file(self, file: str, flags: int) -> int:
         """Return a new descriptor of a file in the directory."""
@@ -169,20 +215,19 @@ class Directory:
 
     def read(self, file: str) -> str | None:
         """Return the text of a file, or None if it does not exist or the kernel does not return it."""
-        try:
-            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
-        except OSError:
-            return None
-        try:
+
+        def work(kept: list[int]) -> bytes:
+            fd = keep(kept, partial(os.open, dir_fd=self.fd), file, os.O_RDONLY | os.O_CLOEXEC)
             text = chunk = os.read(fd, _CHUNK)
             while len(chunk) > _LAST:
                 chunk = os.read(fd, _CHUNK)
                 text += chunk
-        except OSError:  # it is switched off, such as memory.kmem.slabinfo or the pressure files
+            return text
+
+        try:
+            return lend(work).decode("ascii", "replace")
+        except OSError:  # also if it is switched off, such as memory.kmem.slabinfo or the pressure files
             return None
-        finally:
-            os.close(fd)
-        return text.decode("ascii", "replace")
 
     def write(self, file: str, value: bytes) -> None:
         """Write to a file with one write(2), as the kernel requires.
@@ -190,11 +235,11 @@ class Directory:
         Raises:
             OSError: the kernel refuses it.
         """
-        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
-        try:
-            os.write(fd, value)
-        finally:
-            os.close(fd)
+
+        def work(kept: list[int]) -> None:
+            os.write(keep(kept, partial(os.open, dir_fd=self.fd), file, os.O_WRONLY | os.O_CLOEXEC), value)
+
+        lend(work)
 
     def groups(self) -> list[str]:
         """Return the names of the child groups."""
@@ -263,3 +308,16 @@ class Directory:
                 hint = _REAL_TIME if error.errno == EINVAL and "cpu" in new else ""
                 raise refused("write", error, f"{text} to {self.path}/cgroup.subtree_control", hint) from None
         self._enabled = there | new
+
+
+class OpenedDirectory(Directory):
+    """A directory that was not made for its holder. It is closed with its last reference.
+
+    A base that is no longer cached is closed by the last object that creates or removes a group in it.
+    A :class:`Directory` is not: an interruption during its ``__del__``, at the end of each start, would be lost.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        close_all(getattr(self, "_held", []))

@@ -6,15 +6,17 @@ import contextlib
 import itertools
 import os
 from errno import EOPNOTSUPP
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from containerkit.cgroup.create import create_directories, make, resolved
-from containerkit.cgroup.directory import Directory, refused
+from containerkit.cgroup.directory import Directory, OpenedDirectory, refused
 from containerkit.cgroup.hierarchy import Tree
 from containerkit.cgroup.limits import Limits
 from containerkit.cgroup.owner import Owner
 from containerkit.cgroup.quantities import group_name
 from containerkit.cgroup.view import GroupView
+from containerkit.descriptors import close_all, keep
 from containerkit.errors import SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class CGroup(GroupView):
         owned: bool = True,
         mount: bool = False,
         systemd: bool | None = None,
+        into: list[CGroup] | None = None,
     ) -> CGroup:
         """Create a group with its limits in force. It contains no process.
 
@@ -72,6 +75,8 @@ class CGroup(GroupView):
             mount: whether to mount privately a version 1 hierarchy that the kernel offers and nothing mounts.
             systemd: whether to put the group into a delegated scope, which systemd is asked for once in each process.
                 Default: only if the caller's own group can't have such groups and systemd is the init of the machine.
+            into: a list to which the group is appended before anything is created. If a signal handler raises
+                before the caller has stored the result, the caller finds the group there and removes it. Default None.
 
         Raises:
             SpecError: the name or the parent is invalid.
@@ -82,8 +87,11 @@ class CGroup(GroupView):
         name = str(next(_numbers)) if name is None else group_name(name)
         wish = resolved(limits or _NO_LIMITS)
         label = Owner.current().label(name) if owned else name
-        parts = create_directories(label, wish, frozenset(controllers), parent, mount=mount, systemd=systemd)
-        return cls(label, parts, wish, owned=owned)
+        group = cls(label, [], wish, owned=owned)
+        if into is not None:
+            into.append(group)
+        create_directories(group._parts, label, wish, frozenset(controllers), parent, mount=mount, systemd=systemd)
+        return group
 
     @classmethod
     def current(cls) -> CGroup:
@@ -137,11 +145,11 @@ class CGroup(GroupView):
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
                 continue
-            parts.append(Directory(fd, path, hierarchy.version, hierarchy.controllers))
+            parts.append(OpenedDirectory(fd, path, hierarchy.version, hierarchy.controllers))
         if not parts:
             raise StateError(f"{what}: the group does not exist in any hierarchy")
         parts.sort(key=lambda part: part.version)
-        return cls(parts[-1].path.rpartition("/")[2] or "/", tuple(parts), _NO_LIMITS, owned=False)
+        return cls(parts[-1].path.rpartition("/")[2] or "/", parts, _NO_LIMITS, owned=False)
 
     def create_leaf(
         self,
@@ -150,6 +158,7 @@ class CGroup(GroupView):
         *,
         controllers: ListOf[str] = (),
         without: ListOf[str] = (),
+        into: list[CGroup] | None = None,
     ) -> CGroup:
         """Create a group within this one, in the same hierarchies.
 
@@ -162,6 +171,7 @@ class CGroup(GroupView):
             controllers: on version 2, more controllers to enable for the leaf's reports, if they are available.
             without: on version 1, controllers for which the leaf gets no group. A process that joins the leaf joins
                 this group in their hierarchies. Default: none.
+            into: as for :meth:`create`.
 
         Raises:
             SpecError, StateError, UnsupportedError, SetupError: as for :meth:`create`.
@@ -170,14 +180,17 @@ class CGroup(GroupView):
         name = f"leaf-{next(_numbers)}" if name is None else group_name(name)
         wish = resolved(limits or _NO_LIMITS)
         try:
-            self._inner = self._inner or Tree(self._parts)
+            self._inner = self._inner or Tree(self.parts)
             plan = self._inner.plan_within(wish, frozenset(controllers))
             spared = {part for part in self._parts if part.names and part.names <= frozenset(without)}
-            parts = make(tuple(room for room in plan if room[0] not in spared), name)
+            others = tuple(part for part in self._parts if part in spared)
+            leaf = CGroup(name, [], wish, owned=self._owned, others=others)
+            if into is not None:
+                into.append(leaf)
+            make(leaf._parts, tuple(room for room in plan if room[0] not in spared), name)
         except FileNotFoundError as error:
             raise refused("mkdir", error, f"{self.path}/{name}", "this group no longer exists") from None
-        others = tuple(part for part in self._parts if part in spared)
-        return CGroup(name, parts, wish, owned=self._owned, others=others)
+        return leaf
 
     # Joining -------------------------------------------------------------------------------------------------------
 
@@ -190,9 +203,10 @@ class CGroup(GroupView):
             into: whether to leave out the version 2 directory, because the process is cloned into it.
         """
         self._check_open()
-        if not self._attach:
-            self._attach = tuple(part.open_file("cgroup.procs", os.O_WRONLY) for part in self._joined)
-        return self._attach[:-1] if into and self.directory_fd is not None else self._attach
+        joined = self._joined
+        for part in joined[len(self._attach) :]:
+            keep(self._attach, partial(os.open, dir_fd=part.fd), "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        return tuple(self._attach[:-1] if into and self.directory_fd is not None else self._attach)
 
     def join_directories(self) -> tuple[int, ...]:
         """Return descriptors of the version 1 directories. A thread that writes ``0`` to ``tasks`` in each joins.
@@ -243,7 +257,7 @@ class CGroup(GroupView):
         from containerkit.cgroup.update import update
 
         self._check_open()
-        self.limits = update(self._parts, self.limits, limits)
+        self.limits = update(self.parts, self.limits, limits)
 
     def freeze(self, timeout_s: float = 10.0) -> None:
         """Stop all processes of the group. Return when they have stopped.
@@ -296,7 +310,7 @@ class CGroup(GroupView):
         from containerkit.cgroup.processes import kill
 
         self._check_open()
-        kill(self._parts, signal)
+        kill(self.parts, signal)
 
     def wait_empty(self, timeout_s: float | None = None) -> bool:
         """Wait until no process is in the group or below it. Return False if the timeout expires first.
@@ -307,7 +321,7 @@ class CGroup(GroupView):
         from containerkit.cgroup.processes import wait_empty
 
         self._check_open()
-        return wait_empty(self._parts, timeout_s)
+        return wait_empty(self.parts, timeout_s)
 
     def remove(self, timeout_s: float = 10.0, *, kill: bool = False) -> None:
         """Wait for the last process, remove the group with all groups below it, and close it. May be called twice.
@@ -320,6 +334,7 @@ class CGroup(GroupView):
             CleanupError: processes remained when the timeout expired. The error names them, and the group stays.
         """
         if self._state != "open":
+            self._end(self._state)
             return
         self._leave_partition()
         for part in self._parts:  # the usual case: the group is empty and has no child groups
@@ -334,7 +349,7 @@ class CGroup(GroupView):
 
         if kill:
             self.kill()
-        remove(self._parts, timeout_s)
+        remove(self.parts, timeout_s)
         self._end("removed")
 
     def _leave_partition(self) -> None:
@@ -379,14 +394,12 @@ class CGroup(GroupView):
 
     def close(self) -> None:
         """Close the descriptors and leave the group as it is. May be called twice."""
-        if self._state == "open":
-            self._end("closed")
+        self._end("closed" if self._state == "open" else self._state)
 
     def _end(self, state: Literal["removed", "closed"]) -> None:
+        """Release what the group holds. May be called again, for what an interruption left open."""
         self._state = state
-        files, self._attach = self._attach, ()
-        for fd in files:
-            os.close(fd)
+        close_all(self._attach)
         for known in self._events:
             events = known()
             if events is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from containerkit._linux.cgroupfs import Hierarchy, offered_controllers, read_hierarchies
 from containerkit._native import high
 from containerkit.cgroup.controllers import CONTROLLERS, controller
-from containerkit.cgroup.directory import Directory, refused
+from containerkit.cgroup.directory import Directory, OpenedDirectory, refused
 from containerkit.cgroup.quantities import group_name
 from containerkit.errors import SetupError, SpecError, UnsupportedError
 
@@ -281,7 +281,7 @@ def _step_aside(base: Directory, pid: int | None = None) -> bool:
     pid = os.getpid() if pid is None else pid
     if base.processes() != [pid]:
         return False
-    leaf = base.make("supervisor", exist_ok=True)
+    leaf = base.make("supervisor")
     try:
         leaf.write("cgroup.procs", b"%d" % pid)
     except OSError:
@@ -345,14 +345,14 @@ def _open_base(hierarchy: Hierarchy, *, own: bool) -> Directory | None:
         fd = high(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError:
         return None
-    base = Directory(fd, path, hierarchy.version, hierarchy.controllers)
+    base = OpenedDirectory(fd, path, hierarchy.version, hierarchy.controllers)
     if not os.access(".", os.W_OK, dir_fd=fd, effective_ids=True):
         base.close()
         return None
     if own and path.endswith("/supervisor") and hierarchy.version == 2:  # _step_aside moved this process there
         above = high(os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd))
         base.close()
-        return Directory(above, path.rpartition("/")[0], hierarchy.version)
+        return OpenedDirectory(above, path.rpartition("/")[0], hierarchy.version)
     return base
 
 
@@ -363,7 +363,7 @@ def _descend(base: Directory, parts: list[str], controllers: frozenset[str] = _A
         try:
             if above.version == 2:
                 above.enable(controllers & above.available())
-            base = above.make(part, exist_ok=True)
+            base = above.make(part)
             if above.version == 1 and "cpuset" in above.names:
                 _inherit_cpuset(base)
         except FileNotFoundError as error:

@@ -11,7 +11,7 @@ from typing import Final
 
 from containerkit._linux.cgroupfs import offered_controllers
 from containerkit._native.constants import FSCONFIG_CMD_CREATE, FSCONFIG_SET_FLAG, FSMOUNT_CLOEXEC, FSOPEN_CLOEXEC
-from containerkit.cgroup.directory import Directory
+from containerkit.cgroup.directory import Directory, OpenedDirectory
 from containerkit.cgroup.kernel import call
 from containerkit.errors import UnsupportedError
 
@@ -56,4 +56,4 @@ def mount_privately(controllers: tuple[str, ...]) -> Directory:
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
     finally:
         os.close(mount)
-    return Directory(fd, f"({names})", 1, frozenset(controllers))
+    return OpenedDirectory(fd, f"({names})", 1, frozenset(controllers))

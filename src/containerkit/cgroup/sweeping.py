@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from containerkit._linux.cgroupfs import offered_controllers, read_hierarchies
-from containerkit.cgroup.directory import Directory
+from containerkit.cgroup.directory import Directory, OpenedDirectory
 from containerkit.cgroup.hierarchy import Tree
 from containerkit.cgroup.owner import PREFIX, Owner
 from containerkit.cgroup.processes import kill, remove, walk
@@ -70,7 +70,7 @@ def _roots() -> Iterator[Directory]:
             fd = os.open(hierarchy.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             continue
-        yield Directory(fd, hierarchy.mountpoint, hierarchy.version, hierarchy.controllers)
+        yield OpenedDirectory(fd, hierarchy.mountpoint, hierarchy.version, hierarchy.controllers)
 
 
 def _stale(part: Directory, alive: set[Owner]) -> Iterator[str]:

@@ -37,8 +37,8 @@ class GroupView:
         "_events",
         "_former_kills",
         "_inner",
-        "_joined",
         "_maker",
+        "_others",
         "_owned",
         "_parts",
         "_removing",
@@ -50,7 +50,7 @@ class GroupView:
     def __init__(
         self,
         name: str,
-        parts: tuple[Directory, ...],
+        parts: list[Directory],
         limits: Limits,
         *,
         owned: bool,
@@ -59,10 +59,10 @@ class GroupView:
         self.name = name
         self.limits = limits
         self._parts = parts
-        self._joined = (*others, *parts)
+        self._others = others
         self._owned = owned
         self._maker = os.getpid()
-        self._attach: tuple[int, ...] = ()
+        self._attach: list[int] = []
         self._inner: Tree | None = None
         self._events: list[ReferenceType[Events]] = []
         self._former_kills = 0
@@ -76,7 +76,7 @@ class GroupView:
     @property
     def path(self) -> str:
         """The path of the version 2 directory, or of the first hierarchy if there is none."""
-        return self._parts[-1].path
+        return self._parts[-1].path if self._parts else ""
 
     @property
     def owned(self) -> bool:
@@ -91,18 +91,23 @@ class GroupView:
     @property
     def directory_fd(self) -> int | None:
         """A descriptor of the version 2 directory for CLONE_INTO_CGROUP, or None. The group owns it."""
-        last = self._parts[-1]
-        return last.fd if last.version == 2 and last.fd >= 0 else None
+        last = self.unified
+        return last.fd if last is not None and last.fd >= 0 else None
 
     @property
     def parts(self) -> tuple[Directory, ...]:
         """The directories, version 2 last."""
-        return self._parts
+        return tuple(self._parts)
+
+    @property
+    def _joined(self) -> tuple[Directory, ...]:
+        """The directories that a process joins."""
+        return (*self._others, *self._parts)
 
     @property
     def unified(self) -> Directory | None:
         """The version 2 directory."""
-        return self._parts[-1] if self._parts[-1].version == 2 else None
+        return self._parts[-1] if self._parts and self._parts[-1].version == 2 else None
 
     def part(self, controller: str) -> Directory | None:
         """Return the directory in the hierarchy of a controller, or None if there is none."""
@@ -131,7 +136,7 @@ class GroupView:
 
         self._check_open()
         with self._removing:
-            return usage(self._parts, self._former_kills)
+            return usage(self.parts, self._former_kills)
 
     def stats(self) -> Stats:
         """Return the reports of all controllers that the group is in."""
@@ -139,7 +144,7 @@ class GroupView:
 
         self._check_open()
         with self._removing:
-            return stats(self._parts, self._former_kills)
+            return stats(self.parts, self._former_kills)
 
     @property
     def oom_killed(self) -> bool:
@@ -153,7 +158,7 @@ class GroupView:
 
         self._check_open()
         with self._removing:
-            return oom_kills(self._parts, self._former_kills)
+            return oom_kills(self.parts, self._former_kills)
 
     @property
     def pressure(self) -> PressureReader:

@@ -186,7 +186,8 @@ class _Seat(Membership):
     """The groups of a container that another process owns."""
 
     def __init__(self, group: CGroup) -> None:
-        self.group = group
+        super().__init__()
+        self._made.append(group)
 
     def shared(self, init: int) -> CGroup:  # noqa: ARG002 - the base class's
         return self.group
@@ -242,11 +243,11 @@ def group_at(name: str, places: Sequence[str]) -> CGroup | None:
         for part in parts:
             part.close()
         raise
-    return CGroup(name, tuple(sorted(parts, key=lambda part: part.version)), Limits(), owned=False)
+    return CGroup(name, sorted(parts, key=lambda part: part.version), Limits(), owned=False)
 
 
 def _part(place: str, hierarchies: Sequence[Hierarchy]) -> Directory:
-    from containerkit.cgroup.directory import Directory, refused
+    from containerkit.cgroup.directory import OpenedDirectory, refused
 
     # Its mount is the one with the longest path.
     above = [each for each in hierarchies if f"{place}/".startswith(f"{each.mountpoint.rstrip('/')}/")]
@@ -257,4 +258,4 @@ def _part(place: str, hierarchies: Sequence[Hierarchy]) -> Directory:
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise refused("open", error, place) from None
-    return Directory(fd, place, lies.version, lies.controllers)
+    return OpenedDirectory(fd, place, lies.version, lies.controllers)

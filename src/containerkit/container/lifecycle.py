@@ -263,9 +263,11 @@ class Container(Commands):
 
     def _bring_up(self) -> None:
         began = time.perf_counter()
-        ground = self._prepared()
-        born: list[Outcome] = []  # the maker of the process adds the outcome, which has an owner from then on
+        # Their makers add the context and the outcome, which have an owner from then on.
+        grounds: list[Ground] = []
+        born: list[Outcome] = []
         try:
+            ground = self._prepared(grounds)
             planned = time.perf_counter()
             outcome = self._begin(ground, born)
             init = init_process(outcome)
@@ -278,17 +280,14 @@ class Container(Commands):
         except BaseException:
             while born:
                 put_down(born.pop().pidfd)
-            ground.release()
+            for each in grounds:
+                each.release()
             raise
 
-    def _prepared(self) -> Ground:
-        ground = Ground.prepare(self.spec)
+    def _prepared(self, grounds: list[Ground]) -> Ground:
+        ground = Ground.prepare(self.spec, grounds)
         if tell := getattr(ground.joined.get("network"), "named", None):
-            try:
-                tell(self.id)
-            except BaseException:
-                ground.release()
-                raise
+            tell(self.id)
         return ground
 
     def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:

@@ -316,8 +316,9 @@ def _captured(recipe: Recipe, mode: Mode, terms: Terms) -> CompletedProcess[Any]
     """Run it in its own container from its start to its end."""
     assert mode.command is not None
     captured: Captured | None = None
-    ground = Ground.prepare(recipe.spec)
+    grounds: list[Ground] = []
     try:
+        ground = Ground.prepare(recipe.spec, grounds)
         owner = ground.outside(mode.command.user.uid)
         captured = Captured(mode.command, recipe.text, terms, owner, partial(_finish, ground))
         ground.walk(mode, captured.begin)
@@ -325,7 +326,8 @@ def _captured(recipe: Recipe, mode: Mode, terms: Terms) -> CompletedProcess[Any]
     except BaseException:
         if captured is not None:
             captured.call_off()
-        ground.release()
+        for each in grounds:
+            each.release()
         raise
 
 
@@ -354,8 +356,9 @@ def _attended(
 
 def _start(birth: Birth, recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> None:
     """Start it with these streams. If this raises, the maker of its :class:`Birth` calls that off."""
-    ground = Ground.prepare(recipe.spec)
+    grounds: list[Ground] = []
     try:
+        ground = Ground.prepare(recipe.spec, grounds)
         stdin, stdout, stderr = (options.get(name) for name in ("stdin", "stdout", "stderr"))
         birth.streams.add(stdin, stdout, stderr, ground.outside(command.user.uid))
         command = beside(command, birth.streams, recipe.spec, recipe.given)
@@ -366,5 +369,6 @@ def _start(birth: Birth, recipe: Recipe, command: Command, mode: Mode, options: 
         birth.close_child()
     except BaseException:
         birth.call_off()  # before its context is released
-        ground.release()
+        for each in grounds:
+            each.release()
         raise

@@ -96,7 +96,7 @@ def statistics(groups: list[str]) -> dict[str, Any]:
 
 
 def _read(groups: list[str]) -> Stats:
-    from containerkit.cgroup.directory import Directory
+    from containerkit.cgroup.directory import Directory, OpenedDirectory
     from containerkit.cgroup.usage import stats
     from containerkit.oci.cgroups import Groups, hierarchies
 
@@ -106,7 +106,7 @@ def _read(groups: list[str]) -> Stats:
         for hierarchy, place in zip(known.found, known.places, strict=True):
             fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             names = frozenset(name for name in hierarchy.names if "=" not in name)
-            parts.append(Directory(fd, place, hierarchy.version, names))
+            parts.append(OpenedDirectory(fd, place, hierarchy.version, names))
         return stats(tuple(parts))
     finally:
         for part in parts:

@@ -86,24 +86,31 @@ def _sweep_once() -> None:
 
 
 class Membership:
-    """The group of one container, until :meth:`end`, which may be called twice.
+    """The group of one container, from :meth:`create` until :meth:`end`, which may be called twice."""
 
-    Args:
-        limits: its limits.
+    def __init__(self) -> None:
+        self._made: list[CGroup] = []
+        self._heir: tuple[int, int, frozenset[str]] | None = None
+        self._shared: CGroup | None = None
+        self._leaves: list[CGroup] = []
+        self._used: list[tuple[CGroup, int]] = []
+        self._lock = threading.Lock()
 
-    Raises:
-        SpecError, UnsupportedError, SetupError: as for :meth:`containerkit.CGroup.create`.
-    """
+    @property
+    def group(self) -> CGroup:
+        """The group."""
+        return self._made[0]
 
-    def __init__(self, limits: Limits) -> None:
+    def create(self, limits: Limits) -> None:
+        """Create the group.
+
+        Raises:
+            SpecError, UnsupportedError, SetupError: as for :meth:`containerkit.CGroup.create`.
+        """
         from containerkit.cgroup import CGroup
 
         _sweep_once()
-        self.group: CGroup = CGroup.create(limits=limits)
-        self._heir: tuple[int, int, frozenset[str]] | None = None
-        self._shared: CGroup | None = None
-        self._used: list[tuple[str, int]] = []
-        self._lock = threading.Lock()
+        CGroup.create(limits=limits, into=self._made)
 
     def hand_over(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
         """Give the group to a user if one of the mounts makes it writable.
@@ -162,7 +169,7 @@ class Membership:
         unified = self.group.unified
         if unified is None or not unified.available().intersection(_REPORTED):
             return self.group
-        leaf = self.group.create_leaf("init", without=_UNCOUNTED)
+        leaf = self.group.create_leaf("init", without=_UNCOUNTED, into=self._leaves)
         if init is None:
             return leaf
         try:
@@ -178,25 +185,36 @@ class Membership:
         """Make a leaf for one command. ``init`` is as for :meth:`shared`."""
         self.shared(init)
         self._remove_used()
-        leaf = self.group.create_leaf(controllers=_REPORTED, without=_UNCOUNTED)
+        leaf = self.group.create_leaf(controllers=_REPORTED, without=_UNCOUNTED, into=self._leaves)
         self._bequeath(leaf)
         return leaf
 
     def retire(self, leaf: CGroup, oom_kills: int = 0) -> None:
-        """Remove a leaf. If a command has left processes behind in it, it stays until they have ended."""
+        """Remove a leaf. If a command has left processes behind in it, it stays until they have ended.
+
+        A leaf that an interrupted caller does not retire is removed by :meth:`end`.
+        """
         leaf.close()
-        if not self.group.remove_leaf(leaf.name, oom_kills):
-            self._used.append((leaf.name, oom_kills))
+        if self.group.remove_leaf(leaf.name, oom_kills):
+            self._forget(leaf)
+        else:
+            self._used.append((leaf, oom_kills))
+
+    def _forget(self, leaf: CGroup) -> None:
+        with contextlib.suppress(ValueError):  # the leaf of another process's container
+            self._leaves.remove(leaf)
 
     def _remove_used(self) -> None:
         """Try again to remove leaves, because an ended process still counts for a moment."""
         for _ in range(min(_RETRIED, len(self._used))):
             try:
-                name, oom_kills = self._used.pop(0)
+                leaf, oom_kills = self._used.pop(0)
             except IndexError:  # another thread was faster
                 return
-            if not self.group.remove_leaf(name, oom_kills):
-                self._used.append((name, oom_kills))
+            if self.group.remove_leaf(leaf.name, oom_kills):
+                self._forget(leaf)
+            else:
+                self._used.append((leaf, oom_kills))
 
     def end(self) -> None:
         """Kill the processes in the group, and remove it.
@@ -204,9 +222,10 @@ class Membership:
         Raises:
             CleanupError: it could not be removed, and why.
         """
-        if self._shared is not None and self._shared is not self.group:
-            self._shared.close()
-        self.group.remove(kill=True)
+        for leaf in self._leaves:
+            leaf.close()
+        for group in self._made:
+            group.remove(kill=True)
 
 
 class Freezer:

@@ -139,8 +139,13 @@ class Ground:
         self.membership: Membership | None = None
 
     @classmethod
-    def prepare(cls, spec: Spec) -> Ground:
+    def prepare(cls, spec: Spec, into: list[Ground] | None = None) -> Ground:
         """Check that the described paths exist, and lease the resources of the container.
+
+        Args:
+            spec: the description.
+            into: a list to which the context is appended before it leases a control group. A caller whom a signal
+                handler can interrupt releases it from there.
 
         Raises:
             SpecError: a path does not exist.
@@ -171,6 +176,8 @@ class Ground:
             unmapped=_unmapped(spec),
         )
         ground = cls(spec, stage, host, mappings, ids)
+        if into is not None:
+            into.append(ground)
         try:
             ground._join()
             if resolved.union == "fuse":
@@ -184,7 +191,8 @@ class Ground:
         if self.spec.joins:
             self.joined = {kind.value: handle for kind, handle in self.spec.namespaces.open().items()}
         if self.spec.limits is not None:
-            self.membership = Membership(self.spec.limits)
+            self.membership = Membership()
+            self.membership.create(self.spec.limits)
             root = self.outside(0), self._outside(self.mappings[1], 0)
             if root[0] is not None and root[1] is not None:
                 self.membership.hand_over(self.spec.mounts, root[0], root[1])
