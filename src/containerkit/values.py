@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, Final, NoReturn
 
-__all__ = ["define", "evolve", "field", "fields_of", "frozen"]
+__all__ = ["asdict", "define", "evolve", "field", "fields_of", "frozen"]
 
 
 class _Nothing:
@@ -32,7 +32,7 @@ _FIELDS: Final = "__containerkit_fields__"
 _set: Final = object.__setattr__
 
 
-_ASKED: Final = ("default", "factory", "converter", "validator", "init", "eq", "repr", "kw_only")
+_ASKED: Final = ("default", "factory", "converter", "validator", "init", "eq", "repr", "kw_only", "metadata")
 
 
 class _Field:
@@ -51,10 +51,12 @@ class _Field:
         eq: bool = True,
         repr: bool = True,  # noqa: A002 - as in attrs
         kw_only: bool = False,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self.name = self.alias = ""
         self.default, self.factory, self.converter, self.validator = default, factory, converter, validator
         self.init, self.eq, self.repr, self.kw_only = init, eq, repr, kw_only
+        self.metadata = metadata or {}
 
     def to_attrs(self) -> Any:
         """Return what attrs would have been given."""
@@ -92,7 +94,7 @@ def _define(cls: type | None = None, **kwargs: Any) -> Any:
 
     Args:
         cls: the class. It inherits from no other.
-        kwargs: ``frozen``, ``slots``, ``kw_only``, ``eq``, ``repr``, ``weakref_slot``.
+        kwargs: ``frozen``, ``slots``, ``kw_only``, ``eq``, ``repr``, ``weakref_slot``, ``cache_hash``.
     """
     return (lambda given: _built(given, **kwargs)) if cls is None else _built(cls, **kwargs)
 
@@ -111,6 +113,7 @@ def _built(
     eq: bool = True,
     repr: bool = True,  # noqa: A002 - as in attrs
     weakref_slot: bool = True,
+    cache_hash: bool = False,
 ) -> type:
     if any(base.__dict__.get("__slots__") != () for base in cls.__bases__ if base is not object):
         raise TypeError(f"{cls.__name__}: such a class can't inherit fields; make it with attrs")
@@ -121,7 +124,7 @@ def _built(
     for each in fields:
         body.pop(each.name, None)
     if eq:
-        compared = _compared(fields)
+        compared = _compared(fields, cache_hash=cache_hash)
         own_hash = "__hash__" in body  # also set, to None, by an own __eq__
         body.setdefault("__eq__", compared["__eq__"])
         if not own_hash:
@@ -131,13 +134,14 @@ def _built(
     if frozen:
         body |= {"__setattr__": _refuse_set, "__delattr__": _refuse_delete}
     if slots:
-        body |= _slotted(body, fields, weakref_slot=weakref_slot)
+        body |= _slotted(body, fields, weakref_slot=weakref_slot, cache_hash=cache_hash)
     body[_FIELDS] = fields
     body["__match_args__"] = tuple(each.name for each in fields if each.init and not each.kw_only)
     body["__init__"] = _constructor(cls, fields, frozen=frozen, slots=slots, then="__attrs_post_init__" in body)
     body["__replace__"] = _evolve
     made = type(cls)(cls.__name__, cls.__bases__, body)
     asked = {"frozen": frozen, "slots": slots, "kw_only": kw_only, "eq": eq, "repr": repr, "weakref_slot": weakref_slot}
+    asked["cache_hash"] = cache_hash
     for name in ("__attrs_attrs__", "__attrs_props__"):
         setattr(made, name, _Lazy(name, made, asked))
     return made
@@ -156,7 +160,7 @@ def _fields(cls: type, *, kw_only: bool) -> tuple[_Field, ...]:
     return tuple(found)
 
 
-def _compared(fields: tuple[_Field, ...]) -> dict[str, Any]:
+def _compared(fields: tuple[_Field, ...], *, cache_hash: bool) -> dict[str, Any]:
     wanted = [each.name for each in fields if each.eq]
     values: Callable[[Any], Any] = attrgetter(*wanted)
 
@@ -168,7 +172,15 @@ def _compared(fields: tuple[_Field, ...]) -> dict[str, Any]:
     def __hash__(self: Any) -> int:  # noqa: N807 - it becomes a method
         return hash(values(self))
 
-    return {"__eq__": __eq__, "__hash__": __hash__}
+    def kept(self: Any) -> int:
+        try:
+            found: int = self._kept_hash
+        except AttributeError:
+            found = hash(values(self))
+            _set(self, "_kept_hash", found)
+        return found
+
+    return {"__eq__": __eq__, "__hash__": kept if cache_hash else __hash__}
 
 
 def _repr_of(shown: tuple[str, ...]) -> Callable[[Any], str]:
@@ -191,7 +203,9 @@ def _refuse_delete(_self: Any, _name: str) -> NoReturn:
     raise FrozenInstanceError
 
 
-def _slotted(body: dict[str, Any], fields: tuple[_Field, ...], *, weakref_slot: bool) -> dict[str, Any]:
+def _slotted(
+    body: dict[str, Any], fields: tuple[_Field, ...], *, weakref_slot: bool, cache_hash: bool
+) -> dict[str, Any]:
     """Return the members of a class with slots. Cached properties have slots too, which ``__getattr__`` fills."""
     names = tuple(each.name for each in fields)
     functools = sys.modules.get("functools")
@@ -215,7 +229,7 @@ def _slotted(body: dict[str, Any], fields: tuple[_Field, ...], *, weakref_slot: 
         return value
 
     more: dict[str, Any] = {"__getattr__": __getattr__} if cached else {}
-    room = (*names, *cached, *(("__weakref__",) if weakref_slot else ()))
+    room = (*names, *cached, *(("__weakref__",) if weakref_slot else ()), *(("_kept_hash",) if cache_hash else ()))
     if "__getstate__" not in body and "__setstate__" not in body:
         more |= {"__getstate__": __getstate__, "__setstate__": __setstate__}
     return {"__slots__": room, **more}
@@ -287,8 +301,14 @@ def _evolve(value: Any, /, **changes: Any) -> Any:
     return value.__class__(**changes)
 
 
+def _asdict(value: Any) -> dict[str, Any]:
+    """Return the fields of a value that contains no other values, as ``attrs.asdict`` does."""
+    found = {each.name: getattr(value, each.name) for each in _fields_of(type(value))}
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
+
+
 if TYPE_CHECKING:  # type checkers know attrs
-    from attrs import define, evolve, field, frozen
+    from attrs import asdict, define, evolve, field, frozen
     from attrs import fields as fields_of
 else:
-    define, evolve, field, fields_of, frozen = _define, _evolve, _Field, _fields_of, _frozen
+    asdict, define, evolve, field, fields_of, frozen = _asdict, _define, _evolve, _Field, _fields_of, _frozen

@@ -14,6 +14,7 @@ from containerkit import (
     Capabilities,
     Command,
     IdMapping,
+    Limits,
     Mount,
     Namespace,
     Namespaces,
@@ -22,6 +23,7 @@ from containerkit import (
     User,
     values,
 )
+from containerkit.detached.description import Keeping
 from containerkit.process.result import CompletedProcess, Usage
 from containerkit.security.confinement import Confinement
 from containerkit.spec.container import Spec
@@ -33,6 +35,8 @@ VALUES = [
     CompletedProcess(args=["true"], returncode=3, stdout=b"x"),
     Confinement(no_new_privs=True),
     IdMapping(0, 1000, 5),
+    Keeping(name="one", labels={"a": "b"}),
+    Limits(memory="1M", hugetlb={"2MB": "4M"}),
     Mount.tmpfs("/tmp", size="1M"),
     Namespaces(network="host"),
     RootFS.tmpfs(size="1M"),
@@ -49,6 +53,8 @@ def twin(cls):
     """Return the class that attrs makes of the same fields, with the same methods."""
     fields = cls.__containerkit_fields__
     own = {name: value for name, value in cls.__dict__.items() if name in {"__attrs_post_init__", "__bool__"}}
+    if cls.__repr__.__qualname__ == f"{cls.__qualname__}.__repr__":
+        own["__repr__"] = cls.__repr__
     body = {each.name: each.to_attrs() for each in fields}
     body |= own | {
         "__annotations__": cls.__annotations__,
@@ -60,6 +66,14 @@ def twin(cls):
 
 def plain(value):
     return {each.name: getattr(value, each.name) for each in type(value).__containerkit_fields__}
+
+
+def hashed(value):
+    """Return the hash of a value, or the error, for instance of a list in it."""
+    try:
+        return hash(value)
+    except TypeError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("cls", [*CLASSES, Namespace], ids=lambda cls: cls.__name__)
@@ -88,7 +102,7 @@ def test_value_is_shown_compared_and_copied_as_one_of_attrs(value):
     evolved = value if isinstance(value, Command) else attrs.evolve(value)  # its converters do not take what they made
     for equal in (copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value)), evolved):
         assert equal == value
-        assert hash(value) == hash(equal) if not isinstance(value, CompletedProcess) else True
+        assert hashed(value) == hashed(equal)
         assert plain(equal) == plain(value)
     assert value != other
     assert value != plain(value)

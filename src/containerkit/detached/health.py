@@ -12,14 +12,15 @@ import signal
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit.detached.known import HEALTH_FILE, health_state
 from containerkit.errors import SpecError
+from containerkit.values import asdict, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from containerkit.detached.container import Detached
     from containerkit.detached.description import Keeping
     from containerkit.detached.store import Entry
@@ -37,7 +38,7 @@ _FIELDS: Final = ("env", "extra_env", "cwd", "user", "groups")
 ACTIONS: Final = ("none", "kill", "stop")
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Check:
     """A health check of a container.
 
@@ -150,9 +151,7 @@ def check_options(keeping: Keeping) -> None:
 def begin(entry: Entry, check: Check | None, run: int) -> None:
     """Record the beginning of a run without results."""
     if check is not None:
-        entry.write(
-            HEALTH_FILE, {"run": run, "check": attrs.asdict(check), "status": "starting", "streak": 0, "log": []}
-        )
+        entry.write(HEALTH_FILE, {"run": run, "check": asdict(check), "status": "starting", "streak": 0, "log": []})
 
 
 def check(entry: Entry) -> bool:

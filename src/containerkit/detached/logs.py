@@ -13,12 +13,14 @@ import select
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit.errors import SetupError, SpecError, StateError
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from typing import Final
 
 __all__ = ["LogLine", "Moment", "last_log", "moment", "read", "steps"]
 

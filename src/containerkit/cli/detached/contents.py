@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 from containerkit.cli.detached import Verb, formatted, say, table
 from containerkit.container.lifecycle import Container
 from containerkit.detached.container import containers, find
 from containerkit.errors import ContainerError, SpecError, StateError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from contextlib import AbstractContextManager
+    from typing import Any
 
     from containerkit.cgroup.stats import Stats
     from containerkit.detached.container import Detached

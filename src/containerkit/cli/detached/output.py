@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
 
 from containerkit.cli.detached import Verb
 from containerkit.detached import store
 from containerkit.detached.known import Known
 from containerkit.errors import SpecError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
+    from typing import Final
 
     from containerkit.detached.logs import LogLine
 
