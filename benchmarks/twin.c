@@ -168,7 +168,7 @@ static void assemble(void) {
     check(syscall(SYS_pivot_root, ".", "."), "pivot_root");
 }
 
-static void leave_outside(void) {
+static void unmount_old_root(void) {
     check(umount2(".", MNT_DETACH), "umount2");
     check(chdir("/"), "chdir");
     if (!(now.wishes & HOST)) {
@@ -191,11 +191,11 @@ static int stage2(void *unused) {
     check(syscall(SYS_setresuid, 0, 0, 0), "setresuid");
     assemble();
     if (!(now.wishes & INIT)) {
-        leave_outside();
+        unmount_old_root();
         return become_command(NULL);
     }
     check(clone(become_command, stacks[2] + STACK, CLONE_VM | SIGCHLD, NULL), "clone command");
-    leave_outside();
+    unmount_old_root();
     release(&now.gates[1]);
     become_init();
     return 1;

@@ -1,7 +1,7 @@
-"""Descriptors that have an owner from the moment they are created.
+"""Give each descriptor an owner from the moment it is created.
 
 Python runs signal handlers between two bytecode instructions, and a handler may raise. Then the result of a call is
-lost if it was not stored yet: ``fd = os.open(...)`` can leave a descriptor behind that nobody knows.
+lost if it was not stored yet: ``fd = os.open(...)`` can leave an open descriptor that no variable refers to.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Garbage collection: remove what killed owners have left behind.
+"""Garbage collection: remove what killed owners left behind.
 
 Almost nothing outlives its owner: the kernel ends its processes, mounts and namespaces. The rest, such as the
-directories of control groups, is recognised and removed by the part that creates it.
-:data:`containerkit.late.SWEEPERS` lists these parts. The lock files of id ranges in /run/containerkit/ids stay on
+directories of control groups, is recognised and removed by the module that creates it.
+:data:`containerkit.late.SWEEPERS` lists these modules. The lock files of id ranges in /run/containerkit/ids stay on
 purpose: an unlocked file reserves nothing, and a deleted one could be locked twice.
 """
 
@@ -38,9 +38,9 @@ class Swept:
 
 
 def gc() -> Swept:
-    """Remove what killed owners have left behind. Things of live owners are not touched.
+    """Remove what killed owners left behind. Objects of live owners are not touched.
 
-    If one thing can't be removed the others still are, and no error is raised: check ``left``.
+    If one object can't be removed, the others still are, and no error is raised: check ``left``.
 
     Side effects: kills processes that are still in the control groups of dead owners.
     """

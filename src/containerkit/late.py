@@ -1,4 +1,4 @@
-"""Modules that are imported late, because they are above the modules that use them, or are rarely needed.
+"""Modules that are imported on first use: they are above the modules that use them, or rarely needed.
 
 Each table names a module, or ``module:attribute``. There are no other upward imports.
 """
@@ -137,7 +137,7 @@ SWEEPERS: Final = {
 
 
 VOLUME_USERS: Final = {"detached": "containerkit.detached.volumes:users"}
-"""Functions that return the ids of the containers on record that mount a directory."""
+"""Functions that return the ids of the recorded containers that mount a directory."""
 
 NETWORK: Final = "containerkit.network"
 """The module that opens networks."""

@@ -30,7 +30,7 @@ _PLACES = ("options.py", "image/options.py", "fleet/options.py")
 _MARK = "options: see :class:`"
 
 _known: set[str] = set()
-"""Those that have been read."""
+"""The files that have been read."""
 
 _bases: dict[str, list[str]] = {}
 _fields: dict[str, list[tuple[str, str, str]]] = {}
@@ -40,7 +40,7 @@ _omitted: list[bool] = []
 
 
 def omit() -> None:
-    """Leave docstrings as they are from now on: nobody sees them in a program that only runs commands."""
+    """Stop expanding docstrings: a program that only runs commands never shows them."""
     _omitted.append(True)
 
 

@@ -75,16 +75,16 @@ __all__ = [
     "OneShotOptions",
     "OverlayOptions",
     "PopenOptions",
+    "ProcessOptions",
     "ResourceOptions",
     "RunOptions",
     "SandboxCommandOptions",
     "SandboxPopenOptions",
     "SandboxRunOptions",
-    "SeatOptions",
     "StreamOptions",
-    "SurroundingOptions",
     "TemplateOptions",
     "TemplateRunOptions",
+    "TerminalAndGroupOptions",
     "TextOptions",
     "UserOptions",
     "WaitOptions",
@@ -159,13 +159,13 @@ class DescriptionOptions(TypedDict, total=False):
     """Ports of the host that are forwarded inside: a :class:`~containerkit.Port`, a number for the same port on
     127.0.0.1, or text in the syntax of docker's ``-p`` (default none)."""
     egress: Egress | None
-    """What it may reach outside of its networks (default: with ``"internet"`` or a network the whole internet, except
+    """The destinations it may reach outside its networks (default: with ``"internet"`` or a network all of them, except
     private ranges, link-local addresses and the host)."""
     dns: DNS | None
     """The servers that resolve names outside of its networks (default: those of the host)."""
     hosts: Mapping[str, str]
-    """More lines of /etc/hosts inside, address by name; ``"host-gateway"`` means the address at which the host can be
-    reached (default none)."""
+    """More lines of /etc/hosts inside, address by name; ``"host-gateway"`` means the host's own address, which needs an
+    egress rule to be reached (default none)."""
 
 
 class ConfinementOptions(TypedDict, total=False):
@@ -212,7 +212,7 @@ class TemplateOptions(ContainerOptions, total=False):
 
 
 class AddedEnvironmentOptions(TypedDict, total=False):
-    """What is added to the environment of a command."""
+    """Additions to the environment of a command."""
 
     extra_env: Mapping[str, Word] | None
     """Variables that are added to ``env`` or to its default (default none)."""
@@ -245,7 +245,7 @@ class ResourceOptions(TypedDict, total=False):
     """The nice value, -20 to 19 (default: the caller's)."""
 
 
-class SurroundingOptions(ResourceOptions, total=False):
+class ProcessOptions(ResourceOptions, total=False):
     """More properties of a command's process."""
 
     pass_fds: ListOf[int]
@@ -287,7 +287,7 @@ class KeepingOptions(TypedDict, total=False):
     image: str
     """The name of its image, for display (default: that of ``RootFS.image``)."""
     command_line: tuple[str, ...]
-    """The options and the command of ``containerkit run`` that would make it again (default: not known)."""
+    """The options and the command of ``containerkit run`` that would create it again (default: unknown)."""
     directory: str
     """The working directory of that command."""
     healthcheck: bool
@@ -329,7 +329,7 @@ class StreamOptions(TypedDict, total=False):
     reply. It may be a coroutine function."""
 
 
-class SeatOptions(TypedDict, total=False):
+class TerminalAndGroupOptions(TypedDict, total=False):
     """The terminal and the control group of a command."""
 
     pty: bool | tuple[int, int]
@@ -376,17 +376,17 @@ class InitOptions(TypedDict, total=False):
     """How to start a command that is the only one in its container."""
 
     init: bool
-    """Whether it is the child of a tiny PID 1 that reaps orphans (default True). With False it is PID 1 itself, which
-    starts sooner, but the kernel then does not deliver signals for which it has no handler."""
+    """Whether it is the child of a small PID 1 that reaps orphans (default True). With False it is PID 1 itself, which
+    starts faster, but then the kernel does not deliver signals for which it has no handler."""
 
 
 class CommandOptions(
-    EnvironmentOptions, DirectoryOptions, SurroundingOptions, UserOptions, ConfinementOptions, total=False
+    EnvironmentOptions, DirectoryOptions, ProcessOptions, UserOptions, ConfinementOptions, total=False
 ):
     """The description of a command, apart from its argv."""
 
 
-class PopenOptions(CommandOptions, StreamOptions, SeatOptions, total=False):
+class PopenOptions(CommandOptions, StreamOptions, TerminalAndGroupOptions, total=False):
     """The arguments of :meth:`Container.popen`, apart from those for text mode."""
 
 
@@ -406,11 +406,11 @@ class LaunchOptions(
     DescriptionOptions,
     EnvironmentOptions,
     DirectoryOptions,
-    SurroundingOptions,
+    ProcessOptions,
     UserOptions,
     ConfinementOptions,
     StreamOptions,
-    SeatOptions,
+    TerminalAndGroupOptions,
     total=False,
 ):
     """The description of a container and its only command."""
@@ -431,7 +431,7 @@ class OnePopenOptions(LaunchOptions, InitOptions, total=False):
     """The arguments of :func:`containerkit.popen`, apart from those for text mode."""
 
 
-class SandboxCommandOptions(EnvironmentOptions, SurroundingOptions, total=False):
+class SandboxCommandOptions(EnvironmentOptions, ProcessOptions, total=False):
     """The description of a command in a sandbox, apart from its argv."""
 
     cwd: str
@@ -495,5 +495,5 @@ class OverlayOptions(TypedDict, total=False):
     idmap: bool
     """Whether files have the same id numbers inside as outside (default True)."""
     union: UnionBy
-    """What makes the union: ``"kernel"``, ``"fuse"`` (the program fuse-overlayfs), or ``"auto"``, the program only if
+    """The implementation: ``"kernel"``, ``"fuse"`` (the program fuse-overlayfs), or ``"auto"``, the program only if
     the kernel can't (default)."""

@@ -1,6 +1,6 @@
 """A sandbox without namespaces, for hosts that forbid them: Landlock, seccomp and no capabilities.
 
-It restricts a command, or the calling process itself, and needs no privileges. Its report says what is not enforced:
+It restricts a command, or the calling process itself, and needs no privileges. Its report lists what is not enforced:
 without namespaces other processes, the host's name, its mounts and its network interfaces stay visible, and without a
 control group nothing limits memory or time. ::
 
@@ -26,7 +26,7 @@ from containerkit.plan import calls
 from containerkit.plan.operation import Slot
 from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
-from containerkit.process.communicate import Hearing
+from containerkit.process.communicate import LineCallbacks
 from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.process.seccomp_notify import Supervision
 from containerkit.process.stdio import Streams, Text, require_open
@@ -64,9 +64,9 @@ __all__ = ["Sandbox"]
 _FIELDS: Final = frozenset({"env", "extra_env", "cwd", "umask", "rlimits", "nice", "pass_fds"})
 _EXECUTE_HINT: Final = "it must exist and be allowed with its loader and libraries: Landlock.allow_execute(...)"
 _UNCOVERED: Final = (
-    "host names, mounts, network interfaces and other processes are visible: there is no namespace",
-    "memory, processor time and the number of processes are unlimited: there is no control group",
-    "processes that a command leaves in a session of their own outlive it: there is no init",
+    "host names, mounts, network interfaces and other processes are visible, because there are no namespaces",
+    "memory, processor time and the number of processes are unlimited, because there is no control group",
+    "processes that start their own session outlive the command, because there is no init",
     "the user is the caller's own, with the caller's permissions on allowed files",
 )
 
@@ -106,10 +106,10 @@ class Sandbox:
     @property
     def filter(self) -> Seccomp | None:
         """The filter of system calls. The default is resolved."""
-        from containerkit.security.seccomp.guards import among_its_own
+        from containerkit.security.seccomp.guards import only_own_processes
 
         chosen = self._confinement.filter
-        return chosen if chosen is None or self.other_processes else among_its_own(chosen)
+        return chosen if chosen is None or self.other_processes else only_own_processes(chosen)
 
     @property
     def _confinement(self) -> Confinement:
@@ -173,7 +173,7 @@ class Sandbox:
         from containerkit.security.direct import perform
 
         if not this_thread_only and walls.has_other_threads():
-            raise StateError("other threads would stay unrestricted: apply the sandbox before they start")
+            raise StateError("sandbox: other threads would stay unrestricted: apply it before they start")
         Supervision.of(self._confinement, None)
         kernel_abi = walls.abi()
         perform(self.operations(kernel_abi))
@@ -360,9 +360,9 @@ class Sandbox:
             ContainerTimeout: the timeout expired. The error has the output up to then.
             ExitError: the status is not 0, and ``check`` is True.
         """
-        hearing = Hearing.of(on_stdout, on_stderr, kept=capture_output)
-        terms = Terms.of(timeout, output_limit_bytes, check=check, hearing=hearing)
-        process = self.popen(argv, **run_streams(input, more, capture=capture_output, hearing=hearing))
+        callbacks = LineCallbacks.of(on_stdout, on_stderr, kept=capture_output)
+        terms = Terms.of(timeout, output_limit_bytes, check=check, callbacks=callbacks)
+        process = self.popen(argv, **run_streams(input, more, capture=capture_output, callbacks=callbacks))
         return complete(process, input, terms)
 
     def _start(self, command: Command) -> tuple[Operation, ...]:
@@ -380,7 +380,7 @@ class Sandbox:
             strip(command),
             calls.reset_signals(),
             # The limits come after everything that opens files, because new descriptors may exceed them.
-            *self.operations(walls.abi(), limits=process.surroundings(command)),
+            *self.operations(walls.abi(), limits=process.limits_and_priority(command)),
             *(step._replace(hint=_EXECUTE_HINT) for step in process.execute(command)),
         )
 

@@ -594,7 +594,7 @@ def test_what_joined_from_outside_is_refused(root, images):
         with subprocess.Popen(words) as stranger:
             try:
                 until(lambda: len(c.members()) > 1)
-                with pytest.raises(StateError, match="has joined the container from outside"):
+                with pytest.raises(StateError, match="joined the container from the host"):
                     c.checkpoint(images, criu=CRIU)
             finally:
                 for pid in c.members():

@@ -261,7 +261,7 @@ def test_handler_that_fails_denies_and_is_heard_of():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seccomp": Seccomp.default().notify("mkdir")}, "give it a syscall_handler"),
+        ({"seccomp": Seccomp.default().notify("mkdir")}, "pass syscall_handler="),
         ({"syscall_handler": print}, "reports no call to it"),
         ({"seccomp": Seccomp.default().notify("mkdir"), "syscall_handler": 5}, "can't be called"),
     ],

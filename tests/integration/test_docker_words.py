@@ -91,7 +91,7 @@ def test_options_of_run(ck, tmp_path):
     (tmp_path / "labels").write_text("a=b\n")
     for words, remedy in (
         ("--privileged true", "pass what it needs"),
-        ("--device /etc/passwd true", "is no device"),
+        ("--device /etc/passwd true", "is not a device"),
         ("--device /dev/null:/dev/new:r true", "Limits(devices="),
         ("--device vendor.example/class=x true", "no CDI specification"),
         ("--security-opt apparmor=x true", "only the library supports this"),

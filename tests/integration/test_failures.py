@@ -15,6 +15,7 @@ from containerkit.plan import calls as plans
 from containerkit.plan.operation import Slot
 from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
+from containerkit.start.staging import opened
 
 pytestmark = pytest.mark.usefixtures("interpreter", "nothing_left")
 
@@ -69,13 +70,13 @@ def perhaps_left_out(plan):
 
 def sabotage(saboteur, start):
     """Let each operation of the plan fail in turn. Return the reported and the expected errors by the operation's number."""
-    from containerkit.start import context as ground
+    from containerkit.start import context
 
     plan = saboteur.plan
     told, unnoticed = {}, set()
     for at in indices(plan):
         saboteur.at = at
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
         try:
             start()
         except SetupError as error:
@@ -115,11 +116,11 @@ SHAPES["container"] = start_and_stop
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_operation_of_a_start_that_fails_names_itself_and_leaves_nothing(shape, monkeypatch, request):
-    from containerkit.start import context as ground
+    from containerkit.start import context
 
     start = SHAPES[shape]
     saboteur = Saboteur(monkeypatch)
-    ground.programs.kept.clear()
+    context.programs.kept.clear()
     try:
         start()
         assert len(saboteur.plan) > 40
@@ -127,23 +128,23 @@ def test_each_operation_of_a_start_that_fails_names_itself_and_leaves_nothing(sh
         assert wanted == told
     finally:
         monkeypatch.undo()
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
     start()
 
 
 def test_each_operation_of_an_exec_that_fails_names_itself_and_leaves_the_container_alive(monkeypatch):
-    from containerkit.start import context as ground
+    from containerkit.start import context
 
     with Container() as box:
         saboteur = Saboteur(monkeypatch)
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
         try:
             box.run(["true"])
             told, wanted = sabotage(saboteur, lambda: box.run(["true"]))
             assert wanted == told
         finally:
             monkeypatch.undo()
-            ground.programs.kept.clear()
+            context.programs.kept.clear()
         assert 0 == box.run(["true"]).returncode
 
 
@@ -252,3 +253,15 @@ def test_number_of_a_failed_step_may_be_anything(index):
     error = program.failure_of_either(outcome, program)
     assert error.errno == errno.EPERM
     assert error.operation in ("umask", "setsid")
+
+
+def test_plan_whose_process_is_killed_says_so():
+    """Its slots are empty then. The one that was filled before is closed."""
+    here = Slot("here")
+    steps = [
+        plans.open_at(k.AT_FDCWD, b"/", os.O_RDONLY | os.O_DIRECTORY, here),
+        plans.call("exit", 9),
+        plans.open_at(k.AT_FDCWD, b"/", os.O_RDONLY | os.O_DIRECTORY, Slot("there")),
+    ]
+    with pytest.raises(SetupError, match=r"make there: Operation canceled .*killed from outside"):
+        opened(steps, {}, ("here", "there"))

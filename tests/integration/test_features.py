@@ -186,7 +186,7 @@ def test_probe_sees_a_filter_that_forbids_calls():
     )
     missing, _ = probed_by(seccomp)
     assert {"openat2", "system_calls"} == set(missing) - {feature.name for feature in probe().missing}
-    assert "under a seccomp filter" in missing["openat2"]
+    assert "a seccomp filter of this process" in missing["openat2"]
     assert "--system-call-filter=openat2" in missing["system_calls"]
 
 

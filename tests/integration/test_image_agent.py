@@ -158,7 +158,7 @@ def test_registry_that_asks_for_a_certificate_gets_the_one_of_its_directory(auth
         add_image(store, f"{host}/a:1", {"f": b"x"})
         image = Image.open(f"{host}/a:1", store=store)
         quick = RegistrySettings(attempts=1)
-        with pytest.raises(ImageError, match=r"refuses this client.*client\.cert and client\.key"):
+        with pytest.raises(ImageError, match=r"refused this client.*client\.cert and client\.key"):
             image.push(settings=quick)
         shutil.copy(client, own / "client.cert")
         with pytest.raises(ImageError, match=r"client\.key"):

@@ -397,7 +397,7 @@ def test_build_commands_reach_the_outside_where_that_is_asked_for(store):
             output(image, "cat", "/etc/resolv.conf")
     finally:
         close_shared()
-    with pytest.raises(SpecError, match="egress rules go with network='internet'"):
+    with pytest.raises(SpecError, match="egress rules require network='internet'"):
         build(store, text, egress=["example.org"])
     with pytest.raises(SpecError, match="egress: 'a b'"):
         build(store, text, network="internet", egress=["a b"])

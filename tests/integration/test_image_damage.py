@@ -85,7 +85,7 @@ def store(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda content: content[: len(content) // 2], "data is cut short"),
+        (lambda content: content[: len(content) // 2], "data is truncated"),
         (lambda content: content + b"trailing rubbish" * 10, "data is (followed by something else|damaged)"),
     ],
     ids=["cut", "trailing"],
@@ -119,7 +119,7 @@ def test_padding_as_gnu_tar_writes_it_is_fine(tmp_path, store):
 
 @pytest.mark.parametrize("at", [100, 600, 500_000])
 def test_archive_cut_short_is_not_let_in(tmp_path, store, at):
-    with pytest.raises(ImageError, match=r"ends in the middle|malformed|cut short"):
+    with pytest.raises(ImageError, match=r"ends in the middle|malformed|truncated"):
         by_import(tmp_path, plain()[:at], store)
     assert store.catalog.entries() == ()
 

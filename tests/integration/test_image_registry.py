@@ -536,7 +536,7 @@ def test_mirror_is_asked_first_and_the_registry_when_it_fails(plain, tmp_path):
     store = Store(tmp_path / "s")
     assert manifest == pull(reference, store, settings=settings)
     assert manifest.digest == store.find(reference).digest
-    with pytest.raises(ImageError, match="no source has it"):
+    with pytest.raises(ImageError, match="no source provides it"):
         pull(Reference.parse("registry.invalid/none:1"), store, settings=settings)
 
 

@@ -126,12 +126,12 @@ def test_layer_is_unpacked_as_if_it_lay_on_those_below(tmp_path, layer, more):
     [
         ([hardlink("again", "usr/lib/nothing")], "which does not exist"),
         ([hardlink("again", "nowhere/at/all")], "which does not exist"),
-        ([member("usr/lib/.wh.libc"), hardlink("again", "usr/lib/libc")], "which it deletes"),
+        ([member("usr/lib/.wh.libc"), hardlink("again", "usr/lib/libc")], "which the layer deletes"),
         ([member("usr/lib/.wh..wh..opq"), hardlink("again", "usr/lib/libc")], "which does not exist"),
-        ([member(".wh.usr"), hardlink("again", "usr/lib/libc")], "which it deletes"),
+        ([member(".wh.usr"), hardlink("again", "usr/lib/libc")], "which the layer deletes"),
         ([hardlink("again", "usr/lib")], "can't be a hard link"),
-        ([symlink("mine", "nowhere"), member("mine/x", data=b"x")], "does not lead to a directory"),
-        ([member("alias/x", data=b"x")], "does not lead to a directory"),
+        ([symlink("mine", "nowhere"), member("mine/x", data=b"x")], "leads to no directory"),
+        ([member("alias/x", data=b"x")], "leads to no directory"),
     ],
 )
 def test_layer_that_refers_to_what_is_not_below_is_refused(tmp_path, layer, word):

@@ -72,7 +72,7 @@ def test_sandbox_needs_no_privilege(tmp_path):
 
 def test_sandbox_reports_what_it_is_not():
     report = Sandbox(landlock=RELAXED).report(ABI)
-    assert any("there is no namespace" in each for each in report.uncovered)
+    assert any("there are no namespaces" in each for each in report.uncovered)
     assert any("UDP" in each for each in report.uncovered)
     assert {"no capabilities", "no new privileges", "seccomp"} <= set(report.enforced)
     assert "seccomp" not in Sandbox(landlock=RELAXED, seccomp=None).report(ABI).enforced

@@ -209,7 +209,7 @@ def test_job_runs_in_nspawn(nspawn, options):
 def test_refusal_of_nspawns_filter_is_named_with_its_remedies(nspawn):
     done = nspawn()
     assert 0 != done.returncode
-    assert "which seems to refuse keyctl" in done.stderr
+    assert "probably refuses keyctl" in done.stderr
     assert "systemd-nspawn: --system-call-filter=keyctl" in done.stderr
     assert "keyring='host'" in done.stderr
     missing = eval(nspawn(code=PROBE).stdout)
@@ -247,7 +247,7 @@ def test_chroot_is_named_with_its_remedy(tmp_path, script, user):
     prefix = changed(script, tmp_path, user)
     done = python(prefix, JOB)
     assert "UnsupportedError" in done.stderr, done.stderr
-    assert "this process seems to be in a chroot" in done.stderr
+    assert "this process is probably in a chroot" in done.stderr
     assert "systemd-nspawn --directory=DIR" in done.stderr
     missing = eval(python(prefix, PROBE).stdout)
     assert missing["own_root"].startswith("no  the root of the mount namespace as /: a chroot")

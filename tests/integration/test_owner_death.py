@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from containerkit import Container
-from containerkit.checkpoint.guard import let_go, shut
+from containerkit.checkpoint.guard import finish_checkpoint, replace_owner
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -151,11 +151,11 @@ def test_init_that_lets_go_of_its_owner_lives_on():
     with Container() as c:
         pidfd = os.pidfd_open(c.pid)
         try:
-            link = let_go(c.pid, pidfd)
+            link = replace_owner(c.pid, pidfd)
             assert link.startswith("pipe:")
             maps = Path(f"/proc/{c.pid}/maps").read_text()
             assert "memfd:init" not in maps
-            shut(pidfd)
+            finish_checkpoint(pidfd)
             assert "out\n" == c.run(["echo", "out"], text=True).stdout
         finally:
             os.close(pidfd)

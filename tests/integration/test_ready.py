@@ -77,7 +77,7 @@ def test_one_that_was_used_needs_no_collector(words):
             with contextlib.suppress(ExitError, SetupError):
                 template.run(words, check=True)
             assert template.wait_full(ENOUGH_S)
-            assert [] == [one for one in gc.get_objects() if isinstance(one, Captured) and not one.waits]
+            assert [] == [one for one in gc.get_objects() if isinstance(one, Captured) and not one.is_held]
         finally:
             gc.enable()
 

@@ -19,7 +19,16 @@ from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
 from containerkit.security.capabilities import no_new_privs
 from containerkit.security.direct import perform
-from containerkit.security.notify import CONTINUE, Fail, Inject, Listener, Return, Supervisor, handed_over, supervise
+from containerkit.security.notify import (
+    CONTINUE,
+    Fail,
+    Inject,
+    Listener,
+    Return,
+    Supervisor,
+    install_and_send,
+    supervise,
+)
 from containerkit.security.record import Recorder, profile, record, recording_filter
 from containerkit.security.seccomp import Condition, Seccomp
 from containerkit.security.seccomp.architecture import architecture, calls_of
@@ -372,7 +381,7 @@ def start(profile, argv, socket_end):
     plan = Plan(
         (
             no_new_privs(),
-            *handed_over(profile, socket=Slot("supervisor"), listener=Slot("listener")),
+            *install_and_send(profile, socket=Slot("supervisor"), listener=Slot("listener")),
             call("execve", argv[0], ARGV, ENVP, target="program"),
         )
     )
@@ -418,7 +427,7 @@ def test_handed_over_listener_is_not_in_the_program(interpreter):
 
 def test_handed_over_sendmsg_stays_forbidden_without_the_secret():
     filter_ = Seccomp.permissive().deny("sendmsg", errno=77).notify("getppid")
-    operations = handed_over(filter_, socket=Slot("supervisor"), listener=Slot("listener"), secret=4711)
+    operations = install_and_send(filter_, socket=Slot("supervisor"), listener=Slot("listener"), secret=4711)
     ours, theirs = socket.socketpair()
 
     def work():

@@ -23,7 +23,7 @@ import pytest
 import containerkit
 from containerkit import RootFS, SetupError, SpecError, run
 from containerkit.plan import calls
-from containerkit.start import context as ground
+from containerkit.start import context
 
 MARK = "program of the host"
 NUMBERS = range(3, 48)
@@ -228,12 +228,12 @@ def test_no_program_is_looked_up_in_memory_that_is_shared(root, victim, monkeypa
     """A plan that does not enter the init does not reach its exec."""
     shutil.copy(victim, root / "quick")
     monkeypatch.setattr(calls, "enter", lambda *_, **__: calls.call("getuid"))
-    ground.programs.kept.clear()
+    context.programs.kept.clear()
     try:
         with pytest.raises(SetupError, match=r"strip .*Invalid argument"):
             run(["/quick"], rootfs=RootFS.dir(root), init=init)
     finally:
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
 
 
 def test_argument_that_is_a_mode_of_the_init_does_not_wake_it(root):
@@ -283,7 +283,7 @@ def test_program_that_is_swapped_while_it_is_looked_up(root, victim):
 # --- What exists at the exec --------------------------------------------------------------------------------------------
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace: apt-get install strace")
-SCANNED = [way for way in lookup_child.WAYS if "full group" not in way]
+SCANNED = [way for way in lookup_child.WAYS if "full group" not in way] + list(lookup_child.FLEETS)
 
 
 def at_the_exec(process, belongs=None):
@@ -336,8 +336,9 @@ def test_command_holds_its_own_descriptors_alone_at_its_exec(way, root, victim):
 
 
 @needs_strace
-def test_command_holds_more_without_the_remedy(root, victim):
-    assert "the interpreter" in scan("run", root, victim, "unguarded")
+@pytest.mark.parametrize("way", ["run", "held by a fleet, time host", "task of a fleet"])
+def test_command_holds_more_without_the_remedy(way, root, victim):
+    assert "the interpreter" in scan(way, root, victim, "unguarded")
 
 
 def scan(way, root, victim, guard):

@@ -10,7 +10,7 @@ from containerkit._native import constants as k
 from containerkit.compile import start
 from containerkit.plan import calls
 from containerkit.plan.operation import Block
-from containerkit.start import context as ground
+from containerkit.start import context
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -30,10 +30,10 @@ def root(tmp_path):
 @pytest.fixture
 def slow(monkeypatch):
     """Let PID 1 wait before it unmounts the old root."""
-    leave_outside = start.leave_outside
+    unmount_old_root = start.unmount_old_root
     monkeypatch.setitem(k.SYSTEM_CALLS, "nanosleep", {"x86_64": 35, "aarch64": 101}[os.uname().machine])
     wait = calls.call("nanosleep", Block(pack("=QQ", 0, WAIT_NS)), 0)
-    monkeypatch.setattr(start, "leave_outside", lambda *args: [wait, *leave_outside(*args)])
+    monkeypatch.setattr(start, "unmount_old_root", lambda *args: [wait, *unmount_old_root(*args)])
     _forget()
     yield
     monkeypatch.undo()
@@ -43,7 +43,7 @@ def slow(monkeypatch):
 def _forget():
     from containerkit.container import run as runs
 
-    ground.programs.kept.clear()
+    context.programs.kept.clear()
     runs.recipes.clear()
 
 

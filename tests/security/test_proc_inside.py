@@ -12,7 +12,7 @@ from oci_bundles import make_rootfs, needs_busybox
 
 from containerkit import Container, Mount, Namespaces, RootFS, SetupError, run
 from containerkit.compile import contents
-from containerkit.start import context as ground
+from containerkit.start import context
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -139,12 +139,12 @@ def test_covers_stay_on_a_proc_that_is_renamed_during_the_start(root):
 def test_covers_are_lost_where_they_are_looked_up_by_name(root, monkeypatch):
     (root / "other").mkdir()
     monkeypatch.setattr(contents, "_below", lambda path: (contents.ROOT, path))
-    ground.programs.kept.clear()
+    context.programs.kept.clear()
     try:
         with Exchanger(root, "proc", "other"):
             lost, seen = covers_lost(root, 200, NAMES)
     finally:
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
     assert seen > 20
     assert lost > 0
 

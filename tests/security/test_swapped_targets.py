@@ -16,7 +16,7 @@ from examples import examples
 
 from containerkit import Container, Mount, RootFS, SetupError, run
 from containerkit.plan import calls
-from containerkit.start import context as ground
+from containerkit.start import context
 
 pytestmark = [pytest.mark.usefixtures("nothing_left")]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming the other user, who swaps, takes root")
@@ -59,7 +59,7 @@ def swapping(*paths):
     swaps.append(int(said))
 
 
-class Ground:
+class StartContext:
     """A root directory, a directory to bind, and a victim outside. All but the victim belong to the swapper.
 
     The target of a symlink outside also exists inside the root with the same path, so that both can be mounted on.
@@ -149,7 +149,7 @@ OUT = "../../../../../../../../../../../lower"
 @pytest.mark.parametrize("link", [ABSOLUTE, RELATIVE, OUT])
 @pytest.mark.parametrize("deep", [False, True])
 def test_no_mount_lands_outside_of_the_root(tmp_path, how, link, deep):
-    place = Ground(tmp_path, link)
+    place = StartContext(tmp_path, link)
     before = place.outside()
     number = examples(ci=30, nightly=STARTS)
     with swapping(*place.swapped) as swaps:
@@ -162,7 +162,7 @@ def test_no_mount_lands_outside_of_the_root(tmp_path, how, link, deep):
 @needs_root
 @pytest.mark.parametrize("link", [ABSOLUTE, RELATIVE])
 def test_no_mount_of_an_ordinary_user_lands_outside_of_the_root(tmp_path, link):
-    place = Ground(tmp_path, link)
+    place = StartContext(tmp_path, link)
     for directory, _, _ in os.walk(place.victim):
         os.chown(directory, USER, USER)
     before = place.outside()
@@ -186,12 +186,12 @@ def test_mounts_do_land_outside_where_the_root_is_no_bound(tmp_path, monkeypatch
         resolve = {"resolve": 0} if path.startswith((b"a/", b"bound")) else {}
         return open_inside(root, path, *args, **{**more, **resolve})
 
-    place = Ground(tmp_path, OUT)
+    place = StartContext(tmp_path, OUT)
     monkeypatch.setattr(calls, "open_inside", unbound)
-    ground.programs.kept.clear()
+    context.programs.kept.clear()
     try:
         with swapping(*place.swapped):
             seen, _ = starts(by_container, place, deep=False)
     finally:
-        ground.programs.kept.clear()
+        context.programs.kept.clear()
     assert set(seen) - {(1, 1)}

@@ -108,7 +108,7 @@ def test_criu_is_looked_for_and_its_version_checked(monkeypatch, tmp_path):
         find_program(None)
     with pytest.raises(UnsupportedError, match="its version is unknown"):
         find_program("/bin/true")
-    with pytest.raises(UnsupportedError, match="it must be CRIU's program"):
+    with pytest.raises(UnsupportedError, match="it is not a working CRIU: pass criu=PATH"):
         find_program(tmp_path / "missing")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(UnsupportedError, match=r"install CRIU 4 or later, or pass criu=PATH"):

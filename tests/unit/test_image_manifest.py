@@ -66,7 +66,7 @@ def test_manifest_without_a_media_type_goes_by_its_content():
         ({"layers": {}}, "list"),
         ({"layers": [1]}, "object"),
         ({"annotations": {"a": 1}}, "table of strings"),
-        ({"manifests": []}, "same time"),
+        ({"manifests": []}, "both a manifest and an index"),
     ],
 )
 def test_manifest_refuses_what_is_malformed(change, word):
@@ -77,7 +77,7 @@ def test_manifest_refuses_what_is_malformed(change, word):
 def test_manifest_refuses_duplicate_keys_large_documents_and_deep_nesting():
     for raw, word in (
         (b'{"schemaVersion":2,"schemaVersion":2}', "twice"),
-        (b" " * (5 << 20), "more than"),
+        (b" " * (5 << 20), "at most"),
         (b"[" * 200_000, "not a JSON"),
         (b"\xff", "not a JSON"),
         (b"[]", "object"),

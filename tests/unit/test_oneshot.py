@@ -4,13 +4,13 @@ import pytest
 
 from containerkit import Mount, Namespaces, NetworkPool, RootFS, SpecError
 from containerkit.container import run as oneshot
-from containerkit.container.captured import Recall
+from containerkit.container.captured import ArgumentCache
 from containerkit.spec.command import Command
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch):
-    monkeypatch.setattr(oneshot, "recipes", Recall())
+    monkeypatch.setattr(oneshot, "recipes", ArgumentCache())
 
 
 def test_recipe_is_kept_for_the_same_arguments():

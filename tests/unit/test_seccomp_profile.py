@@ -21,7 +21,7 @@ from containerkit.security.seccomp import ALLOW, KILL_PROCESS, LOG, NOTIFY, Acti
 from containerkit.security.seccomp.architecture import ARCHITECTURES, architecture, calls_of, native_names
 from containerkit.security.seccomp.assembler import EQUAL, GREATER_EQUAL, Assembler
 from containerkit.security.seccomp.compiler import compile_filter
-from containerkit.security.seccomp.guards import among_its_own, without_set_id_bits
+from containerkit.security.seccomp.guards import only_own_processes, without_set_id_bits
 
 X86_64 = 0xC000003E
 CALLS = calls_of("x86_64")
@@ -69,7 +69,7 @@ def test_rule_takes_a_tuple_of_names_not_a_string():
 
 
 def test_change_without_names_is_refused():
-    with pytest.raises(SpecError, match="name the system calls"):
+    with pytest.raises(SpecError, match="pass the names of the system calls"):
         Seccomp.default().allow()
 
 
@@ -207,7 +207,7 @@ def test_default_grows_with_capabilities():
 VARIANTS = {
     ready.DEFAULT: Seccomp.default(),
     ready.WITHOUT_SET_ID_BITS: without_set_id_bits(Seccomp.default()),
-    ready.SANDBOX: among_its_own(without_set_id_bits(Seccomp.default())),
+    ready.SANDBOX: only_own_processes(without_set_id_bits(Seccomp.default())),
 }
 
 
@@ -287,7 +287,7 @@ def test_guards_leave_all_other_verdicts_as_they_are():
             continue
         for profile in (Seccomp.default(), Seccomp.permissive()):
             plain = bpf_simulator.decode(profile.program("x86_64"))
-            guarded = bpf_simulator.decode(among_its_own(without_set_id_bits(profile)).program("x86_64"))
+            guarded = bpf_simulator.decode(only_own_processes(without_set_id_bits(profile)).program("x86_64"))
             assert bpf_simulator.run(plain, number, X86_64)[0] == bpf_simulator.run(guarded, number, X86_64)[0], name
 
 
@@ -633,5 +633,5 @@ def test_filter_prints_itself_in_words():
         "allow unless a rule says otherwise; allow for unknown numbers",
         "kill process when argument 0 & 0xff == 0x1: open",
         "fail with EPERM: read write",
-        "kill process for any architecture but the native, x86",
+        "kill process for any architecture except the native, x86",
     ]

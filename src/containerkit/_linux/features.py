@@ -1,4 +1,4 @@
-"""What this host can do, found by trials, because a version number or a sysctl alone can be misleading."""
+"""Find out by trials what this host can do, because a version number or a sysctl alone can be misleading."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Feature:
         name: the name of the attribute in :class:`HostReport`.
         title: a short description.
         available: whether the trial succeeded.
-        detail: a version, a list, or the kernel's refusal.
-        hint: if it is missing: what it is needed for, or what would provide it.
+        detail: a version, a list, or the error that the kernel returned.
+        hint: if it is missing: what needs it, or what would provide it.
     """
 
     name: str
@@ -57,7 +57,7 @@ _DELEGATED = "as root, or inside a delegated subtree of version 2 (systemd-run -
 _GROUP_HINTS = {
     EACCES: _DELEGATED,
     EPERM: _DELEGATED,
-    EROFS: "the cgroup filesystem is mounted read-only here: mount it writable",
+    EROFS: "the cgroup filesystem is mounted read-only here: remount it writable",
 }
 
 _FEATURES = {  # name: (title, hint if it is missing)
@@ -193,7 +193,7 @@ class HostReport:
 def probe(timeout_s: float = 30) -> HostReport:
     """Find out by trials what this host lets the caller do.
 
-    A fresh interpreter makes the trials, each in a process that ends right afterwards. They do not affect the caller's
+    A fresh interpreter makes the trials, each in a short-lived process. They do not affect the caller's
     threads, namespaces and memory. It takes about a tenth of a second. For a moment an empty cgroup named
     ``containerkit-probe-PID`` may exist.
 
@@ -254,7 +254,7 @@ def _tried(timeout_s: float) -> dict[str, tuple[int, str]]:
 def _feature(name: str, title: str, hint: str, number: int, detail: str) -> Feature:
     """Return the feature for the result of a trial: 0 or an error number, and a detail."""
     if name == "own_root" and number == EPERM and (outer.is_filtered() or _forbidding()):
-        return Feature(name=name, title=title, available=True, detail="it can't be tried here")
+        return Feature(name=name, title=title, available=True, detail="not tested: a trial is not possible here")
     if number == 0:
         return Feature(name=name, title=title, available=True, detail=detail)
     if name == "proc_in_user_namespace" and number == EPERM and not detail and (masks := outer.mounted_below("/proc")):
@@ -262,7 +262,7 @@ def _feature(name: str, title: str, hint: str, number: int, detail: str) -> Feat
     if name == "system_calls":
         hint = outer.remedy(*detail.split())
     elif number in (EPERM, ENOSYS) and name in _CALLS_OF and outer.is_filtered():
-        hint = f"this process is under a seccomp filter, which seems to refuse it: {outer.remedy(_CALLS_OF[name])}"
+        hint = f"a seccomp filter of this process probably refuses it: {outer.remedy(_CALLS_OF[name])}"
     said = "a chroot" if name == "own_root" else _refusal(number, detail)
     return Feature(name=name, title=title, available=False, detail=said, hint=_hint(name, hint, number))
 
@@ -292,7 +292,7 @@ def _hint(name: str, hint: str, number: int) -> str:
         return hint
     if remedy := _forbidding():
         return f"{hint}; {remedy}"
-    if number in (ENOSPC, EUSERS):  # the limit that counts is not the one of the sysctl here
+    if number in (ENOSPC, EUSERS):  # the limit of an outer namespace, not the sysctl of this one
         return f"{hint}; sysctl user.max_user_namespaces of an outer user namespace is reached, or they nest 32 deep"
     return f"{hint}; it needs a kernel with CONFIG_USER_NS {_OUTER}"
 
@@ -303,13 +303,13 @@ def _forbidding() -> str:
 
 
 def why_no_namespaces(number: int) -> str:
-    """After a refusal, explain why the caller can't create namespaces. It tries again in other processes.
+    """Explain, after a refusal, why the caller can't create namespaces. Other processes repeat the attempt.
 
     Args:
         number: the error number of the refusal.
 
     Returns:
-        A hint, or an empty string if the trials find nothing forbidden.
+        A hint, or an empty string if all trials succeed.
     """
     if number in (ENOSPC, EUSERS):
         for name in _LIMITS:

@@ -1,7 +1,7 @@
-"""The content of ``RootFS.host()``: directories of the machine, and a copy of the part of /etc that programs need.
+"""The content of ``RootFS.host()``: directories of the host, and a copy of the files in /etc that programs need.
 
-Everything is listed here; nothing relies on a list of secrets. A file that is not listed, or that is not readable for
-everybody, is not inside.
+This module lists everything that is shown. It has no list of secrets. A file that is not listed, or not readable for
+everybody, does not appear inside.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HostRoot(NamedTuple):
     """The skeleton of the default root filesystem.
 
     Attributes:
-        programs: top-level directories of the machine that are mounted completely, such as ``"usr"``.
+        programs: top-level directories of the host that are mounted completely, such as ``"usr"``.
         directories: (path, mode) of directories to create, parents first.
         links: (path, content) of symlinks.
         files: (path, mode, content).
@@ -168,12 +168,12 @@ class _Collector:
             return
         if stat.S_ISDIR(mode) and mode & 0o005 == 0o005:
             self.directories[path] = 0o755
-            # All in C, as in keep(): an iterator that a handler's exception has left open would be complained of.
+            # All in C, as in keep(): Python would warn of an iterator that a handler's exception left open.
             found = sorted(chain.from_iterable(map(os.scandir, (source,))), key=attrgetter("name"))
             for entry in found:
                 if entry.name not in _PRIVATE:
                     with suppress(OSError):  # it was removed or made unreadable in the meantime, so it is left out
-                        # The kind of a symlink is in the directory; hundreds of them need no look at each.
+                        # The directory tells which entries are symlinks; hundreds of them need no call each.
                         mode = stat.S_IFLNK if entry.is_symlink() else entry.stat(follow_symlinks=False).st_mode
                         self._copy(f"{path}/{entry.name}", mode)
         elif stat.S_ISLNK(mode):
@@ -198,7 +198,7 @@ class _Collector:
     def _resolved(self, path: str, depth: int = 0) -> str:
         """Return an absolute path without symlinks, as :func:`os.path.realpath` does, which takes five times as long.
 
-        The many symlinks lead to few directories, and often to each other, so what is found on the way is remembered.
+        Many symlinks lead to few directories, and often to each other, so intermediate results are cached.
 
         Raises:
             OSError: ``ELOOP``.

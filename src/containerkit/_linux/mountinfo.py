@@ -26,7 +26,7 @@ class MountInfo:
         options: the options of the mount, such as ``("rw", "nosuid")``.
         shared: the peer group to and from which it propagates, or 0.
         master: the peer group from which it only receives, or 0.
-        propagate_from: the closest peer group of the master that the process sees, or 0.
+        propagate_from: the nearest peer group of the master that the process can see, or 0.
         unbindable: whether it can't be bind mounted.
         filesystem: the type, such as ``"ext4"`` or ``"fuse.sshfs"``.
         source: the device, or the text that was given instead. It may be empty.

@@ -1,4 +1,4 @@
-"""What an outer container, a service or a chroot denies to its processes. It is checked after a refusal."""
+"""Find out, after a refusal, what an outer container, a service or a chroot denies to its processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MADE_OF: Final = {"clone": ("clone3",), "enter": ("close_range", "execveat")}
 """The system calls of operations with a different name."""
 
 CHROOT: Final = (
-    "this process seems to be in a chroot, where the kernel creates no user namespaces and containers would see a "
+    "this process is probably in a chroot, where the kernel creates no user namespaces and containers would see a "
     "different root: enter the directory with pivot_root instead (`systemd-nspawn --directory=DIR`, `bwrap "
     "--dev-bind DIR /`), or start the container outside, with RootFS.dir(DIR)"
 )
@@ -75,8 +75,8 @@ def why_refused(operation: str, number: int, hint: str = "") -> str:
     if not denied or not is_filtered():
         return hint
     calls = _MADE_OF.get(operation, (operation,))
-    said = f"this process is under a seccomp filter, which seems to refuse {' or '.join(calls)}: {remedy(*calls)}"
-    return f"{said}; or else {hint}" if hint and number == EPERM else said
+    cause = f"a seccomp filter of this process probably refuses {' or '.join(calls)}: {remedy(*calls)}"
+    return f"{cause}; or else {hint}" if hint and number == EPERM else cause
 
 
 def remedy(*calls: str) -> str:

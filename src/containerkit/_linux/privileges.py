@@ -1,4 +1,4 @@
-"""The privileges of this process, and the ids that it can give to containers."""
+"""The privileges of this process, and the ids that it can assign to containers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FIRST_BASE: Final = 0x1000_0000  # 268 million: above the ids that useradd, syst
 
 @telling_of_descriptors("look up privileges")
 def is_privileged() -> bool:
-    """Whether this process may make namespaces, fresh kernel filesystems and id maps as root.
+    """Return whether this process may make namespaces, fresh kernel filesystems and id maps as root.
 
-    Root of a user namespace without its own pid namespace, or without spare ids, counts as an unprivileged user,
-    because it has no more privileges.
+    Root of a user namespace without its own pid namespace, or without ids for containers, counts as unprivileged,
+    because it can do no more than an unprivileged user.
 
     Raises:
         SetupError: no descriptor is free.

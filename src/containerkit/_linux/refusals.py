@@ -1,4 +1,4 @@
-"""Finds the cause of the kernel's refusal of an operation, and the remedy, after the refusal.
+"""Find the cause of an error that the kernel returned for an operation, and the remedy.
 
 Source: decision 0049.
 """
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 __all__ = ["explained", "not_begun"]
 
 _EXHAUSTED: Final = {
-    EMFILE: "this process has as many files open as it may: raise ulimit -n",
-    ENFILE: "the machine has as many files open as it may: raise sysctl fs.file-max",
-    ENOMEM: "no memory is left: see free(1) and the memory limit of this process's control group",
+    EMFILE: "this process has reached its limit of open files: raise ulimit -n",
+    ENFILE: "the machine has reached its limit of open files: raise sysctl fs.file-max",
+    ENOMEM: "out of memory: check free(1) and the memory limit of this process's control group",
 }
 """Errors that do not depend on the operation."""
 
 _MASKED: Final = (
-    "the kernel mounts another only where all of one is in sight; this process seems to be in a container that masks "
-    f"parts of it: start that one with {UNMASK}"
+    "the kernel mounts a new one only where an existing one is fully visible; an outer container probably masks "
+    f"parts of it: start the outer container with {UNMASK}"
 )
 """Source: mount_too_revealing() in the kernel's fs/namespace.c."""
 
 _CERTAIN: Final = {
-    ("clone", ENOMEM): "no memory is left, or the container that it should join has just ended",
+    ("clone", ENOMEM): "out of memory, or the container to join has just ended",
     ("execve", ENOENT): "the command, or the interpreter that it names, is not inside the container",
     ("mount_setattr", ENOSYS): "mount_setattr needs Linux 5.12",
     ("open", EACCES): "this process may not inspect its children: it has changed its user since its exec, so the "
     "kernel considers it undumpable; see PR_SET_DUMPABLE in prctl(2)",
-    ("open_tree", EINVAL): "there are mounts below it that an unprivileged user can't leave out, or it is unbindable: "
-    "name directories without mounts below, or unmount those",
-    ("openat2", EROFS): f"it is read-only here; in a container, start that one with {UNMASK}",
+    ("open_tree", EINVAL): "it has mounts below that an unprivileged user can't leave out, or it is unbindable: "
+    "bind directories without mounts below, or unmount those",
+    ("openat2", EROFS): f"it is read-only here; if an outer container did this, start that with {UNMASK}",
 }
-"""The meaning of an error of an operation, whatever the purpose of the operation. Source: alloc_pid() in kernel/pid.c,
+"""The meaning of an error of an operation, for any purpose of the operation. Source: alloc_pid() in kernel/pid.c,
 __do_loopback() in fs/namespace.c."""
 
 _LIKELY: Final = {
-    ("clone", EPERM): "this host forbids namespaces to this user; `containerkit probe` tells more",
+    ("clone", EPERM): "this host forbids namespaces to this user: run `containerkit probe` for the reason",
     ("clone", ENOSPC): "a limit on namespaces is reached: see user.max_*_namespaces, or nesting is deeper than 32",
     ("clone", EAGAIN): "a limit on processes is reached: see ulimit -u, pids.max and kernel.pid_max",
-    ("clone", EINVAL): "the kernel lacks one of these namespaces, or they can't be combined",
-    ("clone", ENOSYS): "clone3 needs Linux 5.5 and a seccomp filter around this process that lets it through",
+    ("clone", EINVAL): "the kernel does not have one of these kinds of namespaces, or they can't be combined",
+    ("clone", ENOSYS): "clone3 needs Linux 5.5, and the seccomp filter of this process must allow it",
     ("fsmount", EPERM): _MASKED,
 }
 """The meaning of an error if the operation has no hint of its own."""
@@ -56,10 +56,10 @@ _LIKELY: Final = {
 _IN_A_CHROOT: Final = frozenset(
     {("mount", EINVAL), ("move_mount", ENOENT), ("open_tree", ENOENT), ("pivot_root", EINVAL)}
 )
-"""What also fails in a chroot, if it has no hint of its own. It starts from the root of the mount namespace."""
+"""Operations that fail in a chroot too, because they start from the root of the mount namespace."""
 
 _FORBIDDEN: Final = frozenset({EPERM, EACCES, ENOSPC, EUSERS})
-"""The errors of the kernel or a security module for a process that may not make namespaces."""
+"""The errors that the kernel or a security module returns to a process that may not make namespaces."""
 
 _ID_MAP: Final = "id map of "
 
@@ -113,7 +113,7 @@ def not_begun(operation: Operation, error: int) -> SetupError:
 
 
 def _maps_a_tree(operation: Operation) -> bool:
-    """Whether it gives an id map to a mount and all mounts below it. The kernel does not say which of them refused."""
+    """Return whether it sets the id map of a mount and all mounts below. The kernel does not tell which one failed."""
     if operation.name != "mount_setattr" or not operation.target.startswith(f"{_ID_MAP}/"):
         return False
     flags = operation.args[2]

@@ -1,6 +1,6 @@
 """Copy whole trees into and out of a container, of any depth.
 
-Only the functions that are passed in open files inside (see :mod:`containerkit.container.files`). Files outside are
+Only the caller's functions open files inside (see :mod:`containerkit.container.files`). Files of the host are
 opened here, by descriptor and without following symlinks.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     _Opener: TypeAlias = Callable[[list[int], bytes, int], int]
 
-__all__ = ["Inside", "copy_in", "copy_out", "pour"]
+__all__ = ["Inside", "copy_in", "copy_out", "copy_rest"]
 
 _CHUNK: Final = 1024 * 1024
 _PLACE: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -29,7 +29,7 @@ _IN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Inside(Protocol):
-    """Opens and creates things in a container, by name below an open directory.
+    """Opens and creates files in a container, by name below an open directory.
 
     Opened descriptors are appended to a list of the caller, see :func:`containerkit.descriptors.lend`.
     """
@@ -47,7 +47,7 @@ class Inside(Protocol):
         """Open a regular file for writing. It is created or truncated."""
 
 
-def pour(source: int, target: int) -> None:
+def copy_rest(source: int, target: int) -> None:
     """Copy the rest of one file to another."""
     while chunk := os.read(source, _CHUNK):
         view = memoryview(chunk)
@@ -56,12 +56,12 @@ def pour(source: int, target: int) -> None:
 
 
 def copy_out(source: int, inside: str, target: str, open_below: _Opener) -> tuple[str, ...]:
-    """Copy an open file or directory of a container to a new path outside.
+    """Copy an open file or directory of a container to a new path on the host.
 
     Args:
         source: the descriptor.
         inside: the path inside.
-        target: the path outside. An existing file or symlink is neither followed nor replaced.
+        target: the path on the host. An existing file or symlink is neither followed nor replaced.
         open_below: opens a file or directory of the container for reading. Its arguments are the list for the
             descriptor, the name and the directory that contains it. It follows no symlinks.
 
@@ -88,7 +88,7 @@ def _file_out(source: int, status: os.stat_result, name: bytes, place: int) -> b
     if not stat.S_ISREG(status.st_mode):
         return False
     create = partial(os.open, dir_fd=place)
-    lend(lambda kept: pour(source, keep(kept, create, name, _OUT, status.st_mode & 0o777)))
+    lend(lambda kept: copy_rest(source, keep(kept, create, name, _OUT, status.st_mode & 0o777)))
     return True
 
 
@@ -136,12 +136,12 @@ def _begin(trail: Trail, outside: Trail, name: bytes) -> tuple[int, list[bytes]]
 
 
 def copy_in(source: str, target: int, inside: Inside) -> None:
-    """Copy the content of a directory outside to an open directory of a container.
+    """Copy the content of a host directory to an open directory of a container.
 
     Args:
-        source: the path outside. Symlinks are copied as symlinks. Devices, FIFOs and sockets are left out.
+        source: the path on the host. Symlinks are copied as symlinks. Devices, FIFOs and sockets are left out.
         target: descriptor of the directory inside.
-        inside: opens and creates things there.
+        inside: opens and creates files there.
     """
 
     def copy(kept: list[int], below: list[int], made: list[int]) -> None:
@@ -166,6 +166,6 @@ def _one_in(directory: int, name: bytes, goal: int, inside: Inside) -> None:
 
         def copy(kept: list[int]) -> None:
             source = keep(kept, partial(os.open, dir_fd=directory), name, _IN)
-            pour(source, inside.new_file(kept, name, goal, status.st_mode & 0o777))
+            copy_rest(source, inside.new_file(kept, name, goal, status.st_mode & 0o777))
 
         lend(copy)

@@ -29,7 +29,7 @@ def _open_at(kept: list[int], name: bytes, directory: int) -> int:
 class Trail:
     """The directories from a root down to the current directory of a walk.
 
-    Only the nearest few are open. A closed directory is opened again on the way back and must then be the same. So a
+    Only the nearest few are open. A closed directory is opened again on the way back, and must be the same one. So a
     tree that is moved during the walk can't lead the walk elsewhere. (While a directory is open, the kernel keeps its
     parents in memory, so their inode numbers do not change, even on overlayfs.)
 
@@ -59,7 +59,7 @@ class Trail:
     ) -> None:
         self._root = root
         self._ids: list[tuple[int, int]] = []  # of the closed directories, which are always the outermost ones
-        self._kept: list[int] = [] if kept is None else kept  # the open ones that follow
+        self._kept: list[int] = [] if kept is None else kept  # the open directories, below the closed ones
         self.names: list[bytes] = []
         self._most = max(most_open, 1)
         self._open_at = open_at
@@ -232,7 +232,7 @@ def remove(name: bytes, directory: int, *, ignore_errors: bool = False) -> None:
 
 
 def _unlink(name: bytes, directory: int) -> bool:
-    """Remove anything but a directory. Return whether it is removed."""
+    """Remove a file of any type except a directory. Return whether it was removed."""
     try:
         os.unlink(name, dir_fd=directory)
     except IsADirectoryError:

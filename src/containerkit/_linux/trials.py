@@ -1,4 +1,4 @@
-"""Try what this kernel lets its caller do, in processes that end right afterwards.
+"""Try in short-lived processes what this kernel lets its caller do.
 
 A fresh interpreter runs this module for :func:`containerkit._linux.features.probe`, because trials change namespaces
 and credentials permanently and do not need a copy of the caller's memory and threads. Each trial runs in a process
@@ -135,7 +135,7 @@ def _namespaces() -> str:
 
 
 def _user_namespaces() -> str:
-    # Some hosts let anyone create one but withhold its capabilities, so a capability is used here.
+    # Some hosts let anyone create one but without its capabilities, so a capability is used here.
     enter_user_namespace(k.CLONE_NEWNS)
     make_mounts_private()
     scratch()
@@ -243,7 +243,7 @@ def _overlay_in_user_namespace() -> str:
 
 
 def _with_group(hierarchy: Hierarchy | None, look: Callable[[str, str], str]) -> str:
-    """Create a group in the caller's own group, as a start does, inspect the two, and remove it."""
+    """Create a group in the caller's own group, as a start does, inspect both, and remove the new one."""
     own = None if hierarchy is None else hierarchy.locate(hierarchy.own)
     if own is None:
         raise OSError(ENODEV, os.strerror(ENODEV))

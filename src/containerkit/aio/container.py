@@ -219,7 +219,7 @@ class AsyncContainer:
         """
         group = self.container.cgroup
         if group is None:
-            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+            raise StateError(f"{self!r}: it has no control group; pass limits=Limits(...)")
         return group.events(kinds=kinds, triggers=triggers)
 
     @property

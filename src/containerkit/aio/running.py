@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from containerkit.aio.calling import in_thread, settled, undone
 from containerkit.aio.process import LINE_LIMIT_BYTES, AsyncProcess, AsyncTextProcess, Attended, Opening, dispose
-from containerkit.aio.waiting import Hearing
+from containerkit.aio.waiting import LineCallbacks
 from containerkit.container.arguments import run_streams
 from containerkit.container.captured import Terms, complete
 from containerkit.container.run import begin
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
-from containerkit.process.communicate import Hearing as Listening
+from containerkit.process.communicate import LineCallbacks as Listening
 from containerkit.process.lines import Lines
 from containerkit.process.process import OUTPUT_LIMIT_BYTES
 from containerkit.process.stdio import Text
@@ -131,23 +131,23 @@ async def attended(
     Raises:
         SpecError, SetupError, ContainerTimeout, ExitError, CancelledError: as there.
     """
-    terms = Terms.of(timeout_s, limit, check=check, hearing=None if told is None else told.rest)
-    options = run_streams(given, more, capture=capture, hearing=None if told is None else told.rest)
+    terms = Terms.of(timeout_s, limit, check=check, callbacks=None if told is None else told.rest)
+    options = run_streams(given, more, capture=capture, callbacks=None if told is None else told.rest)
     fed = _encoded(given, more)
     made = await undone(in_thread(start, options), dispose)
-    hearing = Hearing(made[0], fed, limit)
+    callbacks = LineCallbacks(made[0], fed, limit)
     if told is not None:
-        hearing = Hearing(made[0], fed, limit if capture else None, told.listeners(more))
+        callbacks = LineCallbacks(made[0], fed, limit if capture else None, told.listeners(more))
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
-        await hearing.until(deadline)
+        await callbacks.until(deadline)
     except BaseException:
         ended = in_thread(dispose, made)
         await settled(ended)
         ended.result()
         raise
     try:
-        return await undone(in_thread(_completed, made, terms, hearing.heard, deadline))
+        return await undone(in_thread(_completed, made, terms, callbacks.heard, deadline))
     finally:
         if told is not None:
             told.finish()
@@ -157,15 +157,15 @@ class Told:
     """Passes the lines of a command to listeners in the event loop.
 
     Args:
-        hearing: the listeners.
+        callbacks: the listeners.
     """
 
-    def __init__(self, hearing: Listening) -> None:
-        self._calls = hearing.on_stdout, hearing.on_stderr
+    def __init__(self, callbacks: Listening) -> None:
+        self._calls = callbacks.on_stdout, callbacks.on_stderr
         self._told = [0, 0]
         self._all: tuple[list[Any], list[Any]] = ([], [])
         out, err = (each.append if call else None for each, call in zip(self._all, self._calls, strict=True))
-        self.rest = Listening(out, err, hearing.kept)
+        self.rest = Listening(out, err, callbacks.kept)
 
     def listeners(self, more: Mapping[str, Any]) -> Any:
         """Return functions that receive the pieces of both streams."""
@@ -193,8 +193,8 @@ def told_to(on_stdout: Listener | None, on_stderr: Listener | None, *, kept: boo
     Raises:
         SpecError: a listener is not callable.
     """
-    hearing = Listening.of(on_stdout, on_stderr, kept=kept)
-    return None if hearing is None else Told(hearing)
+    callbacks = Listening.of(on_stdout, on_stderr, kept=kept)
+    return None if callbacks is None else Told(callbacks)
 
 
 def _completed(made: Made, terms: Terms, heard: tuple[bytes, bytes], deadline: float | None) -> CompletedProcess[Any]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from containerkit.process.process import Process
 
-__all__ = ["Hearing", "lying", "readable"]
+__all__ = ["LineCallbacks", "lying", "readable"]
 
 _CHUNK: Final = 65536
 _FIONREAD: Final = 0x541B
@@ -50,7 +50,7 @@ def lying(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, bytes(4)), sys.byteorder)
 
 
-class Hearing:
+class LineCallbacks:
     """Writes a command's input and keeps its output, until it has ended, has written too much, or the time is up.
 
     Args:

@@ -1,1 +1,1 @@
-"""Directory trees and their archives: extracted without trust in their content, written, compressed."""
+"""Directory trees and their archives: extract untrusted archives, write and compress them."""

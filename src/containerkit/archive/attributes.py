@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["CAPABILITY", "IMPLIED", "attributes_of", "is_kept", "mark_opaque", "mark_whiteouts", "posix_acl"]
 
 IMPLIED: Final = "user.containerkit.implied"
-"""Marks a directory that a layer contains only because something is in it. A lower layer defines its attributes."""
+"""Marks a directory that a layer does not name, but has files in. A lower layer defines its attributes."""
 CAPABILITY: Final = "security.capability"
 UNKNOWN: Final = "(of unknown users) "
-"""The prefix for the name of a list that can't be kept, because it names a user without a number."""
+"""The prefix of the name of a list that can't be stored, because it names a user without a number."""
 _XATTR: Final = "SCHILY.xattr."
 _LIBARCHIVE: Final = "LIBARCHIVE.xattr."
 _ACLS: Final = {"SCHILY.acl.access": "system.posix_acl_access", "SCHILY.acl.default": "system.posix_acl_default"}
@@ -32,7 +32,7 @@ _SHORT: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
 
 
 def mark_opaque(directory: int, spaces: tuple[str, ...]) -> None:
-    """Mark a directory so that overlayfs hides what lower layers have there.
+    """Mark a directory so that overlayfs hides its content in lower layers.
 
     Args:
         directory: its descriptor.
@@ -47,7 +47,7 @@ def mark_opaque(directory: int, spaces: tuple[str, ...]) -> None:
 def mark_whiteouts(directory: int, spaces: tuple[str, ...]) -> None:
     """Mark a directory that contains whiteouts. Otherwise overlayfs lists them, if only one layer has the directory.
 
-    The attribute is the one for the origin of a copy, without a value. A filesystem may not support it.
+    The attribute is that for the origin of a copied file, with an empty value. Some filesystems do not support it.
 
     Args:
         directory: its descriptor.
@@ -70,7 +70,7 @@ class UnknownNameError(ImageError):
 def attributes_of(headers: Mapping[str, str]) -> dict[str, bytes]:
     """Return the extended attributes in the pax headers of a member.
 
-    Lists can have two encodings: the kernel's own bytes, or the text of star and GNU tar.
+    Access control lists can have two encodings: the kernel's own bytes, or the text of star and GNU tar.
 
     Raises:
         ImageError: a list is malformed, or a value is larger than 64 KiB.

@@ -1,4 +1,4 @@
-"""Open files below a directory, and sync a filesystem: calls that the standard library lacks."""
+"""Open files below a directory, and sync a filesystem: system calls that the standard library does not have."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BENEATH: Final = k.RESOLVE_BENEATH | k.RESOLVE_NO_SYMLINKS | k.RESOLVE_NO_MAGICL
 
 
 def open_beneath(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
-    """Open a path that neither leaves ``directory`` nor goes through any symlink.
+    """Open a path below ``directory`` without following any symlink.
 
     Args:
         directory: descriptor of the directory.
         path: a relative path without a NUL, of any length.
         flags: as for open(2); close-on-exec is added.
-        mode: permission bits of a file that is made.
+        mode: permission bits of a new file.
 
     Returns:
         A new descriptor.
@@ -47,7 +47,7 @@ def open_beneath(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
 
 
 def is_on_same_mount(directory: int, path: bytes) -> bool:
-    """Return whether a path below ``directory`` leads through no symlink and no other mount.
+    """Return whether a path below ``directory`` crosses no symlink and no mount point.
 
     Source: openat2(2), RESOLVE_NO_XDEV.
     """

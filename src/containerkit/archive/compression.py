@@ -1,4 +1,4 @@
-"""Compressed streams. They are recognised by their first bytes, not by a manifest."""
+"""Compressed streams. Their first bytes, not a manifest, tell the format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAGIC: Final = (
 _GZIP_LEVEL: Final = 1  # three times as fast as level 6, with a tenth more bytes
 _GZIP_PIECE: Final = 1 << 20
 _GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\x04\xff"  # flags: no time, fast, unknown system
-_GUNZIP_BLOCK: Final = 32 << 10  # for each stream isal holds eight of compressed and four of uncompressed data
+_GUNZIP_BLOCK: Final = 32 << 10  # isal has eight blocks of compressed and four of uncompressed data for each stream
 _DEFLATE_END: Final = b"\x03\0"  # an empty last block
 _MOST_THREADS: Final = 8
 _ZSTD_LEVEL: Final = 3
@@ -123,7 +123,7 @@ class Plain:
         try:
             piece = self._stream.read(size)
         except EOFError as error:
-            raise ImageError(f"{self._what}: its {self.kind} data is cut short") from error
+            raise ImageError(f"{self._what}: its {self.kind} data is truncated") from error
         except self._errors as error:
             if self._is_at_an_end(error):
                 raise ImageError(f"{self._what}: its {self.kind} data is followed by something else") from error

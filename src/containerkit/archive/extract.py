@@ -1,4 +1,4 @@
-"""Extract a layer. Each member of the archive becomes a file below one directory, or the whole layer is refused."""
+"""Extract a layer to one directory. If one member of the archive is refused, so is the whole layer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["OWNER_OVERRIDE", "Extracted", "Extraction", "extract"]
 
 OWNER_OVERRIDE: Final = "user.fuseoverlayfs.override_stat"
-"""Where a store that can't change owners records them. fuse-overlayfs understands this attribute too."""
+"""The attribute that records owners in a store that can't change them. fuse-overlayfs uses it too."""
 
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
@@ -61,7 +61,7 @@ class Extraction:
     """How a layer is extracted.
 
     Args:
-        whiteouts: ``overlay`` stores deletions as overlayfs's marks. ``apply`` deletes the files from the directory.
+        whiteouts: ``overlay`` stores deletions as marks for overlayfs. ``apply`` deletes the files from the directory.
         owners: ``keep`` sets the owners in the archive. ``caller`` leaves the files to the caller and records the owner
             in an attribute; ``keep`` does this for owners that are not mapped in the user namespace.
         devices: ``standard`` creates only the nodes that every system has in ``/dev``, ``all`` all, ``none`` none.
@@ -138,12 +138,12 @@ def extract(
         state: a hash object that receives all bytes of the archive.
         how: the rules.
         compressed: returns how many compressed bytes have been read so far, for the bound on the ratio.
-        below: the layers below this one. Their symlinks are followed, and their files may get another name.
+        below: the layers below this one. Their symlinks are followed, and hard links to their files may be created.
 
     Raises:
-        LacksError: the archive names a file or directory that is neither in it nor below.
-        ImageError: the archive is malformed, leads out of its root, or exceeds a bound. The files created until then
-            stay in the directory, which the caller must discard.
+        NotInLayerError: the archive names a file or directory that is neither in it nor in a layer below.
+        ImageError: the archive is malformed, has a path out of its root, or exceeds a bound. The files made until then
+            stay in the directory, which the caller must delete.
         SetupError: the disk is full, or the kernel refuses something else.
 
     Source: OCI image specification, layer.md.
@@ -210,7 +210,7 @@ class _Work:
             self._directories[()] = entry
             return
         if self._whiteouts:
-            self._way(parts[:-1])
+            self._uncover_parents(parts[:-1])
             if parts in self._whiteouts:
                 self._uncover(entry)
         self._makers.get(entry.kind, self._node)(entry)
@@ -252,7 +252,7 @@ class _Work:
 
     def _directory(self, entry: Entry) -> None:
         new, replaces = self.tree.new_directory(entry.parts)
-        # Where the layer has a file first and then a directory, the file has already hidden what is below.
+        # If the layer has first a file and then a directory here, the file has already hidden the layers below.
         if new and (entry.parts in self._whiteouts or (replaces and not self._apply)):
             self._mark_opaque(entry.parts)
             self._whiteouts.discard(entry.parts)
@@ -273,7 +273,7 @@ class _Work:
             raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which does not exist")
         target = (*self.union.real(target[:-1]), target[-1])
         if self.union.is_deleted(target):
-            raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which it deletes")
+            raise ImageError(f"layer: {shown(entry.path)} links to {shown(entry.link)}, which the layer deletes")
         if entry.parts != target:
             self._replace_directory(entry.parts)
         found = self.union.find_below(target) if self.tree.mode(target) is None else None
@@ -297,7 +297,7 @@ class _Work:
         self._by_name(entry, mode=True)
 
     def _by_name(self, entry: Entry, *, mode: bool) -> None:
-        """Set owner, mode, attributes and time of a file that can't be opened. Its single name is not followed."""
+        """Set owner, mode, attributes and time of a file that can't be opened, without following a symlink."""
         parent, name = self.tree.directory(entry.parts[:-1]), entry.parts[-1]
         kept = self._give(name, entry, parent)
         if entry.headers:
@@ -352,7 +352,7 @@ class _Work:
         if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
             if any(part.startswith(_MARKER) for part in parts[:-1]):
                 return  # inside one of aufs's own directories
-            raise ImageError(f"layer: {shown(b'/'.join(parts))} is inside a deletion")
+            raise ImageError(f"layer: {shown(b'/'.join(parts))} is below a path that the layer deletes")
         name = parts[-1]
         if name == _OPAQUE:
             self._opaque(parts[:-1])
@@ -361,7 +361,7 @@ class _Work:
             return
         hidden = name[len(_WHITEOUT) :]
         if hidden in (b"", b".", b".."):
-            raise ImageError(f"layer: {shown(b'/'.join(parts))} is a deletion without a name")
+            raise ImageError(f"layer: {shown(b'/'.join(parts))} deletes a file without a name")
         self._delete((*parts[:-1], hidden))
 
     def _delete(self, parts: Parts) -> None:
@@ -382,7 +382,7 @@ class _Work:
         if self._apply:
             self._clear(parts)
             return
-        self._way(parts)
+        self._uncover_parents(parts)
         self._mark_opaque(parts)  # overlayfs ignores the mark on the root of a layer: see layer_paths
 
     def _clear(self, parts: Parts) -> None:
@@ -399,13 +399,13 @@ class _Work:
                 else:
                     self.tree.remove((*at, name))
 
-    def _way(self, parts: Parts) -> None:
+    def _uncover_parents(self, parts: Parts) -> None:
         """Make sure that a directory exists and is not covered by a whiteout of this layer."""
         if not covers(self._whiteouts, parts):
             return
         for depth in range(1, len(parts) + 1):
             if parts[:depth] in self._whiteouts:
-                self.tree.clear_way(parts[:depth])
+                self.tree.make_room(parts[:depth])
                 self.tree.directory(parts[:depth])
                 self.tree.implied.discard(parts[:depth])  # it is independent of the deleted one
                 self._mark_opaque(parts[:depth])
@@ -418,7 +418,7 @@ class _Work:
 
     def _uncover(self, entry: Entry) -> None:
         """Remove the whiteout in the place of a new file of the same layer."""
-        self.tree.clear_way(entry.parts)
+        self.tree.make_room(entry.parts)
         if entry.kind != "directory":
             self._whiteouts.discard(entry.parts)
 

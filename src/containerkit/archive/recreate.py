@@ -1,4 +1,4 @@
-"""Create the directories that a stack of layers shows, and let the caller place what is in them."""
+"""Create the directories of a stack of layers. The caller places the files in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from containerkit.archive.view import Found, Parts, View
 
-__all__ = ["dress", "recreate"]
+__all__ = ["copy_metadata", "recreate"]
 
 
 def recreate(
@@ -28,7 +28,7 @@ def recreate(
     lenient: bool = False,
     finish: Callable[[Parts, int], None] = lambda _parts, _directory: None,
 ) -> None:
-    """Create the directories below one of a view, at any depth, and place everything else.
+    """Create all directories below a directory of a view, and place everything else in them.
 
     The attributes of a directory are set last, because filling it changes them.
 
@@ -36,8 +36,8 @@ def recreate(
         view: the stack of layers.
         start: the directory in it.
         root: a descriptor of the directory to fill.
-        place: creates what is not a directory. It gets what was found, its name, and a descriptor of the directory.
-        lenient: as for :func:`dress`.
+        place: creates each file. Its arguments: the file that was found, its name, a descriptor of the directory.
+        lenient: as for :func:`copy_metadata`.
         finish: called for each directory before its mode is set, with its path in the view and its descriptor.
 
     Raises:
@@ -46,7 +46,7 @@ def recreate(
 
     def complete(directory: int) -> None:
         finish(tuple(parts), directory)
-        dress(directory, view.find(tuple(parts)), lenient=lenient)
+        copy_metadata(directory, view.find(tuple(parts)), lenient=lenient)
 
     parts = list(start)
     waiting = [view.entries(start)[::-1]]
@@ -69,8 +69,8 @@ def recreate(
             parts.pop()
 
 
-def dress(target: int, own: Found | None, *, lenient: bool = False) -> None:
-    """Give a copy the owner, attributes, mode and times of its original. With a single id, all is that user's.
+def copy_metadata(target: int, own: Found | None, *, lenient: bool = False) -> None:
+    """Give a copy the owner, attributes, mode and times of its original. With a single id, that user owns everything.
 
     Args:
         target: a descriptor of the copy.

@@ -40,7 +40,7 @@ _KINDS: Final = {
     tarfile.BLKTYPE: "block",
     tarfile.DIRTYPE: "directory",
     tarfile.FIFOTYPE: "fifo",
-    b"D": "directory",  # GNU tar's directory of an incremental archive; its listing is passed over
+    b"D": "directory",  # a directory in an incremental archive of GNU tar; its listing is skipped
 }
 _LABEL: Final = b"V"  # the name of a GNU volume, which is ignored
 
@@ -210,7 +210,7 @@ def _text(field: bytes, encoding: str, errors: str) -> str:
 
 
 class _Parser(tarfile.TarFile):
-    """:class:`tarfile.TarFile`, used only for its header parser."""
+    """The header parser of :class:`tarfile.TarFile`."""
 
     tarinfo = _Member
 
@@ -228,7 +228,7 @@ def read_entries(reader: ForwardReader, limits: Limits = DEFAULT_LIMITS) -> Iter
         limits: bounds on the number of entries.
 
     Raises:
-        ImageError: a header is malformed, a name leads out, a member's type is unknown, or a bound is exceeded.
+        ImageError: a header is malformed, a path leads out, a member's type is unknown, or a bound is exceeded.
 
     Source: tar(5); POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Storing Sparse Files".
     """
@@ -244,7 +244,7 @@ def read_entries(reader: ForwardReader, limits: Limits = DEFAULT_LIMITS) -> Iter
 
 
 def copy_archive(stream: Plain, writer: Sink, limits: Limits) -> None:
-    """Copy an archive unchanged and check it, so that no archive gets in that could not be unpacked.
+    """Copy an archive unchanged, after checking that it can be unpacked.
 
     Args:
         stream: the archive.

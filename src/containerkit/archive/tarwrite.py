@@ -66,13 +66,13 @@ class Writing:
     """How a directory is written.
 
     Args:
-        overlay: whether it is the upper directory of an overlay, whose marks become whiteouts.
+        overlay: whether it is the upper directory of an overlay. Its marks become whiteouts.
         marks: whether files whose names begin with ``.wh.`` are marks of fuse-overlayfs, which become whiteouts too.
         epoch: in seconds; later times are set to it. Default: unchanged.
-        owner: converts the owner of a file outside to the one to write. Default: unchanged.
-        group: converts the group of a file outside to the one to write. Default: unchanged.
-        exclude: absolute paths inside to leave out, with everything below them.
-        prefix: the directory inside below which everything is written, such as ``b"usr"``.
+        owner: converts the owner of a file on the host to the one to write. Default: unchanged.
+        group: converts the group of a file on the host to the one to write. Default: unchanged.
+        exclude: absolute paths in the archive to leave out, with everything below them.
+        prefix: the directory in the archive below which everything is written, such as ``b"usr"``.
 
     Source: OCI image specification, layer.md; the SOURCE_DATE_EPOCH specification.
     """
@@ -139,10 +139,10 @@ class TreeWriter:
                 try:
                     trail.leave()
                 except OSError as error:
-                    raise ImageError(f"{shown(left)}: it was moved while it was read") from error
+                    raise ImageError(f"{shown(left)}: it was moved during the read") from error
 
     def _names(self, path: bytes, directory: int) -> list[bytes]:
-        """Return the names in a directory, the last one first. A mark that hides the layers below comes before them."""
+        """Return the names in a directory in reverse order, after a mark if the directory hides the layers below."""
         if self._spaces and path and self._overlay(directory, b".", "opaque") == b"y":
             self._plain(path + b"/.wh..wh..opq")
         return sorted((os.fsencode(entry) for entry in os.listdir(directory)), reverse=True)
@@ -223,7 +223,7 @@ class TreeWriter:
             file = os.open(name, _FILE & ~os.O_NOATIME, dir_fd=directory)
         try:
             if not os.path.samestat(os.fstat(file), status):
-                raise ImageError(f"{shown(head.name)}: it was replaced while it was read")
+                raise ImageError(f"{shown(head.name)}: it was replaced during the read")
             self._content(head, file, status.st_size)
         finally:
             os.close(file)
@@ -246,7 +246,7 @@ class TreeWriter:
                 self.sink.write(piece)
                 left -= len(piece)
             if left:
-                raise ImageError(f"{shown(head.name)}: it was cut short while it was read")
+                raise ImageError(f"{shown(head.name)}: it was truncated during the read")
         self.sink.write(bytes(-head.size % _BLOCK))
 
     def _attributes(
@@ -326,7 +326,7 @@ class Head:
         link: of a link: its target.
         device: of a device: its number.
         attributes: extended attributes.
-        real_size: of a sparse file: its size outside the archive; -1 for others.
+        real_size: of a sparse file: its size after extraction; -1 for others.
 
     Source: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "PAX Format, Version 1.0".
     """
@@ -345,7 +345,7 @@ class Head:
 
     @property
     def stored_name(self) -> bytes:
-        """The name in the header. A sparse file has another one, so that tools without support make no broken file."""
+        """The name in the header. A sparse file has another one: tools without support must not make a broken file."""
         if self.real_size < 0:
             return self.name
         directory, slash, name = self.name.rpartition(b"/")

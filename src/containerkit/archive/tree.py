@@ -1,4 +1,4 @@
-"""Write a tree of untrusted files without ever leaving its root.
+"""Write a tree of untrusted files. No file is ever created outside its root.
 
 Each path is resolved from the root's descriptor with openat2(2) without following symlinks. Each file is created by its
 last component in that directory, so the kernel never gets a whole path.
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
     from containerkit.archive.links import Parts
 
-__all__ = ["LacksError", "Tree"]
+__all__ = ["NotInLayerError", "Tree"]
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_OPEN: Final = 32
 
 
-class LacksError(ImageError):
-    """A layer names a file or directory that it does not contain. A layer below may contain it."""
+class NotInLayerError(ImageError):
+    """A layer refers to a file or directory that it does not contain. A layer below may contain it."""
 
 
 class Tree:
@@ -125,11 +125,11 @@ class Tree:
         for known in [known for known in self._open if known[: len(parts)] == parts]:
             os.close(self._open.pop(known))
 
-    def clear_way(self, parts: Parts) -> None:
-        """Remove what is in the place of a new file, as GNU tar does: a directory only if it is empty.
+    def make_room(self, parts: Parts) -> None:
+        """Remove an existing file at the path of a new one, as GNU tar does; a directory only if it is empty.
 
         Raises:
-            ImageError: a directory that is not empty is in its place.
+            ImageError: a directory that is not empty exists there.
         """
         parent = self.directory(parts[:-1])
         try:
@@ -143,7 +143,7 @@ class Tree:
             except OSError as error:
                 if error.errno in (ENOTEMPTY, EEXIST):
                     raise ImageError(
-                        f"layer: {shown(b'/'.join(parts))} is to replace a directory that is not empty"
+                        f"layer: {shown(b'/'.join(parts))} would replace a directory that is not empty"
                     ) from error
                 raise
 
@@ -153,7 +153,7 @@ class Tree:
         try:
             return os.open(parts[-1], _NEW, 0o600, dir_fd=parent)
         except FileExistsError:
-            self.clear_way(parts)
+            self.make_room(parts)
             return os.open(parts[-1], _NEW, 0o600, dir_fd=self.directory(parts[:-1]))
 
     def new_directory(self, parts: Parts) -> tuple[bool, bool]:
@@ -165,18 +165,18 @@ class Tree:
             kept = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
             if stat.S_ISDIR(kept.st_mode):
                 return False, False
-            self.clear_way(parts)
+            self.make_room(parts)
             os.mkdir(parts[-1], 0o700, dir_fd=self.directory(parts[:-1]))
             return True, True
         return True, False
 
     def new_symlink(self, parts: Parts, content: bytes) -> None:
-        """Create a symlink, replacing what exists. Nothing here ever follows it."""
+        """Create a symlink, replacing what exists. This class never follows it."""
         parent = self.directory(parts[:-1])
         try:
             os.symlink(content, parts[-1], dir_fd=parent)
         except FileExistsError:
-            self.clear_way(parts)
+            self.make_room(parts)
             os.symlink(content, parts[-1], dir_fd=self.directory(parts[:-1]))
 
     def new_node(self, parts: Parts, mode: int, device: int) -> None:
@@ -185,14 +185,14 @@ class Tree:
         try:
             os.mknod(parts[-1], mode, device, dir_fd=parent)
         except FileExistsError:
-            self.clear_way(parts)
+            self.make_room(parts)
             os.mknod(parts[-1], mode, device, dir_fd=self.directory(parts[:-1]))
 
     def new_hardlink(self, parts: Parts, target: Parts) -> None:
         """Create a hard link to a file of this tree.
 
         Raises:
-            LacksError: the target does not exist.
+            NotInLayerError: the target does not exist.
             ImageError: the target is a directory, or its path leads through a symlink.
         """
         goal = b"/".join(target)
@@ -201,19 +201,19 @@ class Tree:
         try:
             source = os.dup(self.directory(target[:-1], make=False))
         except FileNotFoundError as error:
-            raise self.lacks(parts, goal) from error
+            raise self.not_in_layer(parts, goal) from error
         try:
             self._link(parts, target[-1], goal, source)
         finally:
             os.close(source)
 
     def new_foreign_hardlink(self, parts: Parts, path: bytes, goal: bytes) -> None:
-        """Create a hard link to a file of a layer below, which must never be written to from then on.
+        """Create a hard link to a file of a layer below. The file must never be written to afterwards.
 
         Args:
             parts: the new name.
-            path: the path of the file outside.
-            goal: its name in the archive.
+            path: the path of the file on the host.
+            goal: the name of the target in the archive.
 
         Raises:
             ImageError: it is a directory.
@@ -226,9 +226,9 @@ class Tree:
         finally:
             os.close(source)
 
-    def lacks(self, parts: Parts, goal: bytes) -> LacksError:
+    def not_in_layer(self, parts: Parts, goal: bytes) -> NotInLayerError:
         """Return the error for a link whose target does not exist."""
-        return LacksError(f"layer: {shown(b'/'.join(parts))} links to {shown(goal)}, which does not exist")
+        return NotInLayerError(f"layer: {shown(b'/'.join(parts))} links to {shown(goal)}, which does not exist")
 
     def _link(self, parts: Parts, target: bytes, goal: bytes, source: int) -> None:
         for _ in range(2):
@@ -238,9 +238,9 @@ class Tree:
             except FileExistsError:
                 if self._same(source, target, parent, parts[-1]):
                     return
-                self.clear_way(parts)
+                self.make_room(parts)
             except FileNotFoundError as error:
-                raise self.lacks(parts, goal) from error
+                raise self.not_in_layer(parts, goal) from error
             except PermissionError as error:
                 raise ImageError(f"layer: {shown(b'/'.join(parts))} can't be a hard link to {shown(goal)}") from error
             else:

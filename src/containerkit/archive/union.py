@@ -1,4 +1,4 @@
-"""The layer that is being written, on top of the layers below it: how its paths are resolved."""
+"""Resolve the paths of a layer that is being written, on top of the layers below it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from containerkit.archive.links import follow
 from containerkit.archive.longpath import readlink
 from containerkit.archive.stream import shown
-from containerkit.archive.tree import LacksError
+from containerkit.archive.tree import NotInLayerError
 from containerkit.errors import ImageError
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ def covers(marks: set[Parts], parts: Parts) -> bool:
 
 
 class Union:
-    """What a container would see if the layer ended here.
+    """The root that a container would see if the layer ended here.
 
-    Symlinks are resolved as inside a chroot. They are resolved by name, here. The results have no symlinks, so
+    This class resolves symlinks by name, as in a chroot. The resulting paths have no symlinks, so
     :class:`Tree` never gets any.
 
     Args:
@@ -51,7 +51,7 @@ class Union:
         """Return the real path of a directory, without symlinks. The directory need not exist.
 
         Raises:
-            LacksError: a symlink in the path does not lead to a directory.
+            NotInLayerError: a symlink in the path does not lead to a directory.
             ImageError: a component is a file, or the symlinks form a loop.
 
         Source: path_resolution(7).
@@ -69,7 +69,7 @@ class Union:
         for part in parts:
             ahead = follow(done, part, self._link_at)
             if ahead != (*done, part) and not self._is_directory(ahead):
-                raise LacksError(f"layer: a symlink in the path {shown(b'/'.join(parts))} does not lead to a directory")
+                raise NotInLayerError(f"layer: {shown(b'/'.join(parts))} has a symlink that leads to no directory")
             done = ahead
         return done
 

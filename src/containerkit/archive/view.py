@@ -21,7 +21,7 @@ class Found(NamedTuple):
     """A file of a view.
 
     Attributes:
-        path: the path outside.
+        path: the path on the host.
         status: its status.
     """
 
@@ -113,11 +113,11 @@ class View:
             return file.read(limit)
 
     def directories(self, parts: Parts) -> tuple[bytes, ...]:
-        """Return the directories outside that together are one directory inside, topmost first."""
+        """Return the host directories that form one directory of the view, topmost first."""
         return self._directories(parts)
 
     def _directories(self, parts: Parts) -> tuple[bytes, ...]:
-        """Return the directories outside that together are one directory inside, topmost first."""
+        """Return the host directories that form one directory of the view, topmost first."""
         known = len(parts)
         while parts[:known] not in self._visible:
             known -= 1

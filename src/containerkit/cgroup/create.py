@@ -1,4 +1,4 @@
-"""Create a group: choose its place, make its directories, and write its settings."""
+"""Create a group: choose its parents, make its directories, and write its settings."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["apply", "create_directories", "delegate", "make", "resolved"]
 
 _DELEGATED: Final = {1: ("cgroup.procs", "tasks"), 2: ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")}
-"""The files that let an owner create groups of its own. The files of the limits are not among them."""
+"""The files that an owner needs to create its own groups. They do not include the limits."""
 
 _ENOUGH: Final = {"cgroup.max.depth": b"32", "cgroup.max.descendants": b"4096"}
-"""Each level makes every change below it slower for the whole machine. Version 2 can limit levels and groups."""
+"""The maximum depth and number of groups of another owner. Each level slows down changes for the whole machine."""
 
 _NO_PLACE_HINT: Final = (
     "this user can't create groups in any hierarchy: run the program as root, or without limits, or with "
@@ -54,7 +54,7 @@ def create_directories(
         begun: an empty list for its directories, version 2 last. Each is in it before it is created.
         name: the name of the directories.
         wish: the limits, with device numbers in place of device paths.
-        further: more controllers to join, because their reports are wanted.
+        further: more controllers to join for their reports.
         parent, mount, systemd: as for :meth:`containerkit.CGroup.create`.
 
     Raises:
@@ -65,7 +65,7 @@ def create_directories(
     try:
         make(begun, _rooms(wish, further, parent, mount=mount, systemd=systemd), name)
     except FileNotFoundError:
-        # A base can vanish: this process was moved and its former group was removed. Look again once, then give up.
+        # A base can vanish when this process is moved and its previous group is removed. Look again once, then stop.
         try:
             make(begun, _rooms(wish, further, parent, mount=mount, systemd=systemd, refresh=True), name)
         except FileNotFoundError as error:
@@ -81,7 +81,7 @@ def _rooms(
     systemd: bool | None,
     refresh: bool = False,
 ) -> tuple[Room, ...]:
-    """Find the place for a group. Return what has to be created there.
+    """Find the parents for a group. Return what to create in each.
 
     Raises:
         UnsupportedError: a limit is enforced by no hierarchy, or the user can't create groups in any hierarchy.
@@ -103,7 +103,7 @@ def _rooms(
 
 
 def _found(rooms: tuple[Room, ...]) -> tuple[Room, ...]:
-    """Refuse a group without any directory. Without limits nothing else refuses it, and nothing would be counted."""
+    """Refuse a group without any directory, because it would count nothing. Without limits, no other check does so."""
     if not rooms:
         raise UnsupportedError("make", EACCES, "a control group", _NO_PLACE_HINT)
     return rooms
@@ -172,7 +172,7 @@ def apply(part: Directory, setting: Setting | Attachment) -> None:
         if error.errno == ENOENT:
             if missing == "no-swap" and not _machine_has_swap():
                 return
-            text = hint or "this kernel's controller has no such file"
+            text = hint or "this kernel's controller does not have the file"
             raise UnsupportedError("write", ENOENT, f"{part.path}/{file}", text) from None
         if error.errno == EINVAL and not hint:
             hint = "the kernel does not accept this value here"

@@ -1,4 +1,4 @@
-"""One directory of one hierarchy, held by a descriptor. All access goes through it, so no path is resolved twice."""
+"""One directory of one hierarchy, by its descriptor. All access uses the descriptor, so no path is resolved twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events of a group, reported as they happen. The kernel wakes the waiting process, nothing is polled in a loop.
+"""Events of a group, reported when they happen. The kernel wakes the waiting process; there is no polling.
 
 On version 2 a file changes and poll(2) reports POLLPRI. Version 1's memory controller signals an eventfd when the group
 runs out of memory. The kill follows a moment later and signals nothing, so the processes of the group are watched
@@ -122,7 +122,7 @@ class Events:
             if "pids" in there and part.version == 2:
                 told |= self._add_file(part, "pids.events", _PIDS, {})
         if wanted is not None and wanted - told:
-            raise _untold(wanted - told, group.path)
+            raise _no_source(wanted - told, group.path)
 
     def _add_file(
         self, part: Directory, file: str, counts: dict[str, EventKind], states: dict[str, tuple[EventKind, EventKind]]
@@ -170,19 +170,19 @@ class Events:
         if fd in self._victims:
             self._forget(fd)
             if self._oom is not None:
-                self._tell(self._oom.killed())
+                self._enqueue(self._oom.killed())
             return
         source = self._sources.get(fd)
         if source is None:
             return
-        self._tell(source.changes())
+        self._enqueue(source.changes())
         if source is self._oom and "oom_kill" in self._kinds:
-            self._await_victim()
+            self._watch_members()
 
-    def _tell(self, events: Iterable[Event]) -> None:
+    def _enqueue(self, events: Iterable[Event]) -> None:
         self._queue.extend(event for event in events if event.kind in self._kinds or event.kind == "pressure")
 
-    def _await_victim(self) -> None:
+    def _watch_members(self) -> None:
         """Watch the processes of a group that has run out of memory until one of them ends."""
         if self._oom is None:
             return
@@ -193,7 +193,7 @@ class Events:
                 continue
             self._victims.add(pidfd)
             self._epoll.register(pidfd, select.EPOLLIN)
-        self._tell(self._oom.killed())  # the kill may have happened before the pidfds were opened
+        self._enqueue(self._oom.killed())  # the kill may have happened before the pidfds were opened
 
     def _forget(self, pidfd: int) -> None:
         self._victims.discard(pidfd)
@@ -259,9 +259,9 @@ class Events:
         self.close()
 
 
-def _untold(kinds: frozenset[str], path: str) -> UnsupportedError:
+def _no_source(kinds: frozenset[str], path: str) -> UnsupportedError:
     hint = (
-        "oom needs the memory controller (set a limit or name it in controllers=); memory_high, memory_max and "
+        "oom needs the memory controller (set a limit, or name it in controllers=); memory_high, memory_max and "
         "pids_max need memory or pids on version 2 (version 1 only counts them); the others need a mounted cgroup2"
     )
     return UnsupportedError("watch", EOPNOTSUPP, f"{', '.join(sorted(kinds))} of {path}", hint)

@@ -72,8 +72,8 @@ class CGroup(GroupView):
             owned: whether the group belongs to this process. The name then contains the owner, and :func:`sweep`
                 removes the groups of owners that were killed. With False, ``name`` is used literally, and whoever opens
                 the group later removes it. Default True.
-            mount: whether to mount privately a version 1 hierarchy that the kernel offers and nothing mounts.
-            systemd: whether to put the group into a delegated scope, which systemd is asked for once in each process.
+            mount: whether to mount, privately, a version 1 hierarchy that the kernel offers and that is not mounted.
+            systemd: whether to create the group in a delegated scope, which each process requests from systemd once.
                 Default: only if the caller's own group can't have such groups and systemd is the init of the machine.
             into: a list to which the group is appended before anything is created. If a signal handler raises
                 before the caller has stored the result, the caller finds the group there and removes it. Default None.
@@ -247,7 +247,7 @@ class CGroup(GroupView):
                 raise refused("write", error, f"{pid} to {part.path}/cgroup.procs") from None
 
     def update(self, limits: Limits) -> None:
-        """Change the limits. A limit that is None stays as it is. If one change fails, the former limits are restored.
+        """Change the limits. A limit that is None stays unchanged. If a change fails, the previous limits are restored.
 
         Raises:
             SpecError: a limit is invalid for this group.
@@ -353,7 +353,7 @@ class CGroup(GroupView):
         self._end("removed")
 
     def _leave_partition(self) -> None:
-        """Return the processors of a partition now. The kernel does it only a while after the directory is removed."""
+        """Return the processors of a partition now. The kernel does so only some time after the removal."""
         if self.limits.cpuset_partition in {"root", "isolated"} and self.unified is not None:
             with contextlib.suppress(OSError):  # it has been removed already
                 self.unified.write("cpuset.cpus.partition", b"member")

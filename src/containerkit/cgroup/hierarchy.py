@@ -33,7 +33,7 @@ _ONLY_VERSION_1: Final = frozenset({"cpuacct", "net_cls", "net_prio", "freezer",
 """Controllers that have no files on version 2."""
 
 _ACCOUNTED: Final = frozenset({"memory", "cpu", "io", "pids"})
-"""Enabled on version 2 if possible, because their reports are wanted."""
+"""Controllers to enable on version 2 if possible, for their reports."""
 
 Room = tuple[Directory, tuple[Any, ...]]
 """A base, and what to write into a new group below it."""
@@ -85,7 +85,7 @@ class Tree:
                 scope = Scope()
                 atexit.register(scope.close)
                 tree = cls(_open_bases(pid=scope.pid))
-                if tree.unified is not None and not _step_aside(tree.unified, scope.pid):
+                if tree.unified is not None and not _move_to_leaf(tree.unified, scope.pid):
                     raise refused("write", OSError(EBUSY, os.strerror(EBUSY)), tree.unified.path)
                 _delegated = os.getpid(), tree
             return _delegated[1]
@@ -200,7 +200,7 @@ class Tree:
         needed = limits.controllers()
         serving: dict[str, Directory] = {}
         for name in sorted(needed | controllers):
-            base = self.serving(name) or self._hand_down(name)
+            base = self.serving(name) or self._enable_above(name)
             if base is None:
                 raise not_served(name, self.unified)
             serving[name] = base
@@ -229,7 +229,7 @@ class Tree:
             found += settings(limits, base, self)
         return tuple(found)
 
-    def _hand_down(self, name: str) -> Directory | None:
+    def _enable_above(self, name: str) -> Directory | None:
         """Enable a version 2 controller in every group above the base, if this tree was requested by its parent."""
         if self.unified is None or not self._parent:
             return None
@@ -246,7 +246,7 @@ class Tree:
         return None
 
     def _basics(self) -> frozenset[str]:
-        """Return what every group should have: a freezer and a report of its processor time."""
+        """Return the controllers that every group should have: a freezer and a report of its processor time."""
         if self.unified is None:
             return frozenset({"freezer", "cpuacct"})
         return frozenset() if _kernel_freezes() else frozenset({"freezer"})
@@ -259,13 +259,13 @@ class Tree:
         try:
             unified.enable(needed)
         except SetupError as error:
-            if error.errno != EBUSY or not _step_aside(unified):
+            if error.errno != EBUSY or not _move_to_leaf(unified):
                 raise
             unified.enable(needed)
         for name in sorted(extra):
             try:
                 unified.enable({name})
-            except SetupError:  # only a report is missing
+            except SetupError:  # only a report will be missing
                 continue
 
 
@@ -276,7 +276,7 @@ def _kernel_freezes() -> bool:
     return (int(major), int(minor) if minor.isdigit() else 0) >= (5, 2)
 
 
-def _step_aside(base: Directory, pid: int | None = None) -> bool:
+def _move_to_leaf(base: Directory, pid: int | None = None) -> bool:
     """Move a process into a leaf of its own group, if it is alone there, so that child groups can have controllers."""
     pid = os.getpid() if pid is None else pid
     if base.processes() != [pid]:
@@ -292,7 +292,7 @@ def _step_aside(base: Directory, pid: int | None = None) -> bool:
 
 
 def not_served(name: str, unified: Directory | None) -> UnsupportedError:
-    """Return the error for a controller that no hierarchy serves. It says what would provide the controller.
+    """Return the error for a controller that no hierarchy serves. Its hint names what would provide the controller.
 
     Args:
         name: the controller.
@@ -308,7 +308,7 @@ def not_served(name: str, unified: Directory | None) -> UnsupportedError:
         mounted = next((one.mountpoint for one in read_hierarchies() if old in one.controllers), None)
         hint = f"no mount of its hierarchy is visible here; run mount -t cgroup -o {old}, as root"
         if mounted is not None:
-            hint = f"its mount on {mounted} is not writable here: run as root, mount it writable, or do without {name}"
+            hint = f"its mount on {mounted} is not writable here: run as root, mount it writable, or leave out {name}"
     elif unified is not None and name not in _ONLY_VERSION_1:
         hint = f"it is not enabled for {unified.path}; write +{name} to cgroup.subtree_control of the groups above, or "
         hint += "set Delegate=yes in the systemd unit"
@@ -321,7 +321,7 @@ def not_served(name: str, unified: Directory | None) -> UnsupportedError:
         hint += "(systemd-run --user --scope -p Delegate=yes ...)"
     else:
         hint = f"the kernel has it but nothing mounts it: run mount -t cgroup -o {old}, as root; "
-        hint += "CGroup.create(mount=True) mounts it for a group of your own"
+        hint += "or pass mount=True to CGroup.create()"
     return UnsupportedError("find controller", ENODEV, name, hint)
 
 
@@ -349,7 +349,7 @@ def _open_base(hierarchy: Hierarchy, *, own: bool) -> Directory | None:
     if not os.access(".", os.W_OK, dir_fd=fd, effective_ids=True):
         base.close()
         return None
-    if own and path.endswith("/supervisor") and hierarchy.version == 2:  # _step_aside moved this process there
+    if own and path.endswith("/supervisor") and hierarchy.version == 2:  # _move_to_leaf moved this process there
         above = high(os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd))
         base.close()
         return OpenedDirectory(above, path.rpartition("/")[0], hierarchy.version)

@@ -1,4 +1,4 @@
-"""The limits of a group as a description. Nothing here touches the machine."""
+"""The limits of a group as a description. This module makes no system call."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _listed(value: Any, argument: str) -> Any:
 def _cpuset_partition(value: Partition | None) -> Partition | None:
     if value is None or (isinstance(value, str) and value in ("member", "root", "isolated")):
         return value
-    raise SpecError(f'cpuset_partition: "member", "root" or "isolated" is wanted, not {value!r:.100}')
+    raise SpecError(f'cpuset_partition: must be "member", "root" or "isolated", not {value!r:.100}')
 
 
 def _cpuset_cpus(value: str | Iterable[int] | None) -> str | None:
@@ -248,7 +248,7 @@ def _io(value: ListOf[IOLimit]) -> tuple[IOLimit, ...]:
         if not isinstance(limit, IOLimit):
             raise SpecError(f"io: expected an IOLimit, not {limit!r}")
     if len({limit.device for limit in limits}) != len(limits):
-        raise SpecError("io: give one IOLimit for each device")
+        raise SpecError("io: pass only one IOLimit for each device")
     return limits
 
 
@@ -270,7 +270,7 @@ class Limits:
         memory_high: above this size the group is slowed down and its memory is reclaimed (version 2).
         memory_low: memory that is protected from reclaim as far as possible (version 2).
         memory_min: memory that is always protected from reclaim (version 2).
-        memory_reservation: memory that the group keeps when the machine is short of memory: the soft limit of
+        memory_reservation: memory that the group keeps when the host has little free memory: the soft limit of
             version 1, ``memory.low`` of version 2.
         swap: the maximum swap, in addition to the memory, in bytes. Default: 0 with a memory limit, else no limit.
         swappiness: how readily memory is swapped out, 0 to 100 (version 1).
@@ -284,8 +284,8 @@ class Limits:
         cpu_shares: the same in the unit of version 1, 2 to 262144. The kernel's default is 1024.
         cpu_quota_us: processor time in each period, in microseconds. At least 1000.
         cpu_period_us: the period in microseconds, 1000 to 1000000. Default 100000.
-        cpu_burst_us: how much unused quota can be saved up, in microseconds.
-        cpu_idle: whether the group runs only when no other group wants to run.
+        cpu_burst_us: how much unused quota can be accumulated, in microseconds.
+        cpu_idle: whether the group runs only when no other group needs the processor.
         cpu_rt_runtime_us: real-time scheduling in each period, in microseconds (version 1).
         cpu_rt_period_us: the real-time period in microseconds (version 1).
         cpuset_cpus: the processors, such as ``"0-3,8"`` or ``[0, 1]``.
@@ -382,7 +382,7 @@ _FIELDS: Final = tuple((field.name, field.metadata["controller"], field.default)
 def _check_memory(limits: Limits) -> None:
     most = limits.memory
     if most == 0:
-        raise SpecError("memory: a limit of 0 leaves no room for a process")
+        raise SpecError("memory: with a limit of 0 no process can start")
     if not isinstance(most, int):
         return
     for argument in ("memory_high", "memory_low", "memory_min", "memory_reservation"):
@@ -393,9 +393,9 @@ def _check_memory(limits: Limits) -> None:
 
 def _check_cpu(limits: Limits) -> None:
     if limits.cpus is not None and limits.cpu_quota_us is not None:
-        raise SpecError("cpus: give either cpus or cpu_quota_us")
+        raise SpecError("cpus: pass cpus or cpu_quota_us, not both")
     if limits.cpu_weight is not None and limits.cpu_shares is not None:
-        raise SpecError("cpu_weight: give either cpu_weight or cpu_shares")
+        raise SpecError("cpu_weight: pass cpu_weight or cpu_shares, not both")
     if limits.cpu_idle and (limits.cpu_weight is not None or limits.cpu_shares is not None):
         raise SpecError("cpu_idle: an idle group can't have a weight")
     runtime, period = limits.cpu_rt_runtime_us, limits.cpu_rt_period_us

@@ -36,7 +36,7 @@ class Owner(NamedTuple):
         if _current is None or _current[0] != os.getpid():
             status = _status("self")
             if status is None:
-                proc()  # which says how to get one
+                proc()  # its error has the remedy
                 raise OSError(2, os.strerror(2), "/proc/self/stat")
             pid, _, start = status
             _current = os.getpid(), cls(pid, start, os.stat("/proc/self/ns/pid").st_ino)

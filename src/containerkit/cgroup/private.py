@@ -1,4 +1,4 @@
-"""Mount version 1 hierarchies that nothing mounts, for this process alone.
+"""Mount version 1 hierarchies that are not mounted, for this process only.
 
 The mount is detached: it belongs to no mount namespace and is not in mountinfo. It exists as long as its descriptor.
 The hierarchy exists as long as a mount of it or a group in it.
@@ -23,7 +23,7 @@ _HINT: Final = "it needs root, a controller that no version 2 group uses, and a 
 def companions(controller: str) -> tuple[str, ...]:
     """Return the controllers that share a version 1 hierarchy with this one, itself included; empty if there is none.
 
-    A hierarchy that is no longer mounted exists while it has a group. Then it can only be mounted with all of them.
+    A hierarchy that is no longer mounted exists while it has a group. It can then only be mounted with all of them.
     """
     offered = offered_controllers()
     number = offered.get(controller)

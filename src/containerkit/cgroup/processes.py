@@ -6,7 +6,7 @@ import os
 import select
 import signal as signals
 import time
-from errno import EBUSY
+from errno import EBUSY, ENODEV
 from typing import TYPE_CHECKING
 
 from containerkit.cgroup.statfiles import flat
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["kill", "processes", "remove", "wait_empty", "walk"]
 
 _ROUNDS = 100
-"""How often to search for new processes if nothing can freeze them. A pids limit ends a fork bomb before that."""
+"""How often to search for new processes if no freezer is available. A pids limit stops a fork bomb earlier."""
 
 
 def walk(part: Directory) -> Iterator[Directory]:
@@ -47,7 +47,7 @@ def walk(part: Directory) -> Iterator[Directory]:
                 return
             try:
                 above = part if len(waiting) == 1 else here.above()
-            except OSError:  # it can't be opened; the later removal finds what is left in it
+            except OSError:  # it can't be opened; the later removal reports it
                 return
             done, here = here, above
             try:
@@ -97,7 +97,7 @@ def _thaw_old(parts: Iterable[Directory]) -> None:
 def _try(part: Directory, file: str, value: bytes) -> None:
     try:
         part.write(file, value)
-    except OSError:  # the group has been removed, which is fine
+    except OSError:  # the group has been removed
         return
 
 
@@ -162,7 +162,7 @@ def wait_empty(parts: tuple[Directory, ...], timeout_s: float | None) -> bool:
         if left is not None and left <= 0:
             return False
         if not _wait_any_end(there, left):
-            # There is nothing to wait on: a process is being reaped, or its pid belongs to another namespace.
+            # No process can be waited for: it is being reaped, or its pid belongs to another namespace.
             time.sleep(pause if left is None else min(pause, left))
             pause = min(pause * 2, 0.05)
 
@@ -177,7 +177,12 @@ def _wait_unpopulated(part: Directory, deadline: float | None) -> bool:
         poll = select.poll()
         poll.register(fd, select.POLLPRI)
         while True:
-            text = os.pread(fd, 4096, 0).decode("ascii", "replace")
+            try:
+                text = os.pread(fd, 4096, 0).decode("ascii", "replace")
+            except OSError as error:
+                if error.errno == ENODEV:  # another process has removed the group, so it was empty
+                    return True
+                raise
             if not flat(text).get("populated"):
                 return True
             left = None if deadline is None else deadline - time.monotonic()

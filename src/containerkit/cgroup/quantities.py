@@ -40,7 +40,7 @@ def parse_size(value: int | str, argument: str = "size") -> int:
     Source: cgroups(7); memory.max in Documentation/admin-guide/cgroup-v2.rst.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise SpecError(f'{argument}: a number of bytes or text such as "256M" is wanted, not {value!r}')
+        raise SpecError(f'{argument}: must be a number of bytes or text such as "256M", not {value!r}')
     size = value if isinstance(value, int) else _scaled(value, argument)
     if not 0 <= size <= _LARGEST:
         raise SpecError(f"{argument}: {value!r} is out of range, 0 to 2**63 - 1 bytes")
@@ -71,7 +71,7 @@ def amount(value: int | str, argument: str, *, size: bool = False, least: int = 
 
 
 def flag(value: object, argument: str) -> bool:
-    """Return a bool. Values that merely look like one are refused."""
+    """Return a bool. Other values, such as 0 and 1, are refused."""
     if not isinstance(value, bool):
         raise SpecError(f"{argument}: expected True or False, not {value!r}")
     return value

@@ -21,7 +21,7 @@ __all__ = [
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What one run used: totals of its group since the group was created.
+    """The resources that one run used: totals of its group since the group was created.
 
     Attributes:
         memory_peak_bytes: the largest amount of memory in use at one time.
@@ -102,8 +102,8 @@ class CpuStats:
         periods: how many periods of the quota have passed.
         throttled_periods: in how many of them the group was stopped.
         throttled_us: how long it was stopped.
-        bursts: in how many periods saved quota was used.
-        burst_us: how much saved quota was used.
+        bursts: in how many periods accumulated quota was used.
+        burst_us: how much accumulated quota was used.
     """
 
     usage_us: int | None = None
@@ -119,7 +119,7 @@ class CpuStats:
 
 @attrs.frozen(kw_only=True)
 class CpusetStats:
-    """Where the group can run: the effective processors and memory nodes, and the partition (version 2)."""
+    """The effective processors and memory nodes of the group, and the partition (version 2)."""
 
     cpus: frozenset[int] = frozenset()
     mems: frozenset[int] = frozenset()

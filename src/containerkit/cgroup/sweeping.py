@@ -1,4 +1,4 @@
-"""Find and remove the groups of owners that were killed."""
+"""Find and remove the groups of killed owners."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def _connect(manager: Manager) -> Connection:
             return Connection(address, bus=bus)
         except OSError as error:
             reasons.append(f"{address}: {error.strerror}")
-    hint = f"{'; '.join(reasons)}; start the command with systemd-run --scope -p Delegate=yes, or give parent="
+    hint = f"{'; '.join(reasons)}; start the command with systemd-run --scope -p Delegate=yes, or pass parent="
     raise UnsupportedError("connect", EOPNOTSUPP, f"systemd's {manager} manager", hint)
 
 

@@ -23,16 +23,16 @@ _WRITE_ONLY = frozenset({"devices.allow", "devices.deny"})
 
 
 def update(parts: tuple[Directory, ...], before: Limits, limits: Limits) -> Limits:
-    """Write new limits of a group. Return all limits that then hold.
+    """Write new limits of a group. Return all limits that then apply.
 
     Args:
         parts: the directories of the group.
-        before: the limits that hold now.
+        before: the limits that apply now.
         limits: the limits to change.
 
     Raises:
         UnsupportedError: the group is not in the controller of a limit.
-        SetupError: the kernel refused a value. The former limits hold.
+        SetupError: the kernel refused a value. The previous limits still apply.
     """
     wish = resolved(limits)
     tree = Tree(parts)
@@ -90,7 +90,7 @@ def _former(part: Directory, file: str) -> str:
 
 
 def _restore(part: Directory, file: str, value: str) -> None:
-    """Restore the former content of a file. Files that are keyed by device accept one line at a time."""
+    """Restore the previous content of a file. Files that are keyed by device accept one line at a time."""
     for line in value.splitlines() or [value]:
         if file == "memory.oom_control":
             key, _, number = line.partition(" ")
@@ -104,7 +104,7 @@ def _restore(part: Directory, file: str, value: str) -> None:
 
 
 def _merged(former: Limits, wish: Limits) -> Limits:
-    """Return the former limits, replaced where the wish sets a limit."""
+    """Return the previous limits, with those of ``wish`` that are set."""
     empty = type(wish)()
     fields = [field.name for field in attrs.fields(type(wish))]
     changes = {name: value for name in fields if (value := getattr(wish, name)) != getattr(empty, name)}

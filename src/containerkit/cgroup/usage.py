@@ -18,7 +18,7 @@ __all__ = ["oom_kills", "stats", "throttled_us", "usage"]
 
 
 def usage(parts: tuple[Directory, ...], former_kills: int = 0) -> Usage:
-    """Return what the processes of a group used. It reads few files, because every run ends with it.
+    """Return what the processes of a group used. It reads few files, because every run calls it at its end.
 
     Args:
         parts: the directories of the group.

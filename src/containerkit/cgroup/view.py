@@ -131,7 +131,7 @@ class GroupView:
         return processes(self._parts)
 
     def usage(self) -> Usage:
-        """Return what the processes have used so far. It is cheap, for the end of a run."""
+        """Return what the processes have used so far. This is cheap, because every run does it at its end."""
         from containerkit.cgroup.usage import usage
 
         self._check_open()

@@ -1,4 +1,4 @@
-"""Checkpoints: a container's processes are saved to a directory and restored from it, by CRIU.
+"""Checkpoints: CRIU saves the processes of a container to a directory, and restores them from it.
 
 This is what :meth:`containerkit.Container.checkpoint` and :meth:`containerkit.Container.restore` do.
 """

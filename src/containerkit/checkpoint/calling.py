@@ -1,6 +1,6 @@
-"""Runs CRIU, always to its end. If it were killed, it would leave stopped or unknown processes behind.
+"""Run CRIU, always to its end. If it were killed, it would leave stopped or unknown processes behind.
 
-A signal handler of the caller may raise in the meantime. Its exception is raised after CRIU has ended.
+If a signal handler of the caller raises in the meantime, its exception is raised after CRIU has ended.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def find_program(path: str | os.PathLike[str] | None) -> str:
     try:
         _, told = call(command, plain_plan(command), {})
     except SetupError as error:
-        raise UnsupportedError("criu", error.errno or 0, found, "it must be CRIU's program") from None
+        raise UnsupportedError("criu", error.errno or 0, found, "it is not a working CRIU: pass criu=PATH") from None
     version = next((line.split()[1] for line in told.splitlines() if line.startswith("Version:")), "")
     first = version.split(".")[0]
     if not first.isdecimal() or int(first) < _OLDEST:
@@ -98,13 +98,13 @@ def call(command: Command, how: Plan, slots: Mapping[str, int]) -> tuple[int, st
         null = opened(kept, os.devnull, os.O_RDWR)
         told = keep_above(kept, keep(kept, os.memfd_create, "criu"), _native.LOWEST)
         streams = {"stdin": null, "stdout": told, "stderr": told}
-        status = _see_out(command, Program(how), {**slots, **streams, "image": _native.init_image()})
+        status = _wait_to_end(command, Program(how), {**slots, **streams, "image": _native.init_image()})
         return status, os.pread(told, os.fstat(told).st_size, 0).decode(errors="replace")
 
     return lend(work)
 
 
-def _see_out(command: Command, program: Program, slots: Mapping[str, int]) -> int:
+def _wait_to_end(command: Command, program: Program, slots: Mapping[str, int]) -> int:
     outcome: Outcome | None = None
     process: Process[Any] | None = None
     try:
@@ -122,5 +122,5 @@ def _process(command: Command, outcome: Outcome) -> Process[Any]:
 
 
 def opened(kept: list[int], path: str, flags: int) -> int:
-    """Open a file under a number that a start does not use. Its descriptors are appended to the list."""
+    """Open a file with a descriptor number that a start does not use, and append the descriptor to a list."""
     return keep_above(kept, keep(kept, os.open, path, flags | os.O_CLOEXEC), _native.LOWEST)

@@ -1,4 +1,4 @@
-"""Writes the processes of a container to a directory, by CRIU."""
+"""Write the processes of a container to a directory with CRIU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from containerkit._linux import criu
 from containerkit.checkpoint import record as records
 from containerkit.checkpoint.calling import call, criu_command, find_program, plain_plan
-from containerkit.checkpoint.guard import let_go, shut
+from containerkit.checkpoint.guard import finish_checkpoint, replace_owner
 from containerkit.checkpoint.refusals import IMAGES, check, external_mounts
 from containerkit.errors import SetupError, SpecError
 
@@ -56,7 +56,7 @@ def checkpoint(
     images = _Images(path)
     try:
         guard()
-        owner = let_go(subject.pid, subject.pidfd)
+        owner = replace_owner(subject.pid, subject.pidfd)
         record = records.Record(
             spec=subject.spec,
             owner=owner,
@@ -72,7 +72,7 @@ def checkpoint(
         keys += [record.network] if record.network else []
         _run([*words, *criu.external(keys)], images)
     finally:
-        shut(subject.pidfd)
+        finish_checkpoint(subject.pidfd)
         images.close()
 
 
@@ -113,7 +113,7 @@ class _Images:
                 self._made = True
             except FileExistsError:
                 if os.listdir(self.path):
-                    raise SpecError(f"checkpoint: {self.path} must be missing or empty") from None
+                    raise SpecError(f"checkpoint: {self.path} is not empty: choose an empty directory") from None
             self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
             os.fchmod(self.fd, 0o700)  # it contains the memory of processes
             os.mkdir(self.below, 0o755)

@@ -1,8 +1,8 @@
-"""Watches the owner of a container whose init no longer does so, which a checkpoint requires.
+"""Watch the owner of a container in place of its init, as a checkpoint requires.
 
-An init has a pidfd of its owner, so that it ends with the owner. CRIU can't save this pidfd, because the owner is not a
-process of the container. So the init replaces the pidfd by a pipe. Until the container ends, a guard process holds
-pidfds of both, and kills the init when the owner ends. It runs the same sealed program in another mode.
+An init has a pidfd of its owner, and ends with the owner. CRIU can't save this pidfd, because the owner is not a
+process of the container. So the init replaces the pidfd with a pipe. Until the container ends, a guard process has
+pidfds of both, and kills the init when the owner ends. The guard runs the same sealed program in another mode.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from containerkit import _native
 from containerkit.compile.start import OWNER_FD
 from containerkit.descriptors import keep
 from containerkit.errors import SetupError, StateError
-from containerkit.process.process import put_down
+from containerkit.process.process import kill_and_reap
 from containerkit.start.context import own_pidfd
 
-__all__ = ["LET_GO", "SHUT", "Guard", "let_go", "shut"]
+__all__ = ["LET_GO", "SHUT", "Guard", "finish_checkpoint", "replace_owner"]
 
 LET_GO, SHUT = 60, 61
 """The signals before and after a checkpoint: ``CK_LET_GO`` and ``CK_SHUT`` in ``native.h``."""
@@ -57,20 +57,20 @@ class Guard:
             keep(self._pids, spawn, image, ["containerkit", "guard"], {})
             keep(self._pidfds, os.pidfd_open, self._pids[0])
         except OSError as error:
-            raise SetupError("posix_spawn", error.errno or 0, "the guard of an owner") from None
+            raise SetupError("posix_spawn", error.errno or 0, "the process that watches the owner") from None
 
     def close(self) -> None:
         """End it. May be called twice."""
-        if self._pids and not self._pidfds:  # a signal handler has raised in between
+        if self._pids and not self._pidfds:  # a signal handler raised in between
             with suppress(ProcessLookupError):
                 keep(self._pidfds, os.pidfd_open, self._pids[0])
         self._pids.clear()
         while self._pidfds:
-            put_down(self._pidfds.pop())
+            kill_and_reap(self._pidfds.pop())
 
 
-def let_go(pid: int, pidfd: int) -> str:
-    """Have an init replace its owner's pidfd by a pipe.
+def replace_owner(pid: int, pidfd: int) -> str:
+    """Make an init replace its owner's pidfd with a pipe.
 
     Args:
         pid, pidfd: of the init.
@@ -80,7 +80,7 @@ def let_go(pid: int, pidfd: int) -> str:
 
     Raises:
         StateError: the container has stopped.
-        SetupError: the init did not do so.
+        SetupError: the init did not reply.
     """
     place = f"/proc/{pid}/fd/{OWNER_FD}"
     deadline = time.monotonic() + _LONGEST_S
@@ -93,14 +93,14 @@ def let_go(pid: int, pidfd: int) -> str:
                 return link
             if time.monotonic() > deadline:
                 raise SetupError(
-                    "checkpoint", ETIMEDOUT, f"init {pid}", "it does not answer: is it stopped, or frozen?"
+                    "checkpoint", ETIMEDOUT, f"init {pid}", "it does not answer; it may be stopped or frozen"
                 )
             time.sleep(_LOOK_AGAIN_S)
     except (FileNotFoundError, ProcessLookupError):
         raise StateError("checkpoint: the container has stopped") from None
 
 
-def shut(pidfd: int) -> None:
+def finish_checkpoint(pidfd: int) -> None:
     """Tell an init that the checkpoint or the restore is over. Has no effect if it has ended."""
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, SHUT)

@@ -1,4 +1,4 @@
-"""The record beside CRIU's images: the description of the container, and its state outside of the images.
+"""The record beside CRIU's images: the description of the container, and its state that the images do not contain.
 
 A record is JSON. A value of the library is written as its class and its fields. When it is read, the class checks the
 fields as usual. A record can't contain anything else.
@@ -125,7 +125,7 @@ def _plain(value: Any) -> Any:
 
 
 def _value(plain: Any) -> Any:
-    """Return the value of what :func:`_plain` has returned."""
+    """Return the value for its JSON form."""
     if isinstance(plain, list):
         return tuple(_value(each) for each in plain)
     if not isinstance(plain, dict):

@@ -1,4 +1,4 @@
-"""Checks whether a container can be checkpointed, before anything is made, and finds its external mounts."""
+"""Check whether a container can be checkpointed, before anything is made, and find its external mounts."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _FOR_STREAMS: Final = "start it with its standard streams from /dev/null, or fro
 
 
 class Subject(NamedTuple):
-    """A running container, as far as a checkpoint is concerned.
+    """The facts about a running container that a checkpoint needs.
 
     Attributes:
         name: its name in errors.
         spec: its description, with the root filesystem that its provider made.
         pid, pidfd: those of its init.
         commands: the caller's commands that have not ended.
-        landlocked: one of its commands was restricted by Landlock.
-        supervised: the caller decides system calls of one of its processes.
+        landlocked: whether one of its commands was restricted by Landlock.
+        supervised: whether the caller decides system calls of one of its processes.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Subject(NamedTuple):
 
 
 def bind_place(number: int) -> str:
-    """Return where a restore prepares the source of a bind. The binds of a description are numbered from 0."""
+    """Return where a restore prepares the source of a bind. Binds are numbered from 0 in the order of the spec."""
     return f"bind{number}"
 
 
@@ -64,7 +64,7 @@ def check(subject: Subject) -> None:
 
     Raises:
         UnsupportedError: it has something that CRIU does not support.
-        StateError: a process joined it from outside, or has a file of the host open.
+        StateError: a process joined it from the host, or has a file of the host open.
     """
     if os.geteuid() != 0:
         hint = "CRIU needs root: an unprivileged user can't read a container's processes as CRIU does"
@@ -73,8 +73,8 @@ def check(subject: Subject) -> None:
     if subject.commands:
         listed = ", ".join(f"{command!r}" for command in subject.commands)
         raise StateError(
-            f"checkpoint {subject.name}: {listed}: it is a child of the caller, and only what comes from the "
-            "container's init can be restored: wait for it, or let a shell inside start it in the background"
+            f"checkpoint {subject.name}: {listed}: it is a child of the caller, and only descendants of the "
+            "container's init can be restored: wait until it ends, or start it in the background from a shell inside"
         )
     _check_files(subject, _members(subject))
 
@@ -95,7 +95,7 @@ def _check_description(subject: Subject) -> None:
         "it has devices of the host, whose state is not saved: leave out devices=": any(
             (DEVICE, None) in mount.options for mount in spec.mounts
         ),
-        "its filter asks a supervisor, which a restore lacks": subject.supervised or spec.confinement.notifies,
+        "its filter asks a supervisor, which a restore can't provide": subject.supervised or spec.confinement.notifies,
     }
     for kind in ("mount", "pid", "network", "ipc", "uts", "user", "cgroup", "time"):
         wish = names[kind]
@@ -107,7 +107,7 @@ def _check_description(subject: Subject) -> None:
 
 
 def _members(subject: Subject) -> list[int]:
-    """Return the descendants of the init. Refuse if there are other processes."""
+    """Return the descendants of the init. Refuse other processes in the container."""
     from containerkit.namespace import Kind, Namespace
 
     own = {subject.pid, *procfs.descendants(subject.pid)}
@@ -117,8 +117,8 @@ def _members(subject: Subject) -> list[int]:
     if strangers:
         listed = ", ".join(f"{pid} ({_comm(pid)})" for pid in sorted(strangers))
         raise StateError(
-            f"checkpoint {subject.name}: {listed}: it has joined the container from outside, and would not be restored "
-            "with it: wait for its end"
+            f"checkpoint {subject.name}: {listed}: it joined the container from the host, and would not be restored "
+            "with it: wait until it ends"
         )
     return sorted(own - {subject.pid})
 
@@ -165,7 +165,7 @@ def _descriptors(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def _outside(pid: int, fd: int, inside: set[int]) -> str:
-    """Return the host's object to which a descriptor refers, or a pipe that may be shared, or an empty string."""
+    """Return the host's object to which a descriptor refers, or a pipe that may be shared; empty if neither."""
     try:
         what = criu.stream(pid, fd, inside)
         if what.startswith("pipe:"):
@@ -190,7 +190,7 @@ def _side(pid: int, fd: int) -> str:
 
 
 def _held_by_others(pipes: set[str], tree: set[int]) -> set[str]:
-    """Return those of the pipes that other processes hold."""
+    """Return the pipes that other processes have open too."""
     found = set()
     for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
         if pid in tree:
@@ -206,7 +206,7 @@ def _held_by_others(pipes: set[str], tree: set[int]) -> set[str]:
 
 
 def external_mounts(subject: Subject) -> tuple[tuple[str, str], ...]:
-    """Return the mount points of what the images don't contain, and where a restore prepares it.
+    """Return the mount points that the images don't contain, each with the path where a restore prepares its source.
 
     Raises:
         UnsupportedError: CRIU can't restore a mount.
@@ -235,7 +235,7 @@ def external_mounts(subject: Subject) -> tuple[tuple[str, str], ...]:
 
 
 def _shared_devices(subject: Subject, mounts: list[MountInfo]) -> dict[tuple[int, int], str]:
-    """Return the filesystems that all containers have, and where a restore prepares them."""
+    """Return the devices of the filesystems that all containers share, and where a restore prepares them."""
     given = {mount.target for mount in subject.spec.mounts}
     shared: dict[tuple[int, int], str] = {}
     places = [(DEV, ("/dev",), "tmpfs"), (MASKED, subject.spec.masked_paths, "tmpfs")]

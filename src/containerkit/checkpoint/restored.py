@@ -1,4 +1,4 @@
-"""Containers whose processes CRIU has restored from a directory."""
+"""Containers whose processes CRIU restored from a directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from containerkit._linux import criu
 from containerkit._native.outcome import Outcome
 from containerkit.checkpoint import record as records
 from containerkit.checkpoint.calling import call, criu_command, find_program, opened
-from containerkit.checkpoint.guard import shut
+from containerkit.checkpoint.guard import finish_checkpoint
 from containerkit.checkpoint.images import id_maps, id_maps_name
 from containerkit.checkpoint.refusals import IMAGES, ROOT
 from containerkit.checkpoint.trees import CHECKPOINT, HOME, PLACE, criu_plan
@@ -27,12 +27,12 @@ from containerkit.container.lifecycle import Container
 from containerkit.descriptors import lend
 from containerkit.errors import SetupError, SpecError, UnsupportedError
 from containerkit.plan.program import proc
-from containerkit.process.process import put_down
+from containerkit.process.process import kill_and_reap
 from containerkit.security.confinement import PROC, Confinement
 from containerkit.spec.container import Spec
 from containerkit.spec.rootfs import RootFS, resolve
 from containerkit.start.cgroup import inputs, joining
-from containerkit.start.context import Ground, own_pidfd
+from containerkit.start.context import StartContext, own_pidfd
 
 if TYPE_CHECKING:
     from containerkit.cgroup import CGroup, Limits
@@ -50,7 +50,7 @@ _FIRST_PROCESS: Final = re.compile(r"PID: real (\d+) virt 1$", re.MULTILINE)
 
 
 class Restored(Container):
-    """A restored container, made by :meth:`containerkit.Container.restore`. It is live at once."""
+    """A restored container, made by :meth:`containerkit.Container.restore`. It runs immediately."""
 
     def __init__(
         self,
@@ -85,8 +85,8 @@ class Restored(Container):
         self._running()
         return self
 
-    def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
-        born.append(_Revival(ground, self._record, self._images, self._directory, self._criu).make())
+    def _begin(self, context: StartContext, born: list[Outcome]) -> Outcome:
+        born.append(_Restore(context, self._record, self._images, self._directory, self._criu).make())
         return born[-1]
 
 
@@ -98,7 +98,7 @@ def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as 
             raise SpecError(f"rootfs: {rootfs!r} is not a RootFS; use RootFS.dir(path), ...")
         resolved = resolve(rootfs)
         if resolved.kind != spec.rootfs.kind:
-            raise SpecError(f"rootfs: it was of the kind {spec.rootfs.kind!r}, not {resolved.kind!r}")
+            raise SpecError(f"rootfs: the checkpoint's root is of the kind {spec.rootfs.kind!r}, not {resolved.kind!r}")
         spec = attrs.evolve(spec, rootfs=resolved)
     if not isinstance(limits, str):
         spec = attrs.evolve(spec, limits=limits)
@@ -109,19 +109,19 @@ def _fields(record: Record, rootfs: RootFS | None, limits: Limits | Literal["as 
     return {**fields, **{field.name: getattr(confinement, field.name) for field in attrs.fields(Confinement)}}
 
 
-class _Revival:
+class _Restore:
     """One container that is being restored.
 
     Args:
-        ground: the context of its start.
+        context: the context of its start.
         record: the record of the checkpoint.
         images: its directory, for messages.
         directory: a descriptor of it.
         program: CRIU.
     """
 
-    def __init__(self, ground: Ground, record: Record, images: str, directory: int, program: str) -> None:
-        self._ground = ground
+    def __init__(self, context: StartContext, record: Record, images: str, directory: int, program: str) -> None:
+        self._context = context
         self._record = record
         self._images = images
         self._directory = directory
@@ -138,15 +138,15 @@ class _Revival:
             SetupError: it failed. Nothing is left behind.
         """
         try:
-            lend(self._bring_back)
+            lend(self._restore_processes)
         except BaseException:
             if self._outcome is not None:
-                put_down(self._outcome.pidfd)
+                kill_and_reap(self._outcome.pidfd)
             raise
         assert self._outcome is not None
         return self._outcome
 
-    def _bring_back(self, kept: list[int]) -> None:
+    def _restore_processes(self, kept: list[int]) -> None:
         began = time.monotonic_ns()
         os.makedirs(PLACE, exist_ok=True)
         with TemporaryDirectory(prefix="containerkit-") as work:
@@ -157,7 +157,7 @@ class _Revival:
                 self._outcome = Outcome(
                     pid=pid, pidfd=pidfd, failed_index=-1, error=0, times_ns=(began, began, middle, middle), slots=[]
                 )
-                shut(pidfd)
+                finish_checkpoint(pidfd)
             except BaseException:
                 if self._outcome is None:
                     _reap(_first_process(work))
@@ -177,19 +177,19 @@ class _Revival:
         return criu_command(words, given)
 
     def _run(self, work: str, kept: list[int]) -> None:
-        """Have CRIU do it."""
+        """Run CRIU."""
         command = self._command(work, kept)
-        ground = self._ground
-        group = ground.membership.for_first() if ground.membership is not None else None
+        context = self._context
+        group = context.membership.for_first() if context.membership is not None else None
         joins = _joining(group)
         replaced = {}
-        if ground.spec.namespaces.user == "new":
+        if context.spec.namespaces.user == "new":
             replaced[id_maps_name(f"/proc/self/fd/{self._directory}/{IMAGES}")] = f"{work}/{_ID_MAPS}"
             with open(f"{work}/{_ID_MAPS}", "wb") as file:
-                file.write(id_maps(ground.mappings))
-        plan = criu_plan(ground.spec, ground.mappings, command, replaced=replaced, joins=joins)
+                file.write(id_maps(context.mappings))
+        plan = criu_plan(context.spec, context.mappings, command, replaced=replaced, joins=joins)
         slots = {
-            **ground.staging.slots,
+            **context.staging.slots,
             **inputs(group),
             PROC.name: proc(),
             CHECKPOINT: self._directory,
@@ -201,12 +201,12 @@ class _Revival:
 
 
 def _joining(group: CGroup | None) -> Joining:
-    """Return how CRIU joins the group: once it has its own memory, because the group already limits memory."""
+    """Return how CRIU joins the group: only with its own memory, because the group already limits memory."""
     return NOTHING_TO_JOIN if group is None else joining(group)._replace(late=True)
 
 
 def _first_process(work: str) -> int:
-    """Return the pid of PID 1, from CRIU's output at its end or from its log; 0 if it was never made."""
+    """Return the host's pid of PID 1, from CRIU's output or its log; 0 if it was never made."""
     for name, pattern in ((_PID_FILE, _NUMBER), (_LOG, _FIRST_PROCESS)):
         with suppress(FileNotFoundError), open(f"{work}/{name}", encoding="utf-8", errors="replace") as file:
             if found := pattern.search(file.read()):
@@ -223,7 +223,7 @@ def _open_child(pid: int) -> int:
     try:
         pidfd = _native.high(os.pidfd_open(pid))
     except OSError:
-        raise SetupError("restore", ESRCH, f"init {pid}", "it has ended at once") from None
+        raise SetupError("restore", ESRCH, f"init {pid}", "it ended immediately") from None
     try:
         signal.pidfd_send_signal(pidfd, 0)
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
@@ -233,13 +233,13 @@ def _open_child(pid: int) -> int:
     except OSError:
         pass
     os.close(pidfd)
-    raise SetupError("restore", ESRCH, f"init {pid}", "it has ended at once")
+    raise SetupError("restore", ESRCH, f"init {pid}", "it ended immediately")
 
 
 def _reap(pid: int) -> None:
     """Kill and reap the first process of a restore that failed."""
     if pid:
         try:
-            put_down(_open_child(pid))
-        except SetupError:  # CRIU has removed it
+            kill_and_reap(_open_child(pid))
+        except SetupError:  # CRIU removed it
             return

@@ -1,7 +1,7 @@
-"""The plan that starts CRIU for a restore. It prepares what the images don't contain, where CRIU finds it.
+"""The plan that starts CRIU for a restore, and prepares the mounts that the images don't contain.
 
-CRIU runs in its own mount namespace. There everything that the container has from outside is mounted below one
-directory, :data:`PLACE`, with the attributes and id maps of any start. Nothing of it remains when CRIU has ended. Each
+CRIU runs in its own mount namespace. There every source of the host that the container uses is mounted below one
+directory, :data:`PLACE`, with the attributes and id maps of any start. All of it is gone when CRIU has ended. Each
 mount has no mounts below it: they would be locked for root of the container, which then could not clone it again
 (mount_namespaces(7)).
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["CHECKPOINT", "HOME", "PLACE", "criu_plan"]
 
 PLACE: Final = "/run/containerkit"
-"""The path of that directory. It covers an existing one that root of a container can reach."""
+"""The path of that directory. It is mounted over an existing directory that root of a container can reach."""
 
 HOME, CHECKPOINT = "home", "checkpoint"
 """The slots of the caller's mount namespace and of the directory of the checkpoint."""
@@ -59,7 +59,7 @@ def criu_plan(spec: Spec, mappings: Mappings, command: Command, *, replaced: Map
         mappings: the ids of its user namespace.
         command: the command of CRIU.
         replaced: names of images, and the paths of the files to read instead.
-        joins: how it joins the control groups.
+        joins: how CRIU joins the control groups.
     """
     userns = _USERNS if spec.namespaces.user == "new" else None
     unshares = spec.namespaces.cgroup == "new"
@@ -89,7 +89,7 @@ def criu_plan(spec: Spec, mappings: Mappings, command: Command, *, replaced: Map
 
 
 def _map_ids(mappings: Mappings) -> list[Operation]:
-    """Make a user namespace with the same ids, for the id maps of mounts. A process holds it until they are made."""
+    """Make a user namespace with the same ids, for the id maps of mounts. A process keeps it until they are set."""
     return [
         calls.clone(k.CLONE_NEWUSER | k.CLONE_FILES, "mapped", pid=_PID, target="user namespace"),
         *write_map(_PID, "uid_map", mapping_text(mappings[0])),
@@ -125,7 +125,7 @@ def _parts(rootfs: RootFS) -> list[tuple[Slot, str, bool]]:
 def _overlay(spec: Spec, mappings: Mappings) -> list[Operation]:
     """Mount the union of the layers, which are already attached, at the path of the root.
 
-    Files in the upper layer are made with the ids of the process that mounts. There root outside has no id, but root of
+    Files in the upper layer get the ids of the process that mounts. There the host's root has no id, but root of
     the container has one.
     """
     rootfs = spec.rootfs
@@ -151,7 +151,7 @@ def _overlay(spec: Spec, mappings: Mappings) -> list[Operation]:
 
 
 def _as_root_inside(mappings: Mappings, operation: Operation) -> list[Operation]:
-    """Return an operation done with all privileges and the ids of root of the container. Source: capabilities(7)."""
+    """Return an operation that runs as root of the container with all privileges. Source: capabilities(7)."""
     uid, gid = (next(m.outside - m.inside for m in each if m.inside == 0) for each in mappings)
     return [
         calls.prctl("keep capabilities", k.PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP),
@@ -174,7 +174,7 @@ def _binds(spec: Spec, userns: Slot | None) -> list[Operation]:
 
 
 def _images(replaced: Mapping[str, str]) -> list[Operation]:
-    """CRIU reads them as root outside and as root of the container. Nobody else can reach this mount."""
+    """Mount the images. CRIU reads them as the host's root and as root of the container; nobody else can reach them."""
     tree = Slot(IMAGES)
     return [
         calls.open_tree(Slot(CHECKPOINT), IMAGES.encode(), tree),
@@ -200,7 +200,7 @@ def _shared(userns: Slot | None) -> list[Operation]:
 
 
 def _attach(spec: Spec, mappings: Mappings, replaced: Mapping[str, str]) -> list[Operation]:
-    """Mount all of it below :data:`PLACE`."""
+    """Attach all prepared mounts below :data:`PLACE`."""
     steps = [
         *calls.new_mount("tmpfs", {"mode": "711"}, _PLACE),
         calls.move_mount(_PLACE, k.AT_FDCWD, PLACE.encode()),

@@ -12,7 +12,7 @@ from containerkit.container.arguments import describe, with_defaults
 from containerkit.container.lifecycle import Container
 from containerkit.errors import SpecError
 from containerkit.spec.command import User
-from containerkit.start.context import Ground
+from containerkit.start.context import StartContext
 
 if TYPE_CHECKING:
     import argparse
@@ -47,14 +47,14 @@ def main(options: argparse.Namespace) -> int:
     fields = with_defaults(container.spec.rootfs, arguments.command(options, image))
     user = _user(fields.pop("user", "0"))
     command = describe(container.spec, words, {**fields, "user": user}, terminal=bool(options.pty))
-    ground = Ground.prepare(container.spec)
+    context = StartContext.prepare(container.spec)
     try:
-        start = start_plan(ground.spec, ground.host, Mode(reads_upper=True))
-        told = getattr(ground.joined.get("network"), "plan", None)
+        start = start_plan(context.spec, context.host, Mode(reads_upper=True))
+        told = getattr(context.joined.get("network"), "plan", None)
         network = None if told is None else told()
     finally:
-        ground.release()
-    run = exec_plan(command, container.spec.kinds, sets_groups=ground.host.sets_groups)
+        context.release()
+    run = exec_plan(command, container.spec.kinds, sets_groups=context.host.sets_groups)
     lists = {"the network": network, "the container": start, "the command": run}
     found = {title: plan for title, plan in lists.items() if plan is not None}
     if options.json:

@@ -1,1 +1,1 @@
-"""Compiles a description to the plan of a start: the operations and their order."""
+"""Compile a description to the plan of a start: the operations and their order."""

@@ -59,9 +59,9 @@ def sys_mount(start: Start) -> list[Operation]:
 
 
 def mounts_sys_last(start: Start) -> bool:
-    """Whether /sys can be mounted last, when its network namespace is likely to be there.
+    """Return whether /sys can be mounted last, when its network namespace probably exists.
 
-    Nothing else may lead there, not even by a symlink.
+    No other mount may be below /sys, even through a symlink.
     """
     spec = start.spec
     paths = (*spec.readonly_paths, *spec.masked_paths)
@@ -72,12 +72,14 @@ def mounts_sys_last(start: Start) -> bool:
 def made(mount: Mount) -> list[Operation]:
     """Return the operations that make a filesystem and attach it."""
     tree = Slot("tree")
-    return [*mounts.make_filesystem(mount, tree), *attached(mount, tree, directory=mount.type != "file")]
+    return [*mounts.make_filesystem(mount, tree), *attached(mount, tree, directory=True)]
 
 
 def attached(mount: Mount, tree: Slot, *, directory: bool) -> list[Operation]:
-    """Return the operations that attach a detached tree at the target of a described mount."""
-    """Attach a mount. If it covers a kernel filesystem, later masks use this descriptor, not the path."""
+    """Return the operations that attach a detached tree at the target of a described mount.
+
+    If it covers a kernel filesystem, later masks use this descriptor, not the path.
+    """
     kept = Slot(mount.target[1:]) if mount.target in _OF_THE_KERNEL else None
     root, target = (ROOT, mount.target) if kept else _below(mount.target)
     prefix = mount.target.removesuffix(target)
@@ -91,7 +93,7 @@ def attached(mount: Mount, tree: Slot, *, directory: bool) -> list[Operation]:
         kept=kept,
         prefix=prefix,
         optional=optional,
-        # An image's /etc/resolv.conf may be a symlink to a file of a daemon that does not run here.
+        # An image's /etc/resolv.conf may be a symlink to the file of a daemon that does not run here.
         itself=mount.type == "file",
     )
 
@@ -99,20 +101,25 @@ def attached(mount: Mount, tree: Slot, *, directory: bool) -> list[Operation]:
 def own_mounts(start: Start) -> list[Operation]:
     """Return the operations that make the described mounts, in their order."""
     steps: list[Operation] = []
-    number = 0
+    binds = files = 0
+    tree = Slot("tree")
+    count = sum(mount.type == "file" for mount in start.spec.mounts)
     for mount in start.spec.mounts:
-        if mount.type != "bind":
+        if mount.type == "bind":
+            steps += attached(mount, bind_slot(binds), directory=start.host.directories[binds])
+            binds += 1
+        elif mount.type == "file":
+            steps += [*mounts.make_file(mount, tree, files, count), *attached(mount, tree, directory=False)]
+            files += 1
+        else:
             steps += made(mount)
-            continue
-        steps += attached(mount, bind_slot(number), directory=start.host.directories[number])
-        number += 1
     return steps
 
 
 def volumes(start: Start) -> list[Operation]:
-    """Make the volumes of the image, except where the description mounts something.
+    """Make the volumes of the image, except where the description has a mount.
 
-    A volume with content in the image is a union of that and memory, so nothing is copied before it is written.
+    A volume with content in the image is a union of that content and memory, so files are copied only when written.
     """
     covered = [mount.target.rstrip("/") + "/" for mount in start.spec.mounts]
     steps: list[Operation] = []
@@ -161,7 +168,7 @@ def working_directory(start: Start) -> list[Operation]:
     path = os.path.normpath(f"/{dict(start.spec.rootfs.defaults).get('cwd', '')}").strip("/")
     if not path:
         return []
-    hint = "the image's working directory can't be made there"
+    hint = "the image's working directory can't be created"
     found = Slot("working directory")
     making = [calls.call("umask", 0o022), *mounts.resolve(ROOT, path, found, directory=True)]
     look = calls.open_inside(
@@ -173,8 +180,8 @@ def working_directory(start: Start) -> list[Operation]:
 def covered_paths(start: Start) -> list[Operation]:
     """Hide the masked paths, and make the read-only paths read-only. Source: OCI runtime-spec, config-linux.md.
 
-    Paths in kernel filesystems are looked up by the descriptors of those, because someone who can write to the root may
-    have renamed their mount points.
+    Paths in kernel filesystems are looked up by the descriptors of these. A process that can write to the root may
+    have renamed the mount points.
     """
     steps: list[Operation] = []
     for cover, paths in ((make_readonly, start.spec.readonly_paths), (mask, start.spec.masked_paths)):
@@ -188,7 +195,7 @@ def covered_paths(start: Start) -> list[Operation]:
 
 
 def last_mounts(start: Start) -> list[Operation]:
-    """Mount /sys after the pivot, with what covers it, while the staging is still attached."""
+    """Mount /sys and its masks after the pivot, while the staging is still attached."""
     if not mounts_sys_last(start):
         return []
     steps = sys_mount(start)

@@ -1,4 +1,4 @@
-"""The /dev of a container: one that all containers of the process share, or its own where a mount adds names to it.
+"""The /dev of a container: shared by all containers of the process, or its own if a mount adds names to it.
 
 Decision 0267 has the reasons.
 """
@@ -45,12 +45,12 @@ _CONSOLE: Final = "console"
 """The null device: a container has no console."""
 _DEV: Final = Slot("dev")
 _THERE: Final = frozenset((*NODES, *DIRECTORIES, _CONSOLE))
-_RULE_HINT: Final = "with Limits(devices=...), the rule of a device that is shown needs the letter m, such as 'rwm'"
+_RULE_HINT: Final = "with Limits(devices=...), the rule of a device that is shown must include m, such as 'rwm'"
 _WRITABLE: Final = ("shm/", "mqueue/")
 
 
 def is_own(spec: Spec) -> bool:
-    """Return whether the container needs a /dev of its own, because a mount has a target that the shared one lacks."""
+    """Return whether the container needs its own /dev, because the shared one does not have the target of a mount."""
     targets = [mount.target for mount in spec.mounts]
     return "/dev" not in targets and any(
         target.startswith("/dev/") and target[5:] not in _THERE and not target[5:].startswith(_WRITABLE)
@@ -65,11 +65,11 @@ def attach(spec: Spec) -> list[Operation]:
 
 
 def _own() -> list[Operation]:
-    """Cover the shared /dev by a filesystem with the same nodes, which are bound, so that no privilege is needed."""
+    """Cover the shared /dev with a filesystem that binds the same nodes. This needs no privileges."""
     own, tree = Slot("own dev"), Slot("tree")
     attributes = k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
     steps = calls.new_mount("tmpfs", {"mode": "755", "size": "64k"}, own, attributes=attributes)
-    # Older kernels attach nothing to a detached tree, and clone nothing from one: both are attached by now.
+    # Older kernels can't attach to a detached tree or clone from one, so both trees are attached first.
     steps.append(calls.move_mount(own, _DEV, b"", target="/dev"))
     for name in (*NODES, _CONSOLE):
         steps += [
@@ -84,10 +84,10 @@ def _own() -> list[Operation]:
 
 
 def make_node(mount: Mount, node: Node, tree: Slot) -> list[Operation]:
-    """Return the operations, outside, that make a node anew and clone a detached mount of it alone.
+    """Return the operations outside that make a new node, and a detached mount of only that node.
 
-    The host's own node belongs to ids that the container does not have, and its filesystem can't be id-mapped. This
-    one can, so that root of the container may do with it what root of the host may do with the other.
+    The host's own node belongs to ids that the container does not have, and its filesystem can't be id-mapped. The new
+    one can, so root of the container has the same access to it as root of the host has to the original.
     """
     memory = Slot("memory")
     return [
@@ -101,7 +101,7 @@ def make_node(mount: Mount, node: Node, tree: Slot) -> list[Operation]:
 
 
 def close_for_writing(spec: Spec) -> list[Operation]:
-    """Return the operations that make a /dev of the container's own read-only, once the targets in it are made."""
+    """Return the operations that make the container's own /dev read-only after its mount points exist."""
     if not is_own(spec):
         return []
     return [calls.mount_setattr(_DEV, set_flags=k.MOUNT_ATTR_RDONLY, target="/dev")]

@@ -26,9 +26,9 @@ TTY_GROUP: Final = 5
 JOIN_PREFIX: Final = "join "
 SKELETON: Final = "skeleton"
 _MOST_NAMES: Final = 3800
-"""The room for the names of layers in the options of a mount, which must fit on one page with all others."""
+"""The bytes for the names of layers in the options of a mount. All options together must fit on one page."""
 MAP_BYTES: Final = 2048
-"""The room for the text of an id map in a plan. It is padded with spaces, which the kernel skips."""
+"""The bytes for the text of an id map in a plan. It is padded with spaces, which the kernel skips."""
 
 PID: Final = Slot("pid")
 ROOT: Final = Slot("root")
@@ -56,11 +56,11 @@ class Host(NamedTuple):
         privileged: whether the caller may make id maps and mounts in its own namespaces.
         programs: the directories that ``RootFS.host()`` shows completely.
         terminals: whether terminals can belong to the group tty, which the container must map.
-        directories: for each described bind, whether its source is a directory.
-        nodes: for each described bind, the node to make in its place, or None. Empty if there is none.
+        directories: for each bind of the spec, whether its source is a directory.
+        nodes: for each bind of the spec, the node to make in its place, or None. Empty if no bind needs one.
         sets_groups: whether setgroups(2) is allowed inside.
         joins: how it joins its control groups.
-        skeleton: the skeleton of ``RootFS.host()`` that the start must make itself, because the one in the staging
+        skeleton: the skeleton of ``RootFS.host()`` that the start must make, because the one in the staging
             can't be id-mapped. None if it can.
         unmapped: the top-level directories of ``programs`` whose filesystems can't be id-mapped.
     """
@@ -122,12 +122,12 @@ class Start:
 
     @property
     def joins_alone(self) -> bool:
-        """Whether stage 2 must have its own memory before it joins a group or sets its limit."""
+        """Return whether stage 2 must have its own memory before it joins a group or sets the limit of one."""
         return bool(self.host.joins.inside())
 
     @property
     def network_beside(self) -> bool:
-        """Whether stage 1 makes the network namespace, which takes the kernel longest, while stage 2 mounts.
+        """Return whether stage 1 makes the network namespace, the slowest step, while stage 2 mounts.
 
         Both must share their memory and descriptors, and stage 1 must be able to join the new user namespace.
         """
@@ -152,7 +152,7 @@ class Start:
     def names_in_base(self) -> list[str] | None:
         """The layers' names below the one mount that has them all, or None if each layer has its own clone.
 
-        Without an id map, the container's root may not be allowed to enter the base. The options of a mount must fit
+        Without an id map, root of the container may have no access to the base. The options of a mount must fit
         on one page.
         """
         rootfs = self.spec.rootfs

@@ -20,9 +20,9 @@ GROUP: Final = Slot("cgroup")
 class Joining(NamedTuple):
     """How a process joins its control groups before the first instruction of the command.
 
-    When a group is out of memory, the kernel may kill a process in it, and with it every other process that shares its
-    memory. So a process must not be in a group with a memory limit while it shares the caller's memory. The files of
-    such groups are opened outside, and written to when the process is in the sealed init.
+    If a group is out of memory, the kernel may kill a process in it, and with it every other process that shares its
+    memory. So a process that shares the caller's memory must not be in a group with a memory limit. The files of
+    such groups are opened outside, and written to when the process runs the sealed init.
 
     Attributes:
         old: the number of version 1 groups that it joins. The slots of their directories are ``cgroup 0``, ``cgroup
@@ -30,8 +30,8 @@ class Joining(NamedTuple):
         alone: the numbers of those with a memory limit. The others are joined before the clone, so that ``pids.max``
             can refuse it.
         new: whether it joins a version 2 group, whose directory is in the slot ``cgroup``.
-        late: whether that group has a memory limit already, as that of a live container, or may have one, as that of
-            another owner. It is then joined through its file. Joining by the clone is faster by an RCU grace period.
+        late: whether that group has a memory limit already (a live container), or may have one (the container of
+            another owner). It is then joined through its file. Joining by the clone saves an RCU grace period.
         limit: the text for ``memory.max`` of that group if it has no limit yet, or an empty string.
     """
 
@@ -60,11 +60,11 @@ class Joining(NamedTuple):
         return [step for _, *written in files for step in written]
 
     def clock(self, clock: Clock) -> Clock:
-        """Return these operations together with the joining, all for a process with its own memory."""
+        """Return the operations of ``clock`` and those that join the groups, for a process with its own memory."""
         return clock._replace(after=(*self.inside(), *clock.after))
 
     def _tasks(self, number: int) -> list[Operation]:
-        """Writing to ``tasks`` moves a thread without a grace period; ``0`` is the writer. Source: cgroups(7)."""
+        """Write to ``tasks``, which moves a thread without a grace period; ``0`` is the writer. Source: cgroups(7)."""
         return _entry(Slot(f"cgroup {number}"), b"tasks", b"0", Slot(f"tasks {number}"), _GROUP_HINT)
 
     def _unified(self) -> list[list[Operation]]:
@@ -86,4 +86,4 @@ def _entry(directory: Slot, name: bytes, value: bytes, at: Slot, hint: str = "")
 NOTHING_TO_JOIN: Final = Joining()
 
 
-_GROUP_HINT: Final = "the group is gone, or a real-time process joins a version 1 cpu group without cpu_rt_runtime_us"
+_GROUP_HINT: Final = "the group was removed, or this real-time process needs cpu_rt_runtime_us in a version 1 cpu group"

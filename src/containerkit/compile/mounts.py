@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from containerkit.spec.mount import Mount
 
-__all__ = ["attach", "keep", "make_filesystem", "open_source", "resolve", "set_attributes"]
+__all__ = ["attach", "keep", "make_file", "make_filesystem", "open_source", "resolve", "set_attributes"]
 
 
 _KIND_HINT: Final = "a file can only be mounted on a file, a directory on a directory"
@@ -27,7 +27,7 @@ _KIND_HINT: Final = "a file can only be mounted on a file, a directory on a dire
 _IDMAP_HINT: Final = "the filesystem can't be id-mapped: pass idmap=False, or namespaces=Namespaces(user='host')"
 
 
-_SYMLINK_HINT: Final = "it must be a directory in the root filesystem and not a symlink, which masks would follow"
+_SYMLINK_HINT: Final = "it must be a directory in the root filesystem; masks would follow a symlink"
 
 
 _F_DUPFD_CLOEXEC: Final = 1030
@@ -36,13 +36,11 @@ _F_DUPFD_CLOEXEC: Final = 1030
 _MISSING_HINT: Final = "the target can't be created: the root filesystem is read-only or belongs to unmapped ids"
 
 
-_FULL_HINT: Final = (
-    "nothing can be created in {0}: choose another target, or mount a directory of your own on {0} first"
-)
+_FULL_HINT: Final = "no file can be created in {0}: choose another target, or first mount a writable directory on {0}"
 
 
 _FULL: Final = ("/proc", "/sys")
-"""Directories in which nothing can be created."""
+"""Directories in which no file can be created."""
 
 
 def open_source(mount: Mount, tree: Slot) -> list[Operation]:
@@ -74,9 +72,7 @@ def set_attributes(mount: Mount, tree: Slot, userns: Slot | None) -> list[Operat
 
 
 def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
-    """Return the operations, inside, that make the filesystem of a mount other than a bind."""
-    if mount.type == "file":
-        return _make_file(mount, tree)
+    """Return the operations, inside, that make the filesystem of a mount other than a bind or a file."""
     options: dict[str, str | None] = dict(mount.options)
     if mount.type == "tmpfs" and options.get("size") and "nr_inodes" not in options:
         options["nr_inodes"] = inodes_for(options["size"] or "")
@@ -88,18 +84,28 @@ def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
     return steps
 
 
-def _make_file(mount: Mount, tree: Slot) -> list[Operation]:
-    """Return the operations that make a filesystem with one file, and a detached mount of only that file."""
-    memory, at = Slot("memory"), Slot("file")
+def make_file(mount: Mount, tree: Slot, number: int, count: int) -> list[Operation]:
+    """Return the operations that make a file, and a detached mount of only that file.
+
+    All files of a container are in one filesystem, because the kernel takes longer to make one than to make a file.
+
+    Args:
+        mount: the file.
+        tree: the slot of the mount.
+        number: which of the files it is, from 0. The first makes the filesystem, the last closes it.
+        count: the number of files.
+    """
+    memory, at, name = Slot("memory"), Slot("file"), b"%d" % number
     flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
+    first = calls.new_mount("tmpfs", {"mode": "755", "nr_inodes": str(1 + count)}, memory)
     return [
-        *calls.new_mount("tmpfs", {"mode": "755", "nr_inodes": "2"}, memory),
-        calls.call("openat", memory, b"file", flags, 0o644, target=mount.target, result=at),
+        *(first if number == 0 else ()),
+        calls.call("openat", memory, name, flags, 0o644, target=mount.target, result=at),
         calls.write(at, mount.content.encode(errors="surrogateescape"), mount.target),
         calls.close(at),
-        calls.open_tree(memory, b"file", tree, target=mount.target),
+        calls.open_tree(memory, name, tree, target=mount.target),
         calls.mount_setattr(tree, set_flags=mount.attributes, target=mount.target),
-        calls.close(memory),
+        *((calls.close(memory),) if number == count - 1 else ()),
     ]
 
 
@@ -122,7 +128,7 @@ def attach(
         root, target: where to attach it.
         directory: whether it is a directory.
         create: whether to create a missing target.
-        kept: a slot that keeps the tree's descriptor, so that its content can be found even if the target is renamed.
+        kept: a slot that keeps the tree's descriptor, so that its content can be found after the target was renamed.
             It is used for kernel filesystems, whose target must not be a symlink.
         prefix: the path of ``root``, for messages.
         optional: whether to skip the mount if the target is missing and can't be created.
@@ -152,10 +158,10 @@ def keep(tree: Slot, kept: Slot, target: str) -> list[Operation]:
 
 
 def _leaving_out(step: Operation) -> Operation:
-    """Let a step of :func:`resolve` fail if something is missing or can't be created, and skip the dependent steps.
+    """Make a step of :func:`resolve` optional: if a path is missing and can't be created, skip the dependent steps.
 
-    After the opening of a directory these are two steps, the making of a name in it and its closing; after that of the
-    target they are its use and its closing.
+    After opening a directory these are two steps: create a name in it, close it. After opening the target
+    they are: use it, close it.
     """
     if step.name == "openat2":
         return step._replace(tolerate=(ENOENT, ENOTDIR, ELOOP), skip=2)

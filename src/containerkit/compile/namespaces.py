@@ -47,7 +47,7 @@ def outside(start: Start) -> list[Operation]:
     if start.is_joined("mount"):
         steps.append(join(Kind.MOUNT))
     if start.is_joined("user"):
-        # From here on the caller's privileges over its mounts are gone.
+        # After this the process has no privileges over the caller's mounts.
         if start.assembles:
             steps += tree_attributes(start, Slot(JOIN_PREFIX + "user") if start.host.privileged else None)
         steps.append(join(Kind.USER))
@@ -70,9 +70,9 @@ def clone_inside(start: Start) -> Operation:
 
 
 def proc_of_joined() -> list[Operation]:
-    """Let a process in the joined pid namespace mount its /proc, because stage 1 itself stays in the caller's.
+    """Start a process in the joined pid namespace that mounts its /proc. Stage 1 itself stays in the caller's.
 
-    It still has the caller's privileges: the new user namespace would have none over another's pid namespace.
+    It still has the caller's privileges: a new user namespace has none over a pid namespace that another one owns.
     """
     maker = Slot("maker of proc")
     flags = k.CLONE_VFORK | k.CLONE_FILES
@@ -83,7 +83,7 @@ def proc_of_joined() -> list[Operation]:
 
 
 def proc_maker(start: Start) -> list[Operation]:
-    """Return the operations of that process, which is started only by its clone."""
+    """Return the operations of the process that mounts the /proc of a joined pid namespace."""
     if not (start.assembles and start.is_joined("pid")):
         return []
     hint = "only the owner of a pid namespace can mount its /proc: join its user namespace as well"
@@ -119,7 +119,7 @@ def owner(start: Start) -> list[Operation]:
 
 
 def network_outside(start: Start) -> list[Operation]:
-    """Make the network namespace in stage 1, as the container's user namespace, which then owns it."""
+    """Make the network namespace in stage 1, after entering the container's user namespace, which then owns it."""
     if not start.network_beside:
         return []
     hint = "a limit on network namespaces may be reached: see user.max_net_namespaces"
@@ -132,7 +132,7 @@ def network_outside(start: Start) -> list[Operation]:
 
 
 def network_inside(start: Start) -> list[Operation]:
-    """Join it in stage 2."""
+    """Join the network namespace in stage 2."""
     if not start.network_beside:
         return []
     return [

@@ -1,4 +1,4 @@
-"""The last part of a plan: how a process inside becomes a command, and how one joins a running container."""
+"""The last part of a plan: a process inside becomes the command, or joins a running container."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STOPPED: Final = "the container has stopped"
 
 
 def be_root() -> list[Operation]:
-    """Return the operations that make a process root of its user namespace: an exec only keeps privileges of root."""
+    """Return the operations that make a process root of its user namespace. Only root keeps privileges at an exec."""
     return [calls.call("setresgid", 0, 0, 0, target="gid 0"), calls.call("setresuid", 0, 0, 0, target="uid 0")]
 
 
@@ -53,18 +53,18 @@ def become(
         command: the command.
         sets_groups: whether its user namespace lets it set supplementary groups.
         dies_with_parent: whether it gets SIGKILL when the thread that started it ends, because there is no init.
-        gate: where it waits for PID 1: as late as possible, but before it looks up a path, and before a filter that may
-            forbid waiting. Until PID 1 has unmounted the old root, ``..`` at the new one leads into the old one.
+        gate: where it waits for PID 1: as late as possible, but before it looks up a path or installs a filter that may
+            forbid waiting. Until PID 1 has unmounted the old root, ``..`` of the new root leads to the old one.
         held: whether it then waits for its argv; :func:`rest_plan` returns the remaining operations.
     """
     confinement = command.confinement
     waiting = [] if gate is None else [calls.await_release(gate=gate)]
-    # Everything that may need a privilege, or a call that a filter forbids, comes before the filter.
+    # All operations that need privileges, or calls that a filter may forbid, come before the filter.
     early = not confinement.no_new_privs
     alone = strip(command, held=held, kept=[_OWNER] if early and dies_with_parent else [])
     steps = [
         *confinement.before_user(keep=command.user.uid != 0 and bool(confinement.capabilities.permitted)),
-        *([*waiting, alone, *confinement.early_walls()] if early else ()),
+        *([*waiting, alone, *confinement.early_labels_and_landlock()] if early else ()),
         *process.credentials(command.user, may_set_groups=sets_groups),
         *(() if early else waiting),
         *process.place(command),
@@ -74,8 +74,8 @@ def become(
         steps += [*calls.die_with_owner(_OWNER), calls.close(_OWNER)]
     steps += [calls.reset_signals(), *(() if early else [alone])]
     if held:
-        return [*steps, *(_dress(command) if _can_sleep(command) else ()), calls.hold()]
-    return [*steps, *process.announce(command), *_dress(command), *process.execute(command)]
+        return [*steps, *(_limits_and_filter(command) if _can_sleep(command) else ()), calls.hold()]
+    return [*steps, *process.announce(command), *_limits_and_filter(command), *process.execute(command)]
 
 
 def strip(command: Command, *, held: bool = False, kept: Iterable[Slot] = ()) -> Operation:
@@ -83,20 +83,20 @@ def strip(command: Command, *, held: bool = False, kept: Iterable[Slot] = ()) ->
     return calls.strip(Slot("image"), [*process.passed(command), *command.confinement.kept, *kept], itself=held)
 
 
-def _dress(command: Command) -> list[Operation]:
-    """The limits come after everything that opens files, because new descriptors may have numbers above the limit."""
+def _limits_and_filter(command: Command) -> list[Operation]:
+    """Set the limits after all steps that open files, because new descriptors may have numbers above the limit."""
     confinement = command.confinement
-    return [*confinement.walls(), *process.surroundings(command), *confinement.last()]
+    return [*confinement.labels_and_landlock(), *process.limits_and_priority(command), *confinement.last()]
 
 
 def _can_sleep(command: Command) -> bool:
-    """Whether it can wait behind its filter. A custom filter may forbid that."""
+    """Return whether it can wait after its filter is installed. A custom filter may forbid that."""
     return command.confinement.seccomp in ("default", None)
 
 
 def rest_plan(command: Command) -> Plan:
     """Return the remaining operations of a held command, when its argv is known."""
-    dress = () if _can_sleep(command) else _dress(command)
+    dress = () if _can_sleep(command) else _limits_and_filter(command)
     return Plan((*process.announce(command), *dress, *process.execute(command)))
 
 
@@ -138,7 +138,7 @@ def exec_plan(
 
 
 def files_plan(kinds: int, operations: list[Operation], *, user: bool) -> Plan:
-    """Return the plan that works on the files of a running container, as its root, for the caller.
+    """Return the plan that opens or changes files of a running container, as its root.
 
     Args:
         kinds: as for :func:`exec_plan`; only the mount and user namespace are joined.

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
     from containerkit.spec.command import Command, User
 
-__all__ = ["announce", "credentials", "execute", "given", "passed", "place", "session", "socket_slot", "surroundings"]
+__all__ = [
+    "announce",
+    "credentials",
+    "execute",
+    "given",
+    "limits_and_priority",
+    "passed",
+    "place",
+    "session",
+    "socket_slot",
+]
 
 
 _TIOCSCTTY: Final = 0x540E
@@ -44,7 +54,7 @@ def session(command: Command) -> list[Operation]:
     if command.terminal:
         steps += [
             calls.call("ioctl", Slot("stdin"), _TIOCSCTTY, 0, target="controlling terminal"),
-            # so that the user can open it by its name; its group stays tty
+            # The user can then open it by its name. Its group stays tty.
             calls.call("fchown", Slot("stdin"), command.user.uid, 2**32 - 1, target="terminal", hint=_USER_HINT),
         ]
     for number, slot in enumerate(_STANDARD):
@@ -55,8 +65,8 @@ def session(command: Command) -> list[Operation]:
     return steps
 
 
-def surroundings(command: Command) -> list[Operation]:
-    """Return the operations whose effect stays without privileges: limits, priority."""
+def limits_and_priority(command: Command) -> list[Operation]:
+    """Return the operations that set limits and priority, which remain in effect without privileges."""
     steps = [
         calls.call(
             "prlimit64",
@@ -89,7 +99,7 @@ def credentials(user: User, *, may_set_groups: bool) -> list[Operation]:
         SpecError: groups are given, but can't be set.
     """
     if user.groups and not may_set_groups:
-        raise SpecError("user: supplementary groups need a range of ids: give this user one in /etc/subgid")
+        raise SpecError("user: supplementary groups need a range of ids: add one for this user to /etc/subgid")
     members = Block(pack(f"={len(user.groups)}I", *user.groups))
     return [
         calls.call(
@@ -108,7 +118,7 @@ def credentials(user: User, *, may_set_groups: bool) -> list[Operation]:
 def place(command: Command) -> list[Operation]:
     """Return the operations that set the working directory, as the command's user, and the umask.
 
-    No magic link is followed, so it can't be outside (CVE-2024-21626).
+    No magic link is followed, so it can't be a directory of the host (CVE-2024-21626).
     """
     how = pack("=QQQ", k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC, 0, k.RESOLVE_NO_MAGICLINKS)
     where = os.fsencode(command.cwd)

@@ -24,7 +24,7 @@ _DIRECTORY: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC
 
 
 def clone_trees(start: Start) -> list[Operation]:
-    """Clone the described directories while the caller's own mounts are visible."""
+    """Clone the directories of the spec while the caller's own mounts are visible."""
     rootfs = start.spec.rootfs
     steps: list[Operation] = []
     for number, path in enumerate(start.lower_paths()):
@@ -78,7 +78,7 @@ def tree_attributes(start: Start, userns: Slot | None) -> list[Operation]:
                 calls.mount_setattr(tree, userns=userns, recursive=recursive, target=f"id map of {target}", hint=hint)
             )
     if userns is not None:
-        # Without it, before Linux 6.3, the nodes belong to nobody, but work in the same way.
+        # Linux before 6.3 can't do it. The nodes then belong to nobody, but work in the same way.
         own_dev = calls.mount_setattr(Slot("dev"), userns=userns, target="id map of /dev")
         steps.append(own_dev._replace(tolerate=(EINVAL,)))
     for number, bind in enumerate(start.binds):
@@ -151,7 +151,7 @@ def overlays(start: Start) -> list[Operation]:
 
 
 def union(start: Start, place: str, lowers: list[str], number: int) -> list[Operation]:
-    """Return the operations that mount an overlay of layers on a place below the staging."""
+    """Return the operations that mount an overlay of layers on a directory of the staging."""
     rootfs = start.spec.rootfs
     flags = k.MS_NODEV | k.MS_NOSUID
     steps: list[Operation] = []
@@ -177,7 +177,7 @@ def pivot() -> list[Operation]:
     ]
 
 
-def leave_outside(start: Start) -> list[Operation]:
+def unmount_old_root(start: Start) -> list[Operation]:
     """Unmount the old root, which covers the new one. The kernel waits a grace period for this."""
     steps = [calls.unmount(b"."), calls.chdir(b"/")]
     if start.spec.rootfs.readonly:

@@ -1,4 +1,4 @@
-"""The directories that a root filesystem is assembled on, and id maps."""
+"""The directories on which a root filesystem is assembled, and id maps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOWERS: Final = 64
 def write_map(pid: Slot, name: str, content: bytes) -> list[Operation]:
     """Return the operations that write one id map. Its text is the block ``name``."""
     at = Slot("map")
-    hint = "the ids must be the caller's own, or it must be privileged"
+    hint = "an unprivileged caller can only map its own ids"
     return [
         calls.open_of_process(pid, name, k.O_WRONLY, at),
         calls.call("write", at, Block(content, name=name), len(content), target=name, hint=hint),
@@ -43,7 +43,7 @@ def skeleton(root: hostroot.HostRoot, directory: Slot) -> Operation:
 
 
 def staged_skeleton(root: hostroot.HostRoot) -> list[Operation]:
-    """Return the operations that make it in its directory of the staging."""
+    """Return the operations that make the skeleton in its directory of the staging."""
     at = Slot("host")
     opened = calls.open_at(STAGING_ROOT, b"host", k.O_PATH | k.O_DIRECTORY | k.O_NOFOLLOW, at)
     return [opened, skeleton(root, at), calls.close(at)]

@@ -22,7 +22,7 @@ from containerkit.compile.facts import ROOT, UPPER, Start
 from containerkit.compile.namespaces import identity, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
 from containerkit.compile.process import given, passed, session
-from containerkit.compile.root import leave_outside, own_name, pivot, root
+from containerkit.compile.root import own_name, pivot, root, unmount_old_root
 from containerkit.compile.timens import NO_CLOCK, Clock, clock, clock_alone, exec_enters_time
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
@@ -98,7 +98,7 @@ def inside(start: Start) -> list[Operation]:
         steps += last_mounts(start)
         steps.append(calls.close(ROOT))
         if not start.clones_command:
-            steps += leave_outside(start)
+            steps += unmount_old_root(start)
     return steps
 
 
@@ -123,7 +123,7 @@ def payload(start: Start) -> list[Operation]:
     if not start.clones_command:
         entering = way.adjusted(command).operations(kept)
         return [*session(command), *entering, *become_command(dies_with_parent=not start.mode.init)]
-    # The kernel sets the score of all processes that share memory, so such a command enters the init on its own.
+    # The kernel sets the OOM score of all processes that share memory, so such a command first enters the init alone.
     alone = NO_CLOCK.adjusted(command)
     gate = calls.PAYLOAD_GATE
     waiting = [calls.await_release(gate=gate)] if alone.after else []
@@ -136,8 +136,8 @@ def payload(start: Start) -> list[Operation]:
     return [
         *way.operations(given(command), board=start.mode.held),
         calls.clone(0, "command", pid=Slot("command"), target="command"),
-        *(leave_outside(start) if start.assembles else ()),
-        *let_go(start),
+        *(unmount_old_root(start) if start.assembles else ()),
+        *close_others(start),
         calls.release(gate),
         calls.become_init(Slot("image"), b"run", UPPER_FD),
         process[0]._replace(label="command"),
@@ -145,10 +145,10 @@ def payload(start: Start) -> list[Operation]:
     ]
 
 
-def let_go(start: Start) -> list[Operation]:
+def close_others(start: Start) -> list[Operation]:
     """Keep the owner's pidfd and the pipe for the report.
 
-    Close everything through which programs of the caller can be found.
+    Close all descriptors through which programs of the caller can be found.
 
     A container with ``CAP_SYS_PTRACE`` can read ``/proc/1/fd``. Only pipes, a pidfd and the init stay there.
     """
@@ -165,7 +165,7 @@ def let_go(start: Start) -> list[Operation]:
 
 
 def become_init(start: Start, clock: Clock) -> list[Operation]:
-    """Keep only the descriptors that an init without a command needs, and become it."""
+    """Keep only the descriptors that an init without a command needs, and become that init."""
     steps = [calls.call("setsid", tolerate=(EPERM,))]
     if start.mode.reads_upper and start.spec.rootfs.in_memory:
         # Its number may be that of the owner's pidfd; the caller's own descriptors have high numbers.
@@ -187,8 +187,8 @@ def become_init(start: Start, clock: Clock) -> list[Operation]:
 def why_not_held(spec: Spec, command: Command) -> str | None:
     """Return why commands of this container can't be held before their exec, or None if they can.
 
-    Until then a command shares the caller's memory, so nothing else may be in its namespaces, and nothing may be done
-    that needs an address space of its own.
+    Until its exec a held command shares the caller's memory. So no other process may be in its namespaces, and it may
+    do nothing that needs an address space of its own.
     """
     names = spec.namespaces
     confinement = command.confinement

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def clock(start: Start) -> Clock:
-    """How the payload enters the init, if it is not in it yet, and its time namespace."""
+    """Return how the payload enters its time namespace, and the init if it does not run it yet."""
     return clock_alone(start)._replace(entered=start.joins_alone)
 
 
 def clock_alone(start: Start) -> Clock:
-    """How a process enters its time namespace and the init. Source: time_namespaces(7)."""
+    """Return how a process enters its time namespace and the init. Source: time_namespaces(7)."""
     if start.is_joined("time"):
         return joined_clock(Slot(JOIN_PREFIX + "time"))
     if not start.is_new("time"):
@@ -51,9 +51,9 @@ def clock_alone(start: Start) -> Clock:
 
 
 def exec_enters_time() -> bool:
-    """Whether an exec enters the time namespace that the process has unshared (Linux 6.3).
+    """Return whether an exec enters the time namespace that the process has unshared (Linux 6.3).
 
-    Older kernels leave it outside. It can then neither start threads nor vfork, which would share memory across the two
+    On older kernels it stays outside. It can then neither start threads nor vfork, which would share memory across both
     namespaces.
     """
     numbers = os.uname().release.split("-")[0].split(".")
@@ -65,8 +65,8 @@ class Clock(NamedTuple):
 
     Attributes:
         before: the operations that come first. The next exec enters an unshared time namespace (Linux 6.3).
-        after: the operations that need their own address space, such as setns(2) to a time namespace. Also, /proc/self
-            belongs to the machine's root while the memory is shared with a process that is not dumpable.
+        after: the operations that need their own address space, such as setns(2) to a time namespace. They also need
+            it for /proc/self, which root of the host owns while memory is shared with a process that is not dumpable.
         again: whether another exec of the init enters the unshared namespace.
         entered: whether the process is already in the init.
     """

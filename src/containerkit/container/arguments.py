@@ -1,4 +1,4 @@
-"""Turns the keyword arguments of ``run`` and ``popen`` into a command and its streams, and a process into a result."""
+"""Convert the keyword arguments of ``run`` and ``popen`` to a command and its streams, and a process to a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from containerkit.options import Input, ListOf, Word
-    from containerkit.process.communicate import Hearing
+    from containerkit.process.communicate import LineCallbacks
     from containerkit.spec.rootfs import RootFS
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "POPEN_ARGUMENTS",
     "RUN_ARGUMENTS",
     "STREAM_ARGUMENTS",
-    "beside",
+    "confine_for_streams",
     "describe",
     "has_names",
     "owns_nothing",
@@ -56,7 +56,7 @@ RUN_ARGUMENTS: Final = (
 
 
 def owns_nothing(spec: Spec) -> bool:
-    """Whether a description has nothing that its owner may close, such as a namespace handle. Pools don't count."""
+    """Return whether a description contains no object, except a pool, that its owner may close (a namespace)."""
     joined = (spec.namespaces[kind] for kind in spec.namespaces.joined())
     if hasattr(spec.network, "keep_until_stopped"):
         return False
@@ -103,10 +103,10 @@ def describe(
     return command.with_confinement(evolve(confinement, set_id_bits=not refused))
 
 
-def beside(command: Command, streams: Streams, spec: Spec, fields: Mapping[str, Any]) -> Command:
-    """Return a command of :func:`describe`, confined according to the files that are its standard streams.
+def confine_for_streams(command: Command, streams: Streams, spec: Spec, fields: Mapping[str, Any]) -> Command:
+    """Return a command of :func:`describe` with a confinement that fits the files of its standard streams.
 
-    Through such a descriptor the command could write a program and set its set-id bit, if its user owns the file.
+    If its user owns such a file, the command could write a program to it and set the set-user-ID bit.
 
     Args:
         command: the command.
@@ -122,7 +122,7 @@ def beside(command: Command, streams: Streams, spec: Spec, fields: Mapping[str, 
 
 
 def _owns_what_it_gets(spec: Spec) -> bool:
-    """Whether ids inside may be ids of the host's users, so that a command can own files passed by descriptor."""
+    """Return whether ids inside may be ids of the host's users. Then a command can own files passed by descriptor."""
     return spec.namespaces.user != "new" or spec.uid_mappings is not None or not is_privileged()
 
 
@@ -171,14 +171,14 @@ def unresolved_user(rootfs: RootFS, fields: Mapping[str, Any]) -> str | None:
 
 
 def has_names(rootfs: RootFS, fields: Mapping[str, Any]) -> bool:
-    """Return whether a user or group of a command is one that only a running container can look up."""
+    """Return whether only a running container can look up a user or group of a command."""
     if unresolved_user(rootfs, fields) is not None:
         return True
     return any(isinstance(group, str) for group in sequence(fields.get("groups") or (), "groups"))
 
 
 def run_streams(
-    given: Input, more: Mapping[str, Any], *, capture: bool, hearing: Hearing | None = None
+    given: Input, more: Mapping[str, Any], *, capture: bool, callbacks: LineCallbacks | None = None
 ) -> dict[str, Any]:
     """Return the arguments of ``run`` with its own defaults for the streams.
 
@@ -201,8 +201,8 @@ def run_streams(
     if capture:
         options.setdefault("stdout", PIPE)
         options.setdefault("stderr", PIPE)
-    if hearing is not None and not options.get("pty"):
-        for name, call in (("stdout", hearing.on_stdout), ("stderr", hearing.on_stderr)):
+    if callbacks is not None and not options.get("pty"):
+        for name, call in (("stdout", callbacks.on_stdout), ("stderr", callbacks.on_stderr)):
             if call is not None and options.setdefault(name, PIPE) != PIPE:
                 raise SpecError(f"on_{name}: {name} is redirected: leave {name} out")
     return options

@@ -1,4 +1,4 @@
-"""Containers that another process has started: the view of a recorded container of the OCI command."""
+"""Containers that another process started: a view of a recorded container."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from containerkit import late
 from containerkit.compile.facts import Host
-from containerkit.container.join import Entrance
+from containerkit.container.join import JoinContext
 from containerkit.container.lifecycle import Container
 from containerkit.container.starting import wait_for_others
 from containerkit.errors import SetupError, SpecError, StateError
@@ -18,7 +18,7 @@ from containerkit.spec.container import CONFINEMENT
 from containerkit.spec.idmap import IdMapping
 from containerkit.spec.rootfs import RootFS
 from containerkit.start.cgroup import Membership
-from containerkit.start.context import Ground
+from containerkit.start.context import StartContext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Attached(Container):
         try:
             super().__init__(namespaces=_differing(record.pid), **fields())
             group = group_at(record.id, record.groups)
-            self._ground = _Standing(self.spec, record.pid, group)
+            self._context = _AttachedContext(self.spec, record.pid, group)
         except BaseException:
             if group is not None:
                 group.close()
@@ -69,7 +69,7 @@ class Attached(Container):
         self.id = record.id
         self._record = record
         self._init = Process(Command(argv=["init"]), record.pid, record.pidfd, Streams([], [None, None, None], []))
-        self._entrance = Entrance(self._init, self._ground)
+        self._join_context = JoinContext(self._init, self._context)
 
     def __enter__(self) -> Self:
         self._running()
@@ -89,8 +89,8 @@ class Attached(Container):
             if init is None:
                 return
             os.close(init.fileno())
-            if self._entrance is not None:
-                self._entrance.close()
+            if self._join_context is not None:
+                self._join_context.close()
             self._standing().release()
             self._record.close()
 
@@ -110,13 +110,13 @@ class Attached(Container):
         state = self.state
         if state == "stopped":
             raise StateError(f"{self!r}: it has stopped")
-        if state == "paused":  # a process that joins its group would freeze during its start
+        if state == "paused":  # a process that joins its group would be frozen during its start
             remedy = self._remedy("resume")
             raise StateError(f"{self!r}: nothing can be started in it while it is paused: {remedy}")
         return init
 
     def popen(self, argv: ListOf[Word], **options: Unpack[AnyPopenOptions]) -> Process[Any]:
-        """Start a command in the container, counted with the container as a whole; see :meth:`Container.popen`."""
+        """Start a command in the container, in the container's own group; see :meth:`Container.popen`."""
         options["own_group"] = False
         process: Process[Any] = super().popen(argv, **options)
         return process
@@ -124,30 +124,30 @@ class Attached(Container):
     exec = popen
 
     def members(self) -> list[int]:
-        """Return the pids outside of all its processes."""
+        """Return the host's pids of all its processes."""
         self._running()
         return super().members() if self._group is None else sorted(self._group.processes())
 
     # --- What only the OCI command can do
 
     def update(self, limits: Limits) -> None:  # noqa: ARG002 - the base class's
-        """Raise StateError: its limits are in the record of the command."""
-        self._refuse("its limits are on record", "update")
+        """Raise StateError: the OCI command records its limits."""
+        self._refuse("the OCI command records its limits", "update")
 
     def pause(self) -> None:
-        """Raise StateError: the command would not know that it is paused."""
-        self._refuse("only the command can record that it is paused", "pause")
+        """Raise StateError: the OCI command would not know that it is paused."""
+        self._refuse("only the OCI command can record that it is paused", "pause")
 
     def resume(self) -> None:
         """Raise StateError, as :meth:`pause` does."""
-        self._refuse("only the command can record that it is resumed", "resume")
+        self._refuse("only the OCI command can record that it is resumed", "resume")
 
     def checkpoint(self, path: str | os.PathLike[str], **options: Any) -> None:  # noqa: ARG002 - the base class's
-        """Raise StateError: only the command with the record can do it."""
-        self._refuse("it is on record", "checkpoint")
+        """Raise StateError: only the OCI command can do it."""
+        self._refuse("the OCI command owns it", "checkpoint")
 
     def changes(self) -> Iterator[Change]:
-        """Raise StateError: only the maker of the root knows its lower layers."""
+        """Raise StateError: only the process that made the root knows its lower layers."""
         raise StateError(f"{self!r}: its root was made by another program; only that program can determine the changes")
 
     def _limited(self) -> CGroup:
@@ -170,7 +170,7 @@ def attach(name: str, root: str | None, confinement: Mapping[str, Any]) -> Conta
     return Attached(name, root, **confinement) if kept is None else kept
 
 
-class _Standing(Ground):
+class _AttachedContext(StartContext):
     """The context of a start by another process: there is no staging, and nothing to release."""
 
     def __init__(self, spec: Spec, pid: int, group: CGroup | None) -> None:
@@ -179,10 +179,10 @@ class _Standing(Ground):
         self.mappings = _mappings(pid, "uid_map"), _mappings(pid, "gid_map")
         self.ids = None
         self.joined = {}
-        self.membership = None if group is None else _Seat(group)
+        self.membership = None if group is None else _AttachedGroups(group)
 
 
-class _Seat(Membership):
+class _AttachedGroups(Membership):
     """The groups of a container that another process owns."""
 
     def __init__(self, group: CGroup) -> None:
@@ -197,7 +197,7 @@ class _Seat(Membership):
 
 
 def _differing(pid: int) -> Namespaces:
-    """Return the namespaces of a process: those that differ from the caller's as new, the others as the host's."""
+    """Return the namespaces of a process: those that differ from the caller's are new, the others are the host's."""
     wishes: dict[str, str] = {}
     for kind in Kind:
         path = f"/proc/{pid}/ns/{kind.file}"
@@ -252,7 +252,7 @@ def _part(place: str, hierarchies: Sequence[Hierarchy]) -> Directory:
     # Its mount is the one with the longest path.
     above = [each for each in hierarchies if f"{place}/".startswith(f"{each.mountpoint.rstrip('/')}/")]
     if not above:
-        raise StateError(f"{place}: the container's control group is on no hierarchy that is mounted here")
+        raise StateError(f"{place}: the hierarchy of the container's control group is not mounted here")
     lies = max(above, key=lambda each: len(each.mountpoint))
     try:
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,6 +1,6 @@
-"""Commands that are run to their end in one go: what ``run``, ``Container.run`` and ``Template.run`` share.
+"""Commands that are run to their end: the part that ``run``, ``Container.run`` and ``Template.run`` share.
 
-:class:`Recall` caches what was made of their arguments, :class:`Terms` has the timeout and the output limit, and
+:class:`ArgumentCache` caches their evaluated arguments, :class:`Terms` has the timeout and the output limit, and
 :class:`Captured` is the running command.
 """
 
@@ -15,7 +15,7 @@ from errno import EINTR
 
 from containerkit import _native
 from containerkit.errors import SpecError
-from containerkit.process.communicate import Conversation
+from containerkit.process.communicate import Communication
 from containerkit.process.process import Process
 from containerkit.process.stdio import Streams
 from containerkit.typed import Generic, NamedTuple, TypeVar
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from containerkit._native.outcome import Left
     from containerkit.options import Input
     from containerkit.plan.program import Program
-    from containerkit.process.communicate import Hearing
+    from containerkit.process.communicate import LineCallbacks
     from containerkit.process.result import Cause, CompletedProcess, Usage
     from containerkit.process.seccomp_notify import Supervision
     from containerkit.process.stdio import Text
     from containerkit.spec.command import Command
 
-__all__ = ["FOREVER", "Captured", "Recall", "Terms", "complete"]
+__all__ = ["FOREVER", "ArgumentCache", "Captured", "Terms", "complete"]
 
 
 _PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})
@@ -42,8 +42,8 @@ _PLAIN: Final = frozenset({bool, int, str, bytes, type(None)})
 Made = TypeVar("Made")
 
 
-class Recall(Generic[Made]):
-    """Caches what was made of the last sets of keyword arguments, if they are immutable values.
+class ArgumentCache(Generic[Made]):
+    """Caches the objects made from the last sets of keyword arguments, if these are immutable values.
 
     Args:
         size: the number of sets.
@@ -57,7 +57,7 @@ class Recall(Generic[Made]):
         return len(self._kept)
 
     def clear(self) -> None:
-        """Forget them."""
+        """Remove all."""
         self._kept.clear()
 
     def get(
@@ -68,9 +68,9 @@ class Recall(Generic[Made]):
         Args:
             arguments: the arguments.
             make: makes the object.
-            lasts: returns whether the same arguments would give the same object again.
+            lasts: returns whether the same arguments would give an equal object later.
         """
-        # With the types: True is not a number here.
+        # The key includes the types: True and 1 are different.
         key = tuple((name, type(value), _fixed(value)) for name, value in arguments.items())
         try:
             known = self._kept.get(key)
@@ -114,31 +114,33 @@ class Terms(NamedTuple):
         timeout: how many seconds to wait for it (None for no limit).
         limit: how many bytes it may write (None for no limit).
         check: whether to raise if its status is not 0.
-        hearing: the functions that get its lines.
+        callbacks: the functions that get its lines.
     """
 
     began: float
     timeout: float | None
     limit: int | None
     check: bool
-    hearing: Hearing | None = None
+    callbacks: LineCallbacks | None = None
 
     @classmethod
-    def of(cls, timeout: float | None, limit: int | None, *, check: bool, hearing: Hearing | None = None) -> Terms:
+    def of(
+        cls, timeout: float | None, limit: int | None, *, check: bool, callbacks: LineCallbacks | None = None
+    ) -> Terms:
         """Return the terms of a call that begins now.
 
         Raises:
             SpecError: the timeout or the limit is invalid.
         """
         began = time.monotonic()
-        # "not >=" refuses what is not a number at all, too
+        # "not >=" also refuses NaN
         if timeout is not None and (
             isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0
         ):
             raise SpecError(f"timeout: {timeout!r} is not a number of seconds")
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**63):
             raise SpecError(f"output_limit_bytes: {limit!r} is not a number of bytes")
-        return cls(began, timeout, limit, check, hearing)
+        return cls(began, timeout, limit, check, callbacks)
 
 
 FOREVER: Final = Terms(0.0, None, None, check=False)
@@ -157,8 +159,8 @@ class Captured:
         terms: its terms.
         owner: the owner of its pipes, a uid outside. None for the caller.
         finish: called at its end, with this object or with the process that it has become.
-        books: the processes of its container, where other threads can find it.
-        early: whether to return when nothing runs any more, before the kernel has removed the namespaces.
+        books: the list of the container's processes, in which other threads can find it.
+        early: whether to return when no process runs any more, before the kernel has removed the namespaces.
 
     Attributes:
         returncode, usage, cause: as of :class:`containerkit.CompletedProcess`; None until it has ended.
@@ -223,7 +225,7 @@ class Captured:
         self._start(program, inputs, self.command.argv, self.command.envp, blocks, flags)
 
     def hold(self, program: Program, inputs: Mapping[str, int], blocks: Mapping[str, bytes]) -> None:
-        """Start it up to the point where it needs its argv, for :meth:`go_on`.
+        """Start it up to the point where it needs its argv, for :meth:`continue_held`.
 
         Raises:
             SetupError: an operation failed. Nothing runs.
@@ -240,13 +242,13 @@ class Captured:
         flags: int,
     ) -> None:
         keep, books = self._books is not None, self._books
-        run = program.heard(self._owner, self.terms.limit, self._deadline, early=self._early, keep=keep)
+        run = program.captured(self._owner, self.terms.limit, self._deadline, early=self._early, keep=keep)
         self._program, self._run = program, run
         if books is not None:
             books.add(self)
         program.begin(run, inputs, argv=argv, envp=envp, blocks=blocks, flags=flags)
 
-    def go_on(
+    def continue_held(
         self, rest: Program, command: Command, text: Text | None, terms: Terms, finish: Callable[[Any], None]
     ) -> None:
         """Continue a held command.
@@ -273,14 +275,14 @@ class Captured:
             SetupError: the exec of a held command failed. Nothing runs.
             ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
         """
-        return self._completed(self._hear_out())
+        return self._completed(self._read_to_end())
 
-    def _hear_out(self) -> Left:
+    def _read_to_end(self) -> Left:
         run = self._run
-        # Python runs its signal handlers in between: they may raise, or stop the container, and with it this.
+        # Python runs signal handlers in between. They may raise, or stop the container and this command.
         while not self._over and run.see_out() == EINTR:
             continue
-        if run.failed:  # nothing has waited for the exec
+        if run.failed:  # the call did not wait for the exec
             assert self._program is not None
             raise self._program.failure_of_either(run.outcome(), self._rest or self._program)
         left: Left = run.left()
@@ -288,11 +290,11 @@ class Captured:
         return left if self._heard is None else left._replace(heard=self._heard)
 
     def _completed(self, left: Left) -> CompletedProcess[Any]:
-        from containerkit.process.result import fate_of
+        from containerkit.process.result import result_fields
 
         if left.ending is None:  # timeout, too much output, or anything else unusual
             return complete(self._taken_over(left), None, self.terms, heard=left.heard, deadline=self._deadline)
-        self.returncode, self.usage, self.cause = fate_of(left.ending)
+        self.returncode, self.usage, self.cause = result_fields(left.ending)
         if self._finish is not None:
             self._finish(self)
             self._finish = None  # break the reference cycle
@@ -346,17 +348,17 @@ class Captured:
         return self._process
 
     @property
-    def waits(self) -> bool:
+    def is_held(self) -> bool:
         """Whether it is still held."""
         return bool(self._run.is_held)
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it and everything that it has started have ended. The init must still be reaped."""
+        """Whether it and all its descendants have ended. The init must still be reaped."""
         return bool(self._run.is_leaving)
 
-    def see_off(self) -> None:
-        """End it if it is held, and wait for the init if that is ending. Otherwise this has no effect."""
+    def end_if_held(self) -> None:
+        """End it if it is held, or wait for an init that is about to end. Otherwise do nothing."""
         self._run.drop()
         self._run.reap()
 
@@ -387,12 +389,12 @@ class Captured:
         """Wait for its end.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
 
         Raises:
             ContainerTimeout: it is still running.
         """
-        if self._thread == get_ident():  # the interrupted call is this one, and will not continue
+        if self._thread == get_ident():  # called by a signal handler that interrupted this command's own call
             self.call_off()
             return
         if not self._under_way.acquire(timeout=-1 if timeout is None else timeout):
@@ -422,9 +424,9 @@ def complete(
         ContainerTimeout, ExitError, OutOfMemory: as for ``run``.
     """
     try:
-        talk = Conversation(process, given, terms.timeout, terms.limit, terms.hearing)
+        talk = Communication(process, given, terms.timeout, terms.limit, terms.callbacks)
         if heard is not None:
-            talk.go_on(heard, deadline)
+            talk.continue_with(heard, deadline)
         written = talk.hold()
     except TimeoutError as error:
         process.close()

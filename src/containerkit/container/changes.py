@@ -1,4 +1,4 @@
-"""What a container has changed, read from the writable layer of its root."""
+"""The changes of a container, read from the writable layer of its root."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ChangeKind = Literal["added", "changed", "deleted"]
 
 @frozen
 class Change:
-    """One difference between a container's root and what lies below it.
+    """One difference between a container's root and the layers below it.
 
     Attributes:
         path: absolute, as inside.
@@ -146,7 +146,7 @@ def listed(how: tuple[str, bool], upper: int, *lowers: int | str) -> list[Change
 
 
 def _depth(name: bytes, lowers: list[int]) -> int:
-    """Return how many of the lower directories can show something at a name; one of them hides it in the others."""
+    """Return how many of the lower directories can show a file of this name, until one of them hides the others."""
     for number, lower in enumerate(lowers):
         try:
             status = os.stat(name, dir_fd=lower, follow_symlinks=False)
@@ -192,7 +192,7 @@ def _attribute(name: bytes, directory: int, attribute: str) -> bytes | None:
 
 
 def _same_metadata(name: bytes, status: os.stat_result, lowers: list[int]) -> bool:
-    """Whether a directory was copied up only because something inside it changed."""
+    """Return whether a directory was copied up only because its content changed."""
     for lower in lowers:
         try:
             other = os.stat(name, dir_fd=lower, follow_symlinks=False)

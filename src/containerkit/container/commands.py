@@ -9,22 +9,22 @@ from containerkit import _native
 from containerkit.container.arguments import (
     POPEN_ARGUMENTS,
     RUN_ARGUMENTS,
-    beside,
+    confine_for_streams,
     describe,
     has_names,
     run_streams,
     unresolved_user,
     with_defaults,
 )
-from containerkit.container.birth import Birth
-from containerkit.container.captured import Captured, Recall, Terms, complete
+from containerkit.container.captured import ArgumentCache, Captured, Terms, complete
 from containerkit.container.live import Live
 from containerkit.container.log import Log
 from containerkit.container.starting import Entering
+from containerkit.container.starting_process import StartingProcess
 from containerkit.descriptors import keep, lend
 from containerkit.errors import SpecError, StateError, of_descriptors, telling_of_descriptors
 from containerkit.meanings import explained
-from containerkit.process.communicate import Hearing
+from containerkit.process.communicate import LineCallbacks
 from containerkit.process.process import OUTPUT_LIMIT_BYTES, Process
 from containerkit.process.seccomp_notify import Supervision
 from containerkit.process.stdio import Streams, Text, require_open
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["Commands"]
 
 _BY_HAND: Final = frozenset({"stdin", "stdout", "stderr", "pty", "own_group", "syscall_handler"})
-"""The arguments for which a command is not merely started and read to its end."""
+"""The arguments that need more than starting the command and reading its output."""
 
 
 class Commands(Live):
@@ -66,10 +66,10 @@ class Commands(Live):
     Args:
         spec: its description.
         id: its name (None: a random one).
-        known: the commands that were run in containers of this description.
+        known: the cached commands of containers with this description.
     """
 
-    def __init__(self, spec: Spec, id: str | None, known: Recall[Command]) -> None:  # noqa: A002 - what it is in the OCI
+    def __init__(self, spec: Spec, id: str | None, known: ArgumentCache[Command]) -> None:  # noqa: A002 - the term of the OCI
         super().__init__(spec, id)
         self._commands = known
         self._log: Log | None = None
@@ -136,7 +136,7 @@ class Commands(Live):
     ) -> Process[Any]:
         """Start a command in the container.
 
-        A command that has ended and that nobody waits for is reaped when others are started or the container ends.
+        A command that has ended without being waited for is reaped when others are started or the container ends.
 
         Args:
             argv: the program, which is looked up inside, and its arguments.
@@ -152,21 +152,21 @@ class Commands(Live):
             SetupError: an operation failed. ``errno`` is ENOENT if the program does not exist.
         """
         check_names("popen", command, POPEN_ARGUMENTS)
-        birth = Birth(Text.of(text, encoding, errors))
+        starting = StartingProcess(Text.of(text, encoding, errors))
         streams = stdin, stdout, stderr
         try:
-            self._bear(birth, argv, streams, pty, command, own_group=own_group, handler=syscall_handler)
-            assert birth.process is not None
-            return birth.process  # noqa: TRY300 - a handler may raise before another block begins
+            self._start_process(starting, argv, streams, pty, command, own_group=own_group, handler=syscall_handler)
+            assert starting.process is not None
+            return starting.process  # noqa: TRY300 - a handler may raise before another block begins
         except BaseException as error:
-            self._call_off(birth)
+            self._call_off(starting)
             if told := of_descriptors("popen", error):
                 raise told from error
             raise
 
-    def _bear(
+    def _start_process(
         self,
-        birth: Birth,
+        starting: StartingProcess,
         argv: ListOf[Word],
         streams: tuple[Stream, Stream, Stream],
         pty: bool | tuple[int, int],  # noqa: FBT001 - popen's own argument
@@ -176,49 +176,49 @@ class Commands(Live):
         handler: Handler | None,
     ) -> None:
         with self._entering() as init:
-            ground = self._standing()
+            context = self._standing()
             command = self._command(argv, fields, terminal=bool(pty))
             if pty:
-                self._open_terminal(birth.streams, pty, command.user)
+                self._open_terminal(starting.streams, pty, command.user)
             else:
-                birth.streams.add(*streams, ground.outside(command.user.uid))
-            command = beside(command, birth.streams, self.spec, fields)
-            birth.supervision = Supervision.of(command.confinement, handler)
-            leaf = self._seat(init.pid, own=own_group)
-            birth.leaf = leaf if own_group else None
-            birth.throttled_us = throttled_us(self._group) if self._group is not None and own_group else None
-            calls = birth.supervision.inputs() if birth.supervision is not None else {}
-            self._join(birth, command, {**birth.streams.inputs(), **calls}, leaf)
-            self._enter(birth, command)
+                starting.streams.add(*streams, context.outside(command.user.uid))
+            command = confine_for_streams(command, starting.streams, self.spec, fields)
+            starting.supervision = Supervision.of(command.confinement, handler)
+            leaf = self._group_for_command(init.pid, own=own_group)
+            starting.leaf = leaf if own_group else None
+            starting.throttled_us = throttled_us(self._group) if self._group is not None and own_group else None
+            calls = starting.supervision.inputs() if starting.supervision is not None else {}
+            self._join(starting, command, {**starting.streams.inputs(), **calls}, leaf)
+            self._enter(starting, command)
 
-    def _enter(self, birth: Birth, command: Command) -> None:
+    def _enter(self, starting: StartingProcess, command: Command) -> None:
         """Add a started process to the container's list."""
-        leaf, supervision = birth.leaf, birth.supervision
+        leaf, supervision = starting.leaf, starting.supervision
         finish, kill_tree = self._forget, None
         if leaf is not None:
-            finish, kill_tree = partial(self._account, leaf=leaf, throttled_us=birth.throttled_us), leaf.kill
-        process = birth.enter(command, finish, kill_tree)
+            finish, kill_tree = partial(self._account, leaf=leaf, throttled_us=starting.throttled_us), leaf.kill
+        process = starting.enter(command, finish, kill_tree)
         self._processes.add(process)
         self._unwaited.add(process)
-        birth.close_child()
+        starting.close_child()
         if supervision is not None:
             supervision.started()
             self._supervisions.add(supervision)
 
-    def _call_off(self, birth: Birth) -> None:
-        """Undo a start that failed or in which a signal handler has raised."""
-        birth.call_off()
-        if birth.process is None and birth.leaf is not None:
-            self._retire(birth.leaf)
+    def _call_off(self, starting: StartingProcess) -> None:
+        """Undo a start that failed, or in which a signal handler raised."""
+        starting.call_off()
+        if starting.process is None and starting.leaf is not None:
+            self._retire(starting.leaf)
 
     def _entering(self) -> Entering:
-        """Return a context manager that lets :meth:`stop` wait until the starting process is in the list."""
+        """Return a context manager that makes :meth:`stop` wait until the new process is in the list."""
         if os.getpid() == self._owner:
             self._unwaited.reap()
         return Entering(self._idle, self._starting, self._admit)
 
     def _admit(self) -> Process[Any]:
-        """Return PID 1, if a process may be started now.
+        """Return PID 1 if a process may be started now.
 
         Raises:
             StateError: it does not run, or is paused.
@@ -228,16 +228,16 @@ class Commands(Live):
             raise StateError(f"{self!r}: nothing can be started in it while it is paused; resume() it first")
         return init
 
-    def _join(self, birth: Birth, command: Command, slots: dict[str, int], group: CGroup | None) -> None:
+    def _join(self, starting: StartingProcess, command: Command, slots: dict[str, int], group: CGroup | None) -> None:
         """Start a command in the running container."""
-        entrance = self._entrance
-        assert entrance is not None
-        entrance.program(command, joining(group, self._group)).run(
-            {**entrance.inputs(), **slots, **inputs(group)},
+        join_context = self._join_context
+        assert join_context is not None
+        join_context.program(command, joining(group, self._group)).run(
+            {**join_context.inputs(), **slots, **inputs(group)},
             argv=command.argv,
             envp=command.envp,
             flags=_native.HIDE_MEMORY,
-            into=birth.outcomes,
+            into=starting.outcomes,
         )
 
     exec = popen
@@ -318,13 +318,13 @@ class Commands(Live):
             ExitError: with ``check``; :class:`OutOfMemory` if the memory limit was the cause.
         """
         check_names("run", more, RUN_ARGUMENTS)
-        hearing: Hearing | None = None
+        callbacks: LineCallbacks | None = None
         if on_stdout is not None or on_stderr is not None:
-            hearing = Hearing.of(on_stdout, on_stderr, kept=capture_output)
-        terms = Terms.of(timeout, output_limit_bytes, check=check, hearing=hearing)
-        if input is None and capture_output and hearing is None and self._captures(more):
+            callbacks = LineCallbacks.of(on_stdout, on_stderr, kept=capture_output)
+        terms = Terms.of(timeout, output_limit_bytes, check=check, callbacks=callbacks)
+        if input is None and capture_output and callbacks is None and self._captures(more):
             return self._captured(argv, more, terms)
-        options = run_streams(input, more, capture=capture_output, hearing=hearing)
+        options = run_streams(input, more, capture=capture_output, callbacks=callbacks)
         born: list[Process[Any]] = []
         try:
             process = keep(born, partial(self.popen, **options), argv)
@@ -367,7 +367,7 @@ class Commands(Live):
         return text if tail is None else "".join(text.splitlines(keepends=True)[-tail:] if tail else ())
 
     def _captures(self, more: Mapping[str, Any]) -> bool:
-        """Whether nothing must be done for a command between its start and its end."""
+        """Return whether a command needs no work between its start and its end."""
         return (
             self._has_init
             and self._group is None
@@ -384,13 +384,13 @@ class Commands(Live):
                 command = self._command(argv, fields, terminal=False)
                 Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
                 owner = self._standing().outside(command.user.uid)
-                entrance = self._entrance
-                assert entrance is not None
+                join_context = self._join_context
+                assert join_context is not None
                 captured = Captured(command, text, terms, owner, self._forget, self._processes)
-                direct = entrance.direct
-                program = entrance.program(command, direct=direct)
+                direct = join_context.direct
+                program = join_context.program(command, direct=direct)
                 flags = _native.JOIN if direct else _native.HIDE_MEMORY
-                captured.begin(program, entrance.inputs(), flags=flags)
+                captured.begin(program, join_context.inputs(), flags=flags)
             return captured.complete()
         except BaseException:
             if captured is not None:
@@ -410,7 +410,7 @@ class Commands(Live):
         return command
 
     def _is_lasting(self, fields: Mapping[str, Any]) -> bool:
-        """Whether these fields have the same meaning in each container of this description, whatever its files."""
+        """Return whether these fields mean the same in each container of this description, independent of its files."""
         return self.rootfs is self.spec.rootfs and not has_names(self.rootfs, fields)
 
     def _described(self, fields: Mapping[str, Any], *, terminal: bool = False) -> Command:
@@ -430,7 +430,7 @@ class Commands(Live):
 
         lend(work)
 
-    def _seat(self, init: int, *, own: bool) -> CGroup | None:
+    def _group_for_command(self, init: int, *, own: bool) -> CGroup | None:
         membership = self._standing().membership
         if membership is None:
             return None
@@ -453,6 +453,8 @@ class Commands(Live):
     def _forget(self, process: Process[Any] | Captured) -> None:
         self._processes.discard(process)
         supervision = process.supervision
-        if supervision is not None and supervision.ended:  # else a process that it left behind still has the filter
+        if (
+            supervision is not None and supervision.ended
+        ):  # otherwise a process that it left behind still has the filter
             self._supervisions.discard(supervision)
             supervision.close()

@@ -35,7 +35,7 @@ _DIRECTORY: Final = k.O_RDONLY | k.O_DIRECTORY
 
 
 class Entries:
-    """The part of ``container.files`` that does not read or write content.
+    """The methods of ``container.files`` that do not read or write content.
 
     See :class:`containerkit.container.files.Files`.
     """
@@ -58,7 +58,7 @@ class Entries:
         """Return the status of a path as :func:`os.stat` does, with the ids inside.
 
         Args:
-            path: what.
+            path: the path.
             follow_symlinks: whether to follow a symlink (default True).
         """
         flags = k.O_PATH | (0 if follow_symlinks else k.O_NOFOLLOW)
@@ -93,7 +93,7 @@ class Entries:
         """Remove a file, a symlink itself, or a directory.
 
         Args:
-            path: what.
+            path: the path.
             recursive: whether to remove a directory with its content (default False: only an empty one).
             missing_ok: whether a missing path is no error (default False).
 
@@ -143,7 +143,7 @@ class Entries:
                 self._unlink(trail.fd, [left], _AT_REMOVEDIR)
 
     def _one_below(self, directory: int) -> Any:
-        """Remove everything except directories, and yield the names of those."""
+        """Remove all entries except directories, and yield the names of the directories."""
         with os.scandir(directory) as entries:
             found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
         files = [name for name, is_directory in found if not is_directory]
@@ -160,7 +160,7 @@ class Entries:
 
 
 class Listed:
-    """The method whose name would hide the type of the same name from the others' annotations."""
+    """The method ``list``. In the class of the other methods its name would hide the type ``list`` in annotations."""
 
     def listdir(self, path: str | os.PathLike[str] = "/") -> list[str]:
         """Return the names in a directory, sorted."""

@@ -1,4 +1,4 @@
-"""The files of a running container, from outside.
+"""Access the files of a running container from the host.
 
 Every path is resolved by a process that has joined the container as its root, so symlinks are resolved inside. The
 caller gets the open descriptor, and checks its type before it reads or writes.
@@ -13,7 +13,7 @@ from errno import EISDIR, EMFILE, ENFILE, ENOENT, ENXIO, ESTALE
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit import _native
-from containerkit._linux.tree_copy import copy_in, copy_out, pour
+from containerkit._linux.tree_copy import copy_in, copy_out, copy_rest
 from containerkit._native import constants as k
 from containerkit.compile import payload
 from containerkit.compile.start import UPPER_FD
@@ -27,7 +27,7 @@ from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
 from containerkit.process.stdio import window_size
 from containerkit.spec.command import User
-from containerkit.spec.words import path_outside
+from containerkit.spec.words import host_path
 from containerkit.start import userns_helper
 from containerkit.start.context import programs
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from containerkit._native.outcome import Outcome
     from containerkit.container.live import Live
-    from containerkit.start.context import Ground
+    from containerkit.start.context import StartContext
 
 __all__ = ["READ_LIMIT_BYTES", "Files", "changed"]
 
@@ -58,7 +58,7 @@ class Files(Entries, Listed):
     :class:`SetupError` with the kernel's error number if the path is missing, not a file, or not accessible.
     """
 
-    def __init__(self, container: Live, standing: Callable[[], Ground]) -> None:
+    def __init__(self, container: Live, standing: Callable[[], StartContext]) -> None:
         self._container = container
         self._standing = standing
 
@@ -113,7 +113,7 @@ class Files(Entries, Listed):
 
         Args:
             path: the file. Its directory must exist.
-            content: what is appended.
+            content: the content to append.
             mode: the permissions of a new file (default 0o644).
         """
         self._put(path, content, os.O_APPEND, mode, None)
@@ -171,12 +171,13 @@ class Files(Entries, Listed):
         """Copy a file or directory of the host into the container.
 
         Args:
-            source: outside. Symlinks in a directory are copied as symlinks; devices, fifos and sockets are left out.
+            source: the path on the host. In a directory, symlinks are copied as such; devices, fifos and sockets are
+                left out.
             target: the path of the copy inside. Existing files are replaced.
 
         Side effects: new files belong to root of the container and keep their permissions, without set-id bits.
         """
-        outside = path_outside(source, "files.put: source")
+        outside = host_path(source, "files.put: source")
         status = os.stat(outside)
         inside = inside_path(target)
         if stat.S_ISDIR(status.st_mode):
@@ -196,7 +197,7 @@ class Files(Entries, Listed):
         def copy(kept: list[int]) -> None:
             source = keep(kept, os.open, outside, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             fd = self._open_regular(kept, inside, k.O_WRONLY | k.O_CREAT | os.O_TRUNC, mode=mode & 0o777)
-            pour(source, fd)
+            copy_rest(source, fd)
 
         lend(copy)
 
@@ -225,16 +226,16 @@ class Files(Entries, Listed):
         """Copy a file or directory of the container to the host.
 
         Args:
-            source: inside.
-            target: the path of the copy outside. Nothing existing is followed or replaced.
+            source: the path inside.
+            target: the path of the copy on the host. An existing file is neither followed nor replaced.
 
         Returns:
-            The paths inside that were skipped: symlinks, which might lead anywhere outside, devices, fifos and sockets.
+            The skipped paths: symlinks, which might lead anywhere on the host, devices, fifos and sockets.
 
         Raises:
             FileExistsError: ``target`` exists.
         """
-        inside, outside = inside_path(source), path_outside(target, "files.get: target")
+        inside, outside = inside_path(source), host_path(target, "files.get: target")
         flags = k.O_RDONLY | k.O_NONBLOCK | k.O_NOCTTY
 
         def copy(kept: list[int]) -> tuple[str, ...]:
@@ -309,7 +310,7 @@ class Files(Entries, Listed):
     def open_terminal(self, kept: list[int], size: tuple[int, int] | None, _user: User) -> None:
         """Open a new terminal of the container; append its master and its slave to a list.
 
-        The slave comes from the master itself, not from a path that could be something else (CVE-2025-52565).
+        The slave is opened through the master, not by a path that could lead to another file (CVE-2025-52565).
         Source: ioctl_tty(2), TIOCGPTPEER.
         """
         import fcntl
@@ -317,7 +318,7 @@ class Files(Entries, Listed):
         size = None if size is None else window_size(size)
         master = self._open(kept, "/dev/pts/ptmx", k.O_RDWR | k.O_NOCTTY)
         if os.fstat(master).st_rdev != os.makedev(5, 2):
-            raise SetupError("open", ENXIO, "/dev/pts/ptmx", "what is mounted there is not a devpts")
+            raise SetupError("open", ENXIO, "/dev/pts/ptmx", "the filesystem mounted there is not a devpts")
         fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("=i", 0))
         if size is not None:
             fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("=HHHH", *size, 0, 0))
@@ -385,23 +386,23 @@ class Files(Entries, Listed):
         outcome = self._run(program, blocks, directory)  # not by **, which would be a call of C: see descriptors.py
         try:
             kept.append(program.slot(outcome, _OPENED.name))
-        except BaseException:  # a signal handler has raised
+        except BaseException:  # a signal handler raised
             if len(kept) == before:
                 os.close(program.slot(outcome, _OPENED.name))
             raise
         return kept[-1]
 
 
-def changed(container: Live, ground: Ground) -> Iterator[Change]:
+def changed(container: Live, context: StartContext) -> Iterator[Change]:
     """Yield the differences of a running container's root; see :meth:`containerkit.Container.changes`."""
     with telling_of_descriptors("changes"):
-        yield from _changed(container, ground)
+        yield from _changed(container, context)
 
 
-def _changed(container: Live, ground: Ground) -> Iterator[Change]:
-    rootfs = ground.spec.rootfs
+def _changed(container: Live, context: StartContext) -> Iterator[Change]:
+    rootfs = context.spec.rootfs
     if rootfs.upper is not None:
-        yield from _compare(ground, [(rootfs.upper, rootfs.lowers, "")], os.open)
+        yield from _compare(context, [(rootfs.upper, rootfs.lowers, "")], os.open)
         return
     if not rootfs.in_memory:
         raise StateError(f"{container!r}: its root filesystem has no writable layer of its own")
@@ -413,10 +414,10 @@ def _changed(container: Live, ground: Ground) -> Iterator[Change]:
         elif rootfs.kind == "overlay":
             pairs = [("u0", rootfs.lowers, "")]
         else:
-            programs = ground.host.programs
+            programs = context.host.programs
             pairs = [("u0", ("/host",), "")]
             pairs += [(f"u{number}", (f"/{name}",), f"/{name}") for number, name in enumerate(programs, start=1)]
-        yield from _compare(ground, pairs, lambda path, flags: os.open(path, flags, dir_fd=upper))
+        yield from _compare(context, pairs, lambda path, flags: os.open(path, flags, dir_fd=upper))
     finally:
         os.close(upper)
 
@@ -424,8 +425,8 @@ def _changed(container: Live, ground: Ground) -> Iterator[Change]:
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open_upper: Any) -> Iterator[Change]:
-    spec = ground.spec
+def _compare(context: StartContext, pairs: list[tuple[str, tuple[str, ...], str]], open_upper: Any) -> Iterator[Change]:
+    spec = context.spec
     apart = [mount.target for mount in spec.mounts] + [one.target for one in spec.rootfs.volumes]
     made = {"/proc", "/sys", "/dev", *apart}
     marks = spec.rootfs.union == "fuse"
@@ -435,7 +436,7 @@ def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open
         try:
             for lower in lowers:
                 if lower == "/host" and spec.rootfs.kind == "host":
-                    opened.append(_open_staged(ground, lower))
+                    opened.append(_open_staged(context, lower))
                     below.append(userns_helper.Lent(opened[-1]))
                 else:
                     below.append(lower)
@@ -448,10 +449,10 @@ def _compare(ground: Ground, pairs: list[tuple[str, tuple[str, ...], str]], open
                 os.close(fd)
 
 
-def _open_staged(ground: Ground, path: str) -> int:
+def _open_staged(context: StartContext, path: str) -> int:
     """Open a directory of the staging namespace, which can't be reached by a path."""
     steps = []
-    staged = ground.staging.slots
+    staged = context.staging.slots
     if staged["holder"] >= 0:
         steps.append(calls.setns(Slot("holder"), k.CLONE_NEWUSER, "holder user namespace"))
     steps += [
@@ -471,7 +472,7 @@ def _home(entry: list[str] | None) -> str:
 
 
 def _lend_for_a_copy(path: str, do: Callable[[list[int]], Made]) -> Made:
-    """Call ``lend``, and convert unclear errors within a tree."""
+    """Call ``lend``, and convert errors of a copied tree to clear ones."""
     hints = {ESTALE: "the directory was moved during the operation", EMFILE: DESCRIPTORS_HINT, ENFILE: DESCRIPTORS_HINT}
     try:
         return lend(do)

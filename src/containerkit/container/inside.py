@@ -25,7 +25,7 @@ class InsidePath:
     """A path in a container, made by ``container.path("/etc")``. Its methods are named as in :class:`pathlib.Path`.
 
     It raises the same errors as ``container.files``. Two paths are equal if their containers and paths are. It is not
-    an :class:`os.PathLike`, because the same path means another file outside.
+    an :class:`os.PathLike`, because the same path is another file on the host.
     """
 
     __slots__ = ("_files", "_path")

@@ -1,4 +1,4 @@
-"""How commands join a live container: compiled plans, and descriptors of what they join."""
+"""How commands join a live container: compiled plans, and descriptors of the namespaces to join."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 
     from containerkit.process.process import Process
     from containerkit.spec.command import Command
-    from containerkit.start.context import Ground
+    from containerkit.start.context import StartContext
 
-__all__ = ["Entrance"]
+__all__ = ["JoinContext"]
 
 _PIDFD_GET_TIME_NAMESPACE: Final = 0xFF07
 """Source: linux/pidfd.h, since Linux 6.11."""
 
 
-class Entrance:
-    """What commands need to join one container. Closed by :meth:`close`.
+class JoinContext:
+    """The plans and descriptors with which commands join one container. Closed by :meth:`close`.
 
     Args:
         init: its PID 1.
-        ground: the context of its start.
+        context: the context of its start.
     """
 
-    def __init__(self, init: Process[Any], ground: Ground) -> None:
+    def __init__(self, init: Process[Any], context: StartContext) -> None:
         self._init = init
-        self._ground = ground
-        self._kinds = ground.spec.kinds
+        self._context = context
+        self._kinds = context.spec.kinds
         self._time: list[int] = []
         self._opening = allocate_lock()
 
     @property
     def direct(self) -> bool:
-        """Whether a thread of the caller can clone a command into the pid namespace. Source: pid_namespaces(7)."""
-        return self._ground.host.privileged
+        """Return whether the calling thread can clone a command into the pid namespace. Source: pid_namespaces(7)."""
+        return self._context.host.privileged
 
     def program(self, command: Command, joins: Joining = NOTHING_TO_JOIN, *, direct: bool = False) -> Program:
         """Return the compiled plan by which a command joins; see :func:`containerkit.compile.payload.exec_plan`."""
-        kinds, sets_groups = self._kinds, self._ground.host.sets_groups
+        kinds, sets_groups = self._kinds, self._context.host.sets_groups
         return programs.get(
             (command.shape, kinds, sets_groups, joins, direct),
             lambda: Program(payload.exec_plan(command, kinds, sets_groups=sets_groups, joins=joins, direct=direct)),
@@ -63,10 +63,10 @@ class Entrance:
         """
         time = {"time": self._time_namespace()} if self._kinds & Kind.TIME.flag else {}
         own = {"target": self._init.fileno(), PROC.name: proc(), "image": _native.init_image()}
-        return {**time, **own, **self._ground.sockets()}
+        return {**time, **own, **self._context.sockets()}
 
     def _time_namespace(self) -> int:
-        """Return what can't be joined through the pidfd. It is opened on first use."""
+        """Return the time namespace, if the pidfd can't be used to join it. It is opened on first use."""
         with self._opening:  # two threads must not both open one, or the first would be closed again
             if not self._time:
                 lend(self._open_time)

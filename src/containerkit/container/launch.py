@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["popen"]
 
 _running: Final[set[Process[Any]]] = set()
-"""Started processes that perhaps nobody waits for. Those that have ended are reaped when others are started."""
+"""Started processes that may never be waited for. Those that have ended are reaped when others are started."""
 
 
 @atexit.register
 def _close_all() -> None:
-    """End what still runs when the interpreter ends, while the interpreter still works."""
+    """End the processes that still run at exit, before the interpreter shuts down."""
     for process in list(_running):
         process.close()
 

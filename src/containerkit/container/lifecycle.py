@@ -12,17 +12,17 @@ from containerkit import late
 from containerkit.compile.facts import Mode
 from containerkit.container import running
 from containerkit.container.arguments import owns_nothing
-from containerkit.container.captured import Recall
+from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
-from containerkit.container.join import Entrance
+from containerkit.container.join import JoinContext
 from containerkit.container.live import guests
 from containerkit.container.starting import init_process, wait_for_all, wait_for_others
 from containerkit.errors import CleanupError, StateError, telling_of_descriptors
 from containerkit.meanings import explained
-from containerkit.process.process import put_down
+from containerkit.process.process import kill_and_reap
 from containerkit.spec.container import Spec, build
 from containerkit.start.cgroup import Freezer
-from containerkit.start.context import Ground
+from containerkit.start.context import StartContext
 from containerkit.typed import NamedTuple
 from containerkit.weak import WeakMembers
 
@@ -63,17 +63,17 @@ class Timings(NamedTuple):
 
 _alive: WeakMembers[Container] = WeakMembers()
 
-_specs: Recall[tuple[Spec, Recall[Command]]] = Recall()
-"""Descriptions of containers, each with those of the commands that were run in such a container."""
+_specs: ArgumentCache[tuple[Spec, ArgumentCache[Command]]] = ArgumentCache()
+"""Descriptions of containers, each with the cached commands that were run in such a container."""
 
 
-def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, Recall[Command]]:
-    return build(fields), Recall(16)
+def _spec_of(fields: Mapping[str, Any]) -> tuple[Spec, ArgumentCache[Command]]:
+    return build(fields), ArgumentCache(16)
 
 
 @atexit.register
 def _stop_all() -> None:
-    """Stop what still runs when the interpreter ends, while the interpreter still works."""
+    """Stop the containers that still run at exit, before the interpreter shuts down."""
     for container in list(_alive):
         container.stop()
 
@@ -88,7 +88,7 @@ class Container(Commands):
             done = c.run(["python3", "-c", "print(6 * 7)"], text=True)
 
     PID 1 is a tiny init. Each ``run`` and ``popen`` starts another process beside it. Any number can run at a time,
-    from any thread. When the process that made the container ends for any reason, the container ends at once.
+    from any thread. When the process that made the container ends for any reason, the container ends immediately.
 
     Args:
         rootfs: the root filesystem (default ``RootFS.host()``).
@@ -107,7 +107,7 @@ class Container(Commands):
         self,
         rootfs: RootFS | None = None,
         *,
-        id: str | None = None,  # noqa: A002 - what it is in the OCI
+        id: str | None = None,  # noqa: A002 - the term of the OCI
         **options: Unpack[ContainerOptions],
     ) -> None:
         fields: Mapping[str, Any] = options if rootfs is None else {**options, "rootfs": rootfs}
@@ -120,7 +120,7 @@ class Container(Commands):
     @explained
     def attach(
         cls,
-        id: str,  # noqa: A002 - what it is in the OCI
+        id: str,  # noqa: A002 - the term of the OCI
         root: str | None = None,
         **confinement: Unpack[ConfinementOptions],
     ) -> Container:
@@ -162,7 +162,7 @@ class Container(Commands):
             StateError: it was started before, or the name is in use.
             SetupError, ImageError: the start failed. Nothing is left behind.
 
-        Side effects: a record below /run/containerkit, and a directory below /var/lib/containerkit for what it writes.
+        Side effects: a record below /run/containerkit, and a directory below /var/lib/containerkit for its data.
         """
         with self._lock:
             self._check_unused()
@@ -180,7 +180,7 @@ class Container(Commands):
         ready: int | None = None,
         **options: Unpack[ContainerOptions],
     ) -> Template:
-        """Return a template of containers with this description. It makes in advance what can be made in advance.
+        """Return a template of containers with this description. It makes as much as possible in advance.
 
         Args:
             rootfs: the root filesystem (default ``RootFS.host()``).
@@ -214,9 +214,9 @@ class Container(Commands):
         Args:
             path: the directory.
             id: its unique name (default: random).
-            rootfs: the root filesystem, of the same kind (default: at its former path). Its files are not in the
+            rootfs: the root filesystem, of the same kind (default: at its previous path). Its files are not in the
                 checkpoint.
-            limits: its limits, None for no control group (default: the former limits).
+            limits: its limits, None for no control group (default: the previous limits).
             criu: the program, version 4 or later (default: ``criu`` along ``PATH``).
 
         Raises:
@@ -252,47 +252,47 @@ class Container(Commands):
                 if self._has_name and self._init is not None:
                     self._note = running.note(self.id, self._init.pid)
         except BaseException:
-            if ours and self._init is not None:  # a signal handler raised after it ran
+            if ours and self._init is not None:  # a signal handler raised after the container had started
                 self.stop()
             raise
         return self
 
     def _check_unused(self) -> None:
-        if self._ground is not None or self._stopped:
+        if self._context is not None or self._stopped:
             raise StateError(f"{self!r}: it was started before; make another")
 
     def _bring_up(self) -> None:
         began = time.perf_counter()
         # Their makers add the context and the outcome, which have an owner from then on.
-        grounds: list[Ground] = []
+        contexts: list[StartContext] = []
         born: list[Outcome] = []
         try:
-            ground = self._prepared(grounds)
+            context = self._prepared(contexts)
             planned = time.perf_counter()
-            outcome = self._begin(ground, born)
+            outcome = self._begin(context, born)
             init = init_process(outcome)
-            self._entrance = Entrance(init, ground)
+            self._join_context = JoinContext(init, context)
             self.timings = _timings(began, planned, outcome)
             _alive.add(self)
             if not self._has_init:
                 guests.add(self)
-            self._ground, self._init = ground, init
+            self._context, self._init = context, init
         except BaseException:
             while born:
-                put_down(born.pop().pidfd)
-            for each in grounds:
+                kill_and_reap(born.pop().pidfd)
+            for each in contexts:
                 each.release()
             raise
 
-    def _prepared(self, grounds: list[Ground]) -> Ground:
-        ground = Ground.prepare(self.spec, grounds)
-        if tell := getattr(ground.joined.get("network"), "named", None):
+    def _prepared(self, contexts: list[StartContext]) -> StartContext:
+        context = StartContext.prepare(self.spec, contexts)
+        if tell := getattr(context.joined.get("network"), "named", None):
             tell(self.id)
-        return ground
+        return context
 
-    def _begin(self, ground: Ground, born: list[Outcome]) -> Outcome:
+    def _begin(self, context: StartContext, born: list[Outcome]) -> Outcome:
         """Make PID 1 and everything that it needs."""
-        return ground.start(Mode(command=None, reads_upper=True), (), (), {}, born)
+        return context.start(Mode(command=None, reads_upper=True), (), (), {}, born)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -317,7 +317,7 @@ class Container(Commands):
             self._ask_to_end(time.monotonic() + grace_s, stop_signal or self.rootfs.stop_signal)
         with self._lock:
             init, self._stopped = self._init, True
-            if init is None or self._ground is None:
+            if init is None or self._context is None:
                 return
             init.kill()
             if self._paused and self._freezer is not None:
@@ -325,18 +325,18 @@ class Container(Commands):
                 self._paused = False
             wait_for_others(self._idle, self._starting)
             if self._init is None:
-                return  # another thread was faster
+                return  # another thread did it first
             # The kernel lets PID 1 end only after all processes that joined its namespace are reaped.
             if not self._has_init:
                 self._kill_each()
             for process in list(self._processes):
                 process.wait()
             self._wait_for_init(init)
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
-        """Release its resources, after all its processes have ended. Nothing is released twice."""
-        assert self._ground is not None
+    def _release(self) -> None:
+        """Release its resources, after all its processes have ended. May be called twice."""
+        assert self._context is not None
         assert self._init is not None
         self._init.release()
         _alive.discard(self)
@@ -346,8 +346,8 @@ class Container(Commands):
             supervision = next(iter(self._supervisions))
             supervision.close()
             self._supervisions.discard(supervision)
-        if self._entrance is not None:
-            self._entrance.close()
+        if self._join_context is not None:
+            self._join_context.close()
         if self._guard is not None:
             self._guard.close()
         try:
@@ -355,14 +355,14 @@ class Container(Commands):
                 if self._freezer is not None:
                     self._freezer.end()
             finally:
-                self._ground.release()
+                self._context.release()
         except CleanupError:  # reported once
             self._init = None
             raise
         self._init = None
 
     def _ask_to_end(self, deadline: float, number: int) -> None:
-        """Send each command a signal, and wait until all have ended or the time is up."""
+        """Send each command a signal, and wait until all have ended or the time has passed."""
         with self._lock:
             asked = list(self._processes)
             for process in asked:
@@ -388,7 +388,7 @@ class Container(Commands):
 
         Raises:
             StateError: it does not run, has no group, or a signal handler calls this during a start.
-            SpecError, UnsupportedError, SetupError: the limits can't be set. The former ones still apply.
+            SpecError, UnsupportedError, SetupError: the limits can't be set. The previous ones still apply.
         """
         with self._lock:
             wait_for_all(self._idle, self._starting, self._limited)
@@ -463,11 +463,11 @@ class Container(Commands):
             init = self._settled()
             if self._paused:
                 raise StateError(f"{self!r}: it is paused; resume() it first")
-            ground = self._standing()
+            context = self._standing()
             running = [process for process in self._processes if process.poll() is None]
             supervised = any(not supervision.ended for supervision in self._supervisions)
             subject = room.Subject(
-                repr(self), ground.spec, init.pid, init.fileno(), running, self._landlocked, supervised
+                repr(self), context.spec, init.pid, init.fileno(), running, self._landlocked, supervised
             )
             room.checkpoint(
                 subject,

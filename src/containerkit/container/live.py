@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from containerkit.container.changes import Change
     from containerkit.container.files import Files
     from containerkit.container.inside import InsidePath
-    from containerkit.container.join import Entrance
+    from containerkit.container.join import JoinContext
     from containerkit.container.starting import Entering
     from containerkit.image import Image
     from containerkit.image.options import CommitOptions
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from containerkit.spec.container import Spec
     from containerkit.spec.rootfs import RootFS
     from containerkit.start.cgroup import Freezer
-    from containerkit.start.context import Ground
+    from containerkit.start.context import StartContext
 
 __all__ = ["Live", "State", "guests"]
 
@@ -50,7 +50,7 @@ State = Literal["created", "running", "paused", "stopped", "detached"]
 """The state of a container. ``"detached"`` is a view by :meth:`Container.attach` after it has detached."""
 
 _FIRST_LOOK_S: Final = 0.001
-"""When :meth:`Container.stop` first checks for other containers' processes in its pid namespace, in seconds."""
+"""Seconds after which :meth:`Container.stop` first checks for other containers' processes in its pid namespace."""
 
 
 class Handle(Protocol):
@@ -78,18 +78,18 @@ class Live:
         SpecError: the name is invalid.
     """
 
-    def __init__(self, spec: Spec, id: str | None) -> None:  # noqa: A002 - what it is in the OCI
+    def __init__(self, spec: Spec, id: str | None) -> None:  # noqa: A002 - the term of the OCI
         self.spec = spec
         self.id: str = checked_id(id) if id is not None else os.urandom(6).hex()
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._starting: WeakMembers[Entering] = WeakMembers()
-        self._ground: Ground | None = None
+        self._context: StartContext | None = None
         self._init: Process[Any] | None = None
         self._processes: set[Process[Any] | Captured] = set()
         self._unwaited = Unwaited()
-        self._entrance: Entrance | None = None
+        self._join_context: JoinContext | None = None
         self._supervisions: set[Supervision] = set()
         self._freezer: Freezer | None = None
         self._paused = False
@@ -117,23 +117,23 @@ class Live:
 
     @property
     def rootfs(self) -> RootFS:
-        """Its root filesystem: what a description such as ``RootFS.image`` meant when it was started.
+        """Its root filesystem, as the provider resolved a description such as ``RootFS.image`` at the start.
 
         Raises:
             StateError: it was never started.
         """
         return self._standing().spec.rootfs
 
-    def _standing(self) -> Ground:
-        if self._ground is None:
+    def _standing(self) -> StartContext:
+        if self._context is None:
             raise StateError(f"{self!r}: it does not run")
-        return self._ground
+        return self._context
 
     # --- Processes
 
     @property
     def pid(self) -> int:
-        """The pid of its init, as seen from outside.
+        """The host's pid of its init.
 
         Raises:
             StateError: it does not run.
@@ -149,7 +149,7 @@ class Live:
         return self._running().fileno()
 
     def members(self) -> list[int]:
-        """Return the pids of all its processes, as seen from outside.
+        """Return the host's pids of all its processes.
 
         Raises:
             StateError: it does not run, or it has neither its own pid namespace nor a group to identify them.
@@ -186,19 +186,19 @@ class Live:
                 pause_s = min(2 * pause_s, LOOK_AGAIN_S)
 
     def reap(self, dying: Process[Any]) -> None:
-        """Reap ended processes. If another container's PID 1 ends, and its own processes with it, thaw those first."""
-        if self._paused and self._freezer is not None and self._stands_in(dying):
+        """Reap ended processes. If they are in the pid namespace of an ending container, thaw them first."""
+        if self._paused and self._freezer is not None and self._is_in_namespace_of(dying):
             self._freezer.thaw()
             self._paused = False
         for process in (self._init, *self._processes):
             if process is not None:
                 process.poll()
 
-    def _stands_in(self, dying: Process[Any]) -> bool:
-        """Whether it has joined the pid namespace of another container."""
+    def _is_in_namespace_of(self, dying: Process[Any]) -> bool:
+        """Return whether it has joined the pid namespace of another container."""
         from containerkit.namespace import Namespace
 
-        joined = self._ground.joined.get("pid") if self._ground is not None else None
+        joined = self._context.joined.get("pid") if self._context is not None else None
         try:
             with Namespace.from_pidfd(dying.fileno(), Kind.PID) as namespace:
                 return bool(namespace == joined)
@@ -236,7 +236,7 @@ class Live:
         """Wait until all commands that ``popen`` has started have ended. The container keeps running.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
 
         Raises:
             ContainerTimeout: one of them is still running.
@@ -284,7 +284,7 @@ class Live:
         return self._group
 
     def stats(self) -> Stats:
-        """Return the report of every controller that the container's group is in.
+        """Return the report of each controller of the container's group.
 
         Raises:
             StateError: it does not run, or has no ``limits`` and so no group.
@@ -295,7 +295,7 @@ class Live:
         self._running()
         group = self._group
         if group is None:
-            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+            raise StateError(f"{self!r}: it has no control group; pass limits=Limits(...)")
         return group
 
     @property

@@ -1,4 +1,4 @@
-"""The log of a container: the last part of what its commands write to it."""
+"""The log of a container: the last part of the output that its commands write to it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Log:
         return ends[0] if ends else -1
 
     def take(self) -> None:
-        """Read what is in the pipe."""
+        """Read the content of the pipe."""
         with self._lock:
             # Read at most one pipe's capacity at a time, because a command may write without end.
             for _ in range(2 * LOG_BYTES // _CHUNK):
@@ -91,13 +91,13 @@ class Log:
         return bool(piece)
 
     def read(self) -> bytes:
-        """Return what is kept, including everything that commands have written so far."""
+        """Return the kept output, including all that commands have written so far."""
         self.take()
         with self._lock:
             return b"".join(self._pieces)[-LOG_BYTES:]
 
     def close(self) -> None:
-        """Read what is in the pipe, and close it. What was kept remains. May be called twice."""
+        """Read the content of the pipe, and close it. The kept output remains. May be called twice."""
         self.take()
         _pump.remove(self)
         with self._lock:

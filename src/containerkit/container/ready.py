@@ -14,7 +14,7 @@ from containerkit.errors import SpecError
 from containerkit.plan.program import Program
 from containerkit.pool.background import Supply
 from containerkit.start.cgroup import account
-from containerkit.start.context import Ground, programs, sources
+from containerkit.start.context import StartContext, programs, sources
 
 if TYPE_CHECKING:
     from containerkit.container.captured import Terms
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from containerkit.spec.command import Command
     from containerkit.spec.container import Spec
 
-__all__ = ["Ready", "Stock", "why_never_ready"]
+__all__ = ["Ready", "Stock", "why_not_kept_ready"]
 
 _LARGEST: Final = 1024
 
 
-def why_never_ready(spec: Spec, command: Command | None) -> str | None:
-    """Return why containers of a description can't be kept ready, or None if they can.
+def why_not_kept_ready(spec: Spec, command: Command | None) -> str | None:
+    """Return the reason why containers of a description can't be kept ready, or None if they can.
 
     Args:
         spec: the container.
@@ -39,7 +39,7 @@ def why_never_ready(spec: Spec, command: Command | None) -> str | None:
     if command is None:
         return "its user is a name, which only a running container can look up"
     if spec.rootfs.union == "fuse":
-        return "its root is served by a process of its own"
+        return "a fuse-overlayfs process serves its root"
     if _native.interpreter().Run is None:
         return "the compiled module is missing"
     return why_not_held(spec, command)
@@ -50,17 +50,17 @@ class Ready:
 
     Args:
         stock: the stock that made it.
-        ground: the context of its start.
+        context: the context of its start.
         captured: its held command.
         seen: the state of the paths that it shows.
     """
 
-    __slots__ = ("__weakref__", "_captured", "_ground", "_over", "_seen", "_stock")
+    __slots__ = ("__weakref__", "_captured", "_context", "_over", "_seen", "_stock")
 
-    def __init__(self, stock: Stock, ground: Ground, captured: Captured, seen: object) -> None:
+    def __init__(self, stock: Stock, context: StartContext, captured: Captured, seen: object) -> None:
         self._over = False
         self._stock = stock
-        self._ground = ground
+        self._context = context
         self._captured = captured
         self._seen = seen
 
@@ -74,19 +74,19 @@ class Ready:
         """
         spec, command = stock.spec, stock.command
         seen = sources(spec)
-        ground = Ground.prepare(spec)
+        context = StartContext.prepare(spec)
         try:
-            owner = ground.outside(command.user.uid)
+            owner = context.outside(command.user.uid)
             captured = Captured(command, None, FOREVER, owner, early=_leaves_nothing(spec))
-            ground.walk(Mode(command=command, held=True), captured.hold)
+            context.begin_with_fallbacks(Mode(command=command, held=True), captured.hold)
         except BaseException:
-            ground.release()
+            context.release()
             raise
-        return cls(stock, ground, captured, seen)
+        return cls(stock, context, captured, seen)
 
     @property
-    def is_true(self) -> bool:
-        """Whether a container that is started now would show the same files."""
+    def is_current(self) -> bool:
+        """Return whether a container that is started now would show the same files."""
         return self._seen == sources(self._stock.spec)
 
     def run(self, command: Command, text: Text | None, terms: Terms) -> CompletedProcess[Any]:
@@ -101,31 +101,31 @@ class Ready:
         """
         try:
             rest = programs.get(("rest", command.shape), lambda: Program(payload.rest_plan(command)))
-            self._captured.go_on(rest, command, text, terms, self._finish)
+            self._captured.continue_held(rest, command, text, terms, self._finish)
             return self._captured.complete()
         except BaseException:
             self._captured.call_off()
-            self._let_go()
+            self._release()
             raise
 
     def _finish(self, process: Process[Any] | Captured) -> None:
         """Read the group of an ended command, and release its context."""
         try:
-            if self._ground.membership is not None:
-                account(process, self._ground.membership.group)
+            if self._context.membership is not None:
+                account(process, self._context.membership.group)
         finally:
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
-        """Release its context once. As soon as the stock knows that it has ended, another thread may do so."""
+    def _release(self) -> None:
+        """Release its context once. After the stock knows that it has ended, another thread may do this too."""
         if self._over:
             return
         if not self._captured.is_leaving:  # otherwise the stock releases it when the init has ended
-            self._ground.release()
-        self.over()
+            self._context.release()
+        self.mark_used()
 
-    def over(self) -> None:
-        """Tell the stock that it was used. May be called twice."""
+    def mark_used(self) -> None:
+        """Report to the stock that it was used. May be called twice."""
         if not self._over:
             self._over = True
             self._stock.used(self)
@@ -133,18 +133,18 @@ class Ready:
     def end(self) -> None:
         """End unclaimed containers and release their resources."""
         self._over = True
-        if self._captured.waits or self._captured.is_leaving:
-            self._captured.see_off()
-            self._ground.release()
+        if self._captured.is_held or self._captured.is_leaving:
+            self._captured.end_if_held()
+            self._context.release()
 
     def __del__(self) -> None:
-        # A signal handler has raised while it was unclaimed.
+        # A signal handler raised while it had no owner.
         if not self._over and self._stock.is_ours and not sys.is_finalizing():
-            self.over()
+            self.mark_used()
 
 
 def _leaves_nothing(spec: Spec) -> bool:
-    """Whether nothing visible outlasts its last process: no directory of the host, no control group."""
+    """Return whether nothing visible outlives its last process: no directory of the host, no control group."""
     binds = any(mount.type == "bind" for mount in spec.mounts)
     return not binds and spec.rootfs.upper is None and spec.limits is None
 
@@ -155,7 +155,7 @@ class Stock:
     Each is used once. If none is left, a start makes its own container. Any number of threads may use it.
 
     Args:
-        spec: the description, which :func:`why_never_ready` accepts.
+        spec: the description, which :func:`why_not_kept_ready` accepts.
         command: the command. Its argv and environment don't matter.
         size: the number of ready containers, 1 to 1024. Each is two processes, 5 descriptors and about 200 KiB.
 
@@ -184,8 +184,8 @@ class Stock:
         """Return a container for this command, or None."""
         if command.shape[-1] != self._shape:
             return None
-        while (taken := self._supply.take()) is not None and not taken.is_true:
-            taken.over()
+        while (taken := self._supply.take()) is not None and not taken.is_current:
+            taken.mark_used()
         return taken
 
     def used(self, ready: Ready) -> None:

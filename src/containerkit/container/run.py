@@ -1,4 +1,4 @@
-"""One command in its own container: the fastest way."""
+"""Run one command in its own container. This is the fastest way."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from containerkit.container.arguments import (
     COMMAND_FIELDS,
     RUN_ARGUMENTS,
     STREAM_ARGUMENTS,
-    beside,
+    confine_for_streams,
     describe,
     has_names,
     owns_nothing,
     run_streams,
     with_defaults,
 )
-from containerkit.container.birth import Birth
-from containerkit.container.captured import Captured, Recall, Terms, complete
+from containerkit.container.captured import ArgumentCache, Captured, Terms, complete
+from containerkit.container.starting_process import StartingProcess
 from containerkit.descriptors import keep
 from containerkit.errors import of_descriptors
 from containerkit.meanings import explained
-from containerkit.process.communicate import Hearing
+from containerkit.process.communicate import LineCallbacks
 from containerkit.process.process import OUTPUT_LIMIT_BYTES
 from containerkit.process.seccomp_notify import Supervision
 from containerkit.process.stdio import Text, require_open
@@ -30,7 +30,7 @@ from containerkit.security.checks import check_bool
 from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, check_names
 from containerkit.spec.rootfs import resolve
 from containerkit.start.cgroup import account
-from containerkit.start.context import Ground
+from containerkit.start.context import StartContext
 from containerkit.typed import NamedTuple, overload
 from containerkit.values import evolve
 
@@ -125,9 +125,9 @@ def run(
         ContainerTimeout: the timeout expired. The error has the output so far.
         ExitError: with ``check``.
     """
-    hearing: Hearing | None = None
+    callbacks: LineCallbacks | None = None
     if on_stdout is not None or on_stderr is not None:
-        hearing = Hearing.of(on_stdout, on_stderr, kept=capture_output)
+        callbacks = LineCallbacks.of(on_stdout, on_stderr, kept=capture_output)
     return perform(
         recipe_of_run,
         more,
@@ -138,7 +138,7 @@ def run(
         capture_output=capture_output,
         limit=output_limit_bytes,
         init=init,
-        hearing=hearing,
+        callbacks=callbacks,
     )
 
 
@@ -154,10 +154,10 @@ def perform(
     limit: int | None,
     init: bool,
     take: Callable[[Command], Ready | None] | None = None,
-    hearing: Hearing | None = None,
+    callbacks: LineCallbacks | None = None,
 ) -> CompletedProcess[Any]:
-    """Do what :func:`run` does. ``recipe_of`` evaluates its other arguments. ``take`` returns a ready container."""
-    terms = Terms.of(timeout, limit, check=check, hearing=hearing)
+    """Implement :func:`run`. ``recipe_of`` evaluates its other arguments. ``take`` returns a ready container."""
+    terms = Terms.of(timeout, limit, check=check, callbacks=callbacks)
     if init is not True:
         check_bool(init, "init")
     try:
@@ -165,13 +165,13 @@ def perform(
         if recipe.command is None:
             return _in_a_container(recipe, argv, terms, given, capture=capture_output)
         command, mode = _command(recipe, argv, init=init)
-        if given is None and capture_output and recipe.captures and hearing is None:
+        if given is None and capture_output and recipe.captures and callbacks is None:
             ready = take(command) if take is not None and mode.init else None
             if ready is not None:
                 return ready.run(command, recipe.text, terms)
             return _captured(recipe, mode, terms)
-        streams = run_streams(given, recipe.given, capture=capture_output, hearing=hearing)
-        return _attended(recipe, command, mode, streams, given, terms)
+        streams = run_streams(given, recipe.given, capture=capture_output, callbacks=callbacks)
+        return _communicated(recipe, command, mode, streams, given, terms)
     except OSError as error:
         if told := of_descriptors("run", error):
             raise told from error
@@ -208,13 +208,13 @@ def begin(
     if recipe.command is None:
         return _begun_in_a_container(recipe, argv)
     command, mode = _command(recipe, argv, init=init)
-    birth = Birth(recipe.text)
+    starting = StartingProcess(recipe.text)
     try:
-        _start(birth, recipe, command, mode, recipe.given)
-        assert birth.process is not None
-        return birth.process, None  # noqa: TRY300 - a handler may raise before another block begins
+        _start(starting, recipe, command, mode, recipe.given)
+        assert starting.process is not None
+        return starting.process, None  # noqa: TRY300 - a handler may raise before another block begins
     except BaseException:
-        birth.call_off()
+        starting.call_off()
         raise
 
 
@@ -278,7 +278,7 @@ class Recipe(NamedTuple):
 
 _ARGUMENTS: Final = RUN_ARGUMENTS | DESCRIPTION | {"init"}
 _STREAMS: Final = frozenset({"stdin", "stdout", "stderr"})
-recipes: Recall[Recipe] = Recall()
+recipes: ArgumentCache[Recipe] = ArgumentCache()
 
 
 def recipe_of_run(arguments: Mapping[str, Any]) -> Recipe:
@@ -287,7 +287,7 @@ def recipe_of_run(arguments: Mapping[str, Any]) -> Recipe:
 
 
 def _is_lasting(recipe: Recipe) -> bool:
-    """Whether evaluating it again gives the same result: no name of an image is involved."""
+    """Return whether evaluating it again gives the same result, because it has no name of an image."""
     spec = recipe.spec
     return spec.rootfs is recipe.description.get("rootfs", spec.rootfs) and owns_nothing(spec)
 
@@ -305,8 +305,8 @@ def _in_a_container(
             check=terms.check,
             capture_output=capture,
             output_limit_bytes=terms.limit,
-            on_stdout=None if terms.hearing is None else terms.hearing.on_stdout,
-            on_stderr=None if terms.hearing is None else terms.hearing.on_stderr,
+            on_stdout=None if terms.callbacks is None else terms.callbacks.on_stdout,
+            on_stderr=None if terms.callbacks is None else terms.callbacks.on_stderr,
             **recipe.given,
         )
     return done
@@ -316,59 +316,59 @@ def _captured(recipe: Recipe, mode: Mode, terms: Terms) -> CompletedProcess[Any]
     """Run it in its own container from its start to its end."""
     assert mode.command is not None
     captured: Captured | None = None
-    grounds: list[Ground] = []
+    contexts: list[StartContext] = []
     try:
-        ground = Ground.prepare(recipe.spec, grounds)
-        owner = ground.outside(mode.command.user.uid)
-        captured = Captured(mode.command, recipe.text, terms, owner, partial(_finish, ground))
-        ground.walk(mode, captured.begin)
+        context = StartContext.prepare(recipe.spec, contexts)
+        owner = context.outside(mode.command.user.uid)
+        captured = Captured(mode.command, recipe.text, terms, owner, partial(_finish, context))
+        context.begin_with_fallbacks(mode, captured.begin)
         return captured.complete()
     except BaseException:
         if captured is not None:
             captured.call_off()
-        for each in grounds:
+        for each in contexts:
             each.release()
         raise
 
 
-def _finish(ground: Ground, process: Process[Any] | Captured) -> None:
+def _finish(context: StartContext, process: Process[Any] | Captured) -> None:
     """Read the group of an ended command, and release its context."""
     try:
-        if ground.membership is not None:
-            account(process, ground.membership.group)
+        if context.membership is not None:
+            account(process, context.membership.group)
     finally:
-        ground.release()
+        context.release()
 
 
-def _attended(
+def _communicated(
     recipe: Recipe, command: Command, mode: Mode, streams: dict[str, Any], given: Input, terms: Terms
 ) -> CompletedProcess[Any]:
     """Start it with these streams, and communicate with it to its end."""
-    birth = Birth(recipe.text)
+    starting = StartingProcess(recipe.text)
     try:
-        _start(birth, recipe, command, mode, streams)
-        assert birth.process is not None
-        return complete(birth.process, given, terms)
+        _start(starting, recipe, command, mode, streams)
+        assert starting.process is not None
+        return complete(starting.process, given, terms)
     except BaseException:
-        birth.call_off()
+        starting.call_off()
         raise
 
 
-def _start(birth: Birth, recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> None:
-    """Start it with these streams. If this raises, the maker of its :class:`Birth` calls that off."""
-    grounds: list[Ground] = []
+def _start(starting: StartingProcess, recipe: Recipe, command: Command, mode: Mode, options: dict[str, Any]) -> None:
+    """Start it with these streams. If this raises, the maker of its :class:`StartingProcess` must call it off."""
+    contexts: list[StartContext] = []
     try:
-        ground = Ground.prepare(recipe.spec, grounds)
+        context = StartContext.prepare(recipe.spec, contexts)
         stdin, stdout, stderr = (options.get(name) for name in ("stdin", "stdout", "stderr"))
-        birth.streams.add(stdin, stdout, stderr, ground.outside(command.user.uid))
-        command = beside(command, birth.streams, recipe.spec, recipe.given)
-        report = birth.open_report() if mode.init else -1
-        slots = {**birth.streams.inputs(), "report": report}
-        ground.start(mode._replace(command=command), command.argv, command.envp, slots, birth.outcomes)
-        birth.enter(command, partial(_finish, ground))
-        birth.close_child()
+        starting.streams.add(stdin, stdout, stderr, context.outside(command.user.uid))
+        command = confine_for_streams(command, starting.streams, recipe.spec, recipe.given)
+        report = starting.open_report() if mode.init else -1
+        slots = {**starting.streams.inputs(), "report": report}
+        context.start(mode._replace(command=command), command.argv, command.envp, slots, starting.outcomes)
+        starting.enter(command, partial(_finish, context))
+        starting.close_child()
     except BaseException:
-        birth.call_off()  # before its context is released
-        for each in grounds:
+        starting.call_off()  # before its context is released
+        for each in contexts:
             each.release()
         raise

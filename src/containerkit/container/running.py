@@ -1,7 +1,7 @@
 """Records of running containers that were given an id, so that other processes of the same user can find them.
 
 Each record is a file below /run (for a user: $XDG_RUNTIME_DIR), named after the id and the pid of its PID 1. It
-contains the start time of that process. So the record of a killed owner can be recognised.
+contains the start time of that process, by which the record of a killed owner is recognised.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def directory() -> str | None:
 
 
 def note(name: str, pid: int) -> str | None:
-    """Record a container, and return the path of its record; None if there can't be any.
+    """Record a container, and return the path of its record; None if records are not possible.
 
-    If /run is not writable, the container starts all the same, but can't be found.
+    If /run is not writable, the container starts anyway, but can't be found by its id.
     """
     place = directory()
     if place is None:
@@ -56,7 +56,7 @@ def forget(path: str | None) -> None:
 
 
 def _alive(place: str) -> tuple[list[tuple[str, int]], list[str]]:
-    """Return the id and pid of those that run, and the paths of the records of others."""
+    """Return the id and pid of each running container, and the paths of the other records."""
     alive, dead = [], []
     with suppress(OSError):
         for entry in sorted(os.listdir(place)):

@@ -1,6 +1,6 @@
-"""Tracks threads that are starting a process in a live container.
+"""Track the threads that are starting a process in a live container.
 
-A signal handler may raise at any moment of a start. Then nobody waits for that start.
+A signal handler may raise at any moment of a start. Then that start has no owner that waits for it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["LOOK_AGAIN_S", "Entering", "Unwaited", "init_process", "wait_for_all", "wait_for_others"]
 
 LOOK_AGAIN_S: Final = 0.05
-"""How often a thread checks that may not be woken, in seconds."""
+"""The interval in seconds at which a waiting thread checks again, in case it is not woken."""
 
 _LOOKED_AT: Final = 4
-"""How many processes each start checks: more than it adds, so that few ended processes remain."""
+"""The number of processes that each start checks: more than it adds, so that few ended processes remain."""
 
 
 class Unwaited:
-    """Processes that perhaps nobody will wait for. Those that have ended are reaped when others are started.
+    """Processes that may never be waited for. Those that have ended are reaped when others are started.
 
     :mod:`subprocess` does the same. This list does not keep objects alive, and their holders still see the result.
     """
@@ -46,11 +46,11 @@ class Unwaited:
         self._processes.append(ref(process))
 
     def reap(self) -> None:
-        """Check the next few."""
+        """Check the next few, and reap those that have ended."""
         for _ in range(min(_LOOKED_AT, len(self._processes))):
             try:
                 next_one = self._processes.popleft()
-            except IndexError:  # another thread was faster
+            except IndexError:  # another thread did it first
                 return
             process = next_one()
             if process is not None and process.poll() is None:
@@ -84,7 +84,7 @@ class Entering:
             with self._idle:
                 init = self._admit()
                 self._books.add(self)
-        except BaseException:  # refused; or a signal handler has raised, and there will be no exit
+        except BaseException:  # refused, or a signal handler raised: __exit__ will not be called
             self.__exit__()
             raise
         return init
@@ -110,7 +110,7 @@ def wait_for_all(idle: threading.Condition, books: WeakMembers[Entering], check:
 
     Args:
         idle, books: as for :class:`Entering`.
-        check: raises if waiting has become pointless. Called each time that a thread has finished.
+        check: raises if waiting is no longer useful. Called each time a thread has finished.
 
     Raises:
         StateError: the caller's own thread is starting a process, and would wait for itself.
@@ -119,7 +119,7 @@ def wait_for_all(idle: threading.Condition, books: WeakMembers[Entering], check:
     check()
     while books:
         if any(entering.thread == own for entering in books):
-            raise StateError("a signal handler can't do this during a start in its own thread: do it afterwards")
+            raise StateError("a signal handler can't do this during a start in the same thread: do it after the start")
         idle.wait(LOOK_AGAIN_S)
         check()
 

@@ -1,4 +1,4 @@
-"""Templates: everything that can be made in advance for containers of one description."""
+"""Templates: make as much as possible in advance for containers of one description."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 from containerkit import late
 from containerkit.compile.facts import Mode
 from containerkit.container.arguments import RUN_ARGUMENTS
-from containerkit.container.captured import Recall
+from containerkit.container.captured import ArgumentCache
 from containerkit.container.lifecycle import Container
-from containerkit.container.ready import Stock, why_never_ready
+from containerkit.container.ready import Stock, why_not_kept_ready
 from containerkit.container.run import Recipe, perform
 from containerkit.errors import SpecError, StateError
 from containerkit.meanings import explained
 from containerkit.namespace import Namespaces
 from containerkit.pool.networks import NetworkPool
-from containerkit.process.communicate import Hearing
+from containerkit.process.communicate import LineCallbacks
 from containerkit.process.process import OUTPUT_LIMIT_BYTES
 from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, check_names
 from containerkit.spec.rootfs import resolve
-from containerkit.start.context import Ground
+from containerkit.start.context import StartContext
 from containerkit.values import evolve
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _READY: Final = 16
 
 
 def _lasts(_: Recipe) -> bool:
-    """Names were resolved once, for the lifetime of the template."""
+    """Return True: names are resolved once, for the lifetime of the template."""
     return True
 
 
@@ -81,17 +81,17 @@ class Template:
     kernel then removes its namespaces in the background.
 
     Side effects, until :meth:`close`: with ``networks`` a thread and as many descriptors; with ``ready`` a thread, and
-    for each container 2 processes and 5 descriptors. Until its exec a process shares the caller's memory. Meanwhile
-    setns(2) and unshare(2) refuse to the caller what they refuse to a process with threads.
+    for each container 2 processes and 5 descriptors. Until its exec a process shares the caller's memory. Meanwhile the
+    kernel treats the caller like a process with threads in setns(2) and unshare(2).
     """
 
     def __init__(self, *, networks: int = 0, ready: int | None = None, **options: Unpack[TemplateOptions]) -> None:
         self.spec: Spec = build(options)
         if networks and self.spec.namespaces.network != "new":
-            raise SpecError("networks: only containers with a network namespace of their own can have one kept ready")
+            raise SpecError("networks: only a container with its own network namespace can have one kept ready")
         self._owner = os.getpid()
         self._closed = False
-        self._recipes: Recall[Recipe] = Recall()
+        self._recipes: ArgumentCache[Recipe] = ArgumentCache()
         self._fields: dict[str, Any] = {**options, "rootfs": resolve(self.spec.rootfs)}
         self._stock: Stock | None = None
         self._pool: NetworkPool | EndpointPool | None = None
@@ -104,11 +104,11 @@ class Template:
             self._fields["namespaces"] = evolve(namespaces, network=self._pool)
         try:
             self.spec = build(self._fields)
-            ground = Ground.prepare(self.spec)
+            context = StartContext.prepare(self.spec)
             try:
-                ground.compile(Mode(command=None, reads_upper=True))
+                context.compile(Mode(command=None, reads_upper=True))
             finally:
-                ground.release()
+                context.release()
             self._stock = self._stocked(ready, networks)
         except BaseException:
             self.close()
@@ -122,7 +122,7 @@ class Template:
         spec, command = recipe.spec, recipe.command
         if isinstance(self._pool, NetworkPool):  # each gets a network during its start in the background
             spec = evolve(spec, namespaces=evolve(spec.namespaces, network="new"))
-        if reason := why_never_ready(spec, command):
+        if reason := why_not_kept_ready(spec, command):
             if wanted is None:
                 return None
             raise SpecError(f"ready: this container can't wait for its command: {reason}")
@@ -208,7 +208,7 @@ class Template:
             argv, input, text, encoding, errors: as for :func:`containerkit.run`.
             options: see :class:`containerkit.options.TemplateRunOptions`.
 
-        The container is that of the template.
+        The container is described by the template.
 
         Raises:
             StateError: the template was closed.
@@ -216,7 +216,9 @@ class Template:
         """
         self._check_open()
         if strange := more.keys() & (DESCRIPTION - CONFINEMENT):
-            raise SpecError(f"{min(strange)!r} is not an argument of a command; the container is that of the template")
+            raise SpecError(
+                f"{min(strange)!r} is not an argument of a command; the template already describes the container"
+            )
         check_names("run", more, RUN_ARGUMENTS)
         return perform(
             self._recipe,
@@ -229,7 +231,7 @@ class Template:
             limit=output_limit_bytes,
             init=init,
             take=None if self._stock is None else self._stock.take,
-            hearing=Hearing.of(on_stdout, on_stderr, kept=capture_output),
+            callbacks=LineCallbacks.of(on_stdout, on_stderr, kept=capture_output),
         )
 
     def _recipe(self, more: Mapping[str, Any]) -> Recipe:
@@ -247,7 +249,7 @@ class Template:
         """Wait until everything requested is ready. Return whether it was in time.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         for kept in (self._pool, self._stock):

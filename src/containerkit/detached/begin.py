@@ -22,7 +22,7 @@ from contextlib import suppress
 from errno import ENOSPC, EOPNOTSUPP
 
 from containerkit import _native
-from containerkit.container.captured import Recall
+from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
 from containerkit.container.lifecycle import Container
 from containerkit.detached import health
@@ -64,8 +64,8 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class Begun(Container):
     """A container of a description that was read from a record."""
 
-    def __init__(self, spec: Spec, id: str) -> None:  # noqa: A002 - what it is in the OCI
-        Commands.__init__(self, spec, id, Recall(16))
+    def __init__(self, spec: Spec, id: str) -> None:  # noqa: A002 - the term of the OCI
+        Commands.__init__(self, spec, id, ArgumentCache(16))
         self._has_name = False  # it is recorded as a detached container
         self.timings = None
         self._guard = None

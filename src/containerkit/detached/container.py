@@ -342,7 +342,7 @@ class Detached(Known):
             raise StateError(f"{self!r}: it does not run")
         group = group_at(self.id, run["groups"])
         if group is None:
-            raise StateError(f"{self!r}: it has no control group; give it limits=Limits(...)")
+            raise StateError(f"{self!r}: it has no control group; pass limits=Limits(...)")
         try:
             yield group
         finally:

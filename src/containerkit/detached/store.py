@@ -79,7 +79,7 @@ class Entry:
 
     __slots__ = ("id", "path", "state_path")
 
-    def __init__(self, id: str) -> None:  # noqa: A002 - what it is in the OCI
+    def __init__(self, id: str) -> None:  # noqa: A002 - the term of the OCI
         self.id = id
         self.path = os.path.join(records_root(), id)
         self.state_path = os.path.join(state_root(), id)

@@ -12,7 +12,7 @@
     │   └── OutOfMemory                 ... because the kernel killed it when out of memory
     ├── ContainerTimeout (TimeoutExpired, TimeoutError)
     ├── ImageError                      an image or registry is malformed, untrusted or missing
-    └── CleanupError                    something could not be removed; it says what
+    └── CleanupError                    something could not be removed; the error names it
 
 All of them can be pickled, because test runners pass errors between processes.
 
@@ -101,7 +101,7 @@ class SetupError(ContainerError, OSError):
 
 
 class UnsupportedError(SetupError):
-    """The host can't do what was requested. ``hint`` says which argument to change or what would provide it."""
+    """The host can't do what was requested. ``hint`` names the argument to change, or what would provide it."""
 
 
 class ProgramNotFoundError(SetupError, FileNotFoundError):

@@ -55,14 +55,14 @@ class ExitError(ContainerError, CalledProcessError):
         self.result = result
 
     def __str__(self) -> str:
-        told = f"{super().__str__().removesuffix('.')}{_used(self.result)}{self._reason()}"
-        return _with_last_lines(told, self.result, self.output, self.stderr)
+        message = f"{super().__str__().removesuffix('.')}{_used(self.result)}{self._reason()}"
+        return _with_last_lines(message, self.result, self.output, self.stderr)
 
     def _reason(self) -> str:
         if self.cause == "seccomp":
-            return ": it made a system call that the seccomp filter kills for (hint: see `containerkit seccomp record`)"
+            return ": it was killed for a system call (hint: `containerkit seccomp record` finds the calls to allow)"
         if self.cause == "output":
-            return ": it wrote more than allowed (hint: raise output_limit_bytes)"
+            return ": its output exceeded the limit (hint: raise output_limit_bytes)"
         return ""
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -111,8 +111,8 @@ class ContainerTimeout(ContainerError, TimeoutExpired, TimeoutError):  # noqa: N
         self.result = result
 
     def __str__(self) -> str:
-        told = f"{super().__str__()}{_used(self.result)}"
-        return _with_last_lines(told, self.result, self.output, self.stderr or None)
+        message = f"{super().__str__()}{_used(self.result)}"
+        return _with_last_lines(message, self.result, self.output, self.stderr or None)
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.cmd, self.timeout, self.output, self.stderr, self.result)
@@ -130,12 +130,12 @@ def _used(result: Result | None) -> str:
     return f" ({', '.join(words)})"
 
 
-def _with_last_lines(told: str, result: Result | None, stdout: Written, stderr: Written) -> str:
+def _with_last_lines(message: str, result: Result | None, stdout: Written, stderr: Written) -> str:
     name, written = "stderr", stderr
     if written is None and result is not None:  # the output of a build has already been shown
         name, written = "stdout", stdout
     lines = _last_lines(written)
-    return "\n    ".join([f"{told}; the end of its {name}:", *lines]) if lines else told
+    return "\n    ".join([f"{message}; the end of its {name}:", *lines]) if lines else message
 
 
 def _last_lines(written: object) -> list[str]:

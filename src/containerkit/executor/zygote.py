@@ -27,7 +27,7 @@ from containerkit.namespace import Kind, Namespace
 from containerkit.plan import calls
 from containerkit.plan.operation import Block, Operation, Slot
 from containerkit.process.process import DEVNULL
-from containerkit.process.result import Usage, decode, fate_of
+from containerkit.process.result import Usage, decode, result_fields
 from containerkit.security.capabilities import Capabilities
 from containerkit.security.seccomp import Seccomp
 from containerkit.spec.container import CONFINEMENT, build
@@ -338,7 +338,7 @@ class Forked:
             fate = Ended(-signal.SIGKILL, Usage(), "signal")
         else:
             ending = decode(self.pid, status, (0,) * 18)
-            returncode, _, cause = fate_of(ending)
+            returncode, _, cause = result_fields(ending)
             fate = Ended(returncode, Usage(user_us=user_us, system_us=system_us, max_rss_bytes=rss_kib * 1024), cause)
         group = None if self.container is None else self.container.cgroup
         if group is not None:
@@ -432,8 +432,8 @@ def confinement_of(command: Command, *, sets_groups: bool) -> list[Operation]:
         calls.call("chdir", os.fsencode(command.cwd), target=command.cwd),
         calls.call("umask", command.umask),
         *confinement.after_user(),
-        *confinement.walls(),
-        *steps.surroundings(command),
+        *confinement.labels_and_landlock(),
+        *steps.limits_and_priority(command),
         # As after an exec: the change of user has made /proc/self inaccessible.
         calls.prctl("let it see itself", k.PR_SET_DUMPABLE, 1),
         *confinement.last(),

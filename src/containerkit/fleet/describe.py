@@ -8,7 +8,7 @@ from containerkit.container.arguments import COMMAND_FIELDS, describe, has_names
 from containerkit.container.captured import Terms
 from containerkit.errors import SpecError
 from containerkit.fleet.engine import Task
-from containerkit.process.communicate import Hearing, check_input
+from containerkit.process.communicate import LineCallbacks, check_input
 from containerkit.process.process import OUTPUT_LIMIT_BYTES
 from containerkit.process.stdio import Text
 from containerkit.security.checks import check_bool
@@ -58,7 +58,7 @@ def task_of(
     for each in ("init", "check", "capture_output"):
         check_bool(options.get(each, False), each)
     listeners = more.pop("on_stdout", None), more.pop("on_stderr", None)
-    Hearing.of(*listeners, kept=True)
+    LineCallbacks.of(*listeners, kept=True)
     text = Text.of(options.get("text"), options.get("encoding"), options.get("errors"))
     check_input(given, text=text is not None)
     return Task(

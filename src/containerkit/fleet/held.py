@@ -119,7 +119,7 @@ class Holding(Attending):
     ) -> CompletedProcess[Any]:
         from containerkit.container.arguments import run_streams
         from containerkit.container.captured import Terms, complete
-        from containerkit.process.communicate import Hearing
+        from containerkit.process.communicate import LineCallbacks
         from containerkit.process.process import OUTPUT_LIMIT_BYTES
 
         assert self._container is not None
@@ -127,9 +127,11 @@ class Holding(Attending):
         timeout, check = options.pop("timeout", None), options.pop("check", False)
         capture = options.pop("capture_output", True)
         limit = options.pop("output_limit_bytes", OUTPUT_LIMIT_BYTES)
-        hearing = Hearing.of(*(self._heard(number, each, listened) for each in ("stdout", "stderr")), kept=capture)
-        terms = Terms.of(timeout, limit, check=check, hearing=hearing)
-        streams = run_streams(given, options, capture=capture, hearing=hearing)
+        callbacks = LineCallbacks.of(
+            *(self._heard(number, each, listened) for each in ("stdout", "stderr")), kept=capture
+        )
+        terms = Terms.of(timeout, limit, check=check, callbacks=callbacks)
+        streams = run_streams(given, options, capture=capture, callbacks=callbacks)
         process = self._container.popen(argv, **streams)
         with self._lock:
             self._commands[number] = process
@@ -144,7 +146,7 @@ class Holding(Attending):
     def _heard(self, number: int, stream: str, listened: frozenset[str]) -> Callable[[Any], None] | None:
         if stream not in listened:
             return None
-        return lambda line: self._say("line", number, stream, line)
+        return lambda line: self.link.write(self.id, (number, stream), line)
 
     def _say(self, *message: Any) -> None:
         self.link.send("heard", self.id, *message)

@@ -11,6 +11,7 @@ from containerkit.fleet.errors import FleetError
 from containerkit.fleet.link import Link, loads
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from containerkit.container.lifecycle import Container
@@ -83,22 +84,22 @@ class Attending:
         from containerkit.container.arguments import run_streams
         from containerkit.container.captured import Terms, complete
         from containerkit.container.run import begin
-        from containerkit.process.communicate import Hearing
+        from containerkit.process.communicate import LineCallbacks
         from containerkit.process.process import OUTPUT_LIMIT_BYTES
 
         options = dict(task.options)
         init, check = options.pop("init", True), options.pop("check", False)
         capture = options.pop("capture_output", True)
         limit = options.pop("output_limit_bytes", OUTPUT_LIMIT_BYTES)
-        hearing = Hearing.of(*(self._listener(each, task) for each in ("stdout", "stderr")), kept=capture)
+        callbacks = LineCallbacks.of(*(self._listener(each, task) for each in ("stdout", "stderr")), kept=capture)
         if task.limits is not None:
             options["limits"] = task.limits
         root = root_of(task)
         if root is not None:
             options["rootfs"] = root
         self.check()
-        terms = Terms.of(task.timeout, limit, check=check, hearing=hearing)
-        options = run_streams(task.given, options, capture=capture, hearing=hearing)
+        terms = Terms.of(task.timeout, limit, check=check, callbacks=callbacks)
+        options = run_streams(task.given, options, capture=capture, callbacks=callbacks)
         process, container = begin(task.argv, options, {}, init=init)
         return self._attended(process, container, lambda: complete(process, task.given, terms))
 
@@ -119,18 +120,25 @@ class Attending:
         return lambda line: self.link.write(self.id, stream, line)
 
 
-def perform(ticket: Ticket, node: str, kind: Callable[[Link, str], Attending] = Attending) -> None:
+def perform(
+    ticket: Ticket,
+    node: str,
+    kind: Callable[[Link, str], Attending] = Attending,
+    *,
+    tls: Callable[[], ssl.SSLContext] | None = None,
+) -> None:
     """Run a task for a driver, if it is still wanted. The engine calls this in a worker.
 
     Args:
         ticket: where to get the task.
         node: the name of this node.
         kind: the class that runs it.
+        tls: returns the certificates of this node, for a driver that requires TLS (default: it has none).
 
     Raises:
         NodeLost: the driver can't be reached.
     """
-    link = Link.to(ticket)
+    link = Link.to(ticket, tls)
     job = kind(link, ticket.id)
     outcome = Outcome(error=FleetError(f"task {ticket.id}: the worker was interrupted"))
     try:

@@ -152,7 +152,7 @@ def load(store: Store, path: str | os.PathLike[str], lease: Lease) -> list[tuple
     except FileNotFoundError as error:
         raise ImageError(f"{path}: it does not exist") from error
     except tarfile.TarError as error:
-        raise ImageError(f"{path}: a damaged archive ({error})") from error
+        raise ImageError(f"{path}: the archive is damaged ({error})") from error
     raise ImageError(f"{path}: neither a docker-archive nor an OCI image layout")
 
 
@@ -199,7 +199,7 @@ class _Source:
                 return member
             base = name.rpartition("/")[0] if member.issym() else ""
             name = os.path.normpath(f"{base}/{member.linkname}" if base else member.linkname)
-        raise ImageError(f"{self._where}: {name} is a link that never ends")
+        raise ImageError(f"{self._where}: {name} is part of a loop of links")
 
     def read(self, name: str) -> bytes:
         file, size = self.open(name)

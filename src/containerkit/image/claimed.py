@@ -1,4 +1,4 @@
-"""The images that containers of this process use. They are claimed until it ends, and cached."""
+"""Claim and cache the images that containers of this process use. The claims last until the process ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def process_lease(store: Store) -> Lease:
 
 
 def ready(store: Store, digest: Digest, prepare: Callable[[Lease], Stack]) -> Stack:
-    """Return the directories of an image. They are prepared once in this process.
+    """Return the directories of an image. They are prepared once for each process.
 
     Args:
         store: the store that contains the image.

@@ -72,7 +72,7 @@ class _Node(NamedTuple):
 
 
 _IMPLIED: Final = _Node("directory", 0o755, 0, 0, b"", (0, 0), b"")
-"""A directory that a layer does not name, but that contains files of it."""
+"""A directory that a layer does not name, although the layer has files in it."""
 
 
 def compare_images(store: Store, before: Manifest, after: Manifest) -> list[Change]:

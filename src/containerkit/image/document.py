@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_BYTES", "Document", "encode"]
 
 LARGEST_BYTES: Final = 4 << 20
-"""Larger manifests, indexes and configs are not read. Registries refuse them as well."""
+"""The maximum size of a manifest, index or config. Registries refuse larger ones too."""
 
 
 class Document:
@@ -40,7 +40,7 @@ class Document:
     def read(cls, raw: bytes, place: str) -> Document:
         """Parse bytes. Duplicate keys are refused, because readers could interpret them differently."""
         if len(raw) > LARGEST_BYTES:
-            raise ImageError(f"{place}: {len(raw)} bytes are more than the {LARGEST_BYTES} that a document may have")
+            raise ImageError(f"{place}: {len(raw)} bytes; a document may have at most {LARGEST_BYTES}")
         try:
             return cls(json.loads(raw, object_pairs_hook=_unique), place)
         except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Images as read-only filesystems, erofs and squashfs. Their own tools make them, and the kernel mounts them."""
+"""Images as read-only filesystems, erofs and squashfs: made by their own tools, mounted by the kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOOLS: Final = {
     "squashfs": ("mksquashfs", "squashfs-tools"),
 }
 _MANY_FILES: Final = ("sh", "-c", 'ulimit -Sn "$(ulimit -Hn)"; exec "$@"', "sh")
-"""Starts a program with the maximum number of descriptors, because these tools keep a descriptor for each parent."""
+"""Start a program with the maximum number of descriptors, because these tools keep one open for each parent."""
 _ID: Final = "00000000-0000-0000-0000-000000000000"
 
 

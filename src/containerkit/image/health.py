@@ -1,4 +1,4 @@
-"""Health checks: find out whether a container works, as its image defines it."""
+"""Health checks: run the command by which an image defines whether its container works."""
 
 from __future__ import annotations
 

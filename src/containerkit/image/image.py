@@ -112,7 +112,7 @@ class Image(Sources):
 
     @telling_of_descriptors("tag")
     def tag(self, reference: str | Reference) -> Image:
-        """Give it an additional name. An image that has the name now loses it.
+        """Give it an additional name. If another image has that name, it loses it.
 
         Returns:
             The same image under that name.
@@ -122,7 +122,7 @@ class Image(Sources):
         """
         name = as_reference(reference)
         if name.digest is not None:
-            raise SpecError(f"{name}: a new name can't have a digest")
+            raise SpecError(f"{name}: an image is named by a tag, without a digest")
         self.store.catalog.put(self.manifest.descriptor, name)
         return attrs.evolve(self, reference=name)
 
@@ -378,7 +378,7 @@ class Image(Sources):
         how = Extraction.for_user(whiteouts="apply", limits=self.store.limits)
         with opened(directory) as root:
             if os.listdir(root):
-                raise SpecError(f"{directory}: an image can be unpacked into an empty directory only")
+                raise SpecError(f"{directory}: an image can only be unpacked into an empty directory")
             for layer, diff_id in zip(self.manifest.layers, self.config.diff_ids, strict=True):
                 with self.store.blobs.open(layer.digest) as file:
                     extract_blob(file, root, diff_id, how)
@@ -423,7 +423,7 @@ class Image(Sources):
 
 @contextmanager
 def _whole(image: Image) -> Iterator[int]:
-    """Yield a directory with the complete root of an image. It is removed afterwards."""
+    """Unpack the complete root of an image to a directory, and remove it afterwards."""
     with workspace(image.store.root / "build") as parent:
         (parent / "root").mkdir()
         with opened(parent / "root") as root:

@@ -183,7 +183,7 @@ class Manifest:
 
 @attrs.frozen(kw_only=True)
 class Index:
-    """Several manifests under one name, one for each platform.
+    """A set of manifests under one name, one for each platform.
 
     Args:
         media_type: OCI's or Docker's.
@@ -282,10 +282,10 @@ def parse_manifest(raw: bytes, media_type: str = "", place: str = "manifest") ->
     written = document.text("mediaType", "")
     known = media.INDEXES | media.MANIFESTS
     if written and media_type in known and media_type != written:
-        raise ImageError(f"{place}: sent as {media_type}, but its own media type is {written}")
+        raise ImageError(f"{place}: it was sent as {media_type}, but its own media type is {written}")
     kind = written or (media_type if media_type in known else "")
     if "manifests" in document.content and ("layers" in document.content or "config" in document.content):
-        raise ImageError(f"{place}: a manifest and an index at the same time")
+        raise ImageError(f"{place}: it has the fields of both a manifest and an index")
     if not kind:
         kind = media.OCI_INDEX if "manifests" in document.content else media.OCI_MANIFEST
     if kind in media.INDEXES:
@@ -298,7 +298,7 @@ def parse_manifest(raw: bytes, media_type: str = "", place: str = "manifest") ->
 def _several(document: Document, key: str) -> tuple[Descriptor, ...]:
     found = tuple(Descriptor.from_document(child) for child in document.children(key))
     if len(found) > _MOST_ITEMS:
-        raise ImageError(f"{document.place}.{key}: {len(found)} entries are more than the {_MOST_ITEMS} allowed")
+        raise ImageError(f"{document.place}.{key}: {len(found)} entries; at most {_MOST_ITEMS} are allowed")
     return found
 
 

@@ -24,7 +24,7 @@ MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 
 ACCEPTED: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
-"""The types that are requested from a registry, best first."""
+"""The media types to request from a registry, best first."""
 
 _NOT_DISTRIBUTED: Final = {
     "application/vnd.oci.image.layer.nondistributable.v1.tar": "none",

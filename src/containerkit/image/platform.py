@@ -90,7 +90,7 @@ class Platform:
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
     def rank(self, offered: Platform) -> tuple[int, int] | None:
-        """Return how well an image for ``offered`` runs here. Smaller is better, None means that it does not run.
+        """Return how well an image for ``offered`` runs here: smaller is better, None means that it does not run.
 
         An exact variant is best, then the nearest lower one, then another architecture that this one can run.
 
@@ -113,7 +113,7 @@ class Platform:
         return place, can - has
 
     def best(self, offered: Iterable[Platform]) -> int | None:
-        """Return the index of the best platform in ``offered``, the first one of equals, or None if none fits."""
+        """Return the index of the best platform in ``offered`` (the first of equals), or None if none fits."""
         ranked = [(rank, at) for at, one in enumerate(offered) if (rank := self.rank(one)) is not None]
         return min(ranked)[1] if ranked else None
 

@@ -48,7 +48,7 @@ def commit(
     compression: Compression = "gzip",
     **defaults: Unpack[CommitOptions],
 ) -> Image:
-    """Make an image from the changes of a container, on top of the image from which it was made.
+    """Make an image from the changes of a container, on top of the container's image.
 
     Files on mounts and in volumes are not included. The same changes give the same digest if ``SOURCE_DATE_EPOCH`` is
     set.
@@ -56,7 +56,7 @@ def commit(
     Args:
         container: a running container.
         reference: the new image's name, or None.
-        base: the image from which it was made. Default: the one of ``RootFS.image``; without one, the whole root
+        base: the container's image. Default: the one of ``RootFS.image``; without one, the whole root
             becomes one layer, if it is writable.
         store: the destination. Default: the store of ``base``, otherwise the user's.
         author: the author.
@@ -132,7 +132,7 @@ def change_layer(
     made: tuple[Descriptor, Digest] | None
     with _upper(container) as (directory, whole):
         how = Writing(overlay=not whole, marks=rootfs.union == "fuse", epoch=epoch, exclude=(*_MADE, *mounts, *exclude))
-        # Without the mount's id map the files on disk have the ids that they have inside.
+        # If the mount has no id map, files on disk have the same ids as inside.
         pid = None if translated else container.pid
         made = userns_helper.call(
             _layer, store, userns_helper.Lent(directory), userns_helper.Lent(lease.fileno()), how, compression, pid
@@ -143,7 +143,7 @@ def change_layer(
 def _layer(
     store: Store, directory: int, claims: int, how: Writing, compression: Compression, pid: int | None
 ) -> tuple[Descriptor, Digest] | None:
-    """Make the layer in a process that can read files of all ids. ``pid`` is in the container that has these ids."""
+    """Make the layer in a process that can read files of all ids. ``pid`` is a process of the container."""
     if pid is not None:
         how = attrs.evolve(how, owner=_inside_ids(pid, "uid_map"), group=_inside_ids(pid, "gid_map"))
     with store.lease(shared=os.dup(claims)) as lease:
@@ -165,7 +165,7 @@ def _upper(container: Container) -> Iterator[tuple[int, bool]]:
     """Yield the directory that contains what the container writes, and whether it is a complete root."""
     rootfs = container.rootfs
     if rootfs.kind == "host":
-        raise StateError(f"{container!r}: programs of the host are not part of an image; give it a root of its own")
+        raise StateError(f"{container!r}: its root is the host's, which can't become an image")
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     if rootfs.upper is not None:
         descriptor = os.open(rootfs.upper, flags)

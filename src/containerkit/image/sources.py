@@ -1,4 +1,4 @@
-"""Where images come from: registries, the store, archives, directories, layers and builds."""
+"""Sources of images: registries, the store, archives, directories, layers and builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volumes of images: the directories of which each container gets its own copy."""
+"""Volumes of images: directories that each container gets as its own copy."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from containerkit.measure.meters import Meters
 from containerkit.measure.result import Measurement, Termination
 from containerkit.measure.topology import Allotment, Topology
 from containerkit.process.process import DEVNULL, STDOUT, Process
-from containerkit.spec.words import path_outside
+from containerkit.spec.words import host_path
 
 if TYPE_CHECKING:
     import types
@@ -293,7 +293,7 @@ def _limited(options: TemplateOptions, allotment: Allotment | None, memory: int 
 def _opened(stack: ExitStack, output: Any) -> Any:
     if not isinstance(output, (str, os.PathLike)):
         return output
-    fd = os.open(path_outside(output, "output"), _CREATE, 0o666)
+    fd = os.open(host_path(output, "output"), _CREATE, 0o666)
     stack.callback(os.close, fd)
     return fd
 

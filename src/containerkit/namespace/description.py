@@ -43,7 +43,7 @@ def _plain(value: str | int | os.PathLike[str] | Namespace) -> Choice:
 
 # The types are written out, because mypy treats the name of a union in a converter as Any.
 def _plain_network(value: str | int | os.PathLike[str] | Namespace | Pool) -> NetworkChoice:
-    """Do the same for the network, which may also come from a pool."""
+    """Convert a path object for the network, which may also be a pool."""
     return _plain(value) if isinstance(value, os.PathLike) else value
 
 

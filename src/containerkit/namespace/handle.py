@@ -343,7 +343,7 @@ class Namespace:
         Raises:
             SetupError: ``EEXIST`` if a namespace is mounted there; ``EPERM`` without CAP_SYS_ADMIN; ``ELOOP`` or
                 ``EISDIR`` if it is not a regular file; ``EINVAL``, on some kernels ``ELOOP``, for a mount namespace
-                that is not newer than the caller's own. Linux 6.18 may say so of a newer one that was made on
+                that is not newer than the caller's own. Linux 6.18 may also refuse a newer one that was made on
                 another processor, because it numbers namespaces by processor.
 
         Source: namespaces(7), "The /proc/pid/ns/ directory"; move_mount(2).
@@ -387,7 +387,7 @@ class Namespace:
 
     @staticmethod
     def unpersist(path: Path) -> None:
-        """Remove the mount and the file that :meth:`persist` created. The namespace exists as long as it is in use.
+        """Remove the mount and the file that :meth:`persist` created. The namespace lives while it is in use.
 
         Args:
             path: the file.
@@ -422,7 +422,7 @@ class Namespace:
         * **network, ipc, uts, cgroup**: the thread is inside for the duration of the block.
         * **mount**: likewise. Root and working directory are those of the namespace inside the block, and the
           thread's own afterwards. For this the thread permanently stops sharing them (``unshare(CLONE_FS)``): later
-          calls of ``os.chdir`` in this thread do not affect others, and the reverse.
+          calls of ``os.chdir`` in this thread do not affect other threads, and theirs do not affect this one.
         * **pid**: the thread does not move, its children are created inside. It can't start threads in the block.
         * **time**: the clocks (``time.monotonic`` too) change for the block. The process must have no other thread.
         * **user**: not possible, because a thread can't leave a user namespace that it has entered.

@@ -54,7 +54,7 @@ class Visit:
         return self._namespace
 
     def _prepare(self, home: Namespace) -> None:
-        """Refuse a visit that has no way back, and save what setns changes in addition to the namespace."""
+        """Refuse a visit that can't be undone, and save what setns changes in addition to the namespace."""
         if home.kind is Kind.USER:
             raise OSError(EINVAL, "")
         if home.kind is Kind.TIME and home != home.current(Kind.TIME, for_children=True):
@@ -103,5 +103,5 @@ class Visit:
         if self._held:
             root, cwd = self._held
             os.fchdir(root)
-            os.chroot(".")  # setns changed the root to that of the mount namespace, which may differ from the former
+            os.chroot(".")  # setns set the root to that of the mount namespace, which may differ from the previous root
             os.fchdir(cwd)

@@ -188,7 +188,7 @@ class Plugins:
         except OSError as error:
             raise SetupError("execve", error.errno or 0, target, "") from None
         if done.returncode:
-            raise SetupError("execve", 125, target, _told(done.stdout, done.stderr))
+            raise SetupError("execve", 125, target, _error_text(done.stdout, done.stderr))
         if command == "DEL" or not done.stdout.strip():
             return None
         answer: dict[str, Any] = json.loads(done.stdout[:_LARGEST])
@@ -244,7 +244,7 @@ def _capabilities(ports: tuple[Port, ...], aliases: tuple[str, ...]) -> dict[str
     return found
 
 
-def _told(stdout: bytes, stderr: bytes) -> str:
+def _error_text(stdout: bytes, stderr: bytes) -> str:
     with contextlib.suppress(ValueError):
         error = json.loads(stdout[:_LARGEST])
         if isinstance(error, dict):

@@ -57,13 +57,13 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._told = closed_in_children(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
+        self._events = closed_in_children(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
         self._found = ""
         try:
-            self._told.setblocking(False)
-            self._told.bind((0, 1 << 6))  # NFNLGRP_NFTABLES is the seventh
+            self._events.setblocking(False)
+            self._events.bind((0, 1 << 6))  # NFNLGRP_NFTABLES is the seventh
         except OSError as error:
-            self._told.close()
+            self._events.close()
             raise SetupError("bind", error.errno or 0, "changes of nf_tables") from None
 
     def dropping(self) -> str:
@@ -80,7 +80,7 @@ class Watch:
         changed = False
         while True:
             try:
-                data = self._told.recv(1 << 16)
+                data = self._events.recv(1 << 16)
             except BlockingIOError:
                 return changed
             except OSError as error:
@@ -92,7 +92,7 @@ class Watch:
 
     def close(self) -> None:
         """Look no more; harmless when repeated."""
-        self._told.close()
+        self._events.close()
 
 
 def _answers(asking: socket.socket) -> Iterator[bytes]:

@@ -42,7 +42,7 @@ _START_S: Final = 20.0
 _LARGEST: Final = 1 << 20
 
 
-def _as_told(error: Exception) -> dict[str, Any]:
+def _error_message(error: Exception) -> dict[str, Any]:
     if isinstance(error, SetupError):
         return {"kind": "SetupError", "arguments": [error.operation, error.errno, error.target, error.hint]}
     kind = "SpecError" if isinstance(error, SpecError) else "StateError"
@@ -66,7 +66,7 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
     try:
         live = network.open()
     except (SetupError, SpecError, StateError) as error:
-        os.write(ready, json.dumps(_as_told(error)).encode())
+        os.write(ready, json.dumps(_error_message(error)).encode())
         return
     os.write(ready, b"{}")
     os.close(ready)
@@ -103,7 +103,7 @@ def _attend(connection: socket.socket, live: LiveNetwork, ending: threading.Even
                     reply = _resolved(live, bytes.fromhex(request["question"]), request)
                     send(connection, {"reply": None if reply is None else reply.hex()})
         except (SetupError, SpecError, StateError) as error:
-            send(connection, {"error": _as_told(error)})
+            send(connection, {"error": _error_message(error)})
         finally:
             _close(lent)
 

@@ -89,7 +89,7 @@ class Revival:
                 entry.write(store.CONFIG, self.content)
                 self._make_groups()
                 self._make_mountpoints()
-                self._bring_back()
+                self._restore_processes()
                 self._record(entry)
             except BaseException:
                 self._abandon()
@@ -151,7 +151,7 @@ class Revival:
 
     # --- CRIU
 
-    def _bring_back(self) -> None:
+    def _restore_processes(self) -> None:
         pid_file = f"{self.images}/.restored.{os.getpid()}"
         words = [self.program, "restore", "--root", self.rootfs, "--restore-detached", "--restore-sibling"]
         words += ["--pidfile", pid_file, *criu.common(self.call.flags, self.images, _LOG), *self._external()]

@@ -65,15 +65,15 @@ def clone(
 
 
 OWNER_GATE: Final = 0
-"""Where the first process inside waits until stage 1 has mapped its ids."""
+"""The gate at which the first process inside waits until stage 1 has mapped its ids."""
 
 
 PAYLOAD_GATE: Final = 1
-"""Where the command waits until PID 1 has removed everything of the outside."""
+"""The gate at which the command waits until PID 1 has unmounted the host's root."""
 
 
 NETWORK_GATE: Final = 2
-"""Where the first process inside waits until stage 1 has made its network namespace."""
+"""The gate at which the first process inside waits until stage 1 has made its network namespace."""
 
 
 def await_release(label: str = "", *, gate: int = OWNER_GATE) -> Operation:
@@ -99,7 +99,7 @@ def leave(label: str = "") -> Operation:
 def become_init(image: Slot, mode: bytes, first: int) -> Operation:
     """Become the init in ``image``, a sealed memfd. ``init.c`` documents its modes.
 
-    It closes all descriptors from ``first`` on. A process that has already entered it just continues as the init.
+    It closes all descriptors from ``first`` on. A process that runs that program already continues as the init.
     """
     return Operation("become_init", mode.decode(), k.STEP_INIT, 0, (image, mode, first))
 
@@ -120,9 +120,9 @@ def enter(image: Slot, kept: Iterable[int] = (), *, board: bool = False) -> Oper
 def strip(image: Slot, kept: Iterable[int | Slot] = (), *, itself: bool = False) -> Operation:
     """Close all descriptors except the standard ones and ``kept``.
 
-    An exec would do so only after looking up the program.
+    An exec would close them only after it has looked up the program.
 
-    Another process reports later failures. It needs memory that is not shared with the outside: see :func:`enter`.
+    Another process reports later failures. This one must not share memory with the host's processes: see :func:`enter`.
 
     Args:
         image: the init, for an interpreter that only enters it here.
@@ -135,14 +135,14 @@ def strip(image: Slot, kept: Iterable[int | Slot] = (), *, itself: bool = False)
 
 
 def open_of_process(pid: Slot, name: str, flags: int, result: Slot, hint: str = "") -> Operation:
-    """Open ``/proc/PID/NAME`` through the caller's own procfs, whatever is mounted where the step runs."""
+    """Open ``/proc/PID/NAME`` through the caller's own procfs, not through the one where the step runs."""
     return Operation("open", f"/proc/PID/{name}", k.STEP_OPEN_PROC, 0, (pid, name.encode(), flags), result, (), hint)
 
 
 def helper(argv: tuple[bytes, ...], pid: Slot, hint: str = "") -> Operation:
     """Run a program and wait for it. The argument ``b"PID"`` is replaced by the slot's value.
 
-    At most 32 arguments in all. It fails with ``ECANCELED`` when the program ends with a status other than 0.
+    The maximum is 32 arguments. It fails with ``ECANCELED`` if the program ends with a status other than 0.
     """
     joined = b"\0".join(argv) + b"\0"
     return Operation(argv[0].decode(), "", k.STEP_HELPER, 0, (Block(joined), len(argv), pid), None, (), hint)
@@ -154,7 +154,7 @@ def reset_signals() -> Operation:
 
 
 def die_with_owner(owner: Slot) -> list[Operation]:
-    """Make the kernel kill this process when the thread that started it ends, and exit if that has already ended.
+    """Make the kernel kill this process when the thread that started it ends. Exit if the thread has already ended.
 
     A change of user undoes this. Source: PR_SET_PDEATHSIG(2const).
     """
@@ -215,7 +215,7 @@ def open_inside(
     hint: str = "",
     tolerate: tuple[int, ...] = (),
 ) -> Operation:
-    """Open a path without leaving ``root``, whatever symlinks are on the way. Source: openat2(2)."""
+    """Open a path without leaving ``root``, even through symlinks. Source: openat2(2)."""
     how = pack("=QQQ", flags | k.O_CLOEXEC, mode, resolve)
     return call(
         "openat2",
@@ -262,7 +262,7 @@ def make_symlink(directory: int | Slot, path: bytes, content: bytes) -> Operatio
 def mount(
     source: bytes, path: bytes, kind: bytes, flags: int = 0, data: bytes = b"", *, hint: str = "", target: str = ""
 ) -> Operation:
-    """Mount by the classic call. Source: mount(2)."""
+    """Mount with the classic system call. Source: mount(2)."""
     what = text(kind) or text(source)
     return call("mount", source, path, kind, flags, data, target=target or f"{what} on {text(path)}", hint=hint)
 
@@ -280,7 +280,7 @@ def unmount(path: bytes, flags: int = k.MNT_DETACH) -> Operation:
 def open_tree(
     directory: int | Slot, path: bytes, result: Slot, *, recursive: bool = False, target: str = "", hint: str = ""
 ) -> Operation:
-    """Clone a mount, with ``recursive`` also those below it, into a detached tree. Source: open_tree(2)."""
+    """Clone a mount into a detached tree; with ``recursive`` the mounts below it too. Source: open_tree(2)."""
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | (k.AT_RECURSIVE if recursive else 0)
     if not path:
         flags |= k.AT_EMPTY_PATH
@@ -322,7 +322,7 @@ def new_mount(
     attributes: int = 0,
     hint: str = "",
 ) -> list[Operation]:
-    """Make a filesystem by the new mount API, as a detached mount. Source: fsopen(2), fsconfig(2), fsmount(2).
+    """Make a filesystem with the new mount API, as a detached mount. Source: fsopen(2), fsconfig(2), fsmount(2).
 
     Args:
         kind: the filesystem's type.
@@ -362,7 +362,7 @@ def netlink(
     Args:
         socket: the netlink socket.
         message: the whole message, its header included.
-        target: its meaning, for errors.
+        target: the meaning of the message, for errors.
         at, slot: the offset at which the 32-bit value of a slot is written into the message, such as a descriptor.
         tolerate: errors that count as success.
 
@@ -388,7 +388,7 @@ def netlink_socket(family: int, result: Slot) -> list[Operation]:
 
 
 def make_filesystem_readonly(tree: Slot) -> list[Operation]:
-    """Make a mounted filesystem itself read-only, so that no mount of it can be writable.
+    """Make a filesystem itself read-only, so that no mount of it can be writable.
 
     Source: fspick(2), fsconfig(2).
     """

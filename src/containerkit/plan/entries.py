@@ -67,7 +67,7 @@ def failed(operation: Operation, at: int) -> Operation:
 
     Args:
         operation: the operation.
-        at: what it has left in its last argument.
+        at: the value that it left in its last argument.
     """
     entries = operation.args[1]
     assert isinstance(entries, Block)

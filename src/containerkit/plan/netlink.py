@@ -1,6 +1,6 @@
 """Netlink messages as bytes: a header, a fixed structure, and attributes, which can be nested.
 
-Pure but for :func:`reason`, which reads the ack of a message that was refused. Source: netlink(7), rtnetlink(7), the
+Only :func:`reason` makes a system call: it reads the ack of a refused message. Source: netlink(7), rtnetlink(7), the
 kernel's include/uapi/linux/netlink.h.
 """
 
@@ -36,8 +36,8 @@ CREATE: Final = 0x400
 
 _ERROR: Final = 2
 _CAPPED: Final = 0x100  # NLM_F_CAPPED: the ack contains only the header of the refused message
-_HAS_WORDS: Final = 0x200  # NLM_F_ACK_TLVS
-_WORDS: Final = 1  # NLMSGERR_ATTR_MSG
+_HAS_TEXT: Final = 0x200  # NLM_F_ACK_TLVS
+_TEXT: Final = 1  # NLMSGERR_ATTR_MSG
 _HEADER: Final = 16
 _LARGEST: Final = 16384
 
@@ -106,10 +106,10 @@ def words(ack: bytes) -> str:
     if len(ack) < _HEADER + 20:
         return ""
     _, kind, flags, _, _, _, inner = unpack_from("=IHHIIiI", ack)
-    if kind != _ERROR or not flags & _HAS_WORDS:
+    if kind != _ERROR or not flags & _HAS_TEXT:
         return ""
     start = _HEADER + 4 + (16 if flags & _CAPPED else inner + -inner % 4)
     for number, content in attributes(ack[start:]):
-        if number == _WORDS:
+        if number == _TEXT:
             return content.rstrip(b"\0").decode(errors="replace")
     return ""

@@ -1,6 +1,6 @@
 """The operations of a start, as data.
 
-A *plan* is a flat, ordered tuple of :class:`Operation`. Nearly every operation is one system call, whose arguments are
+A *plan* is a flat, ordered tuple of :class:`Operation`. Nearly every operation is one system call. Its arguments are
 integers, bytes and *slots*. A slot is a named register of the child. It holds a file descriptor or a pid that is only
 known when the start runs, because an earlier operation made it (``result=``) or because the caller passes it.
 
@@ -50,7 +50,7 @@ class Block(NamedTuple):
 
     Attributes:
         content: the bytes.
-        patches: what is written into them just before the call: at an offset in bytes, the 32-bit value of a slot or
+        patches: values to write into them just before the call: at an offset in bytes, the 32-bit value of a slot or
             the 64-bit address of other bytes.
         name: if given, the caller may pass other bytes of the same length at each start.
     """
@@ -100,7 +100,7 @@ class Operation(NamedTuple):
 
 
 class Shape:
-    """A key of everything in a description that its plan depends on.
+    """A key of those parts of a description on which its plan depends.
 
     Equal parts give the same object while it lives.
     """
@@ -109,7 +109,7 @@ class Shape:
 
     parts: tuple[object, ...]
 
-    def __new__(cls, *parts: object) -> Self:  # noqa: D102 - the class tells
+    def __new__(cls, *parts: object) -> Self:  # noqa: D102 - see the class
         def make() -> Shape:
             shape = object.__new__(cls)
             shape.parts = parts

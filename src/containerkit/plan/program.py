@@ -1,4 +1,4 @@
-"""Compiles a plan once and runs it many times. Converts failed steps to errors."""
+"""Compile a plan once, run it many times, and convert failed steps to errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def proc() -> int:
             raise SetupError("stat", error.errno or 0, "/proc/self/ns", hint) from None
         fd = _native.high(fd)
         if _kept.setdefault("proc", fd) != fd:
-            os.close(fd)  # another thread was faster
+            os.close(fd)  # another thread did it first
     return _kept["proc"]
 
 
@@ -90,8 +90,8 @@ class Program:
             argv, envp: the vectors for the exec.
             blocks: other bytes for named blocks, of the same length as in the plan.
             flags: ``_native.SHARE_FILES``, ``HIDE_MEMORY``, ``NO_PROCESS``.
-            into: a list that gets the outcome before this returns: its owner ends the process if a signal handler
-                raises meanwhile.
+            into: a list that gets the outcome before this returns. Its owner ends the process if a signal handler
+                raises in the meantime.
 
         Raises:
             SetupError: an operation failed. Everything that was made is removed.
@@ -112,7 +112,7 @@ class Program:
             raise failure
         return outcome
 
-    def heard(self, owner: int | None, limit: int | None, deadline: float | None, *, early: bool, keep: bool) -> Any:
+    def captured(self, owner: int | None, limit: int | None, deadline: float | None, *, early: bool, keep: bool) -> Any:
         """Return an object that runs a command of this plan in two calls, with empty stdin and both outputs captured.
 
         It owns nothing until it is started, and ends a held command when it is garbage-collected.
@@ -120,8 +120,8 @@ class Program:
         Args:
             owner: the owner of the pipes, a uid outside. None for the caller.
             limit: how many bytes it may write (None for no limit).
-            deadline: until when to wait for it, by the monotonic clock (None for no limit).
-            early: whether to return when nothing runs any more, before the kernel has removed the namespaces.
+            deadline: the time on the monotonic clock until which to wait for it (None for no limit).
+            early: whether to return when no process runs any more, before the kernel has removed the namespaces.
             keep: whether its pidfd stays open after its end.
         """
         return self._interpreter.Run(self._own, owner, limit, deadline, early=early, keep=keep)
@@ -136,10 +136,10 @@ class Program:
         blocks: Mapping[str, bytes] | None = None,
         flags: int = 0,
     ) -> None:
-        """Start a command of :meth:`heard`. With ``_native.HOLD`` it waits for :meth:`go`.
+        """Start a command of :meth:`captured`. With ``_native.HOLD`` it waits for :meth:`go`.
 
         Args:
-            run: the object that :meth:`heard` returned.
+            run: the object that :meth:`captured` returned.
             inputs, argv, envp, blocks, flags: as for :meth:`run`; this call makes the three streams and ``report``.
 
         Raises:
@@ -164,7 +164,7 @@ class Program:
             raise _not_begun("execve", problem)
 
     def failure_of_either(self, outcome: Outcome, rest: Program) -> SetupError:
-        """Return the error of a start that another plan may have continued."""
+        """Return the error of a start that may have failed in this plan or in the one that continued it."""
         if _native.SECOND <= outcome.failed_index < _native.CALLER:
             return rest._failure(outcome._replace(failed_index=outcome.failed_index - _native.SECOND))
         return self._failure(outcome)
@@ -205,13 +205,13 @@ class Program:
     def _failure(self, outcome: Outcome) -> SetupError:
         if outcome.failed_index == _native.CALLER:
             if outcome.error == ETIMEDOUT:
-                return SetupError("execve", ETIMEDOUT, "", "something inside may have stopped the process that joined")
+                return SetupError("execve", ETIMEDOUT, "", "a process inside may have stopped the one that joined")
             return SetupError("pidfd_open", outcome.error, "", "raise the limit on open files: ulimit -n")
-        # A container that may trace its processes can write any number to the board of one that joins.
+        # A container that may trace its processes can write any number to the report of one that joins.
         step = min(outcome.failed_index, len(self._tape.origin) - 1)
         operation = self.plan.operations[self._tape.origin[step]]
         if operation.step == k.STEP_NETLINK:
-            operation = self._told(operation, outcome)
+            operation = self._with_kernel_text(operation, outcome)
         elif operation.step == k.STEP_POPULATE:
             from containerkit.plan import entries
 
@@ -225,7 +225,7 @@ class Program:
         number = self._tape.slots[slot.name]
         return outcome.slots[number] if number < len(outcome.slots) else -1
 
-    def _told(self, operation: Operation, outcome: Outcome) -> Operation:
+    def _with_kernel_text(self, operation: Operation, outcome: Outcome) -> Operation:
         """Return a netlink operation with the kernel's text as its hint, if its ack can still be read."""
         from containerkit.plan.netlink import reason
 

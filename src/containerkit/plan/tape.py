@@ -187,7 +187,7 @@ _NUMBER: Final = _Layout("=i")
 
 
 def _used(operations: Iterable[Operation]) -> list[Slot]:
-    """Return the slots whose values operations take, in order of first use."""
+    """Return the slots that operations read, in order of first use."""
     found: dict[Slot, None] = {}
     for operation in operations:
         for argument in operation.args:

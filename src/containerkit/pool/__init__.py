@@ -1,1 +1,1 @@
-"""Resources that are made in advance: networks, and containers that wait for their command."""
+"""Objects that are made in advance, such as empty network namespaces."""

@@ -1,4 +1,4 @@
-"""Makes expensive objects in advance, in the background."""
+"""Make expensive objects in advance, in the background."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Supply(Generic[Thing]):
         make: makes one, in the thread.
         end: ends one, whether used or not.
         name: the name of the objects, for messages.
-        eager: whether to make a new one as soon as one is taken. Otherwise this is done when one was used, or when half
-            of them are taken, so as not to disturb work that has just begun.
+        eager: whether to replace each object as soon as it is taken. Otherwise new ones are made when one was used, or
+            when half of them are taken: work that has just begun is not slowed down.
 
     Side effects: a thread, until :meth:`close`.
     """
@@ -50,7 +50,7 @@ class Supply(Generic[Thing]):
         self._end = end
         self._name = name
         self._few = size if eager else size // 2
-        self._told = ""
+        self._last_warning = ""
         self._things: deque[Thing] = deque()
         self._messages: SimpleQueue[tuple[Thing] | LockType | None] = SimpleQueue()
         self._owner = os.getpid()
@@ -59,7 +59,7 @@ class Supply(Generic[Thing]):
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process made it. A forked child has no thread, and must not use its parent's objects."""
+        """Return whether this process made it. A forked child has no thread, and must not use its parent's objects."""
         return os.getpid() == self._owner
 
     def __len__(self) -> int:
@@ -75,7 +75,11 @@ class Supply(Generic[Thing]):
             return None
         finally:
             if len(self._things) <= self._few:
-                self._messages.put(None)
+                self.fill()
+
+    def fill(self) -> None:
+        """Make as many as are missing, in the background."""
+        self._messages.put(None)
 
     def give_back(self, thing: Thing) -> None:
         """End a used one in the background, or at once if the thread has ended."""
@@ -87,7 +91,7 @@ class Supply(Generic[Thing]):
         """Wait until it is full and all returned ones are ended. Return False if the timeout expires first.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
         """
         full = allocate_lock()
         full.acquire()
@@ -121,9 +125,9 @@ class Supply(Generic[Thing]):
         try:
             do(*arguments)
         except (ContainerError, OSError) as error:
-            if str(error) != self._told:
-                self._told = str(error)
-                with contextlib.suppress(ResourceWarning):  # the warning may be an error, which would end the thread
+            if str(error) != self._last_warning:
+                self._last_warning = str(error)
+                with contextlib.suppress(ResourceWarning):  # if warnings are errors, it would end the thread
                     warnings.warn(f"{self._name}: {error}", ResourceWarning, stacklevel=1)
             return False
         return True

@@ -47,7 +47,7 @@ class NetworkPool:
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST:
             raise SpecError(f"pool: size must be from 1 to {_LARGEST}, not {size!r}")
         if not is_privileged():
-            hint = "an unprivileged user's container owns its network namespace: use 'new'"
+            hint = "a container of an unprivileged user makes its own network namespace: use Namespaces(network='new')"
             raise UnsupportedError("unshare", 1, "network namespace", hint)
         self.size = size
         self._supply: Supply[Namespace] = Supply(size, _make, Namespace.close, "network pool", eager=True)
@@ -68,7 +68,7 @@ class NetworkPool:
         """Wait until it is full. Return False if the timeout expires first.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
         """
         return self._supply.wait_full(timeout)
 
@@ -107,7 +107,7 @@ def _make() -> Namespace:
 
 
 def _in_a_thread() -> Namespace:
-    """Make one without moving the calling thread."""
+    """Make a network namespace without moving the calling thread."""
     made: list[Namespace | BaseException] = []
 
     def work() -> None:

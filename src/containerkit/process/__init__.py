@@ -1,1 +1,1 @@
-"""A process in a container: its streams, how it ends, its result."""
+"""A process in a container: its streams, its end, its result."""

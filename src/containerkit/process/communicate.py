@@ -1,4 +1,4 @@
-"""Sends input to a process and reads its output, as ``communicate`` does."""
+"""Send input to a process and read its output, as ``communicate`` does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from containerkit.process.process import Process
     from containerkit.process.stdio import End
 
-__all__ = ["LONGEST_POLL_MS", "Conversation", "Hearing", "check_input"]
+__all__ = ["LONGEST_POLL_MS", "Communication", "LineCallbacks", "check_input"]
 
 LONGEST_POLL_MS: Final = 2**31 - 1
 """The longest timeout of poll(2), some 24 days. For longer waits it is called again."""
@@ -28,10 +28,10 @@ LONGEST_POLL_MS: Final = 2**31 - 1
 _CHUNK: Final = 65536
 _FIONREAD: Final = 0x541B
 _TERMINAL_BYTES: Final = 1024 * 1024  # more than a terminal buffers
-_HANGUP_S: Final = 0.2  # after the end of its session a terminal hangs up within some milliseconds
+_HANGUP_S: Final = 0.2  # a terminal hangs up within some milliseconds after the end of its session
 
 
-class Conversation:
+class Communication:
     """Sends input to a process and reads its output, until it has ended and its pipes are empty.
 
     It stops at the end of the process, not of the pipe, because a process that was left behind may hold the pipe open.
@@ -43,10 +43,10 @@ class Conversation:
         given: Any,
         timeout: float | None,
         limit: int | None,
-        hearing: Hearing | None = None,
+        callbacks: LineCallbacks | None = None,
     ) -> None:
         self.process = process
-        self._hears = hearing is not None
+        self._hears = callbacks is not None
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.limit = limit
@@ -54,7 +54,7 @@ class Conversation:
         self.cut = False
         self.rest = memoryview(b"")
         self.stdin, out, err = process.ends
-        on_out, on_err, kept = hearing or (None, None, True)
+        on_out, on_err, kept = callbacks or (None, None, True)
         self.out = None if out is None else _Output(out, on_out, kept=kept or on_out is None)
         self.err = None if err is None else _Output(err, on_err, kept=kept or on_err is None)
         self._prepare_input(given)
@@ -76,7 +76,7 @@ class Conversation:
             given = given.encode(stdin.text.encoding, stdin.text.errors)
         self.rest = memoryview(given).cast("B")
 
-    def go_on(self, heard: Sequence[bytes], deadline: float | None) -> None:
+    def continue_with(self, heard: Sequence[bytes], deadline: float | None) -> None:
         """Continue after another object has read a part of the output. The deadline is by the monotonic clock."""
         self.deadline = deadline
         self._keep(heard)
@@ -104,10 +104,10 @@ class Conversation:
                 output.finish()
 
     def _hold(self, pidfd: int) -> None:
-        if pidfd < 0 or not self._heard_out(pidfd):
-            _Exchange(self).hold(pidfd)
+        if pidfd < 0 or not self._read_both(pidfd):
+            _Polling(self).hold(pidfd)
 
-    def _heard_out(self, pidfd: int) -> bool:
+    def _read_both(self, pidfd: int) -> bool:
         """Read both outputs to the end in one call, if there is no input. Return False if that was not possible.
 
         What was read until then is kept.
@@ -125,10 +125,10 @@ class Conversation:
         return self.out and self.out.result(cut=self.cut), self.err and self.err.result(cut=self.cut)
 
 
-class _Exchange:
-    """Communication with input, or that does not end normally."""
+class _Polling:
+    """Communication by poll(2): with input, or with an unusual end."""
 
-    def __init__(self, talk: Conversation) -> None:
+    def __init__(self, talk: Communication) -> None:
         self.talk = talk
         self.process = talk.process
         self.poll = select.poll()
@@ -230,14 +230,14 @@ class _Exchange:
     def _drain(self) -> None:
         """Read what is in the pipes. Output after the end of the process is ignored.
 
-        A process that was left behind may write forever, so no more is read than there is now.
+        A process that was left behind may write without end, so only the bytes that are there now are read.
         """
         talk = self.talk
         for fd in list(self.open):
             if self.process.terminal:
                 self._drain_terminal(fd)
                 continue
-            left = self._lying(fd)
+            left = self._available(fd)
             output = self.open[fd]
             while left > 0 and (talk.limit is None or talk.total <= talk.limit):
                 before = output.size
@@ -264,7 +264,7 @@ class _Exchange:
             if fd not in self.open or left <= 0 or not poll.poll(left * 1000):
                 return
 
-    def _lying(self, fd: int) -> int:
+    def _available(self, fd: int) -> int:
         """Return how many bytes there are to read. Source: ioctl(2), FIONREAD."""
         import fcntl
 
@@ -283,7 +283,7 @@ def check_input(given: Any, *, text: bool) -> None:
     raise SpecError(f"input: must be {wanted}, not {type(given).__name__}")
 
 
-class Hearing(NamedTuple):
+class LineCallbacks(NamedTuple):
     """The functions that get the lines of a command as they are written.
 
     Attributes:
@@ -298,7 +298,7 @@ class Hearing(NamedTuple):
     @classmethod
     def of(
         cls, on_stdout: Callable[[Any], object] | None, on_stderr: Callable[[Any], object] | None, *, kept: bool
-    ) -> Hearing | None:
+    ) -> LineCallbacks | None:
         """Return the listeners, or None without any.
 
         Raises:

@@ -18,7 +18,7 @@ __all__ = ["kill_tree"]
 
 _PASSES: Final = 20  # each pass finds processes forked during the one before; found ones are stopped and can't fork
 _LONGEST_S: Final = 0.3
-"""A timeout must not wait for processes that multiply faster than they are found."""
+"""The maximum time, because processes may multiply faster than they are found."""
 
 
 def kill_tree(pid: int, pidfd: int) -> None:
@@ -82,7 +82,7 @@ class _Tree:
         return status.ppid in self._found and self._is_itself(status.ppid)
 
     def _is_itself(self, number: int) -> bool:
-        """Whether a found process still has its number. The number can't be reused before it was reaped."""
+        """Return whether a found process still has its pid. The pid can't be reused before the process is reaped."""
         try:
             signal.pidfd_send_signal(self._found[number], 0)
         except ProcessLookupError:
@@ -107,7 +107,7 @@ class _Tree:
 def _descendants(root: int) -> Iterator[int]:
     """Yield the descendants of a process, one by one, because with many of them each costs time."""
     found = [root]
-    for each in found:  # it grows on the way
+    for each in found:  # the list grows during the loop
         try:
             children = procfs.children(each)
         except ProcessLookupError:

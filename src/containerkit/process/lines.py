@@ -1,4 +1,4 @@
-"""The lines of a stream, passed on as they come."""
+"""Split a stream into lines, and pass each to a function when it arrives."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Lines:
         self._rest = self._cut(self._rest)
 
     def _cut(self, line: Any) -> Any:
-        """Pass on the parts of a line that is too long, and return the rest. The parts do not depend on the pieces."""
+        """Pass on the parts of a line that is too long, and return the rest. Parts have a fixed length."""
         while len(line) >= LONGEST_LINE:
             self._hear(line[:LONGEST_LINE])
             line = line[LONGEST_LINE:]

@@ -1,4 +1,4 @@
-"""A process that runs in a container, and how it ended."""
+"""A process in a container, and its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from errno import ECHILD, EINTR
 from containerkit import _native
 from containerkit.descriptors import keep
 from containerkit.errors import StateError
-from containerkit.process.communicate import LONGEST_POLL_MS, Conversation
+from containerkit.process.communicate import LONGEST_POLL_MS, Communication
 from containerkit.process.stdio import DEVNULL, PIPE, STDOUT
 from containerkit.typed import AnyStr, Generic, TypeVar
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from containerkit.process.stdio import End, Streams, Text
     from containerkit.spec.command import Command
 
-__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process", "put_down"]
+__all__ = ["DEVNULL", "OUTPUT_LIMIT_BYTES", "PIPE", "STDOUT", "Process", "kill_and_reap"]
 
 OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
 """The default limit of a command's captured output in bytes. A command that writes more is killed."""
@@ -121,7 +121,7 @@ class Process(Generic[AnyStr]):
         """Wait for the end.
 
         Args:
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
 
         Returns:
             The exit status, or the negative number of the signal that ended it.
@@ -162,7 +162,7 @@ class Process(Generic[AnyStr]):
                 self._watchers.add(mark)
             result = do(self._pidfd)
             self._unwatch(mark)
-        except BaseException:  # again, in case a signal handler has run before it
+        except BaseException:  # again, in case a signal handler raised before it
             self._unwatch(mark)
             raise
         return result
@@ -191,7 +191,7 @@ class Process(Generic[AnyStr]):
             return self.returncode
         with self._lock:
             if self.returncode is not None:
-                self._close_pidfd()  # in case a signal handler has run before it
+                self._close_pidfd()  # in case a signal handler raised before it
                 return self.returncode
             if os.getpid() != self._owner:
                 raise StateError(f"{self!r}: it is a child of the process that this one was forked from")
@@ -209,7 +209,7 @@ class Process(Generic[AnyStr]):
         return self.returncode
 
     def _reaped_by_another(self) -> Ending:
-        """Get the status of a child that another wait(-1) has reaped. Source: PIDFD_GET_INFO, Linux 6.15."""
+        """Get the status of a child that another wait(-1) reaped. Source: PIDFD_GET_INFO, Linux 6.15."""
         import fcntl
 
         from containerkit.process import result
@@ -225,12 +225,12 @@ class Process(Generic[AnyStr]):
         return result.decode(self.pid, status, (0,) * 18)
 
     def _settle(self, ending: Ending) -> None:
-        """Store how it ended. If init has written a report, that describes the command itself."""
+        """Store how it ended. If the init wrote a report, use that, because it describes the command itself."""
         from containerkit.process import result
 
         if self._report >= 0:
             ending = self._from_report(ending)
-        returncode, self.usage, cause = result.fate_of(ending)
+        returncode, self.usage, cause = result.result_fields(ending)
         self.cause = self._killed_for or cause
         try:
             if self._finish is not None:
@@ -242,7 +242,7 @@ class Process(Generic[AnyStr]):
     def _from_report(self, ending: Ending) -> Ending:
         from containerkit.process import result
 
-        if not self._reported:  # else a signal handler has raised after it was read
+        if not self._reported:  # otherwise it was read before a signal handler raised
             try:
                 keep(self._reported, os.read, self._report, _REPORT.size)
             except BlockingIOError:
@@ -298,7 +298,7 @@ class Process(Generic[AnyStr]):
         self.send_signal(signal.SIGKILL)
 
     def kill_all(self, cause: Cause | None = None) -> None:
-        """Kill it with everything that it has started, as far as that can be distinguished from what others started.
+        """Kill it and all its descendants, as far as these can be distinguished from processes of others.
 
         Args:
             cause: the value of :attr:`cause` (default: derived from its end).
@@ -345,16 +345,16 @@ class Process(Generic[AnyStr]):
 
         Args:
             input: bytes, or str if the files are text.
-            timeout: seconds (default: for ever).
+            timeout: seconds (default: no limit).
             limit_bytes: kill it once it has written more than this to both outputs together (default: no limit).
 
         Returns:
-            What it wrote to stdout and stderr; None if there is no pipe, which the types do not express.
+            Its output on stdout and stderr; None for a stream without a pipe, which the types do not express.
 
         Raises:
-            ContainerTimeout: the timeout expired. It and what it started were killed. The error has the output so far.
+            ContainerTimeout: the timeout expired. It and its descendants were killed. The error has the output so far.
         """
-        return Conversation(self, input, timeout, limit_bytes).hold()
+        return Communication(self, input, timeout, limit_bytes).hold()
 
     def __enter__(self) -> Self:
         return self
@@ -381,7 +381,7 @@ class Process(Generic[AnyStr]):
         self.wait()
 
 
-def put_down(pidfd: int) -> None:
+def kill_and_reap(pidfd: int) -> None:
     """Kill and reap a child that has no owner, and close its pidfd.
 
     Args:

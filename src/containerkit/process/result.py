@@ -1,4 +1,4 @@
-"""How a command ended, and what it used."""
+"""The end of a command, and the resources that it used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from containerkit.cgroup.stats import Usage as GroupUsage
 
-__all__ = ["Cause", "CompletedProcess", "Usage", "decode", "fate_of"]
+__all__ = ["Cause", "CompletedProcess", "Usage", "decode", "result_fields"]
 
 Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
 
@@ -26,7 +26,7 @@ _NOT_CAPTURED: Final[Any] = None
 
 @frozen(kw_only=True)
 class Usage:
-    """What a command used, including its children that were waited for.
+    """The resources that a command used, including its children that were waited for.
 
     Attributes:
         user_us, system_us: processor time in microseconds.
@@ -78,7 +78,7 @@ def _own_rss(maxrss_kib: int) -> int | None:
     return maxrss_kib * 1024 if maxrss_kib > getrusage(RUSAGE_SELF).ru_maxrss else None
 
 
-def fate_of(ending: Ending) -> tuple[int, Usage, Cause]:
+def result_fields(ending: Ending) -> tuple[int, Usage, Cause]:
     """Return the returncode, the usage and the cause of a status, as in :class:`CompletedProcess`."""
     exited = ending.code == os.CLD_EXITED
     return ending.status if exited else -ending.status, Usage.from_ending(ending), cause_of(ending)
@@ -92,7 +92,7 @@ class CompletedProcess(Generic[AnyStr]):
         args: its argv.
         returncode: its exit status, or the negative number of the signal that ended it.
         stdout, stderr: its output, bytes or text. None if it was not captured. The types do not express this.
-        usage: what it used.
+        usage: the resources that it used.
         cause: why it ended: ``"exit"``, ``"signal"``, ``"timeout"``, ``"oom"``, ``"seccomp"``, or ``"output"`` if it
             wrote more than the limit.
         duration_s: seconds from the call to the end.

@@ -1,4 +1,4 @@
-"""A supervisor for the system calls of one command. It gets the listener from the child and answers calls."""
+"""A supervisor for the system calls of one command. It gets the listener from the child, and answers the calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Supervision:
             SpecError: the filter notifies but there is no handler, or the reverse.
         """
         if confinement.notifies and handler is None:
-            raise SpecError("seccomp: the filter notifies a supervisor: give it a syscall_handler")
+            raise SpecError("seccomp: the filter notifies a supervisor: pass syscall_handler=")
         if handler is None:
             return None
         if not confinement.notifies:

@@ -76,7 +76,7 @@ class End:
 
     def take_over(self, kind: type[io.FileIO], descriptors: list[int | None], mode: str) -> None:
         """Make a file that owns the last descriptor of a list."""
-        # All in C, as in keep(), so that at every moment exactly one owner would close it. But while the file is made,
+        # All in C, as in keep(), so that exactly one owner closes it at any moment. But while the file is made,
         # audit hooks of the program run, where a signal handler can raise: only then is it taken out of the list.
         made = zip(map(kind, descriptors[-1:], (mode,)), map(descriptors.pop, (-1,)), strict=False)
         self._files.extend(map(itemgetter(0), made))
@@ -192,7 +192,7 @@ class Streams:
             raise
         return streams
 
-    @telling_of_descriptors("open")  # returns nothing that could be lost in it
+    @telling_of_descriptors("open")  # returns no resource that a signal handler could lose
     def add(self, stdin: Any, stdout: Any, stderr: Any, owner: int | None = None) -> None:
         """Prepare the streams of a process that has none yet. The arguments are those of :meth:`open`.
 
@@ -200,7 +200,10 @@ class Streams:
             SpecError, SetupError: as for :meth:`open`. What was already opened is closed with the rest.
         """
         wishes = zip(("stdin", "stdout", "stderr"), (stdin, stdout, stderr), strict=True)
-        for name, wish in wishes:  # all before the first pipe is opened, because it may get the number of a closed one
+        for (
+            name,
+            wish,
+        ) in wishes:  # all before the first pipe is opened, which may get the number of a closed descriptor
             if isinstance(wish, int) and not isinstance(wish, bool) and wish >= 0:
                 require_open(wish, name)
         for number, wish in enumerate((stdin, stdout, stderr)):
@@ -309,7 +312,7 @@ class Streams:
 
 
 def require_open(fd: int, what: str) -> None:
-    """Refuse a number that is not an open descriptor. In the child it may be one of the library's own.
+    """Refuse a number that is not an open descriptor. In the child it could belong to the library.
 
     Raises:
         SpecError: it is not open.

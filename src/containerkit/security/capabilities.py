@@ -91,15 +91,15 @@ def _securebits(values: ListOf[str]) -> frozenset[str]:
 class Capabilities:
     """The capability sets of a process just before its ``execve``.
 
-    The kernel computes what the process holds after ``execve``. Root gets ``bounding`` (and ``inheritable``). Another
+    The kernel computes the sets of the process after ``execve``. Root gets ``bounding`` (and ``inheritable``). Another
     user gets only ``ambient``, or what the executed file grants.
 
     Attributes:
-        bounding: the limit of what any program executed later can gain.
-        permitted: what the process may use.
-        effective: what is in effect.
-        inheritable: what the executed file can pass on to its program.
-        ambient: what a user other than root keeps in programs without file capabilities.
+        bounding: the maximum that any program executed later can gain.
+        permitted: the capabilities that the process may use.
+        effective: the capabilities that are in effect.
+        inheritable: the capabilities that a file with file capabilities can give to its program.
+        ambient: the capabilities that a user other than root keeps in programs without file capabilities.
         securebits: names from ``noroot no_setuid_fixup keep_caps no_cap_ambient_raise``, each also with ``_locked``.
 
     Raises:
@@ -125,7 +125,9 @@ class Capabilities:
         ):
             extra = getattr(self, inner) - getattr(self, outer)
             if extra:
-                raise SpecError(f"{min(extra)} is {inner} but not {outer}")
+                raise SpecError(
+                    f"capabilities: {min(extra)} is {inner} but not {outer}; each {inner} one must also be {outer}"
+                )
         if self.ambient and "no_cap_ambient_raise" in self.securebits:
             raise SpecError("the securebit no_cap_ambient_raise forbids ambient capabilities")
 
@@ -220,7 +222,7 @@ def _check_host(wanted: Capabilities, last_cap: int, available: ListOf[str] | No
     missing = sorted(every - _names(available)) if available is not None else []
     if missing:
         hint = (
-            f"this process lacks it and so can't grant it: start with it, use a new user namespace, or "
+            f"this process can't grant a capability that it does not have: start with it, use a new user namespace, or "
             f"capabilities.drop({missing[0]!r})"
         )
         raise UnsupportedError("capset", EINVAL, missing[0], hint)
@@ -239,7 +241,7 @@ def before_setuid(
         available: the capabilities of the process if they are not all: outside a new user namespace.
 
     Raises:
-        UnsupportedError: the kernel or the process lacks a wanted capability.
+        UnsupportedError: the kernel does not know a capability, or the process does not have it.
 
     Source: capabilities(7), PR_CAPBSET_DROP(2const), PR_SET_SECUREBITS(2const), PR_SET_KEEPCAPS(2const).
     """

@@ -33,12 +33,12 @@ PROC: Final = Slot("caller's proc")
 """The caller's own procfs. What is mounted on /proc inside could be an imitation (CVE-2019-19921)."""
 
 PASSING: Final = int.from_bytes(os.urandom(8), "little") >> 1
-"""A secret argument: a filter that is installed early lets an ``openat2`` of our own pass if it has this argument.
+"""A secret argument. A filter that is installed early allows the library's own ``openat2`` with this argument.
 
 An unprivileged program can't read its filter. Source: ptrace(2), PTRACE_SECCOMP_GET_FILTER.
 """
 
-_KEYRING_HINT: Final = "the user's quota of keys is used up: see kernel.keys.maxkeys, or pass keyring='host'"
+_KEYRING_HINT: Final = "the user's quota of keys is exhausted: see kernel.keys.maxkeys, or pass keyring='host'"
 
 
 def _keyring(value: Keyring) -> Keyring:
@@ -94,7 +94,7 @@ def _is_landlock(value: object) -> bool:
 @explained
 @frozen(kw_only=True)
 class Confinement:
-    """What a process may do. The default is suitable for untrusted code.
+    """The restrictions of a process. The default is suitable for untrusted code.
 
     Args:
         options: see :class:`containerkit.options.ConfinementOptions`.
@@ -161,7 +161,7 @@ class Confinement:
 
     @property
     def passing(self) -> int:
-        """The sixth argument that lets our own ``openat2`` pass a filter that is already installed, or 0."""
+        """The sixth argument with which an installed filter allows the library's own ``openat2``, or 0."""
         return 0 if self.no_new_privs or self.set_id_bits or self.seccomp is None else PASSING
 
     def adjust(self) -> list[Operation]:
@@ -194,7 +194,7 @@ class Confinement:
         steps += self.own_keyring()
         return [*steps, *capability.before_setuid(self.capabilities, last_cap=last_capability(), keep=keep)]
 
-    def early_walls(self) -> list[Operation]:
+    def early_labels_and_landlock(self) -> list[Operation]:
         """Return the operations that need CAP_SYS_ADMIN if no_new_privs is not set. The change of user drops it."""
         return [] if self.no_new_privs else [*self._landlock(), *self.install()]
 
@@ -202,7 +202,7 @@ class Confinement:
         """Return the operations after the change of user."""
         return list(capability.after_setuid(self.capabilities))
 
-    def walls(self) -> list[Operation]:
+    def labels_and_landlock(self) -> list[Operation]:
         """Return the operations that come after all others except the limits and the filter."""
         return [capability.no_new_privs(), *self._landlock()] if self.no_new_privs else []
 
@@ -223,9 +223,9 @@ class Confinement:
             return []
         if not self.notifies:
             return list(chosen.operations())
-        from containerkit.security.notify import handed_over
+        from containerkit.security.notify import install_and_send
 
-        return list(handed_over(chosen, socket=SUPERVISOR, listener=LISTENER))
+        return list(install_and_send(chosen, socket=SUPERVISOR, listener=LISTENER))
 
     def _landlock(self) -> list[Operation]:
         if self.landlock is None:

@@ -1,4 +1,4 @@
-"""Perform operations in this process itself, without a plan, a child or a namespace.
+"""Perform operations in the calling process, without a plan, a child or a namespace.
 
 This is for restrictions of the calling process, such as a Landlock ruleset or a seccomp filter. Their effects can't be
 undone.

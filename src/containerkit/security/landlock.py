@@ -75,7 +75,7 @@ signals to processes outside it."""
 
 UNCOVERED: Final = (
     "changing the working directory, stat, access, chmod, chown, utime, extended attributes and flock of any file",
-    "descriptors that were open before, and what comes through them",
+    "descriptors that were open before, and files received through them",
     "UDP, raw and Unix sockets that have a path, and listing all network interfaces",
     "seeing other processes",
     "inotify events of files that the permissions allow to read",
@@ -178,7 +178,7 @@ class PortRule:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What a kernel enforces of a ruleset.
+    """The parts of a ruleset that a kernel enforces.
 
     Attributes:
         abi: the kernel's Landlock ABI, 0 for none.
@@ -223,7 +223,7 @@ class Landlock:
         path_rules, port_rules: the exceptions that are allowed.
         strict: whether it is an error if the kernel can't enforce all of it. If False, the rest is enforced, and
             :meth:`report` says what is missing.
-        logging: names from ``same_exec_off new_exec_on subdomains_off``: whose denials are in the kernel's audit log.
+        logging: names from ``same_exec_off new_exec_on subdomains_off``: which denials the kernel's audit log contains.
 
     Raises:
         SpecError: a right, scope or flag is unknown, or the ruleset handles nothing.
@@ -338,7 +338,7 @@ class Landlock:
         from containerkit.security.direct import perform
 
         if not this_thread_only and has_other_threads():
-            raise StateError("other threads would stay unrestricted: apply the ruleset before they start")
+            raise StateError("landlock: other threads would stay unrestricted: apply the ruleset before they start")
         kernel_abi = abi()
         perform((no_new_privs(), *self.operations(kernel_abi)))
         return self.report(kernel_abi)

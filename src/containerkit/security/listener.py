@@ -67,15 +67,15 @@ class Return:
     value: int = 0
 
     def __attrs_post_init__(self) -> None:
-        check_number(self.value, "what a system call returns", -(2**63), 2**63 - 1)
+        check_number(self.value, "value of Return", -(2**63), 2**63 - 1)
 
 
 @attrs.frozen(kw_only=True)
 class Inject:
-    """The call returns a copy of one of our descriptors, which is added to the calling process.
+    """The call returns a copy of a descriptor of this process, which is added to the process that made the call.
 
     Attributes:
-        descriptor: our descriptor, which stays open.
+        descriptor: the descriptor of this process, which stays open.
         number: its number in the calling process. Default: the lowest free one. A number in use is replaced.
         close_on_exec: whether ``execve`` closes the copy.
 
@@ -164,7 +164,7 @@ class SyscallRequest:
         raise SetupError("read", EINVAL, f"a string of process {self.pid}", f"it is longer than {limit} bytes")
 
     def add_descriptor(self, descriptor: int, *, number: int | None = None, close_on_exec: bool = True) -> int:
-        """Add a copy of one of our descriptors to the process. Return its number there.
+        """Add a copy of a descriptor of this process to the process that waits. Return its number there.
 
         Raises:
             StateError: the process no longer waits.

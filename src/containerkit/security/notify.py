@@ -52,7 +52,7 @@ __all__ = [
     "Return",
     "Supervisor",
     "SyscallRequest",
-    "handed_over",
+    "install_and_send",
     "receive_listener",
     "supervise",
 ]
@@ -71,7 +71,7 @@ class Supervisor:
         descriptor: the descriptor of the listener, which the supervisor owns from now on.
         handler: returns the reply to one request. It is called in the thread, once at a time.
         through_socket: whether the descriptor is a socket from which the listener must be received first; see
-            :func:`handed_over`. If the other end is closed without sending one, there is nothing to supervise.
+            :func:`install_and_send`. If the other end is closed without sending one, there is nothing to supervise.
 
     Attributes:
         error: the first exception of the handler or of receiving.
@@ -182,7 +182,9 @@ def receive_listener(socket: int) -> int | None:
     return None
 
 
-def handed_over(seccomp: Seccomp, *, socket: Slot, listener: Slot, secret: int | None = None) -> tuple[Operation, ...]:
+def install_and_send(
+    seccomp: Seccomp, *, socket: Slot, listener: Slot, secret: int | None = None
+) -> tuple[Operation, ...]:
     """Return the operations that install a filter and send its listener to a supervisor.
 
     The calls that send and close the listener are themselves subject to the filter, which may notify or deny them while

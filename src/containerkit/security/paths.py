@@ -69,7 +69,7 @@ EMPTY, NULL = Slot("empty directory"), Slot("null device")
 
 
 def open_covers() -> list[Operation]:
-    """Return the operations that open what masks are made of, for masks after the staging is out of sight."""
+    """Return the operations that open the sources of masks, for masks after the staging is unmounted."""
     return [
         calls.open_at(k.AT_FDCWD, b"/masked", k.O_PATH | k.O_DIRECTORY, EMPTY, target="empty directory"),
         calls.open_at(k.AT_FDCWD, b"/dev/null", k.O_PATH, NULL, target="null device"),

@@ -8,7 +8,7 @@ them continue. A call is counted when it is requested, whether or not it succeed
         supervisor.join()
     profile(recorder.calls).to_oci()
 
-The listener must be sent before the program makes a call: :func:`containerkit.security.notify.handed_over`.
+The listener must be sent before the program makes a call: :func:`containerkit.security.notify.install_and_send`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ALWAYS", "Recorder", "profile", "record", "recording_filter"]
 
 ALWAYS: Final = ("execve", "exit", "exit_group", "restart_syscall", "rt_sigreturn")
-"""What every program needs, even if a run does not show it: to start, to end and to return from a signal."""
+"""The calls that every program needs, even if a recorded run does not make them: start, end, return from a signal."""
 
 
 class Recorder:

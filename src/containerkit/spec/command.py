@@ -132,10 +132,10 @@ NAMED: Final = User(2**32 - 2)
 
 
 def _default_rlimits() -> tuple[tuple[str, int, int], ...]:
-    """Disable core dumps, and allow as many descriptors as programs expect, within the caller's own hard limit.
+    """Return the default limits: no core dumps, and as many descriptors as programs expect, within the caller's limit.
 
-    With a limit of 0 the kernel writes no core file, but still starts the core handler of the machine, as root of the
-    machine, on data that the container controls. With a limit of 1 it does neither.
+    With a limit of 0 the kernel writes no core file, but still starts the host's core handler, as root of the host,
+    on data that the container controls. With a limit of 1 it does neither.
     Source: core(5), do_coredump() in fs/coredump.c.
     """
     from resource import RLIMIT_CORE, RLIMIT_NOFILE, getrlimit
@@ -182,7 +182,7 @@ def _environment(value: Mapping[str, Word] | None) -> tuple[tuple[str, str], ...
     made: list[tuple[str, str]] = []
     for name, content in pairs:
         if not text_of(name, "env") or "=" in name:
-            raise SpecError(f"env: {name!r:.100} is not a valid name of a variable")
+            raise SpecError(f"env: {name!r:.100} is not a valid variable name")
         what = f"env: the value of {name!r:.100}"
         try:
             made.append((name, text_of(os.fsdecode(content), what)))
@@ -332,7 +332,7 @@ class Command:
 
     @cached_property
     def shape(self) -> tuple[bytes, str | None, Shape]:
-        """Everything in it that a plan depends on.
+        """The parts of it on which a plan depends.
 
         The program, where it is looked up, and the attributes of the process.
         """

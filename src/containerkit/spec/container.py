@@ -45,7 +45,7 @@ _SYSCTLS: Final = {
 _IN_MEMORY: Final = frozenset(
     {"tmpfs", "ramfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay", "file"}
 )
-"""Filesystems that belong to the container. An overlay is mounted inside, over filesystems that are mounted there."""
+"""Filesystems that belong to the container. An overlay is mounted inside, over other filesystems."""
 
 
 def _name(value: str | None, what: str) -> str | None:
@@ -96,7 +96,7 @@ def _sysctls(values: Mapping[str, str | int]) -> tuple[tuple[str, str], ...]:
         key = text_of(name, "sysctls").replace("/", ".")
         if ".." in key or not any(key.startswith(prefix) for prefix in _SYSCTLS):
             known = ", ".join(sorted(_SYSCTLS))
-            raise SpecError(f"sysctls: {name!r:.100} belongs to no namespace; a container can set only {known}")
+            raise SpecError(f"sysctls: {name!r:.100} applies to the whole host; a container can only set {known}")
         pairs.append((key, text_of(str(value), f"sysctls: the value of {name!r:.100}")))
     return tuple(sorted(pairs))
 
@@ -168,7 +168,7 @@ class Spec:
     dns: DNS | None = None
     hosts: tuple[tuple[str, str], ...] = field(default=(), converter=_hosts)
     wishes_for_network: bool = field(default=False, init=False, eq=False, repr=False)
-    """Whether a network, or files in /etc, must be made for it."""
+    """Whether a network, or files in /etc, must be made for the container."""
     connected: Spec | None = field(default=None, init=False, eq=False, repr=False)
     """A copy whose network is a namespace to join. :mod:`containerkit.network` sets it."""
 
@@ -189,8 +189,8 @@ class Spec:
             object.__setattr__(self, "mounts", (*shown, *self.mounts))
         self._check_namespaces()
         self._check_groups()
-        if self.network != "none" or self._wishes_for_network():
-            object.__setattr__(self, "wishes_for_network", self._wishes_for_network())
+        if self.network != "none" or self._needs_network_setup():
+            object.__setattr__(self, "wishes_for_network", self._needs_network_setup())
             self._check_network()
 
     def _check_groups(self) -> None:
@@ -203,7 +203,7 @@ class Spec:
                     "pass limits=Limits(), or readonly=True"
                 )
 
-    def _wishes_for_network(self) -> bool:
+    def _needs_network_setup(self) -> bool:
         if self.network not in ("none", "host"):
             return True
         return bool(self.publish or self.hosts) or self.egress is not None or self.dns is not None
@@ -255,7 +255,7 @@ class Spec:
         names = self.namespaces
         mighty = "CAP_SYS_ADMIN" in confinement.capabilities.bounding
         if names.mount != "new" or (names.user != "new" and (mighty or names.pid != "new")):
-            return True  # what it can reach through the shared namespaces is not known here
+            return True  # the namespaces are shared, so its access is not known
         readonly = [mount.readonly for mount in self.mounts if mount.type not in _IN_MEMORY]
         if root.kind != "tmpfs" and not root.in_memory:
             readonly.append(root.readonly)
@@ -273,7 +273,7 @@ class Spec:
 
     @cached_property
     def shape(self) -> Shape:
-        """Everything in it that a plan depends on. Whether a namespace is joined is part of it, but not which one."""
+        """The parts of it on which a plan depends: whether a namespace is joined, but not which one."""
         names = self.namespaces
         kinds = (names.mount, names.pid, names.network, names.ipc, names.uts, names.user, names.cgroup, names.time)
         return Shape(
@@ -309,8 +309,8 @@ def check_names(call: str, given: Iterable[str], known: frozenset[str]) -> None:
         known: the names that the call accepts.
 
     Raises:
-        SpecError: an unknown name. The message suggests what a name of Docker's or subprocess's is called here, or the
-            nearest known name, or lists all of them.
+        SpecError: a name is unknown. The message suggests the name for an argument of Docker or subprocess, or the
+            nearest known name, or lists all known names.
     """
     if known.issuperset(given):
         return

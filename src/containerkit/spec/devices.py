@@ -31,7 +31,7 @@ def split(text: str, what: str) -> tuple[str, str]:
         what: the name of the argument, for errors.
 
     Raises:
-        SpecError: the text is invalid, or asks for less than reading and writing. A mount can't withhold either: a
+        SpecError: the text is invalid, or requests less than reading and writing. A mount can't restrict access: a
             read-only mount refuses no write to a device.
 
     Source: docker-run(1), ``--device``; inode_permission() in the kernel's fs/namei.c.
@@ -51,7 +51,7 @@ def split(text: str, what: str) -> tuple[str, str]:
 
 
 def device(text: str, what: str = "devices") -> Mount:
-    """Return the bind of a node or of a directory of nodes. The start checks that it is one.
+    """Return the bind of a device node or of a directory of nodes. The start checks that it is one.
 
     Raises:
         SpecError: the text is invalid.

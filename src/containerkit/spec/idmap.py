@@ -1,4 +1,4 @@
-"""Mappings between ids inside a container and ids outside."""
+"""Mappings between ids inside a container and ids of the host."""
 
 from __future__ import annotations
 
@@ -69,4 +69,4 @@ def check_mappings(mappings: tuple[IdMapping, ...], what: str) -> None:
             if getattr(one, side) + one.count > getattr(two, side):
                 raise SpecError(f"{what}: {one} and {two} overlap {side}")
     if not any(m.inside == 0 for m in mappings):
-        raise SpecError(f"{what}: id 0 inside must be mapped, because the container is set up as its root")
+        raise SpecError(f"{what}: id 0 inside must be mapped, because root of the container sets it up")

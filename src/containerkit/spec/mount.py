@@ -1,4 +1,4 @@
-"""Mounts inside a container as values. ``compile/mounts.py`` turns them into operations."""
+"""Mounts inside a container as values. ``compile/mounts.py`` converts them to operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from containerkit._native.names import PROPAGATION
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
 from containerkit.security.checks import check_bool, text_of
-from containerkit.spec.words import mapping_items, path_inside, path_outside, sequence, size_text
+from containerkit.spec.words import host_path, mapping_items, path_inside, sequence, size_text
 from containerkit.values import field, fields_of, frozen
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Mount"]
 
 _RECEIVING: Final = frozenset({"slave", "shared"})
-"""With these, later mounts outside appear inside with their own attributes, not those of the mount above."""
+"""With these, later mounts of the host appear inside with their own attributes, not those of the mount above."""
 
 _SWITCHES: Final = ("readonly", "recursive", "nosuid", "nodev", "noexec", "noatime", "idmap", "create")
 _LARGEST_FILE: Final = 1 << 20
@@ -40,7 +40,7 @@ class Mount:
     Args:
         target: an absolute path inside. It is created if it does not exist.
         type: ``"bind"``, or a filesystem type that the kernel knows.
-        source: for a bind the path outside, otherwise the source of the filesystem.
+        source: for a bind the path on the host, otherwise the source of the filesystem.
         options: the filesystem's own options as (name, value) pairs. The value None marks a flag.
         readonly: whether to refuse writes through this mount, with ``recursive`` also below it. Default False.
         recursive: for a bind: whether to include the mounts below the source. Default True.
@@ -82,11 +82,11 @@ class Mount:
         if self.type == "bind" and not self.source:
             raise SpecError(f"mount on {self.target}: a bind needs a source")
         if self.target == "/":
-            raise SpecError("mount target: '/' belongs to the root filesystem; pass rootfs= to change it")
+            raise SpecError("mount target: '/' is the root filesystem; pass rootfs= to change it")
         if self.readonly and self.recursive and self.propagation in _RECEIVING:
             raise SpecError(
                 f"mount on {self.target}: readonly can't apply to filesystems that are mounted below it later, and "
-                f"propagation={self.propagation!r} lets such mounts in, writable: pass propagation='private', or "
+                f"propagation={self.propagation!r} makes such mounts appear, writable: pass propagation='private', or "
                 "recursive=False to make only this mount read-only"
             )
 
@@ -130,13 +130,13 @@ class Mount:
         """Make a file or directory of the host visible inside.
 
         Args:
-            source: the path outside. A relative path starts at the working directory.
+            source: the path on the host. A relative path starts at the working directory.
             target: the path inside.
             readonly: whether to refuse writes, at any depth. Default False.
             recursive: whether to include the mounts below the source. Default True.
             options: see :class:`containerkit.options.MountOptions`.
         """
-        path = os.path.abspath(path_outside(source, "mount source"))
+        path = os.path.abspath(host_path(source, "mount source"))
         return cls(type="bind", source=path, target=target, readonly=readonly, recursive=recursive, **options)
 
     @classmethod
@@ -180,7 +180,7 @@ class Mount:
         work: str | os.PathLike[str],
         **options: Unpack[FilesystemOptions],
     ) -> Mount:
-        """Mount an overlay of directories that exist inside, because of earlier mounts.
+        """Mount an overlay of directories that earlier mounts made available inside.
 
         Args:
             target: the path inside.
@@ -195,15 +195,15 @@ class Mount:
             raise SpecError(f"mount on {target}: an overlay needs at least one lower directory")
         what = f"mount on {target}"
         own = (
-            ("lowerdir", ":".join(path_outside(lower, f"{what}: lower") for lower in lowers)),
-            ("upperdir", path_outside(upper, f"{what}: upper")),
-            ("workdir", path_outside(work, f"{what}: work")),
+            ("lowerdir", ":".join(host_path(lower, f"{what}: lower") for lower in lowers)),
+            ("upperdir", host_path(upper, f"{what}: upper")),
+            ("workdir", host_path(work, f"{what}: work")),
         )
         return cls(type="overlay", source="overlay", target=target, options=own, **options)
 
     @classmethod
     def file(cls, target: str, content: bytes | str) -> Mount:
-        """Add a file with the given content. It is read-only, in memory, and not on the host.
+        """Add a read-only file with the given content. It is in memory, not on the host.
 
         Args:
             target: the path inside. It is created if it does not exist. A symlink there is covered, not followed.

@@ -71,9 +71,9 @@ def _subnet(value: object) -> str:
         raise SpecError(f"subnets: {value!r:.100}: {error}") from None
     least = 4 if network.version == 4 else 8
     if network.max_prefixlen - network.prefixlen < least - 1 or network.prefixlen < 8:
-        raise SpecError(f"subnets: {value!r} is too small, or larger than a /8")
+        raise SpecError(f"subnets: {value!r} is too small for a container, or larger than a /8")
     if network.is_multicast or network.is_loopback or network.is_link_local or network.is_unspecified:
-        raise SpecError(f"subnets: {value!r} has addresses that no container can have")
+        raise SpecError(f"subnets: {value!r} contains addresses that no container can have")
     return str(network)
 
 
@@ -105,7 +105,7 @@ class Network:
         subnets: one of IPv4, one of IPv6, or one of each: ``"auto4"`` and ``"auto6"`` (default both) choose a subnet
             that overlaps no route of the host and no other network of this library.
         internal: whether its containers can reach neither the outside nor the host (default False).
-        mtu: bytes, 1280 to 65535 (default 1500).
+        mtu: bytes, 1280 to 65535 (default: that of the host's default route, at most 1500).
         isolated: whether its containers can reach only the outside, not each other (default False).
 
     Raises:
@@ -115,13 +115,14 @@ class Network:
     name: str = attrs.field(default="default", converter=_network_name)
     subnets: tuple[str, ...] = attrs.field(default=_AUTO, converter=_subnets, kw_only=True)
     internal: bool = attrs.field(default=False, kw_only=True)
-    mtu: int = attrs.field(default=1500, kw_only=True)
+    mtu: int | None = attrs.field(default=None, kw_only=True)
     isolated: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         check_bool(self.internal, "internal")
         check_bool(self.isolated, "isolated")
-        number(self.mtu, "mtu", _LEAST_MTU, _LARGEST_MTU)
+        if self.mtu is not None:
+            number(self.mtu, "mtu", _LEAST_MTU, _LARGEST_MTU)
 
     def open(self) -> Any:
         """Create the network. Return it as a :class:`containerkit.network.LiveNetwork`.
@@ -185,7 +186,7 @@ def _mac(value: str | None) -> str | None:
         return None
     text = value.lower() if isinstance(value, str) else ""
     if not _MAC.fullmatch(text) or int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
-        raise SpecError(f"mac: {value!r:.100} is not an address of one interface, such as '02:00:00:00:00:01'")
+        raise SpecError(f"mac: {value!r:.100} is not the unicast address of an interface, such as '02:00:00:00:00:01'")
     return text
 
 
@@ -328,7 +329,7 @@ class CNI:
         config: the path of a ``.conflist`` (or ``.conf``), or the name of a network in /etc/cni/net.d.
         plugins: directories in which plugins are looked for (default ``/opt/cni/bin``, ``/usr/lib/cni`` and
             ``/usr/libexec/cni``).
-        aliases: passed to the plugins as the capability of that name.
+        aliases: passed to the plugins with the capability ``aliases``.
 
     Only root can use it. If this process crashes, what the plugins made stays until ``containerkit gc``.
     Source: the CNI specification 1.0.0.
@@ -393,7 +394,7 @@ def network_choice(value: Any) -> Any:
 
 
 def check_connection(spec: Any) -> None:
-    """Refuse a description whose network options do not go together.
+    """Refuse a description whose network options contradict each other.
 
     Args:
         spec: the :class:`containerkit.spec.container.Spec`.
@@ -422,4 +423,4 @@ def check_connection(spec: Any) -> None:
     if shares and (spec.hosts or spec.dns is not None):
         raise SpecError("network: a container that shares another's network also shares its hosts and dns")
     if any(key.startswith("net.") for key, _ in spec.sysctls) and shares:
-        raise SpecError("sysctls: the network belongs to another container; set net.* there")
+        raise SpecError("sysctls: the network belongs to another container; set net.* on that container")

@@ -13,7 +13,7 @@ from containerkit import late
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
 from containerkit.security.checks import check_bool, text_of
-from containerkit.spec.words import path_inside, path_outside, size_text
+from containerkit.spec.words import host_path, path_inside, size_text
 from containerkit.typed import Literal
 from containerkit.values import fields_of, frozen
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["OWN_KINDS", "RootFS", "UnionBy", "Volume"]
 
 UnionBy = Literal["auto", "kernel", "fuse"]
-"""What makes the union of an overlay."""
+"""The implementations of the union of an overlay."""
 
 
 OWN_KINDS: Final = ("host", "dir", "overlay", "tmpfs")
-"""The kinds that need no provider."""
+"""The kinds of root that need no provider."""
 _SIGTERM: Final = 15  # a plain number, because it is hashed at each start
 _LAST_SIGNAL: Final = 64
 _UNIONS: Final = ("auto", "kernel", "fuse")
@@ -46,7 +46,7 @@ class Volume:
     Args:
         target: the path inside.
         uid, gid, mode: the owner and the permissions of the directory.
-        filled: whether the image has content there, with which the volume starts. Default False.
+        filled: whether the image has content there, which the volume starts with. Default False.
 
     Raises:
         SpecError: the path can't be a volume.
@@ -71,17 +71,17 @@ class Volume:
 
 @frozen(kw_only=True)
 class RootFS:
-    """What a container sees as ``/``. Use one of the constructors.
+    """The root filesystem of a container. Use one of the constructors.
 
     Args:
         kind: ``"host"``, ``"dir"``, ``"overlay"``, ``"tmpfs"``, or the name of a provider.
-        lowers: directories outside. For an overlay they are ordered topmost first.
-        upper, work: the directories outside for an overlay's changes, or None for memory.
+        lowers: directories of the host. For an overlay they are ordered topmost first.
+        upper, work: the directories of the host for an overlay's changes, or None for memory.
         readonly: whether to refuse all writes. Default False.
         size: the maximum size of writes in memory, such as ``"256M"``. Default: half of the memory.
         idmap: whether files show the same id numbers inside as outside. Default True.
-        union: what makes the union of an overlay: ``"kernel"``, ``"fuse"`` (the program fuse-overlayfs), or ``"auto"``
-            (the program only where the kernel can't). Default ``"auto"``.
+        union: the implementation of an overlay: ``"kernel"``, ``"fuse"`` (the program fuse-overlayfs), or ``"auto"``
+            (the program only if the kernel can't). Default ``"auto"``.
         name: the argument for a provider: the reference of an image, or the name of a template.
         arguments: more arguments for the provider, as (name, value) pairs.
         defaults: defaults for commands, as (name, value) pairs: ``env`` (again as pairs; if ``HOME`` is missing, it is
@@ -89,7 +89,7 @@ class RootFS:
         volumes: directories that are kept in memory, separate from the root, unless something is mounted on or above
             them.
         stop_signal: the signal that asks the commands to end. Default SIGTERM.
-        shows: directories of the host that are shown as well, read-only, at their own paths.
+        shows: more directories of the host, read-only, at their own paths.
         base: a directory that contains all ``lowers`` of an overlay on one mount, below directories that everybody may
             search. A start then clones that mount once instead of once for each of them. Default None.
 
@@ -173,7 +173,7 @@ class RootFS:
         idmap: bool = True,
         python: str | os.PathLike[str] | None = None,
     ) -> RootFS:
-        """The programs of this machine: /usr, /bin, /lib*, and the part of /etc that programs need.
+        """Show the programs of this host: /usr, /bin, /lib*, and the files in /etc that programs need.
 
         It exposes nothing from /home, /root, /run and /var of the host, and nothing that only root may read. Writes
         go to memory. They are gone when the container ends and never reach the host.
@@ -195,7 +195,7 @@ class RootFS:
 
     @classmethod
     def dir(cls, path: str | os.PathLike[str], *, readonly: bool = False, idmap: bool = True) -> RootFS:
-        """A directory of the host, unchanged. Writes go to it.
+        """Use a directory of the host. Writes go to it.
 
         Args:
             path: the directory. It must exist when the container starts.
@@ -214,7 +214,7 @@ class RootFS:
         idmap: bool = True,
         union: UnionBy = "auto",
     ) -> RootFS:
-        """An overlay of directories.
+        """Use an overlay of directories.
 
         Args:
             lowers: the layers, topmost first, at most 500. They are never written to.
@@ -241,7 +241,7 @@ class RootFS:
 
     @classmethod
     def tmpfs(cls, size: int | str | None = None) -> RootFS:
-        """An empty root in memory. Fill it with mounts and ``files``.
+        """Use an empty root in memory. Fill it with mounts and ``files``.
 
         Args:
             size: the maximum size, such as ``"64M"``. Default: half of the memory.
@@ -251,7 +251,7 @@ class RootFS:
     @classmethod
     @explained
     def image(cls, reference: str, **options: Unpack[ImageRootOptions]) -> RootFS:
-        """An image from a registry or from the local store, by its reference. See :mod:`containerkit.image`.
+        """Use an image from a registry or from the local store, by its reference. See :mod:`containerkit.image`.
 
         Args:
             reference: the image, such as ``alpine:3.20``.
@@ -264,7 +264,7 @@ class RootFS:
     @classmethod
     @explained
     def template(cls, name: str, **options: Unpack[TemplateRootOptions]) -> RootFS:
-        """A root made by a template, such as ``busybox`` or ``debian``; see :mod:`containerkit.image`.
+        """Use a root made by a template, such as ``busybox`` or ``debian``; see :mod:`containerkit.image`.
 
         Args:
             name: the template: ``alpine``, ``busybox``, ``debian``, ``host``, ``image``, ``ubuntu``, or a template from
@@ -330,7 +330,7 @@ def _provider(kind: str) -> Callable[[RootFS], RootFS]:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(path_outside(path, "rootfs"))
+    return os.path.abspath(host_path(path, "rootfs"))
 
 
 def _size(size: int | str | None) -> str | None:

@@ -55,7 +55,7 @@ def host_name(value: object, what: str) -> str:
     """
     text = value.lower().removesuffix(".") if isinstance(value, str) else ""
     if not text or len(text) > 253 or not all(_LABEL.fullmatch(label) for label in text.split(".")):
-        raise SpecError(f"{what}: {value!r:.100} is not a name of a host")
+        raise SpecError(f"{what}: {value!r:.100} is not a host name")
     return text
 
 
@@ -98,7 +98,7 @@ class Port:
         if self.fd is None:
             number(self.container_port, "container port", 1, _LARGEST_PORT - self.count + 1)
         elif self.count != 1 or self.protocol != "tcp":
-            raise SpecError("port: a listening socket must be a single tcp port")
+            raise SpecError("port: a listening socket needs a single tcp port")
         else:
             number(self.fd, "port: fd", 3, 1023)
         if self.protocol not in ("tcp", "udp"):
@@ -133,7 +133,7 @@ class Port:
         inside, count = _range(found["inside"], text)
         outside, many = (inside, count) if found["outside"] is None else _range(found["outside"] or "0", text)
         if found["outside"] is not None and many != count:
-            raise SpecError(f"publish: {text!r}: the two ranges differ in length")
+            raise SpecError(f"publish: {text!r}: the ranges of host and container differ in length")
         host = (found["host"] or "127.0.0.1").strip("[]")
         protocol: Any = found["protocol"] or "tcp"
         return cls(outside, inside, protocol, host=host, count=count)
@@ -214,7 +214,7 @@ def _reached(what: str) -> str:
 
 @attrs.frozen
 class Egress:
-    """What a container may reach outside its networks. Everything else is refused and reported.
+    """The destinations that a container may reach outside its networks. All others are refused and reported.
 
     A name never allows private ranges, link-local addresses (such as 169.254.169.254) or the host's own addresses, even
     if it resolves to one. Allow those as networks.

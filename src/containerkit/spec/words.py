@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Final
 
-__all__ = ["checked_id", "encode", "mapping_items", "path_inside", "path_outside", "sequence", "size_text"]
+__all__ = ["checked_id", "encode", "host_path", "mapping_items", "path_inside", "sequence", "size_text"]
 
 _MOST_DIGITS: Final = 20  # of 2**64
 _ID_CHARACTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
@@ -62,7 +62,7 @@ def mapping_items(values: Any, what: str) -> tuple[tuple[Any, Any], ...]:
     return pairs
 
 
-def path_outside(value: Any, what: str) -> str:
+def host_path(value: Any, what: str) -> str:
     """Return the path of a string or path object, unchanged.
 
     Raises:
@@ -113,5 +113,7 @@ def checked_id(value: str) -> str:
     """
     good = isinstance(value, str) and 0 < len(value) <= 64 and set(value) <= _ID_CHARACTERS
     if not good or value[0] in ".-":
-        raise SpecError(f"id: {value!r} must be 1 to 64 letters, digits, '_', '.', '-', and begin with none of '.-'")
+        raise SpecError(
+            f"id: {value!r} must be 1 to 64 of letters, digits, '_', '.', '-', not beginning with '.' or '-'"
+        )
     return value

@@ -1,1 +1,1 @@
-"""What a start does on the machine before and after the plan is executed."""
+"""The steps of a start on the host before and after the plan is executed."""

@@ -41,7 +41,7 @@ __all__ = [
     "inputs",
     "joining",
     "joining_first",
-    "lift",
+    "lift_memory_limit",
     "throttled_us",
 ]
 
@@ -49,7 +49,7 @@ SLOT_PREFIX: Final = "cgroup "
 """The slots of the directories of version 1 are called ``cgroup 0``, ``cgroup 1``, ..."""
 
 _REPORTED: Final = ("memory", "io", "pids", "cpu")
-"""What a leaf counts."""
+"""The controllers of a leaf."""
 
 _UNCOUNTED: Final = ("cpuset", "devices", "hugetlb", "misc", "net_cls", "net_prio", "perf_event", "rdma")
 """Version 1 hierarchies in which a run is in the container's group itself. They count nothing for a single run, and a
@@ -57,7 +57,7 @@ cpuset with child groups can't be made smaller."""
 
 _ROUNDS: Final = 100
 _RETRIED: Final = 4
-"""How many leaves that were still in use are removed again when the next one is made."""
+"""The maximum number of leaves to try to remove again when the next one is made."""
 
 _swept: list[int] = []
 _sweeping = allocate_lock()
@@ -80,7 +80,7 @@ def _sweep_once() -> None:
     with _sweeping:
         if os.getpid() in _swept:
             return
-        with contextlib.suppress(CleanupError):  # leftovers of others must not prevent a start; gc() reports them
+        with contextlib.suppress(CleanupError):  # files of others must not prevent a start; gc() reports them
             sweep(everywhere=False, timeout_s=2.0)
         _swept.append(os.getpid())
 
@@ -112,7 +112,7 @@ class Membership:
         _sweep_once()
         CGroup.create(limits=limits, into=self._made)
 
-    def hand_over(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
+    def delegate(self, mounts: Iterable[Mount], uid: int, gid: int) -> None:
         """Give the group to a user if one of the mounts makes it writable.
 
         Raises:
@@ -124,9 +124,9 @@ class Membership:
                 shown.update(name for name, _ in mount.options) if mount.type == "cgroup" else shown.add("")
         if shown:
             self._heir = uid, gid, frozenset(shown)
-            self._bequeath(self.group)
+            self._give_group(self.group)
 
-    def _bequeath(self, group: CGroup) -> None:
+    def _give_group(self, group: CGroup) -> None:
         if self._heir is None:
             return
         from containerkit.cgroup.create import delegate
@@ -137,13 +137,13 @@ class Membership:
                 delegate(part, uid, gid)
 
     def check_started(self) -> None:
-        """Check whether the kernel killed the start itself because it exceeded the memory limit.
+        """Check whether the kernel killed the starting process because it exceeded the memory limit.
 
         Raises:
             SetupError: it did.
         """
         if self.group.oom_kills:
-            hint = "the memory limit is less than this start needs: raise memory= in the Limits"
+            hint = "the memory limit is too low for the start itself: raise memory= in the Limits"
             raise SetupError("start", ENOMEM, f"in {self.group.path}", hint)
 
     def shared(self, init: int) -> CGroup:
@@ -159,7 +159,7 @@ class Membership:
             return self._shared
 
     def for_first(self) -> CGroup:
-        """Return the group for processes that all start at once, before there is a PID 1 that could be moved."""
+        """Return the group for processes that all start together, when there is no PID 1 yet that could be moved."""
         with self._lock:
             if self._shared is None:
                 self._shared = self._make_room(None)
@@ -186,7 +186,7 @@ class Membership:
         self.shared(init)
         self._remove_used()
         leaf = self.group.create_leaf(controllers=_REPORTED, without=_UNCOUNTED, into=self._leaves)
-        self._bequeath(leaf)
+        self._give_group(leaf)
         return leaf
 
     def retire(self, leaf: CGroup, oom_kills: int = 0) -> None:
@@ -209,7 +209,7 @@ class Membership:
         for _ in range(min(_RETRIED, len(self._used))):
             try:
                 leaf, oom_kills = self._used.pop(0)
-            except IndexError:  # another thread was faster
+            except IndexError:  # another thread did it first
                 return
             if self.group.remove_leaf(leaf.name, oom_kills):
                 self._forget(leaf)
@@ -231,7 +231,7 @@ class Membership:
 class Freezer:
     """Pauses the processes of a container. :meth:`end` releases it, and may be called twice.
 
-    PID 1 is not paused. It only watches its owner, which a container must not outlive, paused or not.
+    PID 1 is not paused, because it ends the container when its owner ends, even if the container is paused.
 
     Args:
         group: the group of the container, or None.
@@ -251,14 +251,14 @@ class Freezer:
             init: the pid of PID 1, or None if the container has none.
 
         Raises:
-            StateError: they multiply faster than they can be moved, or one does not freeze.
+            StateError: processes multiply faster than they can be moved, or one does not freeze.
             UnsupportedError: no freezer is available.
         """
         from containerkit.cgroup import CGroup
 
         group = self._group
         if group is None or not group.can_freeze:
-            group = self._gather(init)
+            group = self._move_into_one_group(init)
         elif init is not None and self._aside is None:
             aside = CGroup.create(controllers=("freezer",) if group.unified is None else ())
             try:
@@ -270,12 +270,12 @@ class Freezer:
         group.freeze()
 
     def thaw(self) -> None:
-        """Thaw them."""
+        """Thaw the processes."""
         group = self._gathered or self._group
         if group is not None:
             group.thaw()
 
-    def _gather(self, init: int | None) -> CGroup:
+    def _move_into_one_group(self, init: int | None) -> CGroup:
         """Move all processes into one group, until none is left outside."""
         from containerkit.cgroup import CGroup
 
@@ -329,16 +329,16 @@ def _limits_memory(limits: Limits) -> bool:
 
 
 def joining_first(group: CGroup) -> Joining:
-    """Return how the first process joins a group, which sets its memory limit of version 2 when it has joined.
+    """Return how the first process joins a group. It sets the memory limit of version 2 after it has joined.
 
-    It is created in the group, and shares the caller's memory until it is in the sealed init.
+    It is created in the group, and shares the caller's memory until it runs the sealed init.
     """
     unified = group.unified
     most = (unified.read("memory.max") or "").strip() if unified is not None else ""
     return joining(group)._replace(limit=b"" if most in {"", "max"} else most.encode())
 
 
-def lift(group: CGroup, joins: Joining) -> None:
+def lift_memory_limit(group: CGroup, joins: Joining) -> None:
     """Remove the memory limit of a new group until its first process sets it.
 
     Raises:
@@ -362,7 +362,7 @@ def inputs(group: CGroup | None) -> dict[str, int]:
 
 
 def throttled_us(group: CGroup) -> int | None:
-    """Return for how long the processor limit has throttled a container, or None without a limit."""
+    """Return how long the processor limit has throttled a container, or None without a limit."""
     limits = group.limits
     if limits.cpus is None and limits.cpu_quota_us is None and "cpu.max" not in dict(limits.unified or ()):
         return None
@@ -372,7 +372,7 @@ def throttled_us(group: CGroup) -> int | None:
 
 
 def account(process: Ended, group: CGroup, within: CGroup | None = None, before_us: int | None = None) -> int:
-    """Add the data of its group to an ended process: what it used, and whether it was killed for memory.
+    """Add the data of its group to an ended process: its usage, and whether it was killed for lack of memory.
 
     Args:
         process: the process.
@@ -381,7 +381,7 @@ def account(process: Ended, group: CGroup, within: CGroup | None = None, before_
         before_us: :func:`throttled_us` of that at the start of the process.
 
     Returns:
-        How many processes of the group were killed for memory.
+        How many processes of the group were killed for lack of memory.
     """
     used: Any = group.usage()
     limit = (group if within is None else within).limits.memory

@@ -13,11 +13,11 @@ from containerkit.compile.process import socket_slot
 from containerkit.compile.start import start_plan
 from containerkit.errors import CleanupError, SetupError, SpecError, UnsupportedError
 from containerkit.plan.program import Program, proc
-from containerkit.process.process import put_down
+from containerkit.process.process import kill_and_reap
 from containerkit.security.confinement import PROC
 from containerkit.spec import rootfs
 from containerkit.spec.idmap import IdMapping, mapping_text
-from containerkit.start.cgroup import Membership, inputs, joining_first, lift
+from containerkit.start.cgroup import Membership, inputs, joining_first, lift_memory_limit
 from containerkit.start.devices import device_nodes
 from containerkit.start.id_ranges import RANGE, IdRange, lease
 from containerkit.start.staging import Mappings, Staging, staging
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from containerkit.spec.rootfs import RootFS
     from containerkit.start.fuse_overlayfs import FuseUnion
 
-__all__ = ["Ground", "own_pidfd", "programs", "sealed_init", "sources"]
+__all__ = ["StartContext", "own_pidfd", "programs", "sealed_init", "sources"]
 
 Started = TypeVar("Started")
 
@@ -75,7 +75,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _told(operation: str, call: Callable[[], int]) -> int:
+def _checked(operation: str, call: Callable[[], int]) -> int:
     """Return the result of a call that an outer seccomp filter may refuse.
 
     Raises:
@@ -95,10 +95,10 @@ def _told(operation: str, call: Callable[[], int]) -> int:
 def own_pidfd() -> int:
     """Return a pidfd of this process, by which inits notice its end."""
     pid = os.getpid()
-    if pid not in _owners:  # one for a process; a forked child opens its own
-        fd = _native.high(_told("pidfd_open", lambda: os.pidfd_open(pid)))
+    if pid not in _owners:  # one for each process; a forked child opens its own
+        fd = _native.high(_checked("pidfd_open", lambda: os.pidfd_open(pid)))
         if _owners.setdefault(pid, fd) != fd:
-            os.close(fd)  # another thread was faster
+            os.close(fd)  # another thread did it first
     return _owners[pid]
 
 
@@ -108,7 +108,7 @@ def sealed_init() -> int:
     Raises:
         SetupError: an outer filter refuses it.
     """
-    return _told("memfd_create", _native.init_image)
+    return _checked("memfd_create", _native.init_image)
 
 
 def _own_slots() -> dict[str, int]:
@@ -120,10 +120,10 @@ def _own_slots() -> dict[str, int]:
     return slots
 
 
-class Ground:
+class StartContext:
     """The context of a start: the staging, the ids, the facts for the plan, and the joined namespaces.
 
-    ``release`` releases the ids, when nothing runs under them any more.
+    ``release`` releases the ids, when no process has them any more.
     """
 
     union: FuseUnion | None = None
@@ -139,7 +139,7 @@ class Ground:
         self.membership: Membership | None = None
 
     @classmethod
-    def prepare(cls, spec: Spec, into: list[Ground] | None = None) -> Ground:
+    def prepare(cls, spec: Spec, into: list[StartContext] | None = None) -> StartContext:
         """Check that the described paths exist, and lease the resources of the container.
 
         Args:
@@ -161,7 +161,7 @@ class Ground:
         directories = check_directories(spec.mounts)
         stage = staging(host=resolved.kind == "host")
         mappings, ids = _map_ids(spec, stage)
-        # It is not known whether a joined user namespace maps the group of terminals.
+        # A joined user namespace may not map the group of terminals.
         shared = spec.namespaces.user == "host"
         terminals = shared or any(m.inside <= TTY_GROUP < m.inside + m.count for m in mappings[1])
         sets_groups = stage.privileged or len(stage.mappings[1]) > 1
@@ -175,17 +175,17 @@ class Ground:
             skeleton=_own_skeleton(spec, stage),
             unmapped=_unmapped(spec),
         )
-        ground = cls(spec, stage, host, mappings, ids)
+        context = cls(spec, stage, host, mappings, ids)
         if into is not None:
-            into.append(ground)
+            into.append(context)
         try:
-            ground._join()
+            context._join()
             if resolved.union == "fuse":
-                ground._make_union()
+                context._make_union()
         except BaseException:
-            ground.release()
+            context.release()
             raise
-        return ground
+        return context
 
     def _join(self) -> None:
         if self.spec.joins:
@@ -195,11 +195,11 @@ class Ground:
             self.membership.create(self.spec.limits)
             root = self.outside(0), self._outside(self.mappings[1], 0)
             if root[0] is not None and root[1] is not None:
-                self.membership.hand_over(self.spec.mounts, root[0], root[1])
+                self.membership.delegate(self.spec.mounts, root[0], root[1])
             self.host = self.host._replace(joins=joining_first(self.membership.group))
 
     def outside(self, uid: int) -> int | None:
-        """Return the outside id of a user of the container, or None if the caller can't change owners."""
+        """Return the host's id of a user of the container, or None if the caller can't change owners."""
         return self._outside(self.mappings[0], uid)
 
     def _outside(self, mappings: tuple[IdMapping, ...], number: int) -> int | None:
@@ -241,7 +241,7 @@ class Ground:
             SetupError: an operation failed. Everything that it had made is removed.
         """
         # CLONE_FILES lasts from stage 1 to stage 2 only; the caller's own table is not shared.
-        outcome = self.walk(
+        outcome = self.begin_with_fallbacks(
             mode,
             lambda program, own, blocks: program.run({**own, **slots}, argv=argv, envp=envp, blocks=blocks, into=into),
         )
@@ -252,7 +252,7 @@ class Ground:
                 self.membership.check_started()
             except BaseException:
                 if into is None:  # else its owner must end it
-                    put_down(outcome.pidfd)
+                    kill_and_reap(outcome.pidfd)
                 raise
         return outcome
 
@@ -265,8 +265,10 @@ class Ground:
         key = (self.spec.shape, self.host, mode.init, mode.reads_upper, mode.held, shape)
         return programs.get(key, lambda: Program(start_plan(self.spec, self.host, mode)))
 
-    def walk(self, mode: Mode, begin: Callable[[Program, Mapping[str, int], Mapping[str, bytes]], Started]) -> Started:
-        """Start. If this kernel lacks a feature, start again without it.
+    def begin_with_fallbacks(
+        self, mode: Mode, begin: Callable[[Program, Mapping[str, int], Mapping[str, bytes]], Started]
+    ) -> Started:
+        """Start. If this kernel does not have a feature, start again without it.
 
         Args:
             mode: the role of PID 1.
@@ -277,17 +279,17 @@ class Ground:
         """
         while True:
             if self.membership is not None:
-                lift(self.membership.group, self.host.joins)
+                lift_memory_limit(self.membership.group, self.host.joins)
             try:
                 return begin(self._program(mode), self.inputs(), self.blocks())
             except SetupError as error:
-                self._find_another_way(error)
+                self._fall_back(error)
 
-    def _find_another_way(self, error: SetupError) -> None:
+    def _fall_back(self, error: SetupError) -> None:
         if self.spec.rootfs.kind == "overlay":
             self._leave_to_fuse(error)
         elif error.errno == EINVAL and error.target == f"id map of {SKELETON}":
-            # Linux before 6.3 can't id-map filesystems in memory, so from now on each start makes its own.
+            # Linux before 6.3 can't id-map filesystems in memory, so from now on each start makes its own skeleton.
             _memory["maps ids"] = False
             self.host = self.host._replace(skeleton=_own_skeleton(self.spec, self.staging))
         elif not self._leave_unmapped(error):
@@ -351,7 +353,7 @@ class Ground:
 
 
 def sources(spec: Spec) -> object:
-    """Return a key of the machine's state that starts depend on. While it is equal, starts show the same files."""
+    """Return a key of the host's state on which starts depend. While it is equal, starts show the same files."""
     paths = [*spec.rootfs.lowers, *(mount.source for mount in spec.mounts if mount.type == "bind")]
     found: list[object] = [staging(host=spec.rootfs.kind == "host")]
     for path in paths:
@@ -365,7 +367,7 @@ def sources(spec: Spec) -> object:
 
 
 def _without_links(resolved: RootFS) -> RootFS:
-    """Resolve the symlinks in the path of an upper layer here, because they could lead elsewhere where it is opened."""
+    """Resolve the symlinks in the path of an upper layer now. In other mount namespaces they may lead elsewhere."""
     if resolved.upper is None or resolved.work is None:
         return resolved
     upper, work = os.path.realpath(resolved.upper), os.path.realpath(resolved.work)
@@ -390,7 +392,7 @@ def _check_paths(resolved: RootFS) -> None:
 def _check_one_mount(upper: str, work: str) -> None:
     """Refuse an upper and a work directory if there is a mount point on or between them.
 
-    Both are reached through a copy of the mount of their common parent. The copy would not contain a mount on the way,
+    Both are reached through a copy of the mount of their common parent. The copy would not contain a mount below it,
     so the changes would go to the directory hidden below it.
     """
     from containerkit._linux import mountinfo
@@ -398,7 +400,7 @@ def _check_one_mount(upper: str, work: str) -> None:
     base = os.path.commonpath((upper, work)).rstrip("/") + "/"
     for point in (mount.mount_point for mount in mountinfo.read()):
         if point.startswith(base) and any(f"{path}/".startswith(f"{point}/") for path in (upper, work)):
-            raise SpecError(f"rootfs: {point} is a mount of its own: make upper and work directories of one mount")
+            raise SpecError(f"rootfs: {point} is a mount point: put upper and work on the same mount")
 
 
 _memory: Final = {"maps ids": True}
@@ -412,7 +414,7 @@ def _unmapped(spec: Spec) -> frozenset[str]:
 
 
 def _own_skeleton(spec: Spec, stage: Staging) -> HostRoot | None:
-    """Return the parts of the staging that a container must make itself because they can't be id-mapped."""
+    """Return the skeleton if the container must make it, because that of the staging can't be id-mapped."""
     if spec.rootfs.kind != "host" or not stage.privileged or spec.namespaces.user == "host":
         return None
     if spec.rootfs.idmap and _memory["maps ids"]:
@@ -435,7 +437,7 @@ def _map_ids(spec: Spec, stage: Staging) -> tuple[Mappings, IdRange | None]:
 
 @lru_cache(maxsize=64)
 def _of_range(base: int, gid_base: int) -> tuple[Mappings, dict[str, bytes]]:
-    """Return the id maps of a range and their blocks. They are cached, because few ranges are used again and again."""
+    """Return the id maps of a range and their blocks. They are cached, because few ranges are in use."""
     mappings = (IdMapping(0, base, RANGE),), (IdMapping(0, gid_base, RANGE),)
     return mappings, _blocks(mappings)
 
@@ -443,12 +445,12 @@ def _of_range(base: int, gid_base: int) -> tuple[Mappings, dict[str, bytes]]:
 def _blocks(mappings: Mappings) -> dict[str, bytes]:
     uid, gid = (mapping_text(mapping).rjust(MAP_BYTES) for mapping in mappings)
     if len(uid) > MAP_BYTES or len(gid) > MAP_BYTES:
-        raise SpecError(f"id mappings: their text is longer than {MAP_BYTES} bytes, more than the kernel may accept")
+        raise SpecError(f"id mappings: their text is longer than {MAP_BYTES} bytes, the maximum of the kernel")
     return {"uid_map": uid, "gid_map": gid}
 
 
 def _nested_mappings(spec: Spec, stage: Staging) -> Mappings:
-    """An unprivileged user's container is in the holder's namespace: its outside ids are the holder's inside ids."""
+    """Return the mappings for a container in the holder's namespace: its outside ids are the holder's inside ids."""
     if spec.uid_mappings is None or spec.gid_mappings is None:
         # Range by range, because a range that spans two of the outer namespace is refused.
         uids, gids = (tuple(IdMapping(m.inside, m.inside, m.count) for m in outer) for outer in stage.mappings)

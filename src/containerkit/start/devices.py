@@ -1,4 +1,4 @@
-"""The devices of the host that a container shows, looked up before anything is made."""
+"""Look up the devices of the host that a container shows, before anything is made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def device_nodes(spec: Spec, *, privileged: bool, keeps_groups: bool) -> tuple[N
         keeps_groups: whether commands keep the supplementary groups of the caller.
 
     Raises:
-        SpecError: a device is none, or nobody inside could open it.
+        SpecError: a path is not a device, or nobody inside could open it.
     """
     binds = [mount for mount in spec.mounts if mount.type == "bind"]
     anew = privileged and spec.namespaces.user == "new"
@@ -48,12 +48,12 @@ def _looked_up(path: str) -> Node | None:
     if stat.S_ISDIR(status.st_mode):
         return None
     if not stat.S_ISCHR(status.st_mode) and not stat.S_ISBLK(status.st_mode):
-        raise SpecError(f"device {path}: it is no device; files and directories are shown by volumes= or --bind")
+        raise SpecError(f"device {path}: it is not a device; use volumes= or --bind for files and directories")
     return Node(status.st_mode, status.st_rdev, status.st_uid, status.st_gid)
 
 
 def _check_access(path: str, node: Node, groups: tuple[int, ...]) -> None:
-    """Refuse a node of the host that none of the caller's ids may read and write: no others are mapped inside."""
+    """Refuse a node of the host that the caller's ids may not read and write, because only these are mapped inside."""
     by_others = node.mode & 0o006 == 0o006
     by_group = node.mode & 0o060 == 0o060 and node.gid in groups
     if not by_others and not by_group and node.uid != os.geteuid():

@@ -32,7 +32,7 @@ PROGRAM: Final = "fuse-overlayfs"
 _DEVICE: Final = "/dev/fuse"
 _REFUSALS: Final = (EINVAL, ENODEV, EPERM, EOPNOTSUPP)
 _PLACE: Final = "/sys"
-"""A directory that the program does not need, over which the layers are mounted in its own mount namespace."""
+"""A directory that the program does not need. In its own mount namespace the layers are mounted over it."""
 _START: Final = """
 import sys
 sys.path[:] = {path!r}
@@ -149,7 +149,7 @@ class FuseUnion:
         return {"union": self.tree} if self.memory < 0 else {"union": self.tree, "upper": self.memory}
 
     def attached(self) -> None:
-        """Close the mounts, which the container now holds. The program ends with them."""
+        """Close the mounts, after the container has attached them. The program ends with them."""
         for fd in (self.tree, self.memory):
             if fd >= 0:
                 os.close(fd)
@@ -255,7 +255,7 @@ def _filesystem(kind: str, options: dict[str, str | None] | dict[str, str], attr
 
 
 def _place_layers(request: dict[str, Any], memory: int) -> list[str]:
-    """Put the layers below one directory, under names that need no quoting; return the program's options."""
+    """Mount the layers below one directory, under names that need no quoting; return the program's options."""
     from containerkit._native import calls
 
     sources = list(request["lowers"])

@@ -53,7 +53,7 @@ class IdRange:
         self._give_back: Callable[[], None] | None = give_back
 
     def release(self) -> None:
-        """Release it for other containers. Nothing may run under these ids any more."""
+        """Release it for other containers. No process may have these ids any more."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
             give_back()
@@ -79,7 +79,7 @@ def _hold(name: str, *, shared: bool = False) -> int | None:
         hint = f"{_DIRECTORY} must be writable: mount a tmpfs on /run (podman and docker run: --tmpfs /run)"
         raise SetupError("open", error.errno or 0, f"{_DIRECTORY}/{name}", hint) from None
     try:
-        # a lock of the open file, so that a forked child with a copy is not another holder
+        # A lock of the open file: a forked child with a copy is not another holder.
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
@@ -87,7 +87,7 @@ def _hold(name: str, *, shared: bool = False) -> int | None:
     return fd
 
 
-def _let_go(fd: int) -> None:
+def _release(fd: int) -> None:
     import fcntl
 
     fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if a forked child has a copy
@@ -95,7 +95,7 @@ def _let_go(fd: int) -> None:
 
 
 class _Granted:
-    """The ranges that the administrator has granted. Each has locks of its own while it is in use."""
+    """The ranges that the administrator granted. Each has its own locks while it is in use."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -119,14 +119,14 @@ class _Granted:
             return None
         group = _hold(f"gid-{gid}")
         if group is None:
-            _let_go(user)
+            _release(user)
             return None
         return user, group
 
     def _give_back(self, pair: tuple[int, int], locks: tuple[int, int]) -> None:
         with self.lock:
             for fd in locks:
-                _let_go(fd)
+                _release(fd)
             self.used.discard(pair)
 
     def _read(self) -> None:
@@ -209,12 +209,12 @@ class _Ranges:
                     self.locks += [whole, fd]
                     self.free.append(FIRST_BASE + (block * _BLOCK_RANGES + place) * RANGE)
                     return True
-            _let_go(whole)
+            _release(whole)
         return False
 
     def _take_block(self) -> bool:
         """Take a block. Return whether there was one."""
-        # Not always the first: the lock of a killed process is gone a moment before its containers are.
+        # Not always the first one, because the lock of a killed process ends slightly before its containers.
         offset = os.getpid() % _BLOCKS
         for number in range(_BLOCKS):
             block = (offset + number) % _BLOCKS
@@ -236,9 +236,9 @@ _singly = False
 
 
 def lease_singly() -> None:
-    """Let this process take single ranges, not blocks of 256, of which a machine has 224.
+    """Make this process take single ranges. By default it takes blocks of 256, of which a host has 224.
 
-    It is for processes with one container each, of which there may be thousands.
+    Use it in processes with one container each, of which there may be thousands.
     """
     global _singly  # noqa: PLW0603 - one way for a process
     _singly = True

@@ -16,7 +16,7 @@ __all__ = ["remove_tree"]
 
 
 def remove_tree(path: Path) -> bool:
-    """Delete a directory with its content, which may belong to any id of the user. What can't be deleted stays.
+    """Delete a directory with its content, which may belong to any id of the user. Leave what can't be deleted.
 
     Returns:
         Whether it is gone.

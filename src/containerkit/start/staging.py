@@ -5,7 +5,7 @@ It is a mount namespace, made once for a process, whose root is a small tmpfs wi
 assemble a root on, and, for ``RootFS.host()``, the skeleton of that root. A start joins it and copies these few mounts
 instead of the host's many.
 
-An unprivileged user may do none of that in the machine's namespaces. It first gets a user namespace of its own (the
+An unprivileged user can't do this in the host's namespaces. It first gets its own user namespace (the
 *holder*), and with it a copy of the host's mounts, in which bind sources are cloned (the *view*).
 """
 
@@ -15,7 +15,7 @@ import contextlib
 import os
 import select
 import threading
-from errno import EACCES, EPERM
+from errno import EACCES, ECANCELED, EPERM
 from functools import partial
 
 from containerkit import _native
@@ -117,7 +117,7 @@ class _Keeper:
             known = self.kept.get(host)
             if known is not None and known[1].privileged and known[0] == key:
                 return known[1]
-            proc()  # first, because nothing can be determined about this process without /proc
+            proc()  # first, because all facts about this process come from /proc
             if self._mounts_changed():
                 self.kept = {flag: kept for flag, kept in self.kept.items() if kept[1].privileged}
             if host not in self.kept or self.kept[host][0] != key:
@@ -125,7 +125,7 @@ class _Keeper:
             return self.kept[host][1]
 
     def _mounts_changed(self) -> bool:
-        """Whether the host's mounts changed since the last time: the view of an unprivileged user is then stale."""
+        """Return whether the host's mounts changed since the last call. Then an unprivileged user's view is stale."""
         if self.mounts < 0:
             self.mounts = _native.high(os.open("/proc/self/mounts", os.O_RDONLY | os.O_CLOEXEC))
         poll = select.poll()
@@ -169,13 +169,13 @@ def _build(*, host: bool) -> Staging:
     try:
         mount, holder, view = [*made, -1, -1][:3]
         return Staging(mount, holder, view, mappings, root.programs if root else (), made)
-    except BaseException:  # a signal handler has raised before it owned them
+    except BaseException:  # a signal handler raised before they had an owner
         close_all(made)
         raise
 
 
 class _Holder:
-    """The user namespace of an unprivileged user's containers. All share one, so that they can share others."""
+    """The user namespace of an unprivileged user's containers. Sharing it lets them share other namespaces."""
 
     owner = -1, -1  # its process and user
     fd = -1
@@ -206,7 +206,7 @@ def _build_unprivileged(root: hostroot.HostRoot | None, inputs: dict[str, int]) 
 
 
 def share_holder(fd: int) -> None:
-    """Let containers be made from now on in a user namespace of another process of the same user.
+    """Make all later containers in a user namespace of another process of the same user.
 
     Args:
         fd: its descriptor, which this module owns afterwards.
@@ -223,7 +223,7 @@ def share_holder(fd: int) -> None:
 
 
 def _in_holder(root: hostroot.HostRoot | None) -> list[Operation]:
-    """Return the operations if the user namespace exists: they make a view of the host's present mounts."""
+    """Return the operations for an existing user namespace: they make a view of the host's present mounts."""
     known = Slot("known holder")
     return [
         calls.setns(known, k.CLONE_NEWUSER, "holder user namespace"),
@@ -261,6 +261,9 @@ def opened(
         steps: the plan, or the compiled plan.
         inputs, blocks: as for :meth:`containerkit.plan.program.Program.run`.
         names: the slots.
+
+    Raises:
+        SetupError: an operation failed, or something outside killed the process that performs them.
     """
     program = steps if isinstance(steps, Program) else Program(Plan(tuple(steps)))
     outcomes: list[Outcome] = []
@@ -269,19 +272,29 @@ def opened(
     try:
         run = partial(program.run, blocks=blocks, flags=_native.SHARE_FILES | _native.NO_PROCESS)
         keep(outcomes, run, inputs)
-        low = [program.slot(outcomes[0], name) for name in names]
+        low = _filled(program, outcomes[0], names)
         for fd in low:
             keep_above(made, fd, _native.LOWEST)
         close_all(low)
     except BaseException:
-        close_all([program.slot(outcome, name) for outcome in outcomes for name in names] if low is None else low)
+        slots = [program.slot(outcome, name) for outcome in outcomes for name in names] if low is None else low
+        close_all([fd for fd in slots if fd >= 0])
         close_all(made)
         raise
     return made
 
 
+def _filled(program: Program, outcome: Outcome, names: tuple[str, ...]) -> list[int]:
+    """Return the descriptors in these slots. A process that is killed leaves them empty, and reports no error."""
+    found = [program.slot(outcome, name) for name in names]
+    if min(found) < 0:
+        hint = "the process that makes it was killed from outside; if that was for memory, raise the limit"
+        raise SetupError("make", ECANCELED, names[found.index(min(found))], hint)
+    return found
+
+
 def _explained(error: SetupError) -> SetupError:
-    """Find the reason: some hosts let anyone make a user namespace but withhold its capabilities."""
+    """Add the reason to an error: some hosts let anyone make a user namespace, but without its capabilities."""
     if isinstance(error, UnsupportedError) or error.errno not in (EPERM, EACCES):
         return error
     from containerkit._linux.features import why_no_namespaces
@@ -296,7 +309,7 @@ _passed_on: list[Mappings] = []
 
 
 def pass_on(mappings: Mappings) -> None:
-    """Let containers of this process have the ids of the user namespace that it has entered, under the same numbers.
+    """Give containers of this process the ids of the user namespace that it has entered, with the same numbers.
 
     Args:
         mappings: those of that namespace, in which this process is root.
@@ -310,7 +323,7 @@ def _same(mappings: tuple[IdMapping, ...]) -> tuple[IdMapping, ...]:
 
 
 def own_mappings() -> Mappings:
-    """Return the (uid, gid) mappings that an unprivileged user can have: its ranges, or its own id as root."""
+    """Return the (uid, gid) mappings that an unprivileged user can set: its ranges, or only its own id as root."""
     if _passed_on:
         return _passed_on[0]
 
@@ -372,7 +385,7 @@ def write_mappings(mappings: Mappings, pid: Slot, *, helpers: bool) -> list[Oper
 
 
 def _write_own(mappings: Mappings, pid: Slot) -> list[Operation]:
-    """Return the operations of a namespace's root, which may map the ids that it has itself."""
+    """Return the operations for root of a user namespace, which may map the ids that its namespace has."""
     texts = zip(("uid_map", "gid_map"), map(mapping_text, mappings), strict=True)
     return [step for name, text in texts for step in write_map(pid, name, text)]
 
@@ -380,11 +393,13 @@ def _write_own(mappings: Mappings, pid: Slot) -> list[Operation]:
 def _run_helper(name: str, mappings: tuple[IdMapping, ...], pid: Slot) -> Operation:
     path = which(name)
     if path is None:
-        raise UnsupportedError(name, 2, "", "install the package that has newuidmap (uidmap), or drop the mappings")
+        raise UnsupportedError(
+            name, 2, "", "install the package with newuidmap (uidmap on Debian), or leave out the mappings"
+        )
     words = [os.fsencode(path), b"PID"]
     for m in mappings:
         words += [b"%d" % m.inside, b"%d" % m.outside, b"%d" % m.count]
-    return calls.helper(tuple(words), pid, "the ranges must be the user's in /etc/subuid and /etc/subgid")
+    return calls.helper(tuple(words), pid, "the ranges must be granted to this user in /etc/subuid and /etc/subgid")
 
 
 def _open_own(name: str, result: Slot) -> Operation:
@@ -429,7 +444,7 @@ def _made_directories() -> list[bytes]:
 
 
 def _kernel_trees(*, privileged: bool) -> list[Operation]:
-    """A user namespace can't mount a proc or sysfs of the host's pid and network namespace. It can only bind them."""
+    """Return the operations for proc and sysfs. A user namespace can't mount those of the host, but only bind them."""
     if privileged:
         return [*calls.new_mount("proc", {}, _PROC_TREE), *calls.new_mount("sysfs", {}, _SYS_TREE)]
     return [
@@ -439,7 +454,7 @@ def _kernel_trees(*, privileged: bool) -> list[Operation]:
 
 
 def _dev(*, makes_nodes: bool) -> list[Operation]:
-    """A /dev that all containers share and none can write to. Their terminals and /dev/shm are separate mounts."""
+    """Return the operations for a read-only /dev that containers share. Terminals and /dev/shm are separate mounts."""
     steps = calls.new_mount("tmpfs", {"mode": "755", "size": "64k"}, _DEV)
     for name, (major, minor) in NODES.items():
         if makes_nodes:
@@ -465,14 +480,14 @@ def _dev(*, makes_nodes: bool) -> list[Operation]:
     # Make the filesystem itself read-only. A container that may mount could make its own mount of it writable again,
     # and leave files there for other containers.
     steps += calls.make_filesystem_readonly(_DEV)
-    # Devices can be written to all the same. Their nodes, which may be the host's own, can't be changed.
+    # Writing to devices still works. The nodes, which may be the host's own, can't be changed.
     flags = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC
     steps.append(calls.mount_setattr(_DEV, set_flags=flags, recursive=True, target="dev"))
     return steps
 
 
 def _masked() -> list[Operation]:
-    """Make the empty directory that covers masked ones."""
+    """Make the empty directory that is mounted over masked directories."""
     tree = Slot("tree")
     attributes = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
     return [

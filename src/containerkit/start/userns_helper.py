@@ -1,10 +1,10 @@
 """A helper process in an unprivileged user's own user namespace, for files of all ids that are granted to the user.
 
-A user with ranges in /etc/subuid and /etc/subgid may have files of many owners, from containers and images. Outside,
+A user with ranges in /etc/subuid and /etc/subgid may have files of many owners, from containers and images. On the host
 these files belong to other ids, so the user can't make, remove or even read them. In the *holder*, the user namespace
 of the user's containers (see :mod:`containerkit.start.staging`), the user is root over them. A process with threads
 can't enter it, so a helper does. It is started when it is first needed, executes each :func:`call` in a fork, and ends
-with the last :func:`hired`, or with its owner.
+with the last :func:`kept`, or with its owner.
 
 Root needs no helper, nor does a user with a single id. For them the function is called directly.
 """
@@ -20,7 +20,7 @@ from errno import ECHILD
 from containerkit._native import constants as k
 from containerkit.errors import SetupError
 from containerkit.spec.idmap import IdMapping, mapping_text
-from containerkit.start import staging as ground
+from containerkit.start import staging
 from containerkit.typed import NamedTuple
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from containerkit.start.staging import Staging
 
-__all__ = ["Callback", "Lent", "call", "hired", "key"]
+__all__ = ["Callback", "Lent", "call", "kept", "key"]
 
 _START: Final = """
 import sys
@@ -50,7 +50,7 @@ class Lent(NamedTuple):
 
 
 class Callback(NamedTuple):
-    """A function among the arguments of a call. If the helper calls it, it runs here. Its result is lost."""
+    """A function among the arguments of a call. The helper calls it in this process. Its result is ignored."""
 
     function: Callable[..., object]
 
@@ -69,7 +69,7 @@ _place = _Place()
 
 
 def _after_fork() -> None:
-    """A forked child has no helper: that of its parent serves only the parent."""
+    """Forget the helper in a forked child, because the helper of the parent serves only the parent."""
     global _place  # noqa: PLW0603 - one for a process
     if _place.helper is not None:
         _place.helper.forget()
@@ -83,9 +83,9 @@ def _stage() -> Staging | None:
     """Return the staging whose holder must be entered for files of all ids, or None if that is not needed."""
     if _place.entered is not None or os.geteuid() == 0 or not sys.executable:
         return None
-    if max(map(len, ground.own_mappings())) < 2:
+    if max(map(len, staging.own_mappings())) < 2:
         return None
-    stage = ground.staging(host=False)
+    stage = staging.staging(host=False)
     return stage if max(map(len, stage.mappings)) > 1 else None
 
 
@@ -100,14 +100,14 @@ def key() -> str:
     return "" if stage is None else _key_of(stage.mappings)
 
 
-def _key_of(mappings: ground.Mappings) -> str:
+def _key_of(mappings: staging.Mappings) -> str:
     from hashlib import sha256
 
     return sha256(b"/".join(map(mapping_text, mappings))).hexdigest()[:16]
 
 
 @contextmanager
-def hired() -> Iterator[None]:
+def kept() -> Iterator[None]:
     """Keep the helper during a ``with`` statement, so that several calls use the same one.
 
     Side effects: a process, from the first call on, until the last such statement ends.
@@ -145,7 +145,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     stage = _stage()
     if stage is None:
         return function(*(_own(value) for value in args))
-    with hired():
+    with kept():
         with _place.lock:
             if _place.helper is None:
                 _place.helper = Helper(stage)
@@ -255,7 +255,7 @@ def _pidfd_of_peer(connection: Connection) -> Iterator[int]:
 
 
 def _answer(connection: Connection, pidfd: int, args: tuple[Any, ...]) -> Any:
-    """Wait for the answer, and execute callbacks meanwhile. If this is interrupted, interrupt the other side too."""
+    """Wait for the answer, and execute callbacks in the meantime. If this is interrupted, interrupt the helper too."""
     import signal
 
     try:
@@ -283,7 +283,7 @@ def _sent(value: Any) -> tuple[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment, with values that are otherwise looked up by the user id, which inside is root's."""
+    """Return the environment, with the values that Python otherwise looks up by the user id (root's inside)."""
     from pathlib import Path
 
     return {"HOME": str(Path.home()), **os.environ}
@@ -327,11 +327,11 @@ def _enter(holder: int, mappings: list[list[tuple[int, int, int]]]) -> None:
 
     setns(holder, k.CLONE_NEWUSER)
     os.close(holder)
-    # The capabilities of the new namespace have made it secret to itself, and its own files in /proc with it.
+    # Gaining the capabilities of the new namespace made it undumpable, and root owns its files in /proc.
     prctl(_PR_SET_DUMPABLE, 1)
     uids, gids = (tuple(IdMapping(*fields) for fields in kind) for kind in mappings)
     _place.entered = _key_of((uids, gids))
-    ground.pass_on((uids, gids))
+    staging.pass_on((uids, gids))
 
 
 def _attend(parent: int, files: list[int]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from containerkit.archive.longpath import open_file, readlink
-from containerkit.archive.recreate import dress, recreate
+from containerkit.archive.recreate import copy_metadata, recreate
 from containerkit.archive.view import View
 from containerkit.errors import SetupError
 from containerkit.start import userns_helper
@@ -68,7 +68,7 @@ def _one(found: Found, name: bytes, directory: int) -> None:
                     rest = memoryview(piece)
                     while rest:
                         rest = rest[os.write(new, rest) :]
-                dress(new, found, lenient=True)
+                copy_metadata(new, found, lenient=True)
             finally:
                 os.close(new)
     elif stat.S_ISFIFO(mode):

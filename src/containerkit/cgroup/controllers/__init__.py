@@ -1,9 +1,9 @@
 """The controllers, one module each. All have the same interface for both versions.
 
-A controller's module has two functions. They are pure except for the reading function that is passed to them:
+A controller's module has two functions. They are pure, except for the function ``read`` that they are given:
 
 ``settings(limits, version)``
-    returns what to write so that the limits hold: :class:`Setting` and :class:`Attachment` values in order.
+    returns the settings that apply the limits: :class:`Setting` and :class:`Attachment` values in order.
 ``report(read, version)``
     returns the typed report from files read by ``read(name)``, which returns None if a file does not exist.
 
@@ -52,8 +52,8 @@ class Setting(NamedTuple):
         hint: the remedy to show if the kernel refuses the value.
         missing: what to do if the file does not exist or nothing here supports the value (EOPNOTSUPP): raise an error,
             ignore it, or raise an error only on a machine with swap.
-        instead: a file that was written before, and the line in it that makes this setting unnecessary.
-        judged: whether the kernel accepts any value and reports in the file whether it is invalid, and why.
+        instead: a file that was written before, and a line in it that makes this setting unnecessary.
+        judged: whether the kernel accepts any value, and reports in the file whether the value is invalid and why.
     """
 
     file: str
@@ -82,7 +82,7 @@ class Controller(Protocol):
     """The interface of a controller's module.
 
     Attributes:
-        settings: returns what to write, in order.
+        settings: returns the settings, in order.
         report: returns the report.
     """
 
@@ -104,6 +104,6 @@ def controller(name: str) -> Controller:
 
 
 def unsupported(argument: str, version: int) -> UnsupportedError:
-    """Return the error for a limit that only the controller of the other version has."""
-    hint = f"only the controller of cgroup version {3 - version} has it, and here it is on version {version}"
+    """Return the error for a limit that only the other cgroup version has."""
+    hint = f"only cgroup version {3 - version} has it, and this controller is on version {version} here"
     return UnsupportedError("set limits", EOPNOTSUPP, argument, hint)

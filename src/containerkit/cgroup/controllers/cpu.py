@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PERIOD_US: Final = 100_000
 LEAST_QUOTA_US: Final = 1_000
 LONGEST_PERIOD_US: Final = 1_000_000
-_NO_BANDWIDTH: Final = "the kernel was built without CONFIG_CFS_BANDWIDTH"
+_NO_BANDWIDTH: Final = "it needs a kernel with CONFIG_CFS_BANDWIDTH"
 _BURST: Final = "a burst needs a quota (cpus= or cpu_quota_us=) and must not exceed it"
 _REAL_TIME: Final = "the parent group has no real-time budget left; see sched_rt_runtime_us"
 
@@ -51,7 +51,7 @@ def quota_and_period(limits: Limits) -> tuple[Amount | None, int | None]:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what to write so that the limits hold."""
+    """Return the settings that apply the limits."""
     found = _version_2(limits) if version == 2 else _version_1(limits)
     if limits.cpu_burst_us is not None:
         file = "cpu.max.burst" if version == 2 else "cpu.cfs_burst_us"

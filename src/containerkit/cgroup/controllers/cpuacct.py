@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup.stats import CpuStats
 
 
-def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - the controllers' seam
+def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - the interface of controllers
     """Return nothing: the controller only counts."""
     return []
 

@@ -26,7 +26,7 @@ _PARTITION = (
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what to write so that the limits hold."""
+    """Return the settings that apply the limits."""
     return _version_2(limits) if version == 2 else _version_1(limits)
 
 
@@ -47,7 +47,7 @@ def _version_2(limits: Limits) -> list[Setting | Attachment]:
 
 
 def _version_1(limits: Limits) -> list[Setting | Attachment]:
-    """Return the lists, by default the parent's. A version 1 group starts with none and then accepts no process."""
+    """Return the lists, by default the parent's. A version 1 group starts without any, and then accepts no process."""
     if limits.cpuset_partition is not None:
         raise unsupported("cpuset_partition", version=1)
     found: list[Setting | Attachment] = []
@@ -82,7 +82,7 @@ def _within(wish: str, kind: str, version: int) -> Callable[[Callable[[str], str
 
 
 def report(read: Callable[[str], str | None], version: int) -> CpusetStats:
-    """Return where the group can run."""
+    """Return the processors and memory nodes on which the group can run."""
     from containerkit.cgroup.stats import CpusetStats
 
     names = ("cpuset.cpus.effective", "cpuset.mems.effective") if version == 2 else (

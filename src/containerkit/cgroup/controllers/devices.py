@@ -21,7 +21,7 @@ _PRIVILEGE = "device rules on version 2 need CAP_BPF and CAP_NET_ADMIN, or CAP_S
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what denies all devices except the allowed ones."""
+    """Return the settings that deny all devices except the allowed ones."""
     if limits.devices is None:
         return []
     rules: list[DeviceRule] = [rule for rule in limits.devices if not isinstance(rule, str)]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup.limits import Limits
 
 
-def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - the controllers' seam
+def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - the interface of controllers
     """Return nothing: a new group is not frozen."""
     return []
 

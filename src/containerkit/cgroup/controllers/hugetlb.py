@@ -31,7 +31,7 @@ def page_name(size: str | int) -> str:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what to write so that the limits hold."""
+    """Return the settings that apply the limits."""
     found: list[Setting | Attachment] = []
     for wishes, middle in ((limits.hugetlb, ""), (limits.hugetlb_reserved, "rsvd.")):
         for page, most in wishes:

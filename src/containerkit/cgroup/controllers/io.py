@@ -36,12 +36,12 @@ _OLD_FILES: Final = {
 
 
 def bfq_weight(weight: int) -> int:
-    """Convert a weight of 1 to 10000 to BFQ's weight of 1 to 1000. Both have 100 as the default."""
+    """Convert a weight of 1 to 10000 to BFQ's weight of 1 to 1000. The default of both is 100."""
     return weight if weight <= 100 else 100 + (weight - 100) * 900 // 9900
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what to write so that the limits hold."""
+    """Return the settings that apply the limits."""
     found: list[Setting | Attachment] = []
     for limit in limits.io:
         found += _rates_2(limit) if version == 2 else _rates_1(limit)
@@ -55,7 +55,7 @@ def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
 def _weight(name: str, weight: int, version: int) -> list[Setting | Attachment]:
     """Write the file of BFQ and, on version 2, that of io.cost. The scheduler of the disk decides which one counts.
 
-    Both accept a default weight. A weight for one disk is accepted only by the one that serves it, and must be by one.
+    Both accept a default weight. Only the scheduler that serves a disk accepts a weight for it, and one of them must.
     """
     shown = f"{name} {bfq_weight(weight)}"
     bfq = str(bfq_weight(weight)) if name == "default" else shown

@@ -27,7 +27,7 @@ _NO_LIMIT = 1 << 62
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
-    """Return what to write so that the memory limits hold."""
+    """Return the settings that apply the memory limits."""
     wrong = _ONLY_V1 if version == 2 else _ONLY_V2
     for argument in wrong:
         if getattr(limits, argument) is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - one form on both
-    """Return what to write so that the limits hold."""
+    """Return the settings that apply the limits."""
     hint = "misc.capacity of the root group lists the resources of this machine"
     return [Setting("misc.max", f"{name} {most}".encode(), hint) for name, most in limits.misc]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - version 1 only
-    """Return what to write so that packets have the class."""
+    """Return the settings that give packets the class."""
     wish = limits.net_cls_classid
     return [] if wish is None else [Setting("net_cls.classid", b"%d" % wish)]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - version 1 only
-    """Return what to write so that packets have the priority."""
+    """Return the settings that give packets the priority."""
     hint = "name an interface of the caller's network namespace"
     return [Setting("net_prio.ifpriomap", f"{name} {value}".encode(), hint) for name, value in limits.net_prio]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - one form on both
-    """Return what to write so that the limit holds."""
+    """Return the settings that apply the limit."""
     return [] if limits.pids is None else [Setting("pids.max", str(limits.pids).encode())]
 
 

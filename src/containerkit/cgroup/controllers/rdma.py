@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settings(limits: Limits, version: int) -> list[Setting | Attachment]:  # noqa: ARG001 - one form on both
-    """Return what to write so that the limits hold."""
+    """Return the settings that apply the limits."""
     found: list[Setting | Attachment] = []
     for name, wishes in limits.rdma:
         text = " ".join(f"{key}={value}" for key, value in wishes)

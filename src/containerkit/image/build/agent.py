@@ -1,6 +1,6 @@
-"""Forward an ssh agent to the command of a build, which can request keys and signatures, and change nothing.
+"""Forward an ssh agent to the command of a build. The command can request keys and signatures, and change nothing.
 
-An agent accepts only processes of its own user, and processes of a container are of another. So the requests are
+An agent accepts only processes of its own user. Those of a container belong to another user, so the requests are
 forwarded by this process.
 """
 

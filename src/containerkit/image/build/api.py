@@ -84,7 +84,7 @@ def _run(dockerfile: Dockerfile, source: Source | None, options: BuildOptions) -
         raise SpecError(f"build: unknown argument {unknown[0]!r}; there are {', '.join(sorted(known))}")
     chosen = _Options(**options)
     if chosen.egress is not None and chosen.network != "internet":
-        raise SpecError("build: egress rules go with network='internet'")
+        raise SpecError("build: egress rules require network='internet'")
     store = chosen.store or Store()
     tag = Reference.parse(chosen.tag) if isinstance(chosen.tag, str) else chosen.tag
     platform = Platform.parse(chosen.platform) if isinstance(chosen.platform, str) else chosen.platform
@@ -108,7 +108,7 @@ def _build(
     log: Callable[[str], None],
     progress: Progress,
 ) -> Image:
-    """Build in a process that can create, read and remove files of all ids, which layers and containers leave."""
+    """Build in a process that can create, read and remove files of all ids. Layers and containers leave such files."""
     with store.lease() as lease:
         return Engine(dockerfile, store, lease, context=source, log=log, progress=progress, **settings).build(*target)
 

@@ -100,14 +100,14 @@ def _number(view: View, name: str, path: str) -> int:
         fields = line.split(":")
         if len(fields) > 2 and fields[0] == name and fields[2].isdecimal():
             return int(fields[2])
-    raise SpecError(f"{path} of the image has no entry {name!r}")
+    raise SpecError(f"{path} in the image has no entry {name!r}")
 
 
 def mode_of(text: str) -> Callable[[int, bool], int]:
-    """Return a function for ``--chmod``. It converts permission bits, given them and whether the file is a directory.
+    """Return a function for ``--chmod``. It takes permission bits, and whether the file is a directory.
 
     Args:
-        text: an octal number such as ``755``, or symbolic such as ``u=rwX,go-w``.
+        text: an octal number such as ``755``, or a symbolic mode such as ``u=rwX,go-w``.
 
     Raises:
         SpecError: the text is neither.
@@ -256,7 +256,7 @@ class Copy:
     def _one(self, path: str, shown: str, *, unpack: bool) -> None:
         found = self.source.view.find(self._parts(path))
         if found is None:
-            raise SpecError(f"{path!r} in {self.source.name} is a symlink to nothing")
+            raise SpecError(f"{path!r} in {self.source.name} is a symlink whose target does not exist")
         target = self.draft.view.resolve(os.fsencode(self.target), last=True)
         if self.parents:
             target = (*target, *(os.fsencode(part) for part in shown.split("/") if part))
@@ -324,7 +324,7 @@ def is_archive(file: Any) -> bool:
 
 
 def unpack_archive(file: Any, draft: Draft, target: Parts, workspace: Path, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Add the members of an archive below a directory.
+    """Add the members of an archive to a directory.
 
     Args:
         file: the archive, compressed or not.

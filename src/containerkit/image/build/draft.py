@@ -36,9 +36,9 @@ _PIECE: Final = 1 << 20
 @attrs.define
 class _Item:
     head: Head
-    source: bytes = b""  # a path outside
+    source: bytes = b""  # a path on the host
     content: bytes = b""
-    brought: bool = True  # False: it exists only because something is below it
+    brought: bool = True  # False: it exists only as the parent of something else
 
 
 class Draft:
@@ -73,9 +73,9 @@ class Draft:
         while known and parts[:known] not in self.items:
             known -= 1  # if a path is in the draft, its parents are too
         for depth in range(max(known, 1), len(parts) + 1):
-            self._way(parts[:depth])
+            self._add_parents(parts[:depth])
 
-    def _way(self, parts: Parts) -> None:
+    def _add_parents(self, parts: Parts) -> None:
         if parts in self.items:
             if self.items[parts].head.kind != b"5":
                 raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is a file, so nothing can be below it")
@@ -91,14 +91,14 @@ class Draft:
         self.items[parts] = _Item(Head(name=b"/".join(parts), kind=b"5", mode=0o755, uid=uid, gid=gid, mtime_ns=-1))
 
     def add_file(self, parts: Parts, found: Found) -> None:
-        """Add one file from outside: a regular file, symlink, device node, or directory without its content."""
+        """Add one file of the host: a regular file, symlink, device node, or directory without its content."""
         kind = stat.S_IFMT(found.status.st_mode)
         if kind == stat.S_IFSOCK:
             return
         self.add_directory(parts[:-1])
         if self.is_directory(parts) != (kind == stat.S_IFDIR) and (parts in self.items or self.view.find(parts)):
             what = "a directory" if self.is_directory(parts) else "a file"
-            raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} is {what} already, and its type can't change")
+            raise SpecError(f"/{os.fsdecode(b'/'.join(parts))} already exists as {what}, and its type can't change")
         head = self._head(parts, found, keep=False)
         self.newest_ns = max(self.newest_ns, found.status.st_mtime_ns)
         if kind == stat.S_IFLNK:
@@ -116,7 +116,7 @@ class Draft:
         self.items[parts] = _Item(head, content=content)
 
     def add_head(self, parts: Parts, head: Head, source: bytes) -> None:
-        """Add a member of an archive. The content of a regular file is in a file outside."""
+        """Add a member of an archive. The content of a regular file is in a file on the host."""
         self.add_directory(parts[:-1])
         head.name = b"/".join(parts)
         if self.owner != (0, 0) and self.owner is not None:

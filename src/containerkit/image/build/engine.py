@@ -1,4 +1,4 @@
-"""A complete build: which stages are needed, in which order, and the resulting image."""
+"""A complete build: find the needed stages, build them in order, and store the resulting image."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class Engine:
         return self._images[key]
 
     def source(self, origin: str) -> Source:
-        """Return the source for ``--from``: a stage by name or number, an image, or the build context if it is empty.
+        """Return the source for ``--from``: a stage by name or number, an image, or the build context (empty).
 
         Raises:
             SpecError: the build has no context.

@@ -46,13 +46,13 @@ def pattern(text: str) -> re.Pattern[str]:
         elif char == "[":
             end = text.find("]", at + 2)
             if end < 0:
-                raise SpecError(f"the pattern {text!r} has an open bracket")
+                raise SpecError(f"the pattern {text!r} has a bracket that is not closed")
             inner = text[at + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
             found.append(f"[{inner}]")
             at = end + 1
         elif char == "\\":
             if at + 1 == len(text):
-                raise SpecError(f"the pattern {text!r} ends in a backslash")
+                raise SpecError(f"the pattern {text!r} ends with a backslash")
             found.append(re.escape(text[at + 1]))
             at += 2
         else:

@@ -1,4 +1,4 @@
-"""ADD of git repositories, with the installed program ``git``."""
+"""ADD of git repositories. It runs the installed program ``git``."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Repository:
         self._git(place, "submodule", "update", "-q", "--init", "--recursive", "--depth=1")
         time_s = int(self._git(place, "log", "-1", "--format=%ct"))
         if keep_git:
-            self._settle(place)
+            self._normalize(place)
         else:
             _drop_git(place)
         _set_times(place, time_s * 1_000_000_000)
@@ -113,7 +113,7 @@ class Repository:
             found = self._git(place, "rev-parse", "--verify", f"{name}^{{commit}}")
             (place / ".git/FETCH_HEAD").write_text(f"{found}\t\tfetched\n")
 
-    def _settle(self, place: Path) -> None:
+    def _normalize(self, place: Path) -> None:
         """Convert ``.git`` to a form that depends only on the commit."""
         for name in self._git(place, "for-each-ref", "--format=%(refname)", "refs/fetched").split():
             self._git(place, "update-ref", "-d", name)
@@ -142,8 +142,9 @@ class Repository:
         except FileNotFoundError as error:
             raise UnsupportedError("git", 2, self.address, "install git") from error
         if done.returncode != 0:
-            told = done.stderr.strip().splitlines()
-            raise ImageError(f"{self._shown()}: git {words[0]}: {told[-1] if told else done.returncode}")
+            lines = done.stderr.strip().splitlines()
+            problem = lines[-1] if lines else f"exit status {done.returncode}"
+            raise ImageError(f"{self._shown()}: git {words[0]}: {problem}")
         return done.stdout.strip()
 
     def _shown(self) -> str:

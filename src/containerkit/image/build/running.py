@@ -166,7 +166,7 @@ class Run:
             if self.network == "host" and os.path.exists("/etc/resolv.conf"):
                 mounts.append(Mount.bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf", readonly=True))
             stood = self._run(RootFS.overlay(*self.directories, upper=upper, work=work), mounts, env)
-            if self.network == "internet":  # the container's own are mounted there
+            if self.network == "internet":  # the container's own files are mounted there
                 mounts += [Mount.file(path, b"") for path in _FILES]
             exclude = (*_MADE, *(mount.target for mount in mounts))
             root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -205,7 +205,7 @@ class Run:
                 os.close(above)
 
     def _make_upper(self, upper: Path) -> None:
-        """Give the upper directory the mode and owner of the root below it: they are those of ``/`` inside."""
+        """Give the upper directory the mode and owner of the root below it, which the container sees as ``/``."""
         upper.mkdir()
         top = self.view.find(())
         if top is not None:
@@ -268,7 +268,7 @@ class Run:
         agent = os.environ.get("SSH_AUTH_SOCK")
         if not agent:
             if flag.switch("required"):
-                raise SpecError("--mount=type=ssh: no agent: SSH_AUTH_SOCK is not set")
+                raise SpecError("--mount=type=ssh: no agent to forward: SSH_AUTH_SOCK is not set")
             return
         place = directory / f"agent-{hashlib.sha256(target.encode()).hexdigest()[:16]}"
         stack.enter_context(forwarded_agent(agent, place))
@@ -349,7 +349,7 @@ def _insecure() -> dict[str, Any]:
 
 
 def _link_tree(view: View, parts: Parts, target: Path, *, copy_files: bool = True) -> None:
-    """Recreate a directory of a view outside, with hard links to its files, where nobody may write to them."""
+    """Recreate a directory of a view on the host, with hard links to its files. Nobody may write to the links."""
     for name in view.names(parts):
         found = view.find((*parts, name))
         place = target / os.fsdecode(name)

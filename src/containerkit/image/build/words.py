@@ -137,7 +137,7 @@ class _Scanner:
     def _single(self) -> str:
         end = self.text.find("'", self.at + 1)
         if end < 0:
-            raise SpecError(f"an open single quote in {self.text[:60]!r}")
+            raise SpecError(f"a single quote is not closed in {self.text[:60]!r}")
         content, self.at = self.text[self.at + 1 : end], end + 1
         return content
 
@@ -159,7 +159,7 @@ class _Scanner:
                 found.append(following if following in ('"', "$", self.escape) else char + following)
             else:
                 found.append(char)
-        raise SpecError(f"an open double quote in {self.text[:60]!r}")
+        raise SpecError(f"a double quote is not closed in {self.text[:60]!r}")
 
     def _variable(self) -> str:
         self.at += 1
@@ -188,7 +188,7 @@ class _Scanner:
             inner = self._expanded(word, quotes=self.quotes)
             if operator == "?":
                 if not there:
-                    raise SpecError(f"the variable {name} must be set: {inner or 'it is not'}")
+                    raise SpecError(f"the variable {name} must be set{f': {inner}' if inner else ''}")
                 return value or ""
             return (inner if there else "") if operator == "+" else (value or "" if there else inner)
         if colon or not operator:
@@ -206,7 +206,7 @@ class _Scanner:
             self.at += 1
             if depth == 0:
                 return self.text[start : self.at - 1]
-        raise SpecError(f"an open brace in {self.text[:60]!r}")
+        raise SpecError(f"a brace is not closed in {self.text[:60]!r}")
 
     def _edited(self, value: str, operator: str, word: str) -> str:
         word = self._expanded(word) if operator[0] != "/" else word

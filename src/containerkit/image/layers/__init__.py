@@ -1,1 +1,1 @@
-"""Layers of images: the directories that contain each layer unpacked, and what overlayfs gets of them."""
+"""Layers of images: unpack each to a directory, and select the directories that overlayfs mounts."""

@@ -1,4 +1,4 @@
-"""Merge neighbouring layers into one directory of hard links, so that overlayfs has fewer layers to look into.
+"""Merge neighbouring layers into one directory of hard links, so that overlayfs has fewer layers to search.
 
 Only directories use space. Containers never write to the result, so the layers do not change.
 """
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from containerkit.archive.view import Found
     from containerkit.image.store import Store
 
-__all__ = ["copy_owner", "merge"]
+__all__ = ["copy_owner_record", "merge"]
 
 
 def merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
-    """Merge neighbouring layers into one that hides and shows the same of what is below them.
+    """Merge neighbouring layers into one that has the same effect on the layers below.
 
     Args:
         store: the store.
@@ -39,7 +39,7 @@ def merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
         directory: the directory of the new layer.
 
     Returns:
-        Whether it was made. It is not if files can't be linked, or have too many links.
+        Whether it was made: False if files can't be linked, or have too many links.
 
     Source: link(2); Documentation/filesystems/overlayfs.rst.
     """
@@ -48,7 +48,7 @@ def merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
     unnamed: list[str] = []
 
     def finish(parts: Parts, target: int) -> None:
-        copy_owner(view, parts, target)
+        copy_owner_record(view, parts, target)
         if not parts:
             return
         opaque, replaced = view.hides(parts)
@@ -80,16 +80,16 @@ def merge(store: Store, directories: Sequence[str], directory: Path) -> bool:
 
 
 class _Part(View):
-    """Layers above others. Their whiteouts are files like others, because they hide something below."""
+    """Some layers of a stack. Their whiteouts are shown as files, because they hide files of the layers below."""
 
     def _is_whiteout(self, status: os.stat_result) -> bool:  # noqa: ARG002 - the signature is that of View
         return False
 
     def hides(self, parts: Parts) -> tuple[bool, bool]:
-        """Return how a directory hides what the layers below these have at its path.
+        """Return how a directory hides the content that lower layers have at its path.
 
         Returns:
-            Whether one of its parts is opaque, and whether it has replaced something else in one of these layers.
+            Whether one of its parts is opaque, and whether it replaces a file of another type in one of these layers.
         """
         paths = [above + b"/" + parts[-1] for above in self.directories(parts[:-1])]
         shown = self.directories(parts)
@@ -103,8 +103,8 @@ def _is_other(path: bytes) -> bool:
         return False
 
 
-def copy_owner(view: View, parts: Parts, target: int) -> None:
-    """Give a copy of a directory the record of its owner that a store has which can't change owners."""
+def copy_owner_record(view: View, parts: Parts, target: int) -> None:
+    """Copy the attribute that records the owner of a directory. Stores that can't change owners have it."""
     found = view.find(parts)
     if found is not None and has_attribute(found.path, OWNER_OVERRIDE):
         os.setxattr(target, OWNER_OVERRIDE, attribute(found.path, OWNER_OVERRIDE))

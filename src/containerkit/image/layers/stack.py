@@ -1,8 +1,8 @@
-"""Choose what overlayfs gets for a stack of layers: nearly always the layers themselves, and small ones merged.
+"""Choose the directories that overlayfs mounts for a stack of layers. Small neighbouring layers may be merged.
 
-Overlayfs alone differs in two points from what a stack of layers means. It takes the attributes of a directory from the
+Overlayfs differs in two points from the specification of layers. It takes the attributes of a directory from the
 topmost layer that has it, even if that layer does not name it. A stack with such directories gets one more layer on
-top, which has only these. And it lists whiteouts in directories that only one layer has, unless they are marked.
+top, which contains only these. And it lists whiteouts in directories that only one layer has, unless they are marked.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from containerkit._linux.tree_walk import DIRECTORY, walk
 from containerkit.archive.attributes import mark_whiteouts
 from containerkit.archive.beneath import is_on_same_mount
 from containerkit.archive.extract import Extraction
-from containerkit.archive.recreate import dress
+from containerkit.archive.recreate import copy_metadata
 from containerkit.archive.tree import Tree
 from containerkit.archive.view import View
 from containerkit.errors import SetupError
 from containerkit.image.digest import Digest
-from containerkit.image.layers.merge import copy_owner, merge
+from containerkit.image.layers.merge import copy_owner_record, merge
 from containerkit.image.layers.unpack import (
     CONTENT,
     ORIGINS,
     UNNAMED,
     add_fact,
     facts_of,
-    is_whole,
+    is_complete,
     place_layer,
     settle,
 )
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
 __all__ = ["Stack", "grouped", "parts_of", "stack_id", "stack_layers"]
 
 _FEW: Final = 8
-"""So many layers make a start hardly longer. Only larger stacks are merged."""
+"""Up to this number, layers hardly lengthen a start. Only larger stacks are merged."""
 _MOST: Final = 48
-"""The names of so many layers fit into the options of one mount. Larger stacks are merged at any cost."""
+"""The names of this many layers fit into the options of one mount. Larger stacks are merged at any cost."""
 _MOST_ENTRIES: Final = 3000
-"""So many files and directories are merged in about 0.15 seconds."""
+"""The number of files and directories that are merged in about 0.15 seconds."""
 _SEARCH: Final = 0o001
 _LOWERS: Final = "lowers"
 _ATTRIBUTES: Final = "attributes"
 
 
 class Stack(NamedTuple):
-    """What a container gets for an image.
+    """The directories that a container mounts for an image.
 
     Attributes:
         directories: topmost first.
@@ -68,36 +68,36 @@ class Stack(NamedTuple):
 
 
 def stack_id(chain_id: Digest) -> Digest:
-    """Return the id of the record of how a stack is assembled; ``chain_id`` identifies its layers."""
+    """Return the id of the record that tells how a stack is assembled; ``chain_id`` identifies its layers."""
     return Digest.of(f"stack {chain_id}".encode())
 
 
 def stack_layers(store: Store, directories: Sequence[str], chain_id: Digest, lease: Lease) -> Stack:
-    """Return the directories for overlayfs that show what a stack of unpacked layers means.
+    """Return the directories with which overlayfs shows the root of a stack of unpacked layers.
 
-    What is made for this is recorded, so that the same image always has the same directories. A detached container
+    The result is recorded, so that the same image always has the same directories. A detached container
     depends on that.
 
     Args:
         store: the store.
         directories: the directories of the layers, topmost first.
         chain_id: the id of the whole stack.
-        lease: a claim that will cover what is made.
+        lease: a claim that will cover the directories.
 
     Raises:
         SetupError: the disk is full.
 
     Source: OCI image specification, config.md, "Layer ChainID"; Documentation/filesystems/overlayfs.rst.
     """
-    with userns_helper.hired():
+    with userns_helper.kept():
         found = _stacked(store, tuple(directories), chain_id, lease)
     return Stack(found, _base(store, found) if len(found) > 1 else None)
 
 
 def _base(store: Store, directories: Sequence[str]) -> str | None:
-    """Return the directory of all layers, if a container can reach these through a copy of its mount.
+    """Return the directory of all layers, if a container can reach them through a copy of its mount.
 
-    Others can't reach it either way: only its owner can enter the store.
+    Other users can't reach it in either case: only its owner can enter the store.
     """
     base = store.layers
     try:
@@ -127,7 +127,7 @@ def _stacked(store: Store, directories: tuple[str, ...], chain_id: Digest, lease
     record = stack_id(chain_id)
     lease.claim([chain_id, record])
     merged = store.layer_directory(chain_id)
-    if is_whole(merged):  # an earlier version has merged all layers
+    if is_complete(merged):  # an earlier version has merged all layers
         settle(merged)
         return (str(merged / CONTENT),)
     groups = _groups(directories)
@@ -145,19 +145,19 @@ def _stacked(store: Store, directories: tuple[str, ...], chain_id: Digest, lease
 
 
 def _needs_more(directories: Sequence[str]) -> bool:
-    """Return whether overlayfs would show something else for these layers."""
+    """Return whether overlayfs would show a wrong root for these layers without another layer."""
     facts = [facts_of(Path(directory).parent) for directory in directories]
     return any(each.get("implied") for each in facts[:-1]) or not all(each.get(ORIGINS) for each in facts)
 
 
 def grouped(sizes: Sequence[int], *, few: int, most: int, entries: int) -> list[slice]:
-    """Divide a stack into groups of neighbours to merge, so that few are left and little work is done.
+    """Divide a stack into groups of neighbours to merge, so that few layers remain and little work is done.
 
     Args:
         sizes: the number of entries of each layer.
-        few: the number of groups that is low enough.
-        most: the number of groups that must not be exceeded, whatever the work.
-        entries: the number of entries that may be merged otherwise.
+        few: the number of groups that is small enough.
+        most: the maximum number of groups, whatever the work.
+        entries: the maximum number of entries to merge, unless ``most`` requires more.
     """
     groups = [slice(number, number + 1) for number in range(len(sizes))]
 
@@ -204,7 +204,7 @@ def _recorded(store: Store, record: Digest, lease: Lease) -> tuple[str, ...] | N
     lease.claim(ids)
     lowers = [directory] if facts[_ATTRIBUTES] else []
     lowers += [store.layer_directory(one) for one in ids]
-    if not all(map(is_whole, lowers)):
+    if not all(map(is_complete, lowers)):
         return None
     for one in {directory, *lowers}:
         settle(one)
@@ -217,7 +217,7 @@ def parts_of(directory: Path) -> set[Digest]:
 
 
 def _make(store: Store, groups: Sequence[tuple[str, ...]], record: Digest) -> None:
-    """Make the merged layers of a stack, the layer of attributes if there must be one, and the record."""
+    """Make the merged layers of a stack, the layer of attributes if it is needed, and the record."""
     lowers: list[str] = []
     for group in groups:
         for path in group:
@@ -225,7 +225,7 @@ def _make(store: Store, groups: Sequence[tuple[str, ...]], record: Digest) -> No
                 userns_helper.call(_mark_origins, path)
                 add_fact(Path(path).parent, ORIGINS)
         directory = store.layer_directory(_id_of(group))
-        if is_whole(directory) or userns_helper.call(merge, store, group, directory):
+        if is_complete(directory) or userns_helper.call(merge, store, group, directory):
             lowers.append(str(directory / CONTENT))
         else:
             lowers += group
@@ -251,12 +251,12 @@ def _is_whiteout(name: bytes, directory: int) -> bool:
 
 
 def _record(store: Store, lowers: tuple[str, ...], unnamed: tuple[str, ...], directory: Path) -> None:
-    """Record of what a stack consists, with a layer of the directories whose attributes overlayfs would not find.
+    """Record which layers form a stack, and make a layer of the directories whose attributes overlayfs would not find.
 
     Args:
         store: the store.
         lowers: the directories of its layers, topmost first.
-        unnamed: the paths of directories that a layer has and does not name; others may be among them.
+        unnamed: the paths of directories that a layer has but does not name; it may contain other paths.
         directory: the directory of the record.
     """
     view = View(lowers)
@@ -275,8 +275,8 @@ def _record(store: Store, lowers: tuple[str, ...], unnamed: tuple[str, ...], dir
                 for parts in sorted(wanted):
                     tree.new_directory(parts)
                 for parts in sorted(wanted | {()}, reverse=True):
-                    copy_owner(view, parts, tree.directory(parts))
-                    dress(tree.directory(parts), view.find(parts))
+                    copy_owner_record(view, parts, tree.directory(parts))
+                    copy_metadata(tree.directory(parts), view.find(parts))
         finally:
             os.close(root)
         ids = [str(_own_id(lower)) for lower in lowers]

@@ -1,7 +1,7 @@
-"""Unpacked layers in the store. There is one directory for each diff id, which is made once and shared.
+"""Unpacked layers in the store. Each diff id has one directory, which is made once and shared.
 
-A layer is unpacked alone, unless it depends on the layers below: it has a hard link to a file of theirs, or a path
-through a symlink of theirs. Then it is unpacked on top of them, under a separate name.
+A layer is unpacked alone, unless it depends on the layers below: it has a hard link to one of their files, or a path
+through one of their symlinks. Then it is unpacked on top of them, under a separate name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from containerkit.archive.beneath import sync_filesystem
 from containerkit.archive.compression import Plain
 from containerkit.archive.extract import Extraction, extract
-from containerkit.archive.tree import LacksError
+from containerkit.archive.tree import NotInLayerError
 from containerkit.archive.view import View
 from containerkit.errors import ImageError
 from containerkit.image.config import chain_ids
@@ -39,9 +39,9 @@ __all__ = ["Layer", "extract_blob", "layer_paths", "on_top_id", "unpack_layer", 
 CONTENT: Final = "fs"
 """The name of the directory for the files, inside the layer's own directory."""
 _MARKER: Final = "layer.json"
-_LACKS: Final = "lacks"  # why a layer can't be unpacked alone
-UNNAMED: Final = "unnamed"  # its directories that it created before it named them, or that it does not name
-ORIGINS: Final = "origins"  # its directories with whiteouts are marked; they were not by earlier versions
+_NOT_ALONE: Final = "lacks"  # why a layer can't be unpacked alone
+UNNAMED: Final = "unnamed"  # the directories that it created before it named them, or that it does not name
+ORIGINS: Final = "origins"  # whether its directories with whiteouts are marked: earlier versions did not
 _SETTLE_S: Final = 60.0
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -74,15 +74,18 @@ def unpack_layers(
         done(layer[1])
         return path
 
-    missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not is_whole(store.layer_directory(diff_id))}
+    missing = {diff_id: (blob, diff_id) for blob, diff_id in layers if not is_complete(store.layer_directory(diff_id))}
     if len(missing) > 1:
-        with userns_helper.hired(), ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool:
+        with (
+            userns_helper.kept(),
+            ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8), "unpack") as pool,
+        ):
             list(pool.map(one, sorted(missing.values(), key=lambda layer: -layer[0].size)))
     found: list[Path] = []
     chain = chain_ids(tuple(diff_id for _, diff_id in layers))
     for layer, chain_id in zip(layers, chain, strict=True):
         path = one(layer)
-        if _leans_on_others(path.parent, found):
+        if _needs_layers_below(path.parent, found):
             path = _unpack_on_top(store, layer, found, chain_id, lease)
         found.append(path)
     return found
@@ -92,19 +95,19 @@ def unpack_layer(store: Store, blob: Descriptor, diff_id: Digest, lease: Lease, 
     """Unpack one layer alone, if it is possible and not done yet; see :func:`unpack_layers`."""
     lease.claim([diff_id])
     directory = store.layer_directory(diff_id)
-    if not is_whole(directory):
+    if not is_complete(directory):
         with store.blobs.open(blob.digest) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # one process unpacks, others wait
-            if not is_whole(directory):
+            if not is_complete(directory):
                 userns_helper.call(_unpack, store, blob.digest, directory, diff_id, how)
     settle(directory)
     return directory / CONTENT
 
 
-def _leans_on_others(directory: Path, below: Sequence[Path]) -> bool:
+def _needs_layers_below(directory: Path, below: Sequence[Path]) -> bool:
     """Return whether the meaning of a layer depends on those below it."""
     facts = _facts(directory)
-    if _LACKS in facts:
+    if _NOT_ALONE in facts:
         return True
     unnamed = facts.get(UNNAMED)
     if not unnamed or not below:
@@ -123,11 +126,11 @@ def _unpack_on_top(store: Store, layer: Layer, below: Sequence[Path], chain_id: 
     own_id = on_top_id(chain_id)
     lease.claim([own_id])
     directory = store.layer_directory(own_id)
-    if not is_whole(directory):
+    if not is_complete(directory):
         paths = layer_paths(below) if below else ()
         with store.blobs.open(blob.digest) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not is_whole(directory):
+            if not is_complete(directory):
                 userns_helper.call(_unpack, store, blob.digest, directory, diff_id, None, paths)
     settle(directory)
     return directory / CONTENT
@@ -136,10 +139,10 @@ def _unpack_on_top(store: Store, layer: Layer, below: Sequence[Path], chain_id: 
 def extract_blob(
     file: BinaryIO, root: int, diff_id: Digest | None, how: Extraction, below: View | None = None
 ) -> dict[str, object]:
-    """Extract the blob of a layer to a directory and check its diff id. Return facts to record about it.
+    """Extract the blob of a layer to a directory and check its diff id. Return the facts to record about the layer.
 
     Raises:
-        LacksError: it names a file or directory that is neither in it nor below.
+        NotInLayerError: it names a file or directory that is neither in it nor below.
         ImageError: the blob is malformed, or does not match its diff id.
     """
     from containerkit.image.digest import Digest as AnyDigest
@@ -179,11 +182,11 @@ def _unpack(
             with store.blobs.open(blob) as file:
                 view = View(below) if below else None
                 facts = extract_blob(file, root, diff_id, how or Extraction.for_user(limits=store.limits), view)
-        except LacksError as error:
+        except NotInLayerError as error:
             if below is not None:
                 raise
             remove_tree(new / CONTENT)
-            facts = {_LACKS: str(error)}
+            facts = {_NOT_ALONE: str(error)}
         finally:
             os.close(root)
         place_layer(store, new, directory, facts)
@@ -207,7 +210,7 @@ def place_layer(store: Store, new: Path, directory: Path, facts: dict[str, objec
     for parent in (store.layers, directory.parent):
         parent.mkdir(exist_ok=True, mode=0o711)
     if directory.exists():
-        directory.rename(store.root / "trash" / token_hex(8))  # left from before a crash of the machine
+        directory.rename(store.root / "trash" / token_hex(8))  # left by a crash of the machine
     new.rename(directory)
 
 
@@ -215,8 +218,8 @@ def _marker(facts: dict[str, object], *, durable: bool) -> bytes:
     return json.dumps(facts | {"durable": durable, "boot": _BOOT.read_text().strip()}).encode()
 
 
-def is_whole(directory: Path) -> bool:
-    """Return whether a layer is complete: it was unpacked since the machine started, or is known to be on disk."""
+def is_complete(directory: Path) -> bool:
+    """Return whether a layer is complete: it was unpacked after the last boot, or is known to be on disk."""
     return _is_valid(_facts(directory))
 
 
@@ -225,13 +228,13 @@ def _is_valid(facts: dict[str, Any]) -> bool:
 
 
 def facts_of(directory: Path) -> dict[str, Any]:
-    """Return what is recorded about a complete layer; empty if it is not complete."""
+    """Return the facts that are recorded about a layer, or nothing if it is not complete."""
     facts = _facts(directory)
     return facts if _is_valid(facts) else {}
 
 
 def add_fact(directory: Path, name: str) -> None:
-    """Record that something is true of a layer from now on. The change becomes durable later, like the layer."""
+    """Record another fact about a layer. The record becomes durable later, like the layer."""
     replace_file(directory / _MARKER, _marker(_facts(directory) | {name: True}, durable=False))
 
 
@@ -251,7 +254,7 @@ def on_top_id(chain_id: Digest) -> Digest:
 
 
 def settle(directory: Path) -> None:
-    """Make a layer durable after the kernel has had time to write it, when this costs almost nothing."""
+    """Make a layer durable after the kernel has had time to write it. Then this costs almost nothing."""
     marker = directory / _MARKER
     with suppress(OSError, ValueError):
         if time.time() - marker.stat().st_mtime < _SETTLE_S:
@@ -289,7 +292,7 @@ def layer_paths(directories: Sequence[Path]) -> tuple[str, ...]:
         if _has_opaque_root(path):
             break
     if not found:
-        raise ImageError("the image has no layers, so there is no root to run in")
+        raise ImageError("the image has no layers, so it has no root filesystem to run in")
     return tuple(found)
 
 

@@ -26,7 +26,7 @@ from containerkit.image.registry.transport import (
     body,
     error_text,
     joined,
-    let_go,
+    release_connection,
 )
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Registry:
             ImageError: it is not a registry, or the credentials are wrong.
         """
         answer = self.request("GET", "")
-        let_go(self._checked(answer, "ping", 200))
+        release_connection(self._checked(answer, "ping", 200))
 
     def manifest(self, repository: str, target: str) -> Manifest | Index:
         """Fetch and verify a manifest or index by tag or digest.
@@ -214,7 +214,7 @@ class Registry:
         answer = self.request(
             "HEAD", f"{repository}/manifests/{target}", repository, headers={"Accept": ", ".join(media.ACCEPTED)}
         )
-        let_go(answer)
+        release_connection(answer)
         found = answer.headers.get("Docker-Content-Digest")
         return self._digest(found) if answer.status == 200 and found else None
 
@@ -249,7 +249,7 @@ class Registry:
     def has_blob(self, repository: str, digest: Digest, actions: str = "pull") -> bool:
         """Return whether a repository has a blob."""
         answer = self.request("HEAD", f"{repository}/blobs/{digest}", repository, actions=actions)
-        let_go(answer)
+        release_connection(answer)
         if answer.status in (200, 404):
             return answer.status == 200
         raise ImageError(f"registry {self.name}: blob {repository}@{digest}: status {answer.status}")
@@ -291,11 +291,11 @@ class Registry:
         accept = {"Accept": media.OCI_INDEX}
         answer = self.request("GET", f"{repository}/referrers/{digest}{query}", repository, headers=accept)
         if answer.status == 404:
-            let_go(answer)
+            release_connection(answer)
             tag = f"{digest.algorithm}-{digest.encoded}"
             answer = self.request("GET", f"{repository}/manifests/{tag}", repository, headers=accept)
             if answer.status == 404:
-                let_go(answer)
+                release_connection(answer)
                 return ()
         self._checked(answer, f"referrers {repository}@{digest}", 200)
         raw = body(answer, LARGEST_BYTES + 1, f"referrers {repository}@{digest}")
@@ -328,7 +328,7 @@ class Registry:
             "POST", f"{repository}/blobs/uploads/{query}", repository, actions="pull,push", more_scopes=more,
             headers={"Content-Length": "0"},
         )  # fmt: skip
-        let_go(self._checked(answer, f"upload of {digest} to {repository}", 201, 202))
+        release_connection(self._checked(answer, f"upload of {digest} to {repository}", 201, 202))
         return None if answer.status == 201 else answer
 
     def upload(
@@ -340,7 +340,7 @@ class Registry:
             ImageError: it is refused.
         """
         answer = self.request(method, location, repository, actions="pull,push", headers=headers, body=body, attempts=1)
-        let_go(self._checked(answer, f"upload to {repository}", *good))
+        release_connection(self._checked(answer, f"upload to {repository}", *good))
         return answer
 
     def location(self, answer: BaseHTTPResponse) -> str:
@@ -369,7 +369,7 @@ class Registry:
             "PUT", f"{repository}/manifests/{target}", repository, actions="pull,push", body=document.raw,
             headers={"Content-Type": document.media_type},
         )  # fmt: skip
-        let_go(self._checked(answer, f"push of manifest {repository}:{target}", 201))
+        release_connection(self._checked(answer, f"push of manifest {repository}:{target}", 201))
         said = answer.headers.get("Docker-Content-Digest")
         if said and said.startswith("sha256:") and said != document.digest:
             raise ImageError(f"registry {self.name}: it stored manifest {document.digest} as {said}")
@@ -384,4 +384,4 @@ class Registry:
         Source: OCI distribution specification, "Deleting Manifests".
         """
         answer = self.request("DELETE", f"{repository}/manifests/{digest}", repository, actions="*")
-        let_go(self._checked(answer, f"deletion of {repository}@{digest}", 202))
+        release_connection(self._checked(answer, f"deletion of {repository}@{digest}", 202))

@@ -1,4 +1,4 @@
-"""How long a registry may take: a deadline for small answers, a minimum rate for large ones.
+"""Limits on the time of a registry: a deadline for small answers, a minimum rate for large ones.
 
 The timeout of a socket limits only the time between two bytes. A server that sends a byte from time to time could delay
 a client forever. So each read gets only the remaining total time.
@@ -46,7 +46,7 @@ class Meter:
         self._offset = max(self._offset, offset)
 
     def left_s(self) -> float:
-        """Return the seconds until the next check, or 0 if it has been too slow."""
+        """Return the seconds until the next check, or 0 if the body arrived too slowly."""
         now = time.monotonic()
         while now >= self._end and self._came >= self._least:
             self._end, self._came = self._end + self._window_s, 0
@@ -56,7 +56,7 @@ class Meter:
 
     @property
     def verdict(self) -> str:
-        """The reason for giving up, with the remedy."""
+        """The reason for stopping the transfer, with the remedy."""
         given = self._settings
         if time.monotonic() >= self._until:
             return f"it did not arrive within {given.blob_s:g} s (hint: RegistrySettings(blob_s=...) raises this)"
@@ -67,7 +67,7 @@ class Meter:
 
 
 class Patience:
-    """The remaining time for an answer, and then for its body.
+    """The remaining time for an answer and its body.
 
     Args:
         settings: the limits in total, and for the time without a byte.
@@ -143,7 +143,7 @@ class _Reader(io.RawIOBase):
 
 
 class _Timed:
-    """A socket in the form that :class:`http.client.HTTPResponse` requires."""
+    """A socket with the interface that :class:`http.client.HTTPResponse` requires."""
 
     def __init__(self, sock: socket.socket, patience: Patience) -> None:
         self._sock = sock

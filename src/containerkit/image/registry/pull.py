@@ -18,7 +18,7 @@ from containerkit.image.progress import ProgressEvent, silent
 from containerkit.image.registry.client import Registry
 from containerkit.image.registry.deadlines import Meter
 from containerkit.image.registry.settings import RegistrySettings
-from containerkit.image.registry.transport import backoff_s, let_go
+from containerkit.image.registry.transport import backoff_s, release_connection
 from containerkit.start import userns_helper
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def pull(
                 failures.append(error)
     if len(failures) == 1:
         raise failures[0]
-    told = "; ".join(f"{host or reference.registry}: {error}" for host, error in zip(hosts, failures, strict=True))
-    raise ImageError(f"{reference}: no source has it: {told}") from failures[-1]
+    causes = "; ".join(f"{host or reference.registry}: {error}" for host, error in zip(hosts, failures, strict=True))
+    raise ImageError(f"{reference}: no source provides it: {causes}") from failures[-1]
 
 
 class _Pull:
@@ -171,7 +171,7 @@ class _Pull:
         diff_ids = {layer.digest: diff for layer, diff in layers}
         parallel = self.source.settings.parallel
         with (
-            userns_helper.hired(),
+            userns_helper.kept(),
             ThreadPoolExecutor(parallel, "pull") as pool,
             ThreadPoolExecutor(2, "unpack") as unpackers,
         ):
@@ -216,7 +216,7 @@ class _Pull:
                 self._report(blob, writer, "exists")
                 return
             meter = Meter(self.source.settings, writer.offset)
-            failures, again = 0, writer.offset > 0  # what an earlier pull left may be damaged: then try once more
+            failures, again = 0, writer.offset > 0  # bytes of an earlier pull may be damaged: then try once more
             while True:
                 before = writer.offset
                 try:
@@ -226,13 +226,13 @@ class _Pull:
                     failures = 1 if writer.offset > before else failures + 1
                     if not meter.left_s():
                         raise ImageError(
-                            f"blob {blob.digest}: given up at {writer.offset} of {blob.size} bytes: {meter.verdict}"
+                            f"blob {blob.digest}: gave up after {writer.offset} of {blob.size} bytes: {meter.verdict}"
                         ) from error
                     if failures >= self.source.settings.attempts:
                         raise ImageError(
-                            f"blob {blob.digest}: cut off at {writer.offset} of {blob.size} bytes: {error}"
+                            f"blob {blob.digest}: cut off after {writer.offset} of {blob.size} bytes: {error}"
                         ) from error
-                    self._go_on(blob)
+                    self._check_not_stopped(blob)
                     time.sleep(backoff_s(failures))
                 except ImageError:
                     if not again or self._stopped.is_set():
@@ -257,7 +257,7 @@ class _Pull:
                 piece = answer.read1(_PIECE, decode_content=False)
                 if not piece:
                     break
-                self._go_on(blob)
+                self._check_not_stopped(blob)
                 writer.write(piece)
                 meter.reach(writer.offset)
                 self._report(blob, writer, "running")
@@ -271,14 +271,14 @@ class _Pull:
         if writer.offset < blob.size:
             raise _CutOff("the connection ended early")
 
-    def _go_on(self, blob: Descriptor) -> None:
+    def _check_not_stopped(self, blob: Descriptor) -> None:
         if self._stopped.is_set():
-            raise ImageError(f"blob {blob.digest}: given up, because another part of the pull failed")
+            raise ImageError(f"blob {blob.digest}: the download was stopped, because another part of the pull failed")
 
     def _open(self, blob: Descriptor, offset: int, meter: Meter) -> BaseHTTPResponse:
         if media.is_distributed(blob.media_type) or not blob.urls:
             return self.source.blob(self.repository, blob.digest, offset, meter=meter)
-        failure = ImageError(f"blob {blob.digest}: none of its addresses uses HTTPS")
+        failure = ImageError(f"blob {blob.digest}: none of its addresses uses HTTPS, which is required")
         for url in blob.urls:
             if not url.startswith("https://"):
                 continue
@@ -286,7 +286,7 @@ class _Pull:
             answer = self.source.request("GET", url, headers=headers, meter=meter)
             if answer.status in (200, 206, 416):
                 return answer
-            let_go(answer)
+            release_connection(answer)
             failure = ImageError(f"blob {blob.digest}: status {answer.status} from its own address")
         raise failure
 

@@ -1,4 +1,4 @@
-"""How registries are reached: mirrors, plain HTTP, certificates, timeouts."""
+"""Settings for registries: mirrors, plain HTTP, certificates, timeouts."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class RegistrySettings:
             for certificate in sorted((directory / host).glob("*.cert")):
                 key = certificate.with_suffix(".key")
                 if not key.exists():
-                    raise ImageError(f"registry {host}: the key of {certificate} is missing (hint: it must be {key})")
+                    raise ImageError(f"registry {host}: the key of {certificate} is missing (hint: put it in {key})")
                 client = (str(certificate), str(key))
         return trusted, client
 

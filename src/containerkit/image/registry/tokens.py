@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from containerkit.errors import ImageError
 from containerkit.image.reference import DEFAULT_REGISTRY
-from containerkit.image.registry.transport import address, body, let_go
+from containerkit.image.registry.transport import address, body, release_connection
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -75,7 +75,7 @@ class Authorizer:
 
     Args:
         registry: ``host[:port]`` as in references.
-        host: the host that is really asked.
+        host: the host to which requests are sent.
         credentials: the credentials, or None for anonymous access.
         transport: the connections.
     """
@@ -116,7 +116,7 @@ class Authorizer:
         Source: OCI distribution specification; the distribution project's token authentication specification.
         """
         challenges = parse_challenges(refusal.headers.getlist("WWW-Authenticate"))
-        let_go(refusal)
+        release_connection(refusal)
         with self._asking:
             if self.header(scope) not in (None, sent):
                 return  # another thread has got it in the meantime
@@ -128,7 +128,7 @@ class Authorizer:
                 self._basic = True
             else:
                 raise self._denied(
-                    "it wants credentials" if self._credentials is None else "no way to log in is offered"
+                    "it requires credentials" if self._credentials is None else "it offers no supported way to log in"
                 )
 
     def _denied(self, why: str) -> ImageError:
@@ -145,7 +145,7 @@ class Authorizer:
         allowed = tuple(self._transport.settings.token_hosts.get(self._registry, ()))
         if self._credentials is not None and not may_send_to(self._host, realm, allowed):
             raise ImageError(
-                f"registry {self._registry}: it wants the credentials sent to {parts.hostname}, which is outside its "
+                f"registry {self._registry}: it asks for the credentials at {parts.hostname}, which is outside its "
                 "own domain (hint: allow it by "
                 f"RegistrySettings(token_hosts={{{self._registry!r}: ({parts.hostname!r},)}}))"
             )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from containerkit.image.registry.settings import RegistrySettings
 
-__all__ = ["TRANSIENT", "TransientError", "Transport", "address", "backoff_s", "body", "let_go", "no_proxy"]
+__all__ = ["TRANSIENT", "TransientError", "Transport", "address", "backoff_s", "body", "no_proxy", "release_connection"]
 
 _MOST_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -99,7 +99,7 @@ class Transport:
         try:
             with patient(min(_PROBE_S, self.settings.metadata_s)) as until:
                 patience = Patience(self.settings, until)
-                let_go(self._ask("GET", f"https://{host}/v2/", {}, None, patience, patience.left_s()))
+                release_connection(self._ask("GET", f"https://{host}/v2/", {}, None, patience, patience.left_s()))
         except HTTPError as error:
             _raise_if_tls(host, error)
             return "http"
@@ -190,7 +190,7 @@ class Transport:
                         patience.is_body = True
                         return answer
                     wait, why = backoff_s(attempt, answer.headers.get("Retry-After")), f"status {answer.status}"
-                    let_go(answer)
+                    release_connection(answer)
                 if not large and time.monotonic() + wait >= until:
                     raise TransientError(
                         f"{method} {_shown(url)}: {why}, and no answer within {self.settings.metadata_s:g} s "
@@ -214,7 +214,7 @@ class Transport:
             location = answer.headers.get("Location")
             if not redirect or answer.status not in _REDIRECTS or not location:
                 return answer
-            let_go(answer)
+            release_connection(answer)
             before = address(url)
             new, after = joined(url, location)
             if after.scheme not in ("https", "http") or (before.scheme == "https" and after.scheme == "http"):
@@ -271,7 +271,7 @@ class Transport:
 
 
 class TransientError(ImageError):
-    """There is no answer, or the answer asks to try later. The same request may succeed later."""
+    """There is no answer, or the answer asks to try later."""
 
 
 class _Unreachable(Exception):  # noqa: N818 - never leaves this module
@@ -327,7 +327,7 @@ def body(answer: BaseHTTPResponse, most: int, what: str) -> bytes:
     return raw
 
 
-def let_go(answer: BaseHTTPResponse) -> None:
+def release_connection(answer: BaseHTTPResponse) -> None:
     """Return the connection of an answer to the pool. If the body is large, the connection is closed."""
     with suppress(ImageError):
         body(answer, _LARGEST_ERROR, "answer")
@@ -356,7 +356,7 @@ def _raise_if_tls(host: str, error: BaseException) -> None:
             raise _tls_error(host, error) from error
         if isinstance(one, ssl.SSLError) and "alert" in str(one).lower():  # sent only by a peer that uses TLS
             raise ImageError(
-                f"registry {host}: it refuses this client: {_reason(error)} (hint: put the required certificate and "
+                f"registry {host}: it refused this client: {_reason(error)} (hint: put the client certificate and "
                 f"key into /etc/containers/certs.d/{host}/client.cert and client.key)"
             ) from error
 

@@ -78,7 +78,7 @@ class Ingest:
                 return
             if self._is_current():
                 break
-            self._close()  # its last owner moved it while this one waited
+            self._close()  # another process moved it into place while this one waited
         self._resume()
 
     def _is_current(self) -> bool:
@@ -117,9 +117,7 @@ class Ingest:
         """
         if self._expected is not None and self.offset + len(content) > self._expected.size:
             self.restart()
-            raise ImageError(
-                f"blob {self._expected.digest}: more than the {self._expected.size} bytes that it should have"
-            )
+            raise ImageError(f"blob {self._expected.digest}: more bytes than the expected {self._expected.size}")
         view = memoryview(content)
         while view:
             try:
@@ -148,7 +146,7 @@ class Ingest:
             return digest
         if self._expected is not None:
             if self.offset != self._expected.size:
-                raise ImageError(f"blob {digest}: only {self.offset} of its {self._expected.size} bytes arrived")
+                raise ImageError(f"blob {digest}: only {self.offset} of {self._expected.size} bytes arrived")
             try:
                 digest.check(self._state, f"blob {digest}")
             except ImageError:
@@ -227,7 +225,7 @@ class Blobs:
         with self.open(digest) as file:
             content = file.read(LARGEST_BYTES + 1) or b""
         if len(content) > LARGEST_BYTES:
-            raise ImageError(f"blob {digest}: larger than the {LARGEST_BYTES} bytes that a document may have")
+            raise ImageError(f"blob {digest}: larger than {LARGEST_BYTES} bytes, the maximum for a document")
         state = digest.hasher()
         state.update(content)
         digest.check(state, f"blob {digest} in the store")

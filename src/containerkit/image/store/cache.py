@@ -108,7 +108,7 @@ class Cache:
         return True
 
     def _seen(self, digest: Digest) -> str:
-        """Return values that change with a blob's file. Source: inode(7), "Last status change timestamp (ctime)"."""
+        """Return values that change when a blob's file changes. Source: inode(7), "ctime"."""
         status = os.stat(self._store.blobs.path(digest))
         return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_ctime_ns}"
 
@@ -134,7 +134,7 @@ def forget_builds(store: Store) -> None:
 
 
 def cached_digests(store: Store) -> Iterable[Digest]:
-    """Return the layers that the cache uses, so that the collection keeps them."""
+    """Return the layers that the cache uses. The collection keeps them."""
     for path in (store.root / "build/cache").glob("*.json"):
         try:
             document = Document.read(path.read_bytes(), path.name)

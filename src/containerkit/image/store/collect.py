@@ -44,8 +44,8 @@ class Collected:
     Attributes:
         blobs: digests of the blobs.
         layers: diff ids of the unpacked layers.
-        unfinished: how many leftovers of downloads and crashes.
-        freed_bytes: the size of the blobs and leftovers (unpacked layers are not counted).
+        unfinished: the number of files that downloads and crashes left behind.
+        freed_bytes: the size of the blobs and unfinished files (unpacked layers are not counted).
     """
 
     blobs: tuple[Digest, ...]
@@ -179,7 +179,7 @@ def sweep() -> tuple[str, ...]:
     _sweep_files(store)
     after = _unfinished(store)
     if stuck := [path for path in after if path.startswith(f"{store.root}/trash/")]:
-        raise CleanupError(tuple(f"{path}: it contains files of ids that the user no longer has" for path in stuck))
+        raise CleanupError(tuple(f"{path}: it contains files with ids that the user no longer has" for path in stuck))
     return tuple(sorted(before - after))
 
 

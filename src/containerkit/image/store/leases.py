@@ -1,4 +1,4 @@
-"""Leases: they record what a process uses, so that the collection keeps it."""
+"""Leases: record which blobs and layers a process uses, so that the collection keeps them."""
 
 from __future__ import annotations
 
@@ -96,5 +96,5 @@ def leased(directory: Path) -> set[Digest]:
             try:
                 found.add(Digest(line))
             except SpecError:
-                continue  # the last line of a process that was killed while writing it
+                continue  # a partial line: its process was killed while writing it
     return found

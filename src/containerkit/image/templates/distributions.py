@@ -45,7 +45,7 @@ def _bootstrap(
     if shutil.which("mmdebstrap"):
         command = ["mmdebstrap", f"--variant={variant}", f"--components={','.join(components)}"]
         command += [f"--include={','.join(packages)}"] if packages else []
-        # The ids that it uses for an unprivileged user have no access to the directory.
+        # For an unprivileged user it runs with ids that can't access the directory.
         command += ["--format=directory"] if archive is None else ["--format=tar", "--skip=output/dev"]
         command += [suite, str(archive or root), *([mirror] if mirror else [])]
     elif shutil.which("debootstrap"):
@@ -184,7 +184,7 @@ def _minirootfs(listing: str) -> tuple[str, str]:
         fields = dict(re.findall(r"(?m)^\s+([a-z0-9]+):\s*\"?([^\"\n]*)\"?\s*$", block))
         if fields.get("flavor") == "alpine-minirootfs" and "/" not in fields.get("file", "/"):
             return fields["file"], fields.get("sha256", "")
-    raise ImageError("template alpine: the release's list names no alpine-minirootfs")
+    raise ImageError("template alpine: the release's list of files contains no alpine-minirootfs")
 
 
 DEBIAN: Final = Template(make=_make_debian)

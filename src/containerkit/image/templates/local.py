@@ -51,7 +51,7 @@ def _find_busybox(path: str = "") -> str:
 
 
 def _make_busybox(root: Path, *, path: str = "") -> Defaults:
-    """Fill a directory with busybox and a link for each of its programs.
+    """Fill a directory with busybox and a symlink for each of its programs.
 
     Args:
         root: the directory.
@@ -117,12 +117,12 @@ def _make_host(root: Path, *, programs: Sequence[str] = ("sh",), files: Sequence
 
 def _located(programs: Sequence[str]) -> list[str]:
     if isinstance(programs, str):
-        raise SpecError(f"template host: programs must be a list, such as [{programs!r}]")
+        raise SpecError(f"template host: programs must be a list, such as [{programs!r}], not a string")
     found: list[str] = []
     for name in programs:
         path = shutil.which(name)
         if path is None:
-            raise SpecError(f"template host: there is no program {name!r} on the PATH")
+            raise SpecError(f"template host: there is no program {name!r} in PATH")
         if _PYTHON.fullmatch(os.path.basename(name)):
             found += _python(path)
         else:
@@ -206,7 +206,7 @@ def _bring(path: str, root: Path) -> None:
 
 
 def _write_library_cache(root: Path) -> None:
-    """Let the loader find libraries in the directories that the host configures."""
+    """Make the loader find libraries in the directories that the host configures."""
     for name in ("ld.so.conf", "ld.so.conf.d"):
         source = Path("/etc") / name
         if source.is_dir():

@@ -82,7 +82,7 @@ def _section(out: bpf.Assembler, seccomp: Seccomp, group: list[Architecture]) ->
     foreign: Fate = (((), seccomp.foreign_action.value),)
     fates: dict[int, Fate] = {}
     for each in group:
-        fates.update(_fates(seccomp, each))
+        fates.update(_results(seccomp, each))
     zones = [(0, unknown)]
     if group[0].token == ARCHITECTURES["x32"].token:
         present = {each.name for each in group}
@@ -94,7 +94,7 @@ def _section(out: bpf.Assembler, seccomp: Seccomp, group: list[Architecture]) ->
     return out.load(_OF_NUMBER, tree.write(0, len(starts)))
 
 
-def _fates(seccomp: Seccomp, of: Architecture) -> dict[int, Fate]:
+def _results(seccomp: Seccomp, of: Architecture) -> dict[int, Fate]:
     """Return the result for each call in an architecture's table."""
     numbers = calls_of(of.table)
     clauses: dict[int, list[Clause]] = {}
@@ -109,7 +109,7 @@ def _fates(seccomp: Seccomp, of: Architecture) -> dict[int, Fate]:
                 picked = Test(0, "eq", sub_call, counted)
                 clauses.setdefault(number, []).append(((picked,), rule.action.value))
     otherwise = seccomp.default_action.value
-    return {number + of.offset: _fate(clauses.get(number, ()), otherwise) for number in numbers.values()}
+    return {number + of.offset: _result(clauses.get(number, ()), otherwise) for number in numbers.values()}
 
 
 def _test(condition: Condition, counted: int) -> Test:
@@ -117,7 +117,7 @@ def _test(condition: Condition, counted: int) -> Test:
     return Test(condition.argument, condition.op, condition.value & mask, mask)
 
 
-def _fate(clauses: Iterable[Clause], otherwise: int) -> Fate:
+def _result(clauses: Iterable[Clause], otherwise: int) -> Fate:
     """Drop the clauses that have no effect."""
     kept: list[Clause] = []
     for when, action in clauses:
@@ -171,14 +171,14 @@ class _Tree:
         self._out = out
         self._big_endian = big_endian
         self._starts = starts
-        self._fates = fates
+        self._results = fates
         self._weights = weights
         self._written: dict[Fate, bpf.Label] = {}
 
     def write(self, low: int, high: int) -> bpf.Label:
         """Write the decision between the ranges from ``low`` up to ``high``."""
         if high - low == 1:
-            return self._leaf(self._fates[low])
+            return self._leaf(self._results[low])
         weights = self._weights
         middle = bisect_left(weights, (weights[low] + weights[high]) / 2, low + 1, high - 1)
         if middle - 1 > low and weights[low] + weights[high] - 2 * weights[middle - 1] < abs(

@@ -3,7 +3,7 @@
 A program with a set-user-ID bit runs as its owner, regardless of the user that starts it. If a container writes files
 that have owners of the host, such a program would serve any user of the host. :func:`without_set_id_bits` refuses the
 bits there. Without a pid and an ipc namespace the kernel lets a process limit and schedule all others of its user, and
-share memory and queues with them. :func:`among_its_own` refuses that.
+share memory and queues with them. :func:`only_own_processes` refuses that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import attrs
 
 from containerkit.security.seccomp.profile import ALLOW, Action, Condition, Rule, Seccomp
 
-__all__ = ["among_its_own", "without_set_id_bits"]
+__all__ = ["only_own_processes", "without_set_id_bits"]
 
 _SET_ID: Final = S_ISUID | S_ISGID
 _MAKES_FILE: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
@@ -97,7 +97,7 @@ def without_set_id_bits(seccomp: Seccomp, *, attributes: bool = False, passing: 
 
 
 @lru_cache(maxsize=64)
-def among_its_own(seccomp: Seccomp) -> Seccomp:
+def only_own_processes(seccomp: Seccomp) -> Seccomp:
     """Return a filter that also refuses, with ``EPERM``, calls that affect processes which the caller did not start.
 
     Limits, schedulers and priorities can be set only for the calling thread, which is pid 0, because a filter can't

@@ -154,7 +154,7 @@ def _action(name: str, number: object) -> Action:
 
 
 class _Host:
-    """What the conditions of Docker's entries refer to."""
+    """The facts to which the conditions of Docker's entries refer."""
 
     def __init__(self, capabilities: frozenset[str], machine: str, kernel: tuple[int, int]) -> None:
         from containerkit.security.capabilities import canonical
@@ -258,7 +258,7 @@ def _architectures(content: Mapping[str, Any], machine: str) -> list[str]:
 
 def write(seccomp: Seccomp, machine: str) -> dict[str, object]:
     """Write a profile; see :meth:`Seccomp.to_oci`."""
-    content: dict[str, object] = {"defaultAction": _told(seccomp.default_action)}
+    content: dict[str, object] = {"defaultAction": _action_name(seccomp.default_action)}
     if seccomp.default_action.kind in _WITH_NUMBER:
         content["defaultErrnoRet"] = seccomp.default_action.data
     names = dict.fromkeys([machine, *seccomp.architectures])
@@ -291,7 +291,7 @@ def _disjoint(seccomp: Seccomp) -> list[Rule]:
 
 
 def _entry(rule: Rule) -> dict[str, object]:
-    entry: dict[str, object] = {"names": list(rule.names), "action": _told(rule.action)}
+    entry: dict[str, object] = {"names": list(rule.names), "action": _action_name(rule.action)}
     if rule.action.kind in _WITH_NUMBER:
         entry["errnoRet"] = rule.action.data
     if len(_cases(rule.when)) > 1:
@@ -311,5 +311,5 @@ def _argument(condition: Condition) -> dict[str, object]:
     return told
 
 
-def _told(action: Action) -> str:
+def _action_name(action: Action) -> str:
     return next(oci for oci, kind in _ACTIONS.items() if kind == action.kind and oci != "SCMP_ACT_KILL")

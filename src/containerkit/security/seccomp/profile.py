@@ -86,7 +86,7 @@ class Action:
 
     @property
     def permits(self) -> bool:
-        """Whether the kernel executes the call without asking anyone."""
+        """Return whether the kernel executes the call without asking a tracer or supervisor."""
         return self.kind in {"allow", "log"}
 
 
@@ -129,7 +129,7 @@ class Condition:
         check_number(self.argument, "argument of a system call", 0, 5)
         if text_of(self.op, "comparison") not in _COMPARISONS:
             raise SpecError(f"unknown comparison {self.op!r}: one of {', '.join(_COMPARISONS)}")
-        check_number(self.value, "what an argument is compared with", 0, _LARGEST)
+        check_number(self.value, "value of a Condition", 0, _LARGEST)
         check_number(self.mask, "mask of an argument", 0, _LARGEST)
 
     def __str__(self) -> str:
@@ -315,14 +315,14 @@ class Seccomp:
             return self._first(names, LOG, when)
         return attrs.evolve(
             self,
-            default_action=_complain(self.default_action),
-            unknown_action=None if self.unknown_action is None else _complain(self.unknown_action),
-            rules=tuple(attrs.evolve(rule, action=_complain(rule.action)) for rule in self.rules),
+            default_action=_log_instead(self.default_action),
+            unknown_action=None if self.unknown_action is None else _log_instead(self.unknown_action),
+            rules=tuple(attrs.evolve(rule, action=_log_instead(rule.action)) for rule in self.rules),
         )
 
     def _first(self, names: tuple[str, ...], action: Action, when: ListOf[Condition]) -> Seccomp:
         if not names:
-            raise SpecError("name the system calls")
+            raise SpecError("seccomp: pass the names of the system calls")
         rule = Rule(names=names, action=action, when=when)
         return attrs.evolve(self, rules=(rule, *self.rules))
 
@@ -331,7 +331,9 @@ class Seccomp:
         unknown = self.unknown_action or self.default_action
         lines = [f"{self.default_action} unless a rule says otherwise; {unknown} for unknown numbers"]
         lines += [str(rule) for rule in self.rules]
-        lines.append(f"{self.foreign_action} for any architecture but {', '.join(('the native', *self.architectures))}")
+        lines.append(
+            f"{self.foreign_action} for any architecture except {', '.join(('the native', *self.architectures))}"
+        )
         return "\n".join(lines)
 
     @property
@@ -388,7 +390,7 @@ class Seccomp:
         return (install(self.program(), flags, listener),)
 
 
-def _complain(action: Action) -> Action:
+def _log_instead(action: Action) -> Action:
     return LOG if action.kind in {"errno", "kill_process", "kill_thread", "trap"} else action
 
 

@@ -1,8 +1,8 @@
-"""The default filter, compiled in advance, so that most containers never import the compiler.
+"""The default filter, compiled in advance. Most containers then never import the compiler.
 
 The programs are those that :mod:`.compiler` writes for ``Seccomp.default()`` for a container without capabilities: in
-the plain form, with :func:`.guards.without_set_id_bits`, and also with :func:`.guards.among_its_own`. A test compares
-them. After a change of the table or the guards run: ``python -m containerkit.security.seccomp.ready``.
+the plain form, with :func:`.guards.without_set_id_bits`, and also with :func:`.guards.only_own_processes`. A test
+compares them. After a change of the table or the guards run ``python -m containerkit.security.seccomp.ready``.
 """
 
 from __future__ import annotations
@@ -180,12 +180,12 @@ def program(seccomp: Seccomp, machine: str) -> bytes | None:
 
 def _described() -> dict[str, Seccomp]:
     """Return the filter of each variant."""
-    from containerkit.security.seccomp.guards import among_its_own, without_set_id_bits
+    from containerkit.security.seccomp.guards import only_own_processes, without_set_id_bits
     from containerkit.security.seccomp.profile import Seccomp
 
     default = Seccomp.default()
     held = without_set_id_bits(default)
-    return {DEFAULT: default, WITHOUT_SET_ID_BITS: held, SANDBOX: among_its_own(held)}
+    return {DEFAULT: default, WITHOUT_SET_ID_BITS: held, SANDBOX: only_own_processes(held)}
 
 
 def operations(variant: str = DEFAULT) -> tuple[Operation, ...] | None:

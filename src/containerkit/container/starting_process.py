@@ -6,7 +6,7 @@ import os
 
 from containerkit import _native
 from containerkit.descriptors import close_all, keep, keep_above
-from containerkit.process.process import Process, put_down
+from containerkit.process.process import Process, kill_and_reap
 from containerkit.process.stdio import Streams
 
 TYPE_CHECKING = False
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from containerkit.process.stdio import Text
     from containerkit.spec.command import Command
 
-__all__ = ["Birth"]
+__all__ = ["StartingProcess"]
 
 
-class Birth:
-    """A process that is being started. It owns the pipes, the child and the process as they are made.
+class StartingProcess:
+    """A process that is being started. It owns the pipes, the child and the process as soon as they are made.
 
-    A signal handler may raise after any call. Each resource is stored here before it could be lost by that.
+    A signal handler may raise after any call. Each resource is stored here before that could lose it.
     :meth:`call_off` releases them.
 
     Args:
@@ -36,7 +36,7 @@ class Birth:
         outcomes: the outcome of the start, after it.
         process: the process, once it owns the child and the caller's ends.
         leaf: its own control group.
-        throttled_us: how long its container had been throttled before.
+        throttled_us: how long its container was throttled before the start, in microseconds.
         supervision: the supervisor of its system calls.
     """
 
@@ -103,7 +103,7 @@ class Birth:
         return self.process
 
     def close_child(self) -> None:
-        """Close the child's ends: it has its copies."""
+        """Close the child's ends, of which the child has copies."""
         self.streams.close_child()
         close_all(self._theirs)
 
@@ -123,6 +123,6 @@ class Birth:
         while self.outcomes:
             pidfd = self.outcomes[-1].pidfd
             del self.outcomes[-1]
-            put_down(pidfd)
+            kill_and_reap(pidfd)
         if self.supervision is not None:
             self.supervision.close()
