@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 
 from containerkit.container.attached import group_at
+from containerkit.detached.known import NO_GROUP
 from containerkit.errors import StateError, UnsupportedError
 
 TYPE_CHECKING = False
@@ -39,8 +40,7 @@ def freeze(name: str, run: Mapping[str, Any]) -> None:
     places = _freezers(run)
     group = group_at(name, places)
     if group is None:
-        hint = "give it a control group, such as by limits=Limits(pids=1000)"
-        raise UnsupportedError("pause", 95, name, hint)
+        raise UnsupportedError("pause", 95, name, NO_GROUP)
     try:
         for place in places:
             os.makedirs(_beside(place), mode=0o755, exist_ok=True)

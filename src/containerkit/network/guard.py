@@ -112,13 +112,14 @@ def _ip6() -> list[bytes]:
     foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
     unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
     return [
+        # Reports of multicast groups. Nobody asks for them here, so the bridge would flood each to all its ports.
+        *(kind(number) + e.say(nft.DROP) for number in (131, 132, 143)),
         # Who asks for members of groups decides where these go; advertisements and redirects are routers'; DHCP.
         *(kind(number) + e.say(nft.GOTO, "spoofed") for number in (130, 134, 137)),
         _of(17, 0, b"\x02\x23") + e.say(nft.GOTO, "spoofed"),
         kind(136) + foreign_target + e.say(nft.GOTO, "spoofed"),
-        # from the unspecified address: duplicate address detection, and multicast reports
+        # from the unspecified address: duplicate address detection
         unspecified + kind(135) + own_target + e.say(nft.ACCEPT),
-        unspecified + kind(143) + e.say(nft.ACCEPT),
         port + e.payload(e.NETWORK, 8, 16, 4) + e.lookup("sources6") + e.say(nft.ACCEPT),
         e.say(nft.GOTO, "spoofed"),
     ]
