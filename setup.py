@@ -6,12 +6,13 @@ import shlex
 import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("src/containerkit/_native")
 NATIVE_BUILD = runpy.run_path(str(NATIVE / "build.py"))
+FRONT = runpy.run_path(str(NATIVE / "front.py"))
 
 
 class BuildNative(build_ext):
@@ -30,6 +31,27 @@ class BuildNative(build_ext):
         ]
 
 
+class BuildScripts(Command):
+    """Installs the front end of the OCI command as ``containerkit-oci``: pip copies programs of a wheel as they are."""
+
+    def initialize_options(self) -> None:
+        self.build_dir = ""
+
+    def finalize_options(self) -> None:
+        self.build_dir = self.build_dir or self.get_finalized_command("build").build_scripts
+
+    def get_source_files(self) -> list[str]:
+        return []  # it is compiled
+
+    def run(self) -> None:
+        built = self.get_finalized_command("build_ext")
+        directory = NATIVE if built.inplace else Path(built.build_lib) / "containerkit" / "_native"
+        program = Path(self.build_dir) / "containerkit-oci"
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_bytes(FRONT["beside"](str(directory / "front")))
+        program.chmod(0o755)
+
+
 class BuildWheel(bdist_wheel):
     """Builds one wheel for CPython 3.11 and later, with the stable ABI. Free-threaded CPython has a separate wheel."""
 
@@ -41,5 +63,6 @@ class BuildWheel(bdist_wheel):
 
 setup(
     cffi_modules=["src/containerkit/_native/build.py:ffibuilder"],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": BuildWheel},
+    scripts=["containerkit-oci"],
+    cmdclass={"build_ext": BuildNative, "build_scripts": BuildScripts, "bdist_wheel": BuildWheel},
 )

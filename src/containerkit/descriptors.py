@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL, EMFILE
-from typing import TYPE_CHECKING, TypeVar
 
+from containerkit.typed import TypeVar
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -6,9 +6,11 @@ an exception that is raised there: an interruption would be lost.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import ref
 
+from containerkit.typed import Generic, TypeVar
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 

@@ -753,6 +753,48 @@ def test_interpreter_that_is_gone_is_named(front):
     assert f"containerkit-oci: exec {front.place}/nowhere/python: error 2 (hint:" in done.stderr
 
 
+@pytest.fixture
+def installed(tmp_path):
+    """The program that pip installs, with what it writes beside it, and a symlink to it from elsewhere."""
+    (tmp_path / "bin").mkdir()
+    program, python = tmp_path / "bin/containerkit-oci", tmp_path / "bin" / front_end.PYTHON
+    program.write_bytes(front_end.beside(front_end.FRONT))
+    program.chmod(0o755)
+    python.write_text(f"#!{sys.executable}\nfrom containerkit.oci.main import resume\nresume()\n")
+    python.chmod(0o755)
+    (tmp_path / "link").symlink_to(program)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["bin/containerkit-oci", "link", f"bin/{front_end.PYTHON}"])
+def test_installed_program_executes_what_pip_writes_beside_it(installed, name):
+    words = [installed / name, "--root", installed / "root"]
+    done = subprocess.run([*words, "state", ONE], capture_output=True, text=True)
+    assert (1, f"containerkit-oci: container '{ONE}' does not exist\n") == (done.returncode, done.stderr)
+    assert subprocess.run([*words, "list", "--quiet"], capture_output=True, check=True).stdout == b""
+
+
+def test_installed_program_passes_its_words_on(installed):
+    python = installed / "bin" / front_end.PYTHON
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@"\n')
+    done = subprocess.run([installed / "link", "exec", "--env=a b", ONE, ""], capture_output=True, text=True)
+    assert [str(python), "", "exec", "--env=a b", ONE, "", ""] == done.stdout.split("\n")
+
+
+def test_installed_program_without_its_python_says_so(installed):
+    python = installed / "bin" / front_end.PYTHON
+    python.unlink()
+    done = subprocess.run([installed / "link", "list"], capture_output=True, text=True)
+    assert 1 == done.returncode
+    assert f"containerkit-oci: exec {python}: error 2 (hint: install containerkit again" in done.stderr
+
+
+def test_only_the_front_end_is_installed_as_one(tmp_path):
+    (tmp_path / "other").write_bytes(b"another program")
+    with pytest.raises(ValueError, match="is not the front end"):
+        front_end.beside(str(tmp_path / "other"))
+
+
 def test_script_takes_its_place_where_it_was_not_built(tmp_path, monkeypatch):
     assert launcher.program().startswith(b"\x7fELF")
     monkeypatch.setattr(front_end, "FRONT", str(tmp_path / "front"))

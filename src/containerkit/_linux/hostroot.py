@@ -9,11 +9,17 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
+from errno import ELOOP
 from itertools import chain
 from operator import attrgetter
-from typing import Final, NamedTuple
 
+from containerkit._native.calls_seam import backend
 from containerkit.descriptors import keep, lend
+from containerkit.typed import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["HOSTNAME", "HostRoot", "hosts_line", "programs", "read"]
 
@@ -72,12 +78,14 @@ class HostRoot(NamedTuple):
         directories: (path, mode) of directories to create, parents first.
         links: (path, content) of symlinks.
         files: (path, mode, content).
+        packed: more of them, as entries of one operation, see :mod:`containerkit.plan.entries`.
     """
 
     programs: tuple[str, ...]
     directories: tuple[tuple[str, int], ...]
     links: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, int, bytes], ...]
+    packed: bytes = b""
 
 
 def programs() -> tuple[str, ...]:
@@ -95,9 +103,12 @@ def read() -> HostRoot:
         collector.directories[path] = mode
     for name in _PROGRAMS:
         collector.program(name)
-    for name in sorted(_names("/etc")):
-        if name in _ETC or name.startswith(_ETC_PREFIXES):
-            collector.copy(f"etc/{name}")
+    names = [name for name in sorted(_names("/etc")) if name in _ETC or name.startswith(_ETC_PREFIXES)]
+    copied = getattr(backend, "copied", None)
+    for name in names if copied is None else ("hosts",):
+        collector.copy(f"etc/{name}")
+    others = [f"/etc/{name}" for name in names if name != "hosts"]
+    packed = b"" if copied is None else copied(others, _SHOWN, _PRIVATE, _MOST, _LARGEST)
     collector.own_name()
     collector.links["etc/mtab"] = "../proc/self/mounts"
     collector.links["var/run"] = "../run"
@@ -107,6 +118,7 @@ def read() -> HostRoot:
         tuple(collector.directories.items()),
         tuple(collector.links.items()),
         tuple((path, mode, content) for path, (mode, content) in collector.files.items()),
+        packed,
     )
 
 
@@ -187,11 +199,14 @@ class _Collector:
         """Return an absolute path without symlinks, as :func:`os.path.realpath` does, which takes five times as long.
 
         Many symlinks lead to few directories, and often to each other, so intermediate results are cached.
+
+        Raises:
+            OSError: ``ELOOP``.
         """
         if (known := self._known.get(path)) is not None:
             return known
         if depth > _DEEPEST:  # a loop of symlinks, or a path of very many parts
-            return os.path.realpath(path)
+            raise OSError(ELOOP, os.strerror(ELOOP), path)
         parent, _, name = path.rpartition("/")
         found = self._resolved(parent, depth + 1)
         if name == "..":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from containerkit._native import constants as k
 from containerkit.descriptors import keep, lend
 from containerkit.errors import telling_of_descriptors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["FIRST_BASE", "RANGE", "has_ids_to_spare", "is_privileged", "maps_range"]
 

@@ -7,14 +7,14 @@ from contextlib import suppress
 from errno import ESTALE
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Final
 
 from containerkit.descriptors import close_all, keep
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
-    from typing import Self
+    from typing import Final, Self
 
 __all__ = ["DIRECTORY", "Trail", "chunks", "remove", "walk"]
 

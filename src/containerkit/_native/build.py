@@ -20,6 +20,7 @@ SOURCES = (
     "listen.c",
     "run.c",
     "calls.c",
+    "copy.c",
 )
 HEADERS = (
     "native.h",
@@ -32,6 +33,7 @@ HEADERS = (
     "listen.h",
     "run.h",
     "calls.h",
+    "copy.h",
     "syscalls.h",
     "text.h",
     "cdef.h",
@@ -60,7 +62,7 @@ ffibuilder = cffi.FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text())
 ffibuilder.set_source(
     "containerkit._native._lib",
-    '#include "native.h"\n#include "spawn.h"\n#include "run.h"\n#include "calls.h"\n',
+    '#include "native.h"\n#include "spawn.h"\n#include "run.h"\n#include "calls.h"\n#include "copy.h"\n',
     # setuptools requires paths relative to setup.py, where it runs this file.
     sources=[f"src/containerkit/_native/{name}" for name in SOURCES],
     include_dirs=["src/containerkit/_native"],

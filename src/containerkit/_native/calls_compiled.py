@@ -1,13 +1,19 @@
-"""The compiled backend of :mod:`containerkit._native.calls`: two functions over ``calls.c``.
+"""The compiled backend of :mod:`containerkit._native.calls`: functions over ``calls.c`` and ``copy.c``.
 
 Importing it fails if the extension was not built. Then ``calls`` uses ``calls_ctypes`` instead.
 """
 
 from __future__ import annotations
 
+import os
+
 from containerkit._native._lib import ffi, lib
 
-__all__ = ["fork", "syscall"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["copied", "fork", "syscall"]
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -47,3 +53,30 @@ def fork(arguments: bytes) -> int:
     """
     result: int = lib.ck_fork(ffi.from_buffer(arguments), len(arguments))
     return result
+
+
+def copied(paths: Iterable[str], shown: Iterable[str], private: Iterable[str], most: int, largest: int) -> bytes:
+    """Read files, directories and symlinks that everybody may read, as entries of ``plan/entries.py``.
+
+    Args:
+        paths: absolute paths. Directories are read with their content.
+        shown: directories, with a slash at the end. A symlink that leads into one stays a symlink, others are followed.
+        private: names that are left out of directories.
+        most: how many symlinks and files are read at most.
+        largest: the size of the largest file that is read, in bytes.
+
+    Raises:
+        OSError: ``ENOMEM``.
+    """
+    lists = [
+        ffi.new("char[]", b"".join(os.fsencode(each) + b"\0" for each in each_of))
+        for each_of in (paths, shown, private)
+    ]
+    copying = ffi.new("struct ck_copying *", (*lists, most, largest))
+    try:
+        error = lib.ck_copy(copying)
+        if error:
+            raise OSError(-error, os.strerror(-error), "/etc")
+        return ffi.buffer(copying.bytes, copying.length)[:] if copying.length else b""
+    finally:
+        lib.ck_copied(copying)

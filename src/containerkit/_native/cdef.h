@@ -95,3 +95,18 @@ void ck_drop(struct ck_run *run);
 /* --- calls.c --- */
 int64_t ck_call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);
 int64_t ck_fork(const void *arguments, uint64_t size);
+
+/* --- copy.c --- */
+struct ck_copying {
+    const char *paths;
+    const char *shown;
+    const char *private_names;
+    size_t most;
+    size_t largest;
+    char *bytes;
+    size_t length;
+    ...;
+};
+
+int ck_copy(struct ck_copying *copying);
+void ck_copied(struct ck_copying *copying);

@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 from errno import EINTR
-from typing import TYPE_CHECKING, Any
 
 from containerkit._native._lib import ffi, lib
 from containerkit._native.outcome import Ending, Left, Outcome
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 __all__ = ["NAME", "Program", "Run", "listen", "wait"]
 

@@ -1,8 +1,9 @@
 /* The front end of the OCI command: state, start, kill and delete without an interpreter.
  *
- * It is static, without libc. The verb "launcher" copies it to where an engine looks for the runtime, with the block
- * `ck_launch` filled in. It does what the Python modules of the verbs do in the usual case. Everything else is handed over
- * by execve to Python, which begins from the beginning: other verbs, options that are not known here, records that are
+ * It is static, without libc. pip installs it, and the verb "launcher" copies it to where an engine looks for the
+ * runtime; the block `ck_launch` says what it executes. It does what the Python modules of the verbs do in the usual
+ * case. Everything else is handed over by execve to Python, which begins from the beginning: other verbs, options that
+ * are not known here, records that are
  * not wholly understood, hooks, all errors. So there is one text of each message, and one place for each rare case.
  *
  * A verb may be handed over as long as it has had no effect that Python would not have or repeat. After `start` has
@@ -19,8 +20,9 @@
 #define FAILED 1
 #define INTERRUPTED 130
 
-/* The path of the interpreter and the program that it runs, each with a null byte at its end. It is written by
- * front.py, which finds the block by its first words. It must not be constant for the compiler. */
+/* The path of the interpreter and the program that it runs, each with a null byte at its end. If the path begins with
+ * "./", it is that of a program in the front end's own directory, which needs no other program. The block is written by
+ * front.py, which finds it by its first words. It must not be constant for the compiler. */
 __attribute__((used)) char ck_launch[LAUNCH_SIZE] = "containerkit-oci: the front end is not configured\n";
 
 __attribute__((noreturn)) static void leave(int status) {
@@ -58,25 +60,42 @@ static struct {
     char **argv, **envp;
 } given;
 
-static void complain(const char *interpreter, long error) {
+static void complain(const char *interpreter, long error, const char *hint) {
     char text[CK_PATH_SIZE + 256], *at = text;
     size_t size = ck_length(interpreter);
     at = CK_PUT(at, "containerkit-oci: exec ");
     at = ck_put(at, interpreter, size < CK_PATH_SIZE ? size : CK_PATH_SIZE);
     at = CK_PUT(at, ": error ");
     at = ck_put_number(at, (unsigned long)-error, 1);
-    at = CK_PUT(at, " (hint: write the launcher again, with an interpreter that is there)\n");
+    at = CK_PUT(at, " (hint: ");
+    at = ck_put_text(at, hint);
+    at = CK_PUT(at, ")\n");
     CK_CALL3(write, 2, text, at - text);
+}
+
+/* Write the path of a program in our own directory, wherever a symlink to us is. Returns a negative error number. */
+static long beside(char path[CK_PATH_SIZE], const char *name) {
+    long size = CK_CALL3(readlink, "/proc/self/exe", path, CK_PATH_SIZE);
+    while (size > 0 && path[size - 1] != '/')
+        size--;
+    if (size <= 0)
+        return size < 0 ? size : -ENOENT;
+    size_t length = ck_length(name);
+    if ((size_t)size + length >= CK_PATH_SIZE)
+        return -ENAMETOOLONG;
+    *ck_put(path + size, name, length) = 0;
+    return 0;
 }
 
 /* Become the interpreter. `resume` has descriptors for the end of `start`, or negative numbers. */
 __attribute__((noreturn)) static void hand_over(const int resume[2]) {
     const char *interpreter = ck_launch, *program = interpreter + ck_length(interpreter) + 1;
-    const char *words[given.argc + 6];
-    char resumed[64] = "";
-    long count = 0;
+    const char *words[given.argc + 6], *hint = "write the launcher again, with an interpreter that is there";
+    char resumed[64] = "", path[CK_PATH_SIZE];
+    int is_beside = ck_begins(interpreter, "./");
+    long count = 0, error;
 
-    if (*interpreter != '/') {
+    if (*interpreter != '/' && !is_beside) {
         CK_CALL3(write, 2, interpreter, ck_length(interpreter));
         leave(FAILED);
     }
@@ -87,15 +106,23 @@ __attribute__((noreturn)) static void hand_over(const int resume[2]) {
         for (int i = 0; i < 2; i++)
             CK_CALL3(fcntl, resume[i], F_SETFD, 0);
     }
-    words[count++] = interpreter;
-    words[count++] = "-IS";
-    words[count++] = "-c";
-    words[count++] = program;
+    if (is_beside) {
+        hint = "install containerkit again, or write the launcher: python -m containerkit.oci launcher FILE";
+        error = beside(path, interpreter + 2);
+        interpreter = error < 0 ? "/proc/self/exe" : path;
+        words[count++] = interpreter;
+    } else {
+        words[count++] = interpreter;
+        words[count++] = "-IS";
+        words[count++] = "-c";
+        words[count++] = program;
+        error = 0;
+    }
     words[count++] = resumed;
     for (long i = 1; i < given.argc; i++)
         words[count++] = given.argv[i];
     words[count] = 0;
-    complain(interpreter, CK_CALL3(execve, interpreter, words, given.envp));
+    complain(interpreter, error < 0 ? error : CK_CALL3(execve, interpreter, words, given.envp), hint);
     leave(FAILED);
 }
 

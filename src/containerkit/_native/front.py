@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["FRONT", "RESUMED", "configured"]
+__all__ = ["FRONT", "PYTHON", "RESUMED", "beside", "configured"]
 
 FRONT = os.path.join(os.path.dirname(__file__), "front")
 RESUMED = "resumed=sys.argv.pop(1)"
 """The argument with which the interpreter's code calls ``main``: the front end passes a word of its own first."""
+
+PYTHON = "containerkit-oci-python"
+"""The program that pip writes beside the front end, which executes it for everything that it leaves to Python."""
 
 _SIZE = 8192
 _UNSET = b"containerkit-oci: the front end is not configured\n"
@@ -29,7 +32,26 @@ def configured(interpreter: str, code: str) -> bytes | None:
             image = file.read()
     except FileNotFoundError:
         return None
-    launch = os.fsencode(f"{interpreter}\0{code}\0")
+    return _with(image, os.fsencode(f"{interpreter}\0{code}\0"))
+
+
+def beside(path: str) -> bytes:
+    """Return the front end that pip installs: it executes :data:`PYTHON` in its own directory.
+
+    Args:
+        path: the program as it was built.
+
+    Raises:
+        ValueError: it is another program.
+    """
+    with open(path, "rb") as file:
+        image = _with(file.read(), f"./{PYTHON}\0".encode())
+    if image is None:
+        raise ValueError(f"{path} is not the front end of the OCI command")
+    return image
+
+
+def _with(image: bytes, launch: bytes) -> bytes | None:
     at = image.find(_UNSET.ljust(_SIZE, b"\0"))
     if at < 0 or len(launch) > _SIZE:
         return None

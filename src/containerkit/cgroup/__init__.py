@@ -11,11 +11,10 @@ It can be used alone. The start of a container uses :meth:`CGroup.attach_files`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from containerkit.cgroup.limits import Limits
 from containerkit.late import lazy
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.cgroup.device_rules import DeviceRule, IOLimit
     from containerkit.cgroup.events import Event, Events

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
-
-import attrs
-
 from containerkit.cgroup.quantities import Amount, amount, flag, number_list, parse_size, whole
 from containerkit.errors import SpecError
+from containerkit.typed import Literal, TypeVar
+from containerkit.values import field, fields_of, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, Final
 
     from containerkit.cgroup.device_rules import DeviceRule, IOLimit
     from containerkit.options import ListOf
@@ -257,7 +257,7 @@ def _of(controller: str) -> dict[str, str]:
     return {"controller": controller}
 
 
-@attrs.frozen(kw_only=True, repr=False, cache_hash=True)
+@frozen(kw_only=True, repr=False, cache_hash=True)
 class Limits:
     """The limits of a group, the same on both versions of cgroups. A field that is None is not changed.
 
@@ -311,44 +311,42 @@ class Limits:
     Source: Documentation/admin-guide/cgroup-v2.rst, Documentation/admin-guide/cgroup-v1/.
     """
 
-    memory: Amount | None = attrs.field(default=None, converter=_memory, metadata=_of("memory"))
-    memory_high: Amount | None = attrs.field(default=None, converter=_memory_high, metadata=_of("memory"))
-    memory_low: Amount | None = attrs.field(default=None, converter=_memory_low, metadata=_of("memory"))
-    memory_min: Amount | None = attrs.field(default=None, converter=_memory_min, metadata=_of("memory"))
-    memory_reservation: Amount | None = attrs.field(default=None, converter=_memory_reservation, metadata=_of("memory"))
-    swap: Amount | None = attrs.field(default=None, converter=_swap, metadata=_of("memory"))
-    swappiness: int | None = attrs.field(default=None, converter=_swappiness, metadata=_of("memory"))
-    memory_kernel: Amount | None = attrs.field(default=None, converter=_memory_kernel, metadata=_of("memory"))
-    memory_kernel_tcp: Amount | None = attrs.field(default=None, converter=_memory_kernel_tcp, metadata=_of("memory"))
-    oom_group: bool | None = attrs.field(default=None, converter=_oom_group, metadata=_of("memory"))
-    oom_kill_disable: bool | None = attrs.field(default=None, converter=_oom_kill_disable, metadata=_of("memory"))
-    pids: Amount | None = attrs.field(default=None, converter=_pids, metadata=_of("pids"))
-    cpus: float | None = attrs.field(default=None, converter=_cpus, metadata=_of("cpu"))
-    cpu_weight: int | None = attrs.field(default=None, converter=_cpu_weight, metadata=_of("cpu"))
-    cpu_shares: int | None = attrs.field(default=None, converter=_cpu_shares, metadata=_of("cpu"))
-    cpu_quota_us: Amount | None = attrs.field(default=None, converter=_cpu_quota_us, metadata=_of("cpu"))
-    cpu_period_us: int | None = attrs.field(default=None, converter=_cpu_period_us, metadata=_of("cpu"))
-    cpu_burst_us: int | None = attrs.field(default=None, converter=_cpu_burst_us, metadata=_of("cpu"))
-    cpu_idle: bool | None = attrs.field(default=None, converter=_cpu_idle, metadata=_of("cpu"))
-    cpu_rt_runtime_us: int | None = attrs.field(default=None, converter=_cpu_rt_runtime_us, metadata=_of("cpu"))
-    cpu_rt_period_us: int | None = attrs.field(default=None, converter=_cpu_rt_period_us, metadata=_of("cpu"))
-    cpuset_cpus: str | None = attrs.field(default=None, converter=_cpuset_cpus, metadata=_of("cpuset"))
-    cpuset_mems: str | None = attrs.field(default=None, converter=_cpuset_mems, metadata=_of("cpuset"))
-    cpuset_partition: Partition | None = attrs.field(default=None, converter=_cpuset_partition, metadata=_of("cpuset"))
-    cpuset_exclusive: bool | None = attrs.field(default=None, converter=_cpuset_exclusive, metadata=_of("cpuset"))
-    io_weight: int | None = attrs.field(default=None, converter=_io_weight, metadata=_of("io"))
-    io_device_weights: Pairs[int] = attrs.field(default=(), converter=_io_device_weights, metadata=_of("io"))
-    io: tuple[IOLimit, ...] = attrs.field(default=(), converter=_io, metadata=_of("io"))
-    devices: tuple[DeviceRule | str, ...] | None = attrs.field(
-        default=None, converter=_devices, metadata=_of("devices")
-    )
-    hugetlb: Pairs[Amount] = attrs.field(default=(), converter=_hugetlb, metadata=_of("hugetlb"))
-    hugetlb_reserved: Pairs[Amount] = attrs.field(default=(), converter=_hugetlb_reserved, metadata=_of("hugetlb"))
-    rdma: Pairs[Pairs[Amount]] = attrs.field(default=(), converter=_rdma, metadata=_of("rdma"))
-    misc: Pairs[Amount] = attrs.field(default=(), converter=_misc, metadata=_of("misc"))
-    net_cls_classid: int | None = attrs.field(default=None, converter=_net_cls_classid, metadata=_of("net_cls"))
-    net_prio: Pairs[int] = attrs.field(default=(), converter=_net_prio, metadata=_of("net_prio"))
-    unified: Pairs[str] = attrs.field(default=(), converter=_unified, metadata=_of(""))
+    memory: Amount | None = field(default=None, converter=_memory, metadata=_of("memory"))
+    memory_high: Amount | None = field(default=None, converter=_memory_high, metadata=_of("memory"))
+    memory_low: Amount | None = field(default=None, converter=_memory_low, metadata=_of("memory"))
+    memory_min: Amount | None = field(default=None, converter=_memory_min, metadata=_of("memory"))
+    memory_reservation: Amount | None = field(default=None, converter=_memory_reservation, metadata=_of("memory"))
+    swap: Amount | None = field(default=None, converter=_swap, metadata=_of("memory"))
+    swappiness: int | None = field(default=None, converter=_swappiness, metadata=_of("memory"))
+    memory_kernel: Amount | None = field(default=None, converter=_memory_kernel, metadata=_of("memory"))
+    memory_kernel_tcp: Amount | None = field(default=None, converter=_memory_kernel_tcp, metadata=_of("memory"))
+    oom_group: bool | None = field(default=None, converter=_oom_group, metadata=_of("memory"))
+    oom_kill_disable: bool | None = field(default=None, converter=_oom_kill_disable, metadata=_of("memory"))
+    pids: Amount | None = field(default=None, converter=_pids, metadata=_of("pids"))
+    cpus: float | None = field(default=None, converter=_cpus, metadata=_of("cpu"))
+    cpu_weight: int | None = field(default=None, converter=_cpu_weight, metadata=_of("cpu"))
+    cpu_shares: int | None = field(default=None, converter=_cpu_shares, metadata=_of("cpu"))
+    cpu_quota_us: Amount | None = field(default=None, converter=_cpu_quota_us, metadata=_of("cpu"))
+    cpu_period_us: int | None = field(default=None, converter=_cpu_period_us, metadata=_of("cpu"))
+    cpu_burst_us: int | None = field(default=None, converter=_cpu_burst_us, metadata=_of("cpu"))
+    cpu_idle: bool | None = field(default=None, converter=_cpu_idle, metadata=_of("cpu"))
+    cpu_rt_runtime_us: int | None = field(default=None, converter=_cpu_rt_runtime_us, metadata=_of("cpu"))
+    cpu_rt_period_us: int | None = field(default=None, converter=_cpu_rt_period_us, metadata=_of("cpu"))
+    cpuset_cpus: str | None = field(default=None, converter=_cpuset_cpus, metadata=_of("cpuset"))
+    cpuset_mems: str | None = field(default=None, converter=_cpuset_mems, metadata=_of("cpuset"))
+    cpuset_partition: Partition | None = field(default=None, converter=_cpuset_partition, metadata=_of("cpuset"))
+    cpuset_exclusive: bool | None = field(default=None, converter=_cpuset_exclusive, metadata=_of("cpuset"))
+    io_weight: int | None = field(default=None, converter=_io_weight, metadata=_of("io"))
+    io_device_weights: Pairs[int] = field(default=(), converter=_io_device_weights, metadata=_of("io"))
+    io: tuple[IOLimit, ...] = field(default=(), converter=_io, metadata=_of("io"))
+    devices: tuple[DeviceRule | str, ...] | None = field(default=None, converter=_devices, metadata=_of("devices"))
+    hugetlb: Pairs[Amount] = field(default=(), converter=_hugetlb, metadata=_of("hugetlb"))
+    hugetlb_reserved: Pairs[Amount] = field(default=(), converter=_hugetlb_reserved, metadata=_of("hugetlb"))
+    rdma: Pairs[Pairs[Amount]] = field(default=(), converter=_rdma, metadata=_of("rdma"))
+    misc: Pairs[Amount] = field(default=(), converter=_misc, metadata=_of("misc"))
+    net_cls_classid: int | None = field(default=None, converter=_net_cls_classid, metadata=_of("net_cls"))
+    net_prio: Pairs[int] = field(default=(), converter=_net_prio, metadata=_of("net_prio"))
+    unified: Pairs[str] = field(default=(), converter=_unified, metadata=_of(""))
 
     def __attrs_post_init__(self) -> None:
         _check_memory(self)
@@ -378,7 +376,7 @@ def _controllers(limits: Limits) -> frozenset[str]:
     return frozenset(needed - {"", "cgroup"})
 
 
-_FIELDS: Final = tuple((field.name, field.metadata["controller"], field.default) for field in attrs.fields(Limits))
+_FIELDS: Final = tuple((field.name, field.metadata["controller"], field.default) for field in fields_of(Limits))
 
 
 def _check_memory(limits: Limits) -> None:

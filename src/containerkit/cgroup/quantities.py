@@ -6,12 +6,13 @@ touches the machine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
-
 from containerkit.errors import SpecError
+from containerkit.typed import Literal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
 __all__ = ["MAX", "Amount", "amount", "flag", "group_name", "number_list", "numbers", "parse_size", "whole"]
 

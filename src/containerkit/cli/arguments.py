@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit.cli import docker, networks, values
 from containerkit.container.arguments import unresolved_user
@@ -13,8 +10,12 @@ from containerkit.errors import SpecError
 from containerkit.namespace import Kind, Namespaces
 from containerkit.spec.command import NAMED, User, default_environment
 from containerkit.spec.rootfs import RootFS
+from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from containerkit.container.lifecycle import Container
     from containerkit.image import Image
     from containerkit.spec.mount import Mount
@@ -273,7 +274,7 @@ def _rootfs(options: argparse.Namespace, image: Image | None) -> RootFS:
         root = RootFS.tmpfs(options.root_size)
     else:
         root = RootFS.host(size=options.root_size, python=options.python)
-    return attrs.evolve(root, readonly=root.readonly or options.readonly, idmap=root.idmap and not options.no_idmap)
+    return evolve(root, readonly=root.readonly or options.readonly, idmap=root.idmap and not options.no_idmap)
 
 
 def _mount(option: str, text: str, image: Image | None) -> Mount:

@@ -7,11 +7,13 @@ import select
 import signal
 import termios
 import time
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import terminal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from containerkit.cli.signals import Signals
     from containerkit.cli.terminal import RawMode
     from containerkit.process.process import Process

@@ -7,13 +7,14 @@ import os
 import sys
 from errno import ENOENT, ENOTDIR
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from containerkit.cli import COMMANDS, FAILED, PLACES
 from containerkit.errors import ContainerError, SetupError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Final, NoReturn
 
 __all__ = ["Parser", "complain", "parser_of", "printable", "run"]
 

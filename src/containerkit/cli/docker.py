@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
 from containerkit.errors import SpecError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any, Final
 
 __all__ = ["LIMITS", "define", "define_limits", "limit_fields", "of_container", "translate"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any, Final, NoReturn
 
 __all__ = ["ACCEPTED", "COLUMNS", "COMMANDS", "GLOBAL", "OPTIONS", "VERBS", "Elsewhere", "add"]
 

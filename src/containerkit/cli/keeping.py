@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit.cli import arguments, values
 from containerkit.cli.elsewhere import Elsewhere
 from containerkit.errors import SpecError
+from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Final
 
     from containerkit.image import Image
     from containerkit.spec.rootfs import RootFS
@@ -216,7 +216,7 @@ def _by_name(options: argparse.Namespace, found: RootFS) -> RootFS:
         "volumes": not options.no_volumes,
     }
     root = RootFS.image(options.image, **{name: value for name, value in chosen.items() if value is not None})
-    return attrs.evolve(root, readonly=found.readonly, idmap=found.idmap)
+    return evolve(root, readonly=found.readonly, idmap=found.idmap)
 
 
 def _logs(texts: Sequence[str]) -> dict[str, int]:

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
 
 from containerkit.cli import arguments, keeping, terminal
 from containerkit.cli.attend import Attendant, Relay
@@ -16,9 +15,10 @@ from containerkit.cli.signals import FORWARDED, Signals
 from containerkit.container.lifecycle import Container
 from containerkit.errors import ProgramNotFoundError, SpecError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import Any
+    from typing import Any, Final
 
     from containerkit.image import Image
     from containerkit.process.process import Process

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import termios
-from typing import TYPE_CHECKING, Any, Final, Self
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Any, Final, Self
 
 __all__ = ["RawMode", "in_foreground", "is_wanted", "size"]
 

@@ -7,15 +7,16 @@ and the text, if it is invalid.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SpecError
 from containerkit.spec.idmap import IdMapping
 from containerkit.spec.mount import Mount
 from containerkit.spec.volumes import MOUNT_FLAGS, MOUNT_NAMES, OPPOSITES, volume
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
 __all__ = ["bind", "environment", "id_mapping", "mount", "namespaces", "pairs", "rlimits", "tmpfs"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL, ENOENT
-from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
 from containerkit.compile import dev, mounts
@@ -18,7 +17,10 @@ from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 from containerkit.security.paths import make_readonly, mask, may_exist, open_covers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.compile.facts import Start
     from containerkit.spec.mount import Mount
     from containerkit.spec.rootfs import Volume

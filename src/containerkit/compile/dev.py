@@ -5,15 +5,16 @@ Decision 0267 has the reasons.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from containerkit._native import constants as k
 from containerkit.compile import mounts
 from containerkit.compile.facts import ROOT
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.compile.facts import Node
     from containerkit.plan.operation import Operation
     from containerkit.spec.container import Spec

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit._native import constants as k
 from containerkit.compile.joining import NOTHING_TO_JOIN, Joining
 from containerkit.errors import UnsupportedError
 from containerkit.plan.operation import Slot
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit._linux.hostroot import HostRoot
     from containerkit.spec.command import Command
     from containerkit.spec.container import Spec

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
-
 from containerkit._native import constants as k
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.compile.timens import Clock
 
 GROUP: Final = Slot("cgroup")

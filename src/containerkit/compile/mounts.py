@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, EEXIST, ELOOP, ENOENT, ENOTDIR, EPERM, EROFS
-from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
 from containerkit._linux.tmpfs import inodes_for
@@ -13,7 +12,10 @@ from containerkit._native.names import PROPAGATION
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.spec.mount import Mount
 
 __all__ = ["attach", "keep", "make_file", "make_filesystem", "open_source", "resolve", "set_attributes"]

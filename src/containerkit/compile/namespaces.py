@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from struct import pack
-from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
 from containerkit.compile.facts import JOIN_PREFIX, KERNEL_FS, MAP_BYTES, NETWORK, PID, USERNS
@@ -13,7 +12,10 @@ from containerkit.namespace import Kind
 from containerkit.plan import calls
 from containerkit.plan.operation import Block, Operation, Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.compile.facts import Start
 
 _MAKER: Final = "maker of proc"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from containerkit._native import constants as k
 from containerkit.compile import process
 from containerkit.compile.joining import NOTHING_TO_JOIN, Joining
@@ -12,8 +10,10 @@ from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 from containerkit.plan.tape import Plan
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
     from containerkit.spec.command import Command
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from errno import EACCES, ENOENT, ENOTDIR, EPERM
 from struct import pack
-from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
 from containerkit._native.names import RESOURCES
@@ -13,7 +12,10 @@ from containerkit.errors import SpecError
 from containerkit.plan import calls
 from containerkit.plan.operation import ARGV, ENVP, Block, Operation, Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.spec.command import Command, User
 
 __all__ = [

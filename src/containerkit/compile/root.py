@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL, ENOENT, EROFS
-from typing import TYPE_CHECKING, Final
 
 from containerkit._linux.hostroot import HOSTNAME, hosts_line
 from containerkit._linux.tmpfs import inodes_for
@@ -15,7 +14,10 @@ from containerkit.compile.skeleton import LOWERS, skeleton
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.compile.facts import Start
 
 _DIRECTORY: Final = k.O_PATH | k.O_DIRECTORY | k.O_CLOEXEC

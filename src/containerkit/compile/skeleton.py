@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
 from containerkit.plan import calls, entries
 from containerkit.plan.operation import Block, Operation, Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit._linux import hostroot
 
 __all__ = ["LOWERS", "STAGING_ROOT", "skeleton", "staged_skeleton", "write_map"]
@@ -37,7 +39,7 @@ def skeleton(root: hostroot.HostRoot, directory: Slot) -> Operation:
     made = [entries.directory(os.fsencode(path), mode) for path, mode in root.directories]
     made += [entries.symlink(os.fsencode(path), os.fsencode(content)) for path, content in root.links]
     made += [entries.file(os.fsencode(path), mode, data) for path, mode, data in root.files]
-    return entries.populate(directory, made, "the host's root")
+    return entries.populate(directory, [*made, root.packed], "the host's root")
 
 
 def staged_skeleton(root: hostroot.HostRoot) -> list[Operation]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from errno import EPERM
 from functools import partial
-from typing import TYPE_CHECKING, Final
 
 from containerkit import _native
 from containerkit._native import constants as k
@@ -30,7 +29,10 @@ from containerkit.plan.operation import Operation, Slot
 from containerkit.plan.tape import Plan
 from containerkit.security.confinement import PROC
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.compile.facts import Host, Mode
     from containerkit.spec.command import Command
     from containerkit.spec.container import Spec

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit._native import constants as k
 from containerkit.compile.facts import JOIN_PREFIX
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 from containerkit.security.confinement import PROC
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
     from containerkit.compile.facts import Start
     from containerkit.spec.command import Command

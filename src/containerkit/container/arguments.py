@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
-
 from containerkit._linux.privileges import is_privileged
 from containerkit.errors import SpecError
 from containerkit.namespace import Namespace
@@ -15,9 +11,12 @@ from containerkit.process.stdio import Streams, Text, require_open
 from containerkit.spec.command import NAMED, Command, User, default_environment, extend_environment
 from containerkit.spec.container import CONFINEMENT, Spec, check_names
 from containerkit.spec.words import sequence
+from containerkit.values import evolve, fields_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any, Final
 
     from containerkit.options import Input, ListOf, Word
     from containerkit.process.communicate import LineCallbacks
@@ -38,8 +37,7 @@ __all__ = [
 ]
 
 COMMAND_FIELDS: Final = (
-    frozenset(field.name for field in attrs.fields(Command) if field.init)
-    - {"argv", "terminal", "confinement", "sockets"}
+    frozenset(each.name for each in fields_of(Command) if each.init) - {"argv", "terminal", "confinement", "sockets"}
     | {"groups", "extra_env"}
     | CONFINEMENT
 )
@@ -85,13 +83,13 @@ def describe(
     if own.get("cwd", "") is None:
         del own["cwd"]
     changed = {name: value for name, value in fields.items() if name in CONFINEMENT}
-    confinement = attrs.evolve(spec.confinement, **changed) if changed else spec.confinement
+    confinement = evolve(spec.confinement, **changed) if changed else spec.confinement
     user = fields.get("user")
     parsed = User() if user is None else User.parse(user)
     if parsed is None:
         raise SpecError(f"user {user!r}: a name can only be looked up in a running container")
     if fields.get("groups") is not None:
-        parsed = attrs.evolve(parsed, groups=sequence(fields["groups"], "groups"))
+        parsed = evolve(parsed, groups=sequence(fields["groups"], "groups"))
     if own.get("env") is None and parsed.uid:
         own["env"] = default_environment(parsed)
     extend_environment(own)
@@ -102,7 +100,7 @@ def describe(
     if confinement.set_id_bits is not None:
         return command
     refused = spec.writes_to_host(confinement, rootfs) or (bool(command.pass_fds) and _owns_what_it_gets(spec))
-    return command.with_confinement(attrs.evolve(confinement, set_id_bits=not refused))
+    return command.with_confinement(evolve(confinement, set_id_bits=not refused))
 
 
 def confine_for_streams(command: Command, streams: Streams, spec: Spec, fields: Mapping[str, Any]) -> Command:
@@ -120,7 +118,7 @@ def confine_for_streams(command: Command, streams: Streams, spec: Spec, fields: 
     confinement = command.confinement
     if asked is not None or not confinement.set_id_bits or not streams.has_files or not _owns_what_it_gets(spec):
         return command
-    return command.with_confinement(attrs.evolve(confinement, set_id_bits=False))
+    return command.with_confinement(evolve(confinement, set_id_bits=False))
 
 
 def _owns_what_it_gets(spec: Spec) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from containerkit import late
 from containerkit.compile.facts import Host
@@ -21,9 +20,10 @@ from containerkit.spec.rootfs import RootFS
 from containerkit.start.cgroup import Membership
 from containerkit.start.context import StartContext
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import Unpack
+    from typing import Any, NoReturn, Self, Unpack
 
     from containerkit._linux.cgroupfs import Hierarchy
     from containerkit.cgroup import CGroup, Limits

@@ -12,16 +12,18 @@ import time
 from _thread import allocate_lock, get_ident
 from copy import copy
 from errno import EINTR
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from containerkit import _native
 from containerkit.errors import SpecError
 from containerkit.process.communicate import Communication
 from containerkit.process.process import Process
 from containerkit.process.stdio import Streams
+from containerkit.typed import Generic, NamedTuple, TypeVar
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, Final
 
     from containerkit._native.outcome import Left
     from containerkit.options import Input

@@ -6,14 +6,15 @@ import os
 import stat
 from contextlib import ExitStack
 from errno import EMFILE, ENFILE
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-
-import attrs
 
 from containerkit._linux.tree_walk import Trail
+from containerkit.typed import Literal, NamedTuple
+from containerkit.values import frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
 __all__ = ["Change", "ChangeKind", "changes", "listed"]
 
@@ -21,7 +22,7 @@ __all__ = ["Change", "ChangeKind", "changes", "listed"]
 ChangeKind = Literal["added", "changed", "deleted"]
 
 
-@attrs.frozen
+@frozen
 class Change:
     """One difference between a container's root and the layers below it.
 

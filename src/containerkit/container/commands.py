@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from containerkit import _native
 from containerkit.container.arguments import (
@@ -32,10 +31,12 @@ from containerkit.process.stdio import Streams, Text, require_open
 from containerkit.spec.container import Spec, check_names
 from containerkit.spec.words import sequence
 from containerkit.start.cgroup import account, inputs, joining, throttled_us
+from containerkit.typed import overload
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Unpack
+    from typing import Any, Final, Literal, Unpack
 
     from containerkit.cgroup import CGroup
     from containerkit.options import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit import _native
 from containerkit.compile import payload
@@ -14,7 +13,10 @@ from containerkit.plan.program import Program, proc
 from containerkit.security.confinement import PROC
 from containerkit.start.context import programs
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from containerkit.process.process import Process
     from containerkit.spec.command import Command
     from containerkit.start.context import StartContext

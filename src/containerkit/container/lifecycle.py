@@ -7,7 +7,6 @@ import os
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from containerkit import late
 from containerkit.compile.facts import Mode
@@ -24,12 +23,14 @@ from containerkit.process.process import kill_and_reap
 from containerkit.spec.container import Spec, build
 from containerkit.start.cgroup import Freezer
 from containerkit.start.context import StartContext
+from containerkit.typed import NamedTuple
 from containerkit.weak import WeakMembers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
-    from typing import Unpack
+    from typing import Any, Literal, Self, Unpack
 
     from containerkit._native.outcome import Outcome
     from containerkit.cgroup import Limits

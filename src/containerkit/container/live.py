@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from containerkit import late
 from containerkit.container.starting import LOOK_AGAIN_S, Unwaited
@@ -18,11 +17,13 @@ from containerkit.errors import ContainerError, StateError
 from containerkit.meanings import explained
 from containerkit.namespace import Kind
 from containerkit.spec.words import checked_id
+from containerkit.typed import Literal, Protocol
 from containerkit.weak import WeakMembers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Unpack
+    from typing import Any, Final, Unpack
 
     from containerkit.cgroup import CGroup
     from containerkit.cgroup.stats import Stats

@@ -7,10 +7,13 @@ import os
 import select
 import threading
 from collections import deque
-from typing import Final
 
 from containerkit.descriptors import close_all, keep
 from containerkit.errors import StateError, telling_of_descriptors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["LOG_BYTES", "Log"]
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
-
-import attrs
 
 from containerkit import _native, late
 from containerkit.compile.facts import Mode
@@ -34,10 +31,13 @@ from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, c
 from containerkit.spec.rootfs import resolve
 from containerkit.start.cgroup import account
 from containerkit.start.context import StartContext
+from containerkit.typed import NamedTuple, overload
+from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Unpack
+    from typing import Any, Final, Literal, Unpack
 
     from containerkit.container.lifecycle import Container
     from containerkit.container.ready import Ready
@@ -265,7 +265,7 @@ class Recipe(NamedTuple):
         spec = build(description)
         root = resolve(spec.rootfs)  # the image provides defaults of the command
         if root is not spec.rootfs:
-            spec = attrs.evolve(spec, rootfs=root)
+            spec = evolve(spec, rootfs=root)
         if given.get("pty") or given.get("syscall_handler") or has_names(spec.rootfs, given):
             return cls(description, given, spec, None, None, captures=False)
         fields = {name: value for name, value in given.items() if name in COMMAND_FIELDS}

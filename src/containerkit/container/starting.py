@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from containerkit.errors import StateError
@@ -16,8 +15,10 @@ from containerkit.process.process import Process
 from containerkit.process.stdio import Streams
 from containerkit.spec.command import Command
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Final
 
     from containerkit._native.outcome import Outcome
     from containerkit.weak import WeakMembers

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from containerkit import _native
 from containerkit.descriptors import close_all, keep, keep_above
 from containerkit.process.process import Process, kill_and_reap
 from containerkit.process.stdio import Streams
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from containerkit._native.outcome import Outcome
     from containerkit.cgroup import CGroup

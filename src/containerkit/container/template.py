@@ -6,8 +6,6 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
-import attrs
-
 from containerkit import late
 from containerkit.compile.facts import Mode
 from containerkit.container.arguments import RUN_ARGUMENTS
@@ -24,6 +22,7 @@ from containerkit.process.process import OUTPUT_LIMIT_BYTES
 from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, check_names
 from containerkit.spec.rootfs import resolve
 from containerkit.start.context import StartContext
+from containerkit.values import evolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +101,7 @@ class Template:
         elif networks:
             self._pool = NetworkPool(networks)
             namespaces = options.get("namespaces", Namespaces())
-            self._fields["namespaces"] = attrs.evolve(namespaces, network=self._pool)
+            self._fields["namespaces"] = evolve(namespaces, network=self._pool)
         try:
             self.spec = build(self._fields)
             context = StartContext.prepare(self.spec)
@@ -122,7 +121,7 @@ class Template:
         recipe = self._recipe({})
         spec, command = recipe.spec, recipe.command
         if isinstance(self._pool, NetworkPool):  # each gets a network during its start in the background
-            spec = attrs.evolve(spec, namespaces=attrs.evolve(spec.namespaces, network="new"))
+            spec = evolve(spec, namespaces=evolve(spec.namespaces, network="new"))
         if reason := why_not_kept_ready(spec, command):
             if wanted is None:
                 return None

@@ -21,9 +21,6 @@ import sys
 import time
 from contextlib import suppress
 from errno import ENOSPC, EOPNOTSUPP
-from typing import TYPE_CHECKING, Any, Final, NoReturn
-
-import attrs
 
 from containerkit import _native
 from containerkit.container.captured import ArgumentCache
@@ -39,8 +36,12 @@ from containerkit.process.process import DEVNULL, PIPE
 from containerkit.spec.rootfs import resolve
 from containerkit.start.id_ranges import lease_singly
 from containerkit.start.staging import staging
+from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
+
     from containerkit.detached.store import Entry
     from containerkit.process.process import Process
     from containerkit.spec.container import Spec
@@ -257,7 +258,7 @@ def _become(
     former = entry.read("run.json") or {}
     os.makedirs(entry.state_path, mode=0o700, exist_ok=True)
     _reserve(entry)
-    spec = attrs.evolve(description.spec, rootfs=root_of(entry, description.spec.rootfs, former))
+    spec = evolve(description.spec, rootfs=root_of(entry, description.spec.rootfs, former))
     attendant = None
     if spec.wishes_for_network:
         spec, attendant = wired(spec, entry, keeping.name)
@@ -442,7 +443,7 @@ def root_of(entry: Entry, described: RootFS, former: dict[str, Any]) -> RootFS:
         StateError: the image's name now has other layers, and the changes belong to the former ones.
     """
     found = resolve(described)
-    found = attrs.evolve(found, readonly=found.readonly or described.readonly, idmap=found.idmap and described.idmap)
+    found = evolve(found, readonly=found.readonly or described.readonly, idmap=found.idmap and described.idmap)
     if found.kind != "overlay" or found.readonly or found.upper is not None or found.size is not None:
         return found
     if former and pickle.loads(bytes.fromhex(former["root"])).lowers != found.lowers:  # noqa: S301 - the user's own
@@ -452,4 +453,4 @@ def root_of(entry: Entry, described: RootFS, former: dict[str, Any]) -> RootFS:
         )
     upper = os.path.join(entry.state_path, "upper")
     os.makedirs(upper, mode=0o755, exist_ok=True)
-    return attrs.evolve(found, upper=upper, work=f"{upper}.work")
+    return evolve(found, upper=upper, work=f"{upper}.work")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
-
 from containerkit.detached.health import DEFAULTS, image_of
+from containerkit.values import frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from containerkit.detached.description import Keeping
     from containerkit.spec.container import Spec
 
@@ -18,7 +18,7 @@ _RETRIES: Final = 3
 _NS: Final = 1_000_000_000
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Check:
     """A health check of a container.
 

@@ -7,9 +7,6 @@ import select
 import signal
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit.container.attached import group_at
 from containerkit.detached import store
@@ -19,10 +16,12 @@ from containerkit.detached.events import emit, identify
 from containerkit.detached.health import image_of
 from containerkit.detached.known import KEEPER_KILLED, NO_GROUP, Known
 from containerkit.errors import SetupError, StateError
+from containerkit.values import asdict, evolve, fields_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import Unpack
+    from typing import Any, Final, Unpack
 
     from containerkit.cgroup import CGroup, Limits
     from containerkit.cgroup.stats import Stats
@@ -208,8 +207,8 @@ class Detached(Known):
             StateError: it is running without a control group.
         """
         if restart is not None:
-            keeping = attrs.evolve(self.keeping, restart=restart)
-            self.entry.write("config.json", {**self.entry.config, **attrs.asdict(keeping)})
+            keeping = evolve(self.keeping, restart=restart)
+            self.entry.write("config.json", {**self.entry.config, **asdict(keeping)})
             write_policy(self.entry, Policy.parse(restart), self.restarts)
             emit(self.entry, "update", restart=restart)
         if limits is None:
@@ -221,10 +220,10 @@ class Detached(Known):
         former = description.spec.limits
         if former is not None:
             given = {
-                f.name: v for f in attrs.fields(type(limits)) if f.init and (v := getattr(limits, f.name)) is not None
+                f.name: v for f in fields_of(type(limits)) if f.init and (v := getattr(limits, f.name)) is not None
             }
-            limits = attrs.evolve(former, **given)
-        changed = attrs.evolve(description, spec=attrs.evolve(description.spec, limits=limits))
+            limits = evolve(former, **given)
+        changed = evolve(description, spec=evolve(description.spec, limits=limits))
         self.entry.write_bytes("description", changed.dump())
         emit(self.entry, "update", limits=str(limits))
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from typing import TYPE_CHECKING, Any, Final, Self
-
-import attrs
 
 from containerkit.container.arguments import COMMAND_FIELDS, owns_nothing
 from containerkit.detached.health import check_options
@@ -16,9 +13,12 @@ from containerkit.errors import SpecError, StateError
 from containerkit.security.checks import check_bool
 from containerkit.spec.container import CONFINEMENT, Spec, check_names
 from containerkit.spec.words import checked_id, encode, sequence
+from containerkit.values import field, fields_of, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any, Final, Self
 
     from containerkit.options import ListOf, Word
 
@@ -27,7 +27,7 @@ __all__ = ["NEVER", "Description", "Keeping", "Policy", "signal_number"]
 _POLICIES: Final = {"no": 0, "on-failure": 1, "always": 2, "unless-stopped": 2}
 
 
-@attrs.frozen
+@frozen
 class Policy:
     """When a container is restarted after its end.
 
@@ -89,7 +89,7 @@ def _check_command(value: ListOf[Word] | str | None) -> tuple[str, ...]:
     return tuple(map(os.fsdecode, sequence(value, "health_command"))) if value is not None else ()
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Keeping:
     """The settings of a detached container.
 
@@ -115,7 +115,7 @@ class Keeping:
 
     name: str = ""
     restart: str = "no"
-    labels: Mapping[str, str] = attrs.field(factory=dict)
+    labels: Mapping[str, str] = field(factory=dict)
     stop_signal: int | str | None = None
     stop_timeout_s: float = 10.0
     tty: bool = False
@@ -127,7 +127,7 @@ class Keeping:
     command_line: tuple[str, ...] = ()
     directory: str = ""
     healthcheck: bool = True
-    health_command: tuple[str, ...] = attrs.field(default=(), converter=_check_command)
+    health_command: tuple[str, ...] = field(default=(), converter=_check_command)
     health_interval_s: float | None = None
     health_timeout_s: float | None = None
     health_start_period_s: float | None = None
@@ -160,10 +160,10 @@ class Keeping:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
         """Return the settings in a record's ``config.json``."""
-        return cls(**{field.name: config[field.name] for field in attrs.fields(cls) if field.name in config})
+        return cls(**{field.name: config[field.name] for field in fields_of(cls) if field.name in config})
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Description:
     """The parts from which a container is created.
 
@@ -175,7 +175,7 @@ class Description:
 
     spec: Spec
     argv: tuple[str, ...]
-    fields: Mapping[str, Any] = attrs.field(factory=dict)
+    fields: Mapping[str, Any] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         if not self.argv:

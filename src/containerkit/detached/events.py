@@ -15,13 +15,15 @@ import json
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from containerkit.detached import logs, store
 from containerkit.errors import SetupError, SpecError, StateError
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Any, Final
 
     from containerkit.detached.logs import Moment
     from containerkit.detached.store import Entry

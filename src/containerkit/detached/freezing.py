@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from containerkit.container.attached import group_at
 from containerkit.detached.known import NO_GROUP
 from containerkit.errors import StateError, UnsupportedError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 __all__ = ["freeze", "thaw"]
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.detached.known import HEALTH_FILE, health_state
 from containerkit.errors import SpecError
+from containerkit.values import asdict
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from containerkit.detached.checks import Check
     from containerkit.detached.container import Detached
     from containerkit.detached.description import Keeping
@@ -99,11 +102,7 @@ def wanted(keeping: Keeping, spec: Spec) -> Check | None:
 def begin(entry: Entry, check: Check | None, run: int) -> None:
     """Record the beginning of a run without results."""
     if check is not None:
-        import attrs
-
-        entry.write(
-            HEALTH_FILE, {"run": run, "check": attrs.asdict(check), "status": "starting", "streak": 0, "log": []}
-        )
+        entry.write(HEALTH_FILE, {"run": run, "check": asdict(check), "status": "starting", "streak": 0, "log": []})
 
 
 def check(entry: Entry) -> bool:

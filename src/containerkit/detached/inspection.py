@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from containerkit.detached.known import KEEPER_KILLED, health_state, shell_status
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from containerkit.detached.known import Known
 
 __all__ = ["inspection", "rfc3339"]

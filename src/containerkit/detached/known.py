@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal
 
 from containerkit.errors import SpecError, StateError
+from containerkit.typed import Literal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
+    from typing import Any, Final
 
     from containerkit.detached.description import Description, Keeping
     from containerkit.detached.logs import LogLine, Moment

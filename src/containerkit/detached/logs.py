@@ -12,13 +12,15 @@ import os
 import select
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit.errors import SetupError, SpecError, StateError
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from datetime import datetime, timedelta  # imported late: commands that are given no time do without it
+    from typing import Final
 
     Moment = datetime | timedelta | float | int | str
     """A time: with time zone, before now, in seconds since 1970, or as text such as ``10m`` or

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
-
-import attrs
 
 from containerkit.detached import store
 from containerkit.detached.begin import begin
@@ -16,9 +13,12 @@ from containerkit.detached.events import emit, identify
 from containerkit.detached.health import default_command
 from containerkit.detached.wiring import drop_network, kept_network
 from containerkit.security.checks import check_bool
+from containerkit.values import asdict, evolve, fields_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from containerkit.detached.store import Entry
     from containerkit.options import ListOf, Word
@@ -32,7 +32,7 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
     options = dict(options)
     start = options.pop("start", True)
     check_bool(start, "start")
-    keeping_names = {field.name for field in attrs.fields(Keeping)} - {"name"}
+    keeping_names = {field.name for field in fields_of(Keeping)} - {"name"}
     given = {key: value for key, value in options.items() if key in keeping_names}
     fields = {key: value for key, value in options.items() if key not in keeping_names}
     if spec.rootfs.kind == "image":
@@ -41,8 +41,8 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
     argv = tuple(map(os.fsdecode, command)) if command is not None else default_command(spec)
     description = Description(spec=spec, argv=argv, fields=fields)
     spec, network = kept_network(spec) if spec.wishes_for_network else (spec, None)
-    description = attrs.evolve(description, spec=spec)
-    config = {**attrs.asdict(keeping), "created": time.time(), "argv": argv}
+    description = evolve(description, spec=spec)
+    config = {**asdict(keeping), "created": time.time(), "argv": argv}
     entry: Entry | None = None
     try:
         entry = store.create(config, description.dump())

@@ -10,11 +10,13 @@ import os
 import signal
 from contextlib import suppress
 from errno import EBADF
-from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SetupError, StateError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.detached.container import Detached
 
 __all__ = ["end_input", "stdin_of"]

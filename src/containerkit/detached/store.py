@@ -27,13 +27,14 @@ import os
 import struct
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, ENOSPC
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.spec.words import checked_id
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Any, Final
 
 __all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "sweep"]
 

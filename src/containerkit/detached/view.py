@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
-
-import attrs
 
 from containerkit.container.attached import Attached
 from containerkit.container.changes import listed
@@ -14,9 +11,12 @@ from containerkit.detached.events import emit
 from containerkit.errors import SpecError, StateError
 from containerkit.security.confinement import Confinement
 from containerkit.spec.container import CONFINEMENT, check_names
+from containerkit.values import fields_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from containerkit.cgroup import Limits
     from containerkit.container.changes import Change
@@ -105,7 +105,7 @@ class View(Attached):
 
 def _fields(record: _Record, confinement: Mapping[str, Any]) -> dict[str, Any]:
     spec = record.detached.description().spec
-    own = {field.name: getattr(spec.confinement, field.name) for field in attrs.fields(Confinement)}
+    own = {field.name: getattr(spec.confinement, field.name) for field in fields_of(Confinement)}
     return {"rootfs": record.detached.resolved_root(), "mounts": spec.mounts, **own, **confinement}
 
 

@@ -13,13 +13,14 @@ import sys
 import time
 from contextlib import suppress
 from errno import EEXIST
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit.errors import ContainerError, SetupError, SpecError, StateError
+from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from containerkit.detached.store import Entry
     from containerkit.network.kept import Kept
     from containerkit.spec.container import Spec
@@ -42,7 +43,7 @@ def refuse_bound(spec: Spec) -> None:
     if isinstance(network, (str, Network)) or type(network).__name__ in ("Kept", "Macvlan"):
         pass
     elif isinstance(network, Attach):
-        refuse_bound(attrs.evolve(spec, network=network.network))
+        refuse_bound(evolve(spec, network=network.network))
     elif isinstance(network, CNI):
         raise SpecError("detach: a CNI network must be removed by the process that created it")
     elif isinstance(network, tuple):
@@ -81,8 +82,8 @@ def kept_network(spec: Spec) -> tuple[Spec, str | None]:
     else:
         if told["internal"] != network.internal or network.mtu not in (None, told["mtu"]):
             raise StateError(f"network {network.name}: a different network of that name is kept: choose another name")
-    chosen: Any = kept if attach is None else attrs.evolve(attach, network=kept)
-    return attrs.evolve(spec, network=chosen), made
+    chosen: Any = kept if attach is None else evolve(attach, network=kept)
+    return evolve(spec, network=chosen), made
 
 
 def drop_network(name: str) -> None:
@@ -210,11 +211,11 @@ def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
     attendant = None
     if attach.network == "internet":
         attendant = _attendant(entry)
-        attach = attrs.evolve(attach, network=attendant.network)
+        attach = evolve(attach, network=attendant.network)
     else:
         _wait_until_left(attach.network, entry.id)
     aliases = (*_host_names(name, entry.id), *attach.aliases)
-    return attrs.evolve(spec, network=attrs.evolve(attach, aliases=tuple(dict.fromkeys(aliases)))), attendant
+    return evolve(spec, network=evolve(attach, aliases=tuple(dict.fromkeys(aliases)))), attendant
 
 
 def _host_names(*names: str) -> list[str]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 
-import attrs
-
 from containerkit.errors import SpecError
 from containerkit.namespace.kind import Kind
+from containerkit.values import field, frozen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
+
+    import attrs
 
     from containerkit.namespace.handle import Namespace
     from containerkit.namespace.kind import KindName
@@ -75,7 +76,7 @@ def _stands_for_bytes(path: str) -> bool:
     return True
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Namespaces:
     """For each of the eight kinds: a new namespace, the caller's own, or an existing one to join.
 
@@ -100,14 +101,14 @@ class Namespaces:
     Source: namespaces(7).
     """
 
-    mount: Choice = attrs.field(default="new", converter=_plain, validator=_choice)
-    pid: Choice = attrs.field(default="new", converter=_plain, validator=_choice)
-    network: NetworkChoice = attrs.field(default="new", converter=_plain_network, validator=_choice)
-    ipc: Choice = attrs.field(default="new", converter=_plain, validator=_choice)
-    uts: Choice = attrs.field(default="new", converter=_plain, validator=_choice)
-    user: Choice = attrs.field(default="new", converter=_plain, validator=_choice)
-    cgroup: Choice = attrs.field(default="new", converter=_plain, validator=_choice)
-    time: Choice = attrs.field(default="new", converter=_plain, validator=_choice)
+    mount: Choice = field(default="new", converter=_plain, validator=_choice)
+    pid: Choice = field(default="new", converter=_plain, validator=_choice)
+    network: NetworkChoice = field(default="new", converter=_plain_network, validator=_choice)
+    ipc: Choice = field(default="new", converter=_plain, validator=_choice)
+    uts: Choice = field(default="new", converter=_plain, validator=_choice)
+    user: Choice = field(default="new", converter=_plain, validator=_choice)
+    cgroup: Choice = field(default="new", converter=_plain, validator=_choice)
+    time: Choice = field(default="new", converter=_plain, validator=_choice)
 
     def __getitem__(self, kind: Kind | KindName) -> NetworkChoice:
         choice: NetworkChoice = getattr(self, Kind.of(kind).value)
@@ -177,7 +178,7 @@ def _offset(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         )
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class TimeOffsets:
     """The offsets of the clocks of a new time namespace from the caller's clocks.
 
@@ -193,8 +194,8 @@ class TimeOffsets:
     Source: time_namespaces(7).
     """
 
-    monotonic_s: float = attrs.field(default=0, validator=_offset)
-    boottime_s: float = attrs.field(default=0, validator=_offset)
+    monotonic_s: float = field(default=0, validator=_offset)
+    boottime_s: float = field(default=0, validator=_offset)
 
     def __bool__(self) -> bool:
         """Return whether any offset is set."""

@@ -6,8 +6,6 @@ import os
 from errno import EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, EPERM
 from stat import S_ISLNK, S_ISREG
 
-import attrs
-
 from containerkit import _native
 from containerkit._linux import procfs
 from containerkit._native import calls, high
@@ -15,6 +13,7 @@ from containerkit._native import constants as k
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.namespace.kind import Kind
 from containerkit.namespace.visit import Visit
+from containerkit.values import define
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def _nsfs() -> int:
     return os.stat("/proc/thread-self/ns/user").st_dev
 
 
-@attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
+@define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class Namespace:
     """A handle on an existing namespace. Handles on the same namespace are equal and have the same hash.
 

@@ -1,8 +1,8 @@
 """``launcher``: write the program that engines start.
 
 It is the front end, ``_native/front.c``, which does ``state``, ``start``, ``kill`` and ``delete`` without an
-interpreter. For everything else it executes Python. The program that pip installs makes Python search all installed
-packages for startup hooks, which takes longer than these verbs. The front end names the interpreter and the two
+interpreter. For everything else it executes Python. The Python of the front end that pip installs searches all
+installed packages for startup hooks, which takes longer than these verbs. This one names the interpreter and the two
 directories that are needed, and Python searches nothing else. It does not collect garbage or clean up at exit, because
 the process lives only for milliseconds.
 """

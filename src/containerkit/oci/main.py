@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from containerkit.oci.flags import Flags
 
-__all__ = ["SPEC_VERSION", "Call", "leave", "main"]
+__all__ = ["SPEC_VERSION", "Call", "leave", "main", "resume"]
 
 SPEC_VERSION = "1.2.0"
 
@@ -240,6 +240,21 @@ def leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def resume() -> None:
+    """Do what the front end that pip installs leaves to Python. Its first argument is a word for us.
+
+    The process does not collect garbage or clean up, because it lives only for milliseconds.
+    """
+    import gc
+
+    gc.disable()
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if len(sys.argv) > 1 and not word.strip("0123456789,"):
+        del sys.argv[1]
+        leave(main(resumed=word))
+    leave(main())  # started by hand
 
 
 def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log, resumed: str | None) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from errno import EEXIST
 from struct import pack
-from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
 from containerkit.plan.operation import ENVP, Argument, Block, Operation, Slot, numbers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
 
 def call(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Final
 
 from containerkit._native import constants as k
 from containerkit.errors import SpecError
 from containerkit.plan.operation import Block, Operation, Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
 __all__ = ["directory", "failed", "file", "populate", "symlink"]
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 import os
 from struct import pack
 from threading import RLock
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit._native import constants as k
+from containerkit.typed import NamedTuple
 from containerkit.weak import WeakValues
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Self
+    from typing import Final, Self
 
 __all__ = ["ARGV", "ENVP", "SLOTS", "Argument", "Block", "Operation", "Shape", "Slot", "Vector", "numbers"]
 

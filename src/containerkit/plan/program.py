@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL, ETIMEDOUT
-from typing import TYPE_CHECKING, Any
 
 from containerkit import _native, late
 from containerkit._native import constants as k
 from containerkit.errors import SetupError, SpecError
 from containerkit.plan.operation import Operation, Slot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from containerkit._native.outcome import Outcome
     from containerkit.plan.operation import Argument

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from struct import Struct as _Layout
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from containerkit._native import constants as k
 from containerkit._native.packing import NO_SLOT, Packer
 from containerkit.errors import SpecError
 from containerkit.plan.operation import ARGV, Block, Operation, Slot, Vector, numbers
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Final
 
 __all__ = ["Plan", "Tape"]
 

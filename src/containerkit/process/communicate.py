@@ -6,14 +6,16 @@ import os
 import select
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from containerkit import _native
 from containerkit.errors import SpecError
 from containerkit.process.lines import Lines
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any, Final
 
     from containerkit.process.process import Process
     from containerkit.process.stdio import End

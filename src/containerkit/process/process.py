@@ -9,17 +9,19 @@ import struct
 import threading
 import time
 from errno import ECHILD, EINTR
-from typing import IO, TYPE_CHECKING, Any, AnyStr, Final, Generic, Self, TypeVar
 
 from containerkit import _native
 from containerkit.descriptors import keep
 from containerkit.errors import StateError
 from containerkit.process.communicate import LONGEST_POLL_MS, Communication
 from containerkit.process.stdio import DEVNULL, PIPE, STDOUT
+from containerkit.typed import AnyStr, Generic, TypeVar
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import IO, Any, Final, Self
 
     from containerkit._native.outcome import Ending
     from containerkit.process.result import Cause, Usage

@@ -6,13 +6,15 @@ import os
 import signal
 import time
 from resource import RUSAGE_SELF, getrusage
-from typing import TYPE_CHECKING, Any, AnyStr, Final, Generic, Literal, Self
-
-import attrs
 
 from containerkit._native.outcome import Ending
+from containerkit.typed import AnyStr, Generic, Literal
+from containerkit.values import field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, Self
+
     from containerkit.cgroup.stats import Usage as GroupUsage
 
 __all__ = ["Cause", "CompletedProcess", "Usage", "decode", "result_fields"]
@@ -22,7 +24,7 @@ Cause = Literal["exit", "signal", "timeout", "oom", "seccomp", "output"]
 _NOT_CAPTURED: Final[Any] = None
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Usage:
     """The resources that a command used, including its children that were waited for.
 
@@ -82,7 +84,7 @@ def result_fields(ending: Ending) -> tuple[int, Usage, Cause]:
     return ending.status if exited else -ending.status, Usage.from_ending(ending), cause_of(ending)
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class CompletedProcess(Generic[AnyStr]):
     """A command that has ended: ``CompletedProcess[str]`` with ``text=True`` or an encoding, else of bytes.
 
@@ -100,7 +102,7 @@ class CompletedProcess(Generic[AnyStr]):
     returncode: int
     stdout: AnyStr = _NOT_CAPTURED
     stderr: AnyStr = _NOT_CAPTURED
-    usage: Usage = attrs.field(factory=Usage)
+    usage: Usage = field(factory=Usage)
     cause: Cause = "exit"
     duration_s: float = 0.0
 

@@ -8,10 +8,14 @@ import stat
 from errno import EIO
 from functools import partial
 from operator import itemgetter
-from typing import IO, Any, Final, NamedTuple
 
 from containerkit.descriptors import close_all, keep
 from containerkit.errors import SpecError, telling_of_descriptors
+from containerkit.typed import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO, Any, Final
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "End", "Streams", "Text", "require_open", "window_size"]
 

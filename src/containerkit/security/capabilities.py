@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from errno import EINVAL
 from struct import pack
-from typing import TYPE_CHECKING, Final
-
-import attrs
 
 from containerkit._native import constants as k
 from containerkit.errors import SpecError, UnsupportedError
 from containerkit.plan.calls import call, prctl
 from containerkit.plan.operation import Block, Operation
 from containerkit.security.checks import check_bool, check_number, names, text_of
+from containerkit.values import evolve, field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.options import ListOf
 
 __all__ = ["NAMES", "Capabilities", "after_setuid", "before_setuid", "canonical", "no_new_privs"]
@@ -86,7 +87,7 @@ def _securebits(values: ListOf[str]) -> frozenset[str]:
     return found
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Capabilities:
     """The capability sets of a process just before its ``execve``.
 
@@ -108,12 +109,12 @@ class Capabilities:
     Source: capabilities(7).
     """
 
-    bounding: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    permitted: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    effective: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    inheritable: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    ambient: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    securebits: frozenset[str] = attrs.field(default=frozenset(), converter=_securebits)
+    bounding: frozenset[str] = field(default=frozenset(), converter=_names)
+    permitted: frozenset[str] = field(default=frozenset(), converter=_names)
+    effective: frozenset[str] = field(default=frozenset(), converter=_names)
+    inheritable: frozenset[str] = field(default=frozenset(), converter=_names)
+    ambient: frozenset[str] = field(default=frozenset(), converter=_names)
+    securebits: frozenset[str] = field(default=frozenset(), converter=_securebits)
 
     def __attrs_post_init__(self) -> None:
         for inner, outer in (
@@ -184,7 +185,7 @@ class Capabilities:
         check_bool(ambient, "ambient")
         more = _names(names)
         sets = _SETS if ambient else _SETS[:3]
-        return attrs.evolve(self, **{which: getattr(self, which) | more for which in sets})
+        return evolve(self, **{which: getattr(self, which) | more for which in sets})
 
     def drop(self, *names: str) -> Capabilities:
         """Return these sets without some capabilities, which are removed from all five.
@@ -193,7 +194,7 @@ class Capabilities:
             SpecError: a name is unknown.
         """
         less = _names(names)
-        return attrs.evolve(self, **{which: getattr(self, which) - less for which in _SETS})
+        return evolve(self, **{which: getattr(self, which) - less for which in _SETS})
 
     def mask(self, which: str) -> int:
         """Return one of the sets as a bit mask.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 from errno import ENOSYS
-from typing import TYPE_CHECKING, Final, Literal
-
-import attrs
 
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
@@ -15,8 +12,12 @@ from containerkit.plan.operation import Operation, Slot
 from containerkit.security import capabilities as capability
 from containerkit.security.capabilities import Capabilities
 from containerkit.security.checks import check_bool, check_number
+from containerkit.values import field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final, Literal
+
     from containerkit.options import Keyring
     from containerkit.security.landlock import Landlock
     from containerkit.security.lsm import AppArmor, SELinux
@@ -91,7 +92,7 @@ def _is_landlock(value: object) -> bool:
 
 
 @explained
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Confinement:
     """The restrictions of a process. The default is suitable for untrusted code.
 
@@ -104,16 +105,16 @@ class Confinement:
     Source: capabilities(7), seccomp(2), session-keyring(7), proc_pid_attr(5), personality(2).
     """
 
-    capabilities: Capabilities = attrs.field(factory=Capabilities.none)
+    capabilities: Capabilities = field(factory=Capabilities.none)
     seccomp: Seccomp | Literal["default"] | None = "default"
     set_id_bits: bool | None = None
     landlock: Landlock | None = None
     no_new_privs: bool = True
-    keyring: Keyring = attrs.field(default="new", converter=_keyring)
+    keyring: Keyring = field(default="new", converter=_keyring)
     oom_score_adj: int | None = None
-    apparmor: AppArmor | None = attrs.field(default=None, converter=_apparmor)
-    selinux: SELinux | None = attrs.field(default=None, converter=_selinux)
-    personality: Personality | None = attrs.field(default=None, converter=_personality)
+    apparmor: AppArmor | None = field(default=None, converter=_apparmor)
+    selinux: SELinux | None = field(default=None, converter=_selinux)
+    personality: Personality | None = field(default=None, converter=_personality)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.capabilities, Capabilities):

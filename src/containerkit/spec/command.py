@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit._native.names import RESOURCES
 from containerkit.errors import SpecError
@@ -14,9 +11,12 @@ from containerkit.plan.operation import Shape
 from containerkit.security.checks import check_bool, text_of
 from containerkit.security.confinement import Confinement
 from containerkit.spec.words import encode, mapping_items, path_inside, sequence
+from containerkit.values import field, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any, Final
 
     from containerkit.options import ListOf, Word
 
@@ -79,7 +79,7 @@ def _id(text: str, whole: str) -> int:
     return int(text)
 
 
-@attrs.frozen
+@frozen
 class User:
     """The user and groups of a process, as ids in the container.
 
@@ -228,7 +228,7 @@ def _argv(value: ListOf[Word]) -> tuple[bytes, ...]:
     return words
 
 
-@attrs.frozen(kw_only=True, slots=False)  # so that with_argv, which every start calls, is a single copy
+@frozen(kw_only=True, slots=False)  # so that with_argv, which every start calls, is a single copy
 class Command:
     """A program with its arguments and its execution environment.
 
@@ -251,15 +251,15 @@ class Command:
         SpecError: a value is invalid.
     """
 
-    argv: tuple[bytes, ...] = attrs.field(converter=_argv)
-    env: tuple[tuple[str, str], ...] = attrs.field(default=None, converter=_environment)
-    cwd: str = attrs.field(default="/", converter=_cwd)
+    argv: tuple[bytes, ...] = field(converter=_argv)
+    env: tuple[tuple[str, str], ...] = field(default=None, converter=_environment)
+    cwd: str = field(default="/", converter=_cwd)
     user: User = User()
     umask: int = 0o022
-    rlimits: tuple[tuple[str, int, int], ...] = attrs.field(default=None, converter=_rlimits)
+    rlimits: tuple[tuple[str, int, int], ...] = field(default=None, converter=_rlimits)
     nice: int | None = None
-    pass_fds: tuple[int, ...] = attrs.field(default=(), converter=_descriptors)
-    sockets: tuple[int, ...] = attrs.field(default=(), converter=_descriptors)
+    pass_fds: tuple[int, ...] = field(default=(), converter=_descriptors)
+    sockets: tuple[int, ...] = field(default=(), converter=_descriptors)
     terminal: bool = False
     confinement: Confinement = Confinement()
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit._linux.hostroot import HOSTNAME
 from containerkit.errors import SpecError
@@ -18,9 +15,12 @@ from containerkit.spec.idmap import IdMapping, check_mappings
 from containerkit.spec.mount import Mount, device_mounts
 from containerkit.spec.rootfs import RootFS
 from containerkit.spec.words import mapping_items, path_inside, sequence
+from containerkit.values import evolve, field, fields_of, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any, Final
 
     from containerkit.cgroup import Limits
     from containerkit.options import ListOf
@@ -140,7 +140,7 @@ def _hosts(values: Any) -> tuple[tuple[str, str], ...]:
     return check_hosts(values if isinstance(values, tuple) else mapping_items(values, "hosts"))
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Spec:
     """The description of a container. See :class:`containerkit.Container` for the meaning of each field.
 
@@ -149,27 +149,27 @@ class Spec:
     """
 
     rootfs: RootFS = RootFS.host()
-    mounts: tuple[Mount, ...] = attrs.field(default=(), converter=_mounts)
+    mounts: tuple[Mount, ...] = field(default=(), converter=_mounts)
     namespaces: Namespaces = Namespaces()
-    hostname: str | None = attrs.field(default=HOSTNAME, converter=_hostname)
-    domainname: str | None = attrs.field(default=None, converter=_domainname)
-    uid_mappings: tuple[IdMapping, ...] | None = attrs.field(default=None, converter=_mappings)
-    gid_mappings: tuple[IdMapping, ...] | None = attrs.field(default=None, converter=_mappings)
+    hostname: str | None = field(default=HOSTNAME, converter=_hostname)
+    domainname: str | None = field(default=None, converter=_domainname)
+    uid_mappings: tuple[IdMapping, ...] | None = field(default=None, converter=_mappings)
+    gid_mappings: tuple[IdMapping, ...] | None = field(default=None, converter=_mappings)
     time_offsets: TimeOffsets | None = None
-    sysctls: tuple[tuple[str, str], ...] = attrs.field(factory=dict, converter=_sysctls)
-    masked_paths: tuple[str, ...] = attrs.field(default=MASKED, converter=_paths)
-    readonly_paths: tuple[str, ...] = attrs.field(default=READONLY, converter=_paths)
-    limits: Limits | None = attrs.field(default=None)
+    sysctls: tuple[tuple[str, str], ...] = field(factory=dict, converter=_sysctls)
+    masked_paths: tuple[str, ...] = field(default=MASKED, converter=_paths)
+    readonly_paths: tuple[str, ...] = field(default=READONLY, converter=_paths)
+    limits: Limits | None = field(default=None)
     nested_userns: bool = False
     confinement: Confinement = Confinement()
-    network: Any = attrs.field(default="none", converter=_network)
-    publish: tuple[Port, ...] = attrs.field(default=(), converter=_publish)
+    network: Any = field(default="none", converter=_network)
+    publish: tuple[Port, ...] = field(default=(), converter=_publish)
     egress: Egress | None = None
     dns: DNS | None = None
-    hosts: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_hosts)
-    wishes_for_network: bool = attrs.field(default=False, init=False, eq=False, repr=False)
+    hosts: tuple[tuple[str, str], ...] = field(default=(), converter=_hosts)
+    wishes_for_network: bool = field(default=False, init=False, eq=False, repr=False)
     """Whether a network, or files in /etc, must be made for the container."""
-    connected: Spec | None = attrs.field(default=None, init=False, eq=False, repr=False)
+    connected: Spec | None = field(default=None, init=False, eq=False, repr=False)
     """A copy whose network is a namespace to join. :mod:`containerkit.network` sets it."""
 
     def __attrs_post_init__(self) -> None:
@@ -212,7 +212,7 @@ class Spec:
         from containerkit.spec.network import check_connection
 
         if self.network == "host" and self.namespaces.network == "new":
-            object.__setattr__(self, "namespaces", attrs.evolve(self.namespaces, network="host"))
+            object.__setattr__(self, "namespaces", evolve(self.namespaces, network="host"))
         check_connection(self)
 
     def _check_namespaces(self) -> None:
@@ -290,13 +290,13 @@ class Spec:
         )
 
 
-CONFINEMENT: Final = frozenset(field.name for field in attrs.fields(Confinement))
+CONFINEMENT: Final = frozenset(field.name for field in fields_of(Confinement))
 """The names of the arguments for the confinement."""
 
 SHORT_FORMS: Final = frozenset({"volumes", "devices"})
 """The names of the arguments that add to ``mounts``."""
 
-DESCRIPTION: Final = frozenset(field.name for field in attrs.fields(Spec) if field.init) | CONFINEMENT | SHORT_FORMS
+DESCRIPTION: Final = frozenset(each.name for each in fields_of(Spec) if each.init) | CONFINEMENT | SHORT_FORMS
 """The names of the arguments that describe a container."""
 
 

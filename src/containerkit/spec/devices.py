@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SpecError
 from containerkit.security.checks import text_of
 from containerkit.spec.mount import Mount
 from containerkit.spec.words import sequence
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.options import ListOf
 
 __all__ = ["DEVICE", "device", "devices", "split"]

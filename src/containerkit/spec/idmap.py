@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import Final
-
-import attrs
 
 from containerkit.errors import SpecError
+from containerkit.values import field, frozen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    import attrs
 
 __all__ = ["IdMapping", "check_mappings", "mapping_text"]
 
@@ -20,7 +24,7 @@ def _an_id(_instance: object, attribute: attrs.Attribute[int], value: int) -> No
         raise SpecError(f"id mapping: {attribute.name} must be an id from 0 to {LARGEST_ID}, not {value!r}")
 
 
-@attrs.frozen
+@frozen
 class IdMapping:
     """A range of ``count`` ids that starts at ``inside`` in the container and at ``outside`` outside.
 
@@ -35,9 +39,9 @@ class IdMapping:
     Source: user_namespaces(7).
     """
 
-    inside: int = attrs.field(validator=_an_id)
-    outside: int = attrs.field(validator=_an_id)
-    count: int = attrs.field(default=1)
+    inside: int = field(validator=_an_id)
+    outside: int = field(validator=_an_id)
+    count: int = field(default=1)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.count, int) or self.count < 1:

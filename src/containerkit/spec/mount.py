@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Literal
-
-import attrs
 
 from containerkit._native import constants as k
 from containerkit._native.names import PROPAGATION
@@ -13,10 +10,12 @@ from containerkit.errors import SpecError
 from containerkit.meanings import explained
 from containerkit.security.checks import check_bool, text_of
 from containerkit.spec.words import host_path, mapping_items, path_inside, sequence, size_text
+from containerkit.values import field, fields_of, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Unpack
+    from typing import Final, Literal, Unpack
 
     from containerkit.options import FilesystemOptions, HidePid, ListOf, MountOptions, Propagation
 
@@ -34,7 +33,7 @@ def _target(value: str) -> str:
 
 
 @explained
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Mount:
     """A mount inside a container. Usually one of the constructors makes it: ``Mount.bind(...)``, ``Mount.tmpfs(...)``.
 
@@ -53,7 +52,7 @@ class Mount:
     Source: mount(2), mount_setattr(2).
     """
 
-    target: str = attrs.field(converter=_target)
+    target: str = field(converter=_target)
     type: str = "bind"
     source: str = ""
     options: tuple[tuple[str, str | None], ...] = ()
@@ -262,7 +261,7 @@ class Mount:
         Raises:
             SpecError: a field is unknown.
         """
-        known = {field.name for field in attrs.fields(cls)}
+        known = {field.name for field in fields_of(cls)}
         pairs = dict(mapping_items(values, "mount"))
         if unknown := [name for name in pairs if name not in known]:
             raise SpecError(f"mount: unknown field {unknown[0]!r:.100}")

@@ -8,19 +8,19 @@ templates) are converted to a known kind by a *provider*. The provider is looked
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Literal
-
-import attrs
 
 from containerkit import late
 from containerkit.errors import SpecError
 from containerkit.meanings import explained
 from containerkit.security.checks import check_bool, text_of
 from containerkit.spec.words import host_path, path_inside, size_text
+from containerkit.typed import Literal
+from containerkit.values import fields_of, frozen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Unpack
+    from typing import Final, Unpack
 
     from containerkit.image.options import ImageRootOptions, TemplateRootOptions
 
@@ -39,7 +39,7 @@ _DEFAULTS: Final = ("env", "cwd", "user")
 _LAYERS: Final = 500  # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Volume:
     """A directory of an image that holds data. Each container has its own copy, which is removed with the container.
 
@@ -69,7 +69,7 @@ class Volume:
         check_bool(self.filled, "volume: filled")
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class RootFS:
     """The root filesystem of a container. Use one of the constructors.
 
@@ -136,11 +136,11 @@ class RootFS:
                 raise SpecError(f"rootfs: unknown default of commands {name!r:.100}; there are {known}")
 
     def __getstate__(self) -> dict[str, object]:
-        return {field.name: getattr(self, field.name) for field in attrs.fields(RootFS)}
+        return {field.name: getattr(self, field.name) for field in fields_of(RootFS)}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Accept a pickle of an earlier version, which has fewer fields: detached containers outlive an update."""
-        for field in attrs.fields(RootFS):
+        for field in fields_of(RootFS):
             object.__setattr__(self, field.name, state.get(field.name, field.default))
 
     def _check_types(self) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import SpecError
 from containerkit.security.checks import text_of
 from containerkit.spec.mount import Mount
 from containerkit.spec.words import mapping_items, sequence
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any, Final
 
     from containerkit.options import ListOf
 

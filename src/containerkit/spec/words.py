@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import SpecError
 from containerkit.security.checks import text_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Final
 
 __all__ = ["checked_id", "encode", "host_path", "mapping_items", "path_inside", "sequence", "size_text"]
 

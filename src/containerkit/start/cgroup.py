@@ -12,16 +12,15 @@ import os
 import threading
 from _thread import allocate_lock
 from errno import ENOMEM, ESRCH
-from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit.compile.joining import GROUP, NOTHING_TO_JOIN, Joining
 from containerkit.errors import CleanupError, SetupError, StateError
+from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Protocol
+    from typing import Any, Final, Protocol
 
     from containerkit.cgroup import CGroup, Limits
     from containerkit.process.result import Cause, Usage
@@ -390,7 +389,7 @@ def account(process: Ended, group: CGroup, within: CGroup | None = None, before_
     if within is not None:
         used = _beside_others(used, within, most, before_us)
     assert process.usage is not None
-    process.usage = attrs.evolve(
+    process.usage = evolve(
         process.usage,
         memory_peak_bytes=used.memory_peak_bytes,
         memory_limit_bytes=most,
@@ -408,9 +407,9 @@ def _beside_others(used: Any, within: CGroup, most: int | None, before_us: int |
         # Memory that the limit above refused was charged to the leaf, so the peak of the group above is the right
         # value.
         peak = min(used.memory_peak_bytes, within.usage().memory_peak_bytes or most)
-        used = attrs.evolve(used, memory_peak_bytes=peak)
+        used = evolve(used, memory_peak_bytes=peak)
     now_us = throttled_us(within)
     if now_us is None:
         return used
     # A limit that was set in the meantime is not counted, because it may have throttled other commands before.
-    return attrs.evolve(used, throttled_us=None if before_us is None else now_us - before_us)
+    return evolve(used, throttled_us=None if before_us is None else now_us - before_us)

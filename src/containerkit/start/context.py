@@ -6,9 +6,6 @@ import os
 import threading
 from errno import EINVAL, EPERM
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-import attrs
 
 from containerkit import _native, late
 from containerkit.compile.facts import JOIN_PREFIX, MAP_BYTES, SKELETON, TTY_GROUP, Host, Mode
@@ -24,9 +21,13 @@ from containerkit.start.cgroup import Membership, inputs, joining_first, lift_me
 from containerkit.start.devices import device_nodes
 from containerkit.start.id_ranges import RANGE, IdRange, lease
 from containerkit.start.staging import Mappings, Staging, staging
+from containerkit.typed import TypeVar
+from containerkit.values import evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, Final
 
     from containerkit._linux.hostroot import HostRoot
     from containerkit._native.outcome import Outcome
@@ -155,7 +156,7 @@ class StartContext:
         root = spec.rootfs
         resolved = _without_links(root if root.kind in rootfs.OWN_KINDS else rootfs.resolve(root))
         if resolved is not spec.rootfs:
-            spec = attrs.evolve(spec, rootfs=resolved)
+            spec = evolve(spec, rootfs=resolved)
         _check_paths(resolved)
         directories = check_directories(spec.mounts)
         stage = staging(host=resolved.kind == "host")
@@ -317,7 +318,7 @@ class StartContext:
             raise error
         if not fuse_overlayfs.is_installed():
             raise fuse_overlayfs.explained(error) from None
-        self.spec = attrs.evolve(self.spec, rootfs=attrs.evolve(self.spec.rootfs, union="fuse"))
+        self.spec = evolve(self.spec, rootfs=evolve(self.spec.rootfs, union="fuse"))
         self._make_union()
 
     def _make_union(self) -> None:
@@ -370,7 +371,7 @@ def _without_links(resolved: RootFS) -> RootFS:
     if resolved.upper is None or resolved.work is None:
         return resolved
     upper, work = os.path.realpath(resolved.upper), os.path.realpath(resolved.work)
-    return attrs.evolve(resolved, upper=upper, work=work)
+    return evolve(resolved, upper=upper, work=work)
 
 
 def _check_paths(resolved: RootFS) -> None:

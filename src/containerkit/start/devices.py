@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from containerkit.compile.facts import Node
 from containerkit.errors import SpecError
 from containerkit.spec.devices import DEVICE
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.spec.container import Spec
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import threading
 from errno import EAGAIN, EPERM
-from typing import TYPE_CHECKING, Final
 
 from containerkit._linux.privileges import FIRST_BASE, RANGE, has_ids_to_spare, maps_range
 from containerkit._native import high
 from containerkit.errors import SetupError, UnsupportedError
 from containerkit.spec.idmap import LARGEST_ID
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Final
 
 __all__ = ["RANGE", "IdRange", "lease", "lease_singly", "subordinate"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from containerkit._linux.tree_walk import DIRECTORY, remove
 from containerkit.start import userns_helper
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 

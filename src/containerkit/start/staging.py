@@ -17,9 +17,6 @@ import select
 import threading
 from errno import EACCES, ECANCELED, EPERM
 from functools import partial
-from typing import TYPE_CHECKING, Final
-
-import attrs
 
 from containerkit import _native
 from containerkit._linux.privileges import is_privileged
@@ -29,15 +26,17 @@ from containerkit.compile.dev import DIRECTORIES, LINKS, NODES
 from containerkit.compile.skeleton import LOWERS, STAGING_ROOT, staged_skeleton, write_map
 from containerkit.descriptors import close_all, keep, keep_above
 from containerkit.errors import SetupError, UnsupportedError
-from containerkit.plan import calls
+from containerkit.plan import calls, entries
 from containerkit.plan.operation import Operation, Slot
 from containerkit.plan.program import Program, proc
 from containerkit.plan.tape import Plan
 from containerkit.spec.idmap import IdMapping, mapping_text
 from containerkit.start.id_ranges import subordinate
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Final
 
     from containerkit._linux import hostroot
     from containerkit._native.outcome import Outcome
@@ -56,7 +55,6 @@ _PROC_TREE = Slot("proc tree")
 _SYS_TREE = Slot("sys tree")
 
 
-@attrs.define(eq=False)
 class Staging:
     """Owns the descriptors of a staging namespace. They are closed when it is no longer used.
 
@@ -71,22 +69,21 @@ class Staging:
         slots: the inputs of a start from this object.
     """
 
-    mount: int
-    holder: int = -1
-    view: int = -1
-    mappings: Mappings = ((), ())
-    programs: tuple[str, ...] = ()
-    owned: list[int] = attrs.field(factory=list, repr=False)
-    privileged: bool = attrs.field(init=False)
-    slots: dict[str, int] = attrs.field(init=False, repr=False)
+    __slots__ = ("holder", "mappings", "mount", "owned", "privileged", "programs", "slots", "view")
 
-    @privileged.default
-    def _is_the_callers(self) -> bool:
-        return self.holder < 0
-
-    @slots.default
-    def _named(self) -> dict[str, int]:
-        return {"staging": self.mount, "holder": self.holder, "view": self.view}
+    def __init__(
+        self,
+        mount: int,
+        holder: int = -1,
+        view: int = -1,
+        mappings: Mappings = ((), ()),
+        programs: tuple[str, ...] = (),
+        owned: list[int] | None = None,
+    ) -> None:
+        self.owned: list[int] = [] if owned is None else owned
+        self.mount, self.holder, self.view, self.mappings, self.programs = mount, holder, view, mappings, programs
+        self.privileged = holder < 0
+        self.slots = {"staging": mount, "holder": holder, "view": view}
 
     def __del__(self) -> None:
         owned = getattr(self, "owned", [])  # a signal handler may raise before it has them
@@ -424,8 +421,7 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
         *calls.new_mount("tmpfs", {"mode": "755"}, _ROOT, attributes=k.MOUNT_ATTR_NOSUID),
         # The tmpfs may be mounted on any directory that certainly exists. pivot_root leaves that directory behind.
         calls.move_mount(_ROOT, k.AT_FDCWD, b"/proc", target="staging"),
-        *[calls.make_directory(_ROOT, name.encode()) for name in _DIRECTORIES],
-        *[calls.make_directory(_ROOT, b"lower/%d" % number) for number in range(LOWERS)],
+        entries.populate(_ROOT, _made_directories(), "the staging"),
         calls.move_mount(_PROC_TREE, _ROOT, b"proc"),
         calls.move_mount(_SYS_TREE, _ROOT, b"sys"),
         calls.close(_PROC_TREE),
@@ -440,6 +436,11 @@ def _contents(root: hostroot.HostRoot | None, *, privileged: bool, makes_nodes: 
         calls.close(_ROOT),
         calls.close(_DEV),
     ]
+
+
+def _made_directories() -> list[bytes]:
+    names = [*(name.encode() for name in _DIRECTORIES), *(b"lower/%d" % number for number in range(LOWERS))]
+    return [entries.directory(name, 0o755) for name in names]
 
 
 def _kernel_trees(*, privileged: bool) -> list[Operation]:

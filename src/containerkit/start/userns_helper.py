@@ -16,16 +16,18 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from errno import ECHILD
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from containerkit._native import constants as k
 from containerkit.errors import SetupError
 from containerkit.spec.idmap import IdMapping, mapping_text
 from containerkit.start import staging
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
+    from typing import Any, Final
 
     from containerkit.start.staging import Staging
 

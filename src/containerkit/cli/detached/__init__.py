@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from containerkit.cli.commands import complain
 from containerkit.errors import ContainerError, SpecError
+from containerkit.typed import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, Final
 
     from containerkit.detached.container import Detached
 

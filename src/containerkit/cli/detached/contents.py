@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 from containerkit.cli import elsewhere
 from containerkit.cli.detached import Verb, formatted, say, table
@@ -14,8 +13,10 @@ from containerkit.container.lifecycle import Container
 from containerkit.detached.container import containers, find
 from containerkit.errors import ContainerError, SpecError, StateError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from typing import Any
 
     from containerkit.cgroup.stats import Stats
     from containerkit.detached.container import Detached

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from containerkit.cli import arguments, docker
 from containerkit.cli.commands import complain
 from containerkit.cli.detached import Verb, for_each, say
@@ -11,6 +9,7 @@ from containerkit.detached.container import containers, find
 from containerkit.detached.known import shell_status
 from containerkit.errors import ContainerError, SpecError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 

@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 from contextlib import ExitStack
-from typing import Any, Final
 
 from containerkit.cli import keeping, terminal, values
 from containerkit.cli.attend import Attendant, Relay
@@ -16,6 +15,10 @@ from containerkit.container.lifecycle import Container
 from containerkit.detached.view import View
 from containerkit.errors import SpecError
 from containerkit.spec.command import User, default_environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 __all__ = ["exec"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
 
 from containerkit.cli.commands import complain
 from containerkit.cli.detached import Verb
@@ -12,9 +11,11 @@ from containerkit.detached import store
 from containerkit.detached.known import KEEPER_KILLED, Known
 from containerkit.errors import SpecError, StateError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
+    from typing import Final
 
     from containerkit.detached.logs import LogLine
 

@@ -5,10 +5,9 @@ tools, and :mod:`.compiler` writes the program that the kernel runs. The names a
 container with the default filter needs only :mod:`.ready`.
 """
 
-from typing import TYPE_CHECKING
-
 from containerkit.late import lazy
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.security.seccomp.profile import (
         ALLOW,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from struct import pack
-from typing import Final
 
 from containerkit.plan.calls import call
 from containerkit.plan.operation import Block, Operation, Slot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["FLAGS", "install"]
 

@@ -7,12 +7,13 @@ compares them. After a change of the table or the guards run ``python -m contain
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from containerkit._native.constants import MACHINE
 from containerkit.security.seccomp.install import install
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from containerkit.plan.operation import Operation
     from containerkit.security.seccomp.profile import Seccomp
 
