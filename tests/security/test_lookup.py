@@ -336,6 +336,14 @@ def test_command_holds_its_own_descriptors_alone_at_its_exec(way, root, victim):
 
 
 @needs_strace
+@pytest.mark.parametrize("way", lookup_child.INTERPRETERS)
+def test_interpreter_holds_its_socket_too_at_its_exec(way, root, victim):
+    """The forks of a zygote and of an interpreter execute nothing: see test_forks.py."""
+    found = scan(way, root, victim, "guarded")
+    assert ({"0", "1", "2"}, 4) == (found & {"0", "1", "2"}, len(found))
+
+
+@needs_strace
 @pytest.mark.parametrize("way", ["run", "held by a fleet, time host", "task of a fleet"])
 def test_command_holds_more_without_the_remedy(way, root, victim):
     assert "the interpreter" in scan(way, root, victim, "unguarded")
