@@ -444,7 +444,11 @@ def test_a_stopped_service_starts_in_its_container_again(name):
 
 def test_a_service_that_was_stopped_is_checked_again(name):
     check = {"test": ["CMD", "test", "-e", "/run/ok"], "interval": "20ms", "retries": 1, "start_period": "20s"}
-    command = ["sh", "-c", "test -e /run/ok || touch /run/ok; exec sleep 1000"]
+    command = [
+        "sh",
+        "-c",
+        "test -e /once || touch /once /run/ok; exec sleep 1000",
+    ]  # only the first one makes it healthy
     with project(name, a={"command": command, "healthcheck": check}).up(wait=20) as stack:
         stack.stop("a")
         stack.apply()
