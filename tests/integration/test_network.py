@@ -498,11 +498,11 @@ def test_a_closed_network_takes_nobody(net):
 
 
 def test_a_subnet_of_the_host_or_of_another_network_is_refused(net):
-    with pytest.raises(StateError, match="of this machine has it"):
+    with pytest.raises(StateError, match="it overlaps the network"):
         Network("again", subnets=[net.subnets[0]]).open()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        with pytest.raises(StateError, match="of this machine has it"):  # after it has leased the other
+        with pytest.raises(StateError, match="it overlaps the network"):  # after it has leased the other
             Network("again", subnets=["auto4", net.subnets[1]]).open()
         collect()
     assert caught == []
@@ -915,7 +915,7 @@ def test_a_network_of_ipv6_alone_answers_names_too():
 
 
 def test_a_bridge_takes_1023_containers_and_the_next_is_told_so(net):
-    claims = [net.claim(Attach(net), 0, (), leads_out=True) for _ in range(1023)]
+    claims = [net.claim(Attach(net), 0, (), has_default_route=True) for _ in range(1023)]
     assert len({claim.addresses for claim in claims}) == 1023
     with pytest.raises(SetupError, match="another network"):
         Container(network=net).start()

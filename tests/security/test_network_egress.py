@@ -345,14 +345,14 @@ def test_spoofed_source_asks_in_nobody_elses_name(where, server):
 def test_flood_of_questions_is_dropped_and_others_are_answered(where):
     attendant = where.attend()
     answered = 0
-    at_once = attendant.resolver.at_once
+    answer_locally = attendant.resolver.answer_locally
 
     def counted(data, source):
         nonlocal answered
         answered += source == "10.88.0.5"
-        return at_once(data, source)
+        return answer_locally(data, source)
 
-    attendant.resolver.at_once = counted
+    attendant.resolver.answer_locally = counted
     question = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + b"\2c2\0" + struct.pack(">HH", 1, 1)
     code = (
         "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('10.88.0.1', 53))\n"

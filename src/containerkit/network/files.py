@@ -19,7 +19,7 @@ __all__ = ["hosts_file", "mounts", "resolv_conf"]
 HOSTS: Final = "/etc/hosts"
 RESOLV: Final = "/etc/resolv.conf"
 GATEWAY: Final = "host-gateway"
-"""The name that stands for the address of the gateway, as in Docker."""
+"""The name that means the address of the gateway, as in Docker."""
 
 _OPTIONAL: Final = (("optional", None),)
 _LOCAL: Final = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -30,7 +30,7 @@ def hosts_file(pairs: Iterable[tuple[str, str]], hostname: str | None, gateways:
 
     Args:
         pairs: names and addresses, or :data:`GATEWAY`.
-        hostname: the container's own. Only the default one is in the file. Others are resolved by DNS.
+        hostname: the container's own. Only the default name is in the file. Others are resolved by DNS.
         gateways: the gateways of its network.
 
     Source: hosts(5).
@@ -53,9 +53,9 @@ def resolv_conf(servers: Iterable[str], dns: DNS | None) -> bytes:
 
 
 def mounts(own: tuple[Mount, ...], hosts: bytes | str | None, resolv: bytes | str | None) -> tuple[Mount, ...]:
-    """Return the mounts of a container, with these files added unless it has its own mounts in their place."""
+    """Return the mounts of a container with these files, unless it has its own mounts at their paths."""
     covered = {mount.target for mount in own}
     wanted = ((HOSTS, hosts), (RESOLV, resolv))
     files = [Mount.file(path, text) for path, text in wanted if text is not None and path not in covered]
-    # A read-only root without these files does not use them either.
+    # A read-only root without these files has no use for them.
     return (*(attrs.evolve(each, options=_OPTIONAL) for each in files), *own)

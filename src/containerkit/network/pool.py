@@ -53,7 +53,7 @@ class EndpointPool:
 
         Raises:
             StateError: the pool, or a network, was closed.
-            SetupError: one had to be made, and that failed.
+            SetupError: none was ready, and a new one could not be made.
         """
         if self._supply.is_ours and self._supply.closed:
             raise StateError(f"{self!r}: it was closed")
