@@ -631,7 +631,7 @@ def test_directory_in_use_is_refused(root, images):
     images.mkdir()
     (images / "here").touch()
     with Container(RootFS.dir(root)) as c:
-        with pytest.raises(ValueError, match="must be missing or empty"):
+        with pytest.raises(ValueError, match="is not empty: choose an empty directory"):
             c.checkpoint(images, criu=CRIU)
         assert "running" == c.state
     assert ["here"] == [each.name for each in images.iterdir()]

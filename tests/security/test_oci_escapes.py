@@ -141,8 +141,8 @@ def test_tmpfs_with_a_copy_does_not_open_what_was_swapped_for_a_pipe(tmp_path):
 # --- what a waiting process holds
 
 OPEN_AT_THE_GATE = """
-from containerkit.oci import birth
-birth.strip = lambda tape, kept, telling: None
+from containerkit.oci import creation
+creation.strip = lambda tape, kept, telling: None
 from containerkit.oci.main import leave, main
 leave(main())
 """

@@ -172,12 +172,12 @@ def test_parameters_and_labels_are_not_written_to_what_is_no_procfs(oci):
 # --- a root that is not pivoted to
 
 CHROOT_ALONE = """
-from containerkit.oci import birth
+from containerkit.oci import creation
 def leave_host(builder, masks, *, at_home, may_move):
     builder.tape.call("fchdir", builder.root)
     builder.tape.call("chroot", b".")
     builder.tape.call("chdir", b"/")
-birth.leave_host = leave_host
+creation.leave_host = leave_host
 from containerkit.oci.main import leave, main
 leave(main())
 """

@@ -162,7 +162,7 @@ def test_log_that_fills_up_takes_nothing_back(tmp_path, capsys):
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, most[1]))
     try:
-        log.tell_warnings()
+        log.write_warnings()
         log.error("a reason")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
@@ -214,8 +214,8 @@ def test_verbs_load_nothing_heavy(verb, tmp_path):
 
     module, _, _ = _VERBS[verb]
     further = {
-        "create": ["birth", "limits", "cgroups", "users"],
-        "run": ["birth", "limits", "cgroups"],
+        "create": ["creation", "limits", "cgroups", "users"],
+        "run": ["creation", "limits", "cgroups"],
         "exec": ["execute"],
         "delete": ["cgroups"],
     }

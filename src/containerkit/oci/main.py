@@ -155,8 +155,8 @@ class Call:
     """One call of the command line.
 
     Attributes:
-        root: where containers are recorded.
-        journal: where messages go.
+        root: the directory of the records.
+        journal: the log.
         manager: ``"cgroupfs"``, ``"systemd"`` or ``"disabled"``.
         flags: the verb's own.
         options: the global ones.
@@ -221,7 +221,7 @@ def main(words: Sequence[str] | None = None, *, resumed: str = "") -> int:
 
 
 def leave(status: int) -> None:
-    """End the process at once. The kernel frees its resources faster than the interpreter would.
+    """End the process immediately. The kernel frees its resources faster than the interpreter would.
 
     Args:
         status: its exit status.
@@ -242,7 +242,7 @@ def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log, resum
     call = Call(options, flags, journal, (int(directory), int(gate)) if resumed else None)
     place = __import__(f"containerkit.oci.{module}", fromlist=[function])
     status: int = getattr(place, function)(call)
-    journal.tell_warnings()
+    journal.write_warnings()
     return status
 
 
