@@ -204,6 +204,6 @@ def test_pressure_comes_among_the_events():
         {"resource": "io", "stall_us": 3_000_000},
     ],
 )
-def test_pressure_trigger_refuses_what_can_not_be_meant(wish):
+def test_pressure_trigger_refuses_what_cannot_be_meant(wish):
     with pytest.raises(SpecError):
         PressureTrigger(**wish)

@@ -260,7 +260,7 @@ def test_template_is_filled(template, expected):
 
 
 @pytest.mark.parametrize("template", ["{{.Z}}", "{{.A.Z}}", "{{if .A}}x{{end}}", "{{.C.D}}"])
-def test_template_that_can_not_be_filled_is_refused(template):
+def test_template_that_cannot_be_filled_is_refused(template):
     with pytest.raises(SpecError):
         formatted(template, {"A": {"B": 1}, "C": True})
 

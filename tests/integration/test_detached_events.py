@@ -225,7 +225,7 @@ def test_options_of_a_shell(kept, name):
         {"health_command": ["true"], "healthcheck": False},
     ],
 )
-def test_checks_that_can_not_be_are_refused(kept, options):
+def test_checks_that_cannot_be_are_refused(kept, options):
     with pytest.raises(SpecError, match="health"):
         kept.make("true", **options)
     assert [] == kept.new()

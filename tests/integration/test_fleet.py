@@ -121,7 +121,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "told"), REFUSED, ids=[str(each[0])[:40] for each in REFUSED])
-def test_what_can_not_be_is_refused_before_anything_is_made(options, told, threads):
+def test_what_cannot_be_is_refused_before_anything_is_made(options, told, threads):
     with pytest.raises(SpecError, match=told):
         threads.submit(["true"], **options)
     assert threads.report().tasks == 0

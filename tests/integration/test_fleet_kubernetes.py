@@ -106,7 +106,7 @@ def test_failures_are_those_of_run(fleet):
         ),
     ],
 )
-def test_what_can_not_start_is_told(fleet, cluster, state, error, told):
+def test_what_cannot_start_is_told(fleet, cluster, state, error, told):
     cluster.broken = state
     with pytest.raises(error, match=told):
         fleet.submit(["nosuch"], image=IMAGE).result(60)
@@ -198,7 +198,7 @@ def test_cluster_without_user_namespaces_is_refused(fleet, cluster):
         ({"limits": Limits(memory="64G")}, "largest of 1 nodes"),
     ],
 )
-def test_what_a_pod_can_not_do_is_refused_before_anything_is_made(fleet, cluster, options, told):
+def test_what_a_pod_cannot_do_is_refused_before_anything_is_made(fleet, cluster, options, told):
     with pytest.raises(SpecError, match=told):
         fleet.submit(["true"], **{"image": IMAGE, **options})
     assert [] == cluster.seen

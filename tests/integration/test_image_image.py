@@ -588,7 +588,7 @@ def python_for_others():
 
 
 @needs_busybox
-def test_ordinary_user_unpacks_runs_commits_and_builds(box, tmp_path):
+def test_unprivileged_user_unpacks_runs_commits_and_builds(box, tmp_path):
     command = python_for_others()
     box.save(tmp_path / "box.tar")
     with tempfile.TemporaryDirectory() as home:
@@ -775,7 +775,7 @@ def test_working_directory_that_an_image_lacks_is_made_in_the_container(box, sto
 
 @needs_busybox
 @pytest.mark.parametrize("directory", ["/data/old", "/data/old/below", "/nowhere/app", "/round/app", "/magic/x"])
-def test_working_directory_that_can_not_be_is_an_error(box, store, tmp_path, directory):
+def test_working_directory_that_cannot_be_is_an_error(box, store, tmp_path, directory):
     root = tmp_path / "bad"
     shutil.copytree(box.unpack()[0], root, symlinks=True)
     (root / "nowhere").symlink_to("missing")

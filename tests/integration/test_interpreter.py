@@ -239,7 +239,7 @@ def test_missing_python_is_told():
         Interpreter(python="true")
 
 
-def test_values_that_can_not_be_are_refused(i):
+def test_values_that_cannot_be_are_refused(i):
     for wrong in ({"timeout": -1}, {"timeout": "1"}):
         with pytest.raises(SpecError):
             i.run_code("1", **wrong)
@@ -441,7 +441,7 @@ def test_fork_bomb_is_swept_up():
     "raw",
     [b"\\xff\\xff\\xff\\xff", b"\\x00\\x00\\x00\\x02[]", b"\\x00\\x00\\x00\\x05hello", b"\\x00\\x00\\x00\\x02{}"],
 )
-def test_answers_that_can_not_be_do_no_harm(i, raw):
+def test_answers_that_cannot_be_do_no_harm(i, raw):
     """The code finds the socket of its own process, and writes arbitrary data to it."""
     find = """
 import os, stat

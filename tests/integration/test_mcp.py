@@ -85,7 +85,7 @@ def test_pictures_are_pictures():
     talk(do, "--venv", sys.prefix)
 
 
-def test_server_that_can_not_start_says_why():
+def test_server_that_cannot_start_says_why():
     words = [sys.executable, "-m", "containerkit.mcp", "--preload", "no_such_module"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert done.returncode == 125

@@ -144,7 +144,7 @@ def test_missing_program_is_an_error(executor):
 @pytest.mark.parametrize(
     "wrong", [{"cpu_limit_s": 0}, {"wall_limit_s": -1}, {"soft_cpu_limit_s": "1"}, {"memory_limit": "x"}]
 )
-def test_limits_that_can_not_be_are_refused(executor, wrong):
+def test_limits_that_cannot_be_are_refused(executor, wrong):
     with pytest.raises(SpecError):
         executor.execute_run(["true"], **wrong)
 

@@ -269,7 +269,7 @@ def test_namespace_closes_when_collected():
         os.fstat(fd)
 
 
-def test_namespace_can_not_be_pickled():
+def test_namespace_cannot_be_pickled():
     with Namespace.current("uts") as own, pytest.raises(TypeError, match="path or a pid"):
         pickle.dumps(own)
 
@@ -634,7 +634,7 @@ def test_visit_without_the_capability_hints_and_stays(inside):
 
 @needs_root
 @pytest.mark.parametrize("kind", [Kind.UTS, Kind.MOUNT])
-def test_visit_that_can_not_come_back_raises_over_the_blocks_own_error(inside, kind):
+def test_visit_that_cannot_come_back_raises_over_the_blocks_own_error(inside, kind):
     def body():
         with (
             pytest.raises(CleanupError, match=r"is still inside <Namespace .* and must end") as caught,

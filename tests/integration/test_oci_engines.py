@@ -104,7 +104,7 @@ def test_podman_runs(podman):
     assert "given\n" == podman("run", "--rm", "-i", "box", "cat", input="given\n")
 
 
-def test_podman_tells_what_can_not_be_executed(podman):
+def test_podman_tells_what_cannot_be_executed(podman):
     assert "not found" in podman("run", "--rm", "box", "nosuch", status=127, both=True)
     assert "permission denied" in podman("run", "--rm", "box", "/etc/passwd", status=126, both=True)
 

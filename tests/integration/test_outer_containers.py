@@ -281,7 +281,7 @@ def test_masked_number_of_the_last_capability_is_asked_of_the_kernel(cover):
     ), done.stderr
 
 
-def test_mounts_below_the_programs_that_a_user_can_not_leave_out_are_named(tmp_path):
+def test_mounts_below_the_programs_that_a_user_cannot_leave_out_are_named(tmp_path):
     script = 'mount -t tmpfs x /usr/local/games; exec unshare --user --map-root-user "$@"'
     done = python(["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh"], JOB)
     assert "open_tree /usr: Invalid argument (hint: there are mounts below it" in done.stderr, done.stderr

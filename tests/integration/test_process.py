@@ -251,7 +251,7 @@ def test_one_stream_captured_the_other_not(runner):
 
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
 @pytest.mark.parametrize("wish", [-7, "file", 1.5, True, b"x", object()])
-def test_streams_that_can_not_be_are_refused(runner, name, wish):
+def test_streams_that_cannot_be_are_refused(runner, name, wish):
     with pytest.raises(SpecError, match=name):
         runner(["true"], **{name: wish})
 
@@ -271,7 +271,7 @@ def test_streams_by_their_names_in_dev(runner):
 
 
 @pytest.mark.several_ids
-def test_streams_by_their_names_for_an_ordinary_user_inside(runner):
+def test_streams_by_their_names_for_an_unprivileged_user_inside(runner):
     done = runner(["sh", "-c", "id -u >/proc/self/fd/1; echo e >/proc/self/fd/2"], user="12:12")
     if done.returncode and os.geteuid():
         pytest.skip("only one id is mapped for this user")
@@ -855,7 +855,7 @@ def test_pty_hang_up_when_the_master_closes(box):
     assert -signal.SIGHUP == process.wait(timeout=60)
 
 
-def test_pty_of_an_ordinary_user_can_be_opened_by_name(box):
+def test_pty_of_an_unprivileged_user_can_be_opened_by_name(box):
     if os.geteuid():
         pytest.skip("needs a range of ids")
     done = box.run(["sh", "-c", "echo yes >$(tty)"], pty=True, user="12:12", text=True)
@@ -884,7 +884,7 @@ def test_pty_many_at_once(box):
 
 
 @pytest.mark.parametrize("size", [(0,), (1, 2, 3), ("a", "b"), (70000, 1), (-1, 5), "big", 1.5])
-def test_pty_sizes_that_can_not_be_are_refused(box, size):
+def test_pty_sizes_that_cannot_be_are_refused(box, size):
     with pytest.raises(SpecError, match="pty"):
         box.run(["true"], pty=size)
 

@@ -202,7 +202,7 @@ def test_report_is_true_about_processes_in_sight():
     assert os.uname().nodename == BOX.run(["uname", "-n"], text=True).stdout.strip()
 
 
-def test_kernel_that_can_not_hold_it_is_an_error(monkeypatch):
+def test_kernel_that_cannot_hold_it_is_an_error(monkeypatch):
     from containerkit.security import landlock
 
     monkeypatch.setattr(landlock, "abi", lambda: 2)

@@ -115,7 +115,7 @@ def test_limit_and_timeout_hold_for_what_is_heard(runner):
     assert "one\ntwo" == caught.value.stdout
 
 
-def test_listeners_that_can_not_be_are_refused(runner):
+def test_listeners_that_cannot_be_are_refused(runner):
     with pytest.raises(SpecError, match=r"^on_stdout: 3 can't be called"):
         runner(["true"], on_stdout=3)
     with pytest.raises(SpecError, match=r"^on_stderr: stderr is redirected"):
@@ -175,7 +175,7 @@ def test_popen_that_nobody_waits_for_is_ended_with_the_interpreter(left_of):
     assert left_of(forget) == {}
 
 
-def test_popen_refuses_what_can_not_be():
+def test_popen_refuses_what_cannot_be():
     with pytest.raises(SpecError, match="unknown argument 'timeout'"):
         popen(["true"], timeout=3)
     with pytest.raises(FileNotFoundError):

@@ -165,7 +165,7 @@ def typical_s(do):
 # Between open() and "with" nobody holds a file but its last reference, which closes it, with a warning.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("kind", [a_run, a_first_run, a_command, a_fed_command, a_piped_command, a_life])
-def test_nothing_stays_of_what_was_interrupted(kind, interrupt, left_of):
+def test_interrupted_operation_leaves_nothing(kind, interrupt, left_of):
     moments = random.Random(kind.__name__)
     hits: list[bool] = []
     with Container() as container:
@@ -320,7 +320,7 @@ def test_group_of_an_interrupted_command_is_removed_with_its_container(groups_fo
         a_command,
     ],
 )
-def test_nothing_stays_of_a_start_that_was_interrupted_at_any_step(kind, groups_found):
+def test_start_interrupted_at_any_step_leaves_nothing(kind, groups_found):
     left = {}
     with Container() as container:
         for _ in range(3):
@@ -381,14 +381,14 @@ print("interrupted:", number - 1)
 """
 
 
-def test_nothing_stays_of_a_command_that_is_interrupted_in_an_audit_hook():
+def test_command_interrupted_in_an_audit_hook_leaves_nothing():
     """A hook of the program runs while C makes files of the ends of the pipes, and a signal handler in the hook."""
     done = subprocess.run([sys.executable, "-c", IN_AUDIT_HOOK], capture_output=True, text=True, timeout=60)
     assert ("", "interrupted: 3\n") == (done.stderr, done.stdout)
 
 
 @pytest.mark.parametrize("kind", ["put", "get"])
-def test_no_descriptor_stays_of_a_copy_that_was_interrupted(kind, copies, interrupt):
+def test_interrupted_copy_leaves_no_descriptor(kind, copies, interrupt):
     moments = random.Random(kind)
     with Container() as container:
         container.files.put(copies["tree"], "/tmp/got")
@@ -439,7 +439,7 @@ def test_descriptor_has_an_owner_from_the_moment_it_is_made(interrupt):
 
 
 @pytest.mark.parametrize("delay_ms", [0.3, 1, 2, 20])
-def test_container_whose_command_is_interrupted_is_stopped_while_the_error_is_on_its_way(interrupt, delay_ms):
+def test_container_of_an_interrupted_command_is_stopped_while_the_error_propagates(interrupt, delay_ms):
     """The end of ``with`` runs while the error and the objects in its frames are still referenced."""
 
     def work():
@@ -453,7 +453,7 @@ def test_container_whose_command_is_interrupted_is_stopped_while_the_error_is_on
     assert time.monotonic() - began < 20
 
 
-def test_handler_may_stop_the_container_whose_command_is_under_way(deadline):
+def test_handler_may_stop_the_container_of_a_running_command(deadline):
     container = Container().start()
     former = signal.signal(signal.SIGUSR1, lambda *_: container.stop())
     try:
@@ -487,7 +487,7 @@ def test_container_whose_pid_namespace_another_shares_is_stopped_first(deadline)
 
 
 @pytest.mark.several_ids
-def test_container_is_stopped_though_what_shares_its_pid_namespace_is_frozen(deadline):
+def test_container_is_stopped_although_another_in_its_pid_namespace_is_frozen(deadline):
     first = Container().start()
     second = in_its_pid_namespace(first, limits=Limits(pids=20)).start()
     sleeper = second.popen(["sleep", "100"])

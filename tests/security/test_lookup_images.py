@@ -32,7 +32,7 @@ def names(*kinds):
     return [f"/{kind}-{which}" for kind in kinds for which in (*FEW, "exe")]
 
 
-def test_nothing_of_the_builders_can_be_named_by_run(image, tmp_path):
+def test_no_resource_of_the_builder_can_be_executed_by_run(image, tmp_path):
     """Each step continues if the program can't be found, and prints its output."""
     context = tmp_path / "context"
     context.mkdir()
@@ -48,7 +48,7 @@ def test_nothing_of_the_builders_can_be_named_by_run(image, tmp_path):
         assert MARK not in str(failed.value)
 
 
-def test_nothing_of_the_callers_can_be_named_by_a_health_check(image):
+def test_no_resource_of_the_caller_can_be_executed_by_a_health_check(image):
     for name in names("link", "script", "elf"):
         defaults = attrs.evolve(image.defaults, healthcheck=Healthcheck(test=("CMD", name), retries=1))
         made = Image.from_directory(image.unpack()[0], store=image.store, defaults=defaults)

@@ -89,7 +89,7 @@ def by_program(container):
 
 
 @needs_criu
-def test_processes_that_are_brought_back_hold_what_they_held(images):
+def test_restored_processes_have_their_previous_descriptors(images):
     place, before = images
     assert {"init", "sh"} == set(before)
     assert {7, 8, 9} <= set(before["sh"])  # the control: more than the standard streams is seen
@@ -118,7 +118,7 @@ def caller(place, how, *names):
 
 
 @needs_criu
-def test_nothing_of_the_callers_can_be_named_in_a_container_that_was_brought_back(images, root):
+def test_no_resource_of_the_caller_can_be_executed_in_a_restored_container(images, root):
     names = [*programs(root), "/quick"]
     with caller(images[0], "alone", *names) as (process, _):
         process.stdin.write("go\n")
@@ -153,13 +153,13 @@ def is_traced(pid):
 
 @needs_criu
 @needs_strace
-def test_command_in_a_container_that_was_brought_back_holds_its_own_descriptors_alone(images):
+def test_command_in_a_restored_container_has_only_its_own_descriptors(images):
     assert {"0", "1", "2"} == scan(images[0], "alone")
 
 
 @needs_criu
 @needs_strace
-def test_command_in_a_container_that_was_brought_back_holds_what_it_is_passed(images):
+def test_command_in_a_restored_container_has_passed_descriptors(images):
     """The control: one more is seen."""
     found = scan(images[0], "passing")
     assert {"0", "1", "2"} < found
@@ -191,7 +191,7 @@ def guard(inherited):
             os.close(pidfd)
 
 
-def test_guard_holds_two_processes_and_nothing_else(guard, inherited):
+def test_guard_has_only_two_pidfds(guard, inherited):
     eventually(lambda: Path(f"/proc/{guard}/comm").read_text() == "guard\n" and len(held(guard)) == 2)
     assert {3: "anon_inode:[pidfd]", 4: "anon_inode:[pidfd]"} == held(guard)
     assert b"" == Path(f"/proc/{guard}/environ").read_bytes()
@@ -199,7 +199,7 @@ def test_guard_holds_two_processes_and_nothing_else(guard, inherited):
     assert {str(os.getpid())} < {number_of(guard, fd) for fd in (3, 4)}
 
 
-def test_program_that_is_started_without_care_holds_what_is_inherited(inherited):
+def test_plain_start_inherits_descriptors(inherited):
     """The control."""
     pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
     try:

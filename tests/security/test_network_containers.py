@@ -121,7 +121,7 @@ def server(where):
         made.__exit__()
 
 
-def test_internet_leads_out_and_to_nothing_of_the_hosts(user):
+def test_internet_reaches_the_outside_and_no_service_of_the_host(user):
     found = user("""
 port = serving("0.0.0.0", 0, "host")
 with Container(network="internet") as c:
@@ -135,7 +135,7 @@ with Container(network="internet") as c:
 
 
 @pytest.mark.parametrize("chain", ["ip filter FORWARD", "inet strict forward"])
-def test_host_whose_firewall_drops_what_is_forwarded_is_left_as_it_is(user, where, chain):
+def test_firewall_that_drops_forwarded_packets_is_not_changed(user, where, chain):
     family, table, _ = chain.split()
     where.run("host", f"nft add table {family} {table}")
     hooked = f"nft add chain {chain} {{ type filter hook forward priority 0 ; policy drop ; }}"
@@ -159,7 +159,7 @@ with Network("app").open() as net, Container(network=net, publish=[Port(0, 80, h
     assert (outside, host, here) == ("outside", "OSError", "served")
 
 
-def test_internet_leads_out_by_both_versions(user):
+def test_internet_reaches_the_outside_by_both_ip_versions(user):
     found = user(f"""
 with Container(network=Network("app")) as c:
     print(json.dumps(tried(c, f"{{FOUR}}:80", "{SIX}:80")))
@@ -167,7 +167,7 @@ with Container(network=Network("app")) as c:
     assert list(found.values()) == ["outside", "outside"]
 
 
-def test_container_alone_has_no_way_to_anything(user):
+def test_default_container_reaches_nothing(user):
     found = user("""
 with Container() as c:
     print(json.dumps(tried(c, f"{FOUR}:80", f"{HOST}:22")))
@@ -175,7 +175,7 @@ with Container() as c:
     assert set(found.values()) == {"OSError"}
 
 
-def test_host_service_is_reached_once_it_is_asked_for(user):
+def test_host_service_is_reached_if_egress_allows_it(user):
     found = user("""
 port = serving("0.0.0.0", 0, "host")
 with Container(network="internet", egress=Egress.only(f"{HOST}:{port}")) as c:
@@ -210,7 +210,7 @@ with net, Container(network=net, egress=rules, dns=DNS(servers=[FOUR])) as c:
 
 
 @pytest.mark.parametrize("restricted", [True, False])
-def test_network_attached_later_is_no_way_round_egress_rules(user, server, restricted):
+def test_network_attached_later_does_not_bypass_egress_rules(user, server, restricted):
     found = user(f"""
 rules = Egress.only("allowed.test:80") if {restricted} else None
 with Network("in", internal=True).open() as inner, Network("out").open() as outer:
@@ -250,7 +250,7 @@ with Network("app").open() as net, Network("other").open() as other:
 
 
 @pytest.mark.parametrize("what", ["ip link set eth0 address 02:00:00:00:00:99", "ip addr add 10.0.0.9/8 dev eth0"])
-def test_default_container_can_not_change_its_interface(user, what):
+def test_default_container_cannot_change_its_interface(user, what):
     found = user(f"""
 with Container(network="internet") as c:
     done = c.run({what.split()!r}, text=True, capture_output=True)
@@ -331,7 +331,7 @@ print(json.dumps([links, free, held]))
     assert "containerkit" not in where.run("host", "nft list tables")
 
 
-def test_first_connection_to_a_fresh_container_waits_for_nothing(user):
+def test_first_connection_to_a_fresh_container_is_not_retransmitted(user):
     """What waits for an address or a neighbour is sent a second time: that is counted, and no clock is looked at."""
     found = user("""
 code = "import socket; s = socket.create_server(('::', 80), family=10, dualstack_ipv6=True); print(flush=True); s.accept(); s.accept()"

@@ -90,17 +90,17 @@ def arrives(where: lab.Lab, frame: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_guard_stops_what_is_not_the_containers_own(guarded, open_lab, name):
+def test_guard_stops_frames_with_foreign_addresses(guarded, open_lab, name):
     assert not arrives(guarded, ATTACKS[name])
     assert arrives(open_lab, ATTACKS[name])  # the control
 
 
 @pytest.mark.parametrize("name", FAIR)
-def test_guard_lets_pass_what_is_the_containers_own(guarded, name):
+def test_guard_passes_frames_with_own_addresses(guarded, name):
     assert arrives(guarded, FAIR[name])
 
 
-def test_guard_holds_for_what_goes_to_the_router_too(guarded, open_lab):
+def test_guard_filters_frames_to_the_router_too(guarded, open_lab):
     frame = lab.arp(MAC, MAC, "10.88.0.6", "10.88.0.1", 1)
     for where, learned in ((guarded, False), (open_lab, True)):
         where.ip("router", "neigh flush dev br0")
@@ -112,7 +112,7 @@ def test_guard_holds_for_what_goes_to_the_router_too(guarded, open_lab):
         where.ip("router", "neigh flush dev br0")
 
 
-def test_guard_is_nobody_elses_to_change(guarded):
+def test_guard_cannot_be_changed_by_others(guarded):
     guarded.run("router", "nft flush ruleset")
     assert "table bridge containerkit" in guarded.run("router", "nft list tables")
     with guarded.spaces["router"].enter():
@@ -125,7 +125,7 @@ def test_guard_is_nobody_elses_to_change(guarded):
     assert "Operation not permitted" in done.stderr
 
 
-def test_guard_lets_nothing_pass_of_a_port_that_is_gone():
+def test_guard_passes_no_frame_of_a_removed_port():
     with lab.Lab() as where:
         frame = FAIR["its own datagram"]
         assert arrives(where, frame)

@@ -60,7 +60,7 @@ def test_unprivileged_caller_is_refused(monkeypatch, tmp_path):
         ({"rootfs": RootFS.tmpfs()}, "RootFS.dir"),
     ],
 )
-def test_what_would_come_back_as_less_is_refused(fields, told):
+def test_container_that_would_be_restored_weaker_is_refused(fields, told):
     with pytest.raises(UnsupportedError, match=re.escape(told)):
         refusals.check(subject(**fields))
 

@@ -83,7 +83,7 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("path", [path for path in keys.REFUSED if "models" not in path])
-def test_what_is_refused_is_refused_by_its_name(path):
+def test_unsupported_key_is_refused_by_name(path):
     value = SAMPLES.get(path)
     for attempt in (value,) if value is not None else ("x", ["x"], True):
         try:
@@ -121,14 +121,14 @@ def test_what_is_refused_is_refused_by_its_name(path):
         ({"pid": "service:b"}, "pid: 'service:b'"), ({"ports": ["80/sctp"]}, "protocol: 'sctp'"),
     ],
 )  # fmt: skip
-def test_values_that_cannot_be_had_are_refused(asked, message):
+def test_unsupported_values_are_refused(asked, message):
     project = Project(services={"a": Service(**{"image": "box", **asked}), "b": Service(image="box")})
     with pytest.raises(SpecError, match=re.escape(message)) as caught:
         project.plan()
     assert str(caught.value).startswith("services.a.")
 
 
-def test_values_that_one_machine_meets_are_taken():
+def test_values_that_one_host_satisfies_are_accepted():
     deploy = {
         "mode": "global", "endpoint_mode": "dnsrr", "labels": {"a": "b"}, "update_config": {"order": "stop-first"},
         "placement": {"constraints": ["node.role==manager", "node.platform.os == linux", "node.hostname != none"],

@@ -26,7 +26,7 @@ def run_tests(directory, text, *words):
     return done.returncode, done.stdout
 
 
-def test_modules_that_stay_together_are_there():
+def test_modules_that_stay_together_exist():
     pytest.importorskip("xdist")
     from scheduling import TOGETHER
 
@@ -35,7 +35,7 @@ def test_modules_that_stay_together_are_there():
     assert set(named) <= {path.stem for path in TESTS.rglob("test_*.py")}
 
 
-def test_worker_whose_test_takes_too_long_is_replaced_though_its_child_lives(tmp_path):
+def test_worker_of_a_hanging_test_is_replaced_although_its_child_lives(tmp_path):
     status, output = run_tests(
         tmp_path,
         """
